@@ -1,0 +1,41 @@
+# The few commands, the same everywhere: .ci/run calls the same ones.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format constraints clean
+
+# Draws nine pictures.
+demo: $(INSTALLED)
+	$(BIN)/smalti generate "a blue cat on a yellow background" --out pictures
+
+# The whole test suite.
+test: $(INSTALLED)
+	$(BIN)/pytest -n 2
+
+# Lint, types, dead links.
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/check_links.py
+
+# Applies the formatter and the fixes that are safe.
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes in first and alone, so that a CPU build that is already at hand is taken as it is.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	touch $@
+
+# Writes the versions that are installed now into constraints.txt.
+constraints: $(INSTALLED)
+	$(BIN)/python scripts/write_constraints.py
+
+clean:
+	rm -rf $(VENV) pictures build dist

@@ -1,0 +1,23 @@
+"""Writes the installed versions into constraints.txt, so that a fresh machine installs the same ones tomorrow."""
+
+from importlib.metadata import distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the virtual environment brings itself, and the project.
+LEFT_OUT = {"pip", "setuptools", "wheel", "smalti"}
+
+
+def main() -> None:
+    """Writes one `name==version` a line, sorted; a local version such as `+cpu` is left out."""
+    versions = {
+        distribution.metadata["Name"].lower(): distribution.version.partition("+")[0]
+        for distribution in distributions()
+    }
+    lines = [f"{name}=={version}" for name, version in sorted(versions.items()) if name not in LEFT_OUT]
+    header = "# Every version that `make` installs. Written by `make constraints`.\n"
+    (ROOT / "constraints.txt").write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

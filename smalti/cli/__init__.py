@@ -1,0 +1,5 @@
+"""The `smalti` command."""
+
+
+def main() -> None:
+    """Runs the command."""

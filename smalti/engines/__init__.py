@@ -1,0 +1,1 @@
+"""The four stages as compute: compiled programs, batching, sampling; no network."""

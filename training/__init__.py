@@ -1,0 +1,1 @@
+"""Training: captions and pictures in, a model folder out."""

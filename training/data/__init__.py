@@ -1,0 +1,1 @@
+"""Data sets: pictures and captions, made, cleaned, split and encoded."""
