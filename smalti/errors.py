@@ -36,3 +36,7 @@ class CheckpointError(ModelError):
 
 class ModelNotFoundError(SmaltiError):
     """No model has the name, and no folder has the path, that was asked for."""
+
+
+class SmaltiWarning(UserWarning):
+    """Something a user should know, though the work goes on; its text is one line."""

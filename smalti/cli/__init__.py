@@ -1,5 +1,84 @@
-"""The `smalti` command."""
+"""The `smalti` command.
+
+Each command is a module of this package with a function `register`. Errors that Smalti raises on purpose, and wrong
+usage, end as one line on standard error and exit status 2; Ctrl-C ends with 130.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from smalti import __version__
+from smalti.cli import generate, models
+from smalti.errors import SmaltiError, SmaltiWarning
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def application() -> typer.Typer:
+    """Makes the command with all its sub-commands."""
+    app = typer.Typer(
+        help="Smalti: prompts to pictures, laid one tile at a time.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+
+    @app.callback(invoke_without_command=True)
+    def version(
+        context: typer.Context,
+        show: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+    ) -> None:
+        if show:
+            print(__version__)
+            raise typer.Exit
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+
+    for command in (generate, models):
+        command.register(app)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command with arguments and returns its exit status."""
+    console = Console(stderr=True, highlight=False)
+
+    def say(kind: str, message: object) -> None:
+        # One line, whatever the width of the terminal: it may be read by a program.
+        line = " ".join(str(message).split())
+        console.print(f"smalti: {kind}{line}", markup=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
+            if issubclass(category, SmaltiWarning):
+                say("warning: ", message)
+            else:
+                shown(message, category, *rest, **more)  # type: ignore[arg-type]
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", SmaltiWarning)
+        try:
+            status = application()(list(arguments), prog_name="smalti", standalone_mode=False)
+        except SmaltiError as error:
+            say("", error)
+            return USAGE_ERROR
+        except TyperException as error:
+            say("", f"{error.format_message()} Try `smalti --help`.")
+            return error.exit_code
+        except (KeyboardInterrupt, typer.Abort):
+            say("", "interrupted; pictures already written are whole")
+            return INTERRUPTED
+    return status if isinstance(status, int) else 0
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs the command with the process's arguments."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""`smalti data`: data sets to train on, from pinned packages or from anybody's pictures."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from smalti.errors import InvalidInputError, SmaltiError
+from smalti.files import atomic_path
+
+if TYPE_CHECKING:
+    from training.data.report import Report
+
+_PACKAGES = Path("build/packages")
+_WORLD = Path("data/shipped/world")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    data = typer.Typer(help="Make data sets to train on.", no_args_is_help=True)
+    data.command("build")(build)
+    data.command("compose")(compose)
+    data.command("import")(import_)
+    data.command("encode")(encode)
+    app.add_typer(data, name="data")
+
+
+def build(
+    out: Annotated[Path, typer.Argument(help="The folder of the data set.")] = _WORLD.parent,
+    resolution: Annotated[int, typer.Option(help="Side of the pictures, 64 or 128.")] = 64,
+    world: Annotated[Path | None, typer.Option(help="Another world.json than the shipped one.")] = None,
+    pictograms: Annotated[
+        bool, typer.Option(help="Also make the set of all named pictograms, not the world alone.")
+    ] = True,
+    packages: Annotated[Path, typer.Option(help="Where npm puts the pinned packages.")] = _PACKAGES,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build the shipped data set from pinned packages: the same packages give the same bytes."""
+    _require_training()
+    from training.data.building import build as build_data
+    from training.data.pictograms import install_packages
+    from training.data.world import SHIPPED, read_description
+
+    description = read_description(world or SHIPPED)
+    with Console(stderr=True).status("Fetching the packages ..."):
+        installed = install_packages(packages)
+    with _progress("Drawing pictograms") as advance:
+        report = build_data(out, installed, description, resolution, pictograms, overwrite, advance)
+    _show(report, out)
+
+
+def compose(
+    world: Annotated[Path, typer.Argument(help="The folder `world` of a built data set.")] = _WORLD,
+    split: Annotated[str, typer.Option(help="train, validation or held_out.")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=1024, help="Pictures to show.")] = 64,
+    start: Annotated[int, typer.Option(min=0, help="Index of the first one.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+    resolution: Annotated[int, typer.Option(help="Side of the pictures, 64 or 128.")] = 64,
+    out: Annotated[Path, typer.Option(help="The sheet to write.")] = Path("composed.png"),
+) -> None:
+    """Show the pictures and captions that training composes: a sheet, and the captions in its order."""
+    _require_training()
+    from training.data.attributes import SPLITS
+    from training.data.composition import CompositionDataset, World
+    from training.data.report import contact_sheet
+
+    chosen = next((known for known in SPLITS if known == split), None)
+    if chosen is None:
+        raise InvalidInputError("split", f"{split!r} is not one of {', '.join(SPLITS)}")
+    pixels, captions, _ = CompositionDataset(World.load(world, resolution), seed, chosen).batch(start, count)
+    try:
+        with atomic_path(out) as partial:
+            contact_sheet(list(pixels)).save(partial, "PNG")
+    except OSError as error:
+        raise InvalidInputError("out", f"{out}: the sheet cannot be written ({error.strerror})") from None
+    for caption in captions:
+        print(caption)
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="A folder, .csv, .tsv, .jsonl, or webdataset .tar files.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the data set.")],
+    config: Annotated[Path | None, typer.Option(help="A TOML file of settings; see docs/data.md.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a data set of anybody's pictures: cleaned, compared and split."""
+    _require_training()
+    from training.data.configuration import ImportSettings, read_import_settings
+    from training.data.importing import import_pictures
+
+    settings = read_import_settings(config) if config else ImportSettings()
+    with _progress("Reading pictures") as advance:
+        report = import_pictures(source, out, settings, overwrite, lambda count: advance(count, None))
+    _show(report, out)
+
+
+def encode(
+    data: Annotated[Path, typer.Argument(help="A folder of Parquet shards with pictures and captions.")],
+    vqgan: Annotated[Path, typer.Argument(help="The folder of the VQGAN that makes the tokens.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the encoded data set.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn pictures into image tokens once: Parquet with the columns caption and encoding."""
+    _require_training()
+    from smalti.models.vqgan import VQGAN
+    from training.data.encoding import encode_pictures
+
+    model = VQGAN.load(vqgan)
+    with _progress("Encoding") as advance:
+        counts = encode_pictures(
+            data, model, out, model.config.resolution, overwrite, lambda count: advance(count, None)
+        )
+    for split, count in counts.items():
+        print(f"{split}: {count:,} rows")
+
+
+def _require_training() -> None:
+    """Refuses before the work when the extra is missing."""
+    for name in ("imagehash", "pyarrow", "resvg_py"):
+        if find_spec(name) is None:
+            raise SmaltiError(f"{name} is not installed; data sets need: pip install 'smalti[training]'")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int | None], Any]]:
+    """Shows how far the work is, on standard error."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def advance(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+def _show(report: "Report", out: Path) -> None:
+    """Tells what became of the data, in a few lines."""
+    for split, count in report.counts.get("split", {}).items():
+        print(f"{split}: {count:,}")
+    if report.problems:
+        print(f"not used: {len(report.problems):,}, each named in {out / 'report.json'}")
+    print(f"report: {out / 'report.md'}")
+
+
+__all__ = ["register"]

@@ -1,0 +1,92 @@
+"""The state of the generator's batch: fixed shapes, donated to every step, its rows at different positions."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from smalti.models.bart import DalleBartConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeysValues:
+    """Keys and values of one attention, heads before places so that each head's places lie together."""
+
+    keys: Float[Array, "rows heads places head_size"]
+    values: Float[Array, "rows heads places head_size"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prefix:
+    """What a prompt leaves behind for every token of its candidates: cross-attention keys and values, one row."""
+
+    layers: tuple[KeysValues, ...]
+    mask: Bool[Array, "1 places"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of each slot are drawn; see `smalti.engines.sampling.draw`."""
+
+    seed: UInt32[Array, "slots 2"]
+    candidate: Int[Array, "slots"]
+    guidance_scale: Float[Array, "slots"]
+    temperature: Float[Array, "slots"]
+    top_k: Int[Array, "slots"]
+    top_p: Float[Array, "slots"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """Everything that changes from token to token.
+
+    A slot holds one candidate, its conditional and its unconditional half together: both see the same image tokens,
+    and one token is drawn for both. A slot whose position is `image_length` is finished, or free; it is computed with
+    the others, since shapes are fixed, and nothing reads what comes out.
+    """
+
+    tokens: Int[Array, "slots image_length"]
+    """The tokens drawn so far; meaningless from `position` on."""
+    position: Int[Array, "slots"]
+    """The place of the next token."""
+    sampling: Sampling
+    self_attention: tuple[KeysValues, ...]
+    """By layer, `[2 * slots, ...]`: the conditional halves, then the unconditional ones; places up to `position`."""
+    cross_attention: tuple[KeysValues, ...]
+    """By layer, of each slot's prompt. The unconditional half's are the same for all slots and not held here."""
+    cross_mask: Bool[Array, "slots text_length"]
+
+
+def empty_state(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> DecodeState:
+    """Makes a state in which every slot is free."""
+    heads = config.decoder_attention_heads
+    head_size = config.d_model // heads
+
+    def keys_values(rows: int, places: int) -> tuple[KeysValues, ...]:
+        shape = (rows, heads, places, head_size)
+        # Every array of its own: a donated buffer may stand in one place only.
+        return tuple(
+            KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.decoder_layers)
+        )
+
+    return DecodeState(
+        tokens=jnp.zeros((slots, config.image_length), jnp.int32),
+        position=jnp.full(slots, config.image_length, jnp.int32),
+        sampling=Sampling(
+            seed=jnp.zeros((slots, 2), jnp.uint32),
+            candidate=jnp.zeros(slots, jnp.int32),
+            guidance_scale=jnp.ones(slots, jnp.float32),
+            temperature=jnp.ones(slots, jnp.float32),
+            top_k=jnp.zeros(slots, jnp.int32),
+            top_p=jnp.ones(slots, jnp.float32),
+        ),
+        self_attention=keys_values(2 * slots, config.image_length),
+        cross_attention=keys_values(slots, config.max_text_length),
+        cross_mask=jnp.zeros((slots, config.max_text_length), bool),
+    )

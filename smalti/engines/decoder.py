@@ -1,0 +1,50 @@
+"""The VQGAN's two ways: image tokens to pictures, and pictures to image tokens."""
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from smalti.models.vqgan import VQGAN
+
+DEFAULT_BATCH_SIZE = 4
+
+
+class DecoderEngine:
+    """Decodes and encodes in batches of one fixed size, so that one program serves all and no picture depends on
+    how many others are decoded with it.
+    """
+
+    def __init__(self, vqgan: VQGAN, *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        """Keeps the model.
+
+        Args:
+            vqgan: the model.
+            batch_size: pictures in one run of the program; memory grows with it.
+        """
+        self.vqgan = vqgan
+        self.batch_size = batch_size
+
+    def decode(self, tokens: Int[np.ndarray, "pictures tokens"]) -> UInt8[np.ndarray, "pictures height width 3"]:
+        """Returns the pictures of image tokens; a pixel is cut off to a whole number, as in the original."""
+        batches = [
+            np.asarray(self.vqgan.decode(_padded(batch, self.batch_size)))[: len(batch)]
+            for batch in self._batches(tokens)
+        ]
+        size = self.vqgan.config.resolution
+        pixels = np.concatenate(batches) if batches else np.zeros((0, size, size, 3), np.float32)
+        return (pixels.clip(0, 1) * 255).astype(np.uint8)
+
+    def encode(self, pictures: UInt8[np.ndarray, "pictures height width 3"]) -> Int[np.ndarray, "pictures tokens"]:
+        """Returns the image tokens of pictures of the model's own resolution; raises `ModelError` without encoder."""
+        batches = [
+            np.asarray(self.vqgan.encode(_padded(batch, self.batch_size).astype(np.float32) / 255))[: len(batch)]
+            for batch in self._batches(pictures)
+        ]
+        return np.concatenate(batches) if batches else np.zeros((0, self.vqgan.config.tokens), np.int32)
+
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """Fills a batch up with zeros."""
+    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

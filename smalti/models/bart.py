@@ -1,0 +1,433 @@
+"""DALL·E mini's transformer: a text encoder, and a decoder over image tokens.
+
+The graph is that of the published mini-1 and mega-1 models: NormFormer layer norms (Shleifer et al. 2021,
+https://arxiv.org/abs/2110.09456, figure 1), GLU feed-forward (Shazeer 2020, https://arxiv.org/abs/2002.05202,
+equation 6, with GELU), learned absolute positions, no biases in the products. Names of modules and parameters are
+those of the original checkpoint, so that loading one is a table of names.
+
+A layer is a Flax module over one layer's parameters. A stack keeps the parameters of its layers stacked on axis 0,
+as the checkpoint has them, and scans over them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from smalti.errors import ConfigError
+from smalti.files import write_atomically
+from smalti.models.checkpoints import DALLEBART_LAYOUT, load_parameters, save_parameters
+from smalti.models.configuration import read_config, refuse_other_options, whole_number
+from smalti.models.layers import Dense, Parameters, flatten, precision, shapes, unflatten
+
+LAYER_NORM_EPSILON = 1e-5
+
+# Where the checkpoint keeps the stacked parameters of the layers.
+ENCODER_LAYERS = ("model", "encoder", "layers", "FlaxBartEncoderLayers")
+DECODER_LAYERS = ("model", "decoder", "layers", "FlaxBartDecoderLayers")
+
+# Every option of the original's configuration that changes the graph, and the value the published models have.
+PUBLISHED: dict[str, Any] = {
+    "activation_function": "gelu",
+    "force_ln_scale": False,
+    "is_encoder_decoder": True,
+    "ln_positions": "normformer",
+    "ln_type": "layernorm",
+    "scale_embedding": False,
+    "sinkhorn_iters": 1,
+    "tie_word_embeddings": False,
+    "use_absolute_position_embeddings": True,
+    "use_alibi": False,
+    "use_bias": False,
+    "use_cosine_attention": False,
+    "use_deepnet_scaling": False,
+    "use_final_ln_decoder": True,
+    "use_final_ln_encoder": True,
+    "use_glu": True,
+    "use_head_scale": False,
+    "use_subln_init": False,
+    "use_swin_position_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class DalleBartConfig:
+    """The sizes of a model, by their names in `config.json`."""
+
+    encoder_vocab_size: int
+    image_vocab_size: int
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_ffn_dim: int
+    max_text_length: int = 64
+    image_length: int = 256
+    decoder_start_token_id: int = 0
+    """The token before the first tile; image tokens are the ids below it."""
+    normalize_text: bool = False
+    init_std: float = 0.02
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "DalleBartConfig":
+        """Makes the configuration from the fields of an original or own `config.json`.
+
+        A field that is absent takes the original library's default.
+
+        Raises:
+            ConfigError: an option asks for what the published models do not have, or a size is impossible.
+        """
+        refuse_other_options("DalleBart", fields, PUBLISHED)
+        image_vocab_size = whole_number(fields, "image_vocab_size", 16384)
+        config = cls(
+            encoder_vocab_size=whole_number(fields, "encoder_vocab_size", 50264),
+            image_vocab_size=image_vocab_size,
+            d_model=whole_number(fields, "d_model", 1024),
+            encoder_layers=whole_number(fields, "encoder_layers", 12),
+            decoder_layers=whole_number(fields, "decoder_layers", 12),
+            encoder_attention_heads=whole_number(fields, "encoder_attention_heads", 16),
+            decoder_attention_heads=whole_number(fields, "decoder_attention_heads", 16),
+            encoder_ffn_dim=whole_number(fields, "encoder_ffn_dim", 4096),
+            decoder_ffn_dim=whole_number(fields, "decoder_ffn_dim", 4096),
+            max_text_length=whole_number(fields, "max_text_length", 64),
+            image_length=whole_number(fields, "image_length", 256),
+            decoder_start_token_id=whole_number(fields, "decoder_start_token_id", image_vocab_size),
+            normalize_text=bool(fields.get("normalize_text", False)),
+            init_std=float(fields.get("init_std", 0.02)),
+        )
+        for stack in ("encoder", "decoder"):
+            heads = getattr(config, f"{stack}_attention_heads")
+            if config.d_model % heads:
+                raise ConfigError(f"{stack}_attention_heads: {heads} does not divide d_model, {config.d_model}")
+        if config.decoder_start_token_id > image_vocab_size:
+            raise ConfigError(
+                f"decoder_start_token_id: {config.decoder_start_token_id} has no embedding; "
+                f"ids go to image_vocab_size, {image_vocab_size}"
+            )
+        return config
+
+    @classmethod
+    def load(cls, folder: Path) -> "DalleBartConfig":
+        """Reads `config.json` of a folder; raises `ModelError` or `ConfigError`."""
+        return cls.from_fields(read_config(folder))
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what `config.json` says, the options of the published graph included."""
+        return {"model_type": "dallebart", **PUBLISHED, "use_scan": True, **vars(self)}
+
+
+def layer_norm(name: str, dtype: DTypeLike, *, scale: bool) -> nn.LayerNorm:
+    """Makes a layer norm; one whose output feeds products only has no scale, since the kernels hold it."""
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_scale=scale, dtype=dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases: `softmax(q kᵀ / √head_size + mask) v` (Vaswani et al. 2017, equation 1)."""
+
+    heads: int
+    dtype: DTypeLike
+    init_std: float
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "batch tokens d_model"],
+        context: Float[Array, "batch length d_model"],
+        mask: Bool[Array, "#batch 1 #tokens length"],
+    ) -> Float[Array, "batch tokens d_model"]:
+        """Attends from `queries` over the places of `context` that `mask` allows; softmax in float32."""
+        d_model = queries.shape[-1]
+        project = partial(Dense, d_model, self.dtype, self.init_std)
+
+        def split(x: Float[Array, "batch places d_model"]) -> Float[Array, "batch places heads head_size"]:
+            return x.reshape(*x.shape[:2], self.heads, d_model // self.heads)
+
+        q = split(project(name="q_proj")(queries))
+        k = split(project(name="k_proj")(context))
+        v = split(project(name="v_proj")(context))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, precision=precision(self.dtype))
+        scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision(self.dtype))
+        return project(name="out_proj")(attended.reshape(queries.shape))
+
+
+class GLU(nn.Module):
+    """The feed-forward block: `LN(gelu(LN(x) W0) * (LN(x) W1)) W2`, with the exact GELU."""
+
+    width: int
+    dtype: DTypeLike
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens d_model"]) -> Float[Array, "batch tokens d_model"]:
+        """Returns the block's output, without the residual."""
+        dense = partial(Dense, dtype=self.dtype, init_std=self.init_std)
+        h = layer_norm("LayerNorm_0", self.dtype, scale=False)(x)
+        gate = nn.gelu(dense(self.width, name="Dense_0")(h), approximate=False)
+        h = gate * dense(self.width, name="Dense_1")(h)
+        h = layer_norm("LayerNorm_1", self.dtype, scale=False)(h)
+        return dense(x.shape[-1], name="Dense_2")(h)
+
+
+class EncoderLayer(nn.Module):
+    """One layer of the text encoder."""
+
+    config: DalleBartConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length d_model"], mask: Bool[Array, "batch 1 1 length"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Returns the hidden states after this layer."""
+        config, norm = self.config, partial(layer_norm, dtype=self.dtype)
+        attention = Attention(
+            config.encoder_attention_heads, self.dtype, config.init_std, name="FlaxBartAttention_0"
+        )
+        h = norm("LayerNorm_0", scale=False)(x)
+        x = x + norm("LayerNorm_1", scale=True)(attention(h, h, mask))
+        return x + GLU(config.encoder_ffn_dim, self.dtype, config.init_std, name="GLU_0")(x)
+
+
+class DecoderLayer(nn.Module):
+    """One layer of the image-token decoder, for teacher forcing: all positions at once."""
+
+    config: DalleBartConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens d_model"],
+        causal_mask: Bool[Array, "1 1 tokens tokens"],
+        encoding: Float[Array, "batch length d_model"],
+        encoding_mask: Bool[Array, "batch 1 1 length"],
+    ) -> Float[Array, "batch tokens d_model"]:
+        """Returns the hidden states after this layer."""
+        config, norm = self.config, partial(layer_norm, dtype=self.dtype)
+        attention = partial(Attention, config.decoder_attention_heads, self.dtype, config.init_std)
+        h = norm("LayerNorm_0", scale=False)(x)
+        x = x + norm("LayerNorm_1", scale=True)(attention(name="FlaxBartAttention_0")(h, h, causal_mask))
+        h = norm("LayerNorm_2", scale=False)(x)
+        attended = attention(name="FlaxBartAttention_1")(h, encoding, encoding_mask)
+        x = x + norm("LayerNorm_3", scale=True)(attended)
+        return x + GLU(config.decoder_ffn_dim, self.dtype, config.init_std, name="GLU_0")(x)
+
+
+def _normalize(
+    x: Float[Array, "*leading d_model"], parameters: Parameters, dtype: DTypeLike
+) -> Float[Array, "*leading d_model"]:
+    norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_scale="scale" in parameters, dtype=dtype)
+    return norm.apply({"params": parameters}, x)
+
+
+def _embed(
+    parameters: Parameters, ids: Int[Array, "batch places"], dtype: DTypeLike
+) -> Float[Array, "batch places d_model"]:
+    """Token embedding, plus that of the position, through the first layer norm."""
+    x = parameters["embed_tokens"]["embedding"][ids]
+    x = x + parameters["embed_positions"]["embedding"][: ids.shape[1]]
+    return _normalize(x.astype(dtype), parameters["layernorm_embedding"], dtype)
+
+
+def _run_stack(
+    layer: Callable[[Parameters, Array], Array], stacked: Parameters, x: Array, *, remat: bool
+) -> Array:
+    """Runs the layers one after the other, by one scan over their stacked parameters."""
+    body = jax.checkpoint(layer) if remat else layer
+    x, _ = jax.lax.scan(lambda x, parameters: (body(parameters, x), None), x, stacked)
+    return x
+
+
+def encode(
+    config: DalleBartConfig,
+    params: Parameters,
+    input_ids: Int[Array, "batch length"],
+    attention_mask: Int[Array, "batch length"],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> Float[Array, "batch length d_model"]:
+    """Runs the text encoder.
+
+    Args:
+        config: the model's sizes.
+        params: the parameters, layers stacked; only `model/encoder` is read.
+        input_ids: text tokens; at most `max_text_length` a row.
+        attention_mask: 1 at text, 0 at padding.
+        dtype: the type to compute in.
+        remat: compute activations again in the backward pass, to save memory in training.
+    """
+    parameters = params["model"]["encoder"]
+    mask = attention_mask[:, None, None, :].astype(bool)
+    module = EncoderLayer(config, dtype)
+    x = _run_stack(
+        lambda layer, x: module.apply({"params": layer}, x, mask),
+        parameters["layers"]["FlaxBartEncoderLayers"],
+        _embed(parameters, input_ids, dtype),
+        remat=remat,
+    )
+    return _normalize(x, parameters["final_ln"], dtype)
+
+
+def logits(
+    config: DalleBartConfig,
+    params: Parameters,
+    encoding: Float[Array, "batch length d_model"],
+    attention_mask: Int[Array, "batch length"],
+    decoder_input_ids: Int[Array, "batch tokens"],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> Float[Array, "batch tokens vocab"]:
+    """Runs the decoder over all positions at once, each seeing those before it.
+
+    Args:
+        config: the model's sizes.
+        params: the parameters, layers stacked; `model/decoder` and `lm_head` are read.
+        encoding: the text encoder's hidden states.
+        attention_mask: 1 at text, 0 at padding.
+        decoder_input_ids: the start token, then image tokens; at most `image_length` a row.
+        dtype: the type to compute in; the logits are float32.
+        remat: compute activations again in the backward pass, to save memory in training.
+    """
+    parameters = params["model"]["decoder"]
+    tokens = decoder_input_ids.shape[1]
+    causal_mask = jnp.tril(jnp.ones((tokens, tokens), bool))[None, None]
+    encoding_mask = attention_mask[:, None, None, :].astype(bool)
+    module = DecoderLayer(config, dtype)
+    encoding = encoding.astype(dtype)
+    x = _run_stack(
+        lambda layer, x: module.apply({"params": layer}, x, causal_mask, encoding, encoding_mask),
+        parameters["layers"]["FlaxBartDecoderLayers"],
+        _embed(parameters, decoder_input_ids, dtype),
+        remat=remat,
+    )
+    x = _normalize(x, parameters["final_ln"], dtype)
+    head = Dense(config.image_vocab_size + 1, dtype)
+    return head.apply({"params": params["lm_head"]}, x).astype(jnp.float32)
+
+
+def initialize(config: DalleBartConfig, key: Array) -> dict[str, Any]:
+    """Draws the parameters of an untrained model (normal with `init_std`), layers stacked."""
+    keys = iter(jax.random.split(key, 8))
+    d_model, dtype = config.d_model, jnp.float32
+    states, mask = jnp.zeros((1, 1, d_model)), jnp.ones((1, 1, 1, 1), bool)
+
+    def stack(layers: int, module: nn.Module, *inputs: Array) -> Any:
+        return jax.vmap(lambda key: module.init(key, *inputs)["params"])(jax.random.split(next(keys), layers))
+
+    def half(vocab: int, places: int, layers: dict[str, Any]) -> dict[str, Any]:
+        normal = nn.initializers.normal(config.init_std)
+        return {
+            "embed_tokens": {"embedding": normal(next(keys), (vocab, d_model))},
+            "embed_positions": {"embedding": normal(next(keys), (places, d_model))},
+            "layernorm_embedding": {"bias": jnp.zeros(d_model), "scale": jnp.ones(d_model)},
+            "layers": layers,
+            "final_ln": {"bias": jnp.zeros(d_model)},
+        }
+
+    encoder = stack(config.encoder_layers, EncoderLayer(config, dtype), states, mask)
+    decoder = stack(config.decoder_layers, DecoderLayer(config, dtype), states, mask, states, mask)
+    head = nn.initializers.normal(config.init_std)(next(keys), (d_model, config.image_vocab_size + 1))
+    return {
+        "lm_head": {"kernel": head},
+        "model": {
+            "encoder": half(
+                config.encoder_vocab_size, config.max_text_length, {"FlaxBartEncoderLayers": encoder}
+            ),
+            "decoder": half(
+                config.image_vocab_size + 1, config.image_length, {"FlaxBartDecoderLayers": decoder}
+            ),
+        },
+    }
+
+
+def parameter_shapes(config: DalleBartConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its name in the checkpoint, layers stacked."""
+    return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
+
+
+_encode = jax.jit(encode, static_argnums=0, static_argnames="dtype")
+_logits = jax.jit(logits, static_argnums=0, static_argnames="dtype")
+
+
+@dataclass(frozen=True)
+class DalleBart:
+    """A DALL·E mini transformer: its configuration and its parameters.
+
+    Parameters stay in the type the file has (float32, float16, bfloat16); `dtype` is what is computed in.
+    """
+
+    config: DalleBartConfig
+    params: Parameters
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def load(cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32, part: str | None = None) -> "DalleBart":
+        """Loads a folder: `config.json` beside `model.safetensors`, `flax_model.msgpack`, or min-dalle's files.
+
+        Args:
+            folder: the folder.
+            dtype: the type to compute in.
+            part: "encoder" or "decoder", to read only that half of the weights.
+
+        Raises:
+            ConfigError: the configuration asks for what the published models do not have.
+            ModelError: the folder has no configuration or no weights.
+            CheckpointError: a file is damaged or does not fit the configuration; names the tensor.
+        """
+        config = DalleBartConfig.load(Path(folder))
+        select = _part_selector(part)
+        leaves = load_parameters(Path(folder), parameter_shapes(config), DALLEBART_LAYOUT, select=select)
+        # Taken out one by one, so that host copies do not all live beside the device's.
+        placed = {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
+        return cls(config, unflatten(placed), dtype)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
+        write_atomically(folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n")
+
+    def encode(
+        self, input_ids: Int[Array | np.ndarray, "batch length"], attention_mask: Int[Array | np.ndarray, "batch length"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Returns the encoding of text tokens; see the function `encode`."""
+        return _encode(self.config, self.params, input_ids, attention_mask, dtype=self.dtype)
+
+    def logits(
+        self,
+        encoding: Float[Array | np.ndarray, "batch length d_model"],
+        attention_mask: Int[Array | np.ndarray, "batch length"],
+        decoder_input_ids: Int[Array | np.ndarray, "batch tokens"],
+    ) -> Float[Array, "batch tokens vocab"]:
+        """Returns the logits of the token after each of the given ones; see the function `logits`."""
+        return _logits(self.config, self.params, encoding, attention_mask, decoder_input_ids, dtype=self.dtype)
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """The number of weights."""
+        return sum(leaf.size for leaf in flatten(self.params).values())
+
+
+def _part_selector(part: str | None) -> Callable[[str], bool]:
+    if part is None:
+        return lambda name: True
+    if part not in ("encoder", "decoder"):
+        raise ValueError(f"part: {part!r} is neither 'encoder' nor 'decoder'")
+    prefixes = ("model/encoder/",) if part == "encoder" else ("model/decoder/", "lm_head/")
+    return lambda name: name.startswith(prefixes)

@@ -1,0 +1,45 @@
+"""torchvision beside a CPU build of torch.
+
+torchvision's wheel from the package index is a CUDA build: beside a CPU build of torch its native library
+does not load, its operators are not there, and importing it fails with `operator torchvision::nms does not
+exist`, since it describes the shapes of two of them at import. open_clip imports torchvision, and uses none of
+them. So where they are missing these two are declared, by name and types alone; calling one still fails.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_DESCRIBED_AT_IMPORT = ("nms", "qnms")
+_TYPES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+def declare_missing_operators() -> bool:
+    """Declares torchvision's operators where its own library does not load; to be called before its import.
+
+    Returns:
+        Whether anything was declared; False where torchvision loads by itself, and from the second call on.
+    """
+    if _registered() or (_native_library_loads() and _registered()):
+        return False
+    for name in _DESCRIBED_AT_IMPORT:
+        torch.library.define(f"torchvision::{name}", _TYPES)
+    return True
+
+
+def _registered() -> bool:
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+def _native_library_loads() -> bool:
+    """Loads the library with the operators, as torchvision itself does at its import."""
+    package = importlib.util.find_spec("torchvision")
+    if package is None or package.origin is None:
+        return False
+    try:
+        for library in Path(package.origin).parent.glob("_C.*"):
+            torch.ops.load_library(str(library))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,423 @@
+"""VQGAN: pictures to image tokens and back (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+The convention is DALL·E mini's: pixels are in [0, 1] on both sides, with no shift to [-1, 1]. Arrays are
+`[batch, height, width, channels]`. Names of modules and parameters are those of the original Flax checkpoint.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from smalti.errors import ConfigError, ModelError
+from smalti.files import write_atomically
+from smalti.models.checkpoints import VQGAN_LAYOUT, load_parameters, save_parameters
+from smalti.models.configuration import read_config, refuse_other_options, whole_number
+from smalti.models.layers import Parameters, flatten, precision, shapes, unflatten
+
+GROUPS = 32
+GROUP_NORM_EPSILON = 1e-6
+
+# Every option of the original's configuration that changes the graph, and the value the published model has.
+PUBLISHED: dict[str, Any] = {
+    "double_z": False,
+    "give_pre_end": False,
+    "in_channels": 3,
+    "out_ch": 3,
+    "resamp_with_conv": True,
+}
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """The sizes of a VQGAN, by their names in `config.json`."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    resolution: int = 256
+    z_channels: int = 256
+    embed_dim: int = 256
+    n_embed: int = 1024
+    patch_size: int = 1
+    """Ours, for small models: the width in pixels of the square that the network sees as one place. The published
+    models see every pixel, 1; most of a small model's work would be spent at full resolution."""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "VQGANConfig":
+        """Makes the configuration from the fields of an original or own `config.json`.
+
+        A field that is absent takes the original library's default.
+
+        Raises:
+            ConfigError: an option asks for what the published model does not have, or a size is impossible.
+        """
+        refuse_other_options("VQGAN", fields, PUBLISHED)
+        numbers = ("ch", "num_res_blocks", "resolution", "z_channels", "embed_dim", "n_embed", "patch_size")
+        config = cls(
+            ch_mult=_sizes(fields, "ch_mult", cls.ch_mult),
+            attn_resolutions=_sizes(fields, "attn_resolutions", cls.attn_resolutions),
+            **{name: whole_number(fields, name, getattr(cls, name)) for name in numbers},
+        )
+        for factor in config.ch_mult:
+            if config.ch * factor % GROUPS:
+                raise ConfigError(
+                    f"ch: {config.ch} times {factor} of ch_mult is not a multiple of {GROUPS}, "
+                    "the number of groups of every group norm"
+                )
+        if config.resolution % config.tile_size:
+            raise ConfigError(f"resolution: {config.resolution} is not a multiple of {config.tile_size}")
+        return config
+
+    @classmethod
+    def load(cls, folder: Path) -> "VQGANConfig":
+        """Reads `config.json` of a folder; raises `ModelError` or `ConfigError`."""
+        return cls.from_fields(read_config(folder))
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what `config.json` says, the options of the published graph included."""
+        return {"model_type": "vqgan", **PUBLISHED, **vars(self)}
+
+    @property
+    def tile_size(self) -> int:
+        """The width in pixels of the picture's part that one token stands for."""
+        return int(self.patch_size * 2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of a picture of the model's own resolution."""
+        return int((self.resolution // self.tile_size) ** 2)
+
+    def has_attention(self, level: int) -> bool:
+        """Tells whether the blocks of a level are followed by attention; level 0 is the highest resolution."""
+        return self.resolution // self.patch_size // 2**level in self.attn_resolutions
+
+    def channels(self, level: int) -> int:
+        """The channels of a level."""
+        return self.ch * self.ch_mult[level]
+
+
+def _sizes(fields: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = fields.get(name, default)
+    if not isinstance(value, list | tuple) or not all(isinstance(size, int) and size > 0 for size in value):
+        raise ConfigError(f"{name}: {json.dumps(value)} is not a list of whole numbers above zero")
+    if name == "ch_mult" and not value:
+        raise ConfigError(f"{name}: it is empty; one factor for each resolution is expected")
+    return tuple(value)
+
+
+class Block(nn.Module):
+    """What the blocks have in common: the compute type, and layers made in the checkpoint's way."""
+
+    dtype: DTypeLike
+
+    def conv(self, features: int, size: int, name: str, **options: Any) -> nn.Conv:
+        """Makes a convolution with bias; padding 1 for 3 by 3 unless said otherwise."""
+        options.setdefault("padding", size // 2)
+        return nn.Conv(
+            features, (size, size), dtype=self.dtype, precision=precision(self.dtype), name=name, **options
+        )
+
+    def norm(self, name: str) -> nn.GroupNorm:
+        """Makes a group norm with scale and bias."""
+        return nn.GroupNorm(GROUPS, epsilon=GROUP_NORM_EPSILON, dtype=self.dtype, name=name)
+
+
+class ResnetBlock(Block):
+    """Two 3 by 3 convolutions, each after group norm and swish, around a residual."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch height width features"]:
+        """Returns the block's output with the residual added."""
+        h = self.conv(self.features, 3, "conv1")(nn.swish(self.norm("norm1")(x)))
+        h = self.conv(self.features, 3, "conv2")(nn.swish(self.norm("norm2")(h)))
+        if x.shape[-1] != self.features:
+            x = self.conv(self.features, 1, "nin_shortcut")(x)
+        return x + h
+
+
+class AttnBlock(Block):
+    """Single-head attention over all places of the picture, around a residual."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Returns the block's output with the residual added; softmax in float32."""
+        batch, height, width, channels = x.shape
+        h = self.norm("norm")(x)
+        q, k, v = (self.conv(channels, 1, name)(h).reshape(batch, height * width, channels) for name in "qkv")
+        scores = jnp.einsum("bqc,bkc->bqk", q, k, precision=precision(self.dtype)) * channels**-0.5
+        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        attended = jnp.einsum("bqk,bkc->bqc", weights, v, precision=precision(self.dtype))
+        return x + self.conv(channels, 1, "proj_out")(attended.reshape(x.shape))
+
+
+class Mid(Block):
+    """The blocks at the lowest resolution, the same in encoder and decoder."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Returns the hidden states after residual block, attention, residual block."""
+        x = ResnetBlock(self.dtype, x.shape[-1], name="block_1")(x)
+        x = AttnBlock(self.dtype, name="attn_1")(x)
+        return ResnetBlock(self.dtype, x.shape[-1], name="block_2")(x)
+
+
+class Downsample(Block):
+    """Halves height and width: one line of zeros at the bottom and the right, then a convolution of stride 2."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch half_h half_w channels"]:
+        """Returns the picture at half the resolution."""
+        return self.conv(x.shape[-1], 3, "conv", strides=2, padding=((0, 1), (0, 1)))(x)
+
+
+class Upsample(Block):
+    """Doubles height and width: each pixel four times, then a convolution."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch two_h two_w channels"]:
+        """Returns the picture at double the resolution."""
+        return self.conv(x.shape[-1], 3, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+class Level(Block):
+    """The blocks of one resolution, with the change of resolution that follows."""
+
+    features: int
+    blocks: int
+    attention: bool
+    resample: type[Downsample] | type[Upsample] | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch out_h out_w features"]:
+        """Returns the hidden states of the next resolution."""
+        for index in range(self.blocks):
+            x = ResnetBlock(self.dtype, self.features, name=f"block_{index}")(x)
+            if self.attention:
+                x = AttnBlock(self.dtype, name=f"attn_{index}")(x)
+        if self.resample is not None:
+            x = self.resample(self.dtype, name=self.resample.__name__.lower())(x)
+        return x
+
+
+class Encoder(Block):
+    """Pixels to the vectors that are quantized, before the 1 by 1 convolution."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns z_channels"]:
+        """Returns one vector for each tile."""
+        config, last = self.config, len(self.config.ch_mult) - 1
+        x = self.conv(config.ch, 3, "conv_in")(_pixels_to_patches(x, config.patch_size))
+        for level in range(last + 1):
+            resample = Downsample if level < last else None
+            x = Level(
+                self.dtype,
+                config.channels(level),
+                config.num_res_blocks,
+                config.has_attention(level),
+                resample,
+                name=f"down_{level}",
+            )(x)
+        x = Mid(self.dtype, name="mid")(x)
+        return self.conv(config.z_channels, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
+
+
+class Decoder(Block):
+    """Quantized vectors, after their 1 by 1 convolution, to pixels."""
+
+    config: VQGANConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "batch rows columns z_channels"]) -> Float[Array, "batch height width 3"]:
+        """Returns pixels, not yet clipped to [0, 1]."""
+        config, last = self.config, len(self.config.ch_mult) - 1
+        x = Mid(self.dtype, name="mid")(self.conv(config.channels(last), 3, "conv_in")(z))
+        for level in reversed(range(last + 1)):
+            resample = Upsample if level > 0 else None
+            x = Level(
+                self.dtype,
+                config.channels(level),
+                config.num_res_blocks + 1,
+                config.has_attention(level),
+                resample,
+                name=f"up_{level}",
+            )(x)
+        x = self.conv(3 * config.patch_size**2, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
+        return _patches_to_pixels(x, config.patch_size)
+
+
+def _pixels_to_patches(
+    x: Float[Array, "batch height width 3"], size: int
+) -> Float[Array, "batch rows columns patch_channels"]:
+    """Makes each square of `size` by `size` pixels the channels of one place."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
+
+
+def _patches_to_pixels(
+    x: Float[Array, "batch rows columns patch_channels"], size: int
+) -> Float[Array, "batch height width 3"]:
+    """The inverse of `_pixels_to_patches`."""
+    batch, rows, columns, channels = x.shape
+    x = x.reshape(batch, rows, columns, size, size, channels // size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels // size**2)
+
+
+class Codebook(nn.Module):
+    """The codebook: one vector for each code."""
+
+    config: VQGANConfig
+
+    def setup(self) -> None:
+        """Declares the codebook; untrained it is uniform in ±1/codes, as in the original."""
+        bound = 1 / self.config.n_embed
+        uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
+        self.embedding = nn.Embed(self.config.n_embed, self.config.embed_dim, embedding_init=uniform)
+
+    def nearest(self, z: Float[Array, "*places embed_dim"]) -> Int[Array, "*places"]:
+        """Returns the code nearest to each vector: argmin of |z|² + |e|² - 2 z·e; the first summand is left out."""
+        codebook = self.embedding.embedding
+        products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmin(jnp.square(codebook).sum(-1) - 2 * products, axis=-1)
+
+    def __call__(self, codes: Int[Array, "*places"]) -> Float[Array, "*places embed_dim"]:
+        """Returns the vectors of codes."""
+        return self.embedding(codes)
+
+
+class VQGANModule(Block):
+    """The whole network."""
+
+    config: VQGANConfig
+
+    def setup(self) -> None:
+        """Declares the parts."""
+        self.encoder = Encoder(self.dtype, self.config)
+        self.decoder = Decoder(self.dtype, self.config)
+        self.quantize = Codebook(self.config)
+        one_by_one = partial(nn.Conv, kernel_size=(1, 1), dtype=self.dtype, precision=precision(self.dtype))
+        self.quant_conv = one_by_one(self.config.embed_dim)
+        self.post_quant_conv = one_by_one(self.config.z_channels)
+
+    def vectors(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns embed_dim"]:
+        """Returns the vectors before they are quantized, in float32."""
+        return self.quant_conv(self.encoder(pixels)).astype(jnp.float32)
+
+    def pixels(self, vectors: Float[Array, "batch rows columns embed_dim"]) -> Float[Array, "batch height width 3"]:
+        """Returns the picture of quantized vectors, not yet clipped."""
+        return self.decoder(self.post_quant_conv(vectors)).astype(jnp.float32)
+
+    def encode(self, pixels: Float[Array, "batch height width 3"]) -> Int[Array, "batch tokens"]:
+        """Returns the codes of a picture, row by row."""
+        return self.quantize.nearest(self.vectors(pixels)).reshape(pixels.shape[0], -1)
+
+    def decode(self, codes: Int[Array, "batch rows columns"]) -> Float[Array, "batch height width 3"]:
+        """Returns the picture of codes, not yet clipped."""
+        return self.pixels(self.quantize(codes))
+
+    def __call__(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+        """Returns the picture after the way to codes and back."""
+        vectors = self.vectors(pixels)
+        return self.pixels(self.quantize(self.quantize.nearest(vectors)))
+
+
+def initialize(config: VQGANConfig, key: Array) -> dict[str, Any]:
+    """Draws the parameters of an untrained VQGAN."""
+    pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
+    return VQGANModule(jnp.float32, config).init(key, pixels)["params"]
+
+
+def parameter_shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its name in the checkpoint."""
+    return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def encode(
+    config: VQGANConfig, params: Parameters, pixels: Float[Array, "batch height width 3"], *, dtype: DTypeLike
+) -> Int[Array, "batch tokens"]:
+    """Returns the codes of pictures in [0, 1], row by row."""
+    return VQGANModule(dtype, config).apply({"params": params}, pixels, method=VQGANModule.encode)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def decode(
+    config: VQGANConfig, params: Parameters, codes: Int[Array, "batch rows columns"], *, dtype: DTypeLike
+) -> Float[Array, "batch height width 3"]:
+    """Returns the pictures of codes, not yet clipped to [0, 1]."""
+    return VQGANModule(dtype, config).apply({"params": params}, codes, method=VQGANModule.decode)
+
+
+@dataclass(frozen=True)
+class VQGAN:
+    """A VQGAN: its configuration and its parameters; `dtype` is what is computed in."""
+
+    config: VQGANConfig
+    params: Parameters
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def load(cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> "VQGAN":
+        """Loads a folder: `config.json` beside the weights in one of the formats of `docs/models.md`.
+
+        Raises:
+            ConfigError: the configuration asks for what the published model does not have.
+            ModelError: the folder has no configuration or no weights.
+            CheckpointError: a file is damaged or does not fit the configuration; names the tensor.
+        """
+        config = VQGANConfig.load(Path(folder))
+        leaves = load_parameters(Path(folder), parameter_shapes(config), VQGAN_LAYOUT)
+        placed = {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
+        return cls(config, unflatten(placed), dtype)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
+        write_atomically(folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n")
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether pictures can be encoded; min-dalle's files hold the decoder alone."""
+        return "encoder" in self.params
+
+    def encode(self, pixels: Float[Array | np.ndarray, "batch height width 3"]) -> Int[Array, "batch tokens"]:
+        """Returns the codes of pictures, row by row.
+
+        Args:
+            pixels: in [0, 1]; height and width multiples of `config.tile_size`.
+
+        Raises:
+            ModelError: the file held no encoder.
+        """
+        if not self.has_encoder:
+            raise ModelError("this VQGAN has no encoder: its file holds the decoder alone")
+        return encode(self.config, self.params, pixels, dtype=self.dtype)
+
+    def decode(self, codes: Int[Array | np.ndarray, "batch tokens"]) -> Float[Array, "batch height width 3"]:
+        """Returns the square pictures of codes, not yet clipped to [0, 1].
+
+        Raises:
+            ValueError: the number of tokens is no square.
+        """
+        side = math.isqrt(codes.shape[1])
+        if side * side != codes.shape[1]:
+            raise ValueError(f"codes: {codes.shape[1]} tokens do not make a square picture")
+        return decode(self.config, self.params, codes.reshape(-1, side, side), dtype=self.dtype)

@@ -1,0 +1,80 @@
+"""What a user can ask of a drawing, with the range of each value, the same on every surface."""
+
+import secrets
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smalti.errors import InvalidInputError
+
+LARGEST_SEED = 2**63 - 1
+
+
+class Strict(BaseModel):
+    """A value object whose fields are checked and fixed; a field it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def check(cls, **fields: Any) -> Self:
+        """Makes the object.
+
+        Raises:
+            InvalidInputError: names the first field that cannot be used, what is wrong, and what was given.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            message = first["msg"][:1].lower() + first["msg"][1:]
+            raise InvalidInputError(name, f"{message}, not {first['input']!r}") from None
+
+
+class SamplingParameters(Strict):
+    """How image tokens are drawn from logits."""
+
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 10.0
+    """Super conditioning: `uncond + scale * (cond - uncond)`; 1 is none."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Divides the logits; 0 always takes the most probable token."""
+    top_k: Annotated[int, Field(ge=0, le=2**20)] = 50
+    """Draw among the k most probable tokens only; 0 is no limit."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the most probable tokens that together reach this probability; 1 is no limit."""
+
+
+class Counts(Strict):
+    """How many candidates are drawn, and how many of them are kept."""
+
+    n: Annotated[int, Field(ge=1, le=1024)] = 9
+    candidates: Annotated[int, Field(ge=1, le=1024)] = 16
+
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+
+def check_counts(n: int, candidates: int) -> Counts:
+    """Returns the counts; raises `InvalidInputError` when one is out of range, or n > candidates."""
+    counts = Counts.check(n=n, candidates=candidates)
+    if n > candidates:
+        raise InvalidInputError("n", f"{n} pictures cannot be chosen from {candidates} candidates; ask for more")
+    return counts
+
+
+def check_prompt(prompt: str) -> str:
+    """Returns the prompt without the space around it; raises `InvalidInputError` when nothing is left."""
+    prompt = prompt.strip()
+    if not prompt:
+        raise InvalidInputError("prompt", "it is empty; say what to draw")
+    return prompt
+
+
+def check_seed(seed: int | None) -> int:
+    """Returns the seed, a random one for None; raises `InvalidInputError` when it is out of range."""
+    if seed is None:
+        # Short enough to be read out and typed again.
+        return secrets.randbelow(2**32)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InvalidInputError("seed", f"{seed} is not between 0 and 2^63 - 1")
+    return seed

@@ -1,0 +1,115 @@
+"""Pictures as files: PNGs that carry how they were drawn, their names, and the grid."""
+
+import io
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from pydantic import ValidationError
+
+from smalti.errors import InvalidInputError
+from smalti.files import write_atomically
+from smalti.parameters import SamplingParameters, Seed, Strict
+
+# The PNG text chunk that holds a drawing as JSON.
+CHUNK = "smalti"
+
+
+class Drawing(Strict):
+    """How a picture, or a grid of pictures, was drawn: all that is needed to draw it again."""
+
+    prompt: str
+    seed: Seed
+    model: str
+    revision: str
+    sampling: SamplingParameters
+    candidates: int
+    """How many candidates the picture was chosen from."""
+    candidate: int | None = None
+    """Which of the candidates it is; None for a grid."""
+    n: int | None = None
+    """How many pictures the grid shows; None for a single picture."""
+    score: float | None = None
+    """What the ranker gave it; None for a grid."""
+
+
+def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:
+    """Returns the picture as PNG with its drawing inside; the same picture gives the same bytes."""
+    information = PngInfo()
+    information.add_itxt("Description", drawing.prompt)
+    information.add_text("Software", "Smalti")
+    information.add_itxt(CHUNK, json.dumps(drawing.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def read_drawing(path: Path) -> Drawing:
+    """Reads how a PNG was drawn.
+
+    Raises:
+        InvalidInputError: no such file, no picture, or a picture that does not carry a drawing.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.text.get(CHUNK) if isinstance(image, PngImageFile) else None
+    except FileNotFoundError:
+        raise InvalidInputError("like", f"{path}: there is no such file") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InvalidInputError("like", f"{path}: cannot be read as a picture ({error})") from None
+    if text is None:
+        raise InvalidInputError(
+            "like", f"{path}: it does not say how it was drawn; only PNGs that smalti wrote, unchanged, do"
+        )
+    try:
+        return Drawing.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or CHUNK
+        raise InvalidInputError("like", f"{path}: what it says of {where} is damaged: {first['msg']}") from None
+
+
+def slug(prompt: str, longest: int = 60) -> str:
+    """Returns a prompt in the form of a file name: letters, digits and hyphens."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).lower())
+    name = ""
+    for word in words:
+        joined = f"{name}-{word}" if name else word[:longest]
+        if len(joined.encode()) > longest:
+            break
+        name = joined
+    return name or "picture"
+
+
+def save_png(folder: Path, stem: str, content: bytes) -> Path:
+    """Writes a PNG whole or not at all, and never over another picture.
+
+    A file of that name with the same content is left as it is; with other content (drawn with other parameters, say)
+    the new one gets a number behind its name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        if not path.exists():
+            write_atomically(path, content)
+            return path
+        if path.read_bytes() == content:
+            return path
+        number += 1
+
+
+def grid(images: Sequence[Image.Image], gap: int = 2) -> Image.Image:
+    """Lays pictures of one size out in rows, as near to a square as their number allows."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
+    return sheet

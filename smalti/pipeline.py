@@ -1,0 +1,198 @@
+"""The four stages in one process: a prompt in, ranked pictures out; no queue, no network."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from smalti.engines.decoder import DecoderEngine
+from smalti.engines.encoder import EncoderEngine
+from smalti.engines.generator import DEFAULT_SLOTS, Candidate, GeneratorEngine, RowsDrawn
+from smalti.engines.ranker import RankerEngine, best
+from smalti.errors import ModelError, SmaltiWarning
+from smalti.models import library
+from smalti.models.bart import DalleBart
+from smalti.models.clip import Clip
+from smalti.models.folder import ModelFolder
+from smalti.models.text import TextTokenizer
+from smalti.models.vqgan import VQGAN
+from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
+from smalti.pictures import Drawing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn picture."""
+
+    image: Image.Image
+    score: float
+    """The ranker's, comparable among the pictures of one prompt."""
+    seed: int
+    candidate: int
+    """Its index among the candidates; with the seed it gives the same picture again."""
+    tokens: Int[np.ndarray, "tokens"]
+    drawing: Drawing
+    """How it was drawn, as its PNG carries it."""
+
+
+class Pipeline:
+    """A loaded model, ready to draw."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        encoder: EncoderEngine,
+        generator: GeneratorEngine,
+        decoder: DecoderEngine,
+        ranker: RankerEngine,
+    ) -> None:
+        """Joins the four engines; `Pipeline.load` makes them."""
+        self.folder = folder
+        self.encoder = encoder
+        self.generator = generator
+        self.decoder = decoder
+        self.ranker = ranker
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, slots: int = DEFAULT_SLOTS) -> Self:
+        """Loads a model by its name or its folder; the shipped model for None.
+
+        Args:
+            model: a name that `smalti models` lists, or a folder.
+            slots: how many candidates are drawn at the same time.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            ModelError: the folder is no model, or a file of it cannot be used.
+        """
+        folder = library.find(model)
+        bart = DalleBart.load(folder.bart_folder)
+        vqgan = VQGAN.load(folder.vqgan_folder)
+        _check_fit(folder, bart, vqgan)
+        tokenizer = TextTokenizer.load(
+            folder.text_folder, max_text_length=bart.config.max_text_length, normalize=bart.config.normalize_text
+        )
+        encoder = EncoderEngine(bart, tokenizer)
+        generator = GeneratorEngine(bart, encoder.unconditional, slots=slots)
+        return cls(folder, encoder, generator, DecoderEngine(vqgan), RankerEngine(Clip.load(folder.clip_source)))
+
+    def generate(
+        self,
+        prompt: str,
+        n: int | None = None,
+        candidates: int | None = None,
+        seed: int | None = None,
+        *,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        rows_drawn: RowsDrawn | None = None,
+    ) -> list[Picture]:
+        """Draws `candidates` pictures of a prompt and returns the `n` that the ranker finds best, best first.
+
+        Values that are None are the model's own; the seed is then random.
+
+        Args:
+            prompt: what to draw; past the model's text length its end is cut off.
+            n: how many pictures are returned.
+            candidates: how many pictures are drawn.
+            seed: with the same model, prompt and parameters, gives the same pictures.
+            guidance_scale: `uncond + scale * (cond - uncond)`; 1 is no guidance.
+            temperature: divides the logits; 0 always takes the most probable token.
+            top_k: draws among the k most probable tokens; 0 is no limit.
+            top_p: draws among the most probable tokens that together reach this probability; 1 is no limit.
+            rows_drawn: told of the progress after each row of tiles.
+
+        Raises:
+            InvalidInputError: a value is out of its range; names the field.
+        """
+        prompt = check_prompt(prompt)
+        defaults = self.folder.defaults
+        counts = check_counts(n if n is not None else defaults.n, candidates if candidates is not None else max(defaults.candidates, n or 0))
+        seed = check_seed(seed)
+        sampling = self.sampling(
+            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        pictures = self.draw(prompt, seed, range(counts.candidates), sampling, counts.candidates, rows_drawn=rows_drawn)
+        return [pictures[index] for index in best([picture.score for picture in pictures], counts.n)]
+
+    def sampling(self, **asked: float | None) -> SamplingParameters:
+        """Returns the model's sampling parameters with those that are not None in their place.
+
+        Raises:
+            InvalidInputError: a value is out of its range; names the field.
+        """
+        given = {name: value for name, value in asked.items() if value is not None}
+        return SamplingParameters.check(**{**self.folder.sampling.model_dump(), **given})
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        candidates: Sequence[int],
+        sampling: SamplingParameters,
+        of: int,
+        *,
+        rows_drawn: RowsDrawn | None = None,
+    ) -> list[Picture]:
+        """Draws candidates of a prompt by their indices, in the order given; every value is already checked.
+
+        Args:
+            prompt: what to draw.
+            seed: the seed of all of them.
+            candidates: their indices.
+            sampling: how their tokens are drawn.
+            of: how many candidates there are in all, for the record.
+            rows_drawn: told of the progress after each row of tiles.
+        """
+        encoding = self.encoder.encode(prompt)
+        if encoding.cut:
+            warnings.warn(
+                f"the prompt is longer than the {len(encoding.mask)} tokens the model reads; its end is not drawn",
+                SmaltiWarning,
+                stacklevel=2,
+            )
+        wanted = [Candidate(seed, index, sampling) for index in candidates]
+        tokens = self.generator.generate(encoding, wanted, rows_drawn)
+        images = [Image.fromarray(pixels) for pixels in self.decoder.decode(tokens)]
+        scores = self.ranker.rank(prompt, images)
+        return [
+            Picture(
+                image=image,
+                score=float(score),
+                seed=seed,
+                candidate=index,
+                tokens=row,
+                drawing=Drawing(
+                    prompt=prompt,
+                    seed=seed,
+                    model=self.folder.name,
+                    revision=self.folder.revision,
+                    sampling=sampling,
+                    candidates=of,
+                    candidate=index,
+                    score=round(float(score), 4),
+                ),
+            )
+            for image, score, index, row in zip(images, scores, candidates, tokens, strict=True)
+        ]
+
+
+def _check_fit(folder: ModelFolder, bart: DalleBart, vqgan: VQGAN) -> None:
+    """Refuses a generator and a VQGAN that do not belong together."""
+    if bart.config.decoder_start_token_id > vqgan.config.n_embed:
+        raise ModelError(
+            f"{folder.path}: the generator draws {bart.config.decoder_start_token_id} different tokens, "
+            f"the VQGAN's codebook has {vqgan.config.n_embed}; they do not belong together"
+        )
+    if bart.config.image_length != vqgan.config.tokens:
+        raise ModelError(
+            f"{folder.path}: the generator draws {bart.config.image_length} tokens a picture, "
+            f"the VQGAN lays {vqgan.config.tokens}; they do not belong together"
+        )

@@ -1,0 +1,31 @@
+"""A tiny CLIP for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smalti.models.clip import write_folder
+
+# The vocabulary is that of the tokenizer that open_clip brings along, so nothing is fetched.
+_CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+
+
+def tiny_clip(folder: Path, seed: int = 0) -> None:
+    """Writes a CLIP with random weights, in open_clip's folder format; the same seed gives the same bytes.
+
+    Args:
+        folder: where; it is made if it is not there.
+        seed: of the random weights.
+    """
+    # Not before `smalti.models.clip`, which makes it importable.
+    import open_clip
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**_CONFIG)
+    write_folder(folder, model, {"model_cfg": _CONFIG, "preprocess_cfg": {}})

@@ -1,0 +1,187 @@
+"""`smalti generate`, as a process of its own where that matters and in this one where it does not."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from smalti.cli import run
+from smalti.models.folder import ModelFolder
+from smalti.pictures import read_drawing
+
+
+@pytest.fixture
+def generate(tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Runs the command with the tiny model in an empty folder; returns (status, standard output, standard error)."""
+
+    def call(*arguments: str, model: str | None = str(tiny.path)) -> tuple[int, str, str]:
+        chosen = ["--model", model] if model else []
+        status = run(["generate", *arguments, "--out", str(tmp_path / "out"), *chosen])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+def test_nine_of_sixteen_and_a_grid(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, output, _ = generate("An Avocado Armchair", "--seed", "7")
+    assert status == 0
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(files) == 10
+    assert "an-avocado-armchair-7-grid.png" in files
+    assert all(name.startswith("an-avocado-armchair-7-") for name in files)
+    assert "9 of 16 drawn, seed 7" in output
+    with Image.open(tmp_path / "out" / "an-avocado-armchair-7-grid.png") as sheet:
+        assert sheet.size == (3 * 32 + 4, 3 * 32 + 4)
+
+
+def test_json_tells_everything(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, output, _ = generate("a fox", "a car", "--n", "2", "--candidates", "3", "--no-grid", "--json", "--top-k", "9")
+    assert status == 0
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert [line["prompt"] for line in lines] == ["a fox", "a car"]
+    assert lines[0]["seed"] == lines[1]["seed"]
+    assert lines[0]["sampling"]["top_k"] == 9
+    assert lines[0]["grid"] is None
+    scores = [picture["score"] for picture in lines[0]["pictures"]]
+    assert scores == sorted(scores, reverse=True)
+    files = [Path(picture["file"]) for line in lines for picture in line["pictures"]]
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
+
+
+def test_like_draws_a_picture_again_byte_for_byte(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    generate("a fox", "--seed", "3", "--n", "4", "--candidates", "5", "--temperature", "0.7")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    single = next(path for path in before if "grid" not in path.name)
+    single.unlink()
+    (tmp_path / "kept.png").write_bytes(before[single])
+    status, *_ = generate("--like", str(tmp_path / "kept.png"))
+    assert status == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_like_draws_a_grid_again_byte_for_byte(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    generate("a fox", "--seed", "3", "--n", "4", "--candidates", "5")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out").rename(tmp_path / "kept")
+    generate("--like", str(tmp_path / "kept" / "a-fox-3-grid.png"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_like_takes_other_values_where_they_are_given(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
+    _, output, _ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), "--seed", "4", "--json")
+    drawing = json.loads(output)
+    assert (drawing["prompt"], drawing["seed"]) == ("a fox", 4)
+
+
+def test_like_refuses_other_weights_unless_a_model_is_named(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
+    status, _, error = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model=None)
+    assert status == 2
+    assert "tiny" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "prompt: it is missing"),
+        ([""], "prompt: it is empty"),
+        (["fox", ""], "prompt: it is empty"),
+        (["fox", "--n", "17"], "n: 17 pictures cannot be chosen from 16 candidates"),
+        (["fox", "--n", "0"], "n: "),
+        (["fox", "--n", "many"], "--n"),
+        (["fox", "--seed", "-1"], "seed: "),
+        (["fox", "--temperature", "-1"], "temperature: "),
+        (["fox", "--top-p", "0"], "top_p: "),
+        (["fox", "--guidance-scale", "nan"], "guidance_scale: "),
+        (["fox", "--like", "x.png"], "like: the picture brings its own prompt"),
+        (["--like", "x.png"], "like: x.png: there is no such file"),
+        (["fox", "--unknown-option"], "--unknown-option"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(generate, tmp_path: Path, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+    status, output, error = generate(*arguments)
+    assert status == 2
+    assert output == ""
+    assert error.count("\n") == 1
+    assert said in error
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_n_above_the_default_raises_the_candidates(generate) -> None:  # type: ignore[no-untyped-def]
+    status, output, _ = generate("fox", "--n", "18", "--candidates", "18", "--no-grid", "--json")
+    assert status == 0
+    assert len(json.loads(output)["pictures"]) == 18
+
+
+def test_models_that_are_none_are_one_line(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for model, said in (("no-such-model", "no-such-model"), (str(tmp_path), "model.json")):
+        status, _, error = generate("fox", model=model)
+        assert status == 2
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_folder_that_cannot_be_made_is_told_before_the_work(
+    tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    status = run(["generate", "fox", "--model", str(tiny.path), "--out", str(tmp_path / "file")])
+    assert status == 2
+    assert "out: " in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "smalti", "generate", *(f"fox {i}" for i in range(500)), "--json"]
+    process = subprocess.Popen(
+        [*command, "--model", str(tiny.path), "--out", str(out), "--n", "1", "--candidates", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    files = list(out.iterdir())
+    assert 0 < len(files) < 500
+    for path in files:
+        assert read_drawing(path).prompt.startswith("fox")
+
+
+def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smalti", "generate", "fox", "--model", str(tiny.path), "--out", str(tmp_path), "--n", "1"],
+        stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(controller, 65536)
+        except OSError:  # Linux's way to say that the other side is closed.
+            break
+    os.close(controller)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode(errors="replace")
+    assert text.count("▀") == 32 * 16
+    assert "1 of 16 drawn" in text
+
+
+def test_warning_about_a_long_prompt_is_one_line(generate) -> None:  # type: ignore[no-untyped-def]
+    status, _, error = generate("red " * 200, "--n", "1", "--candidates", "1", "--no-grid")
+    assert status == 0
+    assert error.count("\n") == 1
+    assert "warning: " in error
+    assert "64" in error

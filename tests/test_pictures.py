@@ -1,0 +1,80 @@
+"""Pictures as files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smalti.errors import InvalidInputError
+from smalti.parameters import SamplingParameters
+from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, slug
+
+DRAWING = Drawing(
+    prompt="an “avocado” armchair 🥑", seed=2**63 - 1, model="tiny", revision="sha256:00", candidates=16, candidate=4,
+    sampling=SamplingParameters(guidance_scale=3.5, top_p=0.1), score=21.5,
+)  # fmt: skip
+
+
+def picture(value: int = 7) -> Image.Image:
+    return Image.fromarray(np.full((8, 8, 3), value, np.uint8))
+
+
+def test_png_carries_its_drawing_and_its_pixels(tmp_path: Path) -> None:
+    path = save_png(tmp_path, "a", png_bytes(picture(), DRAWING))
+    assert read_drawing(path) == DRAWING
+    with Image.open(path) as image:
+        assert np.asarray(image).tolist() == np.asarray(picture()).tolist()
+
+
+def test_a_name_is_never_taken_twice_for_different_pictures(tmp_path: Path) -> None:
+    first = save_png(tmp_path, "a", b"one")
+    assert save_png(tmp_path, "a", b"one") == first
+    assert save_png(tmp_path, "a", b"two").name == "a-2.png"
+    assert save_png(tmp_path, "a", b"three").name == "a-3.png"
+    assert save_png(tmp_path, "a", b"two").name == "a-2.png"
+    assert first.read_bytes() == b"one"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("An Avocado  Armchair!", "an-avocado-armchair"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("🥑", "picture"),
+        ("word " * 40, "-".join(["word"] * 12)),
+        ("x" * 500, "x" * 60),
+        ("日本", "日本"),
+    ],
+)
+def test_slug_is_a_safe_file_name(prompt: str, name: str) -> None:
+    assert slug(prompt) == name
+
+
+def test_slug_of_wide_letters_fits_into_a_file_name() -> None:
+    assert len(slug("日" * 500).encode()) <= 60
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (8, 8)), (2, (18, 8)), (9, (28, 28)), (10, (38, 28))])
+def test_grid_is_nearly_square(count: int, size: tuple[int, int]) -> None:
+    sheet = grid([picture(index) for index in range(count)])
+    assert sheet.size == size
+    last = count - 1
+    columns = (size[0] + 2) // 10
+    assert sheet.getpixel((last % columns * 10, last // columns * 10)) == (last, last, last)
+
+
+def test_files_that_carry_no_drawing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no such file"):
+        read_drawing(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(InvalidInputError, match="cannot be read as a picture"):
+        read_drawing(tmp_path / "text.png")
+    picture().save(tmp_path / "plain.png")
+    with pytest.raises(InvalidInputError, match="does not say how it was drawn"):
+        read_drawing(tmp_path / "plain.png")
+    damaged = png_bytes(picture(), DRAWING.model_copy(update={"seed": -1}))
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    with pytest.raises(InvalidInputError, match="what it says of seed is damaged"):
+        read_drawing(tmp_path / "damaged.png")
