@@ -58,7 +58,9 @@ def check_counts(n: int, candidates: int) -> Counts:
     """Returns the counts; raises `InvalidInputError` when one is out of range, or n > candidates."""
     counts = Counts.check(n=n, candidates=candidates)
     if n > candidates:
-        raise InvalidInputError("n", f"{n} pictures cannot be chosen from {candidates} candidates; ask for more")
+        raise InvalidInputError(
+            "n", f"{n} pictures cannot be chosen from {candidates} candidates; ask for more"
+        )
     return counts
 
 

@@ -43,7 +43,9 @@ def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:
     information = PngInfo()
     information.add_itxt("Description", drawing.prompt)
     information.add_text("Software", "Smalti")
-    information.add_itxt(CHUNK, json.dumps(drawing.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True))
+    information.add_itxt(
+        CHUNK, json.dumps(drawing.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
+    )
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=information)
     return buffer.getvalue()
@@ -71,7 +73,9 @@ def read_drawing(path: Path) -> Drawing:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or CHUNK
-        raise InvalidInputError("like", f"{path}: what it says of {where} is damaged: {first['msg']}") from None
+        raise InvalidInputError(
+            "like", f"{path}: what it says of {where} is damaged: {first['msg']}"
+        ) from None
 
 
 def slug(prompt: str, longest: int = 60) -> str:

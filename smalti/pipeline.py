@@ -12,8 +12,9 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
-from smalti.engines.generator import DEFAULT_SLOTS, Candidate, GeneratorEngine, RowsDrawn
+from smalti.engines.generator import DEFAULT_SLOTS, GeneratorEngine, RowsDrawn
 from smalti.engines.ranker import RankerEngine, best
+from smalti.engines.requests import Candidate
 from smalti.errors import ModelError, SmaltiWarning
 from smalti.models import library
 from smalti.models.bart import DalleBart
@@ -75,11 +76,15 @@ class Pipeline:
         vqgan = VQGAN.load(folder.vqgan_folder)
         _check_fit(folder, bart, vqgan)
         tokenizer = TextTokenizer.load(
-            folder.text_folder, max_text_length=bart.config.max_text_length, normalize=bart.config.normalize_text
+            folder.text_folder,
+            max_text_length=bart.config.max_text_length,
+            normalize=bart.config.normalize_text,
         )
         encoder = EncoderEngine(bart, tokenizer)
-        generator = GeneratorEngine(bart, encoder.unconditional, slots=slots)
-        return cls(folder, encoder, generator, DecoderEngine(vqgan), RankerEngine(Clip.load(folder.clip_source)))
+        generator = GeneratorEngine.of(bart, encoder.unconditional, slots=slots)
+        return cls(
+            folder, encoder, generator, DecoderEngine(vqgan), RankerEngine(Clip.load(folder.clip_source))
+        )
 
     def generate(
         self,
@@ -114,12 +119,16 @@ class Pipeline:
         """
         prompt = check_prompt(prompt)
         defaults = self.folder.defaults
-        counts = check_counts(n if n is not None else defaults.n, candidates if candidates is not None else max(defaults.candidates, n or 0))
+        counts = check_counts(
+            defaults.n if n is None else n, defaults.candidates if candidates is None else candidates
+        )
         seed = check_seed(seed)
         sampling = self.sampling(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        pictures = self.draw(prompt, seed, range(counts.candidates), sampling, counts.candidates, rows_drawn=rows_drawn)
+        pictures = self.draw(
+            prompt, seed, range(counts.candidates), sampling, counts.candidates, rows_drawn=rows_drawn
+        )
         return [pictures[index] for index in best([picture.score for picture in pictures], counts.n)]
 
     def sampling(self, **asked: float | None) -> SamplingParameters:

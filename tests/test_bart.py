@@ -116,7 +116,10 @@ def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option:
     [
         ({"d_model": "large"}, "d_model: .*whole number"),
         ({"decoder_layers": 0}, "decoder_layers: .*above zero"),
-        ({"d_model": 30, "encoder_attention_heads": 4}, "encoder_attention_heads: 4 does not divide d_model, 30"),
+        (
+            {"d_model": 30, "encoder_attention_heads": 4},
+            "encoder_attention_heads: 4 does not divide d_model, 30",
+        ),
         ({"decoder_start_token_id": 99999}, "decoder_start_token_id: 99999 has no embedding"),
     ],
 )

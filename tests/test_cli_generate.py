@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from smalti.cli import run
 from smalti.models.folder import ModelFolder
 from smalti.pictures import read_drawing
 
+# Arguments to (status, standard output, standard error).
+Generate = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture
-def generate(tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def generate(tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
     """Runs the command with the tiny model in an empty folder; returns (status, standard output, standard error)."""
 
     def call(*arguments: str, model: str | None = str(tiny.path)) -> tuple[int, str, str]:
@@ -29,7 +33,7 @@ def generate(tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[st
     return call
 
 
-def test_nine_of_sixteen_and_a_grid(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nine_of_sixteen_and_a_grid(generate: Generate, tmp_path: Path) -> None:
     status, output, _ = generate("An Avocado Armchair", "--seed", "7")
     assert status == 0
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -41,8 +45,10 @@ def test_nine_of_sixteen_and_a_grid(generate, tmp_path: Path) -> None:  # type: 
         assert sheet.size == (3 * 32 + 4, 3 * 32 + 4)
 
 
-def test_json_tells_everything(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    status, output, _ = generate("a fox", "a car", "--n", "2", "--candidates", "3", "--no-grid", "--json", "--top-k", "9")
+def test_json_tells_everything(generate: Generate, tmp_path: Path) -> None:
+    status, output, _ = generate(
+        "a fox", "a car", "--n", "2", "--candidates", "3", "--no-grid", "--json", "--top-k", "9"
+    )
     assert status == 0
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line["prompt"] for line in lines] == ["a fox", "a car"]
@@ -55,7 +61,7 @@ def test_json_tells_everything(generate, tmp_path: Path) -> None:  # type: ignor
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
 
 
-def test_like_draws_a_picture_again_byte_for_byte(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_like_draws_a_picture_again_byte_for_byte(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "4", "--candidates", "5", "--temperature", "0.7")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     single = next(path for path in before if "grid" not in path.name)
@@ -66,7 +72,7 @@ def test_like_draws_a_picture_again_byte_for_byte(generate, tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_like_draws_a_grid_again_byte_for_byte(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_like_draws_a_grid_again_byte_for_byte(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "4", "--candidates", "5")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out").rename(tmp_path / "kept")
@@ -74,14 +80,14 @@ def test_like_draws_a_grid_again_byte_for_byte(generate, tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_like_takes_other_values_where_they_are_given(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_like_takes_other_values_where_they_are_given(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
     _, output, _ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), "--seed", "4", "--json")
     drawing = json.loads(output)
     assert (drawing["prompt"], drawing["seed"]) == ("a fox", 4)
 
 
-def test_like_refuses_other_weights_unless_a_model_is_named(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_like_refuses_other_weights_unless_a_model_is_named(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
     status, _, error = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model=None)
     assert status == 2
@@ -107,7 +113,9 @@ def test_like_refuses_other_weights_unless_a_model_is_named(generate, tmp_path: 
         (["fox", "--unknown-option"], "--unknown-option"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(generate, tmp_path: Path, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_line_and_status_2(
+    generate: Generate, tmp_path: Path, arguments: list[str], said: str
+) -> None:
     status, output, error = generate(*arguments)
     assert status == 2
     assert output == ""
@@ -116,13 +124,13 @@ def test_bad_input_is_one_line_and_status_2(generate, tmp_path: Path, arguments:
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_n_above_the_default_raises_the_candidates(generate) -> None:  # type: ignore[no-untyped-def]
+def test_more_candidates_than_slots(generate: Generate) -> None:
     status, output, _ = generate("fox", "--n", "18", "--candidates", "18", "--no-grid", "--json")
     assert status == 0
     assert len(json.loads(output)["pictures"]) == 18
 
 
-def test_models_that_are_none_are_one_line(generate, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_models_that_are_none_are_one_line(generate: Generate, tmp_path: Path) -> None:
     for model, said in (("no-such-model", "no-such-model"), (str(tmp_path), "model.json")):
         status, _, error = generate("fox", model=model)
         assert status == 2
@@ -149,7 +157,7 @@ def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -
     assert process.stdout is not None
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    output, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in error
     assert "Traceback" not in error
@@ -161,9 +169,11 @@ def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -
 
 def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "smalti", "generate", "fox"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "smalti", "generate", "fox", "--model", str(tiny.path), "--out", str(tmp_path), "--n", "1"],
-        stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm-256color"},
+        [*command, "--model", str(tiny.path), "--out", str(tmp_path), "--n", "1"],
+        stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(terminal)
     shown = b""
@@ -179,7 +189,7 @@ def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     assert "1 of 16 drawn" in text
 
 
-def test_warning_about_a_long_prompt_is_one_line(generate) -> None:  # type: ignore[no-untyped-def]
+def test_warning_about_a_long_prompt_is_one_line(generate: Generate) -> None:
     status, _, error = generate("red " * 200, "--n", "1", "--candidates", "1", "--no-grid")
     assert status == 0
     assert error.count("\n") == 1

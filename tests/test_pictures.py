@@ -11,7 +11,8 @@ from smalti.parameters import SamplingParameters
 from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, slug
 
 DRAWING = Drawing(
-    prompt="an “avocado” armchair 🥑", seed=2**63 - 1, model="tiny", revision="sha256:00", candidates=16, candidate=4,
+    prompt="an “avocado” armchair 🥑", seed=2**63 - 1, model="tiny", revision="sha256:00",
+    candidates=16, candidate=4,
     sampling=SamplingParameters(guidance_scale=3.5, top_p=0.1), score=21.5,
 )  # fmt: skip
 

@@ -56,7 +56,13 @@ def test_tokens_that_make_no_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("double_z", True), ("give_pre_end", True), ("resamp_with_conv", False), ("in_channels", 4), ("out_ch", 1)],
+    [
+        ("double_z", True),
+        ("give_pre_end", True),
+        ("resamp_with_conv", False),
+        ("in_channels", 4),
+        ("out_ch", 1),
+    ],
 )
 def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option: str, value: Any) -> None:
     shutil.copytree(golden / "vqgan_tiny", tmp_path / "model")

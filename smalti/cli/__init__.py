@@ -24,7 +24,6 @@ def application() -> typer.Typer:
     """Makes the command with all its sub-commands."""
     app = typer.Typer(
         help="Smalti: prompts to pictures, laid one tile at a time.",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
@@ -74,8 +73,9 @@ def run(arguments: Sequence[str]) -> int:
             say("", f"{error.format_message()} Try `smalti --help`.")
             return error.exit_code
         except (KeyboardInterrupt, typer.Abort):
-            say("", "interrupted; pictures already written are whole")
-            return INTERRUPTED
+            status = INTERRUPTED
+    if status == INTERRUPTED:
+        say("", "interrupted; what was written is whole")
     return status if isinstance(status, int) else 0
 
 

@@ -67,14 +67,11 @@ def compose(
 ) -> None:
     """Show the pictures and captions that training composes: a sheet, and the captions in its order."""
     _require_training()
-    from training.data.attributes import SPLITS
     from training.data.composition import CompositionDataset, World
     from training.data.report import contact_sheet
 
-    chosen = next((known for known in SPLITS if known == split), None)
-    if chosen is None:
-        raise InvalidInputError("split", f"{split!r} is not one of {', '.join(SPLITS)}")
-    pixels, captions, _ = CompositionDataset(World.load(world, resolution), seed, chosen).batch(start, count)
+    dataset = CompositionDataset(World.load(world, resolution), seed, split)
+    pixels, captions, _ = dataset.batch(start, count)
     try:
         with atomic_path(out) as partial:
             contact_sheet(list(pixels)).save(partial, "PNG")

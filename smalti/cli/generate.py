@@ -19,7 +19,7 @@ from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, sl
 
 if TYPE_CHECKING:
     from smalti.engines.generator import RowsDrawn
-    from smalti.pipeline import Picture, Pipeline
+    from smalti.pipeline import Picture
 
 
 def register(app: typer.Typer) -> None:
@@ -29,29 +29,38 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Pictures to keep, the best ones. [default: 9]")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Pictures to keep, the best ones. [default: 9]")
+    ] = None,
     candidates: Annotated[
         int | None, typer.Option(help="Pictures to draw, for the ranker to choose from. [default: 16]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same pictures. [default: random]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed draws the same pictures. [default: random]")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the prompt leads; 1 is no guidance. [default: the model's]")
+        float | None,
+        typer.Option(help="How strongly the prompt leads; 1 is no guidance. [default: the model's]"),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Variety; 0 takes the most probable tile. [default: the model's]")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among the k most probable tiles; 0: no limit. [default: the model's]")
+        int | None,
+        typer.Option(help="Choose among the k most probable tiles; 0: no limit. [default: the model's]"),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(help="Choose among tiles that together have this probability. [default: the model's]"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped one]")
+        str | None,
+        typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped one]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("pictures"),
-    with_grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also write all pictures as one.")] = True,
+    with_grid: Annotated[
+        bool, typer.Option("--grid/--no-grid", help="Also write all pictures as one.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each prompt.")] = False,
     like: Annotated[
         Path | None, typer.Option(help="Draw again what this PNG shows: a picture, or a whole grid.")
@@ -73,16 +82,19 @@ def generate(
     sampling = type(folder.sampling).check(
         **{name: defaults[name] if value is None else value for name, value in asked.items()}
     )
-    n = folder.defaults.n if n is None else n
-    candidates = max(folder.defaults.candidates, n) if candidates is None else candidates
-    counts = check_counts(n, candidates)
+    counts = check_counts(
+        folder.defaults.n if n is None else n,
+        folder.defaults.candidates if candidates is None else candidates,
+    )
     seed = check_seed(seed)
     _check_folder(out)
 
     # Only now: importing JAX and torch takes seconds, and bad input should be told at once.
     with console.status(f"Loading {folder.name} ..."):
+        from smalti.engines.compilation import use_compilation_cache
         from smalti.pipeline import Pipeline
 
+        use_compilation_cache()
         pipeline = Pipeline.load(folder.path)
     for prompt in drawings:
         with _progress(console, prompt) as rows_drawn:
@@ -101,10 +113,14 @@ def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:
     """Returns the drawing to repeat, if one is asked for; refuses prompts beside it, and neither of the two."""
     if like is None:
         if not prompts:
-            raise InvalidInputError("prompt", 'it is missing; say what to draw, as in smalti generate "a red balloon"')
+            raise InvalidInputError(
+                "prompt", 'it is missing; say what to draw, as in smalti generate "a red balloon"'
+            )
         return None
     if prompts:
-        raise InvalidInputError("like", "the picture brings its own prompt; give a prompt or --like, not both")
+        raise InvalidInputError(
+            "like", "the picture brings its own prompt; give a prompt or --like, not both"
+        )
     return read_drawing(like)
 
 
@@ -132,7 +148,7 @@ def _check_folder(out: Path) -> None:
 def _progress(console: Console, prompt: str) -> "Iterator[RowsDrawn]":
     """Shows a bar that moves with each row of tiles, on standard error."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
         task = progress.add_task(shown.replace("[", r"\["), total=None)
 
@@ -150,7 +166,9 @@ def _write(pictures: "list[Picture]", candidates: int, out: Path, *, with_grid: 
     try:
         for picture in pictures:
             path = save_png(out, f"{stem}-{picture.candidate}", png_bytes(picture.image, picture.drawing))
-            written.append({"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)})
+            written.append(
+                {"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)}
+            )
         sheet = grid([picture.image for picture in pictures])
         grid_path = None
         if with_grid and len(pictures) > 1:
@@ -162,13 +180,18 @@ def _write(pictures: "list[Picture]", candidates: int, out: Path, *, with_grid: 
         raise InvalidInputError("out", f"{out}: a picture cannot be written ({error.strerror})") from None
     if as_json:
         shared = first.model_dump(exclude={"candidate", "score", "n"})
-        print(json.dumps({**shared, "pictures": written, "grid": str(grid_path) if grid_path else None}), flush=True)
+        print(
+            json.dumps({**shared, "pictures": written, "grid": str(grid_path) if grid_path else None}),
+            flush=True,
+        )
         return
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(preview(sheet, console))
     shown = grid_path or Path(written[0]["file"])
-    console.print(f"{len(written)} of {candidates} drawn, seed {first.seed}: {shown}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(written)} of {candidates} drawn, seed {first.seed}: {shown}", markup=False, soft_wrap=True
+    )
 
 
 __all__ = ["register"]

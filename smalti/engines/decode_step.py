@@ -1,4 +1,4 @@
-"""The compiled programs of the generator: prefill, insert, step.
+"""The compiled programs of the generator: prefill, prime, insert, step.
 
 They compute what `smalti.models.bart.logits` does, one token at a time: self-attention keys and values are kept, those
 of cross-attention are computed once per prompt. `tests/test_generator.py` holds one against the other.
@@ -6,6 +6,8 @@ of cross-attention are computed once per prompt. `tests/test_generator.py` holds
 Hidden states are `[d_model, rows]`: see `decode_weights` for why the kernel stands on the left.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,12 +20,14 @@ from smalti.engines.sampling import draw, guide, uniforms
 from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
 from smalti.models.layers import precision
 
+Attention = Callable[[Float[Array, "d_model rows"], LayerWeights], Float[Array, "d_model rows"]]
+
 
 def project(
-    kernel: Float[Array, "outputs inputs"], x: Float[Array, "inputs rows"]
-) -> Float[Array, "outputs rows"]:
+    kernel: Float[Array, "*fused outputs inputs"], x: Float[Array, "inputs rows"]
+) -> Float[Array, "*fused outputs rows"]:
     """Returns `kernel @ x`."""
-    return jnp.dot(kernel, x, precision=precision(kernel.dtype))
+    return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
 
 
 def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "features rows"]:
@@ -35,6 +39,28 @@ def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "fea
     if norm.scale is not None:
         scaled = scaled * norm.scale[:, None]
     return (scaled + norm.bias[:, None]).astype(x.dtype)
+
+
+def run_layer(
+    x: Float[Array, "d_model rows"], layer: LayerWeights, attend_self: Attention, attend_cross: Attention
+) -> Float[Array, "d_model rows"]:
+    """One decoder layer; how its two attentions see their places is the caller's business."""
+    attended = project(layer.self_out, attend_self(normalize(x, layer.self_norm), layer))
+    x = x + normalize(attended, layer.self_out_norm)
+    attended = project(layer.cross_out, attend_cross(normalize(x, layer.cross_norm), layer))
+    x = x + normalize(attended, layer.cross_out_norm)
+    activated, linear = project(layer.glu_in, normalize(x, layer.glu_norm))
+    h = normalize(jax.nn.gelu(activated, approximate=False) * linear, layer.glu_inner_norm)
+    return x + project(layer.glu_out, h)
+
+
+def embed(
+    weights: DecoderWeights, tokens: Int[Array, "rows"], positions: Int[Array, "rows"]
+) -> Float[Array, "d_model rows"]:
+    """Returns the hidden states before the first layer."""
+    return normalize(
+        (weights.embed_tokens[tokens] + weights.embed_positions[positions]).T, weights.embed_norm
+    )
 
 
 def split_heads(x: Float[Array, "features rows"], heads: int) -> Float[Array, "rows heads head_size"]:
@@ -62,35 +88,82 @@ def attend(
     return jnp.einsum(f"rhl,{places}->rhd", weights, values, precision=exact).reshape(rows, -1).T
 
 
-def feed_forward(x: Float[Array, "d_model rows"], layer: LayerWeights) -> Float[Array, "d_model rows"]:
-    """The GLU block, without the residual."""
-    activated, linear = jnp.split(project(layer.glu_in, normalize(x, layer.glu_norm)), 2)
-    h = normalize(jax.nn.gelu(activated, approximate=False) * linear, layer.glu_inner_norm)
-    return project(layer.glu_out, h)
-
-
 @partial(jax.jit, static_argnums=0)
 def prefill(
     config: DalleBartConfig,
     weights: DecoderWeights,
-    encoding: Float[Array, "1 places d_model"],
-    attention_mask: Int[Array, "1 places"],
+    encoding: Float[Array, "places d_model"],
+    attention_mask: Int[Array, "places"],
 ) -> Prefix:
     """Computes the cross-attention keys and values of one prompt, for all layers."""
 
     def keys_values(layer: LayerWeights) -> KeysValues:
-        projected = project(layer.cross_kv, encoding[0].T.astype(layer.cross_kv.dtype))
-        heads = split_heads(projected, 2 * config.decoder_attention_heads).transpose(1, 0, 2)[None]
-        keys, values = jnp.split(heads, 2, axis=1)
-        return KeysValues(keys, values)
+        keys, values = project(layer.cross_kv, encoding.T.astype(layer.cross_kv.dtype))
+        heads = config.decoder_attention_heads
+        return KeysValues(_heads_first(keys, heads), _heads_first(values, heads))
 
-    return Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask.astype(bool))
+    return Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
+
+
+@partial(jax.jit, static_argnums=0)
+def prime(
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    prefix: Prefix,
+    unconditional: Prefix,
+    tokens: Int[Array, "image_length"],
+) -> tuple[KeysValues, ...]:
+    """Computes the self-attention keys and values of tokens that are given, all places at once.
+
+    Args:
+        config: the model's sizes.
+        weights: the decoder's weights.
+        prefix: the prompt's.
+        unconditional: the empty prompt's.
+        tokens: the picture so far; what stands behind it does not matter, since a place sees only those before it.
+
+    Returns:
+        By layer, for the conditional and for the unconditional half.
+    """
+    positions = jnp.arange(config.image_length)
+    previous = jnp.where(positions == 0, config.decoder_start_token_id, jnp.roll(tokens, 1))
+    causal = positions <= positions[:, None]
+    halves = [_run_places(config, weights, half, previous, causal) for half in (prefix, unconditional)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+
+
+def _run_places(
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    prefix: Prefix,
+    previous: Int[Array, "image_length"],
+    causal: Bool[Array, "image_length image_length"],
+) -> tuple[KeysValues, ...]:
+    """Runs the decoder over all places of one picture; here a row is a place."""
+    heads = config.decoder_attention_heads
+    x = embed(weights, previous, jnp.arange(config.image_length))
+    kept: list[KeysValues] = []
+
+    def attend_self(x: Array, layer: LayerWeights) -> Array:
+        q, k, v = project(layer.self_qkv, x)
+        kept.append(KeysValues(_heads_first(k, heads), _heads_first(v, heads)))
+        return attend(split_heads(q, heads), kept[-1], causal)
+
+    for layer, cross in zip(weights.layers, prefix.layers, strict=True):
+
+        def attend_cross(x: Array, layer: LayerWeights, cross: KeysValues = cross) -> Array:
+            return attend(split_heads(project(layer.cross_q, x), heads), cross, prefix.mask)
+
+        x = run_layer(x, layer, attend_self, attend_cross)
+    return tuple(kept)
+
+
+def _heads_first(x: Float[Array, "features places"], heads: int) -> Float[Array, "1 heads places head_size"]:
+    return split_heads(x, heads).transpose(1, 0, 2)[None]
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert(
-    state: DecodeState, prefix: Prefix, slots: Int[Array, "slots"], sampling: Sampling
-) -> DecodeState:
+def insert(state: DecodeState, prefix: Prefix, slots: Int[Array, "slots"], sampling: Sampling) -> DecodeState:
     """Puts one prompt into many slots, which start at the first tile.
 
     Args:
@@ -103,30 +176,76 @@ def insert(
     def put(all_slots: Array, new: Array) -> Array:
         return all_slots.at[slots].set(new, mode="drop")
 
-    return DecodeState(
-        tokens=state.tokens,
+    return replace(
+        state,
         position=put(state.position, jnp.zeros_like(slots)),
         sampling=jax.tree.map(put, state.sampling, sampling),
-        self_attention=state.self_attention,
         cross_attention=jax.tree.map(put, state.cross_attention, prefix.layers),
         cross_mask=put(state.cross_mask, prefix.mask),
     )
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def step(
-    config: DalleBartConfig, weights: DecoderWeights, unconditional: Prefix, state: DecodeState, steps: Int[Array, ""]
+@partial(jax.jit, donate_argnums=0)
+def insert_primed(
+    state: DecodeState,
+    primed: tuple[KeysValues, ...],
+    tokens: Int[Array, "image_length"],
+    length: Int[Array, ""],
+    slots: Int[Array, "slots"],
 ) -> DecodeState:
-    """Draws the next `steps` tokens of every slot that is not finished.
+    """Lets slots, into which their prompt was just inserted, start behind tokens that are given.
+
+    Args:
+        state: is given up.
+        primed: what `prime` made of the tokens.
+        tokens: the picture so far.
+        length: how many of them are given.
+        slots: the slots' indices; an index past the last slot stands for none.
+    """
+    free = state.position.shape[0]
+    rows = jnp.concatenate([slots, jnp.where(slots < free, slots + free, 2 * free)])
+    halves = jnp.repeat(jnp.arange(2), slots.shape[0])
+    self_attention = jax.tree.map(
+        lambda all_rows, new: all_rows.at[rows].set(new[halves], mode="drop"), state.self_attention, primed
+    )
+    return replace(
+        state,
+        tokens=state.tokens.at[slots].set(tokens, mode="drop"),
+        position=state.position.at[slots].set(length, mode="drop"),
+        self_attention=self_attention,
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def release(state: DecodeState, slots: Int[Array, "slots"]) -> DecodeState:
+    """Frees slots before they are finished; an index past the last slot stands for none."""
+    finished = state.tokens.shape[1]
+    return replace(state, position=state.position.at[slots].set(finished, mode="drop"))
+
+
+@partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
+def step(
+    config: DalleBartConfig, weights: DecoderWeights, unconditional: Prefix, state: DecodeState, quantum: int
+) -> tuple[DecodeState, Int[Array, "slots quantum"]]:
+    """Draws the next tokens of every slot that is not finished.
 
     Args:
         config: the model's sizes.
         weights: the decoder's weights.
         unconditional: the prefix of the empty prompt, shared by all slots.
         state: is given up.
-        steps: the quantum; a value, so that any number runs the same program.
+        quantum: how many tokens.
+
+    Returns:
+        The state, and what was drawn: of each slot the tokens from where it stood, of a slot that has finished on the
+        way only the first ones of them.
     """
-    return jax.lax.fori_loop(0, steps, lambda _, state: _draw_one(config, weights, unconditional, state), state)
+    before = state.position
+    state = jax.lax.fori_loop(
+        0, quantum, lambda _, state: _draw_one(config, weights, unconditional, state), state
+    )
+    places = jnp.minimum(before[:, None] + jnp.arange(quantum), config.image_length - 1)
+    return state, jnp.take_along_axis(state.tokens, places, axis=1)
 
 
 def _draw_one(
@@ -141,17 +260,16 @@ def _draw_one(
     )
     logits, self_attention = _decode(config, weights, unconditional, state, previous, position)
     sampling = state.sampling
-    guided = guide(*jnp.split(logits, 2), sampling.guidance_scale)
+    conditional, unconditional_logits = jnp.split(logits, 2)
+    guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
     uniform = uniforms(sampling.seed, sampling.candidate, position)
     drawn = draw(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
     drawn = jnp.where(active, drawn, state.tokens[slots, position])
-    return DecodeState(
+    return replace(
+        state,
         tokens=state.tokens.at[slots, position].set(drawn),
         position=state.position + active,
-        sampling=sampling,
         self_attention=self_attention,
-        cross_attention=state.cross_attention,
-        cross_mask=state.cross_mask,
     )
 
 
@@ -166,25 +284,31 @@ def _decode(
     """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place."""
     heads = config.decoder_attention_heads
     both = jnp.concatenate([position, position])  # the conditional halves, then the unconditional ones
-    places = jnp.arange(config.image_length)
-    self_mask = places <= both[:, None]
+    self_mask = jnp.arange(config.image_length) <= both[:, None]
     rows = jnp.arange(both.shape[0])
-    x = (weights.embed_tokens[previous] + weights.embed_positions[position]).T
-    x = normalize(jnp.concatenate([x, x], axis=1), weights.embed_norm)
-    self_attention = []
+    x = embed(weights, previous, position)
+    x = jnp.concatenate([x, x], axis=1)
+    self_attention: list[KeysValues] = []
     for layer, past, cross, cross_unconditional in zip(
         weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
     ):
-        qkv = jnp.split(project(layer.self_qkv, normalize(x, layer.self_norm)), 3)
-        q, k, v = (split_heads(each, heads) for each in qkv)
-        past = KeysValues(past.keys.at[rows, :, both].set(k), past.values.at[rows, :, both].set(v))
-        self_attention.append(past)
-        x = x + normalize(project(layer.self_out, attend(q, past, self_mask)), layer.self_out_norm)
-        q = split_heads(project(layer.cross_q, normalize(x, layer.cross_norm)), heads)
-        conditional_q, unconditional_q = jnp.split(q, 2)
-        conditional = attend(conditional_q, cross, state.cross_mask)
-        h = jnp.concatenate([conditional, attend(unconditional_q, cross_unconditional, unconditional.mask)], axis=1)
-        x = x + normalize(project(layer.cross_out, h), layer.cross_out_norm)
-        x = x + feed_forward(x, layer)
+
+        def attend_self(x: Array, layer: LayerWeights, past: KeysValues = past) -> Array:
+            q, k, v = (split_heads(each, heads) for each in project(layer.self_qkv, x))
+            past = KeysValues(past.keys.at[rows, :, both].set(k), past.values.at[rows, :, both].set(v))
+            self_attention.append(past)
+            return attend(q, past, self_mask)
+
+        def attend_cross(
+            x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
+        ) -> Array:
+            conditional, unconditional_ = jnp.split(split_heads(project(layer.cross_q, x), heads), 2)
+            attended = (
+                attend(conditional, cross, state.cross_mask),
+                attend(unconditional_, shared, unconditional.mask),
+            )
+            return jnp.concatenate(attended, axis=1)
+
+        x = run_layer(x, layer, attend_self, attend_cross)
     logits = project(weights.head, normalize(x, weights.final_norm))
     return logits.T.astype(jnp.float32), tuple(self_attention)

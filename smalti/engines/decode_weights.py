@@ -32,19 +32,19 @@ class Norm:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer. Kernels are `[outputs, inputs]`."""
+    """One decoder layer. Kernels are `[outputs, inputs]`; those that were fused have an axis for it in front."""
 
     self_norm: Norm
-    self_qkv: Float[Array, "three_d_model d_model"]
+    self_qkv: Float[Array, "3 d_model d_model"]
     self_out: Float[Array, "d_model d_model"]
     self_out_norm: Norm
     cross_norm: Norm
     cross_q: Float[Array, "d_model d_model"]
-    cross_kv: Float[Array, "two_d_model d_model"]
+    cross_kv: Float[Array, "2 d_model d_model"]
     cross_out: Float[Array, "d_model d_model"]
     cross_out_norm: Norm
     glu_norm: Norm
-    glu_in: Float[Array, "two_ffn d_model"]
+    glu_in: Float[Array, "2 ffn d_model"]
     """The activated branch, then the linear one."""
     glu_inner_norm: Norm
     glu_out: Float[Array, "d_model ffn"]
@@ -94,21 +94,24 @@ def _layer_weights(layer: Parameters, dtype: DTypeLike) -> LayerWeights:
         layer[name] for name in ("FlaxBartAttention_0", "FlaxBartAttention_1", "GLU_0")
     )
 
+    def single(module: Parameters, name: str) -> Any:
+        return jnp.asarray(module[name]["kernel"].T, dtype)
+
     def fuse(module: Parameters, *names: str) -> Any:
-        return jnp.concatenate([jnp.asarray(module[name]["kernel"].T, dtype) for name in names])
+        return jnp.stack([single(module, name) for name in names])
 
     return LayerWeights(
         self_norm=_norm(layer["LayerNorm_0"], dtype),
         self_qkv=fuse(self_attention, "q_proj", "k_proj", "v_proj"),
-        self_out=fuse(self_attention, "out_proj"),
+        self_out=single(self_attention, "out_proj"),
         self_out_norm=_norm(layer["LayerNorm_1"], dtype),
         cross_norm=_norm(layer["LayerNorm_2"], dtype),
-        cross_q=fuse(cross_attention, "q_proj"),
+        cross_q=single(cross_attention, "q_proj"),
         cross_kv=fuse(cross_attention, "k_proj", "v_proj"),
-        cross_out=fuse(cross_attention, "out_proj"),
+        cross_out=single(cross_attention, "out_proj"),
         cross_out_norm=_norm(layer["LayerNorm_3"], dtype),
         glu_norm=_norm(glu["LayerNorm_0"], dtype),
         glu_in=fuse(glu, "Dense_0", "Dense_1"),
         glu_inner_norm=_norm(glu["LayerNorm_1"], dtype),
-        glu_out=fuse(glu, "Dense_2"),
+        glu_out=single(glu, "Dense_2"),
     )

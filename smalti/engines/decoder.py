@@ -23,7 +23,9 @@ class DecoderEngine:
         self.vqgan = vqgan
         self.batch_size = batch_size
 
-    def decode(self, tokens: Int[np.ndarray, "pictures tokens"]) -> UInt8[np.ndarray, "pictures height width 3"]:
+    def decode(
+        self, tokens: Int[np.ndarray, "pictures tokens"]
+    ) -> UInt8[np.ndarray, "pictures height width 3"]:
         """Returns the pictures of image tokens; a pixel is cut off to a whole number, as in the original."""
         batches = [
             np.asarray(self.vqgan.decode(_padded(batch, self.batch_size)))[: len(batch)]
@@ -33,10 +35,14 @@ class DecoderEngine:
         pixels = np.concatenate(batches) if batches else np.zeros((0, size, size, 3), np.float32)
         return (pixels.clip(0, 1) * 255).astype(np.uint8)
 
-    def encode(self, pictures: UInt8[np.ndarray, "pictures height width 3"]) -> Int[np.ndarray, "pictures tokens"]:
+    def encode(
+        self, pictures: UInt8[np.ndarray, "pictures height width 3"]
+    ) -> Int[np.ndarray, "pictures tokens"]:
         """Returns the image tokens of pictures of the model's own resolution; raises `ModelError` without encoder."""
         batches = [
-            np.asarray(self.vqgan.encode(_padded(batch, self.batch_size).astype(np.float32) / 255))[: len(batch)]
+            np.asarray(self.vqgan.encode(_padded(batch, self.batch_size).astype(np.float32) / 255))[
+                : len(batch)
+            ]
             for batch in self._batches(pictures)
         ]
         return np.concatenate(batches) if batches else np.zeros((0, self.vqgan.config.tokens), np.int32)

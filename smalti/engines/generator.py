@@ -1,134 +1,317 @@
-"""The image-token generator: prompts' encodings in, image tokens out."""
+"""The image-token generator: encodings in, image tokens out, many requests in one batch.
 
-import math
+A loop thread owns the batch. Between two quanta it frees the slots of requests that nobody wants any more and fills
+free slots from the waiting line, so that a new request never waits for an old one to finish. When a candidate is
+finished follows from where it began, so nothing but the tokens has to come back from the device.
+"""
+
+import atexit
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from smalti.engines.decode_state import DecodeState, Prefix, Sampling, empty_state
-from smalti.engines.decode_step import insert, prefill, step
-from smalti.engines.decode_weights import decoder_weights
+from smalti.engines.decode_batch import Batch, DecodeBatch
+from smalti.engines.decode_state import Prefix
 from smalti.engines.encoder import Encoding
-from smalti.engines.sampling import seed_words
-from smalti.errors import ConfigError
+from smalti.engines.requests import (
+    Candidate,
+    Drawn,
+    EngineError,
+    EngineFailedError,
+    GenerationHandle,
+    GenerationRequest,
+    RequestCancelledError,
+    RequestExpiredError,
+)
+from smalti.engines.waiting_line import WaitingLine
 from smalti.models.bart import DalleBart
-from smalti.parameters import SamplingParameters
 
 DEFAULT_SLOTS = 16
+DEFAULT_WAITING = 1024
+STALL_SECONDS = 120.0
 
 RowsDrawn = Callable[[int, int], None]
-"""Called after each quantum with the rows of tiles drawn so far and the rows there will be, over all candidates."""
+"""Called with the tokens drawn so far and the tokens there will be, over all candidates of a request."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One picture to draw: its random numbers follow from seed and index alone."""
+@dataclass
+class Slot:
+    """What the loop knows of a slot that is in use."""
 
-    seed: int
-    index: int
-    sampling: SamplingParameters
+    handle: GenerationHandle
+    candidate: int
+    """The place among the request's candidates."""
+    position: int
+    """The place in the picture of the next token."""
+
+
+@dataclass
+class Progress:
+    """What the loop last did, for those who watch it."""
+
+    heartbeat: float = field(default_factory=time.monotonic)
+    quantum_seconds: float = 0.0
+    """The time of a quantum, smoothed."""
+
+    def beat(self) -> None:
+        """Says that the loop is alive."""
+        self.heartbeat = time.monotonic()
+
+    def took(self, seconds: float) -> None:
+        """Notes the time of one quantum."""
+        self.quantum_seconds = 0.8 * self.quantum_seconds + 0.2 * seconds if self.quantum_seconds else seconds
 
 
 class GeneratorEngine:
-    """Draws the tokens of candidates, in a fixed number of slots, one row of tiles per dispatch.
+    """Draws the tokens of candidates, in a fixed number of slots, a quantum at a time.
 
     The same program runs whatever a request asks for, and always over all slots, so that a candidate's tokens are the
     same alone and among others.
     """
 
     def __init__(
-        self, bart: DalleBart, unconditional: Encoding, *, slots: int = DEFAULT_SLOTS, dtype: DTypeLike = jnp.float32
+        self, batch: Batch, *, most_waiting: int = DEFAULT_WAITING, stall_seconds: float = STALL_SECONDS
     ) -> None:
-        """Arranges the decoder's weights and computes what all prompts share.
+        """Takes charge of a batch; `GeneratorEngine.of` makes one from a model.
 
         Args:
-            bart: the model; its decoder is read.
-            unconditional: the encoding of the empty prompt.
-            slots: how many candidates are drawn at the same time.
-            dtype: the type to compute in.
+            batch: nobody else may use it from now on.
+            most_waiting: candidates that may wait; past it `submit` raises.
+            stall_seconds: a loop that has work and makes no progress for so long is given up. It must be longer than
+                a quantum; the compilation of the programs does not count.
+        """
+        self.batch = batch
+        self.slots = batch.slots
+        self.progress = Progress()
+        self._stall_seconds = stall_seconds
+        self._line = WaitingLine(most_waiting)
+        self._in_use: dict[int, Slot] = {}
+        self._prefixes: dict[GenerationHandle, Prefix] = {}
+        self._cancelled: set[GenerationHandle] = set()
+        self._open: set[GenerationHandle] = set()
+        self._failure: BaseException | None = None
+        self._closing = False
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self.ready = threading.Event()
+        """Set once the programs are compiled."""
+
+    @classmethod
+    def of(
+        cls,
+        bart: DalleBart,
+        unconditional: Encoding,
+        *,
+        slots: int = DEFAULT_SLOTS,
+        quantum: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> "GeneratorEngine":
+        """Makes the engine of a model; see `DecodeBatch` for the arguments.
 
         Raises:
             ConfigError: the model's image length is no square.
         """
-        self.config = bart.config
-        self.side = math.isqrt(bart.config.image_length)
-        if self.side**2 != bart.config.image_length:
-            raise ConfigError(f"image_length: {bart.config.image_length} tokens do not make a square picture")
-        self.slots = slots
-        self._dtype = dtype
-        self._weights = decoder_weights(bart.config, bart.params, dtype)
-        # Only the real tokens of the empty prompt are kept: attention gives padding a weight of exactly 0.
-        real = int(unconditional.mask.sum())
-        self._unconditional = self._prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
-        self._state: DecodeState | None = None
+        return cls(DecodeBatch(bart, unconditional, slots=slots, quantum=quantum, dtype=dtype))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are drawn: the loop runs, or will at the first request."""
+        return self._failure is None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the engine has stopped."""
+        return self._failure
+
+    @property
+    def waiting(self) -> int:
+        """The candidates that have no slot yet."""
+        return len(self._line)
+
+    @property
+    def active(self) -> int:
+        """The slots in use."""
+        return len(self._in_use)
+
+    def start(self) -> None:
+        """Starts the loop, which compiles the programs first; `submit` does it too."""
+        with self._wake:
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
+            self._thread.start()
+            threading.Thread(target=self._watch, name="generator-watch", daemon=True).start()
+        # A daemon thread that computes while the interpreter ends would take the process down with it.
+        atexit.register(self.close)
+
+    def submit(self, request: GenerationRequest) -> GenerationHandle:
+        """Takes a request; never waits.
+
+        Raises:
+            EngineFullError: the waiting line is full.
+            EngineFailedError: the engine has stopped.
+        """
+        handle = GenerationHandle(request, self.cancel, self.batch.image_length)
+        if handle.done:
+            return handle
+        with self._wake:
+            self._raise_if_stopped()
+            self._line.join(handle, self._seconds_until_room)
+            self._open.add(handle)
+            handle.future.add_done_callback(lambda _: self._open.discard(handle))
+            self._wake.notify_all()
+        self.start()
+        return handle
 
     def generate(
         self, encoding: Encoding, candidates: Sequence[Candidate], rows_drawn: RowsDrawn | None = None
     ) -> Int[np.ndarray, "candidates tokens"]:
-        """Draws the candidates of one prompt; those that do not fit into the slots wait for a free one.
+        """Draws the candidates of one prompt and waits for them; see `submit`.
 
         Args:
             encoding: the prompt's encoding.
             candidates: what to draw.
-            rows_drawn: told of the progress after each row.
+            rows_drawn: told of the progress.
         """
-        prefix = self._prefill(encoding)
-        drawn = [
-            self._generate_wave(prefix, candidates[start : start + self.slots], start, len(candidates), rows_drawn)
-            for start in range(0, len(candidates), self.slots)
-        ]
-        return np.concatenate(drawn) if drawn else np.zeros((0, self.config.image_length), np.int32)
+        handle = self.submit(GenerationRequest(encoding, tuple(candidates)))
+        done, of = 0, len(candidates) * self.batch.image_length
+        try:
+            for drawn in handle.rows():
+                done += len(drawn.tokens)
+                if rows_drawn:
+                    rows_drawn(done, of)
+        finally:
+            handle.cancel()  # Where the caller stopped on the way; it does nothing to a finished request.
+        return handle.result()
 
-    def _generate_wave(
-        self,
-        prefix: Prefix,
-        candidates: Sequence[Candidate],
-        done: int,
-        of: int,
-        rows_drawn: RowsDrawn | None,
-    ) -> Int[np.ndarray, "candidates tokens"]:
-        """Draws as many candidates as there are slots, or fewer."""
-        state = self._state or empty_state(self.config, self.slots, self._dtype)
-        # The state is donated below: should a dispatch fail or be interrupted, the next call makes a new one.
-        self._state = None
-        slots = np.full(self.slots, self.slots, np.int32)
-        slots[: len(candidates)] = np.arange(len(candidates))
-        state = insert(state, prefix, jnp.asarray(slots), self._sampling(candidates))
-        for row in range(self.side):
-            state = step(self.config, self._weights, self._unconditional, state, np.int32(self.side))
-            jax.block_until_ready(state.position)
-            if rows_drawn:
-                rows_drawn(done * self.side + (row + 1) * len(candidates), of * self.side)
-        self._state = state
-        return np.asarray(state.tokens)[: len(candidates)]
+    def cancel(self, handle: GenerationHandle) -> None:
+        """Takes a request back; its slots are free within one quantum."""
+        if handle.done:
+            return
+        with self._wake:
+            self._cancelled.add(handle)
+            self._wake.notify_all()
+        handle.fail(RequestCancelledError("the request was cancelled"))
 
-    def _prefill(self, encoding: Encoding) -> Prefix:
-        return prefill(
-            self.config, self._weights, jnp.asarray(encoding.states)[None], jnp.asarray(encoding.mask)[None]
-        )
+    def close(self) -> None:
+        """Stops the loop after the quantum it is in; requests that are not finished fail."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None and self._failure is None:
+            self._thread.join()
+        atexit.unregister(self.close)
+        self._fail_everything(EngineFailedError("the engine was closed"))
 
-    def _sampling(self, candidates: Sequence[Candidate]) -> Sampling:
-        """Lays the candidates' parameters out by slot; slots that stay free get zeros."""
+    def _run(self) -> None:
+        """The loop."""
+        try:
+            self.batch.warm_up()
+            self.progress.beat()
+            self.ready.set()
+            while self._wait_for_work():
+                self._drop_unwanted()
+                self._admit()
+                if self._in_use:
+                    began = time.monotonic()
+                    drawn = self.batch.step()
+                    self.progress.took(time.monotonic() - began)
+                    self._deliver(drawn)
+                self.progress.beat()
+        except BaseException as error:
+            self._stop_for(error)
 
-        def by_slot(values: Sequence[float], dtype: DTypeLike) -> Array:
-            laid = np.zeros(self.slots, dtype)
-            laid[: len(values)] = values
-            return jnp.asarray(laid)
+    def _wait_for_work(self) -> bool:
+        """Waits until there is something to do; returns False when the engine is closing."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._in_use or len(self._line) or self._cancelled)
+            self.progress.beat()
+            return not self._is_over()
 
-        seeds = np.zeros((self.slots, 2), np.uint32)
-        for slot, candidate in enumerate(candidates):
-            seeds[slot] = seed_words(candidate.seed)
-        parameters = [candidate.sampling for candidate in candidates]
-        return Sampling(
-            seed=jnp.asarray(seeds),
-            candidate=by_slot([candidate.index for candidate in candidates], np.int32),
-            guidance_scale=by_slot([each.guidance_scale for each in parameters], np.float32),
-            temperature=by_slot([each.temperature for each in parameters], np.float32),
-            top_k=by_slot([each.top_k for each in parameters], np.int32),
-            top_p=by_slot([each.top_p for each in parameters], np.float32),
-        )
+    def _drop_unwanted(self) -> None:
+        """Frees what belongs to requests that were cancelled or have expired."""
+        now = time.monotonic()
+        with self._wake:
+            cancelled, self._cancelled = self._cancelled, set()
+
+        def unwanted(handle: GenerationHandle) -> bool:
+            deadline = handle.request.deadline
+            return handle in cancelled or (deadline is not None and deadline <= now)
+
+        freed = [slot for slot, held in self._in_use.items() if unwanted(held.handle)]
+        gone = {self._in_use.pop(slot).handle for slot in freed} | set(self._line.leave(unwanted))
+        if freed:
+            self.batch.release(freed)
+        for handle in gone:
+            self._prefixes.pop(handle, None)
+            handle.fail(RequestExpiredError("the time for the request ran out before it was drawn"))
+
+    def _admit(self) -> None:
+        """Fills free slots from the waiting line."""
+        free = [slot for slot in range(self.slots) if slot not in self._in_use]
+        for handle, places in self._line.take(len(free)):
+            request = handle.request
+            if handle not in self._prefixes:
+                self._prefixes[handle] = self.batch.prefill(request.encoding)
+            slots, free = free[: len(places)], free[len(places) :]
+            candidates = [request.candidates[place] for place in places]
+            self.batch.insert(self._prefixes[handle], slots, candidates, request.given)
+            for slot, place in zip(slots, places, strict=True):
+                self._in_use[slot] = Slot(handle, place, len(request.given))
+            if places[-1] == len(request.candidates) - 1:
+                del self._prefixes[handle]
+
+    def _deliver(self, drawn: Int[np.ndarray, "slots quantum"]) -> None:
+        """Hands the tokens of one quantum to their requests and frees the slots that are finished."""
+        for slot, held in list(self._in_use.items()):
+            tokens = drawn[slot, : self.batch.image_length - held.position]
+            start = held.position
+            held.position += len(tokens)
+            if held.position == self.batch.image_length:
+                del self._in_use[slot]
+            held.handle.deliver(Drawn(held.candidate, start, tokens))
+
+    def _watch(self) -> None:
+        """Finds a loop that hangs: the thread that could say so is the one that cannot."""
+        with self._wake:
+            while not self._wake.wait_for(self._is_over, self._stall_seconds / 4):
+                still = time.monotonic() - self.progress.heartbeat
+                if self.ready.is_set() and self._open and still > self._stall_seconds:
+                    break
+            else:
+                return
+        self._stop_for(TimeoutError(f"the generator has made no progress for {still:.0f} s"))
+
+    def _is_over(self) -> bool:
+        return self._closing or self._failure is not None
+
+    def _stop_for(self, error: BaseException) -> None:
+        """Gives the engine up: from now on it is unhealthy and every request fails with the cause."""
+        with self._wake:
+            if self._failure is None:
+                self._failure = error
+            self._wake.notify_all()
+        failed = EngineFailedError(f"the generator has stopped: {error!r}")
+        failed.__cause__ = error
+        self._fail_everything(failed)
+
+    def _fail_everything(self, error: EngineError) -> None:
+        self._line.leave(lambda _: True)
+        for handle in list(self._open):
+            handle.fail(error)
+
+    def _raise_if_stopped(self) -> None:
+        if self._failure is not None:
+            raise EngineFailedError(f"the generator has stopped: {self._failure!r}") from self._failure
+        if self._closing:
+            raise EngineFailedError("the engine was closed")
+
+    def _seconds_until_room(self, waiting: int) -> float:
+        quanta = -(-self.batch.image_length // self.batch.quantum)
+        return max(1.0, waiting / self.slots * quanta * self.progress.quantum_seconds)

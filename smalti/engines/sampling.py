@@ -30,7 +30,9 @@ def uniforms(
 ) -> Float[Array, "rows"]:
     """Returns one number in [0, 1) for each (seed, candidate, position), by Threefry."""
 
-    def one(seed: UInt32[Array, "2"], candidate: Int[Array, ""], position: Int[Array, ""]) -> Float[Array, ""]:
+    def one(
+        seed: UInt32[Array, "2"], candidate: Int[Array, ""], position: Int[Array, ""]
+    ) -> Float[Array, ""]:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, candidate), position))
 
@@ -99,7 +101,9 @@ def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, "rows"]) 
     vocab = order.shape[1]
     wanted = jnp.where(top_k == NO_TOP_K, vocab, jnp.minimum(top_k, vocab))
     return _bisect(
-        _LARGEST_WEIGHT, order.shape[0], lambda trial: (order >= trial[:, None]).sum(-1, dtype=jnp.int32) < wanted
+        _LARGEST_WEIGHT,
+        order.shape[0],
+        lambda trial: (order >= trial[:, None]).sum(-1, dtype=jnp.int32) < wanted,
     )
 
 
@@ -129,7 +133,9 @@ def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, "rows"]) 
     target = uniform * ends[:, -1]
     # Rounding may put the target on the very end: the last block with any weight is then meant.
     chosen = jnp.minimum((ends <= target[:, None]).sum(-1), _last_positive(padded.sum(-1)))
-    start = jnp.where(chosen > 0, jnp.take_along_axis(ends, jnp.maximum(chosen - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    start = jnp.where(
+        chosen > 0, jnp.take_along_axis(ends, jnp.maximum(chosen - 1, 0)[:, None], axis=1)[:, 0], 0.0
+    )
     inside = jnp.take_along_axis(padded, chosen[:, None, None], axis=1)[:, 0]
     place = (jnp.cumsum(inside, axis=-1) <= (target - start)[:, None]).sum(-1)
     return chosen * block + jnp.minimum(place, _last_positive(inside))

@@ -27,7 +27,7 @@ from smalti.errors import ConfigError
 from smalti.files import write_atomically
 from smalti.models.checkpoints import DALLEBART_LAYOUT, load_parameters, save_parameters
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Dense, Parameters, flatten, precision, shapes, unflatten
+from smalti.models.layers import Dense, Parameters, apply, flatten, precision, shapes, unflatten
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -109,7 +109,9 @@ class DalleBartConfig:
         for stack in ("encoder", "decoder"):
             heads = getattr(config, f"{stack}_attention_heads")
             if config.d_model % heads:
-                raise ConfigError(f"{stack}_attention_heads: {heads} does not divide d_model, {config.d_model}")
+                raise ConfigError(
+                    f"{stack}_attention_heads: {heads} does not divide d_model, {config.d_model}"
+                )
         if config.decoder_start_token_id > image_vocab_size:
             raise ConfigError(
                 f"decoder_start_token_id: {config.decoder_start_token_id} has no embedding; "
@@ -230,7 +232,7 @@ def _normalize(
     x: Float[Array, "*leading d_model"], parameters: Parameters, dtype: DTypeLike
 ) -> Float[Array, "*leading d_model"]:
     norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_scale="scale" in parameters, dtype=dtype)
-    return norm.apply({"params": parameters}, x)
+    return apply(norm, parameters, x)
 
 
 def _embed(
@@ -274,7 +276,7 @@ def encode(
     mask = attention_mask[:, None, None, :].astype(bool)
     module = EncoderLayer(config, dtype)
     x = _run_stack(
-        lambda layer, x: module.apply({"params": layer}, x, mask),
+        lambda layer, x: apply(module, layer, x, mask),
         parameters["layers"]["FlaxBartEncoderLayers"],
         _embed(parameters, input_ids, dtype),
         remat=remat,
@@ -310,16 +312,17 @@ def logits(
     module = DecoderLayer(config, dtype)
     encoding = encoding.astype(dtype)
     x = _run_stack(
-        lambda layer, x: module.apply({"params": layer}, x, causal_mask, encoding, encoding_mask),
+        lambda layer, x: apply(module, layer, x, causal_mask, encoding, encoding_mask),
         parameters["layers"]["FlaxBartDecoderLayers"],
         _embed(parameters, decoder_input_ids, dtype),
         remat=remat,
     )
     x = _normalize(x, parameters["final_ln"], dtype)
     head = Dense(config.image_vocab_size + 1, dtype)
-    return head.apply({"params": params["lm_head"]}, x).astype(jnp.float32)
+    return apply(head, params["lm_head"], x).astype(jnp.float32)
 
 
+@partial(jax.jit, static_argnums=0)
 def initialize(config: DalleBartConfig, key: Array) -> dict[str, Any]:
     """Draws the parameters of an untrained model (normal with `init_std`), layers stacked."""
     keys = iter(jax.random.split(key, 8))
@@ -376,7 +379,9 @@ class DalleBart:
     dtype: DTypeLike = jnp.float32
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32, part: str | None = None) -> "DalleBart":
+    def load(
+        cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32, part: str | None = None
+    ) -> "DalleBart":
         """Loads a folder: `config.json` beside `model.safetensors`, `flax_model.msgpack`, or min-dalle's files.
 
         Args:
@@ -401,10 +406,14 @@ class DalleBart:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
-        write_atomically(folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n")
+        write_atomically(
+            folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n"
+        )
 
     def encode(
-        self, input_ids: Int[Array | np.ndarray, "batch length"], attention_mask: Int[Array | np.ndarray, "batch length"]
+        self,
+        input_ids: Int[Array | np.ndarray, "batch length"],
+        attention_mask: Int[Array | np.ndarray, "batch length"],
     ) -> Float[Array, "batch length d_model"]:
         """Returns the encoding of text tokens; see the function `encode`."""
         return _encode(self.config, self.params, input_ids, attention_mask, dtype=self.dtype)
@@ -416,7 +425,9 @@ class DalleBart:
         decoder_input_ids: Int[Array | np.ndarray, "batch tokens"],
     ) -> Float[Array, "batch tokens vocab"]:
         """Returns the logits of the token after each of the given ones; see the function `logits`."""
-        return _logits(self.config, self.params, encoding, attention_mask, decoder_input_ids, dtype=self.dtype)
+        return _logits(
+            self.config, self.params, encoding, attention_mask, decoder_input_ids, dtype=self.dtype
+        )
 
     @cached_property
     def parameter_count(self) -> int:

@@ -24,7 +24,6 @@ __all__ = [
     "VQGAN_LAYOUT",
     "Checkpoint",
     "Layout",
-    "convert_parameters",
     "load_parameters",
     "open_checkpoint",
     "save_parameters",
@@ -52,7 +51,7 @@ def load_parameters(
     """Reads the weights of a network.
 
     Args:
-        folder: the folder that holds them.
+        folder: the folder that holds them, or a file that holds all of them.
         expected: the shape of every parameter by its name, layers stacked on axis 0.
         layout: the formats to look for: `DALLEBART_LAYOUT` or `VQGAN_LAYOUT`.
         select: tells of a name whether the tensor is to be read; a file with none of them need not be there.
@@ -77,18 +76,6 @@ def save_parameters(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     sizes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     write_safetensors(Path(folder) / WEIGHTS_FILE, sizes, tensors.__getitem__)
-
-
-def convert_parameters(source: Path, target: Path, expected: Mapping[str, Shape], layout: Layout) -> None:
-    """Writes the weights of one folder, in any format, as `model.safetensors` of another, tensor by tensor.
-
-    Raises:
-        ModelError: as `load_parameters`.
-        CheckpointError: as `load_parameters`.
-    """
-    checkpoint = open_checkpoint(source, expected, layout)
-    sizes = {name: (checkpoint[name].dtype, checkpoint[name].shape) for name in checkpoint}
-    write_safetensors(Path(target) / WEIGHTS_FILE, sizes, checkpoint.read)
 
 
 @dataclass(frozen=True)
@@ -128,6 +115,11 @@ class Checkpoint(Mapping[str, Part]):
     def __len__(self) -> int:
         return len(self._parts)
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold them."""
+        return {piece.path for part in self._parts.values() for piece in part.pieces}
+
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor.
 
@@ -143,13 +135,22 @@ class Checkpoint(Mapping[str, Part]):
             part.pieces[0].read_into(tensor, part.axes)
         return tensor
 
+    def save(self, folder: Path) -> None:
+        """Writes `model.safetensors` into a folder, with one tensor in memory at a time; whole or not at all.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        sizes = {name: (part.dtype, part.shape) for name, part in self._parts.items()}
+        write_safetensors(folder / WEIGHTS_FILE, sizes, self.read)
+
 
 def open_checkpoint(
     folder: Path, expected: Mapping[str, Shape], layout: Layout, *, select: Selector = every
 ) -> Checkpoint:
     """Finds a network's weights in a folder and checks them by their headers; see `load_parameters`."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise ModelError(f"{folder}: no such folder; it should hold the weights of a {layout.network} model")
     parts: dict[str, Part] = {}
     for source, path in _find_files(folder, layout, [name for name in expected if select(name)]):
@@ -175,9 +176,8 @@ def _find_files(folder: Path, layout: Layout, wanted: list[str]) -> list[tuple[S
                 raise ModelError(f"{folder}: {' or '.join(source.file_names)} is missing beside {others}")
         return [(source, found[source][0]) for source in needed]
     choices = (" with ".join(" or ".join(source.file_names) for source in files) for files in layout.formats)
-    raise ModelError(
-        f"{folder}: no weights of a {layout.network} model in it; looked for {'; '.join(choices)}"
-    )
+    problem = "no weights" if folder.is_dir() else "not one of the files of weights"
+    raise ModelError(f"{folder}: {problem} of a {layout.network} model; looked for {'; '.join(choices)}")
 
 
 def _index(path: Path, source: Source) -> dict[str, StoredTensor]:

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Clip:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, source: str | Path, device: str | None = None) -> Self:
+    def load(cls, source: str | Path, device: str | None = None) -> "Clip":
         """Loads a CLIP, without running code of its files.
 
         Args:
@@ -79,7 +79,7 @@ class Clip:
         return cls._load_folder(Path(source), device)
 
     @classmethod
-    def _load_pretrained(cls, name: str, tag: str, device: str | None) -> Self:
+    def _load_pretrained(cls, name: str, tag: str, device: str | None) -> "Clip":
         config = _pretrained_config(name, tag)
         try:
             model, prepare = open_clip.create_model_from_pretrained(
@@ -95,7 +95,7 @@ class Clip:
         return cls(model, prepare, tokenizer, whole, device)
 
     @classmethod
-    def _load_folder(cls, folder: Path, device: str | None) -> Self:
+    def _load_folder(cls, folder: Path, device: str | None) -> "Clip":
         config = _folder_config(folder)
         # A tokenizer of the Hugging Face hub can bring code, and a folder's configuration could ask for it.
         brings_tokenizer = bool(config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
@@ -176,7 +176,7 @@ def _pretrained_config(name: str, tag: str) -> dict[str, Any]:
         raise ModelError(f"CLIP {name}:{tag}: open_clip has no model of that name; try {_near(name, names)}")
     if not open_clip.is_pretrained_cfg(name, tag):
         tags = _near(tag, open_clip.list_pretrained_tags_by_model(name))
-        raise ModelError(f"CLIP {name}:{tag}: open_clip has no weights of that tag; after the colon try {tags}")
+        raise ModelError(f"CLIP {name}:{tag}: open_clip has no weights of that tag; try {tags}")
     quick_gelu = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
     return {**config, "quick_gelu": bool(quick_gelu or config.get("quick_gelu", False))}
 

@@ -18,7 +18,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{folder}: no config.json in it; a model's folder has one beside its weights") from None
+        raise ModelError(
+            f"{folder}: no config.json in it; a model's folder has one beside its weights"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(fields, dict):

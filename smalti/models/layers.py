@@ -56,3 +56,8 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def shapes(tree: Parameters) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each leaf by its name."""
     return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+
+
+def apply(module: nn.Module, parameters: Parameters, *inputs: Any, **options: Any) -> Any:
+    """Runs a module with its parameters."""
+    return module.apply({"params": parameters}, *inputs, **options)

@@ -82,7 +82,7 @@ def write_safetensors(
     end = 0
     for name in names:
         dtype, shape = sizes[name]
-        if FLOAT_TYPES.get(dtype.name) != dtype:
+        if dtype not in FLOAT_TYPES.values():
             raise CheckpointError(f"{path}: tensor {name} holds {dtype}, expected {FLOATS}")
         begin, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [begin, end]}

@@ -74,7 +74,8 @@ class StoredTensor:
         else:
             steps = tuple(step * numbers.itemsize for step in self.strides)
             tensor = np.lib.stride_tricks.as_strided(numbers, self.shape, steps, writeable=False)
-        target[...] = tensor.transpose(axes)
+        # NumPy takes None for "reversed".
+        target[...] = tensor if axes is None else tensor.transpose(axes)
 
     def _read_bytes(self, target: np.ndarray) -> None:
         read = 0

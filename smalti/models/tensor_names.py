@@ -8,6 +8,7 @@ format, with `{layer}` in it where the other format keeps each layer by itself.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 Shape = tuple[int, ...]
@@ -92,9 +93,11 @@ class Source:
     tables: tuple[NameTable, ...]
     prefixes: tuple[str, ...] = ("",)
 
-    def find(self, folder: Path) -> list[Path]:
-        """Returns the files of the folder that have one of the names."""
-        return sorted(path for name in self.file_names for path in folder.glob(name) if path.is_file())
+    def find(self, place: Path) -> list[Path]:
+        """Returns the files of a folder that have one of the names; or the file itself, if it has one."""
+        files = place.iterdir() if place.is_dir() else [place]
+        named = {path for path in files for name in self.file_names if fnmatchcase(path.name, name)}
+        return sorted(path for path in named if path.is_file())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from jaxtyping import Int
@@ -57,7 +56,7 @@ class TextTokenizer:
         self._start, self._end, self._pad = (self._id(token) for token in (START, END, PAD))
 
     @classmethod
-    def load(cls, folder: Path, *, max_text_length: int, normalize: bool) -> Self:
+    def load(cls, folder: Path, *, max_text_length: int, normalize: bool) -> "TextTokenizer":
         """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, of a folder.
 
         Args:
@@ -80,6 +79,9 @@ class TextTokenizer:
 
     def __call__(self, prompts: Sequence[str]) -> TokenizedText:
         """Returns prompts as ids; of one that is too long the end is cut off, and `</s>` closes what is left.
+
+        As in the original, `</s>` and its like in a prompt are read as the special tokens; normalising removes
+        them.
 
         Raises:
             InvalidInputError: a prompt that is not normalised holds half of a surrogate pair.
@@ -167,9 +169,8 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        raise ModelError(
-            f"{folder}: no text tokenizer there; put {TOKENIZER_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE}, in"
-        )
+        needed = f"{TOKENIZER_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE}"
+        raise ModelError(f"{folder}: no text tokenizer in it; put {needed} there")
     try:
         return byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:

@@ -2,8 +2,8 @@
 
 torchvision's wheel from the package index is a CUDA build: beside a CPU build of torch its native library
 does not load, its operators are not there, and importing it fails with `operator torchvision::nms does not
-exist`, since it describes the shapes of two of them at import. open_clip imports torchvision, and uses none of
-them. So where they are missing these two are declared, by name and types alone; calling one still fails.
+exist`, since it describes the shapes of two of them at import. open_clip imports torchvision, and uses none
+of them. So where they are missing these two are declared, by name and types alone; calling one still fails.
 """
 
 import importlib.util

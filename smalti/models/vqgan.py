@@ -23,7 +23,7 @@ from smalti.errors import ConfigError, ModelError
 from smalti.files import write_atomically
 from smalti.models.checkpoints import VQGAN_LAYOUT, load_parameters, save_parameters
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Parameters, flatten, precision, shapes, unflatten
+from smalti.models.layers import Parameters, apply, flatten, precision, shapes, unflatten
 
 GROUPS = 32
 GROUP_NORM_EPSILON = 1e-6
@@ -140,7 +140,9 @@ class ResnetBlock(Block):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch height width features"]:
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"]
+    ) -> Float[Array, "batch height width features"]:
         """Returns the block's output with the residual added."""
         h = self.conv(self.features, 3, "conv1")(nn.swish(self.norm("norm1")(x)))
         h = self.conv(self.features, 3, "conv2")(nn.swish(self.norm("norm2")(h)))
@@ -153,7 +155,9 @@ class AttnBlock(Block):
     """Single-head attention over all places of the picture, around a residual."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
         """Returns the block's output with the residual added; softmax in float32."""
         batch, height, width, channels = x.shape
         h = self.norm("norm")(x)
@@ -168,7 +172,9 @@ class Mid(Block):
     """The blocks at the lowest resolution, the same in encoder and decoder."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
         """Returns the hidden states after residual block, attention, residual block."""
         x = ResnetBlock(self.dtype, x.shape[-1], name="block_1")(x)
         x = AttnBlock(self.dtype, name="attn_1")(x)
@@ -179,7 +185,9 @@ class Downsample(Block):
     """Halves height and width: one line of zeros at the bottom and the right, then a convolution of stride 2."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch half_h half_w channels"]:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch half_h half_w channels"]:
         """Returns the picture at half the resolution."""
         return self.conv(x.shape[-1], 3, "conv", strides=2, padding=((0, 1), (0, 1)))(x)
 
@@ -188,7 +196,9 @@ class Upsample(Block):
     """Doubles height and width: each pixel four times, then a convolution."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch two_h two_w channels"]:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch two_h two_w channels"]:
         """Returns the picture at double the resolution."""
         return self.conv(x.shape[-1], 3, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
 
@@ -202,7 +212,9 @@ class Level(Block):
     resample: type[Downsample] | type[Upsample] | None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch out_h out_w features"]:
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"]
+    ) -> Float[Array, "batch out_h out_w features"]:
         """Returns the hidden states of the next resolution."""
         for index in range(self.blocks):
             x = ResnetBlock(self.dtype, self.features, name=f"block_{index}")(x)
@@ -219,7 +231,9 @@ class Encoder(Block):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns z_channels"]:
+    def __call__(
+        self, x: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch rows columns z_channels"]:
         """Returns one vector for each tile."""
         config, last = self.config, len(self.config.ch_mult) - 1
         x = self.conv(config.ch, 3, "conv_in")(_pixels_to_patches(x, config.patch_size))
@@ -243,7 +257,9 @@ class Decoder(Block):
     config: VQGANConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "batch rows columns z_channels"]) -> Float[Array, "batch height width 3"]:
+    def __call__(
+        self, z: Float[Array, "batch rows columns z_channels"]
+    ) -> Float[Array, "batch height width 3"]:
         """Returns pixels, not yet clipped to [0, 1]."""
         config, last = self.config, len(self.config.ch_mult) - 1
         x = Mid(self.dtype, name="mid")(self.conv(config.channels(last), 3, "conv_in")(z))
@@ -315,11 +331,15 @@ class VQGANModule(Block):
         self.quant_conv = one_by_one(self.config.embed_dim)
         self.post_quant_conv = one_by_one(self.config.z_channels)
 
-    def vectors(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns embed_dim"]:
+    def vectors(
+        self, pixels: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch rows columns embed_dim"]:
         """Returns the vectors before they are quantized, in float32."""
         return self.quant_conv(self.encoder(pixels)).astype(jnp.float32)
 
-    def pixels(self, vectors: Float[Array, "batch rows columns embed_dim"]) -> Float[Array, "batch height width 3"]:
+    def pixels(
+        self, vectors: Float[Array, "batch rows columns embed_dim"]
+    ) -> Float[Array, "batch height width 3"]:
         """Returns the picture of quantized vectors, not yet clipped."""
         return self.decoder(self.post_quant_conv(vectors)).astype(jnp.float32)
 
@@ -337,6 +357,7 @@ class VQGANModule(Block):
         return self.pixels(self.quantize(self.quantize.nearest(vectors)))
 
 
+@partial(jax.jit, static_argnums=0)
 def initialize(config: VQGANConfig, key: Array) -> dict[str, Any]:
     """Draws the parameters of an untrained VQGAN."""
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
@@ -353,7 +374,7 @@ def encode(
     config: VQGANConfig, params: Parameters, pixels: Float[Array, "batch height width 3"], *, dtype: DTypeLike
 ) -> Int[Array, "batch tokens"]:
     """Returns the codes of pictures in [0, 1], row by row."""
-    return VQGANModule(dtype, config).apply({"params": params}, pixels, method=VQGANModule.encode)
+    return apply(VQGANModule(dtype, config), params, pixels, method=VQGANModule.encode)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -361,7 +382,7 @@ def decode(
     config: VQGANConfig, params: Parameters, codes: Int[Array, "batch rows columns"], *, dtype: DTypeLike
 ) -> Float[Array, "batch height width 3"]:
     """Returns the pictures of codes, not yet clipped to [0, 1]."""
-    return VQGANModule(dtype, config).apply({"params": params}, codes, method=VQGANModule.decode)
+    return apply(VQGANModule(dtype, config), params, codes, method=VQGANModule.decode)
 
 
 @dataclass(frozen=True)
@@ -391,7 +412,9 @@ class VQGAN:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
-        write_atomically(folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n")
+        write_atomically(
+            folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n"
+        )
 
     @property
     def has_encoder(self) -> bool:

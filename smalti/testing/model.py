@@ -3,12 +3,14 @@
 It draws no recognisable picture; everything around the weights is as in a large model.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
+import numpy as np
 
 from smalti.models import bart, vqgan
 from smalti.models.folder import ModelFolder
+from smalti.models.layers import Parameters, unflatten
 from smalti.parameters import Counts, SamplingParameters
 from smalti.testing.clip import tiny_clip
 from smalti.testing.tokenizer import tiny_tokenizer_files
@@ -27,8 +29,24 @@ def tiny_bart_config(vocabulary: int, **changes: int) -> bart.DalleBartConfig:
         "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_text_length": 64, "image_length": TINY_VQGAN.tokens,
         "decoder_start_token_id": TINY_VQGAN.n_embed,
     }  # fmt: skip
-    # A spread this wide makes the random logits differ, so that guidance, top-k and the rest have something to do.
-    return bart.DalleBartConfig(**{**sizes, **changes}, normalize_text=True, init_std=0.3)
+    return bart.DalleBartConfig(**{**sizes, **changes}, normalize_text=True)
+
+
+def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Parameters:
+    """Draws parameters of any model by their names and shapes; the same seed gives the same.
+
+    Made by NumPy: a program that draws them on the device takes far longer to compile than the tiny model to draw.
+    """
+    generator = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        kind = name.rpartition("/")[2]
+        if kind == "scale":
+            return np.ones(shape, np.float32)
+        # Wide enough for the logits to differ, so that guidance, top-k and the rest have something to do.
+        return generator.normal(0, 0.1 if kind == "bias" else 0.3, shape).astype(np.float32)
+
+    return unflatten({name: draw(name, shape) for name, shape in shapes.items()})
 
 
 def tiny_model(folder: Path, seed: int = 0) -> ModelFolder:
@@ -39,11 +57,11 @@ def tiny_model(folder: Path, seed: int = 0) -> ModelFolder:
         seed: of the random weights.
     """
     folder.mkdir(parents=True)
-    keys = jax.random.split(jax.random.key(seed))
-    vocabulary = tiny_tokenizer_files(folder / "bart")
-    config = tiny_bart_config(vocabulary)
-    bart.DalleBart(config, bart.initialize(config, keys[0])).save(folder / "bart")
-    vqgan.VQGAN(TINY_VQGAN, vqgan.initialize(TINY_VQGAN, keys[1])).save(folder / "vqgan")
+    config = tiny_bart_config(tiny_tokenizer_files(folder / "bart"))
+    bart.DalleBart(config, random_parameters(bart.parameter_shapes(config), seed)).save(folder / "bart")
+    vqgan.VQGAN(TINY_VQGAN, random_parameters(vqgan.parameter_shapes(TINY_VQGAN), seed)).save(
+        folder / "vqgan"
+    )
     tiny_clip(folder / "clip", seed)
     return ModelFolder.create(
         folder,

@@ -1,0 +1,113 @@
+"""`smalti train` and `smalti export`: from a config file and data to checkpoints, and from those to a model folder."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from smalti.errors import SmaltiError
+
+if TYPE_CHECKING:
+    from training.settings import RunSettings
+
+INTERRUPTED = 130
+
+Config = Annotated[Path, typer.Option(help="The TOML file of the run.", dir_okay=False)]
+Data = Annotated[Path, typer.Option(help="The folder of the data set.")]
+Out = Annotated[Path, typer.Option(help="The folder of the run.")]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Stop and save after so long. [default: at the schedule's end]")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    train = typer.Typer(help="Train the networks.", no_args_is_help=True)
+    train.command("tokenizer")(tokenizer)
+    train.command("generator")(generator)
+    app.add_typer(train, name="train")
+
+
+def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
+    """Train the image tokenizer: a VQGAN, on pictures."""
+    _require_training()
+    from training.settings import read_settings
+    from training.sources import open_pictures
+    from training.tokenizer import TokenizerSettings, TokenizerTrainee
+
+    settings = read_settings(config, TokenizerSettings)
+    resolution = settings.config().resolution
+    pictures = open_pictures(data, resolution, settings.seed)
+    _run(settings, lambda: TokenizerTrainee(settings, pictures), config, out, minutes, resume)
+
+
+def generator(
+    config: Config,
+    data: Data,
+    tokenizer: Annotated[Path, typer.Option(help="The tokenizer's run, or a folder with a VQGAN.")],
+    out: Out,
+    minutes: Minutes = None,
+    resume: Resume = False,
+) -> None:
+    """Train the image-token generator: a transformer, on captions and pictures' tokens."""
+    _require_training()
+    from training.generator import GeneratorSettings, GeneratorTrainee
+    from training.generator_run import open_parts
+    from training.settings import read_settings
+
+    settings = read_settings(config, GeneratorSettings)
+
+    def make() -> GeneratorTrainee:
+        with _encoding(settings.pictures) as advance:
+            parts = open_parts(settings, data, tokenizer, out, advance)
+        return GeneratorTrainee(settings, parts.data, parts.tokenizer, parts.vqgan)
+
+    _run(settings, make, config, out, minutes, resume)
+
+
+def _run(
+    settings: "RunSettings", make: Any, config: Path, out: Path, minutes: float | None, resume: bool
+) -> None:
+    """Trains what `make` makes, and says how it ended."""
+    from training.loop import train
+    from training.monitor import Monitor
+    from training.run_folder import RunFolder
+
+    console = Console(stderr=True)
+    run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
+    trainee = make()
+    try:
+        outcome = train(
+            trainee, settings, run, Monitor(run, settings, trainee.tokens_per_step, console), minutes
+        )
+    finally:
+        run.close()
+    if outcome.why == "finished":
+        print(f"finished after {outcome.step:,} steps: {out}")
+        return
+    why = "interrupted" if outcome.why == "interrupted" else "the time is over"
+    print(f"{why}; saved at step {outcome.step:,} of {settings.steps:,}, go on with --resume")
+    if outcome.why == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _encoding(pictures: int) -> "Iterator[Callable[[int], None]]":
+    """Shows how many pictures are encoded."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("encoding pictures", total=pictures)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _require_training() -> None:
+    """Refuses before the work when the extra is missing."""
+    for name in ("optax", "orbax.checkpoint", "pyarrow", "tensorboardX"):
+        package = name.partition(".")[0]
+        if find_spec(package) is None:
+            raise SmaltiError(f"{package} is not installed; training needs: pip install 'smalti[training]'")

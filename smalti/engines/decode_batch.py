@@ -1,0 +1,144 @@
+"""The generator's batch on its device: weights, state, and the compiled programs, behind a few host-side calls."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
+
+from smalti.engines.decode_state import Prefix, Sampling, empty_state
+from smalti.engines.decode_step import insert, insert_primed, prefill, prime, release, step
+from smalti.engines.decode_weights import decoder_weights
+from smalti.engines.encoder import Encoding
+from smalti.engines.requests import Candidate
+from smalti.engines.sampling import seed_words
+from smalti.errors import ConfigError
+from smalti.models.bart import DalleBart
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What the engine's loop needs of a batch; `DecodeBatch` is the real one."""
+
+    slots: int
+    quantum: int
+    image_length: int
+
+    def warm_up(self) -> None:
+        """Compiles every program, so that no request waits for it."""
+
+    def prefill(self, encoding: Encoding) -> Prefix:
+        """Computes what a prompt leaves behind for its candidates."""
+
+    def insert(
+        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
+    ) -> None:
+        """Lets candidates of a prompt begin, behind the tokens that are given."""
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Frees slots before they are finished."""
+
+    def step(self) -> Int[np.ndarray, "slots quantum"]:
+        """Draws the next tokens of every slot, and returns them."""
+
+
+class DecodeBatch:
+    """A fixed number of slots on the device."""
+
+    def __init__(
+        self,
+        bart: DalleBart,
+        unconditional: Encoding,
+        *,
+        slots: int,
+        quantum: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        """Arranges the decoder's weights and computes what all prompts share.
+
+        Args:
+            bart: the model; its decoder is read.
+            unconditional: the encoding of the empty prompt.
+            slots: how many candidates are drawn at the same time.
+            quantum: the tokens of one dispatch; one row of tiles by default.
+            dtype: the type to compute in.
+
+        Raises:
+            ConfigError: the model's image length is no square.
+        """
+        self.config = bart.config
+        self.image_length = bart.config.image_length
+        side = math.isqrt(self.image_length)
+        if side**2 != self.image_length:
+            raise ConfigError(f"image_length: {self.image_length} tokens do not make a square picture")
+        self.slots = slots
+        self.quantum = quantum or side
+        self._weights = decoder_weights(bart.config, bart.params, dtype)
+        # Only the real tokens of the empty prompt are kept: attention gives padding a weight of exactly 0.
+        real = int(unconditional.mask.sum())
+        self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
+        self._state = empty_state(bart.config, slots, dtype)
+
+    def warm_up(self) -> None:
+        """Runs every program once, on slots that are free and stay so."""
+        places, d_model = self.config.max_text_length, self.config.d_model
+        empty = Encoding(np.zeros((places, d_model), np.float32), np.ones(places, np.int32))
+        self.insert(self.prefill(empty), (), (), given=(0,))
+        self.release(())
+        self.step()
+
+    def prefill(self, encoding: Encoding) -> Prefix:
+        """Computes the cross-attention keys and values of a prompt."""
+        return prefill(self.config, self._weights, jnp.asarray(encoding.states), jnp.asarray(encoding.mask))
+
+    def insert(
+        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
+    ) -> None:
+        """Lets candidates of a prompt begin in the slots, behind the tokens that are given."""
+        where = self._indices(slots)
+        self._state = insert(self._state, prefix, where, self._sampling(candidates))
+        if given:
+            tokens = np.zeros(self.image_length, np.int32)
+            tokens[: len(given)] = given
+            on_device = jnp.asarray(tokens)
+            primed = prime(self.config, self._weights, prefix, self._unconditional, on_device)
+            self._state = insert_primed(self._state, primed, on_device, jnp.int32(len(given)), where)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Frees slots before they are finished."""
+        self._state = release(self._state, self._indices(slots))
+
+    def step(self) -> Int[np.ndarray, "slots quantum"]:
+        """Draws the next tokens of every slot; one copy from the device brings all of them."""
+        self._state, drawn = step(self.config, self._weights, self._unconditional, self._state, self.quantum)
+        return np.asarray(drawn)
+
+    def _indices(self, slots: Sequence[int]) -> Int[Array, "slots"]:
+        """Slots as an array of always the same length; an index past the last slot stands for none."""
+        indices = np.full(self.slots, self.slots, np.int32)
+        indices[: len(slots)] = slots
+        return jnp.asarray(indices)
+
+    def _sampling(self, candidates: Sequence[Candidate]) -> Sampling:
+        """Lays the candidates' parameters out as arrays of always the same length."""
+
+        def laid(values: Sequence[int | float], dtype: DTypeLike) -> Array:
+            padded = np.zeros(self.slots, dtype)
+            padded[: len(values)] = values
+            return jnp.asarray(padded)
+
+        seeds = np.zeros((self.slots, 2), np.uint32)
+        for place, candidate in enumerate(candidates):
+            seeds[place] = seed_words(candidate.seed)
+        parameters = [candidate.sampling for candidate in candidates]
+        return Sampling(
+            seed=jnp.asarray(seeds),
+            candidate=laid([candidate.index for candidate in candidates], np.int32),
+            guidance_scale=laid([each.guidance_scale for each in parameters], np.float32),
+            temperature=laid([each.temperature for each in parameters], np.float32),
+            top_k=laid([each.top_k for each in parameters], np.int32),
+            top_p=laid([each.top_p for each in parameters], np.float32),
+        )

@@ -1,0 +1,124 @@
+"""`model.json`: what a model folder says of itself."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+
+from smalti.errors import InvalidInputError, ModelError
+from smalti.parameters import Counts, SamplingParameters, Strict
+
+MANIFEST_FILE = "model.json"
+FORMAT = 1
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ValueError("a path inside of the model's folder is expected")
+    return str(path)
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+Name = Annotated[str, Field(pattern=NAME)]
+InnerPath = Annotated[str, AfterValidator(_inside)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ClipFolder(Strict):
+    """A CLIP that is in the model's folder."""
+
+    folder: InnerPath
+
+
+class ClipName(Strict):
+    """A CLIP that open_clip fetches: `name` and `pretrained` as in `open_clip.list_pretrained()`."""
+
+    name: Annotated[str, Field(min_length=1)]
+    pretrained: Annotated[str, Field(min_length=1)]
+
+
+class Parts(Strict):
+    """Where the parts of the model are, relative to its folder."""
+
+    text: InnerPath
+    bart: InnerPath
+    vqgan: InnerPath
+    clip: ClipFolder | ClipName
+
+
+class FileRecord(Strict):
+    """What a file of the model has to be."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Digest
+
+
+class Manifest(Strict):
+    """What `model.json` holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Literal[1]
+    name: Name
+    licence: Annotated[str, Field(min_length=1)]
+    revision: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """Of the content alone: the same files and the same CLIP give the same revision, under any name."""
+    description: str = ""
+    source: str = ""
+    """Where the original files are from."""
+    parts: Parts
+    sampling: SamplingParameters = SamplingParameters()
+    """What a drawing takes where its user asks for nothing else."""
+    defaults: Counts = Counts()
+    files: dict[InnerPath, FileRecord]
+    """Every file of the folder, but for `model.json` and hidden ones."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `model.json` of a folder.
+
+    Raises:
+        ModelError: it is not there, or cannot be used; says which field.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder}: is no model: no {MANIFEST_FILE} in it; make one with `smalti import`"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error})") from error
+    return parse_manifest(file, fields)
+
+
+def check_name(name: str) -> None:
+    """Raises `InvalidInputError` if a model cannot have this name."""
+    if not re.fullmatch(NAME, name):
+        raise InvalidInputError("name", f"{name!r} is not made of letters, digits, '.', '_' and '-' alone")
+
+
+def parse_manifest(file: Path, fields: Any) -> Manifest:
+    """Makes a manifest of what a `model.json` holds.
+
+    Raises:
+        ModelError: it is of an unknown format, or a field cannot be used; says which.
+    """
+    if isinstance(fields, dict) and fields.get("format", FORMAT) != FORMAT:
+        raise ModelError(
+            f"{file}: format {json.dumps(fields['format'])} is unknown, this Smalti reads {FORMAT}; update it"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "missing" else f", not {json.dumps(first['input'], default=str)[:100]}"
+        raise ModelError(
+            f"{file}: {place or 'its content'}: {message[:1].lower()}{message[1:]}{found}"
+        ) from None

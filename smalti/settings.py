@@ -1,0 +1,63 @@
+"""Every setting, from the environment: the variable of a field of `Settings` is its name after `SMALTI_`."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from smalti.errors import InvalidInputError
+
+PREFIX = "SMALTI_"
+
+
+def _base_folder(variable: str, default: str) -> Path:
+    """Returns a folder of the XDG base directory specification, which says to ignore a relative one."""
+    folder = Path(os.environ.get(variable, ""))
+    return (folder if folder.is_absolute() else Path.home() / default) / "smalti"
+
+
+def _models_folder() -> Path:
+    return _base_folder("XDG_DATA_HOME", ".local/share") / "models"
+
+
+def _compilation_cache_folder() -> Path:
+    return _base_folder("XDG_CACHE_HOME", ".cache") / "compiled"
+
+
+class Settings(BaseSettings):
+    """The settings; what a field's text says is what the documentation says."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    models: Path = Field(default_factory=_models_folder)
+    """The folder in which models are found by name, and into which they are imported."""
+    model: str | None = None
+    """The model that is used when none is named; unset, it is the one that comes with Smalti."""
+    offline: bool = False
+    """Take what is pulled from the hub from the cache alone, without the network."""
+    hub_cache: Path | None = None
+    """The folder in which downloads from the hub are kept; unset, it is the hub library's own."""
+    hub_endpoint: str | None = None
+    """The address of a mirror of the Hugging Face hub; unset, it is the hub itself."""
+    compilation_cache: Path | None = Field(default_factory=_compilation_cache_folder)
+    """The folder in which compiled programs are kept, so that the next start is quick. Whoever can write to it can
+    run code in Smalti: it must belong to the user who runs Smalti."""
+
+
+def settings() -> Settings:
+    """Reads the settings from the environment as it is now.
+
+    Raises:
+        InvalidInputError: names the variable whose value cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise InvalidInputError(
+            f"{PREFIX}{first['loc'][0]}".upper(), f"{message}, not {first['input']!r}"
+        ) from None

@@ -1,0 +1,93 @@
+"""Captions, hosts and sizes: what is good enough to learn from."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from training.data.cleaning import clean_caption, size_problem, watermark_host
+
+
+@pytest.mark.parametrize(
+    ("found", "cleaned"),
+    [
+        ("  a   red\tbird\n on a wire ", "a red bird on a wire"),
+        ("Fish &amp; chips", "Fish & chips"),
+        ("<b>A bird</b> in <a href='x'>Rome</a>", "A bird in Rome"),
+        ("A bird https://example.org/bird.jpg?x=1 in Rome", "A bird in Rome"),
+        ("See www.example.org: a bird", "See a bird"),
+        ("schÃ¶nes Haus", "schönes Haus"),
+        ("a cafe\u0301", "a café"),
+        ("a bird\x00\u200b on a wire", "a bird on a wire"),
+        ("A bird - stock photo #123456789", "A bird"),
+        ("two birds in 1987", "two birds in 1987"),
+        ('"a bird" |', "a bird"),
+        ("鳥が木にいる", "鳥が木にいる"),
+        ("a < b and b > c", "a < b and b > c"),
+    ],
+)
+def test_captions_are_cleaned(found: str, cleaned: str) -> None:
+    assert clean_caption(found) == cleaned
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "",
+        "  ",
+        "...",
+        "12",
+        "DSC_0042.JPG",
+        "IMG-2021",
+        "my holiday.jpeg",
+        "https://example.org/a",
+        "<br>",
+        "ab",
+    ],
+)
+def test_captions_that_say_nothing(found: str) -> None:
+    assert clean_caption(found) is None
+
+
+def test_long_captions_are_cut_between_words() -> None:
+    assert clean_caption("one two three four", longest=13) == "one two three"
+    assert clean_caption("one two three four", longest=12) == "one two"
+    assert clean_caption("abcdefgh", longest=4) == "abcd"
+
+
+@given(st.text(max_size=200), st.integers(5, 50))
+def test_any_text_comes_out_clean(text: str, longest: int) -> None:
+    cleaned = clean_caption(text, longest)
+    if cleaned is not None:
+        assert cleaned == " ".join(cleaned.split())
+        assert len(cleaned) <= longest
+        assert cleaned.isprintable() or any(not character.isprintable() for character in text)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("https://image.shutterstock.com/image-photo/a.jpg", "shutterstock.com"),
+        ("http://ALAMY.com:8080/x", "alamy.com"),
+        ("https://user@c8.alamy.com./x", "alamy.com"),
+        ("https://stock.adobe.com/x", "stock.adobe.com"),
+        ("https://blog.adobe.com/x", None),
+        ("https://notalamy.com/x", None),
+        ("https://example.org/alamy.com/x", None),
+        ("alamy.com/x", None),
+        ("http://[broken", None),
+        ("", None),
+    ],
+)
+def test_hosts_of_watermarked_pictures(address: str, host: str | None) -> None:
+    assert watermark_host(address) == host
+
+
+def test_sizes() -> None:
+    def problem(width: int, height: int) -> str | None:
+        return size_problem(Image.new("1", (width, height)), smallest_side=64, longest_shape=3)
+
+    assert problem(64, 192) is None
+    assert problem(192, 64) is None
+    assert problem(63, 100) == "too small"
+    assert problem(64, 193) == "too long"

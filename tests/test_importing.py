@@ -1,0 +1,248 @@
+"""Making a model of original files, and of repositories of the hub."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flax import serialization
+
+from smalti.errors import InvalidInputError, ModelError
+from smalti.models import importing
+from smalti.models.bart import DalleBart
+from smalti.models.folder import ModelFolder
+from smalti.models.importing import DEFAULT_CLIP, import_model
+from smalti.models.layers import flatten
+from smalti.models.tensor_names import MIN_DALLE_BART
+from smalti.models.text import TextTokenizer
+from smalti.models.vqgan import VQGAN
+from smalti.parameters import Counts, SamplingParameters
+
+WORDS_FILE = "enwiki-words-frequency.txt"
+
+
+@pytest.fixture
+def originals(tiny: ModelFolder, golden: Path, tmp_path: Path) -> Path:
+    """The tiny model as the original has it: a folder for the transformer, one for the VQGAN, and a CLIP."""
+    folder = tmp_path / "originals"
+    shutil.copytree(tiny.clip_source, folder / "clip")
+    for part, params in (
+        ("bart", DalleBart.load(tiny.bart_folder).params),
+        ("vqgan", VQGAN.load(tiny.vqgan_folder).params),
+    ):
+        (folder / part).mkdir()
+        (folder / part / "flax_model.msgpack").write_bytes(serialization.to_bytes(params))
+        shutil.copy(tiny.path / part / "config.json", folder / part)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        shutil.copy(tiny.text_folder / name, folder / "bart")
+    shutil.copy(golden / "text" / "words-frequency.txt", folder / "bart" / WORDS_FILE)
+    (folder / "bart" / "README.md").touch()
+    return folder
+
+
+@pytest.fixture
+def make(originals: Path, tmp_path: Path) -> Callable[..., ModelFolder]:
+    """Imports the originals into `tmp_path / "made"`, with changes to the arguments."""
+
+    def run(**changes: Any) -> ModelFolder:
+        arguments: dict[str, Any] = {
+            "name": "mosaic",
+            "licence": "Apache-2.0",
+            "bart": originals / "bart",
+            "vqgan": originals / "vqgan",
+            "clip": originals / "clip",
+            "out": tmp_path / "made",
+        }
+        arguments |= changes
+        return import_model(arguments.pop("name"), **arguments)
+
+    return run
+
+
+def refusal(action: Callable[[], object], place: Path) -> str:
+    """The line with which an import is refused; nothing of it may stay."""
+    before = sorted(place.rglob("*"))
+    with pytest.raises((ModelError, InvalidInputError)) as caught:
+        action()
+    assert sorted(place.rglob("*")) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same_weights(found: ModelFolder, wanted: ModelFolder) -> bool:
+    pairs = (
+        (DalleBart.load(found.bart_folder).params, DalleBart.load(wanted.bart_folder).params),
+        (VQGAN.load(found.vqgan_folder).params, VQGAN.load(wanted.vqgan_folder).params),
+    )
+    for ours, theirs in pairs:
+        left, right = flatten(ours), flatten(theirs)
+        if left.keys() != right.keys() or not all(np.array_equal(left[name], right[name]) for name in left):
+            return False
+    return True
+
+
+def test_originals_become_a_model(
+    make: Callable[..., ModelFolder], tiny: ModelFolder, tmp_path: Path, golden: Path
+) -> None:
+    sampling, defaults = SamplingParameters(top_k=256), Counts(n=1, candidates=2)
+    made = make(description="Small.", source="the tests", sampling=sampling, defaults=defaults)
+    assert made == ModelFolder.open(tmp_path / "made")
+    assert made.verify() == []
+    assert (made.name, made.manifest.description, made.manifest.source) == ("mosaic", "Small.", "the tests")
+    assert (made.sampling, made.defaults) == (sampling, defaults)
+    assert {path.name for path in made.path.rglob("*") if path.is_file()} == {
+        "model.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        WORDS_FILE,
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    }
+    assert same_weights(made, tiny)
+    words = (golden / "text" / "words-frequency.txt").read_bytes()
+    assert (made.text_folder / WORDS_FILE).read_bytes() == words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "originals"]
+
+
+def test_model_goes_among_those_of_the_user(
+    make: Callable[..., ModelFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALTI_MODELS", str(tmp_path / "not yet" / "there"))
+    assert make(out=None).path == tmp_path / "not yet" / "there" / "mosaic"
+
+
+def test_same_originals_make_the_same_revision(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
+    assert make().revision == make(out=tmp_path / "again", name="again").revision
+
+
+def test_clip_by_name_is_not_copied(make: Callable[..., ModelFolder]) -> None:
+    made = make(clip=DEFAULT_CLIP)
+    assert made.clip_source == DEFAULT_CLIP
+    assert not (made.path / "clip").exists()
+
+
+def test_file_of_a_vqgan_and_text_from_elsewhere(
+    make: Callable[..., ModelFolder], originals: Path, tiny: ModelFolder
+) -> None:
+    (originals / "text").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (originals / "bart" / name).rename(originals / "text" / name)
+    (originals / "bart" / "tokenizer.json").unlink()
+    made = make(vqgan=originals / "vqgan" / "flax_model.msgpack", text=originals / "text")
+    assert same_weights(made, tiny)
+    assert sorted(path.name for path in made.text_folder.iterdir()) == ["merges.txt", "vocab.json"]
+    assert made.verify() == []
+
+
+def write_min_dalle(originals: Path, suffix: str) -> None:
+    """Turns the transformer into min-dalle's files of the larger or the smaller model."""
+    folder = originals / "bart"
+    weights = flatten(DalleBart.load(folder).params)
+    (folder / "flax_model.msgpack").unlink()
+    for part, prefixes in (("encoder", ("model/encoder/",)), ("decoder", ("model/decoder/", "lm_head/"))):
+        state = {}
+        for name, spelling in MIN_DALLE_BART.spell(
+            {name: leaf.shape for name, leaf in weights.items()}
+        ).items():
+            if name.startswith(prefixes):
+                layers = weights[name] if spelling.stacked else [weights[name]]
+                for their_name, layer in zip(spelling.names, layers, strict=True):
+                    ours = np.asarray(layer)
+                    state[their_name] = torch.tensor(ours if spelling.axes is None else ours.T.copy())
+        torch.save(state, folder / f"{part}{suffix}.pt")
+    for name in ("vocab.json", "merges.txt"):
+        stem, dot, kind = name.partition(".")
+        (folder / name).rename(folder / f"{stem}{suffix}{dot}{kind}")
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("suffix", ["", "_mini"])
+def test_files_of_min_dalle(
+    make: Callable[..., ModelFolder], originals: Path, tiny: ModelFolder, suffix: str
+) -> None:
+    write_min_dalle(originals, suffix)
+    if suffix:  # Beside them, as in min-dalle's repository, is the text tokenizer of the larger model.
+        (originals / "bart" / "vocab.json").write_text("{}")
+    made = make()
+    assert same_weights(made, tiny)
+    assert made.verify() == []
+    tokenizer = TextTokenizer.load(made.text_folder, max_text_length=64, normalize=False)
+    assert (
+        tokenizer.vocabulary_size
+        == TextTokenizer.load(tiny.text_folder, max_text_length=64, normalize=False).vocabulary_size
+    )
+
+
+# What is refused, before anything is written.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bart": "vqgan"}, "config.json: d_model"),
+        ({"vqgan": "bart"}, "flax_model.msgpack: tensor "),
+        ({"bart": "nowhere"}, "no such folder"),
+        ({"vqgan": "vqgan/config.json"}, "not one of the files of weights of a VQGAN model"),
+        ({"clip": "vqgan"}, "no open_clip_config.json in it"),
+        ({"text": "vqgan"}, "no text tokenizer"),
+    ],
+)
+def test_parts_that_cannot_be_used(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    paths = {part: originals / place for part, place in changes.items()}
+    assert message in refusal(lambda: make(**paths), tmp_path)
+
+
+def test_names_and_places_that_cannot_be_used(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
+    assert "name: '../x' is not made of" in refusal(lambda: make(name="../x"), tmp_path)
+    assert "licence: " in refusal(lambda: make(licence=""), tmp_path)
+    assert "'CLIP' is no name with a pretrained tag" in refusal(lambda: make(clip="CLIP"), tmp_path)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refusal(lambda: make(out=tmp_path / "file" / "made"), tmp_path)
+    (tmp_path / "made").mkdir()
+    assert "made: is there already; remove it, or" in refusal(make, tmp_path)
+
+
+def test_damaged_weights(make: Callable[..., ModelFolder], originals: Path, tmp_path: Path) -> None:
+    path = originals / "vqgan" / "flax_model.msgpack"
+    os.truncate(path, path.stat().st_size // 2)
+    assert "cut short in tensor" in refusal(make, tmp_path)
+
+
+def test_parts_of_different_models(make: Callable[..., ModelFolder], originals: Path, tmp_path: Path) -> None:
+    config = originals / "vqgan" / "config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {"resolution": 64, "attn_resolutions": [8]}))
+    assert "they do not belong together" in refusal(make, tmp_path)
+
+
+def test_weights_without_a_configuration(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
+) -> None:
+    (originals / "vqgan" / "config.json").unlink()
+    message = refusal(make, tmp_path)
+    assert "no config.json is beside it, and no published model fits it" in message
+
+
+def test_interrupted_import_leaves_nothing(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(source: object, target: object) -> None:
+        """Takes the place of the copying of CLIP, the last step."""
+        assert (tmp_path / "made").parent.glob(".made.*/bart/model.safetensors")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "copy_files", interrupt)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,103 @@
+"""Models by name: where they are looked for, and what is said when there is none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smalti.errors import ModelError, ModelNotFoundError
+from smalti.models import library
+from smalti.models.folder import ModelFolder
+from smalti.models.manifest import MANIFEST_FILE
+
+
+@pytest.fixture
+def models(tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder of models, with one in it."""
+    folder = tmp_path / "models"
+    shutil.copytree(tiny.path, folder / "mosaic")
+    monkeypatch.setenv("SMALTI_MODELS", str(folder))
+    monkeypatch.delenv("SMALTI_MODEL", raising=False)
+    return folder
+
+
+def shipped_names() -> list[str]:
+    return [entry.name for entry in library.list_models() if entry.shipped]
+
+
+def test_model_is_found_by_name_and_by_folder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("mosaic", models / "mosaic", str(models / "mosaic"), f"{models}/mosaic/"):
+        assert library.find(place).path == models / "mosaic"
+    monkeypatch.chdir(models)
+    assert library.find("./mosaic").path == Path("mosaic")
+    shutil.copytree("mosaic", models.parent / "cwd" / "here")
+    monkeypatch.chdir(models.parent / "cwd")
+    assert library.find("here").path == Path("here")
+
+
+def test_name_goes_before_a_folder_of_that_name(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models.parent / "mosaic").mkdir()
+    monkeypatch.chdir(models.parent)
+    assert library.find("mosaic").path == models / "mosaic"
+
+
+def test_no_name_is_the_setting_or_what_comes_with_smalti(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert library.find().path.parent == library.SHIPPED
+    monkeypatch.setenv("SMALTI_MODEL", "mosaic")
+    assert library.find().path == models / "mosaic"
+    monkeypatch.setenv("SMALTI_MODEL", "gone")
+    with pytest.raises(ModelNotFoundError, match="no model is called gone"):
+        library.find()
+
+
+def test_model_of_the_user_goes_before_one_that_comes_with_smalti(models: Path) -> None:
+    (name, *_) = shipped_names()
+    assert library.find(name).path == library.SHIPPED / name
+    shutil.copytree(models / "mosaic", models / name)
+    assert library.find(name).path == models / name
+    assert {entry.name: entry.path for entry in library.list_models()}[name] == models / name
+
+
+def test_unknown_name_gets_the_near_ones_and_the_list(models: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        library.find("mosiac")
+    known = ", ".join(sorted(["mosaic", *shipped_names()]))
+    assert str(caught.value) == f"no model is called mosiac; did you mean mosaic? There are: {known}"
+    with pytest.raises(ModelNotFoundError) as caught:
+        library.find("zzz")
+    assert str(caught.value) == f"no model is called zzz; there are: {known}"
+    with pytest.raises(ModelNotFoundError, match="there is no such folder; give one, or a name; there are: "):
+        library.find(models / "zzz")
+
+
+def test_folder_that_is_no_model(models: Path) -> None:
+    with pytest.raises(ModelError, match=r"is no model: no model\.json in it"):
+        library.find(models)
+
+
+def test_list_holds_what_cannot_be_used_too(models: Path) -> None:
+    (models / "broken").mkdir()
+    (models / "broken" / MANIFEST_FILE).write_text("{")
+    (models / "no model").mkdir()
+    shutil.copytree(models / "mosaic", models / ".mosaic.partial")
+    mine = {entry.name: entry for entry in library.list_models() if not entry.shipped}
+    assert list(mine) == ["broken", "mosaic"]
+    assert mine["mosaic"].model == ModelFolder.open(models / "mosaic")
+    assert mine["broken"].model is None
+    assert "cannot be read as JSON" in mine["broken"].problem
+
+
+def test_no_folder_of_models_is_an_empty_one(models: Path) -> None:
+    shutil.rmtree(models)
+    assert [entry.name for entry in library.list_models()] == shipped_names()
+
+
+def test_what_comes_with_smalti_is_whole() -> None:
+    for entry in library.list_models():
+        if entry.shipped:
+            assert entry.model is not None
+            assert entry.model.verify() == []
+            assert entry.name == json.loads((entry.path / MANIFEST_FILE).read_text())["name"]

@@ -1,0 +1,45 @@
+"""The settings: where they come from, and that all of them are documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from smalti.errors import InvalidInputError
+from smalti.settings import PREFIX, Settings, settings
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
+
+
+def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALTI_MODELS", "/somewhere")
+    monkeypatch.setenv("SMALTI_OFFLINE", "1")
+    monkeypatch.setenv("SMALTI_HUB_CACHE", "")
+    assert settings().models == Path("/somewhere")
+    assert settings().offline
+    assert settings().hub_cache is None
+
+
+def test_models_are_kept_where_the_xdg_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMALTI_MODELS", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for data, folder in (
+        ("/data", "/data/smalti/models"),
+        ("", "/home/somebody/.local/share/smalti/models"),
+        ("relative", "/home/somebody/.local/share/smalti/models"),
+    ):
+        monkeypatch.setenv("XDG_DATA_HOME", data)
+        assert settings().models == Path(folder)
+
+
+def test_value_that_cannot_be_used_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALTI_OFFLINE", "perhaps")
+    with pytest.raises(InvalidInputError, match=r"^SMALTI_OFFLINE: input should be a valid boolean"):
+        settings()
+
+
+def test_every_setting_is_documented() -> None:
+    variables = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    rows = re.findall(r"^\| `(SMALTI_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(variables)
+    assert all(field.description for field in Settings.model_fields.values())
