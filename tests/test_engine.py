@@ -1,0 +1,333 @@
+"""The generator's loop: who is drawn when, and what happens when something ends early or breaks."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jaxtyping import Int
+
+from smalti.engines.decode_batch import DecodeBatch
+from smalti.engines.decode_state import Prefix
+from smalti.engines.encoder import Encoding
+from smalti.engines.generator import GeneratorEngine
+from smalti.engines.requests import (
+    Candidate,
+    EngineFailedError,
+    EngineFullError,
+    GenerationRequest,
+    Priority,
+    RequestCancelledError,
+    RequestExpiredError,
+)
+from smalti.engines.waiting_line import BATCH_TURN
+from smalti.models.bart import DalleBart
+from smalti.parameters import SamplingParameters
+
+VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
+SLOTS = 4
+WAIT = 60.0
+
+
+class GatedBatch(DecodeBatch):
+    """A batch that draws a quantum only when it is let, and remembers what began and what was freed."""
+
+    gate: threading.Semaphore
+    stepping: threading.Semaphore
+    begun: list[tuple[int, int]]
+    freed: list[int]
+    error: BaseException | None = None
+
+    def step(self) -> Int[np.ndarray, "slots quantum"]:
+        self.stepping.release()
+        self.gate.acquire()
+        if self.error is not None:
+            raise self.error
+        return super().step()
+
+    def insert(
+        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
+    ) -> None:
+        self.begun += [(candidate.seed, candidate.index) for candidate in candidates]
+        super().insert(prefix, slots, candidates, given)
+
+    def release(self, slots: Sequence[int]) -> None:
+        self.freed += slots
+        super().release(slots)
+
+    def open_gate(self, quanta: int = 10**6) -> None:
+        self.gate.release(quanta)
+
+
+@pytest.fixture(scope="module")
+def model(golden: Path) -> tuple[DalleBart, Any]:
+    folder = golden / "dallebart_scan"
+    return DalleBart.load(folder), np.load(folder / "expected.npz")
+
+
+def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
+    bart, expected = model
+    unconditional = Encoding(expected["uncond_encoder_hidden"][0], expected["uncond_attention_mask"][0])
+    batch = GatedBatch(bart, unconditional, slots=SLOTS, **options)
+    batch.gate, batch.stepping = threading.Semaphore(1), threading.Semaphore(0)  # 1: warming up draws a quantum.
+    batch.begun, batch.freed = [], []
+    return batch
+
+
+@pytest.fixture
+def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, GatedBatch]]:
+    """An engine that is warm, with its gate closed."""
+    batch = make(model)
+    engine = GeneratorEngine(batch, most_waiting=8)
+    engine.start()
+    assert engine.ready.wait(WAIT)
+    batch.stepping.acquire()
+    yield engine, batch
+    batch.open_gate()
+    engine.close()
+
+
+def request(model: tuple[DalleBart, Any], count: int, seed: int = 1, row: int = 0, **options: Any) -> GenerationRequest:
+    _, expected = model
+    encoding = Encoding(expected["encoder_hidden"][row], expected["attention_mask"][row])
+    return GenerationRequest(encoding, tuple(Candidate(seed, index, VARIED) for index in range(count)), **options)
+
+
+@pytest.fixture(scope="module")
+def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
+    """The tokens of ten candidates, drawn one after the other."""
+    batch = make(model)
+    batch.open_gate()
+    engine = GeneratorEngine(batch)
+    whole = request(model, 10)
+    drawn = [engine.submit(GenerationRequest(whole.encoding, (one,))).result(WAIT) for one in whole.candidates]
+    engine.close()
+    return np.concatenate(drawn)
+
+
+@pytest.mark.parametrize("quantum", [1, 3, 4, 16])
+def test_tokens_are_the_same_with_any_quantum_and_in_a_full_batch(
+    model: tuple[DalleBart, Any], alone: np.ndarray, quantum: int
+) -> None:
+    batch = make(model, quantum=quantum)
+    batch.open_gate()
+    engine = GeneratorEngine(batch)
+    np.testing.assert_array_equal(engine.submit(request(model, 10)).result(WAIT), alone)
+    engine.close()
+
+
+def test_tokens_are_the_same_when_admitted_late(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch], alone: np.ndarray
+) -> None:
+    engine, batch = gated
+    early = engine.submit(request(model, 2, seed=9, row=1))
+    batch.stepping.acquire(timeout=WAIT)
+    batch.open_gate(2)  # The late request begins at another place of the picture, in the slots that are left.
+    for _ in range(2):
+        assert batch.stepping.acquire(timeout=WAIT)
+    late = engine.submit(request(model, 3))
+    batch.open_gate()
+    np.testing.assert_array_equal(late.result(WAIT), alone[:3])
+    np.testing.assert_array_equal(early.result(WAIT), engine.submit(request(model, 2, seed=9, row=1)).result(WAIT))
+
+
+def test_rows_are_handed_over_as_they_are_drawn(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch], alone: np.ndarray
+) -> None:
+    engine, batch = gated
+    handle = engine.submit(request(model, 1))
+    rows = handle.rows()
+    for number in range(4):
+        batch.open_gate(1)
+        drawn = next(rows)
+        assert (drawn.candidate, drawn.start) == (0, 4 * number)
+        np.testing.assert_array_equal(drawn.tokens, alone[0, 4 * number : 4 * number + 4])
+    assert list(rows) == []
+
+
+def test_given_tokens_are_continued(model: tuple[DalleBart, Any], alone: np.ndarray) -> None:
+    batch = make(model)
+    batch.open_gate()
+    engine = GeneratorEngine(batch)
+    for length in (1, 6, 15):
+        given = tuple(int(token) for token in alone[0, :length])
+        # Candidate 0 goes on as it did by itself; candidate 1 goes on from another's beginning.
+        drawn = engine.submit(request(model, 2, given=given)).result(WAIT)
+        np.testing.assert_array_equal(drawn[0], alone[0])
+        np.testing.assert_array_equal(drawn[1, :length], alone[0, :length])
+    whole = tuple(int(token) for token in alone[0])
+    np.testing.assert_array_equal(engine.submit(request(model, 1, given=whole)).result(WAIT), alone[:1])
+    engine.close()
+
+
+def test_cancelled_request_frees_its_slots_within_a_quantum(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch], alone: np.ndarray
+) -> None:
+    engine, batch = gated
+    handle = engine.submit(request(model, SLOTS, seed=2))
+    assert batch.stepping.acquire(timeout=WAIT)
+    waiting = engine.submit(request(model, 2))
+    handle.cancel()
+    with pytest.raises(RequestCancelledError):
+        handle.result(WAIT)
+    batch.open_gate(1)
+    assert batch.stepping.acquire(timeout=WAIT)
+    assert sorted(batch.freed) == list(range(SLOTS))
+    assert batch.begun[SLOTS:] == [(1, 0), (1, 1)]
+    batch.open_gate()
+    np.testing.assert_array_equal(waiting.result(WAIT), alone[:2])
+
+
+def test_request_that_waits_can_be_cancelled(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    first = engine.submit(request(model, SLOTS, seed=2))
+    second = engine.submit(request(model, 2, seed=3))
+    second.cancel()
+    with pytest.raises(RequestCancelledError):
+        next(second.rows())
+    batch.open_gate()
+    first.result(WAIT)
+    assert {seed for seed, _ in batch.begun} == {2}
+
+
+def test_expired_request_costs_nothing(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    expired = engine.submit(request(model, 2, seed=5, deadline=time.monotonic()))
+    with pytest.raises(RequestExpiredError):
+        expired.result(WAIT)
+    batch.open_gate()
+    engine.submit(request(model, 1)).result(WAIT)
+    assert {seed for seed, _ in batch.begun} == {1}
+
+
+def test_full_line_refuses_at_once_with_the_time_to_wait(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    engine.submit(request(model, SLOTS))
+    assert batch.stepping.acquire(timeout=WAIT)
+    waiting = engine.submit(request(model, 8, seed=2))
+    with pytest.raises(EngineFullError, match="8 candidates are waiting") as full:
+        engine.submit(request(model, 1, seed=3))
+    assert full.value.retry_after >= 1
+    assert engine.waiting == 8
+    batch.open_gate()
+    waiting.result(WAIT)
+    engine.submit(request(model, 1, seed=3)).result(WAIT)
+
+
+def test_request_larger_than_slots_and_line_is_drawn(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    batch.open_gate()
+    drawn = engine.submit(request(model, 30)).result(WAIT)
+    assert len({tuple(row) for row in drawn.tolist()}) == 30
+
+
+def test_interactive_goes_first(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    engine.submit(request(model, SLOTS, seed=100))
+    assert batch.stepping.acquire(timeout=WAIT)
+    slow = engine.submit(request(model, 2, seed=200, priority=Priority.BATCH))
+    quick = [engine.submit(request(model, 1, seed=seed)) for seed in range(6)]
+    batch.open_gate()
+    for handle in (*quick, slow):
+        handle.result(WAIT)
+    order = [seed for seed, _ in batch.begun[SLOTS:]]
+    assert order[:6] == list(range(6))
+
+
+def test_batch_gets_its_share_while_interactive_requests_wait(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    engine._line.most_candidates = 1000
+    blocker = engine.submit(request(model, SLOTS, seed=100))
+    assert batch.stepping.acquire(timeout=WAIT)
+    slow = engine.submit(request(model, 3, seed=200, priority=Priority.BATCH))
+    quick = engine.submit(request(model, 4 * BATCH_TURN, seed=1))
+    batch.open_gate()
+    for handle in (blocker, slow, quick):
+        handle.result(WAIT)
+    order = [seed for seed, _ in batch.begun[SLOTS:]]
+    assert [place for place, seed in enumerate(order) if seed == 200] == [
+        turn * BATCH_TURN - 1 for turn in range(1, 4)
+    ]
+
+
+def test_dead_loop_fails_every_request_with_the_cause(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    running, waiting = (engine.submit(request(model, SLOTS, seed=seed)) for seed in (1, 2))
+    assert engine.healthy
+    batch.error = MemoryError("the device is full")
+    batch.open_gate()
+    for handle in (running, waiting):
+        with pytest.raises(EngineFailedError, match="the device is full") as failed:
+            handle.result(WAIT)
+        assert isinstance(failed.value.__cause__, MemoryError)
+    assert not engine.healthy
+    with pytest.raises(EngineFailedError, match="the device is full"):
+        engine.submit(request(model, 1))
+
+
+def test_hanging_loop_is_given_up(model: tuple[DalleBart, Any]) -> None:
+    batch = make(model)
+    engine = GeneratorEngine(batch, stall_seconds=0.5)
+    engine.start()
+    assert engine.ready.wait(WAIT)
+    handle = engine.submit(request(model, 1))
+    with pytest.raises(EngineFailedError, match="no progress"):
+        handle.result(WAIT)
+    assert isinstance(engine.failure, TimeoutError)
+    batch.open_gate()
+    engine.close()
+
+
+def test_idle_engine_is_not_taken_for_a_hanging_one(model: tuple[DalleBart, Any]) -> None:
+    batch = make(model)
+    batch.open_gate()
+    engine = GeneratorEngine(batch, stall_seconds=0.2)
+    engine.submit(request(model, 1)).result(WAIT)
+    # Five times as long as it takes to be given up: an event that never comes keeps the time.
+    assert not threading.Event().wait(1.0)
+    assert engine.healthy
+    engine.submit(request(model, 1)).result(WAIT)
+    engine.close()
+
+
+def test_closed_engine_fails_what_is_left_and_takes_nothing(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, batch = gated
+    handle = engine.submit(request(model, 1))
+    assert batch.stepping.acquire(timeout=WAIT)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    batch.open_gate(1)
+    closing.join(WAIT)
+    assert not closing.is_alive()
+    with pytest.raises(EngineFailedError, match="closed"):
+        handle.result(WAIT)
+    with pytest.raises(EngineFailedError, match="closed"):
+        engine.submit(request(model, 1))
+
+
+def test_request_without_candidates_is_done_at_once(
+    model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
+) -> None:
+    engine, _ = gated
+    handle = engine.submit(request(model, 0))
+    assert handle.result(0.0).shape == (0, 16)
+    assert list(handle.rows()) == []
