@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from smalti.engines.decode_batch import DecodeBatch
 from smalti.engines.decode_state import Prefix
-from smalti.engines.encoder import Encoding
+from smalti.engines.encoding import Encoding
 from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import (
     Candidate,

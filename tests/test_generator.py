@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from smalti.engines import decode_step
-from smalti.engines.encoder import Encoding
+from smalti.engines.encoding import Encoding
 from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import Candidate
 from smalti.engines.sampling import draw, guide, seed_words, uniforms

@@ -13,10 +13,9 @@ import torch
 from flax import serialization
 
 from smalti.errors import InvalidInputError, ModelError
-from smalti.models import importing
 from smalti.models.bart import DalleBart
 from smalti.models.folder import ModelFolder
-from smalti.models.importing import DEFAULT_CLIP, import_model
+from smalti.models.importing import DEFAULT_CLIP, import_model, new_folder
 from smalti.models.layers import flatten
 from smalti.models.tensor_names import MIN_DALLE_BART
 from smalti.models.text import TextTokenizer
@@ -187,8 +186,8 @@ def test_files_of_min_dalle(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bart": "vqgan"}, "config.json: d_model"),
-        ({"vqgan": "bart"}, "flax_model.msgpack: tensor "),
+        ({"bart": "vqgan"}, "tensor lm_head/kernel of shape (1024, 16385) is missing"),
+        ({"vqgan": "bart"}, "tensor decoder/conv_in/bias of shape (512,) is missing"),
         ({"bart": "nowhere"}, "no such folder"),
         ({"vqgan": "vqgan/config.json"}, "not one of the files of weights of a VQGAN model"),
         ({"clip": "vqgan"}, "no open_clip_config.json in it"),
@@ -233,16 +232,21 @@ def test_weights_without_a_configuration(
     assert "no config.json is beside it, and no published model fits it" in message
 
 
-def test_interrupted_import_leaves_nothing(
-    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_import_that_fails_at_its_end_leaves_nothing(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
 ) -> None:
-    def interrupt(source: object, target: object) -> None:
-        """Takes the place of the copying of CLIP, the last step."""
-        assert (tmp_path / "made").parent.glob(".made.*/bart/model.safetensors")
-        raise KeyboardInterrupt
+    # CLIP is copied last; a pipe cannot be.
+    os.mkfifo(originals / "clip" / "pipe")
+    assert "is a named pipe" in refusal(make, tmp_path)
 
-    monkeypatch.setattr(importing, "copy_files", interrupt)
-    before = sorted(tmp_path.rglob("*"))
+
+def test_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with new_folder(tmp_path / "made") as folder:
+            (folder / "part").mkdir()
+            (folder / "part" / "weights").write_bytes(b"half")
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        make()
-    assert sorted(tmp_path.rglob("*")) == before
+        write_half()
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.models.text import (
@@ -156,10 +157,15 @@ def test_both_forms_of_files_are_the_same_tokenizer(folder: Path, tmp_path: Path
     assert first.vocabulary_size == second.vocabulary_size
 
 
-def test_lengths_in_the_file_do_not_count(folder: Path, tmp_path: Path, vocabulary: dict[str, int]) -> None:
+def test_lengths_and_layout_in_the_file_do_not_count(
+    folder: Path, tmp_path: Path, vocabulary: dict[str, int]
+) -> None:
     file = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     file.enable_truncation(max_length=1)
     file.enable_padding(length=100)
+    file.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", END)]
+    )
     file.save(str(tmp_path / TOKENIZER_FILE))
     text = TextTokenizer.load(tmp_path, max_text_length=6, normalize=True)(["red cat"])
     assert text.input_ids.tolist() == [[START, vocabulary["Ġred"], vocabulary["Ġcat"], END, PAD, PAD]]

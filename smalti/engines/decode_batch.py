@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from smalti.engines.decode_state import Prefix, Sampling, empty_state
 from smalti.engines.decode_step import insert, insert_primed, prefill, prime, release, step
 from smalti.engines.decode_weights import decoder_weights
-from smalti.engines.encoder import Encoding
+from smalti.engines.encoding import Encoding
 from smalti.engines.requests import Candidate
 from smalti.engines.sampling import seed_words
 from smalti.errors import ConfigError

@@ -1,23 +1,12 @@
 """The text encoder: prompts in, encodings out."""
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from smalti.engines.encoding import Encoding
 from smalti.models.bart import DalleBart
 from smalti.models.text import TextTokenizer, TokenizedText
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The text encoder's hidden states for one prompt, and which of its places hold text."""
-
-    states: Float[np.ndarray, "places d_model"]
-    mask: Int[np.ndarray, "places"]
-    cut: bool = False
-    """Whether the prompt was longer than the model reads, so that its end is missing."""
 
 
 class EncoderEngine:

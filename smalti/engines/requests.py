@@ -10,7 +10,7 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Int
 
-from smalti.engines.encoder import Encoding
+from smalti.engines.encoding import Encoding
 from smalti.errors import SmaltiError
 from smalti.parameters import SamplingParameters
 

@@ -32,7 +32,8 @@ from smalti.models.manifest import MANIFEST_FILE, read_manifest
 from smalti.settings import settings
 
 CARD_FILE = "README.md"
-WEIGHTS_FILES = ("config.json", "flax_model.msgpack")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "flax_model.msgpack"
 
 
 class Hub:
@@ -129,15 +130,25 @@ def pull_model(
     name = name or repository.rpartition("/")[2]
     out = check_place(name, out)
     licence = licence or _licence(start, repository)
+    transformer = _originals(hub, repository, revision, TEXT_FILES)
     return import_model(
         name,
         licence=licence,
-        bart=hub.fetch(repository, revision, (*WEIGHTS_FILES, *TEXT_FILES)),
-        vqgan=hub.fetch(vqgan, None, WEIGHTS_FILES),
+        bart=transformer,
+        vqgan=_originals(hub, vqgan, None),
         clip=clip,
         out=out,
         source=f"https://huggingface.co/{repository}",
     )
+
+
+def _originals(hub: Hub, repository: str, revision: str | None, others: tuple[str, ...] = ()) -> Path:
+    folder = hub.fetch(repository, revision, (CONFIG_FILE, WEIGHTS_FILE, *others))
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            f"{repository}: holds neither a {MANIFEST_FILE} nor a {WEIGHTS_FILE}; it cannot be pulled"
+        )
+    return folder
 
 
 def _take(

@@ -49,20 +49,19 @@ def find(model: str | Path | None = None) -> ModelFolder:
     if model is None:
         shipped = [path for path in places.values() if path.parent == SHIPPED]
         if not shipped:
-            raise ModelNotFoundError(f"no model comes with this Smalti; name one; {_known(places)}")
+            raise ModelNotFoundError(f"no model comes with this Smalti; name one. {_known(places)}")
         return ModelFolder.open(shipped[0])
     if isinstance(model, str) and model in places:
         return ModelFolder.open(places[model])
     if isinstance(model, Path) or "/" in model or Path(model).is_dir():
         if not Path(model).exists():
             raise ModelNotFoundError(
-                f"{model}: there is no such folder; give one, or a name; {_known(places)}"
+                f"{model}: there is no such folder; give one, or a name. {_known(places)}"
             )
         return ModelFolder.open(model)
     near = " or ".join(difflib.get_close_matches(model, places, n=3))
-    if near:
-        raise ModelNotFoundError(f"no model is called {model}; did you mean {near}? T{_known(places)[1:]}")
-    raise ModelNotFoundError(f"no model is called {model}; {_known(places)}")
+    meant = f" Did you mean {near}?" if near else ""
+    raise ModelNotFoundError(f"no model is called {model}.{meant} {_known(places)}")
 
 
 def list_models() -> list[Listed]:
@@ -88,4 +87,4 @@ def _places() -> dict[str, Path]:
 
 
 def _known(places: dict[str, Path]) -> str:
-    return f"there are: {', '.join(sorted(places))}" if places else "there are none yet, see `smalti import`"
+    return f"There are: {', '.join(sorted(places))}" if places else "There are none yet; see `smalti import`"

@@ -80,8 +80,7 @@ class TextTokenizer:
     def __call__(self, prompts: Sequence[str]) -> TokenizedText:
         """Returns prompts as ids; of one that is too long the end is cut off, and `</s>` closes what is left.
 
-        As in the original, `</s>` and its like in a prompt are read as the special tokens; normalising removes
-        them.
+        As in the original, `</s>` and its like in a prompt are read as special tokens; normalising removes them.
 
         Raises:
             InvalidInputError: a prompt that is not normalised holds half of a surrogate pair.

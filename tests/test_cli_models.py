@@ -1,0 +1,104 @@
+"""`smalti models`, `verify`, `import` and `pull`, as they are typed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smalti.cli import run
+from smalti.models.folder import ModelFolder
+from smalti.models.library import SHIPPED
+
+
+@pytest.fixture
+def models(tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder of models, with one in it."""
+    folder = tmp_path / "models"
+    shutil.copytree(tiny.path, folder / "mosaic")
+    monkeypatch.setenv("SMALTI_MODELS", str(folder))
+    monkeypatch.setenv("SMALTI_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+    return folder
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line with which a command is refused."""
+    assert run([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return str(line)
+
+
+def test_models_are_listed(models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "broken").mkdir()
+    (models / "broken" / "model.json").write_text("{")
+    assert run(["models"]) == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == ["name", "revision", "licence", "size", "where"]
+    by_name = {row[0]: row[1:] for row in rows}
+    size = sum(path.stat().st_size for path in tiny.path.rglob("*") if path.name not in ("model.json",)) / 1e6
+    assert by_name["mosaic"][:2] == [tiny.revision[:19], "Apache-2.0"]
+    assert float(by_name["mosaic"][2]) == pytest.approx(size, abs=0.1)
+    assert by_name["mosaic"][3:] == ["MB", str(models / "mosaic")]
+    assert " ".join(by_name["broken"]).startswith(f"{models}/broken/model.json: cannot be read as JSON")
+    shipped = [path.parent.name for path in SHIPPED.glob("*/model.json")]
+    assert sorted(by_name) == sorted(["mosaic", "broken", *shipped])
+    assert by_name[shipped[0]][-3:] == ["comes", "with", "Smalti"]
+
+
+def test_models_are_listed_as_json(
+    models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / "broken").mkdir()
+    (models / "broken" / "model.json").write_text("{")
+    assert run(["models", "--json"]) == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert entries["mosaic"] == {
+        "name": "mosaic",
+        "path": str(models / "mosaic"),
+        "shipped": False,
+        "revision": tiny.revision,
+        "licence": "Apache-2.0",
+        "size": tiny.size,
+        "description": tiny.manifest.description,
+        "source": "",
+    }
+    assert "cannot be read as JSON" in entries["broken"]["problem"]
+
+
+def test_verify(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("mosaic", models / "mosaic"):
+        assert run(["verify", str(place)]) == 0
+        assert "all well" in capsys.readouterr().out
+    (models / "mosaic" / "bart" / "merges.txt").unlink()
+    (models / "mosaic" / "extra").touch()
+    assert run(["verify", "mosaic"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{models}/mosaic/bart/merges.txt: missing",
+        f"{models}/mosaic/extra: not in model.json",
+    ]
+    assert "no model is called mosiac. Did you mean mosaic?" in complaint(capsys, "verify", "mosiac")
+
+
+def test_import(models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--bart", tiny.bart_folder, "--vqgan", tiny.vqgan_folder, "--clip", tiny.path / "clip"]
+    words = ["import", "again", *folders, "--licence", "MIT", "--description", "Small.", "--source", "here"]
+    assert run([str(word) for word in words]) == 0
+    made = ModelFolder.open(models / "again")
+    assert capsys.readouterr().out == f"again: {made.revision} in {models / 'again'}\n"
+    assert (made.manifest.licence, made.manifest.description, made.manifest.source) == (
+        "MIT",
+        "Small.",
+        "here",
+    )
+    assert "again: is there already" in complaint(capsys, *words)
+    assert "no such folder" in complaint(capsys, *words, "--bart", models / "none", "--out", models / "other")
+
+
+def test_pull(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "it is not in the cache; pull it once without offline mode"
+    assert message in complaint(capsys, "pull", "somebody/mosaic", "--offline")
+    assert "is not of the form owner/name" in complaint(capsys, "pull", "some body", "--offline")

@@ -1,0 +1,41 @@
+"""An installation can hold one service's dependencies: each engine imports with those of its extra alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+# What belongs to some extra, by the name it is imported by; everything else every installation has.
+OPTIONAL = {"emoji", "flax", "ftfy", "jax", "open_clip", "tokenizers", "torch", "torchvision", "unidecode"}
+
+ENGINES = {
+    "encoder": {"emoji", "flax", "ftfy", "jax", "tokenizers", "unidecode"},
+    "generator": {"flax", "jax"},
+    "decoder": {"flax", "jax"},
+    "ranker": {"ftfy", "open_clip", "torch", "torchvision"},  # open_clip brings ftfy.
+}
+
+IMPORT = """
+import importlib, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused!r}:
+            raise ModuleNotFoundError(f"{{name}} belongs to another extra", name=name)
+
+sys.meta_path.insert(0, Refuse())
+importlib.import_module({module!r})
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine_imports_with_its_own_extra(engine: str) -> None:
+    script = IMPORT.format(refused=OPTIONAL - ENGINES[engine], module=f"smalti.engines.{engine}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_command_starts_without_any_extra() -> None:
+    script = IMPORT.format(refused=OPTIONAL, module="smalti.cli")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
