@@ -239,9 +239,10 @@ def _embed(
     parameters: Parameters, ids: Int[Array, "batch places"], dtype: DTypeLike
 ) -> Float[Array, "batch places d_model"]:
     """Token embedding, plus that of the position, through the first layer norm."""
-    x = parameters["embed_tokens"]["embedding"][ids]
-    x = x + parameters["embed_positions"]["embedding"][: ids.shape[1]]
-    return _normalize(x.astype(dtype), parameters["layernorm_embedding"], dtype)
+    # Cast before the sum: parameters may be float16 in the file, while the sum belongs to the computation.
+    x = parameters["embed_tokens"]["embedding"][ids].astype(dtype)
+    x = x + parameters["embed_positions"]["embedding"][: ids.shape[1]].astype(dtype)
+    return _normalize(x, parameters["layernorm_embedding"], dtype)
 
 
 def _run_stack(
