@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the virtual environment brings itself, and the project.
-LEFT_OUT = {"pip", "setuptools", "wheel", "smalti"}
+LEFT_OUT = {"pip", "smalti"}
 
 
 def main() -> None:

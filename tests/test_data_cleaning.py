@@ -13,6 +13,7 @@ from training.data.cleaning import clean_caption, size_problem, watermark_host
     [
         ("  a   red\tbird\n on a wire ", "a red bird on a wire"),
         ("Fish &amp; chips", "Fish & chips"),
+        ("<b>Fish &amp; chips</b>", "Fish & chips"),
         ("<b>A bird</b> in <a href='x'>Rome</a>", "A bird in Rome"),
         ("A bird https://example.org/bird.jpg?x=1 in Rome", "A bird in Rome"),
         ("See www.example.org: a bird", "See a bird"),

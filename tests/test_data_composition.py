@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smalti.errors import InvalidInputError
+from training.data import captions as captions_module
 from training.data.attributes import SPLITS, Attributes, Figure
 from training.data.captions import grammar_words
 from training.data.colours import ramp, to_oklab, to_srgb
@@ -147,6 +148,9 @@ def test_articles(world: World) -> None:
     assert not re.search(r"\ban? (?:\w+ )?grapes", text)
     assert not re.search(r"\ba [aeio]", text)
     assert not re.search(r"\ban [^aeiou]", text)
+    on_orange = Attributes((Figure("ball"),), "plain", "orange")
+    said = captions_module.write(on_orange, np.random.default_rng(0), frozenset())
+    assert "an orange background" in said
     assert set(re.findall(r"\w+", text)) <= {
         *grammar_words(), *world.things, *world.colours, *world.backgrounds, *world.styles, "big", "small"
     }  # fmt: skip
@@ -238,7 +242,7 @@ def test_oklab_there_and_back() -> None:
     # White, and red as Ottosson gives it.
     assert to_oklab(np.array([255, 255, 255], np.uint8)) == pytest.approx([1, 0, 0], abs=1e-6)
     assert to_oklab(np.array([255, 0, 0], np.uint8)) == pytest.approx([0.628, 0.225, 0.126], abs=1e-3)
-    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15, np.uint8)] * 3), axis=-1)
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15).astype(np.uint8)] * 3), axis=-1)
     assert (to_srgb(to_oklab(colours)) == colours).all()
 
 

@@ -95,7 +95,9 @@ def write_pictures(folder: Path, side: int, count: int, column: str = "image") -
 
 def test_pictures(tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "data", 48, 70)
-    assert encode_pictures(data, Quarters(), tmp_path / "tokens", 16) == {"train": 70}
+    encoder = Quarters()
+    assert encode_pictures(data, encoder, tmp_path / "tokens", 16) == {"train": 70}
+    assert encoder.batches == [(BATCH, 16, 16, 3)] * 2
     table = pq.read_table(tmp_path / "tokens" / "train-00000.parquet")
     assert table.column_names == ["caption", "encoding", "name"]
     assert table.to_pylist()[69] == {"caption": "grey 69", "encoding": [69] * 4, "name": "69.png"}

@@ -193,6 +193,10 @@ def test_splits_have_their_shares() -> None:
     assert 340 < splits.count("validation") < 460
     assert 720 < splits.count("test") < 880
     assert split_clusters(alone, keys, {"validation": 0.1, "test": 0.2}, seed=1) != splits
+    assert (
+        split_clusters(alone[::-1] // 4, keys[::-1], {"validation": 0.5})
+        == (split_clusters(alone // 4, keys, {"validation": 0.5})[::-1])
+    )
     assert set(split_clusters(alone // 4, keys, {"validation": 0.5})[4:8]) in ({"train"}, {"validation"})
 
 

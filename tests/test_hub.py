@@ -177,7 +177,8 @@ def test_second_pull_needs_no_network(hub: LocalHub, user: Path, monkeypatch: py
 
 def test_name_revision_licence_and_place_can_be_given(user: Path) -> None:
     pulled = pull_model("somebody/mosaic", name="tiles", revision=COMMIT)
-    assert pulled.path == user / "models" / "tiles"
+    assert (pulled.path, pulled.name) == (user / "models" / "tiles", "tiles")
+    assert pulled.verify() == []
     pulled = pull_model("dalle-mini/dalle-mini", name="small", licence="CC0-1.0", out=user / "there")
     assert (pulled.path, pulled.name, pulled.manifest.licence) == (user / "there", "small", "CC0-1.0")
 

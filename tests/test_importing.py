@@ -1,9 +1,12 @@
 """Making a model of original files, and of repositories of the hub."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import torch
 from flax import serialization
 
 from smalti.errors import InvalidInputError, ModelError
+from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart
 from smalti.models.folder import ModelFolder
 from smalti.models.importing import DEFAULT_CLIP, import_model, new_folder
 from smalti.models.layers import flatten
-from smalti.models.tensor_names import MIN_DALLE_BART
+from smalti.models.published import MEGA, MINI, VQGAN_F16_16384
+from smalti.models.tensor_names import MIN_DALLE_BART, Shape
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts, SamplingParameters
@@ -250,3 +255,35 @@ def test_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_half()
     assert not list(tmp_path.iterdir())
+
+
+def test_published_sizes_have_the_published_numbers_of_weights() -> None:
+    def count(shapes: Mapping[str, Shape]) -> int:
+        return sum(math.prod(shape) for shape in shapes.values())
+
+    mini, mega = (bart.parameter_shapes(bart.DalleBartConfig.from_fields(fields)) for fields in (MINI, MEGA))
+    assert (len(mini), count(mini)) == (42, 437_833_712)
+    assert (len(mega), count(mega)) == (42, 2_587_521_024)
+    codebook = vqgan.parameter_shapes(vqgan.VQGANConfig.from_fields(VQGAN_F16_16384))
+    assert (len(codebook), count(codebook)) == (343, 76_073_859)
+
+
+def test_weights_without_a_configuration_may_be_those_of_a_published_model(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
+) -> None:
+    """A file of the VQGAN's true size, all holes; it fits, so that only the transformer is in the way."""
+    shapes = vqgan.parameter_shapes(vqgan.VQGANConfig.from_fields(VQGAN_F16_16384))
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    for config in ("none", "of the transformer"):
+        folder = tmp_path / config
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        os.truncate(folder / "model.safetensors", 8 + len(header) + end)
+        if config != "none":
+            shutil.copy(originals / "bart" / "config.json", folder)
+        message = refusal(partial(make, vqgan=folder), tmp_path)
+        assert "the transformer draws 16 tokens a picture, the VQGAN lays 256" in message

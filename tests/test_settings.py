@@ -8,7 +8,7 @@ import pytest
 from smalti.errors import InvalidInputError
 from smalti.settings import PREFIX, Settings, settings
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
+DOCUMENTS = Path(__file__).parent.parent / "docs"
 
 
 def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,7 @@ def test_value_that_cannot_be_used_names_its_variable(monkeypatch: pytest.Monkey
 
 def test_every_setting_is_documented() -> None:
     variables = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
-    rows = re.findall(r"^\| `(SMALTI_\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS.glob("*.md")]
+    rows = re.findall(r"^\| `(SMALTI_\w+)` \|", "\n".join(texts), re.MULTILINE)
     assert sorted(rows) == sorted(variables)
     assert all(field.description for field in Settings.model_fields.values())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smalti.errors import SmaltiError
+from smalti.parameters import Counts, check_counts
 
 if TYPE_CHECKING:
     from training.settings import RunSettings
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     train.command("tokenizer")(tokenizer)
     train.command("generator")(generator)
     app.add_typer(train, name="train")
+    app.command("export")(export)
 
 
 def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
@@ -69,6 +71,42 @@ def generator(
         return GeneratorTrainee(settings, parts.data, parts.tokenizer, parts.vqgan)
 
     _run(settings, make, config, out, minutes, resume)
+
+
+def export(
+    generator: Annotated[Path, typer.Option(help="The generator's run.")],
+    ranker: Annotated[
+        str, typer.Option(help="The ranker's run, a folder of open_clip, or a name with a tag: ViT-B-32:openai.")
+    ],
+    name: Annotated[str, typer.Option(help="The model's name.")],
+    licence: Annotated[str, typer.Option(help="Its licence, an SPDX identifier.")],
+    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The tokenizer's run, to check that it is the generator's. [default: none]")
+    ] = None,
+    description: Annotated[str, typer.Option(help="A sentence on the model.")] = "",
+    source: Annotated[str, typer.Option(help="Where it is from.")] = "",
+    n: Annotated[int, typer.Option("--n", help="Pictures that the model keeps by default.")] = Counts().n,
+    candidates: Annotated[int, typer.Option(help="Candidates that it draws by default.")] = Counts().candidates,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Turn runs into a model folder, which `smalti generate` and the services load."""
+    _require_training()
+    from training.export import export as export_model
+
+    folder = export_model(
+        generator,
+        ranker,
+        out,
+        name=name,
+        licence=licence,
+        tokenizer=tokenizer,
+        description=description,
+        source=source,
+        defaults=check_counts(n, candidates),
+        overwrite=overwrite,
+    )
+    print(f"{folder.name}, {folder.size / 1e6:.1f} MB, {folder.revision}: {out}")
 
 
 def _run(

@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from smalti.errors import ModelError
-from smalti.files import write_atomically
-from smalti.models.manifest import FORMAT, MANIFEST_FILE, ClipFolder, Manifest, parse_manifest, read_manifest
+from smalti.models.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    ClipFolder,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 from smalti.parameters import Counts, SamplingParameters
 
 
@@ -89,9 +96,10 @@ class ModelFolder:
             "defaults": (defaults or Counts()).model_dump(),
             "files": files,
         }
+        # Before it is written: a folder that lacks a part stays without a `model.json`.
         folder = cls(path, parse_manifest(path / MANIFEST_FILE, fields))
         folder._check_parts()
-        write_atomically(path / MANIFEST_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+        write_manifest(path, fields)
         return folder
 
     @property

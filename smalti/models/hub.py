@@ -1,6 +1,7 @@
 """Pulling a model from the Hugging Face hub, or from the cache of what was pulled before."""
 
 import glob
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ from smalti.models.importing import (
     new_folder,
     refuse,
 )
-from smalti.models.manifest import MANIFEST_FILE, read_manifest
+from smalti.models.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from smalti.settings import settings
 
 CARD_FILE = "README.md"
@@ -155,15 +156,17 @@ def _take(
     hub: Hub, repository: str, revision: str | None, start: Path, name: str | None, out: Path | None
 ) -> ModelFolder:
     manifest = read_manifest(start)
-    out = check_place(name or manifest.name, out)
+    name = name or manifest.name
+    out = check_place(name, out)
     # What it lists and no more: a name of it is not a pattern.
     snapshot = hub.fetch(repository, revision, [glob.escape(file) for file in manifest.files])
     with new_folder(out) as temporary:
-        for file in (MANIFEST_FILE, *manifest.files):
+        for file in manifest.files:
             if not (snapshot / file).is_file():
                 raise ModelError(f"{repository}: {file} is missing, which its {MANIFEST_FILE} lists")
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             _link(snapshot / file, temporary / file)
+        write_manifest(temporary, json.loads((start / MANIFEST_FILE).read_bytes()) | {"name": name})
         refuse(ModelFolder.open(temporary).verify())
     return ModelFolder.open(out)
 

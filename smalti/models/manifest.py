@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from smalti.errors import InvalidInputError, ModelError
+from smalti.files import write_atomically
 from smalti.parameters import Counts, SamplingParameters, Strict
 
 MANIFEST_FILE = "model.json"
@@ -94,6 +96,17 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error})") from error
     return parse_manifest(file, fields)
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any]) -> Manifest:
+    """Writes `model.json` into a folder, whole or not at all, and returns what it says.
+
+    Raises:
+        ModelError: a field cannot be used; says which. Nothing is written then.
+    """
+    manifest = parse_manifest(folder / MANIFEST_FILE, fields)
+    write_atomically(folder / MANIFEST_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+    return manifest
 
 
 def check_name(name: str) -> None:

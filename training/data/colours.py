@@ -1,0 +1,62 @@
+"""Colours as the eye compares them: sRGB to and from OKLab, and ramps that keep a hue from dark to light.
+
+The formulas are Björn Ottosson's, "A perceptual color space for image processing" (2020). In OKLab the
+Euclidean distance of two colours says how different they look, and a straight line keeps its hue.
+"""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+_TO_CONE = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
+DARK_END = 0.35
+"""Lightness of a ramp's dark end, as a share of the colour's own."""
+LIGHT_END = 0.75
+"""How far a ramp's light end goes from the colour's lightness towards white."""
+_DARK_CHROMA = 0.7
+_LIGHT_CHROMA = 0.5
+
+
+def to_oklab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
+    """Converts sRGB to OKLab: lightness in [0, 1], then the green-red and the blue-yellow axis."""
+    encoded = pixels.astype(np.float64) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ _TO_CONE.T) @ _TO_LAB.T
+
+
+def to_srgb(lab: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """Converts OKLab to sRGB; what sRGB cannot show is clipped."""
+    linear = ((lab @ np.linalg.inv(_TO_LAB).T) ** 3) @ np.linalg.inv(_TO_CONE).T
+    linear = linear.clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(encoded * 255).astype(np.uint8)
+
+
+@cache
+def ramp(colour: tuple[int, int, int]) -> UInt8[np.ndarray, "256 3"]:
+    """Makes 256 tones of a colour, from dark through the colour itself at 128 to light.
+
+    The ends stay short of black and white, so that even the lightest and the darkest tone shows the hue.
+    """
+    middle = to_oklab(np.array(colour, np.uint8))
+    dark = middle * [DARK_END, _DARK_CHROMA, _DARK_CHROMA]
+    light = middle * [1, _LIGHT_CHROMA, _LIGHT_CHROMA]
+    light[0] += LIGHT_END * (1 - middle[0])
+    tones = np.arange(256)
+    lab = np.stack([np.interp(tones, [0, 128, 255], axis) for axis in zip(dark, middle, light, strict=True)])
+    return to_srgb(lab.T)

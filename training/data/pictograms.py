@@ -1,0 +1,206 @@
+"""From pinned packages of pictograms to named pictures.
+
+Every picture package is one of Iconify's: `icons.json` has SVG bodies, `chars.json` says which code points
+each stands for, `info.json` has author and licence. The code points lead to a name in `emojibase-data` and to
+keywords in `emojilib`. What would blur the names (skin tones, flags, clock faces ...) is dropped and counted.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import resvg_py
+from jaxtyping import UInt8
+from PIL import Image
+
+from smalti.errors import InvalidInputError, SmaltiError
+
+_MANIFESTS = ("package.json", "package-lock.json", ".npmrc")
+_VARIATION_SELECTOR = "FE0F"
+_JOINER = "200D"
+_COMPONENT_GROUP, _PERSON_GROUP, _SYMBOL_GROUP, _FLAG_GROUP = 2, 1, 8, 9
+
+
+def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> Path:
+    """Installs the packages of the lock file into `folder`, unless just these are there already.
+
+    Returns:
+        the folder of the installed packages.
+
+    Raises:
+        SmaltiError: npm is not there, or it failed.
+    """
+    installed = folder / "node_modules"
+    lock = (manifests / "package-lock.json").read_bytes()
+    done = folder / ".installed-lock.json"
+    if done.exists() and done.read_bytes() == lock:
+        return installed
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SmaltiError("npm is not installed: it fetches the pinned packages of pictograms")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _MANIFESTS:
+        shutil.copyfile(manifests / name, folder / name)
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        raise SmaltiError(f"npm ci failed in {folder}: {lines[0]}")
+    done.write_bytes(lock)
+    return installed
+
+
+@dataclass(frozen=True)
+class Pictogram:
+    """One named picture of a package, still as SVG."""
+
+    code: str
+    """Its code points in hexadecimal, joined by "-", without variation selectors."""
+    label: str
+    """The English name of the code points in emojibase."""
+    keywords: tuple[str, ...]
+    style: str
+    svg: str
+
+
+@dataclass
+class Names:
+    """What emojibase and emojilib say about code points."""
+
+    packages: Path
+
+    @cached_property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The entries of emojibase by code."""
+        return {_normal(entry["hexcode"]): entry for entry in self._emojibase}
+
+    @cached_property
+    def codes(self) -> dict[str, str]:
+        """Codes by label."""
+        return {entry["label"]: code for code, entry in self.entries.items()}
+
+    @cached_property
+    def keywords(self) -> dict[str, tuple[str, ...]]:
+        """Keywords by code: emojibase's tags first, then emojilib's."""
+        return {
+            code: tuple(dict.fromkeys([*entry.get("tags", ()), *self._emojilib.get(code, ())]))
+            for code, entry in self.entries.items()
+        }
+
+    def agreed(self, code: str) -> tuple[str, ...]:
+        """Returns the keywords that both sources give: one alone also has slang and brands."""
+        both = set(self.entries[code].get("tags", ())) & set(self._emojilib.get(code, ()))
+        return tuple(sorted(both))
+
+    @cached_property
+    def _emojilib(self) -> dict[str, tuple[str, ...]]:
+        return {
+            _normal("-".join(f"{ord(character):X}" for character in emoji)): tuple(
+                word.replace("_", " ") for word in words
+            )
+            for emoji, words in read_json(self.packages / "emojilib/dist/emoji-en-US.json").items()
+        }
+
+    def reason_to_drop(self, code: str) -> str | None:
+        """Says why pictures of a code are not used, or `None` when they are."""
+        if code in self._skin_tones:
+            return "skin tone"
+        entry = self.entries.get(code)
+        if entry is None:
+            return "no name"
+        label, group = entry["label"], entry.get("group")
+        if group is None or group == _COMPONENT_GROUP:
+            return "component"
+        if group == _FLAG_GROUP:
+            return "flag"
+        if group == _PERSON_GROUP and _JOINER in code:
+            return "joined persons"
+        if "keycap" in label:
+            return "keycap"
+        if "o’clock" in label or label.endswith("-thirty"):
+            return "clock face"
+        if group == _SYMBOL_GROUP and label.endswith(" button"):
+            return "squared letters"
+        return None
+
+    @cached_property
+    def _emojibase(self) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = read_json(self.packages / "emojibase-data/en/data.json")
+        return entries
+
+    @cached_property
+    def _skin_tones(self) -> set[str]:
+        return {_normal(skin["hexcode"]) for entry in self._emojibase for skin in entry.get("skins", ())}
+
+
+def read_pictograms(
+    packages: Path, package: str, style: str, names: Names, counts: Counter[str]
+) -> Iterator[Pictogram]:
+    """Yields a package's named pictures in the order of their codes, counting what is dropped and why.
+
+    Raises:
+        InvalidInputError: the package is not installed or not one of Iconify's.
+    """
+    folder = packages / package
+    icons = read_json(folder / "icons.json")
+    codes: dict[str, str] = {}
+    for characters, name in read_json(folder / "chars.json").items():
+        codes.setdefault(_normal(characters), name)
+    counts["icons"] += len(icons["icons"])
+    unused = set(icons["icons"]) - set(codes.values())
+    counts["dropped: no code points"] += len(unused)
+    for code, name in sorted(codes.items()):
+        icon = icons["icons"].get(name)
+        if icon is None:
+            continue  # an alias: the same drawing stands under another name, or is only mirrored
+        reason = names.reason_to_drop(code)
+        if reason:
+            counts[f"dropped: {reason}"] += 1
+            continue
+        entry = names.entries[code]
+        counts["named"] += 1
+        yield Pictogram(code, entry["label"], names.keywords[code], style, _svg(icon, icons))
+
+
+def rasterise(svg: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
+    """Draws an SVG on a transparent square; straight (not premultiplied) alpha.
+
+    Raises:
+        ValueError: the SVG cannot be drawn.
+    """
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
+    return np.array(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a package.
+
+    Raises:
+        InvalidInputError: it is not there or no JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInputError("packages", f"{path} cannot be read as JSON ({error})") from None
+
+
+def _normal(code: str) -> str:
+    return "-".join(part for part in code.upper().split("-") if part != _VARIATION_SELECTOR)
+
+
+def _svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )

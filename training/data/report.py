@@ -1,0 +1,102 @@
+"""What happened to the pictures: counts per step, every problem by name, and sheets to look at."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+SHEET_PICTURES = 96
+_SHEET_COLUMNS = 12
+_GAP = 2
+_SHEET_CELL = 128
+_NAMED_IN_MARKDOWN = 20
+
+
+@dataclass
+class Report:
+    """The report of a data set, filled while it is made."""
+
+    title: str
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """For each step in its order, how many of what."""
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of everything from outside that was not used."""
+    sheets: dict[str, Sequence[str]] = field(default_factory=dict)
+    """For each contact sheet, the captions of its pictures, row by row."""
+
+    def step(self, name: str) -> Counter[str]:
+        """Returns the counts of a step, which is new or goes on."""
+        return self.counts.setdefault(name, Counter())
+
+    def drop(self, step: str, name: str, reason: str, detail: str = "") -> None:
+        """Counts and names something that is not used."""
+        self.step(step)[f"dropped: {reason}"] += 1
+        self.problems.append((name, f"{reason} ({detail})" if detail else reason))
+
+    def add_sheet(
+        self,
+        folder: Path,
+        name: str,
+        pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
+        captions: Sequence[str],
+    ) -> None:
+        """Writes a contact sheet to `folder/sheets` and remembers what is on it."""
+        path = folder / "sheets" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        contact_sheet(pictures).save(path)
+        self.sheets[name] = list(captions)
+
+    def write(self, folder: Path) -> None:
+        """Writes `report.json` and `report.md`; neither says when or where, so that they stay the same."""
+        content = {
+            "title": self.title,
+            "counts": {step: dict(sorted(counts.items())) for step, counts in self.counts.items()},
+            "problems": [{"name": name, "reason": reason} for name, reason in self.problems],
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / "report.json").write_text(text, "utf-8")
+        (folder / "report.md").write_text(self.markdown(), "utf-8")
+
+    def markdown(self) -> str:
+        """Returns the report for people."""
+        lines = [f"# {self.title}", "", "| step | what | count |", "|---|---|---|"]
+        for step, counts in self.counts.items():
+            lines += [f"| {step} | {what} | {count:,} |" for what, count in sorted(counts.items())]
+        if self.problems:
+            lines += ["", "## Not used", ""]
+            lines += [
+                f"* {_plain(name)}: {_plain(reason)}" for name, reason in self.problems[:_NAMED_IN_MARKDOWN]
+            ]
+            if len(self.problems) > _NAMED_IN_MARKDOWN:
+                lines.append(f"* and {len(self.problems) - _NAMED_IN_MARKDOWN:,} more in `report.json`")
+        for name, captions in self.sheets.items():
+            lines += ["", f"## {name}", "", f"![{name}](sheets/{name}.png)", ""]
+            lines += [f"{number}. {_plain(caption)}" for number, caption in enumerate(captions, start=1)]
+        return "\n".join(lines) + "\n"
+
+
+def contact_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]], columns: int = _SHEET_COLUMNS
+) -> Image.Image:
+    """Lays pictures out in rows; those larger than 128 pixels are scaled down."""
+    images = [Image.fromarray(picture) for picture in pictures]
+    for image in images:
+        image.thumbnail((_SHEET_CELL, _SHEET_CELL))
+    width = max((image.width for image in images), default=1) + _GAP
+    height = max((image.height for image in images), default=1) + _GAP
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (min(columns, max(len(images), 1)) * width, max(rows, 1) * height), "gray")
+    for place, image in enumerate(images):
+        sheet.paste(image, (place % columns * width, place // columns * height))
+    return sheet
+
+
+def _plain(text: str) -> str:
+    """Makes a text from outside harmless in Markdown and one line long."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,111 @@
+"""From runs to a model folder: what `smalti generate` and the services load."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from smalti.errors import InvalidInputError
+from smalti.models import bart
+from smalti.models.bart import DalleBart
+from smalti.models.clip import CONFIG_FILE
+from smalti.models.folder import ModelFolder
+from smalti.models.layers import flatten
+from smalti.models.text import copy_text_files
+from smalti.models.vqgan import VQGAN
+from smalti.parameters import Counts
+from training.data.staging import staged
+from training.generator import GeneratorSettings
+from training.generator_run import CARRIED_FILES, TEXT_FOLDER, VQGAN_FOLDER
+from training.run_folder import read_best, read_run_settings
+from training.text import load_tokenizer
+from training.tokenizer import load_vqgan
+
+RANKER_FOLDER = "clip"
+"""Where a ranker's run keeps its best weights, as open_clip does."""
+
+
+def export(
+    generator: Path,
+    ranker: str,
+    out: Path,
+    *,
+    name: str,
+    licence: str,
+    tokenizer: Path | None = None,
+    description: str = "",
+    source: str = "",
+    defaults: Counts | None = None,
+    overwrite: bool = False,
+) -> ModelFolder:
+    """Writes the model folder of a generator's best weights, with the tokenizers it was trained with.
+
+    Args:
+        generator: the generator's run.
+        ranker: the ranker's run, a folder in open_clip's format, or a name that open_clip fetches with its
+            pretrained tag, "ViT-B-32:openai".
+        out: the folder to make.
+        name: the model's name.
+        licence: its licence, an SPDX identifier.
+        tokenizer: the tokenizer's run; it must be the one that the generator was trained with.
+        description: a sentence on the model.
+        source: where it is from.
+        defaults: how many pictures are drawn and kept where nobody asks.
+        overwrite: whether what is in `out` may go away.
+
+    Raises:
+        InvalidInputError: a run is not what it should be, the tokenizer is another one, or `out` is not empty.
+        ModelError: a value cannot be used, or a part is missing.
+        SmaltiError: the disk is full.
+    """
+    settings = read_run_settings(generator, GeneratorSettings)
+    vqgan = VQGAN.load(generator / VQGAN_FOLDER)
+    if tokenizer is not None:
+        _require_same(load_vqgan(tokenizer), vqgan, tokenizer, generator)
+    text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
+    config = settings.config(text.vocabulary_size, vqgan.config)
+    untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
+    model = DalleBart(config, read_best(generator, untrained))
+    clip = _clip_folder(ranker)
+    with staged(out, overwrite) as folder:
+        model.save(folder / "bart")
+        copy_text_files(generator / TEXT_FOLDER, folder / "bart")
+        vqgan.save(folder / "vqgan")
+        if clip is not None:
+            shutil.copytree(clip, folder / "clip")
+        for file in CARRIED_FILES:
+            if (generator / file).is_file():
+                shutil.copyfile(generator / file, folder / file)
+        ModelFolder.create(
+            folder,
+            name=name,
+            licence=licence,
+            clip=ranker if clip is None else None,
+            description=description,
+            source=source,
+            sampling=settings.sampling,
+            defaults=defaults,
+        )
+    return ModelFolder.open(out)
+
+
+def _clip_folder(ranker: str) -> Path | None:
+    """Returns the folder of a ranker's weights; None when it is a name that open_clip fetches."""
+    for folder in (Path(ranker) / RANKER_FOLDER, Path(ranker)):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    if Path(ranker).exists() or ":" not in ranker:
+        raise InvalidInputError(
+            "ranker", f"{ranker} is no ranker's run, no folder of open_clip, and no name with a tag like ViT-B-32:openai"
+        )
+    return None
+
+
+def _require_same(asked: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
+    theirs, ours = flatten(asked.params), flatten(trained_with.params)
+    if asked.config != trained_with.config or not all(np.array_equal(theirs[name], ours[name]) for name in ours):
+        raise InvalidInputError(
+            "tokenizer", f"{tokenizer} is not the one that {generator} was trained with: its tokens mean other pictures"
+        )
