@@ -1,5 +1,5 @@
 # The few commands, the same everywhere: .ci/run calls the same ones.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

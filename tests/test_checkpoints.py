@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -325,6 +326,19 @@ def test_msgpack_of_something_else(tmp_path: Path, content: bytes, problem: str)
     message = refusal(tmp_path, ANYTHING)
     assert "damaged at byte" in message
     assert problem in message
+
+
+def test_headers_that_contradict_themselves(tmp_path: Path) -> None:
+    stored = msgpack.packb(((2,), "float32", bytes(12)))
+    (tmp_path / MSGPACK).write_bytes(msgpack.packb({"a": msgpack.ExtType(1, stored)}))
+    assert "damaged: tensor a has 12 bytes, its shape (2,) in float32 needs 8" in refusal(
+        tmp_path, {"a": (2,)}
+    )
+    header = json.dumps({"a": {"dtype": "F16", "shape": [3], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / SAFETENSORS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert "damaged: tensor a has 8 bytes, its shape (3,) in float16 needs 6" in refusal(
+        tmp_path, {"a": (3,)}
+    )
 
 
 def test_pointer_of_git_lfs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -482,3 +483,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert "not used: 1, each named in" in result.stdout
     rows = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "data").glob("*.parquet"))
     assert rows == 12
+
+
+def test_every_setting_is_documented() -> None:
+    documentation = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    documented = re.findall(
+        r"^\| `(\w+)` \| (\S+) \|", documentation.partition("`--config FILE`")[2], re.MULTILINE
+    )
+    defaults = {name: json.dumps(value) for name, value in ImportSettings().model_dump().items()}
+    assert dict(documented) == defaults

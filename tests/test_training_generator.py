@@ -19,7 +19,9 @@ CAPTIONS = ["a red cat", "a blue dog on a yellow background", "an owl", "a green
 SCHEMA = pa.schema([("caption", pa.string()), ("encoding", pa.list_(pa.int32()))])
 
 
-def write_shards(folder: Path, rows: int, splits: tuple[str, ...] = ("train", "validation", "held_out")) -> Path:
+def write_shards(
+    folder: Path, rows: int, splits: tuple[str, ...] = ("train", "validation", "held_out")
+) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     for split in splits:
@@ -42,7 +44,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("data") / "shards", 40)
 
 
-def batches(shards: Path, tokenizer: TextTokenizer, blank: float = 0.0, replaced: float = 0.0) -> CaptionBatches:
+def batches(
+    shards: Path, tokenizer: TextTokenizer, blank: float = 0.0, replaced: float = 0.0
+) -> CaptionBatches:
     data = Captioned.read(shards, "train", TOKENS, CODES)
     return CaptionBatches(data, tokenizer, CODES, 20, 5, blank, replaced)
 
@@ -70,7 +74,10 @@ def test_the_decoder_is_given_what_comes_before_each_token(shards: Path, tokeniz
 def test_captions_stay_with_their_tokens(shards: Path, tokenizer: TextTokenizer) -> None:
     data = Captioned.read(shards, "train", TOKENS, CODES)
     captions, encodings = data.take(np.arange(40))
-    rows = {tuple(row): tokenizer([caption]).input_ids[0] for caption, row in zip(captions, encodings, strict=True)}
+    rows = {
+        tuple(row): tokenizer([caption]).input_ids[0]
+        for caption, row in zip(captions, encodings, strict=True)
+    }
     batch = batches(shards, tokenizer)(1)
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         np.testing.assert_array_equal(ids, rows[tuple(labels)])
@@ -116,7 +123,11 @@ def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
     shards: Path, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     made = evaluation_batches(shards, tokenizer, TOKENS, CODES, 10, 25)
-    assert {name: len(each) for name, each in made.items()} == {"loss": 2, "shuffled": 2, "seen_combinations": 2}
+    assert {name: len(each) for name, each in made.items()} == {
+        "loss": 2,
+        "shuffled": 2,
+        "seen_combinations": 2,
+    }
     held_out = Captioned.read(shards, "held_out", TOKENS, CODES).take(np.arange(10))[1]
     np.testing.assert_array_equal(made["loss"][0]["labels"], held_out)
     np.testing.assert_array_equal(made["shuffled"][0]["labels"], held_out)
@@ -131,7 +142,8 @@ def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "codes", "message"), [(9, CODES, r"have \[16\] tokens, .* have 9"), (TOKENS, 30, "the tokenizer has 30")]
+    ("tokens", "codes", "message"),
+    [(9, CODES, r"have \[16\] tokens, .* have 9"), (TOKENS, 30, "the tokenizer has 30")],
 )
 def test_tokens_of_another_tokenizer_are_refused(shards: Path, tokens: int, codes: int, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):

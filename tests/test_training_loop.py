@@ -92,7 +92,13 @@ def settings() -> LineSettings:
 
 
 def run_line(
-    out: Path, file: Path, settings: LineSettings, line: Line, *, resume: bool = False, minutes: float | None = None
+    out: Path,
+    file: Path,
+    settings: LineSettings,
+    line: Line,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
 ) -> Outcome:
     run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, file)
     try:
@@ -109,7 +115,9 @@ def curve(run: Path) -> dict[int, float]:
     return dict(losses)
 
 
-def test_a_run_in_parts_has_the_curve_of_a_run_in_one(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+def test_a_run_in_parts_has_the_curve_of_a_run_in_one(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_line(whole, file, settings, Line()) == Outcome(16, "finished")
     # Time is over at once, so each part takes one step.
@@ -125,7 +133,9 @@ def test_a_run_in_parts_has_the_curve_of_a_run_in_one(tmp_path: Path, file: Path
         )
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_line(whole, file, settings, Line())
 
@@ -181,7 +191,9 @@ def test_a_resumed_run_remembers_its_best_loss(tmp_path: Path, file: Path, setti
     assert [path.name for path in (out / "best").iterdir() if path.is_dir()] == ["8"]
 
 
-def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+def test_a_loss_that_is_no_number_is_never_the_best(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
     line = Line()
     line.losses = [math.nan, math.inf, 5.0, math.nan]
     run_line(tmp_path / "run", file, settings, line)
@@ -204,7 +216,9 @@ def test_a_new_run_leaves_an_old_one_alone(tmp_path: Path, file: Path, settings:
         run_line(tmp_path / "run", file, settings, Line())
 
 
-def test_resuming_needs_a_run_with_the_same_settings(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+def test_resuming_needs_a_run_with_the_same_settings(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
     with pytest.raises(InvalidInputError, match="holds no run"):
         run_line(tmp_path / "none", file, settings, Line(), resume=True)
     run_line(tmp_path / "run", file, settings, Line(), minutes=0)
@@ -236,7 +250,9 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(SmaltiError, match=r"step 2 cannot be written .* the last one is of step 1") as error:
+        with pytest.raises(
+            SmaltiError, match=r"step 2 cannot be written .* the last one is of step 1"
+        ) as error:
             run.save(2, large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -246,7 +262,9 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
     assert run_line(out, file, settings, Line(), resume=True) == Outcome(16, "finished")
 
 
-def test_a_run_without_an_evaluation_has_nothing_to_export(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+def test_a_run_without_an_evaluation_has_nothing_to_export(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
     run_line(tmp_path / "run", file, settings, Line(), minutes=0)
     with pytest.raises(InvalidInputError, match="has no evaluated checkpoint yet"):
         read_best(tmp_path / "run", {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})

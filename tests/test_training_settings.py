@@ -40,7 +40,10 @@ def write(path: Path, text: str) -> Path:
         (("steps = 10", "steps = 10\npace = 3"), r"run\.toml: pace: there is no such key"),
         (("ch = 32", "ch = 32\nwidth = 3"), r"run\.toml: model\.width: there is no such key"),
         (("steps = 10", "steps = 0"), r"run\.toml: steps: .*greater than or equal to 1"),
-        (("batch_size = 4", "batch_size = 4\naccumulate = 3"), r"accumulate: 3 does not divide batch_size, 4"),
+        (
+            ("batch_size = 4", "batch_size = 4\naccumulate = 3"),
+            r"accumulate: 3 does not divide batch_size, 4",
+        ),
         (("steps = 10", "steps = "), r"run\.toml: cannot be read as TOML"),
         (('trains = "tokenizer"', 'trains = "generator"'), r"run\.toml: trains: 'generator' is asked for"),
     ],

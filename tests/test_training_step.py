@@ -58,7 +58,11 @@ def test_a_gradient_in_parts_is_that_of_the_whole_batch(optimizer: str) -> None:
 
 
 def test_eight_devices_have_the_losses_of_one() -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
     program = (
         "import importlib.util, json, jax; "
         f"spec = importlib.util.spec_from_file_location('steps', {str(Path(__file__))!r}); "
@@ -89,7 +93,9 @@ def test_muon_moves_the_products_of_the_layers_and_adam_the_rest() -> None:
     trained = stepper(1, "muon", weight_decay=0)
     before = flatten(jax.device_get(trained.state.params))
     trained.step(batch(0))
-    moved = {name: leaf - before[name] for name, leaf in flatten(jax.device_get(trained.state.params)).items()}
+    moved = {
+        name: leaf - before[name] for name, leaf in flatten(jax.device_get(trained.state.params)).items()
+    }
     # A step of Muon is nearly orthogonal, layer by layer; the first one of Adam has nearly equal absolute values.
     products = moved["model/decoder/layers/FlaxBartDecoderLayers/FlaxBartAttention_0/v_proj/kernel"]
     for values in np.linalg.svd(products, compute_uv=False):

@@ -48,7 +48,10 @@ def prepare(
         world = World.load(folder, vqgan.config.resolution)
         # Held-out pictures are the same for every seed, so that runs can be compared.
         wanted = [
-            (CompositionDataset(world, seed if split == "train" else 0, split), pictures if split == "train" else held_out)
+            (
+                CompositionDataset(world, seed if split == "train" else 0, split),
+                pictures if split == "train" else held_out,
+            )
             for split in SPLITS
         ]
         encode_compositions(wanted, vqgan, cache, advance=advance)
@@ -73,7 +76,8 @@ class Captioned:
         lengths = pc.unique(pc.list_value_length(encodings)).to_pylist()
         if lengths != [tokens]:
             raise InvalidInputError(
-                "data", f"{folder}: the pictures of {split!r} have {lengths} tokens, the tokenizer's have {tokens}"
+                "data",
+                f"{folder}: the pictures of {split!r} have {lengths} tokens, the tokenizer's have {tokens}",
             )
         largest = pc.max(pc.list_flatten(encodings)).as_py()
         if largest >= codes:
@@ -143,7 +147,10 @@ class CaptionBatches:
 
 
 def lay_out(
-    text: TokenizedText, given: Int[np.ndarray, "batch tokens"], tokens: Int[np.ndarray, "batch tokens"], start: int
+    text: TokenizedText,
+    given: Int[np.ndarray, "batch tokens"],
+    tokens: Int[np.ndarray, "batch tokens"],
+    start: int,
 ) -> Batch:
     """Returns the arrays that the loss reads; the decoder is given what comes before each token."""
     starts = np.full((len(given), 1), start)
@@ -169,7 +176,9 @@ def evaluation_batches(
     """
     splits = [split for split in HELD_OUT_SPLITS if split in splits_in(folder)]
     if not splits:
-        raise InvalidInputError("data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}")
+        raise InvalidInputError(
+            "data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}"
+        )
     batches: dict[str, Sequence[Batch]] = {}
     for name, split in zip(("loss", "seen_combinations"), splits, strict=False):
         data = Captioned.read(folder, split, tokens, codes)
@@ -183,7 +192,11 @@ def evaluation_batches(
 
 
 def _in_batches(
-    tokenizer: TextTokenizer, captions: list[str], encodings: Int[np.ndarray, "pictures tokens"], size: int, start: int
+    tokenizer: TextTokenizer,
+    captions: list[str],
+    encodings: Int[np.ndarray, "pictures tokens"],
+    size: int,
+    start: int,
 ) -> list[Batch]:
     text = tokenizer(captions)
     whole = lay_out(text, encodings, encodings, start)

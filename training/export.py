@@ -98,14 +98,18 @@ def _clip_folder(ranker: str) -> Path | None:
             return folder
     if Path(ranker).exists() or ":" not in ranker:
         raise InvalidInputError(
-            "ranker", f"{ranker} is no ranker's run, no folder of open_clip, and no name with a tag like ViT-B-32:openai"
+            "ranker",
+            f"{ranker} is no ranker's run, no folder of open_clip, and no name with a tag like ViT-B-32:openai",
         )
     return None
 
 
 def _require_same(asked: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
     theirs, ours = flatten(asked.params), flatten(trained_with.params)
-    if asked.config != trained_with.config or not all(np.array_equal(theirs[name], ours[name]) for name in ours):
+    if asked.config != trained_with.config or not all(
+        np.array_equal(theirs[name], ours[name]) for name in ours
+    ):
         raise InvalidInputError(
-            "tokenizer", f"{tokenizer} is not the one that {generator} was trained with: its tokens mean other pictures"
+            "tokenizer",
+            f"{tokenizer} is not the one that {generator} was trained with: its tokens mean other pictures",
         )

@@ -91,7 +91,9 @@ class GeneratorTask:
         """Returns untrained weights, and nothing to remember."""
         return bart.initialize(self.config, jax.random.key(self._seed)), {}
 
-    def loss(self, params: Parameters, batch: Mapping[str, Array]) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
+    def loss(
+        self, params: Parameters, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
         """Returns the mean cross-entropy of the next token, in nats, when all before it are given."""
         mask = batch["attention_mask"]
         encoding = bart.encode(self.config, params, batch["input_ids"], mask, **self._options)
@@ -109,7 +111,9 @@ class GeneratorTask:
 class GeneratorTrainee:
     """Trains a generator on captions and image tokens."""
 
-    def __init__(self, settings: GeneratorSettings, data: Path, tokenizer: TextTokenizer, vqgan: VQGAN) -> None:
+    def __init__(
+        self, settings: GeneratorSettings, data: Path, tokenizer: TextTokenizer, vqgan: VQGAN
+    ) -> None:
         """Makes the untrained model and opens the data.
 
         Args:
@@ -165,7 +169,10 @@ class GeneratorTrainee:
 
     def evaluate(self) -> dict[str, float]:
         """Measures the losses of `evaluation_batches`, in nats a token; nothing is replaced or blank."""
-        return {name: float(np.mean([self._loss_of(batch) for batch in batches])) for name, batches in self._evaluation.items()}
+        return {
+            name: float(np.mean([self._loss_of(batch) for batch in batches]))
+            for name, batches in self._evaluation.items()
+        }
 
     def sheet(self) -> Image.Image | None:
         """Draws a row for each prompt with the generator that serves, and the weights as they are now."""
@@ -175,8 +182,12 @@ class GeneratorTrainee:
         encoder = EncoderEngine(model, self._tokenizer)
         engine = GeneratorEngine.of(model, encoder.unconditional, slots=_SHEET_CANDIDATES)
         try:
-            candidates = [Candidate(_SHEET_SEED, index, self._settings.sampling) for index in range(_SHEET_CANDIDATES)]
-            tokens = [engine.generate(encoder.encode(prompt), candidates) for prompt in self._settings.prompts]
+            candidates = [
+                Candidate(_SHEET_SEED, index, self._settings.sampling) for index in range(_SHEET_CANDIDATES)
+            ]
+            tokens = [
+                engine.generate(encoder.encode(prompt), candidates) for prompt in self._settings.prompts
+            ]
         finally:
             engine.close()
         return sheet(DecoderEngine(self._vqgan).decode(np.concatenate(tokens)), columns=2 * _SHEET_CANDIDATES)

@@ -37,14 +37,21 @@ class Monitor:
     @contextmanager
     def watch(self, step: int, minutes: float | None) -> Iterator[None]:
         """Shows the bar from a step on, while the block runs."""
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+        )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._since, self._aside, self._logged = time.monotonic(), 0.0, step
         with (
             SummaryWriter(str(self._run.tensorboard), purge_step=step) as self._board,
             Progress(*columns, console=self._console, disable=not self._console.is_terminal) as self._bar,
         ):
-            self._task = self._bar.add_task(self._settings.trains, total=self._settings.steps, completed=step, told="")
+            self._task = self._bar.add_task(
+                self._settings.trains, total=self._settings.steps, completed=step, told=""
+            )
             yield
 
     @contextmanager

@@ -41,7 +41,9 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
 
 def _decays(params: Parameters) -> Any:
     """Selects what weight decay pulls on: products, not scales and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[-1].key in ("kernel", "embedding"), params
+    )
 
 
 def _matrices(params: Parameters) -> Any:

@@ -31,7 +31,9 @@ def quantize(
         the codes' vectors, whose gradient goes straight through to `vectors`; the codes; and the loss of
         van den Oord et al. 2017 (https://arxiv.org/abs/1711.00937, equation 3), as of vectors of length 1.
     """
-    codes = jnp.argmax(jnp.einsum("...d,kd->...k", vectors, codebook, precision=jax.lax.Precision.HIGHEST), -1)
+    codes = jnp.argmax(
+        jnp.einsum("...d,kd->...k", vectors, codebook, precision=jax.lax.Precision.HIGHEST), -1
+    )
     nearest = codebook[codes]
     fixed = jax.lax.stop_gradient
     to_vectors = jnp.square(nearest - fixed(vectors)).mean()

@@ -47,13 +47,17 @@ class RunFolder:
             InvalidInputError: there is a run in it already, or it cannot be made.
         """
         if (path / SETTINGS_FILE).exists():
-            raise InvalidInputError("out", f"{path} holds a run already; go on with --resume, or give another folder")
+            raise InvalidInputError(
+                "out", f"{path} holds a run already; go on with --resume, or give another folder"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "sheets").mkdir(exist_ok=True)
             write_atomically(path / SETTINGS_FILE, settings_file.read_bytes())
         except OSError as error:
-            raise InvalidInputError("out", f"{path}: the folder cannot be written ({error.strerror})") from None
+            raise InvalidInputError(
+                "out", f"{path}: the folder cannot be written ({error.strerror})"
+            ) from None
         return cls(path)
 
     @classmethod
@@ -67,7 +71,8 @@ class RunFolder:
         for name, value in settings.model_dump().items():
             if theirs[name] != value:
                 raise InvalidInputError(
-                    name, f"the run in {path} was started with {theirs[name]!r}, not {value!r}; a run keeps its settings"
+                    name,
+                    f"the run in {path} was started with {theirs[name]!r}, not {value!r}; a run keeps its settings",
                 )
         return cls(path)
 
@@ -120,7 +125,9 @@ class RunFolder:
         self._newest.close()
         self._best.close()
 
-    def _save(self, manager: ocp.CheckpointManager, step: int, tree: Any, metrics: dict[str, float] | None) -> None:
+    def _save(
+        self, manager: ocp.CheckpointManager, step: int, tree: Any, metrics: dict[str, float] | None
+    ) -> None:
         try:
             manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
         except Exception as error:  # orbax raises what the file system or tensorstore does.
@@ -187,7 +194,9 @@ def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any, folder
         restored = manager.restore(step, args=ocp.args.StandardRestore(like))
     except Exception as error:  # orbax raises ValueError, KeyError and more for a tree that does not fit.
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: the checkpoint is damaged or of another model ({reason})") from error
+        raise CheckpointError(
+            f"{folder}: the checkpoint is damaged or of another model ({reason})"
+        ) from error
     return restored
 
 

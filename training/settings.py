@@ -73,7 +73,9 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         raise InvalidInputError(str(path), f"cannot be read as TOML ({error})") from None
     wanted = kind.model_fields["trains"].default
     if fields.get("trains", wanted) != wanted:
-        raise InvalidInputError(f"{path}: trains", f"{fields['trains']!r} is asked for; use `smalti train` with it")
+        raise InvalidInputError(
+            f"{path}: trains", f"{fields['trains']!r} is asked for; use `smalti train` with it"
+        )
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

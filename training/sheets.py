@@ -11,9 +11,7 @@ _GAP = 2
 _GRAY = 96
 
 
-def sheet(
-    pictures: UInt8[np.ndarray, "pictures height width 3"], columns: int = _COLUMNS
-) -> Image.Image:
+def sheet(pictures: UInt8[np.ndarray, "pictures height width 3"], columns: int = _COLUMNS) -> Image.Image:
     """Lays pictures row by row."""
     height, width = pictures.shape[1:3]
     rows = -(-len(pictures) // columns)
@@ -30,6 +28,8 @@ def compare(
 ) -> Image.Image:
     """Lays pictures row by row, each row of the one kind above its row of the other."""
     rows: Sequence[np.ndarray] = [
-        pictures[start : start + _COLUMNS] for start in range(0, len(above), _COLUMNS) for pictures in (above, below)
+        pictures[start : start + _COLUMNS]
+        for start in range(0, len(above), _COLUMNS)
+        for pictures in (above, below)
     ]
     return sheet(np.concatenate(rows), min(_COLUMNS, len(above)))

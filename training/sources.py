@@ -118,7 +118,9 @@ def read_column(folder: Path, split: str, column: str) -> pa.ChunkedArray:
     """
     paths = shard_paths(folder, split)
     if not paths:
-        raise InvalidInputError("data", f"{folder} has no world and no Parquet shards {split}-00000.parquet, ...")
+        raise InvalidInputError(
+            "data", f"{folder} has no world and no Parquet shards {split}-00000.parquet, ..."
+        )
     try:
         table = pq.read_table([str(path) for path in paths], columns=[column])
     except (pa.ArrowInvalid, OSError) as error:

@@ -44,7 +44,9 @@ class Task(Protocol):
     def initialize(self) -> tuple[Parameters, Any]:
         """Returns the untrained weights, and the memory before the first step."""
 
-    def loss(self, params: Parameters, batch: Mapping[str, Array]) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
+    def loss(
+        self, params: Parameters, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
         """Returns the loss of a batch, a mean over its pictures, with its metrics and extra arrays."""
 
     def after_update(
@@ -95,7 +97,8 @@ class Stepper:
         size, devices = len(next(iter(batch.values()))), len(jax.devices())
         if size % (self.accumulate * devices):
             raise InvalidInputError(
-                "batch_size", f"{size} pictures in {self.accumulate} parts cannot be shared by {devices} devices"
+                "batch_size",
+                f"{size} pictures in {self.accumulate} parts cannot be shared by {devices} devices",
             )
         return {
             name: jax.device_put(
@@ -108,7 +111,9 @@ class Stepper:
 def _step(
     task: Task, optimizer: optax.GradientTransformation, state: State, parts: Mapping[str, Array]
 ) -> tuple[State, Metrics]:
-    gradient_of: Callable[..., Any] = jax.grad(lambda params, part: _with_loss(task, params, part), has_aux=True)
+    gradient_of: Callable[..., Any] = jax.grad(
+        lambda params, part: _with_loss(task, params, part), has_aux=True
+    )
 
     def add(total: Parameters, part: Mapping[str, Array]) -> tuple[Parameters, tuple[Metrics, Extra]]:
         gradient, aux = gradient_of(state.params, part)

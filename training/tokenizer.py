@@ -93,7 +93,9 @@ class TokenizerTask:
         params = _with_codebook(vqgan.initialize(self.config, weights_key), codebook)
         return params, {"used": jnp.zeros(self.config.n_embed, jnp.int32)}
 
-    def loss(self, params: Parameters, batch: Mapping[str, Array]) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
+    def loss(
+        self, params: Parameters, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
         """Compares pictures with what comes back from their tokens."""
         weights = self._settings.loss
         pixels = batch["pixels"].astype(jnp.float32) / 255
@@ -114,7 +116,9 @@ class TokenizerTask:
         settings = self._settings
         codebook = on_sphere(_codebook(params))
         used = memory["used"].at[extra["codes"].reshape(-1)].add(1)
-        every = jnp.where(step <= _EARLY, jnp.minimum(_EARLY_EVERY, settings.restart.every), settings.restart.every)
+        every = jnp.where(
+            step <= _EARLY, jnp.minimum(_EARLY_EVERY, settings.restart.every), settings.restart.every
+        )
         due = (step % every == 0) & (step <= settings.restart.until * settings.steps)
         vectors = jax.lax.stop_gradient(extra["vectors"]).reshape(-1, self.config.embed_dim)
         key = jax.random.fold_in(jax.random.key(settings.seed), step)

@@ -76,18 +76,22 @@ def generator(
 def export(
     generator: Annotated[Path, typer.Option(help="The generator's run.")],
     ranker: Annotated[
-        str, typer.Option(help="The ranker's run, a folder of open_clip, or a name with a tag: ViT-B-32:openai.")
+        str,
+        typer.Option(help="The ranker's run, a folder of open_clip, or a name with a tag: ViT-B-32:openai."),
     ],
     name: Annotated[str, typer.Option(help="The model's name.")],
     licence: Annotated[str, typer.Option(help="Its licence, an SPDX identifier.")],
     out: Annotated[Path, typer.Option(help="The model folder to make.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The tokenizer's run, to check that it is the generator's. [default: none]")
+        Path | None,
+        typer.Option(help="The tokenizer's run, to check that it is the generator's. [default: none]"),
     ] = None,
     description: Annotated[str, typer.Option(help="A sentence on the model.")] = "",
     source: Annotated[str, typer.Option(help="Where it is from.")] = "",
     n: Annotated[int, typer.Option("--n", help="Pictures that the model keeps by default.")] = Counts().n,
-    candidates: Annotated[int, typer.Option(help="Candidates that it draws by default.")] = Counts().candidates,
+    candidates: Annotated[
+        int, typer.Option(help="Candidates that it draws by default.")
+    ] = Counts().candidates,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
     """Turn runs into a model folder, which `smalti generate` and the services load."""
