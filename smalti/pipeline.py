@@ -19,6 +19,7 @@ from smalti.errors import ModelError, SmaltiWarning
 from smalti.models import library
 from smalti.models.bart import DalleBart
 from smalti.models.clip import Clip
+from smalti.models.fitting import pair_problems
 from smalti.models.folder import ModelFolder
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGAN
@@ -74,7 +75,8 @@ class Pipeline:
         folder = library.find(model)
         bart = DalleBart.load(folder.bart_folder)
         vqgan = VQGAN.load(folder.vqgan_folder)
-        _check_fit(folder, bart, vqgan)
+        for problem in pair_problems(folder.path, bart.config, vqgan.config):
+            raise ModelError(problem)
         tokenizer = TextTokenizer.load(
             folder.text_folder,
             max_text_length=bart.config.max_text_length,
@@ -191,17 +193,3 @@ class Pipeline:
             )
             for image, score, index, row in zip(images, scores, candidates, tokens, strict=True)
         ]
-
-
-def _check_fit(folder: ModelFolder, bart: DalleBart, vqgan: VQGAN) -> None:
-    """Refuses a generator and a VQGAN that do not belong together."""
-    if bart.config.decoder_start_token_id > vqgan.config.n_embed:
-        raise ModelError(
-            f"{folder.path}: the generator draws {bart.config.decoder_start_token_id} different tokens, "
-            f"the VQGAN's codebook has {vqgan.config.n_embed}; they do not belong together"
-        )
-    if bart.config.image_length != vqgan.config.tokens:
-        raise ModelError(
-            f"{folder.path}: the generator draws {bart.config.image_length} tokens a picture, "
-            f"the VQGAN lays {vqgan.config.tokens}; they do not belong together"
-        )

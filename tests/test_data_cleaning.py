@@ -86,7 +86,7 @@ def test_hosts_of_watermarked_pictures(address: str, host: str | None) -> None:
 
 def test_sizes() -> None:
     def problem(width: int, height: int) -> str | None:
-        return size_problem(Image.new("1", (width, height)), smallest_side=64, longest_shape=3)
+        return size_problem(Image.new("1", (width, height)), smallest_side=64, longest_shape=3.0)
 
     assert problem(64, 192) is None
     assert problem(192, 64) is None

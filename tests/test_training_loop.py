@@ -5,8 +5,6 @@ import math
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from smalti.models.vqgan import VQGAN
-from training.data.sprites import make_sprites
 from training.data.composition import World
+from training.data.sprites import make_sprites
 from training.data.world import read_description
 from training.quality import psnr, ssim
 from training.quantizer import on_sphere, quantize, restart_dead

@@ -89,7 +89,7 @@ class GenerationHandle:
     ) -> None:
         """Is made by `GeneratorEngine.submit`."""
         self.request = request
-        self.future: Future[Int[np.ndarray, 'candidates tokens']] = Future()
+        self.future: Future[Int[np.ndarray, "candidates tokens"]] = Future()
         """The finished tokens, for those who would rather wait in another way than `result` does."""
         self._cancel = cancel
         self._tokens = np.zeros((len(request.candidates), image_length), np.int32)

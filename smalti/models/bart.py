@@ -9,7 +9,6 @@ A layer is a Flax module over one layer's parameters. A stack keeps the paramete
 as the checkpoint has them, and scans over them.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,10 +23,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.errors import ConfigError
-from smalti.files import write_atomically
-from smalti.models.checkpoints import DALLEBART_LAYOUT, load_parameters, save_parameters
+from smalti.models.checkpoints import DALLEBART_LAYOUT
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Dense, Parameters, apply, flatten, precision, shapes, unflatten
+from smalti.models.layers import Dense, Parameters, apply, flatten, precision, shapes
+from smalti.models.network_files import load_network, save_network
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -397,19 +396,12 @@ class DalleBart:
         """
         config = DalleBartConfig.load(Path(folder))
         select = _part_selector(part)
-        leaves = load_parameters(Path(folder), parameter_shapes(config), DALLEBART_LAYOUT, select=select)
-        # Taken out one by one, so that host copies do not all live beside the device's.
-        placed = {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
-        return cls(config, unflatten(placed), dtype)
+        params = load_network(Path(folder), parameter_shapes(config), DALLEBART_LAYOUT, select=select)
+        return cls(config, params, dtype)
 
     def save(self, folder: Path | str) -> None:
         """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
-        write_atomically(
-            folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n"
-        )
+        save_network(Path(folder), self.params, self.config.fields())
 
     def encode(
         self,

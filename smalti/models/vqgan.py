@@ -20,10 +20,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from smalti.errors import ConfigError, ModelError
-from smalti.files import write_atomically
-from smalti.models.checkpoints import VQGAN_LAYOUT, load_parameters, save_parameters
+from smalti.models.checkpoints import VQGAN_LAYOUT
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Parameters, apply, flatten, precision, shapes, unflatten
+from smalti.models.layers import Parameters, apply, precision, shapes
+from smalti.models.network_files import load_network, save_network
 
 GROUPS = 32
 GROUP_NORM_EPSILON = 1e-6
@@ -403,18 +403,11 @@ class VQGAN:
             CheckpointError: a file is damaged or does not fit the configuration; names the tensor.
         """
         config = VQGANConfig.load(Path(folder))
-        leaves = load_parameters(Path(folder), parameter_shapes(config), VQGAN_LAYOUT)
-        placed = {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
-        return cls(config, unflatten(placed), dtype)
+        return cls(config, load_network(Path(folder), parameter_shapes(config), VQGAN_LAYOUT), dtype)
 
     def save(self, folder: Path | str) -> None:
         """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(self.params).items()})
-        write_atomically(
-            folder / "config.json", json.dumps(self.config.fields(), indent=2, sort_keys=True) + "\n"
-        )
+        save_network(Path(folder), self.params, self.config.fields())
 
     @property
     def has_encoder(self) -> bool:

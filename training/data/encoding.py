@@ -7,7 +7,7 @@ the picture itself is left out.
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,7 @@ COMPOSITION_SCHEMA = pa.schema(
 Advance = Callable[[int], None]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What turns pictures into image tokens: `smalti.models.vqgan.VQGAN` does."""
 
