@@ -17,7 +17,7 @@ from smalti.engines.ranker import RankerEngine, best
 from smalti.engines.requests import Candidate
 from smalti.errors import ModelError, SmaltiWarning
 from smalti.models import library
-from smalti.models.bart import DalleBart
+from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.clip import Clip
 from smalti.models.fitting import pair_problems
 from smalti.models.folder import ModelFolder
@@ -73,17 +73,16 @@ class Pipeline:
             ModelError: the folder is no model, or a file of it cannot be used.
         """
         folder = library.find(model)
-        bart = DalleBart.load(folder.bart_folder)
-        vqgan = VQGAN.load(folder.vqgan_folder)
-        for problem in pair_problems(folder.path, bart.config, vqgan.config):
+        config, vqgan = DalleBartConfig.load(folder.bart_folder), VQGAN.load(folder.vqgan_folder)
+        for problem in pair_problems(folder.path, config, vqgan.config):
             raise ModelError(problem)
         tokenizer = TextTokenizer.load(
-            folder.text_folder,
-            max_text_length=bart.config.max_text_length,
-            normalize=bart.config.normalize_text,
+            folder.text_folder, max_text_length=config.max_text_length, normalize=config.normalize_text
         )
-        encoder = EncoderEngine(bart, tokenizer)
-        generator = GeneratorEngine.of(bart, encoder.unconditional, slots=slots)
+        encoder = EncoderEngine(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer)
+        # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
+        decoder_half = DalleBart.load(folder.bart_folder, part="decoder")
+        generator = GeneratorEngine.of(decoder_half, encoder.unconditional, slots=slots)
         return cls(
             folder, encoder, generator, DecoderEngine(vqgan), RankerEngine(Clip.load(folder.clip_source))
         )

@@ -213,7 +213,11 @@ def test_hub_that_cannot_be_reached(hub: LocalHub, user: Path, monkeypatch: pyte
 
 
 def test_repositories_that_are_no_models(hub: LocalHub, user: Path) -> None:
-    assert "somebody/nothing does not say its own" in refusal(user, "somebody/nothing")
+    for card in (None, b"---\nlicense: [\n---\n", b"# No licence\n", b"\xff"):
+        if card is not None:
+            hub.repositories["somebody/nothing"]["README.md"] = card
+            shutil.rmtree(user / "cache")
+        assert "somebody/nothing does not say its own" in refusal(user, "somebody/nothing")
     message = "holds neither a model.json nor a flax_model.msgpack"
     assert f"somebody/nothing: {message}" in refusal(user, "somebody/nothing", licence="MIT")
     assert f"somebody/nothing: {message}" in refusal(user, "dalle-mini/dalle-mini", vqgan="somebody/nothing")

@@ -208,8 +208,8 @@ def test_parts_that_cannot_be_used(
 
 def test_names_and_places_that_cannot_be_used(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
     assert "name: '../x' is not made of" in refusal(lambda: make(name="../x"), tmp_path)
-    assert "licence: " in refusal(lambda: make(licence=""), tmp_path)
-    assert "'CLIP' is no name with a pretrained tag" in refusal(lambda: make(clip="CLIP"), tmp_path)
+    assert "licence: it is empty" in refusal(lambda: make(licence=""), tmp_path)
+    assert "clip: 'CLIP' is neither a folder nor a name" in refusal(lambda: make(clip="CLIP"), tmp_path)
     (tmp_path / "file").touch()
     assert "Not a directory" in refusal(lambda: make(out=tmp_path / "file" / "made"), tmp_path)
     (tmp_path / "made").mkdir()

@@ -79,7 +79,7 @@ def test_clip_may_be_a_name(copy: Path) -> None:
     }
     assert found.clip_source == "ViT-B-32:openai"
     assert found.verify() == []
-    with pytest.raises(ModelError, match="'ViT-B-32' is no name with a pretrained tag"):
+    with pytest.raises(InvalidInputError, match="clip: 'ViT-B-32' is neither a folder nor a name with its"):
         create(copy, clip="ViT-B-32")
 
 

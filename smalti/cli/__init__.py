@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import generate, models
+from smalti.cli import data, generate, models, train
 from smalti.errors import SmaltiError, SmaltiWarning
 
 USAGE_ERROR = 2
@@ -39,7 +39,7 @@ def application() -> typer.Typer:
         if context.invoked_subcommand is None:
             print(context.get_help())
 
-    for command in (generate, models):
+    for command in (generate, models, data, train):
         command.register(app)
     return app
 
@@ -70,7 +70,9 @@ def run(arguments: Sequence[str]) -> int:
             say("", error)
             return USAGE_ERROR
         except TyperException as error:
-            say("", f"{error.format_message()} Try `smalti --help`.")
+            # A group without a sub-command has printed its help, and has nothing more to say.
+            if message := error.format_message():
+                say("", f"{message} Try `smalti --help`.")
             return error.exit_code
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED

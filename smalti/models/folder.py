@@ -20,6 +20,7 @@ from smalti.models.manifest import (
     MANIFEST_FILE,
     ClipFolder,
     Manifest,
+    clip_name,
     parse_manifest,
     read_manifest,
     write_manifest,
@@ -75,13 +76,14 @@ class ModelFolder:
                 pictures are drawn and kept.
 
         Raises:
-            ModelError: a part is missing, or a value cannot be used.
+            InvalidInputError: the CLIP is no name with a pretrained tag.
+            ModelError: a part is missing, or another value cannot be used.
         """
         parts = {
             "text": "text" if (path / "text").is_dir() else "bart",
             "bart": "bart",
             "vqgan": "vqgan",
-            "clip": {"folder": "clip"} if clip is None else _clip_name(clip),
+            "clip": {"folder": "clip"} if clip is None else clip_name(clip).model_dump(),
         }
         files = {file: _record(path / file) for file in _files(path)}
         fields = {
@@ -185,13 +187,6 @@ class ModelFolder:
             # A link to a folder would lead out of it as well as "..".
             if not folder.resolve().is_relative_to(self.path.resolve()):
                 raise ModelError(f"{self.path}: its {part} is outside of it, in {folder.resolve()}")
-
-
-def _clip_name(clip: str) -> dict[str, str]:
-    name, _, pretrained = clip.partition(":")
-    if not name or not pretrained:
-        raise ModelError(f"clip: {clip!r} is no name with a pretrained tag, such as ViT-B-32:openai")
-    return {"name": name, "pretrained": pretrained}
 
 
 def _files(folder: Path) -> Iterator[str]:

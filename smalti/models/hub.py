@@ -1,5 +1,6 @@
 """Pulling a model from the Hugging Face hub, or from the cache of what was pulled before."""
 
+import contextlib
 import glob
 import json
 import os
@@ -181,7 +182,10 @@ def _link(source: Path, target: Path) -> None:
 
 def _licence(snapshot: Path, repository: str) -> str:
     card = snapshot / CARD_FILE
-    licence = ModelCard.load(card).data.license if card.is_file() else None
+    licence = None
+    # What stands in a card is anybody's, and need not be what the library can parse.
+    with contextlib.suppress(Exception):
+        licence = ModelCard.load(card).data.license
     if not isinstance(licence, str):
         raise InvalidInputError("licence", f"{repository} does not say its own; read it up and give it")
     return licence

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smalti.errors import ModelError
+from smalti.errors import InvalidInputError, ModelError
 from smalti.files import write_atomically
 from smalti.models.folder import ModelFolder
-from smalti.models.manifest import check_name
+from smalti.models.manifest import check_name, clip_name
 from smalti.parameters import Counts, SamplingParameters
 from smalti.settings import settings
 
@@ -66,6 +66,7 @@ def import_model(
         defaults: how many pictures are drawn and kept.
 
     Raises:
+        InvalidInputError: a model cannot have this name, licence or CLIP.
         ModelError: a part is missing, damaged or does not fit, the folder is already there or cannot be
             written.
     """
@@ -73,8 +74,12 @@ def import_model(
     from smalti.models import fitting
 
     out = check_place(name, out)
-    transformer, codebook = fitting.BART.find(bart), fitting.VQGAN.find(vqgan)
+    if not licence:
+        raise InvalidInputError("licence", "it is empty; say under which terms the model may be used")
     clip_folder = Path(clip) if Path(clip).is_dir() else None
+    if clip_folder is None:
+        clip_name(str(clip))
+    transformer, codebook = fitting.BART.find(bart), fitting.VQGAN.find(vqgan)
     refuse(fitting.pair_problems(bart, transformer.config, codebook.config))
     refuse(fitting.clip_problems(clip_folder) if clip_folder else [])
     with new_folder(out) as temporary:

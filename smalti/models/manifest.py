@@ -115,6 +115,15 @@ def check_name(name: str) -> None:
         raise InvalidInputError("name", f"{name!r} is not made of letters, digits, '.', '_' and '-' alone")
 
 
+def clip_name(clip: str) -> ClipName:
+    """Returns a CLIP given as "ViT-B-32:openai"; raises `InvalidInputError` if it has not that form."""
+    name, _, pretrained = clip.partition(":")
+    if not name or not pretrained:
+        problem = f"{clip!r} is neither a folder nor a name with its pretrained tag, such as ViT-B-32:openai"
+        raise InvalidInputError("clip", problem)
+    return ClipName(name=name, pretrained=pretrained)
+
+
 def parse_manifest(file: Path, fields: Any) -> Manifest:
     """Makes a manifest of what a `model.json` holds.
 
