@@ -3,6 +3,7 @@
 Exit status 1 when one does not; each is named with its file and line.
 """
 
+import itertools
 import re
 import subprocess
 import sys
@@ -20,9 +21,7 @@ def heading_anchors(path: Path) -> set[str]:
     """Returns the anchors that a Git forge makes of the headings of a Markdown file."""
     tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
     headings = (
-        after.content
-        for before, after in zip(tokens, tokens[1:], strict=False)
-        if before.type == "heading_open"
+        after.content for before, after in itertools.pairwise(tokens) if before.type == "heading_open"
     )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
