@@ -1,5 +1,7 @@
 """`smalti generate`, as a process of its own where that matters and in this one where it does not."""
 
+import contextlib
+import gc
 import json
 import os
 import pty
@@ -150,14 +152,12 @@ def test_folder_that_cannot_be_made_is_told_before_the_work(
 def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "smalti", "generate", *(f"fox {i}" for i in range(500)), "--json"]
-    process = subprocess.Popen(
-        [*command, "--model", str(tiny.path), "--out", str(out), "--n", "1", "--candidates", "1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    command += ["--model", str(tiny.path), "--out", str(out), "--n", "1", "--candidates", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "interrupted" in error
     assert "Traceback" not in error
@@ -165,6 +165,33 @@ def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -
     assert 0 < len(files) < 500
     for path in files:
         assert read_drawing(path).prompt.startswith("fox")
+
+
+def test_ctrl_c_that_python_loses_is_heeded(
+    tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a callback of the garbage collector KeyboardInterrupt is printed and ignored."""
+    pressed: list[int] = []
+
+    def press(phase: str, information: dict[str, int]) -> None:
+        if not pressed and "torch" in sys.modules and list(tmp_path.glob("out/fox-0-*")):
+            pressed.append(1)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(press)
+    try:
+        prompts = [f"fox {number}" for number in range(500)]
+        options = ["--n", "1", "--candidates", "1", "--no-grid"]
+        status = run(
+            ["generate", *prompts, "--model", str(tiny.path), "--out", str(tmp_path / "out"), *options]
+        )
+    finally:
+        gc.callbacks.remove(press)
+    assert pressed
+    assert status == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) < 500
 
 
 def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:

@@ -298,11 +298,13 @@ def test_hanging_loop_is_given_up(model: tuple[DalleBart, Any]) -> None:
 def test_idle_engine_is_not_taken_for_a_hanging_one(model: tuple[DalleBart, Any]) -> None:
     batch = make(model)
     batch.open_gate()
-    engine = GeneratorEngine(batch, stall_seconds=0.2)
+    engine = GeneratorEngine(batch, stall_seconds=4.0)
     engine.submit(request(model, 1)).result(WAIT)
-    # Five times as long as it takes to be given up: an event that never comes keeps the time.
-    assert not threading.Event().wait(1.0)
+    engine.progress.heartbeat -= 1000
+    # The watch looks every second: an event that never comes keeps the time.
+    assert not threading.Event().wait(2.5)
     assert engine.healthy
+    engine.progress.heartbeat -= 1000
     engine.submit(request(model, 1)).result(WAIT)
     engine.close()
 

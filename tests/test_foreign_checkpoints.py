@@ -23,6 +23,7 @@ from smalti.errors import CheckpointError, ModelError
 from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart
 from smalti.models.checkpoints import DALLEBART_LAYOUT, VQGAN_LAYOUT, load_parameters
+from smalti.models.layers import flatten
 from smalti.models.vqgan import VQGAN
 
 BART, DETOKER, CKPT = "min_dalle_bart", "min_dalle_vqgan", "last.ckpt"
@@ -127,6 +128,18 @@ def test_the_smaller_model_has_names_of_its_own(bart_folder: Path, golden: Path)
         (bart_folder / f"{part}.pt").rename(bart_folder / f"{part}_mini.pt")
     found = DalleBart.load(bart_folder)
     np.testing.assert_array_equal(found.params["lm_head"]["kernel"], wanted.params["lm_head"]["kernel"])
+
+
+def test_scales_that_the_original_has_not_may_be_there(bart_folder: Path, golden: Path) -> None:
+    """As when min-dalle's modules are saved themselves: each of their norms has a scale."""
+    for name in ("encoder.pt", "decoder.pt"):
+        state = torch.load(bart_folder / name)
+        biases = {key.removesuffix("bias"): bias for key, bias in state.items() if key.endswith("bias")}
+        ones = {f"{norm}weight": torch.ones_like(bias) for norm, bias in biases.items()}
+        assert len(ones.keys() - state.keys()) == {"encoder.pt": 3 * 3 + 1, "decoder.pt": 2 * 4 + 1}[name]
+        torch.save(ones | state, bart_folder / name)
+    found, wanted = DalleBart.load(bart_folder).params, DalleBart.load(golden / BART).params
+    assert flatten(found).keys() == flatten(wanted).keys()
 
 
 @pytest.mark.parametrize("name", ["final_ln", "layers.2.glu.ln1", "layers.0.pre_self_attn_layer_norm"])

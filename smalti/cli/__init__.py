@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, generate, models, train
+from smalti.cli import data, generate, interrupts, models, train
 from smalti.errors import SmaltiError, SmaltiWarning
 
 USAGE_ERROR = 2
@@ -65,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         warnings.showwarning = show
         warnings.simplefilter("always", SmaltiWarning)
         try:
-            status = application()(list(arguments), prog_name="smalti", standalone_mode=False)
+            with interrupts.heeded():
+                status = application()(list(arguments), prog_name="smalti", standalone_mode=False)
         except SmaltiError as error:
             say("", error)
             return USAGE_ERROR

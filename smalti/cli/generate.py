@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from smalti.cli import interrupts
 from smalti.cli.preview import preview
 from smalti.errors import InvalidInputError
 from smalti.models import library
@@ -106,6 +107,7 @@ def generate(
                 pictures = pipeline.generate(
                     prompt, counts.n, counts.candidates, seed, **sampling.model_dump(), rows_drawn=rows_drawn
                 )
+        interrupts.check()
         _write(pictures, counts.candidates, out, with_grid=with_grid, as_json=as_json)
 
 
@@ -153,6 +155,7 @@ def _progress(console: Console, prompt: str) -> "Iterator[RowsDrawn]":
         task = progress.add_task(shown.replace("[", r"\["), total=None)
 
         def rows_drawn(done: int, of: int) -> None:
+            interrupts.check()
             progress.update(task, completed=done, total=of)
 
         yield rows_drawn

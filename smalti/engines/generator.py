@@ -163,6 +163,8 @@ class GeneratorEngine:
         with self._wake:
             self._raise_if_stopped()
             self._line.join(handle, self._seconds_until_room)
+            if not self._open:
+                self.progress.beat()  # Idleness is not the loop's, and does not count against it.
             self._open.add(handle)
             handle.future.add_done_callback(lambda _: self._open.discard(handle))
             self._wake.notify_all()
