@@ -414,19 +414,14 @@ def test_saving_is_reproducible(tmp_path: Path, tensors: Tensors) -> None:
 # Memory.
 
 
-@pytest.mark.parametrize(
-    ("action", "forms", "bound"),
-    [("load", ("safetensors", "msgpack-by-layer", "torch"), 1.15), ("convert", ("msgpack-by-layer",), 0.7)],
-)
-def test_memory_stays_near_the_size_of_the_file(
-    tmp_path: Path, action: str, forms: tuple[str, ...], bound: float
-) -> None:
-    """The promised bound is 1.3; converting takes the largest tensor, here two fifths of the file."""
-    sizes = ("--d-model", "256", "--layers", "4", "--folder", str(tmp_path))
-    command = [sys.executable, str(BENCHMARK), "--json", *sizes, "--actions", action, "--formats", *forms]
+def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
+    """The promised bound is 1.3; converting takes the largest tensor, here half of the file."""
+    sizes = ("--d-model", "256", "--layers", "3", "--folder", str(tmp_path))
+    choice = ("--formats", "safetensors", "msgpack-by-layer", "--actions", "load", "convert")
+    command = [sys.executable, str(BENCHMARK), "--json", *sizes, *choice]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     results = [json.loads(line) for line in output.splitlines()]
-    assert [result["format"] for result in results] == list(forms)
+    assert len(results) == 4
     for result in results:
-        assert result["file_bytes"] > 50e6
-        assert result["ratio"] < bound
+        assert result["file_bytes"] > 90e6
+        assert result["ratio"] < {"load": 1.15, "convert": 0.8}[result["action"]]

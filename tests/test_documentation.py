@@ -20,7 +20,11 @@ def commands(path: Path) -> list[list[str]]:
 
 
 def test_make_targets_of_the_readme_are_run_by_ci() -> None:
-    in_ci = {words[0]: words[1:] for words in (shlex.split(line, comments=True) for line in CI.splitlines()) if words}
+    in_ci = {
+        words[0]: words[1:]
+        for words in (shlex.split(line, comments=True) for line in CI.splitlines())
+        if words
+    }
     targets = {target for words in commands(ROOT / "README.md") if words[0] == "make" for target in words[1:]}
     assert targets
     assert targets <= set(in_ci["make"])

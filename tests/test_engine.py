@@ -72,7 +72,10 @@ def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
     bart, expected = model
     unconditional = Encoding(expected["uncond_encoder_hidden"][0], expected["uncond_attention_mask"][0])
     batch = GatedBatch(bart, unconditional, slots=SLOTS, **options)
-    batch.gate, batch.stepping = threading.Semaphore(1), threading.Semaphore(0)  # 1: warming up draws a quantum.
+    batch.gate, batch.stepping = (
+        threading.Semaphore(1),
+        threading.Semaphore(0),
+    )  # 1: warming up draws a quantum.
     batch.begun, batch.freed = [], []
     return batch
 
@@ -90,10 +93,14 @@ def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, Gated
     engine.close()
 
 
-def request(model: tuple[DalleBart, Any], count: int, seed: int = 1, row: int = 0, **options: Any) -> GenerationRequest:
+def request(
+    model: tuple[DalleBart, Any], count: int, seed: int = 1, row: int = 0, **options: Any
+) -> GenerationRequest:
     _, expected = model
     encoding = Encoding(expected["encoder_hidden"][row], expected["attention_mask"][row])
-    return GenerationRequest(encoding, tuple(Candidate(seed, index, VARIED) for index in range(count)), **options)
+    return GenerationRequest(
+        encoding, tuple(Candidate(seed, index, VARIED) for index in range(count)), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,9 @@ def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
     batch.open_gate()
     engine = GeneratorEngine(batch)
     whole = request(model, 10)
-    drawn = [engine.submit(GenerationRequest(whole.encoding, (one,))).result(WAIT) for one in whole.candidates]
+    drawn = [
+        engine.submit(GenerationRequest(whole.encoding, (one,))).result(WAIT) for one in whole.candidates
+    ]
     engine.close()
     return np.concatenate(drawn)
 
@@ -131,7 +140,9 @@ def test_tokens_are_the_same_when_admitted_late(
     late = engine.submit(request(model, 3))
     batch.open_gate()
     np.testing.assert_array_equal(late.result(WAIT), alone[:3])
-    np.testing.assert_array_equal(early.result(WAIT), engine.submit(request(model, 2, seed=9, row=1)).result(WAIT))
+    np.testing.assert_array_equal(
+        early.result(WAIT), engine.submit(request(model, 2, seed=9, row=1)).result(WAIT)
+    )
 
 
 def test_rows_are_handed_over_as_they_are_drawn(

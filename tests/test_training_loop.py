@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
+from smalti.models.layers import Parameters
 from training.loop import Outcome, train
 from training.monitor import Monitor
 from training.run_folder import RunFolder, read_best, read_run_settings
@@ -42,7 +43,7 @@ class Line:
         self.losses = [3.0, 1.0, 2.0, 1.5]
 
     @property
-    def weights(self) -> dict[str, jax.Array]:
+    def weights(self) -> Parameters:
         return self.state.params
 
     def step(self, number: int) -> dict[str, jax.Array]:
@@ -167,7 +168,7 @@ def test_the_best_checkpoint_is_that_of_the_smallest_held_out_loss(
     run_line(out, file, settings, line)
     best = read_best(out, like)
     # The losses are 3, 1, 2, 1.5 at the steps 4, 8, 12, 16.
-    again, twin = Line(), []
+    again = Line()
     for number in range(8):
         again.step(number)
     twin = again.weights["w"]

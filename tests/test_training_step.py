@@ -100,4 +100,6 @@ def test_muon_moves_the_products_of_the_layers_and_adam_the_rest() -> None:
     products = moved["model/decoder/layers/FlaxBartDecoderLayers/FlaxBartAttention_0/v_proj/kernel"]
     for values in np.linalg.svd(products, compute_uv=False):
         assert values[0] < 2 * np.median(values)
-    assert np.median(np.abs(moved["lm_head/kernel"])) == pytest.approx(1e-2, rel=0.1)
+    # With Nesterov's momentum of 0.9 that value is the rate times this (Dozat 2016, algorithm 8, at its first step).
+    nesterov = 0.9 * 0.1 / (1 - 0.9**2) + 1
+    assert np.median(np.abs(moved["lm_head/kernel"])) == pytest.approx(1e-2 * nesterov, rel=0.01)

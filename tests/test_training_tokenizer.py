@@ -110,7 +110,7 @@ def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(pictures: ComposedP
     assert 0 < after["codes_used"] <= 1
 
     resumed = TokenizerTrainee(SETTINGS, pictures)
-    resumed.state = resumed.place(halfway)
+    resumed.state = halfway
     assert [float(resumed.step(number)["loss"]) for number in range(4, 12)] == losses[4:]
 
 

@@ -156,7 +156,7 @@ class GeneratorTrainee:
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._stepper.state = state
+        self._stepper.state = self._stepper.place(state)
 
     @property
     def weights(self) -> Parameters:

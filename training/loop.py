@@ -104,7 +104,7 @@ def train(
 
 @contextmanager
 def _interruptible() -> "Iterator[Any]":
-    """Gives a function that tells whether Ctrl-C was pressed (or the process told to end); a second one ends at once."""
+    """Gives a function that tells whether Ctrl-C was pressed or the process told to end; a second one ends at once."""
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:

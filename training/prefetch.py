@@ -17,9 +17,8 @@ class Prefetched(Generic[T]):
 
     def __call__(self, step: int) -> T:
         """Returns the value of a step, and begins that of the one after."""
-        if self._next is not None and self._next[0] == step:
-            value = self._next[1].result()
-        else:
-            value = self._make(step)
+        value = (
+            self._next[1].result() if self._next is not None and self._next[0] == step else self._make(step)
+        )
         self._next = step + 1, self._pool.submit(self._make, step + 1)
         return value

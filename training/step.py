@@ -133,7 +133,7 @@ def _step(
     step = state.step + 1
     params, memory = task.after_update(step, params, state.memory, extra)
     metrics = {name: values.mean() for name, values in metrics.items()}
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     return State(step, params, optimizer_state, memory), metrics
 
 

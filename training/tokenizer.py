@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 
 from smalti.models import vqgan
-from smalti.models.layers import Parameters
+from smalti.models.layers import Parameters, apply
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
 from smalti.parameters import Strict
 from training.optimizers import make_optimizer
@@ -99,9 +99,9 @@ class TokenizerTask:
         """Compares pictures with what comes back from their tokens."""
         weights = self._settings.loss
         pixels = batch["pixels"].astype(jnp.float32) / 255
-        vectors = on_sphere(self._module.apply({"params": params}, pixels, method=VQGANModule.vectors))
+        vectors = on_sphere(apply(self._module, params, pixels, method=VQGANModule.vectors))
         nearest, codes, codebook_loss = quantize(vectors, _codebook(params), weights.commitment)
-        drawn = self._module.apply({"params": params}, nearest, method=VQGANModule.pixels)
+        drawn = apply(self._module, params, nearest, method=VQGANModule.pixels)
         apart = 2 * (drawn - pixels)
         absolute, square = jnp.abs(apart).mean(), jnp.square(apart).mean()
         edges = jnp.abs(jnp.diff(apart, axis=1)).mean() + jnp.abs(jnp.diff(apart, axis=2)).mean()
@@ -152,7 +152,7 @@ class TokenizerTrainee:
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._stepper.state = state
+        self._stepper.state = self._stepper.place(state)
 
     @property
     def weights(self) -> Parameters:

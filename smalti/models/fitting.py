@@ -5,6 +5,7 @@ Weights are held against configurations by the headers of their files; no weight
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -84,11 +85,12 @@ class Network(Generic[Config]):
         )
 
 
+# The shapes come out of tracing the network, which takes a second for a published one.
 BART: Network[DalleBartConfig] = Network(
-    DalleBartConfig.from_fields, bart.parameter_shapes, DALLEBART_LAYOUT, (MINI, MEGA)
+    DalleBartConfig.from_fields, cache(bart.parameter_shapes), DALLEBART_LAYOUT, (MINI, MEGA)
 )
 VQGAN: Network[VQGANConfig] = Network(
-    VQGANConfig.from_fields, vqgan.parameter_shapes, VQGAN_LAYOUT, (VQGAN_F16_16384,)
+    VQGANConfig.from_fields, cache(vqgan.parameter_shapes), VQGAN_LAYOUT, (VQGAN_F16_16384,)
 )
 
 
