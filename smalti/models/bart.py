@@ -11,7 +11,7 @@ as the checkpoint has them, and scans over them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from smalti.errors import ConfigError
 from smalti.models.checkpoints import DALLEBART_LAYOUT
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Dense, Parameters, apply, flatten, precision, shapes
+from smalti.models.layers import Dense, Parameters, apply, precision, shapes
 from smalti.models.network_files import load_network, save_network
 
 LAYER_NORM_EPSILON = 1e-5
@@ -421,11 +421,6 @@ class DalleBart:
         return _logits(
             self.config, self.params, encoding, attention_mask, decoder_input_ids, dtype=self.dtype
         )
-
-    @cached_property
-    def parameter_count(self) -> int:
-        """The number of weights."""
-        return sum(leaf.size for leaf in flatten(self.params).values())
 
 
 def _part_selector(part: str | None) -> Callable[[str], bool]:
