@@ -85,7 +85,9 @@ class GeneratorTask:
     def __init__(self, config: DalleBartConfig, seed: int = 0, *, remat: bool = False) -> None:
         self.config = config
         self._seed = seed
-        self._options: dict[str, Any] = {"dtype": compute_dtype(), "remat": remat}
+        # A large model would take long to compile layer by layer; on a CPU nobody trains one.
+        unroll = jax.default_backend() == "cpu"
+        self._options: dict[str, Any] = {"dtype": compute_dtype(), "remat": remat, "unroll": unroll}
 
     def initialize(self) -> tuple[Parameters, Any]:
         """Returns untrained weights, and nothing to remember."""
