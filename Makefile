@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format constraints clean
+.PHONY: demo test check format protos constraints clean
 
 # Draws nine pictures.
 demo: $(INSTALLED)
@@ -14,12 +14,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2
 
-# Lint, types, dead links.
+# Lint, types, dead links, the public contract.
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_links.py
+	$(BIN)/python scripts/protos.py --check
 
 # Applies the formatter and the fixes that are safe.
 format: $(INSTALLED)
@@ -32,6 +33,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[training,dev]'
 	touch $@
+
+# Generates smalti/v1/ from protos/.
+protos: $(INSTALLED)
+	$(BIN)/python scripts/protos.py
 
 # Writes the versions that are installed now into constraints.txt.
 constraints: $(INSTALLED)
