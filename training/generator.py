@@ -23,10 +23,9 @@ from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.parameters import SamplingParameters, Strict
 from training.captioned import CaptionBatches, Captioned, evaluation_batches
 from training.optimizers import make_optimizer
-from training.prefetch import Prefetched
 from training.settings import Count, RunSettings, Share
 from training.sheets import sheet
-from training.step import Batch, Extra, Metrics, Stepper, compute_dtype
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, compute_dtype
 from training.text import SMALLEST_VOCABULARY
 
 _SHEET_CANDIDATES = 8
@@ -110,7 +109,7 @@ class GeneratorTask:
         return params, memory
 
 
-class GeneratorTrainee:
+class GeneratorTrainee(SteppedTrainee):
     """Trains a generator on captions and image tokens."""
 
     def __init__(
@@ -129,11 +128,9 @@ class GeneratorTrainee:
         """
         config = settings.config(tokenizer.vocabulary_size, vqgan.config)
         self.task = GeneratorTask(config, settings.seed, remat=settings.remat)
-        self._stepper = Stepper(
-            self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate
-        )
         tokens, codes = config.image_length, config.image_vocab_size
-        self._batch = Prefetched(
+        super().__init__(
+            Stepper(self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate),
             CaptionBatches(
                 Captioned.read(data, "train", tokens, codes),
                 tokenizer,
@@ -142,7 +139,7 @@ class GeneratorTrainee:
                 settings.seed,
                 settings.blank_captions,
                 settings.replaced_tokens,
-            )
+            ),
         )
         self._evaluation = evaluation_batches(
             data, tokenizer, tokens, codes, settings.batch_size, settings.held_out
@@ -150,24 +147,6 @@ class GeneratorTrainee:
         self._loss = jax.jit(lambda params, batch: self.task.loss(params, batch)[0])
         self._tokenizer, self._vqgan, self._settings = tokenizer, vqgan, settings
         self.tokens_per_step = settings.batch_size * tokens
-
-    @property
-    def state(self) -> Any:
-        """The state of the optimizer's step."""
-        return self._stepper.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self._stepper.state = self._stepper.place(state)
-
-    @property
-    def weights(self) -> Parameters:
-        """The network's weights."""
-        return self._stepper.state.params
-
-    def step(self, number: int) -> Metrics:
-        """Takes a step on the captions of its number."""
-        return self._stepper.step(self._batch(number))
 
     def evaluate(self) -> dict[str, float]:
         """Measures the losses of `evaluation_batches`, in nats a token; nothing is replaced or blank."""

@@ -95,19 +95,23 @@ class StoredPictures:
 
     def batch(self, start: int, count: int) -> UInt8[np.ndarray, "count height width 3"]:
         """Reads training pictures, in another order each epoch."""
-        return self._read(self._train.take(self._order.rows_at(start, count)))
+        return decode_pictures(self._train.take(self._order.rows_at(start, count)), self._resolution)
 
     def held_out(self, count: int) -> UInt8[np.ndarray, "count height width 3"]:
         """Reads the first pictures of the split `validation`."""
-        return self._read(self._held_out[:count])
+        return decode_pictures(self._held_out[:count], self._resolution)
 
-    def _read(self, column: pa.ChunkedArray) -> UInt8[np.ndarray, "pictures height width 3"]:
-        return np.stack([self._at_resolution(pixels_of(each)) for each in column.to_pylist()])
 
-    def _at_resolution(self, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
-        if pixels.shape[:2] == (self._resolution, self._resolution):
-            return pixels
-        return np.array(square(Image.fromarray(pixels), self._resolution))
+def decode_pictures(column: pa.ChunkedArray, resolution: int) -> UInt8[np.ndarray, "pictures side side 3"]:
+    """Decodes the pictures of a column `image`; those of another size are scaled."""
+    pictures = [pixels_of(each) for each in column.to_pylist()]
+    sides = (resolution, resolution)
+    return np.stack(
+        [
+            pixels if pixels.shape[:2] == sides else np.array(square(Image.fromarray(pixels), resolution))
+            for pixels in pictures
+        ]
+    )
 
 
 def read_column(folder: Path, split: str, column: str) -> pa.ChunkedArray:

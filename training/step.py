@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from smalti.errors import InvalidInputError
 from smalti.models.layers import Parameters
+from training.prefetch import Prefetched
 
 Batch = Mapping[str, np.ndarray]
 """Arrays whose first axis is the pictures of a step."""
@@ -106,6 +107,38 @@ class Stepper:
             )
             for name, rows in batch.items()
         }
+
+
+class SteppedTrainee:
+    """What every trainer in JAX has: its state is a stepper's, and each step has a batch of its own."""
+
+    def __init__(self, stepper: Stepper, batch: Callable[[int], Batch]) -> None:
+        """Joins the two.
+
+        Args:
+            stepper: takes the steps.
+            batch: makes the batch of a step, a function of its number; the next one is made in the background.
+        """
+        self._stepper = stepper
+        self._batch = Prefetched(batch)
+
+    @property
+    def state(self) -> Any:
+        """The state of the optimizer's step."""
+        return self._stepper.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._stepper.state = self._stepper.place(state)
+
+    @property
+    def weights(self) -> Parameters:
+        """The network's weights."""
+        return self._stepper.state.params
+
+    def step(self, number: int) -> Metrics:
+        """Takes a step on the batch of its number."""
+        return self._stepper.step(self._batch(number))
 
 
 def _step(

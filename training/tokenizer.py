@@ -17,14 +17,13 @@ from smalti.models.layers import Parameters, apply
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
 from smalti.parameters import Strict
 from training.optimizers import make_optimizer
-from training.prefetch import Prefetched
 from training.quality import psnr, ssim
 from training.quantizer import on_sphere, quantize, restart_dead
 from training.run_folder import SETTINGS_FILE, read_best, read_run_settings
 from training.settings import Count, RunSettings, Share
 from training.sheets import compare
 from training.sources import PictureSource
-from training.step import Batch, Extra, Metrics, Stepper, compute_dtype
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, compute_dtype
 
 _SHEET_PICTURES = 48
 _EARLY = 200
@@ -126,7 +125,7 @@ class TokenizerTask:
         return _with_codebook(params, codebook), {"used": jnp.where(due, 0, used)}
 
 
-class TokenizerTrainee:
+class TokenizerTrainee(SteppedTrainee):
     """Trains a tokenizer on pictures."""
 
     def __init__(self, settings: TokenizerSettings, pictures: PictureSource) -> None:
@@ -137,31 +136,13 @@ class TokenizerTrainee:
             pictures: of the model's resolution.
         """
         self.task = TokenizerTask(settings)
-        self._stepper = Stepper(
-            self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate
+        super().__init__(
+            Stepper(self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate),
+            partial(_make_batch, pictures, settings.batch_size),
         )
-        self._batch = Prefetched(partial(_make_batch, pictures, settings.batch_size))
         self._held_out = pictures.held_out(settings.held_out)
         self._size = settings.batch_size
         self.tokens_per_step = settings.batch_size * self.task.config.tokens
-
-    @property
-    def state(self) -> Any:
-        """The state of the optimizer's step."""
-        return self._stepper.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self._stepper.state = self._stepper.place(state)
-
-    @property
-    def weights(self) -> Parameters:
-        """The network's weights."""
-        return self._stepper.state.params
-
-    def step(self, number: int) -> Metrics:
-        """Takes a step on the pictures of its number."""
-        return self._stepper.step(self._batch(number))
 
     def evaluate(self) -> dict[str, float]:
         """Measures the loss of pixels, PSNR, SSIM, and how many codes are used, on held-out pictures."""
