@@ -43,6 +43,15 @@ class SamplingParameters(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw among the most probable tokens that together reach this probability; 1 is no limit."""
 
+    def but(self, **asked: float | None) -> Self:
+        """Returns these parameters with those that are asked for, and not None, in their place.
+
+        Raises:
+            InvalidInputError: a value is out of its range; names the field.
+        """
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self.check(**{**self.model_dump(), **given})
+
 
 class Counts(Strict):
     """How many candidates are drawn, and how many of them are kept."""

@@ -36,6 +36,8 @@ class Drawing(Strict):
     """How many pictures the grid shows; None for a single picture."""
     score: float | None = None
     """What the ranker gave it; None for a grid."""
+    drawn: str | None = None
+    """The prompt in the words of the model that drew it; None where they are the prompt's own."""
 
 
 def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:

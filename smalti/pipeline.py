@@ -1,5 +1,6 @@
 """The four stages in one process: a prompt in, ranked pictures out; no queue, no network."""
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.clip import Clip
 from smalti.models.fitting import pair_problems
 from smalti.models.folder import ModelFolder
+from smalti.models.rewording import Rewriter
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
@@ -52,13 +54,15 @@ class Pipeline:
         generator: GeneratorEngine,
         decoder: DecoderEngine,
         ranker: RankerEngine,
+        rewriter: Rewriter,
     ) -> None:
-        """Joins the four engines; `Pipeline.load` makes them."""
+        """Joins the four engines, and what says prompts in the model's words; `Pipeline.load` makes them."""
         self.folder = folder
         self.encoder = encoder
         self.generator = generator
         self.decoder = decoder
         self.ranker = ranker
+        self.rewriter = rewriter
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, slots: int = DEFAULT_SLOTS) -> Self:
@@ -73,6 +77,7 @@ class Pipeline:
             ModelError: the folder is no model, or a file of it cannot be used.
         """
         folder = library.find(model)
+        rewriter = Rewriter.of(folder)
         config, vqgan = DalleBartConfig.load(folder.bart_folder), VQGAN.load(folder.vqgan_folder)
         for problem in pair_problems(folder.path, config, vqgan.config):
             raise ModelError(problem)
@@ -83,9 +88,8 @@ class Pipeline:
         # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
         decoder_half = DalleBart.load(folder.bart_folder, part="decoder")
         generator = GeneratorEngine.of(decoder_half, encoder.unconditional, slots=slots)
-        return cls(
-            folder, encoder, generator, DecoderEngine(vqgan), RankerEngine(Clip.load(folder.clip_source))
-        )
+        ranker = RankerEngine(Clip.load(folder.clip_source))
+        return cls(folder, encoder, generator, DecoderEngine(vqgan), ranker, rewriter)
 
     def generate(
         self,
@@ -105,7 +109,9 @@ class Pipeline:
         Values that are None are the model's own; the seed is then random.
 
         Args:
-            prompt: what to draw; past the model's text length its end is cut off.
+            prompt: what to draw, in any words: those that a model of a small world does not know are drawn as
+                the nearest that it knows, or left out, with a `SmaltiWarning`. Past the model's text length the
+                end is cut off, with a warning too.
             n: how many pictures are returned.
             candidates: how many pictures are drawn.
             seed: with the same model, prompt and parameters, gives the same pictures.
@@ -124,22 +130,13 @@ class Pipeline:
             defaults.n if n is None else n, defaults.candidates if candidates is None else candidates
         )
         seed = check_seed(seed)
-        sampling = self.sampling(
+        sampling = self.folder.sampling.but(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
         pictures = self.draw(
             prompt, seed, range(counts.candidates), sampling, counts.candidates, rows_drawn=rows_drawn
         )
         return [pictures[index] for index in best([picture.score for picture in pictures], counts.n)]
-
-    def sampling(self, **asked: float | None) -> SamplingParameters:
-        """Returns the model's sampling parameters with those that are not None in their place.
-
-        Raises:
-            InvalidInputError: a value is out of its range; names the field.
-        """
-        given = {name: value for name, value in asked.items() if value is not None}
-        return SamplingParameters.check(**{**self.folder.sampling.model_dump(), **given})
 
     def draw(
         self,
@@ -161,7 +158,10 @@ class Pipeline:
             of: how many candidates there are in all, for the record.
             rows_drawn: told of the progress after each row of tiles.
         """
-        encoding = self.encoder.encode(prompt)
+        rewording = self.rewriter(prompt)
+        if rewording.notice:
+            warnings.warn(f"{rewording.notice}: {_words_command(self.folder)}", SmaltiWarning, stacklevel=2)
+        encoding = self.encoder.encode(rewording.prompt)
         if encoding.cut:
             warnings.warn(
                 f"the prompt is longer than the {len(encoding.mask)} tokens the model reads; its end is not drawn",
@@ -171,7 +171,7 @@ class Pipeline:
         wanted = [Candidate(seed, index, sampling) for index in candidates]
         tokens = self.generator.generate(encoding, wanted, rows_drawn)
         images = [Image.fromarray(pixels) for pixels in self.decoder.decode(tokens)]
-        scores = self.ranker.rank(prompt, images)
+        scores = self.ranker.rank(rewording.prompt, images)
         return [
             Picture(
                 image=image,
@@ -188,7 +188,14 @@ class Pipeline:
                     candidates=of,
                     candidate=index,
                     score=round(float(score), 4),
+                    drawn=None if rewording.prompt == prompt else rewording.prompt,
                 ),
             )
             for image, score, index, row in zip(images, scores, candidates, tokens, strict=True)
         ]
+
+
+def _words_command(folder: ModelFolder) -> str:
+    """Returns the command that lists the words of a model."""
+    model = "" if folder.path.parent == library.SHIPPED else f" {shlex.quote(str(folder.path))}"
+    return f"smalti models --words{model}"

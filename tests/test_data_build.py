@@ -162,6 +162,12 @@ def test_words(report: Report, data: Path) -> None:
     # One source alone, refused by the description, known itself.
     for word in ("sparkle", "carton", "night", "star", "grapeses"):
         assert word not in synonyms
+    # The nearest in the order of pictograms; what stands before is nearer (the moon is between star and drop),
+    # and what is of the same kind.
+    assert words["neighbours"] == {
+        **{"moon": "star", "crescent moon": "star", "kite": "box", "house": "tree", "mountain": "tree"},
+        **{"heart": "grapes", "diamond": "grapes", "mark": "grapes", "cross mark": "grapes", "fish": "tree"},
+    }
     known = {word for kind in ("things", "colours", "backgrounds", "sizes", "styles") for word in words[kind]}
     assert set(synonyms.values()) <= known | set(words["grammar"])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from smalti.cli import interrupts
 from smalti.cli.preview import preview
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, SmaltiWarning
 from smalti.models import library
 from smalti.parameters import check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, slug
@@ -78,10 +79,8 @@ def generate(
         seed = original.seed if seed is None else seed
         n = (original.n or 1) if n is None else n
         candidates = original.candidates if candidates is None else candidates
-    asked = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    defaults = {**folder.sampling.model_dump(), **(original.sampling.model_dump() if original else {})}
-    sampling = type(folder.sampling).check(
-        **{name: defaults[name] if value is None else value for name, value in asked.items()}
+    sampling = (original or folder).sampling.but(
+        guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
     )
     counts = check_counts(
         folder.defaults.n if n is None else n,
@@ -98,7 +97,7 @@ def generate(
         use_compilation_cache()
         pipeline = Pipeline.load(folder.path)
     for prompt in drawings:
-        with _progress(console, prompt) as rows_drawn:
+        with _heard() as warned, _progress(console, prompt) as rows_drawn:
             if original is not None and original.candidate is not None:
                 pictures = pipeline.draw(
                     prompt, seed, [original.candidate], sampling, counts.candidates, rows_drawn=rows_drawn
@@ -108,7 +107,7 @@ def generate(
                     prompt, counts.n, counts.candidates, seed, **sampling.model_dump(), rows_drawn=rows_drawn
                 )
         interrupts.check()
-        _write(pictures, counts.candidates, out, with_grid=with_grid, as_json=as_json)
+        _write(pictures, counts.candidates, out, warned, with_grid=with_grid, as_json=as_json)
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:
@@ -161,7 +160,32 @@ def _progress(console: Console, prompt: str) -> "Iterator[RowsDrawn]":
         yield rows_drawn
 
 
-def _write(pictures: "list[Picture]", candidates: int, out: Path, *, with_grid: bool, as_json: bool) -> None:
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Gives a list that gets the text of every warning to the user; it is shown as well."""
+    shown, heard = warnings.showwarning, list[str]()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, SmaltiWarning):
+            heard.append(str(message))
+        shown(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    try:
+        yield heard
+    finally:
+        warnings.showwarning = shown
+
+
+def _write(
+    pictures: "list[Picture]",
+    candidates: int,
+    out: Path,
+    warned: list[str],
+    *,
+    with_grid: bool,
+    as_json: bool,
+) -> None:
     """Writes the pictures and their grid, and tells the user."""
     first = pictures[0].drawing
     stem = f"{slug(first.prompt)}-{first.seed}"
@@ -183,10 +207,8 @@ def _write(pictures: "list[Picture]", candidates: int, out: Path, *, with_grid: 
         raise InvalidInputError("out", f"{out}: a picture cannot be written ({error.strerror})") from None
     if as_json:
         shared = first.model_dump(exclude={"candidate", "score", "n"})
-        print(
-            json.dumps({**shared, "pictures": written, "grid": str(grid_path) if grid_path else None}),
-            flush=True,
-        )
+        results = {"pictures": written, "grid": str(grid_path) if grid_path else None, "warnings": warned}
+        print(json.dumps({**shared, **results}), flush=True)
         return
     console = Console(highlight=False)
     if console.is_terminal:

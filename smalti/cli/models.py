@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from smalti.errors import InvalidInputError
 from smalti.models import library
 from smalti.models.folder import ModelFolder
 from smalti.models.importing import DEFAULT_CLIP, DEFAULT_VQGAN, import_model
 from smalti.models.library import Listed
+from smalti.models.words import read_words
 
 # The exit status of `verify` for a model that is not what it was; 2 is for wrong usage.
 NOT_WELL = 1
@@ -35,8 +38,22 @@ def register(app: typer.Typer) -> None:
     app.command("pull")(pull)
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False) -> None:
-    """List the models that have a name: those that come with Smalti, and yours."""
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Whose words: a name, or a folder. [default: the shipped one]"
+        ),
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="Print the words that MODEL knows.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models that have a name: those that come with Smalti, and yours; or the words that one knows."""
+    if words:
+        _print_words(library.find(model), as_json)
+        return
+    if model is not None:
+        raise InvalidInputError("MODEL", f"{model}: say what of it: smalti models --words {model}")
     listed = library.list_models()
     if as_json:
         print(json.dumps([_fields(entry) for entry in listed], indent=2))
@@ -128,6 +145,37 @@ def pull(
         out=out,
     )
     _announce(folder)
+
+
+def _print_words(folder: ModelFolder, as_json: bool) -> None:
+    """Prints the words that a model knows."""
+    words = read_words(folder)
+    if as_json:
+        print(json.dumps({"model": folder.name, "words": words and words.model_dump(mode="json")}, indent=2))
+        return
+    if words is None:
+        print(f"{folder.name} reads any text: it has no list of words")
+        return
+    console = Console(highlight=False)
+    console.print(
+        f"{folder.name} knows {len(words.things)} things, and draws one or two of them:\n", markup=False
+    )
+    console.print(Columns(words.things, padding=(0, 2), equal=True, column_first=True))
+    listed = {
+        "in the colours": words.colours,
+        "on a background": words.backgrounds,
+        "in the sizes": words.sizes,
+        "in the styles": words.styles,
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for kind, known in listed.items():
+        if known:
+            table.add_row(kind, Text(", ".join(known)))
+    console.print()
+    console.print(table)
+    others = len(words.synonyms) + len(words.neighbours)
+    if others:
+        console.print(f"\nFor {others} other words it knows the nearest of these; --json lists them all.")
 
 
 def _announce(folder: ModelFolder) -> None:

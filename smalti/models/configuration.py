@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smalti.errors import ConfigError, ModelError
+from smalti.errors import ConfigError
+from smalti.models.json_file import read_json_object
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -14,18 +15,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: the folder or the file is missing, or the file is no JSON object.
     """
-    path = Path(folder) / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder}: no config.json in it; a model's folder has one beside its weights"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ModelError(f"{path}: a JSON object is expected, not {type(fields).__name__}")
-    return fields
+    folder = Path(folder)
+    return read_json_object(
+        folder / "config.json", f"{folder}: no config.json in it; a model's folder has one beside its weights"
+    )
 
 
 def refuse_other_options(model: str, fields: Mapping[str, Any], published: Mapping[str, Any]) -> None:

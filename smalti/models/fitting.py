@@ -20,6 +20,7 @@ from smalti.models.safetensors_file import index_safetensors
 from smalti.models.tensor_names import Shape
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGANConfig
+from smalti.models.words import read_words
 
 CLIP_CONFIG_FILE = "open_clip_config.json"
 CONFIG_FILE = "config.json"
@@ -105,7 +106,7 @@ def problems_of(folder: ModelFolder) -> list[str]:
         problems += text_problems(folder.text_folder, transformer)
     if isinstance(folder.clip_source, Path):
         problems += clip_problems(folder.clip_source)
-    return problems
+    return problems + words_problems(folder)
 
 
 def _attempt(network: Network[Config], folder: Path) -> tuple[Config | None, list[str]]:
@@ -146,6 +147,15 @@ def text_problems(folder: Path, transformer: bart.DalleBartConfig) -> list[str]:
             f"{folder}: the text tokenizer has {tokenizer.vocabulary_size} ids, "
             f"the transformer embeds {transformer.encoder_vocab_size}; they do not belong together"
         ]
+    return []
+
+
+def words_problems(folder: ModelFolder) -> list[str]:
+    """Returns why the list of known words cannot be used; nothing when it can, or there is none."""
+    try:
+        read_words(folder)
+    except ModelError as error:
+        return [str(error)]
     return []
 
 

@@ -10,6 +10,8 @@ from smalti.models.manifest import MANIFEST_FILE
 from smalti.settings import settings
 
 SHIPPED = Path(__file__).parent.parent / "assets"
+DEFAULT = "pictograms"
+"""Which of the models that come with Smalti is used where none is named."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ def find(model: str | Path | None = None) -> ModelFolder:
     model = model or settings().model
     places = _places()
     if model is None:
-        shipped = [path for path in places.values() if path.parent == SHIPPED]
+        shipped = _models_in(SHIPPED)
         if not shipped:
             raise ModelNotFoundError(f"no model comes with this Smalti; name one. {_known(places)}")
-        return ModelFolder.open(shipped[0])
+        return ModelFolder.open(shipped.get(DEFAULT) or next(iter(shipped.values())))
     if isinstance(model, str) and model in places:
         return ModelFolder.open(places[model])
     if isinstance(model, Path) or "/" in model or Path(model).is_dir():
@@ -78,12 +80,13 @@ def list_models() -> list[Listed]:
 
 def _places() -> dict[str, Path]:
     """Returns the folders of the models by their names."""
-    places: dict[str, Path] = {}
-    for library in (SHIPPED, settings().models):
-        if library.is_dir():
-            found = (path.parent for path in library.glob(f"*/{MANIFEST_FILE}"))
-            places |= {path.name: path for path in sorted(found) if not path.name.startswith(".")}
-    return places
+    return _models_in(SHIPPED) | _models_in(settings().models)
+
+
+def _models_in(library: Path) -> dict[str, Path]:
+    """Returns the folders of one library's models by their names, in the order of these."""
+    found = sorted(path.parent for path in library.glob(f"*/{MANIFEST_FILE}"))
+    return {path.name: path for path in found if not path.name.startswith(".")}
 
 
 def _known(places: dict[str, Path]) -> str:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.files import write_atomically
+from smalti.models.json_file import read_json_object
 from smalti.parameters import Counts, SamplingParameters, Strict
 
 MANIFEST_FILE = "model.json"
@@ -87,15 +88,8 @@ def read_manifest(folder: Path) -> Manifest:
         ModelError: it is not there, or cannot be used; says which field.
     """
     file = folder / MANIFEST_FILE
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder}: is no model: no {MANIFEST_FILE} in it; make one with `smalti import`"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error})") from error
-    return parse_manifest(file, fields)
+    missing = f"{folder}: is no model: no {MANIFEST_FILE} in it; make one with `smalti import`"
+    return parse_manifest(file, read_json_object(file, missing))
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> Manifest:
@@ -124,23 +118,28 @@ def clip_name(clip: str) -> ClipName:
     return ClipName(name=name, pretrained=pretrained)
 
 
-def parse_manifest(file: Path, fields: Any) -> Manifest:
+def parse_manifest(file: Path, fields: Mapping[str, Any]) -> Manifest:
     """Makes a manifest of what a `model.json` holds.
 
     Raises:
         ModelError: it is of an unknown format, or a field cannot be used; says which.
     """
-    if isinstance(fields, dict) and fields.get("format", FORMAT) != FORMAT:
+    if fields.get("format", FORMAT) != FORMAT:
         raise ModelError(
             f"{file}: format {json.dumps(fields['format'])} is unknown, this Smalti reads {FORMAT}; update it"
         )
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "missing" else f", not {json.dumps(first['input'], default=str)[:100]}"
-        raise ModelError(
-            f"{file}: {place or 'its content'}: {message[:1].lower()}{message[1:]}{found}"
-        ) from None
+        raise ModelError(f"{file}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Says what is wrong with a file's first field that is wrong: its place, the problem, what is there."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    # What is wrong with the whole says itself what it has found.
+    silent = first["type"] == "missing" or not place
+    found = "" if silent else f", not {json.dumps(first['input'], default=str)[:100]}"
+    return f"{place or 'its content'}: {message[:1].lower()}{message[1:]}{found}"

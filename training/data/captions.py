@@ -7,6 +7,7 @@ from collections.abc import Set
 
 import numpy as np
 
+from smalti.models.words import article
 from training.data.attributes import Attributes, Figure, Size
 from training.data.world import NATURAL, PLAIN
 
@@ -52,7 +53,7 @@ def write(attributes: Attributes, generator: np.random.Generator, plurals: Set[s
         subject = _choose(_PAIRS, pair).format(left=left, right=right)
     text = frame.format(a=subject, bare=subject)
     if attributes.background != PLAIN or says_white < _SAYS_WHITE:
-        ground = f"{_article(attributes.background)} {attributes.background}"
+        ground = f"{article(attributes.background)} {attributes.background}"
         text += _choose(_BACKGROUNDS, background).format(background=ground)
     if says_style < _SAYS_STYLE:
         text += _choose(_STYLES, style).format(style=attributes.style)
@@ -71,12 +72,7 @@ def _noun(figure: Figure, size: Size | None, with_article: bool, plurals: Set[st
     noun = " ".join(word for word in (size, colour, figure.thing) if word)
     if not with_article or figure.thing in plurals:
         return noun
-    return f"{_article(noun)} {noun}"
-
-
-def _article(noun: str) -> str:
-    # "unicorn" begins with the sound of "you".
-    return "an" if noun[0] in "aeio" or (noun[0] == "u" and not noun.startswith("uni")) else "a"
+    return f"{article(noun)} {noun}"
 
 
 def _choose(weighted: dict[str, float], draw: float) -> str:
