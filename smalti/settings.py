@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,6 +11,8 @@ from smalti.errors import InvalidInputError
 
 PREFIX = "SMALTI_"
 
+SettingsKind = TypeVar("SettingsKind", bound=BaseSettings)
+
 
 def _base_folder(variable: str, default: str) -> Path:
     """Returns a folder of the XDG base directory specification, which says to ignore a relative one."""
@@ -17,8 +20,13 @@ def _base_folder(variable: str, default: str) -> Path:
     return (folder if folder.is_absolute() else Path.home() / default) / "smalti"
 
 
+def data_folder() -> Path:
+    """Returns the folder in which Smalti keeps what belongs to the user."""
+    return _base_folder("XDG_DATA_HOME", ".local/share")
+
+
 def _models_folder() -> Path:
-    return _base_folder("XDG_DATA_HOME", ".local/share") / "models"
+    return data_folder() / "models"
 
 
 def _compilation_cache_folder() -> Path:
@@ -53,11 +61,21 @@ def settings() -> Settings:
     Raises:
         InvalidInputError: names the variable whose value cannot be used.
     """
+    return read_settings(Settings)
+
+
+def read_settings(kind: type[SettingsKind]) -> SettingsKind:
+    """Reads settings of one kind from the environment as it is now.
+
+    Raises:
+        InvalidInputError: names the variable whose value cannot be used.
+    """
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise InvalidInputError(
-            f"{PREFIX}{first['loc'][0]}".upper(), f"{message}, not {first['input']!r}"
+            f"{kind.model_config['env_prefix']}{first['loc'][0]}".upper(),
+            f"{message}, not {first['input']!r}",
         ) from None

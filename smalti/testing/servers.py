@@ -326,7 +326,7 @@ class RabbitMQServer(Server):
         )
 
     def _answers(self) -> bool:
-        from kombu import Connection
+        from kombu.connection import Connection
 
         with Connection(self.url, connect_timeout=5) as connection:
             connection.default_channel.queue_declare("", exclusive=True, auto_delete=True)

@@ -1,0 +1,280 @@
+"""What happens to a message that a worker has taken: to whom it goes, and when it is acknowledged.
+
+A message is acknowledged after what follows from it is with the broker: the next message, the event, a copy for another
+attempt, or a copy in the dead-letter queue. Whatever kills the worker on the way, the broker still has the message.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from smalti.errors import InvalidInputError, UnavailableError
+from smalti.messages import (
+    Event,
+    ExpiredMessageError,
+    FailureReason,
+    Message,
+    MessageError,
+    Stage,
+    UnknownVersionError,
+    Work,
+    dead_queue_name,
+    parse,
+)
+from smalti.queue.errors import BrokerUnavailableError, GiveBackError, PermanentError, RetryError
+from smalti.queue.gate import Gate
+from smalti.queue.publisher import REDELIVERIES, Publisher
+from smalti.queue.settings import BrokerSettings
+
+logger = logging.getLogger(__name__)
+
+SUSPECT_AFTER: Final = 2
+"""Deaths of workers over a message from which on it runs alone."""
+WHY_DEAD = "smalti_why_dead"
+"""The header that says why a message is in a dead-letter queue."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message for a handler."""
+
+    message: Message
+    draining: threading.Event
+    """Set when the worker stops: a handler that will take long then raises `GiveBackError`."""
+
+
+Handler = Callable[[Delivery], Iterable[Message]]
+"""Does the work, makes its result durable, and returns what is to be sent then. It may be called again for work that
+was done before. Raises what `HandlerError` has below it to say that the work is not done."""
+
+
+class Outcome(StrEnum):
+    """What became of a delivery; each is counted."""
+
+    DONE = "done"
+    RETRIED = "retried"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    DEAD = "dead"
+    """Went to the dead-letter queue."""
+    DUPLICATE = "duplicate"
+    """The same work was running, and its result is this one's."""
+    REDELIVERED = "redelivered"
+    """A worker died over it, or lost its connection; it was sent again with one more such death on its account."""
+    GIVEN_BACK = "given back"
+    """It went back to its queue: the worker stops, or another message has to run alone."""
+    UNCONFIRMED = "unconfirmed"
+    """The broker could not take what follows; it delivers the message again."""
+
+
+Observer = Callable[[Outcome, Message | None], None]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What has come from the broker."""
+
+    text: str
+    queue: str
+    redelivered: bool = False
+    """The broker has given it to somebody before."""
+    redeliveries: int = 0
+    """How often that was counted."""
+
+
+class NotAcknowledgedError(Exception):
+    """The message stays with the broker, which delivers it again."""
+
+
+class Deliveries:
+    """Handles what a stage receives; many threads may do so at the same time."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        handler: Handler,
+        publisher: Publisher,
+        settings: BrokerSettings,
+        *,
+        observer: Observer = lambda outcome, message: None,
+        on_gate: Callable[[bool], None] = lambda closed: None,
+    ) -> None:
+        """Handles nothing yet.
+
+        Args:
+            stage: whose messages they are.
+            handler: does the work.
+            publisher: sends what follows.
+            settings: how often and how soon work is tried again.
+            observer: told what became of every delivery.
+            on_gate: told when no other work may begin, with True, and when it may again.
+        """
+        self.gate = Gate(on_gate)
+        self.draining = threading.Event()
+        self._stage = stage
+        self._handler = handler
+        self._publisher = publisher
+        self._settings = settings
+        self._observer = observer
+        self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
+        self._lock = threading.Lock()
+
+    def handle(self, received: Received) -> None:
+        """Handles one delivery; when it returns, the message may be acknowledged.
+
+        Raises:
+            NotAcknowledgedError: it must not be.
+        """
+        message: Message | None = None
+        try:
+            try:
+                message = self._parse(received)
+            except ExpiredMessageError as error:
+                message = error.message
+                outcome = self._fail(received, message, FailureReason.EXPIRED, str(error), Outcome.EXPIRED)
+            except UnknownVersionError as error:
+                outcome = self._leave_to_newer(received, error)
+            except MessageError as error:
+                outcome = self._bury(received, str(error))
+            else:
+                outcome = self._deliver(received, message)
+        except BrokerUnavailableError as error:
+            logger.warning("what follows from a message of %s was not confirmed: %s", self._stage, error)
+            self._observer(Outcome.UNCONFIRMED, message)
+            raise NotAcknowledgedError(str(error)) from error
+        self._observer(outcome, message)
+
+    def _parse(self, received: Received) -> Message:
+        message = parse(received.text)
+        if message.stage_queue is not self._stage:
+            raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
+        return message
+
+    def _deliver(self, received: Received, message: Message) -> Outcome:
+        """Decides who does the work: this thread, one that does it already, or a worker to come."""
+        if self.draining.is_set():
+            return self._give_back(received)
+        with self._lock:
+            running = self._in_progress.get(message.work)
+        if running is not None:
+            if running.result():
+                return Outcome.DUPLICATE
+        elif received.redelivered:
+            return self._count_death(received, message)
+        if received.redeliveries < SUSPECT_AFTER:
+            with self.gate.shared() as entered:
+                return self._run(received, message) if entered else self._give_back(received)
+        logger.warning("%s has brought down %d workers; it runs alone", message.work, received.redeliveries)
+        with self.gate.alone():
+            return self._give_back(received) if self.draining.is_set() else self._run(received, message)
+
+    def _run(self, received: Received, message: Message) -> Outcome:
+        """Does the work, unless another thread has begun it meanwhile."""
+        mine: Future[bool] = Future()
+        with self._lock:
+            running = self._in_progress.setdefault(message.work, mine)
+        if running is not mine:
+            return Outcome.DUPLICATE if running.result() else self._run(received, message)
+        outcome = None
+        try:
+            outcome = self._attempt(received, message)
+        finally:
+            with self._lock:
+                del self._in_progress[message.work]
+            mine.set_result(outcome is Outcome.DONE)
+        return outcome
+
+    def _attempt(self, received: Received, message: Message) -> Outcome:
+        """Calls the handler, and sends what follows from how it ends."""
+        try:
+            for follower in self._handler(Delivery(message, self.draining)):
+                self._publisher.publish(follower)
+        except GiveBackError:
+            return self._give_back(received)
+        except PermanentError as error:
+            return self._fail(received, message, error.reason, str(error), Outcome.FAILED)
+        except InvalidInputError as error:
+            return self._fail(received, message, FailureReason.INVALID, str(error), Outcome.FAILED)
+        except BrokerUnavailableError:
+            raise
+        except (RetryError, UnavailableError) as error:
+            delay = error.delay if isinstance(error, RetryError) else error.retry_after
+            return self._retry(received, message, str(error), delay)
+        except Exception as error:
+            logger.exception("the handler of %s failed at %s", self._stage, message.work)
+            return self._retry(received, message, f"{type(error).__name__}: {error}", None)
+        return Outcome.DONE
+
+    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Outcome:
+        """Sends a copy for the next attempt after a while; the thread, and so the credit, is held until then.
+
+        That slows down a worker whose work cannot succeed for now, instead of letting it take message after message.
+        """
+        if message.attempt >= self._settings.attempts:
+            detail = f"it failed at attempt {message.attempt}: {problem}"
+            return self._fail(received, message, FailureReason.EXHAUSTED, detail, Outcome.DEAD)
+        if delay is None:
+            longest = self._settings.retry_first * 2.0 ** (message.attempt - 1)
+            delay = min(longest, self._settings.retry_longest) * random.uniform(0.5, 1.0)
+        logger.info("%s is tried again in %.1f s: %s", message.work, delay, problem)
+        self.draining.wait(delay)
+        self._publisher.publish_text(
+            self._stage,
+            received.queue,
+            message.again().to_json(),
+            headers={REDELIVERIES: received.redeliveries},
+        )
+        return Outcome.RETRIED
+
+    def _count_death(self, received: Received, message: Message) -> Outcome:
+        """Sends a copy that knows of one death more; past the limit the message is given up."""
+        deaths = received.redeliveries + 1
+        if deaths >= self._settings.deliveries:
+            detail = f"each of {deaths} workers that began it ended before it was done"
+            return self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
+        self._send_again(received, deaths)
+        return Outcome.REDELIVERED
+
+    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Outcome:
+        """Lets a newer service have the message; when none takes it, it is kept in the dead-letter queue."""
+        if received.redeliveries + 1 >= self._settings.deliveries:
+            return self._bury(received, str(error))
+        self.draining.wait(
+            min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_longest)
+        )
+        self._send_again(received, received.redeliveries + 1)
+        return Outcome.RETRIED
+
+    def _give_back(self, received: Received) -> Outcome:
+        self._send_again(received, received.redeliveries)
+        return Outcome.GIVEN_BACK
+
+    def _send_again(self, received: Received, deaths: int) -> None:
+        headers = {REDELIVERIES: deaths}
+        self._publisher.publish_text(self._stage, received.queue, received.text, headers=headers)
+
+    def _fail(
+        self, received: Received, message: Message, reason: FailureReason, detail: str, outcome: Outcome
+    ) -> Outcome:
+        """Tells the gateway that the work has failed; what failed without a known cause is kept as well."""
+        if isinstance(message, Work):
+            self._publisher.publish(message.failed(reason, detail))
+        if outcome is Outcome.DEAD or isinstance(message, Event):
+            return self._bury(received, detail)
+        return outcome
+
+    def _bury(self, received: Received, why: str) -> Outcome:
+        """Puts the message into the dead-letter queue."""
+        logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
+        self._publisher.publish_text(
+            self._stage,
+            dead_queue_name(self._stage),
+            received.text,
+            headers={REDELIVERIES: received.redeliveries, WHY_DEAD: why[:500]},
+        )
+        return Outcome.DEAD

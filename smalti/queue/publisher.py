@@ -1,0 +1,212 @@
+"""Sends messages, and returns when the broker has them."""
+
+import logging
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from celery import Celery
+from kombu.connection import Connection
+from kombu.exceptions import KombuError
+from kombu.messaging import Producer
+from kombu.utils.uuid import uuid
+
+from smalti.messages import Message, Stage
+from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
+from smalti.queue.errors import BrokerUnavailableError
+from smalti.queue.settings import BrokerSettings, broker_settings
+
+REDELIVERIES = "smalti_redeliveries"
+"""The header that counts how often a worker has died over a message, or tried in vain to read it."""
+
+SENDERS = 8
+"""Messages that are sent at the same time."""
+MOST_OFFERED = 64
+"""Messages that may be lost which wait to be sent; more are lost."""
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Sends messages over connections of its own; every thread may use it.
+
+    A message that was not confirmed was perhaps sent: whoever sends it again may cause it to be worked on twice, which
+    the stages make harmless.
+    """
+
+    def __init__(self, settings: BrokerSettings | None = None, *, application: Celery | None = None) -> None:
+        """Connects when the first message is sent.
+
+        Args:
+            settings: None reads them from the environment.
+            application: the Celery application, where there is one already.
+        """
+        self.settings = settings or broker_settings()
+        self._application = application or celery_application(self.settings)
+        self._queues = all_queues(self.settings)
+        self._rabbitmq = uses_rabbitmq(self.settings)
+        # Whatever a client library does with its timeouts, a sender waits as long as it has said, and no longer.
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="publisher")
+        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._lock = threading.Lock()
+        self._offered = 0
+
+    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        """Sends a message and waits until the broker has it.
+
+        Args:
+            message: goes to the queue of its stage and priority.
+            timeout: in seconds; None is the settings'.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer, or not in time. It may have the message nevertheless.
+            OversizedMessageError: the message is too large; nothing was sent.
+        """
+        self.publish_text(message.stage_queue, message.queue, message.to_json(), timeout=timeout)
+
+    def offer(self, message: Message) -> bool:
+        """Sends a message that may be lost, such as progress, in the background; never waits.
+
+        Returns:
+            False when it was dropped at once, since so many are on their way already.
+        """
+        with self._lock:
+            if self._offered >= MOST_OFFERED:
+                return False
+            self._offered += 1
+        text = message.to_json()
+        sent = self._senders.submit(self._send_task, message.stage_queue, message.queue, text, {})
+        sent.add_done_callback(self._offer_ended)
+        return True
+
+    def publish_text(
+        self,
+        stage: Stage,
+        queue_name: str,
+        text: str,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Sends a message's text to any queue, with further headers; see `publish`."""
+        self._wait(self._senders.submit(self._send_task, stage, queue_name, text, headers or {}), timeout)
+
+    def publish_raw(
+        self,
+        queue_name: str,
+        body: bytes,
+        content_type: str | None,
+        content_encoding: str | None,
+        headers: Mapping[str, Any],
+    ) -> None:
+        """Sends bytes as they are; see `publish`."""
+        sent = self._senders.submit(
+            self._send,
+            queue_name,
+            body,
+            content_type=content_type or "application/octet-stream",
+            content_encoding=content_encoding or "binary",
+            headers=dict(headers),
+        )
+        self._wait(sent, None)
+
+    def close(self) -> None:
+        """Closes the connections; what is being sent is finished first."""
+        self._senders.shutdown(cancel_futures=True)
+        while not self._idle.empty():
+            self._close(self._idle.get())
+
+    def _offer_ended(self, sent: "Future[None]") -> None:
+        with self._lock:
+            self._offered -= 1
+        if not sent.cancelled() and (error := sent.exception()):
+            logger.info("a message was lost that may be: %s", error)
+
+    def _wait(self, sent: "Future[None]", timeout: float | None) -> None:
+        seconds = self.settings.timeout if timeout is None else timeout
+        try:
+            sent.result(seconds)
+        except TimeoutError:
+            sent.cancel()
+            raise BrokerUnavailableError(f"the broker has not confirmed a message in {seconds:g} s") from None
+
+    def _send_task(self, stage: Stage, queue_name: str, text: str, headers: Mapping[str, Any]) -> None:
+        """Sends a message as the Celery task of its stage."""
+        task = self._application.amqp.as_task_v2(
+            # The arguments as text would put the prompt into the headers.
+            *(uuid(), task_name(stage)),
+            args=(text,),
+            argsrepr="",
+            kwargsrepr="",
+            ignore_result=True,
+        )
+        self._send(
+            queue_name,
+            task.body,
+            serializer=self._application.conf.task_serializer,
+            headers={**task.headers, **headers},
+            **task.properties,
+        )
+
+    def _send(self, queue_name: str, body: Any, **options: Any) -> None:
+        """Sends over a connection that was used before, and once more over a new one when it turns out to be dead."""
+        try:
+            connection: Connection | None = self._idle.get_nowait()
+        except queue.Empty:
+            connection = None
+        if connection is not None:
+            try:
+                self._send_over(connection, queue_name, body, options)
+            except _ERRORS as error:
+                self._close(connection)
+                if isinstance(error, TimeoutError):
+                    raise BrokerUnavailableError(f"the broker does not answer: {error}") from error
+            else:
+                self._idle.put(connection)
+                return
+        connection = self._application.connection_for_write(heartbeat=0)
+        try:
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            self._send_over(connection, queue_name, body, options)
+        except _ERRORS as error:
+            self._close(connection)
+            raise BrokerUnavailableError(f"the broker is not available: {error}") from error
+        except BaseException:
+            self._close(connection)
+            raise
+        self._idle.put(connection)
+
+    def _send_over(
+        self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
+    ) -> None:
+        """Sends, and waits for the confirmation."""
+        declared = [self._queues[queue_name]]
+        Producer(connection.default_channel).publish(
+            body,
+            exchange="",
+            routing_key=queue_name,
+            declare=declared,
+            mandatory=True,  # RabbitMQ confirms a message for a queue that is not there as well.
+            timeout=self.settings.timeout,
+            confirm_timeout=self.settings.timeout,
+            **options,
+        )
+
+    def _close(self, connection: Connection) -> None:
+        """Closes a connection, without a word to a broker that may not listen."""
+        if self._rabbitmq:
+            connection.collect()
+        else:
+            connection.release()
+
+
+def _errors() -> tuple[type[BaseException], ...]:
+    import amqp
+    import redis
+
+    return (OSError, TimeoutError, KombuError, amqp.AMQPError, redis.RedisError)
+
+
+_ERRORS = _errors()

@@ -1,0 +1,134 @@
+"""A store in a folder of this machine."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from smalti.files import write_atomically
+from smalti.storage.keys import ObjectRef, check_key
+from smalti.storage.store import (
+    DamagedObjectError,
+    MissingObjectError,
+    ObjectInfo,
+    StoreUnavailableError,
+    digest,
+    verified,
+)
+
+Result = TypeVar("Result")
+
+
+class LocalStore:
+    """Keeps each object as a file of its name, with its checksum in a hidden file beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the folder, which is made when the first object is written."""
+        self.folder = folder.absolute()
+
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
+        """See `ObjectStore`."""
+        path = self._path(key)
+        ref = ObjectRef(key=key, sha256=digest(content))
+
+        def write() -> ObjectRef:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # First the checksum: whoever comes between finds the object missing or damaged, never without a checksum.
+            write_atomically(_checksum_path(path), ref.sha256)
+            write_atomically(path, content)
+            return ref
+
+        return self._try(write)
+
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:
+        """See `ObjectStore`."""
+        path = self._path(key)
+
+        def read() -> bytes:
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                raise MissingObjectError(key) from None
+            return verified(key, content, _read_checksum(path), sha256)
+
+        try:
+            return self._try(read)
+        except DamagedObjectError:
+            # It may have been written again between the two files.
+            return self._try(read)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore`."""
+        path = self._path(key)
+        return self._try(lambda: self._info(path, _read_checksum(path)))
+
+    def delete(self, *keys: str) -> None:
+        """See `ObjectStore`."""
+        for path in [self._path(key) for key in keys]:
+            self._try(partial(_remove, path))
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore`."""
+        above = self.folder / prefix.rpartition("/")[0]
+        found: list[str] = self._try(
+            lambda: [
+                str((Path(folder) / name).relative_to(self.folder))
+                for folder, _, names in os.walk(above)
+                for name in names
+                if not name.startswith(".")
+            ]
+        )
+        for key in sorted(found):
+            if key.startswith(prefix):
+                info = self._try(partial(self._info, self.folder / key, None))
+                if info:
+                    yield info
+
+    def presigned_url(self, key: str, *, seconds: float) -> str:
+        """See `ObjectStore`; it holds on this machine, and for ever."""
+        return self._path(key).as_uri()
+
+    def expire_after(self, days: int) -> bool:
+        """See `ObjectStore`; it cannot."""
+        return False
+
+    def check(self) -> None:
+        """See `ObjectStore`."""
+        self._try(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        self._try(lambda: write_atomically(self.folder / ".writable", b""))
+
+    def _path(self, key: str) -> Path:
+        """A key has no part that begins with a dot: it leads to nowhere but into the folder."""
+        return self.folder / check_key(key)
+
+    def _info(self, path: Path, sha256: str | None) -> ObjectInfo | None:
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+        return ObjectInfo(str(path.relative_to(self.folder)), status.st_size, modified, sha256)
+
+    def _try(self, action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except OSError as error:
+            raise StoreUnavailableError(f"the store {self.folder}: {error.strerror or error}") from error
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _read_checksum(path: Path) -> str | None:
+    try:
+        return _checksum_path(path).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _checksum_path(path).unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""A store in the process's memory, for tests."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from smalti.storage.keys import ObjectRef, check_key
+from smalti.storage.store import MissingObjectError, ObjectInfo, digest, verified
+
+
+class MemoryStore:
+    """Keeps objects as long as it lives."""
+
+    def __init__(self) -> None:
+        """Is empty."""
+        self.entries: dict[str, tuple[bytes, ObjectInfo]] = {}
+        """Content and description of each; a test may damage them."""
+        self._lock = threading.Lock()
+
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
+        """See `ObjectStore`."""
+        ref = ObjectRef(key=check_key(key), sha256=digest(content))
+        with self._lock:
+            self.entries[key] = (content, ObjectInfo(key, len(content), datetime.now(UTC), ref.sha256))
+        return ref
+
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:
+        """See `ObjectStore`."""
+        with self._lock:
+            entry = self.entries.get(check_key(key))
+        if entry is None:
+            raise MissingObjectError(key)
+        content, info = entry
+        return verified(key, content, info.sha256, sha256)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore`."""
+        with self._lock:
+            entry = self.entries.get(check_key(key))
+        return entry and entry[1]
+
+    def delete(self, *keys: str) -> None:
+        """See `ObjectStore`."""
+        with self._lock:
+            for key in keys:
+                self.entries.pop(check_key(key), None)
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore`."""
+        with self._lock:
+            found = sorted((key, info) for key, (_, info) in self.entries.items() if key.startswith(prefix))
+        yield from (info for _, info in found)
+
+    def presigned_url(self, key: str, *, seconds: float) -> str:
+        """See `ObjectStore`; nobody can read from it."""
+        return f"memory:///{check_key(key)}"
+
+    def expire_after(self, days: int) -> bool:
+        """See `ObjectStore`; it cannot."""
+        return False
+
+    def check(self) -> None:
+        """See `ObjectStore`."""

@@ -1,0 +1,277 @@
+"""A store behind S3's protocol, through the client of MinIO: MinIO, SeaweedFS, Ceph, the clouds."""
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.deleteobjects import DeleteObject
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from smalti.storage.keys import JOBS, ObjectRef, check_key
+from smalti.storage.store import (
+    DamagedObjectError,
+    MissingObjectError,
+    ObjectInfo,
+    StoreUnavailableError,
+    digest,
+    verified,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+CHECKSUM: Final = "x-amz-meta-sha256"
+RULE: Final = "smalti-jobs"
+CONNECTIONS: Final = 32
+"""Connections that are kept for the next call."""
+BATCH: Final = 1000
+"""Objects that S3 removes in one call."""
+
+# What a store says that it may not say the next time.
+_PASSING = {
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "SlowDownRead",
+}
+_MISSING = {"NoSuchKey", "ResourceNotFound"}
+
+
+@dataclass(frozen=True)
+class S3Address:
+    """Where the store is, and who asks."""
+
+    endpoint: str
+    """`http://host:port` or `https://host:port`."""
+    bucket: str
+    access_key: str
+    secret_key: str
+    region: str = "us-east-1"
+    public_endpoint: str | None = None
+    """How clients reach the store, where that is another address; presigned addresses are for it."""
+
+
+class S3Store:
+    """Keeps each object under its key in one bucket, with its checksum in its metadata."""
+
+    def __init__(
+        self, address: S3Address, *, timeout: float = 10.0, tries: int = 3, ca: str | None = None
+    ) -> None:
+        """Connects at the first call, and makes the bucket if it is not there.
+
+        Args:
+            address: where the store is.
+            timeout: the seconds for connecting, and for each part of an answer.
+            tries: how often a call that fails for a passing reason is made.
+            ca: the authorities of the store's certificate, as a PEM file; None is the system's.
+        """
+        self._bucket = address.bucket
+        # Tries are counted here, since a body that breaks off is none of urllib3's.
+        http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=timeout, read=timeout),
+            retries=False,
+            maxsize=CONNECTIONS,
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=ca,
+        )
+        self._client = _client(address.endpoint, address, http)
+        self._signer = _client(address.public_endpoint or address.endpoint, address, http)
+        self._retrying = Retrying(
+            stop=stop_after_attempt(tries),
+            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            retry=retry_if_exception(_is_worth_a_try),
+            reraise=True,
+        )
+        self._has_bucket = False
+
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
+        """See `ObjectStore`."""
+        ref = ObjectRef(key=check_key(key), sha256=digest(content))
+
+        def write() -> None:
+            self._make_bucket()
+            self._client.put_object(
+                self._bucket,
+                key,
+                io.BytesIO(content),
+                len(content),
+                content_type=content_type,
+                metadata={CHECKSUM: ref.sha256},
+            )
+
+        self._try(key, write)
+        return ref
+
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:
+        """See `ObjectStore`."""
+        check_key(key)
+
+        def read() -> bytes:
+            response = self._client.get_object(self._bucket, key)
+            try:
+                content = response.read()
+            except BaseException:
+                response.close()  # What is left of the answer must not be taken for the next one.
+                raise
+            response.release_conn()
+            return verified(key, content, response.headers.get(CHECKSUM), sha256)
+
+        return self._try(key, read)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore`."""
+        check_key(key)
+
+        def look() -> ObjectInfo:
+            found = self._client.stat_object(self._bucket, key)
+            checksum = (found.metadata or {}).get(CHECKSUM)
+            return ObjectInfo(key, found.size or 0, found.last_modified or datetime.now(UTC), checksum)
+
+        try:
+            return self._try(key, look)
+        except MissingObjectError:
+            return None
+
+    def delete(self, *keys: str) -> None:
+        """See `ObjectStore`."""
+        for key in keys:
+            check_key(key)
+        for first in range(0, len(keys), BATCH):
+            self._try("", partial(self._delete, keys[first : first + BATCH]))
+
+    def _delete(self, keys: tuple[str, ...]) -> None:
+        if len(keys) == 1:
+            self._client.remove_object(self._bucket, keys[0])
+            return
+        errors = list(self._client.remove_objects(self._bucket, (DeleteObject(key) for key in keys)))
+        if errors:
+            raise StoreUnavailableError(f"{len(errors)} objects were not removed: {errors[0].message}")
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore`."""
+        after = ""
+        while True:
+            # A page at a time, so that a page that fails can be asked for again.
+            page = self._try("", partial(self._page, prefix, after))
+            yield from page
+            if len(page) < BATCH:
+                return
+            after = page[-1].key
+
+    def _page(self, prefix: str, after: str) -> list[ObjectInfo]:
+        objects = self._client.list_objects(
+            self._bucket, prefix=prefix, recursive=True, start_after=after or None
+        )
+        page: list[ObjectInfo] = []
+        for found in objects:
+            if not found.is_dir and found.object_name:
+                modified = found.last_modified or datetime.now(UTC)
+                page.append(ObjectInfo(found.object_name, found.size or 0, modified))
+            if len(page) == BATCH:
+                break
+        return page
+
+    def presigned_url(self, key: str, *, seconds: float) -> str:
+        """See `ObjectStore`; S3 allows a week at most."""
+        expires = timedelta(seconds=max(1, min(int(seconds), 7 * 24 * 3600)))
+        return self._signer.presigned_get_object(self._bucket, check_key(key), expires=expires)
+
+    def expire_after(self, days: int) -> bool:
+        """See `ObjectStore`; other rules of the bucket are left as they are."""
+
+        def configure() -> None:
+            self._make_bucket()
+            present = self._client.get_bucket_lifecycle(self._bucket)
+            rules = [rule for rule in present.rules if rule.rule_id != RULE] if present else []
+            if days:
+                jobs = Filter(prefix=JOBS)
+                rules.append(Rule(ENABLED, rule_filter=jobs, rule_id=RULE, expiration=Expiration(days=days)))
+            if rules:
+                self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig(rules))
+            elif present:
+                self._client.delete_bucket_lifecycle(self._bucket)
+
+        try:
+            self._try("", configure)
+        except StoreUnavailableError as error:
+            if error.transient:
+                raise
+            logger.warning("the store does not let objects expire: %s", error)
+            return False
+        return True
+
+    def check(self) -> None:
+        """See `ObjectStore`."""
+        self._has_bucket = False
+        self._try("", self._make_bucket)
+        self.put("writable", b"")
+
+    def _make_bucket(self) -> None:
+        if self._has_bucket:
+            return
+        if not self._client.bucket_exists(self._bucket):
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as error:
+                # Another service was faster.
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+        self._has_bucket = True
+
+    def _try(self, key: str, action: Callable[[], Result]) -> Result:
+        """Calls, as often as is worth it, and says what is wrong in the store's own terms."""
+        return self._retrying(lambda: self._once(key, action))
+
+    def _once(self, key: str, action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except S3Error as error:
+            if error.code in _MISSING:
+                raise MissingObjectError(key) from None
+            if error.code == "NoSuchBucket":
+                self._has_bucket = False
+                if key:
+                    raise MissingObjectError(key) from None
+            passing = error.code in _PASSING
+            raise StoreUnavailableError(
+                f"the store: {error.code}: {error.message}", transient=passing
+            ) from error
+        except ServerError as error:
+            passing = error.status_code >= 500 or error.status_code == 429
+            raise StoreUnavailableError(f"the store: {error}", transient=passing) from error
+        except (InvalidResponseError, urllib3.exceptions.HTTPError, OSError) as error:
+            raise StoreUnavailableError(f"the store does not answer: {error}") from error
+        except MinioException as error:
+            raise StoreUnavailableError(f"the store: {error}", transient=False) from error
+
+
+def _is_worth_a_try(error: BaseException) -> bool:
+    # What was damaged on the way only is whole when it is read again.
+    return isinstance(error, DamagedObjectError) or (
+        isinstance(error, StoreUnavailableError) and error.transient
+    )
+
+
+def _client(endpoint: str, address: S3Address, http: urllib3.PoolManager) -> Minio:
+    parts = urlsplit(endpoint)
+    return Minio(
+        parts.netloc,
+        access_key=address.access_key,
+        secret_key=address.secret_key,
+        secure=parts.scheme == "https",
+        region=address.region,  # Given, so that nothing has to be asked before an address can be signed.
+        http_client=http,
+    )
