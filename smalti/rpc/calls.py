@@ -1,0 +1,171 @@
+"""What happens around every call of a server: its place, its deadline, its errors, its end when the server drains."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from smalti.engines.requests import RequestExpiredError
+from smalti.errors import DrainingError, OverloadedError
+from smalti.rpc.errors import DETAILS_KEY, status_of
+from smalti.rpc.reasons import reason_of
+
+log = logging.getLogger(__name__)
+
+# Health and reflection are gRPC's own: probes must be answered when every place is taken, and watching has no deadline.
+EXEMPT = "/grpc."
+
+RETRY_SECONDS = 1.0
+
+_deadline: ContextVar[float] = ContextVar("deadline")
+
+Context = grpc.aio.ServicerContext
+Handler = grpc.RpcMethodHandler
+
+
+def deadline() -> float:
+    """Returns when the call that is being answered ends, on the clock of `time.monotonic`.
+
+    Raises:
+        LookupError: no call is being answered.
+    """
+    return _deadline.get()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every call of a `grpc.aio` server whose methods are coroutines or asynchronous generators.
+
+    * Past `most_calls`, and while draining, a call is refused at once.
+    * A call ends at its deadline, at the default if it has none, and at the longest in any case.
+    * An exception becomes a status with details; what is not meant for callers stays in the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_calls: int,
+        default_deadline: float,
+        longest_deadline: float,
+        endless: Collection[str] = (),
+    ) -> None:
+        """Begins with no calls.
+
+        Args:
+            most_calls: calls that are answered at the same time.
+            default_deadline: seconds, for a call that has no deadline.
+            longest_deadline: seconds, for every call.
+            endless: methods, such as "/smalti.v1.ImageService/WatchJob", that are broken off when the server drains,
+                since they would not end by themselves; their clients take them up again elsewhere.
+        """
+        self._most_calls = most_calls
+        self._default = min(default_deadline, longest_deadline)
+        self._longest = longest_deadline
+        self._endless = frozenset(endless)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._draining = False
+        self.running = 0
+        """Calls that are being answered, those of health and reflection left out."""
+
+    def drain(self) -> None:
+        """Refuses calls from now on, and breaks off those that would not end."""
+        self._draining = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def intercept_service(  # noqa: D102
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or method.startswith(EXEMPT):
+            return handler
+        return self._wrapped(handler, method)
+
+    def _wrapped(self, handler: Any, method: str) -> Handler:
+        behaviour = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+
+        async def unary(request: Any, context: Any) -> Any:
+            async with self._call(method, context):
+                return await behaviour(request, context)
+
+        async def stream(request: Any, context: Any) -> None:
+            # Writes itself: were it a generator too, a deadline that strikes while a slow client is being written to
+            # would strike gRPC's code, not this.
+            async with self._call(method, context):
+                answers = behaviour(request, context)
+                if not hasattr(answers, "__aiter__"):
+                    await answers
+                    return
+                async with aclosing(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+
+        make: Any = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        wrapped: Handler = make(
+            stream if handler.response_streaming else unary,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+        """Holds a call's place and deadline, and ends it with a status if it fails."""
+        if self._draining:
+            await abort(context, DrainingError("the service is about to stop; try again"), method)
+        if self.running >= self._most_calls:
+            problem = f"{self.running} calls are being answered already; try again in {RETRY_SECONDS:.0f} s"
+            await abort(context, OverloadedError(problem, RETRY_SECONDS), method)
+        asked = context.time_remaining()
+        seconds = min(self._default if asked is None else asked, self._longest)
+        token = _deadline.set(time.monotonic() + seconds)
+        task = asyncio.current_task()
+        cut_off = method in self._endless and task is not None
+        if cut_off and task is not None:
+            self._tasks.add(task)
+        self.running += 1
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                yield
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError:
+            # By the client, unless the server drains.
+            if not (cut_off and self._draining and task is not None and task.cancelling()):
+                raise
+            task.uncancel()
+            await abort(context, DrainingError("the service is about to stop; take this up again"), method)
+        except TimeoutError as error:
+            if not limit.expired():
+                await abort(context, error, method)
+            await abort(context, RequestExpiredError(f"the call took longer than {seconds:.3g} s"), method)
+        except Exception as error:
+            await abort(context, error, method)
+        finally:
+            self.running -= 1
+            if task is not None:
+                self._tasks.discard(task)
+            _deadline.reset(token)
+
+
+async def abort(context: Any, error: BaseException, method: str) -> None:
+    """Ends a call with the status of an exception; never returns."""
+    status = status_of(error, during=method)
+    await context.abort(
+        reason_of(error).code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
+    )

@@ -1,0 +1,79 @@
+"""Channels to services: TLS, balancing, and retries of what may be tried again."""
+
+import json
+import re
+from typing import Any
+
+import grpc
+
+from smalti.errors import InvalidInputError
+from smalti.rpc.server import message_options
+from smalti.rpc.settings import RpcSettings, rpc_settings
+from smalti.rpc.tls import channel_credentials
+
+_TARGET = re.compile(r"(?:dns:///)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
+
+
+def channel(target: str, settings: RpcSettings | None = None) -> grpc.aio.Channel:
+    """Returns a channel for the event loop that is running. It connects by itself, when it is first used.
+
+    A call that is answered with UNAVAILABLE is tried again, after a growing time; nothing else is.
+
+    Args:
+        target: host:port, or dns:///host:port; of several addresses of the host all are used in turn.
+        settings: the settings; those of the environment if they are None.
+
+    Raises:
+        InvalidInputError: the target has another form, or a setting cannot be used; names the field or the variable.
+    """
+    settings = settings or rpc_settings()
+    credentials = channel_credentials(settings, _host(target))
+    options = _options(settings)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.Channel:
+    """Returns a channel for threads; otherwise as `channel`."""
+    settings = settings or rpc_settings()
+    credentials = channel_credentials(settings, _host(target))
+    options = _options(settings)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
+
+
+def _host(target: str) -> str:
+    match = _TARGET.fullmatch(target)
+    if match is None or int(match["port"]) > 65535:
+        raise InvalidInputError("server", f"{target!r} is not of the form host:port")
+    return match["host"]
+
+
+def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    options = [*message_options(settings), ("grpc.service_config", json.dumps(service_config(settings)))]
+    if settings.tls_server_name is not None:
+        options.append(("grpc.ssl_target_name_override", settings.tls_server_name))
+    return options
+
+
+def service_config(settings: RpcSettings) -> dict[str, Any]:
+    """Returns gRPC's service config; what it says of retries, clients in other languages may take as it is."""
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if settings.attempts > 1:
+        config["methodConfig"] = [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": settings.attempts,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+        # Where most calls fail, tries are not multiplied.
+        config["retryThrottling"] = {"maxTokens": 20, "tokenRatio": 0.5}
+    return config

@@ -1,0 +1,217 @@
+"""Our exceptions as gRPC statuses with `google.rpc` details, and back again."""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from smalti.engines.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
+from smalti.errors import (
+    DrainingError,
+    InvalidInputError,
+    JobNotFoundError,
+    ModelNotFoundError,
+    NotSupportedError,
+    OverloadedError,
+    PictureNotFoundError,
+    RemoteError,
+    RequestIdReusedError,
+    SmaltiError,
+    UnavailableError,
+)
+from smalti.rpc.reasons import BY_NAME, DOMAIN, INTERNAL, MODEL_UNUSABLE, reason_of
+
+log = logging.getLogger(__name__)
+
+DETAILS_KEY = "grpc-status-details-bin"
+"""The trailing metadata in which a `google.rpc.Status` travels."""
+
+# All trailing metadata must stay below 8 KiB, the limit of many clients. Text goes three times: as gRPC's message, in
+# which a byte may take three, in the status, and in the field's violation.
+LONGEST_TEXT = 512
+LONGEST_NAME = 128
+
+M = TypeVar("M", bound=Message)
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def status_of(error: BaseException, *, during: str = "") -> Status:
+    """Returns what a caller is told of an exception; for calls, and for `Job.error`.
+
+    What is none of the errors that are meant for callers is logged with its cause and an id; the caller is told the id.
+
+    Args:
+        error: the exception.
+        during: what was being done, for the log.
+    """
+    reason = reason_of(error)
+    info = ErrorInfo(reason=reason.name, domain=DOMAIN)
+    if reason in (INTERNAL, MODEL_UNUSABLE):
+        error_id = secrets.token_hex(8)
+        info.metadata["error_id"] = error_id
+        log.error("%s failed [%s]", during or "a call", error_id, exc_info=error)
+        what = "the model cannot be used" if reason is MODEL_UNUSABLE else "a fault of the service"
+        text = f"{what}; its log has the cause under {error_id}"
+    elif isinstance(error, EngineFailedError):
+        # Its text quotes the engine's own error, which the log has.
+        text = "the engine has stopped; try again, another one may answer"
+    else:
+        text = shortened(str(error), LONGEST_TEXT)
+    status = Status(code=reason.code.value[0], message=text)
+    details: list[Message] = [info]
+    if isinstance(error, InvalidInputError):
+        violation = BadRequest.FieldViolation(
+            field=shortened(error.field, LONGEST_NAME), description=shortened(error.problem, LONGEST_TEXT)
+        )
+        details.append(BadRequest(field_violations=[violation]))
+    if reason.resource:
+        name = shortened(str(getattr(error, "name", "")), LONGEST_NAME)
+        details.append(ResourceInfo(resource_type=reason.resource, resource_name=name))
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        delay = RetryInfo()
+        delay.retry_delay.FromNanoseconds(round(retry_after * 1e9))
+        details.append(delay)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+def error_of_status(status: Status) -> SmaltiError:
+    """Returns the exception that a status stands for: of a call, or of `Job.error`."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    info = _detail(status.details, ErrorInfo)
+    text = status.message or code.name
+    if info is None or info.domain != DOMAIN or info.reason not in BY_NAME:
+        return _without_reason(code, text, info.reason if info else "")
+    make = _MAKERS.get(info.reason)
+    if make is not None:
+        return make(text, status)
+    error = BY_NAME[info.reason].error
+    if error is None or info.reason == MODEL_UNUSABLE.name:
+        return RemoteError(
+            text, code=code.name, reason=info.reason, error_id=info.metadata.get("error_id", "")
+        )
+    return error(text)
+
+
+def error_of(error: grpc.RpcError) -> SmaltiError:
+    """Returns the exception that a failed call stands for, of either kind of channel."""
+    status = _sent_status(error)
+    if status is not None:
+        return error_of_status(status)
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    text = error.details() if hasattr(error, "details") else str(error)
+    return _without_reason(code, shortened(text or code.name, LONGEST_TEXT), "")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises our exceptions in place of gRPC's: `with translated(): await stub.Encode(request)`.
+
+    Raises:
+        SmaltiError: the call failed.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Puts the path of a message before the field that an `InvalidInputError` names, as in "parameters.prompt".
+
+    Raises:
+        InvalidInputError: one was raised inside; its field has the path before it.
+    """
+    try:
+        yield
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}.{error.field}", error.problem) from error
+
+
+def shortened(text: str, longest: int) -> str:
+    """Returns a text as one line of at most so many bytes in UTF-8."""
+    line = " ".join(text.split())
+    if len(line.encode(errors="replace")) <= longest:
+        return line.encode(errors="replace").decode()
+    return line.encode(errors="replace")[: longest - 3].decode(errors="ignore") + "…"
+
+
+def _detail(details: Iterable[AnyMessage], kind: type[M]) -> M | None:
+    """Returns the first detail of a kind; None when there is none, or it is damaged."""
+    for packed in details:
+        found = kind()
+        try:
+            if packed.Unpack(found):
+                return found
+        except DecodeError:
+            continue
+    return None
+
+
+def _sent_status(error: grpc.RpcError) -> Status | None:
+    # Of the two kinds of channel one gives a tuple of pairs, the other an object of its own.
+    metadata: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
+    for key, value in metadata:
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _without_reason(code: grpc.StatusCode, text: str, reason: str) -> SmaltiError:
+    """Returns the exception for a status that gRPC itself, or a server of another kind, has made."""
+    match code:
+        case grpc.StatusCode.UNAVAILABLE:
+            return UnavailableError(text)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return RequestExpiredError(text)
+        case grpc.StatusCode.CANCELLED:
+            return RequestCancelledError(text)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return NotSupportedError(text)
+    return RemoteError(text, code=code.name, reason=reason)
+
+
+def _invalid(text: str, status: Status) -> SmaltiError:
+    request = _detail(status.details, BadRequest)
+    if request is None or not request.field_violations:
+        return InvalidInputError("request", text)
+    violation = request.field_violations[0]
+    return InvalidInputError(violation.field, violation.description)
+
+
+def _seconds(status: Status) -> float | None:
+    delay = _detail(status.details, RetryInfo)
+    return delay.retry_delay.ToNanoseconds() / 1e9 if delay is not None else None
+
+
+def _name(status: Status) -> str:
+    resource = _detail(status.details, ResourceInfo)
+    return resource.resource_name if resource is not None else ""
+
+
+# Those whose exception is made from more than the text.
+_MAKERS: dict[str, Callable[[str, Status], SmaltiError]] = {
+    "INVALID_INPUT": _invalid,
+    "MODEL_NOT_FOUND": lambda text, status: ModelNotFoundError(text, _name(status)),
+    "JOB_NOT_FOUND": lambda text, status: JobNotFoundError(_name(status), text),
+    "PICTURE_NOT_FOUND": lambda text, status: PictureNotFoundError(_name(status), text),
+    "REQUEST_ID_REUSED": lambda text, status: RequestIdReusedError(_name(status), text),
+    "OVERLOADED": lambda text, status: OverloadedError(text, _seconds(status) or 1.0),
+    "DRAINING": lambda text, status: DrainingError(text, _seconds(status)),
+    "ENGINE_STOPPED": lambda text, status: EngineFailedError(text, _seconds(status)),
+    "DEPENDENCY_UNAVAILABLE": lambda text, status: UnavailableError(text, _seconds(status)),
+}

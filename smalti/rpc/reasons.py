@@ -1,0 +1,101 @@
+"""Every reason for which a call can fail, with its status on each surface, in one table."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import grpc
+
+from smalti.engines.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
+from smalti.errors import (
+    AttemptsExhaustedError,
+    DrainingError,
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    NotSupportedError,
+    OverloadedError,
+    PictureNotFoundError,
+    RequestIdReusedError,
+    SmaltiError,
+    UnavailableError,
+)
+
+DOMAIN = "smalti"
+"""The domain of every `google.rpc.ErrorInfo` that we send."""
+
+# nginx's, for a client that went away; HTTP itself has none.
+CLIENT_CLOSED_REQUEST = 499
+
+INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER = "server_error"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a call failed."""
+
+    name: str
+    """`google.rpc.ErrorInfo.reason`; the name of a value of `smalti.v1.ErrorReason` without its prefix."""
+    code: grpc.StatusCode
+    http_status: int
+    openai_type: str
+    """`error.type` in the body of the OpenAI API."""
+    error: type[SmaltiError] | None = None
+    """Our exception for it; None where it is not told to callers what it was."""
+    resource: str = ""
+    """The type in `google.rpc.ResourceInfo`; empty where none is sent."""
+
+
+def _reason(
+    name: str,
+    code: grpc.StatusCode,
+    http_status: int,
+    error: type[SmaltiError] | None,
+    openai_type: str = INVALID_REQUEST,
+    resource: str = "",
+) -> Reason:
+    return Reason(name, code, int(http_status), openai_type, error, resource)
+
+
+_Code, _Http = grpc.StatusCode, HTTPStatus
+
+INTERNAL = _reason("INTERNAL", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, None, SERVER)
+MODEL_UNUSABLE = _reason("MODEL_UNUSABLE", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, ModelError, SERVER)
+
+# Of an error that is several of these, the first counts: a class comes before those that it is made from.
+REASONS = (
+    _reason("INVALID_INPUT", _Code.INVALID_ARGUMENT, _Http.BAD_REQUEST, InvalidInputError),
+    _reason("MODEL_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, ModelNotFoundError, resource="model"),
+    _reason("JOB_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, JobNotFoundError, resource="job"),
+    _reason("PICTURE_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, PictureNotFoundError, resource="picture"),
+    _reason("REQUEST_ID_REUSED", _Code.ALREADY_EXISTS, _Http.CONFLICT, RequestIdReusedError, resource="job"),
+    _reason("JOB_NOT_SUCCEEDED", _Code.FAILED_PRECONDITION, _Http.CONFLICT, JobNotSucceededError),
+    _reason("MODEL_MISMATCH", _Code.FAILED_PRECONDITION, _Http.CONFLICT, ModelMismatchError),
+    _reason("NOT_SUPPORTED", _Code.UNIMPLEMENTED, _Http.NOT_IMPLEMENTED, NotSupportedError),
+    _reason("OVERLOADED", _Code.RESOURCE_EXHAUSTED, _Http.TOO_MANY_REQUESTS, OverloadedError, RATE_LIMIT),
+    _reason("DRAINING", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, DrainingError, SERVER),
+    _reason("ENGINE_STOPPED", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, EngineFailedError, SERVER),
+    _reason("DEPENDENCY_UNAVAILABLE", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, UnavailableError, SERVER),
+    _reason("CANCELLED", _Code.CANCELLED, CLIENT_CLOSED_REQUEST, RequestCancelledError),
+    _reason("EXPIRED", _Code.DEADLINE_EXCEEDED, _Http.GATEWAY_TIMEOUT, RequestExpiredError, SERVER),
+    _reason(
+        "ATTEMPTS_EXHAUSTED", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, AttemptsExhaustedError, SERVER
+    ),
+    MODEL_UNUSABLE,
+    INTERNAL,
+)
+"""Every reason; `errors.proto` says what each means to a client."""
+
+BY_NAME = {reason.name: reason for reason in REASONS}
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Returns the reason that an exception stands for; INTERNAL for what is none of ours."""
+    return next(
+        (reason for reason in REASONS if reason.error is not None and isinstance(error, reason.error)),
+        INTERNAL,
+    )

@@ -1,0 +1,193 @@
+"""A gRPC server with all that every service of ours has."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from smalti.errors import InvalidInputError
+from smalti.rpc.calls import CallInterceptor
+from smalti.rpc.health import Health
+from smalti.rpc.settings import RpcSettings, rpc_settings, variable
+from smalti.rpc.tls import server_credentials
+
+log = logging.getLogger(__name__)
+
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+Register = Callable[[grpc.aio.Server], None]
+"""Adds servicers to a server, with the functions that gRPC generates: `add_EncoderServiceServicer_to_server`."""
+
+
+class Server:
+    """A server that is running; `serve` starts one."""
+
+    def __init__(
+        self,
+        settings: RpcSettings,
+        servers: Sequence[grpc.aio.Server],
+        health: Health,
+        calls: CallInterceptor,
+        ports: Sequence[int],
+    ) -> None:
+        """Is made by `serve`."""
+        self._settings = settings
+        self._servers = servers
+        self._health = health
+        self._calls = calls
+        self._stopping: asyncio.Task[None] | None = None
+        self.port = ports[0]
+        """The port it listens at."""
+        self.health_port = ports[1] if len(ports) > 1 else None
+        """The port at which it answers health checks alone; None where there is none."""
+
+    @property
+    def address(self) -> str:
+        """Where it is called, as host:port."""
+        return f"{self._settings.host}:{self.port}"
+
+    @property
+    def running(self) -> int:
+        """Calls that are being answered."""
+        return self._calls.running
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Drains and stops; may be called more than once.
+
+        Health says NOT_SERVING first; after `drain_delay` nothing new is taken, and what has begun is finished.
+
+        Args:
+            grace: the seconds after which the rest is broken off; None for those of the settings.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(
+                self._drain(self._settings.grace if grace is None else grace), name="drain"
+            )
+        # Whoever gives up waiting does not take the others' stop away.
+        await asyncio.shield(self._stopping)
+
+    async def wait(self) -> None:
+        """Waits until the server has stopped."""
+        await asyncio.gather(*(server.wait_for_termination() for server in self._servers))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _drain(self, grace: float) -> None:
+        self._health.drain()
+        await asyncio.sleep(self._settings.drain_delay)
+        self._calls.drain()
+        # The health port goes last, so that a kubelet is answered until the end.
+        for server in self._servers:
+            await server.stop(grace)
+
+
+class _Named:
+    """Takes the place of a server while services are added, to learn their names."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+        self.names: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Collection[Any]) -> None:
+        self.names += [handler.service_name() for handler in handlers]
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, name: str, handlers: Mapping[str, Any]) -> None:
+        self._server.add_registered_method_handlers(name, handlers)
+
+
+async def serve(
+    register: Register,
+    *,
+    healthy: Callable[[], bool],
+    settings: RpcSettings | None = None,
+    endless: Collection[str] = (),
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> Server:
+    """Starts a server.
+
+    Args:
+        register: adds the services; methods are coroutines or asynchronous generators that raise our exceptions.
+        healthy: tells whether the engine takes work, without waiting; health says what it says.
+        settings: the settings; those of the environment if they are None.
+        endless: methods that are broken off when the server drains; see `CallInterceptor`.
+        interceptors: further ones, for metrics and traces; they see a call before anything else does, and its end.
+
+    Raises:
+        InvalidInputError: a setting cannot be used: names its variable. Nothing listens then.
+    """
+    settings = settings or rpc_settings()
+    credentials = server_credentials(settings)
+    calls = CallInterceptor(
+        most_calls=settings.most_calls,
+        default_deadline=settings.default_deadline,
+        longest_deadline=settings.longest_deadline,
+        endless=endless,
+    )
+    server = grpc.aio.server(interceptors=[*interceptors, calls], options=_options(settings))
+    named = _Named(server)
+    register(named)  # type: ignore[arg-type]
+    health = Health(named.names, healthy)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if settings.reflection:
+        reflection.enable_server_reflection([*named.names, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
+    servers, ports = [server], [_bind(server, settings.host, settings.port, "port", credentials)]
+    if settings.health_port is not None:
+        own = grpc.aio.server(options=_options(settings))
+        health_pb2_grpc.add_HealthServicer_to_server(health, own)
+        ports.append(_bind(own, settings.host, settings.health_port, "health_port", None))
+        servers.append(own)
+    for each in servers:
+        await each.start()
+    log.info("%s at %s:%d", ", ".join(named.names), settings.host, ports[0])
+    return Server(settings, servers, health, calls, ports)
+
+
+def message_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """Returns gRPC's options for the size of messages and for keepalive, the same on both ends."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", settings.receive_bytes),
+        ("grpc.max_send_message_length", settings.send_bytes),
+    ]
+    if settings.keepalive_seconds is not None:
+        options.append(("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)))
+    return options
+
+
+def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    return [
+        *message_options(settings),
+        # Otherwise a second server on the same port takes a part of the first one's calls, and nobody is told.
+        ("grpc.so_reuseport", 0),
+        # A client may ask once a minute whether the server is there; by default it would be cut off for that.
+        ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, setting: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    address = f"{host}:{port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise InvalidInputError(
+            variable(setting), f"cannot listen at {address}: it is in use, or not of this machine"
+        ) from None

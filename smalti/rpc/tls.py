@@ -1,0 +1,128 @@
+"""Certificates and keys from files, checked before gRPC sees them: its own complaint says only that it has failed."""
+
+import ipaddress
+import ssl
+from pathlib import Path
+
+import grpc
+
+from smalti.errors import InvalidInputError
+from smalti.rpc.settings import RpcSettings, variable
+
+
+def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
+    """Returns what a server proves itself with; None where it is to speak without TLS.
+
+    Raises:
+        InvalidInputError: a file cannot be used, one is missing, or TLS is left out where it is not allowed to be;
+            names the variable.
+    """
+    identity = _identity(settings, "tls_certificate", "tls_key")
+    authorities = _authorities(settings, "tls_client_ca")
+    if identity is None:
+        if authorities is not None:
+            raise InvalidInputError(
+                variable("tls_client_ca"),
+                f"needs {variable('tls_certificate')} and {variable('tls_key')} too",
+            )
+        _check_plaintext(settings, settings.host, variable("tls_certificate"))
+        return None
+    return grpc.ssl_server_credentials(
+        [identity], root_certificates=authorities, require_client_auth=authorities is not None
+    )
+
+
+def channel_credentials(settings: RpcSettings, host: str) -> grpc.ChannelCredentials | None:
+    """Returns how a channel proves servers and itself; None where it is to speak without TLS.
+
+    Args:
+        settings: the settings.
+        host: the host that is called.
+
+    Raises:
+        InvalidInputError: a file cannot be used, one is missing, or TLS is left out where it is not allowed to be;
+            names the variable.
+    """
+    identity = _identity(settings, "tls_client_certificate", "tls_client_key")
+    authorities = _authorities(settings, "tls_ca")
+    if identity is None and authorities is None and not settings.tls:
+        _check_plaintext(settings, host, variable("tls"))
+        return None
+    key, certificate = identity or (None, None)
+    return grpc.ssl_channel_credentials(authorities, key, certificate)
+
+
+def is_this_machine(host: str) -> bool:
+    """Tells whether a host is this machine for certain, so that nobody else hears what is said."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_plaintext(settings: RpcSettings, host: str, remedy: str) -> None:
+    if not settings.plaintext and not is_this_machine(host):
+        raise InvalidInputError(
+            remedy,
+            f"is not set, so what {host} says and hears could be read on the way; set it, "
+            f"or {variable('plaintext')}=1 if the network is trusted",
+        )
+
+
+def _identity(settings: RpcSettings, certificate: str, key: str) -> tuple[bytes, bytes] | None:
+    """Returns (key, certificate); None when neither is set."""
+    paths: dict[str, Path | None] = {name: getattr(settings, name) for name in (certificate, key)}
+    if not any(paths.values()):
+        return None
+    for name, path in paths.items():
+        if path is None:
+            other = variable(key if name == certificate else certificate)
+            raise InvalidInputError(variable(name), f"is not set, though {other} is; they need each other")
+    content = {name: _read(name, path) for name, path in paths.items() if path is not None}
+    _check_certificates(certificate, paths[certificate], content[certificate])
+    try:
+        # The only thing that tells whether a key is the certificate's before a client is there.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            str(paths[certificate]), str(paths[key]), password=_no_password
+        )
+    except (ssl.SSLError, _EncryptedKeyError) as error:
+        problem = (
+            "is encrypted; remove its password"
+            if isinstance(error, _EncryptedKeyError)
+            else f"is no private key in PEM, or not that of {paths[certificate]}"
+        )
+        raise InvalidInputError(variable(key), f"{paths[key]} {problem}") from None
+    return content[key], content[certificate]
+
+
+def _authorities(settings: RpcSettings, name: str) -> bytes | None:
+    path: Path | None = getattr(settings, name)
+    if path is None:
+        return None
+    content = _read(name, path)
+    _check_certificates(name, path, content)
+    return content
+
+
+def _check_certificates(name: str, path: Path | None, content: bytes) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=content.decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError, ValueError):
+        raise InvalidInputError(variable(name), f"{path} holds no certificate in PEM") from None
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(variable(name), f"{path} cannot be read: {error.strerror}") from None
+
+
+class _EncryptedKeyError(Exception):
+    """A key has a password, which nobody is there to type."""
+
+
+def _no_password() -> str:
+    raise _EncryptedKeyError

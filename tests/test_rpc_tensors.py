@@ -1,0 +1,185 @@
+"""Arrays, encodings, tokens and sampling parameters in the contract's words, and what is refused of them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from smalti.engines.encoding import Encoding
+from smalti.engines.requests import Priority
+from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
+from smalti.parameters import SamplingParameters
+from smalti.rpc import conversion
+from smalti.rpc.tensors import to_array, to_tensor
+from smalti.v1 import encoder_pb2, sampling_pb2, tensor_pb2
+from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.tensor_pb2 import Tensor
+from smalti.v1.tokens_pb2 import ImageTokens
+
+LOADED = ModelReference(name="tiny", revision="sha256:1")
+WIDTH = 4
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "int32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_array_comes_back(name: str, shape: tuple[int, ...]) -> None:
+    array = (np.arange(np.prod(shape, dtype=int)) % 7).reshape(shape).astype(name)
+    back = to_array(Tensor.FromString(to_tensor(array).SerializeToString()), "field")
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+    back[...] = 1  # It is nobody else's.
+
+
+def test_layout_is_the_documented_one() -> None:
+    tensor = to_tensor(np.array([[1, 2], [3, 258]], ">i4").T)
+    assert tensor.data_type == tensor_pb2.DATA_TYPE_INT32
+    assert list(tensor.shape) == [2, 2]
+    assert tensor.data == bytes([1, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 2, 1, 0, 0])
+
+
+def test_bfloat16_becomes_float32_without_loss() -> None:
+    values = np.array([1.0, -2.5, 3.140625, np.inf], ml_dtypes.bfloat16)
+    tensor = to_tensor(values)
+    assert tensor.data_type == tensor_pb2.DATA_TYPE_BFLOAT16
+    assert len(tensor.data) == 8
+    back = to_array(tensor, "field")
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back, values.astype(np.float32))
+
+
+def test_type_that_the_contract_lacks_is_refused() -> None:
+    with pytest.raises(TypeError, match="no tensors of complex64"):
+        to_tensor(np.zeros(1, np.complex64))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "field"),
+    [
+        (Tensor(shape=[1], data=b"\0" * 4), "f.data_type"),
+        (Tensor(data_type=99, shape=[1], data=b"\0" * 4), "f.data_type"),  # type: ignore[arg-type]
+        (Tensor(data_type=tensor_pb2.DATA_TYPE_INT32, shape=[1], data=b"\0" * 4), "f.data_type"),
+        (Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1, 1], data=b"\0" * 4), "f.shape"),
+        (Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[-1], data=b"\0" * 4), "f.shape"),
+        (Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[2], data=b"\0" * 7), "f.data"),
+        (Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[2**62], data=b"\0" * 8), "f.data"),
+    ],
+)
+def test_tensor_that_does_not_agree_with_itself_is_refused(tensor: Tensor, field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        to_array(tensor, "f", types=("float32",), axes=1)
+    assert caught.value.field == field
+
+
+def test_too_many_axes_are_refused() -> None:
+    tensor = Tensor(data_type=tensor_pb2.DATA_TYPE_UINT8, shape=[1] * 9, data=b"\0")
+    with pytest.raises(InvalidInputError, match="at most 8"):
+        to_array(tensor, "f")
+
+
+def encoding(places: int = 3) -> Encoding:
+    states = np.linspace(-1, 1, places * WIDTH, dtype=np.float32).reshape(places, WIDTH)
+    mask = np.ones(places, np.int64)
+    mask[-1] = 0
+    return Encoding(states, mask, cut=True)
+
+
+def test_encoding_comes_back() -> None:
+    message = conversion.encoding_message(encoding(), LOADED)
+    back = conversion.encoding_of(message, ModelReference(name="alias", revision="sha256:1"), WIDTH)
+    np.testing.assert_array_equal(back.states, encoding().states)
+    np.testing.assert_array_equal(back.mask, encoding().mask)
+    assert back.cut
+
+
+def changed(**parts: Tensor | ModelReference) -> encoder_pb2.Encoding:
+    message = conversion.encoding_message(encoding(), LOADED)
+    for name, part in parts.items():
+        getattr(message, name).CopyFrom(part)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (changed(model=ModelReference(name="tiny")), "encoding.model.revision"),
+        (changed(states=to_tensor(np.zeros((3, WIDTH + 1), np.float32))), "encoding.states.shape"),
+        (changed(states=to_tensor(np.zeros((3, WIDTH), np.int32))), "encoding.states.data_type"),
+        (changed(states=to_tensor(np.full((3, WIDTH), np.nan, np.float32))), "encoding.states"),
+        (changed(mask=to_tensor(np.ones(2, np.int32))), "encoding.mask.shape"),
+        (changed(mask=to_tensor(np.full(3, 2, np.int32))), "encoding.mask"),
+        (changed(mask=to_tensor(np.zeros(3, np.int32))), "encoding.mask"),
+        (encoder_pb2.Encoding(model=LOADED), "encoding.states.data_type"),
+    ],
+)
+def test_encoding_that_cannot_be_one_is_refused(message: encoder_pb2.Encoding, field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        conversion.encoding_of(message, LOADED, WIDTH)
+    assert caught.value.field == field
+
+
+def test_encoding_of_another_model_is_refused() -> None:
+    other = ModelReference(name="tiny", revision="sha256:2")
+    with pytest.raises(ModelMismatchError, match="sha256:1; tiny sha256:2 is loaded"):
+        conversion.encoding_of(conversion.encoding_message(encoding(), LOADED), other, WIDTH)
+
+
+def test_model_that_is_asked_for_must_be_loaded() -> None:
+    for asked in (ModelReference(), ModelReference(name="tiny"), ModelReference(revision="sha256:1"), LOADED):
+        conversion.check_asked_model(asked, LOADED)
+    for asked, name in (
+        (ModelReference(name="mega"), "mega"),
+        (ModelReference(name="tiny", revision="sha256:2"), "tiny sha256:2"),
+    ):
+        with pytest.raises(ModelNotFoundError) as caught:
+            conversion.check_asked_model(asked, LOADED)
+        assert caught.value.name == name
+
+
+def test_sampling_takes_the_models_where_nothing_is_set() -> None:
+    defaults = SamplingParameters(guidance_scale=7.5, top_k=12)
+    asked = sampling_pb2.SamplingParameters(temperature=0.0, top_p=0.9)
+    sampling = conversion.sampling_of(asked, defaults)
+    assert sampling == SamplingParameters(guidance_scale=7.5, top_k=12, temperature=0, top_p=0.9)
+    assert conversion.sampling_of(conversion.sampling_message(sampling), SamplingParameters()) == sampling
+
+
+def test_sampling_out_of_range_names_the_field() -> None:
+    asked = sampling_pb2.SamplingParameters(top_p=0.0)
+    with pytest.raises(InvalidInputError, match=r"^parameters\.sampling\.top_p: "):
+        conversion.sampling_of(asked, SamplingParameters(), "parameters.sampling")
+
+
+def test_tokens_come_back() -> None:
+    tokens = np.array([[0, 1, 9], [2, 3, 4]], np.int32)
+    messages = [conversion.tokens_message(row) for row in tokens]
+    np.testing.assert_array_equal(conversion.tokens_of(messages, 3, 10, field="pictures"), tokens)
+    assert conversion.tokens_of([], 3, 10, field="pictures").shape == (0, 3)
+    assert conversion.given_tokens(ImageTokens(tokens=[5, 6]), 3, 10, field="given") == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "field"),
+    [
+        ([0, 1], "pictures[1].tokens"),
+        ([0, 1, 10], "pictures[1].tokens[2]"),
+        ([0, -1, 0], "pictures[1].tokens[1]"),
+    ],
+)
+def test_tokens_that_are_no_picture_are_refused(tokens: list[int], field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        conversion.tokens_of(
+            [ImageTokens(tokens=[0] * 3), ImageTokens(tokens=tokens)], 3, 10, field="pictures"
+        )
+    assert caught.value.field == field
+
+
+def test_given_tokens_leave_something_to_draw() -> None:
+    with pytest.raises(InvalidInputError, match="leaves nothing to draw"):
+        conversion.given_tokens(ImageTokens(tokens=[0, 0, 0]), 3, 10, field="given")
+
+
+def test_priorities_come_back() -> None:
+    for priority in Priority:
+        assert conversion.priority_of(conversion.priority_number(priority)) == priority
+    assert conversion.priority_of(sampling_pb2.PRIORITY_UNSPECIFIED) == Priority.INTERACTIVE
+    with pytest.raises(InvalidInputError, match="priority: 9"):
+        conversion.priority_of(9)
