@@ -1,6 +1,7 @@
 """From runs to a model folder: what `smalti generate` and the services load."""
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,10 @@ from smalti.parameters import Counts
 from training.data.staging import staged
 from training.generator import GeneratorSettings
 from training.generator_run import CARRIED_FILES, TEXT_FOLDER, VQGAN_FOLDER
-from training.run_folder import read_best, read_run_settings
+from training.ranker_run import TrainedRanker
+from training.run_folder import SETTINGS_FILE, read_best, read_run_settings
 from training.text import load_tokenizer
 from training.tokenizer import load_vqgan
-
-RANKER_FOLDER = "clip"
-"""Where a ranker's run keeps its best weights, as open_clip does."""
 
 
 def export(
@@ -40,7 +39,7 @@ def export(
     defaults: Counts | None = None,
     overwrite: bool = False,
 ) -> ModelFolder:
-    """Writes the model folder of a generator's best weights, with the tokenizers it was trained with.
+    """Writes the model folder of the best weights of a generator and a ranker, with the generator's tokenizers.
 
     Args:
         generator: the generator's run.
@@ -68,13 +67,13 @@ def export(
     config = settings.config(text.vocabulary_size, vqgan.config)
     untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
     model = DalleBart(config, read_best(generator, untrained))
-    clip = _clip_folder(ranker)
+    write_clip = _clip_writer(ranker)
     with staged(out, overwrite) as folder:
         model.save(folder / "bart")
         copy_text_files(generator / TEXT_FOLDER, folder / "bart")
         vqgan.save(folder / "vqgan")
-        if clip is not None:
-            shutil.copytree(clip, folder / "clip")
+        if write_clip is not None:
+            write_clip(folder / "clip")
         for file in CARRIED_FILES:
             if (generator / file).is_file():
                 shutil.copyfile(generator / file, folder / file)
@@ -82,7 +81,7 @@ def export(
             folder,
             name=name,
             licence=licence,
-            clip=ranker if clip is None else None,
+            clip=ranker if write_clip is None else None,
             description=description,
             source=source,
             sampling=settings.sampling,
@@ -91,12 +90,14 @@ def export(
     return ModelFolder.open(out)
 
 
-def _clip_folder(ranker: str) -> Path | None:
-    """Returns the folder of a ranker's weights; None when it is a name that open_clip fetches."""
-    for folder in (Path(ranker) / RANKER_FOLDER, Path(ranker)):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    if Path(ranker).exists() or ":" not in ranker:
+def _clip_writer(ranker: str) -> Callable[[Path], object] | None:
+    """Returns what writes the folder of a CLIP; None when it is a name that open_clip fetches."""
+    folder = Path(ranker)
+    if (folder / SETTINGS_FILE).is_file():
+        return TrainedRanker.read(folder).write
+    if (folder / CONFIG_FILE).is_file():
+        return partial(shutil.copytree, folder)
+    if folder.exists() or ":" not in ranker:
         raise InvalidInputError(
             "ranker",
             f"{ranker} is no ranker's run, no folder of open_clip, and no name with a tag like ViT-B-32:openai",

@@ -77,11 +77,11 @@ class Monitor:
         left = pace * (self._settings.steps - step)
         if self._deadline is not None:
             left = min(left, max(self._deadline - now, 0))
-        speed = self._tokens_per_step / pace
-        told = f"loss {means['loss']:.4f}  {speed:,.0f} tokens/s  {_duration(left)} left"
+        speed, counted = self._tokens_per_step / pace, self._settings.counted
+        told = f"loss {means['loss']:.4f}  {speed:,.0f} {counted}/s  {_duration(left)} left"
         self._bar.update(self._task, told=told)
         self._tell(f"step {step:,} of {self._settings.steps:,}  {told}")
-        self._write("train", step, {**means, "tokens_per_second": speed})
+        self._write("train", step, {**means, f"{counted}_per_second": speed})
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs what was measured on held-out data."""

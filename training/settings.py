@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -35,7 +35,9 @@ class OptimizerSettings(Strict):
 class RunSettings(Strict):
     """What every run has. Everything that changes the loss curve stands here, nothing of the machine does."""
 
-    trains: Literal["tokenizer", "generator", "ranker"]
+    counted: ClassVar[str] = "tokens"
+    """What the speed is told in."""
+    trains: Literal["tokenizer", "generator", "ranker", "judge"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Count
     """The length of the schedule; the run ends there."""

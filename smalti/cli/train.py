@@ -1,5 +1,6 @@
 """`smalti train` and `smalti export`: from a config file and data to checkpoints, and from those to a model folder."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -32,13 +33,15 @@ def register(app: typer.Typer) -> None:
     train = typer.Typer(help="Train the networks.", no_args_is_help=True)
     train.command("tokenizer")(tokenizer)
     train.command("generator")(generator)
+    train.command("ranker")(ranker)
+    train.command("judge")(judge)
     app.add_typer(train, name="train")
     app.command("export")(export)
 
 
 def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
     """Train the image tokenizer: a VQGAN, on pictures."""
-    _require_training()
+    require_training()
     from training.settings import read_settings
     from training.sources import open_pictures
     from training.tokenizer import TokenizerSettings, TokenizerTrainee
@@ -58,7 +61,7 @@ def generator(
     resume: Resume = False,
 ) -> None:
     """Train the image-token generator: a transformer, on captions and pictures' tokens."""
-    _require_training()
+    require_training()
     from training.generator import GeneratorSettings, GeneratorTrainee
     from training.generator_run import open_parts
     from training.settings import read_settings
@@ -71,6 +74,49 @@ def generator(
         return GeneratorTrainee(settings, parts.data, parts.tokenizer, parts.vqgan)
 
     _run(settings, make, config, out, minutes, resume)
+
+
+def ranker(
+    config: Config,
+    data: Data,
+    out: Out,
+    vqgan: Annotated[
+        Path | None,
+        typer.Option(
+            help="The tokenizer's run, or a folder with a VQGAN: draws the config's share of the pictures. "
+            "[default: none]"
+        ),
+    ] = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+) -> None:
+    """Train the ranker: open_clip's CLIP, on pictures and captions."""
+    require_training()
+    from training.ranker import RankerSettings
+    from training.ranker_run import open_parts
+    from training.settings import read_settings
+
+    parts = open_parts(read_settings(config, RankerSettings), data, vqgan, out)
+    _run(parts.settings, lambda: parts.trainee(out), config, out, minutes, resume)
+
+
+def judge(
+    config: Config,
+    data: Data,
+    vqgan: Annotated[Path, typer.Option(help="The tokenizer's run, or a folder with a VQGAN.")],
+    out: Out,
+    minutes: Minutes = None,
+    resume: Resume = False,
+) -> None:
+    """Train the judge that `smalti evaluate` measures with, on a world's pictures, good and damaged."""
+    require_training()
+    from training.judge import JudgeSettings, open_trainee
+    from training.settings import read_settings
+    from training.tokenizer import load_vqgan
+
+    settings = read_settings(config, JudgeSettings)
+    network = load_vqgan(vqgan)
+    _run(settings, lambda: open_trainee(settings, data, network, out), config, out, minutes, resume)
 
 
 def export(
@@ -95,7 +141,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
     """Turn runs into a model folder, which `smalti generate` and the services load."""
-    _require_training()
+    require_training()
     from training.export import export as export_model
 
     folder = export_model(
@@ -122,9 +168,10 @@ def _run(
     from training.run_folder import RunFolder
 
     console = Console(stderr=True)
+    is_new = not out.exists()
     run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
-    trainee = make()
     try:
+        trainee = _made(make, out if is_new else None)
         outcome = train(
             trainee, settings, run, Monitor(run, settings, trainee.tokens_per_step, console), minutes
         )
@@ -139,6 +186,16 @@ def _run(
         raise typer.Exit(INTERRUPTED)
 
 
+def _made(make: Any, new: Path | None) -> Any:
+    """Returns what `make` makes; when it cannot be made, the folder that is new goes away again."""
+    try:
+        return make()
+    except BaseException:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
 @contextmanager
 def _encoding(pictures: int) -> "Iterator[Callable[[int], None]]":
     """Shows how many pictures are encoded."""
@@ -147,7 +204,7 @@ def _encoding(pictures: int) -> "Iterator[Callable[[int], None]]":
         yield lambda done: progress.update(task, completed=done)
 
 
-def _require_training() -> None:
+def require_training() -> None:
     """Refuses before the work when the extra is missing."""
     for name in ("optax", "orbax.checkpoint", "pyarrow", "tensorboardX"):
         package = name.partition(".")[0]

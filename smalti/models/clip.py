@@ -1,6 +1,7 @@
 """CLIP through open_clip: how well a picture fits a prompt (Radford et al. 2021, https://arxiv.org/abs/2103.00020)."""
 
 import difflib
+import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from smalti.errors import ModelError
-from smalti.files import atomic_path
+from smalti.files import atomic_path, write_atomically
 from smalti.models.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()  # Before open_clip, which imports torchvision.
 
 import open_clip  # noqa: E402
-from open_clip.tokenizer import HFTokenizer  # noqa: E402
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # noqa: E402
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+MERGES_FILE = "merges.txt.gz"
+"""The words of a model that has fewer than open_clip's 49,408; its configuration names the file as `bpe_path`."""
 EXAMPLE = "ViT-B-32:openai"
 
 DEFAULT_BATCH_SIZE = 16
@@ -66,7 +69,8 @@ class Clip:
         Args:
             source: a name with pretrained tag, `ViT-B-32:openai`, whose weights open_clip fetches once and
                 keeps; or a folder with `open_clip_config.json` and weights, such as `Clip.save` writes and
-                open_clip's models on the Hugging Face hub have.
+                open_clip's models on the Hugging Face hub have. A `bpe_path` in its configuration is a file
+                of the folder, wherever the folder lies.
             device: where the model runs; by default the GPU if there is one.
 
         Raises:
@@ -97,9 +101,7 @@ class Clip:
     @classmethod
     def _load_folder(cls, folder: Path, device: str | None) -> "Clip":
         config = _folder_config(folder)
-        # A tokenizer of the Hugging Face hub can bring code, and a folder's configuration could ask for it.
-        brings_tokenizer = bool(config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
-        options = {"trust_remote_code": False} if brings_tokenizer else {}
+        options = _tokenizer_options(folder, config["model_cfg"]["text_cfg"])
         place = f"local-dir:{folder}"
         try:
             model, prepare = open_clip.create_model_from_pretrained(place, weights_only=True)
@@ -142,6 +144,10 @@ class Clip:
         write_folder(folder, self.model, self.config)
         if isinstance(self._tokenizer, HFTokenizer):
             self._tokenizer.save_pretrained(folder)
+        elif isinstance(self._tokenizer, SimpleTokenizer) and _merges_file(
+            self.config["model_cfg"]["text_cfg"]
+        ):
+            write_merges(folder / MERGES_FILE, self._tokenizer.bpe_ranks)
 
     def _picture_features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         batch = torch.stack([self._prepare(picture) for picture in pictures])
@@ -162,6 +168,34 @@ def write_folder(folder: Path, model: torch.nn.Module, config: Mapping[str, Any]
     with atomic_path(folder / CONFIG_FILE) as config_path, atomic_path(folder / WEIGHTS_FILE) as weights_path:
         save_file(weights, weights_path)
         config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_merges(path: Path, merges: Iterable[tuple[str, str]]) -> None:
+    """Writes what open_clip's tokenizer merges, in its order, as a file that it reads; equal merges, equal bytes."""
+    # Neither the name nor the time stands in the header, and no line is left empty: the tokenizer would take it in.
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    write_atomically(path, gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _merges_file(text: Mapping[str, Any]) -> str | None:
+    """Returns the name that the configuration of a text tower gives its merges."""
+    options = text.get("tokenizer_kwargs")
+    return options.get("bpe_path") if isinstance(options, dict) else None
+
+
+def _tokenizer_options(folder: Path, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what open_clip must be told of a folder's tokenizer beside its configuration."""
+    if text.get("hf_tokenizer_name"):
+        # A tokenizer of the Hugging Face hub can bring code, and a folder's configuration could ask for it.
+        return {"trust_remote_code": False}
+    merges = _merges_file(text)
+    if merges is None:
+        return {}
+    if merges != MERGES_FILE or not (folder / MERGES_FILE).is_file():
+        raise ModelError(
+            f"CLIP {folder / CONFIG_FILE}: bpe_path: {merges!r} is not {MERGES_FILE} in the folder; copy it again"
+        )
+    return {"bpe_path": str(folder / MERGES_FILE)}
 
 
 def _pretrained_config(name: str, tag: str) -> dict[str, Any]:
