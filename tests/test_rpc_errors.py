@@ -1,0 +1,224 @@
+"""Exceptions to statuses and back: on the wire through a real server, and as they are."""
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from smalti.engines.requests import (
+    EngineFailedError,
+    EngineFullError,
+    RequestCancelledError,
+    RequestExpiredError,
+)
+from smalti.errors import (
+    AttemptsExhaustedError,
+    CheckpointError,
+    DrainingError,
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    NotSupportedError,
+    OverloadedError,
+    PictureNotFoundError,
+    RemoteError,
+    RequestIdReusedError,
+    SmaltiError,
+    UnavailableError,
+)
+from smalti.rpc.channel import blocking_channel, channel
+from smalti.rpc.errors import error_of, error_of_status, status_of, translated, within
+from smalti.rpc.reasons import BY_NAME, REASONS, reason_of
+from smalti.rpc.settings import RpcSettings
+from smalti.testing.grpc_server import asynchronous, served
+from smalti.v1.encoder_pb2 import EncodeRequest
+from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
+from smalti.v1.generator_pb2 import GenerateRequest
+from smalti.v1.generator_pb2_grpc import GeneratorServiceStub
+
+ONCE = RpcSettings(attempts=1)
+
+ERRORS: dict[str, SmaltiError] = {
+    "INVALID_INPUT": InvalidInputError("top_p", "must be above 0, not 0.0"),
+    "MODEL_NOT_FOUND": ModelNotFoundError("no model is called mega", "mega"),
+    "JOB_NOT_FOUND": JobNotFoundError("j1"),
+    "PICTURE_NOT_FOUND": PictureNotFoundError("j1/3"),
+    "REQUEST_ID_REUSED": RequestIdReusedError("j1"),
+    "JOB_NOT_SUCCEEDED": JobNotSucceededError("job j1 is RUNNING"),
+    "MODEL_MISMATCH": ModelMismatchError("another model"),
+    "NOT_SUPPORTED": NotSupportedError("no encoder"),
+    "OVERLOADED": OverloadedError("all places are taken", 2.5),
+    "DRAINING": DrainingError("about to stop"),
+    "ENGINE_STOPPED": EngineFailedError("the engine has stopped; try again, another one may answer"),
+    "DEPENDENCY_UNAVAILABLE": UnavailableError("the store does not answer", 4),
+    "CANCELLED": RequestCancelledError("cancelled"),
+    "EXPIRED": RequestExpiredError("too late"),
+    "ATTEMPTS_EXHAUSTED": AttemptsExhaustedError("5 attempts"),
+}
+
+
+def test_every_reason_with_an_error_of_its_own_is_tried_here() -> None:
+    assert {*ERRORS, "INTERNAL", "MODEL_UNUSABLE"} == set(BY_NAME)
+    assert len(REASONS) == len(BY_NAME)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@asynchronous
+async def test_error_crosses_the_wire(name: str) -> None:
+    async with served() as (server, servicer):
+        servicer.error = ERRORS[name]
+        async with channel(server.address, ONCE) as aio_channel:
+            with pytest.raises(type(servicer.error)) as caught, translated():
+                await EncoderServiceStub(aio_channel).Encode(EncodeRequest(prompt="x"))
+            call = caught.value.__cause__
+        assert isinstance(call, grpc.aio.AioRpcError)
+        assert call.code() == BY_NAME[name].code
+        assert str(caught.value) == str(servicer.error)
+        assert vars(caught.value) == vars(servicer.error)
+
+
+@asynchronous
+async def test_error_of_a_stream_crosses_the_wire_to_threads_too() -> None:
+    async with served() as (server, servicer):
+        servicer.error = EngineFullError(7, 3.0)
+
+        def call() -> SmaltiError:
+            with blocking_channel(server.address, ONCE) as threads_channel:
+                try:
+                    list(GeneratorServiceStub(threads_channel).Generate(GenerateRequest()))
+                except grpc.RpcError as error:
+                    return error_of(error)
+            raise AssertionError("it did not fail")
+
+        error = await asyncio.to_thread(call)
+        assert isinstance(error, OverloadedError)
+        assert error.retry_after == 3
+        assert str(error) == str(servicer.error)
+
+
+@asynchronous
+async def test_details_are_read_by_grpcs_own_library() -> None:
+    async with served() as (server, servicer):
+        servicer.error = InvalidInputError("prompt", "it is empty")
+
+        def call() -> status_pb2.Status:
+            with blocking_channel(server.address, ONCE) as threads_channel:
+                try:
+                    EncoderServiceStub(threads_channel).Encode(EncodeRequest())
+                except grpc.RpcError as error:
+                    status = rpc_status.from_call(error)
+                    assert status is not None
+                    return status
+            raise AssertionError("it did not fail")
+
+        status = await asyncio.to_thread(call)
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert len(status.details) == 2
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(bad)
+    assert (info.reason, info.domain) == ("INVALID_INPUT", "smalti")
+    assert [(entry.field, entry.description) for entry in bad.field_violations] == [("prompt", "it is empty")]
+
+
+SECRET = "postgresql://admin:hunter2@db"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError(SECRET), CheckpointError(f"{SECRET}: damaged"), TimeoutError(SECRET), SmaltiError(SECRET)],
+    ids=lambda error: type(error).__name__,
+)
+@asynchronous
+async def test_what_is_not_meant_for_callers_stays_in_the_log(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served() as (server, servicer), channel(server.address, ONCE) as aio_channel:
+        servicer.error = error
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await EncoderServiceStub(aio_channel).Encode(EncodeRequest(prompt="x"))
+        told = error_of(caught.value)
+    everything = f"{caught.value} {caught.value.trailing_metadata()}"
+    assert SECRET not in everything
+    assert "Traceback" not in everything
+    assert "File " not in everything
+    assert isinstance(told, RemoteError)
+    assert told.code == "INTERNAL"
+    assert len(told.error_id) == 16
+    assert told.error_id in str(told)
+    records = [record for record in caplog.records if told.error_id in record.getMessage()]
+    assert [record.levelno for record in records] == [logging.ERROR]
+    assert "/smalti.v1.EncoderService/Encode" in records[0].getMessage()
+    assert records[0].exc_info is not None
+    assert records[0].exc_info[1] is error
+
+
+def test_error_of_the_engine_stays_in_the_log_too() -> None:
+    status = status_of(EngineFailedError(f"the generator has stopped: RuntimeError({SECRET!r})"))
+    assert SECRET not in str(status)
+
+
+@asynchronous
+async def test_long_text_does_not_break_the_status() -> None:
+    async with served() as (server, servicer), channel(server.address, ONCE) as aio_channel:
+        servicer.error = InvalidInputError("prompt" * 1000, "must be short, not\n" + "🦔" * 10_000)
+        with pytest.raises(InvalidInputError, match=r"must be short, not 🦔.*…$") as caught, translated():
+            await EncoderServiceStub(aio_channel).Encode(EncodeRequest(prompt="x"))
+        assert len(str(caught.value).encode()) < 800
+
+
+@asynchronous
+async def test_what_grpc_itself_answers_has_an_error_too() -> None:
+    async with (
+        served(RpcSettings(receive_bytes=2048)) as (server, servicer),
+        channel(server.address, ONCE) as aio_channel,
+    ):
+        stub = EncoderServiceStub(aio_channel)
+        with pytest.raises(RemoteError, match="larger than max") as caught, translated():
+            await stub.Encode(EncodeRequest(prompt="x" * 3000))
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        with pytest.raises(RequestExpiredError), translated():
+            await stub.Encode(EncodeRequest(prompt="wait"), timeout=0.1)
+        call = stub.Encode(EncodeRequest(prompt="wait"))
+        await servicer.begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        unknown: Any = aio_channel.unary_unary("/smalti.v1.ImageService/GetJob")
+        with pytest.raises(NotSupportedError), translated():
+            await unknown(b"")
+    async with channel(server.address, ONCE) as aio_channel:
+        with pytest.raises(UnavailableError) as refused, translated():
+            await EncoderServiceStub(aio_channel).Encode(EncodeRequest(prompt="x"))
+        assert refused.value.retry_after is None
+
+
+def test_status_of_another_kind_of_server_is_understood() -> None:
+    foreign = error_details_pb2.ErrorInfo(reason="QUOTA", domain="example.com")
+    packed = any_pb2.Any()
+    packed.Pack(foreign)
+    status = status_pb2.Status(code=7, message="no", details=[packed])
+    error = error_of_status(status)
+    assert isinstance(error, RemoteError)
+    assert (error.code, error.reason, str(error)) == ("PERMISSION_DENIED", "QUOTA", "no")
+    damaged = status_pb2.Status(code=14, details=[any_pb2.Any(type_url=packed.type_url, value=b"\xff")])
+    assert isinstance(error_of_status(damaged), UnavailableError)
+    assert isinstance(error_of_status(status_pb2.Status(code=99)), RemoteError)
+
+
+def test_error_of_a_job_is_told_as_that_of_a_call() -> None:
+    error = AttemptsExhaustedError("its worker was lost 5 times")
+    assert reason_of(error_of_status(status_of(error))).name == "ATTEMPTS_EXHAUSTED"
+
+
+def test_path_is_put_before_the_field() -> None:
+    with pytest.raises(InvalidInputError) as caught, within("parameters"), within("sampling"):
+        raise InvalidInputError("top_p", "is 0")
+    assert caught.value.field == "parameters.sampling.top_p"
+    assert caught.value.problem == "is 0"

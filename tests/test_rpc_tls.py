@@ -1,0 +1,226 @@
+"""TLS and mTLS with certificates made here: who is let in, who is not, and what is said of files that do not do."""
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from smalti.errors import InvalidInputError, UnavailableError
+from smalti.rpc.channel import channel
+from smalti.rpc.errors import translated
+from smalti.rpc.settings import RpcSettings
+from smalti.rpc.tls import server_credentials
+from smalti.testing.grpc_server import asynchronous, served
+from smalti.v1.encoder_pb2 import EncodeRequest
+from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and its key, in memory and as files."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    certificate_file: Path
+    key_file: Path
+
+
+def make(folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1") -> Identity:
+    """Makes an identity, and writes it; its own authority if it is signed by nobody."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signed_by.certificate.subject if signed_by else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=signed_by is None, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
+        )
+    )
+    certificate = builder.sign(signed_by.key if signed_by else key, hashes.SHA256())
+    identity = Identity(certificate, key, folder / f"{name}.pem", folder / f"{name}.key")
+    identity.certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    identity.key_file.write_bytes(private(key, NoEncryption()))
+    return identity
+
+
+def private(key: ec.EllipticCurvePrivateKey, encryption: KeySerializationEncryption) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Who there is."""
+
+    authority: Identity
+    server: Identity
+    client: Identity
+    other_authority: Identity
+    stranger: Identity
+    """Signed by the other authority."""
+
+
+@pytest.fixture(scope="module")
+def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority, other = make(folder, "authority"), make(folder, "other-authority")
+    return Identities(
+        authority,
+        make(folder, "server", signed_by=authority),
+        make(folder, "client", signed_by=authority),
+        other,
+        make(folder, "stranger", signed_by=other),
+    )
+
+
+def serving(identities: Identities, **more: Any) -> RpcSettings:
+    return RpcSettings(
+        tls_certificate=identities.server.certificate_file, tls_key=identities.server.key_file, **more
+    )
+
+
+def calling(authority: Identity | None, client: Identity | None = None, **more: Any) -> RpcSettings:
+    return RpcSettings(
+        attempts=1,
+        tls_ca=authority.certificate_file if authority else None,
+        tls_client_certificate=client.certificate_file if client else None,
+        tls_client_key=client.key_file if client else None,
+        **more,
+    )
+
+
+async def call(address: str, settings: RpcSettings) -> str:
+    async with channel(address, settings) as to_server:
+        with translated():
+            answer = await EncoderServiceStub(to_server).Encode(EncodeRequest(prompt="hello"))
+        return answer.encoding.reading.normalized
+
+
+@asynchronous
+async def test_server_proves_itself(all_of_them: Identities) -> None:
+    them = all_of_them
+    async with served(serving(them)) as (server, _):
+        assert await call(server.address, calling(them.authority)) == "hello"
+        for wrong in (
+            calling(them.other_authority),
+            calling(None, tls=True),  # The authorities that gRPC comes with.
+            calling(None),  # Without TLS.
+            calling(them.authority, tls_server_name="elsewhere.example"),
+        ):
+            with pytest.raises(UnavailableError):
+                await call(server.address, wrong)
+
+
+@asynchronous
+async def test_clients_prove_themselves_too(all_of_them: Identities) -> None:
+    them = all_of_them
+    settings = serving(them, tls_client_ca=them.authority.certificate_file, health_port=0)
+    async with served(settings) as (server, servicer):
+        assert await call(server.address, calling(them.authority, them.client)) == "hello"
+        for wrong in (calling(them.authority), calling(them.authority, them.stranger), calling(None)):
+            with pytest.raises(UnavailableError):
+                await call(server.address, wrong)
+        assert servicer.calls == 1
+        # A kubelet has no certificate.
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as to_health:
+            check: Any = to_health.unary_unary("/grpc.health.v1.Health/Check")
+            assert await check(b"") == b"\x08\x01"
+
+
+@asynchronous
+async def test_server_of_another_name_is_known_by_the_setting(
+    all_of_them: Identities, tmp_path: Path
+) -> None:
+    elsewhere = make(tmp_path, "elsewhere", signed_by=all_of_them.authority, host="192.0.2.1")
+    settings = RpcSettings(tls_certificate=elsewhere.certificate_file, tls_key=elsewhere.key_file)
+    async with served(settings) as (server, _):
+        with pytest.raises(UnavailableError):
+            await call(server.address, calling(all_of_them.authority))
+        named = calling(all_of_them.authority, tls_server_name="192.0.2.1")
+        assert await call(server.address, named) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"tls_key": None}, r"^SMALTI_RPC_TLS_KEY: is not set, though SMALTI_RPC_TLS_CERTIFICATE is"),
+        ({"tls_certificate": None}, r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, though SMALTI_RPC_TLS_KEY is"),
+        (
+            {"tls_certificate": "absent.pem"},
+            r"^SMALTI_RPC_TLS_CERTIFICATE: .*absent\.pem cannot be read: No such",
+        ),
+        (
+            {"tls_certificate": "folder"},
+            r"^SMALTI_RPC_TLS_CERTIFICATE: .*folder cannot be read: Is a directory",
+        ),
+        ({"tls_certificate": "noise"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*noise holds no certificate in PEM"),
+        ({"tls_certificate": "bytes"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*bytes holds no certificate in PEM"),
+        ({"tls_key": "noise"}, r"^SMALTI_RPC_TLS_KEY: .*noise is no private key in PEM, or not that of"),
+        (
+            {"tls_key": "other.key"},
+            r"^SMALTI_RPC_TLS_KEY: .*other\.key is no private key in PEM, or not that of",
+        ),
+        ({"tls_key": "locked.key"}, r"^SMALTI_RPC_TLS_KEY: .*locked\.key is encrypted; remove its password"),
+        ({"tls_client_ca": "noise"}, r"^SMALTI_RPC_TLS_CLIENT_CA: .*noise holds no certificate in PEM"),
+        (
+            {"tls_certificate": None, "tls_key": None, "tls_client_ca": "server.pem"},
+            r"^SMALTI_RPC_TLS_CLIENT_CA: needs SMALTI_RPC_TLS_CERTIFICATE and SMALTI_RPC_TLS_KEY too",
+        ),
+    ],
+)
+def test_file_that_cannot_be_used_is_named(changes: dict[str, str | None], line: str, tmp_path: Path) -> None:
+    server = make(tmp_path, "server")
+    make(tmp_path, "other")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "noise").write_text("noise")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "locked.key").write_bytes(private(server.key, BestAvailableEncryption(b"secret")))
+    files = {"tls_certificate": "server.pem", "tls_key": "server.key"} | changes
+    paths: dict[str, Any] = {name: tmp_path / file for name, file in files.items() if file is not None}
+    settings = RpcSettings(**paths)
+    with pytest.raises(InvalidInputError, match=line) as caught:
+        server_credentials(settings)
+    assert "\n" not in str(caught.value)
+
+
+@asynchronous
+async def test_plaintext_leaves_the_machine_only_where_that_is_said() -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, so what 0\.0\.0\.0 says"
+    ):
+        async with served(RpcSettings(host="0.0.0.0")):
+            pass
+    async with served(RpcSettings(host="0.0.0.0", plaintext=True)) as (server, _):
+        assert await call(f"127.0.0.1:{server.port}", RpcSettings(attempts=1)) == "hello"
+        assert await call(f"localhost:{server.port}", RpcSettings(attempts=1)) == "hello"
+    for target in (
+        "encoder:9000",
+        "dns:///encoder.example:9000",
+        "127.evil.example:9000",
+        "[2001:db8::1]:9000",
+    ):
+        with pytest.raises(InvalidInputError, match=r"^SMALTI_RPC_TLS: is not set"):
+            channel(target, RpcSettings())
+        await channel(target, RpcSettings(plaintext=True)).close()
+    await channel("[::1]:9000", RpcSettings()).close()
