@@ -4,11 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format protos constraints clean
+# What the shipped model is made in and of.
+DATA ?= data/shipped
+RUNS ?= runs
+SHIPPED ?= smalti/assets/pictograms
 
-# Draws nine pictures.
+.PHONY: demo test check format protos model evaluate constraints clean
+
+# Draws nine pictures; their grid is pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
 demo: $(INSTALLED)
-	$(BIN)/smalti generate "a blue cat on a yellow background" --out pictures
+	$(BIN)/smalti generate "a blue cat on a yellow background" --seed 1 --out pictures
 
 # The whole test suite.
 test: $(INSTALLED)
@@ -26,6 +31,28 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Trains the shipped model anew: hours on two CPU cores. What was interrupted goes on where it was.
+model: $(INSTALLED)
+	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
+	$(call train,tokenizer)
+	$(call train,generator,--tokenizer $(RUNS)/tokenizer)
+	$(call train,ranker,--vqgan $(RUNS)/tokenizer)
+	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/tokenizer --ranker $(RUNS)/ranker \
+		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --out $(SHIPPED) --overwrite
+
+# Measures the shipped model with a judge that is trained first, and writes docs/quality.md. The model card is written
+# where the model's runs are: it says how they went.
+evaluate: $(INSTALLED)
+	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
+	$(call train,judge,--vqgan $(SHIPPED)/vqgan)
+	$(BIN)/smalti evaluate --model $(SHIPPED) --judge $(RUNS)/judge --data $(DATA) --out docs
+	test ! -d $(RUNS)/generator || $(BIN)/smalti card --model $(SHIPPED) --data $(DATA) --evaluated docs \
+		$(foreach run,tokenizer generator ranker judge,--run $(RUNS)/$(run))
+
+# A run that is there is gone on with; one that is finished ends at once.
+train = $(BIN)/smalti train $(1) --config training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
+	$(if $(wildcard $(RUNS)/$(1)/settings.toml),--resume)
 
 # torch goes in first and alone, so that a CPU build that is already at hand is taken as it is.
 $(INSTALLED): pyproject.toml constraints.txt

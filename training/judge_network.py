@@ -19,7 +19,8 @@ from training.settings import Count
 from training.step import compute_dtype
 
 _GROUPS = 8
-_BATCH = 64
+_BATCH = 16
+"""As many as most prompts have candidates."""
 
 
 class JudgeSizes(Strict):

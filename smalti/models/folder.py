@@ -5,6 +5,7 @@
 * `text/`, which may be one with `bart/`: `tokenizer.json`, or `vocab.json` and `merges.txt`
 * `vqgan/`: `config.json` and `model.safetensors`
 * `clip/`, unless it is one that open_clip fetches: `open_clip_config.json` and `open_clip_model.safetensors`
+* the model card, if there is one: `README.md` with `samples.png`, which speak of the model and are no part of it
 """
 
 import hashlib
@@ -26,6 +27,11 @@ from smalti.models.manifest import (
     write_manifest,
 )
 from smalti.parameters import Counts, SamplingParameters
+
+CARD_FILE = "README.md"
+SAMPLES_FILE = "samples.png"
+_NO_PART = {MANIFEST_FILE, CARD_FILE, SAMPLES_FILE}
+"""A card quotes what was measured of a revision, so writing it must not make another one."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +196,13 @@ class ModelFolder:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Gives the files of the folder by their paths in it, in order; hidden ones belong to tools."""
+    """Gives the files of the model by their paths in its folder, in order; hidden ones belong to tools."""
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
         if (
             path.is_file()
             and not any(part.startswith(".") for part in inner.parts)
-            and str(inner) != MANIFEST_FILE
+            and str(inner) not in _NO_PART
         ):
             yield inner.as_posix()
 
