@@ -21,6 +21,7 @@ from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.models.folder import ModelFolder  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
+from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 use_compilation_cache()
 
@@ -36,8 +37,13 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The tiny model's folder; not to be changed."""
-    # Another seed than the one that is shipped under the same name.
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+
+
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The folder of a tiny model that knows the words of a small world; not to be changed."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "worded", seed=1, words=SMALL_WORLD)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from smalti.cli import run
 from smalti.models.folder import ModelFolder
 from smalti.pictures import read_drawing
+from smalti.testing.model import tiny_model
 
 # Arguments to (status, standard output, standard error).
 Generate = Callable[..., tuple[int, str, str]]
@@ -57,6 +59,7 @@ def test_json_tells_everything(generate: Generate, tmp_path: Path) -> None:
     assert lines[0]["seed"] == lines[1]["seed"]
     assert lines[0]["sampling"]["top_k"] == 9
     assert lines[0]["grid"] is None
+    assert lines[0]["drawn"] is None
     scores = [picture["score"] for picture in lines[0]["pictures"]]
     assert scores == sorted(scores, reverse=True)
     files = [Path(picture["file"]) for line in lines for picture in line["pictures"]]
@@ -89,12 +92,18 @@ def test_like_takes_other_values_where_they_are_given(generate: Generate, tmp_pa
     assert (drawing["prompt"], drawing["seed"]) == ("a fox", 4)
 
 
-def test_like_refuses_other_weights_unless_a_model_is_named(generate: Generate, tmp_path: Path) -> None:
+def test_like_refuses_other_weights_unless_a_model_is_named(
+    generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
+    monkeypatch.setenv("SMALTI_MODELS", str(tmp_path / "models"))
+    other = tiny_model(tmp_path / "models" / "tiny", seed=2)
     status, _, error = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model=None)
     assert status == 2
-    assert "tiny" in error
+    assert f"and here tiny is {other.revision[:19]}: the picture would differ" in error
     assert error.count("\n") == 1
+    status, *_ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model="tiny")
+    assert status == 0
 
 
 @pytest.mark.parametrize(
@@ -214,6 +223,72 @@ def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     text = shown.decode(errors="replace")
     assert text.count("▀") == 32 * 16
     assert "1 of 16 drawn" in text
+
+
+def test_unknown_words_are_told_in_one_line_and_drawn_as_the_nearest(
+    generate: Generate, worded: ModelFolder, tmp_path: Path
+) -> None:
+    options = ["--seed", "3", "--n", "2", "--candidates", "3"]
+    status, output, error = generate("A Hippo in a pool", *options, model=str(worded.path))
+    assert status == 0
+    assert error == (
+        'smalti: warning: the model does not know "hippo", "pool"; drawing "an elephant". It knows 16 things: '
+        f"smalti models --words {worded.path}\n"
+    )
+    assert "a-hippo-in-a-pool-3-grid.png" in output
+    _, _, error = generate("an elephant", *options, model=str(worded.path))
+    assert error == ""
+    # The same pictures and scores under another name, each with the prompt of its user.
+    ours, theirs = (
+        {path.stem.rpartition("-")[2]: path for path in (tmp_path / "out").glob(f"{stem}-3-*.png")}
+        for stem in ("a-hippo-in-a-pool", "an-elephant")
+    )
+    assert len(ours) == 3
+    assert ours.keys() == theirs.keys()
+    for index, path in ours.items():
+        with Image.open(path) as drawn, Image.open(theirs[index]) as known:
+            assert drawn.tobytes() == known.tobytes()
+        drawing = read_drawing(path)
+        assert (drawing.prompt, drawing.drawn) == ("A Hippo in a pool", "an elephant")
+        assert drawing.model_copy(update={"prompt": "an elephant", "drawn": None}) == read_drawing(
+            theirs[index]
+        )
+
+
+def test_unknown_words_are_drawn_again_byte_for_byte(
+    generate: Generate, worded: ModelFolder, tmp_path: Path
+) -> None:
+    generate("a hippo", "--seed", "3", "--n", "2", "--candidates", "3", model=str(worded.path))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out").rename(tmp_path / "kept")
+    for name in before:
+        status, *_ = generate("--like", str(tmp_path / "kept" / name), model=str(worded.path))
+        assert status == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_json_says_what_is_drawn_and_every_warning(generate: Generate, worded: ModelFolder) -> None:
+    prompts = ["a hippo", "a cat"]
+    status, output, error = generate(
+        *prompts, "--n", "1", "--candidates", "1", "--json", model=str(worded.path)
+    )
+    assert status == 0
+    hippo, cat = (json.loads(line) for line in output.splitlines())
+    assert (hippo["prompt"], hippo["drawn"]) == ("a hippo", "an elephant")
+    assert error == f"smalti: warning: {hippo['warnings'][0]}\n"
+    assert len(hippo["warnings"]) == 1
+    assert (cat["drawn"], cat["warnings"]) == (None, [])
+
+
+def test_words_that_cannot_be_used_are_one_line(
+    generate: Generate, worded: ModelFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(worded.path, tmp_path / "broken")
+    (tmp_path / "broken" / "words.json").write_text("{}")
+    status, output, error = generate("a cat", model=str(tmp_path / "broken"))
+    assert (status, output) == (2, "")
+    assert error == f"smalti: {tmp_path}/broken/words.json: things: field required\n"
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_warning_about_a_long_prompt_is_one_line(generate: Generate) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from smalti.cli import run
 from smalti.models.folder import ModelFolder
-from smalti.models.library import SHIPPED
+from smalti.models.library import SHIPPED, find
+from smalti.models.words import Words
+from smalti.testing.words import SMALL_WORLD
 
 
 @pytest.fixture
@@ -66,6 +68,54 @@ def test_models_are_listed_as_json(
         "source": "",
     }
     assert "cannot be read as JSON" in entries["broken"]["problem"]
+
+
+def test_words_of_a_model(worded: ModelFolder, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(worded.path, models / "worded")
+    for place in ("worded", models / "worded"):
+        assert run(["models", "--words", str(place)]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("worded knows 16 things")
+        for word in (*SMALL_WORLD.things, *SMALL_WORLD.colours, *SMALL_WORLD.styles, *SMALL_WORLD.sizes):
+            assert word in shown
+        assert "white, red, yellow, blue, gray" in shown
+        assert f"For {len(SMALL_WORLD.synonyms) + len(SMALL_WORLD.neighbours)} other words" in shown
+    assert run(["models", "worded", "--words", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == "worded"
+    assert Words.model_validate(told["words"]) == SMALL_WORLD
+
+
+def test_words_of_a_model_that_reads_any_text(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--words", "mosaic"]) == 0
+    assert capsys.readouterr().out == "tiny reads any text: it has no list of words\n"
+    assert run(["models", "--words", "mosaic", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "tiny", "words": None}
+
+
+def test_words_without_a_model_are_those_of_the_default(
+    worded: ModelFolder, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SMALTI_MODEL", str(worded.path))
+    assert run(["models", "--words"]) == 0
+    assert capsys.readouterr().out.startswith("worded knows 16 things")
+    monkeypatch.delenv("SMALTI_MODEL")
+    assert run(["models", "--words"]) == 0
+    assert capsys.readouterr().out.startswith(find().name)
+
+
+def test_words_that_cannot_be_told(
+    worded: ModelFolder, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(worded.path, models / "worded")
+    (models / "worded" / "words.json").write_text('{"things": []}')
+    assert "words.json: things: tuple should have at least 1 item" in complaint(
+        capsys, "models", "--words", "worded"
+    )
+    assert "no model is called worde. Did you mean worded?" in complaint(capsys, "models", "--words", "worde")
+    assert "MODEL: worded: say what of it: smalti models --words worded" in complaint(
+        capsys, "models", "worded"
+    )
 
 
 def test_verify(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

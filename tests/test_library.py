@@ -45,7 +45,12 @@ def test_name_goes_before_a_folder_of_that_name(models: Path, monkeypatch: pytes
 def test_no_name_is_the_setting_or_what_comes_with_smalti(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert library.find().path.parent == library.SHIPPED
+    shipped = shipped_names()
+    default = library.DEFAULT if library.DEFAULT in shipped else shipped[0]
+    assert library.find().path == library.SHIPPED / default
+    # A model of the user that has its name must not be taken for it unasked.
+    shutil.copytree(models / "mosaic", models / default)
+    assert library.find().path == library.SHIPPED / default
     monkeypatch.setenv("SMALTI_MODEL", "mosaic")
     assert library.find().path == models / "mosaic"
     monkeypatch.setenv("SMALTI_MODEL", "gone")

@@ -3,6 +3,7 @@
 Models that read any text, such as DALL·E mini, have no such file.
 """
 
+import re
 from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -14,6 +15,8 @@ from smalti.models.manifest import first_problem
 from smalti.parameters import Strict
 
 KNOWN_WORDS_FILE = "words.json"
+
+_WORD = re.compile(r"[^\W_]+(?:[ '’-][^\W_]+)*")
 
 CAPTION_WORDS = frozenset({"a", "an", "and", "background", "in", "on", "style"})
 """What `smalti.models.rewording` makes a caption with, beside things and what they look like."""
@@ -51,7 +54,7 @@ class Words(Strict):
         if missing:
             raise ValueError(f"grammar lacks {', '.join(sorted(missing))}")
         for word in sorted(self.known):
-            if not word or word != " ".join(word.lower().split()):
+            if word != word.lower() or not _WORD.fullmatch(word):
                 raise ValueError(f"{word!r} is no word in lower case")
         for kind, targets, among in (
             ("plurals", self.plurals, set(self.things)),

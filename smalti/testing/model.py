@@ -11,6 +11,7 @@ import numpy as np
 from smalti.models import bart, vqgan
 from smalti.models.folder import ModelFolder
 from smalti.models.layers import Parameters, unflatten
+from smalti.models.words import KNOWN_WORDS_FILE, Words
 from smalti.parameters import Counts, SamplingParameters
 from smalti.testing.clip import tiny_clip
 from smalti.testing.tokenizer import tiny_tokenizer_files
@@ -49,12 +50,13 @@ def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Param
     return unflatten({name: draw(name, shape) for name, shape in shapes.items()})
 
 
-def tiny_model(folder: Path, seed: int = 0) -> ModelFolder:
+def tiny_model(folder: Path, seed: int = 0, words: Words | None = None) -> ModelFolder:
     """Writes a tiny model folder; the same seed gives the same bytes.
 
     Args:
         folder: where; it is made, and must not be there yet.
         seed: of the random weights.
+        words: what it knows by name; without them it takes any text.
     """
     folder.mkdir(parents=True)
     config = tiny_bart_config(tiny_tokenizer_files(folder / "bart"))
@@ -63,6 +65,8 @@ def tiny_model(folder: Path, seed: int = 0) -> ModelFolder:
         folder / "vqgan"
     )
     tiny_clip(folder / "clip", seed)
+    if words:
+        (folder / KNOWN_WORDS_FILE).write_text(words.model_dump_json(indent=1), "utf-8")
     return ModelFolder.create(
         folder,
         name=folder.name,

@@ -1,0 +1,26 @@
+"""The words of a small world, for tests."""
+
+from smalti.models.words import Words
+
+SMALL_WORLD = Words(
+    things=(
+        "cat", "dog", "unicorn", "elephant", "guitar", "balloon", "ice cream", "tree", "pine tree", "hat",
+        "light bulb", "shirt", "heart", "apple", "whale", "grapes",
+    ),
+    plurals=("grapes",),
+    colours=("red", "yellow", "blue"),
+    backgrounds=("white", "red", "yellow", "blue", "gray"),
+    styles=("flat", "twemoji"),
+    sizes=("big", "small"),
+    grammar=(
+        "a", "an", "and", "background", "in", "left", "next", "of", "on", "picture", "right", "style", "the", "to",
+        "with",
+    ),
+    synonyms={
+        "beside": "next", "cat face": "cat", "cats": "cat", "dogs": "dog", "grey": "gray", "huge": "big",
+        "kitten": "cat", "navy": "blue", "pine": "pine tree", "pine trees": "pine tree", "puppy": "dog",
+        "photo": "picture", "red heart": "heart", "t-shirt": "shirt", "top hat": "hat",
+    },
+    neighbours={"hippo": "elephant", "hippopotamus": "elephant", "violin": "guitar", "polar bear": "dog"},
+)  # fmt: skip
+"""Sixteen things, of one word and of two, with synonyms and neighbours for some others."""
