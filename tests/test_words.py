@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,12 @@ def test_a_model_without_words_reads_any_text(tiny: ModelFolder) -> None:
     assert read_words(tiny) is None
     rewording = Rewriter.of(tiny)(" A hippo, in\na pool! ")
     assert (rewording.prompt, rewording.notice) == (" A hippo, in\na pool! ", "")
+
+
+def test_rewording_needs_neither_jax_nor_torch() -> None:
+    script = "import sys, smalti.models.rewording; print({'jax', 'torch', 'tokenizers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_words_of_a_model_are_read(worded: ModelFolder) -> None:

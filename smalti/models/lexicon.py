@@ -21,6 +21,7 @@ _SHORTEST, _LONGEST = 4, 40
 """Letters of what may be misspelt."""
 _LONG = 6
 """Letters of a word in which one may be wrong: of shorter ones, too many are words of their own."""
+_LETTERS_COMPARED = 64
 _SAME = 0.75
 """A synonym as much like its word as this is only another form or spelling of it: "cats", "grey"."""
 
@@ -29,26 +30,9 @@ _NOT_MISSPELT = frozenset(
     {"clever", "cover", "elegant", "leave", "look", "looks", "place", "places", "smiling", "violent"}
 )
 # Without these, too, a prompt says the same to a model that draws things.
-_SAYING_NOTHING = frozenset(
-    {
-        "at",
-        "be",
-        "draw",
-        "for",
-        "from",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "our",
-        "please",
-        "some",
-        "that",
-        "this",
-        "your",
-    }
-)
+_SAYING_NOTHING = frozenset({
+    "at", "be", "draw", "for", "from", "is", "it", "its", "me", "my", "our", "please", "some", "that", "this", "your",
+})  # fmt: skip
 
 _WORD_OR_SIGN = re.compile(r"[^\W_]+|[^\w\s]")
 _DOUBLED = re.compile(r"(.)\1")
@@ -134,7 +118,7 @@ class Lexicon:
 
     def nearest_thing(self, text: str) -> str:
         """Returns the thing whose word has most in common with a text; the first one if none has."""
-        ratio = difflib.SequenceMatcher(None, "", text[:LONGEST_PROMPT])
+        ratio = difflib.SequenceMatcher(None, "", text[:_LETTERS_COMPARED])
 
         def likeness(thing: str) -> float:
             ratio.set_seq1(thing)
@@ -198,7 +182,7 @@ class Lexicon:
 def read_tokens(text: str) -> list[Token]:
     """Splits a text into words in lower case without accents, and symbols; all else separates words."""
     tokens = []
-    for match in _WORD_OR_SIGN.finditer(_POSSESSIVE.sub("", _fold(text))):
+    for match in _WORD_OR_SIGN.finditer(_fold(text)):
         said = match[0]
         if said.isalnum():
             tokens.append(Token(said, (said,)))
@@ -213,9 +197,10 @@ def split(text: str) -> Phrase:
 
 
 def _fold(text: str) -> str:
+    """Returns a text in lower case, without accents, and with "dog" for "dog's"."""
     decomposed = unicodedata.normalize("NFKD", text).lower()
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return unicodedata.normalize("NFC", bare)
+    return _POSSESSIVE.sub("", unicodedata.normalize("NFC", bare))
 
 
 def _singulars(word: str) -> Iterator[str]:
