@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Compiled programs are shared by all processes of a test run, and by the next run: compiling takes most of the time.
@@ -21,11 +22,13 @@ from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.models.folder import ModelFolder  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
+from smalti.testing.servers import PostgresServer, RabbitMQServer, S3Server, ValkeyServer  # noqa: E402
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 use_compilation_cache()
 
 GOLDEN = Path(__file__).parent / "golden"
+SAMPLES = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +53,56 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 def pipeline(tiny: ModelFolder) -> Pipeline:
     """The tiny model, loaded."""
     return Pipeline.load(tiny.path)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A broker; a test that stops it starts it again."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    """A broker; a test that stops it starts it again."""
+    with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An object store; a test that stops it starts it again."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A database; a test that stops it starts it again."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def world_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the world of `tests/data`; not to be changed."""
+    from training.data.building import build
+    from training.data.world import read_description
+
+    out = tmp_path_factory.mktemp("data") / "sample"
+    build(out, SAMPLES / "packages", read_description(SAMPLES / "world.json"), 64, with_pictograms=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def runs(world_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs `tokenizer`, `generator` and `ranker` of three steps each; not to be changed."""
+    from smalti.cli import run
+
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = str(folder / "tokenizer")
+    options = {"tokenizer": [], "generator": ["--tokenizer", tokenizer], "ranker": ["--vqgan", tokenizer]}
+    for name, more in options.items():
+        paths = ["--config", SAMPLES / "runs" / f"{name}.toml", "--data", world_data, "--out", folder / name]
+        assert run(["train", name, *map(str, paths), *more]) == 0
+    return folder

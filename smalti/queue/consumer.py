@@ -95,6 +95,8 @@ class Consumption:
         """
         grace = self._settings.drain if grace is None else grace
         deadline = time.monotonic() + grace
+        if not self.alive:
+            return self.running == 0
         self._worker.pause()
         self._deliveries.draining.set()
         self._worker.handle_waiting()

@@ -13,11 +13,13 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from celery import Celery
+from celery.bootsteps import RUN
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult, TaskPool
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
+from celery.worker.loops import asynloop
 from kombu.connection import Connection
 from kombu.message import Message as KombuMessage
 
@@ -78,6 +80,32 @@ class KeepingConsumer(Consumer):
             "celery.worker.consumer.tasks:Tasks",
             "celery.worker.consumer.consumer:Evloop",
         ]
+
+    @staticmethod
+    def loop(consumer: Consumer, *arguments: Any) -> None:
+        """Runs the event loop; what cannot be read at all costs the connection, and not the worker."""
+        try:
+            asynloop(consumer, *arguments)
+        except consumer.connection_errors:
+            raise
+        except Exception as error:
+            logger.exception("what the broker has handed out is no message, and is lost")
+            raise ConnectionError("what the broker has handed out is no message") from error
+
+    def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledges, or gives back, in the worker's thread."""
+        return super().call_soon_ack(self._acknowledge, p, *args, **kwargs)
+
+    def _acknowledge(self, call: Any, log: logging.Logger, errors: tuple[type[Exception], ...]) -> None:
+        """Calls one of a message's methods, which catch the errors that they are given.
+
+        An acknowledgement that fails must not be passed over, as Celery does: with Valkey its credit would be gone,
+        and a worker without credit does not listen, and so never hears that its connection is dead. The error makes
+        the connection anew. Only a message of an earlier connection cannot be acknowledged any more, and need not be.
+        """
+        consumer = self.task_consumer
+        current = consumer is not None and call.__self__.channel is consumer.channel
+        call(log, () if current and self.blueprint.state == RUN else errors)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[KombuMessage], None]:
         """Returns what takes a message; none of them can end the event loop."""

@@ -35,8 +35,10 @@ CHECKSUM: Final = "x-amz-meta-sha256"
 RULE: Final = "smalti-jobs"
 CONNECTIONS: Final = 32
 """Connections that are kept for the next call."""
-BATCH: Final = 1000
-"""Objects that S3 removes in one call."""
+PAGE: Final = 1000
+"""Objects that S3 lists in one answer."""
+REMOVED_TOGETHER: Final = 100
+"""Objects that are removed by one call; S3 would take 1000, but then a call may take long."""
 
 # What a store says that it may not say the next time.
 _PASSING = {
@@ -149,8 +151,8 @@ class S3Store:
         """See `ObjectStore`."""
         for key in keys:
             check_key(key)
-        for first in range(0, len(keys), BATCH):
-            self._try("", partial(self._delete, keys[first : first + BATCH]))
+        for first in range(0, len(keys), REMOVED_TOGETHER):
+            self._try("", partial(self._delete, keys[first : first + REMOVED_TOGETHER]))
 
     def _delete(self, keys: tuple[str, ...]) -> None:
         if len(keys) == 1:
@@ -167,7 +169,7 @@ class S3Store:
             # A page at a time, so that a page that fails can be asked for again.
             page = self._try("", partial(self._page, prefix, after))
             yield from page
-            if len(page) < BATCH:
+            if len(page) < PAGE:
                 return
             after = page[-1].key
 
@@ -180,7 +182,7 @@ class S3Store:
             if not found.is_dir and found.object_name:
                 modified = found.last_modified or datetime.now(UTC)
                 page.append(ObjectInfo(found.object_name, found.size or 0, modified))
-            if len(page) == BATCH:
+            if len(page) == PAGE:
                 break
         return page
 

@@ -51,7 +51,7 @@ class Server(ABC):
     """A server process, or several that belong together."""
 
     name: ClassVar[str]
-    start_seconds: ClassVar[float] = 30.0
+    start_seconds: float = 60.0
     """How long the server may take until it answers."""
     stop_seconds: ClassVar[float] = 10.0
     """How long the server may take to end by itself."""
@@ -257,13 +257,19 @@ class S3Server(Server):
         )
 
     def _answers(self) -> bool:
+        import urllib3
         from minio import Minio
 
         client = Minio(
-            f"{HOST}:{self.port}", access_key=self.access_key, secret_key=self.secret_key, secure=False
+            f"{HOST}:{self.port}",
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            secure=False,
+            region="us-east-1",
+            http_client=urllib3.PoolManager(timeout=2.0, retries=False),
         )
-        # The bucket is there before the volume that its first object goes to.
-        client.put_object(self.bucket, ".ready", io.BytesIO(), 0)
+        # The bucket is there before the volume that its first object goes to; an empty object needs no volume.
+        client.put_object(self.bucket, "ready", io.BytesIO(b"yes"), 3)
         return True
 
 
@@ -271,7 +277,7 @@ class RabbitMQServer(Server):
     """RabbitMQ, of Debian's package `rabbitmq-server`, without systemd."""
 
     name = "rabbitmq"
-    start_seconds = 90.0
+    start_seconds = 240.0
     program: ClassVar[Path] = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
     def __init__(self, folder: Path | None = None, port: int | None = None) -> None:

@@ -1,0 +1,54 @@
+"""A worker process for the tests of the queue: `python queue_worker.py SETTINGS`; says on stdout what it does.
+
+What a job asks for is in its prompt: `die` kills the process before it is done, `die after` when what follows has been
+sent and the message not acknowledged, `sleep N` takes so many seconds.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+from smalti.messages import EncodeTask, Message, Stage
+from smalti.queue import BrokerSettings, Delivery, Publisher, consume
+
+
+def say(*words: str) -> None:
+    print(*words, flush=True)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def handle(delivery: Delivery) -> Iterator[Message]:
+    task = delivery.message
+    assert isinstance(task, EncodeTask)
+    say("begin", task.job)
+    if task.prompt == "die":
+        time.sleep(0.3)  # So that neighbours are in the process's hands too.
+        die()
+    if task.prompt.startswith("sleep"):
+        time.sleep(float(task.prompt.split()[1]))
+    yield task.done()
+    if task.prompt == "die after":
+        die()
+    say("done", task.job)
+
+
+def main() -> None:
+    settings = BrokerSettings.model_validate_json(sys.argv[1])
+    publisher = Publisher(settings)
+    consumption = consume(Stage.ENCODE, handle, concurrency=4, publisher=publisher, settings=settings)
+    signal.signal(signal.SIGTERM, lambda *_: consumption.stop())
+    consumption.start()
+    if consumption.wait_until_ready(30):
+        say("ready")
+    consumption.wait_until_ended()
+    publisher.close()
+    say("ended")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Messages: what is accepted, what is refused and how, what follows from what, and that old ones stay readable."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smalti.engines.requests import Priority
+from smalti.messages import (
+    LARGEST_MESSAGE,
+    VERSION,
+    Chunk,
+    DecodeTask,
+    EncodeTask,
+    ExpiredMessageError,
+    Failed,
+    FailureReason,
+    GenerateTask,
+    MalformedMessageError,
+    MessageError,
+    OversizedMessageError,
+    Progress,
+    RankTask,
+    Stage,
+    StageDone,
+    Trace,
+    UnknownVersionError,
+    parse,
+)
+from smalti.parameters import SamplingParameters
+from smalti.storage import ObjectRef
+
+OLD_MESSAGES = Path(__file__).parent / "data" / "messages"
+LATER = 4_000_000_000.0
+SHA = "0123456789abcdef" * 4
+
+
+def encode_task(**changes: Any) -> EncodeTask:
+    fields: dict[str, Any] = {
+        "job": "7f3a",
+        "attempt": 2,
+        "lease": 3,
+        "expires": LATER,
+        "priority": Priority.BATCH,
+        "trace": Trace(traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01"),
+        "model": "tiny",
+        "revision": "sha256:12",
+        "prompt": "an avocado armchair, “Dalí”",
+        "seed": 2**63 - 1,
+        "sampling": SamplingParameters(top_k=7),
+        "chunks": (Chunk(chunk=0, candidates=(0, 1)), Chunk(chunk=1, candidates=(2,))),
+    }
+    return EncodeTask(**{**fields, **changes})
+
+
+def ref(key: str) -> ObjectRef:
+    return ObjectRef(key=key, sha256=SHA)
+
+
+def one_of_each() -> list[Any]:
+    """The messages of one chunk from the prompt to the scores, as the stages make them."""
+    encode = encode_task()
+    generate = encode.next(ref(encode.keys.encoding))[0]
+    decode = generate.next(ref(generate.keys.tokens(0)))
+    rank = decode.next(tuple(ref(decode.keys.candidate(index)) for index in decode.candidates))
+    return [
+        encode,
+        generate,
+        decode,
+        rank,
+        rank.done(ref(rank.keys.scores(0)), seconds=0.5),
+        generate.progress(3, 16, ((1, 2), (3, 4))),
+        decode.failed(FailureReason.EXHAUSTED, "the store is away"),
+    ]
+
+
+def test_messages_come_out_as_they_went_in() -> None:
+    for message in one_of_each():
+        assert parse(message.to_json()) == message
+
+
+def test_what_follows_carries_everything_on() -> None:
+    encode = encode_task()
+    generates = encode.next(ref("jobs/7f3a/encoding.safetensors"))
+    assert [(task.chunk, task.candidates) for task in generates] == [(0, (0, 1)), (1, (2,))]
+    decode = generates[1].next(ref("jobs/7f3a/tokens/1.safetensors"))
+    rank = decode.next((ref("jobs/7f3a/candidates/2.png"),))
+    kinds = (EncodeTask, GenerateTask, DecodeTask, RankTask)
+    stages = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
+    for task, kind, stage in zip((encode, generates[1], decode, rank), kinds, stages, strict=True):
+        assert type(task) is kind
+        assert task.stage_queue is stage
+        assert task.queue == f"{stage}.batch"
+        for name in (
+            "job",
+            "attempt",
+            "lease",
+            "expires",
+            "priority",
+            "trace",
+            "model",
+            "revision",
+            "prompt",
+        ):
+            assert getattr(task, name) == getattr(encode, name), name
+        assert (task.seed, task.sampling) == (encode.seed, encode.sampling)
+
+
+def test_events_say_what_they_are_about() -> None:
+    encode, generate, decode, rank, done, progress, failed = one_of_each()
+    assert isinstance(done, StageDone)
+    assert isinstance(progress, Progress)
+    assert isinstance(failed, Failed)
+    for event, task in ((done, rank), (progress, generate), (failed, decode)):
+        assert (event.job, event.lease, event.attempt) == (task.job, task.lease, task.attempt)
+        assert (event.stage, event.chunk) == (task.stage_queue, task.chunk)
+        assert event.queue == "events"
+    assert encode.done(ref(encode.keys.encoding)).chunk is None
+
+
+def test_chunk_can_be_made_again_from_the_prompt() -> None:
+    for task in one_of_each()[1:4]:
+        again = task.from_the_start()
+        assert again.chunks == (Chunk(chunk=0, candidates=(0, 1)),)
+        assert again.attempt == task.attempt + 1
+        assert (again.prompt, again.seed, again.lease) == (task.prompt, task.seed, task.lease)
+
+
+def test_same_work_is_known_by_whatever_message_it_comes() -> None:
+    for message in one_of_each()[:4]:
+        assert message.work == message.again().work
+        assert message.again().attempt == message.attempt + 1
+    works = [message.work for message in one_of_each()]
+    assert len(set(works)) == len(works)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"version": 0}, "no number from 1 on"),
+        ({"version": True}, "no number from 1 on"),
+        ({"version": "1"}, "no number from 1 on"),
+        ({"kind": "paint"}, "does not match any of the expected tags"),
+        ({"kind": "decode"}, "decode.chunk"),
+        ({"job": "../7f3a"}, "encode.job"),
+        ({"job": "a/b"}, "encode.job"),
+        ({"job": ""}, "encode.job"),
+        ({"seed": "3"}, "encode.seed"),
+        ({"seed": -1}, "encode.seed"),
+        ({"prompt": ""}, "encode.prompt"),
+        ({"prompt": "a" * 4001}, "encode.prompt"),
+        ({"expires": None}, "encode.expires"),
+        ({"priority": "now"}, "encode.priority"),
+        ({"attempt": 0}, "encode.attempt"),
+        ({"chunks": []}, "encode.chunks"),
+        ({"chunks": [{"chunk": 0, "candidates": [0, 0]}]}, "occurs twice"),
+        ({"chunks": [{"chunk": 0, "candidates": [0]}, {"chunk": 0, "candidates": [1]}]}, "occurs twice"),
+        ({"sampling": {"top_p": 2.0}}, "encode.sampling.top_p"),
+        ({"colour": "red"}, "encode.colour"),
+    ],
+)
+def test_malformed_message_is_refused_with_its_field(changes: dict[str, Any], problem: str) -> None:
+    text = json.dumps({**json.loads(encode_task().to_json()), **changes})
+    with pytest.raises(MalformedMessageError, match=problem):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '"a"', "{}", b"\xff\xfe", "[" * 60_000])
+def test_what_is_no_message_is_refused(text: str | bytes) -> None:
+    with pytest.raises(MalformedMessageError):
+        parse(text)
+
+
+@given(st.text() | st.binary())
+def test_nothing_but_message_errors_comes_of_noise(text: str | bytes) -> None:
+    with pytest.raises(MessageError):
+        parse(text)
+
+
+def test_objects_of_others_are_refused() -> None:
+    _, generate, decode, rank, done, *_ = one_of_each()
+    for message, own, others in (
+        (generate, "jobs/7f3a/encoding", "jobs/7f3b/encoding"),
+        (decode, "tokens/0.safetensors", "tokens/1.safetensors"),
+        (rank, "candidates/0.png", "candidates/2.png"),
+        (rank, "jobs/7f3a/candidates", "jobs/7f3a/../x"),
+        (done, "jobs/7f3a/scores", "jobs/7f3b/scores"),
+    ):
+        text = message.to_json()
+        assert own in text
+        with pytest.raises(MalformedMessageError):
+            parse(text.replace(own, others))
+
+
+def test_newer_version_is_told_from_rubbish() -> None:
+    with pytest.raises(UnknownVersionError) as caught:
+        parse(json.dumps({"version": VERSION + 1, "whatever": ["it", "has"]}))
+    assert caught.value.version == VERSION + 1
+
+
+def test_too_large_message_is_not_looked_at() -> None:
+    with pytest.raises(OversizedMessageError):
+        parse(" " * (LARGEST_MESSAGE + 1))
+
+
+@pytest.mark.parametrize("letter", ["\N{GRINNING FACE}", "\x01"])
+def test_largest_task_is_not_too_large(letter: str) -> None:
+    chunks = tuple(Chunk(chunk=number, candidates=(number,)) for number in range(1024))
+    largest = encode_task(prompt=letter * 4000, chunks=chunks)
+    assert parse(largest.to_json()) == largest
+
+
+def test_expired_task_is_told_and_event_never_expires() -> None:
+    encode, *_, done, _, _ = one_of_each()
+    with pytest.raises(ExpiredMessageError) as caught:
+        parse(encode.to_json(), now=LATER)
+    assert caught.value.message == encode
+    assert parse(encode.to_json(), now=LATER - 0.1) == encode
+    assert parse(done.to_json(), now=LATER + 1) == done
+    with pytest.raises(ExpiredMessageError):
+        parse(encode_task(expires=time.time() - 1).to_json())
+
+
+@pytest.mark.parametrize("path", sorted(OLD_MESSAGES.glob("*.json")), ids=lambda path: path.stem)
+def test_old_message_is_still_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    message = parse(text, now=0)
+    assert type(message).__name__ == path.stem.partition(".")[2]
+    # Every field has arrived, and what has a default is written out.
+    assert json.loads(message.to_json()) == json.loads(text)
+
+
+def test_there_is_an_old_message_of_every_kind() -> None:
+    kinds = {type(message).__name__ for message in one_of_each()}
+    for version in range(1, VERSION + 1):
+        stored = {path.stem.partition(".")[2] for path in OLD_MESSAGES.glob(f"{version}.*.json")}
+        assert stored == kinds

@@ -1,0 +1,97 @@
+"""The servers that tests and `smalti up` start: they keep their data, and never stay behind."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from smalti.testing.servers import HOST, PostgresServer, ServerError, ValkeyServer
+
+STARTER = """
+import os, signal
+from smalti.testing.servers import ValkeyServer
+server = ValkeyServer().start()
+server.pause()
+print(server._processes[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def query(server: PostgresServer, statement: str) -> str:
+    programs = server.programs()
+    assert programs is not None
+    done = subprocess.run(
+        [programs / "psql", server.url, "-tAc", statement], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_server_ends_with_the_process_that_started_it() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTER], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_server_outlives_the_thread_that_started_it() -> None:
+    server = ValkeyServer()
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    with redis.Redis(HOST, server.port) as client:
+        assert client.ping()
+    folder = server.folder
+    server.close()
+    assert not server.running
+    assert not folder.exists()
+
+
+def test_data_outlive_a_kill(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server, redis.Redis(HOST, server.port) as client:
+        client.set("a", "b")
+        port = server.port
+        server.kill()
+        assert not server.running
+        server.start()
+        assert server.port == port
+        assert client.get("a") == b"b"
+    assert tmp_path.joinpath("valkey").is_dir()  # The folder was given, and is not the server's to remove.
+
+
+def test_paused_server_keeps_silent_until_it_is_resumed(valkey: ValkeyServer) -> None:
+    with redis.Redis(HOST, valkey.port, socket_timeout=0.3, retry=None) as client:
+        assert client.ping()
+        valkey.pause()
+        try:
+            with pytest.raises(redis.TimeoutError):
+                client.ping()
+            assert valkey.running
+        finally:
+            valkey.resume()
+    with redis.Redis(HOST, valkey.port) as client:
+        assert client.ping()
+
+
+def test_database_keeps_what_was_committed(postgres: PostgresServer) -> None:
+    query(postgres, "create table if not exists kept (value int)")
+    query(postgres, "insert into kept values (7)")
+    postgres.kill()
+    postgres.start()
+    assert query(postgres, "select max(value) from kept") == "7"
+
+
+def test_server_that_cannot_start_says_why(valkey: ValkeyServer) -> None:
+    second = ValkeyServer(port=valkey.port)
+    # The first one would answer in its place.
+    second.start_seconds = 5
+    with pytest.raises(ServerError, match=r"valkey ended: .*bind"):
+        second.start()
+    second.close()

@@ -1,0 +1,284 @@
+"""The object store: the same promises whatever is behind it, and what is said when they cannot be kept."""
+
+import io
+import os
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from minio import Minio
+from pydantic import SecretStr
+
+from smalti.errors import InvalidInputError
+from smalti.storage import (
+    DamagedObjectError,
+    JobKeys,
+    LocalStore,
+    MemoryStore,
+    MissingObjectError,
+    ObjectStore,
+    StoreSettings,
+    StoreUnavailableError,
+    digest,
+    find,
+    open_store,
+    sweep,
+)
+from smalti.storage.s3 import S3Store
+from smalti.testing.servers import HOST, S3Server, free_port
+
+KEYS = JobKeys("j1")
+
+
+def settings_for(server: S3Server, url: str | None = None, timeout: float = 10.0) -> StoreSettings:
+    return StoreSettings(url=SecretStr(url or server.url), timeout=timeout)
+
+
+@pytest.fixture(params=["memory", "local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store of each kind."""
+    if request.param == "s3":
+        made = open_store(settings_for(request.getfixturevalue("s3")))
+        made.delete(*[info.key for info in made.objects()])
+    elif request.param == "local":
+        made = open_store(StoreSettings(url=SecretStr((tmp_path / "a store").as_uri())))
+    else:
+        made = open_store(StoreSettings(url=SecretStr("memory:")))
+    made.check()
+    return made
+
+
+def test_object_comes_out_as_it_went_in(store: ObjectStore) -> None:
+    content = os.urandom(100_000)
+    ref = store.put(KEYS.encoding, content)
+    assert (ref.key, ref.sha256) == (KEYS.encoding, digest(content))
+    assert store.get(KEYS.encoding) == content
+    assert store.get(KEYS.encoding, sha256=ref.sha256) == content
+    info = store.stat(KEYS.encoding)
+    assert info is not None
+    assert (info.size, info.sha256) == (100_000, ref.sha256)
+    assert abs(info.modified - datetime.now(UTC)) < timedelta(minutes=1)
+    assert find(store, KEYS.encoding) == (ref,)
+
+
+def test_object_is_replaced_and_removed(store: ObjectStore) -> None:
+    store.put(KEYS.result, b"first")
+    store.put(KEYS.result, b"second, and longer")
+    store.put(KEYS.candidate(3), b"")
+    assert store.get(KEYS.result) == b"second, and longer"
+    assert store.get(KEYS.candidate(3)) == b""
+    store.delete(KEYS.result, KEYS.candidate(3))
+    store.delete(KEYS.result)
+    assert store.stat(KEYS.result) is None
+    assert find(store, KEYS.result) is None
+    with pytest.raises(MissingObjectError, match=KEYS.result):
+        store.get(KEYS.result)
+
+
+def test_content_that_was_not_asked_for_is_refused(store: ObjectStore) -> None:
+    store.put(KEYS.encoding, b"of another model")
+    with pytest.raises(DamagedObjectError, match="other content"):
+        store.get(KEYS.encoding, sha256=digest(b"of this model"))
+
+
+def test_listing_is_whole_and_in_order(store: ObjectStore) -> None:
+    # More than S3 gives at a time.
+    keys = [KEYS.candidate(index) for index in range(1005)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda key: store.put(key, key.encode()), keys))
+    store.put(JobKeys("j10").encoding, b"x")
+    assert [info.key for info in store.objects(KEYS.folder)] == sorted(keys)
+    assert [info.key for info in store.objects("jobs/j1")] == [*sorted(keys), JobKeys("j10").encoding]
+    assert list(store.objects("jobs/j2/")) == []
+    assert len(list(store.objects(f"{KEYS.folder}candidates/100"))) == 6
+    store.delete(*keys)
+    assert list(store.objects(KEYS.folder)) == []
+
+
+def test_sweep_takes_what_is_old_and_of_no_more_use(store: ObjectStore) -> None:
+    intermediate = [KEYS.encoding, KEYS.tokens(0), KEYS.scores(0)]
+    kept = [KEYS.candidate(0), KEYS.result]
+    for key in (*intermediate, *kept):
+        store.put(key, b"x")
+    store.put("models/tokens/0", b"x")
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert sweep(store, timedelta(hours=2), now=later) == 0
+    assert sweep(store, timedelta(minutes=30), now=later) == 3
+    assert [info.key for info in store.objects(KEYS.folder)] == sorted(kept)
+    assert sweep(store, timedelta(minutes=30), intermediate=False, now=later) == 2
+    assert store.stat("models/tokens/0") is not None
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/etc/passwd", "../x", "jobs/../../x", "jobs//x", "jobs/.x", "a\0b", "a b", "a" * 600]
+)
+def test_what_is_no_key_is_refused(store: ObjectStore, key: str) -> None:
+    for call in (
+        lambda: store.put(key, b"x"),
+        lambda: store.get(key),
+        lambda: store.stat(key),
+        lambda: store.delete(key),
+        lambda: store.presigned_url(key, seconds=1),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            call()
+        assert caught.value.field == "key"
+
+
+def test_job_has_its_folder() -> None:
+    assert KEYS.tokens(2) == "jobs/j1/tokens/2.safetensors"
+    assert KEYS.check(KEYS.scores(0)) == "jobs/j1/scores/0.json"
+    for key in ("jobs/j10/result.json", "jobs/j1", "jobs/j1/../j2/result.json", "result.json"):
+        with pytest.raises(InvalidInputError, match="is not in jobs/j1/"):
+            KEYS.check(key)
+    for job in ("", "..", "a/b", ".a", "a" * 65, "a\n"):
+        with pytest.raises(InvalidInputError, match="job"):
+            JobKeys(job)
+    with pytest.raises(InvalidInputError):
+        KEYS.tokens(-1)
+
+
+def test_damage_on_the_disk_is_noticed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    ref = store.put(KEYS.tokens(0), b"0123456789")
+    path = tmp_path / KEYS.tokens(0)
+    for damaged in (b"012345678", b"0123456780", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedObjectError, match="do not fit its checksum"):
+            store.get(KEYS.tokens(0), sha256=ref.sha256)
+    (path.parent / f".{path.name}.sha256").unlink()
+    with pytest.raises(DamagedObjectError, match="no checksum"):
+        store.get(KEYS.tokens(0))
+    store.put(KEYS.tokens(0), b"0123456789")
+    assert store.get(KEYS.tokens(0)) == b"0123456789"
+
+
+def test_damage_in_s3_is_noticed(s3: S3Server) -> None:
+    store = open_store(settings_for(s3))
+    assert isinstance(store, S3Store)
+    ref = store.put(KEYS.tokens(0), b"0123456789")
+    other = store.put(KEYS.tokens(1), b"other")
+    # What another program has put there, with a checksum that is not its own, and with none.
+    client = Minio(f"{HOST}:{s3.port}", access_key=s3.access_key, secret_key=s3.secret_key, secure=False)
+    client.put_object(
+        s3.bucket, ref.key, io.BytesIO(b"9876543210"), 10, metadata={"x-amz-meta-sha256": ref.sha256}
+    )
+    client.put_object(s3.bucket, other.key, io.BytesIO(b"other"), 5)
+    with pytest.raises(DamagedObjectError, match="do not fit its checksum"):
+        store.get(ref.key)
+    with pytest.raises(DamagedObjectError, match="no checksum"):
+        store.get(other.key)
+    assert find(store, other.key) is None
+
+
+def test_presigned_address_is_good_for_everybody_for_a_time(s3: S3Server) -> None:
+    store = open_store(settings_for(s3))
+    store.put(KEYS.candidate(0), b"a picture", content_type="image/png")
+    with urllib.request.urlopen(store.presigned_url(KEYS.candidate(0), seconds=60)) as answer:
+        assert answer.read() == b"a picture"
+        assert answer.headers["Content-Type"] == "image/png"
+    public = StoreSettings(url=SecretStr(s3.url), public_url="https://pictures.example")
+    assert (
+        open_store(public)
+        .presigned_url(KEYS.candidate(0), seconds=60)
+        .startswith("https://pictures.example/smalti/")
+    )
+
+
+def test_local_address_names_the_file(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put(KEYS.candidate(0), b"a picture")
+    with urllib.request.urlopen(store.presigned_url(KEYS.candidate(0), seconds=60)) as answer:
+        assert answer.read() == b"a picture"
+
+
+def test_objects_of_jobs_expire(s3: S3Server) -> None:
+    store = open_store(settings_for(s3))
+    assert store.expire_after(7)
+    assert store.expire_after(3)
+    assert store.expire_after(0)
+    assert not MemoryStore().expire_after(7)
+
+
+def test_bucket_is_made(s3: S3Server) -> None:
+    url = s3.url.rpartition("/")[0] + "/another"
+    store = open_store(settings_for(s3, url))
+    with pytest.raises(MissingObjectError):
+        store.get(KEYS.result)
+    store.put(KEYS.result, b"x")
+    assert store.get(KEYS.result) == b"x"
+
+
+def test_refusal_is_told_at_once_and_without_the_secret(s3: S3Server) -> None:
+    store = open_store(settings_for(s3, s3.url.replace(s3.secret_key, "a-wrong-secret")))
+    for call in (lambda: store.put(KEYS.result, b"x"), lambda: store.get(KEYS.result), store.check):
+        with pytest.raises(StoreUnavailableError) as caught:
+            call()
+        assert not caught.value.transient
+        assert "a-wrong-secret" not in str(caught.value)
+
+
+def test_store_that_does_not_answer_is_given_up_in_time(s3: S3Server) -> None:
+    store = open_store(settings_for(s3, timeout=1.0))
+    store.put(KEYS.result, b"before")
+    s3.pause()
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="does not answer") as caught:
+        store.get(KEYS.result)
+    assert caught.value.transient
+    assert time.monotonic() - began < 3 * 1.0 + 2 * 2.0 + 2  # Tries, pauses between, and a slow machine.
+    s3.resume()
+    assert store.get(KEYS.result) == b"before"
+    s3.kill()
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        store.put(KEYS.result, b"meanwhile")
+    s3.start()
+    assert store.get(KEYS.result) == b"before"
+
+
+def test_full_disk_is_told() -> None:
+    store = LocalStore(Path("/dev/null/store"))
+    with pytest.raises(StoreUnavailableError, match="/dev/null/store"):
+        store.put(KEYS.result, b"x")
+    with pytest.raises(StoreUnavailableError):
+        store.check()
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://localhost/bucket", "has one of the forms"),
+        ("s3+http://key:very-secret@host:1/", "three letters"),
+        ("s3+http://key:very-secret@host:1/ab", "three letters"),
+        ("s3+http://key:very-secret@host:99999/bucket", "has one of the forms"),
+        ("s3+https://host/bucket", "both keys"),
+        ("file://host/folder", "file:///FOLDER"),
+        ("file:///", "file:///FOLDER"),
+    ],
+)
+def test_address_that_cannot_be_used_is_told_without_the_secret(url: str, problem: str) -> None:
+    with pytest.raises(InvalidInputError, match=problem) as caught:
+        open_store(StoreSettings(url=SecretStr(url)))
+    assert caught.value.field == "SMALTI_STORE_URL"
+    assert "very-secret" not in str(caught.value)
+    assert "very-secret" not in repr(StoreSettings(url=SecretStr(url)))
+
+
+def test_keys_may_be_given_apart(s3: S3Server) -> None:
+    settings = StoreSettings(
+        url=SecretStr(f"s3+http://{HOST}:{s3.port}/{s3.bucket}"),
+        access_key=SecretStr(s3.access_key),
+        secret_key=SecretStr(s3.secret_key),
+    )
+    store = open_store(settings)
+    store.put(KEYS.result, b"x")
+    assert store.get(KEYS.result) == b"x"
+
+
+def test_wrong_port_is_told(s3: S3Server) -> None:
+    store = open_store(settings_for(s3, s3.url.replace(str(s3.port), str(free_port()))))
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        store.check()
