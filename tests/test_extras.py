@@ -6,7 +6,18 @@ import sys
 import pytest
 
 # What belongs to some extra, by the name it is imported by; everything else every installation has.
-OPTIONAL = {"emoji", "flax", "ftfy", "jax", "open_clip", "tokenizers", "torch", "torchvision", "unidecode"}
+OPTIONAL = {
+    "emoji",
+    "flax",
+    "ftfy",
+    "grpc",
+    "jax",
+    "open_clip",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "unidecode",
+}
 
 ENGINES = {
     "encoder": {"emoji", "flax", "ftfy", "jax", "tokenizers", "unidecode"},
@@ -39,3 +50,10 @@ def test_command_starts_without_any_extra() -> None:
     script = IMPORT.format(refused=OPTIONAL, module="smalti.cli")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_services_share_imports_without_any_engine() -> None:
+    for module in ("server", "channel", "conversion"):
+        script = IMPORT.format(refused=OPTIONAL - {"grpc"}, module=f"smalti.rpc.{module}")
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -108,18 +108,17 @@ async def test_details_are_read_by_grpcs_own_library() -> None:
     async with served() as (server, servicer):
         servicer.error = InvalidInputError("prompt", "it is empty")
 
-        def call() -> status_pb2.Status:
+        def call() -> status_pb2.Status | None:
             with blocking_channel(server.address, ONCE) as threads_channel:
-                try:
-                    EncoderServiceStub(threads_channel).Encode(EncodeRequest())
-                except grpc.RpcError as error:
-                    status = rpc_status.from_call(error)
-                    assert status is not None
-                    return status
-            raise AssertionError("it did not fail")
+                stub: Any = EncoderServiceStub(threads_channel)
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Encode(EncodeRequest())
+                failed: Any = caught.value
+                return rpc_status.from_call(failed)
 
         status = await asyncio.to_thread(call)
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status is not None
     assert len(status.details) == 2
     assert status.details[0].Unpack(info)
     assert status.details[1].Unpack(bad)

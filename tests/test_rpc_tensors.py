@@ -7,15 +7,18 @@ import pytest
 from smalti.engines.encoding import Encoding
 from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
+from smalti.models.rewording import Rewording
 from smalti.parameters import SamplingParameters
 from smalti.rpc import conversion
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.v1 import encoder_pb2, sampling_pb2, tensor_pb2
 from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.prompt_pb2 import PromptReading
 from smalti.v1.tensor_pb2 import Tensor
 from smalti.v1.tokens_pb2 import ImageTokens
 
 LOADED = ModelReference(name="tiny", revision="sha256:1")
+REWORDING = Rewording("a cat", unknown=("hippo",), left_out=("dog",), notice="something is lost")
 WIDTH = 4
 
 
@@ -83,15 +86,18 @@ def encoding(places: int = 3) -> Encoding:
 
 
 def test_encoding_comes_back() -> None:
-    message = conversion.encoding_message(encoding(), LOADED)
+    message = conversion.encoding_message(encoding(), LOADED, REWORDING)
     back = conversion.encoding_of(message, ModelReference(name="alias", revision="sha256:1"), WIDTH)
     np.testing.assert_array_equal(back.states, encoding().states)
     np.testing.assert_array_equal(back.mask, encoding().mask)
     assert back.cut
+    assert message.reading == PromptReading(
+        drawn="a cat", cut=True, unknown_words=["hippo"], left_out_words=["dog"], notice="something is lost"
+    )
 
 
 def changed(**parts: Tensor | ModelReference) -> encoder_pb2.Encoding:
-    message = conversion.encoding_message(encoding(), LOADED)
+    message = conversion.encoding_message(encoding(), LOADED, REWORDING)
     for name, part in parts.items():
         getattr(message, name).CopyFrom(part)
     return message
@@ -119,7 +125,7 @@ def test_encoding_that_cannot_be_one_is_refused(message: encoder_pb2.Encoding, f
 def test_encoding_of_another_model_is_refused() -> None:
     other = ModelReference(name="tiny", revision="sha256:2")
     with pytest.raises(ModelMismatchError, match="sha256:1; tiny sha256:2 is loaded"):
-        conversion.encoding_of(conversion.encoding_message(encoding(), LOADED), other, WIDTH)
+        conversion.encoding_of(conversion.encoding_message(encoding(), LOADED, REWORDING), other, WIDTH)
 
 
 def test_model_that_is_asked_for_must_be_loaded() -> None:

@@ -114,7 +114,7 @@ async def call(address: str, settings: RpcSettings) -> str:
     async with channel(address, settings) as to_server:
         with translated():
             answer = await EncoderServiceStub(to_server).Encode(EncodeRequest(prompt="hello"))
-        return answer.encoding.reading.normalized
+        return answer.encoding.reading.drawn
 
 
 @asynchronous

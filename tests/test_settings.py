@@ -4,11 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
 
 from smalti.errors import InvalidInputError
+from smalti.queue.settings import BrokerSettings
+from smalti.rpc.settings import RpcSettings
 from smalti.settings import PREFIX, Settings, settings
+from smalti.storage.settings import StoreSettings
 
 DOCUMENTS = Path(__file__).parent.parent / "docs"
+KINDS: tuple[type[BaseSettings], ...] = (Settings, RpcSettings, BrokerSettings, StoreSettings)
 
 
 def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,9 +43,24 @@ def test_value_that_cannot_be_used_names_its_variable(monkeypatch: pytest.Monkey
         settings()
 
 
+def test_empty_variable_is_as_good_as_none_but_for_the_compilation_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"{PREFIX}{name}".upper(), "")
+    empty = settings()
+    assert empty.compilation_cache is None
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"{PREFIX}{name}".upper())
+    assert empty == settings().model_copy(update={"compilation_cache": None})
+
+
 def test_every_setting_is_documented() -> None:
-    variables = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    variables = {
+        f"{kind.model_config['env_prefix']}{name}".upper() for kind in KINDS for name in kind.model_fields
+    }
     texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS.glob("*.md")]
     rows = re.findall(r"^\| `(SMALTI_\w+)` \|", "\n".join(texts), re.MULTILINE)
     assert sorted(rows) == sorted(variables)
-    assert all(field.description for field in Settings.model_fields.values())
+    assert all(field.description for kind in KINDS for field in kind.model_fields.values())
+    assert all(variable.startswith(PREFIX) for variable in variables)

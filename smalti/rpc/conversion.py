@@ -8,6 +8,7 @@ from jaxtyping import Int
 from smalti.engines.encoding import Encoding
 from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
+from smalti.models.rewording import Rewording
 from smalti.parameters import SamplingParameters
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
@@ -51,20 +52,36 @@ def sampling_of(
 
 
 def encoding_message(
-    encoding: Encoding, model: model_pb2.ModelReference, reading: prompt_pb2.PromptReading | None = None
+    encoding: Encoding, model: model_pb2.ModelReference, rewording: Rewording
 ) -> encoder_pb2.Encoding:
     """Returns an encoding as a message.
 
     Args:
         encoding: the encoding.
         model: the model that made it.
-        reading: how the prompt was read; taken from the encoding as far as that knows it, if it is None.
+        rewording: what was encoded for the prompt.
     """
     return encoder_pb2.Encoding(
         model=model,
         states=to_tensor(encoding.states),
         mask=to_tensor(encoding.mask.astype(np.int32)),
-        reading=reading or prompt_pb2.PromptReading(cut=encoding.cut),
+        reading=reading_message(rewording, encoding.cut),
+    )
+
+
+def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading:
+    """Returns how a prompt was read as a message.
+
+    Args:
+        rewording: what is drawn for it.
+        cut: whether that is longer than the model reads.
+    """
+    return prompt_pb2.PromptReading(
+        drawn=rewording.prompt,
+        cut=cut,
+        unknown_words=rewording.unknown,
+        left_out_words=rewording.left_out,
+        notice=rewording.notice,
     )
 
 

@@ -61,7 +61,7 @@ class Servicer(EncoderServiceServicer, GeneratorServiceServicer):
     async def Encode(self, request: EncodeRequest, context: Any) -> EncodeResponse:  # noqa: N802
         """Reads the prompt back."""
         await self._wait(request.prompt == "wait")
-        return EncodeResponse(encoding=Encoding(reading=PromptReading(normalized=request.prompt)))
+        return EncodeResponse(encoding=Encoding(reading=PromptReading(drawn=request.prompt)))
 
     async def Generate(  # noqa: N802
         self, request: GenerateRequest, context: Any

@@ -24,54 +24,42 @@ class PromptReading(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NORMALIZED_FIELD_NUMBER: _builtins.int
+    DRAWN_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
-    REPLACED_WORDS_FIELD_NUMBER: _builtins.int
-    normalized: _builtins.str
-    """The prompt in the form that the model reads: DALL·E mini's is lower-case ASCII, for example."""
+    UNKNOWN_WORDS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_WORDS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    drawn: _builtins.str
+    """What is drawn: the prompt as it was written, or, for a model with a closed vocabulary, put together anew from what
+    the model knows of it. Pictures are ranked by this.
+    """
     cut: _builtins.bool
     """Whether the prompt is longer than the model reads, so that its end is not drawn."""
+    notice: _builtins.str
+    """One line for people on what is drawn instead of what; empty when nothing is lost."""
     @_builtins.property
-    def replaced_words(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplacedWord]:
-        """Words that the model does not know, in the order of the prompt. Always empty for a model with an open vocabulary."""
+    def unknown_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words that the model does not know, in the order of the prompt; another one is drawn in their place, or none. Always
+        empty for a model with an open vocabulary.
+        """
+
+    @_builtins.property
+    def left_out_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words that the model knows but cannot draw here: a third thing, a second background."""
 
     def __init__(
         self,
         *,
-        normalized: _builtins.str = ...,
+        drawn: _builtins.str = ...,
         cut: _builtins.bool = ...,
-        replaced_words: _abc.Iterable[Global___ReplacedWord] | None = ...,
+        unknown_words: _abc.Iterable[_builtins.str] | None = ...,
+        left_out_words: _abc.Iterable[_builtins.str] | None = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "normalized", b"normalized", "replaced_words", b"replaced_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "drawn", b"drawn", "left_out_words", b"left_out_words", "notice", b"notice", "unknown_words", b"unknown_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromptReading: _TypeAlias = PromptReading  # noqa: Y015
-
-@_typing.final
-class ReplacedWord(_message.Message):
-    """A word that the model does not know."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORD_FIELD_NUMBER: _builtins.int
-    REPLACEMENT_FIELD_NUMBER: _builtins.int
-    word: _builtins.str
-    """The word as it was written."""
-    replacement: _builtins.str
-    """The word that was read in its place; empty if it was passed over."""
-    def __init__(
-        self,
-        *,
-        word: _builtins.str = ...,
-        replacement: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement", "word", b"word"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReplacedWord: _TypeAlias = ReplacedWord  # noqa: Y015

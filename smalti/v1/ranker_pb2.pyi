@@ -29,7 +29,9 @@ class ScoreRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """The prompt, 1 to `Limits.prompt_characters` characters, not blank."""
+    """The prompt, 1 to `Limits.prompt_characters` characters, not blank. `PromptReading.drawn` where pictures of a model
+    with a closed vocabulary are compared.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model that must be loaded; any if it is left out."""
