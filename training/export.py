@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from smalti.models import bart
 from smalti.models.bart import DalleBart
 from smalti.models.clip import CONFIG_FILE
 from smalti.models.folder import ModelFolder
-from smalti.models.layers import flatten
+from smalti.models.layers import Parameters, flatten
 from smalti.models.text import copy_text_files
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts
@@ -24,6 +25,9 @@ from training.ranker_run import TrainedRanker
 from training.run_folder import SETTINGS_FILE, read_best, read_run_settings
 from training.text import load_tokenizer
 from training.tokenizer import load_vqgan
+
+Stored = Literal["float32", "float16"]
+"""The type of the weights in the files; what they are computed in is up to the machine."""
 
 
 def export(
@@ -37,6 +41,7 @@ def export(
     description: str = "",
     source: str = "",
     defaults: Counts | None = None,
+    stored: Stored = "float32",
     overwrite: bool = False,
 ) -> ModelFolder:
     """Writes the model folder of the best weights of a generator and a ranker, with the generator's tokenizers.
@@ -52,6 +57,7 @@ def export(
         description: a sentence on the model.
         source: where it is from.
         defaults: how many pictures are drawn and kept where nobody asks.
+        stored: the type of the transformer's and the VQGAN's weights in the files; float16 halves them.
         overwrite: whether what is in `out` may go away.
 
     Raises:
@@ -66,12 +72,12 @@ def export(
     text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
     config = settings.config(text.vocabulary_size, vqgan.config)
     untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
-    model = DalleBart(config, read_best(generator, untrained))
+    model = DalleBart(config, _as(stored, read_best(generator, untrained)))
     write_clip = _clip_writer(ranker)
     with staged(out, overwrite) as folder:
         model.save(folder / "bart")
         copy_text_files(generator / TEXT_FOLDER, folder / "bart")
-        vqgan.save(folder / "vqgan")
+        VQGAN(vqgan.config, _as(stored, vqgan.params)).save(folder / "vqgan")
         if write_clip is not None:
             write_clip(folder / "clip")
         for file in CARRIED_FILES:
@@ -88,6 +94,10 @@ def export(
             defaults=defaults,
         )
     return ModelFolder.open(out)
+
+
+def _as(stored: Stored, params: Parameters) -> Parameters:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, stored), params)
 
 
 def _clip_writer(ranker: str) -> Callable[[Path], object] | None:

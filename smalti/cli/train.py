@@ -138,6 +138,9 @@ def export(
     candidates: Annotated[
         int, typer.Option(help="Candidates that it draws by default.")
     ] = Counts().candidates,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store weights as float16: files of half the size.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
     """Turn runs into a model folder, which `smalti generate` and the services load."""
@@ -154,6 +157,7 @@ def export(
         description=description,
         source=source,
         defaults=check_counts(n, candidates),
+        stored="float16" if half else "float32",
         overwrite=overwrite,
     )
     print(f"{folder.name}, {folder.size / 1e6:.1f} MB, {folder.revision}: {out}")
