@@ -21,9 +21,11 @@ from training.judge import JudgeSettings, JudgeTask, JudgeTrainee, load_judge
 from training.judge_network import Judge, accuracy, counts_of
 from training.judge_samples import SampleMaker, round_trip, scaled, view
 from training.lookalikes import acceptable_colours
+from training.settings import read_settings
 from training.step import State
 
 SAMPLES = Path(__file__).parent / "data"
+RUNS = Path(__file__).parent.parent / "training" / "runs"
 SETTINGS = JudgeSettings.check(
     steps=40, batch_size=8, held_out=6, round_trips=12, seed=3,
     model={"width": 16, "blocks": (1, 1, 1)}, optimizer={"warmup_steps": 2},
@@ -108,6 +110,10 @@ def test_samples_say_what_is_on_them(world: World, network: VQGAN) -> None:
     damaged = maker.exact(range(30), 64, "held_out", damaged=True)
     assert (damaged.things == len(world.things)).all()
     assert (damaged.backgrounds == plain.backgrounds).all()
+    assert (damaged.meant == plain.things).all()
+    assert damaged.small.tolist() == [attributes.size == "small" for attributes in drawn]
+    few = damaged.take(damaged.small)
+    assert len(few.pixels) == len(few.meant) == damaged.small.sum()
 
 
 def test_a_sample_depends_on_its_index_alone(world: World) -> None:
@@ -159,9 +165,17 @@ def test_accuracy_is_counted(world: World) -> None:
     # With all weights zero it says the first thing, colour and background, and that nothing is whole.
     params = jax.tree.map(jnp.zeros_like, task.initialize()[0])
     measured = accuracy(Judge(SETTINGS.model, counts_of(world.description), params), samples)
-    assert measured.thing == 0
+    assert (measured.pictures, measured.thing) == (5, 0)
+    assert measured.fooled == 0
     assert measured.background == (samples.backgrounds == 0).mean()
     assert measured.colour == samples.colours[:, 0].mean()
+
+
+def test_the_shipped_run_is_of_a_possible_network() -> None:
+    settings = read_settings(RUNS / "pictograms-judge.toml", JudgeSettings)
+    task = JudgeTask(settings.model, counts_of(read_description()))
+    weights = jax.tree.leaves(jax.eval_shape(lambda: task.initialize()[0]))
+    assert 0.5e6 < sum(leaf.size for leaf in weights) < 2e6
 
 
 def test_pictures_of_another_size_are_scaled() -> None:

@@ -97,9 +97,8 @@ class Quality(Strict):
     choice: Interval
     """Over all prompts, as in `KindResult`."""
     sheets: dict[str, tuple[SheetResult, ...]]
-    judge_pictures: int
     judge: dict[str, Accuracy]
-    """On pictures of held-out combinations: plain, from their tokens, and damaged."""
+    """On pictures of held-out combinations: plain, from their tokens (all, big and small figures), and damaged."""
     reconstruction: Reconstruction
 
 
@@ -165,6 +164,8 @@ def evaluate(
     vqgan = pipeline.decoder.vqgan
     maker = SampleMaker(world, acceptable)
     real = held_out_samples(maker, maker, vqgan, world.resolution, real_pictures)
+    tokens, damaged = real["tokens"], real.pop("damaged")
+    real |= {"big": tokens.take(~tokens.small), "small": tokens.take(tokens.small), "damaged": damaged}
     quality = Quality(
         model=folder.name,
         revision=folder.revision,
@@ -180,7 +181,6 @@ def evaluate(
         kinds=measured,
         choice=paired_difference(np.concatenate(differences)),
         sheets=results,
-        judge_pictures=real_pictures,
         judge={name: accuracy(judge, samples) for name, samples in real.items()},
         reconstruction=reconstruction(pipeline, world, real_pictures),
     )

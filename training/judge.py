@@ -127,7 +127,7 @@ class JudgeTrainee(SteppedTrainee):
         measured = {"loss": float(np.mean(losses))}
         judge = self.judge()
         for name, samples in self._held_out.items():
-            right = accuracy(judge, samples).model_dump()
+            right = accuracy(judge, samples).model_dump(exclude={"pictures", "fooled"})
             measured |= {f"{name}_{of}": share for of, share in right.items()}
         return measured
 

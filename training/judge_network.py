@@ -131,19 +131,24 @@ class Judge:
 class Accuracy(Strict):
     """How often a judge is right, as shares."""
 
+    pictures: int
     thing: float
     """For damaged pictures: how often it says that no whole thing is there."""
     colour: float
     background: float
+    fooled: float
+    """How often it says the thing that a damaged picture was made of; of whole pictures, as `thing`."""
 
 
 def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:
     """Measures a judge on samples."""
     verdicts = judge.look(samples.pixels)
     return Accuracy(
+        pictures=len(samples.things),
         thing=float((verdicts.things == samples.things).mean()),
         colour=float(samples.colours[np.arange(len(samples.things)), verdicts.colours].mean()),
         background=float((verdicts.backgrounds == samples.backgrounds).mean()),
+        fooled=float((verdicts.things == samples.meant).mean()),
     )
 
 

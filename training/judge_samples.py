@@ -48,10 +48,14 @@ class Samples:
     colours: Bool[np.ndarray, "samples colours"]
     """The colours that are right; all, where the picture has no one colour."""
     backgrounds: Int[np.ndarray, "samples"]
+    meant: Int[np.ndarray, "samples"]
+    """The row of the thing that it is, or was before it was damaged; the number of things where there is no one."""
+    small: Bool[np.ndarray, "samples"]
+    """Whether the figure is a small one, as each of two things is."""
 
-    def take(self, rows: Int[np.ndarray, "count"] | slice) -> "Samples":
+    def take(self, rows: Int[np.ndarray, "count"] | Bool[np.ndarray, "samples"]) -> "Samples":
         """Returns some of the samples."""
-        return Samples(self.pixels[rows], self.things[rows], self.colours[rows], self.backgrounds[rows])
+        return Samples(**{name: values[rows] for name, values in vars(self).items()})
 
     def batch(self) -> Batch:
         """Returns the arrays that the loss reads."""
@@ -73,6 +77,7 @@ class _Sample:
     figure: Figure | None
     """None where the picture has no one figure."""
     background: str
+    small: bool
 
 
 class SampleMaker:
@@ -183,24 +188,23 @@ class SampleMaker:
             down, right = generator.integers(-most, most + 1, 2)
             # Two things leave no room to the sides.
             picture = _shift(picture, int(down), int(right) if len(attributes.figures) == 1 else 0)
-        return _Sample(picture, place, whole, meant, attributes.background)
+        return _Sample(picture, place, whole, meant, attributes.background, attributes.size == "small")
 
     def _views(
         self, made: Sequence[_Sample], pixels: UInt8[np.ndarray, "samples height width 3"], side: int
     ) -> Samples:
         world = self.world
         views = [view(picture, sample.place) for picture, sample in zip(pixels, made, strict=True)]
-        things = [
-            world.things.index(sample.figure.thing) if sample.whole and sample.figure else len(world.things)
-            for sample in made
-        ]
-        colours = [self._right_colours(sample.figure) for sample in made]
-        backgrounds = [world.backgrounds.index(sample.background) for sample in made]
+        none = len(world.things)
+        meant = [world.things.index(sample.figure.thing) if sample.figure else none for sample in made]
+        things = [thing if sample.whole else none for thing, sample in zip(meant, made, strict=True)]
         return Samples(
-            scaled(np.stack(views), side),
-            np.array(things, np.int32),
-            np.stack(colours),
-            np.array(backgrounds, np.int32),
+            pixels=scaled(np.stack(views), side),
+            things=np.array(things, np.int32),
+            colours=np.stack([self._right_colours(sample.figure) for sample in made]),
+            backgrounds=np.array([world.backgrounds.index(sample.background) for sample in made], np.int32),
+            meant=np.array(meant, np.int32),
+            small=np.array([sample.small for sample in made]),
         )
 
     def _right_colours(self, meant: Figure | None) -> Bool[np.ndarray, "colours"]:

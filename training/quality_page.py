@@ -41,7 +41,8 @@ _GOALS: dict[Kind, float] = {
 _JUDGE_NAMES = {
     "plain": "as they are composed",
     "tokens": "as they come back from their tokens",
-    "damaged": "damaged, as they come back from their tokens",
+    "big": "of these, one big thing",
+    "small": "of these, a small thing, or one of two",
 }
 
 
@@ -136,7 +137,7 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
 
 
 def _page(quality: Quality, seen: str) -> str:
-    counts, sampling = quality.counts, quality.sampling
+    counts, sampling, damaged = quality.counts, quality.sampling, quality.judge["damaged"]
     drawn = sum(kind.prompts for kind in quality.kinds.values())
     versions = ", ".join(f"{name} {version}" for name, version in quality.versions.items())
     lines = [
@@ -201,17 +202,19 @@ def _page(quality: Quality, seen: str) -> str:
         "",
         "## The judge",
         "",
-        f"How often the judge itself is right on {quality.judge_pictures} real pictures of combinations that neither "
-        "it nor the model was trained on, in percent. Of damaged pictures it is right about the thing when it says "
-        "that there is no whole one.",
+        f"How often the judge itself is right on {quality.judge['plain'].pictures} real pictures of combinations that "
+        "neither it nor the model was trained on, in percent.",
         "",
         "| pictures | thing | colour | background |",
         "|---|---|---|---|",
         *(
-            f"| {_JUDGE_NAMES[name]} | {100 * right.thing:.1f} | {100 * right.colour:.1f} "
+            f"| {name} ({right.pictures}) | {100 * right.thing:.1f} | {100 * right.colour:.1f} "
             f"| {100 * right.background:.1f} |"
-            for name, right in quality.judge.items()
+            for name, right in ((_JUDGE_NAMES[name], quality.judge[name]) for name in _JUDGE_NAMES)
         ),
+        "",
+        f"The same pictures, damaged: of {100 * damaged.thing:.1f} % it says that there is no whole thing, and "
+        f"{100 * damaged.fooled:.1f} % it takes for the thing that they were made of.",
         "",
         "## The image tokenizer",
         "",
