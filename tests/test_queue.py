@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -53,6 +53,8 @@ from smalti.queue.application import all_queues
 from smalti.queue.delivery import WHY_DEAD
 from smalti.storage import ObjectRef
 from smalti.testing.servers import RabbitMQServer, Server, ValkeyServer
+
+Item = TypeVar("Item")
 
 WORKER = Path(__file__).parent / "queue_worker.py"
 WAIT = 60.0
@@ -136,6 +138,18 @@ def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bool]) -> list[Item]:
+    """Reads again and again until what was found is enough."""
+    found: list[Item] = []
+
+    def look() -> bool:
+        found.extend(read())
+        return enough(found)
+
+    wait_until(look)
+    return found
 
 
 class Stand:
@@ -319,8 +333,7 @@ def test_what_cannot_be_read_is_kept_and_the_worker_lives(stand: Stand) -> None:
     publisher.publish_raw(queue, b"123", "application/json", "utf-8", {"task": "smalti.encode", "id": "2"})
     publisher.publish_raw(queue, b"xyz", "application/data", "binary", {"task": "smalti.encode", "id": "3"})
     publisher.publish_raw(queue, b"{}", "application/json", "utf-8", {})
-    found: list[tuple[str, dict[str, Any]]] = []
-    wait_until(lambda: found.extend(dead(stand.settings)) or len(found) >= len(texts) + 6)
+    found = gather(lambda: dead(stand.settings), lambda found: len(found) >= len(texts) + 6)
     reasons = [headers[WHY_DEAD] for _, headers in found]
     for problem in texts:
         assert any(problem in reason for reason in reasons), (problem, reasons)
@@ -414,12 +427,9 @@ def test_drain_gives_back_what_would_take_too_long(stand: Stand) -> None:
     began = time.monotonic()
     assert not consumption.stop(0.5)
     assert time.monotonic() - began < 10
-    waiting: set[str] = set()
-    wait_until(
-        lambda: (
-            waiting.update(parse(text).job for text, _ in read_all(stand.settings, "encode.interactive"))
-            or waiting == {"polite", "stubborn"}
-        )
+    gather(
+        lambda: [parse(text).job for text, _ in read_all(stand.settings, "encode.interactive")],
+        lambda found: set(found) == {"polite", "stubborn"},
     )
     release.set()
 
@@ -488,8 +498,7 @@ def test_broker_that_is_killed_or_hangs_loses_nothing(stand: Stand, broker: Serv
     wait_until(lambda: accepted <= finished)
     assert len(accepted) >= 60 - 2
     assert consumption.alive
-    told: set[str] = set()
-    wait_until(lambda: told.update(event.job for event in events(stand.settings)) or accepted <= told)
+    gather(lambda: [event.job for event in events(stand.settings)], lambda told: accepted <= set(told))
     assert dead(stand.settings) == []
 
 
@@ -548,7 +557,7 @@ def test_worker_that_dies_before_the_acknowledgement_loses_nothing(stand: Stand)
 
 
 def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server) -> None:
-    settings = settings_for(broker, deliveries=4, visibility_timeout=3.0)
+    settings = settings_for(broker, deliveries=3, visibility_timeout=3.0)
     clear(settings)
     publisher = Publisher(settings)
     neighbours = {f"n{number}" for number in range(6)}
@@ -643,8 +652,7 @@ def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
         stand.publisher.publish(task("ours"))
         stand.work()
         stand.wait_for(Outcome.DONE)
-        found: list[tuple[str, dict[str, Any]]] = []
-        wait_until(lambda: found.extend(dead(stand.settings)) or len(found) >= 2)
+        found = gather(lambda: dead(stand.settings), lambda found: len(found) >= 2)
         reasons = sorted(headers[WHY_DEAD] for _, headers in found)
         assert any("not accepted" in reason for reason in reasons), reasons
         assert any("cannot be read" in reason for reason in reasons), reasons
