@@ -23,7 +23,7 @@ from training.data.attributes import Attributes, Figure
 from training.data.composition import World, compose
 from training.data.sprites import Sprites, make_sprites
 from training.data.world import NATURAL, PLAIN, read_description
-from training.evaluation import Quality, draw
+from training.evaluation import Quality, _gain, _kind_result, draw
 from training.judge import JudgeSettings, JudgeTask
 from training.judge_network import Verdicts, counts_of
 from training.judge_samples import Place
@@ -392,3 +392,20 @@ def test_bad_input_is_told_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "docs").exists()
+
+
+def test_what_choosing_is_worth_is_counted_by_prompt() -> None:
+    def right(*everything: int) -> Right:
+        whole = np.array(everything, bool)
+        return Right(whole, whole, whole)
+
+    scores = np.array([0.9, 0.8, 0.2, 0.1])
+    judged = [(right(1, 1, 0, 0), scores), (right(1, 1, 1, 1), scores), (right(0, 1, 1, 0), scores)]
+    gains = [_gain(each, scores, 2) for each, scores in judged]
+    assert gains == [0.5, 0, 0]
+    result = _kind_result(judged, gains, 2)
+    assert result.choice.value == pytest.approx(0.5 / 3)
+    assert result.shares["best"].everything.value == pytest.approx(2.5 / 3)
+    assert result.shares["worst"].everything.value == pytest.approx(1.5 / 3)
+    # All are kept: nothing is left out.
+    assert "worst" not in _kind_result(judged, gains, 4).shares

@@ -96,6 +96,10 @@ class Quality(Strict):
     kinds: dict[Kind, KindResult]
     choice: Interval
     """Over all prompts, as in `KindResult`."""
+    open_prompts: int
+    """The prompts with right and wrong candidates, where a choice can matter."""
+    open_choice: Interval | None
+    """Over those prompts alone; None if there are none."""
     sheets: dict[str, tuple[SheetResult, ...]]
     judge: dict[str, Accuracy]
     """On pictures of held-out combinations: plain, from their tokens (all, big and small figures), and damaged."""
@@ -152,15 +156,18 @@ def evaluate(
             advance(done := done + 1)
         results[side] = tuple(rows)
     measured: dict[Kind, KindResult] = {}
-    differences = []
+    gained: list[float] = []
+    is_open: list[bool] = []
     for kind in KINDS:
         asked = questions(world, kind, prompts_per_kind)
         judged = []
         for drawn in draw(pipeline, asked, folder.sampling, counts.candidates, range(1, len(asked) + 1)):
             judged.append((scorer(drawn.question, drawn.pixels), drawn.scores))
             advance(done := done + 1)
-        measured[kind], gained = _kind_result(judged, counts.n)
-        differences.append(gained)
+        gains = [_gain(right, scores, counts.n) for right, scores in judged]
+        measured[kind] = _kind_result(judged, gains, counts.n)
+        gained += gains
+        is_open += [bool(0 < right.everything.mean() < 1) for right, _ in judged]
     vqgan = pipeline.decoder.vqgan
     maker = SampleMaker(world, acceptable)
     real = held_out_samples(maker, maker, vqgan, world.resolution, real_pictures)
@@ -179,7 +186,9 @@ def evaluate(
         sampling=folder.sampling,
         counts=counts,
         kinds=measured,
-        choice=paired_difference(np.concatenate(differences)),
+        choice=paired_difference(np.array(gained)),
+        open_prompts=sum(is_open),
+        open_choice=paired_difference(np.array(gained)[is_open]) if any(is_open) else None,
         sheets=results,
         judge={name: accuracy(judge, samples) for name, samples in real.items()},
         reconstruction=reconstruction(pipeline, world, real_pictures),
@@ -250,19 +259,17 @@ def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) ->
     return Drawn(question, pixels, scores)
 
 
+def _gain(right: Right, scores: Float[np.ndarray, "candidates"], n: int) -> float:
+    """Returns how many more of the best n than of all are right in everything, as a share."""
+    return float(right.everything[select(scores, "best", n)].mean() - right.everything.mean())
+
+
 def _kind_result(
-    judged: Sequence[tuple[Right, Float[np.ndarray, "candidates"]]], n: int
-) -> tuple[KindResult, Float[np.ndarray, "prompts"]]:
-    """Returns what was measured, and for each prompt how much better the best are than all."""
-    gained = np.array(
-        [
-            right.everything[select(scores, "best", n)].mean() - right.everything.mean()
-            for right, scores in judged
-        ]
-    )
+    judged: Sequence[tuple[Right, Float[np.ndarray, "candidates"]]], gains: Sequence[float], n: int
+) -> KindResult:
     by_selection: dict[Selection, Shares] = {}
     for selection in SELECTIONS:
         chosen = [(right, select(scores, selection, n)) for right, scores in judged]
         if all(rows for _, rows in chosen):
             by_selection[selection] = shares(chosen)
-    return KindResult(prompts=len(judged), shares=by_selection, choice=paired_difference(gained)), gained
+    return KindResult(prompts=len(judged), shares=by_selection, choice=paired_difference(np.array(gains)))

@@ -199,6 +199,13 @@ def _page(quality: Quality, seen: str) -> str:
         "|---|---|",
         *(f"| {KIND_NAMES[kind]} | {_points(result.choice)} |" for kind, result in quality.kinds.items()),
         f"| all {drawn} | {_points(quality.choice)} |",
+        *(
+            [
+                f"| the {quality.open_prompts} of them with right and wrong pictures | {_points(quality.open_choice)} |"
+            ]
+            if quality.open_choice
+            else []
+        ),
         "",
         "## The judge",
         "",

@@ -46,7 +46,7 @@ def evaluate(
     data: Data,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="The folder for quality.md and its pictures.")] = Path("docs"),
-    prompts_per_kind: PromptsPerKind = 40,
+    prompts_per_kind: PromptsPerKind = 100,
     sheet_prompts: Annotated[
         Path | None, typer.Option(help="A TOML file of prompts to show. [default: 24 of the shipped world]")
     ] = None,
