@@ -39,7 +39,7 @@ model: $(INSTALLED)
 	$(call train,generator,--tokenizer $(RUNS)/tokenizer)
 	$(call train,ranker,--vqgan $(RUNS)/tokenizer)
 	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/tokenizer --ranker $(RUNS)/ranker \
-		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --out $(SHIPPED) --overwrite
+		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --half --out $(SHIPPED) --overwrite
 
 # Measures the shipped model with a judge that is trained first, and writes docs/quality.md. The model card is written
 # where the model's runs are: it says how they went.
