@@ -86,7 +86,7 @@ class Pipeline:
         )
         encoder = EncoderEngine(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer)
         # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
-        decoder_half = DalleBart.load(folder.bart_folder, part="decoder")
+        decoder_half = DalleBart.load(folder.bart_folder, part="decoder", on_host=True)
         generator = GeneratorEngine.of(decoder_half, encoder.unconditional, slots=slots)
         ranker = RankerEngine(Clip.load(folder.clip_source))
         return cls(folder, encoder, generator, DecoderEngine(vqgan), ranker, rewriter)

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smalti.errors import InvalidInputError
@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """The settings; what a field's text says is what the documentation says."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+        env_prefix=PREFIX, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
 
     models: Path = Field(default_factory=_models_folder)
@@ -51,8 +51,18 @@ class Settings(BaseSettings):
     hub_endpoint: str | None = None
     """The address of a mirror of the Hugging Face hub; unset, it is the hub itself."""
     compilation_cache: Path | None = Field(default_factory=_compilation_cache_folder)
-    """The folder in which compiled programs are kept, so that the next start is quick. Whoever can write to it can
-    run code in Smalti: it must belong to the user who runs Smalti."""
+    """The folder in which compiled programs are kept, so that the next start is quick; empty, none are kept. Whoever
+    can write to it can run code in Smalti: it must belong to the user who runs Smalti."""
+    generator_mesh: str = "1x1"
+    """The devices over which the generator is laid, as two numbers: how many share the slots, and how many share each
+    layer, for a model that is larger than one device."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """An empty variable is as good as none, but for the compilation cache, which it switches off."""
+        kept = {name: value for name, value in values.items() if value != ""}
+        return {**kept, "compilation_cache": None} if values.get("compilation_cache") == "" else kept
 
 
 def settings() -> Settings:

@@ -72,10 +72,7 @@ def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
     bart, expected = model
     unconditional = Encoding(expected["uncond_encoder_hidden"][0], expected["uncond_attention_mask"][0])
     batch = GatedBatch(bart, unconditional, slots=SLOTS, **options)
-    batch.gate, batch.stepping = (
-        threading.Semaphore(1),
-        threading.Semaphore(0),
-    )  # 1: warming up draws a quantum.
+    batch.gate, batch.stepping = threading.Semaphore(0), threading.Semaphore(0)
     batch.begun, batch.freed = [], []
     return batch
 
@@ -87,7 +84,6 @@ def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, Gated
     engine = GeneratorEngine(batch, most_waiting=8)
     engine.start()
     assert engine.ready.wait(WAIT)
-    batch.stepping.acquire()
     yield engine, batch
     batch.open_gate()
     engine.close()

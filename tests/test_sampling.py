@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,46 @@ def test_frequencies_are_the_references(
     frequencies = np.bincount(draws(logits, count, temperature, top_k, top_p), minlength=VOCAB) / count
     # Evenly spread uniforms put a token's share within one draw of its probability at either end.
     np.testing.assert_allclose(frequencies, expected, atol=2.5 / count)
+
+
+# What chi-square exceeds once in ten thousand times if the tokens are drawn as they should be; seeds are fixed.
+IMPROBABLE = 1e-4
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "temperature", "top_k", "top_p"),
+    [(1.0, 1.0, 0, 1.0), (3.0, 1.0, 0, 1.0), (1.0, 0.5, 0, 1.0), (1.0, 1.0, 20, 1.0), (1.0, 1.0, 0, 0.8),
+     (0.0, 2.0, 0, 1.0), (2.0, 0.8, 50, 0.9)],
+)  # fmt: skip
+def test_tokens_of_many_candidates_have_the_references_distribution(
+    guidance_scale: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    """The whole way from two rows of logits to a token, with the random numbers that candidates have."""
+    count = 20_000
+    conditional, unconditional = np.random.default_rng(11).normal(0, 1.5, (2, VOCAB)).astype(np.float32)
+    guided = unconditional.astype(np.float64) + guidance_scale * (
+        conditional.astype(np.float64) - unconditional
+    )
+    expected = count * reference_probabilities(guided, temperature, top_k, top_p)
+
+    every = jnp.ones(count)
+    rows = [jnp.broadcast_to(jnp.asarray(logits), (count, VOCAB)) for logits in (conditional, unconditional)]
+    seeds = jnp.broadcast_to(jnp.asarray(seed_words(2024)), (count, 2))
+    uniform = uniforms(seeds, jnp.arange(count), jnp.full(count, 17))
+    tokens = draw(
+        guide(rows[0], rows[1], every * guidance_scale), uniform, every * temperature,
+        jnp.full(count, top_k, jnp.int32), every * top_p,
+    )  # fmt: skip
+    observed = np.bincount(np.asarray(tokens), minlength=VOCAB)
+
+    assert observed[expected == 0].sum() == 0
+    # Rare tokens are counted together: chi-square wants five of each kind.
+    rare = expected < 5
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    kinds = expected > 0
+    chi_square = ((observed - expected)[kinds] ** 2 / expected[kinds]).sum()
+    assert scipy.stats.chi2.sf(chi_square, kinds.sum() - 1) > IMPROBABLE
 
 
 def test_every_row_has_its_own_parameters() -> None:

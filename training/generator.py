@@ -17,7 +17,7 @@ from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import Candidate
 from smalti.models import bart
 from smalti.models.bart import DalleBart, DalleBartConfig
-from smalti.models.layers import Parameters
+from smalti.models.layers import Parameters, compute_dtype
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.parameters import SamplingParameters, Strict
@@ -25,7 +25,7 @@ from training.captioned import CaptionBatches, Captioned, evaluation_batches
 from training.optimizers import make_optimizer
 from training.settings import Count, RunSettings, Share
 from training.sheets import sheet
-from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, compute_dtype
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
 from training.text import SMALLEST_VOCABULARY
 
 _SHEET_CANDIDATES = 8

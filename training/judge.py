@@ -19,7 +19,7 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
-from smalti.models.layers import Parameters, apply
+from smalti.models.layers import Parameters, apply, compute_dtype
 from smalti.models.vqgan import VQGAN
 from training.data.composition import World
 from training.data.world import WorldDescription, read_description
@@ -31,7 +31,7 @@ from training.run_folder import read_best, read_run_settings
 from training.settings import Count, RunSettings, Share
 from training.sheets import sheet
 from training.sources import WORLD_FILE, find_world
-from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, compute_dtype
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
 
 _SHEET_PICTURES = 32
 

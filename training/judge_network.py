@@ -11,12 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from smalti.models.layers import Dense, Parameters, apply, precision
+from smalti.models.layers import Dense, Parameters, apply, compute_dtype, precision
 from smalti.parameters import Strict
 from training.data.world import WorldDescription
 from training.judge_samples import Place, Samples, scaled, view
 from training.settings import Count
-from training.step import compute_dtype
 
 _GROUPS = 8
 _BATCH = 16

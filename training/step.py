@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from smalti.errors import InvalidInputError
@@ -54,11 +53,6 @@ class Task(Protocol):
         self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
     ) -> tuple[Parameters, Any]:
         """Returns weights and memory after what the optimizer does not do; part of the compiled step."""
-
-
-def compute_dtype() -> DTypeLike:
-    """Returns the type to compute in: bfloat16 where the hardware multiplies it, float32 elsewhere."""
-    return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
 
 
 class Stepper:

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 
 from smalti.models import vqgan
-from smalti.models.layers import Parameters, apply
+from smalti.models.layers import Parameters, apply, compute_dtype
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
 from smalti.parameters import Strict
 from training.optimizers import make_optimizer
@@ -23,7 +23,7 @@ from training.run_folder import SETTINGS_FILE, read_best, read_run_settings
 from training.settings import Count, RunSettings, Share
 from training.sheets import compare
 from training.sources import PictureSource
-from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, compute_dtype
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
 
 _SHEET_PICTURES = 48
 _EARLY = 200

@@ -9,14 +9,20 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
-from smalti.engines.decode_state import Prefix, Sampling, empty_state
+from smalti.engines.decode_state import Prefix, Sampling, block_length, empty_state
 from smalti.engines.decode_step import insert, insert_primed, prefill, prime, release, step
 from smalti.engines.decode_weights import decoder_weights
 from smalti.engines.encoding import Encoding
+from smalti.engines.partition import Partition
 from smalti.engines.requests import Candidate
 from smalti.engines.sampling import seed_words
 from smalti.errors import ConfigError
 from smalti.models.bart import DalleBart
+from smalti.models.layers import compute_dtype
+from smalti.settings import settings
+
+BLOCKS = 4
+"""Into how many parts the places of self-attention are cut; each is a program more to compile."""
 
 
 @runtime_checkable
@@ -55,7 +61,9 @@ class DecodeBatch:
         *,
         slots: int,
         quantum: int | None = None,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
+        partition: Partition | None = None,
+        blocks: int = BLOCKS,
     ) -> None:
         """Arranges the decoder's weights and computes what all prompts share.
 
@@ -64,10 +72,14 @@ class DecodeBatch:
             unconditional: the encoding of the empty prompt.
             slots: how many candidates are drawn at the same time.
             quantum: the tokens of one dispatch; one row of tiles by default.
-            dtype: the type to compute in.
+            dtype: the type to compute in; by default that of `compute_dtype`.
+            partition: the devices; by default those of the settings.
+            blocks: into how many parts the places of self-attention are cut, at most. A step attends over the parts up
+                to the slot that is furthest; more of them save more work, and take longer to compile.
 
         Raises:
             ConfigError: the model's image length is no square.
+            InvalidInputError: the devices cannot share the model or the slots evenly.
         """
         self.config = bart.config
         self.image_length = bart.config.image_length
@@ -76,11 +88,17 @@ class DecodeBatch:
             raise ConfigError(f"image_length: {self.image_length} tokens do not make a square picture")
         self.slots = slots
         self.quantum = quantum or side
-        self._weights = decoder_weights(bart.config, bart.params, dtype)
+        self._partition = partition or Partition.parse(settings().generator_mesh)
+        self._partition.check(bart.config, slots)
+        dtype = jnp.dtype(compute_dtype() if dtype is None else dtype)
+        self._block_length = block_length(bart.config, blocks)
+        # The loop knows where every slot stands, so that nothing has to come from the device for it.
+        self._positions = np.full(slots, self.image_length)
+        self._weights = decoder_weights(bart.config, bart.params, dtype, self._partition)
         # Only the real tokens of the empty prompt are kept: attention gives padding a weight of exactly 0.
         real = int(unconditional.mask.sum())
         self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
-        self._state = empty_state(bart.config, slots, dtype)
+        self._state = empty_state(self._partition, bart.config, slots, dtype, blocks)
 
     def warm_up(self) -> None:
         """Runs every program once, on slots that are free and stay so."""
@@ -88,32 +106,57 @@ class DecodeBatch:
         empty = Encoding(np.zeros((places, d_model), np.float32), np.ones(places, np.int32))
         self.insert(self.prefill(empty), (), (), given=(0,))
         self.release(())
-        self.step()
+        for blocks in range(1, self._blocks_for(self.image_length) + 1):
+            self._step(blocks)
 
     def prefill(self, encoding: Encoding) -> Prefix:
         """Computes the cross-attention keys and values of a prompt."""
-        return prefill(self.config, self._weights, jnp.asarray(encoding.states), jnp.asarray(encoding.mask))
+        states, mask = jnp.asarray(encoding.states), jnp.asarray(encoding.mask)
+        return prefill(self._partition, self.config, self._weights, states, mask)
 
     def insert(
         self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
     ) -> None:
         """Lets candidates of a prompt begin in the slots, behind the tokens that are given."""
         where = self._indices(slots)
-        self._state = insert(self._state, prefix, where, self._sampling(candidates))
+        self._positions[list(slots)] = len(given)
+        self._state = insert(self._partition, self._state, prefix, where, self._sampling(candidates))
         if given:
             tokens = np.zeros(self.image_length, np.int32)
             tokens[: len(given)] = given
             on_device = jnp.asarray(tokens)
-            primed = prime(self.config, self._weights, prefix, self._unconditional, on_device)
-            self._state = insert_primed(self._state, primed, on_device, jnp.int32(len(given)), where)
+            primed = prime(
+                self._partition, self.config, self._weights, prefix, self._unconditional, on_device
+            )
+            length = jnp.asarray(np.int32(len(given)))
+            self._state = insert_primed(self._partition, self._state, primed, on_device, length, where)
 
     def release(self, slots: Sequence[int]) -> None:
         """Frees slots before they are finished."""
-        self._state = release(self._state, self._indices(slots))
+        self._positions[list(slots)] = self.image_length
+        self._state = release(self._partition, self._state, self._indices(slots))
 
     def step(self) -> Int[np.ndarray, "slots quantum"]:
         """Draws the next tokens of every slot; one copy from the device brings all of them."""
-        self._state, drawn = step(self.config, self._weights, self._unconditional, self._state, self.quantum)
+        active = self._positions[self._positions < self.image_length]
+        drawn = self._step(self._blocks_for(int(active.max(initial=0)) + self.quantum))
+        self._positions = np.minimum(self._positions + self.quantum, self.image_length)
+        return drawn
+
+    def _blocks_for(self, places: int) -> int:
+        """Returns how many blocks hold so many places of a picture."""
+        return -(-min(places, self.image_length) // self._block_length)
+
+    def _step(self, blocks: int) -> Int[np.ndarray, "slots quantum"]:
+        self._state, drawn = step(
+            self._partition,
+            self.config,
+            self._weights,
+            self._unconditional,
+            self._state,
+            self.quantum,
+            blocks,
+        )
         return np.asarray(drawn)
 
     def _indices(self, slots: Sequence[int]) -> Int[Array, "slots"]:

@@ -1,12 +1,15 @@
 """The state of the generator's batch: fixed shapes, donated to every step, its rows at different positions."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from smalti.engines.partition import STATE_RULES, Partition
 from smalti.models.bart import DalleBartConfig
 
 
@@ -17,6 +20,14 @@ class KeysValues:
 
     keys: Float[Array, "rows heads places head_size"]
     values: Float[Array, "rows heads places head_size"]
+
+
+Blocks = tuple[KeysValues, ...]
+"""Keys and values of one attention, cut into blocks of places that are arrays of their own.
+
+A step attends over the first blocks alone, those that are drawn already. A part of one large array would have to be
+copied for that, and a block's sums would depend on what is attended to beside it.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -56,26 +67,42 @@ class DecodeState:
     position: Int[Array, "slots"]
     """The place of the next token."""
     sampling: Sampling
-    self_attention: tuple[KeysValues, ...]
-    """By layer, `[2 * slots, ...]`: the conditional halves, then the unconditional ones; places up to `position`."""
+    self_attention: tuple[Blocks, ...]
+    """By layer, `[2 * slots, ...]`: of each slot the conditional half, then the unconditional one; what stands at the
+    places up to `position` is the slot's."""
     cross_attention: tuple[KeysValues, ...]
     """By layer, of each slot's prompt. The unconditional half's are the same for all slots and not held here."""
     cross_mask: Bool[Array, "slots text_length"]
 
 
-def empty_state(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> DecodeState:
-    """Makes a state in which every slot is free."""
-    heads = config.decoder_attention_heads
-    head_size = config.d_model // heads
+def block_length(config: DalleBartConfig, blocks: int) -> int:
+    """Returns the places of one block: whole rows of tiles, so many that there are at most `blocks` blocks."""
+    side = math.isqrt(config.image_length)
+    return min(config.image_length, side * -(-side // blocks))
 
-    def keys_values(rows: int, places: int) -> tuple[KeysValues, ...]:
-        shape = (rows, heads, places, head_size)
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def empty_state(
+    partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int
+) -> DecodeState:
+    """Makes a state in which every slot is free.
+
+    Args:
+        partition: the devices.
+        config: the model's sizes.
+        slots: how many.
+        dtype: of keys and values.
+        blocks: into how many blocks those of self-attention are cut, at most.
+    """
+    heads, length = config.decoder_attention_heads, block_length(config, blocks)
+
+    def keys_values(rows: int, places: int) -> KeysValues:
+        shape = (rows, heads, places, config.d_model // heads)
         # Every array of its own: a donated buffer may stand in one place only.
-        return tuple(
-            KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.decoder_layers)
-        )
+        return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    return DecodeState(
+    starts = range(0, config.image_length, length)
+    state = DecodeState(
         tokens=jnp.zeros((slots, config.image_length), jnp.int32),
         position=jnp.full(slots, config.image_length, jnp.int32),
         sampling=Sampling(
@@ -86,7 +113,13 @@ def empty_state(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> Decode
             top_k=jnp.zeros(slots, jnp.int32),
             top_p=jnp.ones(slots, jnp.float32),
         ),
-        self_attention=keys_values(2 * slots, config.image_length),
-        cross_attention=keys_values(slots, config.max_text_length),
+        self_attention=tuple(
+            tuple(keys_values(2 * slots, min(length, config.image_length - start)) for start in starts)
+            for _ in range(config.decoder_layers)
+        ),
+        cross_attention=tuple(
+            keys_values(slots, config.max_text_length) for _ in range(config.decoder_layers)
+        ),
         cross_mask=jnp.zeros((slots, config.max_text_length), bool),
     )
+    return partition.constrain(state, STATE_RULES)

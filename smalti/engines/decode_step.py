@@ -14,8 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smalti.engines.decode_state import DecodeState, KeysValues, Prefix, Sampling
+from smalti.engines.decode_attention import (
+    attend,
+    attend_to_blocks,
+    heads_first,
+    put_into_blocks,
+    split_heads,
+)
+from smalti.engines.decode_state import Blocks, DecodeState, KeysValues, Prefix, Sampling
 from smalti.engines.decode_weights import DecoderWeights, LayerWeights, Norm
+from smalti.engines.partition import PREFIX_RULES, STATE_RULES, Partition
 from smalti.engines.sampling import draw, guide, uniforms
 from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
 from smalti.models.layers import precision
@@ -63,33 +71,9 @@ def embed(
     )
 
 
-def split_heads(x: Float[Array, "features rows"], heads: int) -> Float[Array, "rows heads head_size"]:
-    """Gives each head its part of the features."""
-    return x.reshape(heads, -1, x.shape[1]).transpose(2, 0, 1)
-
-
-def attend(
-    queries: Float[Array, "rows heads head_size"],
-    past: KeysValues,
-    mask: Bool[Array, "#rows places"],
-) -> Float[Array, "d_model rows"]:
-    """Attends from one query a row over that row's places; softmax in float32.
-
-    Keys and values with a single row are shared by all rows.
-    """
-    rows, _, head_size = queries.shape
-    shared = past.keys.shape[0] == 1
-    keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
-    places = "hld" if shared else "rhld"
-    exact = precision(queries.dtype)
-    scores = jnp.einsum(f"rhd,{places}->rhl", queries * head_size**-0.5, keys, precision=exact)
-    scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(queries.dtype)
-    return jnp.einsum(f"rhl,{places}->rhd", weights, values, precision=exact).reshape(rows, -1).T
-
-
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def prefill(
+    partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
     encoding: Float[Array, "places d_model"],
@@ -100,13 +84,15 @@ def prefill(
     def keys_values(layer: LayerWeights) -> KeysValues:
         keys, values = project(layer.cross_kv, encoding.T.astype(layer.cross_kv.dtype))
         heads = config.decoder_attention_heads
-        return KeysValues(_heads_first(keys, heads), _heads_first(values, heads))
+        return KeysValues(heads_first(keys, heads), heads_first(values, heads))
 
-    return Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
+    prefix = Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
+    return partition.constrain(prefix, PREFIX_RULES)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def prime(
+    partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
     prefix: Prefix,
@@ -116,6 +102,7 @@ def prime(
     """Computes the self-attention keys and values of tokens that are given, all places at once.
 
     Args:
+        partition: the devices.
         config: the model's sizes.
         weights: the decoder's weights.
         prefix: the prompt's.
@@ -129,7 +116,8 @@ def prime(
     previous = jnp.where(positions == 0, config.decoder_start_token_id, jnp.roll(tokens, 1))
     causal = positions <= positions[:, None]
     halves = [_run_places(config, weights, half, previous, causal) for half in (prefix, unconditional)]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+    return partition.constrain(joined, PREFIX_RULES)
 
 
 def _run_places(
@@ -146,7 +134,7 @@ def _run_places(
 
     def attend_self(x: Array, layer: LayerWeights) -> Array:
         q, k, v = project(layer.self_qkv, x)
-        kept.append(KeysValues(_heads_first(k, heads), _heads_first(v, heads)))
+        kept.append(KeysValues(heads_first(k, heads), heads_first(v, heads)))
         return attend(split_heads(q, heads), kept[-1], causal)
 
     for layer, cross in zip(weights.layers, prefix.layers, strict=True):
@@ -158,15 +146,18 @@ def _run_places(
     return tuple(kept)
 
 
-def _heads_first(x: Float[Array, "features places"], heads: int) -> Float[Array, "1 heads places head_size"]:
-    return split_heads(x, heads).transpose(1, 0, 2)[None]
-
-
-@partial(jax.jit, donate_argnums=0)
-def insert(state: DecodeState, prefix: Prefix, slots: Int[Array, "slots"], sampling: Sampling) -> DecodeState:
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def insert(
+    partition: Partition,
+    state: DecodeState,
+    prefix: Prefix,
+    slots: Int[Array, "slots"],
+    sampling: Sampling,
+) -> DecodeState:
     """Puts one prompt into many slots, which start at the first tile.
 
     Args:
+        partition: the devices.
         state: is given up.
         prefix: what `prefill` made of the prompt.
         slots: the slots' indices; an index past the last slot stands for none.
@@ -176,17 +167,19 @@ def insert(state: DecodeState, prefix: Prefix, slots: Int[Array, "slots"], sampl
     def put(all_slots: Array, new: Array) -> Array:
         return all_slots.at[slots].set(new, mode="drop")
 
-    return replace(
+    state = replace(
         state,
         position=put(state.position, jnp.zeros_like(slots)),
         sampling=jax.tree.map(put, state.sampling, sampling),
         cross_attention=jax.tree.map(put, state.cross_attention, prefix.layers),
         cross_mask=put(state.cross_mask, prefix.mask),
     )
+    return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def insert_primed(
+    partition: Partition,
     state: DecodeState,
     primed: tuple[KeysValues, ...],
     tokens: Int[Array, "image_length"],
@@ -196,45 +189,70 @@ def insert_primed(
     """Lets slots, into which their prompt was just inserted, start behind tokens that are given.
 
     Args:
+        partition: the devices.
         state: is given up.
         primed: what `prime` made of the tokens.
         tokens: the picture so far.
         length: how many of them are given.
         slots: the slots' indices; an index past the last slot stands for none.
     """
-    free = state.position.shape[0]
-    rows = jnp.concatenate([slots, jnp.where(slots < free, slots + free, 2 * free)])
-    halves = jnp.repeat(jnp.arange(2), slots.shape[0])
-    self_attention = jax.tree.map(
-        lambda all_rows, new: all_rows.at[rows].set(new[halves], mode="drop"), state.self_attention, primed
-    )
-    return replace(
+    rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
+
+    def put(blocks: Blocks, new: KeysValues) -> Blocks:
+        placed: list[KeysValues] = []
+        start = 0
+        for block in blocks:
+            places = slice(start, start := start + block.keys.shape[2])
+            keys, values = (
+                jnp.tile(each[:, :, places], (len(slots), 1, 1, 1)) for each in (new.keys, new.values)
+            )
+            placed.append(
+                KeysValues(
+                    block.keys.at[rows].set(keys, mode="drop"),
+                    block.values.at[rows].set(values, mode="drop"),
+                )
+            )
+        return tuple(placed)
+
+    state = replace(
         state,
         tokens=state.tokens.at[slots].set(tokens, mode="drop"),
         position=state.position.at[slots].set(length, mode="drop"),
-        self_attention=self_attention,
+        self_attention=tuple(
+            put(blocks, new) for blocks, new in zip(state.self_attention, primed, strict=True)
+        ),
     )
+    return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, donate_argnums=0)
-def release(state: DecodeState, slots: Int[Array, "slots"]) -> DecodeState:
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def release(partition: Partition, state: DecodeState, slots: Int[Array, "slots"]) -> DecodeState:
     """Frees slots before they are finished; an index past the last slot stands for none."""
     finished = state.tokens.shape[1]
-    return replace(state, position=state.position.at[slots].set(finished, mode="drop"))
+    state = replace(state, position=state.position.at[slots].set(finished, mode="drop"))
+    return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
+@partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=4)
 def step(
-    config: DalleBartConfig, weights: DecoderWeights, unconditional: Prefix, state: DecodeState, quantum: int
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    unconditional: Prefix,
+    state: DecodeState,
+    quantum: int,
+    blocks: int,
 ) -> tuple[DecodeState, Int[Array, "slots quantum"]]:
     """Draws the next tokens of every slot that is not finished.
 
     Args:
+        partition: the devices.
         config: the model's sizes.
         weights: the decoder's weights.
         unconditional: the prefix of the empty prompt, shared by all slots.
         state: is given up.
         quantum: how many tokens.
+        blocks: how many blocks of places are attended over; no slot may get beyond them.
 
     Returns:
         The state, and what was drawn: of each slot the tokens from where it stood, of a slot that has finished on the
@@ -242,14 +260,23 @@ def step(
     """
     before = state.position
     state = jax.lax.fori_loop(
-        0, quantum, lambda _, state: _draw_one(config, weights, unconditional, state), state
+        0,
+        quantum,
+        lambda _, state: _draw_one(partition, config, weights, unconditional, state, blocks),
+        state,
     )
     places = jnp.minimum(before[:, None] + jnp.arange(quantum), config.image_length - 1)
-    return state, jnp.take_along_axis(state.tokens, places, axis=1)
+    drawn = jnp.take_along_axis(state.tokens, places, axis=1)
+    return partition.constrain(state, STATE_RULES), partition.gather(drawn)
 
 
 def _draw_one(
-    config: DalleBartConfig, weights: DecoderWeights, unconditional: Prefix, state: DecodeState
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    unconditional: Prefix,
+    state: DecodeState,
+    blocks: int,
 ) -> DecodeState:
     """Draws one token for every slot that is not finished."""
     slots = jnp.arange(state.position.shape[0])
@@ -258,19 +285,20 @@ def _draw_one(
     previous = jnp.where(
         position == 0, config.decoder_start_token_id, state.tokens[slots, jnp.maximum(position - 1, 0)]
     )
-    logits, self_attention = _decode(config, weights, unconditional, state, previous, position)
+    logits, self_attention = _decode(config, weights, unconditional, state, previous, position, blocks)
     sampling = state.sampling
-    conditional, unconditional_logits = jnp.split(logits, 2)
+    conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
     guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
     uniform = uniforms(sampling.seed, sampling.candidate, position)
     drawn = draw(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
     drawn = jnp.where(active, drawn, state.tokens[slots, position])
-    return replace(
+    state = replace(
         state,
         tokens=state.tokens.at[slots, position].set(drawn),
         position=state.position + active,
         self_attention=self_attention,
     )
+    return partition.constrain(state, STATE_RULES)
 
 
 def _decode(
@@ -280,35 +308,35 @@ def _decode(
     state: DecodeState,
     previous: Int[Array, "slots"],
     position: Int[Array, "slots"],
-) -> tuple[Float[Array, "two_slots vocab"], tuple[KeysValues, ...]]:
+    blocks: int,
+) -> tuple[Float[Array, "vocab slots 2"], tuple[Blocks, ...]]:
     """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place."""
-    heads = config.decoder_attention_heads
-    both = jnp.concatenate([position, position])  # the conditional halves, then the unconditional ones
-    self_mask = jnp.arange(config.image_length) <= both[:, None]
-    rows = jnp.arange(both.shape[0])
-    x = embed(weights, previous, position)
-    x = jnp.concatenate([x, x], axis=1)
-    self_attention: list[KeysValues] = []
+    heads, slots = config.decoder_attention_heads, position.shape[0]
+    both = jnp.repeat(position, 2)  # A slot's conditional half, then its unconditional one.
+    x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
+    self_attention: list[Blocks] = []
     for layer, past, cross, cross_unconditional in zip(
         weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
     ):
 
-        def attend_self(x: Array, layer: LayerWeights, past: KeysValues = past) -> Array:
+        def attend_self(x: Array, layer: LayerWeights, past: Blocks = past) -> Array:
             q, k, v = (split_heads(each, heads) for each in project(layer.self_qkv, x))
-            past = KeysValues(past.keys.at[rows, :, both].set(k), past.values.at[rows, :, both].set(v))
-            self_attention.append(past)
-            return attend(q, past, self_mask)
+            seen = put_into_blocks(past[:blocks], k, v, both)
+            self_attention.append(seen + past[blocks:])
+            return attend_to_blocks(q, seen, both)
 
         def attend_cross(
             x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
         ) -> Array:
-            conditional, unconditional_ = jnp.split(split_heads(project(layer.cross_q, x), heads), 2)
+            queries = split_heads(project(layer.cross_q, x), heads).reshape(slots, 2, heads, -1)
             attended = (
-                attend(conditional, cross, state.cross_mask),
-                attend(unconditional_, shared, unconditional.mask),
+                attend(queries[:, 0], cross, state.cross_mask),
+                attend(queries[:, 1], shared, unconditional.mask),
             )
-            return jnp.concatenate(attended, axis=1)
+            return jnp.stack(attended, axis=2).reshape(x.shape)
 
         x = run_layer(x, layer, attend_self, attend_cross)
-    logits = project(weights.head, normalize(x, weights.final_norm))
-    return logits.T.astype(jnp.float32), tuple(self_attention)
+    logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
+    # Without the barrier the transposition that follows becomes part of the product, which is then several times
+    # slower on a CPU.
+    return jax.lax.optimization_barrier(logits).reshape(-1, slots, 2), tuple(self_attention)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from smalti.engines.partition import WEIGHT_RULES, Partition
 from smalti.models.bart import DECODER_LAYERS, DalleBartConfig
 from smalti.models.layers import Parameters
 
@@ -64,54 +65,65 @@ class DecoderWeights:
     """Only the image tokens' rows: the start token is never drawn."""
 
 
-def decoder_weights(config: DalleBartConfig, params: Parameters, dtype: DTypeLike) -> DecoderWeights:
-    """Arranges a checkpoint's decoder parameters for the generator, in the type to compute in."""
-    decoder = params["model"]["decoder"]
-    stacked = params
+def decoder_weights(
+    config: DalleBartConfig, params: Parameters, dtype: DTypeLike, partition: Partition
+) -> DecoderWeights:
+    """Arranges a checkpoint's decoder parameters for the generator.
+
+    They are arranged on the host, one array after the other, so that a device never holds more than its part.
+
+    Args:
+        config: the model's sizes.
+        params: the checkpoint's parameters, on the host or on a device.
+        dtype: the type to compute in.
+        partition: the devices.
+    """
+
+    def place(name: str, *parts: Any) -> Array:
+        """Several parts are fused into one array."""
+        array = np.stack(parts) if len(parts) > 1 else parts[0]
+        return partition.place(np.ascontiguousarray(array, dtype), WEIGHT_RULES, name)
+
+    def norm(name: str, parameters: Parameters) -> Norm:
+        return Norm(**{each: place(f"{name}/{each}", parameter) for each, parameter in parameters.items()})
+
+    def layer_weights(layer: Parameters, prefix: str) -> LayerWeights:
+        self_attention, cross_attention, glu = (
+            layer[name] for name in ("FlaxBartAttention_0", "FlaxBartAttention_1", "GLU_0")
+        )
+
+        def kernel(name: str, module: Parameters, *names: str) -> Array:
+            return place(prefix + name, *(module[each]["kernel"].T for each in names))
+
+        return LayerWeights(
+            self_norm=norm(prefix + "self_norm", layer["LayerNorm_0"]),
+            self_qkv=kernel("self_qkv", self_attention, "q_proj", "k_proj", "v_proj"),
+            self_out=kernel("self_out", self_attention, "out_proj"),
+            self_out_norm=norm(prefix + "self_out_norm", layer["LayerNorm_1"]),
+            cross_norm=norm(prefix + "cross_norm", layer["LayerNorm_2"]),
+            cross_q=kernel("cross_q", cross_attention, "q_proj"),
+            cross_kv=kernel("cross_kv", cross_attention, "k_proj", "v_proj"),
+            cross_out=kernel("cross_out", cross_attention, "out_proj"),
+            cross_out_norm=norm(prefix + "cross_out_norm", layer["LayerNorm_3"]),
+            glu_norm=norm(prefix + "glu_norm", glu["LayerNorm_0"]),
+            glu_in=kernel("glu_in", glu, "Dense_0", "Dense_1"),
+            glu_inner_norm=norm(prefix + "glu_inner_norm", glu["LayerNorm_1"]),
+            glu_out=kernel("glu_out", glu, "Dense_2"),
+        )
+
+    decoder, stacked = params["model"]["decoder"], params
     for key in DECODER_LAYERS:
         stacked = stacked[key]
-    layers = tuple(
-        _layer_weights(jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked), dtype)
-        for layer in range(config.decoder_layers)
-    )
-    head = params["lm_head"]["kernel"].T[: config.decoder_start_token_id]
+    stacked = jax.tree.map(np.asarray, stacked)
+    head = np.asarray(params["lm_head"]["kernel"]).T[: config.decoder_start_token_id]
     return DecoderWeights(
-        embed_tokens=jnp.asarray(decoder["embed_tokens"]["embedding"], dtype),
-        embed_positions=jnp.asarray(decoder["embed_positions"]["embedding"], dtype),
-        embed_norm=_norm(decoder["layernorm_embedding"], dtype),
-        layers=layers,
-        final_norm=_norm(decoder["final_ln"], dtype),
-        head=jnp.asarray(head, dtype),
-    )
-
-
-def _norm(parameters: Parameters, dtype: DTypeLike) -> Norm:
-    return Norm(**{name: jnp.asarray(parameter, dtype) for name, parameter in parameters.items()})
-
-
-def _layer_weights(layer: Parameters, dtype: DTypeLike) -> LayerWeights:
-    self_attention, cross_attention, glu = (
-        layer[name] for name in ("FlaxBartAttention_0", "FlaxBartAttention_1", "GLU_0")
-    )
-
-    def single(module: Parameters, name: str) -> Any:
-        return jnp.asarray(module[name]["kernel"].T, dtype)
-
-    def fuse(module: Parameters, *names: str) -> Any:
-        return jnp.stack([single(module, name) for name in names])
-
-    return LayerWeights(
-        self_norm=_norm(layer["LayerNorm_0"], dtype),
-        self_qkv=fuse(self_attention, "q_proj", "k_proj", "v_proj"),
-        self_out=single(self_attention, "out_proj"),
-        self_out_norm=_norm(layer["LayerNorm_1"], dtype),
-        cross_norm=_norm(layer["LayerNorm_2"], dtype),
-        cross_q=single(cross_attention, "q_proj"),
-        cross_kv=fuse(cross_attention, "k_proj", "v_proj"),
-        cross_out=single(cross_attention, "out_proj"),
-        cross_out_norm=_norm(layer["LayerNorm_3"], dtype),
-        glu_norm=_norm(glu["LayerNorm_0"], dtype),
-        glu_in=fuse(glu, "Dense_0", "Dense_1"),
-        glu_inner_norm=_norm(glu["LayerNorm_1"], dtype),
-        glu_out=single(glu, "Dense_2"),
+        embed_tokens=place("embed_tokens", np.asarray(decoder["embed_tokens"]["embedding"])),
+        embed_positions=place("embed_positions", np.asarray(decoder["embed_positions"]["embedding"])),
+        embed_norm=norm("embed_norm", decoder["layernorm_embedding"]),
+        layers=tuple(
+            layer_weights(jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked), f"layers/{layer}/")
+            for layer in range(config.decoder_layers)
+        ),
+        final_norm=norm("final_norm", decoder["final_ln"]),
+        head=place("head", head),
     )

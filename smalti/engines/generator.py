@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Int
@@ -19,6 +18,7 @@ from jaxtyping import Int
 from smalti.engines.decode_batch import Batch, DecodeBatch
 from smalti.engines.decode_state import Prefix
 from smalti.engines.encoding import Encoding
+from smalti.engines.partition import Partition
 from smalti.engines.requests import (
     Candidate,
     Drawn,
@@ -110,14 +110,13 @@ class GeneratorEngine:
         *,
         slots: int = DEFAULT_SLOTS,
         quantum: int | None = None,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
+        partition: Partition | None = None,
     ) -> "GeneratorEngine":
-        """Makes the engine of a model; see `DecodeBatch` for the arguments.
-
-        Raises:
-            ConfigError: the model's image length is no square.
-        """
-        return cls(DecodeBatch(bart, unconditional, slots=slots, quantum=quantum, dtype=dtype))
+        """Makes the engine of a model; see `DecodeBatch` for the arguments and what is raised."""
+        return cls(
+            DecodeBatch(bart, unconditional, slots=slots, quantum=quantum, dtype=dtype, partition=partition)
+        )
 
     @property
     def healthy(self) -> bool:

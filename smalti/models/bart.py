@@ -386,7 +386,12 @@ class DalleBart:
 
     @classmethod
     def load(
-        cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32, part: str | None = None
+        cls,
+        folder: Path | str,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        part: str | None = None,
+        on_host: bool = False,
     ) -> "DalleBart":
         """Loads a folder: `config.json` beside `model.safetensors`, `flax_model.msgpack`, or min-dalle's files.
 
@@ -394,6 +399,7 @@ class DalleBart:
             folder: the folder.
             dtype: the type to compute in.
             part: "encoder" or "decoder", to read only that half of the weights.
+            on_host: leave the weights in the host's memory, for a model that is larger than one device.
 
         Raises:
             ConfigError: the configuration asks for what the published models do not have.
@@ -402,7 +408,9 @@ class DalleBart:
         """
         config = DalleBartConfig.load(Path(folder))
         select = _part_selector(part)
-        params = load_network(Path(folder), parameter_shapes(config), DALLEBART_LAYOUT, select=select)
+        params = load_network(
+            Path(folder), parameter_shapes(config), DALLEBART_LAYOUT, select=select, on_host=on_host
+        )
         return cls(config, params, dtype)
 
     def save(self, folder: Path | str) -> None:

@@ -23,6 +23,11 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
+def compute_dtype() -> DTypeLike:
+    """Returns the type to compute in: bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+
+
 class Dense(nn.Module):
     """`x @ kernel`, without bias, kernel `[inputs, features]`.
 

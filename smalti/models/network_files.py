@@ -14,10 +14,20 @@ from smalti.models.layers import Parameters, flatten, unflatten
 
 
 def load_network(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], layout: Layout, *, select: Selector = every
+    folder: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    layout: Layout,
+    *,
+    select: Selector = every,
+    on_host: bool = False,
 ) -> Parameters:
-    """Loads the weights of a folder onto JAX's device; see `load_parameters` for the arguments and what is raised."""
+    """Loads the weights of a folder onto JAX's device, or leaves them in the host's memory.
+
+    See `load_parameters` for the other arguments and what is raised.
+    """
     leaves = load_parameters(folder, expected, layout, select=select)
+    if on_host:
+        return unflatten(leaves)
     # Taken out one by one, so that host copies do not all live beside the device's.
     return unflatten({name: jnp.asarray(leaves.pop(name)) for name in list(leaves)})
 

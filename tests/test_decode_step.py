@@ -1,0 +1,176 @@
+"""The step's numbers: to the last bit the same over more blocks, and the types in which it computes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from smalti.engines.decode_attention import attend, attend_to_blocks, put_into_blocks
+from smalti.engines.decode_batch import DecodeBatch
+from smalti.engines.decode_state import KeysValues, block_length
+from smalti.engines.decode_step import step
+from smalti.engines.encoding import Encoding
+from smalti.engines.requests import Candidate
+from smalti.models import bart
+from smalti.models.bart import DalleBart
+from smalti.models.layers import compute_dtype
+from smalti.parameters import SamplingParameters
+from smalti.testing.model import random_parameters, tiny_bart_config
+
+# Wide enough for the products to go the way that those of a large model go.
+CONFIG = tiny_bart_config(
+    300, d_model=128, decoder_ffn_dim=320, image_length=64, image_vocab_size=512, decoder_start_token_id=512
+)
+SLOTS = 5
+VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
+
+
+def make(**options: Any) -> DecodeBatch:
+    model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
+    return DecodeBatch(model, encoding(2), slots=SLOTS, **options)
+
+
+def encoding(length: int) -> Encoding:
+    numbers = np.random.default_rng(length)
+    states = numbers.normal(size=(CONFIG.max_text_length, CONFIG.d_model)).astype(np.float32)
+    return Encoding(states, (np.arange(CONFIG.max_text_length) < length).astype(np.int32))
+
+
+def begin(batch: DecodeBatch, slots: range = range(SLOTS)) -> None:
+    candidates = [Candidate(7, slot, VARIED) for slot in slots]
+    batch.insert(batch.prefill(encoding(9)), slots, candidates, ())
+
+
+def blocks(rows: int, lengths: list[int], dtype: Any = jnp.float32) -> list[KeysValues]:
+    numbers = np.random.default_rng(0)
+    shapes = [(rows, 4, length, 16) for length in lengths]
+    return [
+        KeysValues(*(jnp.asarray(numbers.normal(size=shape), dtype) for _ in range(2))) for shape in shapes
+    ]
+
+
+def test_blocks_together_are_the_attention_over_all_places() -> None:
+    queries = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4, 16)), jnp.float32)
+    parts = blocks(6, [8, 8, 5])
+    position = jnp.array([0, 7, 8, 12, 16, 20])
+    whole = KeysValues(
+        *(jnp.concatenate([getattr(part, name) for part in parts], axis=2) for name in ("keys", "values"))
+    )
+    expected = attend(queries, whole, jnp.arange(21) <= position[:, None])
+    np.testing.assert_allclose(attend_to_blocks(queries, parts, position), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_place_is_put_into_its_block_alone() -> None:
+    parts = blocks(3, [4, 4, 4])
+    new = jnp.full((3, 4, 16), 9.0)
+    placed = put_into_blocks(parts[:2], new, -new, jnp.array([0, 6, 11]))
+    changed = [
+        [
+            tuple(int(index) for index in place)
+            for place in np.argwhere(np.asarray(after.keys == 9)[:, 0, :, 0])
+        ]
+        for after in placed
+    ]
+    assert changed == [[(0, 0)], [(1, 2)]]  # The last row's place is in the block that is left out.
+    for before, after in zip(parts, placed, strict=False):
+        untouched = np.asarray(after.keys != 9)
+        np.testing.assert_array_equal(np.asarray(after.keys)[untouched], np.asarray(before.keys)[untouched])
+        np.testing.assert_array_equal(np.asarray(after.values == -9), ~untouched)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_more_blocks_change_no_bit(dtype: Any) -> None:
+    """A neighbour that is further along makes the step attend over more blocks."""
+    states = {}
+    for count in (1, 2, 4):
+        batch = make(dtype=dtype)
+        begin(batch)
+        for _ in range(2):  # As far as the first block goes.
+            batch._step(count)
+        states[count] = [np.asarray(leaf) for leaf in jax.tree.leaves(batch._state)]
+    assert block_length(CONFIG, 4) == 16
+    for count in (2, 4):
+        for one, other in zip(states[1], states[count], strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make(quantum=8)
+    attended: list[int] = []
+    original = DecodeBatch._step
+
+    def note(self: DecodeBatch, count: int) -> Any:
+        attended.append(count)
+        return original(self, count)
+
+    monkeypatch.setattr(DecodeBatch, "_step", note)
+    begin(batch, range(2))
+    for quantum in range(8):
+        if quantum == 5:
+            begin(batch, range(2, 3))  # A slot that begins later does not shorten what the others need.
+        batch.step()
+    for _ in range(2):  # Now it is the only one.
+        batch.step()
+    assert attended == [1, 1, 2, 2, 3, 3, 4, 4, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_tokens_are_the_same_with_any_number_of_blocks(count: int) -> None:
+    drawn = []
+    for each in (4, count):
+        batch = make(blocks=each)
+        begin(batch)
+        drawn.append(np.concatenate([batch.step() for _ in range(8)], axis=1))
+    np.testing.assert_array_equal(drawn[1], drawn[0])
+
+
+def test_type_to_compute_in_is_the_backends() -> None:
+    expected = {"cpu": jnp.float32, "gpu": jnp.bfloat16, "tpu": jnp.bfloat16}[jax.default_backend()]
+    assert compute_dtype() == expected
+    batch = make()
+    held = {leaf.dtype for leaf in jax.tree.leaves((batch._weights, batch._state.self_attention))}
+    assert held == {jnp.dtype(expected)}
+
+
+def test_bfloat16_is_computed_with_softmax_and_logits_in_float32() -> None:
+    batch = make(dtype=jnp.bfloat16)
+    held = jax.tree.leaves((batch._weights, batch._state.self_attention, batch._state.cross_attention))
+    assert {leaf.dtype for leaf in held} == {jnp.dtype(jnp.bfloat16)}
+    arguments = (batch._partition, CONFIG, batch._weights, batch._unconditional, batch._state, 8, 4)
+    program = jax.make_jaxpr(step, static_argnums=(0, 1, 5, 6))(*arguments)
+    kinds = {
+        (equation.primitive.name, *(variable.aval.dtype.name for variable in equation.invars[:1]))
+        for equation in every_equation(program.jaxpr)
+    }
+    # The weights of attention and of sampling are made by exp, the token of greedy drawing is found by argmax.
+    assert [kind for kind in kinds if kind[0] == "exp"] == [("exp", "float32")]
+    assert ("argmax", "float32") in kinds
+    assert ("argmax", "bfloat16") not in kinds
+    assert ("dot_general", "bfloat16") in kinds
+    assert ("dot_general", "float32") not in kinds
+
+
+def every_equation(program: Any) -> list[Any]:
+    """Returns the equations of a program and of those within it."""
+    found = []
+    for equation in program.eqns:
+        found.append(equation)
+        for inner in jaxprs_in_params(equation.params):
+            found += every_equation(inner)
+    return found
+
+
+def test_bfloat16_draws_from_nearly_the_same_logits() -> None:
+    drawn = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        batch = make(dtype=dtype)
+        begin(batch)
+        batch.step()
+        drawn[dtype] = batch._state.self_attention[-1][0].keys[:, :, 0]
+    exact, rounded = (np.asarray(drawn[dtype], np.float32) for dtype in (jnp.float32, jnp.bfloat16))
+    # The keys of the last layer have come through all of the first one; bfloat16 has 8 bits.
+    assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+    assert (exact != rounded).any()
