@@ -1,0 +1,155 @@
+"""The generator and the decoder against the clock, with random weights: speed does not depend on what is drawn."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from benchmarks.measuring import Times, measure
+from smalti.engines.decode_batch import BLOCKS, DecodeBatch
+from smalti.engines.decoder import DecoderEngine
+from smalti.engines.encoding import Encoding
+from smalti.engines.generator import GeneratorEngine
+from smalti.engines.requests import Candidate, GenerationHandle, GenerationRequest
+from smalti.models import bart, vqgan
+from smalti.models.bart import DalleBart, DalleBartConfig
+from smalti.models.layers import unflatten
+from smalti.parameters import SamplingParameters
+
+SAMPLING = SamplingParameters(guidance_scale=16, temperature=1, top_k=256, top_p=1)
+"""What min-dalle draws with by default."""
+DECODER = ("model/decoder/", "lm_head/")
+
+
+def random_decoder(config: DalleBartConfig, dtype: DTypeLike) -> DalleBart:
+    """Returns a model without its encoder, its weights on the host."""
+    numbers = np.random.default_rng(0)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("scale"):
+            return np.ones(shape, dtype)
+        return (0.02 * numbers.standard_normal(shape, np.float32)).astype(dtype)
+
+    shapes = bart.parameter_shapes(config)
+    return DalleBart(
+        config,
+        unflatten({name: draw(name, shape) for name, shape in shapes.items() if name.startswith(DECODER)}),
+    )
+
+
+def random_prompt(config: DalleBartConfig, seed: int = 1) -> Encoding:
+    """Returns the encoding of a prompt that is as long as prompts may be."""
+    states = np.random.default_rng(seed).standard_normal((config.max_text_length, config.d_model), np.float32)
+    return Encoding(states, np.ones(config.max_text_length, np.int32))
+
+
+def empty_prompt(config: DalleBartConfig) -> Encoding:
+    """Returns an encoding with two places of text, as the empty prompt has."""
+    mask = (np.arange(config.max_text_length) < 2).astype(np.int32)
+    return Encoding(random_prompt(config, 0).states, mask)
+
+
+@contextmanager
+def engine(model: DalleBart, slots: int, dtype: DTypeLike, blocks: int = BLOCKS) -> Iterator[GeneratorEngine]:
+    """Makes an engine and compiles its programs; closes it at the end."""
+    batch = DecodeBatch(model, empty_prompt(model.config), slots=slots, dtype=dtype, blocks=blocks)
+    made = GeneratorEngine(batch, most_waiting=1_000_000, stall_seconds=3600)
+    made.start()
+    made.ready.wait()
+    yield made
+    made.close()
+
+
+def time_tokens(made: GeneratorEngine, prompt: Encoding, candidates: int, repeats: int) -> Times:
+    """Draws all tokens of so many candidates of one prompt."""
+    wanted = [Candidate(1, index, SAMPLING) for index in range(candidates)]
+    return measure(lambda: made.generate(prompt, wanted), repeats)
+
+
+def arrival_rate(
+    made: GeneratorEngine, config: DalleBartConfig, batch_seconds: float, batches: float
+) -> float:
+    """Draws requests of 1 to 9 candidates that arrive at random, each with a prompt of its own.
+
+    They arrive as a Poisson process, a third more of them than the engine can draw, so that some always wait.
+
+    Args:
+        made: the engine, idle.
+        config: the model's sizes.
+        batch_seconds: the time of one full batch.
+        batches: how long it is measured, in times of a full batch, after one such time to fill the slots.
+
+    Returns:
+        Tokens per second.
+    """
+    numbers = np.random.default_rng(3)
+    prompts = [random_prompt(config, seed) for seed in range(8)]
+    sizes = (1, 2, 4, 9)
+    between = batch_seconds / made.slots * float(np.mean(sizes)) / 1.33
+    begin = time.perf_counter()
+    first, last = begin + batch_seconds, begin + (1 + batches) * batch_seconds
+    drawn: list[tuple[float, int]] = []
+    handles: list[GenerationHandle] = []
+    readers: list[threading.Thread] = []
+
+    def read(handle: GenerationHandle) -> None:
+        try:
+            for row in handle.rows():
+                drawn.append((time.perf_counter(), len(row.tokens)))
+        except Exception:  # What is left at the end is cancelled.
+            if time.perf_counter() < last:
+                raise
+
+    def arrive(number: int) -> None:
+        wanted = tuple(Candidate(number, index, SAMPLING) for index in range(int(numbers.choice(sizes))))
+        handles.append(made.submit(GenerationRequest(prompts[number % len(prompts)], wanted)))
+        readers.append(threading.Thread(target=read, args=(handles[-1],)))
+        readers[-1].start()
+
+    # What has arrived while one batch was drawn is there at the beginning.
+    number, at = 0, begin - batch_seconds
+    while at < last:
+        time.sleep(max(0.0, at - time.perf_counter()))
+        arrive(number)
+        number, at = number + 1, at + float(numbers.exponential(between))
+    time.sleep(max(0.0, last - time.perf_counter()))
+    for handle in handles:
+        handle.cancel()
+    for reader in readers:
+        reader.join()
+    return sum(count for when, count in drawn if first <= when < last) / (last - first)
+
+
+def step_work(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> tuple[float, float]:
+    """Returns the operations and the bytes that a step of all slots needs on average over a picture.
+
+    Counted are the decoder's products and attention with their weights, keys and values, each read once; not what is
+    written, the embeddings, the norms, or the drawing.
+    """
+    d_model, rows = config.d_model, 2 * slots
+    layer = 6 * d_model**2 + 3 * d_model * config.decoder_ffn_dim
+    weights = config.decoder_layers * layer + d_model * config.decoder_start_token_id
+    places = (config.image_length + 1) / 2
+    self_attention = rows * places
+    cross_attention = slots * config.max_text_length
+    attended = 2 * config.decoder_layers * d_model * (self_attention + cross_attention)
+    return 2 * weights * rows + 2 * attended, (weights + attended) * jnp.dtype(dtype).itemsize
+
+
+def time_decode(config: vqgan.VQGANConfig, pictures: int, repeats: int) -> Times:
+    """Decodes so many pictures with a VQGAN of random weights."""
+    numbers = np.random.default_rng(0)
+    shapes = vqgan.parameter_shapes(config)
+    weights = {
+        name: jnp.ones(shape)
+        if name.endswith("scale")
+        else jnp.asarray(0.05 * numbers.standard_normal(shape, np.float32))
+        for name, shape in shapes.items()
+    }
+    decoder = DecoderEngine(vqgan.VQGAN(config, unflatten(weights)))
+    tokens = numbers.integers(0, config.n_embed, (pictures, config.tokens)).astype(np.int32)
+    return measure(lambda: decoder.decode(tokens), repeats)

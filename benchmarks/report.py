@@ -1,0 +1,61 @@
+"""The table: on the terminal, and in a page of the documentation between two marks."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from smalti.errors import InvalidInputError
+from smalti.files import write_atomically
+
+COLUMNS = ("work", "Smalti", "min-dalle", "result", "goal")
+BEGIN, END = "<!-- measured: written by make bench -->", "<!-- end of what is measured -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as it is printed."""
+
+    work: str
+    ours: str
+    peers: str = ""
+    result: str = ""
+    goal: str = ""
+
+
+def compared(value: float, goal: float, unit: str = "") -> tuple[str, str]:
+    """Returns how a result is printed beside its goal, and whether it was reached."""
+    return f"{value:.2f}{unit}", f"at least {goal:g}{unit}: {'reached' if value >= goal else 'missed'}"
+
+
+def show(rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    """Prints the table, and under it what it depends on."""
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*astuple(row))
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    for name, fact in facts.items():
+        console.print(f"{name}: {fact}", markup=False, highlight=False)
+
+
+def write(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    """Puts the table into a page, in the place of the one that is there.
+
+    Raises:
+        InvalidInputError: the page has no place for it.
+    """
+    page = path.read_text(encoding="utf-8")
+    place = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if not place.search(page):
+        raise InvalidInputError(
+            "--write", f"{path} has no lines {BEGIN!r} and {END!r}; the table goes between them"
+        )
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(astuple(row)) + " |" for row in rows]
+    listed = [f"* {name}: {fact}" for name, fact in facts.items()]
+    text = "\n".join((BEGIN, "", *lines, "", *listed, "", END))
+    write_atomically(path, place.sub(lambda _: text, page))
