@@ -61,8 +61,10 @@ def evaluate(
 
     shown = sheet_prompts or SHEET_PROMPTS
     observations(out / PAGE)  # A page that cannot be kept is told before the work.
-    pipeline, world, known = _open(model, judge, data, slots)
-    with _progress("Drawing", prompts_in_all(world, shown, prompts_per_kind)) as advance:
+    with (
+        _opened(model, judge, data, slots) as (pipeline, world, known),
+        _progress("Drawing", prompts_in_all(world, shown, prompts_per_kind)) as advance,
+    ):
         quality, sheets = measure(
             pipeline, known, world, prompts_per_kind, sheet_prompts=shown, advance=advance
         )
@@ -98,8 +100,10 @@ def sweep(
 
     sampling = library.find(model).sampling
     grid = sampling_grid(sampling, guidance_scale or [], temperature or [], top_k or [])
-    pipeline, world, known = _open(model, judge, data, slots)
-    with _progress("Drawing", len(grid) * len(KINDS) * prompts_per_kind) as advance:
+    with (
+        _opened(model, judge, data, slots) as (pipeline, world, known),
+        _progress("Drawing", len(grid) * len(KINDS) * prompts_per_kind) as advance,
+    ):
         rows = list(measure(pipeline, known, world, grid, prompts_per_kind, advance=advance))
     table = sweep_table(rows)
     print(table, end="")
@@ -129,8 +133,11 @@ def card(
     print(f"card: {path}")
 
 
-def _open(model: str | None, judge: Path, data: Path, slots: int) -> "tuple[Pipeline, World, Judge]":
-    """Loads the model, its world and the judge."""
+@contextmanager
+def _opened(
+    model: str | None, judge: Path, data: Path, slots: int
+) -> "Iterator[tuple[Pipeline, World, Judge]]":
+    """Loads the model, its world and the judge; stops the generator in the end."""
     folder = library.find(model)
     world_folder = _world_folder(data)
     with Console(stderr=True).status(f"Loading {folder.name} ..."):
@@ -143,7 +150,11 @@ def _open(model: str | None, judge: Path, data: Path, slots: int) -> "tuple[Pipe
         use_compilation_cache()
         world = World.load(world_folder, VQGANConfig.load(folder.vqgan_folder).resolution)
         known = load_judge(judge, world.description)
-        return Pipeline.load(folder.path, slots=slots), world, known
+        pipeline = Pipeline.load(folder.path, slots=slots)
+    try:
+        yield pipeline, world, known
+    finally:
+        pipeline.generator.close()
 
 
 def _world_folder(data: Path) -> Path:
