@@ -12,7 +12,16 @@ from smalti.models.folder import CARD_FILE, SAMPLES_FILE, ModelFolder
 from smalti.models.vqgan import VQGANConfig
 from training.data.world import WorldDescription
 from training.evaluation import Quality
-from training.quality_page import FIGURES, FIRSTS, KIND_NAMES, PAGE, PICTURES, observations, percent
+from training.quality_page import (
+    FIGURES,
+    FIRSTS,
+    KIND_NAMES,
+    NOTHING_SEEN,
+    PAGE,
+    PICTURES,
+    observations,
+    percent,
+)
 from training.recipe import Recipe, read_recipe
 
 _CREDITS = "credits.md"
@@ -159,8 +168,7 @@ def _card(
         f"* Pictures are {side} pixels wide, and small parts are soft.",
         "* It was made to show and test the system, not for pictures that matter.",
         "",
-        seen,
-        "",
+        *([seen, ""] if seen != NOTHING_SEEN else []),
         "## How it was trained",
         "",
         "| part | steps | pictures seen | minutes |",

@@ -20,7 +20,7 @@ PICTURES = Path("pictures/quality")
 FIRSTS = "first.png"
 BEGIN = "<!-- What one sees: written by hand, kept when this page is made again. -->"
 END = "<!-- The rest of this page is made by `smalti evaluate`. -->"
-_NOTHING_SEEN = "Nobody has looked at these pictures yet."
+NOTHING_SEEN = "Nobody has looked at these pictures yet."
 
 _SIDE = 64
 """A picture on a sheet is not larger."""
@@ -79,7 +79,7 @@ def observations(page: Path) -> str:
         InvalidInputError: the page has not both marks, in their order.
     """
     if not page.exists():
-        return _NOTHING_SEEN
+        return NOTHING_SEEN
     text = page.read_text("utf-8")
     _, begin, rest = text.partition(BEGIN)
     seen, end, _ = rest.partition(END)
