@@ -1,5 +1,6 @@
 """What the tests share: shapes checked at run time, the golden values, the tiny model."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -106,3 +107,13 @@ def runs(world_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths = ["--config", SAMPLES / "runs" / f"{name}.toml", "--data", world_data, "--out", folder / name]
         assert run(["train", name, *map(str, paths), *more]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def orbax_leftovers() -> Iterator[None]:
+    """Collects what orbax leaves behind when it cannot write or read: coroutines that complain when they go away.
+
+    A module that uses it ignores `pytest.PytestUnraisableExceptionWarning`; so the complaint reaches no other test.
+    """
+    yield
+    gc.collect()

@@ -1,12 +1,10 @@
 """The shared loop: a run in parts is the run in one, and nothing is lost on the way."""
 
-import gc
 import json
 import math
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,15 +23,10 @@ from training.run_folder import RunFolder, read_best, read_run_settings
 from training.settings import RunSettings
 from training.step import State
 
-# When orbax cannot write or read, it leaves coroutines of its own behind that complain when they are collected. The
-# complaint is ignored here, and collected here, so that it does not reach another test.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def orbax_leftovers() -> Iterator[None]:
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.usefixtures("orbax_leftovers"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class LineSettings(RunSettings):

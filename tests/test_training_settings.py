@@ -1,18 +1,30 @@
 """Settings files: a mistake is told by the name of its key, and every shipped run can be read."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 from smalti.errors import ConfigError, InvalidInputError
 from smalti.models.vqgan import VQGANConfig
 from training.generator import GeneratorSettings
 from training.optimizers import schedule
+from training.ranker import RankerSettings, untrained
 from training.settings import OptimizerSettings, RunSettings, read_settings
 from training.tokenizer import TokenizerSettings
 
-RUNS = Path(__file__).parent.parent / "training" / "runs"
-KINDS: dict[str, type[RunSettings]] = {"tokenizer": TokenizerSettings, "generator": GeneratorSettings}
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "training" / "runs"
+DOCUMENT = ROOT / "docs" / "training.md"
+KINDS: dict[str, type[RunSettings]] = {
+    "tokenizer": TokenizerSettings,
+    "generator": GeneratorSettings,
+    "ranker": RankerSettings,
+}
 TOKENIZER = """
 trains = "tokenizer"
 steps = 10
@@ -73,9 +85,33 @@ def test_every_shipped_run_is_of_a_possible_model(file: Path) -> None:
     settings = read_settings(file, kind)
     if isinstance(settings, TokenizerSettings):
         settings.config()
+    elif isinstance(settings, RankerSettings):
+        untrained(settings.config(settings.vocabulary_size), 0)
     else:
         assert isinstance(settings, GeneratorSettings)
         settings.config(512, VQGANConfig())
+
+
+def keys(settings: type[BaseModel], above: str = "") -> Iterator[tuple[str, object]]:
+    """Gives the keys of a settings file with their defaults."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{above}{name}.")
+        else:
+            yield above + name, field.default
+
+
+def test_every_key_is_documented_with_its_default_and_no_other_is() -> None:
+    rows = re.findall(r"^\| (`[a-z0-9_.`, ]+`) \|(.*?)\|", DOCUMENT.read_text(), re.MULTILINE)
+    told = {key: default for names, default in rows for key in re.findall(r"`([a-z0-9_.]+)`", names)}
+    known = {key: default for kind in KINDS.values() for key, default in keys(kind)}
+    files = {"settings.toml", "metrics.jsonl"}
+    assert told.keys() - files == known.keys()
+    for key, default in known.items():
+        if key.startswith("sampling.") or key == "trains":
+            continue
+        written = "" if default is PydanticUndefined else json.dumps(default)
+        assert told[key].replace(",", "").strip(" `") == written.replace(",", ""), key
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_share() -> None:

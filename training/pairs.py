@@ -27,7 +27,9 @@ from training.sources import Order, decode_pictures, find_world, read_column
 Aspect = Literal["thing", "colour", "background"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 _TRIES = 200
-"""So many samples are drawn, for each that a batch needs, before it is given up."""
+"""So many samples are drawn at most for each that a batch needs."""
+_PATIENCE = 1000
+"""After so many that mean what another one does there are no more."""
 _NEIGHBOUR_TRIES = 8
 _CAPTIONS = 4000
 _CAPTIONS_AT_ONCE = 500
@@ -259,8 +261,14 @@ def _distinct(samples: Iterable[T], keys: Callable[[T], tuple[Hashable, ...]], c
 
 def _without_repetitions(samples: Iterable[T], keys: Callable[[T], tuple[Hashable, ...]]) -> Iterator[T]:
     taken: set[Hashable] = set()
+    repeated = 0
     for sample in samples:
         theirs = keys(sample)
         if taken.isdisjoint(theirs):
             taken.update(theirs)
+            repeated = 0
             yield sample
+        else:
+            repeated += 1
+            if repeated == _PATIENCE:
+                return

@@ -41,7 +41,7 @@ class Redrawing:
         rows = np.sort(generator.permutation(len(pixels))[:redrawn])
         codes = np.asarray(self._vqgan.encode(pixels[rows].astype(np.float32) / 255))
         chosen = generator.permutation(redrawn)[:damaged]
-        mixed = _mix(codes, chosen, generator)
+        mixed = mix(codes, chosen, generator)
         drawn = np.asarray(self._vqgan.decode(np.concatenate([codes, mixed])))
         drawn = (drawn.clip(0, 1) * 255).round().astype(np.uint8)
         result = np.concatenate([pixels, drawn[redrawn:]])
@@ -49,7 +49,7 @@ class Redrawing:
         return result
 
 
-def _mix(
+def mix(
     codes: Int[np.ndarray, "pictures tokens"],
     chosen: Int[np.ndarray, "chosen"],
     generator: np.random.Generator,

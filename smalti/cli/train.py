@@ -203,7 +203,9 @@ def _made(make: Any, new: Path | None) -> Any:
 @contextmanager
 def _encoding(pictures: int) -> "Iterator[Callable[[int], None]]":
     """Shows how many pictures are encoded."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Where there is no bar it would still print an empty line.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("encoding pictures", total=pictures)
         yield lambda done: progress.update(task, completed=done)
 

@@ -1,0 +1,203 @@
+"""What the ranker learns from: batches of pictures that are nearly alike, as the tokenizer draws them, and damaged."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from smalti.errors import InvalidInputError
+from smalti.models import vqgan
+from smalti.models.vqgan import VQGAN, VQGANConfig
+from smalti.testing.model import random_parameters
+from training.data.attributes import Attributes
+from training.data.composition import World
+from training.data.pictures import png_bytes
+from training.data.shards import ShardWriter
+from training.pairs import ComposedPairs, StoredPairs, open_pairs
+from training.redrawing import Redrawing, mix
+
+SIZE = 12
+SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def world(world_data: Path) -> World:
+    return World.load(world_data / "world", 64)
+
+
+@pytest.fixture(scope="module")
+def pairs(world: World) -> ComposedPairs:
+    return ComposedPairs(world, SIZE, seed=3, alike=3)
+
+
+@pytest.fixture(scope="module")
+def network() -> VQGAN:
+    config = VQGANConfig(
+        ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
+        n_embed=32, patch_size=16,
+    )  # fmt: skip
+    return VQGAN(config, random_parameters(vqgan.parameter_shapes(config), 0))
+
+
+def test_no_two_samples_of_a_batch_mean_the_same(pairs: ComposedPairs) -> None:
+    for number in range(20):
+        drawn, captions = pairs.draw("train", 3, number)
+        assert len(drawn) == len(captions) == SIZE
+        # Style, size and place may stay unsaid, so they tell no two captions apart.
+        assert len({(each.figures, each.background) for each in drawn}) == SIZE
+
+
+def test_a_thing_is_no_wrong_picture_for_a_colour_that_looks_like_its_own(pairs: ComposedPairs) -> None:
+    # The sample world's grapes are blue.
+    drawn = [pairs.draw("train", 3, number)[0] for number in range(30)]
+    grapes = [
+        [
+            (each.figures[0].colour, each.background)
+            for each in batch
+            if len(each.figures) == 1 and each.figures[0].thing == "grapes"
+        ]
+        for batch in drawn
+    ]
+    colours = {colour for batch in grapes for colour, _ in batch}
+    assert {"natural", "blue"} <= colours
+    for batch in grapes:
+        seen = [("blue" if colour == "natural" else colour, ground) for colour, ground in batch]
+        assert len(set(seen)) == len(seen)
+
+
+def test_many_samples_differ_from_the_one_before_in_one_aspect_alone(world: World) -> None:
+    def differences(one: Attributes, other: Attributes) -> int:
+        if len(one.figures) != len(other.figures):
+            return 9
+        pairs = zip(one.figures, other.figures, strict=True)
+        return (
+            sum((a.thing != b.thing) + (a.colour != b.colour) for a, b in pairs)
+            + (one.background != other.background)
+            + (one.style != other.style)
+            + (one.size != other.size)
+        )
+
+    def share(alike: int, split: Any = "train") -> float:
+        pairs = ComposedPairs(world, SIZE, 3, alike)
+        batches = [pairs.draw(split, 3, number)[0] for number in range(20)]
+        return float(np.mean([differences(*two) == 1 for drawn in batches for two in pairwise(drawn)]))
+
+    assert share(1) < 0.15
+    # At most every other one follows the first of its group.
+    assert share(2) > 0.3
+    assert share(2, "held_out") > 0.2
+
+
+def test_a_batch_is_a_function_of_its_number_and_training_sees_no_held_out_combination(world: World) -> None:
+    one, other = (ComposedPairs(world, SIZE, 3, 3) for _ in range(2))
+    made = [one.batch(number) for number in range(4)]
+    for number in (3, 0):
+        again = other.batch(number)
+        np.testing.assert_array_equal(again.pixels, made[number].pixels)
+        assert again.captions == made[number].captions
+    assert made[0].captions != made[1].captions
+    assert ComposedPairs(world, SIZE, 4, 3).batch(0).captions != made[0].captions
+    for number in range(10):
+        assert {world.split_of(each) for each in one.draw("train", 3, number)[0]} == {"train"}
+        assert {world.split_of(each) for each in one.draw("held_out", 3, number)[0]} == {"held_out"}
+    first, second = one.held_out(2 * SIZE)
+    assert first.captions != second.captions
+    # Runs of any seed are measured on the same.
+    assert ComposedPairs(world, SIZE, 4, 3).held_out(SIZE)[0].captions == first.captions
+
+
+def write_shards(folder: Path, rows: list[tuple[int, str]], splits: tuple[str, ...]) -> Path:
+    """Writes rows of (gray value, caption)."""
+    folder.mkdir()
+    for split in splits:
+        with ShardWriter(folder, split, SCHEMA) as writer:
+            for gray, caption in rows:
+                picture = Image.new("RGB", (80, 64), (gray, gray, 100))
+                writer.write({"image": png_bytes(picture), "caption": caption})
+    return folder
+
+
+def test_stored_pictures_come_once_an_epoch_and_never_twice_in_a_batch(tmp_path: Path) -> None:
+    # Every picture has two captions, and every caption two pictures.
+    rows = [(10 * (row % 12), f"gray {row // 2}") for row in range(24)]
+    folder = write_shards(tmp_path / "data", rows, ("train", "validation"))
+    pairs = open_pairs(folder, 32, 4, seed=1, alike=4)
+    assert isinstance(pairs, StoredPairs)
+    seen: set[tuple[int, str]] = set()
+    for number in range(24):
+        pixels, captions = pairs.batch(number)
+        assert pixels.shape == (4, 32, 32, 3)
+        grays = [int(gray) for gray in pixels[:, 16, 16, 0]]
+        assert len(set(captions)) == len(set(grays)) == 4
+        assert set(zip(grays, captions, strict=True)) <= set(rows)
+        seen.update(zip(grays, captions, strict=True))
+    assert seen == set(rows)
+    again = open_pairs(folder, 32, 4, seed=1, alike=4).batch(5)
+    assert again.captions == pairs.batch(5).captions
+    for batch in pairs.held_out(24):
+        assert len(set(batch.captions)) == len(batch.captions) > 1
+
+
+# Pictures as the tokenizer draws them
+
+
+def test_a_share_is_drawn_again_and_damaged_ones_come_after(pairs: ComposedPairs, network: VQGAN) -> None:
+    pixels = pairs.batch(0).pixels
+    seen = Redrawing(network, 1, redrawn=0.5, damaged=0.25)(pixels, 0)
+    assert seen.shape == (SIZE + 3, 64, 64, 3)
+    whole = np.asarray(network.decode(network.encode(pixels.astype(np.float32) / 255))).clip(0, 1) * 255
+    as_it_is = (seen[:SIZE] == pixels).all((1, 2, 3))
+    # The last bit depends on how many pictures are drawn at once.
+    again = (np.abs(seen[:SIZE] - whole) < 1).all((1, 2, 3))
+    assert as_it_is.sum() == again.sum() == 6
+    assert (as_it_is ^ again).all()
+    for picture in seen[SIZE:]:
+        assert not any((picture == each).all() for each in seen[:SIZE])
+
+
+def test_a_damaged_picture_has_some_tokens_of_the_next_one() -> None:
+    codes = np.arange(6 * 400).reshape(6, 400)
+    chosen = np.array([4, 1, 5])
+    mixed = mix(codes, chosen, np.random.default_rng(0))
+    for row, first in zip(mixed, chosen, strict=True):
+        second = codes[(first + 1) % 6]
+        taken = row == second
+        np.testing.assert_array_equal(np.where(taken, second, codes[first]), row)
+        assert 0.05 < taken.mean() < 0.55
+
+
+def test_redrawing_is_a_function_of_seed_and_number(pairs: ComposedPairs, network: VQGAN) -> None:
+    pixels = pairs.batch(0).pixels
+    first = Redrawing(network, 1, 0.5, 0.25)(pixels, 7)
+    np.testing.assert_array_equal(Redrawing(network, 1, 0.5, 0.25)(pixels, 7), first)
+    for other in (Redrawing(network, 1, 0.5, 0.25)(pixels, 8), Redrawing(network, 2, 0.5, 0.25)(pixels, 7)):
+        assert not np.array_equal(other, first)
+    np.testing.assert_array_equal(Redrawing(network, 1, 0, 0)(pixels, 7), pixels)
+
+
+def test_data_that_cannot_be_used_is_named(tmp_path: Path, world_data: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"data: .* has no world and no Parquet shards"):
+        open_pairs(tmp_path, 64, 4, 0, 4)
+    with pytest.raises(InvalidInputError, match=r"resolution: 32 is not one of"):
+        open_pairs(world_data, 32, 4, 0, 4)
+    with pytest.raises(InvalidInputError, match=r"resolution: the sprites were made for 64, so not for 128"):
+        open_pairs(world_data, 128, 4, 0, 4)
+    rows = [(10, "one"), (20, "two"), (30, "one")]
+    train_alone = write_shards(tmp_path / "alone", rows, ("train",))
+    with pytest.raises(InvalidInputError, match="holds nothing out"):
+        open_pairs(train_alone, 64, 2, 0, 4)
+    for split in ("train", "validation"):
+        pq.write_table(SCHEMA.empty_table(), tmp_path / f"{split}-00000.parquet")
+    with pytest.raises(InvalidInputError, match="the shards of 'train' have no rows"):
+        open_pairs(tmp_path, 64, 2, 0, 4)
+    few = write_shards(tmp_path / "few", rows, ("train", "validation"))
+    with pytest.raises(InvalidInputError, match=r"batch_size: 3 is too large: the data has about 2 samples"):
+        open_pairs(few, 64, 3, 0, 4).batch(0)
+    same = write_shards(tmp_path / "same", rows[::2], ("train", "validation"))
+    with pytest.raises(InvalidInputError, match="has no two pictures with different captions"):
+        open_pairs(same, 64, 1, 0, 4).held_out(8)
