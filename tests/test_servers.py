@@ -97,10 +97,9 @@ def test_database_keeps_what_was_committed(postgres: PostgresServer) -> None:
     assert query(postgres, "select max(value) from kept") == "7"
 
 
-def test_server_that_cannot_start_says_why(valkey: ValkeyServer) -> None:
-    second = ValkeyServer(port=valkey.port)
-    # The first one would answer in its place.
-    second.start_seconds = 5
-    with pytest.raises(ServerError, match=r"valkey ended: .*bind"):
-        second.start()
-    second.close()
+def test_server_that_cannot_start_says_why(valkey: ValkeyServer, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=f"somebody else listens on port {valkey.port}"):
+        ValkeyServer(tmp_path, valkey.port).start()
+    (tmp_path / "appendonlydir").write_text("no folder")
+    with pytest.raises(ServerError, match=r"valkey ended: .*appendonlydir"):
+        ValkeyServer(tmp_path).start()

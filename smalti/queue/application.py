@@ -112,8 +112,10 @@ def celery_application(settings: BrokerSettings) -> Celery:
         task_acks_on_failure=True,
         task_reject_on_worker_lost=False,  # It is about lost processes of a pool, and there are none.
         task_ignore_result=True,
-        # Credit is what runs: one message for each thread, none waiting that another worker could do.
-        worker_prefetch_multiplier=1,
+        # Credit is what runs: one message for each thread, none waiting that another worker could do. RabbitMQ gives
+        # credit to each queue by itself: there one more, or batch work would be all that is at hand when a thread is
+        # free, since the next interactive message comes after the acknowledgement of the last.
+        worker_prefetch_multiplier=2 if rabbitmq else 1,
         # The threads' work goes on without a connection; what comes a second time joins it (`delivery.py`).
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_prefetch_count_reduction=False,

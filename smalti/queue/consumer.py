@@ -19,6 +19,7 @@ from smalti.queue.delivery import (
     Observer,
     Received,
 )
+from smalti.queue.gate import Gate
 from smalti.queue.publisher import REDELIVERIES, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.worker import WorkerThread
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
 """How long the connection may take to close when the work is done."""
+EMPTY_SECONDS = 30.0
+"""How long a worker tries to give everything back before it runs suspect work."""
 
 
 class Consumption:
@@ -47,7 +50,12 @@ class Consumption:
         self._publisher = publisher
         self._stage = stage
         self._deliveries = Deliveries(
-            stage, handler, publisher, settings, observer=observer, on_gate=self._on_gate
+            stage,
+            handler,
+            publisher,
+            settings,
+            observer=observer,
+            gate=Gate(self._take_nothing, self._empty_hands, self._take_again),
         )
         application = celery_application(settings)
         self._register(application)
@@ -114,10 +122,21 @@ class Consumption:
     ) -> None:
         self.stop()
 
-    def _on_gate(self, closed: bool) -> None:
-        if closed:
-            self._worker.pause()
-        elif not self._deliveries.draining.is_set():
+    def _take_nothing(self) -> None:
+        """Takes nothing more; returns when the broker knows."""
+        self._worker.pause()
+        self._worker.flush(EMPTY_SECONDS)
+
+    def _empty_hands(self) -> None:
+        """Gives back everything but the message of this thread, and waits until the broker knows."""
+        deadline = time.monotonic() + EMPTY_SECONDS
+        while time.monotonic() < deadline and self._worker.in_hand > 1:
+            self._worker.handle_waiting()
+            time.sleep(0.01)
+        self._worker.flush(EMPTY_SECONDS)  # And now the broker knows that it has it back.
+
+    def _take_again(self) -> None:
+        if not self._deliveries.draining.is_set():
             self._worker.resume()
 
     def _register(self, application: Celery) -> None:

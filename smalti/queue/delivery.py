@@ -102,7 +102,7 @@ class Deliveries:
         settings: BrokerSettings,
         *,
         observer: Observer = lambda outcome, message: None,
-        on_gate: Callable[[bool], None] = lambda closed: None,
+        gate: Gate | None = None,
     ) -> None:
         """Handles nothing yet.
 
@@ -112,9 +112,9 @@ class Deliveries:
             publisher: sends what follows.
             settings: how often and how soon work is tried again.
             observer: told what became of every delivery.
-            on_gate: told when no other work may begin, with True, and when it may again.
+            gate: knows how to let a message run alone.
         """
-        self.gate = Gate(on_gate)
+        self.gate = gate or Gate()
         self.draining = threading.Event()
         self._stage = stage
         self._handler = handler
@@ -164,14 +164,19 @@ class Deliveries:
         if running is not None:
             if running.result():
                 return Outcome.DUPLICATE
-        elif received.redelivered:
+        # What this worker itself has let go of to run a message alone is marked as well, and no sign of a death.
+        elif received.redelivered and not self.gate.opened_just_now:
             return self._count_death(received, message)
         if received.redeliveries < SUSPECT_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
-        logger.warning("%s has brought down %d workers; it runs alone", message.work, received.redeliveries)
-        with self.gate.alone():
-            return self._give_back(received) if self.draining.is_set() else self._run(received, message)
+        with self.gate.alone() as entered:
+            if not entered or self.draining.is_set():
+                return self._give_back(received)
+            logger.warning(
+                "%s has brought down %d workers; it runs alone", message.work, received.redeliveries
+            )
+            return self._run(received, message)
 
     def _run(self, received: Received, message: Message) -> Outcome:
         """Does the work, unless another thread has begun it meanwhile."""
@@ -255,6 +260,7 @@ class Deliveries:
         return Outcome.GIVEN_BACK
 
     def _send_again(self, received: Received, deaths: int) -> None:
+        self.gate.wait_until_closed()
         headers = {REDELIVERIES: deaths}
         self._publisher.publish_text(self._stage, received.queue, received.text, headers=headers)
 

@@ -6,29 +6,44 @@ suspected for it.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+JUST_NOW_SECONDS: Final = 5.0
 
 
 class Gate:
     """Counts what runs, and lets one run alone."""
 
-    def __init__(self, on_change: Callable[[bool], None] = lambda closed: None) -> None:
+    def __init__(
+        self,
+        on_close: Callable[[], None] = lambda: None,
+        empty_hands: Callable[[], None] = lambda: None,
+        on_open: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts open, with nothing running.
 
         Args:
-            on_change: told when the gate closes, with True, and when it opens again.
+            on_close: lets nothing more come, and returns when nothing more does; called when suspect work begins to
+                wait for the rest to end.
+            empty_hands: gives back whatever else the worker has; called before suspect work runs.
+            on_open: lets things come again.
         """
-        self._on_change = on_change
+        self._on_close = on_close
+        self._empty_hands = empty_hands
+        self._on_open = on_open
         self._changed = threading.Condition()
         self._running = 0
-        self._suspects = 0
-        self._alone = threading.Lock()
+        self._closed = False
+        self._closing = False
+        self._opened_at = float("-inf")
 
     @property
-    def closed(self) -> bool:
-        """Whether suspect work runs, or waits for the rest to end: nothing else may begin."""
-        return self._suspects > 0
+    def opened_just_now(self) -> bool:
+        """Whether the gate was closed until a few seconds ago."""
+        return time.monotonic() - self._opened_at < JUST_NOW_SECONDS
 
     @property
     def running(self) -> int:
@@ -39,7 +54,7 @@ class Gate:
     def shared(self) -> Iterator[bool]:
         """Runs the block among others; gives False, and does not count it, when the gate is closed."""
         with self._changed:
-            entered = not self.closed
+            entered = not self._closed
             self._running += entered
         try:
             yield entered
@@ -47,26 +62,45 @@ class Gate:
             self._leave(entered)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Closes the gate, waits until the others have ended, and runs the block; one after the other."""
+    def alone(self) -> Iterator[bool]:
+        """Closes the gate, waits until the others have ended, and runs the block with nothing else in hand.
+
+        Gives False, and does not count it, when the gate is closed already.
+        """
         with self._changed:
-            self._suspects += 1
-            if self._suspects == 1:
-                self._on_change(True)
+            entered = not self._closed
+            if entered:
+                self._closed = self._closing = True
+        if not entered:
+            yield False
+            return
         try:
-            with self._alone:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._running == 0)
-                    self._running += 1
-                try:
-                    yield
-                finally:
-                    self._leave(1)
+            self._on_close()
+            with self._changed:
+                self._closing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._running == 0)
+                self._running += 1
+            try:
+                self._empty_hands()
+                yield True
+            finally:
+                self._leave(1)
         finally:
             with self._changed:
-                self._suspects -= 1
-                if self._suspects == 0:
-                    self._on_change(False)
+                self._closed = self._closing = False
+                self._opened_at = time.monotonic()
+                self._changed.notify_all()
+            self._on_open()
+
+    def wait_until_closed(self) -> None:
+        """Waits, where the gate is being closed, until nothing more comes.
+
+        What is sent back to the queue before would come again at once, and RabbitMQ takes back what it has just handed
+        out to somebody who cancels, with the mark of a message over which a worker has died.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closing)
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Waits until nothing runs; returns False when the time, in seconds, is over before."""

@@ -3,10 +3,13 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import amqp
+import redis
 from celery import Celery
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
@@ -25,6 +28,11 @@ SENDERS = 8
 """Messages that are sent at the same time."""
 MOST_OFFERED = 64
 """Messages that may be lost which wait to be sent; more are lost."""
+
+REFUSED_SECONDS = 0.05
+"""How long to wait before a message that was refused is sent again."""
+
+_ERRORS = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, redis.RedisError)
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +189,22 @@ class Publisher:
     def _send_over(
         self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
     ) -> None:
-        """Sends, and waits for the confirmation."""
+        """Sends, and waits for the confirmation.
+
+        RabbitMQ refuses messages for a quorum queue that has no leader, which is so for a moment after it was made.
+        """
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                return self._send_once(connection, queue_name, body, options)
+            except amqp.exceptions.MessageNacked:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REFUSED_SECONDS)
+
+    def _send_once(
+        self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
+    ) -> None:
         declared = [self._queues[queue_name]]
         Producer(connection.default_channel).publish(
             body,
@@ -200,13 +223,3 @@ class Publisher:
             connection.collect()
         else:
             connection.release()
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    import amqp
-    import redis
-
-    return (OSError, TimeoutError, KombuError, amqp.AMQPError, redis.RedisError)
-
-
-_ERRORS = _errors()

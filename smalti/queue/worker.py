@@ -96,7 +96,9 @@ class KeepingConsumer(Consumer):
         """Acknowledges, or gives back, in the worker's thread."""
         return super().call_soon_ack(self._acknowledge, p, *args, **kwargs)
 
-    def _acknowledge(self, call: Any, log: logging.Logger, errors: tuple[type[Exception], ...]) -> None:
+    def _acknowledge(
+        self, call: Any, log: logging.Logger, errors: tuple[type[Exception], ...], *options: Any
+    ) -> None:
         """Calls one of a message's methods, which catch the errors that they are given.
 
         An acknowledgement that fails must not be passed over, as Celery does: with Valkey its credit would be gone,
@@ -105,7 +107,7 @@ class KeepingConsumer(Consumer):
         """
         consumer = self.task_consumer
         current = consumer is not None and call.__self__.channel is consumer.channel
-        call(log, () if current and self.blueprint.state == RUN else errors)
+        call(log, () if current and self.blueprint.state == RUN else errors, *options)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[KombuMessage], None]:
         """Returns what takes a message; none of them can end the event loop."""
@@ -218,6 +220,11 @@ class WorkerThread:
     def connected(self) -> bool:
         """Whether there is a connection to the broker, as far as is known."""
         return self._thread.is_alive() and self._worker.consumer.connection is not None
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages were taken and are not done with."""
+        return len(state.reserved_requests)
 
     def start(self) -> None:
         """Starts the thread; does not wait for the broker."""

@@ -37,14 +37,20 @@ class ServerError(SmaltiError):
 
 def free_port() -> int:
     """Returns a port of 127.0.0.1 on which nobody listens."""
-    while True:
-        port = random.randrange(FIRST_PORT, LAST_PORT)
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
+    while not _is_free(port := random.randrange(FIRST_PORT, LAST_PORT)):
+        pass
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # What is left of connections to a server that has ended does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 class Server(ABC):
@@ -93,8 +99,12 @@ class Server(ABC):
         """Starts the server and waits until it answers.
 
         Raises:
-            ServerError: it ended, or does not answer in time; with the end of its log.
+            ServerError: its port is taken, it ended, or does not answer in time; with the end of its log.
         """
+        if not _is_free(self.port):
+            raise ServerError(
+                f"{self.name} cannot start: somebody else listens on port {self.port} of {HOST}"
+            )
         self._launch()
         try:
             self._wait_until(self._answers, self.start_seconds, "does not answer")
@@ -334,6 +344,9 @@ class RabbitMQServer(Server):
     def _answers(self) -> bool:
         from kombu.connection import Connection
 
+        # Before it is ready it takes connections and closes them.
+        if exchange(self.port, b"AMQP\x00\x00\x09\x01", 1) != b"\x01":
+            return False
         with Connection(self.url, connect_timeout=5) as connection:
             connection.default_channel.queue_declare("", exclusive=True, auto_delete=True)
         return True
