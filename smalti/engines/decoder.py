@@ -1,11 +1,19 @@
 """The VQGAN's two ways: image tokens to pictures, and pictures to image tokens."""
 
+import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from smalti.models.vqgan import VQGAN
 
-DEFAULT_BATCH_SIZE = 4
+
+def default_batch_size() -> int:
+    """Returns how many pictures one run of the program takes: 1 on a CPU, 4 on a device that computes more at once.
+
+    A picture by itself fills the cores of a CPU; with the published VQGAN four together took longer on two cores, and
+    what a batch lacks in pictures is computed in vain.
+    """
+    return 1 if jax.default_backend() == "cpu" else 4
 
 
 class DecoderEngine:
@@ -13,15 +21,15 @@ class DecoderEngine:
     how many others are decoded with it.
     """
 
-    def __init__(self, vqgan: VQGAN, *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+    def __init__(self, vqgan: VQGAN, *, batch_size: int | None = None) -> None:
         """Keeps the model.
 
         Args:
             vqgan: the model.
-            batch_size: pictures in one run of the program; memory grows with it.
+            batch_size: pictures in one run of the program, by default `default_batch_size()`; memory grows with it.
         """
         self.vqgan = vqgan
-        self.batch_size = batch_size
+        self.batch_size = batch_size or default_batch_size()
 
     def decode(
         self, tokens: Int[np.ndarray, "pictures tokens"]
