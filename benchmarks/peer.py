@@ -80,11 +80,11 @@ def _measure(work: PeerWork) -> PeerTimes:
     if work.pictures:
         detokenizer = VQGanDetokenizer().to(work.device).eval()
         tokens = torch.randint(0, 2**14, (work.pictures, 256), device=work.device)
-        for _ in range(work.repeats):
+        for _ in range(work.repeats + 1):  # The first is not counted.
             begin = time.perf_counter()
             detokenizer.forward(False, tokens).cpu()
             decodes.append(time.perf_counter() - begin)
-    return PeerTimes(steps, decodes)
+    return PeerTimes(steps, decodes[1:])
 
 
 def _time_steps(torch: Any, decoder: Any, work: PeerWork, count: int, dtype: Any) -> list[float]:
