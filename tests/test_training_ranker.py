@@ -21,6 +21,7 @@ from training.clip_text import SMALLEST_VOCABULARY, load_merges, make_merges, vo
 from training.data.composition import World
 from training.loop import train
 from training.monitor import Monitor
+from training.optimizers import schedule
 from training.pairs import ComposedPairs, Pairs
 from training.ranker import RankerLoss, RankerSettings, RankerTrainee
 from training.ranker_run import RankerParts, TrainedRanker, open_parts
@@ -131,6 +132,10 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
     for name, array in whole.weights.items():
         np.testing.assert_allclose(resumed.weights[name], array, rtol=1e-5, atol=1e-7)
     assert whole.weights["visual.bn1.num_batches_tracked"] == 3
+    chosen = settings.optimizer
+    rate = float(schedule(chosen.learning_rate, chosen, settings.steps)(2))
+    assert [group["lr"] for group in resumed._optimizer.param_groups] == pytest.approx([rate, rate])
+    assert 0 < rate < chosen.learning_rate
 
 
 @pytest.fixture(scope="module")
