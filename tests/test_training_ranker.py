@@ -135,7 +135,6 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
     chosen = settings.optimizer
     rate = float(schedule(chosen.learning_rate, chosen, settings.steps)(2))
     assert [group["lr"] for group in resumed._optimizer.param_groups] == pytest.approx([rate, rate])
-    assert 0 < rate < chosen.learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(
     run = Path(shutil.copytree(trained[1], tmp_path / "run"))
     text = (run / "settings.toml").read_text()
     (run / "settings.toml").write_text(text.replace("embed_dim = 16", "embed_dim = 8"))
-    with pytest.raises(CheckpointError, match="of another model") as error:
+    with pytest.raises(CheckpointError, match=r"of another model: .* has the shape") as error:
         TrainedRanker.read(run)
     assert "\n" not in str(error.value)
     (run / "text" / MERGES_FILE).unlink()

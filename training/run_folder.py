@@ -11,7 +11,7 @@ sheets/          sample sheets by step
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,10 @@ def read_best(path: Path, like: Any) -> Any:
         raise InvalidInputError("run", f"{path} has no evaluated checkpoint yet; train it for longer")
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    weights = _restore(manager, step, like, path / "best")
-    manager.close()
-    return weights
+    try:
+        return _restore(manager, step, like, path / "best")
+    finally:
+        manager.close()
 
 
 def read_run_settings(path: Path, kind: type[Settings]) -> Settings:
@@ -186,10 +187,18 @@ def _manager(folder: Path, kept: int, **options: Any) -> ocp.CheckpointManager:
     chosen = ocp.CheckpointManagerOptions(
         max_to_keep=kept, create=True, enable_async_checkpointing=False, **options
     )
-    return ocp.CheckpointManager(folder.resolve(), options=chosen)
+    # With its handler named, a checkpoint can be asked what is in it.
+    handler = ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(folder.resolve(), item_handlers=handler, options=chosen)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any, folder: Path) -> Any:
+    try:
+        different = _different(manager.item_metadata(step).tree, like)
+    except Exception:  # Of a damaged checkpoint; restoring it says how.
+        different = None
+    if different is not None:
+        raise CheckpointError(f"{folder}: the checkpoint is of another model: {different}")
     try:
         restored = manager.restore(step, args=ocp.args.StandardRestore(like))
     except Exception as error:  # orbax raises ValueError, KeyError and more for a tree that does not fit.
@@ -198,6 +207,22 @@ def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any, folder
             f"{folder}: the checkpoint is damaged or of another model ({reason})"
         ) from error
     return restored
+
+
+def _different(stored: Any, like: Any) -> str | None:
+    """Says which array of a checkpoint has another shape; asked before orbax, which would stop amid its reading."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in _arrays(stored)}
+    for path, leaf in _arrays(like):
+        if shapes.get(path, leaf.shape) != tuple(leaf.shape):
+            return f"{path} has the shape {shapes[path]}, not {tuple(leaf.shape)}"
+    return None
+
+
+def _arrays(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Gives the arrays of a tree with their paths; a tuple with names has those of the mapping it is stored as."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if hasattr(leaf, "shape"):
+            yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def _reason(error: BaseException) -> str:
