@@ -7,6 +7,7 @@ and what happens to a message that Celery cannot read, which Celery would drop.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -247,10 +248,12 @@ class WorkerThread:
 
     def flush(self, timeout: float) -> None:
         """Waits until what is to be acknowledged is; `timeout` in seconds."""
-        done = threading.Event()
-        # What is called soon is called in no order, but all of it before what is called then.
-        self._soon(self._soon, done.set)
-        done.wait(timeout)
+        deadline = time.monotonic() + timeout
+        # What is called soon is called in no order: what comes after the first call is in the second's batch.
+        for _ in range(2):
+            done = threading.Event()
+            self._soon(done.set)
+            done.wait(max(0.0, deadline - time.monotonic()))
 
     def stop(self, timeout: float) -> bool:
         """Ends the worker, whatever its threads do; what is not acknowledged goes back to the broker.

@@ -136,6 +136,8 @@ class Server(ABC):
         """Stops the server as it is: it keeps its connections, takes new ones, and answers nobody."""
         for process in self._processes:
             process.send_signal(signal.SIGSTOP)
+            # Its threads may do a little more until all of them have stopped.
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Lets a paused server go on."""
