@@ -23,6 +23,7 @@ from smalti.queue.gate import Gate
 from smalti.queue.publisher import REDELIVERIES, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.worker import WorkerThread
+from smalti.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Consumption:
         concurrency: int,
         settings: BrokerSettings,
         publisher: Publisher,
+        store: ObjectStore | None,
         observer: Observer,
     ) -> None:
         """Takes no message yet; see `consume` for the arguments."""
@@ -54,6 +56,7 @@ class Consumption:
             handler,
             publisher,
             settings,
+            store=store,
             observer=observer,
             gate=Gate(self._take_nothing, self._empty_hands, self._take_again),
         )
@@ -102,7 +105,6 @@ class Consumption:
             would keep the process: `os._exit` then ends it.
         """
         grace = self._settings.drain if grace is None else grace
-        deadline = time.monotonic() + grace
         if not self.alive:
             return self.running == 0
         self._worker.pause()
@@ -111,7 +113,10 @@ class Consumption:
         finished = self._deliveries.gate.wait_until_idle(grace)
         # Whoever was about to begin meanwhile gives its message back, and needs no grace for it.
         self._worker.handle_waiting()
-        self._worker.flush(max(0.1, min(CLOSE_SECONDS, deadline - time.monotonic())))
+        acknowledged = time.monotonic() + CLOSE_SECONDS
+        while finished and self._worker.in_hand and time.monotonic() < acknowledged:
+            time.sleep(0.005)
+        self._worker.flush(CLOSE_SECONDS)
         return self._worker.stop(CLOSE_SECONDS) and finished
 
     def __enter__(self) -> Self:
@@ -133,7 +138,6 @@ class Consumption:
         while time.monotonic() < deadline and self._worker.in_hand > 1:
             self._worker.handle_waiting()
             time.sleep(0.01)
-        self._worker.flush(EMPTY_SECONDS)  # And now the broker knows that it has it back.
 
     def _take_again(self) -> None:
         if not self._deliveries.draining.is_set():
@@ -187,6 +191,7 @@ def consume(
     *,
     concurrency: int,
     publisher: Publisher,
+    store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
     observer: Observer = lambda outcome, message: None,
 ) -> Consumption:
@@ -200,6 +205,8 @@ def consume(
         concurrency: how many messages are taken at the same time. A generator needs its slots and some more, so that
             work waits for it and not it for work.
         publisher: sends what follows from the work.
+        store: remembers the work that workers have died of, so that it is given up. None is for messages that cannot
+            kill, as events; then nothing is given up for that.
         settings: None reads them from the environment.
         observer: told what became of each delivery, for metrics; called by the handlers' threads.
 
@@ -213,5 +220,6 @@ def consume(
         concurrency=concurrency,
         settings=settings or broker_settings(),
         publisher=publisher,
+        store=store,
         observer=observer,
     )

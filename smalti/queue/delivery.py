@@ -30,11 +30,13 @@ from smalti.queue.errors import BrokerUnavailableError, GiveBackError, Permanent
 from smalti.queue.gate import Gate
 from smalti.queue.publisher import REDELIVERIES, Publisher
 from smalti.queue.settings import BrokerSettings
+from smalti.queue.suspects import Suspects
+from smalti.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
 
 SUSPECT_AFTER: Final = 2
-"""Deaths of workers over a message from which on it runs alone."""
+"""Deliveries that were not ended from which on a message runs alone."""
 WHY_DEAD = "smalti_why_dead"
 """The header that says why a message is in a dead-letter queue."""
 
@@ -69,7 +71,7 @@ class Outcome(StrEnum):
     GIVEN_BACK = "given back"
     """It went back to its queue: the worker stops, or another message has to run alone."""
     UNCONFIRMED = "unconfirmed"
-    """The broker could not take what follows; it delivers the message again."""
+    """The broker could not take what follows, or the store did not answer; the message is delivered again."""
 
 
 Observer = Callable[[Outcome, Message | None], None]
@@ -101,6 +103,7 @@ class Deliveries:
         publisher: Publisher,
         settings: BrokerSettings,
         *,
+        store: ObjectStore | None = None,
         observer: Observer = lambda outcome, message: None,
         gate: Gate | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class Deliveries:
             handler: does the work.
             publisher: sends what follows.
             settings: how often and how soon work is tried again.
+            store: remembers what workers have died over alone. None is for messages that kill nobody.
             observer: told what became of every delivery.
             gate: knows how to let a message run alone.
         """
@@ -121,6 +125,7 @@ class Deliveries:
         self._publisher = publisher
         self._settings = settings
         self._observer = observer
+        self._suspects = None if store is None else Suspects(store)
         self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
         self._lock = threading.Lock()
 
@@ -143,11 +148,18 @@ class Deliveries:
                 outcome = self._bury(received, str(error))
             else:
                 outcome = self._deliver(received, message)
-        except BrokerUnavailableError as error:
-            logger.warning("what follows from a message of %s was not confirmed: %s", self._stage, error)
-            self._observer(Outcome.UNCONFIRMED, message)
-            raise NotAcknowledgedError(str(error)) from error
+        except UnavailableError as error:
+            logger.warning("a message of %s stays with the broker: %s", self._stage, error)
+            raise self._not_acknowledged(message, error) from error
+        except Exception as error:
+            logger.exception("a message of %s stays with the broker", self._stage)
+            raise self._not_acknowledged(message, error) from error
         self._observer(outcome, message)
+
+    def _not_acknowledged(self, message: Message | None, error: Exception) -> NotAcknowledgedError:
+        self._observer(Outcome.UNCONFIRMED, message)
+        self.draining.wait(self._settings.retry_first)  # It comes again at once.
+        return NotAcknowledgedError(str(error))
 
     def _parse(self, received: Received) -> Message:
         message = parse(received.text)
@@ -164,19 +176,33 @@ class Deliveries:
         if running is not None:
             if running.result():
                 return Outcome.DUPLICATE
-        # What this worker itself has let go of to run a message alone is marked as well, and no sign of a death.
-        elif received.redelivered and not self.gate.opened_just_now:
+        elif received.redelivered:
             return self._count_death(received, message)
         if received.redeliveries < SUSPECT_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
+        return self._run_alone(received, message)
+
+    def _run_alone(self, received: Received, message: Message) -> Outcome:
+        """Does work that may be what its workers die of; it is given up when enough have died over it alone."""
+        deaths = self._suspects.deaths(message) if self._suspects else 0
+        if deaths >= max(1, self._settings.deliveries - SUSPECT_AFTER):
+            detail = f"{deaths} workers that did nothing else ended before it was done"
+            outcome = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
+            if self._suspects:
+                self._suspects.end(message)
+            return outcome
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
-            logger.warning(
-                "%s has brought down %d workers; it runs alone", message.work, received.redeliveries
-            )
-            return self._run(received, message)
+            logger.warning("workers have ended over %s; it runs alone", message.work)
+            if self._suspects:
+                self._suspects.begin(message, deaths + 1)
+            try:
+                return self._run(received, message)
+            finally:
+                if self._suspects:
+                    self._suspects.end(message)
 
     def _run(self, received: Received, message: Message) -> Outcome:
         """Does the work, unless another thread has begun it meanwhile."""
@@ -237,12 +263,8 @@ class Deliveries:
         return Outcome.RETRIED
 
     def _count_death(self, received: Received, message: Message) -> Outcome:
-        """Sends a copy that knows of one death more; past the limit the message is given up."""
-        deaths = received.redeliveries + 1
-        if deaths >= self._settings.deliveries:
-            detail = f"each of {deaths} workers that began it ended before it was done"
-            return self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
-        self._send_again(received, deaths)
+        """Sends a copy that knows of one death more, if it was one."""
+        self._send_again(received, received.redeliveries + 1)
         return Outcome.REDELIVERED
 
     def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Outcome:

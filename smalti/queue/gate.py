@@ -1,17 +1,12 @@
 """Lets work run side by side, and suspect work alone.
 
 A message over which workers have died twice may be what kills them. It runs alone, after all other messages have been
-given back to the broker: when it kills the worker again, nothing else is in that worker's hands, and nothing else is
-suspected for it.
+given back to the broker: when it kills the worker again, it is known by that, and nothing else suffers for it.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
-
-JUST_NOW_SECONDS: Final = 5.0
 
 
 class Gate:
@@ -38,12 +33,6 @@ class Gate:
         self._running = 0
         self._closed = False
         self._closing = False
-        self._opened_at = float("-inf")
-
-    @property
-    def opened_just_now(self) -> bool:
-        """Whether the gate was closed until a few seconds ago."""
-        return time.monotonic() - self._opened_at < JUST_NOW_SECONDS
 
     @property
     def running(self) -> int:
@@ -89,15 +78,13 @@ class Gate:
         finally:
             with self._changed:
                 self._closed = self._closing = False
-                self._opened_at = time.monotonic()
                 self._changed.notify_all()
             self._on_open()
 
     def wait_until_closed(self) -> None:
         """Waits, where the gate is being closed, until nothing more comes.
 
-        What is sent back to the queue before would come again at once, and RabbitMQ takes back what it has just handed
-        out to somebody who cancels, with the mark of a message over which a worker has died.
+        What is sent back to the queue before would come again at once.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._closing)

@@ -42,8 +42,9 @@ class BrokerSettings(BaseSettings):
     """With RabbitMQ: the seconds between signs of life; after two without any the connection is made anew."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """How often work is tried before it is given up and its message goes to the dead-letter queue."""
-    deliveries: Annotated[int, Field(ge=1, le=15)] = 5
-    """How often a message is delivered whose worker dies each time, before it goes to the dead-letter queue."""
+    deliveries: Annotated[int, Field(ge=3, le=15)] = 5
+    """How often a message is delivered whose worker dies each time, before it goes to the dead-letter queue; three
+    times at least, since less proves nothing."""
     retry_first: Seconds = 0.5
     """The seconds before work that has failed for a passing reason is tried again; they double with every attempt."""
     retry_longest: Seconds = 30.0

@@ -73,6 +73,12 @@ class KeepingConsumer(Consumer):
     dead_letter: DeadLetter | None = None
     """Set before the worker starts."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Takes what Celery gives its consumers."""
+        self.in_hand: set[Any] = set()
+        """The delivery tags of what this connection has given and the broker does not know the end of."""
+        super().__init__(*arguments, **options)
+
     class Blueprint(Consumer.Blueprint):
         """What the consumer is made of. Delayed delivery is left out: it makes dozens of exchanges and queues."""
 
@@ -106,15 +112,18 @@ class KeepingConsumer(Consumer):
         and a worker without credit does not listen, and so never hears that its connection is dead. The error makes
         the connection anew. Only a message of an earlier connection cannot be acknowledged any more, and need not be.
         """
-        consumer = self.task_consumer
-        current = consumer is not None and call.__self__.channel is consumer.channel
+        consumer, message = self.task_consumer, call.__self__
+        current = consumer is not None and message.channel is consumer.channel
         call(log, () if current and self.blueprint.state == RUN else errors, *options)
+        if current:
+            self.in_hand.discard(message.delivery_tag)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[KombuMessage], None]:
         """Returns what takes a message; none of them can end the event loop."""
         handle = super().create_task_handler(*arguments, **options)
 
         def on_message(message: KombuMessage) -> None:
+            self.in_hand.add(message.delivery_tag)
             try:
                 handle(message)
             except self.connection_errors:
@@ -159,6 +168,7 @@ class KeepingConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Makes the connection anew."""
+        self.in_hand.clear()
         with suppress(CPendingDeprecationWarning):
             super().on_connection_error_after_connected(exc)
 
@@ -172,6 +182,7 @@ class KeepingConsumer(Consumer):
             message.reject_log_error(logger, self.connection_errors, requeue=True)
         else:
             message.ack_log_error(logger, self.connection_errors)
+        self.in_hand.discard(message.delivery_tag)
 
 
 class WorkerThread:
@@ -224,8 +235,8 @@ class WorkerThread:
 
     @property
     def in_hand(self) -> int:
-        """How many messages were taken and are not done with."""
-        return len(state.reserved_requests)
+        """How many messages were taken whose end the broker does not know."""
+        return len(self._worker.consumer.in_hand)
 
     def start(self) -> None:
         """Starts the thread; does not wait for the broker."""

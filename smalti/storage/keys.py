@@ -72,6 +72,10 @@ class JobKeys:
         """Returns the key of the scores of a chunk's pictures."""
         return f"{self.folder}scores/{_number(chunk)}.json"
 
+    def suspect(self, name: str) -> str:
+        """Returns the key of the record of work over which workers have died."""
+        return f"{self.folder}suspects/{name}.json"
+
     def __contains__(self, key: str) -> bool:
         return key.startswith(self.folder) and bool(_KEY.fullmatch(key))
 
@@ -83,10 +87,10 @@ class JobKeys:
 
 
 def is_intermediate(key: str) -> bool:
-    """Says whether an object is of no use once its job has ended: encoding, tokens, and scores."""
+    """Says whether an object is of no use once its job has ended: all but pictures and result."""
     name = key.removeprefix(JOBS).partition("/")[2]
     return key.startswith(JOBS) and (
-        name == "encoding.safetensors" or name.startswith(("tokens/", "scores/"))
+        name == "encoding.safetensors" or name.startswith(("tokens/", "scores/", "suspects/"))
     )
 
 

@@ -1,0 +1,60 @@
+"""A worker process for the tests of the queue: `python queue_worker.py SETTINGS STORE`; says on stdout what it does.
+
+What a job asks for is in its prompt: `die` kills the process before it is done, `die after` when what follows has been
+sent and the message not acknowledged, `sleep N` takes so many seconds.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from smalti.messages import EncodeTask, Message, Stage
+from smalti.queue import BrokerSettings, Delivery, Publisher, consume
+from smalti.storage import LocalStore
+
+
+def say(*words: str) -> None:
+    sys.stdout.write(" ".join(words) + "\n")  # In one piece, since many threads speak.
+    sys.stdout.flush()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def handle(delivery: Delivery) -> Iterator[Message]:
+    task = delivery.message
+    assert isinstance(task, EncodeTask)
+    say("begin", task.job)
+    if task.prompt == "die":
+        time.sleep(0.3)  # So that neighbours are in the process's hands too.
+        die()
+    if task.prompt.startswith("sleep"):
+        time.sleep(float(task.prompt.split()[1]))
+    yield task.done()
+    if task.prompt == "die after":
+        die()
+    say("done", task.job)
+
+
+def main() -> None:
+    settings = BrokerSettings.model_validate_json(sys.argv[1])
+    store = LocalStore(Path(sys.argv[2]))
+    publisher = Publisher(settings)
+    consumption = consume(
+        Stage.ENCODE, handle, concurrency=4, publisher=publisher, store=store, settings=settings
+    )
+    signal.signal(signal.SIGTERM, lambda *_: consumption.stop())
+    consumption.start()
+    if consumption.wait_until_ready(30):
+        say("ready")
+    consumption.wait_until_ended()
+    publisher.close()
+    say("ended")
+
+
+if __name__ == "__main__":
+    main()
