@@ -162,6 +162,20 @@ def lay_out(
     }
 
 
+def held_out_splits(folder: Path) -> list[str]:
+    """Returns the splits of a data folder that training never sees, the one that matters most first.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    splits = [split for split in HELD_OUT_SPLITS if split in splits_in(folder)]
+    if not splits:
+        raise InvalidInputError(
+            "data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}"
+        )
+    return splits
+
+
 def evaluation_batches(
     folder: Path, tokenizer: TextTokenizer, tokens: int, codes: int, size: int, count: int
 ) -> Mapping[str, Sequence[Batch]]:
@@ -174,11 +188,7 @@ def evaluation_batches(
     Raises:
         InvalidInputError: there is nothing held out.
     """
-    splits = [split for split in HELD_OUT_SPLITS if split in splits_in(folder)]
-    if not splits:
-        raise InvalidInputError(
-            "data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}"
-        )
+    splits = held_out_splits(folder)
     batches: dict[str, Sequence[Batch]] = {}
     for name, split in zip(("loss", "seen_combinations"), splits, strict=False):
         data = Captioned.read(folder, split, tokens, codes)

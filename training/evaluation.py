@@ -178,10 +178,7 @@ def evaluate(
         revision=folder.revision,
         size=folder.size,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        versions=versions(),
         machine=machine(),
         sampling=folder.sampling,
         counts=counts,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from PIL import Image
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from training.captioned import CaptionBatches, Captioned, evaluation_batches
 from training.optimizers import make_optimizer
 from training.settings import Count, RunSettings, Share
 from training.sheets import sheet
-from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, Task
 from training.text import SMALLEST_VOCABULARY
 
 _SHEET_CANDIDATES = 8
@@ -78,7 +78,7 @@ class GeneratorSettings(RunSettings):
         )
 
 
-class GeneratorTask:
+class GeneratorTask(Task):
     """The network and its loss."""
 
     def __init__(self, config: DalleBartConfig, seed: int = 0, *, remat: bool = False) -> None:
@@ -101,12 +101,6 @@ class GeneratorTask:
         logits = bart.logits(self.config, params, encoding, mask, batch["decoder_input_ids"], **self._options)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
         return losses.mean(), ({}, {})
-
-    def after_update(
-        self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
-    ) -> tuple[Parameters, Any]:
-        """Leaves everything as it is."""
-        return params, memory
 
 
 class GeneratorTrainee(SteppedTrainee):

@@ -31,7 +31,7 @@ from training.run_folder import read_best, read_run_settings
 from training.settings import Count, RunSettings, Share
 from training.sheets import sheet
 from training.sources import WORLD_FILE, find_world
-from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
+from training.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, Task
 
 _SHEET_PICTURES = 32
 
@@ -48,7 +48,7 @@ class JudgeSettings(RunSettings):
     """So many pictures go through the image tokenizer and back before training; half of every batch is of them."""
 
 
-class JudgeTask:
+class JudgeTask(Task):
     """The network and its loss."""
 
     def __init__(self, sizes: JudgeSizes, counts: tuple[int, int, int], seed: int = 0) -> None:
@@ -86,12 +86,6 @@ class JudgeTask:
             "background": -_at(said.backgrounds, batch["backgrounds"]).mean(),
         }
         return jnp.stack(list(losses.values())).sum(), (losses, {})
-
-    def after_update(
-        self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
-    ) -> tuple[Parameters, Any]:
-        """Leaves everything as it is."""
-        return params, memory
 
 
 class JudgeTrainee(SteppedTrainee):

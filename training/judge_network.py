@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from smalti.models.layers import Dense, Parameters, apply, compute_dtype, precision
+from smalti.models.layers import Dense, Parameters, apply, compute_dtype, join_patches, precision
 from smalti.parameters import Strict
 from training.data.world import WorldDescription
 from training.judge_samples import Place, Samples, scaled, view
@@ -56,11 +56,11 @@ class JudgeModule(nn.Module):
     def __call__(self, pixels: Float[Array, "batch side side 3"]) -> Logits:
         """Returns the logits; pixels are in [0, 1]."""
         width = self.sizes.width
-        x = _fold(2 * pixels - 1, self.sizes.resolution // 32)
+        x = join_patches(2 * pixels - 1, self.sizes.resolution // 32)
         x = self._convolution(width // 2)(x)
         for stage, blocks in enumerate(self.sizes.blocks, start=1):
             # A product is much faster than a strided convolution on XLA's CPU backend.
-            x = _fold(self._activated(x), 2)
+            x = join_patches(self._activated(x), 2)
             x = Dense(width * stage, self.dtype, init_std=x.shape[-1] ** -0.5)(x)
             for _ in range(blocks):
                 y = self._convolution(width * stage)(self._activated(x))
@@ -162,10 +162,3 @@ def _verdicts(
     said: Logits = apply(module, params, pixels.astype(jnp.float32) / 255)
     things = jnp.where(said.whole.argmax(-1) == 1, said.things.argmax(-1), module.things)
     return things, said.colours.argmax(-1), said.backgrounds.argmax(-1)
-
-
-def _fold(x: Float[Array, "batch rows columns features"], size: int) -> Array:
-    """Joins the features of size by size places, so that fewer places have more of them."""
-    batch, rows, columns, features = x.shape
-    x = x.reshape(batch, rows // size, size, columns // size, size, features)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows // size, columns // size, -1)

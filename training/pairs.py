@@ -16,10 +16,9 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from smalti.errors import InvalidInputError
-from training.captioned import HELD_OUT_SPLITS
+from training.captioned import held_out_splits
 from training.data.attributes import SPLITS, Attributes, Split
 from training.data.composition import CompositionDataset, World, caption, compose, draw_attributes
-from training.data.shards import splits_in
 from training.data.world import NATURAL
 from training.lookalikes import acceptable_colours
 from training.sources import Order, decode_pictures, find_world, read_column
@@ -184,12 +183,7 @@ class StoredPairs:
     def __init__(self, folder: Path, resolution: int, batch_size: int, seed: int) -> None:
         """Opens the splits; see `open_pairs`."""
         self._train = _Split.read(folder, "train")
-        held_out = [split for split in HELD_OUT_SPLITS if split in splits_in(folder)]
-        if not held_out:
-            raise InvalidInputError(
-                "data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}"
-            )
-        self._held_out = _Split.read(folder, held_out[0])
+        self._held_out = _Split.read(folder, held_out_splits(folder)[0])
         self._resolution = resolution
         self._size = batch_size
         self._seed = seed

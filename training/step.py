@@ -53,6 +53,7 @@ class Task(Protocol):
         self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
     ) -> tuple[Parameters, Any]:
         """Returns weights and memory after what the optimizer does not do; part of the compiled step."""
+        return params, memory
 
 
 class Stepper:

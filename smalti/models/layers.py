@@ -48,6 +48,15 @@ class Dense(nn.Module):
         return product.reshape(*x.shape[:-1], self.features)
 
 
+def join_patches(
+    x: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch rows columns patch_channels"]:
+    """Makes each square of `size` by `size` places one place, with the channels of all of them."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
+
+
 def flatten(tree: Parameters) -> dict[str, Any]:
     """Returns the leaves of a tree by their path joined with "/"."""
     return traverse_util.flatten_dict(tree, sep="/")

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from smalti.errors import ConfigError, ModelError
 from smalti.models.checkpoints import VQGAN_LAYOUT
 from smalti.models.configuration import read_config, refuse_other_options, whole_number
-from smalti.models.layers import Parameters, apply, precision, shapes
+from smalti.models.layers import Parameters, apply, join_patches, precision, shapes
 from smalti.models.network_files import load_network, save_network
 
 GROUPS = 32
@@ -236,7 +236,7 @@ class Encoder(Block):
     ) -> Float[Array, "batch rows columns z_channels"]:
         """Returns one vector for each tile."""
         config, last = self.config, len(self.config.ch_mult) - 1
-        x = self.conv(config.ch, 3, "conv_in")(_pixels_to_patches(x, config.patch_size))
+        x = self.conv(config.ch, 3, "conv_in")(join_patches(x, config.patch_size))
         for level in range(last + 1):
             resample = Downsample if level < last else None
             x = Level(
@@ -277,19 +277,10 @@ class Decoder(Block):
         return _patches_to_pixels(x, config.patch_size)
 
 
-def _pixels_to_patches(
-    x: Float[Array, "batch height width 3"], size: int
-) -> Float[Array, "batch rows columns patch_channels"]:
-    """Makes each square of `size` by `size` pixels the channels of one place."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
-
-
 def _patches_to_pixels(
     x: Float[Array, "batch rows columns patch_channels"], size: int
 ) -> Float[Array, "batch height width 3"]:
-    """The inverse of `_pixels_to_patches`."""
+    """The inverse of `join_patches`."""
     batch, rows, columns, channels = x.shape
     x = x.reshape(batch, rows, columns, size, size, channels // size**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels // size**2)
