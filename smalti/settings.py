@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,6 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from smalti.errors import InvalidInputError
 
 PREFIX = "SMALTI_"
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+"""A time that may be set: more than none, and no more than a week."""
 
 SettingsKind = TypeVar("SettingsKind", bound=BaseSettings)
 
@@ -33,12 +36,19 @@ def _compilation_cache_folder() -> Path:
     return _base_folder("XDG_CACHE_HOME", ".cache") / "compiled"
 
 
-class Settings(BaseSettings):
-    """The settings; what a field's text says is what the documentation says."""
+class EnvironmentSettings(BaseSettings):
+    """What all settings have in common: a field's text says what the documentation says; an empty variable is none."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, use_attribute_docstrings=True
+        env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
+
+
+class Settings(EnvironmentSettings):
+    """The settings that are no service's own."""
+
+    # Here an empty variable may have a meaning.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=False)
 
     models: Path = Field(default_factory=_models_folder)
     """The folder in which models are found by name, and into which they are imported."""

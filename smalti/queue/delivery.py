@@ -177,7 +177,9 @@ class Deliveries:
             if running.result():
                 return Outcome.DUPLICATE
         elif received.redelivered:
-            return self._count_death(received, message)
+            # A copy that knows of one death more, if it was one.
+            self._send_again(received, received.redeliveries + 1)
+            return Outcome.REDELIVERED
         if received.redeliveries < SUSPECT_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
@@ -261,11 +263,6 @@ class Deliveries:
             headers={REDELIVERIES: received.redeliveries},
         )
         return Outcome.RETRIED
-
-    def _count_death(self, received: Received, message: Message) -> Outcome:
-        """Sends a copy that knows of one death more, if it was one."""
-        self._send_again(received, received.redeliveries + 1)
-        return Outcome.REDELIVERED
 
     def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Outcome:
         """Lets a newer service have the message; when none takes it, it is kept in the dead-letter queue."""

@@ -4,25 +4,17 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
 
 BROKER_PREFIX = f"{PREFIX}BROKER_"
 
-Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 
+class BrokerSettings(EnvironmentSettings):
+    """The settings; see `EnvironmentSettings`."""
 
-class BrokerSettings(BaseSettings):
-    """The settings; what a field's text says is what the documentation says."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=BROKER_PREFIX,
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = SettingsConfigDict(env_prefix=BROKER_PREFIX)
 
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """The broker: `redis://` or `rediss://` for Valkey and Redis, `amqp://` or `amqps://` for RabbitMQ, with user,

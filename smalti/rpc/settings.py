@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
 
 RPC_PREFIX = f"{PREFIX}RPC_"
 
@@ -14,20 +14,13 @@ MEBIBYTE = 2**20
 
 Bytes = Annotated[int, Field(ge=1024, le=2**31 - 1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 
 
-class RpcSettings(BaseSettings):
-    """The settings; what a field's text says is what the documentation says."""
+class RpcSettings(EnvironmentSettings):
+    """The settings; see `EnvironmentSettings`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=RPC_PREFIX,
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = SettingsConfigDict(env_prefix=RPC_PREFIX)
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The address that a server listens at; `0.0.0.0` or `[::]` for all of the machine."""
@@ -67,13 +60,13 @@ class RpcSettings(BaseSettings):
     asks every two hours, a channel never."""
     most_calls: Annotated[int, Field(ge=1)] = 1000
     """Calls that a server answers at the same time; more are refused with RESOURCE_EXHAUSTED."""
-    default_deadline: SomeSeconds = 600.0
+    default_deadline: Seconds = 600.0
     """The seconds after which a server ends a call that has no deadline of its own."""
-    longest_deadline: SomeSeconds = 3600.0
+    longest_deadline: Seconds = 3600.0
     """The seconds after which a server ends any call."""
-    grace: Seconds = 25.0
+    grace: SecondsOrNone = 25.0
     """The seconds in which a server that stops finishes the calls it has begun; what is left then is broken off."""
-    drain_delay: Seconds = 0.0
+    drain_delay: SecondsOrNone = 0.0
     """The seconds between telling that it stops (health) and taking no more calls, for load balancers to notice."""
     attempts: Annotated[int, Field(ge=1, le=5)] = 4
     """How often a channel tries a call that is answered with UNAVAILABLE, the first time included."""

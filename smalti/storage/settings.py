@@ -5,10 +5,10 @@ from typing import Annotated
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from smalti.errors import InvalidInputError
-from smalti.settings import PREFIX, data_folder, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, data_folder, read_settings
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
 from smalti.storage.store import ObjectStore
@@ -22,16 +22,10 @@ def _default_url() -> SecretStr:
     return SecretStr((data_folder() / "store").as_uri())
 
 
-class StoreSettings(BaseSettings):
-    """The settings; what a field's text says is what the documentation says."""
+class StoreSettings(EnvironmentSettings):
+    """The settings; see `EnvironmentSettings`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=STORE_PREFIX,
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = SettingsConfigDict(env_prefix=STORE_PREFIX)
 
     url: SecretStr = Field(default_factory=_default_url)
     """Where objects are: `s3+http://KEY:SECRET@HOST:PORT/BUCKET` or `s3+https://…` for any S3 store, with `?region=`
