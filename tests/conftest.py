@@ -23,7 +23,14 @@ from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.models.folder import ModelFolder  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
-from smalti.testing.servers import PostgresServer, RabbitMQServer, S3Server, ValkeyServer  # noqa: E402
+from smalti.testing.queue_stand import Stand, clear, settings_for  # noqa: E402
+from smalti.testing.servers import (  # noqa: E402
+    PostgresServer,
+    RabbitMQServer,
+    S3Server,
+    Server,
+    ValkeyServer,
+)
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 use_compilation_cache()
@@ -51,9 +58,11 @@ def worded(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tiny: ModelFolder) -> Pipeline:
+def pipeline(tiny: ModelFolder) -> Iterator[Pipeline]:
     """The tiny model, loaded."""
-    return Pipeline.load(tiny.path)
+    loaded = Pipeline.load(tiny.path)
+    yield loaded
+    loaded.generator.close()
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +91,28 @@ def postgres() -> Iterator[PostgresServer]:
     """A database; a test that stops it starts it again."""
     with PostgresServer() as server:
         yield server
+
+
+# Where RabbitMQ is not installed, CI fails, and anybody else tests what they have.
+BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request: pytest.FixtureRequest) -> Server:
+    """A broker of each kind, without queues."""
+    server: Server = request.getfixturevalue(request.param)
+    if not server.running:
+        server.start()
+    clear(settings_for(server))
+    return server
+
+
+@pytest.fixture
+def stand(broker: Server) -> Iterator[Stand]:
+    """A publisher, and a worker once it is asked for."""
+    made = Stand(settings_for(broker))
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

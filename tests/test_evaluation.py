@@ -259,17 +259,16 @@ def test_many_prompts_at_once_are_drawn_as_each_alone(folder: Path, world: World
         np.testing.assert_allclose(drawn.scores, [each.score for each in by_candidate], rtol=1e-4)
 
 
-def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--model",
-        f"{folder}/model",
-        "--judge",
-        f"{folder}/judge",
-        "--data",
-        f"{folder}/data",
-        "--slots",
-        "8",
+def words_for(folder: Path) -> list[str]:
+    """What the commands have in common."""
+    return [
+        *("--model", f"{folder}/model", "--judge", f"{folder}/judge"),
+        *("--data", f"{folder}/data", "--slots", "8"),
     ]
+
+
+def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = words_for(folder)
     evaluate = [
         "evaluate", *words, "--out", f"{tmp_path}", "--prompts-per-kind", "2",
         "--sheet-prompts", f"{folder}/sheets.toml",
@@ -337,16 +336,7 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
 def test_a_sweep_tells_the_shares_of_every_choice(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "--model",
-        f"{folder}/model",
-        "--judge",
-        f"{folder}/judge",
-        "--data",
-        f"{folder}/data",
-        "--slots",
-        "8",
-    ]
+    words = words_for(folder)
     grid = ["--guidance-scale", "1", "--guidance-scale", "3", "--temperature", "0", "--prompts-per-kind", "1"]
     assert run(["sweep", *words, *grid, "--out", f"{tmp_path}/sweep.md"]) == 0
     table = capsys.readouterr().out

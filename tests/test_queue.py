@@ -1,227 +1,61 @@
-"""The queues, on real brokers: what is promised of a message, whatever happens to workers and broker."""
+"""The queues, on real brokers: what becomes of a message, by what its handler does."""
 
-import contextlib
-import datetime
 import gc
-import itertools
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError
 from smalti.messages import (
-    Chunk,
     EncodeTask,
     Failed,
     FailureReason,
     Message,
     Stage,
     StageDone,
-    dead_queue_name,
     parse,
 )
-from smalti.parameters import SamplingParameters
 from smalti.queue import (
     BrokerSettings,
-    BrokerUnavailableError,
-    Consumption,
     Delivery,
     GiveBackError,
     Outcome,
     PermanentError,
-    Publisher,
     RetryError,
     celery_application,
     consume,
 )
-from smalti.queue.application import all_queues
 from smalti.queue.delivery import WHY_DEAD
-from smalti.storage import LocalStore, ObjectRef
-from smalti.testing.servers import RabbitMQServer, Server, ValkeyServer
+from smalti.storage import ObjectRef
+from smalti.testing.queue_stand import (
+    HARMLESS_WARNINGS,
+    WAIT,
+    Stand,
+    clear,
+    dead,
+    events,
+    gather,
+    read_all,
+    settings_for,
+    task,
+    wait_until,
+)
+from smalti.testing.servers import ValkeyServer
 
-Item = TypeVar("Item")
-
-WORKER = Path(__file__).parent / "queue_worker.py"
-WAIT = 60.0
-"""Seconds within which anything happens, on a machine that does other things as well."""
-
-pytestmark = [
-    # What Celery says of a reconnect; it concerns pools that can end a task.
-    pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning"),
-    # py-amqp leaves the socket of a connection that broke off while it was made to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_left_to_others() -> Iterator[None]:
     yield
     gc.collect()
-
-
-# Where RabbitMQ is not installed, CI fails, and anybody else tests what they have.
-BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
-
-
-@pytest.fixture(params=BROKERS)
-def broker(request: pytest.FixtureRequest) -> Server:
-    """A broker of each kind, without queues."""
-    server: Server = request.getfixturevalue(request.param)
-    if not server.running:
-        server.start()
-    clear(settings_for(server))
-    return server
-
-
-def settings_for(server: Server, **changes: Any) -> BrokerSettings:
-    quick: dict[str, Any] = {
-        "timeout": 5.0,
-        "visibility_timeout": 6.0,
-        "retry_first": 0.05,
-        "retry_longest": 0.2,
-        "drain": 10.0,
-    }
-    return BrokerSettings(url=SecretStr(server.url), **{**quick, **changes})
-
-
-def patient(settings: BrokerSettings) -> BrokerSettings:
-    """For the test's own looks into the queues."""
-    return settings.model_copy(update={"timeout": WAIT})
-
-
-def clear(settings: BrokerSettings) -> None:
-    with celery_application(patient(settings)).connection_for_write() as connection:
-        for queue in all_queues(settings).values():
-            # Not removed: RabbitMQ 3.10 does not always recover a queue that was removed and made again.
-            bound = queue(connection.channel())
-            bound.declare()
-            bound.purge()
-        if settings.url.get_secret_value().startswith("redis"):
-            connection.channel().client.flushdb()
-
-
-def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, Any]]]:
-    """Takes what is in a queue: each message's text, or body where it is no task, and its headers."""
-    found = []
-    with celery_application(patient(settings)).connection_for_write() as connection:
-        bound = all_queues(settings)[queue](connection.channel())
-        bound.declare()
-        while message := bound.get(accept=["application/json", "application/data"], no_ack=True):
-            body = message.body
-            with contextlib.suppress(Exception):
-                body = message.decode()[0][0]
-            found.append((body, dict(message.headers)))
-    return found
-
-
-def events(settings: BrokerSettings) -> list[Message]:
-    return [parse(text) for text, _ in read_all(settings, "events")]
-
-
-def dead(settings: BrokerSettings, stage: Stage = Stage.ENCODE) -> list[tuple[str, dict[str, Any]]]:
-    return read_all(settings, dead_queue_name(stage))
-
-
-def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
-    fields: dict[str, Any] = {
-        "job": job,
-        "expires": time.time() + 3600,
-        "model": "tiny",
-        "revision": "r",
-        "prompt": prompt,
-        "seed": 1,
-        "sampling": SamplingParameters(),
-        "chunks": (Chunk(chunk=0, candidates=(0, 1)),),
-    }
-    return EncodeTask(**{**fields, **changes})
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bool]) -> list[Item]:
-    """Reads again and again until what was found is enough."""
-    found: list[Item] = []
-
-    def look() -> bool:
-        found.extend(read())
-        return enough(found)
-
-    wait_until(look)
-    return found
-
-
-class Stand:
-    """A publisher and a worker in this process, and what became of the messages."""
-
-    def __init__(self, settings: BrokerSettings) -> None:
-        self.settings = settings
-        self.publisher = Publisher(settings)
-        self.begun: list[str] = []
-        self.outcomes: Counter[Outcome] = Counter()
-        self.consumption: Consumption | None = None
-
-    def work(
-        self,
-        handler: Callable[[Delivery], Iterable[Message]] | None = None,
-        *,
-        concurrency: int = 4,
-        stage: Stage = Stage.ENCODE,
-    ) -> Consumption:
-        def handle(delivery: Delivery) -> Iterable[Message]:
-            self.begun.append(delivery.message.job)
-            if handler:
-                return handler(delivery)
-            assert isinstance(delivery.message, EncodeTask)
-            return [delivery.message.done()]
-
-        self.consumption = consume(
-            stage,
-            handle,
-            concurrency=concurrency,
-            publisher=self.publisher,
-            settings=self.settings,
-            observer=lambda outcome, message: self.outcomes.update([outcome]),
-        )
-        self.consumption.start()
-        assert self.consumption.wait_until_ready(WAIT)
-        return self.consumption
-
-    def wait_for(self, outcome: Outcome, count: int = 1) -> None:
-        wait_until(lambda: self.outcomes[outcome] >= count)
-
-    def stop(self) -> None:
-        if self.consumption:
-            self.consumption.stop(5)
-        self.publisher.close()
-
-
-@pytest.fixture
-def stand(broker: Server) -> Iterator[Stand]:
-    """A publisher, and a worker once it is asked for."""
-    made = Stand(settings_for(broker))
-    yield made
-    made.stop()
 
 
 def test_message_is_handled_and_what_follows_is_sent(stand: Stand) -> None:
@@ -463,242 +297,6 @@ def test_process_takes_messages_once(stand: Stand) -> None:
     stand.work()
     with pytest.raises(RuntimeError, match="takes messages already"):
         consume(Stage.RANK, lambda _: [], concurrency=1, publisher=stand.publisher, settings=stand.settings)
-
-
-def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
-    publisher = Publisher(settings_for(broker, timeout=2.0))
-    publisher.publish(task("before"), timeout=WAIT)
-    broker.pause()
-    try:
-        for timeout in (0.5, 2.0):
-            began = time.monotonic()
-            with pytest.raises(BrokerUnavailableError, match=f"has not confirmed a message in {timeout:g} s"):
-                publisher.publish(task("paused"), timeout=timeout)
-            assert time.monotonic() - began < timeout + 1
-        assert all(publisher.offer(task("offered")) for _ in range(60))
-        assert not all(publisher.offer(task("offered")) for _ in range(60))
-    finally:
-        broker.resume()
-    publisher.publish(task("after"), timeout=WAIT)
-    broker.kill()
-    began = time.monotonic()
-    with pytest.raises(BrokerUnavailableError):
-        publisher.publish(task("down"))
-    assert time.monotonic() - began < 3
-    broker.start()
-    publisher.publish(task("again"), timeout=WAIT)
-    publisher.close()
-    found = {parse(text).job for text, _ in read_all(publisher.settings, "encode.interactive")}
-    assert {"before", "after", "again"} <= found
-    assert "down" not in found
-
-
-def test_broker_that_is_killed_or_hangs_loses_nothing(stand: Stand, broker: Server) -> None:
-    jobs = itertools.count()
-    accepted: set[str] = set()
-    finished: set[str] = set()
-
-    def handle(delivery: Delivery) -> Iterable[Message]:
-        time.sleep(0.05)
-        finished.add(delivery.message.job)
-        return [delivery.message.done()]  # type: ignore[union-attr]
-
-    def send(count: int) -> None:
-        for _ in range(count):
-            message = task(f"j{next(jobs)}")
-            with contextlib.suppress(BrokerUnavailableError):
-                stand.publisher.publish(message)
-                accepted.add(message.job)
-
-    consumption = stand.work(handle, concurrency=2)
-    send(20)
-    broker.kill()
-    send(1)
-    broker.start()
-    send(20)
-    broker.pause()
-    time.sleep(stand.settings.timeout + 1)
-    broker.resume()
-    send(20)
-    wait_until(lambda: accepted <= finished)
-    assert len(accepted) >= 60 - 2
-    assert consumption.alive
-    gather(lambda: [event.job for event in events(stand.settings)], lambda told: accepted <= set(told))
-    assert dead(stand.settings) == []
-
-
-def test_queue_that_was_removed_is_made_again(broker: Server) -> None:
-    settings = settings_for(broker)
-    publisher = Publisher(settings)
-    publisher.publish_text(Stage.RANK, "rank.batch", "before")
-    with celery_application(patient(settings)).connection_for_write() as connection:
-        connection.channel().queue_purge("rank.batch")  # Valkey has no queues but what is in them.
-        connection.channel().queue_delete("rank.batch")
-    publisher.publish_text(Stage.RANK, "rank.batch", "after", timeout=WAIT)
-    publisher.close()
-    assert [text for text, _ in read_all(settings, "rank.batch")] == ["after"]
-
-
-class WorkerProcess:
-    """A worker in a process of its own, and what it says."""
-
-    def __init__(self, settings: BrokerSettings, folder: Path) -> None:
-        values = {
-            **settings.model_dump(mode="json", exclude_none=True),
-            "url": settings.url.get_secret_value(),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(values), str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        self.said: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            self.said.extend(line.strip() for line in self.process.stdout)
-
-    def __enter__(self) -> "WorkerProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-
-
-def test_worker_that_dies_before_the_acknowledgement_loses_nothing(stand: Stand, tmp_path: Path) -> None:
-    stand.publisher.publish(task("fatal", "die after"))
-    with WorkerProcess(stand.settings, tmp_path) as worker:
-        worker.process.wait(WAIT)
-    assert worker.process.returncode == -9
-    assert "begin fatal" in worker.said
-    told = [event.job for event in events(stand.settings)]
-    assert told == ["fatal"]  # What follows was sent before it died.
-    stand.work()
-    stand.wait_for(Outcome.DONE)
-    assert stand.outcomes[Outcome.REDELIVERED] == 1
-    assert stand.begun == ["fatal"]
-    assert [event.job for event in events(stand.settings)] == ["fatal"]
-
-
-def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
-    settings = settings_for(broker, deliveries=3)
-    clear(settings)
-    publisher = Publisher(settings)
-    neighbours = {f"n{number}" for number in range(6)}
-    publisher.publish(task("poison", "die"))
-    for job in sorted(neighbours):
-        publisher.publish(task(job, "sleep 1"))
-    failed: list[Failed] = []
-    done: set[str] = set()
-    buried: list[str] = []
-
-    def settled() -> bool:
-        for event in events(settings):
-            if isinstance(event, Failed):
-                failed.append(event)
-            else:
-                done.add(event.job)
-        buried.extend(parse(text).job for text, _ in dead(settings))
-        return bool(failed and buried) and neighbours <= done
-
-    deaths = 0
-    deadline = time.monotonic() + 3 * WAIT
-    while not settled():
-        assert time.monotonic() < deadline
-        with WorkerProcess(settings, tmp_path) as worker:
-            wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
-            deaths += worker.process.poll() == -9
-    assert deaths == settings.deliveries
-    assert [(event.job, event.reason) for event in failed] == [("poison", "poison")]
-    assert buried == ["poison"]
-    assert list(LocalStore(tmp_path).objects()) == []
-    publisher.close()
-
-
-def test_worker_drains_when_it_is_told_to_end(stand: Stand, tmp_path: Path) -> None:
-    for number in range(8):
-        stand.publisher.publish(task(f"j{number}", "sleep 0.5"))
-    with WorkerProcess(stand.settings, tmp_path) as worker:
-        wait_until(lambda: any(line.startswith("begin") for line in worker.said))
-        worker.process.terminate()
-        assert worker.process.wait(WAIT) == 0
-    begun = {line.split()[1] for line in worker.said if line.startswith("begin")}
-    done = {line.split()[1] for line in worker.said if line.startswith("done")}
-    assert begun == done
-    waiting = [parse(text).job for text, _ in read_all(stand.settings, "encode.interactive")]
-    assert sorted([*done, *waiting]) == [f"j{number}" for number in range(8)]
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Makes a key and a certificate that it has signed itself."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    private, public = folder / f"{name}.key", folder / f"{name}.pem"
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-    )
-    public.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return private, public
-
-
-def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
-    trusted, foreign = tmp_path / "trusted", tmp_path / "foreign"
-    trusted.mkdir()
-    foreign.mkdir()
-
-    def signing(folder: Path, name: str) -> BrokerSettings:
-        key, public = certificate(folder, name)
-        return settings_for(broker, signing_key=key, signing_certificate=public, signing_trusted=folder)
-
-    # kombu has one signer a process, the last that was set up: the foreign one signs before ours is there.
-    stranger = Publisher(signing(foreign, "stranger"))
-    stranger.publish(task("stranger"))
-    stranger.close()
-    plain = Publisher(settings_for(broker))
-    plain.publish(task("unsigned"))
-    plain.close()
-    stand = Stand(signing(trusted, "ours"))
-    try:
-        stand.publisher.publish(task("ours"))
-        stand.work()
-        stand.wait_for(Outcome.DONE)
-        found = gather(lambda: dead(stand.settings), lambda found: len(found) >= 2)
-        reasons = sorted(headers[WHY_DEAD] for _, headers in found)
-        assert any("not accepted" in reason for reason in reasons), reasons
-        assert any("cannot be read" in reason for reason in reasons), reasons
-        assert stand.begun == ["ours"]
-    finally:
-        stand.stop()
-
-
-def test_signing_is_set_wholly_or_not_at_all(tmp_path: Path) -> None:
-    key, public = certificate(tmp_path, "ours")
-    with pytest.raises(ValueError, match="SMALTI_BROKER_SIGNING_TRUSTED is not set"):
-        BrokerSettings(signing_key=key, signing_certificate=public)
-    with pytest.raises(InvalidInputError, match="SMALTI_BROKER_SIGNING_KEY"):
-        celery_application(
-            BrokerSettings(
-                signing_key=tmp_path / "none", signing_certificate=public, signing_trusted=tmp_path
-            )
-        )
 
 
 def test_other_broker_is_refused() -> None:

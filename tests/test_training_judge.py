@@ -11,7 +11,8 @@ import pytest
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.models import vqgan
-from smalti.models.vqgan import VQGAN, VQGANConfig
+from smalti.models.vqgan import VQGAN
+from smalti.testing.model import TINY_VQGAN_64
 from training.damage import DAMAGES, damage, erase, figure, ground_of
 from training.data.attributes import Attributes, Figure
 from training.data.composition import CompositionDataset, World, compose
@@ -40,11 +41,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def network() -> VQGAN:
-    config = VQGANConfig(
-        ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
-        n_embed=32, patch_size=16,
-    )  # fmt: skip
-    return VQGAN(config, vqgan.initialize(config, jax.random.key(0)))
+    return VQGAN(TINY_VQGAN_64, vqgan.initialize(TINY_VQGAN_64, jax.random.key(0)))
 
 
 def test_a_things_own_colours_may_look_like_a_tint_and_tints_never_do(world: World) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.models import vqgan
-from smalti.models.vqgan import VQGAN, VQGANConfig
-from smalti.testing.model import random_parameters
+from smalti.models.vqgan import VQGAN
+from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from training.data.attributes import Attributes
 from training.data.composition import World
 from training.data.pictures import png_bytes
@@ -37,11 +37,7 @@ def pairs(world: World) -> ComposedPairs:
 
 @pytest.fixture(scope="module")
 def network() -> VQGAN:
-    config = VQGANConfig(
-        ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
-        n_embed=32, patch_size=16,
-    )  # fmt: skip
-    return VQGAN(config, random_parameters(vqgan.parameter_shapes(config), 0))
+    return VQGAN(TINY_VQGAN_64, random_parameters(vqgan.parameter_shapes(TINY_VQGAN_64), 0))
 
 
 def test_no_two_samples_of_a_batch_mean_the_same(pairs: ComposedPairs) -> None:

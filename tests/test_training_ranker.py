@@ -16,7 +16,7 @@ from smalti.errors import CheckpointError, ConfigError, InvalidInputError, Model
 from smalti.models import vqgan
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE, Clip
 from smalti.models.vqgan import VQGAN, VQGANConfig
-from smalti.testing.model import random_parameters
+from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from training.clip_text import SMALLEST_VOCABULARY, load_merges, make_merges, vocabulary_of
 from training.data.composition import World
 from training.loop import train
@@ -53,11 +53,7 @@ def world(world_data: Path) -> World:
 
 @pytest.fixture(scope="module")
 def network() -> VQGAN:
-    config = VQGANConfig(
-        ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
-        n_embed=32, patch_size=16,
-    )  # fmt: skip
-    return VQGAN(config, random_parameters(vqgan.parameter_shapes(config), 0))
+    return VQGAN(TINY_VQGAN_64, random_parameters(vqgan.parameter_shapes(TINY_VQGAN_64), 0))
 
 
 def changed(settings: RankerSettings, **changes: object) -> RankerSettings:

@@ -21,6 +21,12 @@ TINY_VQGAN = vqgan.VQGANConfig(
     z_channels=8, embed_dim=8, n_embed=64,
 )  # fmt: skip
 
+TINY_VQGAN_64 = vqgan.VQGANConfig(
+    ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
+    n_embed=32, patch_size=16,
+)  # fmt: skip
+"""For pictures of a world: 64 pixels, 16 tokens, 32 codes."""
+
 
 def tiny_bart_config(vocabulary: int, **changes: int) -> bart.DalleBartConfig:
     """Returns the sizes of the tiny transformer: 16 image tokens, 64 codes, 2 + 2 layers."""

@@ -1,0 +1,179 @@
+"""A worker and its publisher on a real broker, and looks into the queues, for tests."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from pydantic import SecretStr
+
+from smalti.messages import (
+    Chunk,
+    EncodeTask,
+    Message,
+    Stage,
+    dead_queue_name,
+    parse,
+)
+from smalti.parameters import SamplingParameters
+from smalti.queue import (
+    BrokerSettings,
+    Consumption,
+    Delivery,
+    Outcome,
+    Publisher,
+    celery_application,
+    consume,
+)
+from smalti.queue.application import all_queues
+from smalti.testing.servers import Server
+
+Item = TypeVar("Item")
+
+WAIT = 60.0
+"""Seconds within which anything happens, on a machine that does other things as well."""
+HARMLESS_WARNINGS = (
+    # What Celery says of a reconnect; it concerns pools that can end a task.
+    "ignore::celery.exceptions.CPendingDeprecationWarning",
+    # py-amqp leaves the socket of a connection that broke off while it was made to the garbage collector.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+
+def settings_for(server: Server, **changes: Any) -> BrokerSettings:
+    """Returns the settings for a broker, with short times, so that a test need not wait."""
+    quick: dict[str, Any] = {
+        "timeout": 5.0,
+        "visibility_timeout": 6.0,
+        "retry_first": 0.05,
+        "retry_longest": 0.2,
+        "drain": 10.0,
+    }
+    return BrokerSettings(url=SecretStr(server.url), **{**quick, **changes})
+
+
+def patient(settings: BrokerSettings) -> BrokerSettings:
+    """Returns settings for the test's own looks into the queues."""
+    return settings.model_copy(update={"timeout": WAIT})
+
+
+def clear(settings: BrokerSettings) -> None:
+    """Makes all queues, and empties them."""
+    with celery_application(patient(settings)).connection_for_write() as connection:
+        for queue in all_queues(settings).values():
+            # Not removed: RabbitMQ 3.10 does not always recover a queue that was removed and made again.
+            bound = queue(connection.channel())
+            bound.declare()
+            bound.purge()
+        if settings.url.get_secret_value().startswith("redis"):
+            connection.channel().client.flushdb()
+
+
+def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, Any]]]:
+    """Takes what is in a queue: each message's text, or body where it is no task, and its headers."""
+    found = []
+    with celery_application(patient(settings)).connection_for_write() as connection:
+        bound = all_queues(settings)[queue](connection.channel())
+        bound.declare()
+        while message := bound.get(accept=["application/json", "application/data"], no_ack=True):
+            body = message.body
+            with contextlib.suppress(Exception):
+                body = message.decode()[0][0]
+            found.append((body, dict(message.headers)))
+    return found
+
+
+def events(settings: BrokerSettings) -> list[Message]:
+    """Takes the events."""
+    return [parse(text) for text, _ in read_all(settings, "events")]
+
+
+def dead(settings: BrokerSettings, stage: Stage = Stage.ENCODE) -> list[tuple[str, dict[str, Any]]]:
+    """Takes what a stage could not work on."""
+    return read_all(settings, dead_queue_name(stage))
+
+
+def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
+    """Returns a task."""
+    fields: dict[str, Any] = {
+        "job": job,
+        "expires": time.time() + 3600,
+        "model": "tiny",
+        "revision": "r",
+        "prompt": prompt,
+        "seed": 1,
+        "sampling": SamplingParameters(),
+        "chunks": (Chunk(chunk=0, candidates=(0, 1)),),
+    }
+    return EncodeTask(**{**fields, **changes})
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
+    """Waits for a condition; raises `AssertionError` when it is not met in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise AssertionError("it did not happen in time")
+        time.sleep(0.01)
+
+
+def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bool]) -> list[Item]:
+    """Reads again and again until what was found is enough."""
+    found: list[Item] = []
+
+    def look() -> bool:
+        found.extend(read())
+        return enough(found)
+
+    wait_until(look)
+    return found
+
+
+class Stand:
+    """A publisher and a worker in this process, and what became of the messages."""
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self.settings = settings
+        self.publisher = Publisher(settings)
+        self.begun: list[str] = []
+        self.outcomes: Counter[Outcome] = Counter()
+        self.consumption: Consumption | None = None
+
+    def work(
+        self,
+        handler: Callable[[Delivery], Iterable[Message]] | None = None,
+        *,
+        concurrency: int = 4,
+        stage: Stage = Stage.ENCODE,
+    ) -> Consumption:
+        """Starts the worker; by default its handler says that the work is done."""
+
+        def handle(delivery: Delivery) -> Iterable[Message]:
+            self.begun.append(delivery.message.job)
+            if handler:
+                return handler(delivery)
+            assert isinstance(delivery.message, EncodeTask)
+            return [delivery.message.done()]
+
+        self.consumption = consume(
+            stage,
+            handle,
+            concurrency=concurrency,
+            publisher=self.publisher,
+            settings=self.settings,
+            observer=lambda outcome, message: self.outcomes.update([outcome]),
+        )
+        self.consumption.start()
+        assert self.consumption.wait_until_ready(WAIT)
+        return self.consumption
+
+    def wait_for(self, outcome: Outcome, count: int = 1) -> None:
+        """Waits until so many deliveries have had an outcome."""
+        wait_until(lambda: self.outcomes[outcome] >= count)
+
+    def stop(self) -> None:
+        """Ends the worker, and closes the publisher."""
+        if self.consumption:
+            self.consumption.stop(5)
+        self.publisher.close()

@@ -1,0 +1,222 @@
+"""The queues, on real brokers: what is promised of a message, whatever happens to workers and broker."""
+
+import contextlib
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from smalti.messages import (
+    Failed,
+    Message,
+    Stage,
+    parse,
+)
+from smalti.queue import (
+    BrokerSettings,
+    BrokerUnavailableError,
+    Delivery,
+    Outcome,
+    Publisher,
+    celery_application,
+)
+from smalti.storage import LocalStore
+from smalti.testing.queue_stand import (
+    HARMLESS_WARNINGS,
+    WAIT,
+    Stand,
+    clear,
+    dead,
+    events,
+    gather,
+    patient,
+    read_all,
+    settings_for,
+    task,
+    wait_until,
+)
+from smalti.testing.servers import Server
+
+WORKER = Path(__file__).parent / "queue_worker.py"
+
+pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_to_others() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
+    publisher = Publisher(settings_for(broker, timeout=2.0))
+    publisher.publish(task("before"), timeout=WAIT)
+    broker.pause()
+    try:
+        for timeout in (0.5, 2.0):
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailableError, match=f"has not confirmed a message in {timeout:g} s"):
+                publisher.publish(task("paused"), timeout=timeout)
+            assert time.monotonic() - began < timeout + 1
+        assert all(publisher.offer(task("offered")) for _ in range(60))
+        assert not all(publisher.offer(task("offered")) for _ in range(60))
+    finally:
+        broker.resume()
+    publisher.publish(task("after"), timeout=WAIT)
+    broker.kill()
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailableError):
+        publisher.publish(task("down"))
+    assert time.monotonic() - began < 3
+    broker.start()
+    publisher.publish(task("again"), timeout=WAIT)
+    publisher.close()
+    found = {parse(text).job for text, _ in read_all(publisher.settings, "encode.interactive")}
+    assert {"before", "after", "again"} <= found
+    assert "down" not in found
+
+
+def test_broker_that_is_killed_or_hangs_loses_nothing(stand: Stand, broker: Server) -> None:
+    jobs = itertools.count()
+    accepted: set[str] = set()
+    finished: set[str] = set()
+
+    def handle(delivery: Delivery) -> Iterable[Message]:
+        time.sleep(0.05)
+        finished.add(delivery.message.job)
+        return [delivery.message.done()]  # type: ignore[union-attr]
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            message = task(f"j{next(jobs)}")
+            with contextlib.suppress(BrokerUnavailableError):
+                stand.publisher.publish(message)
+                accepted.add(message.job)
+
+    consumption = stand.work(handle, concurrency=2)
+    send(20)
+    broker.kill()
+    send(1)
+    broker.start()
+    send(20)
+    broker.pause()
+    time.sleep(stand.settings.timeout + 1)
+    broker.resume()
+    send(20)
+    wait_until(lambda: accepted <= finished)
+    assert len(accepted) >= 60 - 2
+    assert consumption.alive
+    gather(lambda: [event.job for event in events(stand.settings)], lambda told: accepted <= set(told))
+    assert dead(stand.settings) == []
+
+
+def test_queue_that_was_removed_is_made_again(broker: Server) -> None:
+    settings = settings_for(broker)
+    publisher = Publisher(settings)
+    publisher.publish_text(Stage.RANK, "rank.batch", "before")
+    with celery_application(patient(settings)).connection_for_write() as connection:
+        connection.channel().queue_purge("rank.batch")  # Valkey has no queues but what is in them.
+        connection.channel().queue_delete("rank.batch")
+    publisher.publish_text(Stage.RANK, "rank.batch", "after", timeout=WAIT)
+    publisher.close()
+    assert [text for text, _ in read_all(settings, "rank.batch")] == ["after"]
+
+
+class WorkerProcess:
+    """A worker in a process of its own, and what it says."""
+
+    def __init__(self, settings: BrokerSettings, folder: Path) -> None:
+        values = {
+            **settings.model_dump(mode="json", exclude_none=True),
+            "url": settings.url.get_secret_value(),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER), json.dumps(values), str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            self.said.extend(line.strip() for line in self.process.stdout)
+
+    def __enter__(self) -> "WorkerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+
+
+def test_worker_that_dies_before_the_acknowledgement_loses_nothing(stand: Stand, tmp_path: Path) -> None:
+    stand.publisher.publish(task("fatal", "die after"))
+    with WorkerProcess(stand.settings, tmp_path) as worker:
+        worker.process.wait(WAIT)
+    assert worker.process.returncode == -9
+    assert "begin fatal" in worker.said
+    told = [event.job for event in events(stand.settings)]
+    assert told == ["fatal"]  # What follows was sent before it died.
+    stand.work()
+    stand.wait_for(Outcome.DONE)
+    assert stand.outcomes[Outcome.REDELIVERED] == 1
+    assert stand.begun == ["fatal"]
+    assert [event.job for event in events(stand.settings)] == ["fatal"]
+
+
+def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
+    settings = settings_for(broker, deliveries=3)
+    clear(settings)
+    publisher = Publisher(settings)
+    neighbours = {f"n{number}" for number in range(6)}
+    publisher.publish(task("poison", "die"))
+    for job in sorted(neighbours):
+        publisher.publish(task(job, "sleep 1"))
+    failed: list[Failed] = []
+    done: set[str] = set()
+    buried: list[str] = []
+
+    def settled() -> bool:
+        for event in events(settings):
+            if isinstance(event, Failed):
+                failed.append(event)
+            else:
+                done.add(event.job)
+        buried.extend(parse(text).job for text, _ in dead(settings))
+        return bool(failed and buried) and neighbours <= done
+
+    deaths = 0
+    deadline = time.monotonic() + 3 * WAIT
+    while not settled():
+        assert time.monotonic() < deadline
+        with WorkerProcess(settings, tmp_path) as worker:
+            wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
+            deaths += worker.process.poll() == -9
+    assert deaths == settings.deliveries
+    assert [(event.job, event.reason) for event in failed] == [("poison", "poison")]
+    assert buried == ["poison"]
+    assert list(LocalStore(tmp_path).objects()) == []
+    publisher.close()
+
+
+def test_worker_drains_when_it_is_told_to_end(stand: Stand, tmp_path: Path) -> None:
+    for number in range(8):
+        stand.publisher.publish(task(f"j{number}", "sleep 0.5"))
+    with WorkerProcess(stand.settings, tmp_path) as worker:
+        wait_until(lambda: any(line.startswith("begin") for line in worker.said))
+        worker.process.terminate()
+        assert worker.process.wait(WAIT) == 0
+    begun = {line.split()[1] for line in worker.said if line.startswith("begin")}
+    done = {line.split()[1] for line in worker.said if line.startswith("done")}
+    assert begun == done
+    waiting = [parse(text).job for text, _ in read_all(stand.settings, "encode.interactive")]
+    assert sorted([*done, *waiting]) == [f"j{number}" for number in range(8)]

@@ -1,0 +1,107 @@
+"""The queues, on real brokers: only messages that somebody trusted has signed are taken."""
+
+import datetime
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+from smalti.errors import InvalidInputError
+from smalti.queue import (
+    BrokerSettings,
+    Outcome,
+    Publisher,
+    celery_application,
+)
+from smalti.queue.delivery import WHY_DEAD
+from smalti.testing.queue_stand import (
+    HARMLESS_WARNINGS,
+    Stand,
+    dead,
+    gather,
+    settings_for,
+    task,
+)
+from smalti.testing.servers import Server
+
+pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_to_others() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Makes a key and a certificate that it has signed itself."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    private, public = folder / f"{name}.key", folder / f"{name}.pem"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    public.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return private, public
+
+
+def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
+    trusted, foreign = tmp_path / "trusted", tmp_path / "foreign"
+    trusted.mkdir()
+    foreign.mkdir()
+
+    def signing(folder: Path, name: str) -> BrokerSettings:
+        key, public = certificate(folder, name)
+        return settings_for(broker, signing_key=key, signing_certificate=public, signing_trusted=folder)
+
+    # kombu has one signer a process, the last that was set up: the foreign one signs before ours is there.
+    stranger = Publisher(signing(foreign, "stranger"))
+    stranger.publish(task("stranger"))
+    stranger.close()
+    plain = Publisher(settings_for(broker))
+    plain.publish(task("unsigned"))
+    plain.close()
+    stand = Stand(signing(trusted, "ours"))
+    try:
+        stand.publisher.publish(task("ours"))
+        stand.work()
+        stand.wait_for(Outcome.DONE)
+        found = gather(lambda: dead(stand.settings), lambda found: len(found) >= 2)
+        reasons = sorted(headers[WHY_DEAD] for _, headers in found)
+        assert any("not accepted" in reason for reason in reasons), reasons
+        assert any("cannot be read" in reason for reason in reasons), reasons
+        assert stand.begun == ["ours"]
+    finally:
+        stand.stop()
+
+
+def test_signing_is_set_wholly_or_not_at_all(tmp_path: Path) -> None:
+    key, public = certificate(tmp_path, "ours")
+    with pytest.raises(ValueError, match="SMALTI_BROKER_SIGNING_TRUSTED is not set"):
+        BrokerSettings(signing_key=key, signing_certificate=public)
+    with pytest.raises(InvalidInputError, match="SMALTI_BROKER_SIGNING_KEY"):
+        celery_application(
+            BrokerSettings(
+                signing_key=tmp_path / "none", signing_certificate=public, signing_trusted=tmp_path
+            )
+        )
