@@ -28,6 +28,14 @@ MOST_IN_CHUNK = 64
 """Candidates that travel together."""
 
 
+MOST_CHUNKS = 256
+"""Chunks that one message may ask for."""
+MOST_CANDIDATES = 2**20
+"""The indices of candidates are below it."""
+LONGEST_GIVEN = 4096
+"""Image tokens that a message may give for the first places."""
+
+
 class MessageError(SmaltiError):
     """A message that cannot be worked on."""
 
@@ -70,7 +78,8 @@ class Stage(StrEnum):
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, lt=1024)]
-Indices = Annotated[tuple[Index, ...], Field(min_length=1, max_length=MOST_IN_CHUNK)]
+CandidateIndex = Annotated[int, Field(ge=0, lt=MOST_CANDIDATES)]
+Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MOST_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -150,16 +159,29 @@ class Work(Envelope):
     prompt: Prompt
     seed: Seed
     sampling: SamplingParameters
+    candidates_in_job: Annotated[int, Field(ge=1, le=1024)]
+    """How many candidates the job draws in all, for the record that its pictures carry."""
+    given: Annotated[tuple[Count, ...], Field(max_length=LONGEST_GIVEN)] = ()
+    """Image tokens of the first places, the same for all candidates; drawing goes on behind them."""
 
-    def done(self, *objects: ObjectRef, seconds: float = 0.0, skipped: bool = False) -> "StageDone":
+    def done(
+        self,
+        *objects: ObjectRef,
+        seconds: float = 0.0,
+        skipped: bool = False,
+        reading: "Reading | None" = None,
+    ) -> "StageDone":
         """Returns the event that says that the stage is done.
 
         Args:
             objects: what it has written, durably.
             seconds: how long the engine took.
             skipped: whether the objects were there already.
+            reading: how the prompt was read, where the stage is the one that reads it.
         """
-        return StageDone(**self._of_event(), objects=objects, seconds=seconds, skipped=skipped)
+        return StageDone(
+            **self._of_event(), objects=objects, seconds=seconds, skipped=skipped, reading=reading
+        )
 
     def failed(self, reason: "FailureReason", detail: str, *, permanent: bool = True) -> "Failed":
         """Returns the event that says that the stage has failed; permanently, when trying again is of no use."""
@@ -179,7 +201,8 @@ class EncodeTask(Work):
     stage_queue = Stage.ENCODE
 
     kind: Literal["encode"] = "encode"
-    chunks: Annotated[tuple[Chunk, ...], Field(min_length=1, max_length=1024)]
+    chunks: Annotated[tuple[Chunk, ...], Field(min_length=1, max_length=MOST_CHUNKS)]
+    """Of the job's chunks those that are to be made; a job of more has several such tasks."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -326,6 +349,18 @@ class Event(Envelope):
         return self.job, self.kind, self.stage, str(self.chunk), str(self.lease), str(self.attempt)
 
 
+class Reading(Strict):
+    """How the model has read the prompt; see `smalti.models.rewording.Rewording`."""
+
+    drawn: Prompt
+    """What is drawn."""
+    cut: bool
+    """The prompt is longer than the model reads."""
+    unknown: Annotated[tuple[ShortText, ...], Field(max_length=64)] = ()
+    left_out: Annotated[tuple[ShortText, ...], Field(max_length=64)] = ()
+    notice: Annotated[str, StringConstraints(max_length=2000)] = ""
+
+
 class StageDone(Event):
     """A stage is done, and what it has written is durable."""
 
@@ -335,6 +370,8 @@ class StageDone(Event):
     """How long the engine took."""
     skipped: bool = False
     """The objects were there already."""
+    reading: Reading | None = None
+    """Set when the prompt was encoded."""
 
     @model_validator(mode="after")
     def _check_objects(self) -> Self:

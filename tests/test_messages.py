@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from smalti.engines.requests import Priority
 from smalti.messages import (
     LARGEST_MESSAGE,
+    LONGEST_GIVEN,
+    MOST_CHUNKS,
     VERSION,
     Chunk,
     DecodeTask,
@@ -25,6 +27,7 @@ from smalti.messages import (
     OversizedMessageError,
     Progress,
     RankTask,
+    Reading,
     Stage,
     StageDone,
     Trace,
@@ -52,6 +55,8 @@ def encode_task(**changes: Any) -> EncodeTask:
         "prompt": "an avocado armchair, “Dalí”",
         "seed": 2**63 - 1,
         "sampling": SamplingParameters(top_k=7),
+        "candidates_in_job": 3,
+        "given": (5, 0, 9),
         "chunks": (Chunk(chunk=0, candidates=(0, 1)), Chunk(chunk=1, candidates=(2,))),
     }
     return EncodeTask(**{**fields, **changes})
@@ -72,7 +77,13 @@ def one_of_each() -> list[Any]:
         generate,
         decode,
         rank,
-        rank.done(ref(rank.keys.scores(0)), seconds=0.5),
+        encode.done(
+            ref(encode.keys.encoding),
+            seconds=0.5,
+            reading=Reading(
+                drawn="an armchair", cut=True, unknown=("avocado",), left_out=("Dalí",), notice="no avocado"
+            ),
+        ),
         generate.progress(3, 16, ((1, 2), (3, 4))),
         decode.failed(FailureReason.EXHAUSTED, "the store is away"),
     ]
@@ -105,9 +116,12 @@ def test_what_follows_carries_everything_on() -> None:
             "model",
             "revision",
             "prompt",
+            "seed",
+            "sampling",
+            "candidates_in_job",
+            "given",
         ):
             assert getattr(task, name) == getattr(encode, name), name
-        assert (task.seed, task.sampling) == (encode.seed, encode.sampling)
 
 
 def test_events_say_what_they_are_about() -> None:
@@ -115,9 +129,9 @@ def test_events_say_what_they_are_about() -> None:
     assert isinstance(done, StageDone)
     assert isinstance(progress, Progress)
     assert isinstance(failed, Failed)
-    for event, task in ((done, rank), (progress, generate), (failed, decode)):
+    for event, task in ((done, encode), (progress, generate), (failed, decode)):
         assert (event.job, event.lease, event.attempt) == (task.job, task.lease, task.attempt)
-        assert (event.stage, event.chunk) == (task.stage_queue, task.chunk)
+        assert (event.stage, event.chunk) == (task.stage_queue, getattr(task, "chunk", None))
         assert event.queue == "events"
     assert encode.done(ref(encode.keys.encoding)).chunk is None
 
@@ -188,7 +202,7 @@ def test_objects_of_others_are_refused() -> None:
         (decode, "tokens/0.safetensors", "tokens/1.safetensors"),
         (rank, "candidates/0.png", "candidates/2.png"),
         (rank, "jobs/7f3a/candidates", "jobs/7f3a/../x"),
-        (done, "jobs/7f3a/scores", "jobs/7f3b/scores"),
+        (done, "jobs/7f3a/encoding", "jobs/7f3b/encoding"),
     ):
         text = message.to_json()
         assert own in text
@@ -209,8 +223,8 @@ def test_too_large_message_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize("letter", ["\N{GRINNING FACE}", "\x01"])
 def test_largest_task_is_not_too_large(letter: str) -> None:
-    chunks = tuple(Chunk(chunk=number, candidates=(number,)) for number in range(1024))
-    largest = encode_task(prompt=letter * 4000, chunks=chunks)
+    chunks = tuple(Chunk(chunk=number, candidates=(2**20 - 1 - number,)) for number in range(MOST_CHUNKS))
+    largest = encode_task(prompt=letter * 4000, chunks=chunks, given=(16383,) * LONGEST_GIVEN)
     assert parse(largest.to_json()) == largest
 
 

@@ -99,7 +99,7 @@ def test_listing_is_whole_and_in_order(store: ObjectStore) -> None:
 
 
 def test_sweep_takes_what_is_old_and_of_no_more_use(store: ObjectStore) -> None:
-    intermediate = [KEYS.encoding, KEYS.tokens(0), KEYS.scores(0)]
+    intermediate = [KEYS.encoding, KEYS.tokens(0), KEYS.scores(0), KEYS.cancelled]
     kept = [KEYS.candidate(0), KEYS.result]
     for key in (*intermediate, *kept):
         store.put(key, b"x")

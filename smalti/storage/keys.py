@@ -59,6 +59,7 @@ class JobKeys:
         self.folder = f"{JOBS}{job}/"
         self.encoding = f"{self.folder}encoding.safetensors"
         self.result = f"{self.folder}result.json"
+        self.cancelled = f"{self.folder}cancelled.json"
 
     def tokens(self, chunk: int) -> str:
         """Returns the key of a chunk's image tokens."""
@@ -90,7 +91,8 @@ def is_intermediate(key: str) -> bool:
     """Says whether an object is of no use once its job has ended: all but pictures and result."""
     name = key.removeprefix(JOBS).partition("/")[2]
     return key.startswith(JOBS) and (
-        name == "encoding.safetensors" or name.startswith(("tokens/", "scores/", "suspects/"))
+        name in ("encoding.safetensors", "cancelled.json")
+        or name.startswith(("tokens/", "scores/", "suspects/"))
     )
 
 

@@ -104,6 +104,7 @@ def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
         "prompt": prompt,
         "seed": 1,
         "sampling": SamplingParameters(),
+        "candidates_in_job": 2,
         "chunks": (Chunk(chunk=0, candidates=(0, 1)),),
     }
     return EncodeTask(**{**fields, **changes})
