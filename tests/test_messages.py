@@ -125,7 +125,7 @@ def test_what_follows_carries_everything_on() -> None:
 
 
 def test_events_say_what_they_are_about() -> None:
-    encode, generate, decode, rank, done, progress, failed = one_of_each()
+    encode, generate, decode, _, done, progress, failed = one_of_each()
     assert isinstance(done, StageDone)
     assert isinstance(progress, Progress)
     assert isinstance(failed, Failed)

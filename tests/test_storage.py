@@ -106,7 +106,7 @@ def test_sweep_takes_what_is_old_and_of_no_more_use(store: ObjectStore) -> None:
     store.put("models/tokens/0", b"x")
     later = datetime.now(UTC) + timedelta(hours=1)
     assert sweep(store, timedelta(hours=2), now=later) == 0
-    assert sweep(store, timedelta(minutes=30), now=later) == 3
+    assert sweep(store, timedelta(minutes=30), now=later) == 4
     assert [info.key for info in store.objects(KEYS.folder)] == sorted(kept)
     assert sweep(store, timedelta(minutes=30), intermediate=False, now=later) == 2
     assert store.stat("models/tokens/0") is not None
