@@ -24,6 +24,7 @@ __all__ = [
     "VQGAN_LAYOUT",
     "Checkpoint",
     "Layout",
+    "has_optional_part",
     "load_parameters",
     "open_checkpoint",
     "save_parameters",
@@ -157,6 +158,18 @@ def open_checkpoint(
         theirs = {name: shape for name, shape in expected.items() if name.startswith(source.prefixes)}
         parts |= _fit(_index(path, source), path, theirs, source, layout)
     return Checkpoint({name: parts[name] for name in expected if name in parts and select(name)})
+
+
+def has_optional_part(folder: Path, layout: Layout) -> bool:
+    """Says whether a network's weights hold what its layout calls optional; reads no more than a file's header.
+
+    Raises:
+        ModelError: there are no weights, or their file cannot be read.
+    """
+    prefix = layout.optional[0]
+    names = (name for source, path in _find_files(folder, layout, [prefix]) for name in _index(path, source))
+    # torch's names have dots where ours have slashes.
+    return any(name.replace(".", "/").startswith(prefix) for name in names)
 
 
 def _find_files(folder: Path, layout: Layout, wanted: list[str]) -> list[tuple[Source, Path]]:

@@ -17,6 +17,7 @@ from smalti.models.configuration import read_config
 from smalti.models.folder import ModelFolder
 from smalti.models.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.models.safetensors_file import index_safetensors
+from smalti.models.sizes import pair_problems as pair_problems
 from smalti.models.tensor_names import Shape
 from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGANConfig
@@ -116,22 +117,6 @@ def _attempt(network: Network[Config], folder: Path) -> tuple[Config | None, lis
         return None, [f"{folder / CONFIG_FILE}: {error}"]
     except ModelError as error:
         return None, [str(error)]
-
-
-def pair_problems(path: Path, transformer: bart.DalleBartConfig, codebook: vqgan.VQGANConfig) -> list[str]:
-    """Returns why a transformer and a VQGAN do not belong together; nothing when they may."""
-    problems = []
-    if transformer.decoder_start_token_id > codebook.n_embed:
-        problems.append(
-            f"{path}: the transformer draws {transformer.decoder_start_token_id} different tokens, "
-            f"the VQGAN's codebook has {codebook.n_embed}; they do not belong together"
-        )
-    if transformer.image_length != codebook.tokens:
-        problems.append(
-            f"{path}: the transformer draws {transformer.image_length} tokens a picture, "
-            f"the VQGAN lays {codebook.tokens}; they do not belong together"
-        )
-    return problems
 
 
 def text_problems(folder: Path, transformer: bart.DalleBartConfig) -> list[str]:
