@@ -7,8 +7,7 @@ from typing import Any
 import grpc
 
 from smalti.errors import InvalidInputError
-from smalti.rpc.server import message_options
-from smalti.rpc.settings import RpcSettings, rpc_settings
+from smalti.rpc.settings import RpcSettings, message_options, rpc_settings
 from smalti.rpc.tls import channel_credentials
 
 _TARGET = re.compile(r"(?:dns:///)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")

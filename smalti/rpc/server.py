@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from smalti.errors import InvalidInputError
 from smalti.rpc.calls import CallInterceptor
 from smalti.rpc.health import Health
-from smalti.rpc.settings import RpcSettings, rpc_settings, variable
+from smalti.rpc.settings import RpcSettings, message_options, rpc_settings, variable
 from smalti.rpc.tls import server_credentials
 
 log = logging.getLogger(__name__)
@@ -155,17 +155,6 @@ async def serve(
         await each.start()
     log.info("%s at %s:%d", ", ".join(named.names), settings.host, ports[0])
     return Server(settings, servers, health, calls, ports)
-
-
-def message_options(settings: RpcSettings) -> list[tuple[str, Any]]:
-    """Returns gRPC's options for the size of messages and for keepalive, the same on both ends."""
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", settings.receive_bytes),
-        ("grpc.max_send_message_length", settings.send_bytes),
-    ]
-    if settings.keepalive_seconds is not None:
-        options.append(("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)))
-    return options
 
 
 def _options(settings: RpcSettings) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The settings of gRPC servers and channels: the variable of a field is its name after `SMALTI_RPC_`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -84,3 +84,14 @@ def rpc_settings() -> RpcSettings:
 def variable(field: str) -> str:
     """Returns the name of a setting's variable."""
     return f"{RPC_PREFIX}{field}".upper()
+
+
+def message_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """Returns gRPC's options for the size of messages and for keepalive, the same on both ends."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", settings.receive_bytes),
+        ("grpc.max_send_message_length", settings.send_bytes),
+    ]
+    if settings.keepalive_seconds is not None:
+        options.append(("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)))
+    return options

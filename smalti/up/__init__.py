@@ -1,0 +1,1 @@
+"""The whole system on one machine: its processes, started, watched, and stopped."""
