@@ -9,11 +9,18 @@ from pydantic_settings import BaseSettings
 from smalti.errors import InvalidInputError
 from smalti.queue.settings import BrokerSettings
 from smalti.rpc.settings import RpcSettings
+from smalti.service.settings import ServiceSettings
 from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings
 
 DOCUMENTS = Path(__file__).parent.parent / "docs"
-KINDS: tuple[type[BaseSettings], ...] = (Settings, RpcSettings, BrokerSettings, StoreSettings)
+KINDS: tuple[type[BaseSettings], ...] = (
+    Settings,
+    RpcSettings,
+    ServiceSettings,
+    BrokerSettings,
+    StoreSettings,
+)
 
 
 def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
