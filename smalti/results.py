@@ -1,0 +1,75 @@
+"""What a job leaves in the object store as JSON: the scores of a chunk, and the result of the whole."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from smalti.messages import LONGEST_GIVEN, MOST_IN_CHUNK, CandidateIndex, Prompt, Seed, ShortText
+from smalti.models.manifest import first_problem
+from smalti.parameters import SamplingParameters, Strict
+from smalti.storage.keys import Key, Sha256
+from smalti.storage.store import DamagedObjectError
+
+Pixels = Annotated[int, Field(ge=1, le=2**20)]
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class ScoredPicture(Strict):
+    """A candidate's picture and what the ranker gave it."""
+
+    index: CandidateIndex
+    score: float
+    sha256: Sha256
+    """Of its file."""
+    size: Annotated[int, Field(ge=1)]
+    """Of its file, in bytes."""
+    width: Pixels
+    height: Pixels
+
+
+class _ObjectOfJson(Strict):
+    """What is an object of the store by itself."""
+
+    version: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        """Writes the object; the same content gives the same bytes."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def parse(cls, key: str, content: bytes) -> Self:
+        """Reads the object; raises `DamagedObjectError` when it is none of this kind."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise DamagedObjectError(key, first_problem(error)) from None
+
+
+class ScoresFile(_ObjectOfJson):
+    """`scores/<chunk>.json`: all candidates of a chunk."""
+
+    pictures: Annotated[tuple[ScoredPicture, ...], Field(min_length=1, max_length=MOST_IN_CHUNK)]
+
+
+class ResultPicture(ScoredPicture):
+    """A picture that won."""
+
+    key: Key
+    """Where its file is."""
+    tokens: Annotated[tuple[Token, ...], Field(max_length=LONGEST_GIVEN)]
+    """Its image tokens, for a job that draws on from it."""
+
+
+class ResultFile(_ObjectOfJson):
+    """`result.json`: how a job was drawn, and which pictures won."""
+
+    job: str
+    prompt: Prompt
+    model: ShortText
+    revision: ShortText
+    seed: Seed
+    sampling: SamplingParameters
+    candidates: int
+    """How many the pictures were chosen from."""
+    pictures: tuple[ResultPicture, ...]
+    """The best first."""
