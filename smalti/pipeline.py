@@ -16,15 +16,11 @@ from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator import DEFAULT_SLOTS, GeneratorEngine, RowsDrawn
 from smalti.engines.ranker import RankerEngine, best
 from smalti.engines.requests import Candidate
-from smalti.errors import ModelError, SmaltiWarning
+from smalti.errors import SmaltiWarning
 from smalti.models import library
-from smalti.models.bart import DalleBart, DalleBartConfig
-from smalti.models.clip import Clip
-from smalti.models.fitting import pair_problems
 from smalti.models.folder import ModelFolder
 from smalti.models.rewording import Rewriter
-from smalti.models.text import TextTokenizer
-from smalti.models.vqgan import VQGAN
+from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
 
@@ -77,19 +73,11 @@ class Pipeline:
             ModelError: the folder is no model, or a file of it cannot be used.
         """
         folder = library.find(model)
-        rewriter = Rewriter.of(folder)
-        config, vqgan = DalleBartConfig.load(folder.bart_folder), VQGAN.load(folder.vqgan_folder)
-        for problem in pair_problems(folder.path, config, vqgan.config):
-            raise ModelError(problem)
-        tokenizer = TextTokenizer.load(
-            folder.text_folder, max_text_length=config.max_text_length, normalize=config.normalize_text
-        )
-        encoder = EncoderEngine(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer)
-        # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
-        decoder_half = DalleBart.load(folder.bart_folder, part="decoder", on_host=True)
-        generator = GeneratorEngine.of(decoder_half, encoder.unconditional, slots=slots)
-        ranker = RankerEngine(Clip.load(folder.clip_source))
-        return cls(folder, encoder, generator, DecoderEngine(vqgan), ranker, rewriter)
+        rewriter, sizes = Rewriter.of(folder), Sizes.of(folder)
+        encoder = EncoderEngine.load(sizes)
+        generator = GeneratorEngine.load(sizes, encoder.unconditional, slots=slots)
+        ranker = RankerEngine.load(folder)
+        return cls(folder, encoder, generator, DecoderEngine.load(sizes), ranker, rewriter)
 
     def generate(
         self,

@@ -1,9 +1,12 @@
 """The VQGAN's two ways: image tokens to pictures, and pictures to image tokens."""
 
+from typing import Self
+
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from smalti.models.sizes import Sizes
 from smalti.models.vqgan import VQGAN
 
 
@@ -30,6 +33,11 @@ class DecoderEngine:
         """
         self.vqgan = vqgan
         self.batch_size = batch_size or default_batch_size()
+
+    @classmethod
+    def load(cls, sizes: Sizes) -> Self:
+        """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
+        return cls(VQGAN.load(sizes.folder.vqgan_folder))
 
     def decode(
         self, tokens: Int[np.ndarray, "pictures tokens"]

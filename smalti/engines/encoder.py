@@ -1,11 +1,13 @@
 """The text encoder: prompts in, encodings out."""
 
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.models.bart import DalleBart
+from smalti.models.sizes import Sizes
 from smalti.models.text import TextTokenizer, TokenizedText
 
 
@@ -16,6 +18,23 @@ class EncoderEngine:
         """Keeps the model's encoder and the tokenizer."""
         self._bart = bart
         self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, sizes: Sizes) -> Self:
+        """Loads the engine of a model.
+
+        Raises:
+            ModelError: a file of the model cannot be used.
+        """
+        config, folder = sizes.transformer, sizes.folder
+        tokenizer = TextTokenizer.load(
+            folder.text_folder, max_text_length=config.max_text_length, normalize=config.normalize_text
+        )
+        return cls(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer)
+
+    def is_cut(self, prompt: str) -> bool:
+        """Says whether a prompt is longer than the model reads; encodes nothing."""
+        return self._tokenizer([prompt]).cut[0]
 
     def encode(self, prompt: str) -> Encoding:
         """Returns the encoding of a prompt; one that is too long is cut."""
@@ -29,3 +48,16 @@ class EncoderEngine:
     def _encode(self, text: TokenizedText) -> Encoding:
         states = self._bart.encode(text.input_ids, text.attention_mask)
         return Encoding(np.asarray(states[0]), text.attention_mask[0], text.cut[0])
+
+
+def unconditional_encoding(sizes: Sizes) -> Encoding:
+    """Returns the encoding of a model's empty prompt, and keeps nothing of the encoder.
+
+    It needs no normaliser of text, whose libraries a generator does without.
+
+    Raises:
+        ModelError: a file of the model cannot be used.
+    """
+    folder, length = sizes.folder, sizes.transformer.max_text_length
+    tokenizer = TextTokenizer.load(folder.text_folder, max_text_length=length, normalize=False)
+    return EncoderEngine(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer).unconditional

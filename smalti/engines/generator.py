@@ -26,11 +26,13 @@ from smalti.engines.requests import (
     EngineFailedError,
     GenerationHandle,
     GenerationRequest,
+    OnDrawn,
     RequestCancelledError,
     RequestExpiredError,
 )
 from smalti.engines.waiting_line import WaitingLine
 from smalti.models.bart import DalleBart
+from smalti.models.sizes import Sizes
 
 DEFAULT_SLOTS = 16
 DEFAULT_WAITING = 1024
@@ -118,6 +120,33 @@ class GeneratorEngine:
             DecodeBatch(bart, unconditional, slots=slots, quantum=quantum, dtype=dtype, partition=partition)
         )
 
+    @classmethod
+    def load(
+        cls,
+        sizes: Sizes,
+        unconditional: Encoding,
+        *,
+        slots: int = DEFAULT_SLOTS,
+        most_waiting: int = DEFAULT_WAITING,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> "GeneratorEngine":
+        """Loads the engine of a model.
+
+        Args:
+            sizes: the model's.
+            unconditional: the encoding of its empty prompt.
+            slots: how many candidates are drawn at the same time.
+            most_waiting: see `GeneratorEngine`.
+            stall_seconds: see `GeneratorEngine`.
+
+        Raises:
+            ModelError: a file of the model cannot be used.
+        """
+        # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
+        half = DalleBart.load(sizes.folder.bart_folder, part="decoder", on_host=True)
+        batch = DecodeBatch(half, unconditional, slots=slots)
+        return cls(batch, most_waiting=most_waiting, stall_seconds=stall_seconds)
+
     @property
     def healthy(self) -> bool:
         """Whether requests are drawn: the loop runs, or will at the first request."""
@@ -149,14 +178,18 @@ class GeneratorEngine:
         # A daemon thread that computes while the interpreter ends would take the process down with it.
         atexit.register(self.close)
 
-    def submit(self, request: GenerationRequest) -> GenerationHandle:
+    def submit(self, request: GenerationRequest, on_drawn: OnDrawn | None = None) -> GenerationHandle:
         """Takes a request; never waits.
+
+        Args:
+            request: what to draw.
+            on_drawn: see `GenerationHandle`.
 
         Raises:
             EngineFullError: the waiting line is full.
             EngineFailedError: the engine has stopped.
         """
-        handle = GenerationHandle(request, self.cancel, self.batch.image_length)
+        handle = GenerationHandle(request, self.cancel, self.batch.image_length, on_drawn)
         if handle.done:
             return handle
         with self._wake:

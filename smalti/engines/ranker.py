@@ -1,12 +1,14 @@
 """The ranker: which of a prompt's pictures fit it best."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from smalti.models.clip import DEFAULT_BATCH_SIZE, Clip
+from smalti.models.folder import ModelFolder
 
 
 class RankerEngine:
@@ -21,6 +23,11 @@ class RankerEngine:
         """
         self.clip = clip
         self.batch_size = batch_size
+
+    @classmethod
+    def load(cls, folder: ModelFolder) -> Self:
+        """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
+        return cls(Clip.load(folder.clip_source))
 
     def rank(self, prompt: str, pictures: Sequence[Image.Image]) -> Float[np.ndarray, "pictures"]:
         """Returns the score of each picture, higher for a better fit."""

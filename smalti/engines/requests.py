@@ -82,13 +82,21 @@ class Drawn:
     tokens: Int[np.ndarray, "tokens"]
 
 
+OnDrawn = Callable[[Drawn], None]
+"""Is told of tokens as they are drawn, by the engine's thread, so it must not wait."""
+
+
 class GenerationHandle:
     """A request on its way. Every handle ends: with all tokens, or with an error that says why not."""
 
     def __init__(
-        self, request: GenerationRequest, cancel: "Callable[[GenerationHandle], None]", image_length: int
+        self,
+        request: GenerationRequest,
+        cancel: "Callable[[GenerationHandle], None]",
+        image_length: int,
+        on_drawn: OnDrawn | None = None,
     ) -> None:
-        """Is made by `GeneratorEngine.submit`."""
+        """Is made by `GeneratorEngine.submit`; with `on_drawn`, `rows` has nothing to yield."""
         self.request = request
         self.future: Future[Int[np.ndarray, "candidates tokens"]] = Future()
         """The finished tokens, for those who would rather wait in another way than `result` does."""
@@ -97,6 +105,7 @@ class GenerationHandle:
         self._tokens[:, : len(request.given)] = request.given
         self._missing = len(request.candidates) * (image_length - len(request.given))
         self._events: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
+        self._on_drawn = on_drawn or self._events.put
         # The loop delivers and whoever finds it dead fails the handle: it must end once.
         self._lock = threading.Lock()
         self._finish_if_complete()
@@ -136,7 +145,7 @@ class GenerationHandle:
                 return
             self._tokens[drawn.candidate, drawn.start : drawn.start + len(drawn.tokens)] = drawn.tokens
             self._missing -= len(drawn.tokens)
-            self._events.put(drawn)
+            self._on_drawn(drawn)
             self._finish_if_complete()
 
     def fail(self, error: EngineError) -> None:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
@@ -12,7 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.files import atomic_path
-from smalti.models.normalizer import TextNormalizer
+
+if TYPE_CHECKING:
+    from smalti.models.normalizer import TextNormalizer
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocab.json"
@@ -39,7 +42,7 @@ class TextTokenizer:
     """A model's text tokenizer: `<s>`, the prompt's tokens, `</s>`, and padding up to the model's length."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, max_text_length: int, normalizer: TextNormalizer | None
+        self, tokenizer: Tokenizer, *, max_text_length: int, normalizer: "TextNormalizer | None"
     ) -> None:
         """Joins the parts; `TextTokenizer.load` makes them from a model's files.
 
@@ -68,8 +71,12 @@ class TextTokenizer:
         Raises:
             ModelError: files are missing or cannot be read.
         """
-        words = folder / WORDS_FILE
-        normalizer = TextNormalizer(words if words.is_file() else None) if normalize else None
+        normalizer = None
+        if normalize:
+            from smalti.models.normalizer import TextNormalizer  # A generator does without its libraries.
+
+            words = folder / WORDS_FILE
+            normalizer = TextNormalizer(words if words.is_file() else None)
         return cls(_read_tokenizer(folder), max_text_length=max_text_length, normalizer=normalizer)
 
     @property
