@@ -1,7 +1,5 @@
 """The VQGAN's two ways: image tokens to pictures, and pictures to image tokens."""
 
-from typing import Self
-
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -35,7 +33,7 @@ class DecoderEngine:
         self.batch_size = batch_size or default_batch_size()
 
     @classmethod
-    def load(cls, sizes: Sizes) -> Self:
+    def load(cls, sizes: Sizes) -> "DecoderEngine":
         """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
         return cls(VQGAN.load(sizes.folder.vqgan_folder))
 

@@ -1,7 +1,6 @@
 """The text encoder: prompts in, encodings out."""
 
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class EncoderEngine:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, sizes: Sizes) -> Self:
+    def load(cls, sizes: Sizes) -> "EncoderEngine":
         """Loads the engine of a model.
 
         Raises:

@@ -1,7 +1,6 @@
 """The ranker: which of a prompt's pictures fit it best."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +24,7 @@ class RankerEngine:
         self.batch_size = batch_size
 
     @classmethod
-    def load(cls, folder: ModelFolder) -> Self:
+    def load(cls, folder: ModelFolder) -> "RankerEngine":
         """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
         return cls(Clip.load(folder.clip_source))
 
