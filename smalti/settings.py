@@ -54,6 +54,8 @@ class Settings(EnvironmentSettings):
     """The folder in which models are found by name, and into which they are imported."""
     model: str | None = None
     """The model that is used when none is named; unset, it is the one that comes with Smalti."""
+    server: str | None = None
+    """The gateway that clients call, as host:port; with it `smalti generate` draws there instead of here."""
     offline: bool = False
     """Take what is pulled from the hub from the cache alone, without the network."""
     hub_cache: Path | None = None

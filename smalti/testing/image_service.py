@@ -1,0 +1,286 @@
+"""A gateway in memory, for tests of clients: its jobs always go the same way, and its wire breaks when told.
+
+What a gateway does is not tested with it; what a client makes of a stream that breaks is, which no real gateway can be
+told to do.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+from PIL import Image
+
+from smalti.errors import (
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    ModelNotFoundError,
+    NotSupportedError,
+    RequestIdReusedError,
+    UnavailableError,
+)
+from smalti.rpc.errors import status_of
+from smalti.rpc.server import serve
+from smalti.rpc.settings import RpcSettings
+from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.image_pb2_grpc import ImageServiceServicer, add_ImageServiceServicer_to_server
+from smalti.v1.model_pb2 import Model, ModelReference
+
+MODEL = Model(reference=ModelReference(name="wire", revision=f"sha256:{'0' * 64}"), default=True)
+ROWS = 4
+PIECE = 100
+"""Bytes of a file that are sent at a time."""
+
+Context = Any
+
+
+def png(candidate: int) -> bytes:
+    """Returns the file of a candidate's picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (candidate, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue() + bytes(3 * PIECE)
+
+
+class WireGateway(ImageServiceServicer):
+    """The gateway. A job for the prompt "wait" is drawn when `go_on` is set; one for "fail" fails."""
+
+    def __init__(self) -> None:
+        """Has no jobs, and a wire that holds."""
+        self.jobs: dict[str, list[job_pb2.Job]] = {}
+        """The versions of each job."""
+        self.calls: dict[str, list[Any]] = defaultdict(list)
+        """The requests to each method."""
+        self.failures: dict[str, list[BaseException]] = defaultdict(list)
+        """What the next calls of a method raise, one each, before they do anything."""
+        self.lost_answers: dict[str, int] = defaultdict(int)
+        """How many of the next calls of a method are done, and then answered with UNAVAILABLE."""
+        self.breaks: dict[str, list[int]] = defaultdict(list)
+        """After how many messages the next streams of a method break."""
+        self.silent_ends: list[int] = []
+        """After how many messages the next watches end with OK, whatever the state of their job."""
+        self.damaged = 0
+        """How many of the next files are sent damaged."""
+        self.go_on = asyncio.Event()
+        self.watching = threading.Event()
+        """Set once a watch has begun to wait."""
+
+    async def CreateImages(  # noqa: N802
+        self, request: image_pb2.CreateImagesRequest, context: Context
+    ) -> image_pb2.CreateImagesResponse:
+        """Makes a job."""
+        self._begin("CreateImages", request)
+        known = next((jobs for jobs in self.jobs.values() if jobs[0].request_id == request.request_id), None)
+        if known is None:
+            if request.parameters.sampling.HasField("top_p") and request.parameters.sampling.top_p > 1:
+                raise InvalidInputError("parameters.sampling.top_p", "is not between 0 and 1")
+            if request.parameters.model.name not in ("", "wire"):
+                raise ModelNotFoundError("there is no such model", request.parameters.model.name)
+            known = self.jobs[f"job-{len(self.jobs)}"] = self._versions(request, f"job-{len(self.jobs)}")
+        elif known[0].parameters.prompt != request.parameters.prompt:
+            raise RequestIdReusedError(known[0].id)
+        self._lose("CreateImages")
+        return image_pb2.CreateImagesResponse(job=known[0])
+
+    async def GetJob(  # noqa: N802
+        self, request: image_pb2.GetJobRequest, context: Context
+    ) -> image_pb2.GetJobResponse:
+        """Returns the last version."""
+        self._begin("GetJob", request)
+        return image_pb2.GetJobResponse(job=self._of(request.job_id)[-1])
+
+    async def ListJobs(  # noqa: N802
+        self, request: image_pb2.ListJobsRequest, context: Context
+    ) -> image_pb2.ListJobsResponse:
+        """Returns pages of two."""
+        self._begin("ListJobs", request)
+        start = int(request.page_token or 0)
+        jobs = [versions[-1] for versions in reversed(self.jobs.values())]
+        token = str(start + 2) if start + 2 < len(jobs) else ""
+        return image_pb2.ListJobsResponse(jobs=jobs[start : start + 2], next_page_token=token)
+
+    async def CancelJob(  # noqa: N802
+        self, request: image_pb2.CancelJobRequest, context: Context
+    ) -> image_pb2.CancelJobResponse:
+        """Takes the rest of the job's versions away."""
+        self._begin("CancelJob", request)
+        versions = self._of(request.job_id)
+        cancelled = job_pb2.Job()
+        cancelled.CopyFrom(versions[1])
+        cancelled.state, cancelled.version = job_pb2.JOB_STATE_CANCELLED, versions[1].version + 1
+        versions[2:] = [cancelled]
+        self.go_on.set()
+        return image_pb2.CancelJobResponse(job=cancelled)
+
+    async def WatchJob(  # noqa: N802
+        self, request: image_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[image_pb2.WatchJobResponse]:
+        """Sends the versions, with signs of life in between."""
+        self._begin("WatchJob", request)
+        versions = self._of(request.job_id)
+        since = request.since_version if request.HasField("since_version") else 0
+        ends = self.silent_ends.pop(0) if self.silent_ends else None
+        breaks = self._breaks("WatchJob")
+        sent = 0
+        while True:
+            following = [version for version in versions if version.version > since]
+            if not following:
+                yield image_pb2.WatchJobResponse(job=versions[-1])
+                return
+            if following[0].version > 2 and following[0].parameters.prompt == "wait":
+                self.watching.set()
+                await self.go_on.wait()
+                following = [version for version in versions if version.version > since]
+            yield image_pb2.WatchJobResponse()
+            yield image_pb2.WatchJobResponse(job=following[0])
+            since, sent = following[0].version, sent + 1
+            if since == versions[-1].version or sent == ends:
+                return
+            if sent == breaks:
+                raise UnavailableError("the wire is broken")
+
+    async def DownloadImages(  # noqa: N802
+        self, request: image_pb2.DownloadImagesRequest, context: Context
+    ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
+        """Sends the files in pieces."""
+        self._begin("DownloadImages", request)
+        job = self._of(request.job_id)[-1]
+        if job.state != job_pb2.JOB_STATE_SUCCEEDED:
+            raise JobNotSucceededError(f"job {job.id} has not succeeded")
+        breaks, sent = self._breaks("DownloadImages"), 0
+        for picture in job.pictures:
+            if request.candidates and picture.candidate not in request.candidates:
+                continue
+            content = png(picture.candidate)
+            if self.damaged:
+                self.damaged -= 1
+                content = content[:-1] + b"x"
+            for start in range(0, len(content), PIECE):
+                first = picture if start == 0 else None
+                yield image_pb2.DownloadImagesResponse(picture=first, data=content[start : start + PIECE])
+                sent += 1
+                if sent == breaks:
+                    raise UnavailableError("the wire is broken")
+
+    async def ListModels(  # noqa: N802
+        self, request: image_pb2.ListModelsRequest, context: Context
+    ) -> image_pb2.ListModelsResponse:
+        """Returns the one model."""
+        self._begin("ListModels", request)
+        return image_pb2.ListModelsResponse(models=[MODEL])
+
+    async def GetModel(  # noqa: N802
+        self, request: image_pb2.GetModelRequest, context: Context
+    ) -> image_pb2.GetModelResponse:
+        """Returns the one model."""
+        self._begin("GetModel", request)
+        if request.model.name not in ("", "wire"):
+            raise ModelNotFoundError("there is no such model", request.model.name)
+        return image_pb2.GetModelResponse(model=MODEL)
+
+    def _begin(self, method: str, request: Any) -> None:
+        self.calls[method].append(request)
+        if self.failures[method]:
+            raise self.failures[method].pop(0)
+
+    def _lose(self, method: str) -> None:
+        if self.lost_answers[method]:
+            self.lost_answers[method] -= 1
+            raise UnavailableError("the answer was lost")
+
+    def _breaks(self, method: str) -> int | None:
+        return self.breaks[method].pop(0) if self.breaks[method] else None
+
+    def _of(self, job_id: str) -> list[job_pb2.Job]:
+        if job_id not in self.jobs:
+            raise JobNotFoundError(job_id)
+        return self.jobs[job_id]
+
+    def _versions(self, request: image_pb2.CreateImagesRequest, name: str) -> list[job_pb2.Job]:
+        """Makes all versions of a job: queued, running, each row drawn, ended."""
+        base = job_pb2.Job(id=name, request_id=request.request_id, parameters=request.parameters)
+        base.parameters.n, base.parameters.candidates = request.parameters.n or 3, 4
+        base.parameters.model.CopyFrom(MODEL.reference)
+        base.labels.update(request.labels)
+        versions = [base]
+        base.version, base.state, base.jobs_ahead = 1, job_pb2.JOB_STATE_QUEUED, 2
+        for row in range(ROWS + 1):
+            job = job_pb2.Job()
+            job.CopyFrom(base)
+            job.ClearField("jobs_ahead")
+            job.version, job.state = row + 2, job_pb2.JOB_STATE_RUNNING
+            job.progress.rows, job.progress.rows_drawn = ROWS, row
+            job.prompt_reading.drawn = request.parameters.prompt
+            if "hippo" in request.parameters.prompt:
+                job.prompt_reading.notice = 'the model does not know "hippo"; drawing "an elephant"'
+            versions.append(job)
+        last = job_pb2.Job()
+        last.CopyFrom(versions[-1])
+        last.version += 1
+        if request.parameters.prompt == "fail":
+            last.state = job_pb2.JOB_STATE_FAILED
+            last.error.CopyFrom(status_of(NotSupportedError("it cannot be drawn")))
+        else:
+            last.state = job_pb2.JOB_STATE_SUCCEEDED
+            for rank in range(base.parameters.n):
+                content = png(rank + 10)
+                last.pictures.add(
+                    candidate=rank + 10, rank=rank, score=1 - rank / 10, width=32, height=32,
+                    size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
+                )  # fmt: skip
+        return [*versions, last]
+
+
+class ServedGateway:
+    """A gateway that is served by a thread of its own."""
+
+    def __init__(self, settings: RpcSettings | None = None) -> None:
+        """Serves at once, on the settings' port or else on a free one."""
+        self.gateway = WireGateway()
+        self._settings = settings or RpcSettings()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway")
+        self._thread.start()
+        self._server = self._run(serve(self._register, healthy=lambda: True, settings=self._settings))
+        self.address: str = self._server.address
+
+    def go_on(self) -> None:
+        """Lets jobs that wait be drawn."""
+        self._loop.call_soon_threadsafe(self.gateway.go_on.set)
+
+    def stop(self) -> None:
+        """Breaks all calls off; nobody listens then."""
+        self._run(self._server.stop(0))
+
+    def start(self) -> None:
+        """Listens again where it did, with the same jobs."""
+        settings = self._settings.model_copy(update={"port": self._server.port})
+        self._server = self._run(serve(self._register, healthy=lambda: True, settings=settings))
+
+    def close(self) -> None:
+        """Stops for good."""
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        add_ImageServiceServicer_to_server(self.gateway, server)
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+
+@contextlib.contextmanager
+def served_gateway(settings: RpcSettings | None = None) -> Iterator[ServedGateway]:
+    """Serves a gateway in memory while the block runs."""
+    served = ServedGateway(settings)
+    try:
+        yield served
+    finally:
+        served.close()
