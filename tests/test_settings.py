@@ -12,6 +12,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
 from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings
+from smalti.telemetry.settings import LogSettings, MetricsSettings
 
 DOCUMENTS = Path(__file__).parent.parent / "docs"
 KINDS: tuple[type[BaseSettings], ...] = (
@@ -20,6 +21,8 @@ KINDS: tuple[type[BaseSettings], ...] = (
     ServiceSettings,
     BrokerSettings,
     StoreSettings,
+    LogSettings,
+    MetricsSettings,
 )
 
 

@@ -2,7 +2,7 @@
 
 from smalti.queue.application import celery_application
 from smalti.queue.consumer import Consumption, consume
-from smalti.queue.delivery import Delivery, Handler, Observer, Outcome
+from smalti.queue.delivery import Delivery, Ending, Handled, Handler, Observer, Outcome
 from smalti.queue.errors import (
     BrokerUnavailableError,
     GiveBackError,
@@ -18,7 +18,9 @@ __all__ = [
     "BrokerUnavailableError",
     "Consumption",
     "Delivery",
+    "Ending",
     "GiveBackError",
+    "Handled",
     "Handler",
     "HandlerError",
     "Observer",

@@ -20,7 +20,7 @@ from smalti.queue.delivery import (
     Received,
 )
 from smalti.queue.gate import Gate
-from smalti.queue.publisher import REDELIVERIES, Publisher
+from smalti.queue.publisher import REDELIVERIES, SENT, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.worker import WorkerThread
 from smalti.storage import ObjectStore
@@ -158,7 +158,7 @@ class Consumption:
         )
         def receive(task: Any, *arguments: Any, **options: Any) -> None:
             request = task.request
-            count = getattr(request, REDELIVERIES, 0)
+            count, sent = getattr(request, REDELIVERIES, 0), getattr(request, SENT, None)
             received = Received(
                 text=arguments[0]
                 if len(arguments) == 1 and isinstance(arguments[0], str)
@@ -166,6 +166,7 @@ class Consumption:
                 queue=request.delivery_info["routing_key"],
                 redelivered=bool(request.delivery_info["redelivered"]),
                 redeliveries=count if isinstance(count, int) and count >= 0 else 0,
+                sent=sent if isinstance(sent, float) else None,
             )
             try:
                 deliveries.handle(received)
@@ -193,7 +194,7 @@ def consume(
     publisher: Publisher,
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
-    observer: Observer = lambda outcome, message: None,
+    observer: Observer = lambda handled: None,
 ) -> Consumption:
     """Makes what takes a stage's messages; its `start` begins, in the background, and its `stop` drains.
 

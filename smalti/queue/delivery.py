@@ -7,8 +7,10 @@ attempt, or a copy in the dead-letter queue. Whatever kills the worker on the wa
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -21,6 +23,7 @@ from smalti.messages import (
     Message,
     MessageError,
     Stage,
+    StageDone,
     UnknownVersionError,
     Work,
     dead_queue_name,
@@ -32,6 +35,7 @@ from smalti.queue.publisher import REDELIVERIES, Publisher
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.suspects import Suspects
 from smalti.storage import ObjectStore
+from smalti.telemetry.messages import handling
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +78,32 @@ class Outcome(StrEnum):
     """The broker could not take what follows, or the store did not answer; the message is delivered again."""
 
 
-Observer = Callable[[Outcome, Message | None], None]
+@dataclass(frozen=True)
+class Ending:
+    """What became of a delivery."""
+
+    outcome: Outcome
+    reason: FailureReason | None = None
+    """Why the work has failed, if it has for good."""
+    done: StageDone | None = None
+    """What the gateway was told of work that was done."""
+
+
+@dataclass(frozen=True)
+class Handled:
+    """A delivery that has ended."""
+
+    ending: Ending
+    message: Message | None
+    """None where it could not be read."""
+    seconds: float
+    """How long it took."""
+    waited: float | None
+    """The seconds between its sending and its handling, by the clocks of two machines; None where it is not known."""
+
+
+Observer = Callable[[Handled], None]
+"""Told of each delivery, for metrics; called by the thread that handled it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +116,8 @@ class Received:
     """The broker has given it to somebody before."""
     redeliveries: int = 0
     """How often that was counted."""
+    sent: float | None = None
+    """When it was sent, in seconds since 1970, if that is known."""
 
 
 class NotAcknowledgedError(Exception):
@@ -104,7 +135,7 @@ class Deliveries:
         settings: BrokerSettings,
         *,
         store: ObjectStore | None = None,
-        observer: Observer = lambda outcome, message: None,
+        observer: Observer = lambda handled: None,
         gate: Gate | None = None,
     ) -> None:
         """Handles nothing yet.
@@ -135,31 +166,36 @@ class Deliveries:
         Raises:
             NotAcknowledgedError: it must not be.
         """
-        message: Message | None = None
-        try:
+        begin, message = time.perf_counter(), None
+        waited = None if received.sent is None else max(0.0, time.time() - received.sent)
+        ending = Ending(Outcome.UNCONFIRMED)
+        with ExitStack() as telling:
             try:
-                message = self._parse(received)
-            except ExpiredMessageError as error:
-                message = error.message
-                outcome = self._fail(received, message, FailureReason.EXPIRED, str(error), Outcome.EXPIRED)
-            except UnknownVersionError as error:
-                outcome = self._leave_to_newer(received, error)
-            except MessageError as error:
-                outcome = self._bury(received, str(error))
-            else:
-                outcome = self._deliver(received, message)
-        except UnavailableError as error:
-            logger.warning("a message of %s stays with the broker: %s", self._stage, error)
-            raise self._not_acknowledged(message, error) from error
-        except Exception as error:
-            logger.exception("a message of %s stays with the broker", self._stage)
-            raise self._not_acknowledged(message, error) from error
-        self._observer(outcome, message)
-
-    def _not_acknowledged(self, message: Message | None, error: Exception) -> NotAcknowledgedError:
-        self._observer(Outcome.UNCONFIRMED, message)
-        self.draining.wait(self._settings.retry_first)  # It comes again at once.
-        return NotAcknowledgedError(str(error))
+                try:
+                    message = self._parse(received)
+                    span = telling.enter_context(handling(message, received.queue))
+                    ending = self._deliver(received, message)
+                    span.set_attribute("smalti.outcome", ending.outcome.value)
+                except ExpiredMessageError as error:
+                    message, detail = error.message, str(error)
+                    ending = self._fail(received, message, FailureReason.EXPIRED, detail, Outcome.EXPIRED)
+                except UnknownVersionError as error:
+                    ending = self._leave_to_newer(received, error)
+                except MessageError as error:
+                    ending = self._bury(received, str(error))
+            except Exception as error:
+                known = isinstance(error, UnavailableError)
+                logger.log(
+                    logging.WARNING if known else logging.ERROR,
+                    "a message of %s stays with the broker: %s",
+                    *(self._stage, error),
+                    exc_info=None if known else error,
+                )
+                raise NotAcknowledgedError(str(error)) from error
+            finally:
+                self._observer(Handled(ending, message, time.perf_counter() - begin, waited))
+                if ending.outcome is Outcome.UNCONFIRMED:
+                    self.draining.wait(self._settings.retry_first)  # It comes again at once.
 
     def _parse(self, received: Received) -> Message:
         message = parse(received.text)
@@ -167,7 +203,7 @@ class Deliveries:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
 
-    def _deliver(self, received: Received, message: Message) -> Outcome:
+    def _deliver(self, received: Received, message: Message) -> Ending:
         """Decides who does the work: this thread, one that does it already, or a worker to come."""
         if self.draining.is_set():
             return self._give_back(received)
@@ -175,25 +211,25 @@ class Deliveries:
             running = self._in_progress.get(message.work)
         if running is not None:
             if running.result():
-                return Outcome.DUPLICATE
+                return Ending(Outcome.DUPLICATE)
         elif received.redelivered:
             # A copy that knows of one death more, if it was one.
             self._send_again(received, received.redeliveries + 1)
-            return Outcome.REDELIVERED
+            return Ending(Outcome.REDELIVERED)
         if received.redeliveries < SUSPECT_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
         return self._run_alone(received, message)
 
-    def _run_alone(self, received: Received, message: Message) -> Outcome:
+    def _run_alone(self, received: Received, message: Message) -> Ending:
         """Does work that may be what its workers die of; it is given up when enough have died over it alone."""
         deaths = self._suspects.deaths(message) if self._suspects else 0
         if deaths >= max(1, self._settings.deliveries - SUSPECT_AFTER):
             detail = f"{deaths} workers that did nothing else ended before it was done"
-            outcome = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
+            ending = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
             if self._suspects:
                 self._suspects.end(message)
-            return outcome
+            return ending
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
@@ -206,27 +242,29 @@ class Deliveries:
                 if self._suspects:
                     self._suspects.end(message)
 
-    def _run(self, received: Received, message: Message) -> Outcome:
+    def _run(self, received: Received, message: Message) -> Ending:
         """Does the work, unless another thread has begun it meanwhile."""
         mine: Future[bool] = Future()
         with self._lock:
             running = self._in_progress.setdefault(message.work, mine)
         if running is not mine:
-            return Outcome.DUPLICATE if running.result() else self._run(received, message)
-        outcome = None
+            return Ending(Outcome.DUPLICATE) if running.result() else self._run(received, message)
+        ending = None
         try:
-            outcome = self._attempt(received, message)
+            ending = self._attempt(received, message)
         finally:
             with self._lock:
                 del self._in_progress[message.work]
-            mine.set_result(outcome is Outcome.DONE)
-        return outcome
+            mine.set_result(ending is not None and ending.outcome is Outcome.DONE)
+        return ending
 
-    def _attempt(self, received: Received, message: Message) -> Outcome:
+    def _attempt(self, received: Received, message: Message) -> Ending:
         """Calls the handler, and sends what follows from how it ends."""
+        done = None
         try:
             for follower in self._handler(Delivery(message, self.draining)):
                 self._publisher.publish(follower)
+                done = follower if isinstance(follower, StageDone) else done
         except GiveBackError:
             return self._give_back(received)
         except PermanentError as error:
@@ -241,9 +279,9 @@ class Deliveries:
         except Exception as error:
             logger.exception("the handler of %s failed at %s", self._stage, message.work)
             return self._retry(received, message, f"{type(error).__name__}: {error}", None)
-        return Outcome.DONE
+        return Ending(Outcome.DONE, done=done)
 
-    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Outcome:
+    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Ending:
         """Sends a copy for the next attempt after a while; the thread, and so the credit, is held until then.
 
         That slows down a worker whose work cannot succeed for now, instead of letting it take message after message.
@@ -262,9 +300,9 @@ class Deliveries:
             message.again().to_json(),
             headers={REDELIVERIES: received.redeliveries},
         )
-        return Outcome.RETRIED
+        return Ending(Outcome.RETRIED)
 
-    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Outcome:
+    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Ending:
         """Lets a newer service have the message; when none takes it, it is kept in the dead-letter queue."""
         if received.redeliveries + 1 >= self._settings.deliveries:
             return self._bury(received, str(error))
@@ -272,11 +310,11 @@ class Deliveries:
             min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_longest)
         )
         self._send_again(received, received.redeliveries + 1)
-        return Outcome.RETRIED
+        return Ending(Outcome.RETRIED)
 
-    def _give_back(self, received: Received) -> Outcome:
+    def _give_back(self, received: Received) -> Ending:
         self._send_again(received, received.redeliveries)
-        return Outcome.GIVEN_BACK
+        return Ending(Outcome.GIVEN_BACK)
 
     def _send_again(self, received: Received, deaths: int) -> None:
         self.gate.wait_until_closed()
@@ -285,15 +323,15 @@ class Deliveries:
 
     def _fail(
         self, received: Received, message: Message, reason: FailureReason, detail: str, outcome: Outcome
-    ) -> Outcome:
+    ) -> Ending:
         """Tells the gateway that the work has failed; what failed without a known cause is kept as well."""
         if isinstance(message, Work):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
-            return self._bury(received, detail)
-        return outcome
+            outcome = self._bury(received, detail).outcome
+        return Ending(outcome, reason)
 
-    def _bury(self, received: Received, why: str) -> Outcome:
+    def _bury(self, received: Received, why: str) -> Ending:
         """Puts the message into the dead-letter queue."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
         self._publisher.publish_text(
@@ -302,4 +340,4 @@ class Deliveries:
             received.text,
             headers={REDELIVERIES: received.redeliveries, WHY_DEAD: why[:500]},
         )
-        return Outcome.DEAD
+        return Ending(Outcome.DEAD)

@@ -20,9 +20,12 @@ from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
 from smalti.queue.errors import BrokerUnavailableError
 from smalti.queue.settings import BrokerSettings, broker_settings
+from smalti.telemetry.messages import sending
 
 REDELIVERIES = "smalti_redeliveries"
 """The header that counts how often a worker has died over a message, or tried in vain to read it."""
+SENT = "smalti_sent"
+"""The header that says when a message was sent, in seconds since 1970 (UTC)."""
 
 SENDERS = 8
 """Messages that are sent at the same time."""
@@ -72,7 +75,8 @@ class Publisher:
             BrokerUnavailableError: the broker does not answer, or not in time. It may have the message nevertheless.
             OversizedMessageError: the message is too large; nothing was sent.
         """
-        self.publish_text(message.stage_queue, message.queue, message.to_json(), timeout=timeout)
+        with sending(message) as traced:
+            self.publish_text(traced.stage_queue, traced.queue, traced.to_json(), timeout=timeout)
 
     def offer(self, message: Message) -> bool:
         """Sends a message that may be lost, such as progress, in the background; never waits.
@@ -154,7 +158,7 @@ class Publisher:
             queue_name,
             task.body,
             serializer=self._application.conf.task_serializer,
-            headers={**task.headers, **headers},
+            headers={**task.headers, SENT: time.time(), **headers},
             **task.properties,
         )
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -86,41 +86,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         if handler is None or method.startswith(EXEMPT):
             return handler
-        return self._wrapped(handler, method)
-
-    def _wrapped(self, handler: Any, method: str) -> Handler:
-        behaviour = (
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        )
-
-        async def unary(request: Any, context: Any) -> Any:
-            async with self._call(method, context):
-                return await behaviour(request, context)
-
-        async def stream(request: Any, context: Any) -> None:
-            # Writes itself: were it a generator too, a deadline that strikes while a slow client is being written to
-            # would strike gRPC's code, not this.
-            async with self._call(method, context):
-                answers = behaviour(request, context)
-                if not hasattr(answers, "__aiter__"):
-                    await answers
-                    return
-                async with aclosing(answers):
-                    async for answer in answers:
-                        await context.write(answer)
-
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        wrapped: Handler = make(
-            stream if handler.response_streaming else unary,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return wrapped
+        return wrapped(handler, lambda context: self._call(method, context))
 
     @asynccontextmanager
     async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
@@ -161,6 +127,40 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if task is not None:
                 self._tasks.discard(task)
             _deadline.reset(token)
+
+
+def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[Any]]) -> Handler:
+    """Returns a handler whose every call runs within what `around` makes of the call's context."""
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    async def unary(request: Any, context: Any) -> Any:
+        async with around(context):
+            return await behaviour(request, context)
+
+    async def stream(request: Any, context: Any) -> None:
+        # Writes itself: were it a generator too, a deadline that strikes while a slow client is being written to
+        # would strike gRPC's code, not this.
+        async with around(context):
+            answers = behaviour(request, context)
+            if not hasattr(answers, "__aiter__"):
+                await answers
+                return
+            async with aclosing(answers):
+                async for answer in answers:
+                    await context.write(answer)
+
+    make: Any = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    made: Handler = make(
+        stream if handler.response_streaming else unary,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return made
 
 
 async def abort(context: Any, error: BaseException, method: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -13,7 +14,12 @@ from smalti.rpc.tls import channel_credentials
 _TARGET = re.compile(r"(?:dns:///)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 
 
-def channel(target: str, settings: RpcSettings | None = None) -> grpc.aio.Channel:
+def channel(
+    target: str,
+    settings: RpcSettings | None = None,
+    *,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+) -> grpc.aio.Channel:
     """Returns a channel for the event loop that is running. It connects by itself, when it is first used.
 
     A call that is answered with UNAVAILABLE is tried again, after a growing time; nothing else is.
@@ -21,6 +27,7 @@ def channel(target: str, settings: RpcSettings | None = None) -> grpc.aio.Channe
     Args:
         target: host:port, or dns:///host:port; of several addresses of the host all are used in turn.
         settings: the settings; those of the environment if they are None.
+        interceptors: for traces; they see every call.
 
     Raises:
         InvalidInputError: the target has another form, or a setting cannot be used; names the field or the variable.
@@ -29,8 +36,8 @@ def channel(target: str, settings: RpcSettings | None = None) -> grpc.aio.Channe
     credentials = channel_credentials(settings, _host(target))
     options = _options(settings)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, credentials, options=options)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.Channel:

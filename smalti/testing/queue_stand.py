@@ -163,7 +163,7 @@ class Stand:
             concurrency=concurrency,
             publisher=self.publisher,
             settings=self.settings,
-            observer=lambda outcome, message: self.outcomes.update([outcome]),
+            observer=lambda handled: self.outcomes.update([handled.ending.outcome]),
         )
         self.consumption.start()
         assert self.consumption.wait_until_ready(WAIT)

@@ -1,0 +1,161 @@
+"""gRPC calls: counted, timed, recorded as spans, and named in the log."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from smalti.rpc.calls import EXEMPT, Handler, wrapped
+from smalti.telemetry import tracing
+from smalti.telemetry.logs import about
+from smalti.telemetry.metrics import Metrics
+
+REQUEST_ID = "x-request-id"
+"""The metadata by which a client names its call in our log."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+_OUTCOMES = {
+    grpc.StatusCode.OK: "done",
+    grpc.StatusCode.CANCELLED: "cancelled",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "expired",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "refused",
+    grpc.StatusCode.UNAVAILABLE: "refused",
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# What is the server's fault; of the rest the caller is told, and no span has failed.
+_FAULTS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
+
+
+class CallObserver(grpc.aio.ServerInterceptor):
+    """Sees every call of a server, but those of health and reflection, from its beginning to its end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Counts into the metrics."""
+        self._metrics = metrics
+        self._running: Counter[str] = Counter()
+        metrics.watch("requests_running", lambda: dict(self._running))
+
+    async def intercept_service(  # noqa: D102
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or method.startswith(EXEMPT):
+            return handler
+        metadata = {
+            key: value
+            for key, value in handler_call_details.invocation_metadata or ()
+            if isinstance(value, str)
+        }
+        return wrapped(handler, lambda context: self._call(method, metadata, context))
+
+    @asynccontextmanager
+    async def _call(self, method: str, metadata: dict[str, str], context: Any) -> AsyncIterator[None]:
+        service, _, entry = method.lstrip("/").partition("/")
+        asked = metadata.get(REQUEST_ID, "")
+        request = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        attributes = {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": entry,
+            "smalti.request": request,
+        }
+        code, begin = grpc.StatusCode.UNKNOWN, time.perf_counter()
+        self._running[entry] += 1
+        try:
+            with (
+                about(request=request),
+                tracing.span(
+                    method.lstrip("/"), SpanKind.SERVER, attributes, tracing.extract(metadata)
+                ) as span,
+            ):
+                try:
+                    yield
+                    code = grpc.StatusCode.OK
+                except asyncio.CancelledError:
+                    code = _code(context, grpc.StatusCode.CANCELLED)
+                    raise
+                except BaseException:
+                    code = _code(context, grpc.StatusCode.UNKNOWN)
+                    raise
+                finally:
+                    span.set_attribute("rpc.grpc.status_code", code.value[0])
+                    if code in _FAULTS:
+                        tracing.fail(span, code.name)
+        finally:
+            self._running[entry] -= 1
+            outcome = _OUTCOMES.get(code, "failed")
+            reason = "" if code is grpc.StatusCode.OK else code.name.lower()
+            seconds = time.perf_counter() - begin
+            self._metrics.add("requests_total", entry=entry, outcome=outcome, reason=reason)
+            self._metrics.observe("request_seconds", seconds, entry=entry, outcome=outcome)
+
+
+def _code(context: Any, otherwise: grpc.StatusCode) -> grpc.StatusCode:
+    """Returns the status that a call was ended with; gRPC gives it as a number, or as its own."""
+    code = context.code()
+    code = _CODES.get(code, code)
+    return code if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK else otherwise
+
+
+class _Passing:
+    """Gives a call the trace that it belongs to."""
+
+    def _traced(self, details: Any) -> Any:
+        carrier = tracing.inject()
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        for key, value in carrier.items():
+            metadata[key] = value
+        return details._replace(metadata=metadata)
+
+
+class UnaryCallTracer(_Passing, grpc.aio.UnaryUnaryClientInterceptor):
+    """Records calls that have one answer."""
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
+        method = _text(client_call_details.method)
+        with _calling(method) as span:
+            call = await continuation(self._traced(client_call_details), request)
+            code = await call.code()
+            span.set_attribute("rpc.grpc.status_code", code.value[0])
+            if code is not grpc.StatusCode.OK:
+                tracing.fail(span, code.name)
+        return call
+
+
+class StreamCallTracer(_Passing, grpc.aio.UnaryStreamClientInterceptor):
+    """Passes the trace on with calls that have many answers; when they end is the caller's, and not recorded."""
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
+        return await continuation(self._traced(client_call_details), request)
+
+
+def client_interceptors() -> tuple[grpc.aio.ClientInterceptor, ...]:
+    """Returns what a channel needs so that those who are called go on in the caller's trace."""
+    return UnaryCallTracer(), StreamCallTracer()
+
+
+def _calling(method: str) -> Any:
+    service, _, name = method.lstrip("/").partition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    return tracing.span(method.lstrip("/"), SpanKind.CLIENT, attributes)
+
+
+def _text(method: str | bytes) -> str:
+    return method.decode() if isinstance(method, bytes) else method
