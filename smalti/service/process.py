@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol, Self
 
-import grpc
-
 from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError
 from smalti.messages import Stage
 from smalti.queue import BrokerSettings, Consumption, Handler, Publisher, broker_settings, consume
@@ -25,6 +23,8 @@ from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
 from smalti.service.settings import ServiceSettings, service_settings
 from smalti.storage import ObjectStore, StoreUnavailableError, open_store
+from smalti.telemetry import QUEUE, Telemetry
+from smalti.telemetry import start as start_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,19 @@ DEAD_SECONDS = 5.0
 
 class Engine(Protocol):
     """What computes behind a service."""
+
+    slots: int
+    """How many pieces of work it does at the same time."""
+
+    @property
+    def active(self) -> int:
+        """How many it does."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for it."""
+        ...
 
     @property
     def healthy(self) -> bool:
@@ -82,17 +95,19 @@ class Process:
     broker: BrokerSettings
     publisher: Publisher
     store: ObjectStore
+    telemetry: Telemetry
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """Reads and checks the settings; nothing is connected to.
+        """Reads and checks the settings, and begins to log; nothing is connected to.
 
         Raises:
             InvalidInputError: a setting cannot be used; names the variable.
         """
+        telemetry = start_telemetry(name)
         settings, rpc, broker = service_settings(), rpc_settings(), broker_settings()
         server_credentials(rpc)
-        return cls(name, settings, rpc, broker, Publisher(broker), open_store())
+        return cls(name, settings, rpc, broker, Publisher(broker), telemetry.store(open_store()), telemetry)
 
 
 @dataclass(frozen=True)
@@ -127,9 +142,6 @@ def run(name: str, stage: Stage, build: Build) -> int:
         stage: whose queue it consumes.
         build: makes the service.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)  # Nothing has begun that would have to be finished.
     try:
@@ -180,6 +192,7 @@ class _Life:
         self._process = process
         self._service = service
         self._told_to_end = asyncio.Event()
+        self._ready = False
         self._consumption: Consumption = consume(
             stage,
             service.handler,
@@ -187,7 +200,12 @@ class _Life:
             publisher=process.publisher,
             store=None if stage is Stage.EVENTS else process.store,
             settings=process.broker,
+            observer=process.telemetry.observer,
         )
+        process.telemetry.watch("ready", lambda: float(self._ready and not self._what_is_dead()))
+        process.telemetry.watch("requests_running", lambda: {QUEUE: self._consumption.running})
+        if service.engine is not None:
+            process.telemetry.watch_engine(service.engine)
 
     async def live(self) -> int:
         """Serves until the end; returns the exit code."""
@@ -195,13 +213,12 @@ class _Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not the loop's own handlers: those go with it, and a second signal would kill what is being closed.
             signal.signal(number, lambda *_: self._told_to_end_soon(loop))
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
         server = await serve(
             self._service.register,
             healthy=lambda: not self._what_is_dead(),
             settings=self._process.rpc,
             endless=self._service.endless,
-            interceptors=interceptors,
+            interceptors=self._process.telemetry.interceptors,
         )
         started: list[Companion] = []
         try:
@@ -212,8 +229,10 @@ class _Life:
             await asyncio.gather(server.stop(0), *(companion.stop(0) for companion in started))
             raise
         self._consumption.start()
+        self._ready = True
         log.info("%s is ready at %s", self._process.name, server.address)
         dead = await self._wait_for_the_end()
+        self._ready = False
         if dead:
             log.critical("%s ends: %s", self._process.name, dead)
             # Whoever waits for the engine has been told, and gives its message back.
@@ -282,3 +301,4 @@ class _Life:
             self._service.engine.close()
         self._process.publisher.close()
         self._service.close()
+        self._process.telemetry.close()

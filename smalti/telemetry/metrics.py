@@ -87,9 +87,7 @@ DEFINITIONS: Final = (
         labels=("entry", "outcome", "reason"),
     ),
     _gauge("requests_running", "requests that are being answered", labels=("entry",)),
-    _gauge(
-        "requests_waiting", "candidates that wait for a slot, or jobs that wait to be sent", (GENERATOR, GATEWAY)
-    ),
+    _gauge("requests_waiting", "work that waits for the engine (a generator's candidates); jobs that wait to be sent"),
     _histogram("request_queue_seconds", "from the sending of a message to the beginning of its work"),
     _histogram(
         "request_seconds",
@@ -97,8 +95,8 @@ DEFINITIONS: Final = (
         labels=("entry", "outcome"),
     ),
     _histogram("stage_seconds", "what the engine took for the work of one message", labels=("stage",)),
-    _gauge("slots_total", "slots of the engine", (GENERATOR,)),
-    _gauge("slots_active", "slots in which a candidate is drawn", (GENERATOR,)),
+    _gauge("slots_total", "how many pieces of work the engine does at a time", STAGES),
+    _gauge("slots_active", "how many it does now", STAGES),
     _histogram("engine_step_seconds", "what one quantum of the engine took", (GENERATOR,)),
     _histogram("batch_occupancy", "the share of the slots in use, for each quantum", (GENERATOR,), buckets=SHARES),
     _counter("tokens_generated_total", "image tokens that were drawn", (GENERATOR,)),

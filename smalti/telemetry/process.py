@@ -1,5 +1,6 @@
 """Everything that a process tells of itself, in one object: metrics, traces, logs."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import TracebackType
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import grpc
 
     from smalti.queue import Handled
+    from smalti.service.process import Engine
+
+logger = logging.getLogger(__name__)
 
 QUEUE = "queue"
 """The entry of requests that come from the queue."""
@@ -71,6 +75,12 @@ class Telemetry:
     def watch(self, name: str, read: Callable[[], Reading]) -> None:
         """Lets a gauge ask; see `Metrics.watch`."""
         self.metrics.watch(name, read)
+
+    def watch_engine(self, engine: "Engine") -> None:
+        """Lets the gauges of the engine ask it how busy it is."""
+        self.watch("slots_total", lambda: engine.slots)
+        self.watch("slots_active", lambda: engine.active)
+        self.watch("requests_waiting", lambda: engine.waiting)
 
     def observer(self, handled: "Handled") -> None:
         """Counts what became of a message; for `smalti.queue.consume`."""
@@ -157,4 +167,5 @@ def start(
                 f"{METRICS_PREFIX}PORT",
                 f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}",
             ) from None
+        logger.info("metrics are at http://%s:%d/metrics", settings.host, endpoint[0].server_port)
     return Telemetry(metrics, tracer, endpoint)
