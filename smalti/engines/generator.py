@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -40,6 +41,21 @@ STALL_SECONDS = 120.0
 
 RowsDrawn = Callable[[int, int], None]
 """Called with the tokens drawn so far and the tokens there will be, over all candidates of a request."""
+
+
+class EngineObserver(Protocol):
+    """Told of what the engine does, for metrics."""
+
+    def stepped(self, seconds: float, active: int, slots: int, tokens: int) -> None:
+        """A quantum has been drawn; called by the loop, so it must be quick.
+
+        Args:
+            seconds: what it took.
+            active: the slots that were in use.
+            slots: the slots that there are.
+            tokens: image tokens that came of it.
+        """
+        ...
 
 
 @dataclass
@@ -91,6 +107,8 @@ class GeneratorEngine:
         self.batch = batch
         self.slots = batch.slots
         self.progress = Progress()
+        self.observer: EngineObserver | None = None
+        """Told of every quantum, where it is set before the first one."""
         self._stall_seconds = stall_seconds
         self._line = WaitingLine(most_waiting)
         self._in_use: dict[int, Slot] = {}
@@ -255,8 +273,12 @@ class GeneratorEngine:
                 if self._in_use:
                     began = time.monotonic()
                     drawn = self.batch.step()
-                    self.progress.took(time.monotonic() - began)
-                    self._deliver(drawn)
+                    seconds = time.monotonic() - began
+                    self.progress.took(seconds)
+                    active = len(self._in_use)
+                    tokens = self._deliver(drawn)
+                    if self.observer is not None:
+                        self.observer.stepped(seconds, active, self.slots, tokens)
                 self.progress.beat()
         except BaseException as error:
             self._stop_for(error)
@@ -301,15 +323,22 @@ class GeneratorEngine:
             if places[-1] == len(request.candidates) - 1:
                 del self._prefixes[handle]
 
-    def _deliver(self, drawn: Int[np.ndarray, "slots quantum"]) -> None:
-        """Hands the tokens of one quantum to their requests and frees the slots that are finished."""
+    def _deliver(self, drawn: Int[np.ndarray, "slots quantum"]) -> int:
+        """Hands the tokens of one quantum to their requests and frees the slots that are finished.
+
+        Returns:
+            How many tokens there were.
+        """
+        total = 0
         for slot, held in list(self._in_use.items()):
             tokens = drawn[slot, : self.batch.image_length - held.position]
             start = held.position
             held.position += len(tokens)
+            total += len(tokens)
             if held.position == self.batch.image_length:
                 del self._in_use[slot]
             held.handle.deliver(Drawn(held.candidate, start, tokens))
+        return total
 
     def _watch(self) -> None:
         """Finds a loop that hangs: the thread that could say so is the one that cannot."""
