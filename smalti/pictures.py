@@ -8,13 +8,20 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
 from smalti.parameters import SamplingParameters, Seed, Strict
+
+FILE_FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is read of pictures from outside."""
+LARGEST_FILE = 10 * 2**20
+"""Bytes of a picture from outside."""
+LARGEST_SIDE = 4096
+"""Pixels of a picture from outside, each way."""
 
 # The PNG text chunk that holds a drawing as JSON.
 CHUNK = "smalti"
@@ -51,6 +58,50 @@ def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=information)
     return buffer.getvalue()
+
+
+def plain_png_bytes(image: Image.Image) -> bytes:
+    """Returns the picture as PNG that says nothing of how it was drawn; the same picture gives the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_image(content: bytes, field: str) -> Image.Image:
+    """Reads a picture from outside: as its camera held it, in RGB, white where it is transparent.
+
+    Args:
+        content: a file in PNG, JPEG or WebP; of one that moves, the first picture.
+        field: its path in the request, for errors.
+
+    Raises:
+        InvalidInputError: it is no such file, damaged, or too large.
+    """
+    if len(content) > LARGEST_FILE:
+        raise InvalidInputError(field, f"has {len(content)} bytes; the most is {LARGEST_FILE}")
+    try:
+        # The size is known from the header, before anything is unpacked.
+        with Image.open(io.BytesIO(content), formats=FILE_FORMATS) as opened:
+            if max(opened.size) > LARGEST_SIDE:
+                width, height = opened.size
+                raise InvalidInputError(
+                    field, f"is {width} x {height} pixels large; the most is {LARGEST_SIDE} x {LARGEST_SIDE}"
+                )
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise InvalidInputError(field, "is no picture in PNG, JPEG or WebP") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidInputError(field, f"cannot be read: {' '.join(str(error).split())[:100]}") from None
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Cuts a picture to a square around its centre and scales it; one of that size stays as it is."""
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def read_drawing(path: Path) -> Drawing:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from smalti.queue import BrokerSettings, Consumption, Handler, Publisher, broker
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
+from smalti.service import failpoints
 from smalti.service.settings import ServiceSettings, service_settings
 from smalti.storage import ObjectStore, StoreUnavailableError, open_store
 from smalti.telemetry import QUEUE, Telemetry
@@ -105,6 +107,7 @@ class Process:
             InvalidInputError: a setting cannot be used; names the variable.
         """
         telemetry = start_telemetry(name)
+        failpoints.arm()
         settings, rpc, broker = service_settings(), rpc_settings(), broker_settings()
         server_credentials(rpc)
         return cls(name, settings, rpc, broker, Publisher(broker), telemetry.store(open_store()), telemetry)
@@ -120,6 +123,8 @@ class Service:
     """Handles the messages of its queue."""
     concurrency: int
     """How many messages are handled at the same time."""
+    model: str = ""
+    """The name of the model that it serves."""
     engine: Engine | None = None
     companions: Sequence[Companion] = ()
     """Started in their order after gRPC listens, and stopped together with it."""
@@ -147,7 +152,9 @@ def run(name: str, stage: Stage, build: Build) -> int:
     try:
         process = Process.of(name)
         _check_store(process.store)
+        began = time.monotonic()
         service = build(process)
+        process.telemetry.loaded(service.model, time.monotonic() - began)
         code = asyncio.run(_Life(process, stage, service).live())
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:
         return _cannot_start(name, str(error))
@@ -238,6 +245,7 @@ class _Life:
             # Whoever waits for the engine has been told, and gives its message back.
             faulthandler.dump_traceback_later(2 * DEAD_SECONDS, exit=True)
             await self._drain(server, DEAD_SECONDS)
+            await loop.run_in_executor(None, self._process.telemetry.close)
             return DIED
         log.info("%s drains", self._process.name)
         # From here on the process ends, even when something holds the interpreter's lock: with all stacks in the log.

@@ -16,8 +16,9 @@ class ServiceSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix=SERVICE_PREFIX)
 
     concurrency: Annotated[int, Field(ge=1, le=256)] | None = None
-    """How many messages a stage works on at the same time. Unset, it is 4; for a generator, a quarter of its slots and
-    2 more, so that chunks of 4 candidates fill the slots and the next ones are at hand."""
+    """How many messages a stage works on at the same time. Unset, it is 4 for an encoder, 2 for a decoder and a ranker,
+    and for a generator a quarter of its slots and 2 more, so that chunks of 4 candidates fill the slots and the next
+    ones are at hand."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
     """A generator's slots: how many candidates it draws at the same time; memory grows with them."""
     waiting: Annotated[int, Field(ge=1, le=2**20)] | None = None

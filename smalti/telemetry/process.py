@@ -1,10 +1,13 @@
 """Everything that a process tells of itself, in one object: metrics, traces, logs."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import start_http_server
 
@@ -30,12 +33,24 @@ QUEUE = "queue"
 """The entry of requests that come from the queue."""
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """What answers `/metrics`."""
+
+    server: WSGIServer
+    thread: threading.Thread
+
+    def close(self) -> None:
+        """Answers no more."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
 class Telemetry:
     """What one process tells of itself; `start` makes it."""
 
-    def __init__(
-        self, metrics: Metrics, tracer: tracing.Tracing | None, endpoint: tuple[Any, Any] | None
-    ) -> None:
+    def __init__(self, metrics: Metrics, tracer: tracing.Tracing | None, endpoint: Endpoint | None) -> None:
         """Is made by `start`."""
         self.metrics = metrics
         self._tracer = tracer
@@ -47,7 +62,7 @@ class Telemetry:
     @property
     def metrics_port(self) -> int | None:
         """The port at which `/metrics` is answered; None where it is not."""
-        return self._endpoint[0].server_port if self._endpoint else None
+        return self._endpoint.server.server_port if self._endpoint else None
 
     @cached_property
     def interceptors(self) -> "Sequence[grpc.aio.ServerInterceptor]":
@@ -71,6 +86,12 @@ class Telemetry:
     def store(self, store: ObjectStore) -> ObjectStore:
         """Returns the store with its calls timed."""
         return TimedStore(store, self.metrics)
+
+    def loaded(self, model: str, seconds: float) -> None:
+        """Notes the model that is served, and how long its service took to load it and to warm up."""
+        self.metrics.model = model
+        if "model_load_seconds" in self.metrics.definitions:
+            self.watch("model_load_seconds", lambda: seconds)
 
     def watch(self, name: str, read: Callable[[], Reading]) -> None:
         """Lets a gauge ask; see `Metrics.watch`."""
@@ -108,10 +129,7 @@ class Telemetry:
         if self._compilations:
             self._compilations.close()
         if self._endpoint:
-            server, thread = self._endpoint
-            server.shutdown()
-            server.server_close()
-            thread.join()
+            self._endpoint.close()
             self._endpoint = None
         if self._tracer:
             self._tracer.close()
@@ -154,18 +172,31 @@ def start(
         InvalidInputError: a setting cannot be used; names the variable.
     """
     logs.set_up(service, log_settings)
-    settings = metrics_settings or read_settings(MetricsSettings)
     metrics = Metrics(service)
     metrics.model = model
     tracer = tracing.start(service)
-    endpoint = None
-    if settings.port is not None:
-        try:
-            endpoint = start_http_server(settings.port, settings.host, metrics.registry())
-        except OSError as error:
-            raise InvalidInputError(
-                f"{METRICS_PREFIX}PORT",
-                f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}",
-            ) from None
-        logger.info("metrics are at http://%s:%d/metrics", settings.host, endpoint[0].server_port)
-    return Telemetry(metrics, tracer, endpoint)
+    return Telemetry(metrics, tracer, serve_metrics(metrics, metrics_settings))
+
+
+def serve_metrics(metrics: Metrics, settings: MetricsSettings | None = None) -> Endpoint | None:
+    """Answers `/metrics` in a thread, where a port is set; otherwise returns None.
+
+    Args:
+        metrics: what is answered.
+        settings: None reads them from the environment.
+
+    Raises:
+        InvalidInputError: it cannot listen there.
+    """
+    settings = settings or read_settings(MetricsSettings)
+    if settings.port is None:
+        return None
+    try:
+        server, thread = start_http_server(settings.port, settings.host, metrics.registry())
+    except OSError as error:
+        raise InvalidInputError(
+            f"{METRICS_PREFIX}PORT",
+            f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}",
+        ) from None
+    logger.info("metrics are at http://%s:%d/metrics", settings.host, server.server_port)
+    return Endpoint(server, thread)

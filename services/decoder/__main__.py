@@ -1,0 +1,17 @@
+"""`python -m services.decoder`."""
+
+import sys
+
+from smalti.messages import Stage
+from smalti.service import Process, Service, run
+
+
+def build(process: Process) -> Service:
+    """Imports JAX only when the settings are known to be good."""
+    from services.decoder import service
+
+    return service.build(process)
+
+
+if __name__ == "__main__":
+    sys.exit(run("decoder", Stage.DECODE, build))

@@ -1,0 +1,60 @@
+"""The decoder's parts, put together."""
+
+import grpc
+import jax
+import numpy as np
+
+from services.decoder.handler import DecodeHandler
+from services.decoder.servicer import DecoderServicer
+from smalti.engines.compilation import use_compilation_cache
+from smalti.engines.decoder import DecoderEngine
+from smalti.models import library
+from smalti.models.rewording import Rewriter
+from smalti.models.sizes import Sizes
+from smalti.service import Process, Service
+from smalti.service.cancellation import Cancellations
+from smalti.service.compute import ComputeThread
+from smalti.service.engine_service import EngineServicer
+from smalti.service.model import model_message
+from smalti.v1 import engine_pb2
+from smalti.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
+from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+
+CONCURRENCY = 2
+"""Chunks at the same time: while one is decoded, the other is read or written. More would only wait here, where no
+other decoder can have them."""
+MOST_CALLS = 64
+
+
+def build(process: Process) -> Service:
+    """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
+    use_compilation_cache()
+    settings = process.settings
+    sizes = Sizes.of(library.find())
+    rewriter = Rewriter.of(sizes.folder)
+    engine = DecoderEngine.load(sizes)
+    _warm_up(engine, sizes)
+    model = model_message(sizes)
+    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    cancellations = Cancellations(process.store, settings.cancel_poll)
+
+    def register(server: grpc.aio.Server) -> None:
+        add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, sizes, model.reference), server)
+        described = EngineServicer(engine_pb2.STAGE_DECODE, model, compute, jax.devices()[0].device_kind)
+        add_EngineServiceServicer_to_server(described, server)
+
+    return Service(
+        register=register,
+        handler=DecodeHandler(process, sizes, cancellations, engine, compute, rewriter),
+        concurrency=settings.concurrency or CONCURRENCY,
+        model=sizes.folder.name,
+        engine=compute,
+        close=cancellations.close,
+    )
+
+
+def _warm_up(engine: DecoderEngine, sizes: Sizes) -> None:
+    """Compiles both programs, so that nobody waits for them later."""
+    pictures = engine.decode(np.zeros((1, sizes.tokens), np.int32))
+    if engine.vqgan.has_encoder:
+        engine.encode(pictures)

@@ -1,0 +1,86 @@
+"""DecoderService over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from smalti.engines.decoder import DecoderEngine
+from smalti.errors import NotSupportedError
+from smalti.messages import MOST_IN_CHUNK
+from smalti.models.sizes import Sizes
+from smalti.pictures import plain_png_bytes, read_image, square
+from smalti.rpc.conversion import check_asked_model, tokens_message, tokens_of
+from smalti.service.checks import check_number
+from smalti.service.compute import ComputeThread
+from smalti.v1 import decoder_pb2_grpc, model_pb2
+from smalti.v1.decoder_pb2 import (
+    DecodeRequest,
+    DecodeResponse,
+    EncodedImage,
+    EncodeImagesRequest,
+    EncodeImagesResponse,
+)
+
+MOST_IMAGES = 16
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
+    """Decodes and encodes for those who call; see `decoder.proto`."""
+
+    def __init__(
+        self, engine: DecoderEngine, compute: ComputeThread, sizes: Sizes, model: model_pb2.ModelReference
+    ) -> None:
+        """Takes the engine, the thread that it computes in, and the model that is loaded."""
+        self._engine = engine
+        self._compute = compute
+        self._sizes = sizes
+        self._model = model
+
+    async def Decode(  # noqa: D102, N802
+        self, request: DecodeRequest, context: Any
+    ) -> AsyncIterator[DecodeResponse]:
+        check_asked_model(request.model, self._model)
+        check_number(len(request.pictures), MOST_IN_CHUNK, "pictures", "pictures")
+        sizes, step = self._sizes, self._engine.batch_size
+        tokens = tokens_of(request.pictures, sizes.tokens, sizes.codebook_size, field="pictures")
+        with self._compute.place():
+            # As many at a time as one run of the program takes: between them others have their turn.
+            for start in range(0, len(tokens), step):
+                batch = tokens[start : start + step]
+                decoding = self._compute.submit(lambda batch=batch: self._engine.decode(batch))  # type: ignore[misc]
+                pictures = await asyncio.wrap_future(decoding)
+                for index, pixels in enumerate(pictures, start):
+                    image = Image.fromarray(pixels)
+                    content = await asyncio.to_thread(plain_png_bytes, image)
+                    yield DecodeResponse(
+                        index=index,
+                        image=EncodedImage(
+                            data=content, media_type="image/png", width=image.width, height=image.height
+                        ),
+                    )
+
+    async def EncodeImages(  # noqa: D102, N802
+        self, request: EncodeImagesRequest, context: Any
+    ) -> EncodeImagesResponse:
+        check_asked_model(request.model, self._model)
+        if not self._engine.vqgan.has_encoder:
+            raise NotSupportedError(
+                "the model's VQGAN has no encoder, so it cannot turn pictures into tokens"
+            )
+        check_number(len(request.images), MOST_IMAGES, "images", "pictures")
+        with self._compute.place():
+            # All are read before the first is encoded: a picture that cannot be read is told at once.
+            pictures = [
+                await asyncio.to_thread(self._read, content, f"images[{place}]")
+                for place, content in enumerate(request.images)
+            ]
+            encoding = self._compute.submit(lambda: self._engine.encode(np.stack(pictures)))
+            tokens = await asyncio.wrap_future(encoding)
+        return EncodeImagesResponse(pictures=[tokens_message(row) for row in tokens])
+
+    def _read(self, content: bytes, field: str) -> UInt8[np.ndarray, "height width 3"]:
+        return np.asarray(square(read_image(content, field), self._sizes.resolution))

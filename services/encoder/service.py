@@ -1,0 +1,52 @@
+"""The encoder's parts, put together."""
+
+import grpc
+import jax
+
+from services.encoder.handler import EncodeHandler
+from services.encoder.servicer import EncoderServicer
+from smalti.engines.compilation import use_compilation_cache
+from smalti.engines.encoder import EncoderEngine
+from smalti.models import library
+from smalti.models.rewording import Rewriter
+from smalti.models.sizes import Sizes
+from smalti.service import Process, Service
+from smalti.service.cancellation import Cancellations
+from smalti.service.compute import ComputeThread
+from smalti.service.engine_service import EngineServicer
+from smalti.service.model import model_message
+from smalti.v1 import engine_pb2
+from smalti.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
+from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+
+CONCURRENCY = 4
+"""Messages at the same time: while one computes, the others read and write."""
+MOST_CALLS = 64
+
+
+def build(process: Process) -> Service:
+    """Loads the model and makes the service; see `smalti.service.process.Build`."""
+    use_compilation_cache()
+    settings = process.settings
+    sizes = Sizes.of(library.find())
+    rewriter = Rewriter.of(sizes.folder)
+    engine = EncoderEngine.load(sizes)
+    engine.unconditional  # noqa: B018 - The first encoding compiles the program.
+    model = model_message(sizes)
+    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    cancellations = Cancellations(process.store, settings.cancel_poll)
+
+    def register(server: grpc.aio.Server) -> None:
+        servicer = EncoderServicer(engine, compute, rewriter, model.reference)
+        add_EncoderServiceServicer_to_server(servicer, server)
+        described = EngineServicer(engine_pb2.STAGE_ENCODE, model, compute, jax.devices()[0].device_kind)
+        add_EngineServiceServicer_to_server(described, server)
+
+    return Service(
+        register=register,
+        handler=EncodeHandler(process, sizes.folder, cancellations, engine, compute, rewriter),
+        concurrency=settings.concurrency or CONCURRENCY,
+        model=sizes.folder.name,
+        engine=compute,
+        close=cancellations.close,
+    )

@@ -1,0 +1,58 @@
+"""The generator's parts, put together."""
+
+import grpc
+import jax
+
+from services.generator.failing_batch import STEP, FailingBatch
+from services.generator.handler import GenerateHandler
+from services.generator.servicer import GeneratorServicer
+from smalti.engines.compilation import use_compilation_cache
+from smalti.engines.encoder import unconditional_encoding
+from smalti.engines.generator import DEFAULT_WAITING, GeneratorEngine
+from smalti.errors import ModelError
+from smalti.models import library
+from smalti.models.sizes import Sizes
+from smalti.service import Process, Service, failpoints
+from smalti.service.cancellation import Cancellations
+from smalti.service.engine_service import EngineServicer
+from smalti.service.model import model_message
+from smalti.v1 import engine_pb2
+from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+from smalti.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
+
+
+def build(process: Process) -> Service:
+    """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
+    use_compilation_cache()
+    settings = process.settings
+    sizes = Sizes.of(library.find())
+    engine = GeneratorEngine.load(
+        sizes,
+        unconditional_encoding(sizes),
+        slots=settings.slots,
+        most_waiting=settings.waiting or DEFAULT_WAITING,
+        stall_seconds=settings.stall,
+    )
+    engine.observer = process.telemetry.engine_observer
+    engine.start()
+    while not engine.ready.wait(0.1):
+        if not engine.healthy:
+            raise ModelError(f"the generator cannot be compiled: {engine.failure!r}")
+    if failpoints.is_armed(STEP):
+        engine.batch = FailingBatch(engine.batch)
+    model = model_message(sizes)
+    cancellations = Cancellations(process.store, settings.cancel_poll)
+
+    def register(server: grpc.aio.Server) -> None:
+        add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, sizes, model.reference), server)
+        described = EngineServicer(engine_pb2.STAGE_GENERATE, model, engine, jax.devices()[0].device_kind)
+        add_EngineServiceServicer_to_server(described, server)
+
+    return Service(
+        register=register,
+        handler=GenerateHandler(process, sizes, cancellations, engine),
+        concurrency=settings.concurrency or settings.slots // 4 + 2,
+        model=sizes.folder.name,
+        engine=engine,
+        close=cancellations.close,
+    )

@@ -1,0 +1,51 @@
+"""The ranker's parts, put together."""
+
+import grpc
+import torch
+from PIL import Image
+
+from services.ranker.handler import RankHandler
+from services.ranker.servicer import RankerServicer
+from smalti.engines.ranker import RankerEngine
+from smalti.models import library
+from smalti.models.rewording import Rewriter
+from smalti.models.sizes import Sizes
+from smalti.service import Process, Service
+from smalti.service.cancellation import Cancellations
+from smalti.service.compute import ComputeThread
+from smalti.service.engine_service import EngineServicer
+from smalti.service.model import model_message
+from smalti.v1 import engine_pb2
+from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
+from smalti.v1.ranker_pb2_grpc import add_RankerServiceServicer_to_server
+
+CONCURRENCY = 2
+"""Chunks at the same time: while one is scored, the other is read or written."""
+MOST_CALLS = 64
+
+
+def build(process: Process) -> Service:
+    """Loads the model and makes the service; see `smalti.service.process.Build`."""
+    settings = process.settings
+    sizes = Sizes.of(library.find())
+    rewriter = Rewriter.of(sizes.folder)
+    engine = RankerEngine.load(sizes.folder)
+    engine.rank("a picture", [Image.new("RGB", (sizes.resolution, sizes.resolution))])
+    model = model_message(sizes)
+    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    cancellations = Cancellations(process.store, settings.cancel_poll)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+    def register(server: grpc.aio.Server) -> None:
+        add_RankerServiceServicer_to_server(RankerServicer(engine, compute, model.reference), server)
+        described = EngineServicer(engine_pb2.STAGE_RANK, model, compute, device)
+        add_EngineServiceServicer_to_server(described, server)
+
+    return Service(
+        register=register,
+        handler=RankHandler(process, sizes.folder, cancellations, engine, compute, rewriter),
+        concurrency=settings.concurrency or CONCURRENCY,
+        model=sizes.folder.name,
+        engine=compute,
+        close=cancellations.close,
+    )

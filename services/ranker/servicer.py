@@ -1,0 +1,42 @@
+"""RankerService over gRPC."""
+
+import asyncio
+from typing import Any
+
+from smalti.engines.ranker import RankerEngine
+from smalti.messages import MOST_IN_CHUNK
+from smalti.pictures import read_image
+from smalti.rpc.conversion import check_asked_model
+from smalti.service.checks import check_number, checked_prompt
+from smalti.service.compute import ComputeThread
+from smalti.v1 import model_pb2, ranker_pb2_grpc
+from smalti.v1.ranker_pb2 import ScoreRequest, ScoreResponse
+
+
+class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
+    """Scores for those who call; see `ranker.proto`."""
+
+    def __init__(self, engine: RankerEngine, compute: ComputeThread, model: model_pb2.ModelReference) -> None:
+        """Takes the engine, the thread that it computes in, and the model that is loaded."""
+        self._engine = engine
+        self._compute = compute
+        self._model = model
+
+    async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:  # noqa: D102, N802
+        check_asked_model(request.model, self._model)
+        prompt = checked_prompt(request.prompt)
+        check_number(len(request.images), MOST_IN_CHUNK, "images", "pictures")
+        scores: list[float] = []
+        with self._compute.place():
+            # One run of the model at a time: pictures may be large once they are unpacked.
+            step = self._engine.batch_size
+            for start in range(0, len(request.images), step):
+                pictures = [
+                    await asyncio.to_thread(read_image, request.images[place], f"images[{place}]")
+                    for place in range(start, min(start + step, len(request.images)))
+                ]
+                ranking = self._compute.submit(
+                    lambda pictures=pictures: self._engine.rank(prompt, pictures)  # type: ignore[misc]
+                )
+                scores += (await asyncio.wrap_future(ranking)).tolist()
+        return ScoreResponse(scores=scores)
