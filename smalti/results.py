@@ -4,9 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from smalti.messages import LONGEST_GIVEN, MOST_IN_CHUNK, CandidateIndex, Prompt, Seed, ShortText
+from smalti.messages import LONGEST_GIVEN, MOST_IN_CHUNK, CandidateIndex, Prompt, ShortText
 from smalti.models.manifest import first_problem
-from smalti.parameters import SamplingParameters, Strict
+from smalti.parameters import SamplingParameters, Seed, Strict
 from smalti.storage.keys import Key, Sha256
 from smalti.storage.store import DamagedObjectError
 

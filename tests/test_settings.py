@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from services.gateway.settings import GatewaySettings
 from smalti.errors import InvalidInputError
 from smalti.queue.settings import BrokerSettings
 from smalti.rpc.settings import RpcSettings
@@ -21,6 +22,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
     ServiceSettings,
     BrokerSettings,
     StoreSettings,
+    GatewaySettings,
     LogSettings,
     MetricsSettings,
 )

@@ -1,0 +1,72 @@
+"""The model that the gateway offers, as its users see it: what it draws, its limits, and its words."""
+
+from google.protobuf.duration_pb2 import Duration
+
+from services.gateway.settings import GatewaySettings
+from smalti.messages import LONGEST_PROMPT
+from smalti.models.sizes import Sizes
+from smalti.models.words import Words, read_words
+from smalti.service.model import model_message
+from smalti.v1 import model_pb2
+
+
+def describe(sizes: Sizes, settings: GatewaySettings) -> model_pb2.Model:
+    """Returns the model's description, with limits and words.
+
+    Raises:
+        ModelError: a file of the model cannot be used.
+    """
+    message = model_message(sizes)
+    message.default = True
+    # Pictures are encoded by the decoder's service.
+    message.encodes_images = message.encodes_images and settings.decoder is not None
+    message.limits.CopyFrom(_limits(settings))
+    message.vocabulary.CopyFrom(_vocabulary(read_words(sizes.folder)))
+    return message
+
+
+def without_words(model: model_pb2.Model) -> model_pb2.Model:
+    """Returns a model's description as it stands in lists."""
+    message = model_pb2.Model()
+    message.CopyFrom(model)
+    message.ClearField("vocabulary")
+    return message
+
+
+def _limits(settings: GatewaySettings) -> model_pb2.Limits:
+    return model_pb2.Limits(
+        prompt_characters=LONGEST_PROMPT,
+        candidates=settings.candidates,
+        image_bytes=settings.image_bytes,
+        labels=settings.labels,
+        time_limit=_duration(settings.time_limit),
+        default_time_limit=_duration(settings.default_time_limit),
+        retention=_duration(settings.retention),
+        default_retention=_duration(settings.default_retention),
+        open_jobs=settings.open_jobs,
+    )
+
+
+def _vocabulary(words: Words | None) -> model_pb2.Vocabulary:
+    if words is None:
+        return model_pb2.Vocabulary(closed=False)
+    groups = {
+        "things": words.things,
+        "colours": words.colours,
+        "backgrounds": words.backgrounds,
+        "styles": words.styles,
+        "sizes": words.sizes,
+        "grammar": words.grammar,
+    }
+    return model_pb2.Vocabulary(
+        closed=True,
+        groups=[
+            model_pb2.WordGroup(name=name, words=sorted(known)) for name, known in groups.items() if known
+        ],
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message

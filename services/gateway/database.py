@@ -1,0 +1,229 @@
+"""The way to the database: transactions, and what becomes of its errors."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from services.gateway.settings import GATEWAY_PREFIX
+from smalti.errors import InvalidInputError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+FORMS: Final = "sqlite:////FOLDER/FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+CONNECTIONS: Final = 24
+"""Open at the same time, at most."""
+RETRY_SECONDS: Final = 1.0
+WRITE: Final = "smalti_write"
+"""The execution option of connections that will write."""
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The database does not answer, or cannot write; nothing was changed."""
+
+
+class Database:
+    """A database; every thread may use it, and every call blocks.
+
+    On SQLite one transaction writes at a time. It says so when it begins (BEGIN IMMEDIATE), since one that found out
+    later could only fail; and the threads of this process stand in a line for it, since SQLite itself would let them
+    sleep and try. On PostgreSQL rows are locked.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
+        """Connects when it is first used.
+
+        Args:
+            url: the address; see `FORMS`.
+            timeout: the seconds for which a transaction waits before it fails.
+
+        Raises:
+            InvalidInputError: the address cannot be used; shows no password.
+        """
+        self.timeout = timeout
+        self._url = _checked(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._writing = threading.Lock()
+        self.engine = self._make_engine()
+        self._writer = self.engine.execution_options(**{WRITE: True})
+
+    def migrate(self) -> None:
+        """Makes the tables, or brings them up to date.
+
+        Raises:
+            DatabaseUnavailableError: the database does not answer.
+        """
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self._translated(), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                # Of gateways that start together one does it, and the others find it done.
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _KEY})
+                connection.commit()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            if not self.is_sqlite:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": _KEY})
+                connection.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads.
+
+        Raises:
+            DatabaseUnavailableError: the database does not answer.
+        """
+        with self._translated(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that writes; it is done as a whole when the block ends well, and otherwise not at all.
+
+        It must be short, and wait for nothing but the database.
+
+        Raises:
+            DatabaseUnavailableError: the database does not answer in time, or cannot write; nothing was changed. If the
+                connection broke at the very end, the transaction may have been done nevertheless.
+        """
+        with self._turn(), self._translated(), Session(self._writer, expire_on_commit=False) as session:
+            yield session
+            session.commit()
+
+    def exclusive(self, session: Session) -> None:
+        """Lets no other transaction that asks for it go on before this one has ended; on SQLite it is always so."""
+        if not self.is_sqlite:
+            session.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _KEY})
+
+    def check(self) -> None:
+        """Makes sure that the database answers; raises `DatabaseUnavailableError`."""
+        with self.read() as session:
+            session.execute(sqlalchemy.text("SELECT 1"))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=self.timeout):
+            raise DatabaseUnavailableError(
+                f"the database was busy for {self.timeout:g} s; try again", RETRY_SECONDS
+            )
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            problem = " ".join(str(cause).split()) or type(cause).__name__
+            log.warning("the database: %s", problem)
+            raise DatabaseUnavailableError(
+                f"the database does not answer: {problem}", RETRY_SECONDS
+            ) from error
+
+    def _make_engine(self) -> Engine:
+        if self.is_sqlite:
+            file = self._url.database
+            if file and file != ":memory:":
+                try:
+                    Path(file).parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise InvalidInputError(
+                        f"{GATEWAY_PREFIX}DATABASE", f"{file} cannot be made: {error.strerror}"
+                    ) from None
+            arguments: dict[str, Any] = {"timeout": self.timeout}
+        else:
+            arguments = {
+                "connect_timeout": max(1, round(self.timeout)),
+                "options": f"-c lock_timeout={round(self.timeout * 1000)}"
+                f" -c statement_timeout={round(self.timeout * 4000)}",
+            }
+        engine = sqlalchemy.create_engine(
+            self._url,
+            connect_args=arguments,
+            pool_size=CONNECTIONS // 2,
+            max_overflow=CONNECTIONS // 2,
+            pool_timeout=self.timeout,
+            pool_pre_ping=not self.is_sqlite,
+        )
+        if self.is_sqlite:
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+
+_KEY: Final = 0x534D414C5449
+"""The number of our advisory lock in PostgreSQL."""
+
+
+def wait_for(database: Database, seconds: float) -> None:
+    """Migrates, and waits for a database that does not answer yet.
+
+    Raises:
+        DatabaseUnavailableError: it did not answer in that time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return database.migrate()
+        except DatabaseUnavailableError:
+            if time.monotonic() + RETRY_SECONDS > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+
+
+def _checked(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    backend = parsed.get_backend_name() if parsed is not None and _is_known(parsed) else ""
+    if parsed is None or backend not in ("sqlite", "postgresql") or not parsed.database:
+        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"it has one of the forms {FORMS}")
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def _is_known(url: URL) -> bool:
+    try:
+        url.get_dialect()
+    except (NoSuchModuleError, ImportError):
+        return url.drivername.startswith("postgresql")
+    return True
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    # The driver would begin transactions by its own rules.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get(WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

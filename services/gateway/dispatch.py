@@ -1,0 +1,296 @@
+"""Sends chunks to the queues: those whose turn it is, and again those of which nothing was heard.
+
+A chunk is noted as sent, and committed, before it is sent. So whatever happens in between, it is sent again when its
+lease runs out; and what the broker has not confirmed was no attempt.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from services.gateway.clock import Clock, to_microseconds
+from services.gateway.database import Database
+from services.gateway.ledger import Ledger
+from services.gateway.lifecycle import end, lock_open
+from services.gateway.notices import Notices
+from services.gateway.orders import Parameters
+from services.gateway.settings import GatewaySettings
+from services.gateway.tables import (
+    IS_LEASED,
+    IS_WAITING,
+    PRIORITIES,
+    PRIORITY_NUMBERS,
+    Chunk,
+    ChunkState,
+    Job,
+    State,
+)
+from smalti.engines.requests import Priority
+from smalti.errors import AttemptsExhaustedError
+from smalti.messages import MOST_CHUNKS, EncodeTask, Message, OversizedMessageError, Trace
+from smalti.messages import Chunk as ChunkOfMessage
+from smalti.queue import BrokerUnavailableError
+from smalti.queue.order import Turns
+from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
+SENDING_SECONDS: Final = 15.0
+"""The lease of what is being sent; longer than the broker may take to confirm it."""
+MOST_AT_ONCE: Final = 256
+"""Chunks, or jobs, that are looked at in one go."""
+
+
+class Outlet(Protocol):
+    """Where messages go; `smalti.queue.Publisher` is one."""
+
+    def publish(self, message: Message) -> None:
+        """Returns when the broker has it; raises `BrokerUnavailableError` otherwise."""
+        ...
+
+
+class Dispatcher:
+    """Sends what is to be sent; one thread uses it."""
+
+    def __init__(
+        self,
+        database: Database,
+        outlet: Outlet,
+        store: ObjectStore,
+        settings: GatewaySettings,
+        ledger: Ledger,
+        notices: Notices,
+        clock: Clock,
+    ) -> None:
+        """Takes what it works with.
+
+        Args:
+            database: where chunks are.
+            outlet: where they go.
+            store: where it does not answer, chunks are not blamed for being late.
+            settings: window, leases, attempts.
+            ledger: told of what was sent.
+            notices: told of jobs that fail.
+            clock: says what time it is.
+        """
+        self._database = database
+        self._outlet = outlet
+        self._store = store
+        self._settings = settings
+        self._ledger = ledger
+        self._notices = notices
+        self._clock = clock
+        self._turns = Turns()
+        self.lost = 0
+        """Chunks that were sent again since nothing was heard of them."""
+
+    def send_waiting(self) -> int:
+        """Sends as many waiting chunks as there is room for; returns how many.
+
+        Raises:
+            BrokerUnavailableError: the broker does not take them; they are sent later.
+            DatabaseUnavailableError: the database does not answer.
+        """
+        sent = 0
+        while picked := self._pick():
+            before = sent
+            for job_id, numbers in picked:
+                sent += self._send(job_id, numbers)
+            if sent == before:
+                break  # Other gateways have sent them.
+        return sent
+
+    def send_again(self) -> int:
+        """Sends again what has lost its lease; a job fails whose chunk was sent in vain too often.
+
+        Returns:
+            How many chunks were sent.
+
+        Raises:
+            BrokerUnavailableError: the broker does not take them; they are sent later.
+            DatabaseUnavailableError: the database does not answer.
+        """
+        now = to_microseconds(self._clock())
+        with self._database.read() as session:
+            late = session.execute(
+                select(Chunk.job_id, Chunk.sent)
+                .where(IS_LEASED, Chunk.deadline <= now)
+                .distinct()
+                .limit(MOST_AT_ONCE)
+            ).all()
+        blamed = any(sent for _, sent in late) and self._store_answers()
+        return sum(self._send_lost(job_id, blamed=blamed) for job_id in {job_id for job_id, _ in late})
+
+    def _pick(self) -> list[tuple[str, list[int]]]:
+        """Returns the chunks whose turn it is: interactive ones first, and at every eighth turn one of the batches."""
+        with self._database.read() as session:
+            on_the_way = session.scalar(select(func.sum(Chunk.count)).where(IS_LEASED)) or 0
+            room = self._settings.window - int(on_the_way)
+            if room <= 0:
+                return []
+            lines = {priority: iter(self._waiting(session, priority, room)) for priority in Priority}
+        picked: dict[str, list[int]] = {}
+        while room > 0:
+            first = Priority.BATCH if self._turns.next_is_batch() else Priority.INTERACTIVE
+            order = (first, *(other for other in Priority if other is not first))
+            found = next((chunk for priority in order if (chunk := next(lines[priority], None))), None)
+            if found is None:
+                break
+            job_id, number, count = found
+            picked.setdefault(job_id, []).append(number)
+            room -= count
+        return list(picked.items())
+
+    def _waiting(self, session: Session, priority: Priority, room: int) -> Sequence[tuple[str, int, int]]:
+        query = (
+            select(Chunk.job_id, Chunk.number, Chunk.count)
+            .where(IS_WAITING, Chunk.priority == PRIORITY_NUMBERS[priority])
+            .order_by(Chunk.created, Chunk.job_id, Chunk.number)
+            .limit(min(room, MOST_AT_ONCE))
+        )
+        return [(job_id, number, count) for job_id, number, count in session.execute(query)]
+
+    def _send(self, job_id: str, numbers: list[int]) -> int:
+        with self._database.write() as session:
+            job = lock_open(session, job_id, skip_locked=True)
+            if job is None:
+                return 0
+            chunks = session.scalars(
+                select(Chunk)
+                .where(Chunk.job_id == job_id, Chunk.number.in_(numbers), IS_WAITING)
+                .order_by(Chunk.number)
+            ).all()
+            tasks = self._lease(job, chunks)
+        return self._publish(job_id, tasks)
+
+    def _send_lost(self, job_id: str, *, blamed: bool) -> int:
+        """Sends the chunks of a job again whose lease has run out.
+
+        Args:
+            job_id: the job.
+            blamed: whether it counts as an attempt; not where the store has been away.
+        """
+        now = self._clock()
+        with self._database.write() as session:
+            job = lock_open(session, job_id, skip_locked=True)
+            if job is None:
+                return 0
+            chunks = session.scalars(
+                select(Chunk)
+                .where(Chunk.job_id == job_id, IS_LEASED, Chunk.deadline <= to_microseconds(now))
+                .order_by(Chunk.number)
+            ).all()
+            lost = [chunk for chunk in chunks if chunk.sent]
+            if lost and not blamed:
+                for chunk in lost:
+                    chunk.deadline = to_microseconds(now + self._settings.retry)
+                chunks, lost = [chunk for chunk in chunks if not chunk.sent], []
+            for chunk in lost:
+                chunk.attempts += 1
+            given_up = [chunk for chunk in lost if chunk.attempts >= self._settings.attempts]
+            if given_up:
+                why = next((chunk.problem for chunk in given_up if chunk.problem), "nothing was heard of it")
+                problem = f"chunk {given_up[0].number} was sent {given_up[0].attempts} times: {why}"
+                end(session, job, State.FAILED, now, error=AttemptsExhaustedError(problem))
+            tasks = [] if given_up else self._lease(job, chunks)
+        if given_up:
+            self._notices.ended(job_id)
+        elif lost:
+            self.lost += len(lost)
+            log.warning(
+                "nothing was heard of %d chunks; they are sent again", len(lost), extra={"job": job_id}
+            )
+        return self._publish(job_id, tasks)
+
+    def _lease(self, job: Job, chunks: Sequence[Chunk]) -> list[EncodeTask]:
+        """Notes that chunks of a locked job are being sent; returns the messages."""
+        if not chunks:
+            return []
+        job.lease += 1
+        deadline = to_microseconds(self._clock() + SENDING_SECONDS)
+        for chunk in chunks:
+            chunk.state = ChunkState.LEASED
+            chunk.lease = job.lease
+            chunk.deadline = deadline
+            chunk.sent = False
+        return list(encode_tasks(job, chunks))
+
+    def _publish(self, job_id: str, tasks: Sequence[EncodeTask]) -> int:
+        """Sends messages; what cannot be sent is due again at once."""
+        sent: list[int] = []
+        try:
+            for task in tasks:
+                self._outlet.publish(task)
+                sent += [chunk.chunk for chunk in task.chunks]
+        except BrokerUnavailableError:
+            unsent = [chunk.chunk for task in tasks for chunk in task.chunks if chunk.chunk not in sent]
+            with self._database.write() as session:
+                session.execute(
+                    update(Chunk)
+                    .where(
+                        Chunk.job_id == job_id,
+                        Chunk.number.in_(unsent),
+                        Chunk.lease == tasks[0].lease,
+                        IS_LEASED,
+                    )
+                    .values(deadline=to_microseconds(self._clock()))
+                )
+            raise
+        finally:
+            self._ledger.sent(job_id, sent)
+        return len(sent)
+
+    def _store_answers(self) -> bool:
+        try:
+            self._store.stat(JobKeys("none").result)
+        except StoreUnavailableError as error:
+            log.warning("the store does not answer, so that nothing is sent again: %s", error)
+            return False
+        return True
+
+
+def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
+    """Yields the messages that ask for chunks of a job, each within the limits of a message."""
+    for start in range(0, len(chunks), MOST_CHUNKS):
+        yield from _within_limits(job, chunks[start : start + MOST_CHUNKS])
+
+
+def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
+    task = _encode_task(job, chunks)
+    try:
+        task.to_json()
+    except OversizedMessageError:
+        if len(chunks) == 1:
+            raise
+        half = len(chunks) // 2
+        yield from _within_limits(job, chunks[:half])
+        yield from _within_limits(job, chunks[half:])
+    else:
+        yield task
+
+
+def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
+    parameters = Parameters.model_validate(job.parameters)
+    return EncodeTask(
+        job=job.id,
+        lease=job.lease,
+        expires=job.expires / 1e6,
+        priority=PRIORITIES[job.priority],
+        trace=Trace(**job.trace) if job.trace else None,
+        model=parameters.model,
+        revision=parameters.revision,
+        prompt=parameters.prompt,
+        seed=parameters.seed,
+        sampling=parameters.sampling,
+        candidates_in_job=parameters.candidates,
+        given=tuple(job.given),
+        chunks=tuple(
+            ChunkOfMessage(
+                chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count))
+            )
+            for chunk in chunks
+        ),
+    )

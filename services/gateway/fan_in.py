@@ -1,0 +1,254 @@
+"""From the scores of chunks to a job's pictures: whatever chunk is the last one, and in whatever order they come."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import safetensors.numpy
+from safetensors import SafetensorError
+from sqlalchemy import delete, insert, select, update
+
+from services.gateway.clock import Clock, to_microseconds
+from services.gateway.database import Database
+from services.gateway.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
+from services.gateway.notices import Notices
+from services.gateway.orders import Parameters
+from services.gateway.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
+from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
+from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
+
+log = logging.getLogger(__name__)
+
+READERS: Final = 8
+"""Objects that are read at the same time."""
+
+
+class _LostTokensError(Exception):
+    """Tokens of pictures that won are missing or damaged."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        super().__init__()
+        self.chunks = chunks
+
+
+class FanIn:
+    """Takes the scores of chunks, and ends a job when all are there; every thread may use it."""
+
+    def __init__(self, database: Database, store: ObjectStore, notices: Notices, clock: Clock) -> None:
+        """Takes what it works with."""
+        self._database = database
+        self._store = store
+        self._notices = notices
+        self._clock = clock
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="fan-in")
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._readers.shutdown()
+
+    def ranked(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> None:
+        """A chunk is ranked; ends the job if it was the last one.
+
+        Scores that are missing or damaged let the chunk be sent again.
+
+        Args:
+            job_id: the job.
+            number: the chunk.
+            objects: what the stage has written: the scores.
+
+        Raises:
+            UnavailableError: the store or the database does not answer.
+        """
+        if not self._wanted(job_id, number):
+            return
+        keys = JobKeys(job_id)
+        try:
+            scores = self._read_scores(keys, number, objects)
+        except (MissingObjectError, DamagedObjectError) as error:
+            self._again(job_id, [number], str(error), keys.scores(number))
+            return
+        now = self._clock()
+        with self._database.write() as session:
+            job = lock_open(session, job_id)
+            chunk = session.get(Chunk, (job_id, number)) if job else None
+            if job is None or chunk is None:
+                return
+            expected = range(chunk.first, chunk.first + chunk.count)
+            fits = sorted(scored.index for scored in scores.pictures) == list(expected)
+            if fits and reach(job, chunk, Reached.RANKED):
+                begin(job, to_microseconds(now))
+                job.version += 1
+                session.execute(insert(Picture), [_row(keys, job_id, scored) for scored in scores.pictures])
+            complete = job.ranked >= job.candidates
+        if not fits:
+            self._again(job_id, [number], "its scores are those of other candidates", keys.scores(number))
+        elif complete:
+            self.finish(job_id)
+        else:
+            self._notices.changed(job_id)
+
+    def finish(self, job_id: str) -> bool:
+        """Ends a job whose candidates are all ranked: `result.json` first, then the state.
+
+        Returns:
+            Whether it has ended by this; not if it had ended before, or a part of it has to be drawn again.
+
+        Raises:
+            UnavailableError: the store or the database does not answer; it is tried again by the sweeper.
+        """
+        with self._database.read() as session:
+            job = session.get(Job, job_id)
+            if job is None or job.state not in OPEN or job.ranked < job.candidates:
+                return False
+            pictures = session.scalars(select(Picture).where(Picture.job_id == job_id)).all()
+            chunks = chunks_of(session, job)
+        parameters = Parameters.model_validate(job.parameters)
+        keys = JobKeys(job_id)
+        winners = best(pictures, parameters.n)
+        try:
+            tokens = self._read_tokens(keys, chunks, winners)
+        except _LostTokensError as error:
+            self._again(job_id, error.chunks, "its tokens are gone", *(map(keys.tokens, error.chunks)))
+            return False
+        result = _result(job_id, parameters, winners, tokens)
+        self._store.put(keys.result, result.to_bytes(), content_type="application/json")
+        with self._database.write() as session:
+            job = lock_open(session, job_id)
+            if job is None or job.ranked < job.candidates:
+                return False
+            ranks = [
+                {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
+                for rank, picture in enumerate(winners)
+            ]
+            session.execute(update(Picture), ranks)
+            end(session, job, State.SUCCEEDED, self._clock())
+        self._notices.ended(job_id)
+        return True
+
+    def _wanted(self, job_id: str, number: int) -> bool:
+        """Whether a chunk's scores are still to be read; tells a job that has ended, and an event that comes again."""
+        with self._database.read() as session:
+            job, chunk = session.get(Job, job_id), session.get(Chunk, (job_id, number))
+        if job is None or chunk is None or job.state not in OPEN:
+            return False
+        if chunk.state is ChunkState.DONE:
+            if job.ranked >= job.candidates:
+                self.finish(job_id)
+            return False
+        return True
+
+    def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
+        key = keys.scores(number)
+        sha256 = next((ref.sha256 for ref in objects if ref.key == key), None)
+        return ScoresFile.parse(key, self._store.get(key, sha256=sha256))
+
+    def _read_tokens(
+        self, keys: JobKeys, chunks: Sequence[Chunk], winners: Sequence[Picture]
+    ) -> dict[int, tuple[int, ...]]:
+        """Returns the tokens of the pictures that won, by their candidates' indices."""
+        wanted = {
+            chunk.number: [
+                picture.candidate - chunk.first
+                for picture in winners
+                if 0 <= picture.candidate - chunk.first < chunk.count
+            ]
+            for chunk in chunks
+        }
+        wanted = {number: places for number, places in wanted.items() if places}
+        first = {chunk.number: chunk.first for chunk in chunks}
+        found: dict[int, tuple[int, ...]] = {}
+        lost = []
+        rows = self._readers.map(lambda number: self._read_rows(keys.tokens(number)), wanted)
+        for (number, places), tokens in zip(wanted.items(), rows, strict=True):
+            if tokens is None or max(places) >= len(tokens):
+                lost.append(number)
+                continue
+            found |= {first[number] + place: tokens[place] for place in places}
+        if lost:
+            raise _LostTokensError(lost)
+        return found
+
+    def _read_rows(self, key: str) -> list[tuple[int, ...]] | None:
+        """Returns the tokens of a chunk, a tuple for each candidate; None when they are missing or damaged."""
+        try:
+            array = safetensors.numpy.load(self._store.get(key))["tokens"]
+            return [tuple(map(int, row)) for row in array]
+        except (MissingObjectError, DamagedObjectError, SafetensorError, KeyError, TypeError):
+            return None
+
+    def _again(self, job_id: str, numbers: Sequence[int], problem: str, *damaged: str) -> None:
+        """Lets chunks be made again: what is damaged is removed, so that its stage does not find it done."""
+        log.warning("chunks %s are made again: %s", list(numbers), problem, extra={"job": job_id})
+        self._store.delete(*damaged)
+        now = to_microseconds(self._clock())
+        with self._database.write() as session:
+            job = lock_open(session, job_id)
+            if job is None:
+                return
+            for chunk in chunks_of(session, job):
+                if chunk.number not in numbers:
+                    continue
+                unreach(job, chunk)
+                chunk.state = ChunkState.LEASED
+                chunk.sent = True  # So it counts as an attempt, and comes to an end.
+                chunk.deadline = now
+                chunk.problem = problem
+                candidates = Picture.candidate.between(chunk.first, chunk.first + chunk.count - 1)
+                session.execute(delete(Picture).where(Picture.job_id == job_id, candidates))
+            job.version += 1
+        self._notices.changed(job_id)
+
+
+def best(pictures: Sequence[Picture], n: int) -> list[Picture]:
+    """Returns the n pictures with the highest scores, best first; of equal scores the lower index comes first.
+
+    The same order as `smalti.engines.ranker.best`; what is not a number comes last.
+    """
+    return sorted(
+        pictures, key=lambda picture: (math.isnan(picture.score), -picture.score, picture.candidate)
+    )[:n]
+
+
+def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "candidate": scored.index,
+        "score": scored.score,
+        "width": scored.width,
+        "height": scored.height,
+        "size": scored.size,
+        "sha256": scored.sha256,
+        "key": keys.candidate(scored.index),
+    }
+
+
+def _result(
+    job_id: str,
+    parameters: Parameters,
+    winners: Sequence[Picture],
+    tokens: Mapping[int, tuple[int, ...]],
+) -> ResultFile:
+    return ResultFile(
+        job=job_id,
+        prompt=parameters.prompt,
+        model=parameters.model,
+        revision=parameters.revision,
+        seed=parameters.seed,
+        sampling=parameters.sampling,
+        candidates=parameters.candidates,
+        pictures=tuple(
+            ResultPicture(
+                index=picture.candidate,
+                score=picture.score,
+                sha256=picture.sha256,
+                size=picture.size,
+                width=picture.width,
+                height=picture.height,
+                key=picture.key,
+                tokens=tokens[picture.candidate],
+            )
+            for picture in winners
+        ),
+    )

@@ -1,0 +1,156 @@
+"""The gateway without its network: everything that it is made of, put together, and its threads."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from services.gateway.clock import Clock, SystemClock
+from services.gateway.database import Database
+from services.gateway.dispatch import Dispatcher, Outlet
+from services.gateway.events import Events
+from services.gateway.fan_in import FanIn
+from services.gateway.hub import Hub
+from services.gateway.jobs import Jobs, Snapshot
+from services.gateway.ledger import Ledger
+from services.gateway.loops import Loop
+from services.gateway.settings import GatewaySettings
+from services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
+from services.gateway.tables import State
+from smalti.models.sizes import Sizes
+from smalti.storage import ObjectStore, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
+STORE_SECONDS: Final = 0.1
+"""How long what is heard of chunks is collected before it is stored."""
+CALLS: Final = 16
+"""Calls of the database and the store that clients wait for, at the same time."""
+STOP_SECONDS: Final = 5.0
+
+
+class _Bell:
+    """Tells the loops and the hub of changes."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.to_send = threading.Event()
+        self.to_do = threading.Event()
+        self._hub = hub
+
+    def created(self, job_id: str) -> None:
+        self.to_send.set()
+
+    def changed(self, job_id: str) -> None:
+        self._hub.changed(job_id)
+
+    def ended(self, job_id: str) -> None:
+        self.to_send.set()
+        self.to_do.set()
+        self._hub.ended(job_id)
+
+
+class Gateway:
+    """Jobs, from their acceptance to their end; `start` lets it work, `close` ends it."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        outlet: Outlet,
+        sizes: Sizes,
+        settings: GatewaySettings,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        """Puts it together.
+
+        Args:
+            database: where jobs are; its tables must be there.
+            store: where objects are.
+            outlet: where messages go.
+            sizes: the model.
+            settings: its settings.
+            clock: says what time it is; None is the machine's.
+        """
+        clock = clock or SystemClock()
+        self.database = database
+        self.store = store
+        self.sizes = sizes
+        self.settings = settings
+        self.clock = clock
+        self.hub = Hub(sizes.side)
+        self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
+        bell = self._bell = _Bell(self.hub)
+        self.jobs = Jobs(database, sizes, settings, bell, clock)
+        self.ledger = Ledger(database, sizes.side, settings, bell, clock)
+        self.fan_in = FanIn(database, store, bell, clock)
+        self.events = Events(database, self.fan_in, self.ledger, sizes.side, settings, bell, self.hub, clock)
+        self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
+        self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
+        self._loops = (
+            Loop("sending", self.send, seconds=settings.sweep, wake=bell.to_send),
+            Loop(
+                "progress",
+                self.ledger.store,
+                seconds=settings.sweep,
+                wake=self.ledger.filled,
+                delay=STORE_SECONDS,
+            ),
+            Loop("sweeping", self.sweep, seconds=settings.sweep),
+            Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do),
+        )
+        self._started = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that has to be done is being done."""
+        return not self._started or all(loop.alive for loop in self._loops)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it is not; the log has the cause."""
+        return None
+
+    def start(self) -> None:
+        """Begins to send, to sweep, and to tidy."""
+        self._started = True
+        for loop in self._loops:
+            loop.start()
+
+    def send(self) -> None:
+        """Sends what is to be sent; raises `UnavailableError` when it cannot."""
+        self.dispatcher.send_again()
+        self.dispatcher.send_waiting()
+
+    def sweep(self) -> None:
+        """Ends and removes jobs whose time has come; raises `UnavailableError` when it cannot."""
+        for step in (self.sweeper.expire, self.sweeper.finish, self.sweeper.remove):
+            while step() >= MOST_AT_ONCE:
+                pass
+
+    def tidy(self) -> None:
+        """Does in the store what is due there."""
+        while self.sweeper.do_chores() >= MOST_AT_ONCE:
+            pass
+
+    def cancel(self, job_id: str) -> Snapshot:
+        """Cancels a job, and tells the stages; one that has ended stays as it is. Raises `JobNotFoundError`."""
+        snapshot = self.jobs.cancel(job_id)
+        if snapshot.job.state is State.CANCELLED:
+            try:
+                # At once, not when its turn comes: the slots are to be free. If it fails, its turn comes.
+                mark(self.store, job_id, snapshot.job.state)
+            except StoreUnavailableError as error:
+                log.warning("the stages are told later: %s", error, extra={"job": job_id})
+        return snapshot
+
+    def close(self) -> None:
+        """Ends its threads, and stores what is to be stored."""
+        for loop in self._loops:
+            if loop.alive:
+                loop.stop(STOP_SECONDS)
+        if self._started:
+            self.ledger.store()
+        self.threads.shutdown(cancel_futures=True)
+        self.fan_in.close()
+        self.database.close()

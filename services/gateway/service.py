@@ -1,0 +1,81 @@
+"""The gateway's parts, put together."""
+
+import asyncio
+import logging
+
+import grpc
+
+from services.gateway.database import Database, DatabaseUnavailableError, wait_for
+from services.gateway.gateway import Gateway
+from services.gateway.initial_image import InitialImages
+from services.gateway.servicer import ENDLESS, ImageServicer
+from services.gateway.settings import GATEWAY_PREFIX, gateway_settings
+from smalti.errors import InvalidInputError
+from smalti.models import library
+from smalti.models.sizes import Sizes
+from smalti.rpc.channel import channel
+from smalti.service import Process, Service
+from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
+from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
+
+DATABASE_SECONDS = 30.0
+"""How long a database may take to answer at the start."""
+
+
+class Work:
+    """What the gateway does besides answering: it sends, sweeps, and looks for what other gateways do."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """Begins with `start`."""
+        self._gateway = gateway
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """See `smalti.service.Companion`."""
+        return self._gateway.healthy and (self._looking is None or not self._looking.done())
+
+    async def start(self) -> None:
+        """See `smalti.service.Companion`."""
+        gateway = self._gateway
+        gateway.start()
+        self._looking = asyncio.create_task(gateway.hub.look(gateway.jobs.versions, gateway.settings.watch))
+
+    async def stop(self, grace: float) -> None:
+        """See `smalti.service.Companion`; what sends and sweeps goes on until the process closes."""
+        if self._looking is not None:
+            self._looking.cancel()
+
+
+def build(process: Process) -> Service:
+    """Opens the database and makes the service; see `smalti.service.Build`."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin.
+    settings = gateway_settings()
+    sizes = Sizes.of(library.find())
+    database = Database(settings.database.get_secret_value(), timeout=settings.database_timeout)
+    try:
+        wait_for(database, DATABASE_SECONDS)
+    except DatabaseUnavailableError as error:
+        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
+    gateway = Gateway(database, process.store, process.publisher, sizes, settings)
+
+    def register(server: grpc.aio.Server) -> None:
+        decoder = DecoderServiceStub(channel(settings.decoder, process.rpc)) if settings.decoder else None
+        images = InitialImages(
+            gateway.jobs,
+            gateway.store,
+            sizes,
+            gateway.threads,
+            most_bytes=settings.image_bytes,
+            decoder=decoder,
+        )
+        add_ImageServiceServicer_to_server(ImageServicer(gateway, images), server)
+
+    return Service(
+        register=register,
+        handler=gateway.events.handle,
+        concurrency=settings.concurrency,
+        companions=(Work(gateway),),
+        endless=ENDLESS,
+        close=gateway.close,
+    )

@@ -1,0 +1,244 @@
+"""`ImageService`: the contract's calls, on top of the gateway."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from services.gateway.catalogue import describe, without_words
+from services.gateway.clock import to_microseconds
+from services.gateway.conversion import is_final, job_message, picture_message
+from services.gateway.gateway import Gateway
+from services.gateway.hub import Run, Watcher
+from services.gateway.initial_image import InitialImages
+from services.gateway.jobs import Position, Snapshot
+from services.gateway.requests import (
+    check_request_id,
+    check_view,
+    conditions_of,
+    content_hash,
+    order_of,
+    page_size,
+    page_token,
+    position_of,
+)
+from services.gateway.tables import Picture, State
+from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
+from smalti.rpc.conversion import check_asked_model
+from smalti.rpc.errors import within
+from smalti.storage import DamagedObjectError, MissingObjectError
+from smalti.v1 import generator_pb2, image_pb2, job_pb2, tokens_pb2
+from smalti.v1.image_pb2_grpc import ImageServiceServicer
+
+PIECE_BYTES: Final = 2**20
+LARGEST_PAGE_BYTES: Final = 3 * 2**20
+"""Of the jobs on a page; with the last of them a message stays below 4 MiB."""
+SIGN_OF_LIFE_SECONDS: Final = 15.0
+ENDLESS: Final = ("/smalti.v1.ImageService/WatchJob",)
+
+Result = TypeVar("Result")
+
+
+class ImageServicer(ImageServiceServicer):
+    """Answers calls; every one in the event loop, with the database and the store in threads."""
+
+    def __init__(self, gateway: Gateway, images: InitialImages) -> None:
+        """Takes what it answers from.
+
+        Args:
+            gateway: the jobs.
+            images: turns initial images into tokens.
+
+        Raises:
+            ModelError: a file of the model cannot be used.
+        """
+        self._gateway = gateway
+        self._jobs = gateway.jobs
+        self._images = images
+        self._model = describe(gateway.sizes, gateway.settings)
+
+    async def CreateImages(  # noqa: N802
+        self, request: image_pb2.CreateImagesRequest, context: Any
+    ) -> image_pb2.CreateImagesResponse:
+        """See the contract."""
+        request_id = check_request_id(request.request_id)
+        request_hash = content_hash(request)
+        if request_id is not None:
+            # Before anything else: the first call's job is the answer, whatever has changed since.
+            found = await self._call(self._jobs.find_request, request_id, request_hash)
+            if found is not None:
+                return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
+        order = order_of(request, self._gateway.sizes, self._gateway.settings)
+        order = replace(order, request_id=request_id, request_hash=request_hash)
+        if order.keep_rows:
+            await self._call(self._jobs.check_room)
+            with within("parameters.initial_image"):
+                given = await self._images.tokens(request.parameters.initial_image)
+            order = replace(order, given=given)
+        with within("parameters"):
+            snapshot = await self._call(self._jobs.create, order)
+        return image_pb2.CreateImagesResponse(job=await self._message(snapshot, full=True))
+
+    async def GetJob(self, request: image_pb2.GetJobRequest, context: Any) -> image_pb2.GetJobResponse:  # noqa: N802
+        """See the contract."""
+        check_view(request.view)
+        full = request.view != image_pb2.JOB_VIEW_BASIC
+        snapshot = await self._call(self._jobs.get, _job_id(request.job_id), full=full)
+        return image_pb2.GetJobResponse(job=await self._message(snapshot, full=full))
+
+    async def ListJobs(self, request: image_pb2.ListJobsRequest, context: Any) -> image_pb2.ListJobsResponse:  # noqa: N802
+        """See the contract."""
+        check_view(request.view)
+        size = page_size(request.page_size)
+        conditions, behind = conditions_of(request), position_of(request)
+        full = request.view == image_pb2.JOB_VIEW_FULL
+        # One more than the page holds tells whether there is another page.
+        found = await self._call(self._jobs.page, conditions, behind=behind, limit=size + 1, full=full)
+        response = image_pb2.ListJobsResponse()
+        total = 0
+        for snapshot in found[:size]:
+            message = await self._message(snapshot, full=full)
+            total += message.ByteSize()
+            if response.jobs and total > LARGEST_PAGE_BYTES:
+                break
+            response.jobs.append(message)
+        if len(response.jobs) < len(found):
+            last = found[len(response.jobs) - 1].job
+            response.next_page_token = page_token(request, Position(last.created, last.id))
+        return response
+
+    async def CancelJob(  # noqa: N802
+        self, request: image_pb2.CancelJobRequest, context: Any
+    ) -> image_pb2.CancelJobResponse:
+        """See the contract."""
+        snapshot = await self._call(self._gateway.cancel, _job_id(request.job_id))
+        return image_pb2.CancelJobResponse(job=await self._message(snapshot, full=True))
+
+    async def WatchJob(  # noqa: N802
+        self, request: image_pb2.WatchJobRequest, context: Any
+    ) -> AsyncIterator[image_pb2.WatchJobResponse]:
+        """See the contract."""
+        job_id = _job_id(request.job_id)
+        seen = request.since_version if request.HasField("since_version") else -1
+        loop = asyncio.get_running_loop()
+        with self._gateway.hub.watch(job_id, rows=request.include_rows) as watcher:
+            while True:
+                quiet_until = loop.time() + SIGN_OF_LIFE_SECONDS
+                watcher.news.clear()
+                if rows := _rows(watcher):
+                    yield rows
+                if watcher.changed:
+                    watcher.changed = False
+                    snapshot = await self._call(self._jobs.get, job_id)
+                    watcher.version = snapshot.job.version
+                    final = is_final(snapshot.job)
+                    if final or snapshot.job.version > seen:
+                        seen = snapshot.job.version
+                        yield image_pb2.WatchJobResponse(job=await self._message(snapshot, full=True))
+                    if final:
+                        return
+                try:
+                    async with asyncio.timeout_at(quiet_until):
+                        await watcher.news.wait()
+                except TimeoutError:
+                    yield image_pb2.WatchJobResponse()
+
+    async def DownloadImages(  # noqa: N802
+        self, request: image_pb2.DownloadImagesRequest, context: Any
+    ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
+        """See the contract."""
+        snapshot = await self._call(self._jobs.get, _job_id(request.job_id))
+        for picture in _wanted(snapshot, set(request.candidates)):
+            content = await self._call(self._read, picture)
+            message = await self._call(picture_message, picture, self._address)
+            for start in range(0, len(content), PIECE_BYTES):
+                yield image_pb2.DownloadImagesResponse(
+                    picture=message if start == 0 else None, data=content[start : start + PIECE_BYTES]
+                )
+
+    async def ListModels(  # noqa: N802
+        self, request: image_pb2.ListModelsRequest, context: Any
+    ) -> image_pb2.ListModelsResponse:
+        """See the contract."""
+        page_size(request.page_size)
+        if request.page_token:
+            raise InvalidInputError("page_token", "is damaged; begin with the first page")
+        return image_pb2.ListModelsResponse(models=[without_words(self._model)])
+
+    async def GetModel(self, request: image_pb2.GetModelRequest, context: Any) -> image_pb2.GetModelResponse:  # noqa: N802
+        """See the contract."""
+        check_asked_model(request.model, self._model.reference)
+        return image_pb2.GetModelResponse(model=self._model)
+
+    async def _call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        """Calls a function that waits for the database or the store, in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._gateway.threads, partial(function, *arguments, **named))
+
+    async def _message(self, snapshot: Snapshot, *, full: bool) -> job_pb2.Job:
+        if snapshot.pictures:
+            # Addresses are signed.
+            return await self._call(job_message, snapshot, self._address, full=full)
+        return job_message(snapshot, self._address, full=full)
+
+    def _address(self, key: str) -> tuple[str, int] | None:
+        seconds = self._gateway.settings.url_lifetime
+        until = to_microseconds(self._gateway.clock() + seconds)
+        url = self._gateway.store.presigned_url(key, seconds=seconds)
+        return (url, until) if url.startswith(("http://", "https://")) else None
+
+    def _read(self, picture: Picture) -> bytes:
+        name = f"{picture.job_id}/{picture.candidate}"
+        try:
+            return self._gateway.store.get(picture.key, sha256=picture.sha256)
+        except MissingObjectError:
+            raise PictureNotFoundError(name) from None
+        except DamagedObjectError as error:
+            raise PictureNotFoundError(name, f"picture {name} is no longer whole: {error}") from None
+
+
+def _job_id(job_id: str) -> str:
+    if not job_id:
+        raise InvalidInputError("job_id", "is missing")
+    if len(job_id) > 64 or "\0" in job_id:
+        raise JobNotFoundError(job_id[:64].replace("\0", ""))
+    return job_id
+
+
+def _wanted(snapshot: Snapshot, candidates: set[int]) -> list[Picture]:
+    """Returns the pictures that are asked for, the best first."""
+    job = snapshot.job
+    if job.state is not State.SUCCEEDED:
+        raise JobNotSucceededError(f"job {job.id} is {job.state}; it has no pictures")
+    there = {picture.candidate for picture in snapshot.pictures}
+    if missing := candidates - there:
+        name = f"{job.id}/{min(missing)}"
+        raise PictureNotFoundError(
+            name, f"candidate {min(missing)} is not among the pictures of job {job.id}"
+        )
+    return [picture for picture in snapshot.pictures if not candidates or picture.candidate in candidates]
+
+
+def _rows(watcher: Watcher) -> image_pb2.WatchJobResponse | None:
+    """Takes what was drawn of each candidate since the last time: the runs that follow each other, as one."""
+    runs: dict[int, Run] = {}
+    while watcher.runs:
+        candidate, start, tokens = watcher.runs[0]
+        before = runs.get(candidate)
+        if before is not None and before[1] + len(before[2]) != start:
+            break  # At most one run for each candidate; the rest is sent after it.
+        runs[candidate] = (candidate, before[1], before[2] + tokens) if before else (candidate, start, tokens)
+        watcher.runs.popleft()
+    if watcher.runs:
+        watcher.news.set()
+    if not runs:
+        return None
+    return image_pb2.WatchJobResponse(
+        rows=generator_pb2.RowsDrawn(
+            runs=[
+                tokens_pb2.TokenRun(candidate=candidate, start=start, tokens=tokens)
+                for candidate, start, tokens in runs.values()
+            ]
+        )
+    )
