@@ -1,27 +1,15 @@
-"""`smalti generate`: prompts in, pictures out, in this process."""
+"""`smalti generate`: prompts in, pictures out, in this process or at a gateway."""
 
-import json
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from smalti.cli import interrupts
-from smalti.cli.preview import preview
-from smalti.errors import InvalidInputError, SmaltiWarning
-from smalti.models import library
-from smalti.parameters import check_counts, check_prompt, check_seed
-from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, slug
-
-if TYPE_CHECKING:
-    from smalti.engines.generator import RowsDrawn
-    from smalti.pipeline import Picture
+from smalti.cli import local, remote
+from smalti.cli.drawn import Options
+from smalti.errors import InvalidInputError
+from smalti.pictures import Drawing, read_drawing
+from smalti.settings import settings
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +45,17 @@ def generate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped one]"),
+        typer.Option(
+            help="A name that `smalti models` lists, or a folder; with --server one that it has. "
+            "[default: the shipped one, or the server's]"
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Draw at this gateway, not in this process. [default: SMALTI_SERVER, if it is set]",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("pictures"),
     with_grid: Annotated[
@@ -69,45 +67,15 @@ def generate(
     ] = None,
 ) -> None:
     """Draw pictures of each PROMPT: sixteen candidates, of which CLIP keeps the best nine."""
-    console = Console(stderr=True)
     original = _original(prompts, like)
-    drawings = [check_prompt(prompt) for prompt in prompts or []]
-    folder = library.find(model if model is not None or original is None else original.model)
-    if original is not None:
-        _check_revision(original, folder.revision, model)
-        drawings = [original.prompt]
-        seed = original.seed if seed is None else seed
-        n = (original.n or 1) if n is None else n
-        candidates = original.candidates if candidates is None else candidates
-    sampling = (original or folder).sampling.but(
-        guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    counts = check_counts(
-        folder.defaults.n if n is None else n,
-        folder.defaults.candidates if candidates is None else candidates,
-    )
-    seed = check_seed(seed)
-    _check_folder(out)
-
-    # Only now: importing JAX and torch takes seconds, and bad input should be told at once.
-    with console.status(f"Loading {folder.name} ..."):
-        from smalti.engines.compilation import use_compilation_cache
-        from smalti.pipeline import Pipeline
-
-        use_compilation_cache()
-        pipeline = Pipeline.load(folder.path)
-    for prompt in drawings:
-        with _heard() as warned, _progress(console, prompt) as rows_drawn:
-            if original is not None and original.candidate is not None:
-                pictures = pipeline.draw(
-                    prompt, seed, [original.candidate], sampling, counts.candidates, rows_drawn=rows_drawn
-                )
-            else:
-                pictures = pipeline.generate(
-                    prompt, counts.n, counts.candidates, seed, **sampling.model_dump(), rows_drawn=rows_drawn
-                )
-        interrupts.check()
-        _write(pictures, counts.candidates, out, warned, with_grid=with_grid, as_json=as_json)
+    sampling = {
+        "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+    }  # fmt: skip
+    options = Options(n, candidates, seed, sampling, model, out, with_grid, as_json)
+    if server := server or settings().server:
+        remote.generate(server, prompts or [], original, options)
+    else:
+        local.generate(prompts or [], original, options)
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:
@@ -123,100 +91,6 @@ def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:
             "like", "the picture brings its own prompt; give a prompt or --like, not both"
         )
     return read_drawing(like)
-
-
-def _check_revision(original: Drawing, revision: str, model: str | None) -> None:
-    """Refuses to draw again with other weights, unless the user named the model herself."""
-    if model is None and revision != original.revision:
-        raise InvalidInputError(
-            "like",
-            f"it was drawn by {original.model} at revision {original.revision[:19]}, and here {original.model} is "
-            f"{revision[:19]}: the picture would differ; name a model with --model to draw it all the same",
-        )
-
-
-def _check_folder(out: Path) -> None:
-    """Finds out before the work whether the pictures can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError("out", f"{out}: the folder cannot be made ({error.strerror})") from None
-    if not os.access(out, os.W_OK):
-        raise InvalidInputError("out", f"{out}: the folder cannot be written to")
-
-
-@contextmanager
-def _progress(console: Console, prompt: str) -> "Iterator[RowsDrawn]":
-    """Shows a bar that moves with each row of tiles, on standard error."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
-        task = progress.add_task(shown.replace("[", r"\["), total=None)
-
-        def rows_drawn(done: int, of: int) -> None:
-            interrupts.check()
-            progress.update(task, completed=done, total=of)
-
-        yield rows_drawn
-
-
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Gives a list that gets the text of every warning to the user; it is shown as well."""
-    shown, heard = warnings.showwarning, list[str]()
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, SmaltiWarning):
-            heard.append(str(message))
-        shown(message, category, *rest, **more)
-
-    warnings.showwarning = show
-    try:
-        yield heard
-    finally:
-        warnings.showwarning = shown
-
-
-def _write(
-    pictures: "list[Picture]",
-    candidates: int,
-    out: Path,
-    warned: list[str],
-    *,
-    with_grid: bool,
-    as_json: bool,
-) -> None:
-    """Writes the pictures and their grid, and tells the user."""
-    first = pictures[0].drawing
-    stem = f"{slug(first.prompt)}-{first.seed}"
-    written: list[dict[str, Any]] = []
-    try:
-        for picture in pictures:
-            path = save_png(out, f"{stem}-{picture.candidate}", png_bytes(picture.image, picture.drawing))
-            written.append(
-                {"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)}
-            )
-        sheet = grid([picture.image for picture in pictures])
-        grid_path = None
-        if with_grid and len(pictures) > 1:
-            whole = first.model_copy(
-                update={"candidate": None, "score": None, "n": len(pictures), "candidates": candidates}
-            )
-            grid_path = save_png(out, f"{stem}-grid", png_bytes(sheet, whole))
-    except OSError as error:
-        raise InvalidInputError("out", f"{out}: a picture cannot be written ({error.strerror})") from None
-    if as_json:
-        shared = first.model_dump(exclude={"candidate", "score", "n"})
-        results = {"pictures": written, "grid": str(grid_path) if grid_path else None, "warnings": warned}
-        print(json.dumps({**shared, **results}), flush=True)
-        return
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(preview(sheet, console))
-    shown = grid_path or Path(written[0]["file"])
-    console.print(
-        f"{len(written)} of {candidates} drawn, seed {first.seed}: {shown}", markup=False, soft_wrap=True
-    )
 
 
 __all__ = ["register"]
