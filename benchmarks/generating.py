@@ -75,13 +75,14 @@ def arrival_rate(
 ) -> float:
     """Draws requests of 1 to 9 candidates that arrive at random, each with a prompt of its own.
 
-    They arrive as a Poisson process, a third more of them than the engine can draw, so that some always wait.
+    They arrive as a Poisson process, a third more of them than the engine can draw. None wait at the beginning, so that
+    slots are filled one after the other and stand at different places from then on.
 
     Args:
         made: the engine, idle.
         config: the model's sizes.
         batch_seconds: the time of one full batch.
-        batches: how long it is measured, in times of a full batch, after one such time to fill the slots.
+        batches: how long it is measured, in times of a full batch, after two such times to fill the slots.
 
     Returns:
         Tokens per second.
@@ -91,7 +92,7 @@ def arrival_rate(
     sizes = (1, 2, 4, 9)
     between = batch_seconds / made.slots * float(np.mean(sizes)) / 1.33
     begin = time.perf_counter()
-    first, last = begin + batch_seconds, begin + (1 + batches) * batch_seconds
+    first, last = begin + 2 * batch_seconds, begin + (2 + batches) * batch_seconds
     drawn: list[tuple[float, int]] = []
     handles: list[GenerationHandle] = []
     readers: list[threading.Thread] = []
@@ -110,8 +111,7 @@ def arrival_rate(
         readers.append(threading.Thread(target=read, args=(handles[-1],)))
         readers[-1].start()
 
-    # What has arrived while one batch was drawn is there at the beginning.
-    number, at = 0, begin - batch_seconds
+    number, at = 0, begin
     while at < last:
         time.sleep(max(0.0, at - time.perf_counter()))
         arrive(number)

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from smalti.engines.decode_attention import attend, attend_to_blocks, put_into_blocks
-from smalti.engines.decode_batch import DecodeBatch
+from smalti.engines.decode_attention import (
+    attend,
+    attend_to_blocks,
+    attend_to_drawn_blocks,
+    put_into_blocks,
+)
+from smalti.engines.decode_batch import DecodeBatch, default_groups
 from smalti.engines.decode_state import KeysValues, block_length
 from smalti.engines.decode_step import step
 from smalti.engines.encoding import Encoding
+from smalti.engines.partition import Partition
 from smalti.engines.requests import Candidate
 from smalti.models import bart
 from smalti.models.bart import DalleBart
@@ -28,9 +34,9 @@ SLOTS = 5
 VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
 
 
-def make(**options: Any) -> DecodeBatch:
+def make(slots: int = SLOTS, **options: Any) -> DecodeBatch:
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
-    return DecodeBatch(model, encoding(2), slots=SLOTS, **options)
+    return DecodeBatch(model, encoding(2), slots=slots, **options)
 
 
 def encoding(length: int) -> Encoding:
@@ -127,6 +133,44 @@ def test_tokens_are_the_same_with_any_number_of_blocks(count: int) -> None:
     np.testing.assert_array_equal(drawn[1], drawn[0])
 
 
+@pytest.mark.parametrize("furthest", [0, 7, 8, 15, 16, 20])
+def test_blocks_behind_the_furthest_place_are_not_read(furthest: int) -> None:
+    queries = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16)), jnp.float32)
+    parts = blocks(2, [8, 8, 5])
+    position = jnp.array([furthest // 2, furthest])
+    needed = furthest // 8 + 1
+    for part in range(needed, 3):  # What is not a number would show, whatever it is weighted with.
+        parts[part] = KeysValues(*(jnp.full((2, 4, (8, 8, 5)[part], 16), jnp.nan) for _ in range(2)))
+    drawn = jax.jit(attend_to_drawn_blocks)(queries, parts, position, jnp.int32(furthest))
+    np.testing.assert_array_equal(drawn, jax.jit(attend_to_blocks)(queries, parts[:needed], position))
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
+    """The slots stand at different places, some behind tokens that were given."""
+    drawn = []
+    for each in (1, groups):
+        batch = make(slots=8, groups=each)
+        begin(batch, range(3))
+        rows = [batch.step()]
+        given = tuple(range(20))
+        batch.insert(
+            batch.prefill(encoding(5)), (3, 6), [Candidate(8, 0, VARIED), Candidate(8, 1, VARIED)], given
+        )
+        rows += [batch.step() for _ in range(3)]
+        batch.release((1,))
+        begin(batch, range(7, 8))
+        rows += [batch.step() for _ in range(8)]
+        drawn.append(np.concatenate(rows, axis=1)[[0, 2, 3, 6, 7]])
+    np.testing.assert_array_equal(drawn[1], drawn[0])
+
+
+@pytest.mark.parametrize(("slots", "groups"), [(1, 1), (4, 1), (8, 2), (12, 1), (16, 4), (18, 1), (64, 4)])
+def test_slots_are_put_into_groups_on_a_single_cpu_alone(slots: int, groups: int) -> None:
+    assert jax.default_backend() == "cpu"
+    assert default_groups(slots, Partition.over()) == groups
+
+
 def test_type_to_compute_in_is_the_backends() -> None:
     expected = {"cpu": jnp.float32, "gpu": jnp.bfloat16, "tpu": jnp.bfloat16}[jax.default_backend()]
     assert compute_dtype() == expected
@@ -169,7 +213,7 @@ def test_bfloat16_draws_from_nearly_the_same_logits() -> None:
         batch = make(dtype=dtype)
         begin(batch)
         batch.step()
-        drawn[dtype] = batch._state.self_attention[-1][0].keys[:, :, 0]
+        drawn[dtype] = batch._state.self_attention[-1][0][0].keys[:, :, 0]
     exact, rounded = (np.asarray(drawn[dtype], np.float32) for dtype in (jnp.float32, jnp.bfloat16))
     # The keys of the last layer have come through all of the first one; bfloat16 has 8 bits.
     assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()

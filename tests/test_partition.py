@@ -108,7 +108,7 @@ def held() -> dict[str, list[int]]:
     arrays = {
         "self_qkv": weights.layers[0].self_qkv,
         "glu_out": weights.layers[0].glu_out,
-        "keys": state.self_attention[0][0].keys,
+        "keys": state.self_attention[0][0][0].keys,
         "tokens": state.tokens,
     }
     return {name: list(array.addressable_shards[0].data.shape) for name, array in arrays.items()}

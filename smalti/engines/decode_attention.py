@@ -1,7 +1,7 @@
 """The attention of a decode step: one query a row, over keys and values that are kept."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -106,3 +106,26 @@ def attend_to_blocks(
         )
     together = reduce(jnp.add, attended) / reduce(jnp.add, totals)[..., None]
     return together.astype(queries.dtype).reshape(rows, -1).T
+
+
+def attend_to_drawn_blocks(
+    queries: Float[Array, "rows heads head_size"],
+    blocks: Sequence[KeysValues],
+    position: Int[Array, "rows"],
+    furthest: Int[Array, ""],
+) -> Float[Array, "d_model rows"]:
+    """Does what `attend_to_blocks` does, and reads no block but those that are needed.
+
+    Args:
+        queries: of one place of each row.
+        blocks: all keys and values.
+        position: the places of the rows.
+        furthest: the largest place of a row whose result is wanted.
+    """
+    lengths = [block.keys.shape[2] for block in blocks]
+    branches = [
+        partial(lambda count, *arguments: attend_to_blocks(arguments[0], blocks[:count], arguments[1]), count)
+        for count in range(1, len(blocks) + 1)
+    ]
+    attended: Array = jax.lax.switch(furthest // lengths[0], branches, queries, position)
+    return attended

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -23,6 +24,18 @@ from smalti.settings import settings
 
 BLOCKS = 4
 """Into how many parts the places of self-attention are cut; each is a program more to compile."""
+GROUPS, GROUP_SLOTS = 4, 4
+"""Into how many groups slots are put at most, on a CPU, and how many slots a group has at least."""
+
+
+def default_groups(slots: int, partition: Partition) -> int:
+    """Returns into how many groups slots are put: more than one on a single CPU only.
+
+    There a group's attention goes over what its own slots have drawn. A GPU would have to ask the host for every group
+    and layer which way to go; on several devices groups would be in other places than their slots' other arrays.
+    """
+    alone = jax.default_backend() == "cpu" and partition.mesh.size == 1
+    return math.gcd(slots // GROUP_SLOTS, GROUPS) if alone and slots % GROUP_SLOTS == 0 else 1
 
 
 @runtime_checkable
@@ -64,6 +77,7 @@ class DecodeBatch:
         dtype: DTypeLike | None = None,
         partition: Partition | None = None,
         blocks: int = BLOCKS,
+        groups: int | None = None,
     ) -> None:
         """Arranges the decoder's weights and computes what all prompts share.
 
@@ -76,6 +90,8 @@ class DecodeBatch:
             partition: the devices; by default those of the settings.
             blocks: into how many parts the places of self-attention are cut, at most. A step attends over the parts up
                 to the slot that is furthest; more of them save more work, and take longer to compile.
+            groups: the groups of slots for each of which it is found by itself how many parts it needs; a divisor of
+                the slots, by default that of `default_groups`.
 
         Raises:
             ConfigError: the model's image length is no square.
@@ -98,7 +114,8 @@ class DecodeBatch:
         # Only the real tokens of the empty prompt are kept: attention gives padding a weight of exactly 0.
         real = int(unconditional.mask.sum())
         self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
-        self._state = empty_state(self._partition, bart.config, slots, dtype, blocks)
+        self._groups = default_groups(slots, self._partition) if groups is None else groups
+        self._state = empty_state(self._partition, bart.config, slots, dtype, blocks, self._groups)
 
     def warm_up(self) -> None:
         """Runs every program once, on slots that are free and stay so."""
@@ -106,7 +123,7 @@ class DecodeBatch:
         empty = Encoding(np.zeros((places, d_model), np.float32), np.ones(places, np.int32))
         self.insert(self.prefill(empty), (), (), given=(0,))
         self.release(())
-        for blocks in range(1, self._blocks_for(self.image_length) + 1):
+        for blocks in sorted({self._blocks_for(places) for places in range(1, self.image_length + 1)}):
             self._step(blocks)
 
     def prefill(self, encoding: Encoding) -> Prefix:
@@ -144,7 +161,9 @@ class DecodeBatch:
         return drawn
 
     def _blocks_for(self, places: int) -> int:
-        """Returns how many blocks hold so many places of a picture."""
+        """Returns how many blocks hold so many places of a picture; all, where the program finds it out by itself."""
+        if self._groups > 1:
+            places = self.image_length
         return -(-min(places, self.image_length) // self._block_length)
 
     def _step(self, blocks: int) -> Int[np.ndarray, "slots quantum"]:

@@ -67,9 +67,9 @@ class DecodeState:
     position: Int[Array, "slots"]
     """The place of the next token."""
     sampling: Sampling
-    self_attention: tuple[Blocks, ...]
-    """By layer, `[2 * slots, ...]`: of each slot the conditional half, then the unconditional one; what stands at the
-    places up to `position` is the slot's."""
+    self_attention: tuple[tuple[Blocks, ...], ...]
+    """By layer and group of slots, `[2 * slots_of_group, ...]`: of each slot the conditional half, then the
+    unconditional one; what stands at the places up to `position` is the slot's."""
     cross_attention: tuple[KeysValues, ...]
     """By layer, of each slot's prompt. The unconditional half's are the same for all slots and not held here."""
     cross_mask: Bool[Array, "slots text_length"]
@@ -81,9 +81,9 @@ def block_length(config: DalleBartConfig, blocks: int) -> int:
     return min(config.image_length, side * -(-side // blocks))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def empty_state(
-    partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int
+    partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int, groups: int
 ) -> DecodeState:
     """Makes a state in which every slot is free.
 
@@ -93,6 +93,7 @@ def empty_state(
         slots: how many.
         dtype: of keys and values.
         blocks: into how many blocks those of self-attention are cut, at most.
+        groups: into how many groups the slots are put, for each of which it is found how many blocks it needs.
     """
     heads, length = config.decoder_attention_heads, block_length(config, blocks)
 
@@ -114,7 +115,13 @@ def empty_state(
             top_p=jnp.ones(slots, jnp.float32),
         ),
         self_attention=tuple(
-            tuple(keys_values(2 * slots, min(length, config.image_length - start)) for start in starts)
+            tuple(
+                tuple(
+                    keys_values(2 * slots // groups, min(length, config.image_length - start))
+                    for start in starts
+                )
+                for _ in range(groups)
+            )
             for _ in range(config.decoder_layers)
         ),
         cross_attention=tuple(

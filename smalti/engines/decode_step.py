@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from smalti.engines.decode_attention import (
     attend,
     attend_to_blocks,
+    attend_to_drawn_blocks,
     heads_first,
     put_into_blocks,
     split_heads,
@@ -198,7 +199,15 @@ def insert_primed(
     """
     rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
 
-    def put(blocks: Blocks, new: KeysValues) -> Blocks:
+    def put(groups: tuple[Blocks, ...], new: KeysValues) -> tuple[Blocks, ...]:
+        size = groups[0][0].keys.shape[0]
+        return tuple(
+            # A negative index would count from the end.
+            put_rows(blocks, new, jnp.where(rows < group * size, size, rows - group * size))
+            for group, blocks in enumerate(groups)
+        )
+
+    def put_rows(blocks: Blocks, new: KeysValues, rows: Int[Array, "rows"]) -> Blocks:
         placed: list[KeysValues] = []
         start = 0
         for block in blocks:
@@ -219,7 +228,7 @@ def insert_primed(
         tokens=state.tokens.at[slots].set(tokens, mode="drop"),
         position=state.position.at[slots].set(length, mode="drop"),
         self_attention=tuple(
-            put(blocks, new) for blocks, new in zip(state.self_attention, primed, strict=True)
+            put(groups, new) for groups, new in zip(state.self_attention, primed, strict=True)
         ),
     )
     return partition.constrain(state, STATE_RULES)
@@ -252,7 +261,8 @@ def step(
         unconditional: the prefix of the empty prompt, shared by all slots.
         state: is given up.
         quantum: how many tokens.
-        blocks: how many blocks of places are attended over; no slot may get beyond them.
+        blocks: how many blocks of places are attended over; no slot may get beyond them. Where the state has several
+            groups of slots it has to be all, and each group is attended over as far as it has got.
 
     Returns:
         The state, and what was drawn: of each slot the tokens from where it stood, of a slot that has finished on the
@@ -285,7 +295,10 @@ def _draw_one(
     previous = jnp.where(
         position == 0, config.decoder_start_token_id, state.tokens[slots, jnp.maximum(position - 1, 0)]
     )
-    logits, self_attention = _decode(config, weights, unconditional, state, previous, position, blocks)
+    furthest = jnp.where(active, position, 0)
+    logits, self_attention = _decode(
+        config, weights, unconditional, state, previous, position, furthest, blocks
+    )
     sampling = state.sampling
     conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
     guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
@@ -308,22 +321,39 @@ def _decode(
     state: DecodeState,
     previous: Int[Array, "slots"],
     position: Int[Array, "slots"],
+    furthest: Int[Array, "slots"],
     blocks: int,
-) -> tuple[Float[Array, "vocab slots 2"], tuple[Blocks, ...]]:
-    """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place."""
+) -> tuple[Float[Array, "vocab slots 2"], tuple[tuple[Blocks, ...], ...]]:
+    """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place.
+
+    `furthest` is the place of a slot that is not finished, and 0 for others, whose results nobody reads.
+    """
     heads, slots = config.decoder_attention_heads, position.shape[0]
     both = jnp.repeat(position, 2)  # A slot's conditional half, then its unconditional one.
     x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
-    self_attention: list[Blocks] = []
+    groups = len(state.self_attention[0])
+    size = len(both) // groups
+    of_groups = [slice(group * size, (group + 1) * size) for group in range(groups)]
+    furthest_of_groups = furthest.reshape(groups, -1).max(1)
+    self_attention: list[tuple[Blocks, ...]] = []
     for layer, past, cross, cross_unconditional in zip(
         weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
     ):
 
-        def attend_self(x: Array, layer: LayerWeights, past: Blocks = past) -> Array:
+        def attend_self(x: Array, layer: LayerWeights, past: tuple[Blocks, ...] = past) -> Array:
             q, k, v = (split_heads(each, heads) for each in project(layer.self_qkv, x))
-            seen = put_into_blocks(past[:blocks], k, v, both)
-            self_attention.append(seen + past[blocks:])
-            return attend_to_blocks(q, seen, both)
+            if groups == 1:
+                seen = put_into_blocks(past[0][:blocks], k, v, both)
+                self_attention.append((seen + past[0][blocks:],))
+                return attend_to_blocks(q, seen, both)
+            placed, attended = [], []
+            for group, rows in enumerate(of_groups):
+                placed.append(put_into_blocks(past[group], k[rows], v[rows], both[rows]))
+                attended.append(
+                    attend_to_drawn_blocks(q[rows], placed[-1], both[rows], furthest_of_groups[group])
+                )
+            self_attention.append(tuple(placed))
+            return jnp.concatenate(attended, axis=1)
 
         def attend_cross(
             x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
