@@ -1,0 +1,95 @@
+"""A service as a process, for tests: `python -m services.<name>` on free ports of 127.0.0.1."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from smalti.rpc.channel import blocking_channel
+from smalti.rpc.settings import RpcSettings
+from smalti.testing.servers import HOST, Server
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ONCE = RpcSettings(attempts=1)
+
+
+class ServiceProcess(Server):
+    """A service; ready when its health says SERVING."""
+
+    start_seconds = 120.0
+    stop_seconds = 60.0
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        broker: str,
+        store: str,
+        model: Path,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = (),
+    ) -> None:
+        """Makes the service; `start` starts it.
+
+        Args:
+            service: its name, such as "encoder".
+            broker: the broker's address.
+            store: the store's address.
+            model: the model's folder.
+            folder: where its log is; None is a temporary folder.
+            environment: further settings; may be changed between two starts.
+            command: what to run in place of `python -m services.<service>`.
+        """
+        self.name = service  # type: ignore[misc]
+        super().__init__(folder)
+        self.environment = dict(environment or {})
+        self._command = command or (sys.executable, "-m", f"services.{service}")
+        self._settings = {
+            "SMALTI_BROKER_URL": broker,
+            "SMALTI_STORE_URL": store,
+            "SMALTI_MODEL": str(model),
+            "SMALTI_RPC_PORT": str(self.port),
+            "SMALTI_BROKER_RETRY_FIRST": "0.1",
+        }
+
+    @property
+    def url(self) -> str:
+        """Where it is called, as host:port."""
+        return f"{HOST}:{self.port}"
+
+    def health(self) -> int:
+        """Returns what it says of its health; raises `grpc.RpcError` when it does not answer."""
+        with blocking_channel(self.url, ONCE) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Asks the process to end; returns its exit code."""
+        self._processes[0].send_signal(number)
+        return self.wait()
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """Waits until the process ends; returns its exit code."""
+        code = self._processes[0].wait(seconds)
+        self._processes = []
+        return code
+
+    def run(self) -> "subprocess.CompletedProcess[str]":
+        """Runs the process to its end, for one that is not to start."""
+        environment = {**os.environ, **self._settings, **self.environment}
+        return subprocess.run(
+            self._command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def _launch(self) -> None:
+        self._run(*self._command, environment={**self._settings, **self.environment})
+
+    def _answers(self) -> bool:
+        return self.health() == SERVING
