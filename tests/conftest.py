@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Compiled programs are shared by all processes of a test run, and by the next run: compiling takes most of the time.
 os.environ.setdefault("SMALTI_COMPILATION_CACHE", str(Path(tempfile.gettempdir()) / "smalti-tests-compiled"))
@@ -32,6 +33,9 @@ from smalti.testing.servers import (  # noqa: E402
     ValkeyServer,
 )
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
+
+if TYPE_CHECKING:
+    from services.gateway.database import Database
 
 use_compilation_cache()
 
@@ -105,6 +109,27 @@ def broker(request: pytest.FixtureRequest) -> Server:
         server.start()
     clear(settings_for(server))
     return server
+
+
+DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.environ else ["sqlite"]
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
+    """A gateway's database of each kind, empty."""
+    from services.gateway.database import Database
+    from services.gateway.testing import emptied, sqlite_database
+
+    if request.param == "sqlite":
+        made = sqlite_database(tmp_path)
+        yield made
+        made.close()
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    if not server.running:
+        server.start()
+    with emptied(Database(server.url)) as lent:
+        yield lent
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 from services.gateway.clock import Clock, SystemClock
@@ -17,6 +18,7 @@ from services.gateway.loops import Loop
 from services.gateway.settings import GatewaySettings
 from services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
 from services.gateway.tables import State
+from smalti.errors import UnavailableError
 from smalti.models.sizes import Sizes
 from smalti.storage import ObjectStore, StoreUnavailableError
 
@@ -144,12 +146,17 @@ class Gateway:
                 log.warning("the stages are told later: %s", error, extra={"job": job_id})
         return snapshot
 
-    def close(self) -> None:
-        """Ends its threads, and stores what is to be stored."""
+    def stop(self) -> None:
+        """Ends what it does by itself; what is begun is finished, and what is left is found at the next start."""
         for loop in self._loops:
             if loop.alive:
                 loop.stop(STOP_SECONDS)
-        if self._started:
+        self._started = False
+
+    def close(self) -> None:
+        """Ends its threads, and stores what was heard last."""
+        self.stop()
+        with suppress(UnavailableError):
             self.ledger.store()
         self.threads.shutdown(cancel_futures=True)
         self.fan_in.close()

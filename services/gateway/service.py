@@ -42,9 +42,10 @@ class Work:
         self._looking = asyncio.create_task(gateway.hub.look(gateway.jobs.versions, gateway.settings.watch))
 
     async def stop(self, grace: float) -> None:
-        """See `smalti.service.Companion`; what sends and sweeps goes on until the process closes."""
+        """See `smalti.service.Companion`."""
         if self._looking is not None:
             self._looking.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self._gateway.stop)
 
 
 def build(process: Process) -> Service:

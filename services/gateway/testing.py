@@ -1,0 +1,144 @@
+"""A gateway for tests: its clock stands still, what it sends is kept in a list, and a test plays the stages."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from services.gateway.clock import ManualClock
+from services.gateway.database import Database
+from services.gateway.gateway import Gateway
+from services.gateway.jobs import Snapshot
+from services.gateway.orders import Order
+from services.gateway.settings import GatewaySettings
+from services.gateway.tables import Base
+from smalti.messages import EncodeTask, Message
+from smalti.models.sizes import Sizes
+from smalti.parameters import SamplingParameters
+from smalti.queue import BrokerUnavailableError
+from smalti.storage import MemoryStore, ObjectStore
+from smalti.testing.stages import PlayedStages
+
+
+class Outbox:
+    """Keeps what is sent; while `down` is set it is a broker that does not answer."""
+
+    def __init__(self) -> None:
+        """Is up, and empty."""
+        self.down = False
+        self.sent: list[EncodeTask] = []
+        """Since it was taken last."""
+
+    def publish(self, message: Message) -> None:
+        """See `Outlet`."""
+        if self.down:
+            raise BrokerUnavailableError("the broker is not available")
+        assert isinstance(message, EncodeTask)
+        self.sent.append(message)
+
+    def take(self) -> list[EncodeTask]:
+        """Returns what was sent since the last time."""
+        sent, self.sent = self.sent, []
+        return sent
+
+
+class GatewayStand:
+    """A gateway whose threads do not run: a test calls what they would call."""
+
+    def __init__(
+        self, database: Database, sizes: Sizes, *, store: ObjectStore | None = None, **settings: Any
+    ) -> None:
+        """Puts it together.
+
+        Args:
+            database: where jobs are.
+            sizes: the model.
+            store: None is one in memory.
+            settings: those that are not as usual.
+        """
+        self.clock = ManualClock()
+        self.outbox = Outbox()
+        self.store = store or MemoryStore()
+        self.gateway = Gateway(
+            database, self.store, self.outbox, sizes, GatewaySettings(**settings), clock=self.clock
+        )
+        self.jobs = self.gateway.jobs
+        self.stages = PlayedStages(self.store, sizes.tokens)
+
+    def create(self, prompt: str = "a cat", **changes: Any) -> str:
+        """Accepts a job of 8 candidates, a moment after the one before; returns its id."""
+        self.clock.advance(1e-6)
+        return self.jobs.create(order(prompt, **changes)).job.id
+
+    def get(self, job_id: str) -> Snapshot:
+        """Returns a job as it is, with all that was heard of it."""
+        self.gateway.ledger.store()
+        return self.jobs.get(job_id)
+
+    def state(self, job_id: str) -> str:
+        """Returns the state of a job."""
+        return self.get(job_id).job.state.value
+
+    def send(self) -> list[EncodeTask]:
+        """Lets the gateway send what it would, and says that the broker has it."""
+        self.gateway.send()
+        self.gateway.ledger.store()
+        return self.outbox.take()
+
+    def tell(self, *events: Message) -> None:
+        """Tells the gateway of events."""
+        for event in events:
+            self.gateway.events.take(event)
+
+    def work(self) -> None:
+        """Sends and does all the work there is."""
+        while tasks := self.send():
+            for task in tasks:
+                self.tell(*self.stages.run(task))
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets time pass, and does what is due then."""
+        self.clock.advance(seconds)
+        self.gateway.ledger.store()
+        self.gateway.sweep()
+        self.gateway.tidy()
+
+    def objects(self) -> list[str]:
+        """Returns the names of the objects that are there, without their jobs' folders."""
+        return [info.key.split("/", 2)[2] for info in self.store.objects()]
+
+    def close(self) -> None:
+        """Ends it; the database stays open."""
+        self.gateway.threads.shutdown()
+        self.gateway.fan_in.close()
+
+
+def order(prompt: str = "a cat", **changes: Any) -> Order:
+    """Returns an order of 8 candidates, of which the best 3 are wanted."""
+    usual: dict[str, Any] = {
+        "seed": 7,
+        "sampling": SamplingParameters(),
+        "time_limit": 1000.0,
+        "retention": 5000.0,
+        "n": 3,
+        "candidates": 8,
+    }
+    return Order(prompt=prompt, **{**usual, **changes})
+
+
+def sqlite_database(folder: Path, **options: Any) -> Database:
+    """Returns a new database in a folder."""
+    database = Database(f"sqlite:///{folder / 'gateway.sqlite3'}", **options)
+    database.migrate()
+    return database
+
+
+@contextmanager
+def emptied(database: Database) -> Iterator[Database]:
+    """Lends a database that others have used, without what they left."""
+    database.migrate()
+    with database.write() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    yield database
+    database.close()
