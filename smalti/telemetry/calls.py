@@ -82,7 +82,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
             with (
                 about(request=request),
                 tracing.span(
-                    method.lstrip("/"), SpanKind.SERVER, attributes, tracing.extract(metadata)
+                    method.lstrip("/"), SpanKind.SERVER, attributes, tracing.extract(metadata), fails=False
                 ) as span,
             ):
                 try:

@@ -61,12 +61,8 @@ def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | N
         ]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=written))
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
-    root.addHandler(handler)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
-    root.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(
             level if settings.level is LogLevel.DEBUG else max(level, logging.WARNING)

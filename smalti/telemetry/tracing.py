@@ -6,6 +6,7 @@ is recorded, and its SDK is not even imported; a trace that comes with a message
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -19,12 +20,13 @@ from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 logger = logging.getLogger(__name__)
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-FLUSH_SECONDS = 3.0
+FLUSH_SECONDS = 2.0
 """How long what was recorded last may take to be sent when the process ends."""
 
 Value = str | int | float | bool
@@ -37,18 +39,25 @@ _tracer: Tracer = NoOpTracer()
 class Tracing:
     """The traces of this process; `start` makes it."""
 
-    def __init__(self, provider: "TracerProvider") -> None:
+    def __init__(self, provider: "TracerProvider", exporter: "SpanExporter") -> None:
         """Records from now on; replaces what recorded before."""
         global _tracer
         self._provider = provider
+        self._exporter = exporter
         _tracer = provider.get_tracer("smalti")
 
     def close(self) -> None:
         """Sends what was recorded, and records no more."""
         global _tracer
         _tracer = NoOpTracer()
-        self._provider.force_flush(round(1000 * FLUSH_SECONDS))
-        self._provider.shutdown()
+        # What a collector does not take is tried again for longer than anybody waits for the end of a process.
+        closing = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
+        closing.start()
+        closing.join(FLUSH_SECONDS)
+        if closing.is_alive():
+            logger.warning("the last traces are lost: the collector does not take them")
+            self._exporter.shutdown()
+            closing.join(FLUSH_SECONDS)
 
 
 def start(service: str) -> Tracing | None:
@@ -73,10 +82,11 @@ def start(service: str) -> Tracing | None:
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"smalti-{service}"}
     try:
         provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        exporter = OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     except ValueError as error:
         raise InvalidInputError(ENDPOINTS[1], f"traces cannot be sent: {error}") from error
-    return Tracing(provider)
+    return Tracing(provider, exporter)
 
 
 @contextmanager
@@ -85,6 +95,8 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     attributes: Mapping[str, Value] | None = None,
     parent: Context | None = None,
+    *,
+    fails: bool = True,
 ) -> Iterator[Span]:
     """Records the block as a span, and how it ends.
 
@@ -95,6 +107,7 @@ def span(
         kind: which side of what it is.
         attributes: what is known at the beginning.
         parent: None is the span of this thread or task.
+        fails: an exception makes it a failed one; otherwise the block says so itself.
     """
     with _tracer.start_as_current_span(
         name, parent, kind, dict(attributes or {}), record_exception=False, set_status_on_exception=False
@@ -102,7 +115,8 @@ def span(
         try:
             yield current
         except BaseException as error:
-            fail(current, type(error).__name__)
+            if fails:
+                fail(current, type(error).__name__)
             raise
 
 

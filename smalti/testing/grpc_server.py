@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -89,7 +89,10 @@ class Servicer(EncoderServiceServicer, GeneratorServiceServicer):
 
 @asynccontextmanager
 async def served(
-    settings: RpcSettings | None = None, *, endless: tuple[str, ...] = ()
+    settings: RpcSettings | None = None,
+    *,
+    endless: tuple[str, ...] = (),
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[tuple[Server, Servicer]]:
     """Serves the two services of the servicer on a free port of 127.0.0.1, and stops at once at the end."""
     servicer = Servicer()
@@ -103,6 +106,7 @@ async def served(
         healthy=lambda: servicer.healthy,
         settings=settings or RpcSettings(),
         endless=endless,
+        interceptors=interceptors,
     )
     try:
         yield server, servicer
