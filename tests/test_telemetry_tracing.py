@@ -204,12 +204,9 @@ def test_without_an_endpoint_traces_pass_and_nothing_is_recorded(valkey: ValkeyS
         return delivery.message.next(ObjectRef(key=delivery.message.keys.encoding, sha256="0" * 64))
 
     publisher = Publisher(settings)
-    sent: list[tuple[str, object]] = []
     with consume(Stage.ENCODE, handle, concurrency=1, publisher=publisher, settings=settings):
         publisher.publish(task(trace=GIVEN))
-        wait_until(
-            lambda: sent.extend(text for text, _ in read_all(settings, "generate.interactive")) or sent
-        )
+        sent = gather(lambda: read_all(settings, "generate.interactive"), bool)
     publisher.close()
     assert parse(sent[0][0]).trace == GIVEN
 
