@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,8 @@ WRITE: Final = "smalti_write"
 """The execution option of connections that will write."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
+Observe = Callable[[str, float], None]
+
 
 class DatabaseUnavailableError(UnavailableError):
     """The database does not answer, or cannot write; nothing was changed."""
@@ -43,17 +45,21 @@ class Database:
     sleep and try. On PostgreSQL rows are locked.
     """
 
-    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, timeout: float = 5.0, observe: Observe = lambda op, seconds: None
+    ) -> None:
         """Connects when it is first used.
 
         Args:
             url: the address; see `FORMS`.
             timeout: the seconds for which a transaction waits before it fails.
+            observe: told of every transaction: "read" or "write", and the seconds that it took, waiting included.
 
         Raises:
             InvalidInputError: the address cannot be used; shows no password.
         """
         self.timeout = timeout
+        self._observe = observe
         self._url = _checked(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._writing = threading.Lock()
@@ -86,7 +92,7 @@ class Database:
         Raises:
             DatabaseUnavailableError: the database does not answer.
         """
-        with self._translated(), Session(self.engine, expire_on_commit=False) as session:
+        with self._timed("read"), self._translated(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -99,7 +105,12 @@ class Database:
             DatabaseUnavailableError: the database does not answer in time, or cannot write; nothing was changed. If the
                 connection broke at the very end, the transaction may have been done nevertheless.
         """
-        with self._turn(), self._translated(), Session(self._writer, expire_on_commit=False) as session:
+        with (
+            self._timed("write"),
+            self._turn(),
+            self._translated(),
+            Session(self._writer, expire_on_commit=False) as session,
+        ):
             yield session
             session.commit()
 
@@ -116,6 +127,14 @@ class Database:
     def close(self) -> None:
         """Closes the connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _timed(self, op: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._observe(op, time.monotonic() - began)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

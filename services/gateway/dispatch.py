@@ -73,7 +73,7 @@ class Dispatcher:
             store: where it does not answer, chunks are not blamed for being late.
             settings: window, leases, attempts.
             ledger: told of what was sent.
-            notices: told of jobs that fail.
+            notices: told of jobs that fail, and of chunks that are lost.
             clock: says what time it is.
         """
         self._database = database
@@ -84,8 +84,6 @@ class Dispatcher:
         self._notices = notices
         self._clock = clock
         self._turns = Turns()
-        self.lost = 0
-        """Chunks that were sent again since nothing was heard of them."""
 
     def send_waiting(self) -> int:
         """Sends as many waiting chunks as there is room for; returns how many.
@@ -190,16 +188,17 @@ class Dispatcher:
                 chunks, lost = [chunk for chunk in chunks if not chunk.sent], []
             for chunk in lost:
                 chunk.attempts += 1
+            ending = None
             given_up = [chunk for chunk in lost if chunk.attempts >= self._settings.attempts]
             if given_up:
                 why = next((chunk.problem for chunk in given_up if chunk.problem), "nothing was heard of it")
                 problem = f"chunk {given_up[0].number} was sent {given_up[0].attempts} times: {why}"
-                end(session, job, State.FAILED, now, error=AttemptsExhaustedError(problem))
+                ending = end(session, job, State.FAILED, now, error=AttemptsExhaustedError(problem))
             tasks = [] if given_up else self._lease(job, chunks)
-        if given_up:
-            self._notices.ended(job_id)
+        if ending:
+            self._notices.ended(ending)
         elif lost:
-            self.lost += len(lost)
+            self._notices.lost(len(lost))
             log.warning(
                 "nothing was heard of %d chunks; they are sent again", len(lost), extra={"job": job_id}
             )

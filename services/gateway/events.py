@@ -132,23 +132,22 @@ class Events:
             chunks = self._under(session, job, event)
             if not chunks:
                 return  # Since then it was sent again, or another one has done it.
-            ended = True
+            ending = None
             match event.reason:
                 case FailureReason.CANCELLED:
                     # The marker is there, so no stage will work for it: whoever wrote it could not say so here.
-                    end(session, job, State.CANCELLED, now)
+                    ending = end(session, job, State.CANCELLED, now)
                 case FailureReason.INVALID | FailureReason.MODEL | FailureReason.POISON:
-                    end(session, job, State.FAILED, now, error=_error(event))
+                    ending = end(session, job, State.FAILED, now, error=_error(event))
                 case FailureReason.EXPIRED:
-                    ended = to_microseconds(now) >= job.expires
-                    if ended:
-                        end(session, job, State.EXPIRED, now)
+                    # By this clock; by another one it may be early.
+                    if to_microseconds(now) >= job.expires:
+                        ending = end(session, job, State.EXPIRED, now)
                 case FailureReason.EXHAUSTED:
-                    ended = False
                     self._send_later(chunks, event, now)
-        if ended:
-            log.info("a job ends: %s: %s", event.reason, event.detail, extra={"job": event.job})
-            self._notices.ended(event.job)
+        if ending:
+            log.info("the job ends: %s: %s", event.reason, event.detail, extra={"job": event.job})
+            self._notices.ended(ending)
 
     def _send_later(self, chunks: list[Chunk], event: Failed, now: float) -> None:
         """Lets leases run out soon: what a stage has given up, for the store was away perhaps, is sent again."""

@@ -123,8 +123,8 @@ class FanIn:
                 for rank, picture in enumerate(winners)
             ]
             session.execute(update(Picture), ranks)
-            end(session, job, State.SUCCEEDED, self._clock())
-        self._notices.ended(job_id)
+            ending = end(session, job, State.SUCCEEDED, self._clock())
+        self._notices.ended(ending)
         return True
 
     def _wanted(self, job_id: str, number: int) -> bool:

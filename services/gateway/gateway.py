@@ -15,12 +15,14 @@ from services.gateway.hub import Hub
 from services.gateway.jobs import Jobs, Snapshot
 from services.gateway.ledger import Ledger
 from services.gateway.loops import Loop
+from services.gateway.notices import Ending
 from services.gateway.settings import GatewaySettings
 from services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
 from services.gateway.tables import State
 from smalti.errors import UnavailableError
 from smalti.models.sizes import Sizes
 from smalti.storage import ObjectStore, StoreUnavailableError
+from smalti.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,13 @@ STOP_SECONDS: Final = 5.0
 
 
 class _Bell:
-    """Tells the loops and the hub of changes."""
+    """Tells the loops, the hub and the metrics of changes."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, metrics: Metrics | None) -> None:
         self.to_send = threading.Event()
         self.to_do = threading.Event()
         self._hub = hub
+        self._metrics = metrics
 
     def created(self, job_id: str) -> None:
         self.to_send.set()
@@ -45,10 +48,20 @@ class _Bell:
     def changed(self, job_id: str) -> None:
         self._hub.changed(job_id)
 
-    def ended(self, job_id: str) -> None:
+    def ended(self, ending: Ending) -> None:
         self.to_send.set()
         self.to_do.set()
-        self._hub.ended(job_id)
+        self._hub.ended(ending.job_id)
+        if self._metrics:
+            outcome = ending.state.value
+            self._metrics.add("jobs_total", outcome=outcome, reason=ending.reason)
+            self._metrics.observe("job_seconds", ending.seconds, outcome=outcome)
+            if ending.state is State.CANCELLED:
+                self._metrics.add("cancelled_total", where="running" if ending.running else "waiting")
+
+    def lost(self, chunks: int) -> None:
+        if self._metrics:
+            self._metrics.add("lease_losses_total", chunks)
 
 
 class Gateway:
@@ -63,6 +76,7 @@ class Gateway:
         settings: GatewaySettings,
         *,
         clock: Clock | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Puts it together.
 
@@ -73,6 +87,7 @@ class Gateway:
             sizes: the model.
             settings: its settings.
             clock: says what time it is; None is the machine's.
+            metrics: counts jobs and losses.
         """
         clock = clock or SystemClock()
         self.database = database
@@ -82,7 +97,7 @@ class Gateway:
         self.clock = clock
         self.hub = Hub(sizes.side)
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
-        bell = self._bell = _Bell(self.hub)
+        bell = self._bell = _Bell(self.hub, metrics)
         self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.ledger = Ledger(database, sizes.side, settings, bell, clock)
         self.fan_in = FanIn(database, store, bell, clock)

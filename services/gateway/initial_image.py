@@ -1,13 +1,9 @@
 """The picture that a job draws on from, as image tokens: given as such, as a picture of an earlier job, or a file."""
 
 import asyncio
-import io
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
-
-from services.gateway.jobs import Jobs
+from services.gateway.gateway import Gateway
 from services.gateway.settings import GATEWAY_PREFIX
 from services.gateway.tables import State
 from smalti.errors import (
@@ -18,50 +14,33 @@ from smalti.errors import (
     NotSupportedError,
     PictureNotFoundError,
 )
-from smalti.models.sizes import Sizes
+from smalti.pictures import read_image
 from smalti.results import ResultFile
 from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
-from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectStore
+from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError
 from smalti.v1.decoder_pb2 import EncodeImagesRequest
 from smalti.v1.job_pb2 import InitialImage, PictureReference
 
 if TYPE_CHECKING:
     from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
 
-LARGEST_SIDE = 4096
-"""Pixels of the width, or of the height, of a file."""
-FORMATS = ("PNG", "JPEG", "WEBP")
-
 
 class InitialImages:
     """Turns initial images into the tokens of the rows that are kept."""
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        store: ObjectStore,
-        sizes: Sizes,
-        threads: Executor,
-        *,
-        most_bytes: int,
-        decoder: "DecoderServiceAsyncStub | None",
-    ) -> None:
+    def __init__(self, gateway: Gateway, decoder: "DecoderServiceAsyncStub | None") -> None:
         """Takes what it works with.
 
         Args:
-            jobs: where earlier jobs are.
-            store: where their results are.
-            sizes: the model.
-            threads: in which it waits for both.
-            most_bytes: the largest file.
+            gateway: has the earlier jobs, their results, and the model.
             decoder: encodes files; None where there is none.
         """
-        self._jobs = jobs
-        self._store = store
-        self._sizes = sizes
-        self._threads = threads
-        self._most_bytes = most_bytes
+        self._jobs = gateway.jobs
+        self._store = gateway.store
+        self._sizes = gateway.sizes
+        self._threads = gateway.threads
+        self._most_bytes = gateway.settings.image_bytes
         self._decoder = decoder
 
     async def tokens(self, image: InitialImage) -> tuple[int, ...]:
@@ -123,21 +102,10 @@ class InitialImages:
             raise NotSupportedError(f"this service cannot turn files into tokens: {remedy}")
         if len(content) > self._most_bytes:
             raise InvalidInputError("image", f"has {len(content)} bytes; the most is {self._most_bytes}")
-        await asyncio.get_running_loop().run_in_executor(self._threads, _check_file, content)
+        # Before it is sent, so that its field is named.
+        await asyncio.get_running_loop().run_in_executor(self._threads, read_image, content, "image")
         with translated():
             response = await self._decoder.EncodeImages(EncodeImagesRequest(images=[content]))
         return given_tokens(
             response.pictures[0], self._sizes.tokens, self._sizes.codebook_size, field="image", whole=True
-        )
-
-
-def _check_file(content: bytes) -> None:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        raise InvalidInputError("image", "is no PNG, JPEG or WebP that can be read") from None
-    if max(width, height) > LARGEST_SIDE:
-        raise InvalidInputError(
-            "image", f"is {width} x {height}; the most is {LARGEST_SIDE} x {LARGEST_SIDE}"
         )

@@ -185,13 +185,11 @@ class Jobs:
             job = lock(session, job_id)
             if job is None:
                 raise JobNotFoundError(job_id)
-            cancelled = job.state in OPEN
-            if cancelled:
-                end(session, job, State.CANCELLED, self._clock())
+            ending = end(session, job, State.CANCELLED, self._clock()) if job.state in OPEN else None
             session.flush()
             snapshot = self._snapshot(session, job, full=True)
-        if cancelled:
-            self._notices.ended(job_id)
+        if ending:
+            self._notices.ended(ending)
         return snapshot
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:

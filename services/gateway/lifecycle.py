@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from services.gateway.clock import to_microseconds
+from services.gateway.clock import to_microseconds, to_seconds
+from services.gateway.notices import Ending
 from services.gateway.tables import OPEN, Chore, Chunk, ChunkState, Job, Reached, State, Task
 from smalti.rpc.errors import status_of
+from smalti.rpc.reasons import reason_of
 
 LATE_SECONDS = 60.0
 """After a job's messages have expired, how long a stage may still be about to write."""
@@ -89,7 +91,9 @@ def draw(job: Job, chunk: Chunk, rows: int) -> bool:
     return True
 
 
-def end(session: Session, job: Job, state: State, now: float, *, error: BaseException | None = None) -> None:
+def end(
+    session: Session, job: Job, state: State, now: float, *, error: BaseException | None = None
+) -> Ending:
     """Ends a locked, open job; what is to be done in the store is noted with it.
 
     Args:
@@ -98,8 +102,18 @@ def end(session: Session, job: Job, state: State, now: float, *, error: BaseExce
         state: how it ends.
         now: the time in seconds.
         error: why it failed.
+
+    Returns:
+        What is to be told once the transaction is done.
     """
     moment = to_microseconds(now)
+    ending = Ending(
+        job_id=job.id,
+        state=state,
+        reason=reason_of(error).name if error is not None else "",
+        seconds=to_seconds(moment - job.created),
+        running=job.state is State.RUNNING,
+    )
     job.state = state
     job.version += 1
     job.ended = moment
@@ -116,6 +130,7 @@ def end(session: Session, job: Job, state: State, now: float, *, error: BaseExce
     if state is not State.SUCCEEDED:
         chores.append((Chore.MARK, moment))
     note(session, job, chores)
+    return ending
 
 
 def note(session: Session, job: Job, chores: Iterable[tuple[Chore, int]]) -> None:

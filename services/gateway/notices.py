@@ -1,6 +1,23 @@
-"""Who wants to know of changes: the sender of work, and those who watch a job."""
+"""Who wants to know of changes: the sender of work, those who watch a job, and those who count."""
 
+from dataclasses import dataclass
 from typing import Protocol
+
+from services.gateway.tables import State
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job has ended."""
+
+    job_id: str
+    state: State
+    reason: str
+    """The name of the reason for which it failed, `ErrorInfo.reason`; empty otherwise."""
+    seconds: float
+    """From its acceptance to its end."""
+    running: bool
+    """Whether work on it had begun."""
 
 
 class Notices(Protocol):
@@ -14,6 +31,10 @@ class Notices(Protocol):
         """A job has another version."""
         ...
 
-    def ended(self, job_id: str) -> None:
+    def ended(self, ending: Ending) -> None:
         """A job has ended: there is room for others, and something to do in the store."""
+        ...
+
+    def lost(self, chunks: int) -> None:
+        """Of so many chunks nothing was heard, so that they are sent again."""
         ...

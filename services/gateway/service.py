@@ -7,7 +7,7 @@ import grpc
 
 from services.gateway.database import Database, DatabaseUnavailableError, wait_for
 from services.gateway.gateway import Gateway
-from services.gateway.initial_image import InitialImages
+from services.gateway.gauges import gauges
 from services.gateway.servicer import ENDLESS, ImageServicer
 from services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.errors import InvalidInputError
@@ -53,29 +53,34 @@ def build(process: Process) -> Service:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin.
     settings = gateway_settings()
     sizes = Sizes.of(library.find())
-    database = Database(settings.database.get_secret_value(), timeout=settings.database_timeout)
+    metrics = process.telemetry.metrics
+    database = Database(
+        settings.database.get_secret_value(),
+        timeout=settings.database_timeout,
+        observe=lambda op, seconds: metrics.observe("database_seconds", seconds, op=op),
+    )
     try:
         wait_for(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
-    gateway = Gateway(database, process.store, process.publisher, sizes, settings)
+    gateway = Gateway(database, process.store, process.publisher, sizes, settings, metrics=metrics)
+    for name, read in gauges(gateway).items():
+        process.telemetry.watch(name, read)
 
     def register(server: grpc.aio.Server) -> None:
-        decoder = DecoderServiceStub(channel(settings.decoder, process.rpc)) if settings.decoder else None
-        images = InitialImages(
-            gateway.jobs,
-            gateway.store,
-            sizes,
-            gateway.threads,
-            most_bytes=settings.image_bytes,
-            decoder=decoder,
-        )
-        add_ImageServiceServicer_to_server(ImageServicer(gateway, images), server)
+        decoder = None
+        if settings.decoder:
+            to_decoder = channel(
+                settings.decoder, process.rpc, interceptors=process.telemetry.client_interceptors
+            )
+            decoder = DecoderServiceStub(to_decoder)
+        add_ImageServiceServicer_to_server(ImageServicer(gateway, decoder), server)
 
     return Service(
         register=register,
         handler=gateway.events.handle,
         concurrency=settings.concurrency,
+        model=sizes.folder.name,
         companions=(Work(gateway),),
         endless=ENDLESS,
         close=gateway.close,

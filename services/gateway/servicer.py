@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.gateway.catalogue import describe, without_words
 from services.gateway.clock import to_microseconds
@@ -13,6 +13,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.hub import Run, Watcher
 from services.gateway.initial_image import InitialImages
 from services.gateway.jobs import Position, Snapshot
+from services.gateway.previews import Previews
 from services.gateway.requests import (
     check_request_id,
     check_view,
@@ -31,6 +32,9 @@ from smalti.storage import DamagedObjectError, MissingObjectError
 from smalti.v1 import generator_pb2, image_pb2, job_pb2, tokens_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
+if TYPE_CHECKING:
+    from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
+
 PIECE_BYTES: Final = 2**20
 LARGEST_PAGE_BYTES: Final = 3 * 2**20
 """Of the jobs on a page; with the last of them a message stays below 4 MiB."""
@@ -43,20 +47,21 @@ Result = TypeVar("Result")
 class ImageServicer(ImageServiceServicer):
     """Answers calls; every one in the event loop, with the database and the store in threads."""
 
-    def __init__(self, gateway: Gateway, images: InitialImages) -> None:
+    def __init__(self, gateway: Gateway, decoder: "DecoderServiceAsyncStub | None" = None) -> None:
         """Takes what it answers from.
 
         Args:
             gateway: the jobs.
-            images: turns initial images into tokens.
+            decoder: makes previews, and tokens of initial images; None where there is none.
 
         Raises:
             ModelError: a file of the model cannot be used.
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
-        self._images = images
         self._model = describe(gateway.sizes, gateway.settings)
+        self._images = InitialImages(gateway, decoder)
+        self._previews = Previews(gateway.hub.canvases, gateway.sizes, decoder) if decoder else None
 
     async def CreateImages(  # noqa: N802
         self, request: image_pb2.CreateImagesRequest, context: Any

@@ -52,9 +52,9 @@ class Sweeper:
                 job = lock_open(session, job_id, skip_locked=True)
                 if job is None:
                     continue
-                end(session, job, State.EXPIRED, now)
+                ending = end(session, job, State.EXPIRED, now)
             expired += 1
-            self._notices.ended(job_id)
+            self._notices.ended(ending)
         return expired
 
     def finish(self) -> int:
