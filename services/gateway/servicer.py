@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from services.gateway.catalogue import describe, without_words
 from services.gateway.clock import to_microseconds
-from services.gateway.conversion import is_final, job_message, picture_message
+from services.gateway.conversion import job_message, picture_message
 from services.gateway.gateway import Gateway
-from services.gateway.hub import Run, Watcher
 from services.gateway.initial_image import InitialImages
 from services.gateway.jobs import Position, Snapshot
 from services.gateway.previews import Previews
@@ -25,11 +25,14 @@ from services.gateway.requests import (
     position_of,
 )
 from services.gateway.tables import Picture, State
+from services.gateway.watching import SIGN_OF_LIFE_SECONDS, Watching
 from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
+from smalti.messages import Trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
 from smalti.storage import DamagedObjectError, MissingObjectError
-from smalti.v1 import generator_pb2, image_pb2, job_pb2, tokens_pb2
+from smalti.telemetry import tracing
+from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 2**20
 LARGEST_PAGE_BYTES: Final = 3 * 2**20
 """Of the jobs on a page; with the last of them a message stays below 4 MiB."""
-SIGN_OF_LIFE_SECONDS: Final = 15.0
 ENDLESS: Final = ("/smalti.v1.ImageService/WatchJob",)
 
 Result = TypeVar("Result")
@@ -47,12 +49,19 @@ Result = TypeVar("Result")
 class ImageServicer(ImageServiceServicer):
     """Answers calls; every one in the event loop, with the database and the store in threads."""
 
-    def __init__(self, gateway: Gateway, decoder: "DecoderServiceAsyncStub | None" = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        decoder: "DecoderServiceAsyncStub | None" = None,
+        *,
+        silence: float = SIGN_OF_LIFE_SECONDS,
+    ) -> None:
         """Takes what it answers from.
 
         Args:
             gateway: the jobs.
             decoder: makes previews, and tokens of initial images; None where there is none.
+            silence: the longest time without a message of WatchJob, in seconds.
 
         Raises:
             ModelError: a file of the model cannot be used.
@@ -61,7 +70,14 @@ class ImageServicer(ImageServiceServicer):
         self._jobs = gateway.jobs
         self._model = describe(gateway.sizes, gateway.settings)
         self._images = InitialImages(gateway, decoder)
-        self._previews = Previews(gateway.hub.canvases, gateway.sizes, decoder) if decoder else None
+        self._watching = Watching(
+            gateway.hub,
+            partial(self._call, self._jobs.get),
+            partial(self._message, full=True),
+            previews=Previews(gateway.hub.canvases, gateway.sizes, decoder) if decoder else None,
+            preview_seconds=gateway.settings.previews,
+            silence=silence,
+        )
 
     async def CreateImages(  # noqa: N802
         self, request: image_pb2.CreateImagesRequest, context: Any
@@ -75,7 +91,7 @@ class ImageServicer(ImageServiceServicer):
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         order = order_of(request, self._gateway.sizes, self._gateway.settings)
-        order = replace(order, request_id=request_id, request_hash=request_hash)
+        order = replace(order, request_id=request_id, request_hash=request_hash, trace=_trace())
         if order.keep_rows:
             await self._call(self._jobs.check_room)
             with within("parameters.initial_image"):
@@ -124,30 +140,15 @@ class ImageServicer(ImageServiceServicer):
         self, request: image_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:
         """See the contract."""
-        job_id = _job_id(request.job_id)
-        seen = request.since_version if request.HasField("since_version") else -1
-        loop = asyncio.get_running_loop()
-        with self._gateway.hub.watch(job_id, rows=request.include_rows) as watcher:
-            while True:
-                quiet_until = loop.time() + SIGN_OF_LIFE_SECONDS
-                watcher.news.clear()
-                if rows := _rows(watcher):
-                    yield rows
-                if watcher.changed:
-                    watcher.changed = False
-                    snapshot = await self._call(self._jobs.get, job_id)
-                    watcher.version = snapshot.job.version
-                    final = is_final(snapshot.job)
-                    if final or snapshot.job.version > seen:
-                        seen = snapshot.job.version
-                        yield image_pb2.WatchJobResponse(job=await self._message(snapshot, full=True))
-                    if final:
-                        return
-                try:
-                    async with asyncio.timeout_at(quiet_until):
-                        await watcher.news.wait()
-                except TimeoutError:
-                    yield image_pb2.WatchJobResponse()
+        events = self._watching.watch(
+            _job_id(request.job_id),
+            since=request.since_version if request.HasField("since_version") else -1,
+            rows=request.include_rows,
+            previews=request.include_previews,
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def DownloadImages(  # noqa: N802
         self, request: image_pb2.DownloadImagesRequest, context: Any
@@ -225,25 +226,7 @@ def _wanted(snapshot: Snapshot, candidates: set[int]) -> list[Picture]:
     return [picture for picture in snapshot.pictures if not candidates or picture.candidate in candidates]
 
 
-def _rows(watcher: Watcher) -> image_pb2.WatchJobResponse | None:
-    """Takes what was drawn of each candidate since the last time: the runs that follow each other, as one."""
-    runs: dict[int, Run] = {}
-    while watcher.runs:
-        candidate, start, tokens = watcher.runs[0]
-        before = runs.get(candidate)
-        if before is not None and before[1] + len(before[2]) != start:
-            break  # At most one run for each candidate; the rest is sent after it.
-        runs[candidate] = (candidate, before[1], before[2] + tokens) if before else (candidate, start, tokens)
-        watcher.runs.popleft()
-    if watcher.runs:
-        watcher.news.set()
-    if not runs:
-        return None
-    return image_pb2.WatchJobResponse(
-        rows=generator_pb2.RowsDrawn(
-            runs=[
-                tokens_pb2.TokenRun(candidate=candidate, start=start, tokens=tokens)
-                for candidate, start, tokens in runs.values()
-            ]
-        )
-    )
+def _trace() -> Trace | None:
+    """Returns the trace of this call, which the job's messages carry on; None where there is none."""
+    carrier = tracing.inject()
+    return Trace(**carrier) if carrier else None
