@@ -34,6 +34,7 @@ from smalti.messages import MOST_CHUNKS, EncodeTask, Message, OversizedMessageEr
 from smalti.messages import Chunk as ChunkOfMessage
 from smalti.queue import BrokerUnavailableError
 from smalti.queue.order import Turns
+from smalti.service import failpoints
 from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,9 @@ class Dispatcher:
         sent: list[int] = []
         try:
             for task in tasks:
+                failpoints.reach("gateway.after-lease", job=job_id, prompt=task.prompt)
                 self._outlet.publish(task)
+                failpoints.reach("gateway.after-publish", job=job_id, prompt=task.prompt)
                 sent += [chunk.chunk for chunk in task.chunks]
         except BrokerUnavailableError:
             unsent = [chunk.chunk for task in tasks for chunk in task.chunks if chunk.chunk not in sent]

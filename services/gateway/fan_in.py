@@ -17,6 +17,7 @@ from services.gateway.notices import Notices
 from services.gateway.orders import Parameters
 from services.gateway.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
+from smalti.service import failpoints
 from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class FanIn:
                 job.version += 1
                 session.execute(insert(Picture), [_row(keys, job_id, scored) for scored in scores.pictures])
             complete = job.ranked >= job.candidates
+        failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
         if not fits:
             self._again(job_id, [number], "its scores are those of other candidates", keys.scores(number))
         elif complete:
@@ -113,7 +115,10 @@ class FanIn:
             self._again(job_id, error.chunks, "its tokens are gone", *(map(keys.tokens, error.chunks)))
             return False
         result = _result(job_id, parameters, winners, tokens)
+        about = {"job": job_id, "prompt": parameters.prompt}
+        failpoints.reach("gateway.before-result", **about)
         self._store.put(keys.result, result.to_bytes(), content_type="application/json")
+        failpoints.reach("gateway.after-result", **about)
         with self._database.write() as session:
             job = lock_open(session, job_id)
             if job is None or job.ranked < job.candidates:
@@ -124,6 +129,7 @@ class FanIn:
             ]
             session.execute(update(Picture), ranks)
             ending = end(session, job, State.SUCCEEDED, self._clock())
+        failpoints.reach("gateway.after-end", **about)
         self._notices.ended(ending)
         return True
 

@@ -28,6 +28,7 @@ from services.gateway.tables import (
 )
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
 from smalti.models.sizes import Sizes
+from smalti.service import failpoints
 
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 60.0
 RECENT_SECONDS: Final = 60.0
@@ -131,6 +132,7 @@ class Jobs:
             if found is None:
                 raise
             return found
+        failpoints.reach("gateway.after-accept", job=job.id, prompt=order.prompt)
         self._notices.created(job.id)
         return snapshot
 

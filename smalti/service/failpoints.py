@@ -11,13 +11,18 @@
 
 Points of a stage, in their order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread, before it computes;
 of the generator, before every quantum and for no work in particular), `STAGE.before-write`, `STAGE.after-write` (before
-anything is sent), `STAGE.after-publish` (before the message is acknowledged). FIELD is `job`, `prompt` or `chunk`; a
-prompt has to contain the text, the others have to be it.
+anything is sent), `STAGE.after-publish` (before the message is acknowledged). Those of the gateway, in the order of a
+job: `gateway.after-accept` (stored, and not answered yet), `gateway.after-lease` (a chunk is noted as sent, and is not
+yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
+`gateway.after-result` (written, while the job is still open), `gateway.after-end`.
+
+FIELD is `job`, `prompt` or `chunk`; a prompt has to contain the text, the others have to be it.
 
 TIMES counts in one process; over all processes, and so over restarts, where `SMALTI_FAILPOINTS_STATE` names a folder
 that they share.
 """
 
+import hashlib
 import os
 import re
 import signal
@@ -85,11 +90,16 @@ class Failpoint:
         for number in range(self.times):
             try:
                 # Whoever makes the file has the turn, whatever other processes do meanwhile.
-                (state / f"{self.point}-{number}").touch(exist_ok=False)
+                self.mark(state, number).touch(exist_ok=False)
             except FileExistsError:
                 continue
             return True
         return False
+
+    def mark(self, state: Path, number: int = 0) -> Path:
+        """Returns the file that is there once it has failed `number` + 1 times; each failpoint has its own."""
+        text = f"{self.action}:{self.seconds:g}?{self.about}={self.text}"
+        return state / f"{self.point}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{number}"
 
     def act(self) -> None:
         """Fails."""

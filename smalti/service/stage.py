@@ -148,6 +148,8 @@ class StageHandler(ABC, Generic[TaskType]):
                 raise PermanentError(FailureReason.CANCELLED, "the job was cancelled") from error
             except RequestExpiredError as error:
                 raise PermanentError(FailureReason.EXPIRED, str(error)) from error
+            if not found:
+                log.info("the work is done, in %.3f s of the engine", made.seconds)
             running.reach("after-write")
             yield from self.follow(task, made.objects)
             yield task.done(
