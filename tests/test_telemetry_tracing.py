@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from opentelemetry.trace import SpanKind
 
 from smalti.errors import InvalidInputError
@@ -14,8 +15,10 @@ from smalti.messages import EncodeTask, GenerateTask, Message, Stage, Trace, par
 from smalti.queue import Delivery, Publisher, consume
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
+from smalti.service.compute import ComputeThread
 from smalti.storage import MemoryStore, ObjectRef
 from smalti.telemetry import Metrics, Telemetry, tracing
+from smalti.telemetry.logs import about
 from smalti.telemetry.messages import here, sending, within
 from smalti.testing.collector import Collector, Seen
 from smalti.testing.grpc_server import asynchronous, served
@@ -108,7 +111,8 @@ def test_job_is_one_trace_through_the_queues(
         assert span.attributes["messaging.destination.name"] == name.split()[1]
         path.append(span)
     encoded, drawn = path[2], path[4]
-    assert encoded.events == ("encoded",)
+    assert [name for name, _ in encoded.events] == ["encoded"]
+    assert create.begin <= create.end <= encoded.events[0][1] <= encoded.end
     assert encoded.attributes["smalti.outcome"] == "done"
     put = one(collector.named("put object"))
     assert (put.parent, put.attributes["smalti.object.key"]) == (encoded.span, "jobs/j1/encoding.safetensors")
@@ -119,6 +123,17 @@ def test_job_is_one_trace_through_the_queues(
     assert {span.trace for span in collector.spans} == {create.trace}
     assert {span.service for span in collector.spans} == {"smalti-encoder"}
     assert "secret" not in str(collector.spans)
+
+
+def test_thread_of_an_engine_speaks_for_whoever_asks(collector: Collector, traced: tracing.Tracing) -> None:
+    compute = ComputeThread(most_places=1, stall_seconds=WAIT)
+    for job in ("one", "two"):
+        with tracing.span(job), about(job=job):
+            assert compute.run(structlog.contextvars.get_contextvars) == {"job": job}
+    compute.close()
+    traced.close()
+    for job in ("one", "two"):
+        assert [name for name, _ in one(collector.named(job)).events] == ["compute begins", "compute ends"]
 
 
 def test_trace_that_was_kept_is_gone_on_with(collector: Collector, traced: tracing.Tracing) -> None:

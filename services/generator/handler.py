@@ -23,6 +23,7 @@ from smalti.service.objects import read_encoding, tokens_bytes
 from smalti.service.process import Process
 from smalti.service.stage import Made, Running, StageHandler
 from smalti.storage import ObjectRef
+from smalti.telemetry import tracing
 
 PROGRESS_SECONDS = 0.2
 """How often at most a chunk's progress is told."""
@@ -66,10 +67,12 @@ class GenerateHandler(StageHandler[GenerateTask]):
         events: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
         began = time.monotonic()
         handle = self._submit(running, request, events)
+        tracing.event(tracing.COMPUTE_BEGINS)
         try:
             self._follow_drawing(running, handle, events)
         finally:
             handle.cancel()  # Where it was left on the way; it does nothing to a finished request.
+            tracing.event(tracing.COMPUTE_ENDS)
         seconds = time.monotonic() - began
         running.check()
         running.reach("before-write")
@@ -121,7 +124,7 @@ class GenerateHandler(StageHandler[GenerateTask]):
             GiveBackError: the worker stops, and it would take too long.
         """
         canvas = _Canvas(running.task, self._sizes)
-        told = time.monotonic()
+        told, rows = time.monotonic(), canvas.rows
         while True:
             try:
                 drawn = events.get(timeout=LOOK_SECONDS)
@@ -134,6 +137,9 @@ class GenerateHandler(StageHandler[GenerateTask]):
                 handle.result()
                 return
             canvas.lay(drawn)
+            if canvas.rows > rows:
+                rows = canvas.rows
+                tracing.event("rows drawn", rows=rows)
             self._check_time(running, canvas)
             if time.monotonic() - told >= PROGRESS_SECONDS and canvas.rows:
                 told = time.monotonic()

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from smalti.engines.requests import EngineFailedError
 from smalti.errors import OverloadedError, SmaltiError
+from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,15 @@ MOST_FAILURES = 3
 lost, or memory that is gone, looks like."""
 
 Result = TypeVar("Result")
+
+
+def _told(compute: Callable[[], Result]) -> Result:
+    """Computes, and notes when in the span of the work."""
+    tracing.event(tracing.COMPUTE_BEGINS)
+    try:
+        return compute()
+    finally:
+        tracing.event(tracing.COMPUTE_ENDS)
 
 
 class ComputeThread:
@@ -104,10 +115,12 @@ class ComputeThread:
             EngineFailedError: nothing is computed any more.
         """
         future: Future[Result] = Future()
+        # The log and the trace of what is computed are those of whoever asks for it.
+        asker = copy_context()
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._stopped()
-            self._line.append((future, compute))
+            self._line.append((future, lambda: asker.run(_told, compute)))
             self._changed.notify()
         return future
 

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+COMPUTE_BEGINS: Final = "compute begins"
+COMPUTE_ENDS: Final = "compute ends"
+"""The events of a span between which an engine works for it, alone or among others."""
 FLUSH_SECONDS = 2.0
 """How long what was recorded last may take to be sent when the process ends."""
 

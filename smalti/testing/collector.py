@@ -22,7 +22,11 @@ class Seen:
     parent: str
     """Empty where it is the first of its trace."""
     attributes: dict[str, Any]
-    events: tuple[str, ...]
+    begin: float
+    """In seconds since 1970, and `end` too."""
+    end: float
+    events: tuple[tuple[str, float], ...]
+    """Names and times."""
     failed: bool
 
 
@@ -87,6 +91,8 @@ def _seen(service: str, span: Any) -> Seen:
         span=span.span_id.hex(),
         parent=span.parent_span_id.hex(),
         attributes=_attributes(span),
-        events=tuple(event.name for event in span.events),
+        begin=span.start_time_unix_nano / 1e9,
+        end=span.end_time_unix_nano / 1e9,
+        events=tuple((event.name, event.time_unix_nano / 1e9) for event in span.events),
         failed=span.status.code == span.status.STATUS_CODE_ERROR,
     )
