@@ -41,6 +41,8 @@ class PlayedStages:
         self.store = store
         self.tokens = tokens
         self.score = score
+        self.picture: Callable[[int, int], bytes] = picture_bytes
+        """Makes the file of a candidate, from seed and index."""
 
     def encode(self, task: EncodeTask) -> tuple[tuple[GenerateTask, ...], StageDone]:
         """Encodes a prompt; returns what follows, and the event."""
@@ -64,7 +66,7 @@ class PlayedStages:
         """Makes the files of a chunk's candidates."""
         refs = tuple(
             self.store.put(
-                task.keys.candidate(index), picture_bytes(task.seed, index), content_type="image/png"
+                task.keys.candidate(index), self.picture(task.seed, index), content_type="image/png"
             )
             for index in task.candidates
         )
@@ -78,7 +80,7 @@ class PlayedStages:
                     index=index,
                     score=self.score(index),
                     sha256=ref.sha256,
-                    size=len(picture_bytes(task.seed, index)),
+                    size=len(self.picture(task.seed, index)),
                     width=SIDE,
                     height=SIDE,
                 )

@@ -1,0 +1,662 @@
+"""ImageService as its clients see it: over gRPC, with a real database, and stages that the test plays."""
+
+import asyncio
+import io
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import event
+
+from services.gateway.database import Database
+from services.gateway.jobs import Conditions
+from services.gateway.servicer import ImageServicer
+from services.gateway.testing import GatewayStand, sqlite_database
+from smalti.errors import (
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    ModelNotFoundError,
+    NotSupportedError,
+    OverloadedError,
+    PictureNotFoundError,
+    RequestIdReusedError,
+    UnavailableError,
+)
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.storage import JobKeys
+from smalti.testing.grpc_server import asynchronous
+from smalti.testing.service_stand import answer, called
+from smalti.testing.stages import picture_bytes
+from smalti.testing.words import SMALL_WORLD
+from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
+from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.tokens_pb2 import ImageTokens
+
+Change = Callable[[Any], object]
+
+ROWS, CODES = 4, 64  # Of the tiny model.
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny: ModelFolder) -> Sizes:
+    return Sizes.of(tiny)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Database]:
+    made = sqlite_database(tmp_path, timeout=0.2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gateway(files: Database, sizes: Sizes) -> Iterator[GatewayStand]:
+    made = GatewayStand(files, sizes)
+    yield made
+    made.close()
+
+
+@asynccontextmanager
+async def served(gateway: GatewayStand, **options: Any) -> AsyncIterator[Any]:
+    """Serves a gateway; gives what calls it."""
+    servicer = ImageServicer(gateway.gateway, **options)
+    async with called(lambda server: add_ImageServiceServicer_to_server(servicer, server)) as channel:
+        yield ImageServiceStub(channel)
+
+
+def request(change: Change = lambda asked: None, **fields: Any) -> image_pb2.CreateImagesRequest:
+    """Returns a request for 8 candidates of a cat, of which the best 3 are wanted."""
+    asked = image_pb2.CreateImagesRequest(**fields)
+    asked.parameters.MergeFrom(job_pb2.ImageParameters(prompt="a cat", n=3, candidates=8, seed=7))
+    change(asked)
+    return asked
+
+
+async def created(stub: Any, *changes: Any, **fields: Any) -> job_pb2.Job:
+    return (await answer(stub.CreateImages(request(*changes, **fields)))).job
+
+
+async def fetched(stub: Any, job_id: str, **fields: Any) -> job_pb2.Job:
+    return (await answer(stub.GetJob(image_pb2.GetJobRequest(job_id=job_id, **fields)))).job
+
+
+async def done(stub: Any, gateway: GatewayStand, *changes: Any, **fields: Any) -> job_pb2.Job:
+    """Returns a job that has succeeded."""
+    job = await created(stub, *changes, **fields)
+    await asyncio.to_thread(gateway.work)
+    return await fetched(stub, job.id)
+
+
+def stored(gateway: GatewayStand) -> int:
+    return len(gateway.jobs.page(Conditions(), behind=None, limit=1000))
+
+
+# Creating
+
+
+@asynchronous
+async def test_job_says_all_that_draws_it_again(gateway: GatewayStand, tiny: ModelFolder) -> None:
+    async with served(gateway) as stub:
+
+        def change(asked: image_pb2.CreateImagesRequest) -> None:
+            asked.parameters.prompt = "  a cat "
+            asked.parameters.sampling.temperature = 0
+            for name in ("n", "candidates", "seed"):
+                asked.parameters.ClearField(name)
+
+        first = await done(stub, gateway, change, labels={"user": "me"})
+        asked = first.parameters
+        assert (asked.model.name, asked.model.revision) == (tiny.name, tiny.revision)
+        assert (asked.prompt, asked.n, asked.candidates, asked.first_candidate) == ("a cat", 9, 32, 0)
+        assert asked.HasField("seed")
+        assert asked.sampling.temperature == 0
+        assert asked.sampling.guidance_scale == tiny.sampling.guidance_scale
+        assert dict(first.labels) == {"user": "me"}
+        again = await done(stub, gateway, lambda new: new.parameters.CopyFrom(asked))
+        assert again.parameters == asked
+        assert [picture.sha256 for picture in again.pictures] == [
+            picture.sha256 for picture in first.pictures
+        ]
+
+
+@asynchronous
+async def test_succeeded_job_has_its_pictures(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await done(stub, gateway)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert [(picture.candidate, picture.rank, picture.score) for picture in job.pictures] == [
+            (7, 0, 0.007),
+            (6, 1, 0.006),
+            (5, 2, 0.005),
+        ]
+        best = job.pictures[0]
+        assert best.size_bytes == len(picture_bytes(7, 7))
+        assert best.object_key == JobKeys(job.id).candidate(7)
+        assert (best.media_type, best.url) == ("image/png", "")  # The store gives no addresses.
+        assert not best.HasField("url_expire_time")
+        assert job.prompt_reading.drawn == "a cat"
+        assert job.progress == job_pb2.JobProgress(
+            prompt_encoded=True,
+            candidates=8,
+            rows=32,
+            rows_drawn=32,
+            candidates_drawn=8,
+            candidates_decoded=8,
+            candidates_ranked=8,
+        )
+        assert job.create_time.ToMicroseconds() <= job.start_time.ToMicroseconds()
+        assert job.delete_time.ToMicroseconds() - job.end_time.ToMicroseconds() == 86_400_000_000
+        assert not job.HasField("jobs_ahead")
+        basic = await fetched(stub, job.id, view=image_pb2.JOB_VIEW_BASIC)
+        assert not basic.pictures
+        del job.pictures[:]
+        assert basic == job
+
+
+@asynchronous
+async def test_request_id_makes_a_call_repeatable(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        request_id = str(uuid.uuid4())
+        first = await created(stub, request_id=request_id, labels={"a": "1", "b": "2"})
+        assert first.request_id == request_id
+        await asyncio.to_thread(gateway.work)
+        again = await created(stub, request_id=request_id, labels={"b": "2", "a": "1"})
+        assert (again.id, again.state) == (first.id, job_pb2.JOB_STATE_SUCCEEDED)
+        with pytest.raises(RequestIdReusedError) as reused:
+            await created(stub, request_id=request_id)
+        assert reused.value.name == first.id
+        assert stored(gateway) == 1
+
+
+@asynchronous
+async def test_repeated_request_is_answered_when_there_is_no_room(files: Database, sizes: Sizes) -> None:
+    gateway = GatewayStand(files, sizes, open_jobs=1)
+    async with served(gateway) as stub:
+        request_id = str(uuid.uuid4())
+        first = await created(stub, request_id=request_id)
+        with pytest.raises(OverloadedError) as overloaded:
+            await created(stub)
+        assert overloaded.value.retry_after > 0
+        assert (await created(stub, request_id=request_id)).id == first.id
+        assert stored(gateway) == 1
+    gateway.close()
+
+
+def parameters(**fields: Any) -> Change:
+    return lambda asked: asked.parameters.MergeFrom(job_pb2.ImageParameters(**fields))
+
+
+def initial(**fields: Any) -> Change:
+    return parameters(initial_image=job_pb2.InitialImage(**fields))
+
+
+def seconds(field: str, value: float) -> Change:
+    return lambda asked: getattr(asked, field).FromNanoseconds(round(value * 1e9))
+
+
+def tokens(count: int, token: int = 1) -> Any:
+    return ImageTokens(tokens=[token] * count)
+
+
+BAD: dict[str, list[Change]] = {
+    "request_id": [lambda asked: setattr(asked, "request_id", "mine")],
+    "parameters.prompt": [
+        lambda asked: setattr(asked.parameters, "prompt", " \n"),
+        lambda asked: setattr(asked.parameters, "prompt", "x" * 10_000),
+        lambda asked: setattr(asked.parameters, "prompt", "a\0b"),
+    ],
+    "parameters.n": [parameters(n=9), parameters(n=0), parameters(n=-1)],
+    "parameters.candidates": [parameters(candidates=257), parameters(candidates=0)],
+    "parameters.first_candidate": [parameters(first_candidate=2**20), parameters(first_candidate=-1)],
+    "parameters.seed": [parameters(seed=-1)],
+    "parameters.sampling.top_p": [parameters(sampling={"top_p": 0}), parameters(sampling={"top_p": 1.5})],
+    "parameters.sampling.temperature": [parameters(sampling={"temperature": float("nan")})],
+    "parameters.initial_image.source": [initial(keep_rows=1)],
+    "parameters.initial_image.keep_rows": [
+        initial(keep_rows=0, tokens=tokens(16)),
+        initial(keep_rows=4, tokens=tokens(16)),
+    ],
+    "parameters.initial_image.tokens.tokens": [initial(keep_rows=1, tokens=tokens(5))],
+    "parameters.initial_image.tokens.tokens[0]": [initial(keep_rows=1, tokens=tokens(4, CODES))],
+    "priority": [lambda asked: setattr(asked, "priority", 7)],
+    "time_limit": [seconds("time_limit", 0.5), seconds("time_limit", 86_401), seconds("time_limit", -1)],
+    "retention": [seconds("retention", 59), seconds("retention", 7 * 86_400 + 1)],
+    "labels": [
+        lambda asked: asked.labels.update({str(number): "" for number in range(17)}),
+        lambda asked: asked.labels.update({"Upper": ""}),
+        lambda asked: asked.labels.update({"": ""}),
+    ],
+    "labels.key": [lambda asked: asked.labels.update({"key": "x" * 257})],
+}
+
+
+@asynchronous
+async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        for field, changes in BAD.items():
+            for change in changes:
+                with pytest.raises(InvalidInputError) as invalid:
+                    await created(stub, change)
+                assert invalid.value.field == field
+    assert stored(gateway) == 0
+    assert gateway.send() == []
+    assert gateway.objects() == []
+
+
+@asynchronous
+async def test_other_models_are_not_found(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        for other in (
+            ModelReference(name="other"),
+            ModelReference(name="tiny", revision="sha256:" + "0" * 64),
+        ):
+            with pytest.raises(ModelNotFoundError):
+                await created(stub, parameters(model=other))
+            with pytest.raises(ModelNotFoundError):
+                await answer(stub.GetModel(image_pb2.GetModelRequest(model=other)))
+    assert stored(gateway) == 0
+
+
+# Getting, listing, cancelling
+
+
+@asynchronous
+async def test_job_that_is_not_there_is_not_found(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        for name in ("nobody", "x" * 1000, "a\0b"):
+            for method, kind in (
+                (stub.GetJob, image_pb2.GetJobRequest),
+                (stub.CancelJob, image_pb2.CancelJobRequest),
+                (stub.WatchJob, image_pb2.WatchJobRequest),
+                (stub.DownloadImages, image_pb2.DownloadImagesRequest),
+            ):
+                with pytest.raises(JobNotFoundError):
+                    await answer(method(kind(job_id=name)))
+        with pytest.raises(InvalidInputError, match="job_id: is missing"):
+            await answer(stub.GetJob(image_pb2.GetJobRequest()))
+        with pytest.raises(InvalidInputError, match="view"):
+            await answer(stub.GetJob(image_pb2.GetJobRequest(job_id="a", view=9)))  # type: ignore[arg-type]
+
+
+@asynchronous
+async def test_list_gives_pages(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        jobs: list[str] = []
+        for number in range(5):
+            jobs.insert(0, (await created(stub, labels={"odd": str(number % 2)})).id)
+            gateway.clock.advance(1)
+
+        async def pages(**fields: Any) -> list[list[str]]:
+            found, token = [], ""
+            while True:
+                asked = image_pb2.ListJobsRequest(page_size=2, page_token=token, **fields)
+                response = await answer(stub.ListJobs(asked))
+                found.append([job.id for job in response.jobs])
+                token = response.next_page_token
+                if not token:
+                    return found
+
+        assert await pages() == [jobs[:2], jobs[2:4], jobs[4:]]
+        assert await pages(labels={"odd": "0"}) == [[jobs[0], jobs[2]], [jobs[4]]]
+        queued = [job_pb2.JOB_STATE_QUEUED]
+        assert sum(map(len, await pages(states=queued))) == 5
+        created_at = (await fetched(stub, jobs[2])).create_time
+        assert await pages(created_since=created_at) == [jobs[:2], [jobs[2]]]
+        assert await pages(created_before=created_at) == [jobs[3:]]
+        first = await answer(stub.ListJobs(image_pb2.ListJobsRequest(page_size=2)))
+        for wrong in (
+            {"page_token": first.next_page_token, "labels": {"odd": "0"}},
+            {"page_token": first.next_page_token[:-2]},
+            {"page_token": "rubbish"},
+            {"page_token": "ü"},
+        ):
+            with pytest.raises(InvalidInputError, match="page_token"):
+                await answer(stub.ListJobs(image_pb2.ListJobsRequest(**wrong)))
+        with pytest.raises(InvalidInputError, match="page_size"):
+            await answer(stub.ListJobs(image_pb2.ListJobsRequest(page_size=-1)))
+        states = [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_UNSPECIFIED]
+        with pytest.raises(InvalidInputError, match=r"states\[1\]"):
+            await answer(stub.ListJobs(image_pb2.ListJobsRequest(states=states)))
+
+
+@asynchronous
+async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await done(stub, gateway, initial(keep_rows=1, tokens=tokens(16)))
+        assert list(job.parameters.initial_image.tokens.tokens) == [1] * 4
+        (basic,) = (await answer(stub.ListJobs(image_pb2.ListJobsRequest()))).jobs
+        assert not basic.pictures
+        assert not basic.parameters.HasField("initial_image")
+        full = image_pb2.ListJobsRequest(view=image_pb2.JOB_VIEW_FULL)
+        assert list((await answer(stub.ListJobs(full))).jobs) == [job]
+        long = "ü" * 4000
+        for _ in range(450):
+            await asyncio.to_thread(gateway.create, long)
+        page = await answer(stub.ListJobs(image_pb2.ListJobsRequest(page_size=1000)))
+        assert page.ByteSize() < 4 * 2**20
+        assert page.next_page_token
+        asked = image_pb2.ListJobsRequest(page_size=1000, page_token=page.next_page_token)
+        rest = await answer(stub.ListJobs(asked))
+        assert len(page.jobs) + len(rest.jobs) == 451
+
+
+@asynchronous
+async def test_cancelled_job_stays_cancelled(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        asked = image_pb2.CancelJobRequest(job_id=job.id)
+        cancelled = (await answer(stub.CancelJob(asked))).job
+        assert cancelled.state == job_pb2.JOB_STATE_CANCELLED
+        assert gateway.store.stat(JobKeys(job.id).cancelled) is not None
+        assert (await answer(stub.CancelJob(asked))).job == cancelled
+        other = await done(stub, gateway)
+        kept = (await answer(stub.CancelJob(image_pb2.CancelJobRequest(job_id=other.id)))).job
+        assert kept == other
+
+
+# Watching
+
+
+@asynchronous
+async def test_watch_sends_every_version_until_the_end(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        first = (await watch.read()).job
+        assert (first.state, first.jobs_ahead) == (job_pb2.JOB_STATE_QUEUED, 0)
+        assert first.HasField("jobs_ahead")
+        (task,) = await asyncio.to_thread(gateway.send)
+        events = list(gateway.stages.run(task))
+        gateway.tell(events[0])
+        running = (await watch.read()).job
+        assert (running.state, running.progress.prompt_encoded) == (job_pb2.JOB_STATE_RUNNING, True)
+        await asyncio.to_thread(gateway.tell, *events[1:])
+        versions = [first.version, running.version]
+        while message := await watch.read():
+            versions.append(message.job.version)
+            last = message.job
+        assert versions == sorted(set(versions))
+        assert last.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert len(last.pictures) == 3
+        assert await watch.code() is grpc.StatusCode.OK
+
+
+@asynchronous
+async def test_watch_is_taken_up_where_it_broke(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        asked = image_pb2.WatchJobRequest(job_id=job.id, since_version=job.version)
+        watch = stub.WatchJob(asked)
+        nothing = asyncio.create_task(watch.read())
+        (task,) = await asyncio.to_thread(gateway.send)
+        assert not nothing.done()
+        await asyncio.to_thread(gateway.tell, gateway.stages.encode(task)[1])
+        assert (await nothing).job.version == job.version + 1
+        watch.cancel()
+        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        late = image_pb2.WatchJobRequest(job_id=job.id, since_version=1000)
+        (final,) = await answer(stub.WatchJob(late))
+        assert final.job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+@asynchronous
+async def test_watch_gives_signs_of_life(gateway: GatewayStand) -> None:
+    async with served(gateway, silence=0.05) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        kinds = [(await watch.read()).WhichOneof("event") for _ in range(3)]
+        assert kinds == ["job", None, None]
+        watch.cancel()
+
+
+@asynchronous
+async def test_watch_sees_what_another_gateway_does(gateway: GatewayStand, sizes: Sizes) -> None:
+    other = GatewayStand(gateway.gateway.database, sizes)
+    looking = asyncio.create_task(gateway.gateway.hub.look(gateway.jobs.versions, 0.05))
+    async with served(gateway) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        await watch.read()
+        await asyncio.to_thread(other.gateway.cancel, job.id)
+        assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
+    looking.cancel()
+    other.close()
+
+
+@asynchronous
+async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        (task,) = await asyncio.to_thread(gateway.send)
+        generates, encoded = gateway.stages.encode(task)
+        gateway.tell(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before anybody watches.
+        asked = image_pb2.WatchJobRequest(job_id=job.id, include_rows=True)
+        watch = stub.WatchJob(asked)
+        first = await watch.read()
+        assert [(run.candidate, run.start, list(run.tokens)) for run in first.rows.runs] == [
+            (candidate, 0, [candidate] * 4) for candidate in range(4)
+        ]
+        await watch.read()
+        gateway.tell(gateway.stages.draw_rows(generates[0], 2), gateway.stages.draw_rows(generates[0], 4))
+        runs: list[tuple[int, int]] = []
+        while len(runs) < 8:
+            runs += [(run.candidate, run.start) for run in (await watch.read()).rows.runs]
+        assert sorted(runs) == sorted((candidate, start) for candidate in range(4) for start in (4, 12))
+        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+# Downloading
+
+
+@asynchronous
+async def test_download_gives_the_files_in_pieces(gateway: GatewayStand) -> None:
+    large = np.random.default_rng(0).bytes(2 * 2**20 + 5)
+    gateway.stages.picture = lambda seed, index: large if index == 6 else b"small"
+    async with served(gateway) as stub:
+        job = await done(stub, gateway)
+        pieces = await answer(stub.DownloadImages(image_pb2.DownloadImagesRequest(job_id=job.id)))
+        assert [piece.picture.candidate for piece in pieces if piece.HasField("picture")] == [7, 6, 5]
+        assert [piece.HasField("picture") for piece in pieces] == [True, True, False, False, True]
+        assert b"".join(piece.data for piece in pieces[1:4]) == large
+        assert max(len(piece.data) for piece in pieces) <= 2**20
+        assert pieces[1].picture == job.pictures[1]
+        asked = image_pb2.DownloadImagesRequest(job_id=job.id, candidates=[5, 7])
+        some = await answer(stub.DownloadImages(asked))
+        assert [piece.picture.candidate for piece in some] == [7, 5]
+
+
+@asynchronous
+async def test_download_says_what_is_not_there(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+
+        async def download(job_id: str, *candidates: int) -> None:
+            asked = image_pb2.DownloadImagesRequest(job_id=job_id, candidates=candidates)
+            await answer(stub.DownloadImages(asked))
+
+        waiting = await created(stub)
+        with pytest.raises(JobNotSucceededError, match="is queued"):
+            await download(waiting.id)
+        job = await done(stub, gateway)
+        with pytest.raises(PictureNotFoundError, match="candidate 2"):
+            await download(job.id, 7, 2)
+        gateway.store.delete(job.pictures[1].object_key)
+        with pytest.raises(PictureNotFoundError, match="no longer kept"):
+            await download(job.id)
+        gateway.store.put(job.pictures[0].object_key, b"another picture")
+        with pytest.raises(PictureNotFoundError, match="no longer whole"):
+            await download(job.id)
+
+
+# Models
+
+
+@asynchronous
+async def test_models_with_limits_and_words(
+    gateway: GatewayStand, worded: ModelFolder, tmp_path: Path
+) -> None:
+    async with served(gateway) as stub:
+        (model,) = (await answer(stub.ListModels(image_pb2.ListModelsRequest()))).models
+        assert (model.default, model.rows, model.columns, model.codebook_size) == (True, ROWS, ROWS, CODES)
+        assert model.limits.candidates == 256
+        assert model.limits.default_time_limit.seconds == 3600
+        assert not model.encodes_images  # Nothing here can.
+        whole = (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model
+        assert not whole.vocabulary.closed
+        assert not whole.vocabulary.groups
+        with pytest.raises(InvalidInputError, match="page_token"):
+            await answer(stub.ListModels(image_pb2.ListModelsRequest(page_token="x")))
+    (tmp_path / "worded").mkdir()
+    other = GatewayStand(sqlite_database(tmp_path / "worded"), Sizes.of(worded))
+    async with served(other) as stub:
+        vocabulary = (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.vocabulary
+        assert vocabulary.closed
+        groups = {group.name: list(group.words) for group in vocabulary.groups}
+        assert groups["things"] == sorted(SMALL_WORLD.things)
+        (listed,) = (await answer(stub.ListModels(image_pb2.ListModelsRequest()))).models
+        assert not listed.HasField("vocabulary")
+    other.close()
+    other.gateway.database.close()
+
+
+# Initial images and previews
+
+
+@asynchronous
+async def test_initial_image_of_an_earlier_job(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        earlier = await done(stub, gateway)
+        reference = {"job_id": earlier.id, "candidate": 6}
+        job = await created(stub, initial(keep_rows=2, picture=reference))
+        assert job.parameters.initial_image == job_pb2.InitialImage(keep_rows=2, tokens=tokens(8, 6))
+        (task,) = await asyncio.to_thread(gateway.send)
+        assert task.given == (6,) * 8
+        before = stored(gateway)
+        for wrong, error in (
+            ({"job_id": earlier.id, "candidate": 0}, PictureNotFoundError),  # It did not win.
+            ({"job_id": "nobody", "candidate": 0}, PictureNotFoundError),
+            ({"job_id": job.id, "candidate": 0}, JobNotSucceededError),
+        ):
+            with pytest.raises(error):
+                await created(stub, initial(keep_rows=2, picture=wrong))
+        with pytest.raises(NotSupportedError):
+            await created(stub, initial(keep_rows=2, image=b"a file"))
+        assert stored(gateway) == before
+
+
+@asynccontextmanager
+async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
+    """Serves the decoder of the tiny model; gives what calls it."""
+    from services.decoder.servicer import DecoderServicer
+    from smalti.engines.decoder import DecoderEngine
+    from smalti.service.compute import ComputeThread
+    from smalti.service.model import model_message
+    from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
+
+    compute = ComputeThread(most_places=8, stall_seconds=60)
+    servicer = DecoderServicer(DecoderEngine.load(sizes), compute, sizes, model_message(sizes).reference)
+    async with called(lambda server: add_DecoderServiceServicer_to_server(servicer, server)) as channel:
+        yield DecoderServiceStub(channel)
+    compute.close()
+
+
+@asynchronous
+async def test_initial_image_from_a_file(files: Database, sizes: Sizes) -> None:
+    gateway = GatewayStand(files, sizes, decoder="it is given below")
+    async with decoding(sizes) as decoder, served(gateway, decoder=decoder) as stub:
+        assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
+        file = io.BytesIO()
+        Image.new("RGB", (40, 30), "red").save(file, "PNG")
+        job = await created(stub, initial(keep_rows=2, image=file.getvalue()))
+        assert len(job.parameters.initial_image.tokens.tokens) == 8
+        for wrong in (b"", b"no picture", bytes(9 * 2**20)):
+            with pytest.raises(InvalidInputError) as invalid:
+                await created(stub, initial(keep_rows=2, image=wrong))
+            assert invalid.value.field == "parameters.initial_image.image"
+        assert stored(gateway) == 1
+    gateway.close()
+
+
+@asynchronous
+async def test_previews_show_the_rows_that_are_drawn(files: Database, sizes: Sizes) -> None:
+    gateway = GatewayStand(files, sizes, previews=0.05)
+    async with decoding(sizes) as decoder, served(gateway, decoder=decoder) as stub:
+        job = await created(stub)
+        (task,) = await asyncio.to_thread(gateway.send)
+        generates, encoded = gateway.stages.encode(task)
+        rows = [gateway.stages.draw_rows(generates[0], number) for number in (1, 2)]
+        gateway.tell(encoded, *rows)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id, include_previews=True))
+        seen: dict[int, image_pb2.Preview] = {}
+        while len(seen) < 4:
+            message = await watch.read()
+            if message.HasField("preview"):
+                seen[message.preview.candidate] = message.preview
+        assert {preview.rows_drawn for preview in seen.values()} == {2}
+        pixels = np.asarray(Image.open(io.BytesIO(seen[0].image.data)))
+        assert pixels.shape == (32, 32, 3)
+        assert (pixels[16:] == 128).all()
+        assert not (pixels[:16] == 128).all()
+        watch.cancel()
+    gateway.close()
+
+
+# Faults of the database
+
+
+@asynchronous
+async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway: GatewayStand) -> None:
+    import sqlite3
+
+    file = gateway.gateway.database.engine.url.database
+    assert file is not None
+    async with served(gateway) as stub:
+        job = await created(stub)
+        holder = sqlite3.connect(file, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="locked") as unavailable:
+            await created(stub)
+        assert unavailable.value.retry_after
+        assert (await fetched(stub, job.id)).id == job.id  # Reading goes on.
+        holder.execute("ROLLBACK")
+        holder.close()
+        assert stored(gateway) == 1
+        await created(stub)
+        assert stored(gateway) == 2
+
+
+@asynchronous
+async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: GatewayStand) -> None:
+    database = gateway.gateway.database
+    async with served(gateway) as stub:
+        await created(stub)
+
+        def limit(pages: int) -> Callable[..., None]:
+            return lambda connection, *_: connection.execute(f"PRAGMA max_page_count={pages}")
+
+        full = limit(1)  # SQLite takes the number of pages that there are; so nothing can be added.
+        event.listen(database.engine, "checkout", full)
+        refused = 0
+        for _ in range(200):
+            try:
+                await created(stub, parameters(candidates=256))
+            except UnavailableError as error:
+                refused += "full" in str(error)
+                break
+        assert refused == 1
+        before = stored(gateway)
+        event.remove(database.engine, "checkout", full)
+        event.listen(database.engine, "checkout", limit(2**30))
+        await created(stub)
+        assert stored(gateway) == before + 1
+        gateway.work()
+        assert gateway.jobs.page(Conditions(), behind=None, limit=1)[0].job.state == "succeeded"
