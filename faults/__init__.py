@@ -1,0 +1,1 @@
+"""The fault matrix: real processes, real faults, and an account of every job; `python -m faults`."""

@@ -1,0 +1,8 @@
+"""Runs the fault matrix and prints the account: `python -m faults --help`."""
+
+import sys
+
+from faults.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

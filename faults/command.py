@@ -1,0 +1,79 @@
+"""The command: which rows are run, on what, and how the account is shown."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from faults import report
+from faults.matrix import Row
+from faults.rows import ROWS
+from faults.running import Runner
+from smalti.errors import InvalidInputError, SmaltiError
+
+FAILED, USAGE_ERROR = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 1 when a row does not hold, 2 when it cannot be run."""
+    console = Console(stderr=True, highlight=False)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(run)
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except (SmaltiError, typer.TyperException) as error:
+        console.print(f"faults: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(
+    rows: Annotated[str, typer.Option(help="Rows, with commas between them; all by default.")] = "",
+    broker: Annotated[str, typer.Option(help="valkey or rabbitmq.")] = "valkey",
+    database: Annotated[str, typer.Option(help="sqlite or postgres.")] = "sqlite",
+    jobs: Annotated[int, typer.Option(help="How many jobs make a load.", min=4)] = 24,
+    burst: Annotated[int, typer.Option(help="How many jobs are asked for at once.", min=100)] = 10_000,
+    folder: Annotated[Path | None, typer.Option(help="For data and logs; must not be there yet.")] = None,
+    write: Annotated[Path | None, typer.Option(help="A page that keeps the result.")] = None,
+) -> int:
+    """Runs the fault matrix against real processes, and accounts for every job."""
+    for value, allowed, option in (
+        (broker, ("valkey", "rabbitmq"), "--broker"),
+        (database, ("sqlite", "postgres"), "--database"),
+    ):
+        if value not in allowed:
+            raise InvalidInputError(option, f"{value!r} is none of {', '.join(allowed)}")
+    chosen = choose(rows)
+    console = Console(stderr=True, highlight=False)
+    place = folder or Path(tempfile.mkdtemp(prefix="smalti-faults-"))
+    runner = Runner(
+        place,
+        broker=broker,
+        database=database,
+        jobs=jobs,
+        burst=burst,
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    try:
+        results = runner.run(chosen)
+    finally:
+        runner.close()
+    facts = report.facts(broker, database)
+    report.show(results, facts)
+    if write:
+        report.write(write, f"{broker} {database}", results, facts)
+    sys.stdout.flush()
+    return 0 if all(result.passed for result in results) else FAILED
+
+
+def choose(names: str) -> list[Row]:
+    """Returns rows by their names; raises `InvalidInputError` when one is not known."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in ROWS:
+            raise InvalidInputError("--rows", f"{name!r} is none of {', '.join(ROWS)}")
+    return [row for name, row in ROWS.items() if not wanted or name in wanted]

@@ -1,0 +1,75 @@
+"""What a request draws where nothing can fail: the engines alone, without queue, store or services."""
+
+from typing import Self
+
+from PIL import Image
+
+from smalti.engines.compilation import use_compilation_cache
+from smalti.engines.decoder import DecoderEngine
+from smalti.engines.encoder import EncoderEngine
+from smalti.engines.generator import GeneratorEngine
+from smalti.engines.requests import Candidate
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.pictures import Drawing, png_bytes
+from smalti.storage.store import digest
+
+
+class Reference:
+    """Draws requests again; to be closed."""
+
+    def __init__(
+        self, folder: ModelFolder, encoder: EncoderEngine, generator: GeneratorEngine, decoder: DecoderEngine
+    ) -> None:
+        """Puts the engines of a model together."""
+        self._folder = folder
+        self._encoder = encoder
+        self._generator = generator
+        self._decoder = decoder
+        self._known: dict[tuple[str, int, int, int], str] = {}
+
+    @classmethod
+    def load(cls, folder: ModelFolder) -> Self:
+        """Loads the engines of a model."""
+        use_compilation_cache()
+        sizes = Sizes.of(folder)
+        encoder = EncoderEngine.load(sizes)
+        return cls(
+            folder, encoder, GeneratorEngine.load(sizes, encoder.unconditional), DecoderEngine.load(sizes)
+        )
+
+    def sha256(self, prompt: str, seed: int, candidate: int, of: int) -> str:
+        """Returns the checksum of the file of a picture.
+
+        Args:
+            prompt: of the job.
+            seed: of the job.
+            candidate: which of its candidates.
+            of: how many it has.
+        """
+        key = (prompt, seed, candidate, of)
+        if key not in self._known:
+            self._draw(prompt, seed, range(candidate // 16 * 16, candidate // 16 * 16 + 16), of)
+        return self._known[key]
+
+    def close(self) -> None:
+        """Ends the engines."""
+        self._generator.close()
+
+    def _draw(self, prompt: str, seed: int, candidates: range, of: int) -> None:
+        sampling = self._folder.sampling
+        tokens = self._generator.generate(
+            self._encoder.encode(prompt), [Candidate(seed, index, sampling) for index in candidates]
+        )
+        for index, pixels in zip(candidates, self._decoder.decode(tokens), strict=True):
+            drawing = Drawing(
+                prompt=prompt,
+                seed=seed,
+                model=self._folder.name,
+                revision=self._folder.revision,
+                sampling=sampling,
+                candidates=of,
+                candidate=index,
+            )
+            file = png_bytes(Image.fromarray(pixels), drawing)
+            self._known[prompt, seed, index, of] = digest(file)

@@ -1,0 +1,33 @@
+"""A gateway that is killed."""
+
+from faults.matrix import Trial, killing, row
+
+_POINTS = (
+    "gateway.after-accept",
+    "gateway.after-lease",
+    "gateway.after-publish",
+    "gateway.after-ranked",
+    "gateway.before-result",
+    "gateway.after-result",
+    "gateway.after-end",
+)
+_KILLED = [killing("row gateway", point) for point in _POINTS]
+
+
+@row(
+    "gateway",
+    "gateway killed between commit, publish, result and acknowledge",
+    "no accepted job is lost; who repeats a call with its request_id gets the same job",
+    failpoints=tuple(failpoint for failpoint, _ in _KILLED),
+)
+def gateway_killed(trial: Trial) -> None:
+    """A job for every point at which the gateway kills itself, one after the other."""
+    for failpoint, prompt in _KILLED:
+        submission = trial.account.submit(prompt)
+        trial.system.wait_until_reached(failpoint)
+        trial.system.wait_until_serving("gateway")
+        with trial.system.client(attempts=4, patience=60) as client:
+            trial.account.ask(submission, client)
+            known = [job.id for job in client.list() if job.request_id == submission.request_id]
+        trial.expect(known == [submission.job], f"{prompt!r} has made the jobs {known}")
+        trial.expect_states("succeeded", submission)

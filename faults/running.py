@@ -1,0 +1,109 @@
+"""Runs rows: the systems that they need, one after the other, and the account of each row."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from faults.accounting import Account, Submission, Tally
+from faults.matrix import Result, Row, Trial
+from faults.reference import Reference
+from faults.system import Layout, System
+from smalti.models.folder import ModelFolder
+from smalti.testing.model import tiny_model
+
+
+class Runner:
+    """Runs rows on one kind of broker and database; a row that fails does not end the others."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        broker: str = "valkey",
+        database: str = "sqlite",
+        jobs: int = 24,
+        burst: int = 10_000,
+        long: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Makes the model.
+
+        Args:
+            folder: for everything that is written.
+            broker: `valkey` or `rabbitmq`.
+            database: `sqlite` or `postgres`.
+            jobs: how many jobs make a load.
+            burst: how many jobs are asked for at once.
+            long: whether there is time for what takes long.
+            say: told how it goes.
+        """
+        self._folder = folder
+        self._broker = broker
+        self._database = database
+        self._jobs = jobs
+        self._burst = burst
+        self._long = long
+        self._say = say
+        path = folder / "model"
+        self._model = ModelFolder.open(path) if path.exists() else tiny_model(path, seed=1)
+        self._reference = Reference.load(self._model)
+
+    def run(self, rows: Sequence[Row]) -> list[Result]:
+        """Runs rows; those without settings of their own share a system."""
+        rows = [row for row in rows if self._broker in row.brokers]
+        together = [row for row in rows if not row.alone]
+        results = self._run_in(self._layout(together), together) if together else []
+        for row in rows:
+            if row.alone:
+                results += self._run_in(self._layout([row]), [row])
+        order = {row.name: place for place, row in enumerate(rows)}
+        return sorted(results, key=lambda result: order[result.row.name])
+
+    def close(self) -> None:
+        """Ends what compares."""
+        self._reference.close()
+
+    def _layout(self, rows: Sequence[Row]) -> Layout:
+        return Layout(
+            broker=self._broker,
+            database=self._database,
+            services=rows[0].services,
+            settings=rows[0].settings,
+            failpoints=tuple(failpoint for row in rows for failpoint in row.failpoints),
+        )
+
+    def _run_in(self, layout: Layout, rows: Sequence[Row]) -> list[Result]:
+        """Runs rows in one system."""
+        folder = self._folder / f"{self._broker}-{self._database}-{rows[0].name}"
+        system = System(layout, self._model, folder)
+        known: dict[str, Submission] = {}
+        began = time.monotonic()
+        results = []
+        with system:
+            self._say(f"a system is ready after {time.monotonic() - began:.0f} s: {folder}")
+            for row in rows:
+                results.append(self._run_one(row, system, known))
+        left_over = system.left_over()
+        if left_over:
+            last = results[-1]
+            problems = (*last.problems, *(f"still runs: {command}" for command in left_over))
+            results[-1] = Result(last.row, last.tally, problems, last.notes, last.seconds)
+        return results
+
+    def _run_one(self, row: Row, system: System, known: dict[str, Submission]) -> Result:
+        self._say(f"row {row.name}: {row.fault}")
+        began = time.monotonic()
+        trial = Trial(system, Account(system, self._reference, known), self._jobs, self._long, self._burst)
+        tally = Tally()
+        try:
+            row.run(trial)
+            system.wait_until_serving()
+            tally = trial.account.close()
+        except Exception as error:
+            trial.problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            tally.states.update(each.state for each in trial.account.submissions)
+        result = Result(row, tally, tuple(trial.problems), tuple(trial.notes), time.monotonic() - began)
+        self._say(f"row {row.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s")
+        for problem in (*result.problems, *tally.unexpected[:5], *tally.wrong[:5]):
+            self._say(f"    {problem}")
+        return result

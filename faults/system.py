@@ -1,0 +1,395 @@
+"""The whole system on this machine as processes that can be harmed, and that are started again when they die."""
+
+import json
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+from pydantic import SecretStr
+
+from smalti.client import Client
+from smalti.models.folder import ModelFolder
+from smalti.queue import BrokerSettings
+from smalti.rpc.settings import RpcSettings
+from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
+from smalti.storage import ObjectStore, StoreSettings, open_store
+from smalti.testing.proxy import Proxy
+from smalti.testing.queue_stand import wait_until
+from smalti.testing.servers import (
+    HOST,
+    PostgresServer,
+    RabbitMQServer,
+    S3Server,
+    Server,
+    ValkeyServer,
+)
+from smalti.testing.service_process import ServiceProcess
+
+STAGES = ("encoder", "generator", "decoder", "ranker")
+STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}
+"""What the queues call the work of a service."""
+PATIENCE = 240.0
+"""The seconds within which anything happens, on a machine that does other things as well."""
+WATCH_SECONDS = 0.1
+
+BROKERS: Mapping[str, type[Server]] = {"valkey": ValkeyServer, "rabbitmq": RabbitMQServer}
+
+# Short times, so that what is lost is found soon; longer than anything of the tiny model takes.
+SETTINGS = {
+    "SMALTI_LOG_FORMAT": "json",
+    "SMALTI_METRICS_PORT": "0",
+    "SMALTI_BROKER_TIMEOUT": "3",
+    "SMALTI_BROKER_VISIBILITY_TIMEOUT": "6",
+    "SMALTI_BROKER_RETRY_FIRST": "0.1",
+    "SMALTI_BROKER_RETRY_LONGEST": "2",
+    "SMALTI_BROKER_DRAIN": "10",
+    "SMALTI_STORE_TIMEOUT": "3",
+    "SMALTI_SERVICE_STALL": "20",
+    "SMALTI_SERVICE_GRACE": "20",
+    "SMALTI_RPC_GRACE": "5",
+    "SMALTI_GATEWAY_LEASE": "12",
+    "SMALTI_GATEWAY_RETRY": "1",
+    "SMALTI_GATEWAY_ATTEMPTS": "8",
+    "SMALTI_GATEWAY_SWEEP": "0.2",
+    "SMALTI_GATEWAY_DATABASE_TIMEOUT": "3",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a system is made of."""
+
+    broker: str = "valkey"
+    database: str = "sqlite"
+    services: tuple[str, ...] = STAGES
+    """Names, with a number behind those of which there are several: `decoder-2`."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of all processes, in place of ours."""
+    failpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    name: str
+    code: int
+    """Its exit code; negative where a signal ended it."""
+    when: float
+
+
+class Kept(ServiceProcess):
+    """A service that is started again whenever it ends, as an orchestrator would."""
+
+    held = False
+    """Set while it is to stay away."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now; 0 when none does."""
+        processes = list(self._processes)
+        return processes[0].pid if processes else 0
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process, if it is there."""
+        for process in list(self._processes):
+            process.send_signal(number)
+
+    def ended(self) -> int | None:
+        """Returns the exit code of a process that has ended; None while it runs, or is not there."""
+        if not self._processes or (code := self._processes[0].poll()) is None:
+            return None
+        self._processes = []
+        return code
+
+    def serves(self) -> bool:
+        """Whether its health says SERVING."""
+        try:
+            return self.running and self._answers()
+        except Exception:
+            return False
+
+
+class System:
+    """A broker, a store, a database, a gateway and the stages; a context manager.
+
+    Gateway and stages reach broker and store through proxies: each of the two has its own.
+    """
+
+    def __init__(self, layout: Layout, model: ModelFolder, folder: Path) -> None:
+        """Makes it; `start` starts it.
+
+        Args:
+            layout: what there is.
+            model: what is drawn with.
+            folder: for data and logs; must not be there yet.
+        """
+        self.layout = layout
+        self.model = model
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self.state = folder / "failpoints"
+        self.ends: list[Ended] = []
+        self.processes: dict[str, Kept] = {}
+        self._stack = ExitStack()
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+
+    def start(self) -> Self:
+        """Starts everything, and waits until it serves."""
+        try:
+            self._start_servers()
+            self._start_services()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Ends everything; the services first, as they would be."""
+        self._closing.set()
+        with self._lock:
+            for process in self.processes.values():
+                process.signal(signal.SIGCONT)
+                process.signal(signal.SIGTERM)
+            for process in self.processes.values():
+                process.close()
+        self._stack.close()
+
+    def left_over(self) -> list[str]:
+        """Returns what still runs of all that this system has started."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                # Each runs in a folder of its own below ours.
+                if Path(process.cwd()).is_relative_to(self.folder):
+                    found.append(" ".join(process.cmdline()[:4]))
+            except psutil.Error:
+                continue
+        return found
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def gateway(self) -> Kept:
+        """The gateway's process."""
+        return self.processes["gateway"]
+
+    def of(self, service: str) -> list[Kept]:
+        """Returns the processes of a service, of which there may be several."""
+        return [process for name, process in self.processes.items() if name.partition("-")[0] == service]
+
+    @contextmanager
+    def client(self, *, attempts: int = 1, patience: float = 0.0) -> Iterator[Client]:
+        """A client of the gateway; by default one that is told of every error."""
+        with Client(
+            self.gateway.url, patience=patience, call_seconds=30, settings=RpcSettings(attempts=attempts)
+        ) as client:
+            yield client
+
+    def broker_settings(self, **changes: Any) -> BrokerSettings:
+        """Returns settings for our own looks into the queues, without a proxy."""
+        return BrokerSettings(url=SecretStr(self.broker.url), timeout=PATIENCE, **changes)
+
+    # Harm.
+
+    def kill(self, name: str) -> None:
+        """Kills a process as kill -9 does; it is started again."""
+        self.processes[name].signal(signal.SIGKILL)
+
+    def wait_for_end(self, name: str, since: float, seconds: float = PATIENCE) -> Ended:
+        """Waits until a process has ended since a time (`time.time()`)."""
+        found: list[Ended] = []
+
+        def look() -> bool:
+            found[:] = [end for end in self.ends if end.name == name and end.when >= since]
+            return bool(found)
+
+        wait_until(look, seconds)
+        return found[0]
+
+    def wait_until_serving(self, *names: str) -> None:
+        """Waits until processes serve, or all of them."""
+        for name in names or tuple(self.processes):
+            wait_until(self.processes[name].serves, PATIENCE)
+
+    def reached(self, failpoint: str, number: int = 0) -> bool:
+        """Whether a failpoint that counts its times has failed `number` + 1 times."""
+        return parse(failpoint).mark(self.state, number).exists()
+
+    def wait_until_reached(self, failpoint: str, number: int = 0) -> None:
+        """Waits until a failpoint that counts its times has failed `number` + 1 times."""
+        wait_until(lambda: self.reached(failpoint, number), PATIENCE)
+
+    @contextmanager
+    def held(self, *names: str) -> Iterator[None]:
+        """Lets processes be away while the block runs: they are told to end, and not started again before."""
+        for name in names:
+            self.processes[name].held = True
+            self.processes[name].signal(signal.SIGTERM)
+        for name in names:
+            wait_until(lambda name=name: not self.processes[name].pid, PATIENCE)
+        try:
+            yield
+        finally:
+            for name in names:
+                self.processes[name].held = False
+        self.wait_until_serving(*names)
+
+    @contextmanager
+    def failing(
+        self, name: str, *failpoints: str, settings: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
+        """Runs a process with other failpoints than the rest while the block runs."""
+        process = self.processes[name]
+        usual = dict(process.environment)
+        with self.held(name):
+            process.environment = {**usual, **(settings or {}), VARIABLE: ";".join(failpoints)}
+        try:
+            yield
+        finally:
+            with self.held(name):
+                process.environment = usual
+
+    @contextmanager
+    def disk_full(self, process: int) -> Iterator[None]:
+        """Lets a process write no more to any file while the block runs."""
+        before = resource.prlimit(process, resource.RLIMIT_FSIZE)
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(process, resource.RLIMIT_FSIZE, before)
+
+    # Looks.
+
+    def lines(self, *names: str) -> list[dict[str, Any]]:
+        """Returns the lines of logs, those of all processes by default."""
+        found = []
+        for name in names or tuple(self.processes):
+            for line in self.processes[name].log.read_text(errors="replace").splitlines():
+                if line.startswith("{"):
+                    try:
+                        found.append(json.loads(line))
+                    except ValueError:
+                        continue  # The last line of a process that was killed.
+        return found
+
+    def executions(self) -> dict[tuple[str, str, int | None], int]:
+        """Counts how often each piece of work was done, and its objects written: job, stage and chunk."""
+        counts: dict[tuple[str, str, int | None], int] = {}
+        for line in self.lines(*(name for name in self.processes if name != "gateway")):
+            if str(line.get("event", "")).startswith("the work is done"):
+                work = (line["job"], line["stage"], line.get("chunk"))
+                counts[work] = counts.get(work, 0) + 1
+        return counts
+
+    def metric(self, name: str, metric: str, **labels: str) -> float:
+        """Returns a metric of a process, all its series that have the labels added up; 0 when there is none."""
+        import urllib.request
+
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = urllib.request.urlopen(self._metrics_url(name), timeout=30).read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"smalti_{metric}" and labels.items() <= sample.labels.items()
+        )
+
+    def resident_bytes(self, name: str) -> int:
+        """Returns how much memory a process has."""
+        return int(psutil.Process(self.processes[name].pid).memory_info().rss)
+
+    def _metrics_url(self, name: str) -> str:
+        found = [line["event"] for line in self.lines(name) if "metrics are at" in str(line.get("event"))]
+        return str(found[-1]).rpartition(" ")[2]
+
+    # Start.
+
+    def _start_servers(self) -> None:
+        self.broker = BROKERS[self.layout.broker](self.folder / "broker")
+        self.s3 = S3Server(self.folder / "store")
+        self.postgres = (
+            PostgresServer(self.folder / "database") if self.layout.database == "postgres" else None
+        )
+        servers = [each for each in (self.broker, self.s3, self.postgres) if each is not None]
+        for server in servers:
+            self._stack.callback(server.close)
+        with ThreadPoolExecutor() as threads:
+            for started in [threads.submit(server.start) for server in servers]:
+                started.result()
+        self.proxies = {
+            name: self._stack.enter_context(Proxy(server.port))
+            for name, server in (
+                ("gateway-broker", self.broker),
+                ("stages-broker", self.broker),
+                ("gateway-store", self.s3),
+                ("stages-store", self.s3),
+            )
+        }
+        self.store: ObjectStore = open_store(StoreSettings(url=SecretStr(self.s3.url)))
+
+    def _start_services(self) -> None:
+        for name in ("gateway", *self.layout.services):
+            self.processes[name] = self._make(name)
+        for process in self.processes.values():
+            process.launch()  # All at once: importing takes most of the time.
+        keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        keeper.start()
+        self.wait_until_serving()
+
+    def _make(self, name: str) -> Kept:
+        service = name.partition("-")[0]
+        side = "gateway" if service == "gateway" else "stages"
+        settings = {
+            **SETTINGS,
+            VARIABLE: ";".join(self.layout.failpoints),
+            STATE_VARIABLE: str(self.state),
+            **self.layout.settings,
+        }
+        if service == "gateway":
+            settings["SMALTI_GATEWAY_DATABASE"] = (
+                self.postgres.url if self.postgres else f"sqlite:///{self.folder / 'gateway.sqlite3'}"
+            )
+        return Kept(
+            service,
+            broker=_through(self.broker, self.proxies[f"{side}-broker"]),
+            store=_through(self.s3, self.proxies[f"{side}-store"]),
+            model=self.model.path,
+            folder=self.folder / name,
+            environment=settings,
+        )
+
+    def _keep(self) -> None:
+        """Starts again what has ended."""
+        while not self._closing.wait(WATCH_SECONDS):
+            with self._lock:
+                if self._closing.is_set():
+                    return
+                for name, process in self.processes.items():
+                    if (code := process.ended()) is not None:
+                        self.ends.append(Ended(name, code, time.time()))
+                    if not process.pid and not process.held:
+                        process.launch()
+
+
+def _through(server: Server, proxy: Proxy) -> str:
+    """Returns a server's address by way of a proxy."""
+    return server.url.replace(f"{HOST}:{server.port}", f"{HOST}:{proxy.port}")
