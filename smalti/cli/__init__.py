@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, evaluate, generate, interrupts, models, train
+from smalti.cli import data, evaluate, generate, interrupts, models, train, up
 from smalti.errors import SmaltiError, SmaltiWarning
 
 USAGE_ERROR = 2
@@ -39,7 +39,7 @@ def application() -> typer.Typer:
         if context.invoked_subcommand is None:
             print(context.get_help())
 
-    for command in (generate, models, data, train, evaluate):
+    for command in (generate, up, models, data, train, evaluate):
         command.register(app)
     return app
 

@@ -123,7 +123,7 @@ class PostgresServer(Server):
             initdb = self._run(programs / "initdb", *options, user=user)
             self._processes.remove(initdb)
             if initdb.wait(self.start_seconds) != 0:
-                raise ServerError(f"{self.name} cannot make its folder: {self._log_end()}")
+                raise ServerError(f"{self.name} cannot make its folder: {self.log_end()}")
         self._run(
             programs / "postgres",
             *("-D", data, "-p", str(self.port), "-h", HOST, "-k", self.folder),

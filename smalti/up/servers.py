@@ -37,12 +37,13 @@ class ServerError(SmaltiError):
 
 def free_port() -> int:
     """Returns a port of 127.0.0.1 on which nobody listens."""
-    while not _is_free(port := random.randrange(FIRST_PORT, LAST_PORT)):
+    while not is_free(port := random.randrange(FIRST_PORT, LAST_PORT)):
         pass
     return port
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Tells whether nobody listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         # What is left of connections to a server that has ended does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,6 +76,8 @@ class Server(ABC):
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"smalti-{self.name}-"))
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / f"{self.name}.log"
+        """What the server says."""
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -101,17 +104,38 @@ class Server(ABC):
         Raises:
             ServerError: its port is taken, it ended, or does not answer in time; with the end of its log.
         """
-        if not _is_free(self.port):
-            raise ServerError(
-                f"{self.name} cannot start: somebody else listens on port {self.port} of {HOST}"
-            )
-        self._launch()
+        self.launch()
         try:
             self._wait_until(self._answers, self.start_seconds, "does not answer")
         except BaseException:
             self.kill()
             raise
         return self
+
+    def launch(self) -> None:
+        """Starts the server and does not wait.
+
+        Raises:
+            ServerError: its port is taken.
+        """
+        if not is_free(self.port):
+            raise ServerError(
+                f"{self.name} cannot start: somebody else listens on port {self.port} of {HOST}"
+            )
+        self._processes = []
+        self._launch()
+
+    def answers(self) -> bool:
+        """Says whether the server does what it is there for; what stands in the way counts as no."""
+        try:
+            return self.running and self._answers()
+        except Exception:
+            return False
+
+    def wait(self) -> int:
+        """Waits until the server has ended, however that comes; returns the exit code of its last process."""
+        processes = self._processes  # Whoever stops the server at the same time takes the list away.
+        return processes[-1].wait() if processes else 0
 
     def stop(self) -> None:
         """Lets the server end by itself, its processes in the reverse order; past its time it is killed."""
@@ -163,15 +187,14 @@ class Server(ABC):
     ) -> None:
         self.close()
 
-    @property
-    def log(self) -> Path:
-        """What the server has said."""
-        return self.folder / f"{self.name}.log"
-
     def _run(
-        self, *command: str | Path, environment: dict[str, str] | None = None, user: str = ""
+        self,
+        *command: str | Path,
+        environment: dict[str, str] | None = None,
+        user: str = "",
+        cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Starts one process."""
+        """Starts one process, in the server's folder if no other is given."""
         guard = Path(__file__).with_name("guard.py")
         guarded = [sys.executable, "-I", "-S", str(guard), str(os.getpid()), user, *map(str, command)]
         with self.log.open("ab") as log:
@@ -182,7 +205,7 @@ class Server(ABC):
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **(environment or {})},
-                    cwd=self.folder,
+                    cwd=cwd or self.folder,
                     start_new_session=True,  # Ctrl-C at the terminal is for the one who started the server.
                 )
             ).result()
@@ -201,9 +224,10 @@ class Server(ABC):
                 last = error
             time.sleep(0.02)
         state = problem if self.running else "ended"
-        raise ServerError(f"{self.name} {state}: {self._log_end()}") from last
+        raise ServerError(f"{self.name} {state}: {self.log_end()}") from last
 
-    def _log_end(self) -> str:
+    def log_end(self) -> str:
+        """Returns the last lines of its log, as one line."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return " | ".join(line.strip() for line in lines[-5:]) or "it said nothing"
 
@@ -239,12 +263,25 @@ class S3Server(Server):
 
     name = "seaweedfs"
     bucket = "smalti"
-    access_key = "smalti-access"
-    secret_key = "smalti-secret"
 
-    def __init__(self, folder: Path | None = None, port: int | None = None) -> None:
-        """Makes the server; see `Server`."""
+    def __init__(
+        self,
+        folder: Path | None = None,
+        port: int | None = None,
+        *,
+        access_key: str = "smalti-access",
+        secret_key: str = "smalti-secret",
+    ) -> None:
+        """Makes the server; see `Server`.
+
+        Args:
+            folder: see `Server`.
+            port: see `Server`.
+            access_key: with the secret key, what its clients prove themselves with.
+            secret_key: see above.
+        """
         super().__init__(folder, port)
+        self.access_key, self.secret_key = access_key, secret_key
         parts = ("master", "volume", "filer", "admin")
         self._ports = {f"{part}.port": free_port() for part in parts}
         self._ports |= {f"{part}.port.grpc": free_port() for part in (*parts, "s3")}

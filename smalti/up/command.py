@@ -1,0 +1,40 @@
+"""A command that is run against the system, in the terminal of the one who started it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from smalti.errors import InvalidInputError
+
+
+def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts a command that dies with this process; programs of this installation are found first.
+
+    Args:
+        command: the program and its arguments.
+        environment: what its environment has beside this process's.
+
+    Raises:
+        InvalidInputError: there is no such program.
+    """
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        raise InvalidInputError("COMMAND", f"{command[0]}: there is no such program")
+    guard = Path(__file__).with_name("guard.py")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(guard), str(os.getpid()), "", program, *command[1:]],
+        env={**os.environ, "PATH": path, **environment},
+    )
+
+
+def hears_the_terminal() -> bool:
+    """Tells whether Ctrl-C in the terminal reaches this process, and so its children too."""
+    try:
+        with Path("/dev/tty").open("rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

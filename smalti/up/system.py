@@ -1,0 +1,146 @@
+"""The system on one machine: which processes there are, and what each is told."""
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from smalti.up.ports import SERVICES
+from smalti.up.servers import HOST, S3Server, Server, ServerError, ValkeyServer
+from smalti.up.services import ServiceServer
+
+WORKERS = SERVICES[1:]
+LOGS = "logs"
+
+_OF_TLS_AND_PLACES = (
+    *(f"SMALTI_RPC_{name}" for name in ("HEALTH_PORT", "TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA", "TLS")),
+    *(f"SMALTI_RPC_TLS_{name}" for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "SERVER_NAME")),
+    *(f"SMALTI_BROKER_{name}" for name in ("CA", "CERTIFICATE", "KEY")),
+    *(f"SMALTI_BROKER_SIGNING_{name}" for name in ("KEY", "CERTIFICATE", "TRUSTED")),
+    *(f"SMALTI_STORE_{name}" for name in ("ACCESS_KEY", "SECRET_KEY", "PUBLIC_URL", "CA")),
+)
+"""Settings for systems on several machines; here all is on one, and they are left out."""
+
+_UNLESS_SET = {
+    # Nobody waits long for the end of a system in a terminal. What has not ended is done again after the next start.
+    "SMALTI_RPC_GRACE": "5",
+    "SMALTI_BROKER_DRAIN": "5",
+    "SMALTI_SERVICE_GRACE": "9",
+    "SMALTI_RPC_REFLECTION": "1",
+    # On a machine that all share, a thread that spins while it has nothing to do takes what the others need.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""What is otherwise than usual, unless the user has set it."""
+
+
+class System:
+    """The processes of the system."""
+
+    def __init__(self, data: Path, ports: Mapping[str, int], model: Path) -> None:
+        """Makes the servers; nothing is started.
+
+        Args:
+            data: the folder in which everything is kept.
+            ports: by the names of `DEFAULT_PORTS`.
+            model: the model's folder.
+        """
+        self.data = data
+        self.ports = ports
+        access, secret = _keys(data / "keys.json")
+        self.valkey = ValkeyServer(data / "valkey", ports["valkey"])
+        self.s3 = S3Server(data / "s3", ports["s3"], access_key=access, secret_key=secret)
+        shared = {
+            "SMALTI_MODEL": str(model),
+            "SMALTI_BROKER_URL": self.valkey.url,
+            "SMALTI_STORE_URL": self.s3.url,
+            "SMALTI_RPC_HOST": HOST,
+            "SMALTI_METRICS_HOST": HOST,
+            **dict.fromkeys(_OF_TLS_AND_PLACES, ""),
+            **{name: value for name, value in _UNLESS_SET.items() if name not in os.environ},
+        }
+        self.services = {name: self._service(name, shared) for name in SERVICES}
+        for server in self.servers:
+            server.log = data / LOGS / f"{server.name}.log"
+
+    @property
+    def servers(self) -> list[Server]:
+        """All of them."""
+        return [server for group in self.groups for server in group]
+
+    @property
+    def groups(self) -> list[list[Server]]:
+        """Those that are stopped together, the last group first; all others need the first."""
+        workers: list[Server] = [self.services[name] for name in WORKERS]
+        return [[self.valkey, self.s3], workers, [self.services["gateway"]]]
+
+    @property
+    def gateway(self) -> str:
+        """Where clients call the system, as host:port."""
+        return self.services["gateway"].url
+
+    def _service(self, name: str, shared: Mapping[str, str]) -> ServiceServer:
+        folder = self.data / name
+        environment = {
+            **shared,
+            "SMALTI_RPC_PORT": str(self.ports[name]),
+            "SMALTI_METRICS_PORT": str(self.ports[f"{name}-metrics"]),
+        }
+        if name == "gateway":
+            environment |= {
+                "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'jobs.sqlite3'}",
+                "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",
+            }
+        return ServiceServer(name, folder, self.ports[name], environment)
+
+
+@contextmanager
+def owned(data: Path) -> Iterator[None]:
+    """Makes a data folder that nobody else may read, and holds it while the block runs.
+
+    Raises:
+        ServerError: another process holds it; says which.
+    """
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ServerError(f"{data} is in use by {_process(lock.read())}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def begin_logs(data: Path) -> None:
+    """Makes room for new logs; those of the time before get the ending `.before`."""
+    folder = data / LOGS
+    folder.mkdir(exist_ok=True)
+    for log in folder.glob("*.log"):
+        log.replace(log.with_suffix(".log.before"))
+
+
+def _process(pid: str) -> str:
+    try:
+        return f"process {pid} ({shlex.join(psutil.Process(int(pid)).cmdline())})"
+    except (ValueError, psutil.Error):
+        return "another process"
+
+
+def _keys(file: Path) -> tuple[str, str]:
+    """Returns the access key and the secret key of the store; new ones, for their owner alone, the first time."""
+    if not file.exists():
+        keys = {"access_key": secrets.token_hex(8), "secret_key": secrets.token_hex(24)}
+        temporary = file.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump(keys, stream)
+        temporary.replace(file)
+    kept = json.loads(file.read_text())
+    return kept["access_key"], kept["secret_key"]
