@@ -81,6 +81,14 @@ class ServiceProcess(Server):
         self._processes = []
         return code
 
+    def launch(self) -> None:
+        """Starts the process and does not wait for it; `wait_until_ready` does."""
+        self._launch()
+
+    def wait_until_ready(self) -> None:
+        """Waits until its health says SERVING; raises `ServerError` when it ends, or takes too long."""
+        self._wait_until(self._answers, self.start_seconds, "does not answer")
+
     def run(self) -> "subprocess.CompletedProcess[str]":
         """Runs the process to its end, for one that is not to start."""
         environment = {**os.environ, **self._settings, **self.environment}

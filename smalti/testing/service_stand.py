@@ -1,0 +1,48 @@
+"""A service's parts in this process, for tests: what a `build` is given, and calls to a servicer over 127.0.0.1."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from smalti.queue import BrokerSettings, Publisher
+from smalti.rpc.channel import channel
+from smalti.rpc.errors import translated
+from smalti.rpc.server import Register, serve
+from smalti.rpc.settings import RpcSettings
+from smalti.service import Process, ServiceSettings
+from smalti.storage import MemoryStore
+from smalti.telemetry import Metrics, Telemetry
+
+ONCE = RpcSettings(attempts=1, grace=0)
+
+
+def bare_process(store: MemoryStore | None = None) -> Process:
+    """Returns a process with a store in memory; its publisher has a broker only if somebody listens there."""
+    broker = BrokerSettings(timeout=0.2, drain=1.0)
+    return Process(
+        name="ranker",
+        settings=ServiceSettings(),
+        rpc=ONCE,
+        broker=broker,
+        publisher=Publisher(broker),
+        store=store or MemoryStore(),
+        telemetry=Telemetry(Metrics("ranker"), None, None),
+    )
+
+
+@asynccontextmanager
+async def called(register: Register) -> AsyncIterator[grpc.aio.Channel]:
+    """Serves, and gives a channel to it."""
+    async with (
+        await serve(register, healthy=lambda: True, settings=ONCE) as server,
+        channel(server.address, ONCE) as to_server,
+    ):
+        yield to_server
+
+
+async def answer(call: Any) -> Any:
+    """Waits for a call's answer, or for all answers of a stream; raises our exceptions."""
+    with translated():
+        return [each async for each in call] if hasattr(call, "__aiter__") else await call

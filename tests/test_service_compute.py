@@ -1,0 +1,112 @@
+"""The thread in which an engine computes."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from smalti.engines.requests import EngineFailedError
+from smalti.errors import InvalidInputError, OverloadedError
+from smalti.service.compute import MOST_FAILURES, ComputeThread
+from smalti.testing.queue_stand import wait_until
+
+
+@pytest.fixture
+def compute() -> Iterator[ComputeThread]:
+    thread = ComputeThread(most_places=2, stall_seconds=60)
+    yield thread
+    thread.close()
+
+
+def broken() -> None:
+    raise MemoryError("the device is gone")
+
+
+def test_one_thing_is_computed_after_the_other(compute: ComputeThread) -> None:
+    running, most = 0, 0
+
+    def count(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return number
+
+    futures = [compute.submit(lambda number=number: count(number)) for number in range(5)]  # type: ignore[misc]
+    assert [future.result(10) for future in futures] == [0, 1, 2, 3, 4]
+    assert most == 1
+
+
+def test_places_are_bounded(compute: ComputeThread) -> None:
+    with compute.place(), compute.place():
+        with pytest.raises(OverloadedError) as caught, compute.place():
+            pass
+        assert caught.value.retry_after >= 1
+    with compute.place():
+        pass
+
+
+def test_what_was_taken_back_is_not_computed(compute: ComputeThread) -> None:
+    go_on, computed = threading.Event(), []
+    first = compute.submit(go_on.wait)
+    second = compute.submit(lambda: computed.append(2))
+    assert second.cancel()
+    go_on.set()
+    first.result(10)
+    assert compute.run(lambda: 3) == 3
+    assert not computed
+
+
+def test_engine_lives_on_after_an_error_of_one_and_is_dead_after_many(compute: ComputeThread) -> None:
+    for _ in range(MOST_FAILURES - 1):
+        with pytest.raises(MemoryError):
+            compute.run(broken)
+    assert compute.run(lambda: 1) == 1
+    for _ in range(MOST_FAILURES):
+        assert compute.healthy
+        with pytest.raises(MemoryError):
+            compute.run(broken)
+    assert not compute.healthy
+    assert isinstance(compute.failure, MemoryError)
+    with pytest.raises(EngineFailedError):
+        compute.run(lambda: 1)
+
+
+def test_refusals_are_no_fault_of_the_engine(compute: ComputeThread) -> None:
+    def refuse() -> None:
+        raise InvalidInputError("prompt", "is none")
+
+    for _ in range(MOST_FAILURES + 1):
+        with pytest.raises(InvalidInputError):
+            compute.run(refuse)
+    assert compute.healthy
+
+
+def test_engine_that_hangs_is_given_up_and_all_who_wait_are_told() -> None:
+    compute = ComputeThread(most_places=2, stall_seconds=0.05)
+    go_on = threading.Event()
+    running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)
+    wait_until(lambda: not compute.healthy)
+    for future in (running, waiting):
+        with pytest.raises(EngineFailedError):
+            future.result(10)
+    go_on.set()
+    compute.close()
+
+
+def test_those_who_wait_when_it_is_closed_are_told() -> None:
+    compute = ComputeThread(most_places=2, stall_seconds=60)
+    go_on = threading.Event()
+    running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)
+    wait_until(lambda: compute.active)
+    closing = threading.Thread(target=compute.close)
+    closing.start()
+    with pytest.raises(EngineFailedError):
+        waiting.result(10)
+    go_on.set()
+    closing.join(10)
+    assert running.result(10)
+    with pytest.raises(EngineFailedError):
+        compute.submit(lambda: 1)

@@ -1,0 +1,158 @@
+"""The decoder's calls, in this process, and what is read of pictures from outside."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.decoder.servicer import DecoderServicer
+from smalti.engines.decoder import DecoderEngine
+from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.pictures import LARGEST_FILE, plain_png_bytes, read_image, square
+from smalti.pipeline import Pipeline
+from smalti.rpc.server import Register
+from smalti.service.compute import ComputeThread
+from smalti.service.model import model_reference
+from smalti.testing.grpc_server import asynchronous
+from smalti.testing.service_stand import answer, called
+from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
+from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
+from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.tokens_pb2 import ImageTokens
+
+PICTURE = ImageTokens(tokens=range(16))
+
+
+@pytest.fixture
+def compute() -> Iterator[ComputeThread]:
+    thread = ComputeThread(most_places=2, stall_seconds=60)
+    yield thread
+    thread.close()
+
+
+@pytest.fixture
+def servicer(tiny: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> DecoderServicer:
+    model = model_reference(tiny.name, tiny.revision)
+    return DecoderServicer(pipeline.decoder, compute, Sizes.of(tiny), model)
+
+
+def register(servicer: DecoderServicer) -> Register:
+    return lambda server: add_DecoderServiceServicer_to_server(servicer, server)
+
+
+def file(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    """Returns a picture as a file: its left half is blue, the right half red; or see-through, where it can be."""
+    image = Image.new(mode, (width, height), "blue")
+    image.paste((0, 0, 0, 0) if mode == "RGBA" else (255, 0, 0), (width // 2, 0, width, height))
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@asynchronous
+async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None:
+    async with called(register(servicer)) as channel:
+        stub = DecoderServiceStub(channel)
+        for pictures, problem in (
+            ([], r"pictures: has 0 pictures; 1 to 64 are taken"),
+            ([PICTURE] * 65, r"pictures: has 65 pictures"),
+            ([PICTURE, ImageTokens(tokens=[1])], r"pictures\[1\].tokens: has 1; a picture has 16"),
+            ([ImageTokens(tokens=[64] * 16)], r"pictures\[0\].tokens\[0\]: 64 is not between 0 and 63"),
+        ):
+            with pytest.raises(InvalidInputError, match=problem):
+                await answer(stub.Decode(DecodeRequest(pictures=pictures)))
+        for images, problem in (
+            ([], r"images: has 0 pictures; 1 to 16 are taken"),
+            ([file(4, 4)] * 17, r"images: has 17 pictures"),
+            ([file(4, 4), b"GIF89a"], r"images\[1\]: is no picture in PNG, JPEG or WebP"),
+            ([file(4, 4, "GIF")], r"images\[0\]: is no picture in PNG, JPEG or WebP"),
+            ([file(64, 64)[:-30]], r"images\[0\]: cannot be read"),
+            ([file(4097, 1)], r"images\[0\]: is 4097 x 1 pixels large"),
+            ([bytes(LARGEST_FILE + 1)], rf"images\[0\]: has {LARGEST_FILE + 1} bytes"),
+        ):
+            with pytest.raises(InvalidInputError, match=problem):
+                await answer(stub.EncodeImages(EncodeImagesRequest(images=images)))
+        other = ModelReference(name="mega")
+        with pytest.raises(ModelNotFoundError):
+            await answer(stub.Decode(DecodeRequest(pictures=[PICTURE], model=other)))
+        with pytest.raises(ModelNotFoundError):
+            await answer(stub.EncodeImages(EncodeImagesRequest(images=[file(4, 4)], model=other)))
+
+
+@asynchronous
+async def test_picture_becomes_the_tokens_of_its_middle(
+    servicer: DecoderServicer, pipeline: Pipeline
+) -> None:
+    async with called(register(servicer)) as channel:
+        request = EncodeImagesRequest(images=[file(32, 32), file(96, 32), file(320, 320, "WEBP")])
+        pictures = (await answer(DecoderServiceStub(channel).EncodeImages(request))).pictures
+    middles = [square(read_image(content, "image"), 32) for content in request.images]
+    expected = pipeline.decoder.encode(np.stack([np.asarray(middle) for middle in middles]))
+    assert [list(picture.tokens) for picture in pictures] == expected.tolist()
+
+
+@asynchronous
+async def test_model_without_an_encoder_decodes_and_says_what_it_cannot(
+    tiny: ModelFolder, pipeline: Pipeline, compute: ComputeThread
+) -> None:
+    vqgan = pipeline.decoder.vqgan
+    half = replace(vqgan, params={name: part for name, part in vqgan.params.items() if name != "encoder"})
+    model = model_reference(tiny.name, tiny.revision)
+    servicer = DecoderServicer(DecoderEngine(half), compute, Sizes.of(tiny), model)
+    async with called(register(servicer)) as channel:
+        stub = DecoderServiceStub(channel)
+        assert len(await answer(stub.Decode(DecodeRequest(pictures=[PICTURE])))) == 1
+        with pytest.raises(NotSupportedError):
+            await answer(stub.EncodeImages(EncodeImagesRequest(images=[file(32, 32)])))
+
+
+@asynchronous
+async def test_call_without_a_place_is_told_when_to_come_again(
+    servicer: DecoderServicer, compute: ComputeThread
+) -> None:
+    go_on = threading.Event()
+    compute.submit(go_on.wait)
+    async with called(register(servicer)) as channel:
+        stub = DecoderServiceStub(channel)
+        request = DecodeRequest(pictures=[PICTURE])
+        with compute.place():
+            waiting = stub.Decode(request)
+            while not compute.waiting:
+                await asyncio.sleep(0.01)
+            with pytest.raises(OverloadedError) as caught:
+                await answer(stub.Decode(request))
+            assert caught.value.retry_after >= 1
+            go_on.set()
+            assert len(await answer(waiting)) == 1
+
+
+def test_transparency_becomes_white() -> None:
+    image = read_image(file(4, 4, "PNG", "RGBA"), "image")
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == (0, 0, 255)
+    assert image.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_picture_lies_as_its_camera_held_it() -> None:
+    turned = Image.new("RGB", (4, 2), "blue")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # To be turned by a quarter.
+    buffer = io.BytesIO()
+    turned.save(buffer, "JPEG", exif=exif)
+    assert read_image(buffer.getvalue(), "image").size == (2, 4)
+
+
+def test_square_is_the_middle_and_one_of_that_size_stays_as_it_is() -> None:
+    image = read_image(file(8, 8), "image")
+    assert square(image, 8).tobytes() == image.tobytes()
+    wide = Image.new("RGB", (24, 8), "green")
+    wide.paste(image, (8, 0))
+    assert square(wide, 8).tobytes() == image.tobytes()
+    assert plain_png_bytes(image) == plain_png_bytes(square(wide, 8))

@@ -1,0 +1,61 @@
+"""The ranker's calls, in this process."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from services.ranker.servicer import RankerServicer
+from smalti.errors import InvalidInputError, ModelNotFoundError
+from smalti.models.folder import ModelFolder
+from smalti.pictures import plain_png_bytes
+from smalti.pipeline import Pipeline
+from smalti.service.compute import ComputeThread
+from smalti.service.model import model_reference
+from smalti.testing.grpc_server import asynchronous
+from smalti.testing.service_stand import answer, called
+from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.ranker_pb2 import ScoreRequest
+from smalti.v1.ranker_pb2_grpc import RankerServiceStub, add_RankerServiceServicer_to_server
+
+
+@pytest.fixture
+def servicer(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[RankerServicer]:
+    compute = ComputeThread(most_places=2, stall_seconds=60)
+    yield RankerServicer(pipeline.ranker, compute, model_reference(tiny.name, tiny.revision))
+    compute.close()
+
+
+@asynchronous
+async def test_score_does_not_depend_on_the_other_pictures(
+    servicer: RankerServicer, pipeline: Pipeline
+) -> None:
+    pictures = pipeline.draw("a fox", 3, range(20), pipeline.folder.sampling, 20)
+    files = [plain_png_bytes(picture.image) for picture in pictures]
+    async with called(lambda server: add_RankerServiceServicer_to_server(servicer, server)) as channel:
+        stub = RankerServiceStub(channel)
+        # More than one run of the model takes.
+        scores = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files)))).scores
+        [alone] = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files[18:19])))).scores
+    assert list(scores) == pytest.approx([picture.score for picture in pictures], abs=1e-4)
+    assert alone == pytest.approx(scores[18], abs=1e-4)
+
+
+@asynchronous
+async def test_bad_requests_name_their_fields(servicer: RankerServicer, pipeline: Pipeline) -> None:
+    [picture] = pipeline.draw("a fox", 3, [0], pipeline.folder.sampling, 1)
+    file = plain_png_bytes(picture.image)
+    async with called(lambda server: add_RankerServiceServicer_to_server(servicer, server)) as channel:
+        stub = RankerServiceStub(channel)
+        for request, problem in (
+            (ScoreRequest(images=[file]), "prompt: it is empty"),
+            (ScoreRequest(prompt="x" * 4001, images=[file]), "prompt: has 4001 characters"),
+            (ScoreRequest(prompt="a fox"), "images: has 0 pictures; 1 to 64 are taken"),
+            (ScoreRequest(prompt="a fox", images=[file] * 65), "images: has 65 pictures"),
+            (ScoreRequest(prompt="a fox", images=[file, b"no"]), r"images\[1\]: is no picture"),
+        ):
+            with pytest.raises(InvalidInputError, match=problem):
+                await answer(stub.Score(request))
+        with pytest.raises(ModelNotFoundError):
+            await answer(
+                stub.Score(ScoreRequest(prompt="a", images=[file], model=ModelReference(name="mega")))
+            )

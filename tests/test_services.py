@@ -1,0 +1,281 @@
+"""The four stages as processes: through the queue and over gRPC they draw what the pipeline draws."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smalti.messages import (
+    Chunk,
+    DecodeTask,
+    EncodeTask,
+    Failed,
+    GenerateTask,
+    Message,
+    Stage,
+    StageDone,
+)
+from smalti.models.folder import ModelFolder
+from smalti.pictures import read_drawing
+from smalti.pipeline import Picture, Pipeline
+from smalti.queue import Publisher
+from smalti.results import ScoresFile
+from smalti.rpc.channel import blocking_channel
+from smalti.storage import JobKeys, ObjectRef, ObjectStore, StoreSettings, digest, open_store
+from smalti.testing.queue_stand import clear, events, gather, read_all, settings_for
+from smalti.testing.servers import S3Server, ValkeyServer
+from smalti.testing.service_process import ONCE, SERVING, ServiceProcess
+from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
+from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
+from smalti.v1.encoder_pb2 import EncodeRequest
+from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
+from smalti.v1.engine_pb2 import GetEngineRequest
+from smalti.v1.engine_pb2_grpc import EngineServiceStub
+from smalti.v1.generator_pb2 import GenerateRequest
+from smalti.v1.generator_pb2_grpc import GeneratorServiceStub
+from smalti.v1.ranker_pb2 import ScoreRequest
+from smalti.v1.ranker_pb2_grpc import RankerServiceStub
+
+SERVICES = ("encoder", "generator", "decoder", "ranker")
+PROMPT = "a red fox"
+SEED = 7
+CHUNKS = (Chunk(chunk=0, candidates=(0, 1, 2, 3)), Chunk(chunk=1, candidates=(4, 5)))
+
+
+def process(service: str, valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> ServiceProcess:
+    return ServiceProcess(service, broker=valkey.url, store=s3.url, model=tiny.path)
+
+
+@pytest.fixture(scope="module")
+def services(valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> Iterator[dict[str, ServiceProcess]]:
+    """The four services."""
+    clear(settings_for(valkey))
+    with ExitStack() as stack:
+        made = {name: process(name, valkey, s3, tiny) for name in SERVICES}
+        for each in made.values():
+            stack.callback(each.close)
+            each.launch()  # All at once: importing takes most of the time.
+        for each in made.values():
+            each.wait_until_ready()
+        yield made
+
+
+@pytest.fixture
+def publisher(valkey: ValkeyServer) -> Iterator[Publisher]:
+    clear(settings_for(valkey))
+    made = Publisher(settings_for(valkey))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def store(s3: S3Server) -> ObjectStore:
+    return open_store(StoreSettings(url=s3.url))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline: Pipeline) -> list[Picture]:
+    """What the pipeline draws of the prompt."""
+    return pipeline.draw(PROMPT, SEED, range(6), pipeline.folder.sampling, 6)
+
+
+def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
+    fields: dict[str, Any] = {
+        "job": job,
+        "expires": time.time() + 600,
+        "model": tiny.name,
+        "revision": tiny.revision,
+        "prompt": PROMPT,
+        "seed": SEED,
+        "sampling": tiny.sampling,
+        "candidates_in_job": 6,
+        "chunks": CHUNKS,
+    }
+    return EncodeTask(**{**fields, **changes})
+
+
+def told(publisher: Publisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
+    """Reads the events until they are enough, or one says that something has failed."""
+    found = gather(
+        lambda: events(publisher.settings),
+        lambda found: enough(found) or any(isinstance(event, Failed) for event in found),
+    )
+    assert not [event for event in found if isinstance(event, Failed)]
+    return found
+
+
+def ranked(chunks: int) -> Callable[[list[Message]], bool]:
+    return lambda found: sum(_is(event, Stage.RANK) for event in found) >= chunks
+
+
+def _is(event: Message, stage: Stage) -> bool:
+    return isinstance(event, StageDone) and event.stage is stage
+
+
+def objects(store: ObjectStore, job: str) -> dict[str, bytes]:
+    return {info.key: store.get(info.key) for info in store.objects(f"jobs/{job}/")}
+
+
+def test_queue_draws_what_the_pipeline_draws(
+    services: dict[str, ServiceProcess],
+    publisher: Publisher,
+    store: ObjectStore,
+    tiny: ModelFolder,
+    expected: list[Picture],
+    tmp_path: Path,
+) -> None:
+    publisher.publish(task(tiny, "whole"))
+    found = told(publisher, ranked(2))
+    keys = JobKeys("whole")
+    scores = [
+        picture
+        for chunk in CHUNKS
+        for picture in ScoresFile.parse("", store.get(keys.scores(chunk.chunk))).pictures
+    ]
+    assert [picture.index for picture in scores] == list(range(6))
+    for picture, scored in zip(expected, scores, strict=True):
+        content = store.get(keys.candidate(picture.candidate))
+        with Image.open(io.BytesIO(content)) as image:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(picture.image))
+        assert scored.score == pytest.approx(picture.score, abs=1e-3)
+        assert (scored.sha256, scored.size) == (digest(content), len(content))
+        assert (scored.width, scored.height) == picture.image.size
+        file = tmp_path / "picture.png"
+        file.write_bytes(content)
+        assert read_drawing(file) == picture.drawing.model_copy(update={"score": None})
+    # Each stage told the gateway of each chunk, and where its objects are.
+    done = [event for event in found if isinstance(event, StageDone)]
+    assert sorted((event.stage.value, event.chunk) for event in done if event.chunk is not None) == [
+        (stage, chunk) for stage in ("decode", "generate", "rank") for chunk in (0, 1)
+    ]
+    encoded = next(event for event in done if event.stage is Stage.ENCODE)
+    assert encoded.reading is not None
+    assert encoded.reading.drawn == PROMPT
+    assert {ref.key for event in done for ref in event.objects} == set(objects(store, "whole"))
+
+
+def test_same_work_again_is_skipped_and_same_objects_again_have_the_same_bytes(
+    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+) -> None:
+    asked = task(tiny, "again")
+    publisher.publish(asked)
+    told(publisher, ranked(2))
+    first = objects(store, "again")
+    publisher.publish(asked)
+    found = told(publisher, ranked(2))
+    assert all(event.skipped for event in found if isinstance(event, StageDone))
+    store.delete(*first)
+    publisher.publish(asked)
+    found = told(publisher, ranked(2))
+    assert not any(event.skipped for event in found if isinstance(event, StageDone))
+    assert objects(store, "again") == first
+
+
+@pytest.mark.parametrize("damage", ["missing", "other content", "no picture"])
+def test_object_that_is_missing_or_damaged_is_made_again(
+    services: dict[str, ServiceProcess],
+    publisher: Publisher,
+    store: ObjectStore,
+    tiny: ModelFolder,
+    damage: str,
+) -> None:
+    job = damage.replace(" ", "-")
+    publisher.publish(task(tiny, job, chunks=CHUNKS[:1]))
+    found = told(publisher, ranked(1))
+    whole, keys = objects(store, job), JobKeys(job)
+    decoded = next(event for event in found if _is(event, Stage.DECODE))
+    assert isinstance(decoded, StageDone)
+    tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
+    carried = task(tiny, job, chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
+    again = DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens)
+    if damage == "missing":
+        store.delete(*whole)
+        publisher.publish(again)
+    elif damage == "other content":
+        store.delete(*whole)
+        store.put(tokens.key, b"these are no tokens")
+        publisher.publish(again)
+    else:
+        store.delete(keys.scores(0))
+        pictures = [*decoded.objects[:3], store.put(decoded.objects[3].key, b"this is no picture")]
+        publisher.publish(again.next(tuple(pictures)))
+    found = told(publisher, ranked(1))
+    assert objects(store, job) == whole
+    # It went back to the start once, which counts as an attempt.
+    assert {event.attempt for event in found if _is(event, Stage.RANK)} == {2}
+
+
+def test_object_that_is_lost_each_time_comes_to_an_end(
+    services: dict[str, ServiceProcess], publisher: Publisher, tiny: ModelFolder
+) -> None:
+    carried = task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
+    lost = ObjectRef(key=JobKeys("lost").encoding, sha256="0" * 64)
+    publisher.publish(
+        GenerateTask(**carried, chunk=0, candidates=(0,), encoding=lost, attempt=publisher.settings.attempts)
+    )
+    [failed] = gather(lambda: events(publisher.settings), bool)
+    assert isinstance(failed, Failed)
+    assert failed.reason == "exhausted"
+    assert len(read_all(publisher.settings, "generate.dead")) == 1
+
+
+def test_work_of_another_model_or_of_a_cancelled_job_is_refused(
+    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+) -> None:
+    publisher.publish(task(tiny, "other", revision="sha256:" + "0" * 64))
+    store.put(JobKeys("cancelled").cancelled, b'{"reason": "cancelled"}')
+    publisher.publish(task(tiny, "cancelled"))
+    found = gather(lambda: events(publisher.settings), lambda found: len(found) == 2)
+    assert {(event.job, event.reason) for event in found if isinstance(event, Failed)} == {
+        ("other", "model"),
+        ("cancelled", "cancelled"),
+    }
+    assert list(objects(store, "cancelled")) == [JobKeys("cancelled").cancelled]
+    assert not objects(store, "other")
+
+
+def test_calls_draw_what_the_pipeline_draws(
+    services: dict[str, ServiceProcess], tiny: ModelFolder, expected: list[Picture]
+) -> None:
+    with ExitStack() as stack:
+        encoder, generator, decoder, ranker = (
+            stack.enter_context(blocking_channel(services[name].url, ONCE)) for name in SERVICES
+        )
+        encoding = EncoderServiceStub(encoder).Encode(EncodeRequest(prompt=PROMPT)).encoding
+        request = GenerateRequest(encoding=encoding, seed=SEED, candidates=[3, 1])
+        *_, last = GeneratorServiceStub(generator).Generate(request)
+        for drawn, index in zip(last.finished.pictures, (3, 1), strict=True):
+            assert list(drawn.tokens) == expected[index].tokens.tolist()
+        decoding = DecodeRequest(pictures=last.finished.pictures)
+        pictures = list(DecoderServiceStub(decoder).Decode(decoding))
+        assert [picture.index for picture in pictures] == [0, 1]
+        for picture, index in zip(pictures, (3, 1), strict=True):
+            with Image.open(io.BytesIO(picture.image.data)) as image:
+                np.testing.assert_array_equal(np.asarray(image), np.asarray(expected[index].image))
+        files = [picture.image.data for picture in pictures]
+        scores = RankerServiceStub(ranker).Score(ScoreRequest(prompt=PROMPT, images=files)).scores
+        assert list(scores) == pytest.approx([expected[3].score, expected[1].score], abs=1e-3)
+        encoded = DecoderServiceStub(decoder).EncodeImages(EncodeImagesRequest(images=files))
+        assert [len(each.tokens) for each in encoded.pictures] == [16, 16]
+
+
+def test_each_is_well_and_describes_its_engine(
+    services: dict[str, ServiceProcess], tiny: ModelFolder
+) -> None:
+    for stage, (name, service) in enumerate(services.items(), 1):
+        assert service.health() == SERVING
+        with blocking_channel(service.url, ONCE) as channel:
+            engine = EngineServiceStub(channel).GetEngine(GetEngineRequest()).engine
+        assert engine.stage == stage
+        assert (engine.model.reference.name, engine.model.reference.revision) == (tiny.name, tiny.revision)
+        assert (engine.model.rows, engine.model.columns, engine.model.image_width) == (4, 4, 32)
+        assert engine.model.encodes_images
+        assert engine.device == "cpu"
+        assert engine.slots == (16 if name == "generator" else 1)
+        assert engine.active == engine.waiting == 0
