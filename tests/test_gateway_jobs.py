@@ -360,19 +360,32 @@ def test_chunk_of_which_nothing_is_heard_is_sent_again_under_a_new_lease(make: M
 
 def test_lease_is_twice_as_long_after_every_loss_and_ends_with_the_attempts(make: Make) -> None:
     gateway = make(lease=100, attempts=3)
-    job = gateway.create(time_limit=10_000.0)
-    assert len(gateway.send()) == 1
+    job, _, _ = begun(gateway, time_limit=10_000.0)
     for seconds in (100, 200):
         gateway.clock.advance(seconds - 1)
         assert gateway.send() == []
         gateway.clock.advance(1)
-        assert len(gateway.send()) == 1
+        (again,) = gateway.send()
+        gateway.tell(gateway.stages.encode(again)[1])
     gateway.clock.advance(400)
     assert gateway.send() == []
     failed = gateway.get(job)
     assert failed.job.state is State.FAILED
     assert type(failure(failed)).__name__ == "AttemptsExhaustedError"
-    assert "sent 3 times" in str(failure(failed))
+    assert "begun 3 times" in str(failure(failed))
+
+
+def test_chunk_that_nobody_begins_is_sent_again_until_its_time_is_over(make: Make) -> None:
+    gateway = make(lease=10, attempts=2)
+    job = gateway.create(time_limit=5000.0)
+    sent = 0
+    for _ in range(499):
+        gateway.clock.advance(10)
+        sent += len(gateway.send())
+    assert 6 <= sent <= 15  # Less and less often.
+    assert gateway.state(job) == "queued"
+    gateway.pass_time(10)
+    assert gateway.state(job) == "expired"
 
 
 def test_failure_of_an_old_lease_is_passed_over(make: Make) -> None:
@@ -424,8 +437,7 @@ class AwayStore(MemoryStore):
 def test_nothing_is_blamed_for_being_late_while_the_store_is_away(make: Make) -> None:
     store = AwayStore()
     gateway = make(store=store, lease=10, retry=5, attempts=2)
-    job = gateway.create()
-    assert len(gateway.send()) == 1
+    job, _, _ = begun(gateway)
     store.away = True
     for _ in range(10):
         gateway.clock.advance(20)
@@ -433,7 +445,7 @@ def test_nothing_is_blamed_for_being_late_while_the_store_is_away(make: Make) ->
     store.away = False
     gateway.clock.advance(20)
     assert len(gateway.send()) == 1
-    assert gateway.state(job) == "queued"
+    assert gateway.state(job) == "running"
 
 
 # Ends

@@ -54,7 +54,11 @@ class Outlet(Protocol):
 
 
 class Dispatcher:
-    """Sends what is to be sent; one thread uses it."""
+    """Sends what is to be sent; one thread uses it.
+
+    A chunk of which nothing was heard is sent again, for a message may be lost. That counts as an attempt only if it
+    was begun: where it was not, there may be no workers, or long queues, and the job's time limit ends it.
+    """
 
     def __init__(
         self,
@@ -188,12 +192,15 @@ class Dispatcher:
                     chunk.deadline = to_microseconds(now + self._settings.retry)
                 chunks, lost = [chunk for chunk in chunks if not chunk.sent], []
             for chunk in lost:
-                chunk.attempts += 1
+                chunk.losses += 1
+                chunk.attempts += chunk.heard
             ending = None
             given_up = [chunk for chunk in lost if chunk.attempts >= self._settings.attempts]
             if given_up:
-                why = next((chunk.problem for chunk in given_up if chunk.problem), "nothing was heard of it")
-                problem = f"chunk {given_up[0].number} was sent {given_up[0].attempts} times: {why}"
+                why = next(
+                    (chunk.problem for chunk in given_up if chunk.problem), "nothing more was heard of it"
+                )
+                problem = f"chunk {given_up[0].number} was begun {given_up[0].attempts} times: {why}"
                 ending = end(session, job, State.FAILED, now, error=AttemptsExhaustedError(problem))
             tasks = [] if given_up else self._lease(job, chunks)
         if ending:
@@ -215,7 +222,7 @@ class Dispatcher:
             chunk.state = ChunkState.LEASED
             chunk.lease = job.lease
             chunk.deadline = deadline
-            chunk.sent = False
+            chunk.sent = chunk.heard = False
         return list(encode_tasks(job, chunks))
 
     def _publish(self, job_id: str, tasks: Sequence[EncodeTask]) -> int:

@@ -152,7 +152,7 @@ class Events:
     def _send_later(self, chunks: list[Chunk], event: Failed, now: float) -> None:
         """Lets leases run out soon: what a stage has given up, for the store was away perhaps, is sent again."""
         for chunk in chunks:
-            chunk.sent = True
+            chunk.sent = chunk.heard = True
             chunk.deadline = to_microseconds(now + self._settings.retry * 2.0**chunk.attempts)
             chunk.problem = f"{event.stage}: {event.detail}"
 

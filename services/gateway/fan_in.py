@@ -198,7 +198,7 @@ class FanIn:
                     continue
                 unreach(job, chunk)
                 chunk.state = ChunkState.LEASED
-                chunk.sent = True  # So it counts as an attempt, and comes to an end.
+                chunk.sent = chunk.heard = True  # So it counts as an attempt, and comes to an end.
                 chunk.deadline = now
                 chunk.problem = problem
                 candidates = Picture.candidate.between(chunk.first, chunk.first + chunk.count - 1)

@@ -279,6 +279,8 @@ class Jobs:
                 "rows_drawn": 0,
                 "lease": 0,
                 "sent": False,
+                "heard": False,
+                "losses": 0,
                 "attempts": 0,
             }
             for number, start in enumerate(range(0, job.candidates, size))

@@ -6,6 +6,7 @@ stored, numbers are too low for a while, and a lease may run out that had no nee
 
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import select
 
@@ -15,6 +16,9 @@ from services.gateway.lifecycle import begin, draw, lock_open, reach
 from services.gateway.notices import Notices
 from services.gateway.settings import GatewaySettings
 from services.gateway.tables import Chunk, ChunkState, Reached
+
+MOST_DOUBLINGS: Final = 6
+"""Of the length of a lease."""
 
 
 @dataclass
@@ -117,15 +121,24 @@ class Ledger:
                     visible |= draw(job, row, min(entry.rows - (self._side - to_draw), to_draw))
                     if entry.heard:
                         visible |= begin(job, to_microseconds(now))
-                    renew(row, self._settings, now)
+                    renew(row, self._settings, now, heard=entry.heard)
                 if visible:
                     job.version += 1
                     changed.append(job_id)
         return changed
 
 
-def renew(chunk: Chunk, settings: GatewaySettings, now: float) -> None:
-    """Lets a chunk's lease begin anew; it is known to be with the broker."""
+def renew(chunk: Chunk, settings: GatewaySettings, now: float, *, heard: bool = True) -> None:
+    """Lets a chunk's lease begin anew.
+
+    Args:
+        chunk: which.
+        settings: for its length: twice as long after every loss, so that the broker does not fill with copies.
+        now: the time in seconds.
+        heard: whether a stage has spoken of it; otherwise it was the broker.
+    """
     if chunk.state is ChunkState.LEASED:
         chunk.sent = True
-        chunk.deadline = to_microseconds(now + settings.lease * 2.0**chunk.attempts)
+        chunk.heard |= heard
+        doublings = min(chunk.losses, MOST_DOUBLINGS)
+        chunk.deadline = to_microseconds(now + settings.lease * 2.0**doublings)

@@ -55,7 +55,7 @@ class GatewaySettings(EnvironmentSettings):
     lease: Seconds = 120.0
     """The seconds without a word of a chunk after which it is sent again; twice as long after every time."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 6
-    """How often a chunk is sent before its job fails."""
+    """How often a chunk is begun in vain before its job fails."""
     retry: Seconds = 5.0
     """The seconds before a chunk is sent again that its stage has given up; twice as long after every time."""
     sweep: Seconds = 0.5

@@ -205,9 +205,13 @@ class Chunk(Base):
     deadline: Mapped[int | None]
     """When the lease runs out."""
     sent: Mapped[bool] = mapped_column(Boolean)
-    """Whether the broker has confirmed it; a lease that runs out before was no attempt."""
+    """Whether the broker has confirmed it under this lease."""
+    heard: Mapped[bool] = mapped_column(Boolean)
+    """Whether a stage has said anything of it under this lease. If not, perhaps there was nobody to begin it."""
+    losses: Mapped[int] = mapped_column(SmallInteger)
+    """How often it was sent, and its lease has run out."""
     attempts: Mapped[int] = mapped_column(SmallInteger)
-    """How often it was sent in vain."""
+    """How often it was begun in vain."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why, the last time, where that is known."""
 

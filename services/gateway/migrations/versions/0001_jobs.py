@@ -85,6 +85,8 @@ def upgrade() -> None:
         sa.Column("lease", sa.BigInteger(), nullable=False),
         sa.Column("deadline", sa.BigInteger(), nullable=True),
         sa.Column("sent", sa.Boolean(), nullable=False),
+        sa.Column("heard", sa.Boolean(), nullable=False),
+        sa.Column("losses", sa.SmallInteger(), nullable=False),
         sa.Column("attempts", sa.SmallInteger(), nullable=False),
         sa.Column("problem", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
