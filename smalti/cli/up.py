@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smalti.up.supervisor import Supervisor
     from smalti.up.system import System
 
+INTERRUPTED = 130
 FAILED = 1
 """The exit status where a port or the folder is taken, or a process cannot be started."""
 
@@ -59,6 +60,7 @@ def up(
 ) -> None:
     """Start the whole system on this machine: a broker, an object store, the four stages, and the gateway."""
     try:
+        from smalti.up.command import find_program
         from smalti.up.ports import read_ports, taken
         from smalti.up.servers import ServerError
         from smalti.up.supervisor import Supervisor
@@ -66,11 +68,12 @@ def up(
     except ModuleNotFoundError as error:
         raise InvalidInputError("up", f"{error.name} is not installed; pip install 'smalti[up]'") from None
 
+    program = find_program(command[0]) + command[1:] if command else []
     chosen = read_ports(ports)
     folder = library.find(model)
     kept = (data or data_folder() / "up").absolute()
     # What a command prints is its own; the rest is said beside it.
-    console = Console(stderr=bool(command), highlight=False)
+    console = Console(stderr=bool(program), highlight=False)
     # Before anything is made: whoever is there already is not disturbed.
     if problems := taken(chosen):
         _fail(problems)
@@ -80,7 +83,7 @@ def up(
             system = System(kept, chosen, folder.path.absolute())
             supervisor = Supervisor(system.groups, lambda line: _say(console, line))
             try:
-                status = _serve(system, supervisor, told, command, console)
+                status = _serve(system, supervisor, told, program, console)
             finally:
                 _stop(supervisor, told, console)
     except ServerError as error:
@@ -121,7 +124,7 @@ def _signals() -> Iterator[_Told]:
 
 
 def _serve(
-    system: "System", supervisor: "Supervisor", told: _Told, command: list[str] | None, console: Console
+    system: "System", supervisor: "Supervisor", told: _Told, program: list[str], console: Console
 ) -> int:
     """Starts the system and runs the command, or serves until the end; returns the exit status."""
     from smalti.up.command import run_guarded
@@ -130,14 +133,14 @@ def _serve(
     with console.status("Starting the system ..."):
         supervisor.begin()
         if not supervisor.wait_until_ready(told.to_end):
-            return 0
+            return INTERRUPTED if program else 0
     seconds = time.monotonic() - began
-    if not command:
+    if not program:
         _show(system, seconds, console)
         told.to_end.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
-    told.command = run_guarded(command, {"SMALTI_SERVER": system.gateway})
+    told.command = run_guarded(program, {"SMALTI_SERVER": system.gateway})
     code = told.command.wait()
     told.command = None
     return code if code >= 0 else 128 - code

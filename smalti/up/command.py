@@ -10,24 +10,29 @@ from pathlib import Path
 from smalti.errors import InvalidInputError
 
 
-def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Starts a command that dies with this process; programs of this installation are found first.
-
-    Args:
-        command: the program and its arguments.
-        environment: what its environment has beside this process's.
+def find_program(name: str) -> list[str]:
+    """Returns the beginning of a command: a program, of this installation where it has one.
 
     Raises:
         InvalidInputError: there is no such program.
     """
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    program = shutil.which(command[0], path=path)
+    program = shutil.which(name, path=_path())
     if program is None:
-        raise InvalidInputError("COMMAND", f"{command[0]}: there is no such program")
+        raise InvalidInputError("COMMAND", f"{name}: there is no such program")
+    return [program]
+
+
+def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Starts a command that dies with this process.
+
+    Args:
+        command: the program and its arguments.
+        environment: what its environment has beside this process's.
+    """
     guard = Path(__file__).with_name("guard.py")
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guard), str(os.getpid()), "", program, *command[1:]],
-        env={**os.environ, "PATH": path, **environment},
+        [sys.executable, "-I", "-S", str(guard), str(os.getpid()), "", *command],
+        env={**os.environ, "PATH": _path(), **environment},
     )
 
 
@@ -38,3 +43,7 @@ def hears_the_terminal() -> bool:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False
+
+
+def _path() -> str:
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))

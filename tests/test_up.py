@@ -1,0 +1,280 @@
+"""`smalti up` as a process: Valkey and SeaweedFS are real, the services only say that they are well."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from smalti.cli import run
+from smalti.errors import InvalidInputError
+from smalti.models.folder import ModelFolder
+from smalti.testing.bare_system import services_in
+from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
+from smalti.up.servers import free_port, is_free
+
+LIMIT = 60.0
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Up:
+    """`smalti up` as a process."""
+
+    def __init__(
+        self, folder: Path, model: Path, *command: str, ports: str = "free", data: Path | None = None
+    ):
+        if not (folder / "services").exists():
+            services_in(folder)
+        self.folder = folder
+        self.data = data or folder / "data"
+        self.output = folder / f"output-{time.monotonic_ns()}"
+        options = ["--model", str(model), "--data", str(self.data), "--ports", ports]
+        with self.output.open("wb") as output:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "smalti", "up", *options, *(("--", *command) if command else ())],
+                stdout=output,
+                stderr=subprocess.STDOUT if not command else None,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def events(self) -> list[str]:
+        file = self.folder / "events"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def ready(self) -> "Up":
+        wait_until(lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "not ready")
+        assert self.process.poll() is None, self.said
+        return self
+
+    def children(self) -> list[psutil.Process]:
+        try:
+            return list(self.process.children(recursive=True))
+        except psutil.NoSuchProcess:
+            return []
+
+    def wait(self) -> tuple[int, list[psutil.Process]]:
+        """Waits for its end; returns the exit status, and the processes that it has had."""
+        had: set[psutil.Process] = set()
+
+        def ended() -> bool:
+            had.update(self.children())
+            return self.process.poll() is not None
+
+        wait_until(ended, "it does not end")
+        return int(self.process.returncode), list(had)
+
+    def child(self, name: str) -> psutil.Process:
+        return next(child for child in self.children() if name in " ".join(child.cmdline()))
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        return int(self.process.wait(LIMIT))
+
+
+@pytest.fixture
+def up(tmp_path: Path, tiny: ModelFolder) -> Iterator[Callable[..., Up]]:
+    """Starts it; it is killed in the end if it still runs."""
+    started: list[Up] = []
+
+    def start(*command: str, **options: Any) -> Up:
+        started.append(Up(tmp_path, tiny.path, *command, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
+    up: Callable[..., Up], tmp_path: Path, tiny: ModelFolder
+) -> None:
+    ports = {name: free_port() for name in DEFAULT_PORTS}
+    text = ",".join(f"{name}={port}" for name, port in ports.items())
+    system = up(ports=text).ready()
+    for name in SERVICES:
+        assert f"127.0.0.1:{ports[name]}" in system.said
+        assert f"http://127.0.0.1:{ports[f'{name}-metrics']}/metrics" in system.said
+        assert f"{name} runs with {tiny.path} 127.0.0.1:{ports['s3']}/smalti" in system.events
+        assert (system.data / "logs" / f"{name}.log").exists()
+    assert {path.name for path in (system.data / "logs").iterdir()} >= {"valkey.log", "seaweedfs.log"}
+    assert stat.S_IMODE((system.data / "keys.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE(system.data.stat().st_mode) == 0o700
+    children = system.children()
+    assert len(children) == 7
+    # A second one finds the ports taken, says by whom, and leaves all as it is.
+    log = system.data / "logs" / "gateway.log"
+    before = log.stat().st_ino
+    second = up(ports=text)
+    assert second.process.wait(LIMIT) == 1
+    gateway = system.child("services.gateway")
+    line = f"smalti up: port {ports['gateway']} of 127.0.0.1, for gateway, is held by process {gateway.pid} ("
+    assert line in second.said
+    assert "services.gateway" in second.said
+    # On other ports it must not touch the data of the first.
+    third = up()
+    assert third.process.wait(LIMIT) == 1
+    assert f"is in use by process {system.process.pid} (" in third.said
+    assert third.said.count("\n") == 1
+    assert log.stat().st_ino == before
+    assert not gone(children)
+    assert system.end() == 0
+    assert gone(children)
+    ends = [event for event in system.events if "end" in event]
+    assert ends[:2] == ["gateway ends while the broker is there", "gateway has ended"]
+    assert {event.split()[0] for event in ends[2:]} == set(SERVICES[1:])
+    assert len(ends) == 10
+
+
+def test_what_dies_is_started_again(up: Callable[..., Up]) -> None:
+    system = up().ready()
+    for name in ("services.decoder", "valkey-server"):
+        victim = system.child(name)
+        victim.kill()
+        short = name.removeprefix("services.").removesuffix("-server")
+        again = f"{short} answers again"
+        wait_until(partial(lambda line: line in system.said, again), f"{name} stays dead")
+        assert f"smalti up: {short} has died (SIGKILL) and is started again in 0.5 s" in system.said
+        assert system.child(name).pid != victim.pid
+    assert system.events.count(next(e for e in system.events if e.startswith("decoder runs"))) == 2
+    assert system.end(signal.SIGTERM) == 0
+
+
+def test_kill_9_leaves_nothing(up: Callable[..., Up]) -> None:
+    system = up("sleep", "1000")
+    wait_until(lambda: any("sleep" in child.name() for child in system.children()), "no command")
+    children = system.children()
+    assert len(children) == 8
+    system.process.kill()
+    wait_until(lambda: gone(children), "something is left")
+
+
+def test_command_has_the_system_and_its_status_is_the_result(up: Callable[..., Up], tmp_path: Path) -> None:
+    script = "import os, sys; print(os.environ['SMALTI_SERVER'], sys.executable, flush=True); sys.exit(7)"
+    ports = f"gateway={(port := free_port())}," + ",".join(
+        f"{name}=free" for name in DEFAULT_PORTS if name != "gateway"
+    )
+    system = up(Path(sys.executable).name, "-c", script, ports=ports)
+    status, children = system.wait()
+    assert status == 7
+    # What it prints is all that stands on standard output; and the programs are those of this installation.
+    assert system.said == f"127.0.0.1:{port} {sys.executable}\n"
+    assert gone(children)
+    # What was kept is there for the next time: the keys of the store among it.
+    keys = json.loads((system.data / "keys.json").read_text())
+    again = up("sh", "-c", "kill -9 $$")
+    assert again.process.wait(LIMIT) == 128 + 9
+    assert json.loads((system.data / "keys.json").read_text()) == keys
+    assert (system.data / "logs" / "gateway.log.before").exists()
+
+
+def test_signal_reaches_the_command(up: Callable[..., Up], tmp_path: Path) -> None:
+    script = "trap 'exit 5' TERM; touch begun; while :; do sleep 0.1; done"
+    system = up("sh", "-c", f"cd {tmp_path}; {script}")
+    wait_until(lambda: (tmp_path / "begun").exists(), "the command does not begin")
+    assert system.end(signal.SIGTERM) == 5
+
+
+def test_service_that_cannot_start_ends_it_all(up: Callable[..., Up], tmp_path: Path) -> None:
+    (tmp_path / "unusable-ranker").touch()
+    system = up()
+    status, children = system.wait()
+    assert status == 1
+    assert (
+        "smalti up: ranker cannot start (exit code 2): smalti ranker: SMALTI_MODEL: it is no good\n"
+        in system.said
+    )
+    assert len(children) >= 7
+    assert gone(children)
+
+
+def test_second_ctrl_c_does_not_wait(up: Callable[..., Up], tmp_path: Path) -> None:
+    (tmp_path / "stubborn-gateway").touch()
+    system = up().ready()
+    children = system.children()
+    system.process.send_signal(signal.SIGINT)
+    wait_until(lambda: any(event.startswith("gateway ends") for event in system.events), "no end")
+    assert system.process.poll() is None
+    assert system.end() == 0
+    assert gone(children)
+    # The broker was not killed before those who use it had ended, or were killed themselves.
+    assert "gateway has ended" not in system.events
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("door=1", "'door' is none of gateway, "),
+        ("gateway", "a number from 1 to 65535, or free, is expected"),
+        ("gateway=0", "a number from 1 to 65535, or free, is expected"),
+        ("gateway=70000", "a number from 1 to 65535, or free, is expected"),
+        ("gateway=6380", "gateway=6380: the port is given to two"),
+    ],
+)
+def test_ports_that_cannot_be_used(text: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--ports", text]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("smalti: ports: ")
+    assert problem in error
+    assert error.count("\n") == 1
+
+
+def test_ports_are_the_usual_ones_but_for_those_that_are_named() -> None:
+    assert read_ports(None) == DEFAULT_PORTS
+    chosen = read_ports("gateway=6000,s3=free")
+    assert chosen["gateway"] == 6000
+    assert is_free(chosen["s3"])
+    assert {name: port for name, port in chosen.items() if name not in ("gateway", "s3")} == {
+        name: port for name, port in DEFAULT_PORTS.items() if name not in ("gateway", "s3")
+    }
+    assert not set(read_ports("free").values()) & set(DEFAULT_PORTS.values())
+
+
+def test_holder_of_a_port_that_nobody_holds() -> None:
+    assert holder(free_port()) == "a process that cannot be seen, perhaps another user's"
+
+
+def test_wrong_model_or_program_is_one_line_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for arguments, said in (
+        (["--model", "no-such-model"], "no model is called no-such-model"),
+        (["--", "no-such-program"], "COMMAND: no-such-program: there is no such program"),
+    ):
+        assert run(["up", "--data", str(tmp_path / "data"), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_ports_error_is_an_input_error() -> None:
+    with pytest.raises(InvalidInputError, match=r"^ports: "):
+        read_ports("x")
