@@ -1,15 +1,10 @@
 """The queues, on real brokers: only messages that somebody trusted has signed are taken."""
 
-import datetime
 import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 from smalti.errors import InvalidInputError
 from smalti.queue import (
@@ -28,6 +23,7 @@ from smalti.testing.queue_stand import (
     task,
 )
 from smalti.testing.servers import Server
+from smalti.testing.signing import certificate
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
@@ -36,33 +32,6 @@ pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 def _nothing_is_left_to_others() -> Iterator[None]:
     yield
     gc.collect()
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Makes a key and a certificate that it has signed itself."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    private, public = folder / f"{name}.key", folder / f"{name}.pem"
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-    )
-    public.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return private, public
 
 
 def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:

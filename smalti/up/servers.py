@@ -98,6 +98,11 @@ class Server(ABC):
         """Whether all processes of the server run."""
         return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes of the server, in the order in which they were started."""
+        return tuple(process.pid for process in self._processes)
+
     def start(self) -> Self:
         """Starts the server and waits until it answers.
 
