@@ -103,8 +103,9 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
 ) -> None:
     process, sizes = bare_process(), Sizes.of(worded)
     engine = EncoderEngine.load(sizes)
-    cancellations = Cancellations(process.store, 0.05)
-    handle = EncodeHandler(process, worded, cancellations, engine, compute, Rewriter.of(worded))
+    handle = EncodeHandler(
+        process, worded, Cancellations(process.store, 0.05), engine, compute, Rewriter.of(worded)
+    )
     asked = task(prompt="a red zeppelin", model=worded.name, revision=worded.revision)
     assert isinstance(asked, EncodeTask)
     first, second = (list(handle(Delivery(asked, threading.Event()))) for _ in range(2))
@@ -118,4 +119,4 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
         assert done.reading.drawn == Rewriter.of(worded)("a red zeppelin").prompt
         encoding = read_encoding(process.store, generate.encoding, sizes)
         np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.drawn).states)
-    cancellations.close()
+    handle.close()

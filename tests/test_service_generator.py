@@ -218,17 +218,17 @@ class Work:
     ) -> None:
         self.store = MemoryStore()
         process = bare_process(self.store)
-        self.cancellations = Cancellations(process.store, 0.02)
-        handle = GenerateHandler(process, Sizes.of(tiny), self.cancellations, engine)
+        handle = GenerateHandler(process, Sizes.of(tiny), Cancellations(process.store, 0.02), engine)
         encoding = self.store.put(JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
         [self.task] = task(tiny, "j1", **changes).next(encoding)
         self.draining = threading.Event()
+        self.handler = handle
         self.pool = ThreadPoolExecutor(1)
         self.messages = self.pool.submit(lambda: list(handle(Delivery(self.task, self.draining))))
 
     def close(self) -> None:
         self.pool.shutdown()
-        self.cancellations.close()
+        self.handler.close()
 
 
 def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:

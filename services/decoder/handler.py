@@ -62,10 +62,11 @@ class DecodeHandler(StageHandler[DecodeTask]):
             ]
         running.check()
         running.reach("before-write")
-        written = zip(self.outputs(task), files, strict=True)
-        return Made(
-            tuple(self.store.put(key, content, content_type="image/png") for key, content in written), seconds
+        written = self.side_by_side.map(
+            lambda pair: self.store.put(*pair, content_type="image/png"),
+            zip(self.outputs(task), files, strict=True),
         )
+        return Made(tuple(written), seconds)
 
     def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""

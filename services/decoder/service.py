@@ -37,6 +37,7 @@ def build(process: Process) -> Service:
     model = model_message(sizes)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
+    handler = DecodeHandler(process, sizes, cancellations, engine, compute, rewriter)
 
     def register(server: grpc.aio.Server) -> None:
         add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, sizes, model.reference), server)
@@ -45,11 +46,11 @@ def build(process: Process) -> Service:
 
     return Service(
         register=register,
-        handler=DecodeHandler(process, sizes, cancellations, engine, compute, rewriter),
+        handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
         model=sizes.folder.name,
         engine=compute,
-        close=cancellations.close,
+        close=handler.close,
     )
 
 

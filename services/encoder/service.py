@@ -35,6 +35,7 @@ def build(process: Process) -> Service:
     model = model_message(sizes)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
+    handler = EncodeHandler(process, sizes.folder, cancellations, engine, compute, rewriter)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = EncoderServicer(engine, compute, rewriter, model.reference)
@@ -44,9 +45,9 @@ def build(process: Process) -> Service:
 
     return Service(
         register=register,
-        handler=EncodeHandler(process, sizes.folder, cancellations, engine, compute, rewriter),
+        handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
         model=sizes.folder.name,
         engine=compute,
-        close=cancellations.close,
+        close=handler.close,
     )

@@ -42,6 +42,7 @@ def build(process: Process) -> Service:
         engine.batch = FailingBatch(engine.batch)
     model = model_message(sizes)
     cancellations = Cancellations(process.store, settings.cancel_poll)
+    handler = GenerateHandler(process, sizes, cancellations, engine)
 
     def register(server: grpc.aio.Server) -> None:
         add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, sizes, model.reference), server)
@@ -50,9 +51,9 @@ def build(process: Process) -> Service:
 
     return Service(
         register=register,
-        handler=GenerateHandler(process, sizes, cancellations, engine),
+        handler=handler,
         concurrency=settings.concurrency or settings.slots // 4 + 2,
         model=sizes.folder.name,
         engine=engine,
-        close=cancellations.close,
+        close=handler.close,
     )

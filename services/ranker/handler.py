@@ -47,7 +47,7 @@ class RankHandler(StageHandler[RankTask]):
     def make(self, running: Running[RankTask]) -> Made:
         """See `StageHandler`."""
         task = running.task
-        files = [self.store.get(ref.key, sha256=ref.sha256) for ref in task.pictures]
+        files = self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
         images = [_image(ref.key, file) for ref, file in zip(task.pictures, files, strict=True)]
         prompt = self._rewriter(task.prompt).prompt
         running.reach("after-read")

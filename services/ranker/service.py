@@ -34,6 +34,7 @@ def build(process: Process) -> Service:
     model = model_message(sizes)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
+    handler = RankHandler(process, sizes.folder, cancellations, engine, compute, rewriter)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
     def register(server: grpc.aio.Server) -> None:
@@ -43,9 +44,9 @@ def build(process: Process) -> Service:
 
     return Service(
         register=register,
-        handler=RankHandler(process, sizes.folder, cancellations, engine, compute, rewriter),
+        handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
         model=sizes.folder.name,
         engine=compute,
-        close=cancellations.close,
+        close=handler.close,
     )

@@ -19,6 +19,7 @@ from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, Watched
 from smalti.service.process import Process
+from smalti.service.side_by_side import SideBySide
 from smalti.storage import DamagedObjectError, MissingObjectError, ObjectRef, find
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class StageHandler(ABC, Generic[TaskType]):
         """
         self.store = process.store
         self.publisher = process.publisher
+        self.side_by_side = SideBySide()
         self._broker = process.broker
         self._folder = folder
         self._cancellations = cancellations
@@ -132,13 +134,19 @@ class StageHandler(ABC, Generic[TaskType]):
         """Returns how the prompt was read; for the stage that reads it."""
         return None
 
+    def close(self) -> None:
+        """To be called when no message is handled any more."""
+        self.side_by_side.close()
+        self._cancellations.close()
+
     def __call__(self, delivery: Delivery) -> Iterator[Message]:
         """Handles a message; see `smalti.queue.Handler`."""
         task: TaskType = delivery.message  # type: ignore[assignment]
         self._check_model(task)
+        finding = self.side_by_side.submit(lambda: find(self.store, *self.outputs(task)))
         with self._cancellations.watch(task) as watched:
             running = Running(task, watched, delivery.draining, self._broker.drain)
-            found = find(self.store, *self.outputs(task))
+            found = finding.result()
             try:
                 made = Made(found, 0.0) if found else self.make(running)
             except (MissingObjectError, DamagedObjectError) as error:

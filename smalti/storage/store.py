@@ -135,9 +135,13 @@ def find(store: ObjectStore, *keys: str) -> tuple[ObjectRef, ...] | None:
 
     It is how a stage finds out that its work was done before.
     """
-    infos = [store.stat(key) for key in keys]
-    found = [ObjectRef(key=info.key, sha256=info.sha256) for info in infos if info and info.sha256]
-    return tuple(found) if len(found) == len(keys) else None
+    found: list[ObjectRef] = []
+    for key in keys:
+        info = store.stat(key)
+        if info is None or info.sha256 is None:
+            return None
+        found.append(ObjectRef(key=key, sha256=info.sha256))
+    return tuple(found)
 
 
 def sweep(
