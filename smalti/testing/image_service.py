@@ -25,6 +25,8 @@ from smalti.errors import (
     RequestIdReusedError,
     UnavailableError,
 )
+from smalti.parameters import SamplingParameters
+from smalti.rpc.conversion import sampling_message
 from smalti.rpc.errors import status_of
 from smalti.rpc.server import serve
 from smalti.rpc.settings import RpcSettings
@@ -34,6 +36,8 @@ from smalti.v1.model_pb2 import Model, ModelReference
 
 MODEL = Model(reference=ModelReference(name="wire", revision=f"sha256:{'0' * 64}"), default=True)
 ROWS = 4
+HOLDS = {"queue": 1, "wait": 2}
+"""After which version a job for a prompt is held."""
 PIECE = 100
 """Bytes of a file that are sent at a time."""
 
@@ -48,7 +52,7 @@ def png(candidate: int) -> bytes:
 
 
 class WireGateway(ImageServiceServicer):
-    """The gateway. A job for the prompt "wait" is drawn when `go_on` is set; one for "fail" fails."""
+    """The gateway. A job for the prompt "queue" or "wait" goes on when `go_on` is set; one for "fail" fails."""
 
     def __init__(self) -> None:
         """Has no jobs, and a wire that holds."""
@@ -132,7 +136,7 @@ class WireGateway(ImageServiceServicer):
             if not following:
                 yield image_pb2.WatchJobResponse(job=versions[-1])
                 return
-            if following[0].version > 2 and following[0].parameters.prompt == "wait":
+            if following[0].version > HOLDS.get(following[0].parameters.prompt, len(versions)):
                 self.watching.set()
                 await self.go_on.wait()
                 following = [version for version in versions if version.version > since]
@@ -206,6 +210,8 @@ class WireGateway(ImageServiceServicer):
         base = job_pb2.Job(id=name, request_id=request.request_id, parameters=request.parameters)
         base.parameters.n, base.parameters.candidates = request.parameters.n or 3, 4
         base.parameters.model.CopyFrom(MODEL.reference)
+        base.parameters.sampling.CopyFrom(sampling_message(SamplingParameters()))
+        base.parameters.sampling.MergeFrom(request.parameters.sampling)
         base.labels.update(request.labels)
         versions = [base]
         base.version, base.state, base.jobs_ahead = 1, job_pb2.JOB_STATE_QUEUED, 2

@@ -1,0 +1,243 @@
+"""`smalti generate --server`: the files that are written without a server too, drawn by the whole system."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from smalti.cli import run
+from smalti.client import Client
+from smalti.models.folder import ModelFolder
+from smalti.pictures import read_drawing
+from smalti.testing.image_service import ServedGateway, served_gateway
+from smalti.up.ports import DEFAULT_PORTS
+from smalti.up.servers import free_port
+from smalti.v1.job_pb2 import JOB_STATE_CANCELLED
+
+LIMIT = 120.0
+
+# Arguments to (status, standard output, standard error).
+Generate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def system(worded: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The whole system with a tiny model; the address of its gateway."""
+    folder = tmp_path_factory.mktemp("system")
+    ports = {name: free_port() for name in DEFAULT_PORTS}
+    command = [
+        sys.executable,
+        "-m",
+        "smalti",
+        "up",
+        "--model",
+        str(worded.path),
+        "--data",
+        str(folder / "data"),
+    ]
+    command += ["--ports", ",".join(f"{name}={port}" for name, port in ports.items())]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + LIMIT
+        while "Ctrl-C stops it all" not in (said := (folder / "output").read_text()):
+            assert process.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.1)
+        yield f"127.0.0.1:{ports['gateway']}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(LIMIT)
+
+
+@pytest.fixture
+def generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Runs the command in an empty folder; returns (status, standard output, standard error)."""
+
+    def call(*arguments: str, out: str = "out") -> tuple[int, str, str]:
+        status = run(["generate", *arguments, "--out", str(tmp_path / out)])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[ServedGateway]:
+    with served_gateway() as served:
+        yield served
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """The same files: the same pixels, and the same said of them but for the last digit of a score."""
+    assert names(ours) == names(theirs)
+    for name in names(ours):
+        with Image.open(ours / name) as one, Image.open(theirs / name) as other:
+            assert one.tobytes() == other.tobytes()
+        one_says, other_says = read_drawing(ours / name), read_drawing(theirs / name)
+        assert one_says.model_copy(update={"score": None}) == other_says.model_copy(update={"score": None})
+        assert (one_says.score or 0) == pytest.approx(other_says.score or 0, abs=2e-4)
+
+
+def test_server_draws_what_is_drawn_without_one(
+    generate: Generate, system: str, worded: ModelFolder, tmp_path: Path
+) -> None:
+    # All are kept: some of the tiny model's pictures are equal, and so is their score but for its last digit.
+    options = ["--seed", "3", "--n", "6", "--candidates", "6", "--temperature", "0.7", "--json"]
+    status, far, error = generate("a cat", "A Hippo in a pool", *options, "--server", system)
+    assert status == 0
+    assert error.count("\n") == 1
+    assert 'the model does not know "hippo", "pool"; drawing "an elephant"' in error
+    _, near, _ = generate("a cat", "A Hippo in a pool", *options, "--model", str(worded.path), out="local")
+    assert_same(tmp_path / "out", tmp_path / "local")
+    for one, other in zip(far.splitlines(), near.splitlines(), strict=True):
+        ours, theirs = json.loads(one), json.loads(other)
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"pictures", "grid", "warnings"}:
+            assert ours[key] == theirs[key], key
+        scores = [picture["score"] for picture in ours["pictures"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len(ours["warnings"]) == len(theirs["warnings"])
+
+
+def test_what_is_left_out_is_the_systems(
+    generate: Generate, system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALTI_SERVER", system)
+    status, output, error = generate("a cat")
+    assert (status, error) == (0, "")
+    # Nobody else is there, so more are drawn than the model's sixteen.
+    assert output.startswith("9 of 32 drawn, seed ")
+    assert len(names(tmp_path / "out")) == 10
+
+
+def test_like_draws_the_same_again_byte_for_byte(generate: Generate, system: str, tmp_path: Path) -> None:
+    generate("a hippo", "--seed", "3", "--n", "2", "--candidates", "3", "--top-k", "9", "--server", system)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before) == 3
+    (tmp_path / "out").rename(tmp_path / "kept")
+    for name in before:
+        status, *_ = generate("--like", str(tmp_path / "kept" / name), "--server", system)
+        assert status == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert after.keys() == before.keys()
+    assert after == before
+
+
+def test_like_refuses_other_weights(
+    generate: Generate, system: str, wire: ServedGateway, tmp_path: Path
+) -> None:
+    generate("a fox", "--seed", "3", "--n", "1", "--server", wire.address)
+    (picture,) = (tmp_path / "out").iterdir()
+    status, _, error = generate("--like", str(picture), "--server", system)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert "wire" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "prompt: it is missing"),
+        ([" "], "prompt: it is empty"),
+        (["fox", "--n", "17", "--candidates", "16"], "n: 17 pictures cannot be chosen from 16 candidates"),
+        (["fox", "--n", "0"], "n: "),
+        (["fox", "--candidates", "100000"], "candidates: "),
+        (["fox", "--seed", "-1"], "seed: "),
+        (["fox", "--top-p", "0"], "top_p: "),
+        (["fox", "--guidance-scale", "nan"], "guidance_scale: "),
+        (["x" * 10_000], "prompt: "),
+        (["fox", "--model", "no-such-model"], "no-such-model"),
+        (["fox", "--like", "x.png"], "like: the picture brings its own prompt"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    generate: Generate, system: str, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    status, output, error = generate(*arguments, "--server", system)
+    assert (status, output) == (2, "")
+    assert error.count("\n") == 1
+    assert error.startswith(f"smalti: {said}") or said in ("no-such-model",)
+    assert said in error
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_server_that_is_not_there_is_one_line(generate: Generate) -> None:
+    for server in (f"127.0.0.1:{free_port()}", "nowhere"):
+        status, _, error = generate("fox", "--server", server)
+        assert status == 2
+        assert error.count("\n") == 1
+
+
+def test_neither_jax_nor_a_services_libraries_are_needed(wire: ServedGateway, tmp_path: Path) -> None:
+    refused = {"jax", "flax", "torch", "celery", "minio", "grpc_health", "grpc_reflection", "sqlalchemy"}
+    script = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused!r}:
+            raise ModuleNotFoundError(f"{{name}} belongs to another extra", name=name)
+sys.meta_path.insert(0, Refuse())
+from smalti.cli import main
+sys.argv[1:] = ["generate", "a fox", "--server", {wire.address!r}, "--out", {str(tmp_path)!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 4 drawn" in done.stdout
+
+
+def test_ctrl_c_cancels_the_job_and_says_so(wire: ServedGateway, tmp_path: Path) -> None:
+    wire.gateway.watching.clear()
+    command = [sys.executable, "-m", "smalti", "generate", "wait", "--server", wire.address]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert wire.gateway.watching.wait(LIMIT)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    with Client(wire.address) as client:
+        (job,) = (job for job in client.list() if job.parameters.prompt == "wait")
+    assert job.state == JOB_STATE_CANCELLED
+    assert f"smalti: job {job.id} is cancelled\n" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_terminal_shows_where_the_job_is(wire: ServedGateway, tmp_path: Path) -> None:
+    wire.gateway.go_on.clear()
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "smalti", "generate", "queue", "--server", wire.address]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        stdin=terminal, stdout=terminal, stderr=terminal,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(controller, 65536)
+        except OSError:  # Linux's way to say that the other side is closed.
+            break
+        if b"2 jobs ahead" in shown:
+            wire.go_on()
+    os.close(controller)
+    assert process.wait(timeout=LIMIT) == 0
+    text = shown.decode(errors="replace")
+    assert "waiting, 2 jobs ahead" in text
+    assert "▀" in text
+    assert "3 of 4 drawn" in text
