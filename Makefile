@@ -11,9 +11,11 @@ SHIPPED ?= smalti/assets/pictograms
 
 .PHONY: demo test check bench format protos model evaluate constraints clean
 
-# Draws nine pictures; their grid is pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
+# Starts the whole system on free ports, draws nine pictures through it, and stops it; their grid is
+# pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
 demo: $(INSTALLED)
-	$(BIN)/smalti generate "a blue cat on a yellow background" --seed 1 --out pictures
+	$(BIN)/smalti up --ports free --data build/demo -- \
+		smalti generate "a blue cat on a yellow background" --seed 1 --out pictures
 
 # The whole test suite.
 test: $(INSTALLED)
