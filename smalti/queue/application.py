@@ -132,11 +132,15 @@ def celery_application(settings: BrokerSettings) -> Celery:
 
 
 def _redis_options(settings: BrokerSettings) -> dict[str, Any]:
+    # How often it is looked for messages past the visibility timeout: at every tenth of it, at most every ten seconds.
+    look_seconds = min(10.0, settings.visibility_timeout / 10)
     return {
         "visibility_timeout": settings.visibility_timeout,
-        # How often it is looked for messages past that time: at every tenth of it, at most every ten seconds.
-        "unacked_restore_interval": min(10.0, settings.visibility_timeout / 10),
+        "unacked_restore_interval": look_seconds,
         "unacked_restore_throttle": 1,
+        # One looks at a time. The lock of a worker that is killed meanwhile would else keep all others from it for
+        # five minutes; two at the same time do no harm.
+        "unacked_mutex_expire": look_seconds,
         "queue_order_strategy": QUEUE_ORDER,
         "priority_steps": [0],
         "socket_timeout": settings.timeout,
