@@ -159,7 +159,7 @@ class WorkerProcess:
 
 
 def die_while_looking(settings: BrokerSettings) -> None:
-    """Leaves the lock behind under which a worker looks for messages that come back: with Valkey, where there is one."""
+    """Leaves the lock behind under which workers look for messages that come back; only Valkey has one."""
     with celery_application(settings).connection_for_write() as connection:
         channel = connection.channel()
         if settings.url.get_secret_value().startswith("redis"):
