@@ -11,6 +11,7 @@ from typing import Any, Final
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from opentelemetry.trace import SpanKind
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from services.gateway.settings import GATEWAY_PREFIX
 from smalti.errors import InvalidInputError, UnavailableError
+from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,8 @@ class Database:
     def _timed(self, op: str) -> Iterator[None]:
         began = time.monotonic()
         try:
-            yield
+            with tracing.inner_span(f"{op} database", SpanKind.CLIENT, {"db.system.name": self.engine.name}):
+                yield
         finally:
             self._observe(op, time.monotonic() - began)
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Final
 
 import safetensors.numpy
@@ -166,8 +167,12 @@ class FanIn:
         first = {chunk.number: chunk.first for chunk in chunks}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
-        rows = self._readers.map(lambda number: self._read_rows(keys.tokens(number)), wanted)
-        for (number, places), tokens in zip(wanted.items(), rows, strict=True):
+        reading = [
+            self._readers.submit(copy_context().run, self._read_rows, keys.tokens(number))
+            for number in wanted
+        ]
+        for (number, places), read in zip(wanted.items(), reading, strict=True):
+            tokens = read.result()
             if tokens is None or max(places) >= len(tokens):
                 lost.append(number)
                 continue

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -27,11 +28,10 @@ from services.gateway.requests import (
 from services.gateway.tables import Picture, State
 from services.gateway.watching import SIGN_OF_LIFE_SECONDS, Watching
 from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
-from smalti.messages import Trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
 from smalti.storage import DamagedObjectError, MissingObjectError
-from smalti.telemetry import tracing
+from smalti.telemetry.messages import here
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
@@ -91,7 +91,7 @@ class ImageServicer(ImageServiceServicer):
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         order = order_of(request, self._gateway.sizes, self._gateway.settings)
-        order = replace(order, request_id=request_id, request_hash=request_hash, trace=_trace())
+        order = replace(order, request_id=request_id, request_hash=request_hash, trace=here())
         if order.keep_rows:
             await self._call(self._jobs.check_room)
             with within("parameters.initial_image"):
@@ -178,9 +178,10 @@ class ImageServicer(ImageServiceServicer):
         return image_pb2.GetModelResponse(model=self._model)
 
     async def _call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Calls a function that waits for the database or the store, in a thread."""
+        """Calls a function that waits for the database or the store, in a thread, which speaks for this call."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._gateway.threads, partial(function, *arguments, **named))
+        call = partial(copy_context().run, function, *arguments, **named)
+        return await loop.run_in_executor(self._gateway.threads, call)
 
     async def _message(self, snapshot: Snapshot, *, full: bool) -> job_pb2.Job:
         if snapshot.pictures:
@@ -224,9 +225,3 @@ def _wanted(snapshot: Snapshot, candidates: set[int]) -> list[Picture]:
             name, f"candidate {min(missing)} is not among the pictures of job {job.id}"
         )
     return [picture for picture in snapshot.pictures if not candidates or picture.candidate in candidates]
-
-
-def _trace() -> Trace | None:
-    """Returns the trace of this call, which the job's messages carry on; None where there is none."""
-    carrier = tracing.inject()
-    return Trace(**carrier) if carrier else None

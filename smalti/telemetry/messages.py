@@ -12,6 +12,7 @@ from smalti.telemetry.logs import about, of_message
 
 # As OpenTelemetry's conventions for messaging name it.
 SYSTEM = "celery"
+LONGEST_STATE = 512
 
 
 @contextmanager
@@ -54,7 +55,9 @@ def here() -> Trace | None:
     carrier = tracing.inject()
     if not carrier:
         return None
-    return Trace(traceparent=carrier["traceparent"], tracestate=carrier.get("tracestate", "")[:512])
+    # What others keep with a trace may be left out, and has to be where it is longer than the recommendation asks for.
+    state = carrier.get("tracestate", "")
+    return Trace(traceparent=carrier["traceparent"], tracestate=state if len(state) <= LONGEST_STATE else "")
 
 
 @contextmanager

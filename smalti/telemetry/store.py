@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from opentelemetry.trace import SpanKind
+
 from smalti.storage import (
     DamagedObjectError,
     MissingObjectError,
@@ -61,7 +63,7 @@ class TimedStore:
     def _timed(self, op: str, key: str, call: Callable[[], Result]) -> Result:
         outcome, begin = "failed", time.perf_counter()
         try:
-            with tracing.span(f"{op} object", attributes={"smalti.object.key": key}):
+            with tracing.inner_span(f"{op} object", SpanKind.CLIENT, {"smalti.object.key": key}):
                 result = call()
             outcome = "done"
             return result
