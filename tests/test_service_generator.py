@@ -45,6 +45,7 @@ from smalti.v1.tokens_pb2 import ImageTokens
 PROMPT = "a red fox"
 SEED = 7
 SLOTS = 4
+MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,24 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     failpoints.arm()
+
+
+class Counter:
+    """Counts the tokens that were drawn."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def stepped(self, seconds: float, active: int, slots: int, tokens: int) -> None:
+        self.tokens += tokens
+
+
+@pytest.fixture
+def drawn(engine: GeneratorEngine) -> Iterator[Counter]:
+    """How much the engine draws while the test runs: of what was taken back, not all."""
+    engine.observer = counter = Counter()
+    yield counter
+    engine.observer = None
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +194,7 @@ async def test_short_encoding_draws_the_same(
 
 @asynchronous
 async def test_call_that_is_left_or_whose_time_is_over_frees_its_slots(
-    register: Register, encoding: Encoding, engine: GeneratorEngine, slow: None
+    register: Register, encoding: Encoding, engine: GeneratorEngine, slow: None, drawn: Counter
 ) -> None:
     request = GenerateRequest(encoding=encoding, seed=1, candidates=range(6))
     async with called(register) as channel:
@@ -192,6 +211,7 @@ async def test_call_that_is_left_or_whose_time_is_over_frees_its_slots(
             await answer(stub.Generate(request, timeout=0.25))
         while not is_idle(engine):
             await asyncio.sleep(0.01)
+    assert drawn.tokens < 6 * 16
 
 
 @asynchronous
@@ -247,9 +267,9 @@ def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
 
 
 def test_cancelled_job_frees_its_slots_and_goes_no_further(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, drawn: Counter
 ) -> None:
-    work = Work(engine, tiny, pipeline)
+    work = Work(engine, tiny, pipeline, chunks=(MANY,))
     wait_until(lambda: engine.active == SLOTS)
     work.store.put(JobKeys("j1").cancelled, b'{"reason": "cancelled"}')
     with pytest.raises(PermanentError) as caught:
@@ -257,6 +277,7 @@ def test_cancelled_job_frees_its_slots_and_goes_no_further(
     assert caught.value.reason == "cancelled"
     wait_until(lambda: is_idle(engine))
     assert not find(work.store, work.task.keys.tokens(0))
+    assert drawn.tokens < 40 * 16
     work.close()
 
 
@@ -272,15 +293,15 @@ def test_job_whose_time_is_over_is_dropped(
 
 
 def test_worker_that_stops_gives_back_what_would_take_too_long(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, drawn: Counter
 ) -> None:
-    many = Chunk(chunk=0, candidates=tuple(range(40)))
-    work = Work(engine, tiny, pipeline, chunks=(many,))
+    work = Work(engine, tiny, pipeline, chunks=(MANY,))
     wait_until(lambda: engine.active == SLOTS)
     work.draining.set()
     with pytest.raises(GiveBackError):
         work.messages.result(60)
     wait_until(lambda: is_idle(engine))
+    assert drawn.tokens < 40 * 16
     work.close()
 
 
