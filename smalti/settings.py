@@ -96,8 +96,11 @@ def read_settings(kind: type[SettingsKind]) -> SettingsKind:
         return kind()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        prefix = kind.model_config["env_prefix"]
+        if not first["loc"]:
+            # Settings that do not go together; the message names them, and the input would be all of them.
+            raise InvalidInputError(f"{prefix}*", first["msg"].removeprefix("Value error, ")) from None
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise InvalidInputError(
-            f"{kind.model_config['env_prefix']}{first['loc'][0]}".upper(),
-            f"{message}, not {first['input']!r}",
+            f"{prefix}{first['loc'][0]}".upper(), f"{message}, not {first['input']!r}"
         ) from None

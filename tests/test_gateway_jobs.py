@@ -308,28 +308,37 @@ def test_what_the_broker_does_not_take_is_sent_when_it_is_back(gateway: GatewayS
     assert gateway.send() == []
 
 
-def test_gateway_that_dies_before_it_sends_is_made_good_by_another(make: Make) -> None:
+def test_gateway_that_dies_before_it_sends_is_made_good_by_another(make: Make, database: Database) -> None:
     first, second = make(), make()
+    assert second.send() == []
     job = first.create()
-    first.gateway.dispatcher._ledger = second.gateway.ledger  # What it notes after sending is lost with it.
-    first.gateway.send()
-    second.gateway.ledger._entries.clear()
+    first.gateway.send()  # What it notes afterwards is lost with it.
     assert second.send() == []
     second.clock.advance(20)
     (again,) = second.send()
     assert (again.job, again.lease) == (job, 2)
+    second.create()
+    second.gateway.send()
+    third = make()
+    third.clock.advance(20.1)
+    assert len(third.send()) == database.is_sqlite  # There it need not wait: it is the only one.
 
 
 def test_long_job_is_sent_in_messages_of_the_right_size(make: Make) -> None:
-    gateway = make(chunk=1, window=2000, candidates=1024)
-    gateway.create("ü" * 4000, candidates=1024, n=1)
+    gateway = make(window=2000, candidates=1024)
+    long: dict[str, Any] = {"given": (2**31 - 1,) * 4096, "first_candidate": 10**6}
+    gateway.create("ü" * 4000, candidates=1024, n=1, **long)
     tasks = gateway.send()
-    assert sum(len(task.chunks) for task in tasks) == 1024
+    assert len(tasks) > 1
+    assert sum(len(task.chunks) for task in tasks) == 256
     assert all(len(task.to_json().encode()) <= 64 * 1024 for task in tasks)
+    with pytest.raises(InvalidInputError, match="prompt: has too many bytes"):
+        gateway.create("\x01" * 4000, candidates=1024, n=1, **long)
 
 
 def test_two_gateways_send_everything_once(make: Make) -> None:
     gateways = [make(), make()]
+    assert [each.send() for each in gateways] == [[], []]
     jobs = {gateways[0].create() for _ in range(10)}
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda each: each.gateway.send(), gateways))
@@ -673,8 +682,8 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make: Ma
 def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayStand) -> None:
     jobs = []
     for number in range(7):
-        jobs.append(gateway.create())
-        gateway.clock.advance(number % 2)  # Some at the same time.
+        jobs.append(gateway.jobs.create(order()).job.id)
+        gateway.clock.advance(number // 4)  # The first four at the same time.
     expected = [snapshot.job.id for snapshot in gateway.jobs.page(Conditions(), behind=None, limit=100)]
     assert sorted(expected) == sorted(jobs)
     seen: list[str] = []

@@ -1,5 +1,6 @@
 """`python -m services.gateway`."""
 
+import logging
 import sys
 
 from smalti.messages import Stage
@@ -8,6 +9,7 @@ from smalti.service import Process, Service, run
 
 def build(process: Process) -> Service:
     """Imports the database's library only when the settings are known to be good."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin, from its import on.
     from services.gateway.service import build
 
     return build(process)

@@ -5,7 +5,7 @@ lease runs out; and what the broker has not confirmed was no attempt.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from sqlalchemy import func, select, update
@@ -16,22 +16,20 @@ from services.gateway.database import Database
 from services.gateway.ledger import Ledger
 from services.gateway.lifecycle import end, lock_open
 from services.gateway.notices import Notices
-from services.gateway.orders import Parameters
 from services.gateway.settings import GatewaySettings
 from services.gateway.tables import (
     IS_LEASED,
     IS_WAITING,
-    PRIORITIES,
     PRIORITY_NUMBERS,
     Chunk,
     ChunkState,
     Job,
     State,
 )
+from services.gateway.tasks import encode_tasks
 from smalti.engines.requests import Priority
 from smalti.errors import AttemptsExhaustedError
-from smalti.messages import MOST_CHUNKS, EncodeTask, Message, OversizedMessageError, Trace
-from smalti.messages import Chunk as ChunkOfMessage
+from smalti.messages import EncodeTask, Message
 from smalti.queue import BrokerUnavailableError
 from smalti.queue.order import Turns
 from smalti.service import failpoints
@@ -89,6 +87,17 @@ class Dispatcher:
         self._notices = notices
         self._clock = clock
         self._turns = Turns()
+
+    def reclaim(self) -> None:
+        """Lets what an earlier gateway was sending when it died be sent at once; called before anything is sent.
+
+        Only where no other gateway may be sending it: on SQLite. Otherwise its lease runs out soon.
+        """
+        if not self._database.is_sqlite:
+            return
+        with self._database.write() as session:
+            now = to_microseconds(self._clock())
+            session.execute(update(Chunk).where(IS_LEASED, Chunk.sent.is_(False)).values(deadline=now))
 
     def send_waiting(self) -> int:
         """Sends as many waiting chunks as there is room for; returns how many.
@@ -259,47 +268,3 @@ class Dispatcher:
             log.warning("the store does not answer, so that nothing is sent again: %s", error)
             return False
         return True
-
-
-def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
-    """Yields the messages that ask for chunks of a job, each within the limits of a message."""
-    for start in range(0, len(chunks), MOST_CHUNKS):
-        yield from _within_limits(job, chunks[start : start + MOST_CHUNKS])
-
-
-def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
-    task = _encode_task(job, chunks)
-    try:
-        task.to_json()
-    except OversizedMessageError:
-        if len(chunks) == 1:
-            raise
-        half = len(chunks) // 2
-        yield from _within_limits(job, chunks[:half])
-        yield from _within_limits(job, chunks[half:])
-    else:
-        yield task
-
-
-def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
-    parameters = Parameters.model_validate(job.parameters)
-    return EncodeTask(
-        job=job.id,
-        lease=job.lease,
-        expires=job.expires / 1e6,
-        priority=PRIORITIES[job.priority],
-        trace=Trace(**job.trace) if job.trace else None,
-        model=parameters.model,
-        revision=parameters.revision,
-        prompt=parameters.prompt,
-        seed=parameters.seed,
-        sampling=parameters.sampling,
-        candidates_in_job=parameters.candidates,
-        given=tuple(job.given),
-        chunks=tuple(
-            ChunkOfMessage(
-                chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count))
-            )
-            for chunk in chunks
-        ),
-    )

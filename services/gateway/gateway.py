@@ -31,6 +31,8 @@ STORE_SECONDS: Final = 0.1
 CALLS: Final = 16
 """Calls of the database and the store that clients wait for, at the same time."""
 STOP_SECONDS: Final = 5.0
+MARK_SECONDS: Final = 1.0
+"""How long whoever cancels a job waits for the store, which may be away."""
 
 
 class _Bell:
@@ -97,6 +99,7 @@ class Gateway:
         self.clock = clock
         self.hub = Hub(sizes.side)
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
+        self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
         bell = self._bell = _Bell(self.hub, metrics)
         self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.ledger = Ledger(database, sizes.side, settings, bell, clock)
@@ -117,6 +120,7 @@ class Gateway:
             Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do),
         )
         self._started = False
+        self._reclaimed = False
 
     @property
     def healthy(self) -> bool:
@@ -136,6 +140,9 @@ class Gateway:
 
     def send(self) -> None:
         """Sends what is to be sent; raises `UnavailableError` when it cannot."""
+        if not self._reclaimed:
+            self.dispatcher.reclaim()
+            self._reclaimed = True
         self.dispatcher.send_again()
         self.dispatcher.send_waiting()
 
@@ -154,10 +161,11 @@ class Gateway:
         """Cancels a job, and tells the stages; one that has ended stays as it is. Raises `JobNotFoundError`."""
         snapshot = self.jobs.cancel(job_id)
         if snapshot.job.state is State.CANCELLED:
+            # At once, not when its turn comes: the slots are to be free. If it takes too long, its turn comes.
+            marking = self._markers.submit(mark, self.store, job_id, snapshot.job.state)
             try:
-                # At once, not when its turn comes: the slots are to be free. If it fails, its turn comes.
-                mark(self.store, job_id, snapshot.job.state)
-            except StoreUnavailableError as error:
+                marking.result(MARK_SECONDS)
+            except (TimeoutError, StoreUnavailableError) as error:
                 log.warning("the stages are told later: %s", error, extra={"job": job_id})
         return snapshot
 
@@ -174,5 +182,6 @@ class Gateway:
         with suppress(UnavailableError):
             self.ledger.store()
         self.threads.shutdown(cancel_futures=True)
+        self._markers.shutdown(cancel_futures=True)
         self.fan_in.close()
         self.database.close()

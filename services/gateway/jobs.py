@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import exists, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
@@ -26,6 +26,7 @@ from services.gateway.tables import (
     Picture,
     State,
 )
+from services.gateway.tasks import fits
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
 from smalti.models.sizes import Sizes
 from smalti.service import failpoints
@@ -110,7 +111,7 @@ class Jobs:
         Raises:
             RequestIdReusedError: its request_id belongs to another request.
             OverloadedError: too many jobs are open.
-            InvalidInputError: n is more than the candidates.
+            InvalidInputError: n is more than the candidates, or the prompt has too many bytes.
         """
         try:
             with self._database.write() as session:
@@ -118,9 +119,12 @@ class Jobs:
                 self._database.exclusive(session)
                 open_jobs = self._check_room(session)
                 job = self._new_job(order, idle=open_jobs == 0)
+                chunks = self._new_chunks(job)
+                if not fits(job, Chunk(**chunks[0])):
+                    raise InvalidInputError("prompt", "has too many bytes for a message; make it shorter")
                 session.add(job)
                 session.flush()
-                session.execute(insert(Chunk), self._new_chunks(job))
+                session.execute(insert(Chunk), chunks)
                 if order.labels:
                     labels = [
                         {"job_id": job.id, "key": key, "value": value} for key, value in order.labels.items()
@@ -264,7 +268,7 @@ class Jobs:
             keep_rows=order.keep_rows,
         )
 
-    def _new_chunks(self, job: Job) -> list[dict[str, object]]:
+    def _new_chunks(self, job: Job) -> list[dict[str, Any]]:
         first, size = job.parameters["first_candidate"], self._settings.chunk
         return [
             {

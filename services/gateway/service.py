@@ -1,7 +1,6 @@
 """The gateway's parts, put together."""
 
 import asyncio
-import logging
 
 import grpc
 
@@ -50,7 +49,6 @@ class Work:
 
 def build(process: Process) -> Service:
     """Opens the database and makes the service; see `smalti.service.Build`."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin.
     settings = gateway_settings()
     sizes = Sizes.of(library.find())
     metrics = process.telemetry.metrics
@@ -70,10 +68,7 @@ def build(process: Process) -> Service:
     def register(server: grpc.aio.Server) -> None:
         decoder = None
         if settings.decoder:
-            to_decoder = channel(
-                settings.decoder, process.rpc, interceptors=process.telemetry.client_interceptors
-            )
-            decoder = DecoderServiceStub(to_decoder)
+            decoder = DecoderServiceStub(_channel(settings.decoder, process))
         add_ImageServiceServicer_to_server(ImageServicer(gateway, decoder), server)
 
     return Service(
@@ -85,3 +80,13 @@ def build(process: Process) -> Service:
         endless=ENDLESS,
         close=gateway.close,
     )
+
+
+def _channel(decoder: str, process: Process) -> grpc.aio.Channel:
+    """Returns the way to the decoder; raises `InvalidInputError` when the setting of its address cannot be used."""
+    try:
+        return channel(decoder, process.rpc, interceptors=process.telemetry.client_interceptors)
+    except InvalidInputError as error:
+        if error.field != "server":
+            raise
+        raise InvalidInputError(f"{GATEWAY_PREFIX}DECODER", error.problem) from None

@@ -110,6 +110,7 @@ class GatewayStand:
     def close(self) -> None:
         """Ends it; the database stays open."""
         self.gateway.threads.shutdown()
+        self.gateway._markers.shutdown()
         self.gateway.fan_in.close()
 
 

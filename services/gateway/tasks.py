@@ -1,0 +1,63 @@
+"""The messages that ask for chunks of a job, each within the limits of a message."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from services.gateway.clock import to_seconds
+from services.gateway.orders import Parameters
+from services.gateway.tables import PRIORITIES, Chunk, Job
+from smalti.messages import LARGEST_MESSAGE, MOST_CHUNKS, EncodeTask, OversizedMessageError, Trace
+from smalti.messages import Chunk as ChunkOfMessage
+
+REFERENCE_BYTES: Final = 256
+"""What a message of a later stage may have more than this for each candidate: the reference to its picture."""
+
+
+def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
+    """Yields the messages that ask for chunks of a job, each within the limits of a message."""
+    for start in range(0, len(chunks), MOST_CHUNKS):
+        yield from _within_limits(job, chunks[start : start + MOST_CHUNKS])
+
+
+def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
+    task = _encode_task(job, chunks)
+    try:
+        task.to_json()
+    except OversizedMessageError:
+        if len(chunks) == 1:
+            raise
+        half = len(chunks) // 2
+        yield from _within_limits(job, chunks[:half])
+        yield from _within_limits(job, chunks[half:])
+    else:
+        yield task
+
+
+def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
+    parameters = Parameters.model_validate(job.parameters)
+    return EncodeTask(
+        job=job.id,
+        lease=job.lease,
+        expires=to_seconds(job.expires),
+        priority=PRIORITIES[job.priority],
+        trace=Trace(**job.trace) if job.trace else None,
+        model=parameters.model,
+        revision=parameters.revision,
+        prompt=parameters.prompt,
+        seed=parameters.seed,
+        sampling=parameters.sampling,
+        candidates_in_job=parameters.candidates,
+        given=tuple(job.given),
+        chunks=tuple(
+            ChunkOfMessage(
+                chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count))
+            )
+            for chunk in chunks
+        ),
+    )
+
+
+def fits(job: Job, chunk: Chunk) -> bool:
+    """Says whether a chunk can go through all stages: prompt and given tokens are in each of their messages."""
+    size = len(_encode_task(job, [chunk]).model_dump_json(exclude_none=True).encode())
+    return size + chunk.count * REFERENCE_BYTES <= LARGEST_MESSAGE
