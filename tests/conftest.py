@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 # Compiled programs are shared by all processes of a test run, and by the next run: compiling takes most of the time.
 os.environ.setdefault("SMALTI_COMPILATION_CACHE", str(Path(tempfile.gettempdir()) / "smalti-tests-compiled"))
 
+# What is drawn in this process must not be drawn at somebody's gateway.
+os.environ.pop("SMALTI_SERVER", None)
+
 import pytest
 from jaxtyping import install_import_hook
 

@@ -20,12 +20,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from smalti.client import Client
 from smalti.errors import InvalidInputError, UnavailableError
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings
 from smalti.rpc.tls import server_credentials
 from smalti.testing.grpc_server import asynchronous, served
+from smalti.testing.image_service import served_gateway
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 
@@ -130,6 +132,24 @@ async def test_server_proves_itself(all_of_them: Identities) -> None:
         ):
             with pytest.raises(UnavailableError):
                 await call(server.address, wrong)
+
+
+def test_gateways_client_takes_the_settings_of_the_environment(
+    all_of_them: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    them = all_of_them
+    settings = serving(them, tls_client_ca=them.authority.certificate_file)
+    with served_gateway(settings) as gateway:
+        with Client(gateway.address) as client, pytest.raises(UnavailableError):
+            client.model()
+        for variable, file in (
+            ("CA", them.authority.certificate_file),
+            ("CLIENT_CERTIFICATE", them.client.certificate_file),
+            ("CLIENT_KEY", them.client.key_file),
+        ):
+            monkeypatch.setenv(f"SMALTI_RPC_TLS_{variable}", str(file))
+        with Client(gateway.address) as client:
+            assert len(client.generate("a fox")) == 3
 
 
 @asynchronous
