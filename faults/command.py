@@ -71,9 +71,10 @@ def run(
 
 
 def choose(names: str) -> list[Row]:
-    """Returns rows by their names; raises `InvalidInputError` when one is not known."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    """Returns rows by their names, `8` for `8 signed` too; raises `InvalidInputError` when one is not known."""
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    known = {name: row for name, row in ROWS.items() if {name, name.partition(" ")[0]} & wanted}
     for name in wanted:
-        if name not in ROWS:
+        if not any(name in (each, each.partition(" ")[0]) for each in known):
             raise InvalidInputError("--rows", f"{name!r} is none of {', '.join(ROWS)}")
-    return [row for name, row in ROWS.items() if not wanted or name in wanted]
+    return list((known if wanted else ROWS).values())

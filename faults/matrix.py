@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from faults.accounting import Account, Submission, Tally
 from faults.system import STAGES, System
@@ -48,14 +50,16 @@ class Row:
     run: Callable[[Trial], None]
     failpoints: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    """With settings of its own a row has a system of its own."""
+    prepare: Callable[[Path], Mapping[str, str]] | None = None
+    """Writes what it needs into a folder, and returns further settings."""
     services: tuple[str, ...] = STAGES
-    brokers: tuple[str, ...] = ("valkey", "rabbitmq")
+    held: tuple[str, ...] = ()
+    """Of them those that are not started with the rest."""
 
     @property
     def alone(self) -> bool:
-        """Whether it has a system of its own."""
-        return bool(self.settings) or self.services != STAGES
+        """Whether it has a system of its own, which is other than that of most."""
+        return bool(self.settings or self.prepare or self.held) or self.services != STAGES
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,9 @@ class Result:
         return not (self.problems or tally.states["lost"] or tally.unexpected or tally.wrong)
 
 
-def row(
-    name: str,
-    fault: str,
-    promise: str,
-    *,
-    failpoints: tuple[str, ...] = (),
-    settings: Mapping[str, str] | None = None,
-    services: tuple[str, ...] = STAGES,
-    brokers: tuple[str, ...] = ("valkey", "rabbitmq"),
-) -> Callable[[Callable[[Trial], None]], Row]:
-    """Makes a row of a function that does the harm and says what it expects; see `Row`."""
-
-    def make(run: Callable[[Trial], None]) -> Row:
-        return Row(name, fault, promise, run, failpoints, settings or {}, services, brokers)
-
-    return make
+def row(name: str, fault: str, promise: str, **options: Any) -> Callable[[Callable[[Trial], None]], Row]:
+    """Makes a row of a function that does the harm and says what it expects; `options` are further fields of `Row`."""
+    return lambda run: Row(name, fault, promise, run, **options)
 
 
 def killing(row_name: str, point: str) -> tuple[str, str]:

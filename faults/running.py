@@ -1,6 +1,7 @@
 """Runs rows: the systems that they need, one after the other, and the account of each row."""
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,12 +51,11 @@ class Runner:
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
         """Runs rows; those without settings of their own share a system."""
-        rows = [row for row in rows if self._broker in row.brokers]
         together = [row for row in rows if not row.alone]
-        results = self._run_in(self._layout(together), together) if together else []
+        results = self._run_in(together) if together else []
         for row in rows:
             if row.alone:
-                results += self._run_in(self._layout([row]), [row])
+                results += self._run_in([row])
         order = {row.name: place for place, row in enumerate(rows)}
         return sorted(results, key=lambda result: order[result.row.name])
 
@@ -63,18 +63,19 @@ class Runner:
         """Ends what compares."""
         self._reference.close()
 
-    def _layout(self, rows: Sequence[Row]) -> Layout:
-        return Layout(
+    def _run_in(self, rows: Sequence[Row]) -> list[Result]:
+        """Runs rows in one system."""
+        folder = self._folder / f"{self._broker}-{self._database}-{rows[0].name}"
+        folder.mkdir(parents=True)
+        prepared = rows[0].prepare(folder) if rows[0].prepare else {}
+        layout = Layout(
             broker=self._broker,
             database=self._database,
             services=rows[0].services,
-            settings=rows[0].settings,
+            held=rows[0].held,
+            settings={**rows[0].settings, **prepared},
             failpoints=tuple(failpoint for row in rows for failpoint in row.failpoints),
         )
-
-    def _run_in(self, layout: Layout, rows: Sequence[Row]) -> list[Result]:
-        """Runs rows in one system."""
-        folder = self._folder / f"{self._broker}-{self._database}-{rows[0].name}"
         system = System(layout, self._model, folder)
         known: dict[str, Submission] = {}
         began = time.monotonic()
@@ -97,13 +98,23 @@ class Runner:
         tally = Tally()
         try:
             row.run(trial)
+        except Exception as error:
+            trial.problems.append(_told(error))
+        try:
             system.wait_until_serving()
             tally = trial.account.close()
         except Exception as error:
-            trial.problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            trial.problems.append(_told(error))
             tally.states.update(each.state for each in trial.account.submissions)
         result = Result(row, tally, tuple(trial.problems), tuple(trial.notes), time.monotonic() - began)
         self._say(f"row {row.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s")
         for problem in (*result.problems, *tally.unexpected[:5], *tally.wrong[:5]):
             self._say(f"    {problem}")
         return result
+
+
+def _told(error: Exception) -> str:
+    """Returns what has failed, and where, in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__} in {place.name}, {Path(place.filename).name}:{place.lineno}: {text}"

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import psutil
+from grpc_health.v1 import health_pb2
 from pydantic import SecretStr
 
 from smalti.client import Client
 from smalti.models.folder import ModelFolder
-from smalti.queue import BrokerSettings
+from smalti.queue import BrokerSettings, celery_application
 from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
 from smalti.storage import ObjectStore, StoreSettings, open_store
@@ -72,6 +74,8 @@ class Layout:
     database: str = "sqlite"
     services: tuple[str, ...] = STAGES
     """Names, with a number behind those of which there are several: `decoder-2`."""
+    held: tuple[str, ...] = ()
+    """Those of them that are not there at first; see `System.release`."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of all processes, in place of ours."""
     failpoints: tuple[str, ...] = ()
@@ -96,8 +100,7 @@ class Kept(ServiceProcess):
     @property
     def pid(self) -> int:
         """Of the process that runs now; 0 when none does."""
-        processes = list(self._processes)
-        return processes[0].pid if processes else 0
+        return next(iter(self.pids), 0)
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process, if it is there."""
@@ -111,12 +114,16 @@ class Kept(ServiceProcess):
         self._processes = []
         return code
 
+    def state(self) -> str:
+        """What it says of its health, such as SERVING; "away" when it says nothing."""
+        try:
+            return health_pb2.HealthCheckResponse.ServingStatus.Name(self.health())
+        except grpc.RpcError:
+            return "away"
+
     def serves(self) -> bool:
         """Whether its health says SERVING."""
-        try:
-            return self.running and self._answers()
-        except Exception:
-            return False
+        return self.running and self.state() == "SERVING"
 
 
 class System:
@@ -131,12 +138,11 @@ class System:
         Args:
             layout: what there is.
             model: what is drawn with.
-            folder: for data and logs; must not be there yet.
+            folder: for data and logs.
         """
         self.layout = layout
         self.model = model
         self.folder = folder
-        folder.mkdir(parents=True)
         self.state = folder / "failpoints"
         self.ends: list[Ended] = []
         self.processes: dict[str, Kept] = {}
@@ -225,7 +231,7 @@ class System:
 
     def wait_until_serving(self, *names: str) -> None:
         """Waits until processes serve, or all of them."""
-        for name in names or tuple(self.processes):
+        for name in names or [name for name, process in self.processes.items() if not process.held]:
             wait_until(self.processes[name].serves, PATIENCE)
 
     def reached(self, failpoint: str, number: int = 0) -> bool:
@@ -242,13 +248,16 @@ class System:
         for name in names:
             self.processes[name].held = True
             self.processes[name].signal(signal.SIGTERM)
-        for name in names:
-            wait_until(lambda name=name: not self.processes[name].pid, PATIENCE)
+        wait_until(lambda: not any(self.processes[name].pid for name in names), PATIENCE)
         try:
             yield
         finally:
-            for name in names:
-                self.processes[name].held = False
+            self.release(*names)
+
+    def release(self, *names: str) -> None:
+        """Lets processes that were held be there again."""
+        for name in names:
+            self.processes[name].held = False
         self.wait_until_serving(*names)
 
     @contextmanager
@@ -282,7 +291,8 @@ class System:
         """Returns the lines of logs, those of all processes by default."""
         found = []
         for name in names or tuple(self.processes):
-            for line in self.processes[name].log.read_text(errors="replace").splitlines():
+            log = self.processes[name].log
+            for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
                 if line.startswith("{"):
                     try:
                         found.append(json.loads(line))
@@ -312,6 +322,12 @@ class System:
             for sample in family.samples
             if sample.name == f"smalti_{metric}" and labels.items() <= sample.labels.items()
         )
+
+    def waiting(self, stage: str) -> int:
+        """Returns how many interactive messages of a stage wait in the broker."""
+        with celery_application(self.broker_settings()).connection_for_read() as connection:
+            channel = connection.channel()
+            return int(channel.queue_declare(f"{stage}.interactive", passive=True).message_count)
 
     def resident_bytes(self, name: str) -> int:
         """Returns how much memory a process has."""
@@ -349,8 +365,10 @@ class System:
     def _start_services(self) -> None:
         for name in ("gateway", *self.layout.services):
             self.processes[name] = self._make(name)
-        for process in self.processes.values():
-            process.launch()  # All at once: importing takes most of the time.
+        for name, process in self.processes.items():
+            process.held = name in self.layout.held
+            if not process.held:
+                process.launch()  # All at once: importing takes most of the time.
         keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         keeper.start()
         self.wait_until_serving()

@@ -3,14 +3,28 @@
 from typing import Final
 
 from faults.matrix import Row
-from faults.rows import broker, gateway, workers
+from faults.rows import broker, clients, database, gateway, store, workers
 
 ROWS: Final[dict[str, Row]] = {
     row.name: row
     for row in (
         workers.killed_at_work,
         workers.killed_between,
+        workers.told_to_end,
+        workers.engine_fails,
         broker.broker_away,
+        broker.broker_out_of_reach,
+        broker.duplicates,
+        broker.poison,
+        broker.unsigned,
+        workers.deadly_prompt,
+        store.store_in_trouble,
+        store.objects_harmed,
+        database.no_room,
+        clients.burst,
+        clients.taken_back,
+        broker.too_slow,
+        workers.same_request,
         gateway.gateway_killed,
     )
 }

@@ -1,10 +1,22 @@
 """A broker that dies, hangs, or does not answer; messages that come more than once, or never should have."""
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from faults.matrix import Trial, row
+from faults.accounting import Submission
+from faults.matrix import Trial, row, sleeping
+from faults.system import PATIENCE, STAGES
+from smalti.messages import LARGEST_MESSAGE, Chunk, EncodeTask, GenerateTask, Stage, queue_name
+from smalti.queue import Publisher
+from smalti.storage import JobKeys, ObjectRef
+from smalti.testing.queue_stand import dead, gather, task, wait_until
+from smalti.testing.signing import certificate
 
-PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 5.0
+PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 4.0
+WORK_STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
 
 
 @row(
@@ -29,3 +41,206 @@ def broker_away(trial: Trial) -> None:
     time.sleep(PAUSE_SECONDS if trial.long else SHORT_PAUSE_SECONDS)
     system.broker.resume()
     trial.expect_states("succeeded")
+
+
+@row(
+    "6",
+    "broker out of reach when a chunk is sent; a chunk is sent, and the answer lost",
+    "it is sent again; what is sent twice is done once, or gives the same bytes",
+)
+def broker_out_of_reach(trial: Trial) -> None:
+    """The way to the broker is cut, then deaf: first the gateway's, then that of the stages."""
+    system, account = trial.system, trial.account
+    for side in ("gateway-broker", "stages-broker"):
+        for trouble in ("cut", "deaf"):
+            before = account.submit_many(
+                [f"row 6 before {side} {trouble} {number}" for number in range(trial.jobs // 4)]
+            )
+            with system.proxies[side].troubled(cut=trouble == "cut", deaf=trouble == "deaf"):
+                during = account.submit_many(
+                    [f"row 6 {side} {trouble} {number}" for number in range(trial.jobs // 4)]
+                )
+                time.sleep(5 if trial.long else 2)
+            trial.expect_states("succeeded", *before, *during)
+
+
+_DRAWING, _DRAWN_ONCE = sleeping("row 7", "generate.after-read", 3)
+_ENCODING, _ENCODED_ONCE = sleeping("row 7", "encode.after-read", 3)
+
+
+@row(
+    "7",
+    "the same message three times more, at the same time",
+    "one result; the duplicates are counted",
+    failpoints=(_DRAWING, _ENCODING),
+)
+def duplicates(trial: Trial) -> None:
+    """While a chunk is encoded, and another is drawn, three copies of its message are sent."""
+    system, account = trial.system, trial.account
+    suppressed = _suppressed(trial)
+    encoded = account.submit(_ENCODED_ONCE, candidates=4)
+    system.wait_until_reached(_ENCODING)
+    copy = _encode_task(trial, encoded)
+    _send(trial, [copy] * 3)
+    drawn = account.submit(_DRAWN_ONCE, candidates=4)
+    system.wait_until_reached(_DRAWING)
+    found = system.store.stat(JobKeys(drawn.job).encoding)
+    if found is None or found.sha256 is None:
+        raise AssertionError("the encoding is not there")
+    copies = _encode_task(trial, drawn).next(ObjectRef(key=found.key, sha256=found.sha256))
+    _send(trial, [*copies] * 3)
+    trial.expect_states("succeeded")
+    # The copies that have joined the one that slept are counted when it has ended.
+    wait_until(partial(_has_suppressed, trial, suppressed + 6), PATIENCE)
+    counts = system.executions()
+    for submission, stage in ((encoded, "encode"), (drawn, "generate")):
+        times = sum(
+            count for (job, name, _), count in counts.items() if (job, name) == (submission.job, stage)
+        )
+        trial.expect(times == 1, f"{stage} of {submission.prompt!r} was done {times} times")
+    trial.notes.append(f"{_suppressed(trial) - suppressed:.0f} duplicates were suppressed")
+
+
+@row(
+    "8",
+    "messages that cannot be worked on: no JSON, unknown task or version, oversized, a foreign key",
+    "they are in the dead-letter queues, the processes live, and jobs go on",
+)
+def poison(trial: Trial) -> None:
+    """Sends rubbish into every queue, among jobs."""
+    system, account = trial.system, trial.account
+    settings = system.broker_settings()
+    for stage in Stage:
+        dead(settings, stage)
+    processes = {name: process.pid for name, process in system.processes.items()}
+    account.submit_many([f"row 8 before {number}" for number in range(trial.jobs // 2)])
+    publisher = Publisher(settings)
+    sent = {stage: _rubbish(publisher, stage) for stage in Stage}
+    publisher.close()
+    account.submit_many([f"row 8 after {number}" for number in range(trial.jobs // 2)])
+    trial.expect_states("succeeded")
+    for stage, number in sent.items():
+        found = gather(
+            lambda stage=stage: dead(settings, stage), lambda found, number=number: len(found) >= number
+        )
+        trial.expect(len(found) == number, f"{len(found)} of {number} messages are in {stage}.dead")
+        trial.expect(
+            all("smalti_why_dead" in headers for _, headers in found), f"one in {stage}.dead says not why"
+        )
+    alive = {name: process.pid for name, process in system.processes.items()}
+    trial.expect(alive == processes, "a process has ended")
+    trial.notes.append(f"{sum(sent.values())} messages, all in the dead-letter queues")
+
+
+def _signing(folder: Path) -> dict[str, str]:
+    key, public = certificate(folder, "faults")
+    return {
+        "SMALTI_BROKER_SIGNING_KEY": str(key),
+        "SMALTI_BROKER_SIGNING_CERTIFICATE": str(public),
+        "SMALTI_BROKER_SIGNING_TRUSTED": str(folder),
+    }
+
+
+@row(
+    "8 signed",
+    "messages that nobody has signed, where signing is on",
+    "they are in the dead-letter queues; what is signed is worked on",
+    prepare=_signing,
+)
+def unsigned(trial: Trial) -> None:
+    """Sends messages that would be good, but are not signed."""
+    system, account = trial.system, trial.account
+    settings = system.broker_settings()
+    publisher = Publisher(settings)
+    for number in range(3):
+        publisher.publish(task(f"unsigned-{number}"))
+    publisher.close()
+    account.submit_many([f"row 8 signed {number}" for number in range(4)])
+    trial.expect_states("succeeded")
+    found = _dead(trial, Stage.ENCODE, 3)
+    trial.expect(len(found) == 3, f"{len(found)} of 3 messages are in encode.dead")
+
+
+_SLOW = [sleeping("row 15", "decode.after-read", 4, str(number)) for number in range(4)]
+
+
+@row(
+    "15",
+    "work that takes longer than the visibility time-out and the lease",
+    "a second worker does it as well: the same bytes, and the metrics tell",
+    settings={"SMALTI_BROKER_VISIBILITY_TIMEOUT": "1", "SMALTI_GATEWAY_LEASE": "2"},
+    services=(*STAGES, "decoder-2"),
+    failpoints=tuple(failpoint for failpoint, _ in _SLOW),
+)
+def too_slow(trial: Trial) -> None:
+    """Decoding takes four seconds, where a second is allowed."""
+    submitted = [trial.account.submit(prompt) for _, prompt in _SLOW]
+    trial.expect_states("succeeded", *submitted)
+    told = _suppressed(trial) + trial.system.metric("gateway", "lease_losses_total")
+    told += sum(trial.system.metric(name, "redeliveries_total") for name in trial.system.layout.services)
+    trial.expect(told > 0, "no metric tells of it")
+    trial.notes.append(f"the metrics tell of {told:.0f} redeliveries, duplicates and lost leases")
+
+
+def _dead(trial: Trial, stage: Stage, number: int) -> list[tuple[str, dict[str, Any]]]:
+    """Waits until so many messages are in the dead-letter queue of a stage, and takes them."""
+    settings = trial.system.broker_settings()
+    return gather(lambda: dead(settings, stage), lambda found: len(found) >= number)
+
+
+def _suppressed(trial: Trial) -> float:
+    return sum(
+        trial.system.metric(name, "duplicates_suppressed_total") for name in trial.system.layout.services
+    )
+
+
+def _encode_task(trial: Trial, submission: Submission) -> EncodeTask:
+    """Returns the message that the gateway has sent for a job of one chunk."""
+    with trial.system.client() as client:
+        job = client.get(submission.job)
+    model = trial.system.model
+    return EncodeTask(
+        job=job.id,
+        lease=1,
+        expires=job.expire_time.seconds,
+        model=model.name,
+        revision=model.revision,
+        prompt=submission.prompt,
+        seed=submission.seed,
+        sampling=model.sampling,
+        candidates_in_job=submission.candidates,
+        chunks=(Chunk(chunk=0, candidates=tuple(range(submission.candidates))),),
+    )
+
+
+def _send(trial: Trial, messages: list[EncodeTask] | list[GenerateTask]) -> None:
+    publisher = Publisher(trial.system.broker_settings())
+    with ThreadPoolExecutor(len(messages)) as threads:
+        list(threads.map(publisher.publish, messages))
+    publisher.close()
+
+
+def _rubbish(publisher: Publisher, stage: Stage) -> int:
+    """Sends into a stage's queue what it cannot work on; returns how many messages that are."""
+    queue = queue_name(stage)
+    good = json.loads(task("rubbish").to_json())
+    foreign = {
+        **{name: value for name, value in good.items() if name != "chunks"},
+        "kind": "generate",
+        "chunk": 0,
+        "candidates": [0],
+        "encoding": {"key": "jobs/other/encoding.safetensors", "sha256": "0" * 64},
+    }
+    texts = [
+        "{",
+        json.dumps({**good, "version": 99}),
+        json.dumps({**good, "prompt": "x" * LARGEST_MESSAGE}),
+        json.dumps({**good, "unknown": 1}),
+        json.dumps(foreign),
+    ]
+    for text in texts:
+        publisher.publish_text(stage, queue, text)
+    other = Stage.RANK if stage is not Stage.RANK else Stage.ENCODE
+    publisher.publish_text(other, queue, "{}")  # A task that this queue does not have.
+    publisher.publish_raw(queue, b"\x00\xff rubbish", "application/json", "utf-8", {})
+    return len(texts) + 2

@@ -1,9 +1,17 @@
 """Workers that die, hang, or are told to end."""
 
+import itertools
+import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+from faults.accounting import Submission
 from faults.matrix import Trial, killing, row, sleeping
-from faults.system import STAGE_NAMES, STAGES
+from faults.system import PATIENCE, STAGE_NAMES, STAGES, System
+from smalti.messages import Stage
+from smalti.testing.queue_stand import dead, wait_until
 
 POINTS = ("after-read", "engine-step", "before-write", "after-write", "after-publish")
 
@@ -53,3 +61,141 @@ def killed_between(trial: Trial) -> None:
         last = trial.account.submit("row 2 the generator's step is killed")
         trial.expect_states("succeeded", last)
     trial.expect(trial.system.reached("generate.engine-step=kill@1"), "the generator's step was not reached")
+
+
+_UNDER_LOAD = tuple(f"{stage}.before-write=sleep:0.2?prompt=row 3" for stage in STAGE_NAMES.values())
+
+
+@row(
+    "3",
+    "SIGTERM to every process, one after the other, under load",
+    "nothing fails; each process ends by itself, with exit code 0, in its time of grace",
+    failpoints=_UNDER_LOAD,
+)
+def told_to_end(trial: Trial) -> None:
+    """Jobs keep coming while every process is told to end, and started again."""
+    system, account = trial.system, trial.account
+    over = threading.Event()
+
+    def submit() -> None:
+        with system.client(attempts=4, patience=60) as client:
+            for number in itertools.count():
+                account.submit(f"row 3 {number}", candidates=4, client=client)
+                if over.wait(0.2):
+                    return
+
+    with ThreadPoolExecutor(1) as threads:
+        submitting = threads.submit(submit)
+        try:
+            for name in (*STAGES, "gateway"):
+                # There is work in hand.
+                wait_until(partial(_works, system, name), PATIENCE)
+                began = time.time()
+                system.processes[name].signal(signal.SIGTERM)
+                end = system.wait_for_end(name, began)
+                trial.expect(end.code == 0, f"{name} ended with {end.code}")
+                trial.notes.append(f"{name} ended after {end.when - began:.1f} s")
+                system.wait_until_serving(name)
+        finally:
+            over.set()
+            submitting.result()
+    trial.expect_states("succeeded")
+
+
+def _works(system: System, name: str) -> bool:
+    return system.metric(name, "requests_running") > 0
+
+
+_RAISES = "decode.engine-step=raise@3?prompt=row 4 decode.engine-step raises"
+_HANGS = "rank.engine-step=hang@1?prompt=row 4 rank.engine-step hangs"
+
+
+@row(
+    "4",
+    "engine that raises, or hangs",
+    "health says NOT_SERVING, the process ends with exit code 1 and is started again; the work is done then",
+    failpoints=(_RAISES, _HANGS),
+)
+def engine_fails(trial: Trial) -> None:
+    """A decoder that raises, a ranker that hangs, a generator that does the one and then the other."""
+    system, account = trial.system, trial.account
+    for name, failpoint in (("decoder", _RAISES), ("ranker", _HANGS)):
+        _watch_the_end(trial, name, account.submit(failpoint.partition("prompt=")[2]))
+    for failpoint in ("generate.engine-step=raise@1", "generate.engine-step=hang@1"):
+        with system.failing("generator", failpoint):
+            _watch_the_end(trial, "generator", account.submit(f"row 4 {failpoint}"))
+    trial.expect_states("succeeded")
+
+
+def _watch_the_end(trial: Trial, name: str, submission: Submission) -> None:
+    """Watches the health of a service until its process has ended, and is there again."""
+    system, began = trial.system, time.time()
+    seen: list[str] = []
+
+    def ended() -> bool:
+        state = system.processes[name].state()
+        if state not in seen[-1:]:
+            seen.append(state)
+        return any(end.name == name and end.when >= began for end in system.ends)
+
+    wait_until(ended, PATIENCE)
+    end = system.wait_for_end(name, began)
+    trial.expect(end.code == 1, f"{name} ended with {end.code}")
+    trial.expect("NOT_SERVING" in seen, f"the health of {name} was {' '.join(seen)}")
+    trial.expect_states("succeeded", submission)
+
+
+_KILLER = "row 9 kills every worker"
+
+
+@row(
+    "9",
+    "prompt that kills its worker each time",
+    "its job fails with a reason, its message is in the dead-letter queue; neighbours complete",
+    failpoints=(f"generate.before-write=kill?prompt={_KILLER}",),
+)
+def deadly_prompt(trial: Trial) -> None:
+    """One job kills the generator whenever it is worked on; others wait in the same queue."""
+    system, account = trial.system, trial.account
+    dead(system.broker_settings(), Stage.GENERATE)
+    neighbours = account.submit_many([f"row 9 before {number}" for number in range(trial.jobs // 2)])
+    killer = account.submit(_KILLER)
+    neighbours += account.submit_many([f"row 9 after {number}" for number in range(trial.jobs // 2)])
+    began = time.time()
+    trial.expect_states("failed", killer)
+    trial.expect_states("succeeded", *neighbours)
+    if killer.end:
+        trial.expect("workers" in killer.end.error.message, f"it failed with {killer.end.error.message!r}")
+    found = dead(system.broker_settings(), Stage.GENERATE)
+    trial.expect(bool(found), "the message is not in the dead-letter queue")
+    kills = sum(end.name == "generator" and end.code == -9 and end.when >= began for end in system.ends)
+    trial.notes.append(f"the generator died {kills} times, and {len(found)} messages are in generate.dead")
+
+
+_SAME = "row 19 the same request"
+
+
+@row(
+    "19",
+    "the same request alone, in company, and after a redelivery",
+    "the same bytes",
+)
+def same_request(trial: Trial) -> None:
+    """Draws a request four times; the pictures' files are the same."""
+    system, account = trial.system, trial.account
+    alone = account.submit(_SAME, seed=7, candidates=6)
+    account.settle(alone)
+    company = account.submit_many([f"row 19 company {number}" for number in range(trial.jobs)])
+    among = account.submit(_SAME, seed=7, candidates=6)
+    account.submit_many([f"row 19 more {number}" for number in range(trial.jobs // 2)])
+    account.settle(among, *company)
+    with system.failing("generator", f"generate.before-write=kill@2?prompt={_SAME}"):
+        redelivered = account.submit(_SAME, seed=7, candidates=6)
+        account.settle(redelivered)
+    trial.expect_states("succeeded")
+    files = {
+        tuple(sorted((picture.candidate, picture.sha256, picture.score) for picture in each.end.pictures))
+        for each in (alone, among, redelivered)
+        if each.end
+    }
+    trial.expect(len(files) == 1, f"the files are of {len(files)} kinds")

@@ -1,0 +1,159 @@
+"""Clients that ask for too much, take it back, or go away."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from faults.accounting import Submission
+from faults.matrix import Trial, row, sleeping
+from faults.system import PATIENCE, STAGE_NAMES, STAGES
+from smalti.client import Client
+from smalti.errors import OverloadedError, SmaltiError
+from smalti.rpc.settings import RpcSettings
+from smalti.testing.queue_stand import wait_until
+from smalti.v1 import job_pb2
+
+OPEN_JOBS = 400
+MOST_GROWTH = 128 * 2**20
+"""Bytes by which a gateway may grow that is asked for ten thousand jobs."""
+CALLERS = 32
+
+
+@row(
+    "13",
+    "10,000 jobs at once, and no workers",
+    "RESOURCE_EXHAUSTED past the limit, and when to come again; bounded memory; all accepted are drawn",
+    settings={"SMALTI_GATEWAY_OPEN_JOBS": str(OPEN_JOBS), "SMALTI_GATEWAY_LEASE": "120"},
+    held=STAGES,
+)
+def burst(trial: Trial) -> None:
+    """Many callers ask for many jobs; then the workers start."""
+    system, account = trial.system, trial.account
+    limit = min(OPEN_JOBS, trial.burst // 2)
+    before = system.resident_bytes("gateway")
+    numbers = itertools.count()
+    began = time.monotonic()
+
+    def call() -> None:
+        with system.client() as client:
+            while (number := next(numbers)) < trial.burst:
+                account.submit(f"row 13 {number}", seed=number, candidates=1, client=client)
+
+    with ThreadPoolExecutor(CALLERS) as threads:
+        for called in [threads.submit(call) for _ in range(CALLERS)]:
+            called.result()
+    seconds = time.monotonic() - began
+    grown = system.resident_bytes("gateway") - before
+    accepted = [each for each in account.submissions if each.job]
+    refused = [each for each in account.submissions if not each.job]
+    trial.notes.append(
+        f"{len(accepted)} accepted and {len(refused)} refused in {seconds:.0f} s; "
+        f"the gateway grew by {grown / 2**20:.0f} MiB"
+    )
+    trial.expect(len(accepted) == OPEN_JOBS, f"{len(accepted)} were accepted, not {OPEN_JOBS}")
+    for each in refused:
+        good = isinstance(each.refused, OverloadedError) and each.refused.retry_after > 0
+        trial.expect(good, f"{each.prompt!r} was refused with {each.refused!r}")
+    trial.expect(grown < MOST_GROWTH, f"the gateway grew by {grown / 2**20:.0f} MiB")
+    waiting = system.waiting("encode")
+    trial.expect(waiting <= 128, f"{waiting} messages wait in the broker")
+    system.release(*STAGES)
+    trial.expect_states("succeeded", *accepted)
+    ends = [each.end.end_time.ToNanoseconds() for each in accepted[:limit] if each.end]
+    quarter = len(ends) // 4
+    trial.expect(
+        max(ends[:quarter], default=0) < max(ends[-quarter:], default=1),
+        "those who came first were not served first",
+    )
+
+
+_CANCELLED = {
+    stage: sleeping("row 14", f"{stage}.after-read", 3, "cancelled") for stage in STAGE_NAMES.values()
+}
+_EXPIRED = sleeping("row 14", "decode.after-read", 6, "expires")
+_WATCHED = sleeping("row 14", "decode.after-read", 2, "watched")
+
+
+@row(
+    "14",
+    "cancel in every state, time limit, client that goes away",
+    "later stages are not run; slots are free within a quantum; a job goes on without its client",
+    failpoints=(*(failpoint for failpoint, _ in _CANCELLED.values()), _EXPIRED[0], _WATCHED[0]),
+)
+def taken_back(trial: Trial) -> None:
+    """Cancels a job in the queue, at each stage, and at its end; lets one expire, and one lose its client."""
+    system, account = trial.system, trial.account
+    with system.held("encoder"):
+        queued = account.submit("row 14 cancelled in the queue")
+        _cancel(trial, queued)
+    cancelled = {"": queued}
+    for stage, (failpoint, prompt) in _CANCELLED.items():
+        cancelled[stage] = account.submit(prompt)
+        system.wait_until_reached(failpoint)
+        _cancel(trial, cancelled[stage])
+    expired = account.submit(_EXPIRED[1], time_limit=4.0)
+    watched = _watch_and_leave(trial)
+    ended = account.submit("row 14 cancelled after its end")
+    trial.expect_states("succeeded", watched, ended)
+    with system.client() as client:
+        trial.expect(
+            client.cancel(ended.job).state == job_pb2.JOB_STATE_SUCCEEDED, "a job was cancelled after its end"
+        )
+    trial.expect_states("cancelled", *cancelled.values())
+    trial.expect_states("expired", expired)
+    _free_slots(trial)
+    # Whoever slept is awake by now.
+    account.settle(account.submit("row 14 the last"))
+    order = ["", *STAGE_NAMES.values()]
+    counts = system.executions()
+    for stage, submission in (*cancelled.items(), ("decode", expired)):
+        late = [
+            name
+            for (job, name, _) in counts
+            if job == submission.job and order.index(name) >= order.index(stage)
+        ]
+        trial.expect(not late, f"{submission.prompt!r}: {', '.join(late)} was done nevertheless")
+
+
+def _cancel(trial: Trial, submission: Submission) -> None:
+    with trial.system.client() as client:
+        state = client.cancel(submission.job).state
+    trial.expect(state == job_pb2.JOB_STATE_CANCELLED, f"{submission.prompt!r} was not cancelled")
+
+
+def _watch_and_leave(trial: Trial) -> Submission:
+    """A client watches its job, and its connection ends."""
+    submission = trial.account.submit(_WATCHED[1])
+    client = Client(trial.system.gateway.url, patience=0, settings=RpcSettings(attempts=1))
+    seen = threading.Event()
+
+    def watch() -> None:
+        try:
+            for _ in client.watch(submission.job):
+                seen.set()
+        except (SmaltiError, ValueError):
+            return  # Its channel was closed.
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    trial.expect(seen.wait(PATIENCE), "a watch told nothing")
+    client.close()
+    watching.join(PATIENCE)
+    return submission
+
+
+def _free_slots(trial: Trial) -> None:
+    """Cancels a job that fills all slots, while every quantum takes a second."""
+    system, account = trial.system, trial.account
+    with system.failing("generator", "generate.engine-step=sleep:1"):
+        full = account.submit("row 14 fills the slots", candidates=16)
+        wait_until(lambda: system.metric("generator", "slots_active") > 0, PATIENCE)
+        before = system.metric("generator", "engine_step_seconds_count")
+        _cancel(trial, full)
+        wait_until(lambda: system.metric("generator", "slots_active") == 0, PATIENCE)
+        quanta = system.metric("generator", "engine_step_seconds_count") - before
+        trial.notes.append(f"the slots were free after {quanta:.0f} quanta")
+        # The one that runs, and one that has begun before the marker was found.
+        trial.expect(quanta <= 2, f"the slots were free after {quanta:.0f} quanta")
+        trial.expect_states("cancelled", full)

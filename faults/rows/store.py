@@ -1,0 +1,133 @@
+"""A store that is away, slow, or lies; objects that get lost or damaged."""
+
+import io
+import time
+from collections.abc import Callable
+
+import urllib3
+from minio import Minio
+
+from faults.accounting import Submission
+from faults.matrix import Trial, row, sleeping
+from faults.system import System
+from smalti.errors import SmaltiError
+from smalti.storage import JobKeys
+from smalti.storage.s3 import CHECKSUM
+from smalti.testing.servers import HOST, S3Server
+
+SECONDS, SHORT_SECONDS = 6.0, 2.0
+NOT_NOW = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+TROUBLES = {
+    "cut": {"cut": True},
+    "slow": {"delay": 0.2},
+    "answers 503": {"answer": NOT_NOW},
+    "does what it is asked, and does not say so": {"deaf": True},
+    "breaks off its answers": {"most": 300},
+}
+
+
+@row(
+    "10",
+    "store down, slow, 503, done without an answer, answers that break off; killed and started again",
+    "bounded tries, then the work is done later; a part of an object is never taken for it",
+)
+def store_in_trouble(trial: Trial) -> None:
+    """Every trouble of the way to the store, with jobs that are under way and jobs that come."""
+    system, account = trial.system, trial.account
+    proxies = [system.proxies["gateway-store"], system.proxies["stages-store"]]
+    for name, trouble in TROUBLES.items():
+        count = max(1, trial.jobs // 6)
+        account.submit_many([f"row 10 before {name} {number}" for number in range(count)])
+        with proxies[0].troubled(**trouble), proxies[1].troubled(**trouble):  # type: ignore[arg-type]
+            account.submit_many([f"row 10 {name} {number}" for number in range(count)])
+            time.sleep(SECONDS if trial.long else SHORT_SECONDS)
+        trial.expect_states("succeeded")
+    account.submit_many([f"row 10 before kill {number}" for number in range(trial.jobs // 2)])
+    system.s3.kill()
+    account.submit_many([f"row 10 killed {number}" for number in range(trial.jobs // 4)])
+    system.s3.start()
+    trial.expect_states("succeeded")
+
+
+# What each stage has written, and has not told of yet, when it is harmed.
+WRITTEN: dict[str, Callable[[JobKeys], str]] = {
+    "encode": lambda keys: keys.encoding,
+    "generate": lambda keys: keys.tokens(0),
+    "decode": lambda keys: keys.candidate(1),
+    "rank": lambda keys: keys.scores(0),
+}
+HARMS = ("missing", "damaged", "other")
+_HARMED = {
+    (stage, harm): sleeping("row 11", f"{stage}.after-write", 3, harm) for stage in WRITTEN for harm in HARMS
+}
+_LAST = sleeping("row 11", "rank.after-write", 3, "tokens")
+
+
+@row(
+    "11",
+    "objects missing, damaged, or replaced between the stages, and after the end",
+    "what is missing is made again; a damaged picture is never handed out",
+    failpoints=(*(failpoint for failpoint, _ in _HARMED.values()), _LAST[0]),
+)
+def objects_harmed(trial: Trial) -> None:
+    """Harms what a stage has written before the next one reads it, and a picture after the end of its job."""
+    system, account = trial.system, trial.account
+    for harm in HARMS:
+        submitted = {stage: account.submit(_HARMED[stage, harm][1]) for stage in WRITTEN}
+        for stage, submission in submitted.items():
+            system.wait_until_reached(_HARMED[stage, harm][0])
+            harm_object(system, WRITTEN[stage](JobKeys(submission.job)), harm)
+    last = account.submit(_LAST[1])
+    system.wait_until_reached(_LAST[0])
+    harm_object(system, JobKeys(last.job).tokens(0), "damaged")
+    trial.expect_states("succeeded")
+    again = sum(str(line.get("event", "")).find("begins again") >= 0 for line in system.lines())
+    trial.notes.append(f"{again} chunks began again")
+    trial.expect(again > 0, "no chunk began again: nothing was harmed in time")
+    done = account.submit("row 11 damaged at the end")
+    trial.expect_states("succeeded", done)
+    harm_object(system, JobKeys(done.job).candidate(0), "damaged")
+    trial.expect(refused(system, done), "a damaged picture was handed out")
+
+
+def refused(system: System, submission: Submission) -> bool:
+    """Whether the gateway refuses to hand out the pictures of a job."""
+    with system.client() as client:
+        try:
+            list(client.download(submission.job))
+        except SmaltiError:
+            return True
+    return False
+
+
+def harm_object(system: System, key: str, harm: str) -> None:
+    """Removes an object, changes its bytes beneath its checksum, or puts another whole object in its place."""
+    if harm == "missing":
+        system.store.delete(key)
+        return
+    if harm == "other":
+        system.store.put(key, b"something else")
+        return
+    client = Minio(
+        f"{HOST}:{system.s3.port}",
+        access_key=system.s3.access_key,
+        secret_key=system.s3.secret_key,
+        secure=False,
+        region="us-east-1",
+        http_client=urllib3.PoolManager(timeout=10.0),
+    )
+    found = system.store.stat(key)
+    if found is None:
+        raise AssertionError(f"{key} is not there, so it cannot be damaged")
+    content = bytearray(system.store.get(key))
+    content[len(content) // 2] ^= 1
+    client.put_object(
+        S3Server.bucket,
+        key,
+        io.BytesIO(bytes(content)),
+        len(content),
+        metadata={CHECKSUM: found.sha256 or ""},
+    )
