@@ -9,12 +9,15 @@ from smalti.models.folder import ModelFolder
 
 # What belongs to some extra, by the name it is imported by; everything else every installation has.
 OPTIONAL = {
+    "alembic",
     "emoji",
     "flax",
     "ftfy",
     "grpc",
     "jax",
     "open_clip",
+    "psycopg",
+    "sqlalchemy",
     "tokenizers",
     "torch",
     "torchvision",
@@ -51,6 +54,13 @@ def test_engine_imports_with_its_own_extra(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_service_imports_with_its_own_extra(engine: str) -> None:
     script = IMPORT.format(refused=OPTIONAL - ENGINES[engine] - {"grpc"}, module=f"services.{engine}.service")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_gateway_imports_with_its_own_extra() -> None:
+    own = {"alembic", "grpc", "psycopg", "sqlalchemy"}
+    script = IMPORT.format(refused=OPTIONAL - own, module="services.gateway.service")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
