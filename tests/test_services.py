@@ -64,6 +64,8 @@ def services(valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> Iterator[
         for each in made.values():
             each.wait_until_ready()
         yield made
+        for each in made.values():
+            each.tell()  # All at once here as well.
 
 
 @pytest.fixture

@@ -72,8 +72,12 @@ class ServiceProcess(Server):
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Asks the process to end; returns its exit code."""
-        self._processes[0].send_signal(number)
+        self.tell(number)
         return self.wait()
+
+    def tell(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Sends the process a signal."""
+        self._processes[0].send_signal(number)
 
     def wait(self, seconds: float = 60.0) -> int:
         """Waits until the process ends; returns its exit code."""
