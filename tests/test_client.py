@@ -179,6 +179,19 @@ def test_bad_input_names_the_argument(client: Uniform, asked: dict[str, Any], fi
     assert caught.value.field == field
 
 
+def test_field_of_the_contract_is_called_what_the_argument_is(client: Uniform, served: ServedGateway) -> None:
+    for field, name in (
+        ("parameters.model.name", "model"),
+        ("parameters.initial_image.image", "initial_image"),
+        ("parameters.initial_image.keep_rows", "keep_rows"),
+        ("parameters.prompt", "prompt"),
+        ("time_limit", "time_limit"),
+    ):
+        served.gateway.failures["CreateImages"].append(InvalidInputError(field, "is no good"))
+        with pytest.raises(InvalidInputError, match=f"^{name}: is no good$"):
+            client.create("a fox")
+
+
 def test_argument_that_there_is_none_of(client: Uniform) -> None:
     with pytest.raises(TypeError, match="'steps'"):
         client.create("a fox", steps=3)

@@ -69,6 +69,7 @@ class Asked(TypedDict, total=False):
 _OWN_NAMES = {
     "parameters.model.name": "model",
     "parameters.model.revision": "revision",
+    "parameters.initial_image.image": "initial_image",
     "parameters.initial_image.keep_rows": "keep_rows",
 }
 
