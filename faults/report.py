@@ -18,6 +18,9 @@ COLUMNS = (
     *("lost", "twice", "unexpected", "wrong", "seconds", "verdict"),
 )
 
+MOST_NAMED = 10
+"""Of the objects that are unexpected or wrong."""
+
 
 def facts(broker: str, database: str) -> dict[str, str]:
     """Returns what a result depends on."""
@@ -48,7 +51,11 @@ def remarks(results: Sequence[Result]) -> list[str]:
     """Returns a line for everything that is to be said beside the numbers."""
     lines = []
     for result in results:
-        said = [*result.problems, *result.tally.unexpected, *result.tally.wrong, *result.notes]
+        said = [*result.problems]
+        for kind, found in (("unexpected", result.tally.unexpected), ("wrong", result.tally.wrong)):
+            said += [f"{kind}: {each}" for each in found[:MOST_NAMED]]
+            said += [f"{kind}: and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
+        said += result.notes
         said += [f"{count} failed: {reason}" for reason, count in result.tally.reasons.items()]
         lines += [f"row {result.row.name}: {text}" for text in said]
     return lines

@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,7 @@ def poison(trial: Trial) -> None:
     account.submit_many([f"row 8 after {number}" for number in range(trial.jobs // 2)])
     trial.expect_states("succeeded")
     for stage, number in sent.items():
-        found = gather(
-            lambda stage=stage: dead(settings, stage), lambda found, number=number: len(found) >= number
-        )
+        found = _dead(trial, stage, number)
         trial.expect(len(found) == number, f"{len(found)} of {number} messages are in {stage}.dead")
         trial.expect(
             all("smalti_why_dead" in headers for _, headers in found), f"one in {stage}.dead says not why"
@@ -186,6 +185,10 @@ def _dead(trial: Trial, stage: Stage, number: int) -> list[tuple[str, dict[str, 
     """Waits until so many messages are in the dead-letter queue of a stage, and takes them."""
     settings = trial.system.broker_settings()
     return gather(lambda: dead(settings, stage), lambda found: len(found) >= number)
+
+
+def _has_suppressed(trial: Trial, number: float) -> bool:
+    return _suppressed(trial) >= number
 
 
 def _suppressed(trial: Trial) -> float:

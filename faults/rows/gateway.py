@@ -1,5 +1,7 @@
 """A gateway that is killed."""
 
+import time
+
 from faults.matrix import Trial, killing, row
 
 _POINTS = (
@@ -23,11 +25,18 @@ _KILLED = [killing("row gateway", point) for point in _POINTS]
 def gateway_killed(trial: Trial) -> None:
     """A job for every point at which the gateway kills itself, one after the other."""
     for failpoint, prompt in _KILLED:
-        submission = trial.account.submit(prompt)
-        trial.system.wait_until_reached(failpoint)
-        trial.system.wait_until_serving("gateway")
-        with trial.system.client(attempts=4, patience=60) as client:
-            trial.account.ask(submission, client)
-            known = [job.id for job in client.list() if job.request_id == submission.request_id]
-        trial.expect(known == [submission.job], f"{prompt!r} has made the jobs {known}")
-        trial.expect_states("succeeded", submission)
+        kill_gateway(trial, failpoint, prompt)
+
+
+def kill_gateway(trial: Trial, failpoint: str, prompt: str) -> None:
+    """Asks for a job over which the gateway kills itself, and then again, as a client does that was not answered."""
+    began = time.time()
+    submission = trial.account.submit(prompt)
+    trial.system.wait_for_end("gateway", began)
+    trial.expect(trial.system.reached(failpoint), f"{failpoint} was not reached")
+    trial.system.wait_until_serving("gateway")
+    with trial.system.client(attempts=4, patience=60) as client:
+        trial.account.ask(submission, client)
+        known = [job.id for job in client.list() if job.request_id == submission.request_id]
+    trial.expect(known == [submission.job], f"{prompt!r} has made the jobs {known}")
+    trial.expect_states("succeeded", submission)

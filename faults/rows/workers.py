@@ -4,6 +4,7 @@ import itertools
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -53,14 +54,19 @@ _BETWEEN = [
 )
 def killed_between(trial: Trial) -> None:
     """A job for every point at which its worker kills itself, all at once; then the generator in its step."""
-    submitted = [trial.account.submit(prompt) for _, prompt in _BETWEEN]
-    trial.expect_states("succeeded", *submitted)
-    for failpoint, _ in _BETWEEN:
-        trial.expect(trial.system.reached(failpoint), f"{failpoint} was not reached")
+    kill_between(trial, _BETWEEN)
     with trial.system.failing("generator", "generate.engine-step=kill@1"):
         last = trial.account.submit("row 2 the generator's step is killed")
         trial.expect_states("succeeded", last)
     trial.expect(trial.system.reached("generate.engine-step=kill@1"), "the generator's step was not reached")
+
+
+def kill_between(trial: Trial, killings: Sequence[tuple[str, str]]) -> None:
+    """Asks for jobs over which a worker kills itself, all at once; takes the failpoints and the prompts."""
+    submitted = [trial.account.submit(prompt) for _, prompt in killings]
+    trial.expect_states("succeeded", *submitted)
+    for failpoint, _ in killings:
+        trial.expect(trial.system.reached(failpoint), f"{failpoint} was not reached")
 
 
 _UNDER_LOAD = tuple(f"{stage}.before-write=sleep:0.2?prompt=row 3" for stage in STAGE_NAMES.values())
