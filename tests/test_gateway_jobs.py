@@ -1,6 +1,8 @@
 """The gateway's jobs, without its network: on SQLite and on PostgreSQL, with stages that the test plays."""
 
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.database import Database
+from services.gateway.database import Database, DatabaseUnavailableError
 from services.gateway.jobs import Conditions, Position, Snapshot
 from services.gateway.tables import Job, State
-from services.gateway.testing import GatewayStand, order
+from services.gateway.testing import GatewayStand, emptied, order
 from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
 from smalti.messages import EncodeTask, FailureReason, GenerateTask, StageDone
@@ -21,6 +23,7 @@ from smalti.queue import BrokerUnavailableError
 from smalti.results import ResultFile
 from smalti.rpc.errors import error_of_status
 from smalti.storage import JobKeys, MemoryStore, ObjectRef, StoreUnavailableError
+from smalti.testing.servers import PostgresServer
 from smalti.testing.stages import picture_bytes
 
 Make = Callable[..., GatewayStand]
@@ -623,6 +626,16 @@ def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: Gateway
     assert gateway.objects() == []
 
 
+def test_objects_that_no_job_knows_expire(gateway: GatewayStand) -> None:
+    gateway.store.put("jobs/nobody/result.json", b"{}")
+    gateway.clock.now = time.time() + 6 * 86_400
+    gateway.gateway.expire_objects()
+    assert gateway.objects() == ["result.json"]
+    gateway.clock.advance(2 * 86_400)
+    gateway.gateway.expire_objects()
+    assert gateway.objects() == []
+
+
 @pytest.mark.parametrize("harm", ["missing", "damaged", "other candidates"])
 def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayStand, harm: str) -> None:
     job, _, generates = begun(gateway)
@@ -674,6 +687,26 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make: Ma
     store.put = put  # type: ignore[method-assign]
     gateway.pass_time(1)
     assert gateway.state(job) == "succeeded"
+
+
+@pytest.mark.skipif(
+    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
+)
+def test_database_that_comes_back_is_used_again(postgres: PostgresServer, sizes: Sizes) -> None:
+    with emptied(Database(postgres.url, timeout=1)) as database:
+        gateway = GatewayStand(database, sizes)
+        job = gateway.create()
+        postgres.stop()
+        with pytest.raises(DatabaseUnavailableError) as unavailable:
+            gateway.create()
+        assert unavailable.value.retry_after
+        with pytest.raises(DatabaseUnavailableError):
+            gateway.gateway.send()
+        postgres.start()
+        gateway.work()
+        assert gateway.state(job) == "succeeded"
+        assert len(gateway.jobs.page(Conditions(), behind=None, limit=10)) == 1
+        gateway.close()
 
 
 # Lists

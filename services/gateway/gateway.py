@@ -4,6 +4,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.gateway.clock import Clock, SystemClock
@@ -21,7 +22,7 @@ from services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
 from services.gateway.tables import State
 from smalti.errors import UnavailableError
 from smalti.models.sizes import Sizes
-from smalti.storage import ObjectStore, StoreUnavailableError
+from smalti.storage import ObjectStore, StoreUnavailableError, sweep
 from smalti.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ STORE_SECONDS: Final = 0.1
 CALLS: Final = 16
 """Calls of the database and the store that clients wait for, at the same time."""
 STOP_SECONDS: Final = 5.0
+EXPIRY_SECONDS: Final = 3600.0
+"""Between two looks for objects that have expired."""
 MARK_SECONDS: Final = 1.0
 """How long whoever cancels a job waits for the store, which may be away."""
 
@@ -79,6 +82,7 @@ class Gateway:
         *,
         clock: Clock | None = None,
         metrics: Metrics | None = None,
+        expiry_days: int = 0,
     ) -> None:
         """Puts it together.
 
@@ -90,6 +94,7 @@ class Gateway:
             settings: its settings.
             clock: says what time it is; None is the machine's.
             metrics: counts jobs and losses.
+            expiry_days: the days after which objects of jobs are removed, whatever the database says; 0 keeps them.
         """
         clock = clock or SystemClock()
         self.database = database
@@ -107,6 +112,9 @@ class Gateway:
         self.events = Events(database, self.fan_in, self.ledger, sizes.side, settings, bell, self.hub, clock)
         self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
         self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
+        self._expiry_days = expiry_days
+        expiring = threading.Event()
+        expiring.set()  # The first time at the start.
         self._loops = (
             Loop("sending", self.send, seconds=settings.sweep, wake=bell.to_send),
             Loop(
@@ -118,6 +126,7 @@ class Gateway:
             ),
             Loop("sweeping", self.sweep, seconds=settings.sweep),
             Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do),
+            Loop("expiring", self.expire_objects, seconds=EXPIRY_SECONDS, wake=expiring),
         )
         self._started = False
         self._reclaimed = False
@@ -156,6 +165,14 @@ class Gateway:
         """Does in the store what is due there."""
         while self.sweeper.do_chores() >= MOST_AT_ONCE:
             pass
+
+    def expire_objects(self) -> None:
+        """Lets the store remove old objects, or does it where the store cannot."""
+        if not self.store.expire_after(self._expiry_days) and self._expiry_days:
+            old = timedelta(days=self._expiry_days)
+            now = datetime.fromtimestamp(self.clock(), UTC)
+            if removed := sweep(self.store, old, intermediate=False, now=now):
+                log.info("%d objects were older than %d days", removed, self._expiry_days)
 
     def cancel(self, job_id: str) -> Snapshot:
         """Cancels a job, and tells the stages; one that has ended stays as it is. Raises `JobNotFoundError`."""

@@ -14,6 +14,7 @@ from smalti.models import library
 from smalti.models.sizes import Sizes
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
+from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 
@@ -61,7 +62,15 @@ def build(process: Process) -> Service:
         wait_for(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
-    gateway = Gateway(database, process.store, process.publisher, sizes, settings, metrics=metrics)
+    gateway = Gateway(
+        database,
+        process.store,
+        process.publisher,
+        sizes,
+        settings,
+        metrics=metrics,
+        expiry_days=store_settings().expiry_days,
+    )
     for name, read in gauges(gateway).items():
         process.telemetry.watch(name, read)
 

@@ -60,7 +60,13 @@ class GatewayStand:
         self.outbox = Outbox()
         self.store = store or MemoryStore()
         self.gateway = Gateway(
-            database, self.store, self.outbox, sizes, GatewaySettings(**settings), clock=self.clock
+            database,
+            self.store,
+            self.outbox,
+            sizes,
+            GatewaySettings(**settings),
+            clock=self.clock,
+            expiry_days=7,
         )
         self.jobs = self.gateway.jobs
         self.stages = PlayedStages(self.store, sizes.tokens)
