@@ -174,10 +174,11 @@ class System:
     def left_over(self) -> list[str]:
         """Returns what still runs of all that this system has started."""
         found = []
+        folders = [self.folder, *([self.postgres.folder] if self.postgres else [])]
         for process in psutil.process_iter():
             try:
-                # Each runs in a folder of its own below ours.
-                if Path(process.cwd()).is_relative_to(self.folder):
+                # Each runs in a folder of its own.
+                if any(Path(process.cwd()).is_relative_to(folder) for folder in folders):
                     found.append(" ".join(process.cmdline()[:4]))
             except psutil.Error:
                 continue
@@ -342,9 +343,8 @@ class System:
     def _start_servers(self) -> None:
         self.broker = BROKERS[self.layout.broker](self.folder / "broker")
         self.s3 = S3Server(self.folder / "store")
-        self.postgres = (
-            PostgresServer(self.folder / "database") if self.layout.database == "postgres" else None
-        )
+        # In a folder of its own: it runs as another user, who may not be allowed into ours.
+        self.postgres = PostgresServer() if self.layout.database == "postgres" else None
         servers = [each for each in (self.broker, self.s3, self.postgres) if each is not None]
         for server in servers:
             self._stack.callback(server.close)
