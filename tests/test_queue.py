@@ -1,10 +1,12 @@
 """The queues, on real brokers: what becomes of a message, by what its handler does."""
 
 import gc
+import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,6 +202,30 @@ def test_what_cannot_be_read_is_kept_and_the_worker_lives(stand: Stand) -> None:
     publisher.publish(task("good"))
     stand.wait_for(Outcome.DONE)
     assert stand.begun == ["good"]
+
+
+class Intruder:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_pickled_message_is_not_unpickled(stand: Stand, tmp_path: Path) -> None:
+    body = pickle.dumps(((Intruder(tmp_path / "intruded"),), {}, {}))
+    headers = {"task": "smalti.encode", "id": "1", "lang": "py"}
+    stand.work()
+    stand.publisher.publish_raw(
+        "encode.interactive", body, "application/x-python-serialize", "binary", headers
+    )
+    ((_, why),) = gather(lambda: dead(stand.settings), bool)
+    assert "not accepted" in why[WHY_DEAD]
+    assert list(tmp_path.iterdir()) == []
+    pickle.loads(body)
+    assert [path.name for path in tmp_path.iterdir()] == ["intruded"]
 
 
 def test_rubbish_in_valkey_does_not_end_the_worker(valkey: ValkeyServer) -> None:
