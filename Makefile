@@ -9,7 +9,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo test check bench format protos model evaluate constraints clean
+.PHONY: demo test check bench faults format protos model evaluate constraints clean
 
 # Starts the whole system on free ports, draws nine pictures through it, and stops it; their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -32,6 +32,10 @@ check: $(INSTALLED)
 # Measures the generator and the decoder; a quarter of an hour on two cores, on which nothing else may compute.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# Breaks everything that can break, and accounts for every job; a quarter of an hour on two cores.
+faults: $(INSTALLED)
+	$(BIN)/python -m faults
 
 # Applies the formatter and the fixes that are safe.
 format: $(INSTALLED)

@@ -216,5 +216,7 @@ def test_address_of_a_database_that_cannot_be_used_is_refused(url: str, problem:
 
 def test_default_time_is_not_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_GATEWAY_TIME_LIMIT", "60")
-    with pytest.raises(InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT is more"):
+    with pytest.raises(
+        InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT is more"
+    ):
         gateway_settings()
