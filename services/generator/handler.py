@@ -10,6 +10,7 @@ from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import (
     Candidate,
     Drawn,
+    EngineFailedError,
     EngineFullError,
     GenerationHandle,
     GenerationRequest,
@@ -106,6 +107,10 @@ class GenerateHandler(StageHandler[GenerateTask]):
                 while time.monotonic() < until:
                     running.check_begin()
                     time.sleep(LOOK_SECONDS)
+            except EngineFailedError as error:
+                # The engine had died before: this process is about to end, and the work has not been tried by it.
+                running.wait_for_the_end()
+                raise GiveBackError("the engine has stopped") from error
             else:
                 handle.future.add_done_callback(lambda _: events.put(None))
                 running.watched.on_cancel(handle.cancel)

@@ -70,6 +70,10 @@ class Running(Generic[TaskType]):
             self._until = time.monotonic() + DRAIN_SHARE * self._drain
         return self._until - time.monotonic()
 
+    def wait_for_the_end(self) -> None:
+        """Waits until the worker stops, which is about to happen; not for ever, should it not."""
+        self._draining.wait(self._drain)
+
     def check_begin(self) -> None:
         """As `check`, before the first step of all: a worker that stops gives back what it has not begun."""
         self.check()
