@@ -1,4 +1,4 @@
-"""Measures the generator and the decoder, beside min-dalle where it is installed, and prints a table.
+"""Measures the generator and the decoder, beside min-dalle where it is installed, and the way through the system.
 
     python -m benchmarks                                  the whole table: half an hour on two cores
     python -m benchmarks --parts tokens single            some of it
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from benchmarks import generating, report
+from benchmarks import generating, report, system
 from benchmarks.measuring import Bystanders, Limits, Times, describe_machine, format_seconds, measure_limits
 from benchmarks.peer import INSTALL, PeerTimes, PeerWork, measure_peer
 from benchmarks.report import Row, compared
@@ -36,7 +36,7 @@ from smalti.models.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.models.vqgan import VQGANConfig
 from smalti.testing.model import TINY_VQGAN, tiny_bart_config
 
-PARTS = ("tokens", "single", "arrivals", "decode", "gpu")
+PARTS = ("tokens", "single", "arrivals", "decode", "gpu", "system")
 PICTURES = 9
 
 
@@ -52,19 +52,21 @@ class Plan:
     peer_pictures: int
     batches: float
     """How long requests arrive at random, in times of a full batch."""
+    load: system.Load
+    """Of the way through the system."""
     square: int
     """The side of the matrices, and below the bytes that are read, to find the machine's limits."""
     reading: int
 
 
-QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, 256, 2**22)
+QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, 256, 2**22)
 
 
 def full_plan(repeats: int, peer_steps: int) -> Plan:
     """Returns the plan for the published mini shape."""
     config = DalleBartConfig.from_fields(MINI)
     vqgan = VQGANConfig.from_fields(VQGAN_F16_16384)
-    return Plan(config, vqgan, DEFAULT_SLOTS, repeats, peer_steps, PICTURES, 3.0, 4096, 2**29)
+    return Plan(config, vqgan, DEFAULT_SLOTS, repeats, peer_steps, PICTURES, 3.0, system.FULL, 4096, 2**29)
 
 
 class Bench:
@@ -86,6 +88,8 @@ class Bench:
             self._decode()
         if "gpu" in self.parts:
             self._gpu()
+        if "system" in self.parts:
+            self.rows += system.measure(self.plan.load)
 
     def variants(self) -> None:
         """Fills the rows with the time of a full batch with other numbers of blocks."""

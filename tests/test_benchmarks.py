@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PARTS
 from benchmarks.generating import step_work
 from benchmarks.measuring import Limits, Times
 from benchmarks.report import BEGIN, END, Row, compared, write
@@ -24,7 +25,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
-    done = run("--write", str(page))
+    done = run("--write", str(page), "--parts", *(part for part in PARTS if part != "system"))
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"before\n\n{BEGIN}\n")
@@ -42,6 +43,13 @@ def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
     assert all(row[1] for row in cells[2:])
     for fact in ("* date: 20", "* processor: ", "* versions: Python 3", "* other processes: took "):
         assert f"\n{fact}" in text
+
+
+def test_way_through_the_system_is_measured() -> None:
+    done = run("--parts", "system")
+    assert done.returncode == 0, done.stderr
+    for work in ("one job of 4", "one job of 16", "8 jobs of 16", "acknowledgement", "50 waiting jobs"):
+        assert work in done.stdout
 
 
 def test_page_without_a_place_for_the_table_is_left_as_it_is(tmp_path: Path) -> None:

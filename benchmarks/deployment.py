@@ -1,0 +1,85 @@
+"""The system as real processes on this machine, to be measured: broker, store, stages and gateway."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from smalti.testing.servers import S3Server, ValkeyServer
+from smalti.testing.service_process import ServiceProcess
+
+STAGES: Final = ("encoder", "generator", "decoder", "ranker")
+
+
+class Deployment:
+    """Runs while it is entered."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        *,
+        stages: Sequence[str] = STAGES,
+        idle: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            folder: where everything keeps its data and its log.
+            model: the folder of the model.
+            stages: those that run.
+            idle: the stages' engines do no work; see `benchmarks.idle`.
+            settings: further settings of the services.
+        """
+        self.valkey = ValkeyServer(folder / "valkey")
+        self.store = S3Server(folder / "store")
+        self._folder = folder
+        self._model = model
+        self._stages = tuple(stages)
+        self._idle = idle
+        self._settings = {
+            "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'gateway.sqlite3'}",
+            "SMALTI_LOG_LEVEL": "warning",
+            **(settings or {}),
+        }
+        self.services: dict[str, ServiceProcess] = {}
+        self._running = ExitStack()
+
+    @property
+    def gateway(self) -> str:
+        """Where the gateway is called."""
+        return self.services["gateway"].url
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for server in (self.valkey, self.store):
+                stack.enter_context(server)
+            for name in (*self._stages, "gateway"):
+                self.services[name] = self._service(name)
+                stack.callback(self.services[name].close)
+            # Side by side: most of a start is importing.
+            with ThreadPoolExecutor(2) as starters:
+                list(starters.map(ServiceProcess.start, self.services.values()))
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
+
+    def _service(self, name: str) -> ServiceProcess:
+        module = f"services.{name}" if name == "gateway" or not self._idle else "benchmarks.idle"
+        return ServiceProcess(
+            name,
+            broker=self.valkey.url,
+            store=self.store.url,
+            model=self._model,
+            folder=self._folder / name,
+            environment=self._settings,
+            command=(sys.executable, "-m", module, *([name] if module == "benchmarks.idle" else [])),
+        )

@@ -1,0 +1,177 @@
+"""A stage whose engine does no work: `python -m benchmarks.idle encoder`. All else is that of the real service.
+
+It reads what its stage reads, and writes as many objects as its stage writes, with nothing in them that was computed.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from smalti.engines.encoding import Encoding
+from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, RankTask, Reading, Stage
+from smalti.models import library
+from smalti.models.sizes import Sizes
+from smalti.results import ScoredPicture, ScoresFile
+from smalti.service import Process, Service, run
+from smalti.service.cancellation import Cancellations
+from smalti.service.objects import encoding_bytes, read_encoding, read_tokens, tokens_bytes
+from smalti.service.stage import Made, Running, StageHandler
+from smalti.storage import ObjectRef
+
+CONCURRENCY: Final = {"encoder": 4, "generator": 6, "decoder": 2, "ranker": 4}
+"""Messages at the same time, as many as the real services have."""
+
+
+class IdleEncode(StageHandler[EncodeTask]):
+    """Writes an encoding of zeros."""
+
+    stage = Stage.ENCODE
+
+    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+        """Makes the encoding."""
+        super().__init__(process, sizes.folder, cancellations)
+        config = sizes.transformer
+        states = np.zeros((config.max_text_length, config.d_model), np.float32)
+        self._content = encoding_bytes(Encoding(states, np.ones(config.max_text_length, np.int32)))
+
+    def outputs(self, task: EncodeTask) -> tuple[str, ...]:
+        """See `StageHandler`."""
+        return (task.keys.encoding,)
+
+    def make(self, running: Running[EncodeTask]) -> Made:
+        """See `StageHandler`."""
+        return Made((self.store.put(running.task.keys.encoding, self._content),), 0.0)
+
+    def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
+        """See `StageHandler`."""
+        return task.next(objects[0])
+
+    def reading(self, task: EncodeTask) -> Reading:
+        """See `StageHandler`."""
+        return Reading(drawn=task.prompt, cut=False)
+
+
+class IdleGenerate(StageHandler[GenerateTask]):
+    """Draws the same token everywhere."""
+
+    stage = Stage.GENERATE
+
+    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+        """Takes the sizes of what it draws."""
+        super().__init__(process, sizes.folder, cancellations)
+        self._sizes = sizes
+
+    def outputs(self, task: GenerateTask) -> tuple[str, ...]:
+        """See `StageHandler`."""
+        return (task.keys.tokens(task.chunk),)
+
+    def make(self, running: Running[GenerateTask]) -> Made:
+        """See `StageHandler`."""
+        task = running.task
+        read_encoding(self.store, task.encoding, self._sizes)
+        tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
+        return Made((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
+
+    def follow(self, task: GenerateTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
+        """See `StageHandler`."""
+        return (task.next(objects[0]),)
+
+
+class IdleDecode(StageHandler[DecodeTask]):
+    """Writes black pictures."""
+
+    stage = Stage.DECODE
+
+    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+        """Makes the picture."""
+        super().__init__(process, sizes.folder, cancellations)
+        self._sizes = sizes
+        file = io.BytesIO()
+        Image.new("RGB", (sizes.resolution, sizes.resolution)).save(file, "PNG")
+        self._content = file.getvalue()
+
+    def outputs(self, task: DecodeTask) -> tuple[str, ...]:
+        """See `StageHandler`."""
+        return tuple(task.keys.candidate(index) for index in task.candidates)
+
+    def make(self, running: Running[DecodeTask]) -> Made:
+        """See `StageHandler`."""
+        task = running.task
+        read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
+        keys = self.outputs(task)
+        return Made(tuple(self.side_by_side.map(lambda key: self.store.put(key, self._content), keys)), 0.0)
+
+    def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
+        """See `StageHandler`."""
+        return (task.next(objects),)
+
+
+class IdleRank(StageHandler[RankTask]):
+    """Gives each candidate its index as its score."""
+
+    stage = Stage.RANK
+
+    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+        """Takes the sizes of the pictures."""
+        super().__init__(process, sizes.folder, cancellations)
+        self._side = sizes.resolution
+
+    def outputs(self, task: RankTask) -> tuple[str, ...]:
+        """See `StageHandler`."""
+        return (task.keys.scores(task.chunk),)
+
+    def make(self, running: Running[RankTask]) -> Made:
+        """See `StageHandler`."""
+        task = running.task
+        files = self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
+        scored = tuple(
+            ScoredPicture(
+                index=index,
+                score=index,
+                sha256=ref.sha256,
+                size=len(file),
+                width=self._side,
+                height=self._side,
+            )
+            for index, ref, file in zip(task.candidates, task.pictures, files, strict=True)
+        )
+        content = ScoresFile(pictures=scored).to_bytes()
+        return Made((self.store.put(task.keys.scores(task.chunk), content),), 0.0)
+
+    def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
+        """See `StageHandler`."""
+        return ()
+
+
+STAGES: Final[dict[str, tuple[Stage, Callable[[Process, Sizes, Cancellations], StageHandler[Any]]]]] = {
+    "encoder": (Stage.ENCODE, IdleEncode),
+    "generator": (Stage.GENERATE, IdleGenerate),
+    "decoder": (Stage.DECODE, IdleDecode),
+    "ranker": (Stage.RANK, IdleRank),
+}
+
+
+def main(name: str) -> int:
+    """Runs the stage of a service until it is told to end."""
+    stage, kind = STAGES[name]
+
+    def build(process: Process) -> Service:
+        sizes = Sizes.of(library.find())
+        cancellations = Cancellations(process.store, process.settings.cancel_poll)
+        handler = kind(process, sizes, cancellations)
+        return Service(
+            register=lambda server: None,
+            handler=handler,
+            concurrency=CONCURRENCY[name],
+            close=handler.close,
+        )
+
+    return run(name, stage, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
