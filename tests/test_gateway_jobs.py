@@ -426,9 +426,10 @@ def test_what_a_stage_gives_up_is_tried_again_later(make: Make) -> None:
 
 
 class AwayStore(MemoryStore):
-    """A store that can be away."""
+    """A store that can be away, or full."""
 
     away = False
+    full = False
 
     def stat(self, key: str) -> Any:
         if self.away:
@@ -441,20 +442,24 @@ class AwayStore(MemoryStore):
         return super().get(key, sha256=sha256)
 
     def put(self, key: str, content: bytes, *, content_type: str = "") -> ObjectRef:
-        if self.away:
-            raise StoreUnavailableError("it is away")
+        if self.away or self.full:
+            raise StoreUnavailableError("it is away or full")
         return super().put(key, content)
 
+    def check(self) -> None:
+        self.put("writable", b"yes")
 
-def test_nothing_is_blamed_for_being_late_while_the_store_is_away(make: Make) -> None:
+
+@pytest.mark.parametrize("trouble", ["away", "full"])
+def test_nothing_is_blamed_for_being_late_while_the_store_is_away(make: Make, trouble: str) -> None:
     store = AwayStore()
     gateway = make(store=store, lease=10, retry=5, attempts=2)
     job, _, _ = begun(gateway)
-    store.away = True
+    setattr(store, trouble, True)
     for _ in range(10):
         gateway.clock.advance(20)
         assert gateway.send() == []
-    store.away = False
+    setattr(store, trouble, False)
     gateway.clock.advance(20)
     assert len(gateway.send()) == 1
     assert gateway.state(job) == "running"

@@ -33,7 +33,7 @@ from smalti.messages import EncodeTask, Message
 from smalti.queue import BrokerUnavailableError
 from smalti.queue.order import Turns
 from smalti.service import failpoints
-from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError
+from smalti.storage import ObjectStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -263,8 +263,9 @@ class Dispatcher:
 
     def _store_answers(self) -> bool:
         try:
-            self._store.stat(JobKeys("none").result)
+            # A store whose disk is full answers, and takes nothing.
+            self._store.check()
         except StoreUnavailableError as error:
-            log.warning("the store does not answer, so that nothing is sent again: %s", error)
+            log.warning("the store takes nothing, so that nothing is sent again: %s", error)
             return False
         return True

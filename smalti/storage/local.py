@@ -97,7 +97,7 @@ class LocalStore:
     def check(self) -> None:
         """See `ObjectStore`."""
         self._try(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        self._try(lambda: write_atomically(self.folder / ".writable", b""))
+        self._try(lambda: write_atomically(self.folder / ".writable", b"yes"))
 
     def _path(self, key: str) -> Path:
         """A key has no part that begins with a dot: it leads to nowhere but into the folder."""

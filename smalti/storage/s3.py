@@ -219,7 +219,7 @@ class S3Store:
         """See `ObjectStore`."""
         self._has_bucket = False
         self._try("", self._make_bucket)
-        self.put("writable", b"")
+        self.put("writable", b"yes")  # An empty object needs no room.
 
     def _make_bucket(self) -> None:
         if self._has_bucket:
