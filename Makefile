@@ -29,7 +29,8 @@ check: $(INSTALLED)
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/protos.py --check
 
-# Measures the generator and the decoder; a quarter of an hour on two cores, on which nothing else may compute.
+# Measures the generator, the decoder and the way through the system; half an hour on two cores, on which nothing else
+# may compute.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
