@@ -26,7 +26,7 @@ CONCURRENCY: Final = {"encoder": 4, "generator": 6, "decoder": 2, "ranker": 4}
 """Messages at the same time, as many as the real services have."""
 
 
-class IdleEncode(StageHandler[EncodeTask]):
+class IdleEncode(StageHandler[EncodeTask, None]):
     """Writes an encoding of zeros."""
 
     stage = Stage.ENCODE
@@ -42,7 +42,10 @@ class IdleEncode(StageHandler[EncodeTask]):
         """See `StageHandler`."""
         return (task.keys.encoding,)
 
-    def make(self, running: Running[EncodeTask]) -> Made:
+    def read(self, task: EncodeTask) -> None:
+        """See `StageHandler`."""
+
+    def make(self, running: Running[EncodeTask], content: None) -> Made:
         """See `StageHandler`."""
         return Made((self.store.put(running.task.keys.encoding, self._content),), 0.0)
 
@@ -55,7 +58,7 @@ class IdleEncode(StageHandler[EncodeTask]):
         return Reading(drawn=task.prompt, cut=False)
 
 
-class IdleGenerate(StageHandler[GenerateTask]):
+class IdleGenerate(StageHandler[GenerateTask, Encoding]):
     """Draws the same token everywhere."""
 
     stage = Stage.GENERATE
@@ -69,10 +72,13 @@ class IdleGenerate(StageHandler[GenerateTask]):
         """See `StageHandler`."""
         return (task.keys.tokens(task.chunk),)
 
-    def make(self, running: Running[GenerateTask]) -> Made:
+    def read(self, task: GenerateTask) -> Encoding:
+        """See `StageHandler`."""
+        return read_encoding(self.store, task.encoding, self._sizes)
+
+    def make(self, running: Running[GenerateTask], content: Encoding) -> Made:
         """See `StageHandler`."""
         task = running.task
-        read_encoding(self.store, task.encoding, self._sizes)
         tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
         return Made((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
 
@@ -81,7 +87,7 @@ class IdleGenerate(StageHandler[GenerateTask]):
         return (task.next(objects[0]),)
 
 
-class IdleDecode(StageHandler[DecodeTask]):
+class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
     """Writes black pictures."""
 
     stage = Stage.DECODE
@@ -98,11 +104,13 @@ class IdleDecode(StageHandler[DecodeTask]):
         """See `StageHandler`."""
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
-    def make(self, running: Running[DecodeTask]) -> Made:
+    def read(self, task: DecodeTask) -> np.ndarray:
         """See `StageHandler`."""
-        task = running.task
-        read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
-        keys = self.outputs(task)
+        return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
+
+    def make(self, running: Running[DecodeTask], content: np.ndarray) -> Made:
+        """See `StageHandler`."""
+        keys = self.outputs(running.task)
         return Made(tuple(self.side_by_side.map(lambda key: self.store.put(key, self._content), keys)), 0.0)
 
     def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
@@ -110,7 +118,7 @@ class IdleDecode(StageHandler[DecodeTask]):
         return (task.next(objects),)
 
 
-class IdleRank(StageHandler[RankTask]):
+class IdleRank(StageHandler[RankTask, list[bytes]]):
     """Gives each candidate its index as its score."""
 
     stage = Stage.RANK
@@ -124,10 +132,13 @@ class IdleRank(StageHandler[RankTask]):
         """See `StageHandler`."""
         return (task.keys.scores(task.chunk),)
 
-    def make(self, running: Running[RankTask]) -> Made:
+    def read(self, task: RankTask) -> list[bytes]:
+        """See `StageHandler`."""
+        return self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
+
+    def make(self, running: Running[RankTask], content: list[bytes]) -> Made:
         """See `StageHandler`."""
         task = running.task
-        files = self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
         scored = tuple(
             ScoredPicture(
                 index=index,
@@ -137,17 +148,17 @@ class IdleRank(StageHandler[RankTask]):
                 width=self._side,
                 height=self._side,
             )
-            for index, ref, file in zip(task.candidates, task.pictures, files, strict=True)
+            for index, ref, file in zip(task.candidates, task.pictures, content, strict=True)
         )
-        content = ScoresFile(pictures=scored).to_bytes()
-        return Made((self.store.put(task.keys.scores(task.chunk), content),), 0.0)
+        scores = ScoresFile(pictures=scored).to_bytes()
+        return Made((self.store.put(task.keys.scores(task.chunk), scores),), 0.0)
 
     def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
         return ()
 
 
-STAGES: Final[dict[str, tuple[Stage, Callable[[Process, Sizes, Cancellations], StageHandler[Any]]]]] = {
+STAGES: Final[dict[str, tuple[Stage, Callable[[Process, Sizes, Cancellations], StageHandler[Any, Any]]]]] = {
     "encoder": (Stage.ENCODE, IdleEncode),
     "generator": (Stage.GENERATE, IdleGenerate),
     "decoder": (Stage.DECODE, IdleDecode),

@@ -1,6 +1,8 @@
 """The stage that turns image tokens into pictures: `jobs/<job>/candidates/<index>.png`."""
 
 import time
+from concurrent.futures import Future, wait
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -19,7 +21,7 @@ from smalti.service.stage import Made, Running, StageHandler
 from smalti.storage import ObjectRef
 
 
-class DecodeHandler(StageHandler[DecodeTask]):
+class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]):
     """Decodes the pictures of a chunk."""
 
     stage = Stage.DECODE
@@ -44,29 +46,30 @@ class DecodeHandler(StageHandler[DecodeTask]):
         """See `StageHandler`."""
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
-    def make(self, running: Running[DecodeTask]) -> Made:
+    def read(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:
         """See `StageHandler`."""
+        return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
+
+    def make(self, running: Running[DecodeTask], content: Int[np.ndarray, "pictures tokens"]) -> Made:
+        """See `StageHandler`; pictures are written while the next ones are decoded."""
         task = running.task
-        tokens = read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
         running.reach("after-read")
         running.check_begin()
-        seconds, files = 0.0, []
+        seconds = 0.0
+        written: list[Future[ObjectRef]] = []
         # As many at a time as one run of the program takes: between them others have their turn.
         step = self._engine.batch_size
-        for start in range(0, len(tokens), step):
-            pictures, took = self._decode(running, tokens[start : start + step])
-            seconds += took
-            indices = task.candidates[start : start + step]
-            files += [
-                self._file(task, index, pixels) for index, pixels in zip(indices, pictures, strict=True)
-            ]
-        running.check()
-        running.reach("before-write")
-        written = self.side_by_side.map(
-            lambda pair: self.store.put(*pair, content_type="image/png"),
-            zip(self.outputs(task), files, strict=True),
-        )
-        return Made(tuple(written), seconds)
+        try:
+            for start in range(0, len(content), step):
+                pictures, took = self._decode(running, content[start : start + step])
+                seconds += took
+                running.check()
+                running.reach("before-write")
+                for index, pixels in zip(task.candidates[start : start + step], pictures, strict=True):
+                    written.append(self.side_by_side.submit(partial(self._write, task, index, pixels)))
+            return Made(tuple(each.result() for each in written), seconds)
+        finally:
+            wait(written)  # Nothing is written for work that was left.
 
     def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -83,8 +86,8 @@ class DecodeHandler(StageHandler[DecodeTask]):
 
         return self._compute.run(decode)
 
-    def _file(self, task: DecodeTask, index: int, pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-        """Returns a picture's file, which says how it was drawn; its score is not known yet."""
+    def _write(self, task: DecodeTask, index: int, pixels: UInt8[np.ndarray, "height width 3"]) -> ObjectRef:
+        """Writes a picture's file, which says how it was drawn; its score is not known yet."""
         drawn = self._rewriter(task.prompt).prompt
         drawing = Drawing(
             prompt=task.prompt,
@@ -96,4 +99,5 @@ class DecodeHandler(StageHandler[DecodeTask]):
             candidate=index,
             drawn=None if drawn == task.prompt else drawn,
         )
-        return png_bytes(Image.fromarray(pixels), drawing)
+        file = png_bytes(Image.fromarray(pixels), drawing)
+        return self.store.put(task.keys.candidate(index), file, content_type="image/png")

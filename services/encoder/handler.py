@@ -17,7 +17,7 @@ from smalti.storage import ObjectRef
 MOST_WORDS, LONGEST_WORD, LONGEST_NOTICE = 64, 200, 2000
 
 
-class EncodeHandler(StageHandler[EncodeTask]):
+class EncodeHandler(StageHandler[EncodeTask, None]):
     """Encodes, and lets the chunks be generated."""
 
     stage = Stage.ENCODE
@@ -41,7 +41,10 @@ class EncodeHandler(StageHandler[EncodeTask]):
         """See `StageHandler`."""
         return (task.keys.encoding,)
 
-    def make(self, running: Running[EncodeTask]) -> Made:
+    def read(self, task: EncodeTask) -> None:
+        """See `StageHandler`; all that an encoding needs is in the message."""
+
+    def make(self, running: Running[EncodeTask], content: None) -> Made:
         """See `StageHandler`."""
         task = running.task
         prompt = self._rewriter(task.prompt).prompt
@@ -54,10 +57,10 @@ class EncodeHandler(StageHandler[EncodeTask]):
             encoding = self._engine.encode(prompt)
             return encoding_bytes(encoding), time.monotonic() - began
 
-        content, seconds = self._compute.run(encode)
+        file, seconds = self._compute.run(encode)
         running.check()
         running.reach("before-write")
-        return Made((self.store.put(task.keys.encoding, content),), seconds)
+        return Made((self.store.put(task.keys.encoding, file),), seconds)
 
     def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""

@@ -107,12 +107,14 @@ class Dispatcher:
             DatabaseUnavailableError: the database does not answer.
         """
         sent = 0
-        while picked := self._pick():
+        more = True
+        while more:
+            picked, more = self._pick()
             before = sent
             for job_id, numbers in picked:
                 sent += self._send(job_id, numbers)
             if sent == before:
-                break  # Other gateways have sent them.
+                break  # There are none, or other gateways have sent them.
         return sent
 
     def send_again(self) -> int:
@@ -136,14 +138,19 @@ class Dispatcher:
         blamed = any(sent for _, sent in late) and self._store_answers()
         return sum(self._send_lost(job_id, blamed=blamed) for job_id in {job_id for job_id, _ in late})
 
-    def _pick(self) -> list[tuple[str, list[int]]]:
-        """Returns the chunks whose turn it is: interactive ones first, and at every eighth turn one of the batches."""
+    def _pick(self) -> tuple[list[tuple[str, list[int]]], bool]:
+        """Returns the chunks whose turn it is, by jobs, and whether there may be more that there is room for.
+
+        Interactive ones come first, and at every eighth turn one of the batches.
+        """
         with self._database.read() as session:
             on_the_way = session.scalar(select(func.sum(Chunk.count)).where(IS_LEASED)) or 0
             room = self._settings.window - int(on_the_way)
             if room <= 0:
-                return []
-            lines = {priority: iter(self._waiting(session, priority, room)) for priority in Priority}
+                return [], False
+            most = min(room, MOST_AT_ONCE)
+            waiting = {priority: self._waiting(session, priority, most) for priority in Priority}
+        lines = {priority: iter(found) for priority, found in waiting.items()}
         picked: dict[str, list[int]] = {}
         while room > 0:
             first = Priority.BATCH if self._turns.next_is_batch() else Priority.INTERACTIVE
@@ -154,14 +161,14 @@ class Dispatcher:
             job_id, number, count = found
             picked.setdefault(job_id, []).append(number)
             room -= count
-        return list(picked.items())
+        return list(picked.items()), room > 0 and any(len(found) == most for found in waiting.values())
 
-    def _waiting(self, session: Session, priority: Priority, room: int) -> Sequence[tuple[str, int, int]]:
+    def _waiting(self, session: Session, priority: Priority, most: int) -> Sequence[tuple[str, int, int]]:
         query = (
             select(Chunk.job_id, Chunk.number, Chunk.count)
             .where(IS_WAITING, Chunk.priority == PRIORITY_NUMBERS[priority])
             .order_by(Chunk.created, Chunk.job_id, Chunk.number)
-            .limit(min(room, MOST_AT_ONCE))
+            .limit(most)
         )
         return [(job_id, number, count) for job_id, number, count in session.execute(query)]
 

@@ -2,14 +2,16 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, Final
 
 import safetensors.numpy
 from safetensors import SafetensorError
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import Session
 
 from services.gateway.clock import Clock, to_microseconds
 from services.gateway.database import Database
@@ -25,6 +27,29 @@ log = logging.getLogger(__name__)
 
 READERS: Final = 8
 """Objects that are read at the same time."""
+
+
+_Rows = list[tuple[int, ...]] | None
+"""The tokens of a chunk's candidates; None when they are missing or damaged."""
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What a job needs to end."""
+
+    chunks: tuple[int, ...]
+    """All of its chunks."""
+    is_last: bool
+    """Whether only the scores of one chunk are missing."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """A job whose candidates are all ranked."""
+
+    job: Job
+    pictures: Sequence[Picture]
+    chunks: Sequence[Chunk]
 
 
 class _LostTokensError(Exception):
@@ -63,9 +88,13 @@ class FanIn:
         Raises:
             UnavailableError: the store or the database does not answer.
         """
-        if not self._wanted(job_id, number):
+        missing = self._missing(job_id, number)
+        if missing is None:
             return
         keys = JobKeys(job_id)
+        # With the last scores the tokens are needed: they are read at the same time, if they are few.
+        soon = missing.is_last and len(missing.chunks) <= READERS
+        reading = self._begin_reading(keys, missing.chunks if soon else ())
         try:
             scores = self._read_scores(keys, number, objects)
         except (MissingObjectError, DamagedObjectError) as error:
@@ -84,11 +113,12 @@ class FanIn:
                 job.version += 1
                 session.execute(insert(Picture), [_row(keys, job_id, scored) for scored in scores.pictures])
             complete = job.ranked >= job.candidates
+            candidates = _candidates(session, job) if complete else None
         failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
         if not fits:
             self._again(job_id, [number], "its scores are those of other candidates", keys.scores(number))
-        elif complete:
-            self.finish(job_id)
+        elif candidates is not None:
+            self._finish(candidates, reading)
         else:
             self._notices.changed(job_id)
 
@@ -105,13 +135,17 @@ class FanIn:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN or job.ranked < job.candidates:
                 return False
-            pictures = session.scalars(select(Picture).where(Picture.job_id == job_id)).all()
-            chunks = chunks_of(session, job)
-        parameters = Parameters.model_validate(job.parameters)
+            candidates = _candidates(session, job)
+        return self._finish(candidates, {})
+
+    def _finish(self, candidates: "_Candidates", reading: "Mapping[int, Future[_Rows]]") -> bool:
+        """Does what `finish` says; `reading` has what is being read of the tokens, by chunks."""
+        job_id = candidates.job.id
+        parameters = Parameters.model_validate(candidates.job.parameters)
         keys = JobKeys(job_id)
-        winners = best(pictures, parameters.n)
+        winners = best(candidates.pictures, parameters.n)
         try:
-            tokens = self._read_tokens(keys, chunks, winners)
+            tokens = self._read_tokens(keys, candidates.chunks, winners, reading)
         except _LostTokensError as error:
             self._again(job_id, error.chunks, "its tokens are gone", *(map(keys.tokens, error.chunks)))
             return False
@@ -134,17 +168,21 @@ class FanIn:
         self._notices.ended(ending)
         return True
 
-    def _wanted(self, job_id: str, number: int) -> bool:
-        """Whether a chunk's scores are still to be read; tells a job that has ended, and an event that comes again."""
+    def _missing(self, job_id: str, number: int) -> "_Missing | None":
+        """Looks whether a chunk's scores are still to be read; None if the job has ended, or the event comes again."""
         with self._database.read() as session:
-            job, chunk = session.get(Job, job_id), session.get(Chunk, (job_id, number))
-        if job is None or chunk is None or job.state not in OPEN:
-            return False
+            job = session.get(Job, job_id)
+            if job is None or job.state not in OPEN:
+                return None
+            chunks = {chunk.number: chunk for chunk in chunks_of(session, job)}
+        chunk = chunks.get(number)
+        if chunk is None:
+            return None
         if chunk.state is ChunkState.DONE:
             if job.ranked >= job.candidates:
                 self.finish(job_id)
-            return False
-        return True
+            return None
+        return _Missing(tuple(chunks), is_last=job.ranked + chunk.count >= job.candidates)
 
     def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
         key = keys.scores(number)
@@ -152,9 +190,20 @@ class FanIn:
         return ScoresFile.parse(key, self._store.get(key, sha256=sha256))
 
     def _read_tokens(
-        self, keys: JobKeys, chunks: Sequence[Chunk], winners: Sequence[Picture]
+        self,
+        keys: JobKeys,
+        chunks: Sequence[Chunk],
+        winners: Sequence[Picture],
+        reading: "Mapping[int, Future[_Rows]]",
     ) -> dict[int, tuple[int, ...]]:
-        """Returns the tokens of the pictures that won, by their candidates' indices."""
+        """Returns the tokens of the pictures that won, by their candidates' indices.
+
+        Args:
+            keys: the job's.
+            chunks: all of the job's.
+            winners: those that won.
+            reading: what is being read already, by chunks.
+        """
         wanted = {
             chunk.number: [
                 picture.candidate - chunk.first
@@ -167,12 +216,9 @@ class FanIn:
         first = {chunk.number: chunk.first for chunk in chunks}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
-        reading = [
-            self._readers.submit(copy_context().run, self._read_rows, keys.tokens(number))
-            for number in wanted
-        ]
-        for (number, places), read in zip(wanted.items(), reading, strict=True):
-            tokens = read.result()
+        reading = {**self._begin_reading(keys, [each for each in wanted if each not in reading]), **reading}
+        for number, places in wanted.items():
+            tokens = reading[number].result()
             if tokens is None or max(places) >= len(tokens):
                 lost.append(number)
                 continue
@@ -181,7 +227,14 @@ class FanIn:
             raise _LostTokensError(lost)
         return found
 
-    def _read_rows(self, key: str) -> list[tuple[int, ...]] | None:
+    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> "dict[int, Future[_Rows]]":
+        """Begins to read the tokens of chunks."""
+        return {
+            number: self._readers.submit(copy_context().run, self._read_rows, keys.tokens(number))
+            for number in chunks
+        }
+
+    def _read_rows(self, key: str) -> "_Rows":
         """Returns the tokens of a chunk, a tuple for each candidate; None when they are missing or damaged."""
         try:
             array = safetensors.numpy.load(self._store.get(key))["tokens"]
@@ -210,6 +263,11 @@ class FanIn:
                 session.execute(delete(Picture).where(Picture.job_id == job_id, candidates))
             job.version += 1
         self._notices.changed(job_id)
+
+
+def _candidates(session: Session, job: Job) -> _Candidates:
+    pictures = session.scalars(select(Picture).where(Picture.job_id == job.id)).all()
+    return _Candidates(job, pictures, chunks_of(session, job))
 
 
 def best(pictures: Sequence[Picture], n: int) -> list[Picture]:

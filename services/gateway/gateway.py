@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 STORE_SECONDS: Final = 0.1
 """How long what is heard of chunks is collected before it is stored."""
+TIDY_SECONDS: Final = 0.2
+"""How long what is to be done in the store is collected: whoever waits for a job comes first."""
 CALLS: Final = 16
 """Calls of the database and the store that clients wait for, at the same time."""
 STOP_SECONDS: Final = 5.0
@@ -106,11 +108,11 @@ class Gateway:
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
         bell = self._bell = _Bell(self.hub, metrics)
-        self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.ledger = Ledger(database, sizes.side, settings, bell, clock)
         self.fan_in = FanIn(database, store, bell, clock)
         self.events = Events(database, self.fan_in, self.ledger, sizes.side, settings, bell, self.hub, clock)
         self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
+        self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
         self._expiry_days = expiry_days
         expiring = threading.Event()
@@ -125,7 +127,7 @@ class Gateway:
                 delay=STORE_SECONDS,
             ),
             Loop("sweeping", self.sweep, seconds=settings.sweep),
-            Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do),
+            Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do, delay=TIDY_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_SECONDS, wake=expiring),
         )
         self._started = False
@@ -152,8 +154,8 @@ class Gateway:
         if not self._reclaimed:
             self.dispatcher.reclaim()
             self._reclaimed = True
+        self.dispatcher.send_waiting()  # First: it is what somebody waits for.
         self.dispatcher.send_again()
-        self.dispatcher.send_waiting()
 
     def sweep(self) -> None:
         """Ends and removes jobs whose time has come; raises `UnavailableError` when it cannot."""

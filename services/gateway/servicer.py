@@ -72,8 +72,7 @@ class ImageServicer(ImageServiceServicer):
         self._images = InitialImages(gateway, decoder)
         self._watching = Watching(
             gateway.hub,
-            partial(self._call, self._jobs.get),
-            partial(self._message, full=True),
+            partial(self._call, self._get),
             previews=Previews(gateway.hub.canvases, gateway.sizes, decoder) if decoder else None,
             preview_seconds=gateway.settings.previews,
             silence=silence,
@@ -188,6 +187,10 @@ class ImageServicer(ImageServiceServicer):
             # Addresses are signed.
             return await self._call(job_message, snapshot, self._address, full=full)
         return job_message(snapshot, self._address, full=full)
+
+    def _get(self, job_id: str) -> tuple[Snapshot, job_pb2.Job]:
+        snapshot = self._jobs.get(job_id)
+        return snapshot, job_message(snapshot, self._address, full=True)
 
     def _address(self, key: str) -> tuple[str, int] | None:
         seconds = self._gateway.settings.url_lifetime

@@ -85,17 +85,19 @@ class Sweeper:
     def do_chores(self) -> int:
         """Does in the store what is due there; returns how many chores are done."""
         done = 0
-        tasks = self._claim()
-        for place, task in enumerate(tasks):
+        groups = _grouped(self._claim())
+        for place, group in enumerate(groups):
             try:
-                self._do(task)
+                self._do(group)
             except StoreUnavailableError as error:
-                log.warning("the store does not answer: %s", error, extra={"job": task.job_id})
-                self._put_off(tasks[place:])  # It will not answer for the others either.
+                log.warning("the store does not answer: %s", error, extra={"job": group[0].job_id})
+                # It will not answer for the others either.
+                self._put_off([task for later in groups[place:] for task in later])
                 break
+            jobs = [task.job_id for task in group]
             with self._database.write() as session:
-                session.execute(delete(Task).where(Task.job_id == task.job_id, Task.chore == task.chore))
-            done += 1
+                session.execute(delete(Task).where(Task.job_id.in_(jobs), Task.chore == group[0].chore))
+            done += len(group)
         return done
 
     def _claim(self) -> list[Task]:
@@ -131,18 +133,15 @@ class Sweeper:
                     .values(due=to_microseconds(now + seconds), tries=Task.tries + 1)
                 )
 
-    def _do(self, task: Task) -> None:
+    def _do(self, group: Sequence[Task]) -> None:
+        """Does a group of `_grouped`."""
+        task = group[0]
         keys = JobKeys(task.job_id)
         match task.chore:
             case Chore.MARK:
                 mark(self._store, task.job_id, task.state)
             case Chore.TIDY:
-                chunks = range(task.chunks)
-                self._store.delete(
-                    keys.encoding,
-                    *(keys.tokens(chunk) for chunk in chunks),
-                    *(keys.scores(chunk) for chunk in chunks),
-                )
+                self._store.delete(*(key for each in group for key in _intermediate_keys(each)))
             case Chore.TIDY_LATE:
                 # Pictures of a job that has not succeeded are nobody's.
                 succeeded = task.state is State.SUCCEEDED
@@ -154,6 +153,20 @@ class Sweeper:
 
     def _delete(self, keys: JobKeys, which: Callable[[str], bool]) -> None:
         self._store.delete(*(info.key for info in self._store.objects(keys.folder) if which(info.key)))
+
+
+def _grouped(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Returns chores in the order in which they are done: what is tidied is one group, all others are groups of one."""
+    tidying = [task for task in tasks if task.chore is Chore.TIDY]
+    marks = [[task] for task in tasks if task.chore is Chore.MARK]
+    others = [[task] for task in tasks if task.chore not in (Chore.MARK, Chore.TIDY)]
+    return [*marks, *([tidying] if tidying else []), *others]
+
+
+def _intermediate_keys(task: Task) -> list[str]:
+    keys = JobKeys(task.job_id)
+    chunks = range(task.chunks)
+    return [keys.encoding, *map(keys.tokens, chunks), *map(keys.scores, chunks)]
 
 
 def mark(store: ObjectStore, job_id: str, state: State) -> None:

@@ -28,8 +28,7 @@ class Watching:
     def __init__(
         self,
         hub: Hub,
-        get: Callable[[str], Awaitable[Snapshot]],
-        message: Callable[[Snapshot], Awaitable[Job]],
+        get: Callable[[str], Awaitable[tuple[Snapshot, Job]]],
         *,
         previews: Previews | None,
         preview_seconds: float,
@@ -39,15 +38,13 @@ class Watching:
 
         Args:
             hub: tells of changes.
-            get: reads a job.
-            message: says it in the contract's words.
+            get: reads a job, and says it in the contract's words.
             previews: makes previews; None where nothing does.
             preview_seconds: the least time between two previews.
             silence: the longest time without a message.
         """
         self._hub = hub
         self._get = get
-        self._message = message
         self._previews = previews
         self._preview_seconds = preview_seconds
         self._silence = silence
@@ -80,12 +77,12 @@ class Watching:
                         yield WatchJobResponse(preview=made.popleft())
                     if watcher.changed:
                         watcher.changed = False
-                        snapshot = await self._get(job_id)
+                        snapshot, message = await self._get(job_id)
                         watcher.version = snapshot.job.version
                         final = is_final(snapshot.job)
                         if final or snapshot.job.version > since:
                             since = snapshot.job.version
-                            yield WatchJobResponse(job=await self._message(snapshot))
+                            yield WatchJobResponse(job=message)
                         if final:
                             return
                         if previews and self._previews and making is None:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 from jaxtyping import Int
 
+from smalti.engines.encoding import Encoding
 from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import (
     Candidate,
@@ -34,7 +35,7 @@ LONGEST_ROW = 64
 """Tiles of a row that an event can hold."""
 
 
-class GenerateHandler(StageHandler[GenerateTask]):
+class GenerateHandler(StageHandler[GenerateTask, Encoding]):
     """Draws the tokens of a chunk."""
 
     stage = Stage.GENERATE
@@ -51,15 +52,18 @@ class GenerateHandler(StageHandler[GenerateTask]):
         """See `StageHandler`."""
         return (task.keys.tokens(task.chunk),)
 
-    def make(self, running: Running[GenerateTask]) -> Made:
+    def read(self, task: GenerateTask) -> Encoding:
+        """See `StageHandler`."""
+        self._check_given(task.given)
+        return read_encoding(self.store, task.encoding, self._sizes)
+
+    def make(self, running: Running[GenerateTask], content: Encoding) -> Made:
         """See `StageHandler`."""
         task = running.task
-        self._check_given(task.given)
-        encoding = read_encoding(self.store, task.encoding, self._sizes)
         running.reach("after-read")
         running.check_begin()
         request = GenerationRequest(
-            encoding=encoding,
+            encoding=content,
             candidates=tuple(Candidate(task.seed, index, task.sampling) for index in task.candidates),
             priority=task.priority,
             deadline=time.monotonic() + task.expires - time.time(),

@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -20,7 +21,19 @@ DIGITS = 4
 """Of a score after the point: what lies beyond differs between machines."""
 
 
-class RankHandler(StageHandler[RankTask]):
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture that a decoder has written."""
+
+    image: Image.Image
+    """In RGB."""
+    size: int
+    """Of the file, in bytes."""
+    sha256: str
+    """Of the file."""
+
+
+class RankHandler(StageHandler[RankTask, list[PictureFile]]):
     """Scores the pictures of a chunk."""
 
     stage = Stage.RANK
@@ -44,11 +57,14 @@ class RankHandler(StageHandler[RankTask]):
         """See `StageHandler`."""
         return (task.keys.scores(task.chunk),)
 
-    def make(self, running: Running[RankTask]) -> Made:
+    def read(self, task: RankTask) -> list[PictureFile]:
+        """See `StageHandler`."""
+        return self.side_by_side.map(self._read_picture, task.pictures)
+
+    def make(self, running: Running[RankTask], content: list[PictureFile]) -> Made:
         """See `StageHandler`."""
         task = running.task
-        files = self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
-        images = [_image(ref.key, file) for ref, file in zip(task.pictures, files, strict=True)]
+        images = [picture.image for picture in content]
         prompt = self._rewriter(task.prompt).prompt
         running.reach("after-read")
 
@@ -59,35 +75,32 @@ class RankHandler(StageHandler[RankTask]):
             return self._engine.rank(prompt, images).tolist(), time.monotonic() - began
 
         scores, seconds = self._compute.run(rank)
-        content = ScoresFile(
+        scored = ScoresFile(
             pictures=tuple(
                 ScoredPicture(
                     index=index,
                     score=round(score, DIGITS),
-                    sha256=ref.sha256,
-                    size=len(file),
-                    width=image.width,
-                    height=image.height,
+                    sha256=picture.sha256,
+                    size=picture.size,
+                    width=picture.image.width,
+                    height=picture.image.height,
                 )
-                for index, score, ref, file, image in zip(
-                    task.candidates, scores, task.pictures, files, images, strict=True
-                )
+                for index, score, picture in zip(task.candidates, scores, content, strict=True)
             )
         ).to_bytes()
         running.check()
         running.reach("before-write")
         key = self.outputs(task)[0]
-        return Made((self.store.put(key, content, content_type="application/json"),), seconds)
+        return Made((self.store.put(key, scored, content_type="application/json"),), seconds)
 
     def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`; the gateway learns from the event that the chunk is finished."""
         return ()
 
-
-def _image(key: str, content: bytes) -> Image.Image:
-    """Reads a picture that a decoder has written."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedObjectError(key, f"it is no picture: {error}") from None
+    def _read_picture(self, ref: ObjectRef) -> PictureFile:
+        content = self.store.get(ref.key, sha256=ref.sha256)
+        try:
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
+                return PictureFile(opened.convert("RGB"), len(content), ref.sha256)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DamagedObjectError(ref.key, f"it is no picture: {error}") from None

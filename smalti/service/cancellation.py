@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from smalti.messages import FailureReason, Work
+from smalti.messages import FailureReason
 from smalti.queue import PermanentError
 from smalti.storage import JobKeys, ObjectStore, StorageError
 
@@ -44,7 +44,7 @@ class Watched:
 
 
 class Cancellations:
-    """Looks for the markers of cancelled jobs: once when work begins, and now and then while it runs, in one thread."""
+    """Looks for the markers of cancelled jobs: when it is asked, and now and then while work runs, in one thread."""
 
     def __init__(self, store: ObjectStore, poll_seconds: float) -> None:
         """Begins to look when there is work."""
@@ -57,17 +57,9 @@ class Cancellations:
         self._thread.start()
 
     @contextmanager
-    def watch(self, task: Work) -> Iterator[Watched]:
-        """Watches over the job of a task while the block runs.
-
-        Raises:
-            PermanentError: the job is cancelled already.
-            StoreUnavailableError: the store does not answer.
-        """
-        watched = Watched(task.job)
-        if self._is_cancelled(task.job):
-            watched.cancel()
-        watched.check()
+    def watch(self, job: str) -> Iterator[Watched]:
+        """Looks now and then whether a job was cancelled, while the block runs."""
+        watched = Watched(job)
         with self._changed:
             self._watched.add(watched)
             self._changed.notify()
@@ -76,6 +68,11 @@ class Cancellations:
         finally:
             with self._changed:
                 self._watched.discard(watched)
+
+    def look(self, watched: Watched) -> None:
+        """Looks now whether a job was cancelled; raises `StoreUnavailableError`."""
+        if self._is_cancelled(watched.job):
+            watched.cancel()
 
     def close(self) -> None:
         """Looks no more."""

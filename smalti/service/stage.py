@@ -28,6 +28,8 @@ DRAIN_SHARE = 0.8
 """The share of the drain's time that work which has begun may use; the rest is for giving it back."""
 
 TaskType = TypeVar("TaskType", bound=Work)
+Input = TypeVar("Input")
+"""What a stage reads."""
 
 
 class Running(Generic[TaskType]):
@@ -95,9 +97,11 @@ class Made:
     objects: tuple[ObjectRef, ...]
     seconds: float
     """How long the engine took."""
+    skipped: bool = False
+    """Whether they were there already."""
 
 
-class StageHandler(ABC, Generic[TaskType]):
+class StageHandler(ABC, Generic[TaskType, Input]):
     """Handles the messages of a stage; a `smalti.queue.Handler`."""
 
     stage: ClassVar[Stage]
@@ -122,12 +126,22 @@ class StageHandler(ABC, Generic[TaskType]):
         """Returns the keys of what the stage writes."""
 
     @abstractmethod
-    def make(self, running: Running[TaskType]) -> Made:
-        """Reads, computes and writes.
+    def read(self, task: TaskType) -> Input:
+        """Reads what the stages before have written.
 
         Raises:
+            InvalidInputError: the task is none for this model.
             MissingObjectError: something that it reads is not there.
             DamagedObjectError: something that it reads is not what was written.
+        """
+
+    @abstractmethod
+    def make(self, running: Running[TaskType], content: Input) -> Made:
+        """Computes and writes.
+
+        Args:
+            running: the task.
+            content: what was read for it.
         """
 
     @abstractmethod
@@ -147,12 +161,10 @@ class StageHandler(ABC, Generic[TaskType]):
         """Handles a message; see `smalti.queue.Handler`."""
         task: TaskType = delivery.message  # type: ignore[assignment]
         self._check_model(task)
-        finding = self.side_by_side.submit(lambda: find(self.store, *self.outputs(task)))
-        with self._cancellations.watch(task) as watched:
+        with self._cancellations.watch(task.job) as watched:
             running = Running(task, watched, delivery.draining, self._broker.drain)
-            found = finding.result()
             try:
-                made = Made(found, 0.0) if found else self.make(running)
+                made = self._find_or_make(running)
             except (MissingObjectError, DamagedObjectError) as error:
                 yield self._from_the_start(task, error)
                 return
@@ -160,14 +172,41 @@ class StageHandler(ABC, Generic[TaskType]):
                 raise PermanentError(FailureReason.CANCELLED, "the job was cancelled") from error
             except RequestExpiredError as error:
                 raise PermanentError(FailureReason.EXPIRED, str(error)) from error
-            if not found:
+            if not made.skipped:
                 log.info("the work is done, in %.3f s of the engine", made.seconds)
             running.reach("after-write")
             yield from self.follow(task, made.objects)
             yield task.done(
-                *made.objects, seconds=made.seconds, skipped=bool(found), reading=self.reading(task)
+                *made.objects, seconds=made.seconds, skipped=made.skipped, reading=self.reading(task)
             )
             running.reach("after-publish")
+
+    def _find_or_make(self, running: Running[TaskType]) -> Made:
+        """Returns what the stage has written before, or writes it now.
+
+        Raises:
+            PermanentError: the job was cancelled.
+            MissingObjectError: something that it reads is not there.
+            DamagedObjectError: something that it reads is not what was written.
+        """
+        task = running.task
+        # What it would read is read meanwhile: a stage waits for the store longer than the store computes.
+        looking = self.side_by_side.submit(lambda: self._cancellations.look(running.watched))
+        finding = self.side_by_side.submit(lambda: find(self.store, *self.outputs(task)))
+
+        def found() -> Made | None:
+            looking.result()
+            running.watched.check()
+            objects = finding.result()
+            return Made(objects, 0.0, skipped=True) if objects else None
+
+        try:
+            content = self.read(task)
+        except (MissingObjectError, DamagedObjectError):
+            if made := found():
+                return made
+            raise
+        return found() or self.make(running, content)
 
     def _check_model(self, task: TaskType) -> None:
         if (task.model, task.revision) != (self._folder.name, self._folder.revision):
