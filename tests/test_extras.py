@@ -1,96 +1,133 @@
-"""An installation can hold one service's dependencies: each engine imports with those of its extra alone."""
+"""An installation can hold one service's dependencies: everything imports with those of its own extra alone.
+
+What an extra brings is found out from `pyproject.toml` and what the installed packages say that they need; all else is
+refused to the interpreter that imports.
+"""
 
 import subprocess
 import sys
+import tomllib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from smalti.models.folder import ModelFolder
 
-# What belongs to some extra, by the name it is imported by; everything else every installation has.
-OPTIONAL = {
-    "alembic",
-    "emoji",
-    "flax",
-    "ftfy",
-    "grpc",
-    "jax",
-    "open_clip",
-    "psycopg",
-    "sqlalchemy",
-    "tokenizers",
-    "torch",
-    "torchvision",
-    "unidecode",
-}
-
-ENGINES = {
-    "encoder": {"emoji", "flax", "ftfy", "jax", "tokenizers", "unidecode"},
-    "generator": {"flax", "jax", "tokenizers"},
-    "decoder": {"flax", "jax"},
-    "ranker": {"ftfy", "open_clip", "torch", "torchvision"},  # open_clip brings ftfy.
-}
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+STAGES = ("encoder", "generator", "decoder", "ranker")
 
 IMPORT = """
 import importlib, sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {refused!r}:
-            raise ModuleNotFoundError(f"{{name}} belongs to another extra", name=name)
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Refuse())
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {refused!r} else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 importlib.import_module({module!r})
 """
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_engine_imports_with_its_own_extra(engine: str) -> None:
-    script = IMPORT.format(refused=OPTIONAL - ENGINES[engine], module=f"smalti.engines.{engine}")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def needed(name: str, extras: set[str]) -> list[Requirement]:
+    """Returns what a distribution asks for with some of its extras."""
+    if name == "smalti":
+        lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+        return [Requirement(line) for lines in lists for line in lines]
+    try:
+        found = [Requirement(line) for line in requires(name) or ()]
+    except PackageNotFoundError:
+        return []  # It is for another platform.
+    return [
+        each
+        for each in found
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+    ]
+
+
+@cache
+def brought_by(extra: str | None) -> frozenset[str]:
+    """Returns the distributions that `pip install smalti[extra]` brings."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [("smalti", extra or "")]
+    while waiting:
+        name, of = waiting.pop()
+        if (name, of) in seen:
+            continue
+        seen.add((name, of))
+        for each in needed(name, {of} if of else set()):
+            waiting += [(canonicalize_name(each.name), more) for more in {"", *each.extras}]
+    return frozenset(name for name, _ in seen)
+
+
+def refused(extra: str | None) -> set[str]:
+    """Returns what can be imported here, and could not where only this extra is installed."""
+    there = brought_by(extra)
+    return {
+        module
+        for module, owners in packages_distributions().items()
+        if not any(canonicalize_name(owner) in there for owner in owners)
+    }
+
+
+def run_with(extra: str | None, module: str, script: str = "") -> None:
+    """Imports a module, and runs a script after it, with what an extra brings."""
+    code = IMPORT.format(refused=refused(extra), module=module) + script
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_service_imports_with_its_own_extra(engine: str) -> None:
-    script = IMPORT.format(refused=OPTIONAL - ENGINES[engine] - {"grpc"}, module=f"services.{engine}.service")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_extras_bring_what_they_name() -> None:
+    assert {"jax", "jaxlib", "celery", "redis", "grpcio"} <= brought_by("encoder")
+    assert not {"torch", "sqlalchemy"} & brought_by("encoder")
+    assert {"torch", "jax"} <= refused("gateway")
+    assert {"grpc", "jax", "torch", "celery"} <= refused(None)
 
 
-def test_gateway_imports_with_its_own_extra() -> None:
-    own = {"alembic", "grpc", "psycopg", "sqlalchemy"}
-    script = IMPORT.format(refused=OPTIONAL - own, module="services.gateway.service")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("stage", STAGES)
+def test_engine_imports_with_its_own_extra(stage: str) -> None:
+    run_with(stage, f"smalti.engines.{stage}")
+
+
+@pytest.mark.parametrize("service", [*STAGES, "gateway"])
+def test_service_imports_with_its_own_extra(service: str) -> None:
+    run_with(service, f"services.{service}.service")
 
 
 def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:
-    script = IMPORT.format(refused=OPTIONAL - ENGINES["generator"], module="smalti.engines.encoder") + (
+    script = (
         "from smalti.engines.encoder import unconditional_encoding\n"
         "from smalti.models.folder import ModelFolder\n"
         "from smalti.models.sizes import Sizes\n"
         f"unconditional_encoding(Sizes.of(ModelFolder.open({str(tiny.path)!r})))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_with("generator", "smalti.engines.encoder", script)
 
 
-def test_sizes_and_process_need_no_engine() -> None:
-    for module in ("smalti.models.sizes", "smalti.service.model", "smalti.service.stage"):
-        script = IMPORT.format(refused=OPTIONAL - {"grpc"}, module=module)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("module", ["smalti.models.sizes", "smalti.service.model", "smalti.service.stage"])
+def test_sizes_and_process_need_no_engine(module: str) -> None:
+    run_with("service", module)
 
 
 def test_command_starts_without_any_extra() -> None:
-    script = IMPORT.format(refused=OPTIONAL, module="smalti.cli")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_with(None, "smalti.cli")
 
 
-def test_what_services_share_imports_without_any_engine() -> None:
-    for module in ("server", "channel", "conversion"):
-        script = IMPORT.format(refused=OPTIONAL - {"grpc"}, module=f"smalti.rpc.{module}")
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("module", ["smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion"])
+def test_client_imports_with_its_own_extra(module: str) -> None:
+    run_with("client", module)
+
+
+@pytest.mark.parametrize("extra", ["local", "up", "training"])
+def test_command_imports_with_what_is_for_one_machine(extra: str) -> None:
+    module = {"local": "smalti.cli.generate", "up": "smalti.up", "training": "smalti.cli.train"}[extra]
+    run_with(extra, module)
