@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Compiled programs are shared by all processes of a test run, and by the next run: compiling takes most of the time.
 os.environ.setdefault("SMALTI_COMPILATION_CACHE", str(Path(tempfile.gettempdir()) / "smalti-tests-compiled"))
@@ -25,6 +25,7 @@ install_import_hook(SHAPED, "beartype.beartype")
 
 from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.models.folder import ModelFolder  # noqa: E402
+from smalti.models.sizes import Sizes  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
 from smalti.testing.queue_stand import Stand, clear, settings_for  # noqa: E402
@@ -39,6 +40,7 @@ from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 if TYPE_CHECKING:
     from services.gateway.database import Database
+    from services.gateway.testing import GatewayStand, MakeGateway
 
 use_compilation_cache()
 
@@ -176,3 +178,25 @@ def orbax_leftovers() -> Iterator[None]:
     """
     yield
     gc.collect()
+
+
+@pytest.fixture
+def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGateway"]:
+    """Makes gateways on one database."""
+    from services.gateway.testing import GatewayStand
+
+    made: list[GatewayStand] = []
+
+    def another(**settings: Any) -> GatewayStand:
+        made.append(GatewayStand(database, Sizes.of(tiny), **settings))
+        return made[-1]
+
+    yield another
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def gateway(make_gateway: "MakeGateway") -> "GatewayStand":
+    """A gateway whose threads do not run."""
+    return make_gateway()

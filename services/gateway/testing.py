@@ -1,9 +1,11 @@
 """A gateway for tests: its clock stands still, what it sends is kept in a list, and a test plays the stages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from google.rpc.status_pb2 import Status
 
 from services.gateway.clock import ManualClock
 from services.gateway.database import Database
@@ -12,11 +14,12 @@ from services.gateway.jobs import Snapshot
 from services.gateway.orders import Order
 from services.gateway.settings import GatewaySettings
 from services.gateway.tables import Base
-from smalti.messages import EncodeTask, Message
+from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
 from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters
 from smalti.queue import BrokerUnavailableError
-from smalti.storage import MemoryStore, ObjectStore
+from smalti.rpc.errors import error_of_status
+from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
 from smalti.testing.stages import PlayedStages
 
 
@@ -149,3 +152,61 @@ def emptied(database: Database) -> Iterator[Database]:
             session.execute(table.delete())
     yield database
     database.close()
+
+
+MakeGateway = Callable[..., GatewayStand]
+"""Makes gateways on one database; takes settings."""
+
+
+def failure(snapshot: Snapshot) -> Exception:
+    """Returns why a job has failed, as its user sees it."""
+    assert snapshot.job.error is not None
+    return error_of_status(Status.FromString(snapshot.job.error))
+
+
+def begun(gateway: GatewayStand, **changes: Any) -> tuple[str, EncodeTask, tuple[GenerateTask, ...]]:
+    """Accepts a job and encodes its prompt."""
+    job = gateway.create(**changes)
+    (task,) = gateway.send()
+    generates, event = gateway.stages.encode(task)
+    gateway.tell(event)
+    return job, task, generates
+
+
+def finish_chunk(gateway: GatewayStand, generate: GenerateTask) -> StageDone:
+    """Draws, decodes and ranks a chunk; returns the last event, which was not told."""
+    decode, drawn = gateway.stages.generate(generate)
+    rank, decoded = gateway.stages.decode(decode)
+    gateway.tell(drawn, decoded)
+    return gateway.stages.rank(rank)
+
+
+class AwayStore(MemoryStore):
+    """A store that can be away, or full."""
+
+    away = False
+    """Nothing is answered."""
+    full = False
+    """Nothing more is taken."""
+
+    def stat(self, key: str) -> Any:
+        """See `ObjectStore`."""
+        if self.away:
+            raise StoreUnavailableError("it is away")
+        return super().stat(key)
+
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:
+        """See `ObjectStore`."""
+        if self.away:
+            raise StoreUnavailableError("it is away")
+        return super().get(key, sha256=sha256)
+
+    def put(self, key: str, content: bytes, *, content_type: str = "") -> ObjectRef:
+        """See `ObjectStore`."""
+        if self.away or self.full:
+            raise StoreUnavailableError("it is away or full")
+        return super().put(key, content)
+
+    def check(self) -> None:
+        """See `ObjectStore`."""
+        self.put("writable", b"yes")

@@ -1,0 +1,277 @@
+"""How the gateway's jobs end, and what is left of them."""
+
+import os
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from services.gateway.database import Database, DatabaseUnavailableError
+from services.gateway.jobs import Conditions
+from services.gateway.tables import State
+from services.gateway.testing import (
+    AwayStore,
+    GatewayStand,
+    MakeGateway,
+    begun,
+    emptied,
+    failure,
+    finish_chunk,
+    order,
+)
+from smalti.errors import InvalidInputError, JobNotFoundError
+from smalti.messages import FailureReason, StageDone
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.storage import JobKeys, StoreUnavailableError
+from smalti.testing.servers import PostgresServer
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "text"),
+    [
+        (FailureReason.INVALID, InvalidInputError, "parameters.prompt: it is bad"),
+        (FailureReason.MODEL, None, "prompt: it is bad"),
+        (FailureReason.POISON, None, "generate: prompt: it is bad"),
+    ],
+)
+def test_failure_of_one_chunk_fails_the_job(
+    gateway: GatewayStand, reason: FailureReason, error: type | None, text: str
+) -> None:
+    job, _, generates = begun(gateway)
+    gateway.tell(generates[1].failed(reason, "prompt: it is bad"))
+    failed = gateway.get(job)
+    assert failed.job.state is State.FAILED
+    names = {FailureReason.MODEL: "ModelMismatchError", FailureReason.POISON: "AttemptsExhaustedError"}
+    assert type(failure(failed)).__name__ == names.get(reason, "InvalidInputError")
+    assert str(failure(failed)) == text
+    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    assert gateway.state(job) == "failed"
+    assert gateway.send() == []
+
+
+def test_job_is_cancelled_in_every_state(gateway: GatewayStand) -> None:
+    waiting = gateway.create()
+    assert gateway.gateway.cancel(waiting).job.state is State.CANCELLED
+    assert gateway.send() == []
+    sent = gateway.create()
+    (task,) = gateway.send()
+    gateway.gateway.cancel(sent)
+    gateway.tell(*gateway.stages.run(task))
+    running, _, generates = begun(gateway)
+    gateway.gateway.cancel(running)
+    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    for job in (waiting, sent, running):
+        assert gateway.state(job) == "cancelled"
+        assert b"cancelled" in gateway.store.get(JobKeys(job).cancelled)
+        version = gateway.get(job).job.version
+        assert gateway.gateway.cancel(job).job.version == version
+    done = gateway.create()
+    gateway.work()
+    assert gateway.gateway.cancel(done).job.state is State.SUCCEEDED
+    assert gateway.store.stat(JobKeys(done).cancelled) is None
+    with pytest.raises(JobNotFoundError):
+        gateway.gateway.cancel("nobody")
+
+
+def test_cancelled_while_the_store_is_away_is_told_when_it_is_back(make_gateway: MakeGateway) -> None:
+    store = AwayStore()
+    gateway = make_gateway(store=store)
+    job, _, _ = begun(gateway)
+    store.away = True
+    assert gateway.gateway.cancel(job).job.state is State.CANCELLED
+    gateway.gateway.tidy()
+    store.away = False
+    gateway.pass_time(10)
+    assert store.stat(JobKeys(job).cancelled) is not None
+
+
+def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayStand) -> None:
+    ends = set()
+    for _ in range(10):
+        job, _, generates = begun(gateway)
+        gateway.tell(finish_chunk(gateway, generates[0]))
+        last = finish_chunk(gateway, generates[1])
+        together = threading.Barrier(2)
+
+        def tell(event: StageDone = last, together: threading.Barrier = together) -> None:
+            together.wait(30)
+            gateway.tell(event)
+
+        with ThreadPoolExecutor(2) as threads:
+            told = threads.submit(tell)
+            together.wait(30)
+            answer = gateway.gateway.cancel(job)
+            told.result()
+        ended = gateway.get(job)
+        assert ended.job.state in (State.SUCCEEDED, State.CANCELLED)
+        assert answer.job.state is ended.job.state
+        assert bool(ended.pictures) == (ended.job.state is State.SUCCEEDED)
+        ends.add(ended.job.state)
+    assert ends
+
+
+def test_job_expires(gateway: GatewayStand) -> None:
+    running, _, generates = begun(gateway, time_limit=30.0)
+    waiting = gateway.create(time_limit=30.0)
+    longer = gateway.create(time_limit=31.0)
+    gateway.pass_time(29.9)
+    assert gateway.state(waiting) == "queued"
+    gateway.pass_time(0.1)
+    for job in (waiting, running):
+        assert gateway.state(job) == "expired"
+        assert b"expired" in gateway.store.get(JobKeys(job).cancelled)
+    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    assert gateway.state(running) == "expired"
+    assert gateway.state(longer) == "queued"
+
+
+def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: GatewayStand) -> None:
+    job, _, generates = begun(gateway, time_limit=30.0)
+    gateway.tell(generates[0].failed(FailureReason.EXPIRED, "its clock is fast"))
+    assert gateway.state(job) == "running"
+    gateway.clock.advance(30)
+    gateway.tell(generates[0].failed(FailureReason.EXPIRED, "it expired"))
+    assert gateway.state(job) == "expired"
+
+
+# The object store, the database
+
+
+def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayStand) -> None:
+    job, _, generates = begun(gateway)
+    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    gateway.gateway.tidy()
+    kept = [*(f"candidates/{index}.png" for index in range(8)), "result.json"]
+    assert gateway.objects() == kept
+    finish_chunk(gateway, generates[0])  # A duplicate that writes late.
+    assert len(gateway.objects()) > len(kept)
+    gateway.pass_time(1100)
+    assert gateway.objects() == kept
+    assert gateway.state(job) == "succeeded"
+
+
+def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gateway: GatewayStand) -> None:
+    job, _, generates = begun(gateway)
+    gateway.gateway.cancel(job)
+    gateway.gateway.tidy()
+    assert gateway.objects() == ["cancelled.json"]
+    finish_chunk(gateway, generates[0])
+    gateway.pass_time(900)
+    assert "cancelled.json" in gateway.objects()  # A message may still come.
+    gateway.pass_time(200)
+    assert gateway.objects() == []
+
+
+def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayStand) -> None:
+    wanted = order(
+        retention=2000.0, labels={"user": "me"}, request_id=str(uuid.uuid4()), request_hash="a" * 64
+    )
+    job = gateway.jobs.create(wanted).job.id
+    other = gateway.create(retention=3000.0)
+    gateway.work()
+    gateway.pass_time(1999)
+    assert gateway.state(job) == "succeeded"
+    gateway.pass_time(1)
+    with pytest.raises(JobNotFoundError):
+        gateway.jobs.get(job)
+    assert list(gateway.store.objects(JobKeys(job).folder)) == []
+    assert gateway.state(other) == "succeeded"
+    assert gateway.jobs.create(wanted).job.id != job  # Its request_id is forgotten with it.
+
+
+def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: GatewayStand) -> None:
+    job, _, generates = begun(gateway, retention=60.0, time_limit=1000.0)
+    gateway.gateway.cancel(job)
+    gateway.pass_time(60)
+    assert gateway.objects() == ["cancelled.json"]
+    finish_chunk(gateway, generates[0])
+    gateway.pass_time(1100)
+    assert gateway.objects() == []
+
+
+def test_objects_that_no_job_knows_expire(gateway: GatewayStand) -> None:
+    gateway.store.put("jobs/nobody/result.json", b"{}")
+    gateway.clock.now = time.time() + 6 * 86_400
+    gateway.gateway.expire_objects()
+    assert gateway.objects() == ["result.json"]
+    gateway.clock.advance(2 * 86_400)
+    gateway.gateway.expire_objects()
+    assert gateway.objects() == []
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "other candidates"])
+def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayStand, harm: str) -> None:
+    job, _, generates = begun(gateway)
+    gateway.tell(finish_chunk(gateway, generates[0]))
+    event = finish_chunk(gateway, generates[1])
+    keys = JobKeys(job)
+    if harm == "missing":
+        gateway.store.delete(keys.scores(1))
+    elif harm == "damaged":
+        gateway.store.put(keys.scores(1), b"{}")
+    else:
+        ref = gateway.store.put(keys.scores(1), gateway.store.get(keys.scores(0)))
+        event = event.model_copy(update={"objects": (ref,)})
+    gateway.tell(event)
+    assert gateway.store.stat(keys.scores(1)) is None
+    (again,) = gateway.send()
+    assert [chunk.chunk for chunk in again.chunks] == [1]
+    gateway.tell(*gateway.stages.run(again))
+    assert gateway.state(job) == "succeeded"
+
+
+def test_tokens_that_are_gone_at_the_end_are_made_again(gateway: GatewayStand) -> None:
+    job, _, generates = begun(gateway)
+    gateway.tell(finish_chunk(gateway, generates[0]))
+    last = finish_chunk(gateway, generates[1])
+    assert gateway.get(job).job.drawn == 8
+    gateway.store.delete(JobKeys(job).tokens(1))
+    gateway.tell(last)
+    running = gateway.get(job).job
+    assert (running.state, running.ranked, running.drawn, running.rows_drawn) == (State.RUNNING, 4, 4, 16)
+    (again,) = gateway.send()
+    gateway.tell(*gateway.stages.run(again))
+    ended = gateway.get(job)
+    assert (ended.job.state, ended.job.ranked) == (State.SUCCEEDED, 8)
+    assert [picture.candidate for picture in ended.pictures] == [7, 6, 5]
+
+
+def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gateway: MakeGateway) -> None:
+    store = AwayStore()
+    gateway = make_gateway(store=store)
+    job, _, generates = begun(gateway)
+    gateway.tell(finish_chunk(gateway, generates[0]))
+    last = finish_chunk(gateway, generates[1])
+    put, store.put = store.put, AwayStore().put  # type: ignore[method-assign]
+    store.put.__self__.away = True  # type: ignore[attr-defined]
+    with pytest.raises(StoreUnavailableError):
+        gateway.tell(last)
+    assert gateway.state(job) == "running"
+    store.put = put  # type: ignore[method-assign]
+    gateway.pass_time(1)
+    assert gateway.state(job) == "succeeded"
+
+
+@pytest.mark.skipif(
+    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
+)
+def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: ModelFolder) -> None:
+    with emptied(Database(postgres.url, timeout=1)) as database:
+        gateway = GatewayStand(database, Sizes.of(tiny))
+        job = gateway.create()
+        postgres.stop()
+        with pytest.raises(DatabaseUnavailableError) as unavailable:
+            gateway.create()
+        assert unavailable.value.retry_after
+        with pytest.raises(DatabaseUnavailableError):
+            gateway.gateway.send()
+        postgres.start()
+        gateway.work()
+        assert gateway.state(job) == "succeeded"
+        assert len(gateway.jobs.page(Conditions(), behind=None, limit=10)) == 1
+        gateway.close()

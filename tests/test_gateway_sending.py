@@ -1,0 +1,212 @@
+"""What the gateway sends, and sends again: its window, the order of jobs, leases."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from services.gateway.database import Database
+from services.gateway.dispatch import MOST_AT_ONCE
+from services.gateway.tables import State
+from services.gateway.testing import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
+from smalti.engines.requests import Priority
+from smalti.errors import InvalidInputError
+from smalti.messages import FailureReason
+from smalti.queue import BrokerUnavailableError
+
+# Sending
+
+
+def test_no_more_is_sent_than_the_window_holds(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(window=12)
+    jobs = [gateway.create() for _ in range(3)]
+    first = gateway.send()
+    assert [(task.job, len(task.chunks)) for task in first] == [(jobs[0], 2), (jobs[1], 1)]
+    assert gateway.send() == []
+    gateway.tell(*gateway.stages.run(first[0]))
+    second = gateway.send()
+    assert [(task.job, [chunk.chunk for chunk in task.chunks]) for task in second] == [
+        (jobs[1], [1]),
+        (jobs[2], [0]),
+    ]
+
+
+def test_all_that_there_is_room_for_is_sent_however_much_is_looked_at_in_one_go(
+    make_gateway: MakeGateway,
+) -> None:
+    gateway = make_gateway(window=1000, chunk=1, candidates=1000)
+    gateway.create(candidates=MOST_AT_ONCE + 1)
+    gateway.create(candidates=3)
+    assert sum(len(task.chunks) for task in gateway.send()) == MOST_AT_ONCE + 4
+
+
+def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(window=4, chunk=4)
+    batch = {gateway.create(priority=Priority.BATCH, candidates=4) for _ in range(4)}
+    for _ in range(20):
+        gateway.create(candidates=4)
+    turns = []
+    for _ in range(16):
+        (task,) = gateway.send()
+        turns.append(task.job in batch)
+        gateway.tell(*gateway.stages.run(task))
+    assert turns == ([False] * 7 + [True]) * 2
+
+
+def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayStand) -> None:
+    batch = gateway.create(priority=Priority.BATCH)
+    gateway.clock.advance(1)
+    gateway.create()
+    gateway.clock.advance(1)
+    last = gateway.create()
+    assert gateway.jobs.get(last).jobs_ahead == 1
+    assert gateway.jobs.get(batch).jobs_ahead == 2
+    gateway.work()
+    assert gateway.jobs.get(last).jobs_ahead is None
+
+
+def test_what_the_broker_does_not_take_is_sent_when_it_is_back(gateway: GatewayStand) -> None:
+    job = gateway.create()
+    gateway.outbox.down = True
+    with pytest.raises(BrokerUnavailableError):
+        gateway.gateway.send()
+    other = gateway.create()  # Accepted all the same.
+    gateway.outbox.down = False
+    sent = gateway.send()
+    assert {task.job for task in sent} == {job, other}
+    assert gateway.send() == []
+
+
+def test_gateway_that_dies_before_it_sends_is_made_good_by_another(
+    make_gateway: MakeGateway, database: Database
+) -> None:
+    first, second = make_gateway(), make_gateway()
+    assert second.send() == []
+    job = first.create()
+    first.gateway.send()  # What it notes afterwards is lost with it.
+    assert second.send() == []
+    second.clock.advance(20)
+    (again,) = second.send()
+    assert (again.job, again.lease) == (job, 2)
+    second.create()
+    second.gateway.send()
+    third = make_gateway()
+    third.clock.advance(20.1)
+    assert len(third.send()) == database.is_sqlite  # There it need not wait: it is the only one.
+
+
+def test_long_job_is_sent_in_messages_of_the_right_size(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(window=2000, candidates=1024)
+    long: dict[str, Any] = {"given": (2**31 - 1,) * 4096, "first_candidate": 10**6}
+    gateway.create("ü" * 4000, candidates=1024, n=1, **long)
+    tasks = gateway.send()
+    assert len(tasks) > 1
+    assert sum(len(task.chunks) for task in tasks) == 256
+    assert all(len(task.to_json().encode()) <= 64 * 1024 for task in tasks)
+    with pytest.raises(InvalidInputError, match="prompt: has too many bytes"):
+        gateway.create("\x01" * 4000, candidates=1024, n=1, **long)
+
+
+def test_two_gateways_send_everything_once(make_gateway: MakeGateway) -> None:
+    gateways = [make_gateway(), make_gateway()]
+    assert [each.send() for each in gateways] == [[], []]
+    jobs = {gateways[0].create() for _ in range(10)}
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda each: each.gateway.send(), gateways))
+    gateways[0].gateway.send()
+    sent = [task.job for each in gateways for task in each.outbox.take()]
+    assert sorted(sent) == sorted(jobs)
+
+
+# Leases
+
+
+def test_chunk_of_which_nothing_is_heard_is_sent_again_under_a_new_lease(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=100)
+    job, task, generates = begun(gateway)
+    late = finish_chunk(gateway, generates[1])
+    gateway.gateway.ledger.store()
+    gateway.clock.advance(60)
+    gateway.tell(gateway.stages.draw_rows(generates[0], 2))  # A sign of life of the first chunk.
+    gateway.gateway.ledger.store()
+    gateway.clock.advance(50)
+    (again,) = gateway.send()
+    assert [chunk.chunk for chunk in again.chunks] == [1]
+    assert again.lease > task.lease
+    gateway.tell(late)  # Of the old lease, and as good as any.
+    gateway.tell(finish_chunk(gateway, generates[0]))
+    assert gateway.state(job) == "succeeded"
+
+
+def test_lease_is_twice_as_long_after_every_loss_and_ends_with_the_attempts(
+    make_gateway: MakeGateway,
+) -> None:
+    gateway = make_gateway(lease=100, attempts=3)
+    job, _, _ = begun(gateway, time_limit=10_000.0)
+    for seconds in (100, 200):
+        gateway.clock.advance(seconds - 1)
+        assert gateway.send() == []
+        gateway.clock.advance(1)
+        (again,) = gateway.send()
+        gateway.tell(gateway.stages.encode(again)[1])
+    gateway.clock.advance(400)
+    assert gateway.send() == []
+    failed = gateway.get(job)
+    assert failed.job.state is State.FAILED
+    assert type(failure(failed)).__name__ == "AttemptsExhaustedError"
+    assert "begun 3 times" in str(failure(failed))
+
+
+def test_chunk_that_nobody_begins_is_sent_again_until_its_time_is_over(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=10, attempts=2)
+    job = gateway.create(time_limit=5000.0)
+    sent = 0
+    for _ in range(499):
+        gateway.clock.advance(10)
+        sent += len(gateway.send())
+    assert 6 <= sent <= 15  # Less and less often.
+    assert gateway.state(job) == "queued"
+    gateway.pass_time(10)
+    assert gateway.state(job) == "expired"
+
+
+def test_failure_of_an_old_lease_is_passed_over(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=100)
+    job, _, generates = begun(gateway)
+    gateway.clock.advance(100)
+    assert len(gateway.send()) == 1
+    gateway.tell(generates[0].failed(FailureReason.POISON, "two workers ended"))
+    assert gateway.state(job) == "running"
+
+
+def test_what_a_stage_gives_up_is_tried_again_later(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(retry=5, attempts=2)
+    job, _, generates = begun(gateway)
+    gateway.tell(generates[0].failed(FailureReason.EXHAUSTED, "the store is away"))
+    assert gateway.send() == []
+    gateway.clock.advance(5)
+    (again,) = gateway.send()
+    assert [chunk.chunk for chunk in again.chunks] == [0]
+    gateway.tell(gateway.stages.encode(again)[0][0].failed(FailureReason.EXHAUSTED, "the store is away"))
+    gateway.clock.advance(10)
+    assert gateway.send() == []
+    failed = gateway.get(job)
+    assert failed.job.state is State.FAILED
+    assert "generate: the store is away" in str(failure(failed))
+
+
+@pytest.mark.parametrize("trouble", ["away", "full"])
+def test_nothing_is_blamed_for_being_late_while_the_store_is_away(
+    make_gateway: MakeGateway, trouble: str
+) -> None:
+    store = AwayStore()
+    gateway = make_gateway(store=store, lease=10, retry=5, attempts=2)
+    job, _, _ = begun(gateway)
+    setattr(store, trouble, True)
+    for _ in range(10):
+        gateway.clock.advance(20)
+        assert gateway.send() == []
+    setattr(store, trouble, False)
+    gateway.clock.advance(20)
+    assert len(gateway.send()) == 1
+    assert gateway.state(job) == "running"
