@@ -213,6 +213,29 @@ def test_object_that_is_missing_or_damaged_is_made_again(
     assert {event.attempt for event in found if _is(event, Stage.RANK)} == {2}
 
 
+def test_work_that_is_done_is_passed_on_though_what_it_was_made_of_is_gone(
+    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+) -> None:
+    publisher.publish(task(tiny, "done", chunks=CHUNKS[:1]))
+    told(publisher, ranked(1))
+    keys = JobKeys("done")
+    whole = objects(store, "done")
+    tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
+    carried = task(tiny, "done", chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
+    store.delete(keys.encoding, keys.tokens(0))
+    publisher.publish(DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens))
+    found = told(publisher, ranked(1))
+    assert [(event.stage, event.skipped) for event in found if isinstance(event, StageDone)] == [
+        (Stage.DECODE, True),
+        (Stage.RANK, True),
+    ]
+    assert {
+        **objects(store, "done"),
+        keys.encoding: whole[keys.encoding],
+        tokens.key: whole[tokens.key],
+    } == whole
+
+
 def test_object_that_is_lost_each_time_comes_to_an_end(
     services: dict[str, ServiceProcess], publisher: Publisher, tiny: ModelFolder
 ) -> None:
