@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,13 @@ from typing import Any, Self
 
 import grpc
 import psutil
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
 from smalti.client import Client
 from smalti.models.folder import ModelFolder
 from smalti.queue import BrokerSettings, celery_application
+from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
 from smalti.storage import ObjectStore, StoreSettings, open_store
@@ -34,7 +35,7 @@ from smalti.testing.servers import (
     Server,
     ValkeyServer,
 )
-from smalti.testing.service_process import ServiceProcess
+from smalti.testing.service_process import ONCE, ServiceProcess
 
 STAGES = ("encoder", "generator", "decoder", "ranker")
 STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}
@@ -120,6 +121,15 @@ class Kept(ServiceProcess):
             return health_pb2.HealthCheckResponse.ServingStatus.Name(self.health())
         except grpc.RpcError:
             return "away"
+
+    def states(self, seconds: float) -> list[str]:
+        """Returns what it says of its health until it says no more, which takes that long at most."""
+        seen: list[str] = []
+        with blocking_channel(self.url, ONCE) as channel, suppress(grpc.RpcError):
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for said in stub.Watch(health_pb2.HealthCheckRequest(), timeout=seconds):
+                seen.append(health_pb2.HealthCheckResponse.ServingStatus.Name(said.status))
+        return seen
 
     def serves(self) -> bool:
         """Whether its health says SERVING."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from faults.accounting import Submission
 from faults.matrix import Trial, killing, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES, System
 from smalti.messages import Stage
@@ -124,30 +123,25 @@ _HANGS = "rank.engine-step=hang@1?prompt=row 4 rank.engine-step hangs"
 )
 def engine_fails(trial: Trial) -> None:
     """A decoder that raises, a ranker that hangs, a generator that does the one and then the other."""
-    system, account = trial.system, trial.account
+    system = trial.system
     for name, failpoint in (("decoder", _RAISES), ("ranker", _HANGS)):
-        _watch_the_end(trial, name, account.submit(failpoint.partition("prompt=")[2]))
+        _watch_the_end(trial, name, failpoint.partition("prompt=")[2])
     for failpoint in ("generate.engine-step=raise@1", "generate.engine-step=hang@1"):
         with system.failing("generator", failpoint):
-            _watch_the_end(trial, "generator", account.submit(f"row 4 {failpoint}"))
+            _watch_the_end(trial, "generator", f"row 4 {failpoint}")
     trial.expect_states("succeeded")
 
 
-def _watch_the_end(trial: Trial, name: str, submission: Submission) -> None:
-    """Watches the health of a service until its process has ended, and is there again."""
+def _watch_the_end(trial: Trial, name: str, prompt: str) -> None:
+    """Submits a job, and watches the health of a service until its process has ended."""
     system, began = trial.system, time.time()
-    seen: list[str] = []
-
-    def ended() -> bool:
-        state = system.processes[name].state()
-        if state not in seen[-1:]:
-            seen.append(state)
-        return any(end.name == name and end.when >= began for end in system.ends)
-
-    wait_until(ended, PATIENCE)
+    with ThreadPoolExecutor(1) as threads:
+        watching = threads.submit(system.processes[name].states, PATIENCE)
+        submission = trial.account.submit(prompt)
+        seen = watching.result()
     end = system.wait_for_end(name, began)
     trial.expect(end.code == 1, f"{name} ended with {end.code}")
-    trial.expect("NOT_SERVING" in seen, f"the health of {name} was {' '.join(seen)}")
+    trial.expect(seen == ["SERVING", "NOT_SERVING"], f"the health of {name} was {' '.join(seen)}")
     trial.expect_states("succeeded", submission)
 
 
