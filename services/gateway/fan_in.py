@@ -5,13 +5,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import safetensors.numpy
 from safetensors import SafetensorError
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.orm import Session
 
 from services.gateway.clock import Clock, to_microseconds
 from services.gateway.database import Database
@@ -28,28 +27,8 @@ log = logging.getLogger(__name__)
 READERS: Final = 8
 """Objects that are read at the same time."""
 
-
-_Rows = list[tuple[int, ...]] | None
+Rows = list[tuple[int, ...]] | None
 """The tokens of a chunk's candidates; None when they are missing or damaged."""
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """What a job needs to end."""
-
-    chunks: tuple[int, ...]
-    """All of its chunks."""
-    is_last: bool
-    """Whether only the scores of one chunk are missing."""
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """A job whose candidates are all ranked."""
-
-    job: Job
-    pictures: Sequence[Picture]
-    chunks: Sequence[Chunk]
 
 
 class _LostTokensError(Exception):
@@ -88,13 +67,11 @@ class FanIn:
         Raises:
             UnavailableError: the store or the database does not answer.
         """
-        missing = self._missing(job_id, number)
-        if missing is None:
+        needed = self._needed(job_id, number)
+        if needed is None:
             return
         keys = JobKeys(job_id)
-        # With the last scores the tokens are needed: they are read at the same time, if they are few.
-        soon = missing.is_last and len(missing.chunks) <= READERS
-        reading = self._begin_reading(keys, missing.chunks if soon else ())
+        reading = self._begin_reading(keys, needed)
         try:
             scores = self._read_scores(keys, number, objects)
         except (MissingObjectError, DamagedObjectError) as error:
@@ -113,17 +90,20 @@ class FanIn:
                 job.version += 1
                 session.execute(insert(Picture), [_row(keys, job_id, scored) for scored in scores.pictures])
             complete = job.ranked >= job.candidates
-            candidates = _candidates(session, job) if complete else None
         failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
         if not fits:
             self._again(job_id, [number], "its scores are those of other candidates", keys.scores(number))
-        elif candidates is not None:
-            self._finish(candidates, reading)
+        elif complete:
+            self.finish(job_id, reading)
         else:
             self._notices.changed(job_id)
 
-    def finish(self, job_id: str) -> bool:
+    def finish(self, job_id: str, reading: Mapping[int, Future[Rows]] = MappingProxyType({})) -> bool:
         """Ends a job whose candidates are all ranked: `result.json` first, then the state.
+
+        Args:
+            job_id: the job.
+            reading: what is being read already of its tokens, by chunks.
 
         Returns:
             Whether it has ended by this; not if it had ended before, or a part of it has to be drawn again.
@@ -135,17 +115,13 @@ class FanIn:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN or job.ranked < job.candidates:
                 return False
-            candidates = _candidates(session, job)
-        return self._finish(candidates, {})
-
-    def _finish(self, candidates: "_Candidates", reading: "Mapping[int, Future[_Rows]]") -> bool:
-        """Does what `finish` says; `reading` has what is being read of the tokens, by chunks."""
-        job_id = candidates.job.id
-        parameters = Parameters.model_validate(candidates.job.parameters)
+            pictures = session.scalars(select(Picture).where(Picture.job_id == job_id)).all()
+            chunks = chunks_of(session, job)
+        parameters = Parameters.model_validate(job.parameters)
         keys = JobKeys(job_id)
-        winners = best(candidates.pictures, parameters.n)
+        winners = best(pictures, parameters.n)
         try:
-            tokens = self._read_tokens(keys, candidates.chunks, winners, reading)
+            tokens = self._read_tokens(keys, chunks, winners, reading)
         except _LostTokensError as error:
             self._again(job_id, error.chunks, "its tokens are gone", *(map(keys.tokens, error.chunks)))
             return False
@@ -168,8 +144,12 @@ class FanIn:
         self._notices.ended(ending)
         return True
 
-    def _missing(self, job_id: str, number: int) -> "_Missing | None":
-        """Looks whether a chunk's scores are still to be read; None if the job has ended, or the event comes again."""
+    def _needed(self, job_id: str, number: int) -> tuple[int, ...] | None:
+        """Returns the chunks whose tokens are needed as soon as a chunk's scores are there: of the last one all.
+
+        Those of a long job are not, of which most pictures do not win. None is returned where the scores are not to be
+        read: the job has ended, or the event comes again.
+        """
         with self._database.read() as session:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN:
@@ -182,7 +162,8 @@ class FanIn:
             if job.ranked >= job.candidates:
                 self.finish(job_id)
             return None
-        return _Missing(tuple(chunks), is_last=job.ranked + chunk.count >= job.candidates)
+        is_last = job.ranked + chunk.count >= job.candidates
+        return tuple(chunks) if is_last and len(chunks) <= READERS else ()
 
     def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
         key = keys.scores(number)
@@ -194,7 +175,7 @@ class FanIn:
         keys: JobKeys,
         chunks: Sequence[Chunk],
         winners: Sequence[Picture],
-        reading: "Mapping[int, Future[_Rows]]",
+        reading: Mapping[int, Future[Rows]],
     ) -> dict[int, tuple[int, ...]]:
         """Returns the tokens of the pictures that won, by their candidates' indices.
 
@@ -227,14 +208,14 @@ class FanIn:
             raise _LostTokensError(lost)
         return found
 
-    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> "dict[int, Future[_Rows]]":
+    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[Rows]]:
         """Begins to read the tokens of chunks."""
         return {
             number: self._readers.submit(copy_context().run, self._read_rows, keys.tokens(number))
             for number in chunks
         }
 
-    def _read_rows(self, key: str) -> "_Rows":
+    def _read_rows(self, key: str) -> Rows:
         """Returns the tokens of a chunk, a tuple for each candidate; None when they are missing or damaged."""
         try:
             array = safetensors.numpy.load(self._store.get(key))["tokens"]
@@ -263,11 +244,6 @@ class FanIn:
                 session.execute(delete(Picture).where(Picture.job_id == job_id, candidates))
             job.version += 1
         self._notices.changed(job_id)
-
-
-def _candidates(session: Session, job: Job) -> _Candidates:
-    pictures = session.scalars(select(Picture).where(Picture.job_id == job.id)).all()
-    return _Candidates(job, pictures, chunks_of(session, job))
 
 
 def best(pictures: Sequence[Picture], n: int) -> list[Picture]:

@@ -108,11 +108,11 @@ class Gateway:
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
         bell = self._bell = _Bell(self.hub, metrics)
+        self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.ledger = Ledger(database, sizes.side, settings, bell, clock)
         self.fan_in = FanIn(database, store, bell, clock)
         self.events = Events(database, self.fan_in, self.ledger, sizes.side, settings, bell, self.hub, clock)
         self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
-        self.jobs = Jobs(database, sizes, settings, bell, clock)
         self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
         self._expiry_days = expiry_days
         expiring = threading.Event()

@@ -104,8 +104,8 @@ class ImageServicer(ImageServiceServicer):
         """See the contract."""
         check_view(request.view)
         full = request.view != image_pb2.JOB_VIEW_BASIC
-        snapshot = await self._call(self._jobs.get, _job_id(request.job_id), full=full)
-        return image_pb2.GetJobResponse(job=await self._message(snapshot, full=full))
+        _, message = await self._call(self._get, _job_id(request.job_id), full=full)
+        return image_pb2.GetJobResponse(job=message)
 
     async def ListJobs(self, request: image_pb2.ListJobsRequest, context: Any) -> image_pb2.ListJobsResponse:  # noqa: N802
         """See the contract."""
@@ -188,9 +188,9 @@ class ImageServicer(ImageServiceServicer):
             return await self._call(job_message, snapshot, self._address, full=full)
         return job_message(snapshot, self._address, full=full)
 
-    def _get(self, job_id: str) -> tuple[Snapshot, job_pb2.Job]:
-        snapshot = self._jobs.get(job_id)
-        return snapshot, job_message(snapshot, self._address, full=True)
+    def _get(self, job_id: str, *, full: bool = True) -> tuple[Snapshot, job_pb2.Job]:
+        snapshot = self._jobs.get(job_id, full=full)
+        return snapshot, job_message(snapshot, self._address, full=full)
 
     def _address(self, key: str) -> tuple[str, int] | None:
         seconds = self._gateway.settings.url_lifetime
