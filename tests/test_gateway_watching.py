@@ -1,0 +1,206 @@
+"""WatchJob and previews as clients see them, and pictures to begin from; stages that the test plays."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.gateway.testing import GatewayStand, MakeGateway
+from services.gateway.testing_calls import (
+    created,
+    done,
+    initial,
+    served,
+    stored,
+    tokens,
+)
+from smalti.errors import (
+    InvalidInputError,
+    JobNotSucceededError,
+    NotSupportedError,
+    PictureNotFoundError,
+)
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.testing.grpc_server import asynchronous
+from smalti.testing.service_stand import answer, called
+from smalti.v1 import image_pb2, job_pb2
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+# Watching
+
+
+@asynchronous
+async def test_watch_sends_every_version_until_the_end(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        first = (await watch.read()).job
+        assert (first.state, first.jobs_ahead) == (job_pb2.JOB_STATE_QUEUED, 0)
+        assert first.HasField("jobs_ahead")
+        (task,) = await asyncio.to_thread(gateway.send)
+        events = list(gateway.stages.run(task))
+        gateway.tell(events[0])
+        running = (await watch.read()).job
+        assert (running.state, running.progress.prompt_encoded) == (job_pb2.JOB_STATE_RUNNING, True)
+        await asyncio.to_thread(gateway.tell, *events[1:])
+        versions = [first.version, running.version]
+        while message := await watch.read():
+            versions.append(message.job.version)
+            last = message.job
+        assert versions == sorted(set(versions))
+        assert last.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert len(last.pictures) == 3
+        assert await watch.code() is grpc.StatusCode.OK
+
+
+@asynchronous
+async def test_watch_is_taken_up_where_it_broke(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        asked = image_pb2.WatchJobRequest(job_id=job.id, since_version=job.version)
+        watch = stub.WatchJob(asked)
+        nothing = asyncio.create_task(watch.read())
+        (task,) = await asyncio.to_thread(gateway.send)
+        assert not nothing.done()
+        await asyncio.to_thread(gateway.tell, gateway.stages.encode(task)[1])
+        assert (await nothing).job.version == job.version + 1
+        watch.cancel()
+        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        late = image_pb2.WatchJobRequest(job_id=job.id, since_version=1000)
+        (final,) = await answer(stub.WatchJob(late))
+        assert final.job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+@asynchronous
+async def test_watch_gives_signs_of_life(gateway: GatewayStand) -> None:
+    async with served(gateway, silence=0.05) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        kinds = [(await watch.read()).WhichOneof("event") for _ in range(3)]
+        assert kinds == ["job", None, None]
+        watch.cancel()
+
+
+@asynchronous
+async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -> None:
+    gateway, other = make_gateway(), make_gateway()
+    looking = asyncio.create_task(gateway.gateway.hub.look(gateway.jobs.versions, 0.05))
+    async with served(gateway) as stub:
+        job = await created(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        await watch.read()
+        await asyncio.to_thread(other.gateway.cancel, job.id)
+        assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
+    looking.cancel()
+
+
+@asynchronous
+async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        job = await created(stub)
+        (task,) = await asyncio.to_thread(gateway.send)
+        generates, encoded = gateway.stages.encode(task)
+        gateway.tell(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before anybody watches.
+        asked = image_pb2.WatchJobRequest(job_id=job.id, include_rows=True)
+        watch = stub.WatchJob(asked)
+        first = await watch.read()
+        assert [(run.candidate, run.start, list(run.tokens)) for run in first.rows.runs] == [
+            (candidate, 0, [candidate] * 4) for candidate in range(4)
+        ]
+        await watch.read()
+        gateway.tell(gateway.stages.draw_rows(generates[0], 2), gateway.stages.draw_rows(generates[0], 4))
+        runs: list[tuple[int, int]] = []
+        while len(runs) < 8:
+            runs += [(run.candidate, run.start) for run in (await watch.read()).rows.runs]
+        assert sorted(runs) == sorted((candidate, start) for candidate in range(4) for start in (4, 12))
+        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
+
+
+# Initial images and previews
+
+
+@asynchronous
+async def test_initial_image_of_an_earlier_job(gateway: GatewayStand) -> None:
+    async with served(gateway) as stub:
+        earlier = await done(stub, gateway)
+        reference = {"job_id": earlier.id, "candidate": 6}
+        job = await created(stub, initial(keep_rows=2, picture=reference))
+        assert job.parameters.initial_image == job_pb2.InitialImage(keep_rows=2, tokens=tokens(8, 6))
+        (task,) = await asyncio.to_thread(gateway.send)
+        assert task.given == (6,) * 8
+        before = stored(gateway)
+        for wrong, error in (
+            ({"job_id": earlier.id, "candidate": 0}, PictureNotFoundError),  # It did not win.
+            ({"job_id": "nobody", "candidate": 0}, PictureNotFoundError),
+            ({"job_id": job.id, "candidate": 0}, JobNotSucceededError),
+        ):
+            with pytest.raises(error):
+                await created(stub, initial(keep_rows=2, picture=wrong))
+        with pytest.raises(NotSupportedError):
+            await created(stub, initial(keep_rows=2, image=b"a file"))
+        assert stored(gateway) == before
+
+
+@asynccontextmanager
+async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
+    """Serves the decoder of the tiny model; gives what calls it."""
+    from services.decoder.servicer import DecoderServicer
+    from smalti.engines.decoder import DecoderEngine
+    from smalti.service.compute import ComputeThread
+    from smalti.service.model import model_message
+    from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
+
+    compute = ComputeThread(most_places=8, stall_seconds=60)
+    servicer = DecoderServicer(DecoderEngine.load(sizes), compute, sizes, model_message(sizes).reference)
+    async with called(lambda server: add_DecoderServiceServicer_to_server(servicer, server)) as channel:
+        yield DecoderServiceStub(channel)
+    compute.close()
+
+
+@asynchronous
+async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
+    gateway = make_gateway(decoder="it is given below")
+    async with decoding(Sizes.of(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
+        assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
+        file = io.BytesIO()
+        Image.new("RGB", (40, 30), "red").save(file, "PNG")
+        job = await created(stub, initial(keep_rows=2, image=file.getvalue()))
+        assert len(job.parameters.initial_image.tokens.tokens) == 8
+        for wrong in (b"", b"no picture", bytes(9 * 2**20)):
+            with pytest.raises(InvalidInputError) as invalid:
+                await created(stub, initial(keep_rows=2, image=wrong))
+            assert invalid.value.field == "parameters.initial_image.image"
+        assert stored(gateway) == 1
+
+
+@asynchronous
+async def test_previews_show_the_rows_that_are_drawn(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
+    gateway = make_gateway(previews=0.05)
+    async with decoding(Sizes.of(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
+        job = await created(stub)
+        (task,) = await asyncio.to_thread(gateway.send)
+        generates, encoded = gateway.stages.encode(task)
+        rows = [gateway.stages.draw_rows(generates[0], number) for number in (1, 2)]
+        gateway.tell(encoded, *rows)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id, include_previews=True))
+        seen: dict[int, image_pb2.Preview] = {}
+        while len(seen) < 4:
+            message = await watch.read()
+            if message.HasField("preview"):
+                seen[message.preview.candidate] = message.preview
+        assert {preview.rows_drawn for preview in seen.values()} == {2}
+        pixels = np.asarray(Image.open(io.BytesIO(seen[0].image.data)))
+        assert pixels.shape == (32, 32, 3)
+        assert (pixels[16:] == 128).all()
+        assert not (pixels[:16] == 128).all()
+        watch.cancel()
