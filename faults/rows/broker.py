@@ -61,7 +61,7 @@ def broker_out_of_reach(trial: Trial) -> None:
                 during = account.submit_many(
                     [f"row 6 {side} {trouble} {number}" for number in range(trial.jobs // 4)]
                 )
-                time.sleep(5 if trial.long else 2)
+                time.sleep(5 if trial.long else 2)  # So long is it out of reach.
             trial.expect_states("succeeded", *before, *during)
 
 

@@ -34,7 +34,7 @@ def no_room(trial: Trial) -> None:
 def _sqlite_full(trial: Trial) -> None:
     with trial.system.disk_full(trial.system.gateway.pid):
         _expect_refusal(trial, "row 12 the disk is full")
-        time.sleep(2)
+        time.sleep(2)  # So long is it full.
 
 
 def _sqlite_locked(trial: Trial) -> None:
@@ -78,7 +78,7 @@ def _others_full(trial: Trial) -> None:
         account.submit_many([f"row 12 {server.name} before {number}" for number in range(trial.jobs // 4)])
         with system.disk_full(pid):
             account.submit_many([f"row 12 {server.name} full {number}" for number in range(trial.jobs // 4)])
-            time.sleep(4 if trial.long else 2)
+            time.sleep(4 if trial.long else 2)  # So long is it full.
         # Valkey ends when it cannot write, and SeaweedFS writes nothing more until it is started again.
         server.kill()
         server.start()

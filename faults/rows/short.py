@@ -38,7 +38,7 @@ def broker(trial: Trial) -> None:
     account.submit("short after the broker is back")
     system.broker.pause()
     account.submit("short while the broker hangs")
-    time.sleep(1)
+    time.sleep(1)  # So long does it hang.
     system.broker.resume()
     trial.expect_states("succeeded")
 
