@@ -35,7 +35,7 @@ class Picture:
     seed: int
     candidate: int
     """Its index among the candidates; with the seed it gives the same picture again."""
-    tokens: Int[np.ndarray, "tokens"]
+    tokens: Int[np.ndarray, " tokens"]
     drawing: Drawing
     """How it was drawn, as its PNG carries it."""
 

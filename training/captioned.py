@@ -89,7 +89,7 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def take(self, rows: Int[np.ndarray, "count"]) -> tuple[list[str], Int[np.ndarray, "count tokens"]]:
+    def take(self, rows: Int[np.ndarray, " count"]) -> tuple[list[str], Int[np.ndarray, "count tokens"]]:
         """Returns the captions and tokens of some rows."""
         return self.captions.take(rows).to_pylist(), np.array(self.encodings.take(rows).to_pylist(), np.int32)
 

@@ -50,7 +50,7 @@ class Drawn:
 
     question: Question
     pixels: UInt8[np.ndarray, "candidates side side 3"]
-    scores: Float[np.ndarray, "candidates"]
+    scores: Float[np.ndarray, " candidates"]
     """The ranker's."""
 
 
@@ -256,13 +256,13 @@ def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) ->
     return Drawn(question, pixels, scores)
 
 
-def _gain(right: Right, scores: Float[np.ndarray, "candidates"], n: int) -> float:
+def _gain(right: Right, scores: Float[np.ndarray, " candidates"], n: int) -> float:
     """Returns how many more of the best n than of all are right in everything, as a share."""
     return float(right.everything[select(scores, "best", n)].mean() - right.everything.mean())
 
 
 def _kind_result(
-    judged: Sequence[tuple[Right, Float[np.ndarray, "candidates"]]], gains: Sequence[float], n: int
+    judged: Sequence[tuple[Right, Float[np.ndarray, " candidates"]]], gains: Sequence[float], n: int
 ) -> KindResult:
     by_selection: dict[Selection, Shares] = {}
     for selection in SELECTIONS:

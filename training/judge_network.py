@@ -81,10 +81,10 @@ class JudgeModule(nn.Module):
 class Verdicts:
     """What a judge says of some pictures."""
 
-    things: Int[np.ndarray, "pictures"]
+    things: Int[np.ndarray, " pictures"]
     """The row of the thing in the world; the number of things where there is no whole one."""
-    colours: Int[np.ndarray, "pictures"]
-    backgrounds: Int[np.ndarray, "pictures"]
+    colours: Int[np.ndarray, " pictures"]
+    backgrounds: Int[np.ndarray, " pictures"]
 
 
 @runtime_checkable

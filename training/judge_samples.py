@@ -43,17 +43,17 @@ class Samples:
     """Pictures of single figures, with what a judge should say of them."""
 
     pixels: UInt8[np.ndarray, "samples side side 3"]
-    things: Int[np.ndarray, "samples"]
+    things: Int[np.ndarray, " samples"]
     """The row of the thing; the number of things where it is damaged or no single thing is there."""
     colours: Bool[np.ndarray, "samples colours"]
     """The colours that are right; all, where the picture has no one colour."""
-    backgrounds: Int[np.ndarray, "samples"]
-    meant: Int[np.ndarray, "samples"]
+    backgrounds: Int[np.ndarray, " samples"]
+    meant: Int[np.ndarray, " samples"]
     """The row of the thing that it is, or was before it was damaged; the number of things where there is no one."""
-    small: Bool[np.ndarray, "samples"]
+    small: Bool[np.ndarray, " samples"]
     """Whether the figure is a small one, as each of two things is."""
 
-    def take(self, rows: Int[np.ndarray, "count"] | Bool[np.ndarray, "samples"]) -> "Samples":
+    def take(self, rows: Int[np.ndarray, " count"] | Bool[np.ndarray, " samples"]) -> "Samples":
         """Returns some of the samples."""
         return Samples(**{name: values[rows] for name, values in vars(self).items()})
 
@@ -207,7 +207,7 @@ class SampleMaker:
             small=np.array([sample.small for sample in made]),
         )
 
-    def _right_colours(self, meant: Figure | None) -> Bool[np.ndarray, "colours"]:
+    def _right_colours(self, meant: Figure | None) -> Bool[np.ndarray, " colours"]:
         if meant is None:
             return np.ones(len(self.world.colours), bool)
         return self._acceptable[self.world.things.index(meant.thing), self.world.colours.index(meant.colour)]
@@ -283,7 +283,7 @@ def _shift(
     return moved
 
 
-def _visible_tokens(picture: UInt8[np.ndarray, "side side 3"], tokens: int) -> Bool[np.ndarray, "tokens"]:
+def _visible_tokens(picture: UInt8[np.ndarray, "side side 3"], tokens: int) -> Bool[np.ndarray, " tokens"]:
     """Marks the tokens whose tile shows more than background."""
     tiles = round(tokens**0.5)
     size = len(picture) // tiles

@@ -10,12 +10,12 @@ _C1, _C2 = 0.01**2, 0.03**2
 Pictures = Float[np.ndarray, "pictures height width 3"]
 
 
-def psnr(a: Pictures, b: Pictures) -> Float[np.ndarray, "pictures"]:
+def psnr(a: Pictures, b: Pictures) -> Float[np.ndarray, " pictures"]:
     """Returns the peak signal-to-noise ratio in dB of pictures in [0, 1]; equal ones have 100."""
     return -10 * np.log10(np.square(a - b).mean((1, 2, 3)).clip(1e-10))
 
 
-def ssim(a: Pictures, b: Pictures) -> Float[np.ndarray, "pictures"]:
+def ssim(a: Pictures, b: Pictures) -> Float[np.ndarray, " pictures"]:
     """Returns the structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), by gray value.
 
     Windows are 7 by 7 with equal weights.

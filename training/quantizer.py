@@ -43,7 +43,7 @@ def quantize(
 
 def restart_dead(
     codebook: Float[Array, "codes embed_dim"],
-    used: Int[Array, "codes"],
+    used: Int[Array, " codes"],
     vectors: Float[Array, "places embed_dim"],
     key: Array,
     spread: float = 0.02,

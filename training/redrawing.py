@@ -51,7 +51,7 @@ class Redrawing:
 
 def mix(
     codes: Int[np.ndarray, "pictures tokens"],
-    chosen: Int[np.ndarray, "chosen"],
+    chosen: Int[np.ndarray, " chosen"],
     generator: np.random.Generator,
 ) -> Int[np.ndarray, "chosen tokens"]:
     """Replaces some tokens of the chosen pictures by those of the next one at the same places."""

@@ -26,12 +26,12 @@ _RESAMPLES = 10_000
 class Right:
     """What is right on the candidates of one prompt."""
 
-    thing: Bool[np.ndarray, "candidates"]
-    colour: Bool[np.ndarray, "candidates"]
-    background: Bool[np.ndarray, "candidates"]
+    thing: Bool[np.ndarray, " candidates"]
+    colour: Bool[np.ndarray, " candidates"]
+    background: Bool[np.ndarray, " candidates"]
 
     @property
-    def everything(self) -> Bool[np.ndarray, "candidates"]:
+    def everything(self) -> Bool[np.ndarray, " candidates"]:
         """Where all three are right."""
         return self.thing & self.colour & self.background
 
@@ -86,7 +86,7 @@ class Scorer:
 
 
 def select(
-    scores: Sequence[float] | Float[np.ndarray, "candidates"], selection: Selection, n: int
+    scores: Sequence[float] | Float[np.ndarray, " candidates"], selection: Selection, n: int
 ) -> list[int]:
     """Returns the candidates of a selection by the ranker's scores: all, the best n, the first, or the others."""
     order = best(scores, len(scores))
@@ -101,7 +101,7 @@ def shares(
 ) -> Shares:
     """Returns the shares of right pictures among the chosen candidates; every prompt counts the same."""
 
-    def share(aspect: Callable[[Right], Bool[np.ndarray, "candidates"]]) -> Interval:
+    def share(aspect: Callable[[Right], Bool[np.ndarray, " candidates"]]) -> Interval:
         return wilson(np.array([aspect(right)[list(chosen)].mean() for right, chosen in judged]))
 
     return Shares(
@@ -112,7 +112,7 @@ def shares(
     )
 
 
-def wilson(by_prompt: Float[np.ndarray, "prompts"]) -> Interval:
+def wilson(by_prompt: Float[np.ndarray, " prompts"]) -> Interval:
     """Returns the mean of the prompts' shares with Wilson's interval (1927, J. Am. Stat. Assoc. 22, p. 209).
 
     The number of prompts is taken for the number of observations, though there are several pictures of each: those of
@@ -125,7 +125,7 @@ def wilson(by_prompt: Float[np.ndarray, "prompts"]) -> Interval:
     return Interval(value=mean, low=max(float(middle - half), 0.0), high=min(float(middle + half), 1.0))
 
 
-def paired_difference(differences: Float[np.ndarray, "prompts"], seed: int = 0) -> Interval:
+def paired_difference(differences: Float[np.ndarray, " prompts"], seed: int = 0) -> Interval:
     """Returns the mean of differences, one for each prompt, with the interval of its bootstrap over the prompts."""
     rows = np.random.default_rng(seed).integers(0, len(differences), (_RESAMPLES, len(differences)))
     low, high = np.quantile(differences[rows].mean(1), (0.025, 0.975))

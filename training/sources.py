@@ -72,7 +72,7 @@ class Order:
         self._epoch = -1
         self._permutation = np.arange(0)
 
-    def rows_at(self, start: int, count: int) -> Int[np.ndarray, "count"]:
+    def rows_at(self, start: int, count: int) -> Int[np.ndarray, " count"]:
         """Returns the rows of positions from `start` on."""
         return np.array([self._row_at(position) for position in range(start, start + count)])
 

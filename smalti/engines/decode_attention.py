@@ -47,7 +47,7 @@ def put_into_blocks(
     blocks: Sequence[KeysValues],
     keys: Float[Array, "rows heads head_size"],
     values: Float[Array, "rows heads head_size"],
-    position: Int[Array, "rows"],
+    position: Int[Array, " rows"],
 ) -> Blocks:
     """Returns the blocks with the keys and values of one place of every row; one beyond the blocks is dropped."""
     placed: list[KeysValues] = []
@@ -71,7 +71,7 @@ def put_into_blocks(
 def attend_to_blocks(
     queries: Float[Array, "rows heads head_size"],
     blocks: Sequence[KeysValues],
-    position: Int[Array, "rows"],
+    position: Int[Array, " rows"],
 ) -> Float[Array, "d_model rows"]:
     """Attends from one query a row over that row's places up to its position; softmax in float32.
 
@@ -111,7 +111,7 @@ def attend_to_blocks(
 def attend_to_drawn_blocks(
     queries: Float[Array, "rows heads head_size"],
     blocks: Sequence[KeysValues],
-    position: Int[Array, "rows"],
+    position: Int[Array, " rows"],
     furthest: Int[Array, ""],
 ) -> Float[Array, "d_model rows"]:
     """Does what `attend_to_blocks` does, and reads no block but those that are needed.

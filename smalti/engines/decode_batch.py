@@ -178,7 +178,7 @@ class DecodeBatch:
         )
         return np.asarray(drawn)
 
-    def _indices(self, slots: Sequence[int]) -> Int[Array, "slots"]:
+    def _indices(self, slots: Sequence[int]) -> Int[Array, " slots"]:
         """Slots as an array of always the same length; an index past the last slot stands for none."""
         indices = np.full(self.slots, self.slots, np.int32)
         indices[: len(slots)] = slots

@@ -45,11 +45,11 @@ class Sampling:
     """How the tokens of each slot are drawn; see `smalti.engines.sampling.draw`."""
 
     seed: UInt32[Array, "slots 2"]
-    candidate: Int[Array, "slots"]
-    guidance_scale: Float[Array, "slots"]
-    temperature: Float[Array, "slots"]
-    top_k: Int[Array, "slots"]
-    top_p: Float[Array, "slots"]
+    candidate: Int[Array, " slots"]
+    guidance_scale: Float[Array, " slots"]
+    temperature: Float[Array, " slots"]
+    top_k: Int[Array, " slots"]
+    top_p: Float[Array, " slots"]
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +64,7 @@ class DecodeState:
 
     tokens: Int[Array, "slots image_length"]
     """The tokens drawn so far; meaningless from `position` on."""
-    position: Int[Array, "slots"]
+    position: Int[Array, " slots"]
     """The place of the next token."""
     sampling: Sampling
     self_attention: tuple[tuple[Blocks, ...], ...]

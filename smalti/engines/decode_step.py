@@ -64,7 +64,7 @@ def run_layer(
 
 
 def embed(
-    weights: DecoderWeights, tokens: Int[Array, "rows"], positions: Int[Array, "rows"]
+    weights: DecoderWeights, tokens: Int[Array, " rows"], positions: Int[Array, " rows"]
 ) -> Float[Array, "d_model rows"]:
     """Returns the hidden states before the first layer."""
     return normalize(
@@ -78,7 +78,7 @@ def prefill(
     config: DalleBartConfig,
     weights: DecoderWeights,
     encoding: Float[Array, "places d_model"],
-    attention_mask: Int[Array, "places"],
+    attention_mask: Int[Array, " places"],
 ) -> Prefix:
     """Computes the cross-attention keys and values of one prompt, for all layers."""
 
@@ -98,7 +98,7 @@ def prime(
     weights: DecoderWeights,
     prefix: Prefix,
     unconditional: Prefix,
-    tokens: Int[Array, "image_length"],
+    tokens: Int[Array, " image_length"],
 ) -> tuple[KeysValues, ...]:
     """Computes the self-attention keys and values of tokens that are given, all places at once.
 
@@ -125,7 +125,7 @@ def _run_places(
     config: DalleBartConfig,
     weights: DecoderWeights,
     prefix: Prefix,
-    previous: Int[Array, "image_length"],
+    previous: Int[Array, " image_length"],
     causal: Bool[Array, "image_length image_length"],
 ) -> tuple[KeysValues, ...]:
     """Runs the decoder over all places of one picture; here a row is a place."""
@@ -152,7 +152,7 @@ def insert(
     partition: Partition,
     state: DecodeState,
     prefix: Prefix,
-    slots: Int[Array, "slots"],
+    slots: Int[Array, " slots"],
     sampling: Sampling,
 ) -> DecodeState:
     """Puts one prompt into many slots, which start at the first tile.
@@ -183,9 +183,9 @@ def insert_primed(
     partition: Partition,
     state: DecodeState,
     primed: tuple[KeysValues, ...],
-    tokens: Int[Array, "image_length"],
+    tokens: Int[Array, " image_length"],
     length: Int[Array, ""],
-    slots: Int[Array, "slots"],
+    slots: Int[Array, " slots"],
 ) -> DecodeState:
     """Lets slots, into which their prompt was just inserted, start behind tokens that are given.
 
@@ -235,7 +235,7 @@ def insert_primed(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def release(partition: Partition, state: DecodeState, slots: Int[Array, "slots"]) -> DecodeState:
+def release(partition: Partition, state: DecodeState, slots: Int[Array, " slots"]) -> DecodeState:
     """Frees slots before they are finished; an index past the last slot stands for none."""
     finished = state.tokens.shape[1]
     state = replace(state, position=state.position.at[slots].set(finished, mode="drop"))
@@ -319,9 +319,9 @@ def _decode(
     weights: DecoderWeights,
     unconditional: Prefix,
     state: DecodeState,
-    previous: Int[Array, "slots"],
-    position: Int[Array, "slots"],
-    furthest: Int[Array, "slots"],
+    previous: Int[Array, " slots"],
+    position: Int[Array, " slots"],
+    furthest: Int[Array, " slots"],
     blocks: int,
 ) -> tuple[Float[Array, "vocab slots 2"], tuple[tuple[Blocks, ...], ...]]:
     """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place.

@@ -26,8 +26,8 @@ from smalti.models.layers import Parameters
 class Norm:
     """A layer norm's parameters; `scale` is None where the checkpoint has none."""
 
-    bias: Float[Array, "features"]
-    scale: Float[Array, "features"] | None = None
+    bias: Float[Array, " features"]
+    scale: Float[Array, " features"] | None = None
 
 
 @jax.tree_util.register_dataclass

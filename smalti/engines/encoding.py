@@ -11,6 +11,6 @@ class Encoding:
     """The text encoder's hidden states for one prompt, and which of its places hold text."""
 
     states: Float[np.ndarray, "places d_model"]
-    mask: Int[np.ndarray, "places"]
+    mask: Int[np.ndarray, " places"]
     cut: bool = False
     """Whether the prompt was longer than the model reads, so that its end is missing."""

@@ -28,12 +28,12 @@ class RankerEngine:
         """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
         return cls(Clip.load(folder.clip_source))
 
-    def rank(self, prompt: str, pictures: Sequence[Image.Image]) -> Float[np.ndarray, "pictures"]:
+    def rank(self, prompt: str, pictures: Sequence[Image.Image]) -> Float[np.ndarray, " pictures"]:
         """Returns the score of each picture, higher for a better fit."""
         return self.clip.scores(prompt, pictures, batch_size=self.batch_size)
 
 
-def best(scores: Sequence[float] | Float[np.ndarray, "pictures"], n: int) -> list[int]:
+def best(scores: Sequence[float] | Float[np.ndarray, " pictures"], n: int) -> list[int]:
     """Returns the indices of the n highest scores, best first; of equal scores the lower index comes first.
 
     All are returned when there are fewer than n. What is not a number comes last.

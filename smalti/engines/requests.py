@@ -79,7 +79,7 @@ class Drawn:
     """Its place among the request's candidates."""
     start: int
     """The place of the first of the tokens in the picture."""
-    tokens: Int[np.ndarray, "tokens"]
+    tokens: Int[np.ndarray, " tokens"]
 
 
 OnDrawn = Callable[[Drawn], None]

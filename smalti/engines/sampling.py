@@ -26,8 +26,8 @@ def seed_words(seed: int) -> UInt32[np.ndarray, "2"]:
 
 
 def uniforms(
-    seeds: UInt32[Array, "rows 2"], candidates: Int[Array, "rows"], positions: Int[Array, "rows"]
-) -> Float[Array, "rows"]:
+    seeds: UInt32[Array, "rows 2"], candidates: Int[Array, " rows"], positions: Int[Array, " rows"]
+) -> Float[Array, " rows"]:
     """Returns one number in [0, 1) for each (seed, candidate, position), by Threefry."""
 
     def one(
@@ -42,7 +42,7 @@ def uniforms(
 def guide(
     conditional: Float[Array, "rows vocab"],
     unconditional: Float[Array, "rows vocab"],
-    guidance_scale: Float[Array, "rows"],
+    guidance_scale: Float[Array, " rows"],
 ) -> Float[Array, "rows vocab"]:
     """Returns `uncond + scale * (cond - uncond)`: super conditioning; scale 1 is no guidance."""
     return unconditional + guidance_scale[:, None] * (conditional - unconditional)
@@ -50,11 +50,11 @@ def guide(
 
 def draw(
     logits: Float[Array, "rows vocab"],
-    uniform: Float[Array, "rows"],
-    temperature: Float[Array, "rows"],
-    top_k: Int[Array, "rows"],
-    top_p: Float[Array, "rows"],
-) -> Int[Array, "rows"]:
+    uniform: Float[Array, " rows"],
+    temperature: Float[Array, " rows"],
+    top_k: Int[Array, " rows"],
+    top_p: Float[Array, " rows"],
+) -> Int[Array, " rows"]:
     """Draws one token a row.
 
     Args:
@@ -82,7 +82,7 @@ def ordered_bits(values: Float[Array, "rows vocab"]) -> UInt32[Array, "rows voca
     return jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
 
 
-def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> UInt32[Array, "rows"]:
+def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> UInt32[Array, " rows"]:
     """Returns, per row, the largest number that is not too high, of those up to `largest`; 0 always passes."""
 
     def narrow(bit: Int[Array, ""], found: UInt32[Array, "rows"]) -> UInt32[Array, "rows"]:
@@ -96,7 +96,7 @@ def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> U
 _LARGEST_WEIGHT = int(np.float32(1.0).view(np.uint32))
 
 
-def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, "rows"]) -> UInt32[Array, "rows"]:
+def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"]) -> UInt32[Array, " rows"]:
     """Returns the largest threshold that at least k numbers reach; 0 where there is no limit."""
     vocab = order.shape[1]
     wanted = jnp.where(top_k == NO_TOP_K, vocab, jnp.minimum(top_k, vocab))
@@ -108,19 +108,19 @@ def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, "rows"]) 
 
 
 def _nucleus_floor(
-    order: UInt32[Array, "rows vocab"], weights: Float[Array, "rows vocab"], top_p: Float[Array, "rows"]
-) -> UInt32[Array, "rows"]:
+    order: UInt32[Array, "rows vocab"], weights: Float[Array, "rows vocab"], top_p: Float[Array, " rows"]
+) -> UInt32[Array, " rows"]:
     """Returns the largest threshold whose tokens together reach the probability p; 0 where there is no limit."""
     wanted = top_p * weights.sum(-1)
 
-    def is_too_high(trial: UInt32[Array, "rows"]) -> Array:
+    def is_too_high(trial: UInt32[Array, " rows"]) -> Array:
         reached = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
         return (reached < wanted) | (top_p >= NO_TOP_P)
 
     return _bisect(_LARGEST_WEIGHT, order.shape[0], is_too_high)
 
 
-def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, "rows"]) -> Int[Array, "rows"]:
+def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, " rows"]) -> Int[Array, " rows"]:
     """Returns, per row, the first token at which the running sum of the weights passes `uniform` of their total.
 
     The running sum goes in two levels, blocks and then the tokens of one block: a running sum over a whole row is
@@ -141,6 +141,6 @@ def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, "rows"]) 
     return chosen * block + jnp.minimum(place, _last_positive(inside))
 
 
-def _last_positive(values: Float[Array, "rows places"]) -> Int[Array, "rows"]:
+def _last_positive(values: Float[Array, "rows places"]) -> Int[Array, " rows"]:
     """Returns the index of each row's last positive value."""
     return values.shape[1] - 1 - jnp.argmax(values[:, ::-1] > 0, axis=-1)

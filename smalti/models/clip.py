@@ -115,7 +115,7 @@ class Clip:
 
     def scores(
         self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int = DEFAULT_BATCH_SIZE
-    ) -> Float[np.ndarray, "pictures"]:
+    ) -> Float[np.ndarray, " pictures"]:
         """Returns CLIP's `logits_per_image`: exp(logit_scale) * cosine(picture features, text features).
 
         DALL·E mini ranks by them. For OpenAI's models the scale is 100.

@@ -145,7 +145,7 @@ def check_same_model(made_by: model_pb2.ModelReference, loaded: model_pb2.ModelR
         )
 
 
-def tokens_message(tokens: Int[np.ndarray, "tokens"]) -> ImageTokens:
+def tokens_message(tokens: Int[np.ndarray, " tokens"]) -> ImageTokens:
     """Returns the tokens of a picture as a message."""
     return ImageTokens(tokens=tokens.tolist())
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanKind
 
 from smalti.messages import EncodeTask, Message, Progress, StageDone, Trace
@@ -74,7 +74,7 @@ def within(trace: Trace | None) -> Iterator[None]:
         detach(token)
 
 
-def trace_of(message: Message) -> "tracing.Context | None":
+def trace_of(message: Message) -> Context | None:
     """Returns what a message says of its trace."""
     return tracing.extract(message.trace.model_dump()) if message.trace else None
 
