@@ -202,5 +202,7 @@ def _make_batch(maker: SampleMaker, pool: Samples, settings: JudgeSettings, step
     return batch
 
 
-def _at(log_probabilities: Float[Array, "batch classes"], rows: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def _at(
+    log_probabilities: Float[Array, "batch classes"], rows: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
     return jnp.take_along_axis(log_probabilities, rows[:, None], axis=1)[:, 0]
