@@ -62,7 +62,7 @@ evaluate: $(INSTALLED)
 		$(foreach run,tokenizer generator ranker judge,--run $(RUNS)/$(run))
 
 # A run that is there is gone on with; one that is finished ends at once.
-train = $(BIN)/smalti train $(1) --config training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
+train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
 	$(if $(wildcard $(RUNS)/$(1)/settings.toml),--resume)
 
 # torch goes in first and alone, so that a CPU build that is already at hand is taken as it is.

@@ -73,7 +73,7 @@ class Deployment:
         self._running.close()
 
     def _service(self, name: str) -> ServiceProcess:
-        module = f"services.{name}" if name == "gateway" or not self._idle else "benchmarks.idle"
+        module = f"smalti.services.{name}" if name == "gateway" or not self._idle else "benchmarks.idle"
         return ServiceProcess(
             name,
             broker=self.valkey.url,

@@ -39,8 +39,8 @@ from smalti.testing.servers import (  # noqa: E402
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 if TYPE_CHECKING:
-    from services.gateway.database import Database
-    from services.gateway.testing import GatewayStand, MakeGateway
+    from smalti.services.gateway.database import Database
+    from smalti.services.gateway.testing import GatewayStand, MakeGateway
 
 use_compilation_cache()
 
@@ -122,8 +122,8 @@ DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.en
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
     """A gateway's database of each kind, empty."""
-    from services.gateway.database import Database
-    from services.gateway.testing import emptied, sqlite_database
+    from smalti.services.gateway.database import Database
+    from smalti.services.gateway.testing import emptied, sqlite_database
 
     if request.param == "sqlite":
         made = sqlite_database(tmp_path)
@@ -148,8 +148,8 @@ def stand(broker: Server) -> Iterator[Stand]:
 @pytest.fixture(scope="session")
 def world_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the world of `tests/data`; not to be changed."""
-    from training.data.building import build
-    from training.data.world import read_description
+    from smalti.training.data.building import build
+    from smalti.training.data.world import read_description
 
     out = tmp_path_factory.mktemp("data") / "sample"
     build(out, SAMPLES / "packages", read_description(SAMPLES / "world.json"), 64, with_pictograms=False)
@@ -183,7 +183,7 @@ def orbax_leftovers() -> Iterator[None]:
 @pytest.fixture
 def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGateway"]:
     """Makes gateways on one database."""
-    from services.gateway.testing import GatewayStand
+    from smalti.services.gateway.testing import GatewayStand
 
     made: list[GatewayStand] = []
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError, SmaltiError
-from training.data import pictograms as pictograms_module
-from training.data.building import build
-from training.data.composition import CompositionDataset, World
-from training.data.near_duplicates import Fingerprints
-from training.data.pictograms import install_packages
-from training.data.pictures import pixels_of
-from training.data.report import Report
-from training.data.world import WorldDescription, read_description
+from smalti.training.data import pictograms as pictograms_module
+from smalti.training.data.building import build
+from smalti.training.data.composition import CompositionDataset, World
+from smalti.training.data.near_duplicates import Fingerprints
+from smalti.training.data.pictograms import install_packages
+from smalti.training.data.pictures import pixels_of
+from smalti.training.data.report import Report
+from smalti.training.data.world import WorldDescription, read_description
 
 SPLITS = ("train", "validation", "held_out")
 SAMPLES = Path(__file__).parent / "data"

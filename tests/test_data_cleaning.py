@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data.cleaning import clean_caption, size_problem, watermark_host
+from smalti.training.data.cleaning import clean_caption, size_problem, watermark_host
 
 
 @pytest.mark.parametrize(

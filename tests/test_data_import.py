@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError
 from smalti.testing.captioned_pictures import make_folder, picture
-from training.data.configuration import ImportSettings, read_import_settings
-from training.data.importing import import_pictures
-from training.data.shards import splits_in
+from smalti.training.data.configuration import ImportSettings, read_import_settings
+from smalti.training.data.importing import import_pictures
+from smalti.training.data.shards import splits_in
 
 SETTINGS = ImportSettings(resolution=32, smallest_side=32, validation=0.3)
 
@@ -75,7 +75,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from smalti.errors import SmaltiError
-from training.data.importing import import_pictures
+from smalti.training.data.importing import import_pictures
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     import_pictures(Path(sys.argv[1]), Path(sys.argv[2]))

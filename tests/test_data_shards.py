@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smalti.errors import InvalidInputError
-from training.data.shards import ShardWriter, read_rows, shard_paths, splits_in
+from smalti.training.data.shards import ShardWriter, read_rows, shard_paths, splits_in
 
 
 def test_shards_are_cut_and_read_in_order(tmp_path: Path) -> None:

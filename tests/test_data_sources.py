@@ -19,11 +19,11 @@ from smalti.testing.captioned_pictures import (
     make_tar,
     picture,
 )
-from training.data.configuration import ImportSettings
-from training.data.importing import import_pictures
-from training.data.pictures import UnreadablePictureError, decode, pixels_of
-from training.data.shards import read_rows, splits_in
-from training.data.sources import Entry, Problem, read_source
+from smalti.training.data.configuration import ImportSettings
+from smalti.training.data.importing import import_pictures
+from smalti.training.data.pictures import UnreadablePictureError, decode, pixels_of
+from smalti.training.data.shards import read_rows, splits_in
+from smalti.training.data.sources import Entry, Problem, read_source
 
 SETTINGS = ImportSettings(resolution=32, smallest_side=32, validation=0.3)
 

@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 from smalti.testing.captioned_pictures import encoded, make_csv, make_folder, picture
-from training.data.configuration import ImportSettings
-from training.data.importing import import_pictures
-from training.data.near_duplicates import Fingerprints
-from training.data.shards import read_rows, splits_in
-from training.data.splits import split_clusters
+from smalti.training.data.configuration import ImportSettings
+from smalti.training.data.importing import import_pictures
+from smalti.training.data.near_duplicates import Fingerprints
+from smalti.training.data.shards import read_rows, splits_in
+from smalti.training.data.splits import split_clusters
 
 SETTINGS = ImportSettings(resolution=32, smallest_side=32, validation=0.3)
 

@@ -19,20 +19,20 @@ from smalti.pipeline import Pipeline
 from smalti.testing.clip import tiny_clip
 from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
 from smalti.testing.tokenizer import tiny_tokenizer_files
-from training.data.attributes import Attributes, Figure
-from training.data.composition import World, compose
-from training.data.sprites import Sprites, make_sprites
-from training.data.world import NATURAL, PLAIN, read_description
-from training.evaluation import Quality, _gain, _kind_result, draw
-from training.judge import JudgeSettings, JudgeTask
-from training.judge_network import Verdicts, counts_of
-from training.judge_samples import Place
-from training.lookalikes import acceptable_colours
-from training.quality_page import BEGIN, END
-from training.questions import KINDS, ask, questions, sheet_questions
-from training.recipe import read_recipe
-from training.run_folder import RunFolder
-from training.scoring import Right, Scorer, paired_difference, select, shares, wilson
+from smalti.training.data.attributes import Attributes, Figure
+from smalti.training.data.composition import World, compose
+from smalti.training.data.sprites import Sprites, make_sprites
+from smalti.training.data.world import NATURAL, PLAIN, read_description
+from smalti.training.evaluation import Quality, _gain, _kind_result, draw
+from smalti.training.judge import JudgeSettings, JudgeTask
+from smalti.training.judge_network import Verdicts, counts_of
+from smalti.training.judge_samples import Place
+from smalti.training.lookalikes import acceptable_colours
+from smalti.training.quality_page import BEGIN, END
+from smalti.training.questions import KINDS, ask, questions, sheet_questions
+from smalti.training.recipe import read_recipe
+from smalti.training.run_folder import RunFolder
+from smalti.training.scoring import Right, Scorer, paired_difference, select, shares, wilson
 
 SAMPLES = Path(__file__).parent / "data"
 _UNSEEN = "Nobody has looked at these pictures yet."

@@ -100,7 +100,7 @@ def test_engine_imports_with_its_own_extra(stage: str) -> None:
 
 @pytest.mark.parametrize("service", [*STAGES, "gateway"])
 def test_service_imports_with_its_own_extra(service: str) -> None:
-    run_with(service, f"services.{service}.service")
+    run_with(service, f"smalti.services.{service}.service")
 
 
 def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:

@@ -10,20 +10,6 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
-from services.gateway.database import Database
-from services.gateway.jobs import Conditions
-from services.gateway.testing import GatewayStand, MakeGateway, sqlite_database
-from services.gateway.testing_calls import (
-    Change,
-    created,
-    done,
-    fetched,
-    initial,
-    parameters,
-    served,
-    stored,
-    tokens,
-)
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,
@@ -36,6 +22,20 @@ from smalti.errors import (
 )
 from smalti.models.folder import ModelFolder
 from smalti.models.sizes import Sizes
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.jobs import Conditions
+from smalti.services.gateway.testing import GatewayStand, MakeGateway, sqlite_database
+from smalti.services.gateway.testing_calls import (
+    Change,
+    created,
+    done,
+    fetched,
+    initial,
+    parameters,
+    served,
+    stored,
+    tokens,
+)
 from smalti.storage import JobKeys
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.service_stand import answer

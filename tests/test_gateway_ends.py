@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from services.gateway.database import Database, DatabaseUnavailableError
-from services.gateway.jobs import Conditions
-from services.gateway.tables import State
-from services.gateway.testing import (
+from smalti.errors import InvalidInputError, JobNotFoundError
+from smalti.messages import FailureReason, StageDone
+from smalti.models.folder import ModelFolder
+from smalti.models.sizes import Sizes
+from smalti.services.gateway.database import Database, DatabaseUnavailableError
+from smalti.services.gateway.jobs import Conditions
+from smalti.services.gateway.tables import State
+from smalti.services.gateway.testing import (
     AwayStore,
     GatewayStand,
     MakeGateway,
@@ -21,10 +25,6 @@ from services.gateway.testing import (
     finish_chunk,
     order,
 )
-from smalti.errors import InvalidInputError, JobNotFoundError
-from smalti.messages import FailureReason, StageDone
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
 from smalti.storage import JobKeys, StoreUnavailableError
 from smalti.testing.servers import PostgresServer
 

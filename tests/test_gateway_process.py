@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from services.gateway.database import Database
-from services.gateway.settings import gateway_settings
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name
 from smalti.models.folder import ModelFolder
@@ -19,6 +17,8 @@ from smalti.queue import Delivery, Publisher, consume
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.settings import gateway_settings
 from smalti.storage import ObjectStore, StoreSettings, digest, open_store
 from smalti.testing.queue_stand import clear, gather, read_all, settings_for, wait_until
 from smalti.testing.servers import S3Server, ValkeyServer

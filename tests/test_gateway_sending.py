@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from services.gateway.database import Database
-from services.gateway.dispatch import MOST_AT_ONCE
-from services.gateway.tables import State
-from services.gateway.testing import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
 from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError
 from smalti.messages import FailureReason
 from smalti.queue import BrokerUnavailableError
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.dispatch import MOST_AT_ONCE
+from smalti.services.gateway.tables import State
+from smalti.services.gateway.testing import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
 
 # Sending
 

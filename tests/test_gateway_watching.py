@@ -11,15 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.gateway.testing import GatewayStand, MakeGateway
-from services.gateway.testing_calls import (
-    created,
-    done,
-    initial,
-    served,
-    stored,
-    tokens,
-)
 from smalti.errors import (
     InvalidInputError,
     JobNotSucceededError,
@@ -28,6 +19,8 @@ from smalti.errors import (
 )
 from smalti.models.folder import ModelFolder
 from smalti.models.sizes import Sizes
+from smalti.services.gateway.testing import GatewayStand, MakeGateway
+from smalti.services.gateway.testing_calls import created, done, initial, served, stored, tokens
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.service_stand import answer, called
 from smalti.v1 import image_pb2, job_pb2
@@ -154,10 +147,10 @@ async def test_initial_image_of_an_earlier_job(gateway: GatewayStand) -> None:
 @asynccontextmanager
 async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
     """Serves the decoder of the tiny model; gives what calls it."""
-    from services.decoder.servicer import DecoderServicer
     from smalti.engines.decoder import DecoderEngine
     from smalti.service.compute import ComputeThread
     from smalti.service.model import model_message
+    from smalti.services.decoder.servicer import DecoderServicer
     from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 
     compute = ComputeThread(most_places=8, stall_seconds=60)

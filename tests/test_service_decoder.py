@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.decoder.servicer import DecoderServicer
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
 from smalti.models.folder import ModelFolder
@@ -20,6 +19,7 @@ from smalti.pipeline import Pipeline
 from smalti.rpc.server import Register
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
+from smalti.services.decoder.servicer import DecoderServicer
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.service_stand import answer, called
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest

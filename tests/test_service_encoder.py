@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from services.encoder.handler import EncodeHandler
-from services.encoder.servicer import EncoderServicer
 from smalti.engines.encoder import EncoderEngine, unconditional_encoding
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.messages import EncodeTask, GenerateTask, StageDone
@@ -22,6 +20,8 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
 from smalti.service.objects import read_encoding
+from smalti.services.encoder.handler import EncodeHandler
+from smalti.services.encoder.servicer import EncoderServicer
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.queue_stand import task
 from smalti.testing.service_stand import answer, bare_process, called

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.generator.failing_batch import FailingBatch
-from services.generator.handler import GenerateHandler
-from services.generator.servicer import GeneratorServicer
 from smalti.engines.generator import GeneratorEngine
 from smalti.engines.requests import Candidate, GenerationRequest, RequestExpiredError
 from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError
@@ -30,6 +27,9 @@ from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.model import model_reference
 from smalti.service.objects import encoding_bytes, read_tokens
+from smalti.services.generator.failing_batch import FailingBatch
+from smalti.services.generator.handler import GenerateHandler
+from smalti.services.generator.servicer import GeneratorServicer
 from smalti.storage import JobKeys, MemoryStore, StoreSettings, find, open_store
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.queue_stand import clear, events, gather, settings_for, wait_until

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.ranker.servicer import RankerServicer
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.models.folder import ModelFolder
 from smalti.pictures import plain_png_bytes
 from smalti.pipeline import Pipeline
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
+from smalti.services.ranker.servicer import RankerServicer
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.service_stand import answer, called
 from smalti.v1.model_pb2 import ModelReference

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from services.gateway.settings import GatewaySettings
 from smalti.errors import InvalidInputError
 from smalti.queue.settings import BrokerSettings
 from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
+from smalti.services.gateway.settings import GatewaySettings
 from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings
 from smalti.telemetry.settings import LogSettings, MetricsSettings

@@ -16,10 +16,10 @@ from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.testing.clip import tiny_clip
-from training.export import export
-from training.ranker_run import TrainedRanker
-from training.run_folder import read_run_settings
-from training.tokenizer import TokenizerSettings, load_vqgan
+from smalti.training.export import export
+from smalti.training.ranker_run import TrainedRanker
+from smalti.training.run_folder import read_run_settings
+from smalti.training.tokenizer import TokenizerSettings, load_vqgan
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),

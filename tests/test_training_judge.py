@@ -13,20 +13,20 @@ from smalti.errors import InvalidInputError
 from smalti.models import vqgan
 from smalti.models.vqgan import VQGAN
 from smalti.testing.model import TINY_VQGAN_64
-from training.damage import DAMAGES, damage, erase, figure, ground_of
-from training.data.attributes import Attributes, Figure
-from training.data.composition import CompositionDataset, World, compose
-from training.data.sprites import make_sprites
-from training.data.world import read_description
-from training.judge import JudgeSettings, JudgeTask, JudgeTrainee, load_judge
-from training.judge_network import Judge, accuracy, counts_of
-from training.judge_samples import SampleMaker, round_trip, scaled, view
-from training.lookalikes import acceptable_colours
-from training.settings import read_settings
-from training.step import State
+from smalti.training.damage import DAMAGES, damage, erase, figure, ground_of
+from smalti.training.data.attributes import Attributes, Figure
+from smalti.training.data.composition import CompositionDataset, World, compose
+from smalti.training.data.sprites import make_sprites
+from smalti.training.data.world import read_description
+from smalti.training.judge import JudgeSettings, JudgeTask, JudgeTrainee, load_judge
+from smalti.training.judge_network import Judge, accuracy, counts_of
+from smalti.training.judge_samples import SampleMaker, round_trip, scaled, view
+from smalti.training.lookalikes import acceptable_colours
+from smalti.training.settings import read_settings
+from smalti.training.step import State
 
 SAMPLES = Path(__file__).parent / "data"
-RUNS = Path(__file__).parent.parent / "training" / "runs"
+RUNS = Path(__file__).parent.parent / "smalti" / "training" / "runs"
 SETTINGS = JudgeSettings.check(
     steps=40, batch_size=8, held_out=6, round_trips=12, seed=3,
     model={"width": 16, "blocks": (1, 1, 1)}, optimizer={"warmup_steps": 2},

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
 from smalti.models.layers import Parameters
-from training.loop import Outcome, train
-from training.monitor import Monitor
-from training.run_folder import RunFolder, read_best, read_run_settings
-from training.settings import RunSettings
-from training.step import State
+from smalti.training.loop import Outcome, train
+from smalti.training.monitor import Monitor
+from smalti.training.run_folder import RunFolder, read_best, read_run_settings
+from smalti.training.settings import RunSettings
+from smalti.training.step import State
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),

@@ -14,12 +14,12 @@ from smalti.errors import InvalidInputError
 from smalti.models import vqgan
 from smalti.models.vqgan import VQGAN
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
-from training.data.attributes import Attributes
-from training.data.composition import World
-from training.data.pictures import png_bytes
-from training.data.shards import ShardWriter
-from training.pairs import ComposedPairs, StoredPairs, open_pairs
-from training.redrawing import Redrawing, mix
+from smalti.training.data.attributes import Attributes
+from smalti.training.data.composition import World
+from smalti.training.data.pictures import png_bytes
+from smalti.training.data.shards import ShardWriter
+from smalti.training.pairs import ComposedPairs, StoredPairs, open_pairs
+from smalti.training.redrawing import Redrawing, mix
 
 SIZE = 12
 SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string())])

@@ -11,14 +11,14 @@ from pydantic_core import PydanticUndefined
 
 from smalti.errors import ConfigError, InvalidInputError
 from smalti.models.vqgan import VQGANConfig
-from training.generator import GeneratorSettings
-from training.optimizers import schedule
-from training.ranker import RankerSettings, untrained
-from training.settings import OptimizerSettings, RunSettings, read_settings
-from training.tokenizer import TokenizerSettings
+from smalti.training.generator import GeneratorSettings
+from smalti.training.optimizers import schedule
+from smalti.training.ranker import RankerSettings, untrained
+from smalti.training.settings import OptimizerSettings, RunSettings, read_settings
+from smalti.training.tokenizer import TokenizerSettings
 
 ROOT = Path(__file__).parent.parent
-RUNS = ROOT / "training" / "runs"
+RUNS = ROOT / "smalti" / "training" / "runs"
 DOCUMENT = ROOT / "docs" / "training.md"
 KINDS: dict[str, type[RunSettings]] = {
     "tokenizer": TokenizerSettings,

@@ -13,10 +13,10 @@ import pytest
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 from smalti.models.layers import flatten
-from training.generator import GeneratorTask
-from training.optimizers import make_optimizer
-from training.settings import OptimizerSettings
-from training.step import Batch, Stepper
+from smalti.training.generator import GeneratorTask
+from smalti.training.optimizers import make_optimizer
+from smalti.training.settings import OptimizerSettings
+from smalti.training.step import Batch, Stepper
 
 ROOT = Path(__file__).parent.parent
 CONFIG = DalleBartConfig(

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from harness.bare_service import FOLDER
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.models.folder import ModelFolder
-from smalti.testing.bare_system import services_in
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
 from smalti.up.servers import free_port, is_free
 
@@ -38,19 +38,17 @@ class Up:
     def __init__(
         self, folder: Path, model: Path, *command: str, ports: str = "free", data: Path | None = None
     ):
-        if not (folder / "services").exists():
-            services_in(folder)
         self.folder = folder
         self.data = data or folder / "data"
         self.output = folder / f"output-{time.monotonic_ns()}"
         options = ["--model", str(model), "--data", str(self.data), "--ports", ports]
         with self.output.open("wb") as output:
             self.process = psutil.Popen(
-                [sys.executable, "-m", "smalti", "up", *options, *(("--", *command) if command else ())],
+                [sys.executable, "-m", "harness.bare_up", *options, *(("--", *command) if command else ())],
                 stdout=output,
                 stderr=subprocess.STDOUT if not command else None,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+                env={**os.environ, FOLDER: str(folder), "COLUMNS": "200"},
                 start_new_session=True,
             )
 
@@ -134,10 +132,10 @@ def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
     before = log.stat().st_ino
     second = up(ports=text)
     assert second.process.wait(LIMIT) == 1
-    gateway = system.child("services.gateway")
+    gateway = system.child("harness.bare_service gateway")
     line = f"smalti up: port {ports['gateway']} of 127.0.0.1, for gateway, is held by process {gateway.pid} ("
     assert line in second.said
-    assert "services.gateway" in second.said
+    assert "harness.bare_service gateway" in second.said
     # On other ports it must not touch the data of the first.
     third = up()
     assert third.process.wait(LIMIT) == 1
@@ -155,10 +153,10 @@ def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
 
 def test_what_dies_is_started_again(up: Callable[..., Up]) -> None:
     system = up().ready()
-    for name in ("services.decoder", "valkey-server"):
+    for name in ("harness.bare_service decoder", "valkey-server"):
         victim = system.child(name)
         victim.kill()
-        short = name.removeprefix("services.").removesuffix("-server")
+        short = name.removeprefix("harness.bare_service ").removesuffix("-server")
         again = f"{short} answers again"
         wait_until(partial(lambda line: line in system.said, again), f"{name} stays dead")
         assert f"smalti up: {short} has died (SIGKILL) and is started again in 0.5 s" in system.said

@@ -1,4 +1,4 @@
-"""`python -m services.decoder`."""
+"""`python -m smalti.services.decoder`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from smalti.service import Process, Service, run
 
 def build(process: Process) -> Service:
     """Imports JAX only when the settings are known to be good."""
-    from services.decoder import service
+    from smalti.services.decoder import service
 
     return service.build(process)
 

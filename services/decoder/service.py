@@ -4,8 +4,6 @@ import grpc
 import jax
 import numpy as np
 
-from services.decoder.handler import DecodeHandler
-from services.decoder.servicer import DecoderServicer
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.models import library
@@ -16,6 +14,8 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.services.decoder.handler import DecodeHandler
+from smalti.services.decoder.servicer import DecoderServicer
 from smalti.v1 import engine_pb2
 from smalti.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server

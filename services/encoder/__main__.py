@@ -1,4 +1,4 @@
-"""`python -m services.encoder`."""
+"""`python -m smalti.services.encoder`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from smalti.service import Process, Service, run
 
 def build(process: Process) -> Service:
     """Imports JAX only when the settings are known to be good."""
-    from services.encoder import service
+    from smalti.services.encoder import service
 
     return service.build(process)
 

@@ -3,8 +3,6 @@
 import grpc
 import jax
 
-from services.encoder.handler import EncodeHandler
-from services.encoder.servicer import EncoderServicer
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoder import EncoderEngine
 from smalti.models import library
@@ -15,6 +13,8 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.services.encoder.handler import EncodeHandler
+from smalti.services.encoder.servicer import EncoderServicer
 from smalti.v1 import engine_pb2
 from smalti.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server

@@ -1,4 +1,4 @@
-"""`python -m services.gateway`."""
+"""`python -m smalti.services.gateway`."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from smalti.service import Process, Service, run
 def build(process: Process) -> Service:
     """Imports the database's library only when the settings are known to be good."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin, from its import on.
-    from services.gateway.service import build
+    from smalti.services.gateway.service import build
 
     return build(process)
 

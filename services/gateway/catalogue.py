@@ -2,11 +2,11 @@
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.gateway.settings import GatewaySettings
 from smalti.messages import LONGEST_PROMPT
 from smalti.models.sizes import Sizes
 from smalti.models.words import Words, read_words
 from smalti.service.model import model_message
+from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import model_pb2
 
 

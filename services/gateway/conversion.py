@@ -6,10 +6,10 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from services.gateway.jobs import Snapshot
-from services.gateway.orders import Parameters
-from services.gateway.tables import OPEN, PRIORITIES, Job, Picture, State
 from smalti.rpc.conversion import priority_number, sampling_message
+from smalti.services.gateway.jobs import Snapshot
+from smalti.services.gateway.orders import Parameters
+from smalti.services.gateway.tables import OPEN, PRIORITIES, Job, Picture, State
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
 

@@ -18,8 +18,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from services.gateway.settings import GATEWAY_PREFIX
 from smalti.errors import InvalidInputError, UnavailableError
+from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)

@@ -11,13 +11,19 @@ from typing import Final, Protocol
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from services.gateway.clock import Clock, to_microseconds
-from services.gateway.database import Database
-from services.gateway.ledger import Ledger
-from services.gateway.lifecycle import end, lock_open
-from services.gateway.notices import Notices
-from services.gateway.settings import GatewaySettings
-from services.gateway.tables import (
+from smalti.engines.requests import Priority
+from smalti.errors import AttemptsExhaustedError
+from smalti.messages import EncodeTask, Message
+from smalti.queue import BrokerUnavailableError
+from smalti.queue.order import Turns
+from smalti.service import failpoints
+from smalti.services.gateway.clock import Clock, to_microseconds
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.ledger import Ledger
+from smalti.services.gateway.lifecycle import end, lock_open
+from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.tables import (
     IS_LEASED,
     IS_WAITING,
     PRIORITY_NUMBERS,
@@ -26,13 +32,7 @@ from services.gateway.tables import (
     Job,
     State,
 )
-from services.gateway.tasks import encode_tasks
-from smalti.engines.requests import Priority
-from smalti.errors import AttemptsExhaustedError
-from smalti.messages import EncodeTask, Message
-from smalti.queue import BrokerUnavailableError
-from smalti.queue.order import Turns
-from smalti.service import failpoints
+from smalti.services.gateway.tasks import encode_tasks
 from smalti.storage import ObjectStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)

@@ -13,17 +13,17 @@ from typing import Protocol
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.gateway.clock import Clock, to_microseconds
-from services.gateway.database import Database
-from services.gateway.fan_in import FanIn
-from services.gateway.ledger import Ledger, renew
-from services.gateway.lifecycle import begin, end, lock_open, reach
-from services.gateway.notices import Notices
-from services.gateway.settings import GatewaySettings
-from services.gateway.tables import IS_LEASED, Chunk, Job, Reached, State
 from smalti.errors import AttemptsExhaustedError, InvalidInputError, ModelMismatchError, SmaltiError
 from smalti.messages import Failed, FailureReason, Message, Progress, Stage, StageDone
 from smalti.queue import Delivery
+from smalti.services.gateway.clock import Clock, to_microseconds
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.fan_in import FanIn
+from smalti.services.gateway.ledger import Ledger, renew
+from smalti.services.gateway.lifecycle import begin, end, lock_open, reach
+from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.tables import IS_LEASED, Chunk, Job, Reached, State
 
 log = logging.getLogger(__name__)
 

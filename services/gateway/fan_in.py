@@ -12,14 +12,14 @@ import safetensors.numpy
 from safetensors import SafetensorError
 from sqlalchemy import delete, insert, select, update
 
-from services.gateway.clock import Clock, to_microseconds
-from services.gateway.database import Database
-from services.gateway.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
-from services.gateway.notices import Notices
-from services.gateway.orders import Parameters
-from services.gateway.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
 from smalti.service import failpoints
+from smalti.services.gateway.clock import Clock, to_microseconds
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
+from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.orders import Parameters
+from smalti.services.gateway.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
 from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
 
 log = logging.getLogger(__name__)

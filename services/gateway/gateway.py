@@ -7,21 +7,21 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from services.gateway.clock import Clock, SystemClock
-from services.gateway.database import Database
-from services.gateway.dispatch import Dispatcher, Outlet
-from services.gateway.events import Events
-from services.gateway.fan_in import FanIn
-from services.gateway.hub import Hub
-from services.gateway.jobs import Jobs, Snapshot
-from services.gateway.ledger import Ledger
-from services.gateway.loops import Loop
-from services.gateway.notices import Ending
-from services.gateway.settings import GatewaySettings
-from services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
-from services.gateway.tables import State
 from smalti.errors import UnavailableError
 from smalti.models.sizes import Sizes
+from smalti.services.gateway.clock import Clock, SystemClock
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.dispatch import Dispatcher, Outlet
+from smalti.services.gateway.events import Events
+from smalti.services.gateway.fan_in import FanIn
+from smalti.services.gateway.hub import Hub
+from smalti.services.gateway.jobs import Jobs, Snapshot
+from smalti.services.gateway.ledger import Ledger
+from smalti.services.gateway.loops import Loop
+from smalti.services.gateway.notices import Ending
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
+from smalti.services.gateway.tables import State
 from smalti.storage import ObjectStore, StoreUnavailableError, sweep
 from smalti.telemetry import Metrics
 

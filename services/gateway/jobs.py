@@ -9,13 +9,16 @@ from sqlalchemy import exists, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from services.gateway.clock import Clock, to_microseconds
-from services.gateway.database import Database
-from services.gateway.lifecycle import end, lock
-from services.gateway.notices import Notices
-from services.gateway.orders import Order, Parameters
-from services.gateway.settings import GatewaySettings
-from services.gateway.tables import (
+from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
+from smalti.models.sizes import Sizes
+from smalti.service import failpoints
+from smalti.services.gateway.clock import Clock, to_microseconds
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.lifecycle import end, lock
+from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.orders import Order, Parameters
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.tables import (
     IS_OPEN,
     OPEN,
     PRIORITY_NUMBERS,
@@ -26,10 +29,7 @@ from services.gateway.tables import (
     Picture,
     State,
 )
-from services.gateway.tasks import fits
-from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
-from smalti.models.sizes import Sizes
-from smalti.service import failpoints
+from smalti.services.gateway.tasks import fits
 
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 60.0
 RECENT_SECONDS: Final = 60.0

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
-from services.gateway.hub import Canvases
 from smalti.models.sizes import Sizes
 from smalti.pictures import plain_png_bytes
 from smalti.rpc.errors import translated
+from smalti.services.gateway.hub import Canvases
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens

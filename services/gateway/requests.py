@@ -10,10 +10,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.gateway.conversion import STATES
-from services.gateway.jobs import Conditions, Position
-from services.gateway.orders import Order
-from services.gateway.settings import GatewaySettings
 from smalti.errors import InvalidInputError
 from smalti.messages import LONGEST_PROMPT, MOST_CANDIDATES
 from smalti.models.sizes import Sizes
@@ -21,6 +17,10 @@ from smalti.parameters import check_prompt, check_seed
 from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
 from smalti.rpc.errors import within
 from smalti.service.model import model_reference
+from smalti.services.gateway.conversion import STATES
+from smalti.services.gateway.jobs import Conditions, Position
+from smalti.services.gateway.orders import Order
+from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 1000

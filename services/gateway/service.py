@@ -4,16 +4,16 @@ import asyncio
 
 import grpc
 
-from services.gateway.database import Database, DatabaseUnavailableError, wait_for
-from services.gateway.gateway import Gateway
-from services.gateway.gauges import gauges
-from services.gateway.servicer import ENDLESS, ImageServicer
-from services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.errors import InvalidInputError
 from smalti.models import library
 from smalti.models.sizes import Sizes
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
+from smalti.services.gateway.database import Database, DatabaseUnavailableError, wait_for
+from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.gauges import gauges
+from smalti.services.gateway.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server

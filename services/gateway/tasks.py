@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from services.gateway.clock import to_seconds
-from services.gateway.orders import Parameters
-from services.gateway.tables import PRIORITIES, Chunk, Job
 from smalti.messages import LARGEST_MESSAGE, MOST_CHUNKS, EncodeTask, OversizedMessageError, Trace
 from smalti.messages import Chunk as ChunkOfMessage
+from smalti.services.gateway.clock import to_seconds
+from smalti.services.gateway.orders import Parameters
+from smalti.services.gateway.tables import PRIORITIES, Chunk, Job
 
 REFERENCE_BYTES: Final = 256
 """What a message of a later stage may have more than this for each candidate: the reference to its picture."""

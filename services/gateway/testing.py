@@ -7,18 +7,18 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
-from services.gateway.clock import ManualClock
-from services.gateway.database import Database
-from services.gateway.gateway import Gateway
-from services.gateway.jobs import Snapshot
-from services.gateway.orders import Order
-from services.gateway.settings import GatewaySettings
-from services.gateway.tables import Base
 from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
 from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters
 from smalti.queue import BrokerUnavailableError
 from smalti.rpc.errors import error_of_status
+from smalti.services.gateway.clock import ManualClock
+from smalti.services.gateway.database import Database
+from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.jobs import Snapshot
+from smalti.services.gateway.orders import Order
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.tables import Base
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
 from smalti.testing.stages import PlayedStages
 

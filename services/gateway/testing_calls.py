@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from services.gateway.jobs import Conditions
-from services.gateway.servicer import ImageServicer
-from services.gateway.testing import GatewayStand
+from smalti.services.gateway.jobs import Conditions
+from smalti.services.gateway.servicer import ImageServicer
+from smalti.services.gateway.testing import GatewayStand
 from smalti.testing.service_stand import answer, called
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server

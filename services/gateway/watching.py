@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from services.gateway.conversion import is_final
-from services.gateway.hub import Hub, Run, Watcher
-from services.gateway.jobs import Snapshot
-from services.gateway.previews import Previews
 from smalti.errors import SmaltiError
+from smalti.services.gateway.conversion import is_final
+from smalti.services.gateway.hub import Hub, Run, Watcher
+from smalti.services.gateway.jobs import Snapshot
+from smalti.services.gateway.previews import Previews
 from smalti.v1.generator_pb2 import RowsDrawn
 from smalti.v1.image_pb2 import Preview, WatchJobResponse
 from smalti.v1.job_pb2 import Job

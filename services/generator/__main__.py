@@ -1,4 +1,4 @@
-"""`python -m services.generator`."""
+"""`python -m smalti.services.generator`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from smalti.service import Process, Service, run
 
 def build(process: Process) -> Service:
     """Imports JAX only when the settings are known to be good."""
-    from services.generator import service
+    from smalti.services.generator import service
 
     return service.build(process)
 

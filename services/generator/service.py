@@ -3,9 +3,6 @@
 import grpc
 import jax
 
-from services.generator.failing_batch import STEP, FailingBatch
-from services.generator.handler import GenerateHandler
-from services.generator.servicer import GeneratorServicer
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoder import unconditional_encoding
 from smalti.engines.generator import DEFAULT_WAITING, GeneratorEngine
@@ -16,6 +13,9 @@ from smalti.service import Process, Service, failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.services.generator.failing_batch import STEP, FailingBatch
+from smalti.services.generator.handler import GenerateHandler
+from smalti.services.generator.servicer import GeneratorServicer
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from smalti.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server

@@ -1,4 +1,4 @@
-"""`python -m services.ranker`."""
+"""`python -m smalti.services.ranker`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from smalti.service import Process, Service, run
 
 def build(process: Process) -> Service:
     """Imports torch only when the settings are known to be good."""
-    from services.ranker import service
+    from smalti.services.ranker import service
 
     return service.build(process)
 

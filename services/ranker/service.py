@@ -4,8 +4,6 @@ import grpc
 import torch
 from PIL import Image
 
-from services.ranker.handler import RankHandler
-from services.ranker.servicer import RankerServicer
 from smalti.engines.ranker import RankerEngine
 from smalti.models import library
 from smalti.models.rewording import Rewriter
@@ -15,6 +13,8 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.services.ranker.handler import RankHandler
+from smalti.services.ranker.servicer import RankerServicer
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from smalti.v1.ranker_pb2_grpc import add_RankerServiceServicer_to_server

@@ -46,6 +46,11 @@ def application() -> typer.Typer:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command with arguments and returns its exit status."""
+    return run_application(application(), arguments)
+
+
+def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Runs an application with arguments and returns its exit status; errors and Ctrl-C end as this package says."""
     console = Console(stderr=True, highlight=False)
 
     def say(kind: str, message: object) -> None:
@@ -66,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         warnings.simplefilter("always", SmaltiWarning)
         try:
             with interrupts.heeded():
-                status = application()(list(arguments), prog_name="smalti", standalone_mode=False)
+                status = app(list(arguments), prog_name="smalti", standalone_mode=False)
         except SmaltiError as error:
             say("", error)
             return USAGE_ERROR

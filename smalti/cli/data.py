@@ -14,7 +14,7 @@ from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import atomic_path
 
 if TYPE_CHECKING:
-    from training.data.report import Report
+    from smalti.training.data.report import Report
 
 _PACKAGES = Path("build/packages")
 _WORLD = Path("data/shipped/world")
@@ -44,9 +44,9 @@ def build(
 ) -> None:
     """Build the shipped data set from pinned packages: the same packages give the same bytes."""
     _require_training()
-    from training.data.building import build as build_data
-    from training.data.pictograms import install_packages
-    from training.data.world import SHIPPED, read_description
+    from smalti.training.data.building import build as build_data
+    from smalti.training.data.pictograms import install_packages
+    from smalti.training.data.world import SHIPPED, read_description
 
     description = read_description(world or SHIPPED)
     with Console(stderr=True).status("Fetching the packages ..."):
@@ -67,8 +67,8 @@ def compose(
 ) -> None:
     """Show the pictures and captions that training composes: a sheet, and the captions in its order."""
     _require_training()
-    from training.data.composition import CompositionDataset, World
-    from training.data.report import contact_sheet
+    from smalti.training.data.composition import CompositionDataset, World
+    from smalti.training.data.report import contact_sheet
 
     dataset = CompositionDataset(World.load(world, resolution), seed, split)
     pixels, captions, _ = dataset.batch(start, count)
@@ -89,8 +89,8 @@ def import_(
 ) -> None:
     """Make a data set of anybody's pictures: cleaned, compared and split."""
     _require_training()
-    from training.data.configuration import ImportSettings, read_import_settings
-    from training.data.importing import import_pictures
+    from smalti.training.data.configuration import ImportSettings, read_import_settings
+    from smalti.training.data.importing import import_pictures
 
     settings = read_import_settings(config) if config else ImportSettings()
     with _progress("Reading pictures") as advance:
@@ -107,7 +107,7 @@ def encode(
     """Turn pictures into image tokens once: Parquet with the columns caption and encoding."""
     _require_training()
     from smalti.models.vqgan import VQGAN
-    from training.data.encoding import encode_pictures
+    from smalti.training.data.encoding import encode_pictures
 
     model = VQGAN.load(vqgan)
     with _progress("Encoding") as advance:

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -60,13 +60,38 @@ def up(
 ) -> None:
     """Start the whole system on this machine: a broker, an object store, the four stages, and the gateway."""
     try:
-        from smalti.up.command import find_program
-        from smalti.up.ports import read_ports, taken
-        from smalti.up.servers import ServerError
-        from smalti.up.supervisor import Supervisor
-        from smalti.up.system import System, begin_logs, owned
+        from smalti.up.services import service_command
     except ModuleNotFoundError as error:
         raise InvalidInputError("up", f"{error.name} is not installed; pip install 'smalti[up]'") from None
+
+    run_system(command or [], model=model, data=data, ports=ports, service_command=service_command)
+
+
+def run_system(
+    command: list[str],
+    *,
+    model: str | None,
+    data: Path | None,
+    ports: str | None,
+    service_command: Callable[[str], Sequence[str]],
+) -> None:
+    """Runs the system until it is told to stop, or until the command has ended.
+
+    Args:
+        command: run against the system; if it is empty, the system runs until a signal.
+        model: a model's name or folder; the shipped one for None.
+        data: the folder in which everything is kept; the user's own for None.
+        ports: see the command's option.
+        service_command: gives the command line that starts a service, by the service's name.
+
+    Raises:
+        typer.Exit: always; its code is the exit status.
+    """
+    from smalti.up.command import find_program
+    from smalti.up.ports import read_ports, taken
+    from smalti.up.servers import ServerError
+    from smalti.up.supervisor import Supervisor
+    from smalti.up.system import System, begin_logs, owned
 
     program = find_program(command[0]) + command[1:] if command else []
     chosen = read_ports(ports)
@@ -80,7 +105,7 @@ def up(
     try:
         with owned(kept), _signals() as told:
             begin_logs(kept)
-            system = System(kept, chosen, folder.path.absolute())
+            system = System(kept, chosen, folder.path.absolute(), command=service_command)
             supervisor = Supervisor(system.groups, lambda line: _say(console, line))
             try:
                 status = _serve(system, supervisor, told, program, console)

@@ -50,7 +50,7 @@ class ServiceProcess(Server):
         self.name = service  # type: ignore[misc]
         super().__init__(folder)
         self.environment = dict(environment or {})
-        self._command = command or (sys.executable, "-m", f"services.{service}")
+        self._command = command or (sys.executable, "-m", f"smalti.services.{service}")
         self._settings = {
             "SMALTI_BROKER_URL": broker,
             "SMALTI_STORE_URL": store,

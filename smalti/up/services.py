@@ -1,4 +1,4 @@
-"""The services as processes of ours: `python -m services.<name>`, on 127.0.0.1."""
+"""The services as processes of ours: `python -m smalti.services.<name>`, on 127.0.0.1."""
 
 import sys
 from collections.abc import Mapping
@@ -14,6 +14,11 @@ from smalti.up.servers import HOST, Server
 HEALTH_SECONDS = 2.0
 # Of a probe nothing of the environment's holds: the services that are started here speak without TLS.
 _PROBE = RpcSettings.model_construct(attempts=1)
+
+
+def service_command(name: str) -> tuple[str, ...]:
+    """Returns the command line of a service, such as "encoder"."""
+    return sys.executable, "-m", f"smalti.services.{name}"
 
 
 class ServiceServer(Server):
@@ -32,13 +37,12 @@ class ServiceServer(Server):
             folder: where it keeps what it keeps.
             port: where it listens for gRPC.
             environment: its settings; those of this process hold beside them.
-            command: what is run in place of `python -m services.<name>`.
+            command: what is run in place of `python -m smalti.services.<name>`.
         """
         self.name = name  # type: ignore[misc]
         super().__init__(folder, port)
         self._environment = dict(environment)
-        # -P: whatever is called `services` in the folder where the user is, is not meant.
-        self._command = command or (sys.executable, "-P", "-m", f"services.{name}")
+        self._command = command or service_command(name)
 
     @property
     def url(self) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import psutil
 
 from smalti.up.ports import SERVICES
 from smalti.up.servers import HOST, S3Server, Server, ServerError, ValkeyServer
-from smalti.up.services import ServiceServer
+from smalti.up.services import ServiceServer, service_command
 
 WORKERS = SERVICES[1:]
 LOGS = "logs"
@@ -42,14 +42,23 @@ _UNLESS_SET = {
 class System:
     """The processes of the system."""
 
-    def __init__(self, data: Path, ports: Mapping[str, int], model: Path) -> None:
+    def __init__(
+        self,
+        data: Path,
+        ports: Mapping[str, int],
+        model: Path,
+        *,
+        command: Callable[[str], Sequence[str]] = service_command,
+    ) -> None:
         """Makes the servers; nothing is started.
 
         Args:
             data: the folder in which everything is kept.
             ports: by the names of `DEFAULT_PORTS`.
             model: the model's folder.
+            command: gives the command line that starts a service, by the service's name.
         """
+        self._command = command
         self.data = data
         self.ports = ports
         access, secret = _keys(data / "keys.json")
@@ -96,7 +105,7 @@ class System:
                 "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'jobs.sqlite3'}",
                 "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",
             }
-        return ServiceServer(name, folder, self.ports[name], environment)
+        return ServiceServer(name, folder, self.ports[name], environment, *self._command(name))
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""Anybody's pictures to a clean, split data set of Parquet shards.
+
+Rows are written once as they are read, without a split, because near copies are known only when all pictures
+have been seen; then they are dealt out. Memory holds a fingerprint of every picture, never the pictures.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from smalti.errors import InvalidInputError
+from smalti.training.data.cleaning import clean_caption, size_problem, watermark_host
+from smalti.training.data.configuration import ImportSettings
+from smalti.training.data.near_duplicates import Fingerprints
+from smalti.training.data.pictures import UnreadablePictureError, decode, pixels_of, png_bytes, square
+from smalti.training.data.report import SHEET_PICTURES, Report
+from smalti.training.data.shards import Row, ShardWriter, read_rows, shard_paths
+from smalti.training.data.sources import UNREADABLE, Entry, Problem, read_source
+from smalti.training.data.splits import refuse_empty, split_clusters
+from smalti.training.data.staging import staged
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),
+        ("caption", pa.string()),
+        ("name", pa.string()),
+        ("url", pa.string()),
+        ("picture", pa.string()),
+    ]
+)
+_UNSPLIT = "unsplit"
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class _Seen:
+    """What is remembered of the pictures that were kept."""
+
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
+    digests: dict[str, int] = field(default_factory=dict)
+    """Number of every picture by the digest of its pixels; equal pictures are one."""
+    said: set[tuple[str, str]] = field(default_factory=set)
+    """Digests and captions that have stood together."""
+
+
+def import_pictures(
+    source: Path,
+    out: Path,
+    settings: ImportSettings | None = None,
+    overwrite: bool = False,
+    advance: Advance = lambda count: None,
+) -> Report:
+    """Makes a data set from a folder, CSV, TSV, JSONL or webdataset tar.
+
+    `out` gets shards with the columns `image` (PNG), `caption`, `name`, `url` and `picture` (a digest of the
+    pixels), one row for each picture and caption, and a report with contact sheets.
+
+    Args:
+        source: see `smalti.training.data.sources`.
+        out: the folder of the data set.
+        settings: how pictures are cleaned, compared and split.
+        overwrite: whether what is in `out` may go away.
+        advance: is told how many entries have been read.
+
+    Raises:
+        InvalidInputError: there is no such source, nothing of it is usable, or a split is empty.
+        SmaltiError: the disk is full or cannot be written.
+    """
+    settings = settings or ImportSettings()
+    report = Report(f"Import of {source.name}")
+    records = read_source(source)
+    with staged(out, overwrite) as folder:
+        seen = _Seen()
+        with ShardWriter(folder, _UNSPLIT, SCHEMA) as writer:
+            for number, record in enumerate(records, start=1):
+                advance(number)
+                report.step("read")["entries"] += 1
+                if isinstance(record, Problem):
+                    report.drop("read", record.name, record.reason, record.detail)
+                else:
+                    for row in _clean(record, settings, seen, report):
+                        writer.write(row)
+        if not writer.rows:
+            raise InvalidInputError("source", f"{source} has no picture that can be used{_most(report)}")
+        _deal_out(folder, settings, seen, report)
+        for path in shard_paths(folder, _UNSPLIT):
+            path.unlink()
+        report.write(folder)
+    return report
+
+
+def _clean(entry: Entry, settings: ImportSettings, seen: _Seen, report: Report) -> list[Row]:
+    """Returns the rows that come of an entry: one for each caption that is new for its picture."""
+    host = watermark_host(entry.address) if entry.address else None
+    if host:
+        report.drop("clean", entry.name, "host of watermarked pictures", host)
+        return []
+    try:
+        picture = decode(entry.content)
+    except UnreadablePictureError as error:
+        report.drop("read", entry.name, UNREADABLE, str(error))
+        return []
+    problem = size_problem(picture, settings.smallest_side, settings.longest_shape)
+    if problem:
+        report.drop("clean", entry.name, problem, f"{picture.width} x {picture.height}")
+        return []
+    cleaned = [clean_caption(text, settings.longest_caption) for text in entry.captions]
+    captions = list(dict.fromkeys(text for text in cleaned if text))
+    if not captions:
+        report.drop("clean", entry.name, "caption that says nothing", entry.captions[0][:60])
+        return []
+    stored = square(picture, settings.resolution)
+    digest = hashlib.sha256(stored.tobytes()).hexdigest()[:32]
+    fresh = [caption for caption in captions if (digest, caption) not in seen.said]
+    if not fresh:
+        report.drop("clean", entry.name, "same picture and caption again")
+        return []
+    if digest not in seen.digests:
+        seen.digests[digest] = len(seen.digests)
+        seen.fingerprints.add(stored)
+    seen.said.update((digest, caption) for caption in fresh)
+    report.step("clean")["kept pictures with captions"] += len(fresh)
+    image = png_bytes(stored)
+    return [
+        {"image": image, "caption": caption, "name": entry.name, "url": entry.address, "picture": digest}
+        for caption in fresh
+    ]
+
+
+def _deal_out(folder: Path, settings: ImportSettings, seen: _Seen, report: Report) -> None:
+    """Writes the shards of every split from the rows that have none yet."""
+    clusters = seen.fingerprints.clusters(settings.farthest_hash, settings.farthest_colour)
+    splits = split_clusters(clusters, list(seen.digests), settings.shares, settings.seed)
+    counts = report.step("compare")
+    counts["different pictures"] = len(clusters)
+    counts["groups of near copies, or single pictures"] = len(set(clusters.tolist()))
+    expected = ["train", *settings.shares]
+    refuse_empty(splits, expected)
+    first_of = {cluster: place for place, cluster in reversed(list(enumerate(clusters.tolist())))}
+    for split in expected:
+        shown: list[Row] = []
+        with ShardWriter(folder, split, SCHEMA) as writer:
+            for row in read_rows(folder, _UNSPLIT):
+                place = seen.digests[row["picture"]]
+                if splits[place] != split:
+                    continue
+                if not settings.keep_near_duplicates and first_of[int(clusters[place])] != place:
+                    counts["dropped: near copy"] += 1
+                    continue
+                writer.write(row)
+                if len(shown) < SHEET_PICTURES:
+                    shown.append(row)
+        report.step("split")[split] = writer.rows
+        pictures = [pixels_of(row["image"]) for row in shown]
+        report.add_sheet(folder, split, pictures, [row["caption"] for row in shown])
+
+
+def _most(report: Report) -> str:
+    """Says why most of a source was not used."""
+    reasons = [item for counts in report.counts.values() for item in counts.items() if "dropped" in item[0]]
+    if not reasons:
+        return ""
+    reason, count = max(reasons, key=lambda item: item[1])
+    return f" ({count} x {reason.removeprefix('dropped: ')})"
