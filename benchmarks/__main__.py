@@ -29,11 +29,11 @@ from benchmarks.measuring import Bystanders, Limits, Times, describe_machine, fo
 from benchmarks.peer import INSTALL, PeerTimes, PeerWork, measure_peer
 from benchmarks.report import Row, compared
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import DEFAULT_SLOTS
+from smalti.engines.generator.engine import DEFAULT_SLOTS
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBart, DalleBartConfig
-from smalti.models.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.models.vqgan import VQGANConfig
+from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.testing.model import TINY_VQGAN, tiny_bart_config
 
 PARTS = ("tokens", "single", "arrivals", "decode", "gpu", "system")

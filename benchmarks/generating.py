@@ -10,11 +10,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from benchmarks.measuring import Times, measure
-from smalti.engines.decode_batch import BLOCKS, DecodeBatch
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate, GenerationHandle, GenerationRequest
+from smalti.engines.generator.batch import BLOCKS, DecodeBatch
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest
 from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.layers import unflatten

@@ -13,8 +13,8 @@ from PIL import Image
 
 from smalti.engines.encoding import Encoding
 from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, RankTask, Reading, Stage
-from smalti.models import library
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.results import ScoredPicture, ScoresFile
 from smalti.service import Process, Service, run
 from smalti.service.cancellation import Cancellations
@@ -31,10 +31,10 @@ class IdleEncode(StageHandler[EncodeTask, None]):
 
     stage = Stage.ENCODE
 
-    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+    def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Makes the encoding."""
-        super().__init__(process, sizes.folder, cancellations)
-        config = sizes.transformer
+        super().__init__(process, spec.folder, cancellations)
+        config = spec.transformer
         states = np.zeros((config.max_text_length, config.d_model), np.float32)
         self._content = encoding_bytes(Encoding(states, np.ones(config.max_text_length, np.int32)))
 
@@ -63,10 +63,10 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
 
     stage = Stage.GENERATE
 
-    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+    def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Takes the sizes of what it draws."""
-        super().__init__(process, sizes.folder, cancellations)
-        self._sizes = sizes
+        super().__init__(process, spec.folder, cancellations)
+        self._sizes = spec
 
     def outputs(self, task: GenerateTask) -> tuple[str, ...]:
         """See `StageHandler`."""
@@ -92,12 +92,12 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
 
     stage = Stage.DECODE
 
-    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+    def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Makes the picture."""
-        super().__init__(process, sizes.folder, cancellations)
-        self._sizes = sizes
+        super().__init__(process, spec.folder, cancellations)
+        self._sizes = spec
         file = io.BytesIO()
-        Image.new("RGB", (sizes.resolution, sizes.resolution)).save(file, "PNG")
+        Image.new("RGB", (spec.resolution, spec.resolution)).save(file, "PNG")
         self._content = file.getvalue()
 
     def outputs(self, task: DecodeTask) -> tuple[str, ...]:
@@ -123,10 +123,10 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
 
     stage = Stage.RANK
 
-    def __init__(self, process: Process, sizes: Sizes, cancellations: Cancellations) -> None:
+    def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Takes the sizes of the pictures."""
-        super().__init__(process, sizes.folder, cancellations)
-        self._side = sizes.resolution
+        super().__init__(process, spec.folder, cancellations)
+        self._side = spec.resolution
 
     def outputs(self, task: RankTask) -> tuple[str, ...]:
         """See `StageHandler`."""
@@ -158,7 +158,9 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
         return ()
 
 
-STAGES: Final[dict[str, tuple[Stage, Callable[[Process, Sizes, Cancellations], StageHandler[Any, Any]]]]] = {
+STAGES: Final[
+    dict[str, tuple[Stage, Callable[[Process, ModelSpec, Cancellations], StageHandler[Any, Any]]]]
+] = {
     "encoder": (Stage.ENCODE, IdleEncode),
     "generator": (Stage.GENERATE, IdleGenerate),
     "decoder": (Stage.DECODE, IdleDecode),
@@ -171,9 +173,9 @@ def main(name: str) -> int:
     stage, kind = STAGES[name]
 
     def build(process: Process) -> Service:
-        sizes = Sizes.of(library.find())
+        spec = ModelSpec.load(library.find())
         cancellations = Cancellations(process.store, process.settings.cancel_poll)
-        handler = kind(process, sizes, cancellations)
+        handler = kind(process, spec, cancellations)
         return Service(
             register=lambda server: None,
             handler=handler,

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from smalti.models.checkpoints import DALLEBART_LAYOUT, load_parameters, open_checkpoint
-from smalti.models.safetensors_file import write_safetensors
-from smalti.models.tensor_names import FLAX_SCANNED, FLAX_UNSCANNED, MIN_DALLE_BART, NameTable, Shape
+from smalti.checkpoints.loading import DALLEBART_LAYOUT, load_parameters, open_checkpoint
+from smalti.checkpoints.names import FLAX_SCANNED, FLAX_UNSCANNED, MIN_DALLE_BART, NameTable, Shape
+from smalti.checkpoints.safetensors import write_safetensors
 
 ACTIONS = ("load", "convert", "model")
 

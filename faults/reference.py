@@ -7,11 +7,11 @@ from PIL import Image
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate
 from smalti.pictures import Drawing, png_bytes
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.storage.store import digest
 
 
@@ -32,10 +32,10 @@ class Reference:
     def load(cls, folder: ModelFolder) -> Self:
         """Loads the engines of a model."""
         use_compilation_cache()
-        sizes = Sizes.of(folder)
-        encoder = EncoderEngine.load(sizes)
+        spec = ModelSpec.load(folder)
+        encoder = EncoderEngine.load(spec)
         return cls(
-            folder, encoder, GeneratorEngine.load(sizes, encoder.unconditional), DecoderEngine.load(sizes)
+            folder, encoder, GeneratorEngine.load(spec, encoder.unconditional), DecoderEngine.load(spec)
         )
 
     def sha256(self, prompt: str, seed: int, candidate: int, of: int) -> str:

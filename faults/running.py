@@ -9,7 +9,7 @@ from faults.accounting import Account, Submission, Tally
 from faults.matrix import Result, Row, Trial
 from faults.reference import Reference
 from faults.system import Layout, System
-from smalti.models.folder import ModelFolder
+from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
 
 

@@ -19,8 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
 from smalti.client import Client
-from smalti.models.folder import ModelFolder
 from smalti.queue import BrokerSettings, celery_application
+from smalti.registry.folder import ModelFolder
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse

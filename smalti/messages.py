@@ -14,10 +14,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_core import from_json
 
-from smalti.engines.requests import Priority
 from smalti.errors import SmaltiError
-from smalti.parameters import SamplingParameters, Seed, Strict
+from smalti.parameters import Priority, SamplingParameters, Seed
 from smalti.storage.keys import JobId, JobKeys, ObjectRef
+from smalti.validation import Strict, first_problem
 
 VERSION: Final = 1
 LARGEST_MESSAGE = 64 * 1024
@@ -350,7 +350,7 @@ class Event(Envelope):
 
 
 class Reading(Strict):
-    """How the model has read the prompt; see `smalti.models.rewording.Rewording`."""
+    """How the model has read the prompt; see `smalti.text.rewording.Rewording`."""
 
     drawn: Prompt
     """What is drawn."""
@@ -453,9 +453,8 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
     try:
         message = _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "message"
-        raise MalformedMessageError(f"{where}: {first['msg']}") from None
+        problem = first_problem(error, show_value=False)
+        raise MalformedMessageError(f"{problem.field or 'message'}: {problem.message}") from None
     now = time.time() if now is None else now
     if not isinstance(message, Event) and message.expires <= now:
         raise ExpiredMessageError(message, now)

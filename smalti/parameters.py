@@ -1,34 +1,24 @@
 """What a user can ask of a drawing, with the range of each value, the same on every surface."""
 
 import secrets
-from typing import Annotated, Any, Self
+from enum import Enum
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from smalti.errors import InvalidInputError
+from smalti.validation import Strict
 
 LARGEST_SEED = 2**63 - 1
 
 
-class Strict(BaseModel):
-    """A value object whose fields are checked and fixed; a field it does not know is refused."""
+class Priority(Enum):
+    """Who is served first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def check(cls, **fields: Any) -> Self:
-        """Makes the object.
-
-        Raises:
-            InvalidInputError: names the first field that cannot be used, what is wrong, and what was given.
-        """
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            message = first["msg"][:1].lower() + first["msg"][1:]
-            raise InvalidInputError(name, f"{message}, not {first['input']!r}") from None
+    INTERACTIVE = "interactive"
+    """Somebody is waiting."""
+    BATCH = "batch"
+    """Takes what interactive requests leave, and always a small share of the slots."""
 
 
 class SamplingParameters(Strict):

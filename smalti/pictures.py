@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
-from smalti.parameters import SamplingParameters, Seed, Strict
+from smalti.parameters import SamplingParameters, Seed
+from smalti.validation import Strict, first_problem
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 """What is read of pictures from outside."""
@@ -124,10 +125,9 @@ def read_drawing(path: Path) -> Drawing:
     try:
         return Drawing.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or CHUNK
+        problem = first_problem(error, show_value=False)
         raise InvalidInputError(
-            "like", f"{path}: what it says of {where} is damaged: {first['msg']}"
+            "like", f"{path}: its record is damaged: {problem.field or CHUNK}: {problem.message}"
         ) from None
 
 

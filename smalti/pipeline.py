@@ -13,16 +13,16 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
-from smalti.engines.generator import DEFAULT_SLOTS, GeneratorEngine, RowsDrawn
+from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine, RowsDrawn
+from smalti.engines.generator.requests import Candidate
 from smalti.engines.ranker import RankerEngine, best
-from smalti.engines.requests import Candidate
 from smalti.errors import SmaltiWarning
-from smalti.models import library
-from smalti.models.folder import ModelFolder
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
+from smalti.registry import library
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
+from smalti.text.rewording import Rewriter
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Pipeline:
             ModelError: the folder is no model, or a file of it cannot be used.
         """
         folder = library.find(model)
-        rewriter, sizes = Rewriter.of(folder), Sizes.of(folder)
-        encoder = EncoderEngine.load(sizes)
-        generator = GeneratorEngine.load(sizes, encoder.unconditional, slots=slots)
+        rewriter, spec = Rewriter.load(folder.words_file), ModelSpec.load(folder)
+        encoder = EncoderEngine.load(spec)
+        generator = GeneratorEngine.load(spec, encoder.unconditional, slots=slots)
         ranker = RankerEngine.load(folder)
-        return cls(folder, encoder, generator, DecoderEngine.load(sizes), ranker, rewriter)
+        return cls(folder, encoder, generator, DecoderEngine.load(spec), ranker, rewriter)
 
     def generate(
         self,

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from smalti.messages import LONGEST_GIVEN, MOST_IN_CHUNK, CandidateIndex, Prompt, ShortText
-from smalti.models.manifest import first_problem
-from smalti.parameters import SamplingParameters, Seed, Strict
+from smalti.parameters import SamplingParameters, Seed
 from smalti.storage.keys import Key, Sha256
 from smalti.storage.store import DamagedObjectError
+from smalti.validation import Strict, first_problem
 
 Pixels = Annotated[int, Field(ge=1, le=2**20)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -42,7 +42,7 @@ class _ObjectOfJson(Strict):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise DamagedObjectError(key, first_problem(error)) from None
+            raise DamagedObjectError(key, str(first_problem(error))) from None
 
 
 class ScoresFile(_ObjectOfJson):

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smalti.errors import InvalidInputError
+from smalti.validation import first_problem
 
 PREFIX = "SMALTI_"
 
@@ -95,12 +96,7 @@ def read_settings(kind: type[SettingsKind]) -> SettingsKind:
     try:
         return kind()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        prefix = kind.model_config["env_prefix"]
-        if not first["loc"]:
-            # Settings that do not go together; the message names them, and the input would be all of them.
-            raise InvalidInputError(f"{prefix}*", first["msg"].removeprefix("Value error, ")) from None
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise InvalidInputError(
-            f"{prefix}{first['loc'][0]}".upper(), f"{message}, not {first['input']!r}"
-        ) from None
+        problem = first_problem(error)
+        # Settings that contradict each other have no single field; the message names them.
+        variable = f"{kind.model_config['env_prefix']}{problem.field.partition('.')[0].upper() or '*'}"
+        raise InvalidInputError(variable, problem.message) from None

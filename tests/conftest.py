@@ -24,9 +24,9 @@ SHAPED = [
 install_import_hook(SHAPED, "beartype.beartype")
 
 from smalti.engines.compilation import use_compilation_cache  # noqa: E402
-from smalti.models.folder import ModelFolder  # noqa: E402
-from smalti.models.sizes import Sizes  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
+from smalti.registry.folder import ModelFolder  # noqa: E402
+from smalti.registry.spec import ModelSpec  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
 from smalti.testing.queue_stand import Stand, clear, settings_for  # noqa: E402
 from smalti.testing.servers import (  # noqa: E402
@@ -148,8 +148,8 @@ def stand(broker: Server) -> Iterator[Stand]:
 @pytest.fixture(scope="session")
 def world_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the world of `tests/data`; not to be changed."""
-    from smalti.training.data.building import build
-    from smalti.training.data.world import read_description
+    from smalti.training.data.world.building import build
+    from smalti.training.data.world.description import read_description
 
     out = tmp_path_factory.mktemp("data") / "sample"
     build(out, SAMPLES / "packages", read_description(SAMPLES / "world.json"), 64, with_pictograms=False)
@@ -188,7 +188,7 @@ def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGatew
     made: list[GatewayStand] = []
 
     def another(**settings: Any) -> GatewayStand:
-        made.append(GatewayStand(database, Sizes.of(tiny), **settings))
+        made.append(GatewayStand(database, ModelSpec.load(tiny), **settings))
         return made[-1]
 
     yield another

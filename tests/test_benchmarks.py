@@ -12,7 +12,7 @@ from benchmarks.measuring import Limits, Times
 from benchmarks.report import BEGIN, END, Row, compared, write
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
-from smalti.models.published import MEGA
+from smalti.registry.published import MEGA
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,18 +19,18 @@ from flax import serialization, traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.errors import CheckpointError, ModelError
-from smalti.models.bart import DalleBartConfig, parameter_shapes
-from smalti.models.checkpoints import (
+from smalti.checkpoints.loading import (
     DALLEBART_LAYOUT,
     Checkpoint,
     load_parameters,
     open_checkpoint,
     save_parameters,
 )
-from smalti.models.msgpack_file import index_msgpack
-from smalti.models.safetensors_file import index_safetensors
-from smalti.models.tensor_names import Shape
+from smalti.checkpoints.msgpack import index_msgpack
+from smalti.checkpoints.names import Shape
+from smalti.checkpoints.safetensors import index_safetensors
+from smalti.errors import CheckpointError, ModelError
+from smalti.models.bart import DalleBartConfig, parameter_shapes
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "loading_memory.py"
 MSGPACK, SAFETENSORS = "flax_model.msgpack", "model.safetensors"

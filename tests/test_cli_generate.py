@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from smalti.cli import run
-from smalti.models.folder import ModelFolder
 from smalti.pictures import read_drawing
+from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
 
 # Arguments to (status, standard output, standard error).

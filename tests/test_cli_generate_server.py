@@ -15,8 +15,8 @@ from PIL import Image
 
 from smalti.cli import run
 from smalti.client import Client
-from smalti.models.folder import ModelFolder
 from smalti.pictures import read_drawing
+from smalti.registry.folder import ModelFolder
 from smalti.testing.image_service import ServedGateway, served_gateway
 from smalti.up.ports import DEFAULT_PORTS
 from smalti.up.servers import free_port

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from smalti.cli import run
-from smalti.models.folder import ModelFolder
-from smalti.models.library import SHIPPED, find
-from smalti.models.words import Words
+from smalti.registry.folder import ModelFolder
+from smalti.registry.library import SHIPPED, find
 from smalti.testing.words import SMALL_WORLD
+from smalti.text.vocabulary import Words
 
 
 @pytest.fixture

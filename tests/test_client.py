@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smalti.client import AsyncClient, Client, has_ended
-from smalti.engines.requests import RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,

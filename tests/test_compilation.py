@@ -14,8 +14,8 @@ import pytest
 
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate, GenerationRequest, RequestCancelledError
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate, GenerationRequest, RequestCancelledError
 from smalti.models.bart import DalleBart
 from smalti.parameters import SamplingParameters
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError, SmaltiError
-from smalti.training.data import pictograms as pictograms_module
-from smalti.training.data.building import build
-from smalti.training.data.composition import CompositionDataset, World
 from smalti.training.data.near_duplicates import Fingerprints
-from smalti.training.data.pictograms import install_packages
 from smalti.training.data.pictures import pixels_of
 from smalti.training.data.report import Report
-from smalti.training.data.world import WorldDescription, read_description
+from smalti.training.data.world import pictograms as pictograms_module
+from smalti.training.data.world.building import build
+from smalti.training.data.world.composition import CompositionDataset, World
+from smalti.training.data.world.description import WorldDescription, read_description
+from smalti.training.data.world.pictograms import install_packages
 
 SPLITS = ("train", "validation", "held_out")
 SAMPLES = Path(__file__).parent / "data"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from smalti.errors import InvalidInputError
-from smalti.training.data import captions as captions_module
-from smalti.training.data.attributes import SPLITS, Attributes, Figure
-from smalti.training.data.captions import grammar_words
-from smalti.training.data.colours import ramp, to_oklab, to_srgb
-from smalti.training.data.composition import CompositionDataset, World, compose, draw_attributes
-from smalti.training.data.sprites import Sprites, fill_square, make_sprites
-from smalti.training.data.tinting import tint
-from smalti.training.data.world import NATURAL, PLAIN, WorldDescription, read_description
+from smalti.training.data.world import captions as captions_module
+from smalti.training.data.world.attributes import SPLITS, Attributes, Figure
+from smalti.training.data.world.captions import grammar_words
+from smalti.training.data.world.colours import ramp, to_oklab, to_srgb
+from smalti.training.data.world.composition import CompositionDataset, World, compose, draw_attributes
+from smalti.training.data.world.description import NATURAL, PLAIN, WorldDescription, read_description
+from smalti.training.data.world.sprites import Sprites, fill_square, make_sprites
+from smalti.training.data.world.tinting import tint
 
 SAMPLES = Path(__file__).parent / "data"
 FIRST_CAPTIONS = [

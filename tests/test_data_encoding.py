@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError
-from smalti.training.data.attributes import Attributes, Figure
-from smalti.training.data.composition import CompositionDataset, World
 from smalti.training.data.encoding import BATCH, columns_of, encode_compositions, encode_pictures
 from smalti.training.data.shards import ShardWriter
-from smalti.training.data.sprites import make_sprites
-from smalti.training.data.world import read_description
+from smalti.training.data.world.attributes import Attributes, Figure
+from smalti.training.data.world.composition import CompositionDataset, World
+from smalti.training.data.world.description import read_description
+from smalti.training.data.world.sprites import make_sprites
 
 SAMPLES = Path(__file__).parent / "data"
 VQGAN = Path(__file__).parent / "golden" / "vqgan_tiny"

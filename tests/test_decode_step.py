@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from smalti.engines.decode_attention import (
+from smalti.engines.encoding import Encoding
+from smalti.engines.generator.attention import (
     attend,
     attend_to_blocks,
     attend_to_drawn_blocks,
     put_into_blocks,
 )
-from smalti.engines.decode_batch import DecodeBatch, default_groups
-from smalti.engines.decode_state import KeysValues, block_length
-from smalti.engines.decode_step import step
-from smalti.engines.encoding import Encoding
-from smalti.engines.partition import Partition
-from smalti.engines.requests import Candidate
+from smalti.engines.generator.batch import DecodeBatch, default_groups
+from smalti.engines.generator.partition import Partition
+from smalti.engines.generator.programs import step
+from smalti.engines.generator.requests import Candidate
+from smalti.engines.generator.state import KeysValues, block_length
 from smalti.models import bart
 from smalti.models.bart import DalleBart
 from smalti.models.layers import compute_dtype

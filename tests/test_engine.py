@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 from jaxtyping import Int
 
-from smalti.engines.decode_batch import DecodeBatch
-from smalti.engines.decode_state import Prefix
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import (
+from smalti.engines.generator.batch import DecodeBatch
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import (
     Candidate,
     EngineFailedError,
     EngineFullError,
     GenerationRequest,
-    Priority,
     RequestCancelledError,
     RequestExpiredError,
 )
-from smalti.engines.waiting_line import BATCH_TURN
+from smalti.engines.generator.scheduler import BATCH_TURN
+from smalti.engines.generator.state import Prefix
 from smalti.models.bart import DalleBart
-from smalti.parameters import SamplingParameters
+from smalti.parameters import Priority, SamplingParameters
 
 VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
 SLOTS = 4

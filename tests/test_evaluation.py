@@ -13,26 +13,26 @@ from PIL import Image
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.models import bart, vqgan
-from smalti.models.folder import ModelFolder
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
 from smalti.testing.clip import tiny_clip
 from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
 from smalti.testing.tokenizer import tiny_tokenizer_files
-from smalti.training.data.attributes import Attributes, Figure
-from smalti.training.data.composition import World, compose
-from smalti.training.data.sprites import Sprites, make_sprites
-from smalti.training.data.world import NATURAL, PLAIN, read_description
-from smalti.training.evaluation import Quality, _gain, _kind_result, draw
-from smalti.training.judge import JudgeSettings, JudgeTask
-from smalti.training.judge_network import Verdicts, counts_of
-from smalti.training.judge_samples import Place
-from smalti.training.lookalikes import acceptable_colours
-from smalti.training.quality_page import BEGIN, END
-from smalti.training.questions import KINDS, ask, questions, sheet_questions
-from smalti.training.recipe import read_recipe
-from smalti.training.run_folder import RunFolder
-from smalti.training.scoring import Right, Scorer, paired_difference, select, shares, wilson
+from smalti.training.data.world.attributes import Attributes, Figure
+from smalti.training.data.world.composition import World, compose
+from smalti.training.data.world.description import NATURAL, PLAIN, read_description
+from smalti.training.data.world.lookalikes import acceptable_colours
+from smalti.training.data.world.sprites import Sprites, make_sprites
+from smalti.training.evaluation.measuring import Quality, _gain, _kind_result, draw
+from smalti.training.evaluation.page import BEGIN, END
+from smalti.training.evaluation.questions import KINDS, ask, questions, sheet_questions
+from smalti.training.evaluation.recipe import read_recipe
+from smalti.training.evaluation.scoring import Right, Scorer, paired_difference, select, shares, wilson
+from smalti.training.judge.network import Verdicts, counts_of
+from smalti.training.judge.samples import Place
+from smalti.training.judge.trainer import JudgeSettings, JudgeTask
+from smalti.training.loop.run_folder import RunFolder
 
 SAMPLES = Path(__file__).parent / "data"
 _UNSEEN = "Nobody has looked at these pictures yet."

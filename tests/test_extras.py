@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from smalti.models.folder import ModelFolder
+from smalti.registry.folder import ModelFolder
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 STAGES = ("encoder", "generator", "decoder", "ranker")
@@ -106,14 +106,14 @@ def test_service_imports_with_its_own_extra(service: str) -> None:
 def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:
     script = (
         "from smalti.engines.encoder import unconditional_encoding\n"
-        "from smalti.models.folder import ModelFolder\n"
-        "from smalti.models.sizes import Sizes\n"
-        f"unconditional_encoding(Sizes.of(ModelFolder.open({str(tiny.path)!r})))\n"
+        "from smalti.registry.folder import ModelFolder\n"
+        "from smalti.registry.spec import ModelSpec\n"
+        f"unconditional_encoding(ModelSpec.load(ModelFolder.open({str(tiny.path)!r})))\n"
     )
     run_with("generator", "smalti.engines.encoder", script)
 
 
-@pytest.mark.parametrize("module", ["smalti.models.sizes", "smalti.service.model", "smalti.service.stage"])
+@pytest.mark.parametrize("module", ["smalti.registry.spec", "smalti.service.model", "smalti.service.stage"])
 def test_sizes_and_process_need_no_engine(module: str) -> None:
     run_with("service", module)
 

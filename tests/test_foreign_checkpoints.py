@@ -19,10 +19,10 @@ import pytest
 import torch
 from flax import serialization, traverse_util
 
+from smalti.checkpoints.loading import DALLEBART_LAYOUT, VQGAN_LAYOUT, load_parameters
 from smalti.errors import CheckpointError, ModelError
 from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart
-from smalti.models.checkpoints import DALLEBART_LAYOUT, VQGAN_LAYOUT, load_parameters
 from smalti.models.layers import flatten
 from smalti.models.vqgan import VQGAN
 

@@ -20,8 +20,8 @@ from smalti.errors import (
     RequestIdReusedError,
     UnavailableError,
 )
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database import Database
 from smalti.services.gateway.jobs import Conditions
 from smalti.services.gateway.testing import GatewayStand, MakeGateway, sqlite_database
@@ -366,7 +366,7 @@ async def test_models_with_limits_and_words(
         with pytest.raises(InvalidInputError, match="page_token"):
             await answer(stub.ListModels(image_pb2.ListModelsRequest(page_token="x")))
     (tmp_path / "worded").mkdir()
-    other = GatewayStand(sqlite_database(tmp_path / "worded"), Sizes.of(worded))
+    other = GatewayStand(sqlite_database(tmp_path / "worded"), ModelSpec.load(worded))
     async with served(other) as stub:
         vocabulary = (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.vocabulary
         assert vocabulary.closed

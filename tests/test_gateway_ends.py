@@ -10,8 +10,8 @@ import pytest
 
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import FailureReason, StageDone
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database import Database, DatabaseUnavailableError
 from smalti.services.gateway.jobs import Conditions
 from smalti.services.gateway.tables import State
@@ -262,7 +262,7 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gat
 )
 def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: ModelFolder) -> None:
     with emptied(Database(postgres.url, timeout=1)) as database:
-        gateway = GatewayStand(database, Sizes.of(tiny))
+        gateway = GatewayStand(database, ModelSpec.load(tiny))
         job = gateway.create()
         postgres.stop()
         with pytest.raises(DatabaseUnavailableError) as unavailable:

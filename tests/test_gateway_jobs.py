@@ -9,7 +9,7 @@ import pytest
 
 from smalti.errors import InvalidInputError, OverloadedError, RequestIdReusedError
 from smalti.messages import FailureReason
-from smalti.models.folder import ModelFolder
+from smalti.registry.folder import ModelFolder
 from smalti.results import ResultFile
 from smalti.services.gateway.jobs import Conditions, Position
 from smalti.services.gateway.tables import Job, State

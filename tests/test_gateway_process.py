@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name
-from smalti.models.folder import ModelFolder
 from smalti.queue import Delivery, Publisher, consume
+from smalti.registry.folder import ModelFolder
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError
 from smalti.messages import FailureReason
+from smalti.parameters import Priority
 from smalti.queue import BrokerUnavailableError
 from smalti.services.gateway.database import Database
 from smalti.services.gateway.dispatch import MOST_AT_ONCE

@@ -17,8 +17,8 @@ from smalti.errors import (
     NotSupportedError,
     PictureNotFoundError,
 )
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.testing import GatewayStand, MakeGateway
 from smalti.services.gateway.testing_calls import created, done, initial, served, stored, tokens
 from smalti.testing.grpc_server import asynchronous
@@ -145,7 +145,7 @@ async def test_initial_image_of_an_earlier_job(gateway: GatewayStand) -> None:
 
 
 @asynccontextmanager
-async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
+async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
     """Serves the decoder of the tiny model; gives what calls it."""
     from smalti.engines.decoder import DecoderEngine
     from smalti.service.compute import ComputeThread
@@ -154,7 +154,7 @@ async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
     from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 
     compute = ComputeThread(most_places=8, stall_seconds=60)
-    servicer = DecoderServicer(DecoderEngine.load(sizes), compute, sizes, model_message(sizes).reference)
+    servicer = DecoderServicer(DecoderEngine.load(spec), compute, spec, model_message(spec).reference)
     async with called(lambda server: add_DecoderServiceServicer_to_server(servicer, server)) as channel:
         yield DecoderServiceStub(channel)
     compute.close()
@@ -163,7 +163,7 @@ async def decoding(sizes: Sizes) -> AsyncIterator[Any]:
 @asynchronous
 async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(decoder="it is given below")
-    async with decoding(Sizes.of(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
+    async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
         assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
         file = io.BytesIO()
         Image.new("RGB", (40, 30), "red").save(file, "PNG")
@@ -179,7 +179,7 @@ async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelF
 @asynchronous
 async def test_previews_show_the_rows_that_are_drawn(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(previews=0.05)
-    async with decoding(Sizes.of(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
+    async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
         job = await created(stub)
         (task,) = await asyncio.to_thread(gateway.send)
         generates, encoded = gateway.stages.encode(task)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smalti.engines import decode_step
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate
-from smalti.engines.sampling import draw, guide, seed_words, uniforms
+from smalti.engines.generator import programs
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate
+from smalti.engines.generator.sampling import draw, guide, seed_words, uniforms
 from smalti.errors import ConfigError
 from smalti.models import bart
 from smalti.models.bart import DalleBart
@@ -101,16 +101,16 @@ def test_parameters_are_values_of_each_candidate(
 def test_nothing_compiles_for_another_request(golden_engine: tuple[GeneratorEngine, DalleBart, Any]) -> None:
     engine, _, expected = golden_engine
     engine.generate(prompt(expected, 0), [Candidate(0, 0, GREEDY)])
-    programs: tuple[Any, ...] = (
-        decode_step.prefill,
-        decode_step.insert,
-        decode_step.step,
-        decode_step.release,
+    compiled: tuple[Any, ...] = (
+        programs.prefill,
+        programs.insert,
+        programs.step,
+        programs.release,
     )
-    before = [program._cache_size() for program in programs]
+    before = [program._cache_size() for program in compiled]
     other = SamplingParameters(temperature=0.33, guidance_scale=1, top_k=7, top_p=0.5)
     engine.generate(prompt(expected, 2), [Candidate(2**62, index, other) for index in range(6)])
-    assert [program._cache_size() for program in programs] == before
+    assert [program._cache_size() for program in compiled] == before
 
 
 def test_progress_counts_the_tokens_of_all_candidates(

@@ -14,10 +14,10 @@ from flax import serialization
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.models.bart import DalleBart
-from smalti.models.folder import ModelFolder
-from smalti.models.hub import pull_model
-from smalti.models.manifest import MANIFEST_FILE
 from smalti.models.vqgan import VQGAN
+from smalti.registry.folder import ModelFolder
+from smalti.registry.huggingface import pull_model
+from smalti.registry.manifest import MANIFEST_FILE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"

@@ -15,17 +15,17 @@ import pytest
 import torch
 from flax import serialization
 
+from smalti.checkpoints.names import MIN_DALLE_BART, Shape
 from smalti.errors import InvalidInputError, ModelError
 from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart
-from smalti.models.folder import ModelFolder
-from smalti.models.importing import DEFAULT_CLIP, import_model, new_folder
 from smalti.models.layers import flatten
-from smalti.models.published import MEGA, MINI, VQGAN_F16_16384
-from smalti.models.tensor_names import MIN_DALLE_BART, Shape
-from smalti.models.text import TextTokenizer
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts, SamplingParameters
+from smalti.registry.folder import ModelFolder
+from smalti.registry.importing import DEFAULT_CLIP, import_model, new_folder
+from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
+from smalti.text.tokenizer import TextTokenizer
 
 WORDS_FILE = "enwiki-words-frequency.txt"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from smalti.errors import ModelError, ModelNotFoundError
-from smalti.models import library
-from smalti.models.folder import ModelFolder
-from smalti.models.manifest import MANIFEST_FILE
+from smalti.registry import library
+from smalti.registry.folder import ModelFolder
+from smalti.registry.manifest import MANIFEST_FILE
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.engines.requests import Priority
 from smalti.messages import (
     LARGEST_MESSAGE,
     LONGEST_GIVEN,
@@ -34,7 +33,7 @@ from smalti.messages import (
     UnknownVersionError,
     parse,
 )
-from smalti.parameters import SamplingParameters
+from smalti.parameters import Priority, SamplingParameters
 from smalti.storage import ObjectRef
 
 OLD_MESSAGES = Path(__file__).parent / "data" / "messages"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smalti.checkpoints.loading import save_parameters
 from smalti.errors import InvalidInputError, ModelError
 from smalti.models.bart import DalleBart
-from smalti.models.checkpoints import save_parameters
-from smalti.models.folder import ModelFolder
 from smalti.models.layers import flatten
-from smalti.models.manifest import MANIFEST_FILE, check_name
 from smalti.parameters import Counts, SamplingParameters
+from smalti.registry.folder import ModelFolder
+from smalti.registry.manifest import MANIFEST_FILE, check_name
 
 Change = Callable[[dict[str, Any]], None]
 

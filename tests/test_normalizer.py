@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.errors import ModelError
-from smalti.models.hashtags import HashtagSplitter, WordRanks
-from smalti.models.normalizer import TextNormalizer
+from smalti.text.hashtags import HashtagSplitter, WordRanks
+from smalti.text.normalizer import TextNormalizer
 
 GOLDEN = Path(__file__).parent / "golden" / "text"
 CASES = json.loads((GOLDEN / "normalizer.json").read_text(encoding="utf-8"))

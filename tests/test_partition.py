@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.partition import PREFIX_RULES, STATE_RULES, WEIGHT_RULES, Partition, Rules
-from smalti.engines.requests import Candidate, GenerationRequest
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, WEIGHT_RULES, Partition, Rules
+from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.models import bart
 from smalti.models.bart import DalleBart

@@ -9,8 +9,8 @@ import pytest
 
 from smalti.errors import InvalidInputError, ModelError, SmaltiWarning
 from smalti.models import vqgan
-from smalti.models.folder import ModelFolder
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
 from smalti.testing.model import random_parameters
 
 

@@ -13,7 +13,6 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError
 from smalti.messages import (
     EncodeTask,
@@ -24,6 +23,7 @@ from smalti.messages import (
     StageDone,
     parse,
 )
+from smalti.parameters import Priority
 from smalti.queue import (
     BrokerSettings,
     Delivery,

@@ -10,7 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from smalti.engines.requests import (
+from smalti.engines.generator.requests import (
     EngineFailedError,
     EngineFullError,
     RequestCancelledError,

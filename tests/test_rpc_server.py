@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from smalti.engines.requests import RequestCancelledError
+from smalti.engines.generator.requests import RequestCancelledError
 from smalti.errors import DrainingError, InvalidInputError, OverloadedError, UnavailableError
 from smalti.rpc.channel import channel, service_config
 from smalti.rpc.errors import translated

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from smalti.engines.encoding import Encoding
-from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
-from smalti.models.rewording import Rewording
-from smalti.parameters import SamplingParameters
+from smalti.parameters import Priority, SamplingParameters
 from smalti.rpc import conversion
 from smalti.rpc.tensors import to_array, to_tensor
+from smalti.text.rewording import Rewording
 from smalti.v1 import encoder_pb2, sampling_pb2, tensor_pb2
 from smalti.v1.model_pb2 import ModelReference
 from smalti.v1.prompt_pb2 import PromptReading

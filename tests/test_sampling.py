@@ -8,8 +8,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smalti.engines import sampling
-from smalti.engines.sampling import guide, seed_words, uniforms
+from smalti.engines.generator import sampling
+from smalti.engines.generator.sampling import guide, seed_words, uniforms
 
 VOCAB = 300
 draw = jax.jit(sampling.draw)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from smalti.engines.requests import EngineFailedError
+from smalti.engines.generator.requests import EngineFailedError
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.service.compute import MOST_FAILURES, ComputeThread
 from smalti.testing.queue_stand import wait_until

@@ -12,10 +12,10 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
-from smalti.models.folder import ModelFolder
-from smalti.models.sizes import Sizes
 from smalti.pictures import LARGEST_FILE, plain_png_bytes, read_image, square
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.server import Register
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
@@ -40,7 +40,7 @@ def compute() -> Iterator[ComputeThread]:
 @pytest.fixture
 def servicer(tiny: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> DecoderServicer:
     model = model_reference(tiny.name, tiny.revision)
-    return DecoderServicer(pipeline.decoder, compute, Sizes.of(tiny), model)
+    return DecoderServicer(pipeline.decoder, compute, ModelSpec.load(tiny), model)
 
 
 def register(servicer: DecoderServicer) -> Register:
@@ -105,7 +105,7 @@ async def test_model_without_an_encoder_decodes_and_says_what_it_cannot(
     vqgan = pipeline.decoder.vqgan
     half = replace(vqgan, params={name: part for name, part in vqgan.params.items() if name != "encoder"})
     model = model_reference(tiny.name, tiny.revision)
-    servicer = DecoderServicer(DecoderEngine(half), compute, Sizes.of(tiny), model)
+    servicer = DecoderServicer(DecoderEngine(half), compute, ModelSpec.load(tiny), model)
     async with called(register(servicer)) as channel:
         stub = DecoderServiceStub(channel)
         assert len(await answer(stub.Decode(DecodeRequest(pictures=[PICTURE])))) == 1

@@ -9,11 +9,10 @@ import pytest
 from smalti.engines.encoder import EncoderEngine, unconditional_encoding
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.messages import EncodeTask, GenerateTask, StageDone
-from smalti.models.folder import ModelFolder
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import encoding_of
 from smalti.rpc.server import Register
 from smalti.service.cancellation import Cancellations
@@ -25,6 +24,7 @@ from smalti.services.encoder.servicer import EncoderServicer
 from smalti.testing.grpc_server import asynchronous
 from smalti.testing.queue_stand import task
 from smalti.testing.service_stand import answer, bare_process, called
+from smalti.text.rewording import Rewriter
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub, add_EncoderServiceServicer_to_server
 from smalti.v1.model_pb2 import ModelReference
@@ -41,7 +41,7 @@ def compute() -> Iterator[ComputeThread]:
 def servicer(worded: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> EncoderServicer:
     """Serves the tiny model's encoder with the words of a small world."""
     model = model_reference(worded.name, worded.revision)
-    return EncoderServicer(pipeline.encoder, compute, Rewriter.of(worded), model)
+    return EncoderServicer(pipeline.encoder, compute, Rewriter.load(worded.words_file), model)
 
 
 def register(servicer: EncoderServicer) -> Register:
@@ -58,11 +58,11 @@ async def test_prompt_is_encoded_as_it_is_read(
         encoding = (await answer(stub.Encode(asked))).encoding
         again = (await answer(stub.Encode(asked))).encoding
     assert encoding == again
-    rewording = Rewriter.of(worded)("a red zeppelin")
+    rewording = Rewriter.load(worded.words_file)("a red zeppelin")
     assert encoding.reading.drawn == rewording.prompt
     assert list(encoding.reading.unknown_words) == list(rewording.unknown)
     assert encoding.reading.unknown_words
-    width = Sizes.of(worded).transformer.d_model
+    width = ModelSpec.load(worded).transformer.d_model
     read = encoding_of(encoding, model_reference(worded.name, worded.revision), width)
     np.testing.assert_array_equal(read.states, pipeline.encoder.encode(rewording.prompt).states)
 
@@ -77,7 +77,7 @@ async def test_unconditional_encoding_is_that_of_the_generator(
         encoding = (await answer(EncoderServiceStub(channel).Encode(request))).encoding
     states = np.frombuffer(encoding.states.data, np.float32).reshape(tuple(encoding.states.shape))
     np.testing.assert_array_equal(states, pipeline.encoder.unconditional.states)
-    alone = unconditional_encoding(Sizes.of(tiny))
+    alone = unconditional_encoding(ModelSpec.load(tiny))
     np.testing.assert_array_equal(alone.states, pipeline.encoder.unconditional.states)
     np.testing.assert_array_equal(alone.mask, pipeline.encoder.unconditional.mask)
 
@@ -101,10 +101,10 @@ async def test_bad_requests_name_their_fields(servicer: EncoderServicer) -> None
 def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_before(
     worded: ModelFolder, compute: ComputeThread
 ) -> None:
-    process, sizes = bare_process(), Sizes.of(worded)
-    engine = EncoderEngine.load(sizes)
+    process, spec = bare_process(), ModelSpec.load(worded)
+    engine = EncoderEngine.load(spec)
     handle = EncodeHandler(
-        process, worded, Cancellations(process.store, 0.05), engine, compute, Rewriter.of(worded)
+        process, worded, Cancellations(process.store, 0.05), engine, compute, Rewriter.load(worded.words_file)
     )
     asked = task(prompt="a red zeppelin", model=worded.name, revision=worded.revision)
     assert isinstance(asked, EncodeTask)
@@ -116,7 +116,7 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
         assert done.skipped is skipped
         assert done.reading is not None
         assert done.reading.unknown == ("zeppelin",)
-        assert done.reading.drawn == Rewriter.of(worded)("a red zeppelin").prompt
-        encoding = read_encoding(process.store, generate.encoding, sizes)
+        assert done.reading.drawn == Rewriter.load(worded.words_file)("a red zeppelin").prompt
+        encoding = read_encoding(process.store, generate.encoding, spec)
         np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.drawn).states)
     handle.close()

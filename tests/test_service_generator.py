@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate, GenerationRequest, RequestExpiredError
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate, GenerationRequest, RequestExpiredError
 from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError
 from smalti.messages import Chunk, EncodeTask, Progress, Stage, StageDone
-from smalti.models.folder import ModelFolder
-from smalti.models.rewording import Rewording
-from smalti.models.sizes import Sizes
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError, Publisher
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.conversion import encoding_message
 from smalti.rpc.server import Register
@@ -36,6 +35,7 @@ from smalti.testing.queue_stand import clear, events, gather, settings_for, wait
 from smalti.testing.servers import S3Server, ValkeyServer
 from smalti.testing.service_process import NOT_SERVING, ONCE, SERVING, ServiceProcess
 from smalti.testing.service_stand import answer, bare_process, called
+from smalti.text.rewording import Rewording
 from smalti.v1.encoder_pb2 import Encoding
 from smalti.v1.generator_pb2 import GenerateRequest
 from smalti.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
@@ -52,7 +52,7 @@ MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 def engine(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[GeneratorEngine]:
     """A generator of few slots, with a short line before it; failpoints can slow it down."""
     made = GeneratorEngine.load(
-        Sizes.of(tiny), pipeline.encoder.unconditional, slots=SLOTS, most_waiting=6, stall_seconds=60.0
+        ModelSpec.load(tiny), pipeline.encoder.unconditional, slots=SLOTS, most_waiting=6, stall_seconds=60.0
     )
     made.batch = FailingBatch(made.batch)
     made.start()
@@ -97,7 +97,7 @@ def encoding(tiny: ModelFolder, pipeline: Pipeline) -> Encoding:
 
 @pytest.fixture
 def register(engine: GeneratorEngine, tiny: ModelFolder) -> Register:
-    servicer = GeneratorServicer(engine, Sizes.of(tiny), model_reference(tiny.name, tiny.revision))
+    servicer = GeneratorServicer(engine, ModelSpec.load(tiny), model_reference(tiny.name, tiny.revision))
     return lambda server: add_GeneratorServiceServicer_to_server(servicer, server)
 
 
@@ -238,7 +238,7 @@ class Work:
     ) -> None:
         self.store = MemoryStore()
         process = bare_process(self.store)
-        handle = GenerateHandler(process, Sizes.of(tiny), Cancellations(process.store, 0.02), engine)
+        handle = GenerateHandler(process, ModelSpec.load(tiny), Cancellations(process.store, 0.02), engine)
         encoding = self.store.put(JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
         [self.task] = task(tiny, "j1", **changes).next(encoding)
         self.draining = threading.Event()
@@ -393,6 +393,6 @@ def test_generator_that_dies_or_is_told_to_end_loses_nothing(
     [done] = [event for event in found if isinstance(event, StageDone)]
     assert (done.stage, done.attempt) == (Stage.GENERATE, 2)
     expected = pipeline.draw(PROMPT, SEED, range(4), tiny.sampling, 4)
-    tokens = read_tokens(store, done.objects[0], 4, Sizes.of(tiny))
+    tokens = read_tokens(store, done.objects[0], 4, ModelSpec.load(tiny))
     np.testing.assert_array_equal(tokens, [picture.tokens for picture in expected])
     assert progress.tokens == tuple(tuple(picture.tokens[:4].tolist()) for picture in expected)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from smalti.errors import InvalidInputError, ModelNotFoundError
-from smalti.models.folder import ModelFolder
 from smalti.pictures import plain_png_bytes
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
 from smalti.services.ranker.servicer import RankerServicer

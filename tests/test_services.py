@@ -21,10 +21,10 @@ from smalti.messages import (
     Stage,
     StageDone,
 )
-from smalti.models.folder import ModelFolder
 from smalti.pictures import read_drawing
 from smalti.pipeline import Picture, Pipeline
 from smalti.queue import Publisher
+from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
 from smalti.rpc.channel import blocking_channel
 from smalti.storage import JobKeys, ObjectRef, ObjectStore, StoreSettings, digest, open_store

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from smalti.engines.requests import Candidate
+from smalti.engines.generator.requests import Candidate
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.messages import EncodeTask, FailureReason, Message, Stage
 from smalti.parameters import SamplingParameters

@@ -11,7 +11,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from smalti.errors import InvalidInputError, ModelError
-from smalti.models.text import (
+from smalti.testing.tokenizer import tiny_tokenizer_files
+from smalti.text.tokenizer import (
     MERGES_FILE,
     SPECIAL_TOKENS,
     TOKENIZER_FILE,
@@ -20,7 +21,6 @@ from smalti.models.text import (
     TextTokenizer,
     copy_text_files,
 )
-from smalti.testing.tokenizer import tiny_tokenizer_files
 
 START, PAD, END = 0, 1, 2
 

@@ -11,15 +11,15 @@ import pytest
 
 from smalti.errors import CheckpointError, InvalidInputError, ModelError, SmaltiError
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, Clip
-from smalti.models.folder import ModelFolder
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
 from smalti.testing.clip import tiny_clip
 from smalti.training.export import export
-from smalti.training.ranker_run import TrainedRanker
-from smalti.training.run_folder import read_run_settings
-from smalti.training.tokenizer import TokenizerSettings, load_vqgan
+from smalti.training.loop.run_folder import read_run_settings
+from smalti.training.trainers.ranker_run import TrainedRanker
+from smalti.training.trainers.tokenizer import TokenizerSettings, load_vqgan
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),

@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from smalti.errors import InvalidInputError
-from smalti.models.text import SPECIAL_TOKENS, TextTokenizer
-from smalti.training.captioned import CaptionBatches, Captioned, evaluation_batches
+from smalti.text.tokenizer import SPECIAL_TOKENS, TextTokenizer
+from smalti.training.batches.captioned import CaptionBatches, Captioned, evaluation_batches
+from smalti.training.batches.sources import Order
+from smalti.training.batches.text_tokenizer import load_tokenizer, make_tokenizer
 from smalti.training.data.shards import ShardWriter
-from smalti.training.sources import Order
-from smalti.training.text import load_tokenizer, make_tokenizer
 
 CODES, TOKENS = 50, 16
 CAPTIONS = ["a red cat", "a blue dog on a yellow background", "an owl", "a green house in flat style"]

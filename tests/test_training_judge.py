@@ -13,17 +13,17 @@ from smalti.errors import InvalidInputError
 from smalti.models import vqgan
 from smalti.models.vqgan import VQGAN
 from smalti.testing.model import TINY_VQGAN_64
-from smalti.training.damage import DAMAGES, damage, erase, figure, ground_of
-from smalti.training.data.attributes import Attributes, Figure
-from smalti.training.data.composition import CompositionDataset, World, compose
-from smalti.training.data.sprites import make_sprites
-from smalti.training.data.world import read_description
-from smalti.training.judge import JudgeSettings, JudgeTask, JudgeTrainee, load_judge
-from smalti.training.judge_network import Judge, accuracy, counts_of
-from smalti.training.judge_samples import SampleMaker, round_trip, scaled, view
-from smalti.training.lookalikes import acceptable_colours
-from smalti.training.settings import read_settings
-from smalti.training.step import State
+from smalti.training.data.world.attributes import Attributes, Figure
+from smalti.training.data.world.composition import CompositionDataset, World, compose
+from smalti.training.data.world.description import read_description
+from smalti.training.data.world.lookalikes import acceptable_colours
+from smalti.training.data.world.sprites import make_sprites
+from smalti.training.judge.damage import DAMAGES, damage, erase, figure, ground_of
+from smalti.training.judge.network import Judge, accuracy, counts_of
+from smalti.training.judge.samples import SampleMaker, round_trip, scaled, view
+from smalti.training.judge.trainer import JudgeSettings, JudgeTask, JudgeTrainee, load_judge
+from smalti.training.loop.settings import read_settings
+from smalti.training.loop.step import State
 
 SAMPLES = Path(__file__).parent / "data"
 RUNS = Path(__file__).parent.parent / "smalti" / "training" / "runs"

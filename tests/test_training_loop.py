@@ -17,11 +17,11 @@ from rich.console import Console
 
 from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
 from smalti.models.layers import Parameters
-from smalti.training.loop import Outcome, train
-from smalti.training.monitor import Monitor
-from smalti.training.run_folder import RunFolder, read_best, read_run_settings
-from smalti.training.settings import RunSettings
-from smalti.training.step import State
+from smalti.training.loop.monitor import Monitor
+from smalti.training.loop.run_folder import RunFolder, read_best, read_run_settings
+from smalti.training.loop.running import Outcome, train
+from smalti.training.loop.settings import RunSettings
+from smalti.training.loop.step import State
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),

@@ -14,12 +14,12 @@ from smalti.errors import InvalidInputError
 from smalti.models import vqgan
 from smalti.models.vqgan import VQGAN
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
-from smalti.training.data.attributes import Attributes
-from smalti.training.data.composition import World
+from smalti.training.batches.pairs import ComposedPairs, StoredPairs, open_pairs
+from smalti.training.batches.redrawing import Redrawing, mix
 from smalti.training.data.pictures import png_bytes
 from smalti.training.data.shards import ShardWriter
-from smalti.training.pairs import ComposedPairs, StoredPairs, open_pairs
-from smalti.training.redrawing import Redrawing, mix
+from smalti.training.data.world.attributes import Attributes
+from smalti.training.data.world.composition import World
 
 SIZE = 12
 SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string())])

@@ -17,16 +17,21 @@ from smalti.models import vqgan
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE, Clip
 from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
-from smalti.training.clip_text import SMALLEST_VOCABULARY, load_merges, make_merges, vocabulary_of
-from smalti.training.data.composition import World
-from smalti.training.loop import train
-from smalti.training.monitor import Monitor
-from smalti.training.optimizers import schedule
-from smalti.training.pairs import ComposedPairs, Pairs
-from smalti.training.ranker import RankerLoss, RankerSettings, RankerTrainee
-from smalti.training.ranker_run import RankerParts, TrainedRanker, open_parts
-from smalti.training.run_folder import RunFolder
-from smalti.training.settings import read_settings
+from smalti.training.batches.clip_tokenizer import (
+    SMALLEST_VOCABULARY,
+    load_merges,
+    make_merges,
+    vocabulary_of,
+)
+from smalti.training.batches.pairs import ComposedPairs, Pairs
+from smalti.training.data.world.composition import World
+from smalti.training.loop.monitor import Monitor
+from smalti.training.loop.optimizers import schedule
+from smalti.training.loop.run_folder import RunFolder
+from smalti.training.loop.running import train
+from smalti.training.loop.settings import read_settings
+from smalti.training.trainers.ranker import RankerLoss, RankerSettings, RankerTrainee
+from smalti.training.trainers.ranker_run import RankerParts, TrainedRanker, open_parts
 
 # Once `smalti.models.clip` is imported.
 import open_clip  # isort: skip

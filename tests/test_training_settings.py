@@ -11,11 +11,11 @@ from pydantic_core import PydanticUndefined
 
 from smalti.errors import ConfigError, InvalidInputError
 from smalti.models.vqgan import VQGANConfig
-from smalti.training.generator import GeneratorSettings
-from smalti.training.optimizers import schedule
-from smalti.training.ranker import RankerSettings, untrained
-from smalti.training.settings import OptimizerSettings, RunSettings, read_settings
-from smalti.training.tokenizer import TokenizerSettings
+from smalti.training.loop.optimizers import schedule
+from smalti.training.loop.settings import OptimizerSettings, RunSettings, read_settings
+from smalti.training.trainers.generator import GeneratorSettings
+from smalti.training.trainers.ranker import RankerSettings, untrained
+from smalti.training.trainers.tokenizer import TokenizerSettings
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "smalti" / "training" / "runs"

@@ -13,10 +13,10 @@ import pytest
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 from smalti.models.layers import flatten
-from smalti.training.generator import GeneratorTask
-from smalti.training.optimizers import make_optimizer
-from smalti.training.settings import OptimizerSettings
-from smalti.training.step import Batch, Stepper
+from smalti.training.loop.optimizers import make_optimizer
+from smalti.training.loop.settings import OptimizerSettings
+from smalti.training.loop.step import Batch, Stepper
+from smalti.training.trainers.generator import GeneratorTask
 
 ROOT = Path(__file__).parent.parent
 CONFIG = DalleBartConfig(

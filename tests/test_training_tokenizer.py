@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from smalti.models.vqgan import VQGAN
-from smalti.training.data.composition import World
-from smalti.training.data.sprites import make_sprites
-from smalti.training.data.world import read_description
-from smalti.training.quality import psnr, ssim
-from smalti.training.quantizer import on_sphere, quantize, restart_dead
-from smalti.training.sources import ComposedPictures
-from smalti.training.step import State
-from smalti.training.tokenizer import TokenizerSettings, TokenizerTask, TokenizerTrainee
+from smalti.training.batches.sources import ComposedPictures
+from smalti.training.data.world.composition import World
+from smalti.training.data.world.description import read_description
+from smalti.training.data.world.sprites import make_sprites
+from smalti.training.loop.step import State
+from smalti.training.similarity import psnr, ssim
+from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
+from smalti.training.trainers.tokenizer import TokenizerSettings, TokenizerTask, TokenizerTrainee
 
 SAMPLES = Path(__file__).parent / "data"
 SETTINGS = TokenizerSettings.check(

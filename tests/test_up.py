@@ -18,7 +18,7 @@ import pytest
 from harness.bare_service import FOLDER
 from smalti.cli import run
 from smalti.errors import InvalidInputError
-from smalti.models.folder import ModelFolder
+from smalti.registry.folder import ModelFolder
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
 from smalti.up.servers import free_port, is_free
 

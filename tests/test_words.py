@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smalti.errors import ModelError
-from smalti.models.folder import ModelFolder
-from smalti.models.lexicon import LONGEST_PROMPT, split
-from smalti.models.rewording import Rewriter
-from smalti.models.words import CAPTION_WORDS, KNOWN_WORDS_FILE, article, read_words
+from smalti.registry.folder import ModelFolder
 from smalti.testing.words import SMALL_WORLD
+from smalti.text.lexicon import LONGEST_PROMPT, split
+from smalti.text.rewording import Rewriter
+from smalti.text.vocabulary import CAPTION_WORDS, KNOWN_WORDS_FILE, article, load_words
 
 rewrite = Rewriter(SMALL_WORLD)
 KNOWN = {part for word in SMALL_WORLD.known for part in split(word)}
@@ -202,20 +202,20 @@ def test_articles() -> None:
 
 
 def test_a_model_without_words_reads_any_text(tiny: ModelFolder) -> None:
-    assert read_words(tiny) is None
-    rewording = Rewriter.of(tiny)(" A hippo, in\na pool! ")
+    assert load_words(tiny.words_file) is None
+    rewording = Rewriter.load(tiny.words_file)(" A hippo, in\na pool! ")
     assert (rewording.prompt, rewording.notice) == (" A hippo, in\na pool! ", "")
 
 
 def test_rewording_needs_neither_jax_nor_torch() -> None:
-    script = "import sys, smalti.models.rewording; print({'jax', 'torch', 'tokenizers'} & set(sys.modules))"
+    script = "import sys, smalti.text.rewording; print({'jax', 'torch', 'tokenizers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_the_words_of_a_model_are_read(worded: ModelFolder) -> None:
-    assert read_words(worded) == SMALL_WORLD
-    assert Rewriter.of(worded)("a kitten").prompt == "a cat"
+    assert load_words(worded.words_file) == SMALL_WORLD
+    assert Rewriter.load(worded.words_file)("a kitten").prompt == "a cat"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_words_that_cannot_be_used(worded: ModelFolder, tmp_path: Path, edit: Ch
     edit(words)
     file.write_text(json.dumps(words))
     with pytest.raises(ModelError) as caught:
-        Rewriter.of(ModelFolder.open(folder))
+        Rewriter.load(ModelFolder.open(folder).words_file)
     assert str(caught.value).startswith(f"{file}: {problem}")
     assert "\n" not in str(caught.value)
     problems = ModelFolder.open(folder).verify()
@@ -264,10 +264,10 @@ def test_words_that_are_no_json_or_gone(worded: ModelFolder, tmp_path: Path) -> 
     ):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=problem):
-            read_words(ModelFolder.open(folder))
+            load_words(ModelFolder.open(folder).words_file)
     file.unlink()
     with pytest.raises(ModelError, match=r"words\.json: missing"):
-        read_words(ModelFolder.open(folder))
+        load_words(ModelFolder.open(folder).words_file)
 
 
 def test_a_caption_can_be_made_of_any_words() -> None:

@@ -10,15 +10,15 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.messages import DecodeTask, Message, Stage
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
 from smalti.pictures import Drawing, png_bytes
+from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import read_tokens
 from smalti.service.process import Process
 from smalti.service.stage import Made, Running, StageHandler
 from smalti.storage import ObjectRef
+from smalti.text.rewording import Rewriter
 
 
 class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]):
@@ -29,15 +29,15 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
     def __init__(
         self,
         process: Process,
-        sizes: Sizes,
+        spec: ModelSpec,
         cancellations: Cancellations,
         engine: DecoderEngine,
         compute: ComputeThread,
         rewriter: Rewriter,
     ) -> None:
         """Takes the engine, the thread that it computes in, and what says prompts in the model's words."""
-        super().__init__(process, sizes.folder, cancellations)
-        self._sizes = sizes
+        super().__init__(process, spec.folder, cancellations)
+        self._spec = spec
         self._engine = engine
         self._compute = compute
         self._rewriter = rewriter
@@ -48,7 +48,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
 
     def read(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:
         """See `StageHandler`."""
-        return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
+        return read_tokens(self.store, task.tokens, len(task.candidates), self._spec)
 
     def make(self, running: Running[DecodeTask], content: Int[np.ndarray, "pictures tokens"]) -> Made:
         """See `StageHandler`; pictures are written while the next ones are decoded."""

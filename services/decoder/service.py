@@ -6,9 +6,8 @@ import numpy as np
 
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
-from smalti.models import library
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
@@ -16,6 +15,7 @@ from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.services.decoder.handler import DecodeHandler
 from smalti.services.decoder.servicer import DecoderServicer
+from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
@@ -30,17 +30,17 @@ def build(process: Process) -> Service:
     """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
     use_compilation_cache()
     settings = process.settings
-    sizes = Sizes.of(library.find())
-    rewriter = Rewriter.of(sizes.folder)
-    engine = DecoderEngine.load(sizes)
-    _warm_up(engine, sizes)
-    model = model_message(sizes)
+    spec = ModelSpec.load(library.find())
+    rewriter = Rewriter.load(spec.folder.words_file)
+    engine = DecoderEngine.load(spec)
+    _warm_up(engine, spec)
+    model = model_message(spec)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = DecodeHandler(process, sizes, cancellations, engine, compute, rewriter)
+    handler = DecodeHandler(process, spec, cancellations, engine, compute, rewriter)
 
     def register(server: grpc.aio.Server) -> None:
-        add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, sizes, model.reference), server)
+        add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, spec, model.reference), server)
         described = EngineServicer(engine_pb2.STAGE_DECODE, model, compute, jax.devices()[0].device_kind)
         add_EngineServiceServicer_to_server(described, server)
 
@@ -48,14 +48,14 @@ def build(process: Process) -> Service:
         register=register,
         handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
-        model=sizes.folder.name,
+        model=spec.folder.name,
         engine=compute,
         close=handler.close,
     )
 
 
-def _warm_up(engine: DecoderEngine, sizes: Sizes) -> None:
+def _warm_up(engine: DecoderEngine, spec: ModelSpec) -> None:
     """Compiles both programs, so that nobody waits for them later."""
-    pictures = engine.decode(np.zeros((1, sizes.tokens), np.int32))
+    pictures = engine.decode(np.zeros((1, spec.tokens), np.int32))
     if engine.vqgan.has_encoder:
         engine.encode(pictures)

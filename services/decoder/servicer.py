@@ -11,8 +11,8 @@ from PIL import Image
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import NotSupportedError
 from smalti.messages import MOST_IN_CHUNK
-from smalti.models.sizes import Sizes
 from smalti.pictures import plain_png_bytes, read_image, square
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, tokens_message, tokens_of
 from smalti.service.checks import check_number
 from smalti.service.compute import ComputeThread
@@ -32,12 +32,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     """Decodes and encodes for those who call; see `decoder.proto`."""
 
     def __init__(
-        self, engine: DecoderEngine, compute: ComputeThread, sizes: Sizes, model: model_pb2.ModelReference
+        self, engine: DecoderEngine, compute: ComputeThread, spec: ModelSpec, model: model_pb2.ModelReference
     ) -> None:
         """Takes the engine, the thread that it computes in, and the model that is loaded."""
         self._engine = engine
         self._compute = compute
-        self._sizes = sizes
+        self._spec = spec
         self._model = model
 
     async def Decode(  # noqa: D102, N802
@@ -45,8 +45,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     ) -> AsyncIterator[DecodeResponse]:
         check_asked_model(request.model, self._model)
         check_number(len(request.pictures), MOST_IN_CHUNK, "pictures", "pictures")
-        sizes, step = self._sizes, self._engine.batch_size
-        tokens = tokens_of(request.pictures, sizes.tokens, sizes.codebook_size, field="pictures")
+        spec, step = self._spec, self._engine.batch_size
+        tokens = tokens_of(request.pictures, spec.tokens, spec.codebook_size, field="pictures")
         with self._compute.place():
             # As many at a time as one run of the program takes: between them others have their turn.
             for start in range(0, len(tokens), step):
@@ -83,4 +83,4 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         return EncodeImagesResponse(pictures=[tokens_message(row) for row in tokens])
 
     def _read(self, content: bytes, field: str) -> UInt8[np.ndarray, "height width 3"]:
-        return np.asarray(square(read_image(content, field), self._sizes.resolution))
+        return np.asarray(square(read_image(content, field), self._spec.resolution))

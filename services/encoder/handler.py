@@ -4,14 +4,14 @@ import time
 
 from smalti.engines.encoder import EncoderEngine
 from smalti.messages import EncodeTask, Message, Reading, Stage
-from smalti.models.folder import ModelFolder
-from smalti.models.rewording import Rewriter
+from smalti.registry.folder import ModelFolder
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import encoding_bytes
 from smalti.service.process import Process
 from smalti.service.stage import Made, Running, StageHandler
 from smalti.storage import ObjectRef
+from smalti.text.rewording import Rewriter
 
 # What a message holds of a reading at most.
 MOST_WORDS, LONGEST_WORD, LONGEST_NOTICE = 64, 200, 2000

@@ -5,9 +5,8 @@ import jax
 
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoder import EncoderEngine
-from smalti.models import library
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
@@ -15,6 +14,7 @@ from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.services.encoder.handler import EncodeHandler
 from smalti.services.encoder.servicer import EncoderServicer
+from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
@@ -28,14 +28,14 @@ def build(process: Process) -> Service:
     """Loads the model and makes the service; see `smalti.service.process.Build`."""
     use_compilation_cache()
     settings = process.settings
-    sizes = Sizes.of(library.find())
-    rewriter = Rewriter.of(sizes.folder)
-    engine = EncoderEngine.load(sizes)
+    spec = ModelSpec.load(library.find())
+    rewriter = Rewriter.load(spec.folder.words_file)
+    engine = EncoderEngine.load(spec)
     engine.unconditional  # noqa: B018 - The first encoding compiles the program.
-    model = model_message(sizes)
+    model = model_message(spec)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = EncodeHandler(process, sizes.folder, cancellations, engine, compute, rewriter)
+    handler = EncodeHandler(process, spec.folder, cancellations, engine, compute, rewriter)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = EncoderServicer(engine, compute, rewriter, model.reference)
@@ -47,7 +47,7 @@ def build(process: Process) -> Service:
         register=register,
         handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
-        model=sizes.folder.name,
+        model=spec.folder.name,
         engine=compute,
         close=handler.close,
     )

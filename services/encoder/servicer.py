@@ -6,10 +6,10 @@ from typing import Any
 from smalti.engines.encoder import EncoderEngine
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError
-from smalti.models.rewording import Rewording, Rewriter
 from smalti.rpc.conversion import check_asked_model, encoding_message
 from smalti.service.checks import checked_prompt
 from smalti.service.compute import ComputeThread
+from smalti.text.rewording import Rewording, Rewriter
 from smalti.v1 import encoder_pb2_grpc, model_pb2
 from smalti.v1.encoder_pb2 import EncodeRequest, EncodeResponse
 

@@ -3,25 +3,25 @@
 from google.protobuf.duration_pb2 import Duration
 
 from smalti.messages import LONGEST_PROMPT
-from smalti.models.sizes import Sizes
-from smalti.models.words import Words, read_words
+from smalti.registry.spec import ModelSpec
 from smalti.service.model import model_message
 from smalti.services.gateway.settings import GatewaySettings
+from smalti.text.vocabulary import Words, load_words
 from smalti.v1 import model_pb2
 
 
-def describe(sizes: Sizes, settings: GatewaySettings) -> model_pb2.Model:
+def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
     """Returns the model's description, with limits and words.
 
     Raises:
         ModelError: a file of the model cannot be used.
     """
-    message = model_message(sizes)
+    message = model_message(spec)
     message.default = True
     # Pictures are encoded by the decoder's service.
     message.encodes_images = message.encodes_images and settings.decoder is not None
     message.limits.CopyFrom(_limits(settings))
-    message.vocabulary.CopyFrom(_vocabulary(read_words(sizes.folder)))
+    message.vocabulary.CopyFrom(_vocabulary(load_words(spec.folder.words_file)))
     return message
 
 

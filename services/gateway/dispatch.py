@@ -11,9 +11,9 @@ from typing import Final, Protocol
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from smalti.engines.requests import Priority
 from smalti.errors import AttemptsExhaustedError
 from smalti.messages import EncodeTask, Message
+from smalti.parameters import Priority
 from smalti.queue import BrokerUnavailableError
 from smalti.queue.order import Turns
 from smalti.service import failpoints

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import UnavailableError
-from smalti.models.sizes import Sizes
+from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.clock import Clock, SystemClock
 from smalti.services.gateway.database import Database
 from smalti.services.gateway.dispatch import Dispatcher, Outlet
@@ -79,7 +79,7 @@ class Gateway:
         database: Database,
         store: ObjectStore,
         outlet: Outlet,
-        sizes: Sizes,
+        spec: ModelSpec,
         settings: GatewaySettings,
         *,
         clock: Clock | None = None,
@@ -92,7 +92,7 @@ class Gateway:
             database: where jobs are; its tables must be there.
             store: where objects are.
             outlet: where messages go.
-            sizes: the model.
+            spec: the model.
             settings: its settings.
             clock: says what time it is; None is the machine's.
             metrics: counts jobs and losses.
@@ -101,17 +101,17 @@ class Gateway:
         clock = clock or SystemClock()
         self.database = database
         self.store = store
-        self.sizes = sizes
+        self.spec = spec
         self.settings = settings
         self.clock = clock
-        self.hub = Hub(sizes.side)
+        self.hub = Hub(spec.side)
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
         bell = self._bell = _Bell(self.hub, metrics)
-        self.jobs = Jobs(database, sizes, settings, bell, clock)
-        self.ledger = Ledger(database, sizes.side, settings, bell, clock)
+        self.jobs = Jobs(database, spec, settings, bell, clock)
+        self.ledger = Ledger(database, spec.side, settings, bell, clock)
         self.fan_in = FanIn(database, store, bell, clock)
-        self.events = Events(database, self.fan_in, self.ledger, sizes.side, settings, bell, self.hub, clock)
+        self.events = Events(database, self.fan_in, self.ledger, spec.side, settings, bell, self.hub, clock)
         self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
         self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
         self._expiry_days = expiry_days

@@ -38,7 +38,7 @@ class InitialImages:
         """
         self._jobs = gateway.jobs
         self._store = gateway.store
-        self._sizes = gateway.sizes
+        self._spec = gateway.spec
         self._threads = gateway.threads
         self._most_bytes = gateway.settings.image_bytes
         self._decoder = decoder
@@ -54,7 +54,7 @@ class InitialImages:
             NotSupportedError: it is a file, and there is nothing that can encode it.
             UnavailableError: the store, the database or the decoder does not answer.
         """
-        kept = image.keep_rows * self._sizes.side
+        kept = image.keep_rows * self._spec.side
         match image.WhichOneof("source"):
             case "tokens":
                 whole = len(image.tokens.tokens) > kept
@@ -66,15 +66,15 @@ class InitialImages:
                 return (await self._of_file(image.image))[:kept]
 
     def _check(self, image: InitialImage, whole: bool) -> tuple[int, ...]:
-        kept = image.keep_rows * self._sizes.side
-        length = self._sizes.tokens if whole else kept
+        kept = image.keep_rows * self._spec.side
+        length = self._spec.tokens if whole else kept
         found = len(image.tokens.tokens)
-        if found not in (kept, self._sizes.tokens):
+        if found not in (kept, self._spec.tokens):
             raise InvalidInputError(
                 "tokens.tokens",
-                f"has {found}; {image.keep_rows} rows have {kept}, a whole picture has {self._sizes.tokens}",
+                f"has {found}; {image.keep_rows} rows have {kept}, a whole picture has {self._spec.tokens}",
             )
-        return given_tokens(image.tokens, length, self._sizes.codebook_size, field="tokens", whole=True)
+        return given_tokens(image.tokens, length, self._spec.codebook_size, field="tokens", whole=True)
 
     def _of_picture(self, reference: PictureReference) -> tuple[int, ...]:
         name = f"{reference.job_id}/{reference.candidate}"
@@ -84,7 +84,7 @@ class InitialImages:
             raise PictureNotFoundError(name) from None
         if job.state is not State.SUCCEEDED:
             raise JobNotSucceededError(f"job {job.id} is {job.state}; it has no pictures")
-        if job.parameters["revision"] != self._sizes.folder.revision:
+        if job.parameters["revision"] != self._spec.folder.revision:
             raise ModelMismatchError(f"picture {name} was drawn by another model than the one that is loaded")
         key = JobKeys(job.id).result
         try:
@@ -97,7 +97,7 @@ class InitialImages:
         raise PictureNotFoundError(name)
 
     async def _of_file(self, content: bytes) -> tuple[int, ...]:
-        if self._decoder is None or not self._sizes.encodes_images:
+        if self._decoder is None or not self._spec.encodes_images:
             remedy = "its model has no encoder" if self._decoder else f"{GATEWAY_PREFIX}DECODER is not set"
             raise NotSupportedError(f"this service cannot turn files into tokens: {remedy}")
         if len(content) > self._most_bytes:
@@ -107,5 +107,5 @@ class InitialImages:
         with translated():
             response = await self._decoder.EncodeImages(EncodeImagesRequest(images=[content]))
         return given_tokens(
-            response.pictures[0], self._sizes.tokens, self._sizes.codebook_size, field="image", whole=True
+            response.pictures[0], self._spec.tokens, self._spec.codebook_size, field="image", whole=True
         )

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
-from smalti.models.sizes import Sizes
+from smalti.registry.spec import ModelSpec
 from smalti.service import failpoints
 from smalti.services.gateway.clock import Clock, to_microseconds
 from smalti.services.gateway.database import Database
@@ -69,19 +69,19 @@ class Jobs:
     """The jobs; every thread may use it, and every call blocks."""
 
     def __init__(
-        self, database: Database, sizes: Sizes, settings: GatewaySettings, notices: Notices, clock: Clock
+        self, database: Database, spec: ModelSpec, settings: GatewaySettings, notices: Notices, clock: Clock
     ) -> None:
         """Takes what it works with.
 
         Args:
             database: where the jobs are.
-            sizes: the model.
+            spec: the model.
             settings: the limits.
             notices: told of every change.
             clock: says what time it is.
         """
         self._database = database
-        self._sizes = sizes
+        self._spec = spec
         self._settings = settings
         self._notices = notices
         self._clock = clock
@@ -219,7 +219,7 @@ class Jobs:
     def _new_job(self, order: Order, *, idle: bool) -> Job:
         now = self._clock()
         parameters = self._parameters(order, idle=idle)
-        rows = (self._sizes.side - order.keep_rows) * parameters.candidates
+        rows = (self._spec.side - order.keep_rows) * parameters.candidates
         return Job(
             id=str(uuid.uuid4()),
             version=1,
@@ -245,7 +245,7 @@ class Jobs:
         )
 
     def _parameters(self, order: Order, *, idle: bool) -> Parameters:
-        folder = self._sizes.folder
+        folder = self._spec.folder
         candidates = order.candidates
         if candidates is None:
             usual = folder.defaults.candidates

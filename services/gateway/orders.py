@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from smalti.engines.requests import Priority
 from smalti.messages import Prompt, ShortText, Trace
-from smalti.parameters import SamplingParameters, Seed, Strict
+from smalti.parameters import Priority, SamplingParameters, Seed
+from smalti.validation import Strict
 
 
 class Parameters(Strict):

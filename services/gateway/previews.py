@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
-from smalti.models.sizes import Sizes
 from smalti.pictures import plain_png_bytes
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import translated
 from smalti.services.gateway.hub import Canvases
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
@@ -32,16 +32,16 @@ CALL_SECONDS: Final = 30.0
 class Previews:
     """Makes previews; belongs to the event loop."""
 
-    def __init__(self, canvases: Canvases, sizes: Sizes, decoder: "DecoderServiceAsyncStub") -> None:
+    def __init__(self, canvases: Canvases, spec: ModelSpec, decoder: "DecoderServiceAsyncStub") -> None:
         """Takes what it works with.
 
         Args:
             canvases: the rows that are drawn.
-            sizes: the model.
+            spec: the model.
             decoder: decodes them.
         """
         self._canvases = canvases
-        self._sizes = sizes
+        self._spec = spec
         self._decoder = decoder
         self._places = asyncio.Semaphore(CALLS)
 
@@ -62,13 +62,13 @@ class Previews:
         drawn = {
             candidate: tokens
             for candidate, tokens in self._drawn(job_id, given).items()
-            if len(tokens) // self._sizes.side > shown.get(candidate, 0)
+            if len(tokens) // self._spec.side > shown.get(candidate, 0)
         }
         # Those first of which least was shown.
         chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MOST_AT_ONCE]
         if not chosen or self._places.locked():
             return []
-        missing = {candidate: self._sizes.tokens - len(drawn[candidate]) for candidate in chosen}
+        missing = {candidate: self._spec.tokens - len(drawn[candidate]) for candidate in chosen}
         request = DecodeRequest(
             pictures=[
                 ImageTokens(tokens=[*drawn[candidate], *[0] * missing[candidate]]) for candidate in chosen
@@ -79,7 +79,7 @@ class Previews:
             with translated():
                 async for response in self._decoder.Decode(request, timeout=CALL_SECONDS):
                     candidate = chosen[response.index]
-                    rows = len(drawn[candidate]) // self._sizes.side
+                    rows = len(drawn[candidate]) // self._spec.side
                     image = await asyncio.to_thread(self._grey, response.image.data, rows)
                     previews.append(Preview(candidate=candidate, rows_drawn=rows, image=image))
         return previews
@@ -92,7 +92,7 @@ class Previews:
             if start <= len(laid):
                 laid[start:] = tokens
         return {
-            candidate: laid[: len(laid) // self._sizes.side * self._sizes.side]
+            candidate: laid[: len(laid) // self._spec.side * self._spec.side]
             for candidate, laid in drawn.items()
         }
 
@@ -100,7 +100,7 @@ class Previews:
         """Covers what is not drawn."""
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             image = opened.convert("RGB")
-        image.paste(GREY, (0, image.height * rows // self._sizes.side, image.width, image.height))
+        image.paste(GREY, (0, image.height * rows // self._spec.side, image.width, image.height))
         return EncodedImage(
             data=plain_png_bytes(image), media_type="image/png", width=image.width, height=image.height
         )

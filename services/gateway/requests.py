@@ -12,8 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from smalti.errors import InvalidInputError
 from smalti.messages import LONGEST_PROMPT, MOST_CANDIDATES
-from smalti.models.sizes import Sizes
 from smalti.parameters import check_prompt, check_seed
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
 from smalti.rpc.errors import within
 from smalti.service.model import model_reference
@@ -50,14 +50,14 @@ def content_hash(request: image_pb2.CreateImagesRequest) -> str:
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 
-def order_of(request: image_pb2.CreateImagesRequest, sizes: Sizes, settings: GatewaySettings) -> Order:
+def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings) -> Order:
     """Returns the order that a request makes; that of its initial image is `keep_rows` alone.
 
     Raises:
         InvalidInputError: a field cannot be used; names it by its path.
         ModelNotFoundError: it asks for another model.
     """
-    folder = sizes.folder
+    folder = spec.folder
     parameters = request.parameters
     check_asked_model(parameters.model, model_reference(folder.name, folder.revision))
     with within("parameters"):
@@ -67,7 +67,7 @@ def order_of(request: image_pb2.CreateImagesRequest, sizes: Sizes, settings: Gat
         first = _number(parameters, "first_candidate", 0, LAST_FIRST_CANDIDATE)
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
         sampling = sampling_of(parameters.sampling, folder.sampling)
-        keep_rows = _keep_rows(parameters, sizes)
+        keep_rows = _keep_rows(parameters, spec)
     return Order(
         prompt=prompt,
         seed=seed,
@@ -173,15 +173,15 @@ def _number(parameters: job_pb2.ImageParameters, name: str, least: int, most: in
     return value
 
 
-def _keep_rows(parameters: job_pb2.ImageParameters, sizes: Sizes) -> int:
+def _keep_rows(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> int:
     if not parameters.HasField("initial_image"):
         return 0
     image = parameters.initial_image
     with within("initial_image"):
         if image.WhichOneof("source") is None:
             raise InvalidInputError("source", "is missing; give an image, tokens, or a picture of a job")
-        if not 1 <= image.keep_rows < sizes.side:
-            raise InvalidInputError("keep_rows", f"{image.keep_rows} is not between 1 and {sizes.side - 1}")
+        if not 1 <= image.keep_rows < spec.side:
+            raise InvalidInputError("keep_rows", f"{image.keep_rows} is not between 1 and {spec.side - 1}")
     return image.keep_rows
 
 

@@ -5,8 +5,8 @@ import asyncio
 import grpc
 
 from smalti.errors import InvalidInputError
-from smalti.models import library
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.database import Database, DatabaseUnavailableError, wait_for
@@ -51,7 +51,7 @@ class Work:
 def build(process: Process) -> Service:
     """Opens the database and makes the service; see `smalti.service.Build`."""
     settings = gateway_settings()
-    sizes = Sizes.of(library.find())
+    spec = ModelSpec.load(library.find())
     metrics = process.telemetry.metrics
     database = Database(
         settings.database.get_secret_value(),
@@ -66,7 +66,7 @@ def build(process: Process) -> Service:
         database,
         process.store,
         process.publisher,
-        sizes,
+        spec,
         settings,
         metrics=metrics,
         expiry_days=store_settings().expiry_days,
@@ -84,7 +84,7 @@ def build(process: Process) -> Service:
         register=register,
         handler=gateway.events.handle,
         concurrency=settings.concurrency,
-        model=sizes.folder.name,
+        model=spec.folder.name,
         companions=(Work(gateway),),
         endless=ENDLESS,
         close=gateway.close,

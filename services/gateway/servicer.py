@@ -68,12 +68,12 @@ class ImageServicer(ImageServiceServicer):
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
-        self._model = describe(gateway.sizes, gateway.settings)
+        self._model = describe(gateway.spec, gateway.settings)
         self._images = InitialImages(gateway, decoder)
         self._watching = Watching(
             gateway.hub,
             partial(self._call, self._get),
-            previews=Previews(gateway.hub.canvases, gateway.sizes, decoder) if decoder else None,
+            previews=Previews(gateway.hub.canvases, gateway.spec, decoder) if decoder else None,
             preview_seconds=gateway.settings.previews,
             silence=silence,
         )
@@ -89,7 +89,7 @@ class ImageServicer(ImageServiceServicer):
             found = await self._call(self._jobs.find_request, request_id, request_hash)
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
-        order = order_of(request, self._gateway.sizes, self._gateway.settings)
+        order = order_of(request, self._gateway.spec, self._gateway.settings)
         order = replace(order, request_id=request_id, request_hash=request_hash, trace=here())
         if order.keep_rows:
             await self._call(self._jobs.check_room)

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from smalti.engines.requests import Priority
+from smalti.parameters import Priority
 
 LONGEST_ID: Final = 64
 

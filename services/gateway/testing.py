@@ -8,9 +8,9 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
-from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters
 from smalti.queue import BrokerUnavailableError
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
 from smalti.services.gateway.clock import ManualClock
 from smalti.services.gateway.database import Database
@@ -49,13 +49,13 @@ class GatewayStand:
     """A gateway whose threads do not run: a test calls what they would call."""
 
     def __init__(
-        self, database: Database, sizes: Sizes, *, store: ObjectStore | None = None, **settings: Any
+        self, database: Database, spec: ModelSpec, *, store: ObjectStore | None = None, **settings: Any
     ) -> None:
         """Puts it together.
 
         Args:
             database: where jobs are.
-            sizes: the model.
+            spec: the model.
             store: None is one in memory.
             settings: those that are not as usual.
         """
@@ -66,13 +66,13 @@ class GatewayStand:
             database,
             self.store,
             self.outbox,
-            sizes,
+            spec,
             GatewaySettings(**settings),
             clock=self.clock,
             expiry_days=7,
         )
         self.jobs = self.gateway.jobs
-        self.stages = PlayedStages(self.store, sizes.tokens)
+        self.stages = PlayedStages(self.store, spec.tokens)
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
         """Accepts a job of 8 candidates, a moment after the one before; returns its id."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from smalti.engines.decode_batch import Batch
-from smalti.engines.decode_state import Prefix
 from smalti.engines.encoding import Encoding
-from smalti.engines.requests import Candidate
+from smalti.engines.generator.batch import Batch
+from smalti.engines.generator.requests import Candidate
+from smalti.engines.generator.state import Prefix
 from smalti.service import failpoints
 
 STEP = "generate.engine-step"

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import (
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import (
     Candidate,
     Drawn,
     EngineFailedError,
@@ -18,8 +18,8 @@ from smalti.engines.requests import (
 )
 from smalti.errors import InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
-from smalti.models.sizes import Sizes
 from smalti.queue import GiveBackError
+from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import read_encoding, tokens_bytes
 from smalti.service.process import Process
@@ -41,11 +41,11 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
     stage = Stage.GENERATE
 
     def __init__(
-        self, process: Process, sizes: Sizes, cancellations: Cancellations, engine: GeneratorEngine
+        self, process: Process, spec: ModelSpec, cancellations: Cancellations, engine: GeneratorEngine
     ) -> None:
         """Takes the engine, which is shared with those who call it over gRPC."""
-        super().__init__(process, sizes.folder, cancellations)
-        self._sizes = sizes
+        super().__init__(process, spec.folder, cancellations)
+        self._spec = spec
         self._engine = engine
 
     def outputs(self, task: GenerateTask) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
     def read(self, task: GenerateTask) -> Encoding:
         """See `StageHandler`."""
         self._check_given(task.given)
-        return read_encoding(self.store, task.encoding, self._sizes)
+        return read_encoding(self.store, task.encoding, self._spec)
 
     def make(self, running: Running[GenerateTask], content: Encoding) -> Made:
         """See `StageHandler`."""
@@ -88,10 +88,10 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         return (task.next(objects[0]),)
 
     def _check_given(self, given: tuple[int, ...]) -> None:
-        if len(given) >= self._sizes.tokens:
+        if len(given) >= self._spec.tokens:
             raise InvalidInputError("given", f"has {len(given)} tokens, which leaves nothing to draw")
-        if max(given, default=0) >= self._sizes.codebook_size:
-            raise InvalidInputError("given", f"the tokens of the model are below {self._sizes.codebook_size}")
+        if max(given, default=0) >= self._spec.codebook_size:
+            raise InvalidInputError("given", f"the tokens of the model are below {self._spec.codebook_size}")
 
     def _submit(
         self,
@@ -132,7 +132,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
             EngineError: see `GenerationHandle.result`.
             GiveBackError: the worker stops, and it would take too long.
         """
-        canvas = _Canvas(running.task, self._sizes)
+        canvas = _Canvas(running.task, self._spec)
         told, rows = time.monotonic(), canvas.rows
         while True:
             try:
@@ -152,7 +152,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
             self._check_time(running, canvas)
             if time.monotonic() - told >= PROGRESS_SECONDS and canvas.rows:
                 told = time.monotonic()
-                self.publisher.offer(running.task.progress(canvas.rows, self._sizes.side, canvas.last_row()))
+                self.publisher.offer(running.task.progress(canvas.rows, self._spec.side, canvas.last_row()))
 
     def _check_time(self, running: Running[GenerateTask], canvas: "_Canvas") -> None:
         """Raises `GiveBackError` when the worker stops and the rest would not be drawn in time."""
@@ -167,10 +167,10 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
 class _Canvas:
     """What is drawn of a chunk."""
 
-    def __init__(self, task: GenerateTask, sizes: Sizes) -> None:
-        self._columns = sizes.side
+    def __init__(self, task: GenerateTask, spec: ModelSpec) -> None:
+        self._columns = spec.side
         self._tokens: Int[np.ndarray, "candidates tokens"] = np.zeros(
-            (len(task.candidates), sizes.tokens), np.int32
+            (len(task.candidates), spec.tokens), np.int32
         )
         self._given = len(task.given)
         self._tokens[:, : self._given] = task.given

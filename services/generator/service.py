@@ -5,10 +5,10 @@ import jax
 
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoder import unconditional_encoding
-from smalti.engines.generator import DEFAULT_WAITING, GeneratorEngine
+from smalti.engines.generator.engine import DEFAULT_WAITING, GeneratorEngine
 from smalti.errors import ModelError
-from smalti.models import library
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service, failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.engine_service import EngineServicer
@@ -25,10 +25,10 @@ def build(process: Process) -> Service:
     """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
     use_compilation_cache()
     settings = process.settings
-    sizes = Sizes.of(library.find())
+    spec = ModelSpec.load(library.find())
     engine = GeneratorEngine.load(
-        sizes,
-        unconditional_encoding(sizes),
+        spec,
+        unconditional_encoding(spec),
         slots=settings.slots,
         most_waiting=settings.waiting or DEFAULT_WAITING,
         stall_seconds=settings.stall,
@@ -40,12 +40,12 @@ def build(process: Process) -> Service:
             raise ModelError(f"the generator cannot be compiled: {engine.failure!r}")
     if failpoints.is_armed(STEP):
         engine.batch = FailingBatch(engine.batch)
-    model = model_message(sizes)
+    model = model_message(spec)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = GenerateHandler(process, sizes, cancellations, engine)
+    handler = GenerateHandler(process, spec, cancellations, engine)
 
     def register(server: grpc.aio.Server) -> None:
-        add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, sizes, model.reference), server)
+        add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, spec, model.reference), server)
         described = EngineServicer(engine_pb2.STAGE_GENERATE, model, engine, jax.devices()[0].device_kind)
         add_EngineServiceServicer_to_server(described, server)
 
@@ -53,7 +53,7 @@ def build(process: Process) -> Service:
         register=register,
         handler=handler,
         concurrency=settings.concurrency or settings.slots // 4 + 2,
-        model=sizes.folder.name,
+        model=spec.folder.name,
         engine=engine,
         close=handler.close,
     )

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from smalti.engines.encoding import Encoding
-from smalti.engines.generator import GeneratorEngine
-from smalti.engines.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.messages import MOST_CANDIDATES, MOST_IN_CHUNK
-from smalti.models.sizes import Sizes
 from smalti.parameters import SamplingParameters, check_seed
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.calls import deadline
 from smalti.rpc.conversion import (
     encoding_of,
@@ -37,10 +37,10 @@ from smalti.v1.tokens_pb2 import TokenRun
 class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
     """Draws for those who call; see `generator.proto`."""
 
-    def __init__(self, engine: GeneratorEngine, sizes: Sizes, model: model_pb2.ModelReference) -> None:
+    def __init__(self, engine: GeneratorEngine, spec: ModelSpec, model: model_pb2.ModelReference) -> None:
         """Takes the engine and the model that is loaded."""
         self._engine = engine
-        self._sizes = sizes
+        self._spec = spec
         self._model = model
 
     async def Generate(  # noqa: D102, N802
@@ -57,7 +57,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         handle = self._engine.submit(wanted, tell)
         handle.future.add_done_callback(lambda _: tell(None))
         try:
-            side = self._sizes.side
+            side = self._spec.side
             yield GenerateResponse(
                 started=GenerationStarted(
                     seed=seed, sampling=sampling_message(sampling), rows=side, columns=side
@@ -79,8 +79,8 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             InvalidInputError: a field cannot be used; names it by its path.
             ModelMismatchError: the encoding is of another model.
         """
-        sizes = self._sizes
-        encoding = encoding_of(request.encoding, self._model, sizes.transformer.d_model)
+        spec = self._spec
+        encoding = encoding_of(request.encoding, self._model, spec.transformer.d_model)
         seed = check_seed(request.seed if request.HasField("seed") else None)
         check_number(len(request.candidates), MOST_IN_CHUNK, "candidates", "indices")
         for place, index in enumerate(request.candidates):
@@ -90,13 +90,13 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
                 )
             if index in request.candidates[:place]:
                 raise InvalidInputError(f"candidates[{place}]", f"{index} is there twice")
-        sampling = sampling_of(request.sampling, sizes.folder.sampling)
-        given = given_tokens(request.given, sizes.tokens, sizes.codebook_size, field="given")
+        sampling = sampling_of(request.sampling, spec.folder.sampling)
+        given = given_tokens(request.given, spec.tokens, spec.codebook_size, field="given")
         return (
             seed,
             sampling,
             GenerationRequest(
-                encoding=_whole(encoding, sizes.transformer.max_text_length),
+                encoding=_whole(encoding, spec.transformer.max_text_length),
                 candidates=tuple(Candidate(seed, index, sampling) for index in request.candidates),
                 priority=priority_of(request.priority),
                 deadline=deadline(),

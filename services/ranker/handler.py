@@ -8,14 +8,14 @@ from PIL import Image
 
 from smalti.engines.ranker import RankerEngine
 from smalti.messages import Message, RankTask, Stage
-from smalti.models.folder import ModelFolder
-from smalti.models.rewording import Rewriter
+from smalti.registry.folder import ModelFolder
 from smalti.results import ScoredPicture, ScoresFile
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.process import Process
 from smalti.service.stage import Made, Running, StageHandler
 from smalti.storage import DamagedObjectError, ObjectRef
+from smalti.text.rewording import Rewriter
 
 DIGITS = 4
 """Of a score after the point: what lies beyond differs between machines."""

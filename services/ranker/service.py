@@ -5,9 +5,8 @@ import torch
 from PIL import Image
 
 from smalti.engines.ranker import RankerEngine
-from smalti.models import library
-from smalti.models.rewording import Rewriter
-from smalti.models.sizes import Sizes
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
@@ -15,6 +14,7 @@ from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.services.ranker.handler import RankHandler
 from smalti.services.ranker.servicer import RankerServicer
+from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from smalti.v1.ranker_pb2_grpc import add_RankerServiceServicer_to_server
@@ -27,14 +27,14 @@ MOST_CALLS = 64
 def build(process: Process) -> Service:
     """Loads the model and makes the service; see `smalti.service.process.Build`."""
     settings = process.settings
-    sizes = Sizes.of(library.find())
-    rewriter = Rewriter.of(sizes.folder)
-    engine = RankerEngine.load(sizes.folder)
-    engine.rank("a picture", [Image.new("RGB", (sizes.resolution, sizes.resolution))])
-    model = model_message(sizes)
+    spec = ModelSpec.load(library.find())
+    rewriter = Rewriter.load(spec.folder.words_file)
+    engine = RankerEngine.load(spec.folder)
+    engine.rank("a picture", [Image.new("RGB", (spec.resolution, spec.resolution))])
+    model = model_message(spec)
     compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = RankHandler(process, sizes.folder, cancellations, engine, compute, rewriter)
+    handler = RankHandler(process, spec.folder, cancellations, engine, compute, rewriter)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
     def register(server: grpc.aio.Server) -> None:
@@ -46,7 +46,7 @@ def build(process: Process) -> Service:
         register=register,
         handler=handler,
         concurrency=settings.concurrency or CONCURRENCY,
-        model=sizes.folder.name,
+        model=spec.folder.name,
         engine=compute,
         close=handler.close,
     )

@@ -44,9 +44,9 @@ def build(
 ) -> None:
     """Build the shipped data set from pinned packages: the same packages give the same bytes."""
     _require_training()
-    from smalti.training.data.building import build as build_data
-    from smalti.training.data.pictograms import install_packages
-    from smalti.training.data.world import SHIPPED, read_description
+    from smalti.training.data.world.building import build as build_data
+    from smalti.training.data.world.description import SHIPPED, read_description
+    from smalti.training.data.world.pictograms import install_packages
 
     description = read_description(world or SHIPPED)
     with Console(stderr=True).status("Fetching the packages ..."):
@@ -67,8 +67,8 @@ def compose(
 ) -> None:
     """Show the pictures and captions that training composes: a sheet, and the captions in its order."""
     _require_training()
-    from smalti.training.data.composition import CompositionDataset, World
     from smalti.training.data.report import contact_sheet
+    from smalti.training.data.world.composition import CompositionDataset, World
 
     dataset = CompositionDataset(World.load(world, resolution), seed, split)
     pixels, captions, _ = dataset.batch(start, count)

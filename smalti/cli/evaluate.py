@@ -13,12 +13,12 @@ from smalti.cli import interrupts
 from smalti.cli.train import require_training
 from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import write_atomically
-from smalti.models import library
+from smalti.registry import library
 
 if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
-    from smalti.training.data.composition import World
-    from smalti.training.judge_network import Judge
+    from smalti.training.data.world.composition import World
+    from smalti.training.judge.network import Judge
 
 Model = Annotated[
     str | None,
@@ -54,10 +54,10 @@ def evaluate(
 ) -> None:
     """Measure a model with fixed prompts and an independent judge, and write the page that says how good it is."""
     require_training()
-    from smalti.training.evaluation import evaluate as measure
-    from smalti.training.evaluation import prompts_in_all
-    from smalti.training.quality_page import PAGE, observations, write_page
-    from smalti.training.questions import SHEET_PROMPTS
+    from smalti.training.evaluation.measuring import evaluate as measure
+    from smalti.training.evaluation.measuring import prompts_in_all
+    from smalti.training.evaluation.page import PAGE, observations, write_page
+    from smalti.training.evaluation.questions import SHEET_PROMPTS
 
     shown = sheet_prompts or SHEET_PROMPTS
     observations(out / PAGE)  # A page that cannot be kept is told before the work.
@@ -94,9 +94,9 @@ def sweep(
 ) -> None:
     """Judge a model's pictures over a grid of sampling values, to choose its own."""
     require_training()
-    from smalti.training.questions import KINDS
-    from smalti.training.sweep import sampling_grid, sweep_table
-    from smalti.training.sweep import sweep as measure
+    from smalti.training.evaluation.questions import KINDS
+    from smalti.training.evaluation.sweep import sampling_grid, sweep_table
+    from smalti.training.evaluation.sweep import sweep as measure
 
     sampling = library.find(model).sampling
     grid = sampling_grid(sampling, guidance_scale or [], temperature or [], top_k or [])
@@ -123,11 +123,11 @@ def card(
 ) -> None:
     """Write a model's card into its folder, with samples and the figures of its evaluation."""
     require_training()
-    from smalti.training.model_card import write_card
-    from smalti.training.sources import WORLD_FILE
+    from smalti.training.batches.sources import WORLD_FILE
+    from smalti.training.evaluation.model_card import write_card
 
     world = _world_folder(data)
-    from smalti.training.data.world import read_description
+    from smalti.training.data.world.description import read_description
 
     path = write_card(library.find(model), read_description(world / WORLD_FILE), evaluated, run, docs)
     print(f"card: {path}")
@@ -144,8 +144,8 @@ def _opened(
         from smalti.engines.compilation import use_compilation_cache
         from smalti.models.vqgan import VQGANConfig
         from smalti.pipeline import Pipeline
-        from smalti.training.data.composition import World
-        from smalti.training.judge import load_judge
+        from smalti.training.data.world.composition import World
+        from smalti.training.judge.trainer import load_judge
 
         use_compilation_cache()
         world = World.load(world_folder, VQGANConfig.load(folder.vqgan_folder).resolution)
@@ -158,7 +158,7 @@ def _opened(
 
 
 def _world_folder(data: Path) -> Path:
-    from smalti.training.sources import find_world
+    from smalti.training.batches.sources import find_world
 
     folder = find_world(data)
     if folder is None:

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from smalti.cli import interrupts
 from smalti.cli.drawn import Options, check_folder, check_revision, heard, progress_bar, write
-from smalti.models import library
 from smalti.parameters import check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
+from smalti.registry import library
 
 
 def generate(prompts: Sequence[str], original: Drawing | None, options: Options) -> None:

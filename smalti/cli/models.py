@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from smalti.errors import InvalidInputError
-from smalti.models import library
-from smalti.models.folder import ModelFolder
-from smalti.models.importing import DEFAULT_CLIP, DEFAULT_VQGAN, import_model
-from smalti.models.library import Listed
-from smalti.models.words import read_words
+from smalti.registry import library
+from smalti.registry.folder import ModelFolder
+from smalti.registry.importing import DEFAULT_CLIP, DEFAULT_VQGAN, import_model
+from smalti.registry.library import Listed
+from smalti.text.vocabulary import load_words
 
 # The exit status of `verify` for a model that is not what it was; 2 is for wrong usage.
 NOT_WELL = 1
@@ -131,7 +131,7 @@ def pull(
     out: Out = None,
 ) -> None:
     """Make a model of a repository of the Hugging Face hub: a Smalti model, or one of DALL·E mini's."""
-    from smalti.models.hub import pull_model
+    from smalti.registry.huggingface import pull_model
 
     folder = pull_model(
         repository,
@@ -149,7 +149,7 @@ def pull(
 
 def _print_words(folder: ModelFolder, as_json: bool) -> None:
     """Prints the words that a model knows."""
-    words = read_words(folder)
+    words = load_words(folder.words_file)
     if as_json:
         print(json.dumps({"model": folder.name, "words": words and words.model_dump(mode="json")}, indent=2))
         return

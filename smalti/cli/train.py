@@ -15,7 +15,7 @@ from smalti.errors import SmaltiError
 from smalti.parameters import Counts, check_counts
 
 if TYPE_CHECKING:
-    from smalti.training.settings import RunSettings
+    from smalti.training.loop.settings import RunSettings
 
 INTERRUPTED = 130
 
@@ -42,9 +42,9 @@ def register(app: typer.Typer) -> None:
 def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
     """Train the image tokenizer: a VQGAN, on pictures."""
     require_training()
-    from smalti.training.settings import read_settings
-    from smalti.training.sources import open_pictures
-    from smalti.training.tokenizer import TokenizerSettings, TokenizerTrainee
+    from smalti.training.batches.sources import open_pictures
+    from smalti.training.loop.settings import read_settings
+    from smalti.training.trainers.tokenizer import TokenizerSettings, TokenizerTrainee
 
     settings = read_settings(config, TokenizerSettings)
     resolution = settings.config().resolution
@@ -62,9 +62,9 @@ def generator(
 ) -> None:
     """Train the image-token generator: a transformer, on captions and pictures' tokens."""
     require_training()
-    from smalti.training.generator import GeneratorSettings, GeneratorTrainee
-    from smalti.training.generator_run import open_parts
-    from smalti.training.settings import read_settings
+    from smalti.training.loop.settings import read_settings
+    from smalti.training.trainers.generator import GeneratorSettings, GeneratorTrainee
+    from smalti.training.trainers.generator_run import open_parts
 
     settings = read_settings(config, GeneratorSettings)
 
@@ -92,9 +92,9 @@ def ranker(
 ) -> None:
     """Train the ranker: open_clip's CLIP, on pictures and captions."""
     require_training()
-    from smalti.training.ranker import RankerSettings
-    from smalti.training.ranker_run import open_parts
-    from smalti.training.settings import read_settings
+    from smalti.training.loop.settings import read_settings
+    from smalti.training.trainers.ranker import RankerSettings
+    from smalti.training.trainers.ranker_run import open_parts
 
     parts = open_parts(read_settings(config, RankerSettings), data, vqgan, out)
     _run(parts.settings, lambda: parts.trainee(out), config, out, minutes, resume)
@@ -110,9 +110,9 @@ def judge(
 ) -> None:
     """Train the judge that `smalti evaluate` measures with, on a world's pictures, good and damaged."""
     require_training()
-    from smalti.training.judge import JudgeSettings, open_trainee
-    from smalti.training.settings import read_settings
-    from smalti.training.tokenizer import load_vqgan
+    from smalti.training.judge.trainer import JudgeSettings, open_trainee
+    from smalti.training.loop.settings import read_settings
+    from smalti.training.trainers.tokenizer import load_vqgan
 
     settings = read_settings(config, JudgeSettings)
     network = load_vqgan(vqgan)
@@ -167,9 +167,9 @@ def _run(
     settings: "RunSettings", make: Any, config: Path, out: Path, minutes: float | None, resume: bool
 ) -> None:
     """Trains what `make` makes, and says how it ended."""
-    from smalti.training.loop import train
-    from smalti.training.monitor import Monitor
-    from smalti.training.run_folder import RunFolder
+    from smalti.training.loop.monitor import Monitor
+    from smalti.training.loop.run_folder import RunFolder
+    from smalti.training.loop.running import train
 
     console = Console(stderr=True)
     is_new = not out.exists()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smalti.errors import InvalidInputError
-from smalti.models import library
+from smalti.registry import library
 from smalti.settings import data_folder
 
 if TYPE_CHECKING:

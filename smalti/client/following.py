@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypeVar
 
-from smalti.engines.requests import RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
 from smalti.errors import OverloadedError, SmaltiError, SmaltiWarning, UnavailableError
 from smalti.rpc.errors import error_of_status
 from smalti.v1.generator_pb2 import RowsDrawn

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from smalti.models.sizes import Sizes
 from smalti.models.vqgan import VQGAN
+from smalti.registry.spec import ModelSpec
 
 
 def default_batch_size() -> int:
@@ -33,9 +33,9 @@ class DecoderEngine:
         self.batch_size = batch_size or default_batch_size()
 
     @classmethod
-    def load(cls, sizes: Sizes) -> "DecoderEngine":
+    def load(cls, spec: ModelSpec) -> "DecoderEngine":
         """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
-        return cls(VQGAN.load(sizes.folder.vqgan_folder))
+        return cls(VQGAN.load(spec.folder.vqgan_folder))
 
     def decode(
         self, tokens: Int[np.ndarray, "pictures tokens"]

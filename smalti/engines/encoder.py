@@ -6,8 +6,8 @@ import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.models.bart import DalleBart
-from smalti.models.sizes import Sizes
-from smalti.models.text import TextTokenizer, TokenizedText
+from smalti.registry.spec import ModelSpec
+from smalti.text.tokenizer import TextTokenizer, TokenizedText
 
 
 class EncoderEngine:
@@ -19,13 +19,13 @@ class EncoderEngine:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, sizes: Sizes) -> "EncoderEngine":
+    def load(cls, spec: ModelSpec) -> "EncoderEngine":
         """Loads the engine of a model.
 
         Raises:
             ModelError: a file of the model cannot be used.
         """
-        config, folder = sizes.transformer, sizes.folder
+        config, folder = spec.transformer, spec.folder
         tokenizer = TextTokenizer.load(
             folder.text_folder, max_text_length=config.max_text_length, normalize=config.normalize_text
         )
@@ -49,7 +49,7 @@ class EncoderEngine:
         return Encoding(np.asarray(states[0]), text.attention_mask[0], text.cut[0])
 
 
-def unconditional_encoding(sizes: Sizes) -> Encoding:
+def unconditional_encoding(spec: ModelSpec) -> Encoding:
     """Returns the encoding of a model's empty prompt, and keeps nothing of the encoder.
 
     It needs no normaliser of text, whose libraries a generator does without.
@@ -57,6 +57,6 @@ def unconditional_encoding(sizes: Sizes) -> Encoding:
     Raises:
         ModelError: a file of the model cannot be used.
     """
-    folder, length = sizes.folder, sizes.transformer.max_text_length
+    folder, length = spec.folder, spec.transformer.max_text_length
     tokenizer = TextTokenizer.load(folder.text_folder, max_text_length=length, normalize=False)
     return EncoderEngine(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer).unconditional

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from smalti.models.clip import DEFAULT_BATCH_SIZE, Clip
-from smalti.models.folder import ModelFolder
+from smalti.registry.folder import ModelFolder
 
 
 class RankerEngine:

@@ -22,8 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from smalti.checkpoints.loading import DALLEBART_LAYOUT
 from smalti.models.bart_config import DalleBartConfig as DalleBartConfig
-from smalti.models.checkpoints import DALLEBART_LAYOUT
 from smalti.models.layers import Dense, Parameters, apply, precision, shapes
 from smalti.models.network_files import load_network, save_network
 

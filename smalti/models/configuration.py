@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smalti.errors import ConfigError
-from smalti.models.json_file import read_json_object
+from smalti.files import read_json_object
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from smalti.checkpoints.loading import Layout, Selector, every, load_parameters, save_parameters
 from smalti.files import write_atomically
-from smalti.models.checkpoints import Layout, Selector, every, load_parameters, save_parameters
 from smalti.models.layers import Parameters, flatten, unflatten
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from smalti.checkpoints.loading import VQGAN_LAYOUT
 from smalti.errors import ModelError
-from smalti.models.checkpoints import VQGAN_LAYOUT
 from smalti.models.layers import Parameters, apply, join_patches, precision, shapes
 from smalti.models.network_files import load_network, save_network
 from smalti.models.vqgan_config import GROUPS

@@ -10,9 +10,9 @@ from typing import Any, Final
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage, dead_queue_name, queue_name
+from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 
 DELIVERY_LIMIT: Final = 20

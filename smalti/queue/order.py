@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from smalti.engines.requests import Priority
+from smalti.parameters import Priority
 
 BATCH_TURN: Final = 8
 """Of so many turns one is the batch work's."""

@@ -12,8 +12,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from smalti.messages import Message
-from smalti.parameters import Strict
 from smalti.storage import DamagedObjectError, MissingObjectError, ObjectStore
+from smalti.validation import Strict
 
 
 class Record(Strict):

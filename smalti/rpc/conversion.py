@@ -6,12 +6,11 @@ import numpy as np
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
-from smalti.engines.requests import Priority
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
-from smalti.models.rewording import Rewording
-from smalti.parameters import SamplingParameters
+from smalti.parameters import Priority, SamplingParameters
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
+from smalti.text.rewording import Rewording
 from smalti.v1 import encoder_pb2, model_pb2, prompt_pb2, sampling_pb2
 from smalti.v1.tokens_pb2 import ImageTokens
 

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from smalti.engines.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     DrainingError,
     InvalidInputError,

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import grpc
 
-from smalti.engines.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     AttemptsExhaustedError,
     DrainingError,

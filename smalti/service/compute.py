@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from smalti.engines.requests import EngineFailedError
+from smalti.engines.generator.requests import EngineFailedError
 from smalti.errors import OverloadedError, SmaltiError
 from smalti.telemetry import tracing
 

@@ -1,6 +1,6 @@
 """What a model is, in the contract's words; read from its configurations, without its weights."""
 
-from smalti.models.sizes import Sizes
+from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import sampling_message
 from smalti.v1 import model_pb2
 
@@ -10,26 +10,26 @@ def model_reference(name: str, revision: str) -> model_pb2.ModelReference:
     return model_pb2.ModelReference(name=name, revision=revision)
 
 
-def model_message(sizes: Sizes) -> model_pb2.Model:
+def model_message(spec: ModelSpec) -> model_pb2.Model:
     """Returns the description of a model; `default`, `limits` and `vocabulary` are left to the gateway.
 
     Raises:
         ModelError: the header of the VQGAN's weights cannot be read.
     """
-    folder = sizes.folder
+    folder = spec.folder
     return model_pb2.Model(
         reference=model_reference(folder.name, folder.revision),
         description=folder.manifest.description,
         licence=folder.manifest.licence,
         source=folder.manifest.source,
-        image_width=sizes.resolution,
-        image_height=sizes.resolution,
-        rows=sizes.side,
-        columns=sizes.side,
-        codebook_size=sizes.codebook_size,
-        text_length=sizes.transformer.max_text_length,
-        encoding_width=sizes.transformer.d_model,
-        encodes_images=sizes.encodes_images,
+        image_width=spec.resolution,
+        image_height=spec.resolution,
+        rows=spec.side,
+        columns=spec.side,
+        codebook_size=spec.codebook_size,
+        text_length=spec.transformer.max_text_length,
+        encoding_width=spec.transformer.d_model,
+        encodes_images=spec.encodes_images,
         sampling=sampling_message(folder.sampling),
         default_n=folder.defaults.n,
         default_candidates=folder.defaults.candidates,

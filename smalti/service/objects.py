@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from smalti.engines.encoding import Encoding
-from smalti.models.sizes import Sizes
+from smalti.registry.spec import ModelSpec
 from smalti.storage import DamagedObjectError, ObjectRef, ObjectStore
 
 
@@ -15,14 +15,14 @@ def encoding_bytes(encoding: Encoding) -> bytes:
     return save({"states": encoding.states.astype(np.float32), "mask": encoding.mask.astype(np.int32)})
 
 
-def read_encoding(store: ObjectStore, ref: ObjectRef, sizes: Sizes) -> Encoding:
+def read_encoding(store: ObjectStore, ref: ObjectRef, spec: ModelSpec) -> Encoding:
     """Reads an encoding.
 
     Raises:
         MissingObjectError: it is not there.
         DamagedObjectError: it is not what was written, or none of the model's.
     """
-    config = sizes.transformer
+    config = spec.transformer
     tensors = _read(store, ref)
     states = _tensor(tensors, ref.key, "states", np.float32, (config.max_text_length, config.d_model))
     mask = _tensor(tensors, ref.key, "mask", np.int32, (config.max_text_length,))
@@ -37,11 +37,11 @@ def tokens_bytes(tokens: Int[np.ndarray, "candidates tokens"]) -> bytes:
 
 
 def read_tokens(
-    store: ObjectStore, ref: ObjectRef, candidates: int, sizes: Sizes
+    store: ObjectStore, ref: ObjectRef, candidates: int, spec: ModelSpec
 ) -> Int[np.ndarray, "candidates tokens"]:
     """Reads the image tokens of so many candidates; raises as `read_encoding`."""
-    tokens = _tensor(_read(store, ref), ref.key, "tokens", np.int32, (candidates, sizes.tokens))
-    if tokens.min() < 0 or tokens.max() >= sizes.codebook_size:
+    tokens = _tensor(_read(store, ref), ref.key, "tokens", np.int32, (candidates, spec.tokens))
+    if tokens.min() < 0 or tokens.max() >= spec.codebook_size:
         raise DamagedObjectError(ref.key, "a token of it is none of the model's")
     return tokens
 

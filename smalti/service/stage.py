@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-from smalti.engines.requests import RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
 from smalti.messages import ChunkTask, FailureReason, Message, Reading, Stage, Work
-from smalti.models.folder import ModelFolder
 from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
+from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, Watched
 from smalti.service.process import Process

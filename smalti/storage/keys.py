@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 from smalti.errors import InvalidInputError
-from smalti.parameters import Strict
+from smalti.validation import Strict
 
 JOBS = "jobs/"
 """The folder of all jobs."""

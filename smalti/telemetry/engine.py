@@ -7,7 +7,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class EngineMetrics:
-    """Counts what a `GeneratorEngine` does; see `smalti.engines.generator.EngineObserver`."""
+    """Counts what a `GeneratorEngine` does; see `smalti.engines.generator.engine.EngineObserver`."""
 
     def __init__(self, metrics: Metrics) -> None:
         """Counts into the metrics."""

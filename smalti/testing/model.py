@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from smalti.models import bart, vqgan
-from smalti.models.folder import ModelFolder
 from smalti.models.layers import Parameters, unflatten
-from smalti.models.words import KNOWN_WORDS_FILE, Words
 from smalti.parameters import Counts, SamplingParameters
+from smalti.registry.folder import ModelFolder
 from smalti.testing.clip import tiny_clip
 from smalti.testing.tokenizer import tiny_tokenizer_files
+from smalti.text.vocabulary import KNOWN_WORDS_FILE, Words
 
 TINY_VQGAN = vqgan.VQGANConfig(
     ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, attn_resolutions=(4,), resolution=32,

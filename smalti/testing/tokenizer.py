@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from smalti.models.text import SPECIAL_TOKENS, byte_level, save_tokenizer
+from smalti.text.tokenizer import SPECIAL_TOKENS, byte_level, save_tokenizer
 
 _WORDS = ("a", "an", "the", "on", "red", "blue", "cat", "dog", "fox", "car", "avocado", "armchair", "balloon")
 

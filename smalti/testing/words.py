@@ -1,6 +1,6 @@
 """The words of a small world, for tests."""
 
-from smalti.models.words import Words
+from smalti.text.vocabulary import Words
 
 SMALL_WORLD = Words(
     things=(

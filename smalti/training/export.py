@@ -10,21 +10,21 @@ import jax
 import numpy as np
 
 from smalti.errors import InvalidInputError
+from smalti.files import staged
 from smalti.models import bart
 from smalti.models.bart import DalleBart
 from smalti.models.clip import CONFIG_FILE
-from smalti.models.folder import ModelFolder
 from smalti.models.layers import Parameters, flatten
-from smalti.models.text import copy_text_files
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Counts
-from smalti.training.data.staging import staged
-from smalti.training.generator import GeneratorSettings
-from smalti.training.generator_run import CARRIED_FILES, TEXT_FOLDER, VQGAN_FOLDER
-from smalti.training.ranker_run import TrainedRanker
-from smalti.training.run_folder import SETTINGS_FILE, read_best, read_run_settings
-from smalti.training.text import load_tokenizer
-from smalti.training.tokenizer import load_vqgan
+from smalti.registry.folder import ModelFolder
+from smalti.text.tokenizer import copy_text_files
+from smalti.training.batches.text_tokenizer import load_tokenizer
+from smalti.training.loop.run_folder import SETTINGS_FILE, read_best, read_run_settings
+from smalti.training.trainers.generator import GeneratorSettings
+from smalti.training.trainers.generator_run import CARRIED_FILES, TEXT_FOLDER, VQGAN_FOLDER
+from smalti.training.trainers.ranker_run import TrainedRanker
+from smalti.training.trainers.tokenizer import load_vqgan
 
 Stored = Literal["float32", "float16"]
 """The type of the weights in the files; what they are computed in is up to the machine."""

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from smalti.errors import InvalidInputError
-from smalti.parameters import Strict
 from smalti.training.data.near_duplicates import FARTHEST_COLOUR, FARTHEST_HASH
-from smalti.training.data.world import problem_of
+from smalti.training.data.world.description import problem_of
+from smalti.validation import Strict
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

@@ -15,11 +15,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from smalti.errors import InvalidInputError
-from smalti.training.data.attributes import Attributes
-from smalti.training.data.composition import CompositionDataset
+from smalti.files import staged
 from smalti.training.data.pictures import pixels_of, square
 from smalti.training.data.shards import Row, ShardWriter, read_rows, read_schema, splits_in
-from smalti.training.data.staging import staged
+from smalti.training.data.world.attributes import Attributes
+from smalti.training.data.world.composition import CompositionDataset
 
 BATCH = 64
 _ENCODING = ("encoding", pa.list_(pa.int32()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from smalti.errors import InvalidInputError
+from smalti.files import staged
 from smalti.training.data.cleaning import clean_caption, size_problem, watermark_host
 from smalti.training.data.configuration import ImportSettings
 from smalti.training.data.near_duplicates import Fingerprints
@@ -20,7 +21,6 @@ from smalti.training.data.report import SHEET_PICTURES, Report
 from smalti.training.data.shards import Row, ShardWriter, read_rows, shard_paths
 from smalti.training.data.sources import UNREADABLE, Entry, Problem, read_source
 from smalti.training.data.splits import refuse_empty, split_clusters
-from smalti.training.data.staging import staged
 
 SCHEMA = pa.schema(
     [

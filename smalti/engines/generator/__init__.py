@@ -1,0 +1,1 @@
+"""The image-token generator: many requests in one batch of compiled programs."""

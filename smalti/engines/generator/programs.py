@@ -1,0 +1,372 @@
+"""The compiled programs of the generator: prefill, prime, insert, step.
+
+They compute what `smalti.models.bart.logits` does, one token at a time: self-attention keys and values are kept, those
+of cross-attention are computed once per prompt. `tests/test_generator.py` holds one against the other.
+
+Hidden states are `[d_model, rows]`: see `decode_weights` for why the kernel stands on the left.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from smalti.engines.generator.attention import (
+    attend,
+    attend_to_blocks,
+    attend_to_drawn_blocks,
+    heads_first,
+    put_into_blocks,
+    split_heads,
+)
+from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
+from smalti.engines.generator.sampling import draw, guide, uniforms
+from smalti.engines.generator.state import Blocks, DecodeState, KeysValues, Prefix, Sampling
+from smalti.engines.generator.weights import DecoderWeights, LayerWeights, Norm
+from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
+from smalti.models.layers import precision
+
+Attention = Callable[[Float[Array, "d_model rows"], LayerWeights], Float[Array, "d_model rows"]]
+
+
+def project(
+    kernel: Float[Array, "*fused outputs inputs"], x: Float[Array, "inputs rows"]
+) -> Float[Array, "*fused outputs rows"]:
+    """Returns `kernel @ x`."""
+    return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
+
+
+def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "features rows"]:
+    """Layer norm of every column, its statistics in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(0)
+    variance = jnp.maximum(jnp.square(wide).mean(0) - jnp.square(mean), 0)
+    scaled = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    if norm.scale is not None:
+        scaled = scaled * norm.scale[:, None]
+    return (scaled + norm.bias[:, None]).astype(x.dtype)
+
+
+def run_layer(
+    x: Float[Array, "d_model rows"], layer: LayerWeights, attend_self: Attention, attend_cross: Attention
+) -> Float[Array, "d_model rows"]:
+    """One decoder layer; how its two attentions see their places is the caller's business."""
+    attended = project(layer.self_out, attend_self(normalize(x, layer.self_norm), layer))
+    x = x + normalize(attended, layer.self_out_norm)
+    attended = project(layer.cross_out, attend_cross(normalize(x, layer.cross_norm), layer))
+    x = x + normalize(attended, layer.cross_out_norm)
+    activated, linear = project(layer.glu_in, normalize(x, layer.glu_norm))
+    h = normalize(jax.nn.gelu(activated, approximate=False) * linear, layer.glu_inner_norm)
+    return x + project(layer.glu_out, h)
+
+
+def embed(
+    weights: DecoderWeights, tokens: Int[Array, " rows"], positions: Int[Array, " rows"]
+) -> Float[Array, "d_model rows"]:
+    """Returns the hidden states before the first layer."""
+    return normalize(
+        (weights.embed_tokens[tokens] + weights.embed_positions[positions]).T, weights.embed_norm
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def prefill(
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    encoding: Float[Array, "places d_model"],
+    attention_mask: Int[Array, " places"],
+) -> Prefix:
+    """Computes the cross-attention keys and values of one prompt, for all layers."""
+
+    def keys_values(layer: LayerWeights) -> KeysValues:
+        keys, values = project(layer.cross_kv, encoding.T.astype(layer.cross_kv.dtype))
+        heads = config.decoder_attention_heads
+        return KeysValues(heads_first(keys, heads), heads_first(values, heads))
+
+    prefix = Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
+    return partition.constrain(prefix, PREFIX_RULES)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def prime(
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    prefix: Prefix,
+    unconditional: Prefix,
+    tokens: Int[Array, " image_length"],
+) -> tuple[KeysValues, ...]:
+    """Computes the self-attention keys and values of tokens that are given, all places at once.
+
+    Args:
+        partition: the devices.
+        config: the model's sizes.
+        weights: the decoder's weights.
+        prefix: the prompt's.
+        unconditional: the empty prompt's.
+        tokens: the picture so far; what stands behind it does not matter, since a place sees only those before it.
+
+    Returns:
+        By layer, for the conditional and for the unconditional half.
+    """
+    positions = jnp.arange(config.image_length)
+    previous = jnp.where(positions == 0, config.decoder_start_token_id, jnp.roll(tokens, 1))
+    causal = positions <= positions[:, None]
+    halves = [_run_places(config, weights, half, previous, causal) for half in (prefix, unconditional)]
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+    return partition.constrain(joined, PREFIX_RULES)
+
+
+def _run_places(
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    prefix: Prefix,
+    previous: Int[Array, " image_length"],
+    causal: Bool[Array, "image_length image_length"],
+) -> tuple[KeysValues, ...]:
+    """Runs the decoder over all places of one picture; here a row is a place."""
+    heads = config.decoder_attention_heads
+    x = embed(weights, previous, jnp.arange(config.image_length))
+    kept: list[KeysValues] = []
+
+    def attend_self(x: Array, layer: LayerWeights) -> Array:
+        q, k, v = project(layer.self_qkv, x)
+        kept.append(KeysValues(heads_first(k, heads), heads_first(v, heads)))
+        return attend(split_heads(q, heads), kept[-1], causal)
+
+    for layer, cross in zip(weights.layers, prefix.layers, strict=True):
+
+        def attend_cross(x: Array, layer: LayerWeights, cross: KeysValues = cross) -> Array:
+            return attend(split_heads(project(layer.cross_q, x), heads), cross, prefix.mask)
+
+        x = run_layer(x, layer, attend_self, attend_cross)
+    return tuple(kept)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def insert(
+    partition: Partition,
+    state: DecodeState,
+    prefix: Prefix,
+    slots: Int[Array, " slots"],
+    sampling: Sampling,
+) -> DecodeState:
+    """Puts one prompt into many slots, which start at the first tile.
+
+    Args:
+        partition: the devices.
+        state: is given up.
+        prefix: what `prefill` made of the prompt.
+        slots: the slots' indices; an index past the last slot stands for none.
+        sampling: the i-th entries belong to the i-th of `slots`.
+    """
+
+    def put(all_slots: Array, new: Array) -> Array:
+        return all_slots.at[slots].set(new, mode="drop")
+
+    state = replace(
+        state,
+        position=put(state.position, jnp.zeros_like(slots)),
+        sampling=jax.tree.map(put, state.sampling, sampling),
+        cross_attention=jax.tree.map(put, state.cross_attention, prefix.layers),
+        cross_mask=put(state.cross_mask, prefix.mask),
+    )
+    return partition.constrain(state, STATE_RULES)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def insert_primed(
+    partition: Partition,
+    state: DecodeState,
+    primed: tuple[KeysValues, ...],
+    tokens: Int[Array, " image_length"],
+    length: Int[Array, ""],
+    slots: Int[Array, " slots"],
+) -> DecodeState:
+    """Lets slots, into which their prompt was just inserted, start behind tokens that are given.
+
+    Args:
+        partition: the devices.
+        state: is given up.
+        primed: what `prime` made of the tokens.
+        tokens: the picture so far.
+        length: how many of them are given.
+        slots: the slots' indices; an index past the last slot stands for none.
+    """
+    rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
+
+    def put(groups: tuple[Blocks, ...], new: KeysValues) -> tuple[Blocks, ...]:
+        size = groups[0][0].keys.shape[0]
+        return tuple(
+            # A negative index would count from the end.
+            put_rows(blocks, new, jnp.where(rows < group * size, size, rows - group * size))
+            for group, blocks in enumerate(groups)
+        )
+
+    def put_rows(blocks: Blocks, new: KeysValues, rows: Int[Array, "rows"]) -> Blocks:
+        placed: list[KeysValues] = []
+        start = 0
+        for block in blocks:
+            places = slice(start, start := start + block.keys.shape[2])
+            keys, values = (
+                jnp.tile(each[:, :, places], (len(slots), 1, 1, 1)) for each in (new.keys, new.values)
+            )
+            placed.append(
+                KeysValues(
+                    block.keys.at[rows].set(keys, mode="drop"),
+                    block.values.at[rows].set(values, mode="drop"),
+                )
+            )
+        return tuple(placed)
+
+    state = replace(
+        state,
+        tokens=state.tokens.at[slots].set(tokens, mode="drop"),
+        position=state.position.at[slots].set(length, mode="drop"),
+        self_attention=tuple(
+            put(groups, new) for groups, new in zip(state.self_attention, primed, strict=True)
+        ),
+    )
+    return partition.constrain(state, STATE_RULES)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def release(partition: Partition, state: DecodeState, slots: Int[Array, " slots"]) -> DecodeState:
+    """Frees slots before they are finished; an index past the last slot stands for none."""
+    finished = state.tokens.shape[1]
+    state = replace(state, position=state.position.at[slots].set(finished, mode="drop"))
+    return partition.constrain(state, STATE_RULES)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=4)
+def step(
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    unconditional: Prefix,
+    state: DecodeState,
+    quantum: int,
+    blocks: int,
+) -> tuple[DecodeState, Int[Array, "slots quantum"]]:
+    """Draws the next tokens of every slot that is not finished.
+
+    Args:
+        partition: the devices.
+        config: the model's sizes.
+        weights: the decoder's weights.
+        unconditional: the prefix of the empty prompt, shared by all slots.
+        state: is given up.
+        quantum: how many tokens.
+        blocks: how many blocks of places are attended over; no slot may get beyond them. Where the state has several
+            groups of slots it has to be all, and each group is attended over as far as it has got.
+
+    Returns:
+        The state, and what was drawn: of each slot the tokens from where it stood, of a slot that has finished on the
+        way only the first ones of them.
+    """
+    before = state.position
+    state = jax.lax.fori_loop(
+        0,
+        quantum,
+        lambda _, state: _draw_one(partition, config, weights, unconditional, state, blocks),
+        state,
+    )
+    places = jnp.minimum(before[:, None] + jnp.arange(quantum), config.image_length - 1)
+    drawn = jnp.take_along_axis(state.tokens, places, axis=1)
+    return partition.constrain(state, STATE_RULES), partition.gather(drawn)
+
+
+def _draw_one(
+    partition: Partition,
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    unconditional: Prefix,
+    state: DecodeState,
+    blocks: int,
+) -> DecodeState:
+    """Draws one token for every slot that is not finished."""
+    slots = jnp.arange(state.position.shape[0])
+    active = state.position < config.image_length
+    position = jnp.minimum(state.position, config.image_length - 1)
+    previous = jnp.where(
+        position == 0, config.decoder_start_token_id, state.tokens[slots, jnp.maximum(position - 1, 0)]
+    )
+    furthest = jnp.where(active, position, 0)
+    logits, self_attention = _decode(
+        config, weights, unconditional, state, previous, position, furthest, blocks
+    )
+    sampling = state.sampling
+    conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
+    guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
+    uniform = uniforms(sampling.seed, sampling.candidate, position)
+    drawn = draw(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+    drawn = jnp.where(active, drawn, state.tokens[slots, position])
+    state = replace(
+        state,
+        tokens=state.tokens.at[slots, position].set(drawn),
+        position=state.position + active,
+        self_attention=self_attention,
+    )
+    return partition.constrain(state, STATE_RULES)
+
+
+def _decode(
+    config: DalleBartConfig,
+    weights: DecoderWeights,
+    unconditional: Prefix,
+    state: DecodeState,
+    previous: Int[Array, " slots"],
+    position: Int[Array, " slots"],
+    furthest: Int[Array, " slots"],
+    blocks: int,
+) -> tuple[Float[Array, "vocab slots 2"], tuple[tuple[Blocks, ...], ...]]:
+    """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place.
+
+    `furthest` is the place of a slot that is not finished, and 0 for others, whose results nobody reads.
+    """
+    heads, slots = config.decoder_attention_heads, position.shape[0]
+    both = jnp.repeat(position, 2)  # A slot's conditional half, then its unconditional one.
+    x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
+    groups = len(state.self_attention[0])
+    size = len(both) // groups
+    of_groups = [slice(group * size, (group + 1) * size) for group in range(groups)]
+    furthest_of_groups = furthest.reshape(groups, -1).max(1)
+    self_attention: list[tuple[Blocks, ...]] = []
+    for layer, past, cross, cross_unconditional in zip(
+        weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
+    ):
+
+        def attend_self(x: Array, layer: LayerWeights, past: tuple[Blocks, ...] = past) -> Array:
+            q, k, v = (split_heads(each, heads) for each in project(layer.self_qkv, x))
+            if groups == 1:
+                seen = put_into_blocks(past[0][:blocks], k, v, both)
+                self_attention.append((seen + past[0][blocks:],))
+                return attend_to_blocks(q, seen, both)
+            placed, attended = [], []
+            for group, rows in enumerate(of_groups):
+                placed.append(put_into_blocks(past[group], k[rows], v[rows], both[rows]))
+                attended.append(
+                    attend_to_drawn_blocks(q[rows], placed[-1], both[rows], furthest_of_groups[group])
+                )
+            self_attention.append(tuple(placed))
+            return jnp.concatenate(attended, axis=1)
+
+        def attend_cross(
+            x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
+        ) -> Array:
+            queries = split_heads(project(layer.cross_q, x), heads).reshape(slots, 2, heads, -1)
+            attended = (
+                attend(queries[:, 0], cross, state.cross_mask),
+                attend(queries[:, 1], shared, unconditional.mask),
+            )
+            return jnp.stack(attended, axis=2).reshape(x.shape)
+
+        x = run_layer(x, layer, attend_self, attend_cross)
+    logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
+    # Without the barrier the transposition that follows becomes part of the product, which is then several times
+    # slower on a CPU.
+    return jax.lax.optimization_barrier(logits).reshape(-1, slots, 2), tuple(self_attention)

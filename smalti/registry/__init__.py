@@ -1,0 +1,1 @@
+"""Model folders: what they say of themselves, whether their parts fit, how they are found and made."""

@@ -1,0 +1,1 @@
+"""Prompts as text: normalising, tokenizing, and rewording for models that know a small vocabulary."""

@@ -1,0 +1,218 @@
+"""A prompt in the words that a model of a small world knows.
+
+A prompt whose words are all known is drawn as it is. Of any other one, what is known or like something known
+is put together anew, in the form in which most captions were that the model has seen: "a red cat and a dog
+on a blue background". What the model has never read would be noise to it.
+"""
+
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from smalti.text.lexicon import LONGEST_PROMPT, Lexicon, Meaning, read_tokens
+from smalti.text.vocabulary import Words, article, load_words
+
+MOST_THINGS = 2
+"""Captions have no more of them."""
+_NAMED_AT_MOST = 6
+_LONGEST_NAMED = 30
+
+_BEFORE_BACKGROUNDS = {"in", "on", "with"}
+_ARTICLES = {"a", "an", "the"}
+
+
+@dataclass(frozen=True)
+class Rewording:
+    """What a model is given to draw for a prompt."""
+
+    prompt: str
+    """In words that it knows; the user's own for a model that reads any text."""
+    unknown: tuple[str, ...] = ()
+    """Words of the user's for which there is another one, or none."""
+    left_out: tuple[str, ...] = ()
+    """Words that the model knows, but cannot draw here: a third thing, a second background."""
+    notice: str = ""
+    """One line on what is drawn instead of what; empty when nothing is lost."""
+
+
+class Rewriter:
+    """Says prompts in a model's words; needs no other part of the model."""
+
+    def __init__(self, words: Words | None) -> None:
+        """Takes a model's words; None for a model that reads any text, whose prompts stay as they are."""
+        self._lexicon = Lexicon(words) if words else None
+
+    @classmethod
+    def load(cls, file: Path | None) -> Self:
+        """Reads a model's `words.json`; None is a model that reads any text.
+
+        Raises:
+            ModelError: the file cannot be used.
+        """
+        return cls(load_words(file))
+
+    def __call__(self, prompt: str) -> Rewording:
+        """Returns what to draw; the same for the same words, whatever the machine."""
+        if self._lexicon is None:
+            return Rewording(prompt)
+        tokens = read_tokens(prompt)
+        meanings = list(self._lexicon.meanings(tokens[:LONGEST_PROMPT]))
+        scene = _Scene(self._lexicon.words, [meaning for meaning in meanings if meaning.kind])
+        unknown = tuple(dict.fromkeys(meaning.said for meaning in meanings if not meaning.same))
+        names_something = bool(scene.figures)
+        if not names_something:
+            scene.add_figure(self._lexicon.nearest_thing(" ".join(unknown)))
+        as_it_is = (
+            names_something
+            and all(meaning.exact for meaning in meanings)
+            and not (scene.left_out or scene.has_implied_background or len(tokens) > LONGEST_PROMPT)
+        )
+        drawn = _as_it_is(prompt) if as_it_is else scene.caption()
+        left_out = tuple(dict.fromkeys(scene.left_out))
+        problems = [f"does not know {_named(unknown)}"] if unknown else []
+        if left_out:
+            problems.append(f"cannot draw {_named(left_out)} here")
+        if len(tokens) > LONGEST_PROMPT:
+            problems.append(f"reads no more than {LONGEST_PROMPT} words")
+        problem = f"the model {' and '.join(problems)}" if problems else "the prompt names no thing"
+        notice = f'{problem}; drawing "{drawn}". It knows {len(self._lexicon.words.things)} things'
+        return Rewording(drawn, unknown, left_out, notice if problems or not names_something else "")
+
+
+@dataclass
+class _Figure:
+    thing: str
+    colour: Meaning | None
+    size: Meaning | None
+
+    def noun(self, plurals: tuple[str, ...]) -> str:
+        looks = (look.word for look in (self.size, self.colour) if look)
+        noun = " ".join((*looks, self.thing))
+        return noun if self.thing in plurals else f"{article(noun)} {noun}"
+
+
+@dataclass
+class _Scene:
+    """What a prompt asks for, read from left to right."""
+
+    words: Words
+    meanings: list[Meaning]
+    """Of a kind, all of them."""
+    figures: list[_Figure] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    has_implied_background: bool = False
+    """Whether the background was said without "background": "on yellow"."""
+    _background: Meaning | None = None
+    _style: Meaning | None = None
+    # Said before the thing that they belong to.
+    _colour: Meaning | None = None
+    _size: Meaning | None = None
+    _second_is_left: bool = False
+
+    def __post_init__(self) -> None:
+        for index, meaning in enumerate(self.meanings):
+            if meaning.kind == "thing":
+                self._take_thing(index)
+            elif meaning.kind == "colour":
+                self._take_colour(index)
+            elif meaning.kind == "size":
+                self._take_size(index)
+            elif meaning.kind == "style":
+                self._style = self._first(self._style, meaning)
+            elif len(self.figures) == 1 and (meaning.word, self._word(index + 1)) == ("right", "of"):
+                self._second_is_left = True
+        if self.figures:
+            self._leave_out(self._size, self._colour)
+
+    def add_figure(self, thing: str) -> None:
+        """Adds a thing with the colour and size that have been said for it."""
+        self.figures.append(_Figure(thing, self._colour, self._size))
+        self._colour = self._size = None
+
+    def caption(self) -> str:
+        """Says it in the commonest form."""
+        figures = reversed(self.figures) if self._second_is_left else self.figures
+        text = " and ".join(figure.noun(self.words.plurals) for figure in figures)
+        if self._background:
+            text += f" on {article(self._background.word)} {self._background.word} background"
+        return f"{text} in {self._style.word} style" if self._style else text
+
+    def _take_thing(self, index: int) -> None:
+        thing = self.meanings[index]
+        if len(self.figures) < MOST_THINGS:
+            self.add_figure(thing.word)
+        else:
+            self._leave_out(self._size, self._colour, thing)
+            self._colour = self._size = None
+
+    def _take_colour(self, index: int) -> None:
+        colour, following = self.meanings[index], self._following(index)
+        of_thing = following is not None and following.kind == "thing"
+        named = following is not None and following.word == "background"
+        if named or (self.figures and self._follows_on(index) and not of_thing):
+            self._take_background(colour, named)
+        elif colour.word not in self.words.colours:
+            self._leave_out(colour)
+        elif of_thing or not self.figures:
+            self._leave_out(self._colour)
+            self._colour = colour
+        else:
+            self.figures[-1].colour = self._first(self.figures[-1].colour, colour)
+
+    def _take_background(self, colour: Meaning, named: bool) -> None:
+        if colour.word not in self.words.backgrounds or (
+            self._background and not self.has_implied_background
+        ):
+            self._leave_out(colour)
+            return
+        self._leave_out(self._background)
+        self._background, self.has_implied_background = colour, not named
+
+    def _take_size(self, index: int) -> None:
+        size, following = self.meanings[index], self._following(index)
+        if not self.figures or (following is not None and following.kind == "thing"):
+            self._size = self._first(self._size, size)
+        else:
+            self.figures[-1].size = self._first(self.figures[-1].size, size)
+
+    def _first(self, before: Meaning | None, now: Meaning) -> Meaning:
+        """Returns what was said first; another word than that is left out."""
+        if before and before.word != now.word:
+            self._leave_out(now)
+        return before or now
+
+    def _leave_out(self, *meanings: Meaning | None) -> None:
+        self.left_out += [meaning.said for meaning in meanings if meaning]
+
+    def _following(self, index: int) -> Meaning | None:
+        """Returns what comes next, apart from other colours and sizes."""
+        for meaning in self.meanings[index + 1 :]:
+            if meaning.kind not in ("colour", "size"):
+                return meaning
+        return None
+
+    def _follows_on(self, index: int) -> bool:
+        """Says whether a colour stands behind "on", "in" or "with"."""
+        before = index - 1 if self._word(index - 1) not in _ARTICLES else index - 2
+        return self._word(before) in _BEFORE_BACKGROUNDS
+
+    def _word(self, index: int) -> str:
+        return self.meanings[index].word if 0 <= index < len(self.meanings) else ""
+
+
+def _as_it_is(prompt: str) -> str:
+    """Writes a prompt as captions are: in lower case, and of all punctuation with commas alone."""
+    parts = (" ".join(token.said for token in read_tokens(part)) for part in prompt.split(","))
+    return ", ".join(part for part in parts if part)
+
+
+def _named(words: tuple[str, ...]) -> str:
+    """Writes words for a message of one line."""
+    shown = [
+        word if len(word) <= _LONGEST_NAMED else f"{word[: _LONGEST_NAMED - 1]}…"
+        for word in words[:_NAMED_AT_MOST]
+    ]
+    named = ", ".join(f'"{unicodedata.normalize("NFC", word)}"' for word in shown)
+    more = len(words) - _NAMED_AT_MOST
+    return f"{named} and {more} more" if more > 0 else named

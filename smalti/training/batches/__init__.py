@@ -1,0 +1,1 @@
+"""What trainers learn from, batch by batch."""

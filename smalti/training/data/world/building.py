@@ -1,0 +1,209 @@
+"""The shipped data set, from pinned packages to a world and a set of named pictograms, in one go."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+from PIL import Image
+
+from smalti.files import staged
+from smalti.training.data.near_duplicates import Fingerprints
+from smalti.training.data.pictures import flatten, pixels_of, png_bytes
+from smalti.training.data.report import SHEET_PICTURES, Report
+from smalti.training.data.shards import ShardWriter
+from smalti.training.data.splits import choose, refuse_empty, share_of, split_clusters
+from smalti.training.data.world.attributes import SPLITS
+from smalti.training.data.world.composition import CompositionDataset, World
+from smalti.training.data.world.description import Pictograms, WorldDescription
+from smalti.training.data.world.licences import credits_markdown, read_credits
+from smalti.training.data.world.pictograms import Names, Pictogram, rasterise, read_pictograms
+from smalti.training.data.world.sprites import make_sprites
+from smalti.training.data.world.words import make_words
+
+PICTOGRAM_SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),
+        ("caption", pa.string()),
+        ("label", pa.string()),
+        ("keywords", pa.list_(pa.string())),
+        ("code", pa.string()),
+        ("style", pa.string()),
+    ]
+)
+_OVERSAMPLING = 2
+_FEWEST_VISIBLE = 0.01
+
+Advance = Callable[[int, int], None]
+"""Is told how many pictograms are drawn, and how many there are."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    pictogram: Pictogram
+    png: bytes
+    digest: str
+
+
+def build(
+    out: Path,
+    packages: Path,
+    description: WorldDescription,
+    resolution: int = 64,
+    with_pictograms: bool = True,
+    overwrite: bool = False,
+    advance: Advance = lambda done, total: None,
+) -> Report:
+    """Builds the data set from installed packages; the same packages and arguments give the same bytes.
+
+    `out` gets `world/` (sprites, description, words, credits), `pictograms/` (every named picture of the
+    packages, as Parquet shards), a report and its contact sheets.
+
+    Args:
+        out: the folder of the data set.
+        packages: the folder that `install_packages` returned.
+        description: the world.
+        resolution: the largest side of the pictures that will be made from it, 64 or 128.
+        with_pictograms: whether `pictograms/` is wanted too; it takes most of the time.
+        overwrite: whether what is in `out` may go away.
+        advance: hears of the progress.
+
+    Raises:
+        InvalidInputError: a package, or a thing's picture in it, is missing.
+        SmaltiError: the disk is full or cannot be written.
+    """
+    report = Report("Data set of composed pictures and pictograms")
+    with staged(out, overwrite) as folder:
+        _build_world(folder, packages, description, resolution, report)
+        if with_pictograms:
+            _build_pictograms(folder, packages, description, resolution, report, advance)
+        report.write(folder)
+    return report
+
+
+def _build_world(
+    folder: Path, packages: Path, description: WorldDescription, resolution: int, report: Report
+) -> None:
+    target = folder / "world"
+    target.mkdir()
+    sprites = make_sprites(packages, description, resolution)
+    sprites.save(target / "sprites.npz")
+    _write_json(target / "world.json", description.model_dump(mode="json", exclude_defaults=True))
+    _write_json(target / "words.json", make_words(description, Names(packages)))
+    credits = read_credits(packages, description)
+    _write_json(target / "credits.json", [credit.record() for credit in credits])
+    (target / "credits.md").write_text(credits_markdown(credits), "utf-8")
+    counts = report.step("world")
+    counts["things"] = len(description.things)
+    counts["styles"] = len(description.styles)
+    counts["sprites"] = len(description.things) * len(description.styles)
+    counts["colours"] = len(description.colours)
+    counts["coloured backgrounds"] = len(description.backgrounds)
+    counts["held-out pairs of thing and colour"] = len(description.things)
+    counts["held-out pairs of thing and background"] = len(description.things)
+    world = World(description, sprites, resolution)
+    for split in SPLITS:
+        pixels, captions, _ = CompositionDataset(world, split=split).batch(0, SHEET_PICTURES)
+        report.add_sheet(folder, f"world-{split}", list(pixels), captions)
+
+
+def _build_pictograms(
+    folder: Path,
+    packages: Path,
+    description: WorldDescription,
+    resolution: int,
+    report: Report,
+    advance: Advance,
+) -> None:
+    target = folder / "pictograms"
+    target.mkdir()
+    names = Names(packages)
+    fingerprints = Fingerprints()
+    pictures: list[_Picture] = []
+    named: list[Pictogram] = []
+    for style in description.styles:
+        counts = report.step(f"name: {style.package}")
+        named += read_pictograms(packages, style.package, style.word, names, counts)
+    for done, pictogram in enumerate(named, start=1):
+        advance(done, len(named))
+        picture = _draw(pictogram, resolution, report)
+        if picture:
+            pictures.append(picture)
+            fingerprints.add(Image.fromarray(pixels_of(picture.png)))
+    clusters = fingerprints.clusters()
+    splits = _split(pictures, clusters, description.pictograms)
+    counts = report.step("compare")
+    counts["pictures"] = len(pictures)
+    counts["groups of near copies, or single pictures"] = len(set(clusters.tolist()))
+    counts["dropped: near copy of a held-out picture"] = splits.count(None)
+    refuse_empty([split for split in splits if split], SPLITS)
+    for split in SPLITS:
+        chosen = [picture for picture, side in zip(pictures, splits, strict=True) if side == split]
+        with ShardWriter(target, split, PICTOGRAM_SCHEMA) as writer:
+            for picture in chosen:
+                writer.write(_row(picture))
+        report.step("split")[split] = writer.rows
+        # In the order of their digests, which is none: a sheet then shows all kinds.
+        shown = sorted(chosen, key=lambda picture: picture.digest)[:SHEET_PICTURES]
+        sheet = [pixels_of(picture.png) for picture in shown]
+        report.add_sheet(folder, f"pictograms-{split}", sheet, [_caption(picture) for picture in shown])
+
+
+def _draw(pictogram: Pictogram, resolution: int, report: Report) -> _Picture | None:
+    name = f"{pictogram.label} ({pictogram.style})"
+    try:
+        drawn = Image.fromarray(rasterise(pictogram.svg, _OVERSAMPLING * resolution))
+    except ValueError as error:
+        report.drop("rasterise", name, "cannot be drawn", str(error))
+        return None
+    visible = np.mean(np.array(drawn.getchannel("A")) > 0)
+    if visible < _FEWEST_VISIBLE:
+        report.drop("rasterise", name, "nothing to see")
+        return None
+    report.step("rasterise")["pictures"] += 1
+    picture = flatten(drawn.resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return _Picture(pictogram, png_bytes(picture), hashlib.sha256(picture.tobytes()).hexdigest())
+
+
+def _split(
+    pictures: Sequence[_Picture], clusters: Int[np.ndarray, " pictures"], shares: Pictograms
+) -> list[str | None]:
+    """Holds out some names whole, some pictures of the others, and drops near copies of held-out names."""
+    by_name = [
+        choose({"held_out": shares.held_out_names}, share_of(0, picture.pictogram.code))
+        for picture in pictures
+    ]
+    digests = [picture.digest for picture in pictures]
+    by_picture = split_clusters(clusters, digests, {"validation": shares.validation})
+    sides: dict[int, set[str]] = defaultdict(set)
+    for cluster, side in zip(clusters.tolist(), by_name, strict=True):
+        sides[cluster].add(side)
+    return [
+        "held_out" if name == "held_out" else None if "held_out" in sides[cluster] else picture
+        for cluster, name, picture in zip(clusters.tolist(), by_name, by_picture, strict=True)
+    ]
+
+
+def _row(picture: _Picture) -> dict[str, object]:
+    pictogram = picture.pictogram
+    return {
+        "image": picture.png,
+        "caption": _caption(picture),
+        "label": pictogram.label,
+        "keywords": list(pictogram.keywords),
+        "code": pictogram.code,
+        "style": pictogram.style,
+    }
+
+
+def _caption(picture: _Picture) -> str:
+    return f"{picture.pictogram.label} in {picture.pictogram.style} style"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,123 @@
+"""The things of a world as pictures with alpha, and the file that keeps them.
+
+A sprite is cropped to what is visible and fills its square. Sprites are kept at twice the largest size at
+which they are composed, so that every size comes from more pixels than it has.
+"""
+
+import io
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from smalti.errors import InvalidInputError
+from smalti.training.data.world.description import WorldDescription
+from smalti.training.data.world.pictograms import Names, rasterise, read_pictograms
+
+RESOLUTIONS = (64, 128)
+_VISIBLE_ALPHA = 8
+_REFERENCE = 64
+_OVERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """The pictures of all things in all styles."""
+
+    things: tuple[str, ...]
+    styles: tuple[str, ...]
+    resolution: int
+    """The largest side of the pictures that are to be composed from them."""
+    pixels: UInt8[np.ndarray, "things styles side side 4"]
+    """Straight alpha."""
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz of the same bytes for the same sprites."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            pixels=self.pixels,
+            things=np.array(self.things),
+            styles=np.array(self.styles),
+            resolution=np.array(self.resolution),
+        )
+        path.write_bytes(buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "Sprites":
+        """Reads what `save` wrote.
+
+        Raises:
+            InvalidInputError: the file is not there, is damaged, or is something else.
+        """
+        try:
+            # Opened here: numpy leaves the file of a damaged archive open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(
+                    things=tuple(arrays["things"].tolist()),
+                    styles=tuple(arrays["styles"].tolist()),
+                    resolution=int(arrays["resolution"]),
+                    pixels=arrays["pixels"],
+                )
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InvalidInputError(str(path), f"is no file of sprites ({error})") from None
+
+
+def make_sprites(packages: Path, description: WorldDescription, resolution: int) -> Sprites:
+    """Draws the sprites of a world from the installed packages.
+
+    Raises:
+        InvalidInputError: a thing has no picture in a style, or the resolution is not one of `RESOLUTIONS`.
+    """
+    if resolution not in RESOLUTIONS:
+        raise InvalidInputError("resolution", f"{resolution} is not one of {RESOLUTIONS}")
+    names = Names(packages)
+    side = _OVERSAMPLING * description.layout.big * resolution // _REFERENCE
+    pixels = np.zeros((len(description.things), len(description.styles), side, side, 4), np.uint8)
+    for column, style in enumerate(description.styles):
+        icons = read_pictograms(packages, style.package, style.word, names, Counter())
+        by_label = {icon.label: icon for icon in icons}
+        for row, thing in enumerate(description.things):
+            if thing.label not in by_label:
+                raise InvalidInputError(thing.word, f"{style.package} has no picture named {thing.label!r}")
+            try:
+                picture = rasterise(by_label[thing.label].svg, _OVERSAMPLING * side)
+                pixels[row, column] = fill_square(picture, side)
+            except ValueError as error:
+                raise InvalidInputError(thing.word, f"its picture in {style.package}: {error}") from None
+    return Sprites(
+        things=tuple(thing.word for thing in description.things),
+        styles=tuple(style.word for style in description.styles),
+        resolution=resolution,
+        pixels=pixels,
+    )
+
+
+def fill_square(picture: UInt8[np.ndarray, "height width 4"], side: int) -> UInt8[np.ndarray, "side side 4"]:
+    """Crops a picture to what is visible and fits that into a square, centred.
+
+    Raises:
+        ValueError: nothing is visible.
+    """
+    rows, columns = np.nonzero(picture[..., 3] > _VISIBLE_ALPHA)
+    if not len(rows):
+        raise ValueError("the picture is empty")
+    visible = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = visible.shape[:2]
+    scale = side / max(height, width)
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    square = np.zeros((side, side, 4), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = resize(visible, width, height)
+    return square
+
+
+def resize(
+    picture: UInt8[np.ndarray, "height width 4"], new_width: int, new_height: int
+) -> UInt8[np.ndarray, "new_height new_width 4"]:
+    """Scales a picture; Pillow premultiplies alpha meanwhile, so that no dark fringe appears."""
+    return np.array(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS))

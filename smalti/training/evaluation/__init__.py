@@ -1,0 +1,1 @@
+"""Measuring a model with the judge, and the pages that report it."""

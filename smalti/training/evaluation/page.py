@@ -1,0 +1,262 @@
+"""What was measured, as a page with its pictures: `docs/quality.md`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from smalti.errors import InvalidInputError, SmaltiError
+from smalti.files import atomic_path, write_atomically
+from smalti.pictures import grid
+from smalti.training.evaluation.measuring import Quality, Sheets
+from smalti.training.evaluation.questions import Kind
+from smalti.training.evaluation.scoring import Interval, Selection, Shares
+
+PAGE = "quality.md"
+FIGURES = "quality.json"
+PICTURES = Path("pictures/quality")
+FIRSTS = "first.png"
+BEGIN = "<!-- What one sees: written by hand, kept when this page is made again. -->"
+END = "<!-- The rest of this page is made by `smalti evaluate`. -->"
+NOTHING_SEEN = "Nobody has looked at these pictures yet."
+
+_SIDE = 64
+"""A picture on a sheet is not larger."""
+_COLUMNS = 4
+_GAP, _MARGIN, _LABEL = 2, 10, 34
+_FONT_SIZE = 11
+_COLOURS = 255
+KIND_NAMES: dict[Kind, str] = {
+    "natural": "a thing in its own colours, on white",
+    "seen": "a colour, a background or both that training has",
+    "held_out_colour": "a colour that training never has with this thing",
+    "held_out_background": "a background that training never has with this thing",
+    "pairs": "two things side by side, as training has them",
+}
+_GOALS: dict[Kind, float] = {
+    "natural": 0.95, "seen": 0.9, "held_out_colour": 0.7, "held_out_background": 0.7,
+}  # fmt: skip
+_JUDGE_NAMES = {
+    "plain": "as they are composed",
+    "tokens": "as they come back from their tokens",
+    "big": "of these, one big thing",
+    "small": "of these, a small thing, or one of two",
+}
+
+
+def write_page(out: Path, quality: Quality, sheets: Sheets) -> Path:
+    """Writes the page, its figures as JSON, and its pictures; what was written by hand stays.
+
+    Returns:
+        the page.
+
+    Raises:
+        InvalidInputError: the page that is there has lost the marks around what was written by hand.
+        SmaltiError: a file cannot be written.
+    """
+    page = out / PAGE
+    seen = observations(page)
+    try:
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
+        for side, prompts in sheets.prompts.items():
+            with atomic_path(out / PICTURES / f"{side}.png") as partial:
+                overview(prompts, sheets.pixels[side]).save(partial, "PNG", optimize=True)
+        with atomic_path(out / PICTURES / FIRSTS) as partial:
+            first_of_each(sheets).save(partial, "PNG", optimize=True)
+        write_atomically(out / FIGURES, quality.model_dump_json(indent=1) + "\n")
+        write_atomically(page, _page(quality, seen))
+    except OSError as error:
+        raise SmaltiError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return page
+
+
+def observations(page: Path) -> str:
+    """Returns what was written by hand between the marks of a page.
+
+    Raises:
+        InvalidInputError: the page has not both marks, in their order.
+    """
+    if not page.exists():
+        return NOTHING_SEEN
+    text = page.read_text("utf-8")
+    _, begin, rest = text.partition(BEGIN)
+    seen, end, _ = rest.partition(END)
+    if not begin or not end:
+        raise InvalidInputError(
+            "out",
+            f"{page} has lost the marks around what was written by hand; put them back, or move it away",
+        )
+    return seen.strip()
+
+
+def overview(prompts: Sequence[str], pixels: Sequence[UInt8[np.ndarray, "shown side side 3"]]) -> Image.Image:
+    """Lays a grid for each prompt, under its words; best picture first."""
+    grids = [grid([_small(picture) for picture in shown], _GAP) for shown in pixels]
+    width, height = grids[0].size[0] + _MARGIN, grids[0].size[1] + _LABEL
+    rows = -(-len(grids) // _COLUMNS)
+    canvas = Image.new("RGB", (_COLUMNS * width + _MARGIN, rows * height + _MARGIN), (232, 232, 232))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
+    for place, (prompt, each) in enumerate(zip(prompts, grids, strict=True)):
+        left, top = place % _COLUMNS * width + _MARGIN, place // _COLUMNS * height
+        lines = _lines(prompt, font, each.size[0])
+        pen.multiline_text((left, top + _LABEL - 3), "\n".join(lines), "black", font, anchor="ld", spacing=1)
+        canvas.paste(each, (left, top + _LABEL))
+    return _palette(canvas)
+
+
+def first_of_each(sheets: Sheets) -> Image.Image:
+    """Lays the picture that the ranker finds best of every prompt in rows."""
+    firsts = [_small(shown[0]) for side in sheets.pixels.values() for shown in side]
+    columns = -(-len(firsts) // _COLUMNS)
+    canvas = Image.new("RGB", (columns * (_SIDE + _GAP) - _GAP, _COLUMNS * (_SIDE + _GAP) - _GAP), "white")
+    for place, picture in enumerate(firsts):
+        row, column = divmod(place, columns)
+        canvas.paste(picture, (column * (_SIDE + _GAP), row * (_SIDE + _GAP)))
+    return _palette(canvas)
+
+
+def _small(picture: UInt8[np.ndarray, "side side 3"]) -> Image.Image:
+    image = Image.fromarray(picture)
+    return image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS) if len(picture) != _SIDE else image
+
+
+def _palette(image: Image.Image) -> Image.Image:
+    """Reduces the colours, since the pictures stand in the repository: a third of the size, and hardly to be seen."""
+    return image.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Breaks a text into two lines at most."""
+    first: list[str] = []
+    rest = text.split()
+    while rest and font.getlength(" ".join([*first, rest[0]])) <= width:
+        first.append(rest.pop(0))
+    return [line for line in (" ".join(first), " ".join(rest)) if line]
+
+
+def _page(quality: Quality, seen: str) -> str:
+    counts, sampling, damaged = quality.counts, quality.sampling, quality.judge["damaged"]
+    drawn = sum(kind.prompts for kind in quality.kinds.values())
+    versions = ", ".join(f"{name} {version}" for name, version in quality.versions.items())
+    lines = [
+        "# Quality",
+        "",
+        f"What `{quality.model}` draws, and how often it is right. [How it is measured](evaluation.md); "
+        f"the figures as [JSON]({FIGURES}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| model | `{quality.model}`, {quality.size / 2**20:.1f} MiB |",
+        f"| revision | `{quality.revision}` |",
+        f"| drawn with | guidance scale {sampling.guidance_scale:g}, temperature {sampling.temperature:g}, "
+        f"top-k {sampling.top_k}, top-p {sampling.top_p:g}; the best {counts.n} of {counts.candidates} by CLIP |",
+        f"| measured | {quality.date}, on {quality.machine} |",
+        f"| versions | {versions} |",
+        "",
+        "## What one sees",
+        "",
+        BEGIN,
+        "",
+        seen,
+        "",
+        END,
+        "",
+        "## Sheets",
+        "",
+        f"The best {counts.n} of {counts.candidates} by CLIP, best first, of seed 1; nothing was picked by hand. In "
+        f"brackets, how many of the {counts.n} the judge finds right in thing, colour and background.",
+        "",
+        *_sheet("Combinations that training has", "seen", quality),
+        *_sheet("Combinations that training never has", "held_out", quality),
+        "## Pictures that are right",
+        "",
+        f"Shares of pictures that an independent classifier finds right, over {drawn} prompts with "
+        f"{counts.candidates} pictures each, in percent; with the 95 % interval in brackets. Every prompt has a seed "
+        "of its own.",
+        "",
+    ]
+    for kind, result in quality.kinds.items():
+        goal = f" Goal for the best {counts.n}: {_GOALS[kind]:.0%}." if kind in _GOALS else ""
+        lines += [
+            f"### {KIND_NAMES[kind][0].upper()}{KIND_NAMES[kind][1:]}",
+            "",
+            f"{result.prompts} prompts.{goal}",
+            "",
+            "| pictures | thing | colour | background | all three |",
+            "|---|---|---|---|---|",
+            *(_shares_row(name, result.shares[name], quality) for name in result.shares),
+            "",
+        ]
+    lines += [
+        "## CLIP's choice",
+        "",
+        f"How many more of the best {counts.n} than of all {counts.candidates} are right in all three, in percentage "
+        "points. By chance it would be 0.",
+        "",
+        "| prompts | difference |",
+        "|---|---|",
+        *(f"| {KIND_NAMES[kind]} | {_points(result.choice)} |" for kind, result in quality.kinds.items()),
+        f"| all {drawn} | {_points(quality.choice)} |",
+        *(
+            [
+                f"| the {quality.open_prompts} of them with right and wrong pictures | {_points(quality.open_choice)} |"
+            ]
+            if quality.open_choice
+            else []
+        ),
+        "",
+        "## The judge",
+        "",
+        f"How often the judge itself is right on {quality.judge['plain'].pictures} real pictures of combinations that "
+        "neither it nor the model was trained on, in percent.",
+        "",
+        "| pictures | thing | colour | background |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} ({right.pictures}) | {100 * right.thing:.1f} | {100 * right.colour:.1f} "
+            f"| {100 * right.background:.1f} |"
+            for name, right in ((_JUDGE_NAMES[name], quality.judge[name]) for name in _JUDGE_NAMES)
+        ),
+        "",
+        f"The same pictures, damaged: of {100 * damaged.thing:.1f} % it says that there is no whole thing, and "
+        f"{100 * damaged.fooled:.1f} % it takes for the thing that they were made of.",
+        "",
+        "## The image tokenizer",
+        "",
+        f"{quality.reconstruction.pictures} pictures of held-out combinations come back from their tokens with a PSNR "
+        f"of {quality.reconstruction.psnr:.2f} dB and an SSIM of {quality.reconstruction.ssim:.3f}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sheet(title: str, side: str, quality: Quality) -> list[str]:
+    prompts = [f"{each.prompt} ({each.right})" for each in quality.sheets[side]]
+    return [
+        f"### {title}",
+        "",
+        f"![{title}]({(PICTURES / f'{side}.png').as_posix()})",
+        "",
+        "; ".join(prompts) + ".",
+        "",
+    ]
+
+
+def _shares_row(selection: Selection, shares: Shares, quality: Quality) -> str:
+    n, of = quality.counts.n, quality.counts.candidates
+    names: dict[Selection, str] = {
+        "all": f"all {of}", "best": f"the best {n} by CLIP", "first": "the first by CLIP",
+        "worst": f"the worst {of - n}",
+    }  # fmt: skip
+    cells = [shares.thing, shares.colour, shares.background, shares.everything]
+    return f"| {names[selection]} | " + " | ".join(percent(cell) for cell in cells) + " |"
+
+
+def percent(share: Interval) -> str:
+    """Writes a share with its interval in percent."""
+    return f"{100 * share.value:.1f} ({100 * share.low:.0f}–{100 * share.high:.0f})"
+
+
+def _points(difference: Interval) -> str:
+    return f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"

@@ -1,0 +1,112 @@
+"""Which sampling values suit a model: the judge's shares over a grid of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+
+import numpy as np
+
+from smalti.parameters import SamplingParameters
+from smalti.pipeline import Pipeline
+from smalti.training.data.world.composition import World
+from smalti.training.data.world.lookalikes import acceptable_colours
+from smalti.training.evaluation.measuring import Drawn, draw
+from smalti.training.evaluation.questions import KINDS, Kind, questions
+from smalti.training.evaluation.scoring import Scorer, select
+from smalti.training.judge.network import PictureJudge
+from smalti.validation import Strict
+
+Advance = Callable[[int], None]
+
+
+class SweepRow(Strict):
+    """What came of one choice of sampling values; shares are of pictures right in everything, over all prompts."""
+
+    sampling: SamplingParameters
+    all: float
+    best: float
+    first: float
+    kinds: dict[Kind, float]
+    """The share of the best, by kind of prompt."""
+    variety: float
+    """How far a prompt's candidates are from their mean: root mean square of pixels in [0, 1]."""
+
+
+def sampling_grid(
+    base: SamplingParameters, scales: Sequence[float], temperatures: Sequence[float], top_ks: Sequence[int]
+) -> list[SamplingParameters]:
+    """Returns every combination; an empty list stands for the model's own value.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+    """
+    return [
+        SamplingParameters.check(
+            **{**base.model_dump(), "guidance_scale": scale, "temperature": temperature, "top_k": top_k}
+        )
+        for scale, temperature, top_k in product(
+            scales or [base.guidance_scale], temperatures or [base.temperature], top_ks or [base.top_k]
+        )
+    ]
+
+
+def sweep(
+    pipeline: Pipeline,
+    judge: PictureJudge,
+    world: World,
+    grid: Iterable[SamplingParameters],
+    prompts_per_kind: int,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    advance: Advance = lambda done: None,
+) -> Iterator[SweepRow]:
+    """Draws the same prompts with each choice of values and judges them; the arguments are those of `evaluate`."""
+    counts = pipeline.folder.defaults
+    scorer = Scorer(judge, world, acceptable_colours(world))
+    asked = {kind: questions(world, kind, prompts_per_kind) for kind in kinds}
+    done = 0
+    for sampling in grid:
+        shares: dict[Kind, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
+        varieties = []
+        for kind in kinds:
+            seeds = range(1, prompts_per_kind + 1)
+            for drawn in draw(pipeline, asked[kind], sampling, counts.candidates, seeds):
+                right = scorer(drawn.question, drawn.pixels).everything
+                chosen = select(drawn.scores, "best", counts.n)
+                shares[kind].append((right.mean(), right[chosen].mean(), right[chosen[0]]))
+                varieties.append(_variety(drawn))
+                advance(done := done + 1)
+        everything = np.array([each for kind in kinds for each in shares[kind]], np.float64).mean(0)
+        yield SweepRow(
+            sampling=sampling,
+            all=float(everything[0]),
+            best=float(everything[1]),
+            first=float(everything[2]),
+            kinds={kind: float(np.mean([best for _, best, _ in shares[kind]])) for kind in kinds},
+            variety=float(np.mean(varieties)),
+        )
+
+
+def sweep_table(rows: Sequence[SweepRow]) -> str:
+    """Writes rows as Markdown, the best share of the best pictures first."""
+    kinds = list(rows[0].kinds)
+    names = [
+        "guidance scale",
+        "temperature",
+        "top-k",
+        "all",
+        "best",
+        "first",
+        *(f"best: {kind}" for kind in kinds),
+    ]
+    lines = ["| " + " | ".join([*names, "variety"]) + " |", "|" + "---|" * (len(names) + 1)]
+    for row in sorted(rows, key=lambda row: -row.best):
+        values = [row.all, row.best, row.first, *(row.kinds[kind] for kind in kinds)]
+        cells = [f"{row.sampling.guidance_scale:g}", f"{row.sampling.temperature:g}", f"{row.sampling.top_k}"]
+        cells += [f"{100 * value:.1f}" for value in values]
+        lines.append("| " + " | ".join([*cells, f"{row.variety:.3f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _variety(drawn: Drawn) -> float:
+    pixels = drawn.pixels.astype(np.float64) / 255
+    return float(np.sqrt(np.square(pixels - pixels.mean(0)).mean()))

@@ -1,0 +1,1 @@
+"""The judge: a classifier that measures what a model draws."""

@@ -1,0 +1,1 @@
+"""What every training run shares: settings, steps, checkpoints, logs, and the loop itself."""

@@ -1,0 +1,1 @@
+"""The trainers of a model's parts: image tokenizer, generator, ranker."""
