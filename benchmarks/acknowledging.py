@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.measuring import Times
 from benchmarks.report import Row
+from harness.queue import settings_for, task, wait_until
 from smalti.messages import Message, Stage
 from smalti.queue import BrokerSettings, Delivery, Publisher, consume
 from smalti.queue.worker import KeepingConsumer
-from smalti.testing.queue_stand import settings_for, task, wait_until
 from smalti.up.servers import ValkeyServer
 
 THREADS = 4

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from smalti.testing.servers import S3Server, ValkeyServer
-from smalti.testing.service_process import ServiceProcess
+from harness.servers import S3Server, ValkeyServer
+from harness.service_process import ServiceProcess
 
 STAGES: Final = ("encoder", "generator", "decoder", "ranker")
 

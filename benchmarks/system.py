@@ -16,11 +16,11 @@ from benchmarks.acknowledging import measure_acknowledgements
 from benchmarks.deployment import Deployment
 from benchmarks.measuring import Times, format_seconds
 from benchmarks.report import Row
+from harness.collector import Collector, Seen
+from harness.queue import wait_until
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.telemetry.tracing import COMPUTE_BEGINS, COMPUTE_ENDS
-from smalti.testing.collector import Collector, Seen
 from smalti.testing.model import tiny_model
-from smalti.testing.queue_stand import wait_until
 from smalti.up.servers import free_port
 from smalti.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 

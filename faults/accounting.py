@@ -14,11 +14,11 @@ from typing import Any
 
 from faults.reference import Reference
 from faults.system import PATIENCE, System
+from harness.queue import wait_until
 from smalti.client import Client, has_ended
 from smalti.errors import SmaltiError, UnavailableError
 from smalti.storage import DamagedObjectError, JobKeys
 from smalti.storage.store import digest
-from smalti.testing.queue_stand import wait_until
 from smalti.v1 import job_pb2
 from smalti.v1.job_pb2 import Job
 

@@ -18,6 +18,10 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
+from harness.proxy import Proxy
+from harness.queue import wait_until
+from harness.servers import HOST, PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer
+from harness.service_process import ONCE, ServiceProcess
 from smalti.client import Client
 from smalti.queue import BrokerSettings, celery_application
 from smalti.registry.folder import ModelFolder
@@ -25,17 +29,6 @@ from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
 from smalti.storage import ObjectStore, StoreSettings, open_store
-from smalti.testing.proxy import Proxy
-from smalti.testing.queue_stand import wait_until
-from smalti.testing.servers import (
-    HOST,
-    PostgresServer,
-    RabbitMQServer,
-    S3Server,
-    Server,
-    ValkeyServer,
-)
-from smalti.testing.service_process import ONCE, ServiceProcess
 
 STAGES = ("encoder", "generator", "decoder", "ranker")
 STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}

@@ -23,24 +23,18 @@ SHAPED = [
 ]
 install_import_hook(SHAPED, "beartype.beartype")
 
+from harness.queue import Stand, clear, settings_for  # noqa: E402
+from harness.servers import PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer  # noqa: E402
 from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
 from smalti.registry.folder import ModelFolder  # noqa: E402
 from smalti.registry.spec import ModelSpec  # noqa: E402
 from smalti.testing.model import tiny_model  # noqa: E402
-from smalti.testing.queue_stand import Stand, clear, settings_for  # noqa: E402
-from smalti.testing.servers import (  # noqa: E402
-    PostgresServer,
-    RabbitMQServer,
-    S3Server,
-    Server,
-    ValkeyServer,
-)
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 if TYPE_CHECKING:
-    from smalti.services.gateway.database import Database
-    from smalti.services.gateway.testing import GatewayStand, MakeGateway
+    from harness.gateway import GatewayStand, MakeGateway
+    from smalti.services.gateway.database.connection import Database
 
 use_compilation_cache()
 
@@ -122,8 +116,8 @@ DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.en
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
     """A gateway's database of each kind, empty."""
-    from smalti.services.gateway.database import Database
-    from smalti.services.gateway.testing import emptied, sqlite_database
+    from harness.gateway import emptied, sqlite_database
+    from smalti.services.gateway.database.connection import Database
 
     if request.param == "sqlite":
         made = sqlite_database(tmp_path)
@@ -183,7 +177,7 @@ def orbax_leftovers() -> Iterator[None]:
 @pytest.fixture
 def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGateway"]:
     """Makes gateways on one database."""
-    from smalti.services.gateway.testing import GatewayStand
+    from harness.gateway import GatewayStand
 
     made: list[GatewayStand] = []
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from harness.image_service import ServedGateway, served_gateway
 from smalti.cli import run
 from smalti.client import Client
 from smalti.pictures import read_drawing
 from smalti.registry.folder import ModelFolder
-from smalti.testing.image_service import ServedGateway, served_gateway
 from smalti.up.ports import DEFAULT_PORTS
 from smalti.up.servers import free_port
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.image_service import ROWS, ServedGateway, png, served_gateway
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
 from smalti.errors import (
@@ -27,7 +28,6 @@ from smalti.errors import (
     UnavailableError,
 )
 from smalti.rpc.settings import RpcSettings
-from smalti.testing.image_service import ROWS, ServedGateway, png, served_gateway
 from smalti.up.servers import free_port
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, Job, PictureReference
 from smalti.v1.sampling_pb2 import PRIORITY_BATCH

@@ -11,9 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from harness.captioned_pictures import make_folder, picture
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError
-from smalti.testing.captioned_pictures import make_folder, picture
 from smalti.training.data.configuration import ImportSettings, read_import_settings
 from smalti.training.data.importing import import_pictures
 from smalti.training.data.shards import splits_in

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.captioned_pictures import add_file, encoded, make_csv, make_folder, make_jsonl, make_tar, picture
 from smalti.errors import InvalidInputError
-from smalti.testing.captioned_pictures import (
-    add_file,
-    encoded,
-    make_csv,
-    make_folder,
-    make_jsonl,
-    make_tar,
-    picture,
-)
 from smalti.training.data.configuration import ImportSettings
 from smalti.training.data.importing import import_pictures
 from smalti.training.data.pictures import UnreadablePictureError, decode, pixels_of

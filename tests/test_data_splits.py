@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smalti.testing.captioned_pictures import encoded, make_csv, make_folder, picture
+from harness.captioned_pictures import encoded, make_csv, make_folder, picture
 from smalti.training.data.configuration import ImportSettings
 from smalti.training.data.importing import import_pictures
 from smalti.training.data.near_duplicates import Fingerprints

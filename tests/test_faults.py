@@ -12,7 +12,7 @@ from faults.matrix import Result
 from faults.rows import ROWS
 from faults.rows.short import SHORT
 from faults.running import Runner
-from smalti.testing.servers import PostgresServer, RabbitMQServer
+from harness.servers import PostgresServer, RabbitMQServer
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")

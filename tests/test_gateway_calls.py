@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from harness.gateway import GatewayStand, MakeGateway, sqlite_database
+from harness.gateway_calls import Change, created, done, fetched, initial, parameters, served, stored, tokens
+from harness.grpc_server import asynchronous
+from harness.service import answer
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,
@@ -22,23 +26,9 @@ from smalti.errors import (
 )
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.jobs import Conditions
-from smalti.services.gateway.testing import GatewayStand, MakeGateway, sqlite_database
-from smalti.services.gateway.testing_calls import (
-    Change,
-    created,
-    done,
-    fetched,
-    initial,
-    parameters,
-    served,
-    stored,
-    tokens,
-)
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.jobs.repository import Conditions
 from smalti.storage import JobKeys
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.service_stand import answer
 from smalti.testing.stages import picture_bytes
 from smalti.testing.words import SMALL_WORLD
 from smalti.v1 import image_pb2, job_pb2

@@ -8,25 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from harness.gateway import AwayStore, GatewayStand, MakeGateway, begun, emptied, failure, finish_chunk, order
+from harness.servers import PostgresServer
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import FailureReason, StageDone
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database import Database, DatabaseUnavailableError
-from smalti.services.gateway.jobs import Conditions
-from smalti.services.gateway.tables import State
-from smalti.services.gateway.testing import (
-    AwayStore,
-    GatewayStand,
-    MakeGateway,
-    begun,
-    emptied,
-    failure,
-    finish_chunk,
-    order,
-)
+from smalti.services.gateway.database.connection import Database, DatabaseUnavailableError
+from smalti.services.gateway.database.tables import State
+from smalti.services.gateway.jobs.repository import Conditions
 from smalti.storage import JobKeys, StoreUnavailableError
-from smalti.testing.servers import PostgresServer
 
 # Ends
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from harness.gateway import GatewayStand, MakeGateway, begun, finish_chunk, order
 from smalti.errors import InvalidInputError, OverloadedError, RequestIdReusedError
 from smalti.messages import FailureReason
 from smalti.registry.folder import ModelFolder
 from smalti.results import ResultFile
-from smalti.services.gateway.jobs import Conditions, Position
-from smalti.services.gateway.tables import Job, State
-from smalti.services.gateway.testing import GatewayStand, MakeGateway, begun, finish_chunk, order
+from smalti.services.gateway.database.tables import Job, State
+from smalti.services.gateway.jobs.repository import Conditions, Position
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes
 

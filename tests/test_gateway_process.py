@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from harness.queue import clear, gather, read_all, settings_for, wait_until
+from harness.servers import S3Server, ValkeyServer
+from harness.service_process import ServiceProcess
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name
 from smalti.queue import Delivery, Publisher, consume
@@ -17,12 +20,9 @@ from smalti.registry.folder import ModelFolder
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings
-from smalti.services.gateway.database import Database
+from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.settings import gateway_settings
 from smalti.storage import ObjectStore, StoreSettings, digest, open_store
-from smalti.testing.queue_stand import clear, gather, read_all, settings_for, wait_until
-from smalti.testing.servers import S3Server, ValkeyServer
-from smalti.testing.service_process import ServiceProcess
 from smalti.testing.stages import PlayedStages, picture_bytes
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from harness.gateway import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
 from smalti.errors import InvalidInputError
 from smalti.messages import FailureReason
 from smalti.parameters import Priority
 from smalti.queue import BrokerUnavailableError
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.dispatch import MOST_AT_ONCE
-from smalti.services.gateway.tables import State
-from smalti.services.gateway.testing import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import State
+from smalti.services.gateway.work.dispatch import MOST_AT_ONCE
 
 # Sending
 

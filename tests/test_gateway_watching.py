@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.gateway import GatewayStand, MakeGateway
+from harness.gateway_calls import created, done, initial, served, stored, tokens
+from harness.grpc_server import asynchronous
+from harness.service import answer, called
 from smalti.errors import (
     InvalidInputError,
     JobNotSucceededError,
@@ -19,10 +23,6 @@ from smalti.errors import (
 )
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.testing import GatewayStand, MakeGateway
-from smalti.services.gateway.testing_calls import created, done, initial, served, stored, tokens
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.service_stand import answer, called
 from smalti.v1 import image_pb2, job_pb2
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)

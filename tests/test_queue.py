@@ -13,6 +13,20 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from harness.queue import (
+    HARMLESS_WARNINGS,
+    WAIT,
+    Stand,
+    clear,
+    dead,
+    events,
+    gather,
+    read_all,
+    settings_for,
+    task,
+    wait_until,
+)
+from harness.servers import ValkeyServer
 from smalti.errors import InvalidInputError
 from smalti.messages import (
     EncodeTask,
@@ -36,20 +50,6 @@ from smalti.queue import (
 )
 from smalti.queue.delivery import WHY_DEAD
 from smalti.storage import ObjectRef
-from smalti.testing.queue_stand import (
-    HARMLESS_WARNINGS,
-    WAIT,
-    Stand,
-    clear,
-    dead,
-    events,
-    gather,
-    read_all,
-    settings_for,
-    task,
-    wait_until,
-)
-from smalti.testing.servers import ValkeyServer
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 

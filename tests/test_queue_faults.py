@@ -13,6 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from harness.queue import (
+    HARMLESS_WARNINGS,
+    WAIT,
+    Stand,
+    clear,
+    dead,
+    events,
+    gather,
+    patient,
+    read_all,
+    settings_for,
+    task,
+    wait_until,
+)
+from harness.servers import Server
 from smalti.messages import (
     Failed,
     Message,
@@ -28,21 +43,6 @@ from smalti.queue import (
     celery_application,
 )
 from smalti.storage import LocalStore
-from smalti.testing.queue_stand import (
-    HARMLESS_WARNINGS,
-    WAIT,
-    Stand,
-    clear,
-    dead,
-    events,
-    gather,
-    patient,
-    read_all,
-    settings_for,
-    task,
-    wait_until,
-)
-from smalti.testing.servers import Server
 
 WORKER = Path(__file__).parent / "queue_worker.py"
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.queue import HARMLESS_WARNINGS, Stand, dead, gather, settings_for, task
+from harness.servers import Server
+from harness.signing import certificate
 from smalti.errors import InvalidInputError
 from smalti.queue import (
     BrokerSettings,
@@ -14,16 +17,6 @@ from smalti.queue import (
     celery_application,
 )
 from smalti.queue.delivery import WHY_DEAD
-from smalti.testing.queue_stand import (
-    HARMLESS_WARNINGS,
-    Stand,
-    dead,
-    gather,
-    settings_for,
-    task,
-)
-from smalti.testing.servers import Server
-from smalti.testing.signing import certificate
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 

@@ -10,6 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from harness.grpc_server import asynchronous, served
 from smalti.engines.generator.requests import (
     EngineFailedError,
     EngineFullError,
@@ -37,7 +38,6 @@ from smalti.rpc.channel import blocking_channel, channel
 from smalti.rpc.errors import error_of, error_of_status, status_of, translated, within
 from smalti.rpc.reasons import BY_NAME, REASONS, reason_of
 from smalti.rpc.settings import RpcSettings
-from smalti.testing.grpc_server import asynchronous, served
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 from smalti.v1.generator_pb2 import GenerateRequest

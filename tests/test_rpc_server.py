@@ -14,13 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from harness.grpc_server import ENCODER, GENERATE, GENERATOR, asynchronous, served
 from smalti.engines.generator.requests import RequestCancelledError
 from smalti.errors import DrainingError, InvalidInputError, OverloadedError, UnavailableError
 from smalti.rpc.channel import channel, service_config
 from smalti.rpc.errors import translated
 from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
-from smalti.testing.grpc_server import ENCODER, GENERATE, GENERATOR, asynchronous, served
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 from smalti.v1.generator_pb2 import GenerateRequest

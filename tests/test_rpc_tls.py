@@ -20,14 +20,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from harness.grpc_server import asynchronous, served
+from harness.image_service import served_gateway
 from smalti.client import Client
 from smalti.errors import InvalidInputError, UnavailableError
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings
 from smalti.rpc.tls import server_credentials
-from smalti.testing.grpc_server import asynchronous, served
-from smalti.testing.image_service import served_gateway
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 

@@ -11,11 +11,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from smalti.testing.servers import HOST, PostgresServer, ServerError, ValkeyServer
+from harness.servers import HOST, PostgresServer, ServerError, ValkeyServer
 
 STARTER = """
 import os, signal
-from smalti.testing.servers import ValkeyServer
+from harness.servers import ValkeyServer
 server = ValkeyServer().start()
 server.pause()
 print(server._processes[0].pid, flush=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.queue import wait_until
 from smalti.engines.generator.requests import EngineFailedError
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.service.compute import MOST_FAILURES, ComputeThread
-from smalti.testing.queue_stand import wait_until
 
 
 @pytest.fixture

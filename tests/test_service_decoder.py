@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.grpc_server import asynchronous
+from harness.service import answer, called
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
 from smalti.pictures import LARGEST_FILE, plain_png_bytes, read_image, square
@@ -20,8 +22,6 @@ from smalti.rpc.server import Register
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
 from smalti.services.decoder.servicer import DecoderServicer
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.service_stand import answer, called
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 from smalti.v1.model_pb2 import ModelReference

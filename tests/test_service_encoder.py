@@ -6,6 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from harness.grpc_server import asynchronous
+from harness.queue import task
+from harness.service import answer, bare_process, called
 from smalti.engines.encoder import EncoderEngine, unconditional_encoding
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.messages import EncodeTask, GenerateTask, StageDone
@@ -21,9 +24,6 @@ from smalti.service.model import model_reference
 from smalti.service.objects import read_encoding
 from smalti.services.encoder.handler import EncodeHandler
 from smalti.services.encoder.servicer import EncoderServicer
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.queue_stand import task
-from smalti.testing.service_stand import answer, bare_process, called
 from smalti.text.rewording import Rewriter
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub, add_EncoderServiceServicer_to_server

@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from harness.grpc_server import asynchronous
+from harness.queue import clear, events, gather, settings_for, wait_until
+from harness.servers import S3Server, ValkeyServer
+from harness.service import answer, bare_process, called
+from harness.service_process import NOT_SERVING, ONCE, SERVING, ServiceProcess
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.requests import Candidate, GenerationRequest, RequestExpiredError
 from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError
@@ -30,11 +35,6 @@ from smalti.services.generator.failing_batch import FailingBatch
 from smalti.services.generator.handler import GenerateHandler
 from smalti.services.generator.servicer import GeneratorServicer
 from smalti.storage import JobKeys, MemoryStore, StoreSettings, find, open_store
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.queue_stand import clear, events, gather, settings_for, wait_until
-from smalti.testing.servers import S3Server, ValkeyServer
-from smalti.testing.service_process import NOT_SERVING, ONCE, SERVING, ServiceProcess
-from smalti.testing.service_stand import answer, bare_process, called
 from smalti.text.rewording import Rewording
 from smalti.v1.encoder_pb2 import Encoding
 from smalti.v1.generator_pb2 import GenerateRequest

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.grpc_server import asynchronous
+from harness.service import answer, called
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.pictures import plain_png_bytes
 from smalti.pipeline import Pipeline
@@ -11,8 +13,6 @@ from smalti.registry.folder import ModelFolder
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
 from smalti.services.ranker.servicer import RankerServicer
-from smalti.testing.grpc_server import asynchronous
-from smalti.testing.service_stand import answer, called
 from smalti.v1.model_pb2 import ModelReference
 from smalti.v1.ranker_pb2 import ScoreRequest
 from smalti.v1.ranker_pb2_grpc import RankerServiceStub, add_RankerServiceServicer_to_server

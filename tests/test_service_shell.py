@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.queue import clear, events, gather, read_all, settings_for, task, wait_until
+from harness.servers import ValkeyServer
+from harness.service_process import SERVING, ServiceProcess
 from smalti.errors import InvalidInputError
 from smalti.messages import StageDone
 from smalti.queue import Publisher
 from smalti.service import failpoints
 from smalti.storage import LocalStore
-from smalti.testing.queue_stand import clear, events, gather, read_all, settings_for, task, wait_until
-from smalti.testing.servers import ValkeyServer
-from smalti.testing.service_process import SERVING, ServiceProcess
 
 BARE = str(Path(__file__).with_name("bare_service.py"))
 

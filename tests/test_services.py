@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.queue import clear, events, gather, read_all, settings_for
+from harness.servers import S3Server, ValkeyServer
+from harness.service_process import ONCE, SERVING, ServiceProcess
 from smalti.messages import (
     Chunk,
     DecodeTask,
@@ -28,9 +31,6 @@ from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
 from smalti.rpc.channel import blocking_channel
 from smalti.storage import JobKeys, ObjectRef, ObjectStore, StoreSettings, digest, open_store
-from smalti.testing.queue_stand import clear, events, gather, read_all, settings_for
-from smalti.testing.servers import S3Server, ValkeyServer
-from smalti.testing.service_process import ONCE, SERVING, ServiceProcess
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.encoder_pb2 import EncodeRequest

@@ -12,6 +12,7 @@ import pytest
 from minio import Minio
 from pydantic import SecretStr
 
+from harness.servers import HOST, S3Server, free_port
 from smalti.errors import InvalidInputError
 from smalti.storage import (
     DamagedObjectError,
@@ -28,7 +29,6 @@ from smalti.storage import (
     sweep,
 )
 from smalti.storage.s3 import S3Store
-from smalti.testing.servers import HOST, S3Server, free_port
 
 KEYS = JobKeys("j1")
 

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import structlog
 
+from harness.collector import Collector
+from harness.grpc_server import asynchronous, served
+from harness.queue import HARMLESS_WARNINGS, clear, events, gather, settings_for, task
+from harness.servers import ValkeyServer
 from smalti.errors import InvalidInputError, UnavailableError
 from smalti.messages import Message, Stage
 from smalti.queue import Delivery, Publisher, consume
@@ -21,10 +25,6 @@ from smalti.settings import read_settings
 from smalti.telemetry import LogSettings, Metrics, Telemetry, tracing
 from smalti.telemetry.logs import about, set_up
 from smalti.telemetry.settings import LogFormat, LogLevel
-from smalti.testing.collector import Collector
-from smalti.testing.grpc_server import asynchronous, served
-from smalti.testing.queue_stand import HARMLESS_WARNINGS, clear, events, gather, settings_for, task
-from smalti.testing.servers import ValkeyServer
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 

@@ -11,6 +11,9 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.grpc_server import asynchronous, served
+from harness.queue import HARMLESS_WARNINGS, WAIT, clear, settings_for, task, wait_until
+from harness.servers import ValkeyServer
 from smalti.engines.generator.requests import Candidate
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.messages import EncodeTask, FailureReason, Message, Stage
@@ -31,9 +34,6 @@ from smalti.telemetry import QUEUE, Metrics, MetricsSettings, Telemetry
 from smalti.telemetry.metrics import ALL, DEFINITIONS, PREFIX, SECONDS, STAGES, Kind
 from smalti.telemetry.process import serve_metrics
 from smalti.telemetry.store import TimedStore
-from smalti.testing.grpc_server import asynchronous, served
-from smalti.testing.queue_stand import HARMLESS_WARNINGS, WAIT, clear, settings_for, task, wait_until
-from smalti.testing.servers import ValkeyServer
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 from smalti.v1.generator_pb2 import GenerateRequest

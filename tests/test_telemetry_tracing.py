@@ -10,6 +10,10 @@ import pytest
 import structlog
 from opentelemetry.trace import SpanKind
 
+from harness.collector import Collector, Seen
+from harness.grpc_server import asynchronous, served
+from harness.queue import HARMLESS_WARNINGS, WAIT, clear, gather, read_all, settings_for, task, wait_until
+from harness.servers import ValkeyServer
 from smalti.errors import InvalidInputError
 from smalti.messages import EncodeTask, GenerateTask, Message, Stage, Trace, parse
 from smalti.queue import Delivery, Publisher, consume
@@ -20,19 +24,6 @@ from smalti.storage import MemoryStore, ObjectRef
 from smalti.telemetry import Metrics, Telemetry, tracing
 from smalti.telemetry.logs import about
 from smalti.telemetry.messages import here, sending, within
-from smalti.testing.collector import Collector, Seen
-from smalti.testing.grpc_server import asynchronous, served
-from smalti.testing.queue_stand import (
-    HARMLESS_WARNINGS,
-    WAIT,
-    clear,
-    gather,
-    read_all,
-    settings_for,
-    task,
-    wait_until,
-)
-from smalti.testing.servers import ValkeyServer
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 from smalti.v1.generator_pb2 import GenerateRequest

@@ -10,11 +10,11 @@ from typing import Any
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGES
+from harness.queue import dead, gather, task, wait_until
+from harness.signing import certificate
 from smalti.messages import LARGEST_MESSAGE, Chunk, EncodeTask, GenerateTask, Stage, queue_name
 from smalti.queue import Publisher
 from smalti.storage import JobKeys, ObjectRef
-from smalti.testing.queue_stand import dead, gather, task, wait_until
-from smalti.testing.signing import certificate
 
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 4.0
 WORK_STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES
+from harness.queue import wait_until
 from smalti.client import Client
 from smalti.errors import OverloadedError, SmaltiError
 from smalti.rpc.settings import RpcSettings
-from smalti.testing.queue_stand import wait_until
 from smalti.v1 import job_pb2
 
 OPEN_JOBS = 400

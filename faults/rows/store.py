@@ -10,10 +10,10 @@ from minio import Minio
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import System
+from harness.servers import HOST, S3Server
 from smalti.errors import SmaltiError
 from smalti.storage import JobKeys
 from smalti.storage.s3 import CHECKSUM
-from smalti.testing.servers import HOST, S3Server
 
 SECONDS, SHORT_SECONDS = 6.0, 2.0
 NOT_NOW = (

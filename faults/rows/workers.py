@@ -10,8 +10,8 @@ from functools import partial
 
 from faults.matrix import Trial, killing, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES, System
+from harness.queue import dead, wait_until
 from smalti.messages import Stage
-from smalti.testing.queue_stand import dead, wait_until
 
 POINTS = ("after-read", "engine-step", "before-write", "after-write", "after-publish")
 

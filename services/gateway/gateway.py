@@ -9,19 +9,19 @@ from typing import Final
 
 from smalti.errors import UnavailableError
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.clock import Clock, SystemClock
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.dispatch import Dispatcher, Outlet
-from smalti.services.gateway.events import Events
-from smalti.services.gateway.fan_in import FanIn
-from smalti.services.gateway.hub import Hub
-from smalti.services.gateway.jobs import Jobs, Snapshot
-from smalti.services.gateway.ledger import Ledger
-from smalti.services.gateway.loops import Loop
-from smalti.services.gateway.notices import Ending
+from smalti.services.gateway.database.clock import Clock, SystemClock
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import State
+from smalti.services.gateway.jobs.hub import Hub
+from smalti.services.gateway.jobs.observer import Ending
+from smalti.services.gateway.jobs.repository import Jobs, Snapshot
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.sweeper import MOST_AT_ONCE, Sweeper, mark
-from smalti.services.gateway.tables import State
+from smalti.services.gateway.work.dispatch import Dispatcher, Outlet
+from smalti.services.gateway.work.events import Events
+from smalti.services.gateway.work.fan_in import FanIn
+from smalti.services.gateway.work.loops import Loop
+from smalti.services.gateway.work.progress import Ledger
+from smalti.services.gateway.work.sweeper import MOST_AT_ONCE, Sweeper, mark
 from smalti.storage import ObjectStore, StoreUnavailableError, sweep
 from smalti.telemetry import Metrics
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import func, select
 
-from smalti.services.gateway.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.tables import IS_LEASED, IS_OPEN, IS_WAITING, OPEN, Chunk, Job
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.tables import IS_LEASED, IS_OPEN, IS_WAITING, OPEN, Chunk, Job
 from smalti.telemetry.metrics import Reading
 
 

@@ -9,10 +9,10 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
-from smalti.services.gateway.database import Database, DatabaseUnavailableError, wait_for
+from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.database.connection import Database, DatabaseUnavailableError, wait_for
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.gauges import gauges
-from smalti.services.gateway.servicer import ENDLESS, ImageServicer
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub

@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from smalti.errors import InvalidInputError
+from smalti.training.data.world import captions
 from smalti.training.data.world.attributes import SPLITS, Attributes, Figure, Size, Split, check_split
 from smalti.training.data.world.description import (
     NATURAL,
     PLAIN,
     WorldDescription,
-    captions,
     read_description,
 )
 from smalti.training.data.world.sprites import RESOLUTIONS, Sprites, resize

@@ -10,9 +10,9 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from harness.servers import HOST, Server
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
-from smalti.testing.servers import HOST, Server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Final
 
 from smalti.errors import SmaltiError
-from smalti.services.gateway.conversion import is_final
-from smalti.services.gateway.hub import Hub, Run, Watcher
-from smalti.services.gateway.jobs import Snapshot
-from smalti.services.gateway.previews import Previews
+from smalti.services.gateway.api.conversion import is_final
+from smalti.services.gateway.api.previews import Previews
+from smalti.services.gateway.jobs.hub import Hub, Run, Watcher
+from smalti.services.gateway.jobs.repository import Snapshot
 from smalti.v1.generator_pb2 import RowsDrawn
 from smalti.v1.image_pb2 import Preview, WatchJobResponse
 from smalti.v1.job_pb2 import Job

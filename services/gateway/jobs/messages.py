@@ -5,9 +5,9 @@ from typing import Final
 
 from smalti.messages import LARGEST_MESSAGE, MOST_CHUNKS, EncodeTask, OversizedMessageError, Trace
 from smalti.messages import Chunk as ChunkOfMessage
-from smalti.services.gateway.clock import to_seconds
-from smalti.services.gateway.orders import Parameters
-from smalti.services.gateway.tables import PRIORITIES, Chunk, Job
+from smalti.services.gateway.database.clock import to_seconds
+from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
+from smalti.services.gateway.jobs.spec import Parameters
 
 REFERENCE_BYTES: Final = 256
 """What a message of a later stage may have more than this for each candidate: the reference to its picture."""

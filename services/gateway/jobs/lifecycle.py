@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
-from smalti.services.gateway.clock import to_microseconds, to_seconds
-from smalti.services.gateway.notices import Ending
-from smalti.services.gateway.tables import OPEN, Chore, Chunk, ChunkState, Job, Reached, State, Task
+from smalti.services.gateway.database.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.tables import OPEN, Chore, Chunk, ChunkState, Job, Reached, State, Task
+from smalti.services.gateway.jobs.observer import Ending
 
 LATE_SECONDS = 60.0
 """After a job's messages have expired, how long a stage may still be about to write."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from smalti.services.gateway.tables import State
+from smalti.services.gateway.database.tables import State
 
 
 @dataclass(frozen=True)

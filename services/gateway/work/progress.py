@@ -10,12 +10,12 @@ from typing import Final
 
 from sqlalchemy import select
 
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.lifecycle import begin, draw, lock_open, reach
-from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import Chunk, ChunkState, Reached
+from smalti.services.gateway.jobs.lifecycle import begin, draw, lock_open, reach
+from smalti.services.gateway.jobs.observer import Notices
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.tables import Chunk, ChunkState, Reached
 
 MOST_DOUBLINGS: Final = 6
 """Of the length of a lease."""

@@ -17,9 +17,9 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
 from smalti.rpc.errors import within
 from smalti.service.model import model_reference
-from smalti.services.gateway.conversion import STATES
-from smalti.services.gateway.jobs import Conditions, Position
-from smalti.services.gateway.orders import Order
+from smalti.services.gateway.api.conversion import STATES
+from smalti.services.gateway.jobs.repository import Conditions, Position
+from smalti.services.gateway.jobs.spec import Order
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 

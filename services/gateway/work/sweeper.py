@@ -7,12 +7,12 @@ from typing import Final
 
 from sqlalchemy import delete, select, update
 
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.fan_in import FanIn
-from smalti.services.gateway.lifecycle import end, lock, lock_open, remove
-from smalti.services.gateway.notices import Notices
-from smalti.services.gateway.tables import IS_OPEN, OPEN, Chore, Job, State, Task
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import IS_OPEN, OPEN, Chore, Job, State, Task
+from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
+from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.work.fan_in import FanIn
 from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError, is_intermediate
 
 log = logging.getLogger(__name__)

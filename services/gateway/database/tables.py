@@ -136,7 +136,7 @@ class Job(Base):
     request_hash: Mapped[str | None] = mapped_column(String(64))
     """Of the request's content; the same request_id with another one is refused."""
     parameters: Mapped[dict[str, Any]]
-    """`smalti.services.gateway.orders.Parameters`."""
+    """`smalti.services.gateway.jobs.spec.Parameters`."""
     given: Mapped[list[Any]]
     """The image tokens of the rows that are kept of an initial picture."""
     priority: Mapped[int] = mapped_column(SmallInteger)

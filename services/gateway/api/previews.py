@@ -11,7 +11,7 @@ from PIL import Image
 from smalti.pictures import plain_png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import translated
-from smalti.services.gateway.hub import Canvases
+from smalti.services.gateway.jobs.hub import Canvases
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens

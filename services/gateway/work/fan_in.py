@@ -14,12 +14,12 @@ from sqlalchemy import delete, insert, select, update
 
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
 from smalti.service import failpoints
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
-from smalti.services.gateway.notices import Notices
-from smalti.services.gateway.orders import Parameters
-from smalti.services.gateway.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
+from smalti.services.gateway.jobs.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
+from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.spec import Parameters
 from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
 
 log = logging.getLogger(__name__)

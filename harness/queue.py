@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
+from harness.servers import Server
 from smalti.messages import (
     Chunk,
     EncodeTask,
@@ -27,7 +28,6 @@ from smalti.queue import (
     consume,
 )
 from smalti.queue.application import all_queues
-from smalti.testing.servers import Server
 
 Item = TypeVar("Item")
 

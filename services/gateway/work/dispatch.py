@@ -17,13 +17,9 @@ from smalti.parameters import Priority
 from smalti.queue import BrokerUnavailableError
 from smalti.queue.order import Turns
 from smalti.service import failpoints
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.ledger import Ledger
-from smalti.services.gateway.lifecycle import end, lock_open
-from smalti.services.gateway.notices import Notices
-from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.tables import (
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import (
     IS_LEASED,
     IS_WAITING,
     PRIORITY_NUMBERS,
@@ -32,7 +28,11 @@ from smalti.services.gateway.tables import (
     Job,
     State,
 )
-from smalti.services.gateway.tasks import encode_tasks
+from smalti.services.gateway.jobs.lifecycle import end, lock_open
+from smalti.services.gateway.jobs.messages import encode_tasks
+from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.work.progress import Ledger
 from smalti.storage import ObjectStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)

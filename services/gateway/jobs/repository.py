@@ -12,13 +12,9 @@ from sqlalchemy.orm import Session
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
 from smalti.registry.spec import ModelSpec
 from smalti.service import failpoints
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.lifecycle import end, lock
-from smalti.services.gateway.notices import Notices
-from smalti.services.gateway.orders import Order, Parameters
-from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.tables import (
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import (
     IS_OPEN,
     OPEN,
     PRIORITY_NUMBERS,
@@ -29,7 +25,11 @@ from smalti.services.gateway.tables import (
     Picture,
     State,
 )
-from smalti.services.gateway.tasks import fits
+from smalti.services.gateway.jobs.lifecycle import end, lock
+from smalti.services.gateway.jobs.messages import fits
+from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.spec import Order, Parameters
+from smalti.services.gateway.settings import GatewaySettings
 
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 60.0
 RECENT_SECONDS: Final = 60.0

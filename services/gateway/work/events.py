@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 from smalti.errors import AttemptsExhaustedError, InvalidInputError, ModelMismatchError, SmaltiError
 from smalti.messages import Failed, FailureReason, Message, Progress, Stage, StageDone
 from smalti.queue import Delivery
-from smalti.services.gateway.clock import Clock, to_microseconds
-from smalti.services.gateway.database import Database
-from smalti.services.gateway.fan_in import FanIn
-from smalti.services.gateway.ledger import Ledger, renew
-from smalti.services.gateway.lifecycle import begin, end, lock_open, reach
-from smalti.services.gateway.notices import Notices
+from smalti.services.gateway.database.clock import Clock, to_microseconds
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import IS_LEASED, Chunk, Job, Reached, State
+from smalti.services.gateway.jobs.lifecycle import begin, end, lock_open, reach
+from smalti.services.gateway.jobs.observer import Notices
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.tables import IS_LEASED, Chunk, Job, Reached, State
+from smalti.services.gateway.work.fan_in import FanIn
+from smalti.services.gateway.work.progress import Ledger, renew
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from smalti.services.gateway.jobs import Conditions
-from smalti.services.gateway.servicer import ImageServicer
-from smalti.services.gateway.testing import GatewayStand
-from smalti.testing.service_stand import answer, called
+from harness.gateway import GatewayStand
+from harness.service import answer, called
+from smalti.services.gateway.api.servicer import ImageServicer
+from smalti.services.gateway.jobs.repository import Conditions
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens

@@ -7,9 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from smalti.rpc.conversion import priority_number, sampling_message
-from smalti.services.gateway.jobs import Snapshot
-from smalti.services.gateway.orders import Parameters
-from smalti.services.gateway.tables import OPEN, PRIORITIES, Job, Picture, State
+from smalti.services.gateway.database.tables import OPEN, PRIORITIES, Job, Picture, State
+from smalti.services.gateway.jobs.repository import Snapshot
+from smalti.services.gateway.jobs.spec import Parameters
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
 

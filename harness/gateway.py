@@ -12,13 +12,13 @@ from smalti.parameters import SamplingParameters
 from smalti.queue import BrokerUnavailableError
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
-from smalti.services.gateway.clock import ManualClock
-from smalti.services.gateway.database import Database
+from smalti.services.gateway.database.clock import ManualClock
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import Base
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.jobs import Snapshot
-from smalti.services.gateway.orders import Order
+from smalti.services.gateway.jobs.repository import Snapshot
+from smalti.services.gateway.jobs.spec import Order
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.tables import Base
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
 from smalti.testing.stages import PlayedStages
 

@@ -15,9 +15,9 @@ from smalti.pictures import read_image
 from smalti.results import ResultFile
 from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
+from smalti.services.gateway.database.tables import State
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.settings import GATEWAY_PREFIX
-from smalti.services.gateway.tables import State
 from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError
 from smalti.v1.decoder_pb2 import EncodeImagesRequest
 from smalti.v1.job_pb2 import InitialImage, PictureReference

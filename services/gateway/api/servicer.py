@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
-from smalti.services.gateway.catalogue import describe, without_words
-from smalti.services.gateway.clock import to_microseconds
-from smalti.services.gateway.conversion import job_message, picture_message
-from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.initial_image import InitialImages
-from smalti.services.gateway.jobs import Position, Snapshot
-from smalti.services.gateway.previews import Previews
-from smalti.services.gateway.requests import (
+from smalti.services.gateway.api.catalogue import describe, without_words
+from smalti.services.gateway.api.conversion import job_message, picture_message
+from smalti.services.gateway.api.initial_image import InitialImages
+from smalti.services.gateway.api.previews import Previews
+from smalti.services.gateway.api.requests import (
     check_request_id,
     check_view,
     conditions_of,
@@ -28,8 +25,11 @@ from smalti.services.gateway.requests import (
     page_token,
     position_of,
 )
-from smalti.services.gateway.tables import Picture, State
-from smalti.services.gateway.watching import SIGN_OF_LIFE_SECONDS, Watching
+from smalti.services.gateway.api.watching import SIGN_OF_LIFE_SECONDS, Watching
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import Picture, State
+from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.jobs.repository import Position, Snapshot
 from smalti.storage import DamagedObjectError, MissingObjectError
 from smalti.telemetry.messages import here
 from smalti.v1 import image_pb2, job_pb2

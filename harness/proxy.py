@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from smalti.testing.servers import HOST
+from harness.servers import HOST
 
 PIECE = 64 * 1024
 

@@ -1,0 +1,1 @@
+"""The gateway's gRPC surface: requests checked, calls answered, jobs watched."""

@@ -1,0 +1,1 @@
+"""The gateway's database: connection, tables, time, migrations."""

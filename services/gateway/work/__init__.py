@@ -1,0 +1,1 @@
+"""The gateway's own work: sending chunks, taking the stages' events, finishing and sweeping jobs."""
