@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.paths import GOLDEN, SAMPLES
+
 # Compiled programs are shared by all processes of a test run, and by the next run: compiling takes most of the time.
 os.environ.setdefault("SMALTI_COMPILATION_CACHE", str(Path(tempfile.gettempdir()) / "smalti-tests-compiled"))
 
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
     from smalti.services.gateway.database.connection import Database
 
 use_compilation_cache()
-
-GOLDEN = Path(__file__).parent / "golden"
-SAMPLES = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.paths import SAMPLES
 from smalti.messages import (
     LARGEST_MESSAGE,
     LONGEST_GIVEN,
@@ -36,7 +37,7 @@ from smalti.messages import (
 from smalti.parameters import Priority, SamplingParameters
 from smalti.storage import ObjectRef
 
-OLD_MESSAGES = Path(__file__).parent / "data" / "messages"
+OLD_MESSAGES = SAMPLES / "messages"
 LATER = 4_000_000_000.0
 SHA = "0123456789abcdef" * 4
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from harness.paths import DOCS
 from smalti.errors import InvalidInputError
 from smalti.queue.settings import BrokerSettings
 from smalti.rpc.settings import RpcSettings
@@ -15,7 +16,7 @@ from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings
 from smalti.telemetry.settings import LogSettings, MetricsSettings
 
-DOCUMENTS = Path(__file__).parent.parent / "docs"
+DOCUMENTS = DOCS
 KINDS: tuple[type[BaseSettings], ...] = (
     Settings,
     RpcSettings,

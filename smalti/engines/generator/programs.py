@@ -1,7 +1,7 @@
 """The compiled programs of the generator: prefill, prime, insert, step.
 
 They compute what `smalti.models.bart.logits` does, one token at a time: self-attention keys and values are kept, those
-of cross-attention are computed once per prompt. `tests/test_generator.py` holds one against the other.
+of cross-attention are computed once per prompt. `tests/engines/test_generator.py` holds one against the other.
 
 Hidden states are `[d_model, rows]`: see `decode_weights` for why the kernel stands on the left.
 """

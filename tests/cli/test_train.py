@@ -1,0 +1,202 @@
+"""`smalti train ...` and `smalti export`, from a config file and data to a model folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.paths import SAMPLES
+from smalti.cli import run
+from smalti.models.clip import CONFIG_FILE
+
+pytestmark = [
+    pytest.mark.usefixtures("orbax_leftovers"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+CONFIGS = SAMPLES / "runs"
+TRAINERS = ("tokenizer", "generator", "ranker")
+
+# The trainer's name and its options to (status, standard output, standard error).
+Train = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def train(runs: Path, world_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Train:
+    """Runs a trainer with its tiny config, on the sample world, into `tmp_path / "run"`."""
+
+    def call(name: str, *options: str, **changes: object) -> tuple[int, str, str]:
+        arguments = {"config": CONFIGS / f"{name}.toml", "data": world_data, "out": tmp_path / "run"}
+        if name != "tokenizer":
+            arguments["tokenizer" if name == "generator" else "vqgan"] = runs / "tokenizer"
+        arguments.update(changes)  # type: ignore[arg-type]
+        given = [word for key, value in arguments.items() if value for word in (f"--{key}", str(value))]
+        status = run(["train", name, *given, *options])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+def curve(folder: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+
+
+def config(path: Path, name: str, *changes: tuple[str, str]) -> Path:
+    text = (CONFIGS / f"{name}.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_keeps_all_that_it_is_repeated_and_judged_by(runs: Path, name: str) -> None:
+    folder = runs / name
+    assert (folder / "settings.toml").read_bytes() == (CONFIGS / f"{name}.toml").read_bytes()
+    assert set(curve(folder)) == {1, 2, 3}
+    assert [path.name for path in (folder / "sheets").iterdir()] == ["000003.png"]
+    for kept in ("checkpoints", "best"):
+        assert "3" in {path.name for path in (folder / kept).iterdir()}
+    [events] = (folder / "tensorboard").iterdir()
+    assert b"held_out/loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_in_two_parts_goes_on_where_it_was(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
+    status, output, _ = train(name, "--minutes", "0")
+    assert status == 0
+    assert output == "the time is over; saved at step 1 of 3, go on with --resume\n"
+    # What it was trained with is in the run; the ranker's tokenizer need not be named again.
+    rest = {"vqgan": None} if name == "ranker" else {}
+    status, output, error = train(name, "--resume", **rest)
+    assert status == 0
+    assert output == f"finished after 3 steps: {tmp_path / 'run'}\n"
+    assert "step 3 held out: loss" in error
+    assert curve(tmp_path / "run") == pytest.approx(curve(runs / name), rel=1e-4)
+    # It ends at the end of its schedule.
+    assert train(name, "--resume", **rest)[1] == output
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_is_not_begun_twice(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
+    before = sorted(path for path in (runs / name).rglob("*"))
+    status, _, error = train(name, out=runs / name)
+    assert status == 2
+    assert (
+        error
+        == f"smalti: out: {runs / name} holds a run already; go on with --resume, or give another folder\n"
+    )
+    assert sorted(path for path in (runs / name).rglob("*")) == before
+    status, _, error = train(name, "--resume")
+    assert (status, error) == (2, f"smalti: run: {tmp_path / 'run'} holds no run: it has no settings.toml\n")
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_wrong_config_is_told_in_one_line_and_nothing_is_made(
+    train: Train, tmp_path: Path, name: str
+) -> None:
+    other = TRAINERS[TRAINERS.index(name) - 1]
+    wrong = config(tmp_path / "wrong.toml", name, ("steps = 3", "stepps = 3\nsteps = 3"))
+    for given, message in (
+        (wrong, f"{wrong}: stepps: there is no such key"),
+        (
+            CONFIGS / f"{other}.toml",
+            f"{CONFIGS / other}.toml: trains: '{other}' is asked for; use `smalti train`",
+        ),
+        (tmp_path / "none.toml", f"{tmp_path / 'none.toml'}: cannot be read as TOML"),
+    ):
+        status, _, error = train(name, config=given)
+        assert status == 2
+        assert error.startswith(f"smalti: {message}")
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.toml"]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_data_without_pictures_is_told_in_one_line_and_nothing_is_made(
+    train: Train, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, error = train(name, data=tmp_path / "empty")
+    assert status == 2
+    assert error.startswith("smalti: data: ")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_another_config_does_not_go_on_with_a_run(train: Train, runs: Path, tmp_path: Path) -> None:
+    run_folder = Path(shutil.copytree(runs / "tokenizer", tmp_path / "run"))
+    faster = config(tmp_path / "faster.toml", "tokenizer", ("batch_size = 4", "batch_size = 8"))
+    status, _, error = train("tokenizer", "--resume", config=faster)
+    assert (status, error) == (
+        2,
+        f"smalti: batch_size: the run in {run_folder} was started with 4, not 8; a run keeps its settings\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tokenizer", [("resolution = 64", "resolution = 32")], "resolution: 32 is not one of"),
+        ("ranker", [("image_size = 64", "image_size = 32")], "resolution: 32 is not one of"),
+        ("ranker", [("batch_size = 12", "batch_size = 5000")], "batch_size: 5000 is too large"),
+        ("ranker", [("heads = 2", "heads = 3")], "model: open_clip cannot make one of these sizes"),
+        ("generator", [("d_model = 16", "d_model = 15")], "d_model"),
+    ],
+)
+def test_a_config_that_does_not_fit_leaves_no_run(
+    train: Train, tmp_path: Path, name: str, changes: list[tuple[str, str]], message: str
+) -> None:
+    status, _, error = train(name, config=config(tmp_path / "other.toml", name, *changes))
+    assert status == 2
+    assert message in error
+    assert error.count("smalti:") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["other.toml"]
+
+
+def test_a_tokenizer_that_is_none_is_named(train: Train, runs: Path, tmp_path: Path) -> None:
+    for name, option in (("generator", "tokenizer"), ("ranker", "vqgan")):
+        status, _, error = train(name, **{option: runs / "ranker"})
+        assert status == 2
+        assert "'ranker' is asked for" in error
+        status, _, error = train(name, **{option: tmp_path / "none"})
+        assert status == 2
+        assert "none" in error
+    status, _, error = train("ranker", vqgan=None)
+    assert (status, error) == (
+        2,
+        "smalti: vqgan: redrawn is 0.5: give the tokenizer that draws, or set redrawn = 0\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_a_model_that_generate_draws_with(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*more: str) -> tuple[int, str, str]:
+        options = {"generator": runs / "generator", "ranker": runs / "ranker", "out": tmp_path / "model"}
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        named = ["--name", "sample", "--licence", "CC0-1.0", "--n", "2", "--candidates", "3"]
+        status = run(["export", *words, *named, *more])
+        return status, *capsys.readouterr()
+
+    status, output, error = command("--tokenizer", str(runs / "tokenizer"))
+    assert (status, error) == (0, "")
+    assert output.startswith("sample, ")
+    assert (tmp_path / "model" / "clip" / CONFIG_FILE).is_file()
+    assert run(["generate", "a red ball", "--model", str(tmp_path / "model"), "--out", str(tmp_path)]) == 0
+    assert "2 of 3 drawn" in capsys.readouterr().out
+    status, _, error = command()
+    assert (status, error) == (
+        2,
+        f"smalti: out: {tmp_path / 'model'} is not empty; give another folder or --overwrite\n",
+    )
+    assert command("--overwrite")[0] == 0
+    status, _, error = command("--overwrite", "--n", "4")
+    assert status == 2
+    assert error.startswith("smalti: n: 4 pictures cannot be chosen from 3")

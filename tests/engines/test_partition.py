@@ -1,0 +1,154 @@
+"""A generator laid over several devices: which array is split how, what does not fit, and that the tokens stay."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from jaxtyping import Int
+
+from harness.paths import ROOT
+from smalti.engines.encoding import Encoding
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, WEIGHT_RULES, Partition, Rules
+from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.errors import InvalidInputError
+from smalti.models import bart
+from smalti.models.bart import DalleBart
+from smalti.parameters import SamplingParameters
+from smalti.testing.model import random_parameters, tiny_bart_config
+
+MESHES = ("1x8", "2x4", "8x1")
+CONFIG = tiny_bart_config(300, decoder_attention_heads=8)
+SLOTS = 8
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "split"),
+    [
+        (WEIGHT_RULES, "layers/3/self_qkv", (None, "model")),
+        (WEIGHT_RULES, "layers/3/glu_in", (None, "model")),
+        (WEIGHT_RULES, "layers/3/glu_out", (None, "model")),
+        (WEIGHT_RULES, "layers/3/cross_q", ("model",)),
+        (WEIGHT_RULES, "layers/3/glu_inner_norm/bias", ("model",)),
+        (WEIGHT_RULES, "layers/3/glu_norm/bias", ()),
+        (WEIGHT_RULES, "embed_tokens", ()),
+        (WEIGHT_RULES, "head", ("model",)),
+        (PREFIX_RULES, "layers/0/keys", (None, "model")),
+        (PREFIX_RULES, "mask", ()),
+        (STATE_RULES, "self_attention/0/1/values", ("data", "model")),
+        (STATE_RULES, "cross_mask", ("data",)),
+    ],
+)
+def test_split_follows_from_the_name(rules: Rules, name: str, split: tuple[str | None, ...]) -> None:
+    assert Partition.over().sharding(rules, name).spec == PartitionSpec(*split)
+
+
+@pytest.mark.parametrize("text", ["", "8", "1x", "axb", "0x1", "-1x8", "1x2x4"])
+def test_mesh_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^mesh: ") as refused:
+        Partition.parse(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_more_devices_than_there_are_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=f"^mesh: 1x1000 devices .* there are {jax.device_count()};"):
+        Partition.parse("1x1000")
+
+
+def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
+    """Draws more candidates than slots, some of them behind tokens that are given."""
+    model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
+    numbers = np.random.default_rng(1)
+    encoding, empty = (
+        Encoding(
+            numbers.normal(size=(CONFIG.max_text_length, CONFIG.d_model)).astype(np.float32),
+            (np.arange(CONFIG.max_text_length) < length).astype(np.int32),
+        )
+        for length in (9, 2)
+    )
+    engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=Partition.parse(mesh))
+    sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
+    candidates = tuple(Candidate(7, index, sampling) for index in range(10))
+    handles = [engine.submit(GenerationRequest(encoding, candidates, given=given)) for given in ((), (5, 6))]
+    drawn = np.concatenate([handle.result(600.0) for handle in handles])
+    engine.close()
+    return drawn
+
+
+def problems() -> list[str]:
+    """Returns what is said of meshes that do not fit; there are eight devices."""
+    said: list[str] = []
+    for mesh, slots, changes in (
+        ("8x1", 9, {}),
+        ("1x8", 8, {"decoder_attention_heads": 4}),
+        ("1x8", 8, {"decoder_ffn_dim": 44}),
+        ("1x3", 8, {"decoder_attention_heads": 3, "decoder_ffn_dim": 48}),
+    ):
+        config = tiny_bart_config(300, **{"decoder_attention_heads": 8, **changes})
+        try:
+            Partition.parse(mesh).check(config, slots)
+        except InvalidInputError as error:
+            said.append(str(error))
+    return said
+
+
+def held() -> dict[str, list[int]]:
+    """Returns the shape of what one of eight devices holds of some arrays."""
+    partition = Partition.parse("2x4")
+    model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
+    empty = Encoding(np.zeros((CONFIG.max_text_length, CONFIG.d_model), np.float32), np.ones(64, np.int32))
+    batch = GeneratorEngine.of(model, empty, slots=SLOTS, partition=partition).batch
+    weights, state = batch._weights, batch._state  # type: ignore[attr-defined]
+    arrays = {
+        "self_qkv": weights.layers[0].self_qkv,
+        "glu_out": weights.layers[0].glu_out,
+        "keys": state.self_attention[0][0][0].keys,
+        "tokens": state.tokens,
+    }
+    return {name: list(array.addressable_shards[0].data.shape) for name, array in arrays.items()}
+
+
+def test_eight_devices_draw_the_tokens_of_one() -> None:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }
+    program = f"""
+import importlib.util, json, jax
+from smalti.engines.compilation import use_compilation_cache
+use_compilation_cache()
+spec = importlib.util.spec_from_file_location("laid", {str(Path(__file__))!r})
+laid = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(laid)
+drawn = {{mesh: laid.draw(mesh).tolist() for mesh in laid.MESHES}}
+print(json.dumps([jax.device_count(), drawn, laid.problems(), laid.held()]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    devices, drawn, said, shapes = json.loads(done.stdout)
+    assert devices == 8
+    alone = draw("1x1")
+    assert len({tuple(row) for row in alone.tolist()}) == len(alone)
+    for mesh in MESHES:
+        np.testing.assert_array_equal(drawn[mesh], alone, err_msg=mesh)
+    # A quarter of each layer, and half of the slots.
+    heads, head_size = CONFIG.decoder_attention_heads, CONFIG.d_model // CONFIG.decoder_attention_heads
+    assert shapes["self_qkv"] == [3, CONFIG.d_model // 4, CONFIG.d_model]
+    assert shapes["glu_out"] == [CONFIG.d_model, CONFIG.decoder_ffn_dim // 4]
+    assert shapes["keys"] == [SLOTS, heads // 4, 4, head_size]
+    assert shapes["tokens"] == [SLOTS // 2, CONFIG.image_length]
+    assert said == [
+        "mesh: 8x1 does not fit: 8 devices cannot share slots, 9, evenly",
+        "mesh: 1x8 does not fit: 8 devices cannot share decoder_attention_heads, 4, evenly",
+        "mesh: 1x8 does not fit: 8 devices cannot share decoder_ffn_dim, 44, evenly",
+        "mesh: 1x3 does not fit: 3 devices cannot share decoder_start_token_id, 64, evenly",
+    ]

@@ -1,0 +1,133 @@
+"""An installation can hold one service's dependencies: everything imports with those of its own extra alone.
+
+What an extra brings is found out from `pyproject.toml` and what the installed packages say that they need; all else is
+refused to the interpreter that imports.
+"""
+
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from harness.paths import ROOT
+from smalti.registry.folder import ModelFolder
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+STAGES = ("encoder", "generator", "decoder", "ranker")
+
+IMPORT = """
+import importlib, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {refused!r} else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+importlib.import_module({module!r})
+"""
+
+
+def needed(name: str, extras: set[str]) -> list[Requirement]:
+    """Returns what a distribution asks for with some of its extras."""
+    if name == "smalti":
+        lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+        return [Requirement(line) for lines in lists for line in lines]
+    try:
+        found = [Requirement(line) for line in requires(name) or ()]
+    except PackageNotFoundError:
+        return []  # It is for another platform.
+    return [
+        each
+        for each in found
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+    ]
+
+
+@cache
+def brought_by(extra: str | None) -> frozenset[str]:
+    """Returns the distributions that `pip install smalti[extra]` brings."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [("smalti", extra or "")]
+    while waiting:
+        name, of = waiting.pop()
+        if (name, of) in seen:
+            continue
+        seen.add((name, of))
+        for each in needed(name, {of} if of else set()):
+            waiting += [(canonicalize_name(each.name), more) for more in {"", *each.extras}]
+    return frozenset(name for name, _ in seen)
+
+
+def refused(extra: str | None) -> set[str]:
+    """Returns what can be imported here, and could not where only this extra is installed."""
+    there = brought_by(extra)
+    return {
+        module
+        for module, owners in packages_distributions().items()
+        if not any(canonicalize_name(owner) in there for owner in owners)
+    }
+
+
+def run_with(extra: str | None, module: str, script: str = "") -> None:
+    """Imports a module, and runs a script after it, with what an extra brings."""
+    code = IMPORT.format(refused=refused(extra), module=module) + script
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_extras_bring_what_they_name() -> None:
+    assert {"jax", "jaxlib", "celery", "redis", "grpcio"} <= brought_by("encoder")
+    assert not {"torch", "sqlalchemy"} & brought_by("encoder")
+    assert {"torch", "jax"} <= refused("gateway")
+    assert {"grpc", "jax", "torch", "celery"} <= refused(None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_engine_imports_with_its_own_extra(stage: str) -> None:
+    run_with(stage, f"smalti.engines.{stage}")
+
+
+@pytest.mark.parametrize("service", [*STAGES, "gateway"])
+def test_service_imports_with_its_own_extra(service: str) -> None:
+    run_with(service, f"smalti.services.{service}.service")
+
+
+def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:
+    script = (
+        "from smalti.engines.encoder import unconditional_encoding\n"
+        "from smalti.registry.folder import ModelFolder\n"
+        "from smalti.registry.spec import ModelSpec\n"
+        f"unconditional_encoding(ModelSpec.load(ModelFolder.open({str(tiny.path)!r})))\n"
+    )
+    run_with("generator", "smalti.engines.encoder", script)
+
+
+@pytest.mark.parametrize("module", ["smalti.registry.spec", "smalti.service.model", "smalti.service.stage"])
+def test_sizes_and_process_need_no_engine(module: str) -> None:
+    run_with("service", module)
+
+
+def test_command_starts_without_any_extra() -> None:
+    run_with(None, "smalti.cli")
+
+
+@pytest.mark.parametrize("module", ["smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion"])
+def test_client_imports_with_its_own_extra(module: str) -> None:
+    run_with("client", module)
+
+
+@pytest.mark.parametrize("extra", ["local", "up", "training"])
+def test_command_imports_with_what_is_for_one_machine(extra: str) -> None:
+    module = {"local": "smalti.cli.generate", "up": "smalti.up", "training": "smalti.cli.train"}[extra]
+    run_with(extra, module)

@@ -1,0 +1,67 @@
+"""The short part of the fault matrix, on every kind of broker and database; `make faults` runs all of it."""
+
+import ast
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from faults.command import choose, main
+from faults.matrix import Result
+from faults.rows import ROWS
+from faults.rows.short import SHORT
+from faults.running import Runner
+from harness.paths import TESTS
+from harness.servers import PostgresServer, RabbitMQServer
+
+PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
+# Where RabbitMQ and PostgreSQL are not installed, CI fails, and anybody else tests what they have.
+DEBIAN = (RabbitMQServer.installed() and PostgresServer.programs() is not None) or "CI" in os.environ
+KINDS = [("valkey", "sqlite"), *([("rabbitmq", "postgres")] if DEBIAN else [])]
+
+
+def troubles(result: Result) -> list[str]:
+    """Returns what is against a row."""
+    tally = result.tally
+    lost = [f"{tally.states['lost']} jobs are lost"] * bool(tally.states["lost"])
+    return [*result.problems, *lost, *tally.unexpected, *tally.wrong]
+
+
+# One test for all rows of a kind: they have one system, whose start takes longer than they do.
+@pytest.mark.parametrize(("broker", "database"), KINDS)
+def test_no_fault_loses_a_job_or_makes_a_wrong_picture(broker: str, database: str, tmp_path: Path) -> None:
+    runner = Runner(tmp_path, broker=broker, database=database, jobs=4, long=False, say=print)
+    try:
+        results = runner.run(SHORT)
+    finally:
+        runner.close()
+    assert {result.row.name: troubles(result) for result in results} == {row.name: [] for row in SHORT}
+    assert all(result.tally.accepted for result in results)
+
+
+def test_page_has_every_row() -> None:
+    listed = re.findall(r"^\| (\d+|gateway) \|", PAGE.partition("## The latest result")[0], re.MULTILINE)
+    assert listed == list(dict.fromkeys(name.partition(" ")[0] for name in ROWS))
+
+
+def test_tests_of_the_promises_are_there() -> None:
+    promises = PAGE.partition("## Promises and their tests")[2].partition("##")[0]
+    named = 0
+    for file, names in re.findall(r"`(test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", promises):
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+        there = {
+            node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        wanted = set(re.findall(r"test_\w+", names))
+        assert wanted <= there
+        named += len(wanted)
+    assert named >= 20
+
+
+def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row.name for row in choose("8, 2")] == ["2", "8", "8 signed"]
+    assert choose("") == list(ROWS.values())
+    assert main(["--rows", "99"]) == 2
+    assert "--rows: '99' is none of 1, 2, 3" in capsys.readouterr().err
+    assert main(["--broker", "none"]) == 2

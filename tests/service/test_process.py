@@ -1,0 +1,119 @@
+"""The process of a service: how it starts, what its health says, how it ends."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.queue import clear, events, gather, read_all, settings_for, task, wait_until
+from harness.servers import ValkeyServer
+from harness.service_process import SERVING, ServiceProcess
+from smalti.errors import InvalidInputError
+from smalti.messages import StageDone
+from smalti.queue import Publisher
+from smalti.service import failpoints
+from smalti.storage import LocalStore
+
+BARE = str(Path(__file__).with_name("stage_process.py"))
+
+
+@pytest.fixture
+def service(valkey: ValkeyServer, store: LocalStore, tmp_path: Path) -> Iterator[ServiceProcess]:
+    clear(settings_for(valkey))
+    process = ServiceProcess(
+        "encoder",
+        broker=valkey.url,
+        store=store.folder.as_uri(),
+        model=tmp_path,
+        command=(sys.executable, BARE),
+    )
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def publisher(valkey: ValkeyServer) -> Iterator[Publisher]:
+    made = Publisher(settings_for(valkey))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def test_it_serves_and_drains(service: ServiceProcess, publisher: Publisher, store: LocalStore) -> None:
+    service.start()
+    assert service.health() == SERVING
+    publisher.publish(task("j1", "sleep 0.5"))
+    wait_until(lambda: store.stat("begun/j1"))
+    assert service.end() == 0
+    # What had begun was finished, and nothing is left.
+    assert [type(event) for event in events(publisher.settings)] == [StageDone]
+    assert not read_all(publisher.settings, "encode.interactive")
+
+
+def test_drain_that_hangs_ends_with_the_message_in_its_queue(
+    service: ServiceProcess, publisher: Publisher, store: LocalStore
+) -> None:
+    service.environment = {"SMALTI_SERVICE_GRACE": "3", "SMALTI_BROKER_DRAIN": "0.5"}
+    service.start()
+    publisher.publish(task("j1", "hang"))
+    wait_until(lambda: store.stat("begun/j1"))
+    assert service.end() == 1
+    assert len(gather(lambda: read_all(publisher.settings, "encode.interactive"), bool)) == 1
+
+
+def test_what_hangs_for_good_is_ended_with_its_stacks_in_the_log(
+    service: ServiceProcess, publisher: Publisher, store: LocalStore
+) -> None:
+    service.environment = {"SMALTI_SERVICE_GRACE": "1"}
+    service.start()
+    publisher.publish(task("j1", "hang"))
+    wait_until(lambda: store.stat("begun/j1"))
+    assert service.end() == 1
+    assert "stage_process.py" in service.log.read_text()
+    assert "handle" in service.log.read_text()
+
+
+def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: Publisher) -> None:
+    service.start()
+    publisher.publish(task("j1", "die"))
+    assert service.wait() == 1
+    assert "Companion has stopped" in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("SMALTI_SERVICE_GRACE", "soon", "SMALTI_SERVICE_GRACE: input should be a valid number"),
+        ("SMALTI_STORE_URL", "ftp://store", "SMALTI_STORE_URL: "),
+        ("SMALTI_BROKER_URL", "http://broker", "SMALTI_BROKER_URL: "),
+        ("SMALTI_RPC_HOST", "203.0.113.1", "SMALTI_RPC_TLS_CERTIFICATE: is not set"),
+        ("SMALTI_FAILPOINTS", "encode=boom", "SMALTI_FAILPOINTS: 'encode=boom' is not "),
+    ],
+)
+def test_setting_that_cannot_be_used_is_one_line(
+    service: ServiceProcess, variable: str, value: str, problem: str
+) -> None:
+    service.environment = {variable: value, "SMALTI_LOG_LEVEL": "error"}
+    done = service.run()
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"smalti encoder: {problem}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_failpoints_are_read() -> None:
+    failpoint = failpoints.parse("decode.after-read=sleep:1.5@2?prompt=a cat")
+    assert (failpoint.point, failpoint.action, failpoint.seconds) == ("decode.after-read", "sleep", 1.5)
+    assert [failpoint.concerns({"prompt": prompt}) for prompt in ("a cat sleeps", "a dog")] == [True, False]
+    assert [failpoint.take(None) for _ in range(3)] == [True, True, False]
+    with pytest.raises(InvalidInputError, match="explode"):
+        failpoints.parse("decode.after-read=explode")
+
+
+def test_failpoint_counts_over_all_processes(tmp_path: Path) -> None:
+    first, second = (failpoints.parse("rank.before-write=kill@2") for _ in range(2))
+    assert [each.take(tmp_path) for each in (first, second, first, second)] == [True, True, False, False]

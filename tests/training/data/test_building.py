@@ -1,0 +1,314 @@
+"""The shipped data set, built from a small set of packages that is in the repository."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from harness.paths import SAMPLES
+from smalti.cli.data import register
+from smalti.errors import InvalidInputError, SmaltiError
+from smalti.training.data.near_duplicates import Fingerprints
+from smalti.training.data.pictures import pixels_of
+from smalti.training.data.report import Report
+from smalti.training.data.world import pictograms as pictograms_module
+from smalti.training.data.world.building import build
+from smalti.training.data.world.composition import CompositionDataset, World
+from smalti.training.data.world.description import WorldDescription, read_description
+from smalti.training.data.world.pictograms import install_packages
+
+SPLITS = ("train", "validation", "held_out")
+PACKAGES = SAMPLES / "packages"
+MANIFESTS = Path(pictograms_module.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def description() -> WorldDescription:
+    return read_description(SAMPLES / "world.json")
+
+
+@pytest.fixture(scope="module")
+def report(description: WorldDescription, data: Path) -> Report:
+    return build(data, PACKAGES, description)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("built") / "data"
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_twice_the_same_bytes(
+    report: Report, data: Path, description: WorldDescription, tmp_path: Path
+) -> None:
+    build(tmp_path / "elsewhere", PACKAGES, description)
+    assert contents(tmp_path / "elsewhere") == contents(data)
+    assert set(contents(data)) == {
+        "report.json",
+        "report.md",
+        *(f"sheets/{kind}-{split}.png" for kind in ("world", "pictograms") for split in SPLITS),
+        *(f"pictograms/{split}-00000.parquet" for split in SPLITS),
+        *(
+            f"world/{name}"
+            for name in ("sprites.npz", "world.json", "words.json", "credits.json", "credits.md")
+        ),
+    }
+
+
+def test_every_icon_is_counted_once(report: Report, data: Path) -> None:
+    counts = json.loads((data / "report.json").read_text())["counts"]
+    for package in ("@sample/plain", "@sample/round"):
+        step = counts[f"name: {package}"]
+        assert step == {
+            "icons": 24,
+            "named": 17,
+            "dropped: clock face": 1,
+            "dropped: flag": 1,
+            "dropped: no code points": 2,
+            "dropped: no name": 1,
+            "dropped: skin tone": 1,
+            "dropped: squared letters": 1,
+        }
+    assert counts["rasterise"] == {
+        "pictures": 30,
+        "dropped: cannot be drawn": 2,
+        "dropped: nothing to see": 2,
+    }
+    assert sum(counts["split"].values()) == 30 - counts["compare"]["dropped: near copy of a held-out picture"]
+    problems = json.loads((data / "report.json").read_text())["problems"]
+    assert [problem["name"] for problem in problems] == [
+        "warning (plain)",
+        "dotted square (plain)",
+        "warning (round)",
+        "dotted square (round)",
+    ]
+    text = (data / "report.md").read_text()
+    assert "| rasterise | pictures | 30 |" in text
+    assert "![world-train](sheets/world-train.png)" in text
+
+
+def test_pictograms_are_split_by_name_and_picture(report: Report, data: Path) -> None:
+    tables = {
+        split: pq.read_table(data / "pictograms" / f"{split}-00000.parquet").to_pylist() for split in SPLITS
+    }
+    codes = {split: {row["code"] for row in rows} for split, rows in tables.items()}
+    assert not codes["held_out"] & (codes["train"] | codes["validation"])
+    fingerprints, sides = Fingerprints(), []
+    for split, rows in tables.items():
+        for row in rows:
+            fingerprints.add(Image.fromarray(pixels_of(row["image"])))
+            sides.append(split)
+    clusters = fingerprints.clusters().tolist()
+    assert len(set(zip(clusters, sides, strict=True))) == len(set(clusters))
+    box = next(row for rows in tables.values() for row in rows if row["label"] == "package")
+    assert box["caption"] == f"package in {box['style']} style"
+    assert box["keywords"] == ["carton", "parcel", "package", "moving box"]
+    assert pixels_of(box["image"]).shape == (64, 64, 3)
+
+
+def test_near_copies_of_held_out_names_are_dropped(report: Report, data: Path) -> None:
+    # The star and the shooting star look the same, and only the second of these names is held out.
+    labels = {
+        split: {row["label"] for row in pq.read_table(data / f"pictograms/{split}-00000.parquet").to_pylist()}
+        for split in SPLITS
+    }
+    assert "shooting star" in labels["held_out"]
+    assert not any("star" in names for names in labels.values())
+    assert report.counts["compare"]["dropped: near copy of a held-out picture"] == 2
+
+
+def test_the_world_folder_is_all_a_trainer_needs(report: Report, data: Path) -> None:
+    world = World.load(data / "world")
+    pixels, captions, attributes = CompositionDataset(world).batch(0, 5)
+    assert pixels.shape == (5, 64, 64, 3)
+    assert len(captions) == len(attributes) == 5
+    with Image.open(data / "sheets" / "world-train.png") as sheet:
+        first = np.array(sheet.convert("RGB"))[:64, :64]
+    assert (first == pixels[0]).all()
+
+
+def test_words(report: Report, data: Path) -> None:
+    words = json.loads((data / "world" / "words.json").read_text())
+    assert words["things"] == ["ball", "box", "star", "tree", "grapes", "unit"]
+    assert words["plurals"] == ["grapes"]
+    assert words["backgrounds"] == ["white", "red", "blue", "gray"]
+    assert {"a", "an", "picture", "background", "style", "next"} <= set(words["grammar"])
+    synonyms = words["synonyms"]
+    # From the description, the labels, the plural, and keywords on which both sources agree.
+    assert synonyms["grey"] == "gray"
+    assert synonyms["globe"] == synonyms["soccer ball"] == synonyms["balls"] == "ball"
+    assert synonyms["boxes"] == synonyms["parcel"] == "box"
+    assert synonyms["fir"] == "tree"
+    # One source alone, refused by the description, known itself.
+    for word in ("sparkle", "carton", "night", "star", "grapeses"):
+        assert word not in synonyms
+    # The nearest in the order of pictograms; what stands before is nearer (the moon is between star and drop),
+    # and what is of the same kind.
+    assert words["neighbours"] == {
+        **{"moon": "star", "crescent moon": "star", "kite": "box", "house": "tree", "mountain": "tree"},
+        **{"heart": "grapes", "diamond": "grapes", "mark": "grapes", "cross mark": "grapes", "fish": "tree"},
+    }
+    known = {word for kind in ("things", "colours", "backgrounds", "sizes", "styles") for word in words[kind]}
+    assert set(synonyms.values()) <= known | set(words["grammar"])
+
+
+def test_credits_name_everybody(report: Report, data: Path) -> None:
+    text = (data / "world" / "credits.md").read_text()
+    for part in (
+        "| `@sample/plain` | 1.0.0 | [Plain shapes](https://example.org/shapes) | © Smalti | [MIT]",
+        "| `@sample/round` | 1.0.0 | [Round shapes](https://example.org/shapes) | © Smalti | [Apache-2.0]",
+        "[Sample keywords](https://github.com/example/keywords) | © Somebody Else |",
+        "* Sample keywords: Copyright (c) 2014 Somebody Else",
+        "> Permission is hereby granted",
+        "recoloured",
+    ):
+        assert part in text
+
+
+def test_the_shipped_packages_are_pinned() -> None:
+    manifest = json.loads((MANIFESTS / "package.json").read_text())
+    lock = json.loads((MANIFESTS / "package-lock.json").read_text())
+    assert lock["packages"][""]["dependencies"] == manifest["dependencies"]
+    for name, version in manifest["dependencies"].items():
+        assert lock["packages"][f"node_modules/{name}"]["version"] == version
+    for name, package in lock["packages"].items():
+        assert "resolved" not in package
+        assert not name or package["integrity"].startswith("sha512-")
+    for style in read_description().styles:
+        assert style.package in manifest["dependencies"]
+
+
+def test_installed_packages_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SmaltiError, match="npm is not installed"):
+        install_packages(tmp_path / "packages")
+    prepared(tmp_path / "packages")
+    assert install_packages(tmp_path / "packages") == tmp_path / "packages" / "node_modules"
+
+
+def test_npm_failing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error no network' >&2\necho more >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(SmaltiError, match=r"^npm ci failed in .*packages: npm error no network$"):
+        install_packages(tmp_path / "packages")
+    assert not (tmp_path / "packages" / ".installed-lock.json").exists()
+
+
+def prepared(folder: Path) -> None:
+    """Makes a folder look as `npm ci` leaves it, with the sample packages in it."""
+    folder.mkdir()
+    (folder / "node_modules").symlink_to(PACKAGES)
+    (folder / ".installed-lock.json").write_bytes((MANIFESTS / "package-lock.json").read_bytes())
+
+
+def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescription) -> None:
+    prepared(tmp_path / "packages")
+    arguments = ["data", "build", str(tmp_path / "out"), "--packages", str(tmp_path / "packages")]
+    arguments += ["--world", str(SAMPLES / "world.json"), "--no-pictograms"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "pictograms").exists()
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, InvalidInputError)
+    assert "is not empty; give another folder or --overwrite" in str(again.exception)
+    assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
+    sheet = tmp_path / "sheet.png"
+    compose = ["data", "compose", str(tmp_path / "out" / "world"), "--out", str(sheet), "--split", "held_out"]
+    result = CliRunner().invoke(app, [*compose, "--count", "13"])
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 13
+    with Image.open(sheet) as image:
+        assert image.size == (12 * 66, 2 * 66)
+    for wrong, message in (
+        (["--split", "test"], "split: 'test' is not one of train, validation, held_out"),
+        (["--resolution", "65"], "resolution: 65 is not one of"),
+        (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*cannot be written"),
+    ):
+        result = CliRunner().invoke(app, [*compose, *wrong])
+        assert isinstance(result.exception, InvalidInputError)
+        with pytest.raises(InvalidInputError, match=message):
+            raise result.exception
+
+
+def changed(description: dict[str, object], **fields: object) -> dict[str, object]:
+    return {**description, **fields}
+
+
+def test_a_wrong_description_names_the_key(tmp_path: Path) -> None:
+    good = json.loads((SAMPLES / "world.json").read_text())
+    thing = good["things"][0]
+    cases = {
+        r"colurs: there is no such key": changed(good, colurs={}),
+        r"things\.0\.hue: there is no such key": changed(
+            good, things=[{**thing, "hue": 1}, *good["things"][1:]]
+        ),
+        r"the thing 'ball' stands twice": changed(good, things=[*good["things"], thing]),
+        r"the style 'plain' stands twice": changed(good, styles=good["styles"] * 2),
+        r"colours\.red\.0: .*less than or equal to 255": changed(good, colours={"red": [256, 0, 0]}),
+        r"'ball' holds out 'red', which is no colour": changed(good, colours={"green": [1, 2, 3]}),
+        r"'box' holds out 'gray', which is no background": changed(
+            good, backgrounds={"blue": [1, 2, 3], "red": [3, 2, 1]}
+        ),
+        r"'white' is always there": changed(
+            good, backgrounds={**good["backgrounds"], "white": [255, 255, 255]}
+        ),
+        r"'natural' is always there": changed(good, colours={**good["colours"], "natural": [1, 2, 3]}),
+        r"layout: .*big_step moves a big figure": changed(good, layout={**good["layout"], "big_step": 6}),
+        r"chances\.pair: .*less than or equal to 1": changed(good, chances={**good["chances"], "pair": 1.5}),
+    }
+    path = tmp_path / "world.json"
+    for message, content in cases.items():
+        path.write_text(json.dumps(content))
+        with pytest.raises(InvalidInputError, match=message) as caught:
+            read_description(path)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+    path.write_text("{")
+    with pytest.raises(InvalidInputError, match="cannot be read as JSON"):
+        read_description(path)
+
+
+def test_a_thing_without_a_picture_leaves_nothing_behind(
+    description: WorldDescription, tmp_path: Path
+) -> None:
+    for label, message in (
+        ("unicorn", "ball: @sample/plain has no picture named 'unicorn'"),
+        ("warning", "ball: its picture in @sample/plain: "),
+        ("dotted square", "ball: its picture in @sample/plain: the picture is empty"),
+    ):
+        things = (description.things[0].model_copy(update={"label": label}), *description.things[1:])
+        with pytest.raises(InvalidInputError, match=message):
+            build(tmp_path / "data", PACKAGES, description.model_copy(update={"things": things}))
+        assert list(tmp_path.iterdir()) == []
+    style = description.styles[0].model_copy(update={"package": "@sample/none"})
+    with pytest.raises(InvalidInputError, match=r"packages: .*cannot be read"):
+        build(tmp_path / "data", PACKAGES, description.model_copy(update={"styles": (style,)}))
+
+
+def test_an_empty_split_is_refused(description: WorldDescription, tmp_path: Path) -> None:
+    shares = description.pictograms.model_copy(update={"held_out_names": 0.0})
+    with pytest.raises(InvalidInputError, match="held_out: none of 30 pictures falls on this split"):
+        build(tmp_path / "data", PACKAGES, description.model_copy(update={"pictograms": shares}))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,303 @@
+"""Training the ranker: what its batches hold, its loss, and from pictures and captions to a folder that scores."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from harness.paths import SAMPLES
+from smalti.errors import CheckpointError, ConfigError, InvalidInputError, ModelError
+from smalti.models import vqgan
+from smalti.models.clip import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE, Clip
+from smalti.models.vqgan import VQGAN, VQGANConfig
+from smalti.testing.model import TINY_VQGAN_64, random_parameters
+from smalti.training.batches.clip_tokenizer import (
+    SMALLEST_VOCABULARY,
+    load_merges,
+    make_merges,
+    vocabulary_of,
+)
+from smalti.training.batches.pairs import ComposedPairs, Pairs
+from smalti.training.data.world.composition import World
+from smalti.training.loop.monitor import Monitor
+from smalti.training.loop.optimizers import schedule
+from smalti.training.loop.run_folder import RunFolder
+from smalti.training.loop.running import train
+from smalti.training.loop.settings import read_settings
+from smalti.training.trainers.ranker import RankerLoss, RankerSettings, RankerTrainee
+from smalti.training.trainers.ranker_run import RankerParts, TrainedRanker, open_parts
+
+# Once `smalti.models.clip` is imported.
+import open_clip  # isort: skip
+
+pytestmark = [
+    pytest.mark.usefixtures("orbax_leftovers"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+CONFIG = SAMPLES / "runs" / "ranker.toml"
+SIZE = 12
+SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def settings() -> RankerSettings:
+    return read_settings(CONFIG, RankerSettings)
+
+
+@pytest.fixture(scope="module")
+def world(world_data: Path) -> World:
+    return World.load(world_data / "world", 64)
+
+
+@pytest.fixture(scope="module")
+def network() -> VQGAN:
+    return VQGAN(TINY_VQGAN_64, random_parameters(vqgan.parameter_shapes(TINY_VQGAN_64), 0))
+
+
+def changed(settings: RankerSettings, **changes: object) -> RankerSettings:
+    return RankerSettings.model_validate({**settings.model_dump(), **changes})
+
+
+# The loss and the words
+
+
+def test_pictures_without_a_caption_stand_against_captions_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures, texts = torch.randn(7, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    scale = torch.tensor(1.5)
+    plain = open_clip.ClipLoss()(pictures[:5], texts, scale)
+    assert float(RankerLoss()(pictures[:5], texts, scale)) == pytest.approx(float(plain))
+    logits = scale * texts @ pictures.T
+    by_text = -logits.log_softmax(1).diagonal().mean()
+    by_picture = -logits[:, :5].log_softmax(0).diagonal().mean()
+    assert float(RankerLoss()(pictures, texts, scale)) == pytest.approx(float((by_text + by_picture) / 2))
+
+
+def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path: Path) -> None:
+    captions = ["A red cat's house", "a blue dog on a yellow background", "an owl, in flat style"] * 4
+    make_merges(captions, 800, tmp_path / MERGES_FILE)
+    tokenizer = load_merges(tmp_path / MERGES_FILE, 16)
+    assert SMALLEST_VOCABULARY < vocabulary_of(tokenizer) <= 800
+    assert [tokenizer.decoder[token] for token in tokenizer.encode("A blue OWL, flat")] == [
+        "a</w>", "blue</w>", "owl</w>", ",</w>", "flat</w>",
+    ]  # fmt: skip
+    assert tokenizer.decode(tokenizer.encode("zebra café 7")) == "zebra café 7 "
+    # The end has the highest id: open_clip finds it so.
+    assert tokenizer(["zebra"]).max() == vocabulary_of(tokenizer) - 1
+    make_merges(captions, 800, tmp_path / "again.gz")
+    assert (tmp_path / "again.gz").read_bytes() == (tmp_path / MERGES_FILE).read_bytes()
+    make_merges(captions, SMALLEST_VOCABULARY + 10, tmp_path / "few.gz")
+    few = load_merges(tmp_path / "few.gz", 16)
+    assert vocabulary_of(few) == SMALLEST_VOCABULARY + 10
+    assert few.decode(few.encode("a yellow dog")) == "a yellow dog "
+
+
+# Training
+
+
+def train_in(
+    run: Path, parts: RankerParts, *, resume: bool = False, minutes: float | None = None
+) -> RankerTrainee:
+    folder = RunFolder.resume(run, parts.settings) if resume else RunFolder.create(run, CONFIG)
+    try:
+        trainee = parts.trainee(run)
+        monitor = Monitor(folder, parts.settings, trainee.tokens_per_step, Console(quiet=True))
+        train(trainee, parts.settings, folder, monitor, minutes)
+        return trainee
+    finally:
+        folder.close()
+
+
+def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
+    settings: RankerSettings, world: World, network: VQGAN, tmp_path: Path
+) -> None:
+    parts = RankerParts(settings, ComposedPairs(world, SIZE, 0, 3), network)
+    whole = train_in(tmp_path / "whole", parts)
+    # Time is over at once, so each part takes one step.
+    train_in(tmp_path / "parts", parts, minutes=0)
+    train_in(tmp_path / "parts", parts, resume=True, minutes=0)
+    resumed = train_in(tmp_path / "parts", parts, resume=True)
+    assert resumed.state["step"] == settings.steps == 3
+    curves = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert len(curves[0].splitlines()) == len(curves[1].splitlines()) == 4
+    for kind in ("exp_avg", "exp_avg_sq"):
+        for name, array in whole.state["optimizer"][kind].items():
+            np.testing.assert_allclose(resumed.state["optimizer"][kind][name], array, rtol=1e-5, atol=1e-12)
+    for name, array in whole.weights.items():
+        np.testing.assert_allclose(resumed.weights[name], array, rtol=1e-5, atol=1e-7)
+    assert whole.weights["visual.bn1.num_batches_tracked"] == 3
+    chosen = settings.optimizer
+    rate = float(schedule(chosen.learning_rate, chosen, settings.steps)(2))
+    assert [group["lr"] for group in resumed._optimizer.param_groups] == pytest.approx([rate, rate])
+
+
+@pytest.fixture(scope="module")
+def trained(
+    settings: RankerSettings, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RankerTrainee, Path, Pairs]:
+    """A ranker that has learnt three batches by heart, with its run and one of the batches."""
+    three = ComposedPairs(world, SIZE, 0, 3)
+
+    class Few(ComposedPairs):
+        def batch(self, number: int) -> Pairs:
+            return super().batch(number % 3)
+
+        def held_out(self, count: int) -> list[Pairs]:
+            return [super(Few, self).batch(number) for number in range(3)]
+
+    longer = changed(
+        settings, steps=60, evaluate_every=30, save_every=60, sheet_every=60, redrawn=0.0, damaged=0.0
+    )
+    run = tmp_path_factory.mktemp("ranker") / "run"
+    trainee = train_in(run, RankerParts(longer, Few(world, SIZE, 0, 3), None))
+    return trainee, run, three.batch(1)
+
+
+def test_the_loss_falls(trained: tuple[RankerTrainee, Path, Pairs]) -> None:
+    measured = trained[0].evaluate()
+    # Twelve pictures by chance: log 12, one in twelve.
+    assert measured["loss"] < 0.5 < np.log(SIZE)
+    assert measured["right_picture"] > 0.8
+    assert trained[0].evaluate() == measured
+
+
+def test_the_sheet_shows_pictures_beside_those_that_score_best(
+    trained: tuple[RankerTrainee, Path, Pairs],
+) -> None:
+    pixels = np.asarray(trained[0].sheet())
+    assert pixels.shape == (SIZE * 66 + 2, 8 * 66 + 2, 3)
+    own, best = pixels[2:-2, 2:66], pixels[2:-2, 68:132]
+    assert (own == best).mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def folder(trained: tuple[RankerTrainee, Path, Pairs], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported folder; not to be changed."""
+    out = tmp_path_factory.mktemp("exported") / "clip"
+    TrainedRanker.read(trained[1]).write(out)
+    return out
+
+
+def test_the_folder_scores_as_the_trainee_does(
+    trained: tuple[RankerTrainee, Path, Pairs], folder: Path
+) -> None:
+    trainee, _, pairs = trained
+    pictures = [Image.fromarray(pixels) for pixels in pairs.pixels]
+    clip = Clip.load(folder, device="cpu")
+    assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
+    scores = np.stack([clip.scores(caption, pictures) for caption in pairs.captions])
+    _, cosines = trainee._score(trainee._prepared(pairs, 0))
+    np.testing.assert_allclose(scores, cosines * trainee.model.logit_scale.exp().item(), atol=0.05)
+    # By heart: the right picture comes first.
+    assert (scores.argmax(1) == np.arange(SIZE)).mean() > 0.8
+    assert np.ptp(scores) > 5
+
+
+def test_the_folder_is_small_and_lies_anywhere(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, MERGES_FILE}
+    weights = sum(parameter.numel() for parameter in Clip.load(folder).model.parameters())
+    assert (folder / WEIGHTS_FILE).stat().st_size < 2.5 * weights
+    shutil.copytree(folder, tmp_path / "moved")
+    picture = [Image.new("RGB", (64, 64), "red")]
+    expected = Clip.load(folder, device="cpu").scores("a red ball", picture)
+    monkeypatch.chdir(tmp_path)
+    loaded = Clip.load(Path("moved"), device="cpu")
+    np.testing.assert_array_equal(loaded.scores("a red ball", picture), expected)
+    loaded.save(tmp_path / "saved")
+    np.testing.assert_array_equal(
+        Clip.load(tmp_path / "saved", "cpu").scores("a red ball", picture), expected
+    )
+    assert (tmp_path / "saved" / MERGES_FILE).read_bytes() == (folder / MERGES_FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / MERGES_FILE).unlink(),
+        lambda folder: (folder / CONFIG_FILE).write_text(
+            (folder / CONFIG_FILE).read_text().replace(MERGES_FILE, f"../other/{MERGES_FILE}")
+        ),
+    ],
+    ids=["missing", "outside"],
+)
+def test_words_that_are_not_in_the_folder_are_refused(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    damage(copied)
+    with pytest.raises(ModelError, match=r"bpe_path: .* is not merges\.txt\.gz in the folder"):
+        Clip.load(copied)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 2}, "accumulate"),
+        ({"optimizer": {"name": "muon"}}, "the ranker is trained with adamw alone"),
+        ({"damaged": 0.6}, r"damaged: 0\.6 is more than redrawn, 0\.5"),
+        ({"vocabulary_size": 100}, "vocabulary_size"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused(
+    settings: RankerSettings, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        RankerSettings.check(**{**settings.model_dump(), **changes})
+
+
+def test_sizes_that_open_clip_does_not_have_are_told_in_one_line(
+    settings: RankerSettings, world: World, tmp_path: Path
+) -> None:
+    model = settings.model.model_dump()
+    model["text_cfg"]["heads"] = 3
+    wrong = RankerParts(
+        changed(settings, model=model, redrawn=0, damaged=0), ComposedPairs(world, SIZE, 0, 3), None
+    )
+    with pytest.raises(ConfigError, match=r"model: open_clip cannot make one of these sizes") as error:
+        wrong.trainee(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_tokenizer_must_be_given_as_the_settings_want_it(
+    settings: RankerSettings, world_data: Path, network: VQGAN, tmp_path: Path
+) -> None:
+    network.save(tmp_path / "vqgan")
+    other = VQGANConfig.from_fields({**network.config.fields(), "resolution": 128})
+    VQGAN(other, network.params).save(tmp_path / "larger")
+    plain = changed(settings, redrawn=0, damaged=0)
+    with pytest.raises(InvalidInputError, match=r"vqgan: redrawn is 0\.5: give the tokenizer"):
+        open_parts(settings, world_data, None, tmp_path / "run")
+    with pytest.raises(InvalidInputError, match=r"vqgan: redrawn is 0, so it draws nothing"):
+        open_parts(plain, world_data, tmp_path / "vqgan", tmp_path / "run")
+    with pytest.raises(InvalidInputError, match=r"vqgan: its pictures have 128 pixels, image_size is 64"):
+        open_parts(settings, world_data, tmp_path / "larger", tmp_path / "run")
+    assert open_parts(settings, world_data, tmp_path / "vqgan", tmp_path / "run").vqgan is not None
+    assert open_parts(plain, world_data, None, tmp_path / "run").vqgan is None
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(
+    trained: tuple[RankerTrainee, Path, Pairs], settings: RankerSettings, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained[1], tmp_path / "run"))
+    text = (run / "settings.toml").read_text()
+    (run / "settings.toml").write_text(text.replace("embed_dim = 16", "embed_dim = 8"))
+    with pytest.raises(CheckpointError, match=r"of another model: .* has the shape") as error:
+        TrainedRanker.read(run)
+    assert "\n" not in str(error.value)
+    (run / "text" / MERGES_FILE).unlink()
+    with pytest.raises(InvalidInputError, match="lost its words"):
+        TrainedRanker.read(run)
+    with pytest.raises(InvalidInputError, match="holds no run"):
+        TrainedRanker.read(tmp_path)

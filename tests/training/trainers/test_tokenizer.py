@@ -1,0 +1,130 @@
+"""Training the image tokenizer: its codebook, and that a resumed run goes on exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from harness.paths import SAMPLES
+from smalti.models.vqgan import VQGAN
+from smalti.training.batches.sources import ComposedPictures
+from smalti.training.data.world.composition import World
+from smalti.training.data.world.description import read_description
+from smalti.training.data.world.sprites import make_sprites
+from smalti.training.loop.step import State
+from smalti.training.similarity import psnr, ssim
+from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
+from smalti.training.trainers.tokenizer import TokenizerSettings, TokenizerTask, TokenizerTrainee
+
+SETTINGS = TokenizerSettings.check(
+    steps=40,
+    batch_size=4,
+    held_out=6,
+    model={
+        "ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "resolution": 64, "z_channels": 4, "embed_dim": 4,
+        "n_embed": 32, "patch_size": 16,
+    },
+    restart={"every": 3, "until": 0.5},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ComposedPictures:
+    description = read_description(SAMPLES / "world.json")
+    return ComposedPictures(World(description, make_sprites(SAMPLES / "packages", description, 64)), seed=0)
+
+
+def test_the_nearest_code_by_direction_is_the_exported_models(pictures: ComposedPictures) -> None:
+    task = TokenizerTask(SETTINGS)
+    params, _ = task.initialize()
+    pixels = pictures.batch(0, 4)
+    _, (_, extra) = task.loss(params, {"pixels": jnp.asarray(pixels)})
+    exported = VQGAN(task.config, params).encode(pixels.astype(np.float32) / 255)
+    np.testing.assert_array_equal(np.asarray(extra["codes"]).reshape(4, -1), exported)
+    assert len(np.unique(exported)) > 1
+
+
+def test_the_gradient_goes_straight_through_the_codes() -> None:
+    key = jax.random.key(0)
+    vectors = on_sphere(jax.random.normal(key, (1, 2, 2, 4)))
+    codebook = on_sphere(jax.random.normal(jax.random.fold_in(key, 1), (8, 4)))
+    weights = jnp.arange(16.0).reshape(vectors.shape)
+    gradient = jax.grad(lambda x: (quantize(x, codebook, 0.0)[0] * weights).sum())(vectors)
+    np.testing.assert_array_equal(gradient, weights)
+    nearest, codes, _ = quantize(vectors, codebook, 0.0)
+    np.testing.assert_allclose(nearest, codebook[codes], atol=1e-6)
+    distances = jnp.square(vectors[..., None, :] - codebook).sum(-1)
+    np.testing.assert_array_equal(codes, distances.argmin(-1))
+
+
+def test_the_codebook_loss_draws_both_sides_together() -> None:
+    vectors, codebook = jnp.full((1, 1, 1, 2), 1.0), jnp.array([[1.0, -1.0]])
+    loss = quantize(vectors, codebook, 0.25)[2]
+    assert float(loss) == pytest.approx(1.25 * 2)
+    to_codes = jax.grad(lambda x: quantize(x, codebook, 0.25)[2])(vectors)
+    to_vectors = jax.grad(lambda x: quantize(vectors, x, 0.25)[2])(codebook)
+    np.testing.assert_allclose(to_codes.ravel(), [0, 0.25 * 2])
+    np.testing.assert_allclose(to_vectors.ravel(), [0, -2])
+
+
+def test_dead_codes_move_to_where_vectors_are_and_others_stay() -> None:
+    codebook = on_sphere(jax.random.normal(jax.random.key(0), (16, 4)))
+    vectors = on_sphere(jnp.abs(jax.random.normal(jax.random.key(1), (50, 4))))
+    used = jnp.arange(16) % 2
+    restarted = restart_dead(codebook, used, vectors, jax.random.key(2))
+    np.testing.assert_array_equal(restarted[1::2], codebook[1::2])
+    nearest = jnp.square(restarted[::2, None] - vectors).sum(-1).min(-1)
+    assert float(nearest.max()) < 0.05
+    assert len(np.unique(np.asarray(restarted), axis=0)) == 16
+    np.testing.assert_allclose(jnp.square(restarted).mean(-1), 1, rtol=1e-5)
+
+
+def test_codes_are_restarted_when_it_is_time() -> None:
+    task = TokenizerTask(SETTINGS)
+    params, memory = task.initialize()
+    extra = {"vectors": jnp.ones((4, 4, 4, 4)), "codes": jnp.zeros((4, 4, 4), jnp.int32)}
+
+    def dead_after(step: int) -> tuple[int, int]:
+        new, remembered = task.after_update(jnp.int32(step), params, memory, extra)
+        codebooks = [np.asarray(tree["quantize"]["embedding"]["embedding"]) for tree in (params, new)]
+        return int((np.abs(codebooks[0] - codebooks[1]) > 1e-4).any(-1).sum()), int(remembered["used"].sum())
+
+    # All codes but one are unused. Every third step until half of the forty; not in between, not after.
+    assert dead_after(3) == (31, 0)
+    assert dead_after(18) == (31, 0)
+    assert dead_after(4) == (0, 64)
+    assert dead_after(21) == (0, 64)
+
+
+def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(pictures: ComposedPictures) -> None:
+    whole = TokenizerTrainee(SETTINGS, pictures)
+    before = whole.evaluate()
+    losses = [float(whole.step(number)["loss"]) for number in range(4)]
+    halfway = State(*jax.device_get(whole.state))
+    losses += [float(whole.step(number)["loss"]) for number in range(4, 12)]
+    after = whole.evaluate()
+    assert after["loss"] < before["loss"]
+    assert after["psnr"] > before["psnr"]
+    assert 0 < after["codes_used"] <= 1
+
+    resumed = TokenizerTrainee(SETTINGS, pictures)
+    resumed.state = halfway
+    assert [float(resumed.step(number)["loss"]) for number in range(4, 12)] == losses[4:]
+
+
+def test_the_sheet_shows_pictures_above_what_comes_back(pictures: ComposedPictures) -> None:
+    sheet = np.asarray(TokenizerTrainee(SETTINGS, pictures).sheet())
+    assert sheet.shape == (2 * 66 + 2, 6 * 66 + 2, 3)
+    np.testing.assert_array_equal(sheet[2:66, 2:66], pictures.held_out(1)[0])
+
+
+def test_quality_of_equal_and_of_noisy_pictures() -> None:
+    pictures = np.random.default_rng(0).random((2, 32, 32, 3))
+    noisy = pictures + np.random.default_rng(1).normal(0, 0.1, pictures.shape)
+    np.testing.assert_allclose(psnr(pictures, pictures), 100)
+    np.testing.assert_allclose(psnr(noisy, pictures), 20, atol=0.2)
+    np.testing.assert_allclose(ssim(pictures, pictures), 1)
+    assert (ssim(noisy, pictures) < 0.98).all()
+    # The mean of a flat picture alone counts: (2ab + c) / (a² + b² + c).
+    flat = np.full((1, 8, 8, 3), 0.5), np.full((1, 8, 8, 3), 0.25)
+    np.testing.assert_allclose(ssim(*flat), (0.25 + 1e-4) / (0.3125 + 1e-4))
