@@ -57,7 +57,7 @@ def empty_prompt(config: DalleBartConfig) -> Encoding:
 def engine(model: DalleBart, slots: int, dtype: DTypeLike, blocks: int = BLOCKS) -> Iterator[GeneratorEngine]:
     """Makes an engine and compiles its programs; closes it at the end."""
     batch = DecodeBatch(model, empty_prompt(model.config), slots=slots, dtype=dtype, blocks=blocks)
-    made = GeneratorEngine(batch, most_waiting=1_000_000, stall_seconds=3600)
+    made = GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600)
     made.start()
     made.ready.wait()
     yield made

@@ -19,7 +19,7 @@ from smalti.results import ScoredPicture, ScoresFile
 from smalti.service import Process, Service, run
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import encoding_bytes, read_encoding, read_tokens, tokens_bytes
-from smalti.service.stage import Made, Running, StageHandler
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 
 CONCURRENCY: Final = {"encoder": 4, "generator": 6, "decoder": 2, "ranker": 4}
@@ -45,9 +45,9 @@ class IdleEncode(StageHandler[EncodeTask, None]):
     def read(self, task: EncodeTask) -> None:
         """See `StageHandler`."""
 
-    def make(self, running: Running[EncodeTask], content: None) -> Made:
+    def make(self, running: TaskContext[EncodeTask], content: None) -> StageOutput:
         """See `StageHandler`."""
-        return Made((self.store.put(running.task.keys.encoding, self._content),), 0.0)
+        return StageOutput((self.store.put(running.task.keys.encoding, self._content),), 0.0)
 
     def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -76,11 +76,11 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
         """See `StageHandler`."""
         return read_encoding(self.store, task.encoding, self._sizes)
 
-    def make(self, running: Running[GenerateTask], content: Encoding) -> Made:
+    def make(self, running: TaskContext[GenerateTask], content: Encoding) -> StageOutput:
         """See `StageHandler`."""
         task = running.task
         tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
-        return Made((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
+        return StageOutput((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
 
     def follow(self, task: GenerateTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -108,10 +108,12 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
         """See `StageHandler`."""
         return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
 
-    def make(self, running: Running[DecodeTask], content: np.ndarray) -> Made:
+    def make(self, running: TaskContext[DecodeTask], content: np.ndarray) -> StageOutput:
         """See `StageHandler`."""
         keys = self.outputs(running.task)
-        return Made(tuple(self.side_by_side.map(lambda key: self.store.put(key, self._content), keys)), 0.0)
+        return StageOutput(
+            tuple(self.side_by_side.map(lambda key: self.store.put(key, self._content), keys)), 0.0
+        )
 
     def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -136,7 +138,7 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
         """See `StageHandler`."""
         return self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
 
-    def make(self, running: Running[RankTask], content: list[bytes]) -> Made:
+    def make(self, running: TaskContext[RankTask], content: list[bytes]) -> StageOutput:
         """See `StageHandler`."""
         task = running.task
         scored = tuple(
@@ -151,7 +153,7 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
             for index, ref, file in zip(task.candidates, task.pictures, content, strict=True)
         )
         scores = ScoresFile(pictures=scored).to_bytes()
-        return Made((self.store.put(task.keys.scores(task.chunk), scores),), 0.0)
+        return StageOutput((self.store.put(task.keys.scores(task.chunk), scores),), 0.0)
 
     def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""

@@ -18,7 +18,7 @@ COLUMNS = (
     *("lost", "twice", "unexpected", "wrong", "seconds", "verdict"),
 )
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 """Of the objects that are unexpected or wrong."""
 
 
@@ -53,8 +53,8 @@ def remarks(results: Sequence[Result]) -> list[str]:
     for result in results:
         said = [*result.problems]
         for kind, found in (("unexpected", result.tally.unexpected), ("wrong", result.tally.wrong)):
-            said += [f"{kind}: {each}" for each in found[:MOST_NAMED]]
-            said += [f"{kind}: and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
+            said += [f"{kind}: {each}" for each in found[:MAX_NAMED]]
+            said += [f"{kind}: and {len(found) - MAX_NAMED} more"] * (len(found) > MAX_NAMED)
         said += result.notes
         said += [f"{count} failed: {reason}" for reason, count in result.tally.reasons.items()]
         lines += [f"row {result.row.name}: {text}" for text in said]

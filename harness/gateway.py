@@ -17,13 +17,13 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Base
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import Snapshot
-from smalti.services.gateway.jobs.spec import Order
+from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
-from smalti.testing.stages import PlayedStages
+from smalti.testing.stages import FakeStages
 
 
-class Outbox:
+class MemoryPublisher:
     """Keeps what is sent; while `down` is set it is a broker that does not answer."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Outbox:
         """Since it was taken last."""
 
     def publish(self, message: Message) -> None:
-        """See `Outlet`."""
+        """See `Publisher`."""
         if self.down:
             raise BrokerUnavailableError("the broker is not available")
         assert isinstance(message, EncodeTask)
@@ -60,7 +60,7 @@ class GatewayStand:
             settings: those that are not as usual.
         """
         self.clock = ManualClock()
-        self.outbox = Outbox()
+        self.outbox = MemoryPublisher()
         self.store = store or MemoryStore()
         self.gateway = Gateway(
             database,
@@ -72,7 +72,7 @@ class GatewayStand:
             expiry_days=7,
         )
         self.jobs = self.gateway.jobs
-        self.stages = PlayedStages(self.store, spec.tokens)
+        self.stages = FakeStages(self.store, spec.tokens)
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
         """Accepts a job of 8 candidates, a moment after the one before; returns its id."""
@@ -123,7 +123,7 @@ class GatewayStand:
         self.gateway.fan_in.close()
 
 
-def order(prompt: str = "a cat", **changes: Any) -> Order:
+def order(prompt: str = "a cat", **changes: Any) -> JobSpec:
     """Returns an order of 8 candidates, of which the best 3 are wanted."""
     usual: dict[str, Any] = {
         "seed": 7,
@@ -133,7 +133,7 @@ def order(prompt: str = "a cat", **changes: Any) -> Order:
         "n": 3,
         "candidates": 8,
     }
-    return Order(prompt=prompt, **{**usual, **changes})
+    return JobSpec(prompt=prompt, **{**usual, **changes})
 
 
 def sqlite_database(folder: Path, **options: Any) -> Database:

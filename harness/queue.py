@@ -20,7 +20,7 @@ from smalti.messages import (
 from smalti.parameters import SamplingParameters
 from smalti.queue import (
     BrokerSettings,
-    Consumption,
+    Consumer,
     Delivery,
     Outcome,
     Publisher,
@@ -47,7 +47,7 @@ def settings_for(server: Server, **changes: Any) -> BrokerSettings:
         "timeout": 5.0,
         "visibility_timeout": 6.0,
         "retry_first": 0.05,
-        "retry_longest": 0.2,
+        "retry_max": 0.2,
         "drain": 10.0,
     }
     return BrokerSettings(url=SecretStr(server.url), **{**quick, **changes})
@@ -131,7 +131,7 @@ def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bo
     return found
 
 
-class Stand:
+class QueueHarness:
     """A publisher and a worker in this process, and what became of the messages."""
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -139,7 +139,7 @@ class Stand:
         self.publisher = Publisher(settings)
         self.begun: list[str] = []
         self.outcomes: Counter[Outcome] = Counter()
-        self.consumption: Consumption | None = None
+        self.consumption: Consumer | None = None
 
     def work(
         self,
@@ -147,7 +147,7 @@ class Stand:
         *,
         concurrency: int = 4,
         stage: Stage = Stage.ENCODE,
-    ) -> Consumption:
+    ) -> Consumer:
         """Starts the worker; by default its handler says that the work is done."""
 
         def handle(delivery: Delivery) -> Iterable[Message]:
@@ -163,7 +163,7 @@ class Stand:
             concurrency=concurrency,
             publisher=self.publisher,
             settings=self.settings,
-            observer=lambda handled: self.outcomes.update([handled.ending.outcome]),
+            observer=lambda handled: self.outcomes.update([handled.completion.outcome]),
         )
         self.consumption.start()
         assert self.consumption.wait_until_ready(WAIT)

@@ -20,19 +20,19 @@ from smalti.storage.keys import JobId, JobKeys, ObjectRef
 from smalti.validation import Strict, first_problem
 
 VERSION: Final = 1
-LARGEST_MESSAGE = 64 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024
 """Bytes of JSON, in UTF-8."""
-LONGEST_PROMPT = 4000
+MAX_PROMPT_LENGTH = 4000
 """Characters; more than the 64 tokens that a model reads can hold."""
-MOST_IN_CHUNK = 64
+MAX_IN_CHUNK = 64
 """Candidates that travel together."""
 
 
-MOST_CHUNKS = 256
+MAX_CHUNKS = 256
 """Chunks that one message may ask for."""
-MOST_CANDIDATES = 2**20
+MAX_CANDIDATES = 2**20
 """The indices of candidates are below it."""
-LONGEST_GIVEN = 4096
+MAX_GIVEN_TOKENS = 4096
 """Image tokens that a message may give for the first places."""
 
 
@@ -75,11 +75,11 @@ class Stage(StrEnum):
     """Not a stage of the work, but what the stages tell the gateway."""
 
 
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LENGTH)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, lt=1024)]
-CandidateIndex = Annotated[int, Field(ge=0, lt=MOST_CANDIDATES)]
-Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MOST_IN_CHUNK)]
+CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
+Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -161,7 +161,7 @@ class Work(Envelope):
     sampling: SamplingParameters
     candidates_in_job: Annotated[int, Field(ge=1, le=1024)]
     """How many candidates the job draws in all, for the record that its pictures carry."""
-    given: Annotated[tuple[Count, ...], Field(max_length=LONGEST_GIVEN)] = ()
+    given: Annotated[tuple[Count, ...], Field(max_length=MAX_GIVEN_TOKENS)] = ()
     """Image tokens of the first places, the same for all candidates; drawing goes on behind them."""
 
     def done(
@@ -201,7 +201,7 @@ class EncodeTask(Work):
     stage_queue = Stage.ENCODE
 
     kind: Literal["encode"] = "encode"
-    chunks: Annotated[tuple[Chunk, ...], Field(min_length=1, max_length=MOST_CHUNKS)]
+    chunks: Annotated[tuple[Chunk, ...], Field(min_length=1, max_length=MAX_CHUNKS)]
     """Of the job's chunks those that are to be made; a job of more has several such tasks."""
 
     @model_validator(mode="after")
@@ -302,7 +302,7 @@ class RankTask(ChunkTask):
     stage_queue = Stage.RANK
 
     kind: Literal["rank"] = "rank"
-    pictures: Annotated[tuple[ObjectRef, ...], Field(max_length=MOST_IN_CHUNK)]
+    pictures: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
     """In the order of the candidates."""
 
     @model_validator(mode="after")
@@ -365,7 +365,7 @@ class StageDone(Event):
     """A stage is done, and what it has written is durable."""
 
     kind: Literal["done"] = "done"
-    objects: Annotated[tuple[ObjectRef, ...], Field(max_length=MOST_IN_CHUNK)]
+    objects: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
     seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long the engine took."""
     skipped: bool = False
@@ -463,8 +463,8 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
 
 def _check_size(text: str | bytes) -> None:
     size = len(text.encode() if isinstance(text, str) else text)
-    if size > LARGEST_MESSAGE:
-        raise OversizedMessageError(f"the message has {size} bytes; the most is {LARGEST_MESSAGE}")
+    if size > MAX_MESSAGE_BYTES:
+        raise OversizedMessageError(f"the message has {size} bytes; the most is {MAX_MESSAGE_BYTES}")
 
 
 def _check_keys(refs: tuple[ObjectRef, ...], keys: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from smalti.errors import InvalidInputError
 from smalti.validation import Strict
 
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 class Priority(Enum):
@@ -33,7 +33,7 @@ class SamplingParameters(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw among the most probable tokens that together reach this probability; 1 is no limit."""
 
-    def but(self, **asked: float | None) -> Self:
+    def replace(self, **asked: float | None) -> Self:
         """Returns these parameters with those that are asked for, and not None, in their place.
 
         Raises:
@@ -50,7 +50,7 @@ class Counts(Strict):
     candidates: Annotated[int, Field(ge=1, le=1024)] = 16
 
 
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 def check_counts(n: int, candidates: int) -> Counts:
@@ -76,6 +76,6 @@ def check_seed(seed: int | None) -> int:
     if seed is None:
         # Short enough to be read out and typed again.
         return secrets.randbelow(2**32)
-    if not 0 <= seed <= LARGEST_SEED:
+    if not 0 <= seed <= MAX_SEED:
         raise InvalidInputError("seed", f"{seed} is not between 0 and 2^63 - 1")
     return seed

@@ -19,9 +19,9 @@ from smalti.validation import Strict, first_problem
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 """What is read of pictures from outside."""
-LARGEST_FILE = 10 * 2**20
+MAX_FILE_BYTES = 10 * 2**20
 """Bytes of a picture from outside."""
-LARGEST_SIDE = 4096
+MAX_SIDE = 4096
 """Pixels of a picture from outside, each way."""
 
 # The PNG text chunk that holds a drawing as JSON.
@@ -78,15 +78,15 @@ def read_image(content: bytes, field: str) -> Image.Image:
     Raises:
         InvalidInputError: it is no such file, damaged, or too large.
     """
-    if len(content) > LARGEST_FILE:
-        raise InvalidInputError(field, f"has {len(content)} bytes; the most is {LARGEST_FILE}")
+    if len(content) > MAX_FILE_BYTES:
+        raise InvalidInputError(field, f"has {len(content)} bytes; the most is {MAX_FILE_BYTES}")
     try:
         # The size is known from the header, before anything is unpacked.
         with Image.open(io.BytesIO(content), formats=FILE_FORMATS) as opened:
-            if max(opened.size) > LARGEST_SIDE:
+            if max(opened.size) > MAX_SIDE:
                 width, height = opened.size
                 raise InvalidInputError(
-                    field, f"is {width} x {height} pixels large; the most is {LARGEST_SIDE} x {LARGEST_SIDE}"
+                    field, f"is {width} x {height} pixels large; the most is {MAX_SIDE} x {MAX_SIDE}"
                 )
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:

@@ -118,7 +118,7 @@ class Pipeline:
             defaults.n if n is None else n, defaults.candidates if candidates is None else candidates
         )
         seed = check_seed(seed)
-        sampling = self.folder.sampling.but(
+        sampling = self.folder.sampling.replace(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
         pictures = self.draw(

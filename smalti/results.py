@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from smalti.messages import LONGEST_GIVEN, MOST_IN_CHUNK, CandidateIndex, Prompt, ShortText
+from smalti.messages import MAX_GIVEN_TOKENS, MAX_IN_CHUNK, CandidateIndex, Prompt, ShortText
 from smalti.parameters import SamplingParameters, Seed
 from smalti.storage.keys import Key, Sha256
 from smalti.storage.store import DamagedObjectError
@@ -48,7 +48,7 @@ class _ObjectOfJson(Strict):
 class ScoresFile(_ObjectOfJson):
     """`scores/<chunk>.json`: all candidates of a chunk."""
 
-    pictures: Annotated[tuple[ScoredPicture, ...], Field(min_length=1, max_length=MOST_IN_CHUNK)]
+    pictures: Annotated[tuple[ScoredPicture, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 
 
 class ResultPicture(ScoredPicture):
@@ -56,7 +56,7 @@ class ResultPicture(ScoredPicture):
 
     key: Key
     """Where its file is."""
-    tokens: Annotated[tuple[Token, ...], Field(max_length=LONGEST_GIVEN)]
+    tokens: Annotated[tuple[Token, ...], Field(max_length=MAX_GIVEN_TOKENS)]
     """Its image tokens, for a job that draws on from it."""
 
 

@@ -25,7 +25,7 @@ SHAPED = [
 ]
 install_import_hook(SHAPED, "beartype.beartype")
 
-from harness.queue import Stand, clear, settings_for  # noqa: E402
+from harness.queue import QueueHarness, clear, settings_for  # noqa: E402
 from harness.servers import PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer  # noqa: E402
 from smalti.engines.compilation import use_compilation_cache  # noqa: E402
 from smalti.pipeline import Pipeline  # noqa: E402
@@ -131,9 +131,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Databa
 
 
 @pytest.fixture
-def stand(broker: Server) -> Iterator[Stand]:
+def stand(broker: Server) -> Iterator[QueueHarness]:
     """A publisher, and a worker once it is asked for."""
-    made = Stand(settings_for(broker))
+    made = QueueHarness(settings_for(broker))
     yield made
     made.stop()
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from harness.paths import SAMPLES
 from smalti.messages import (
-    LARGEST_MESSAGE,
-    LONGEST_GIVEN,
-    MOST_CHUNKS,
+    MAX_CHUNKS,
+    MAX_GIVEN_TOKENS,
+    MAX_MESSAGE_BYTES,
     VERSION,
     Chunk,
     DecodeTask,
@@ -218,13 +218,13 @@ def test_newer_version_is_told_from_rubbish() -> None:
 
 def test_too_large_message_is_not_looked_at() -> None:
     with pytest.raises(OversizedMessageError):
-        parse(" " * (LARGEST_MESSAGE + 1))
+        parse(" " * (MAX_MESSAGE_BYTES + 1))
 
 
 @pytest.mark.parametrize("letter", ["\N{GRINNING FACE}", "\x01"])
 def test_largest_task_is_not_too_large(letter: str) -> None:
-    chunks = tuple(Chunk(chunk=number, candidates=(2**20 - 1 - number,)) for number in range(MOST_CHUNKS))
-    largest = encode_task(prompt=letter * 4000, chunks=chunks, given=(16383,) * LONGEST_GIVEN)
+    chunks = tuple(Chunk(chunk=number, candidates=(2**20 - 1 - number,)) for number in range(MAX_CHUNKS))
+    largest = encode_task(prompt=letter * 4000, chunks=chunks, given=(16383,) * MAX_GIVEN_TOKENS)
     assert parse(largest.to_json()) == largest
 
 

@@ -12,7 +12,7 @@ from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGES
 from harness.queue import dead, gather, task, wait_until
 from harness.signing import certificate
-from smalti.messages import LARGEST_MESSAGE, Chunk, EncodeTask, GenerateTask, Stage, queue_name
+from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
 from smalti.queue import Publisher
 from smalti.storage import JobKeys, ObjectRef
 
@@ -237,7 +237,7 @@ def _rubbish(publisher: Publisher, stage: Stage) -> int:
     texts = [
         "{",
         json.dumps({**good, "version": 99}),
-        json.dumps({**good, "prompt": "x" * LARGEST_MESSAGE}),
+        json.dumps({**good, "prompt": "x" * MAX_MESSAGE_BYTES}),
         json.dumps({**good, "unknown": 1}),
         json.dumps(foreign),
     ]

@@ -15,7 +15,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.v1 import job_pb2
 
 OPEN_JOBS = 400
-MOST_GROWTH = 128 * 2**20
+MAX_GROWTH = 128 * 2**20
 """Bytes by which a gateway may grow that is asked for ten thousand jobs."""
 CALLERS = 32
 
@@ -55,7 +55,7 @@ def burst(trial: Trial) -> None:
     for each in refused:
         good = isinstance(each.refused, OverloadedError) and each.refused.retry_after > 0
         trial.expect(good, f"{each.prompt!r} was refused with {each.refused!r}")
-    trial.expect(grown < MOST_GROWTH, f"the gateway grew by {grown / 2**20:.0f} MiB")
+    trial.expect(grown < MAX_GROWTH, f"the gateway grew by {grown / 2**20:.0f} MiB")
     waiting = system.waiting("encode")
     trial.expect(waiting <= 128, f"{waiting} messages wait in the broker")
     system.release(*STAGES)

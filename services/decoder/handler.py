@@ -16,7 +16,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import read_tokens
 from smalti.service.process import Process
-from smalti.service.stage import Made, Running, StageHandler
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
@@ -50,7 +50,9 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         """See `StageHandler`."""
         return read_tokens(self.store, task.tokens, len(task.candidates), self._spec)
 
-    def make(self, running: Running[DecodeTask], content: Int[np.ndarray, "pictures tokens"]) -> Made:
+    def make(
+        self, running: TaskContext[DecodeTask], content: Int[np.ndarray, "pictures tokens"]
+    ) -> StageOutput:
         """See `StageHandler`; pictures are written while the next ones are decoded."""
         task = running.task
         running.reach("after-read")
@@ -67,7 +69,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
                 running.reach("before-write")
                 for index, pixels in zip(task.candidates[start : start + step], pictures, strict=True):
                     written.append(self.side_by_side.submit(partial(self._write, task, index, pixels)))
-            return Made(tuple(each.result() for each in written), seconds)
+            return StageOutput(tuple(each.result() for each in written), seconds)
         finally:
             wait(written)  # Nothing is written for work that was left.
 
@@ -76,7 +78,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         return (task.next(objects),)
 
     def _decode(
-        self, running: Running[DecodeTask], tokens: Int[np.ndarray, "pictures tokens"]
+        self, running: TaskContext[DecodeTask], tokens: Int[np.ndarray, "pictures tokens"]
     ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
         def decode() -> tuple[np.ndarray, float]:
             running.check()

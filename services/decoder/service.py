@@ -23,7 +23,7 @@ from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 CONCURRENCY = 2
 """Chunks at the same time: while one is decoded, the other is read or written. More would only wait here, where no
 other decoder can have them."""
-MOST_CALLS = 64
+MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
@@ -35,7 +35,7 @@ def build(process: Process) -> Service:
     engine = DecoderEngine.load(spec)
     _warm_up(engine, spec)
     model = model_message(spec)
-    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = DecodeHandler(process, spec, cancellations, engine, compute, rewriter)
 

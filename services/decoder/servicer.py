@@ -10,7 +10,7 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import NotSupportedError
-from smalti.messages import MOST_IN_CHUNK
+from smalti.messages import MAX_IN_CHUNK
 from smalti.pictures import plain_png_bytes, read_image, square
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, tokens_message, tokens_of
@@ -25,7 +25,7 @@ from smalti.v1.decoder_pb2 import (
     EncodeImagesResponse,
 )
 
-MOST_IMAGES = 16
+MAX_IMAGES = 16
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
@@ -44,7 +44,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self, request: DecodeRequest, context: Any
     ) -> AsyncIterator[DecodeResponse]:
         check_asked_model(request.model, self._model)
-        check_number(len(request.pictures), MOST_IN_CHUNK, "pictures", "pictures")
+        check_number(len(request.pictures), MAX_IN_CHUNK, "pictures", "pictures")
         spec, step = self._spec, self._engine.batch_size
         tokens = tokens_of(request.pictures, spec.tokens, spec.codebook_size, field="pictures")
         with self._compute.place():
@@ -71,7 +71,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             raise NotSupportedError(
                 "the model's VQGAN has no encoder, so it cannot turn pictures into tokens"
             )
-        check_number(len(request.images), MOST_IMAGES, "images", "pictures")
+        check_number(len(request.images), MAX_IMAGES, "images", "pictures")
         with self._compute.place():
             # All are read before the first is encoded: a picture that cannot be read is told at once.
             pictures = [

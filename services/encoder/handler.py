@@ -9,12 +9,12 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import encoding_bytes
 from smalti.service.process import Process
-from smalti.service.stage import Made, Running, StageHandler
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
 # What a message holds of a reading at most.
-MOST_WORDS, LONGEST_WORD, LONGEST_NOTICE = 64, 200, 2000
+MAX_WORDS, MAX_WORD_LENGTH, MAX_NOTICE_LENGTH = 64, 200, 2000
 
 
 class EncodeHandler(StageHandler[EncodeTask, None]):
@@ -44,7 +44,7 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
     def read(self, task: EncodeTask) -> None:
         """See `StageHandler`; all that an encoding needs is in the message."""
 
-    def make(self, running: Running[EncodeTask], content: None) -> Made:
+    def make(self, running: TaskContext[EncodeTask], content: None) -> StageOutput:
         """See `StageHandler`."""
         task = running.task
         prompt = self._rewriter(task.prompt).prompt
@@ -60,7 +60,7 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         file, seconds = self._compute.run(encode)
         running.check()
         running.reach("before-write")
-        return Made((self.store.put(task.keys.encoding, file),), seconds)
+        return StageOutput((self.store.put(task.keys.encoding, file),), seconds)
 
     def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -74,9 +74,9 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
             cut=self._engine.is_cut(rewording.prompt),
             unknown=_shortened(rewording.unknown),
             left_out=_shortened(rewording.left_out),
-            notice=rewording.notice[:LONGEST_NOTICE],
+            notice=rewording.notice[:MAX_NOTICE_LENGTH],
         )
 
 
 def _shortened(words: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(word[:LONGEST_WORD] for word in words[:MOST_WORDS])
+    return tuple(word[:MAX_WORD_LENGTH] for word in words[:MAX_WORDS])

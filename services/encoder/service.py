@@ -21,7 +21,7 @@ from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 
 CONCURRENCY = 4
 """Messages at the same time: while one computes, the others read and write."""
-MOST_CALLS = 64
+MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
@@ -33,7 +33,7 @@ def build(process: Process) -> Service:
     engine = EncoderEngine.load(spec)
     engine.unconditional  # noqa: B018 - The first encoding compiles the program.
     model = model_message(spec)
-    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = EncodeHandler(process, spec.folder, cancellations, engine, compute, rewriter)
 

@@ -13,15 +13,15 @@ from smalti.services.gateway.database.clock import Clock, SystemClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import State
 from smalti.services.gateway.jobs.hub import Hub
-from smalti.services.gateway.jobs.observer import Ending
+from smalti.services.gateway.jobs.observer import JobEnding
 from smalti.services.gateway.jobs.repository import Jobs, Snapshot
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.work.dispatch import Dispatcher, Outlet
+from smalti.services.gateway.work.dispatch import Dispatcher, Publisher
 from smalti.services.gateway.work.events import Events
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop
-from smalti.services.gateway.work.progress import Ledger
-from smalti.services.gateway.work.sweeper import MOST_AT_ONCE, Sweeper, mark
+from smalti.services.gateway.work.progress import ProgressBuffer
+from smalti.services.gateway.work.sweeper import MAX_AT_ONCE, Sweeper, mark
 from smalti.storage import ObjectStore, StoreUnavailableError, sweep
 from smalti.telemetry import Metrics
 
@@ -40,7 +40,7 @@ MARK_SECONDS: Final = 1.0
 """How long whoever cancels a job waits for the store, which may be away."""
 
 
-class _Bell:
+class _JobEvents:
     """Tells the loops, the hub and the metrics of changes."""
 
     def __init__(self, hub: Hub, metrics: Metrics | None) -> None:
@@ -55,7 +55,7 @@ class _Bell:
     def changed(self, job_id: str) -> None:
         self._hub.changed(job_id)
 
-    def ended(self, ending: Ending) -> None:
+    def ended(self, ending: JobEnding) -> None:
         self.to_send.set()
         self.to_do.set()
         self._hub.ended(ending.job_id)
@@ -78,7 +78,7 @@ class Gateway:
         self,
         database: Database,
         store: ObjectStore,
-        outlet: Outlet,
+        outlet: Publisher,
         spec: ModelSpec,
         settings: GatewaySettings,
         *,
@@ -107,9 +107,9 @@ class Gateway:
         self.hub = Hub(spec.side)
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
-        bell = self._bell = _Bell(self.hub, metrics)
+        bell = self._bell = _JobEvents(self.hub, metrics)
         self.jobs = Jobs(database, spec, settings, bell, clock)
-        self.ledger = Ledger(database, spec.side, settings, bell, clock)
+        self.ledger = ProgressBuffer(database, spec.side, settings, bell, clock)
         self.fan_in = FanIn(database, store, bell, clock)
         self.events = Events(database, self.fan_in, self.ledger, spec.side, settings, bell, self.hub, clock)
         self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
@@ -160,12 +160,12 @@ class Gateway:
     def sweep(self) -> None:
         """Ends and removes jobs whose time has come; raises `UnavailableError` when it cannot."""
         for step in (self.sweeper.expire, self.sweeper.finish, self.sweeper.remove):
-            while step() >= MOST_AT_ONCE:
+            while step() >= MAX_AT_ONCE:
                 pass
 
     def tidy(self) -> None:
         """Does in the store what is due there."""
-        while self.sweeper.do_chores() >= MOST_AT_ONCE:
+        while self.sweeper.do_chores() >= MAX_AT_ONCE:
             pass
 
     def expire_objects(self) -> None:

@@ -32,17 +32,17 @@ class Work:
 
     @property
     def healthy(self) -> bool:
-        """See `smalti.service.Companion`."""
+        """See `smalti.service.BackgroundTask`."""
         return self._gateway.healthy and (self._looking is None or not self._looking.done())
 
     async def start(self) -> None:
-        """See `smalti.service.Companion`."""
+        """See `smalti.service.BackgroundTask`."""
         gateway = self._gateway
         gateway.start()
         self._looking = asyncio.create_task(gateway.hub.look(gateway.jobs.versions, gateway.settings.watch))
 
     async def stop(self, grace: float) -> None:
-        """See `smalti.service.Companion`."""
+        """See `smalti.service.BackgroundTask`."""
         if self._looking is not None:
             self._looking.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._gateway.stop)

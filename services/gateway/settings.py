@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from smalti.messages import MOST_IN_CHUNK
+from smalti.messages import MAX_IN_CHUNK
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, data_folder, read_settings
 
 GATEWAY_PREFIX = f"{PREFIX}GATEWAY_"
@@ -27,7 +27,7 @@ class GatewaySettings(EnvironmentSettings):
     """The seconds for which a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None
     """`HOST:PORT` of a decoder, for previews and for initial pictures given as files. Unset, there are neither."""
-    chunk: Annotated[int, Field(ge=1, le=MOST_IN_CHUNK)] = 4
+    chunk: Annotated[int, Field(ge=1, le=MAX_IN_CHUNK)] = 4
     """How many candidates of a job travel together."""
     window: Annotated[int, Field(ge=1, le=2**20)] = 128
     """How many candidates may be on their way through the queues at a time; the rest waits in the database, where order

@@ -23,7 +23,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import read_encoding, tokens_bytes
 from smalti.service.process import Process
-from smalti.service.stage import Made, Running, StageHandler
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.telemetry import tracing
 
@@ -31,7 +31,7 @@ PROGRESS_SECONDS = 0.2
 """How often at most a chunk's progress is told."""
 LOOK_SECONDS = 0.1
 """How often it is looked whether the worker stops, while nothing comes from the engine."""
-LONGEST_ROW = 64
+MAX_ROW_LENGTH = 64
 """Tiles of a row that an event can hold."""
 
 
@@ -57,7 +57,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         self._check_given(task.given)
         return read_encoding(self.store, task.encoding, self._spec)
 
-    def make(self, running: Running[GenerateTask], content: Encoding) -> Made:
+    def make(self, running: TaskContext[GenerateTask], content: Encoding) -> StageOutput:
         """See `StageHandler`."""
         task = running.task
         running.reach("after-read")
@@ -81,7 +81,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         seconds = time.monotonic() - began
         running.check()
         running.reach("before-write")
-        return Made((self.store.put(self.outputs(task)[0], tokens_bytes(handle.result())),), seconds)
+        return StageOutput((self.store.put(self.outputs(task)[0], tokens_bytes(handle.result())),), seconds)
 
     def follow(self, task: GenerateTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`."""
@@ -95,7 +95,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
 
     def _submit(
         self,
-        running: Running[GenerateTask],
+        running: TaskContext[GenerateTask],
         request: GenerationRequest,
         events: "queue.SimpleQueue[Drawn | None]",
     ) -> GenerationHandle:
@@ -122,7 +122,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
 
     def _follow_drawing(
         self,
-        running: Running[GenerateTask],
+        running: TaskContext[GenerateTask],
         handle: GenerationHandle,
         events: "queue.SimpleQueue[Drawn | None]",
     ) -> None:
@@ -154,7 +154,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
                 told = time.monotonic()
                 self.publisher.offer(running.task.progress(canvas.rows, self._spec.side, canvas.last_row()))
 
-    def _check_time(self, running: Running[GenerateTask], canvas: "_Canvas") -> None:
+    def _check_time(self, running: TaskContext[GenerateTask], canvas: "_Canvas") -> None:
         """Raises `GiveBackError` when the worker stops and the rest would not be drawn in time."""
         left = running.seconds_left()
         if left is None:
@@ -199,7 +199,7 @@ class _Canvas:
 
     def last_row(self) -> tuple[tuple[int, ...], ...]:
         """Returns the last row that is laid in every picture; nothing where a row is too long for a message."""
-        if self._columns > LONGEST_ROW:
+        if self._columns > MAX_ROW_LENGTH:
             return ()
         end = self.rows * self._columns
         return tuple(tuple(row) for row in self._tokens[:, end - self._columns : end].tolist())

@@ -30,7 +30,7 @@ def build(process: Process) -> Service:
         spec,
         unconditional_encoding(spec),
         slots=settings.slots,
-        most_waiting=settings.waiting or DEFAULT_WAITING,
+        max_waiting=settings.waiting or DEFAULT_WAITING,
         stall_seconds=settings.stall,
     )
     engine.observer = process.telemetry.engine_observer

@@ -10,7 +10,7 @@ from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
 from smalti.errors import InvalidInputError
-from smalti.messages import MOST_CANDIDATES, MOST_IN_CHUNK
+from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
 from smalti.parameters import SamplingParameters, check_seed
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.calls import deadline
@@ -82,11 +82,11 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         spec = self._spec
         encoding = encoding_of(request.encoding, self._model, spec.transformer.d_model)
         seed = check_seed(request.seed if request.HasField("seed") else None)
-        check_number(len(request.candidates), MOST_IN_CHUNK, "candidates", "indices")
+        check_number(len(request.candidates), MAX_IN_CHUNK, "candidates", "indices")
         for place, index in enumerate(request.candidates):
-            if not 0 <= index < MOST_CANDIDATES:
+            if not 0 <= index < MAX_CANDIDATES:
                 raise InvalidInputError(
-                    f"candidates[{place}]", f"{index} is not between 0 and {MOST_CANDIDATES - 1}"
+                    f"candidates[{place}]", f"{index} is not between 0 and {MAX_CANDIDATES - 1}"
                 )
             if index in request.candidates[:place]:
                 raise InvalidInputError(f"candidates[{place}]", f"{index} is there twice")

@@ -13,7 +13,7 @@ from smalti.results import ScoredPicture, ScoresFile
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.process import Process
-from smalti.service.stage import Made, Running, StageHandler
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import DamagedObjectError, ObjectRef
 from smalti.text.rewording import Rewriter
 
@@ -61,7 +61,7 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         """See `StageHandler`."""
         return self.side_by_side.map(self._read_picture, task.pictures)
 
-    def make(self, running: Running[RankTask], content: list[PictureFile]) -> Made:
+    def make(self, running: TaskContext[RankTask], content: list[PictureFile]) -> StageOutput:
         """See `StageHandler`."""
         task = running.task
         images = [picture.image for picture in content]
@@ -91,7 +91,7 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         running.check()
         running.reach("before-write")
         key = self.outputs(task)[0]
-        return Made((self.store.put(key, scored, content_type="application/json"),), seconds)
+        return StageOutput((self.store.put(key, scored, content_type="application/json"),), seconds)
 
     def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
         """See `StageHandler`; the gateway learns from the event that the chunk is finished."""

@@ -21,7 +21,7 @@ from smalti.v1.ranker_pb2_grpc import add_RankerServiceServicer_to_server
 
 CONCURRENCY = 2
 """Chunks at the same time: while one is scored, the other is read or written."""
-MOST_CALLS = 64
+MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
@@ -32,7 +32,7 @@ def build(process: Process) -> Service:
     engine = RankerEngine.load(spec.folder)
     engine.rank("a picture", [Image.new("RGB", (spec.resolution, spec.resolution))])
     model = model_message(spec)
-    compute = ComputeThread(most_places=settings.waiting or MOST_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = RankHandler(process, spec.folder, cancellations, engine, compute, rewriter)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

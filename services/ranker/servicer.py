@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from smalti.engines.ranker import RankerEngine
-from smalti.messages import MOST_IN_CHUNK
+from smalti.messages import MAX_IN_CHUNK
 from smalti.pictures import read_image
 from smalti.rpc.conversion import check_asked_model
 from smalti.service.checks import check_number, checked_prompt
@@ -25,7 +25,7 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
     async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:  # noqa: D102, N802
         check_asked_model(request.model, self._model)
         prompt = checked_prompt(request.prompt)
-        check_number(len(request.images), MOST_IN_CHUNK, "images", "pictures")
+        check_number(len(request.images), MAX_IN_CHUNK, "images", "pictures")
         scores: list[float] = []
         with self._compute.place():
             # One run of the model at a time: pictures may be large once they are unpacked.

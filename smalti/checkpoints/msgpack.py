@@ -17,7 +17,7 @@ from smalti.errors import CheckpointError
 CHUNKED = "__msgpack_chunked_array__"
 TENSOR_TYPES = (1, 3)
 DEEPEST = 32
-LONGEST_NAME = 1024
+MAX_NAME_LENGTH = 1024
 
 # What a first byte announces: the kind of value, and the struct format of its length or of its number.
 KINDS: dict[int, tuple[str, str]] = {
@@ -158,7 +158,7 @@ class _Walker:
 
     def text(self) -> str:
         kind, length = self.header()
-        if kind not in ("text", "bytes") or length > LONGEST_NAME:
+        if kind not in ("text", "bytes") or length > MAX_NAME_LENGTH:
             self.damaged(f"{kind} where a name is expected")
         try:
             return self.read(length).decode()

@@ -19,7 +19,7 @@ from smalti.errors import CheckpointError
 from smalti.files import atomic_path
 
 # The library refuses a larger header.
-LARGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 TYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {type_name: code for code, type_name in TYPE_NAMES.items()}
 
@@ -36,7 +36,7 @@ def index_safetensors(path: Path) -> dict[str, StoredTensor]:
         if len(start) < 8:
             raise CheckpointError(f"{path}: cut short before its first tensor: it ends at byte {size}")
         (length,) = struct.unpack("<Q", start)
-        if length > LARGEST_HEADER:
+        if length > MAX_HEADER_BYTES:
             raise CheckpointError(f"{path}: damaged: its header cannot be {length} bytes long")
         header = file.read(length)
         if len(header) < length:

@@ -28,7 +28,7 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
         seed = original.seed if seed is None else seed
         n = (original.n or 1) if n is None else n
         candidates = original.candidates if candidates is None else candidates
-    sampling = (original or folder).sampling.but(**options.sampling)
+    sampling = (original or folder).sampling.replace(**options.sampling)
     counts = check_counts(
         folder.defaults.n if n is None else n,
         folder.defaults.candidates if candidates is None else candidates,

@@ -40,9 +40,9 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
     # Checked here only where it is known: what is left out is the gateway's to know.
     if options.n is not None and options.candidates is not None:
         check_counts(options.n, options.candidates)
-    SamplingParameters().but(**options.sampling)
+    SamplingParameters().replace(**options.sampling)
     seed = check_seed(original.seed if original and options.seed is None else options.seed)
-    asked: client.Asked = {
+    asked: client.GenerateOptions = {
         "n": options.n,
         "candidates": options.candidates,
         "seed": seed,
@@ -67,11 +67,11 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
             write(results, candidates, options, warned)
 
 
-def _again(original: Drawing, options: Options, of: int) -> "client.Asked":
+def _again(original: Drawing, options: Options, of: int) -> "client.GenerateOptions":
     """Returns what draws an original again, but for what the user has given in its place."""
-    asked: client.Asked = {
+    asked: client.GenerateOptions = {
         "model": options.model or original.model,
-        **original.sampling.but(**options.sampling).model_dump(),  # type: ignore[typeddict-item]
+        **original.sampling.replace(**options.sampling).model_dump(),  # type: ignore[typeddict-item]
     }
     n = (original.n or 1) if options.n is None else options.n
     check_counts(n, of)
@@ -81,7 +81,7 @@ def _again(original: Drawing, options: Options, of: int) -> "client.Asked":
 
 
 def _draw(
-    gateway: "client.Client", prompt: str, asked: "client.Asked", bar: Bar, console: Console
+    gateway: "client.Client", prompt: str, asked: "client.GenerateOptions", bar: Bar, console: Console
 ) -> "list[client.Picture]":
     def show(job: "Job") -> None:
         progress = job.progress

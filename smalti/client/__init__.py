@@ -12,10 +12,10 @@ nothing else is, but for RESOURCE_EXHAUSTED where that is asked for (`wait`). Er
 `InvalidInputError` names the argument.
 """
 
-from smalti.client.asking import DEFAULT_SERVER, Asked
+from smalti.client.asking import DEFAULT_SERVER, GenerateOptions
 from smalti.client.asynchronous import AsyncClient
 from smalti.client.blocking import Client
 from smalti.client.downloading import Picture
 from smalti.client.following import Event, has_ended
 
-__all__ = ["DEFAULT_SERVER", "Asked", "AsyncClient", "Client", "Event", "Picture", "has_ended"]
+__all__ = ["DEFAULT_SERVER", "AsyncClient", "Client", "Event", "GenerateOptions", "Picture", "has_ended"]

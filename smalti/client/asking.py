@@ -23,7 +23,7 @@ DEFAULT_SERVER = "127.0.0.1:50050"
 """Where `smalti up` has its gateway."""
 
 
-class Asked(TypedDict, total=False):
+class GenerateOptions(TypedDict, total=False):
     """What may be asked of a drawing; what is left out, or None, is the model's or the gateway's own.
 
     The ranges are those of the contract (`ImageParameters`, `SamplingParameters`, `CreateImagesRequest`).
@@ -79,13 +79,13 @@ def server_address(server: str | None) -> str:
     return server or settings().server or DEFAULT_SERVER
 
 
-def create_request(prompt: str, asked: Asked) -> CreateImagesRequest:
+def create_request(prompt: str, asked: GenerateOptions) -> CreateImagesRequest:
     """Returns the request for a job; with a request_id, so that it may be repeated.
 
     Raises:
         InvalidInputError: an argument cannot be sent at all; names it. Ranges are the gateway's to check.
     """
-    unknown = asked.keys() - Asked.__annotations__.keys()
+    unknown = asked.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
     request = CreateImagesRequest()

@@ -9,16 +9,16 @@ from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
 from grpc.aio import EOF
 
-from smalti.client.asking import Asked, answered, create_request, list_request
+from smalti.client.asking import GenerateOptions, answered, create_request, list_request
 from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, PATIENCE, ClientBase, abandoned_note
 from smalti.client.downloading import Downloading, Picture
 from smalti.client.following import (
     DOWNLOAD_SECONDS,
     WATCH_SECONDS,
     Event,
-    Flow,
-    Following,
+    JobFollower,
     OnProgress,
+    ResumableStream,
     Watching,
 )
 from smalti.errors import SmaltiError
@@ -71,7 +71,7 @@ class AsyncClient(ClientBase):
         *,
         on_progress: OnProgress | None = None,
         wait: float = 0.0,
-        **asked: Unpack[Asked],
+        **asked: Unpack[GenerateOptions],
     ) -> Pictures:
         """Draws pictures of a prompt, and returns them, the best first.
 
@@ -82,13 +82,13 @@ class AsyncClient(ClientBase):
             prompt: what to draw.
             on_progress: is called with every new version of the job.
             wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `Asked`.
+            **asked: see `GenerateOptions`.
 
         Raises:
             SmaltiError: the job was refused, failed, was cancelled or expired, or the server does not answer.
         """
         job = await self.create(prompt, wait=wait, **asked)
-        following = Following(job, on_progress)
+        following = JobFollower(job, on_progress)
         try:
             following.take(job)
             async with aclosing(self.watch(job.id, since_version=job.version)) as versions:
@@ -100,13 +100,13 @@ class AsyncClient(ClientBase):
             error.add_note(await self._abandon(job.id) if to_be_cancelled else f"it was job {job.id}")
             raise
 
-    async def create(self, prompt: str, *, wait: float = 0.0, **asked: Unpack[Asked]) -> Job:
+    async def create(self, prompt: str, *, wait: float = 0.0, **asked: Unpack[GenerateOptions]) -> Job:
         """Asks for a job and returns it as it was accepted; it will end, whatever happens.
 
         Args:
             prompt: what to draw.
             wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `Asked`.
+            **asked: see `GenerateOptions`.
 
         Raises:
             OverloadedError: there was no place in that time; `retry_after` says when there should be.
@@ -268,7 +268,7 @@ class AsyncClient(ClientBase):
             request.page_token = page.next_page_token
 
     async def _through(
-        self, method: Callable[..., Any], flow: Flow[Any, Any, Item], seconds: float
+        self, method: Callable[..., Any], flow: ResumableStream[Any, Any, Item], seconds: float
     ) -> AsyncGenerator[Item, None]:
         """Yields what a flow brings, over as many streams as it takes."""
         while not flow.done:

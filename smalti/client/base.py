@@ -1,7 +1,7 @@
 """What both clients know of their server."""
 
 from smalti.client.asking import server_address
-from smalti.client.following import Patience
+from smalti.client.following import RetryBudget
 from smalti.errors import SmaltiError, UnavailableError
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, Job
 
@@ -33,11 +33,11 @@ class ClientBase:
         self._patience_seconds = patience
         self._reached = False
 
-    def _patience(self, room: float) -> Patience:
-        """Returns the patience of a call; see `Patience`."""
-        return Patience(self._patience_seconds, room=room, reached=self._reached)
+    def _patience(self, room: float) -> RetryBudget:
+        """Returns the patience of a call; see `RetryBudget`."""
+        return RetryBudget(self._patience_seconds, room=room, reached=self._reached)
 
-    def _flow_patience(self) -> Patience:
+    def _flow_patience(self) -> RetryBudget:
         """Returns the patience of a stream. It is about a job that has its place, so a full server is waited for."""
         return self._patience(room=self._patience_seconds)
 

@@ -7,16 +7,16 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
-from smalti.client.asking import Asked, answered, create_request, list_request
+from smalti.client.asking import GenerateOptions, answered, create_request, list_request
 from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, PATIENCE, ClientBase, abandoned_note
 from smalti.client.downloading import Downloading, Picture
 from smalti.client.following import (
     DOWNLOAD_SECONDS,
     WATCH_SECONDS,
     Event,
-    Flow,
-    Following,
+    JobFollower,
     OnProgress,
+    ResumableStream,
     Watching,
 )
 from smalti.errors import SmaltiError
@@ -66,7 +66,7 @@ class Client(ClientBase):
         *,
         on_progress: OnProgress | None = None,
         wait: float = 0.0,
-        **asked: Unpack[Asked],
+        **asked: Unpack[GenerateOptions],
     ) -> Pictures:
         """Draws pictures of a prompt, and returns them, the best first.
 
@@ -77,13 +77,13 @@ class Client(ClientBase):
             prompt: what to draw.
             on_progress: is called with every new version of the job.
             wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `Asked`.
+            **asked: see `GenerateOptions`.
 
         Raises:
             SmaltiError: the job was refused, failed, was cancelled or expired, or the server does not answer.
         """
         job = self.create(prompt, wait=wait, **asked)
-        following = Following(job, on_progress)
+        following = JobFollower(job, on_progress)
         try:
             following.take(job)
             with closing(self.watch(job.id, since_version=job.version)) as versions:
@@ -95,13 +95,13 @@ class Client(ClientBase):
             error.add_note(self._abandon(job.id) if to_be_cancelled else f"it was job {job.id}")
             raise
 
-    def create(self, prompt: str, *, wait: float = 0.0, **asked: Unpack[Asked]) -> Job:
+    def create(self, prompt: str, *, wait: float = 0.0, **asked: Unpack[GenerateOptions]) -> Job:
         """Asks for a job and returns it as it was accepted; it will end, whatever happens.
 
         Args:
             prompt: what to draw.
             wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `Asked`.
+            **asked: see `GenerateOptions`.
 
         Raises:
             OverloadedError: there was no place in that time; `retry_after` says when there should be.
@@ -257,7 +257,7 @@ class Client(ClientBase):
             request.page_token = page.next_page_token
 
     def _through(
-        self, method: Callable[..., Any], flow: Flow[Any, Any, Item], seconds: float
+        self, method: Callable[..., Any], flow: ResumableStream[Any, Any, Item], seconds: float
     ) -> Generator[Item, None, None]:
         """Yields what a flow brings, over as many streams as it takes."""
         while not flow.done:

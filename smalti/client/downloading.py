@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from smalti.client.following import Patience
+from smalti.client.following import RetryBudget
 from smalti.errors import RemoteError, SmaltiError, UnavailableError
 from smalti.files import write_atomically
 from smalti.v1 import job_pb2
 from smalti.v1.image_pb2 import DownloadImagesRequest, DownloadImagesResponse
 
-MOST_DAMAGED = 3
+MAX_DAMAGED = 3
 """Files of one download that may arrive damaged before it is given up."""
 
 
@@ -64,7 +64,7 @@ class Picture:
 class Downloading:
     """A download, through as many streams as it takes."""
 
-    def __init__(self, job: job_pb2.Job, candidates: Sequence[int] | None, patience: Patience) -> None:
+    def __init__(self, job: job_pb2.Job, candidates: Sequence[int] | None, patience: RetryBudget) -> None:
         """Has nothing yet.
 
         Args:
@@ -84,11 +84,11 @@ class Downloading:
 
     @property
     def done(self) -> bool:
-        """See `Flow`."""
+        """See `ResumableStream`."""
         return self._asked and not self._missing
 
     def request(self) -> DownloadImagesRequest:
-        """See `Flow`."""
+        """See `ResumableStream`."""
         self._asked = True
         self._picture = None
         self._content.clear()
@@ -114,7 +114,7 @@ class Downloading:
         self._content.clear()
         if hashlib.sha256(content).hexdigest() != picture.sha256:
             self._damaged += 1
-            if self._damaged >= MOST_DAMAGED:
+            if self._damaged >= MAX_DAMAGED:
                 raise RemoteError(
                     f"picture {picture.candidate} of job {self._job.id} does not arrive whole: its SHA-256 is not "
                     f"{picture.sha256}",
@@ -127,7 +127,7 @@ class Downloading:
         return Picture(content, picture, self._job)
 
     def pause(self, error: SmaltiError | None) -> float:
-        """See `Flow`."""
+        """See `ResumableStream`."""
         if error is None:
             error = UnavailableError(f"pictures of job {self._job.id} are missing from what the server sent")
         return self._patience.pause(error)

@@ -25,7 +25,7 @@ OnProgress: TypeAlias = Callable[[Job], object]
 
 _FINAL = {JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED}
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.25, 5.0
 WATCH_SECONDS = 60.0
 """How long a watch lasts before it is taken up again: over a connection that has died unseen, nothing more comes. From
 a server that lives there is a sign of life every 15 seconds."""
@@ -38,7 +38,7 @@ def has_ended(job: Job) -> bool:
     return job.state in _FINAL
 
 
-class Patience:
+class RetryBudget:
     """How long to go on with a server that does not answer, or has no room."""
 
     def __init__(self, seconds: float, *, room: float, reached: bool) -> None:
@@ -69,7 +69,7 @@ class Patience:
             limit = self._room
         else:
             raise error
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._pauses) * random.uniform(0.75, 1.25)
+        pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE * 2**self._pauses) * random.uniform(0.75, 1.25)
         pause = max(pause, getattr(error, "retry_after", None) or 0.0)
         if time.monotonic() + pause - self._since > limit:
             raise error
@@ -82,7 +82,7 @@ ResponseKind = TypeVar("ResponseKind", contravariant=True)
 Item = TypeVar("Item", covariant=True)
 
 
-class Flow(Protocol[RequestKind, ResponseKind, Item]):
+class ResumableStream(Protocol[RequestKind, ResponseKind, Item]):
     """What comes from a server in a stream that may break, and is then taken up again."""
 
     @property
@@ -107,7 +107,7 @@ class Watching:
     """A watch over a job, through as many streams as it takes."""
 
     def __init__(
-        self, job_id: str, since_version: int | None, patience: Patience, *, with_drawing: bool = False
+        self, job_id: str, since_version: int | None, patience: RetryBudget, *, with_drawing: bool = False
     ) -> None:
         """Has seen nothing yet.
 
@@ -126,7 +126,7 @@ class Watching:
         """Whether the job has been seen in a final state."""
 
     def request(self) -> WatchJobRequest:
-        """See `Flow`."""
+        """See `ResumableStream`."""
         self._heard = False
         return WatchJobRequest(
             job_id=self._job_id,
@@ -154,7 +154,7 @@ class Watching:
         return None
 
     def pause(self, error: SmaltiError | None) -> float:
-        """See `Flow`."""
+        """See `ResumableStream`."""
         if error is None:
             error = UnavailableError(f"the server has ceased to tell of job {self._job_id}")
         elif isinstance(error, RequestExpiredError):
@@ -164,7 +164,7 @@ class Watching:
         return self._patience.pause(error)
 
 
-class Following:
+class JobFollower:
     """What `generate` knows of its job."""
 
     def __init__(self, job: Job, on_progress: OnProgress | None) -> None:

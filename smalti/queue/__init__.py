@@ -1,8 +1,8 @@
 """The queues between the services: sending a message, and handling those that come."""
 
 from smalti.queue.application import celery_application
-from smalti.queue.consumer import Consumption, consume
-from smalti.queue.delivery import Delivery, Ending, Handled, Handler, Observer, Outcome
+from smalti.queue.consumer import Consumer, consume
+from smalti.queue.delivery import Delivery, HandledDelivery, Handler, Observer, Outcome
 from smalti.queue.errors import (
     BrokerUnavailableError,
     GiveBackError,
@@ -16,11 +16,10 @@ from smalti.queue.settings import BrokerSettings, broker_settings
 __all__ = [
     "BrokerSettings",
     "BrokerUnavailableError",
-    "Consumption",
+    "Consumer",
     "Delivery",
-    "Ending",
     "GiveBackError",
-    "Handled",
+    "HandledDelivery",
     "Handler",
     "HandlerError",
     "Observer",

@@ -13,7 +13,7 @@ from smalti.messages import Stage, dead_queue_name
 from smalti.queue.application import celery_application, stage_queues, task_name
 from smalti.queue.delivery import (
     WHY_DEAD,
-    Deliveries,
+    DeliveryHandler,
     Handler,
     NotAcknowledgedError,
     Observer,
@@ -33,7 +33,7 @@ EMPTY_SECONDS = 30.0
 """How long a worker tries to give everything back before it runs suspect work."""
 
 
-class Consumption:
+class Consumer:
     """A stage's messages on their way to a handler; `consume` makes it."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Consumption:
         self._settings = settings
         self._publisher = publisher
         self._stage = stage
-        self._deliveries = Deliveries(
+        self._deliveries = DeliveryHandler(
             stage,
             handler,
             publisher,
@@ -195,7 +195,7 @@ def consume(
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
     observer: Observer = lambda handled: None,
-) -> Consumption:
+) -> Consumer:
     """Makes what takes a stage's messages; its `start` begins, in the background, and its `stop` drains.
 
     A process takes the messages of one stage: Celery's worker, which does it, cannot be had twice.
@@ -215,7 +215,7 @@ def consume(
         InvalidInputError: a setting cannot be used.
         RuntimeError: the process takes messages already.
     """
-    return Consumption(
+    return Consumer(
         stage,
         handler,
         concurrency=concurrency,

@@ -40,7 +40,7 @@ from smalti.telemetry.messages import handling
 logger = logging.getLogger(__name__)
 
 SUSPECT_AFTER: Final = 2
-"""Deliveries that were not ended from which on a message runs alone."""
+"""DeliveryHandler that were not ended from which on a message runs alone."""
 WHY_DEAD = "smalti_why_dead"
 """The header that says why a message is in a dead-letter queue."""
 
@@ -79,7 +79,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ending:
+class Completion:
     """What became of a delivery."""
 
     outcome: Outcome
@@ -90,10 +90,10 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Handled:
+class HandledDelivery:
     """A delivery that has ended."""
 
-    ending: Ending
+    completion: Completion
     message: Message | None
     """None where it could not be read."""
     seconds: float
@@ -102,7 +102,7 @@ class Handled:
     """The seconds between its sending and its handling, by the clocks of two machines; None where it is not known."""
 
 
-Observer = Callable[[Handled], None]
+Observer = Callable[[HandledDelivery], None]
 """Told of each delivery, for metrics; called by the thread that handled it."""
 
 
@@ -124,7 +124,7 @@ class NotAcknowledgedError(Exception):
     """The message stays with the broker, which delivers it again."""
 
 
-class Deliveries:
+class DeliveryHandler:
     """Handles what a stage receives; many threads may do so at the same time."""
 
     def __init__(
@@ -168,21 +168,21 @@ class Deliveries:
         """
         begin, message = time.perf_counter(), None
         waited = None if received.sent is None else max(0.0, time.time() - received.sent)
-        ending = Ending(Outcome.UNCONFIRMED)
+        completion = Completion(Outcome.UNCONFIRMED)
         with ExitStack() as telling:
             try:
                 try:
                     message = self._parse(received)
                     span = telling.enter_context(handling(message, received.queue))
-                    ending = self._deliver(received, message)
-                    span.set_attribute("smalti.outcome", ending.outcome.value)
+                    completion = self._deliver(received, message)
+                    span.set_attribute("smalti.outcome", completion.outcome.value)
                 except ExpiredMessageError as error:
                     message, detail = error.message, str(error)
-                    ending = self._fail(received, message, FailureReason.EXPIRED, detail, Outcome.EXPIRED)
+                    completion = self._fail(received, message, FailureReason.EXPIRED, detail, Outcome.EXPIRED)
                 except UnknownVersionError as error:
-                    ending = self._leave_to_newer(received, error)
+                    completion = self._leave_to_newer(received, error)
                 except MessageError as error:
-                    ending = self._bury(received, str(error))
+                    completion = self._bury(received, str(error))
             except Exception as error:
                 known = isinstance(error, UnavailableError)
                 logger.log(
@@ -193,8 +193,8 @@ class Deliveries:
                 )
                 raise NotAcknowledgedError(str(error)) from error
             finally:
-                self._observer(Handled(ending, message, time.perf_counter() - begin, waited))
-                if ending.outcome is Outcome.UNCONFIRMED:
+                self._observer(HandledDelivery(completion, message, time.perf_counter() - begin, waited))
+                if completion.outcome is Outcome.UNCONFIRMED:
                     self.draining.wait(self._settings.retry_first)  # It comes again at once.
 
     def _parse(self, received: Received) -> Message:
@@ -203,7 +203,7 @@ class Deliveries:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
 
-    def _deliver(self, received: Received, message: Message) -> Ending:
+    def _deliver(self, received: Received, message: Message) -> Completion:
         """Decides who does the work: this thread, one that does it already, or a worker to come."""
         if self.draining.is_set():
             return self._give_back(received)
@@ -211,25 +211,25 @@ class Deliveries:
             running = self._in_progress.get(message.work)
         if running is not None:
             if running.result():
-                return Ending(Outcome.DUPLICATE)
+                return Completion(Outcome.DUPLICATE)
         elif received.redelivered:
             # A copy that knows of one death more, if it was one.
             self._send_again(received, received.redeliveries + 1)
-            return Ending(Outcome.REDELIVERED)
+            return Completion(Outcome.REDELIVERED)
         if received.redeliveries < SUSPECT_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
         return self._run_alone(received, message)
 
-    def _run_alone(self, received: Received, message: Message) -> Ending:
+    def _run_alone(self, received: Received, message: Message) -> Completion:
         """Does work that may be what its workers die of; it is given up when enough have died over it alone."""
         deaths = self._suspects.deaths(message) if self._suspects else 0
         if deaths >= max(1, self._settings.deliveries - SUSPECT_AFTER):
             detail = f"{deaths} workers that did nothing else ended before it was done"
-            ending = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
+            completion = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
             if self._suspects:
                 self._suspects.end(message)
-            return ending
+            return completion
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
@@ -242,23 +242,23 @@ class Deliveries:
                 if self._suspects:
                     self._suspects.end(message)
 
-    def _run(self, received: Received, message: Message) -> Ending:
+    def _run(self, received: Received, message: Message) -> Completion:
         """Does the work, unless another thread has begun it meanwhile."""
         mine: Future[bool] = Future()
         with self._lock:
             running = self._in_progress.setdefault(message.work, mine)
         if running is not mine:
-            return Ending(Outcome.DUPLICATE) if running.result() else self._run(received, message)
-        ending = None
+            return Completion(Outcome.DUPLICATE) if running.result() else self._run(received, message)
+        completion = None
         try:
-            ending = self._attempt(received, message)
+            completion = self._attempt(received, message)
         finally:
             with self._lock:
                 del self._in_progress[message.work]
-            mine.set_result(ending is not None and ending.outcome is Outcome.DONE)
-        return ending
+            mine.set_result(completion is not None and completion.outcome is Outcome.DONE)
+        return completion
 
-    def _attempt(self, received: Received, message: Message) -> Ending:
+    def _attempt(self, received: Received, message: Message) -> Completion:
         """Calls the handler, and sends what follows from how it ends."""
         done = None
         try:
@@ -279,9 +279,9 @@ class Deliveries:
         except Exception as error:
             logger.exception("the handler of %s failed at %s", self._stage, message.work)
             return self._retry(received, message, f"{type(error).__name__}: {error}", None)
-        return Ending(Outcome.DONE, done=done)
+        return Completion(Outcome.DONE, done=done)
 
-    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Ending:
+    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Completion:
         """Sends a copy for the next attempt after a while; the thread, and so the credit, is held until then.
 
         That slows down a worker whose work cannot succeed for now, instead of letting it take message after message.
@@ -291,7 +291,7 @@ class Deliveries:
             return self._fail(received, message, FailureReason.EXHAUSTED, detail, Outcome.DEAD)
         if delay is None:
             longest = self._settings.retry_first * 2.0 ** (message.attempt - 1)
-            delay = min(longest, self._settings.retry_longest) * random.uniform(0.5, 1.0)
+            delay = min(longest, self._settings.retry_max) * random.uniform(0.5, 1.0)
         logger.info("%s is tried again in %.1f s: %s", message.work, delay, problem)
         self.draining.wait(delay)
         self._publisher.publish_text(
@@ -300,21 +300,21 @@ class Deliveries:
             message.again().to_json(),
             headers={REDELIVERIES: received.redeliveries},
         )
-        return Ending(Outcome.RETRIED)
+        return Completion(Outcome.RETRIED)
 
-    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Ending:
+    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Completion:
         """Lets a newer service have the message; when none takes it, it is kept in the dead-letter queue."""
         if received.redeliveries + 1 >= self._settings.deliveries:
             return self._bury(received, str(error))
         self.draining.wait(
-            min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_longest)
+            min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_max)
         )
         self._send_again(received, received.redeliveries + 1)
-        return Ending(Outcome.RETRIED)
+        return Completion(Outcome.RETRIED)
 
-    def _give_back(self, received: Received) -> Ending:
+    def _give_back(self, received: Received) -> Completion:
         self._send_again(received, received.redeliveries)
-        return Ending(Outcome.GIVEN_BACK)
+        return Completion(Outcome.GIVEN_BACK)
 
     def _send_again(self, received: Received, deaths: int) -> None:
         self.gate.wait_until_closed()
@@ -323,15 +323,15 @@ class Deliveries:
 
     def _fail(
         self, received: Received, message: Message, reason: FailureReason, detail: str, outcome: Outcome
-    ) -> Ending:
+    ) -> Completion:
         """Tells the gateway that the work has failed; what failed without a known cause is kept as well."""
         if isinstance(message, Work):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
             outcome = self._bury(received, detail).outcome
-        return Ending(outcome, reason)
+        return Completion(outcome, reason)
 
-    def _bury(self, received: Received, why: str) -> Ending:
+    def _bury(self, received: Received, why: str) -> Completion:
         """Puts the message into the dead-letter queue."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
         self._publisher.publish_text(
@@ -340,4 +340,4 @@ class Deliveries:
             received.text,
             headers={REDELIVERIES: received.redeliveries, WHY_DEAD: why[:500]},
         )
-        return Ending(Outcome.DEAD)
+        return Completion(Outcome.DEAD)

@@ -29,7 +29,7 @@ SENT = "smalti_sent"
 
 SENDERS = 8
 """Messages that are sent at the same time."""
-MOST_OFFERED = 64
+MAX_OFFERED = 64
 """Messages that may be lost which wait to be sent; more are lost."""
 
 REFUSED_SECONDS = 0.05
@@ -85,7 +85,7 @@ class Publisher:
             False when it was dropped at once, since so many are on their way already.
         """
         with self._lock:
-            if self._offered >= MOST_OFFERED:
+            if self._offered >= MAX_OFFERED:
                 return False
             self._offered += 1
         text = message.to_json()

@@ -39,7 +39,7 @@ class BrokerSettings(EnvironmentSettings):
     times at least, since less proves nothing."""
     retry_first: Seconds = 0.5
     """The seconds before work that has failed for a passing reason is tried again; they double with every attempt."""
-    retry_longest: Seconds = 30.0
+    retry_max: Seconds = 30.0
     """The most seconds before work is tried again."""
     drain: Seconds = 25.0
     """The seconds that a worker which stops gives to the work it has begun; what is left goes back to the queue."""

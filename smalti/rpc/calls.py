@@ -40,7 +40,7 @@ def deadline() -> float:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of a `grpc.aio` server whose methods are coroutines or asynchronous generators.
 
-    * Past `most_calls`, and while draining, a call is refused at once.
+    * Past `max_calls`, and while draining, a call is refused at once.
     * A call ends at its deadline, at the default if it has none, and at the longest in any case.
     * An exception becomes a status with details; what is not meant for callers stays in the log.
     """
@@ -48,23 +48,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         *,
-        most_calls: int,
+        max_calls: int,
         default_deadline: float,
-        longest_deadline: float,
+        max_deadline: float,
         endless: Collection[str] = (),
     ) -> None:
         """Begins with no calls.
 
         Args:
-            most_calls: calls that are answered at the same time.
+            max_calls: calls that are answered at the same time.
             default_deadline: seconds, for a call that has no deadline.
-            longest_deadline: seconds, for every call.
+            max_deadline: seconds, for every call.
             endless: methods, such as "/smalti.v1.ImageService/WatchJob", that are broken off when the server drains,
                 since they would not end by themselves; their clients take them up again elsewhere.
         """
-        self._most_calls = most_calls
-        self._default = min(default_deadline, longest_deadline)
-        self._longest = longest_deadline
+        self._max_calls = max_calls
+        self._default = min(default_deadline, max_deadline)
+        self._longest = max_deadline
         self._endless = frozenset(endless)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
@@ -93,7 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Holds a call's place and deadline, and ends it with a status if it fails."""
         if self._draining:
             await abort(context, DrainingError("the service is about to stop; try again"), method)
-        if self.running >= self._most_calls:
+        if self.running >= self._max_calls:
             problem = f"{self.running} calls are being answered already; try again in {RETRY_SECONDS:.0f} s"
             await abort(context, OverloadedError(problem, RETRY_SECONDS), method)
         asked = context.time_remaining()

@@ -35,8 +35,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 # All trailing metadata must stay below 8 KiB, the limit of many clients. Text goes three times: as gRPC's message, in
 # which a byte may take three, in the status, and in the field's violation.
-LONGEST_TEXT = 512
-LONGEST_NAME = 128
+MAX_TEXT_LENGTH = 512
+MAX_NAME_LENGTH = 128
 
 M = TypeVar("M", bound=Message)
 
@@ -64,16 +64,17 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
         # Its text quotes the engine's own error, which the log has.
         text = "the engine has stopped; try again, another one may answer"
     else:
-        text = shortened(str(error), LONGEST_TEXT)
+        text = shortened(str(error), MAX_TEXT_LENGTH)
     status = Status(code=reason.code.value[0], message=text)
     details: list[Message] = [info]
     if isinstance(error, InvalidInputError):
         violation = BadRequest.FieldViolation(
-            field=shortened(error.field, LONGEST_NAME), description=shortened(error.problem, LONGEST_TEXT)
+            field=shortened(error.field, MAX_NAME_LENGTH),
+            description=shortened(error.problem, MAX_TEXT_LENGTH),
         )
         details.append(BadRequest(field_violations=[violation]))
     if reason.resource:
-        name = shortened(str(getattr(error, "name", "")), LONGEST_NAME)
+        name = shortened(str(getattr(error, "name", "")), MAX_NAME_LENGTH)
         details.append(ResourceInfo(resource_type=reason.resource, resource_name=name))
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
@@ -110,7 +111,7 @@ def error_of(error: grpc.RpcError) -> SmaltiError:
         return error_of_status(status)
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     text = error.details() if hasattr(error, "details") else str(error)
-    return _without_reason(code, shortened(text or code.name, LONGEST_TEXT), "")
+    return _without_reason(code, shortened(text or code.name, MAX_TEXT_LENGTH), "")
 
 
 @contextmanager

@@ -133,9 +133,9 @@ async def serve(
     settings = settings or rpc_settings()
     credentials = server_credentials(settings)
     calls = CallInterceptor(
-        most_calls=settings.most_calls,
+        max_calls=settings.max_calls,
         default_deadline=settings.default_deadline,
-        longest_deadline=settings.longest_deadline,
+        max_deadline=settings.max_deadline,
         endless=endless,
     )
     server = grpc.aio.server(interceptors=[*interceptors, calls], options=_options(settings))

@@ -58,11 +58,11 @@ class RpcSettings(EnvironmentSettings):
     keepalive_seconds: Annotated[float, Field(ge=60, le=7200)] | None = None
     """How often a server or a channel asks a silent other end whether it is still there; at least 60. Unset, a server
     asks every two hours, a channel never."""
-    most_calls: Annotated[int, Field(ge=1)] = 1000
+    max_calls: Annotated[int, Field(ge=1)] = 1000
     """Calls that a server answers at the same time; more are refused with RESOURCE_EXHAUSTED."""
     default_deadline: Seconds = 600.0
     """The seconds after which a server ends a call that has no deadline of its own."""
-    longest_deadline: Seconds = 3600.0
+    max_deadline: Seconds = 3600.0
     """The seconds after which a server ends any call."""
     grace: SecondsOrNone = 25.0
     """The seconds in which a server that stops finishes the calls it has begun; what is left then is broken off."""

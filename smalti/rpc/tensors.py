@@ -9,7 +9,7 @@ from smalti.errors import InvalidInputError
 from smalti.v1 import tensor_pb2
 from smalti.v1.tensor_pb2 import DataType, Tensor
 
-MOST_AXES = 8
+MAX_AXES = 8
 
 # The types of numpy's that have one of the contract's; bfloat16 is none of numpy's own, and goes by its name.
 _TYPES: dict[str, DataType.ValueType] = {
@@ -63,8 +63,8 @@ def to_array(
     if types is not None and name not in types:
         raise InvalidInputError(f"{field}.data_type", f"is {name}; {' or '.join(sorted(types))} is expected")
     shape = tuple(tensor.shape)
-    if len(shape) > MOST_AXES or (axes is not None and len(shape) != axes):
-        expected = f"at most {MOST_AXES} are taken" if axes is None else f"{axes} are expected"
+    if len(shape) > MAX_AXES or (axes is not None and len(shape) != axes):
+        expected = f"at most {MAX_AXES} are taken" if axes is None else f"{axes} are expected"
         raise InvalidInputError(f"{field}.shape", f"has {len(shape)} axes; {expected}")
     if any(length < 0 for length in shape):
         raise InvalidInputError(f"{field}.shape", f"{list(shape)} has a length below 0")

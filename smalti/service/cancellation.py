@@ -12,7 +12,7 @@ from smalti.storage import JobKeys, ObjectStore, StorageError
 log = logging.getLogger(__name__)
 
 
-class Watched:
+class CancellationToken:
     """Work that may be taken back while it is done."""
 
     def __init__(self, job: str) -> None:
@@ -50,16 +50,16 @@ class Cancellations:
         """Begins to look when there is work."""
         self._store = store
         self._poll_seconds = poll_seconds
-        self._watched: set[Watched] = set()
+        self._watched: set[CancellationToken] = set()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="cancellations", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def watch(self, job: str) -> Iterator[Watched]:
+    def watch(self, job: str) -> Iterator[CancellationToken]:
         """Looks now and then whether a job was cancelled, while the block runs."""
-        watched = Watched(job)
+        watched = CancellationToken(job)
         with self._changed:
             self._watched.add(watched)
             self._changed.notify()
@@ -69,7 +69,7 @@ class Cancellations:
             with self._changed:
                 self._watched.discard(watched)
 
-    def look(self, watched: Watched) -> None:
+    def look(self, watched: CancellationToken) -> None:
         """Looks now whether a job was cancelled; raises `StoreUnavailableError`."""
         if self._is_cancelled(watched.job):
             watched.cancel()
@@ -92,7 +92,7 @@ class Cancellations:
             for job in {each.job for each in watched}:
                 self._look(job, [each for each in watched if each.job == job])
 
-    def _look(self, job: str, watched: list[Watched]) -> None:
+    def _look(self, job: str, watched: list[CancellationToken]) -> None:
         try:
             cancelled = self._is_cancelled(job)
         except StorageError as error:

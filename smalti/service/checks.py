@@ -1,14 +1,14 @@
 """What the services check of a call in the same way."""
 
 from smalti.errors import InvalidInputError
-from smalti.messages import LONGEST_PROMPT
+from smalti.messages import MAX_PROMPT_LENGTH
 from smalti.parameters import check_prompt
 
 
 def checked_prompt(prompt: str, field: str = "prompt") -> str:
     """Returns a prompt without the space around it; raises `InvalidInputError` when it is blank or too long."""
-    if len(prompt) > LONGEST_PROMPT:
-        raise InvalidInputError(field, f"has {len(prompt)} characters; the most is {LONGEST_PROMPT}")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise InvalidInputError(field, f"has {len(prompt)} characters; the most is {MAX_PROMPT_LENGTH}")
     return check_prompt(prompt)
 
 

@@ -20,7 +20,7 @@ from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
-MOST_FAILURES = 3
+MAX_FAILURES = 3
 """After so many computations in a row that failed for no known reason the engine counts as dead: what a device that is
 lost, or memory that is gone, looks like."""
 
@@ -41,14 +41,14 @@ class ComputeThread:
 
     slots = 1
 
-    def __init__(self, *, most_places: int, stall_seconds: float) -> None:
+    def __init__(self, *, max_permits: int, stall_seconds: float) -> None:
         """Starts the thread.
 
         Args:
-            most_places: calls that may be under way; see `place`.
+            max_permits: calls that may be under way; see `place`.
             stall_seconds: a computation that takes longer is given up, and the engine with it.
         """
-        self._most_places = most_places
+        self._max_permits = max_permits
         self._stall_seconds = stall_seconds
         self._line: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
@@ -97,9 +97,9 @@ class ComputeThread:
         """
         with self._changed:
             taken = self._places
-            if taken < self._most_places:
+            if taken < self._max_permits:
                 self._places += 1
-        if taken >= self._most_places:
+        if taken >= self._max_permits:
             seconds = max(1.0, taken * self._mean_seconds)
             raise OverloadedError(f"{taken} calls wait already; try again in {seconds:.0f} s", seconds)
         try:
@@ -169,7 +169,7 @@ class ComputeThread:
             if not isinstance(error, SmaltiError):
                 self._failures += 1
                 log.error("a computation failed, %d in a row", self._failures, exc_info=error)
-                if self._failures >= MOST_FAILURES:
+                if self._failures >= MAX_FAILURES:
                     self._fail(error)
 
     def _fail(self, failure: BaseException) -> None:

@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol, Self
 
 from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError
 from smalti.messages import Stage
-from smalti.queue import BrokerSettings, Consumption, Handler, Publisher, broker_settings, consume
+from smalti.queue import BrokerSettings, Consumer, Handler, Publisher, broker_settings, consume
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
@@ -70,7 +70,7 @@ class Engine(Protocol):
         ...
 
 
-class Companion(Protocol):
+class BackgroundTask(Protocol):
     """Something else that a service runs in its process, such as an HTTP server."""
 
     @property
@@ -126,7 +126,7 @@ class Service:
     model: str = ""
     """The name of the model that it serves."""
     engine: Engine | None = None
-    companions: Sequence[Companion] = ()
+    companions: Sequence[BackgroundTask] = ()
     """Started in their order after gRPC listens, and stopped together with it."""
     endless: Collection[str] = ()
     """gRPC methods that are broken off when the service drains; see `smalti.rpc.server.serve`."""
@@ -200,7 +200,7 @@ class _Life:
         self._service = service
         self._told_to_end = asyncio.Event()
         self._ready = False
-        self._consumption: Consumption = consume(
+        self._consumption: Consumer = consume(
             stage,
             service.handler,
             concurrency=service.concurrency,
@@ -227,7 +227,7 @@ class _Life:
             endless=self._service.endless,
             interceptors=self._process.telemetry.interceptors,
         )
-        started: list[Companion] = []
+        started: list[BackgroundTask] = []
         try:
             for companion in self._service.companions:
                 await companion.start()

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class SideBySide:
+class StoreExecutor:
     """Calls in threads of its own, with what the log and the traces know of the caller."""
 
     def __init__(self) -> None:

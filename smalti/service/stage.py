@@ -17,9 +17,9 @@ from smalti.messages import ChunkTask, FailureReason, Message, Reading, Stage, W
 from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
-from smalti.service.cancellation import Cancellations, Watched
+from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.process import Process
-from smalti.service.side_by_side import SideBySide
+from smalti.service.side_by_side import StoreExecutor
 from smalti.storage import DamagedObjectError, MissingObjectError, ObjectRef, find
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,12 @@ Input = TypeVar("Input")
 """What a stage reads."""
 
 
-class Running(Generic[TaskType]):
+class TaskContext(Generic[TaskType]):
     """A task that is being worked on."""
 
-    def __init__(self, task: TaskType, watched: Watched, draining: threading.Event, drain: float) -> None:
+    def __init__(
+        self, task: TaskType, watched: CancellationToken, draining: threading.Event, drain: float
+    ) -> None:
         """Begins.
 
         Args:
@@ -91,7 +93,7 @@ class Running(Generic[TaskType]):
 
 
 @dataclass(frozen=True)
-class Made:
+class StageOutput:
     """What a stage has written."""
 
     objects: tuple[ObjectRef, ...]
@@ -116,7 +118,7 @@ class StageHandler(ABC, Generic[TaskType, Input]):
         """
         self.store = process.store
         self.publisher = process.publisher
-        self.side_by_side = SideBySide()
+        self.side_by_side = StoreExecutor()
         self._broker = process.broker
         self._folder = folder
         self._cancellations = cancellations
@@ -136,7 +138,7 @@ class StageHandler(ABC, Generic[TaskType, Input]):
         """
 
     @abstractmethod
-    def make(self, running: Running[TaskType], content: Input) -> Made:
+    def make(self, running: TaskContext[TaskType], content: Input) -> StageOutput:
         """Computes and writes.
 
         Args:
@@ -162,7 +164,7 @@ class StageHandler(ABC, Generic[TaskType, Input]):
         task: TaskType = delivery.message  # type: ignore[assignment]
         self._check_model(task)
         with self._cancellations.watch(task.job) as watched:
-            running = Running(task, watched, delivery.draining, self._broker.drain)
+            running = TaskContext(task, watched, delivery.draining, self._broker.drain)
             try:
                 made = self._find_or_make(running)
             except (MissingObjectError, DamagedObjectError) as error:
@@ -181,7 +183,7 @@ class StageHandler(ABC, Generic[TaskType, Input]):
             )
             running.reach("after-publish")
 
-    def _find_or_make(self, running: Running[TaskType]) -> Made:
+    def _find_or_make(self, running: TaskContext[TaskType]) -> StageOutput:
         """Returns what the stage has written before, or writes it now.
 
         Raises:
@@ -194,11 +196,11 @@ class StageHandler(ABC, Generic[TaskType, Input]):
         looking = self.side_by_side.submit(lambda: self._cancellations.look(running.watched))
         finding = self.side_by_side.submit(lambda: find(self.store, *self.outputs(task)))
 
-        def found() -> Made | None:
+        def found() -> StageOutput | None:
             looking.result()
             running.watched.check()
             objects = finding.result()
-            return Made(objects, 0.0, skipped=True) if objects else None
+            return StageOutput(objects, 0.0, skipped=True) if objects else None
 
         try:
             content = self.read(task)

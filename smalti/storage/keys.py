@@ -10,7 +10,7 @@ from smalti.validation import Strict
 
 JOBS = "jobs/"
 """The folder of all jobs."""
-LONGEST_KEY = 512
+MAX_KEY_LENGTH = 512
 
 JOB_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_PATTERN}$")]
@@ -23,7 +23,7 @@ _KEY = re.compile(rf"{_PART}(/{_PART})*")
 
 def check_key(key: str) -> str:
     """Returns the key; raises `InvalidInputError` when it is none."""
-    if len(key) > LONGEST_KEY or not _KEY.fullmatch(key):
+    if len(key) > MAX_KEY_LENGTH or not _KEY.fullmatch(key):
         raise InvalidInputError(
             "key",
             f"{key[:80]!r} is no key: names of letters, digits, '.', '_' and '-', with '/' between them",

@@ -12,7 +12,7 @@ from smalti.telemetry.logs import about, of_message
 
 # As OpenTelemetry's conventions for messaging name it.
 SYSTEM = "celery"
-LONGEST_STATE = 512
+MAX_STATE_LENGTH = 512
 
 
 @contextmanager
@@ -57,7 +57,9 @@ def here() -> Trace | None:
         return None
     # What others keep with a trace may be left out, and has to be where it is longer than the recommendation asks for.
     state = carrier.get("tracestate", "")
-    return Trace(traceparent=carrier["traceparent"], tracestate=state if len(state) <= LONGEST_STATE else "")
+    return Trace(
+        traceparent=carrier["traceparent"], tracestate=state if len(state) <= MAX_STATE_LENGTH else ""
+    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from smalti.telemetry.store import TimedStore
 if TYPE_CHECKING:
     import grpc
 
-    from smalti.queue import Handled
+    from smalti.queue import HandledDelivery
     from smalti.service.process import Engine
 
 logger = logging.getLogger(__name__)
@@ -103,11 +103,11 @@ class Telemetry:
         self.watch("slots_active", lambda: engine.active)
         self.watch("requests_waiting", lambda: engine.waiting)
 
-    def observer(self, handled: "Handled") -> None:
+    def observer(self, handled: "HandledDelivery") -> None:
         """Counts what became of a message; for `smalti.queue.consume`."""
-        metrics, message, ending = self.metrics, handled.message, handled.ending
-        outcome = ending.outcome.value
-        reason = ending.reason.value if ending.reason else ""
+        metrics, message, completion = self.metrics, handled.message, handled.completion
+        outcome = completion.outcome.value
+        reason = completion.reason.value if completion.reason else ""
         metrics.add("requests_total", entry=QUEUE, outcome=outcome, reason=reason)
         metrics.observe("request_seconds", handled.seconds, entry=QUEUE, outcome=outcome)
         if handled.waited is not None:
@@ -118,9 +118,9 @@ class Telemetry:
             metrics.add("dead_lettered_total")
         elif outcome == "duplicate":
             metrics.add("duplicates_suppressed_total")
-        if ending.reason is FailureReason.CANCELLED and message is not None:
+        if completion.reason is FailureReason.CANCELLED and message is not None:
             metrics.add("cancelled_total", where=message.stage_queue.value)
-        done = ending.done or (message if isinstance(message, StageDone) else None)
+        done = completion.done or (message if isinstance(message, StageDone) else None)
         if done is not None and outcome == "done":
             self._done(done)
 

@@ -27,7 +27,7 @@ def rising(index: int) -> float:
     return index / 1000
 
 
-class PlayedStages:
+class FakeStages:
     """Does the work of the stages in a store, at once."""
 
     def __init__(self, store: ObjectStore, tokens: int, score: Callable[[int], float] = rising) -> None:

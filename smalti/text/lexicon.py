@@ -14,7 +14,7 @@ from smalti.text.vocabulary import Words
 Kind = Literal["thing", "colour", "size", "style", "grammar"]
 Phrase = tuple[str, ...]
 
-LONGEST_PROMPT = 64
+MAX_PROMPT_LENGTH = 64
 """Words that are looked at: as many as the text encoder has tokens."""
 
 _SHORTEST, _LONGEST = 4, 40

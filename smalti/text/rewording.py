@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from smalti.text.lexicon import LONGEST_PROMPT, Lexicon, Meaning, read_tokens
+from smalti.text.lexicon import MAX_PROMPT_LENGTH, Lexicon, Meaning, read_tokens
 from smalti.text.vocabulary import Words, article, load_words
 
-MOST_THINGS = 2
+MAX_THINGS = 2
 """Captions have no more of them."""
-_NAMED_AT_MOST = 6
-_LONGEST_NAMED = 30
+_MAX_NAMED = 6
+_MAX_NAMED_LENGTH = 30
 
 _BEFORE_BACKGROUNDS = {"in", "on", "with"}
 _ARTICLES = {"a", "an", "the"}
@@ -57,7 +57,7 @@ class Rewriter:
         if self._lexicon is None:
             return Rewording(prompt)
         tokens = read_tokens(prompt)
-        meanings = list(self._lexicon.meanings(tokens[:LONGEST_PROMPT]))
+        meanings = list(self._lexicon.meanings(tokens[:MAX_PROMPT_LENGTH]))
         scene = _Scene(self._lexicon.words, [meaning for meaning in meanings if meaning.kind])
         unknown = tuple(dict.fromkeys(meaning.said for meaning in meanings if not meaning.same))
         names_something = bool(scene.figures)
@@ -66,15 +66,15 @@ class Rewriter:
         as_it_is = (
             names_something
             and all(meaning.exact for meaning in meanings)
-            and not (scene.left_out or scene.has_implied_background or len(tokens) > LONGEST_PROMPT)
+            and not (scene.left_out or scene.has_implied_background or len(tokens) > MAX_PROMPT_LENGTH)
         )
         drawn = _as_it_is(prompt) if as_it_is else scene.caption()
         left_out = tuple(dict.fromkeys(scene.left_out))
         problems = [f"does not know {_named(unknown)}"] if unknown else []
         if left_out:
             problems.append(f"cannot draw {_named(left_out)} here")
-        if len(tokens) > LONGEST_PROMPT:
-            problems.append(f"reads no more than {LONGEST_PROMPT} words")
+        if len(tokens) > MAX_PROMPT_LENGTH:
+            problems.append(f"reads no more than {MAX_PROMPT_LENGTH} words")
         problem = f"the model {' and '.join(problems)}" if problems else "the prompt names no thing"
         notice = f'{problem}; drawing "{drawn}". It knows {len(self._lexicon.words.things)} things'
         return Rewording(drawn, unknown, left_out, notice if problems or not names_something else "")
@@ -140,7 +140,7 @@ class _Scene:
 
     def _take_thing(self, index: int) -> None:
         thing = self.meanings[index]
-        if len(self.figures) < MOST_THINGS:
+        if len(self.figures) < MAX_THINGS:
             self.add_figure(thing.word)
         else:
             self._leave_out(self._size, self._colour, thing)
@@ -210,9 +210,9 @@ def _as_it_is(prompt: str) -> str:
 def _named(words: tuple[str, ...]) -> str:
     """Writes words for a message of one line."""
     shown = [
-        word if len(word) <= _LONGEST_NAMED else f"{word[: _LONGEST_NAMED - 1]}…"
-        for word in words[:_NAMED_AT_MOST]
+        word if len(word) <= _MAX_NAMED_LENGTH else f"{word[: _MAX_NAMED_LENGTH - 1]}…"
+        for word in words[:_MAX_NAMED]
     ]
     named = ", ".join(f'"{unicodedata.normalize("NFC", word)}"' for word in shown)
-    more = len(words) - _NAMED_AT_MOST
+    more = len(words) - _MAX_NAMED
     return f"{named} and {more} more" if more > 0 else named

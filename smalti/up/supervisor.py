@@ -10,11 +10,11 @@ from smalti.up.servers import Server, ServerError
 
 PROBE_SECONDS = 0.1
 """How often a server that does not answer yet is asked."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 30.0
 """How long to wait before a server that has died is started again; twice as long after every time."""
 STEADY_SECONDS = 60.0
 """A server that has answered for so long has a new first pause."""
-MOST_STARTS = 4
+MAX_STARTS = 4
 """How often a server is started that has never answered."""
 UNUSABLE = 2
 """The exit code of a process whose settings, or whose model, cannot be used: starting it again is of no use."""
@@ -74,7 +74,7 @@ class Kept:
             if self._ending.is_set():
                 return
             deaths += 1
-            if not self.ready.is_set() and (deaths == MOST_STARTS or ended == f"exit code {UNUSABLE}"):
+            if not self.ready.is_set() and (deaths == MAX_STARTS or ended == f"exit code {UNUSABLE}"):
                 self.failure = ServerError(
                     f"{self.server.name} cannot start ({ended}): {self.server.log_end()}"
                 )
@@ -85,7 +85,7 @@ class Kept:
                 f"{self.server.name} has died ({ended}) and is started again in {pause:.1f} s: {self.server.log}"
             )
             self._ending.wait(pause)
-            pause = min(LONGEST_PAUSE, 2 * pause)
+            pause = min(MAX_PAUSE_SECONDS, 2 * pause)
 
     def _run_once(self) -> tuple[float | None, str]:
         """Runs the server until it ends; returns since when it has answered, if it has, and how it ended."""

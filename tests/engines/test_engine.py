@@ -80,7 +80,7 @@ def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
 def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, GatedBatch]]:
     """An engine that is warm, with its gate closed."""
     batch = make(model)
-    engine = GeneratorEngine(batch, most_waiting=8)
+    engine = GeneratorEngine(batch, max_waiting=8)
     engine.start()
     assert engine.ready.wait(WAIT)
     yield engine, batch
@@ -257,7 +257,7 @@ def test_batch_gets_its_share_while_interactive_requests_wait(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
-    engine._line.most_candidates = 1000
+    engine._line.max_candidates = 1000
     blocker = engine.submit(request(model, SLOTS, seed=100))
     assert batch.stepping.acquire(timeout=WAIT)
     slow = engine.submit(request(model, 3, seed=200, priority=Priority.BATCH))

@@ -48,7 +48,7 @@ def test_page_has_every_row() -> None:
 def test_tests_of_the_promises_are_there() -> None:
     promises = PAGE.partition("## Promises and their tests")[2].partition("##")[0]
     named = 0
-    for file, names in re.findall(r"`(test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", promises):
+    for file, names in re.findall(r"`([\w/]*test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", promises):
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         there = {
             node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

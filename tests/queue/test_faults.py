@@ -16,7 +16,7 @@ import pytest
 from harness.queue import (
     HARMLESS_WARNINGS,
     WAIT,
-    Stand,
+    QueueHarness,
     clear,
     dead,
     events,
@@ -83,7 +83,7 @@ def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
     assert "down" not in found
 
 
-def test_broker_that_is_killed_or_hangs_loses_nothing(stand: Stand, broker: Server) -> None:
+def test_broker_that_is_killed_or_hangs_loses_nothing(stand: QueueHarness, broker: Server) -> None:
     jobs = itertools.count()
     accepted: set[str] = set()
     finished: set[str] = set()
@@ -167,7 +167,9 @@ def die_while_looking(settings: BrokerSettings) -> None:
             assert lock.acquire(blocking=False)
 
 
-def test_worker_that_dies_before_the_acknowledgement_loses_nothing(stand: Stand, tmp_path: Path) -> None:
+def test_worker_that_dies_before_the_acknowledgement_loses_nothing(
+    stand: QueueHarness, tmp_path: Path
+) -> None:
     stand.publisher.publish(task("fatal", "die after"))
     with WorkerProcess(stand.settings, tmp_path) as worker:
         worker.process.wait(WAIT)
@@ -218,7 +220,7 @@ def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path
     publisher.close()
 
 
-def test_worker_drains_when_it_is_told_to_end(stand: Stand, tmp_path: Path) -> None:
+def test_worker_drains_when_it_is_told_to_end(stand: QueueHarness, tmp_path: Path) -> None:
     for number in range(8):
         stand.publisher.publish(task(f"j{number}", "sleep 0.5"))
     with WorkerProcess(stand.settings, tmp_path) as worker:

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from harness.queue import (
     HARMLESS_WARNINGS,
     WAIT,
-    Stand,
+    QueueHarness,
     clear,
     dead,
     events,
@@ -60,7 +60,7 @@ def _nothing_is_left_to_others() -> Iterator[None]:
     gc.collect()
 
 
-def test_message_is_handled_and_what_follows_is_sent(stand: Stand) -> None:
+def test_message_is_handled_and_what_follows_is_sent(stand: QueueHarness) -> None:
     sent = [task(f"j{number}") for number in range(10)]
     for message in sent[:5]:
         stand.publisher.publish(message)
@@ -85,7 +85,7 @@ def test_message_is_handled_and_what_follows_is_sent(stand: Stand) -> None:
     assert read_all(stand.settings, "encode.interactive") == []
 
 
-def test_interactive_work_goes_first_and_batch_work_is_not_forgotten(stand: Stand) -> None:
+def test_interactive_work_goes_first_and_batch_work_is_not_forgotten(stand: QueueHarness) -> None:
     for number in range(30):
         stand.publisher.publish(task(f"b{number}", priority=Priority.BATCH))
     for number in range(30):
@@ -107,7 +107,7 @@ def test_interactive_work_goes_first_and_batch_work_is_not_forgotten(stand: Stan
         assert order == sorted(order)
 
 
-def test_passing_failure_is_tried_again_and_given_up_in_the_end(stand: Stand) -> None:
+def test_passing_failure_is_tried_again_and_given_up_in_the_end(stand: QueueHarness) -> None:
     attempts: list[int] = []
 
     def handle(delivery: Delivery) -> Iterable[Message]:
@@ -132,7 +132,7 @@ def test_passing_failure_is_tried_again_and_given_up_in_the_end(stand: Stand) ->
     assert "the store is away" in headers[WHY_DEAD]
 
 
-def test_bug_of_a_handler_is_a_passing_failure(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+def test_bug_of_a_handler_is_a_passing_failure(stand: QueueHarness, caplog: pytest.LogCaptureFixture) -> None:
     def handle(delivery: Delivery) -> Iterable[Message]:
         if delivery.message.attempt < 2:
             raise ZeroDivisionError("a bug")
@@ -145,7 +145,7 @@ def test_bug_of_a_handler_is_a_passing_failure(stand: Stand, caplog: pytest.LogC
     assert "ZeroDivisionError: a bug" in caplog.text
 
 
-def test_permanent_failure_is_told_once(stand: Stand) -> None:
+def test_permanent_failure_is_told_once(stand: QueueHarness) -> None:
     def handle(delivery: Delivery) -> Iterable[Message]:
         if delivery.message.job == "j1":
             raise PermanentError(FailureReason.MODEL, "this worker has another model")
@@ -162,7 +162,7 @@ def test_permanent_failure_is_told_once(stand: Stand) -> None:
     assert dead(stand.settings) == []
 
 
-def test_expired_message_is_not_worked_on(stand: Stand) -> None:
+def test_expired_message_is_not_worked_on(stand: QueueHarness) -> None:
     stand.publisher.publish(task(expires=time.time() - 1))
     stand.work()
     stand.wait_for(Outcome.EXPIRED)
@@ -172,7 +172,7 @@ def test_expired_message_is_not_worked_on(stand: Stand) -> None:
     assert event.reason is FailureReason.EXPIRED
 
 
-def test_what_cannot_be_read_is_kept_and_the_worker_lives(stand: Stand) -> None:
+def test_what_cannot_be_read_is_kept_and_the_worker_lives(stand: QueueHarness) -> None:
     publisher = stand.publisher
     stand.work()
     queue = "encode.interactive"
@@ -214,7 +214,7 @@ class Intruder:
         return Path.touch, (self.file,)
 
 
-def test_pickled_message_is_not_unpickled(stand: Stand, tmp_path: Path) -> None:
+def test_pickled_message_is_not_unpickled(stand: QueueHarness, tmp_path: Path) -> None:
     body = pickle.dumps(((Intruder(tmp_path / "intruded"),), {}, {}))
     headers = {"task": "smalti.encode", "id": "1", "lang": "py"}
     stand.work()
@@ -230,7 +230,7 @@ def test_pickled_message_is_not_unpickled(stand: Stand, tmp_path: Path) -> None:
 
 def test_rubbish_in_valkey_does_not_end_the_worker(valkey: ValkeyServer) -> None:
     clear(settings_for(valkey))
-    stand = Stand(settings_for(valkey))
+    stand = QueueHarness(settings_for(valkey))
     try:
         stand.work()
         client = redis.Redis(port=valkey.port)
@@ -243,7 +243,7 @@ def test_rubbish_in_valkey_does_not_end_the_worker(valkey: ValkeyServer) -> None
         stand.stop()
 
 
-def test_message_for_newer_services_waits_for_them(stand: Stand) -> None:
+def test_message_for_newer_services_waits_for_them(stand: QueueHarness) -> None:
     newer = task().to_json().replace('"version":1', '"version":2')
     stand.publisher.publish_text(Stage.ENCODE, "encode.interactive", newer)
     stand.work()
@@ -253,7 +253,7 @@ def test_message_for_newer_services_waits_for_them(stand: Stand) -> None:
     assert events(stand.settings) == []
 
 
-def test_same_work_is_done_once_at_a_time(stand: Stand) -> None:
+def test_same_work_is_done_once_at_a_time(stand: QueueHarness) -> None:
     go = threading.Event()
 
     def handle(delivery: Delivery) -> Iterable[Message]:
@@ -276,7 +276,7 @@ def fields(message: Message) -> dict[str, Any]:
     return {name: getattr(message, name) for name in ("job", "attempt", "lease", "expires")}
 
 
-def test_drain_finishes_what_runs_and_leaves_the_rest(stand: Stand) -> None:
+def test_drain_finishes_what_runs_and_leaves_the_rest(stand: QueueHarness) -> None:
     def handle(delivery: Delivery) -> Iterable[Message]:
         delivery.draining.wait(WAIT)
         time.sleep(0.3)
@@ -295,7 +295,7 @@ def test_drain_finishes_what_runs_and_leaves_the_rest(stand: Stand) -> None:
     assert all(message.attempt == 1 for message in waiting)
 
 
-def test_drain_gives_back_what_would_take_too_long(stand: Stand) -> None:
+def test_drain_gives_back_what_would_take_too_long(stand: QueueHarness) -> None:
     release = threading.Event()
 
     def handle(delivery: Delivery) -> Iterable[Message]:
@@ -319,7 +319,7 @@ def test_drain_gives_back_what_would_take_too_long(stand: Stand) -> None:
     release.set()
 
 
-def test_process_takes_messages_once(stand: Stand) -> None:
+def test_process_takes_messages_once(stand: QueueHarness) -> None:
     stand.work()
     with pytest.raises(RuntimeError, match="takes messages already"):
         consume(Stage.RANK, lambda _: [], concurrency=1, publisher=stand.publisher, settings=stand.settings)

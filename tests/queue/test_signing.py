@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.queue import HARMLESS_WARNINGS, Stand, dead, gather, settings_for, task
+from harness.queue import HARMLESS_WARNINGS, QueueHarness, dead, gather, settings_for, task
 from harness.servers import Server
 from harness.signing import certificate
 from smalti.errors import InvalidInputError
@@ -43,7 +43,7 @@ def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
     plain = Publisher(settings_for(broker))
     plain.publish(task("unsigned"))
     plain.close()
-    stand = Stand(signing(trusted, "ours"))
+    stand = QueueHarness(signing(trusted, "ours"))
     try:
         stand.publisher.publish(task("ours"))
         stand.work()

@@ -74,7 +74,7 @@ async def test_health_port_has_nothing_else() -> None:
 @asynchronous
 async def test_who_watches_health_is_told_of_changes_and_of_the_end() -> None:
     async with (
-        served(RpcSettings(longest_deadline=0.2)) as (server, servicer),
+        served(RpcSettings(max_deadline=0.2)) as (server, servicer),
         channel(server.address, ONCE) as to_server,
     ):
         stub: Any = health_pb2_grpc.HealthStub(to_server)
@@ -116,7 +116,7 @@ async def test_reflection_is_there_only_where_it_is_switched_on() -> None:
 )
 @asynchronous
 async def test_call_ends_at_its_deadline(asked: float | None, seconds: float) -> None:
-    settings = RpcSettings(default_deadline=0.7, longest_deadline=1.0)
+    settings = RpcSettings(default_deadline=0.7, max_deadline=1.0)
     async with served(settings) as (server, servicer), channel(server.address, ONCE) as to_server:
         encoder, generator = EncoderServiceStub(to_server), GeneratorServiceStub(to_server)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -165,7 +165,7 @@ async def test_client_that_goes_away_ends_its_call() -> None:
 @asynchronous
 async def test_calls_past_the_limit_are_refused_at_once_but_not_probes() -> None:
     async with (
-        served(RpcSettings(most_calls=2)) as (server, servicer),
+        served(RpcSettings(max_calls=2)) as (server, servicer),
         channel(server.address, ONCE) as to_server,
     ):
         stub = EncoderServiceStub(to_server)

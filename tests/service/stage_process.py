@@ -13,7 +13,7 @@ from smalti.queue import Delivery
 from smalti.service import Process, Service, run
 
 
-class Companion:
+class BackgroundTask:
     healthy = True
 
     async def start(self) -> None:
@@ -24,7 +24,7 @@ class Companion:
 
 
 def build(process: Process) -> Service:
-    companion = Companion()
+    companion = BackgroundTask()
 
     def handle(delivery: Delivery) -> Iterable[Message]:
         task = delivery.message

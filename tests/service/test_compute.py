@@ -9,12 +9,12 @@ import pytest
 from harness.queue import wait_until
 from smalti.engines.generator.requests import EngineFailedError
 from smalti.errors import InvalidInputError, OverloadedError
-from smalti.service.compute import MOST_FAILURES, ComputeThread
+from smalti.service.compute import MAX_FAILURES, ComputeThread
 
 
 @pytest.fixture
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(most_places=2, stall_seconds=60)
+    thread = ComputeThread(max_permits=2, stall_seconds=60)
     yield thread
     thread.close()
 
@@ -60,11 +60,11 @@ def test_what_was_taken_back_is_not_computed(compute: ComputeThread) -> None:
 
 
 def test_engine_lives_on_after_an_error_of_one_and_is_dead_after_many(compute: ComputeThread) -> None:
-    for _ in range(MOST_FAILURES - 1):
+    for _ in range(MAX_FAILURES - 1):
         with pytest.raises(MemoryError):
             compute.run(broken)
     assert compute.run(lambda: 1) == 1
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_FAILURES):
         assert compute.healthy
         with pytest.raises(MemoryError):
             compute.run(broken)
@@ -78,14 +78,14 @@ def test_refusals_are_no_fault_of_the_engine(compute: ComputeThread) -> None:
     def refuse() -> None:
         raise InvalidInputError("prompt", "is none")
 
-    for _ in range(MOST_FAILURES + 1):
+    for _ in range(MAX_FAILURES + 1):
         with pytest.raises(InvalidInputError):
             compute.run(refuse)
     assert compute.healthy
 
 
 def test_engine_that_hangs_is_given_up_and_all_who_wait_are_told() -> None:
-    compute = ComputeThread(most_places=2, stall_seconds=0.05)
+    compute = ComputeThread(max_permits=2, stall_seconds=0.05)
     go_on = threading.Event()
     running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)
     wait_until(lambda: not compute.healthy)
@@ -97,7 +97,7 @@ def test_engine_that_hangs_is_given_up_and_all_who_wait_are_told() -> None:
 
 
 def test_those_who_wait_when_it_is_closed_are_told() -> None:
-    compute = ComputeThread(most_places=2, stall_seconds=60)
+    compute = ComputeThread(max_permits=2, stall_seconds=60)
     go_on = threading.Event()
     running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)
     wait_until(lambda: compute.active)

@@ -82,7 +82,7 @@ def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: Pub
     service.start()
     publisher.publish(task("j1", "die"))
     assert service.wait() == 1
-    assert "Companion has stopped" in service.log.read_text()
+    assert "BackgroundTask has stopped" in service.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.grpc_server import asynchronous
 from harness.service import answer, called
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
-from smalti.pictures import LARGEST_FILE, plain_png_bytes, read_image, square
+from smalti.pictures import MAX_FILE_BYTES, plain_png_bytes, read_image, square
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -32,7 +32,7 @@ PICTURE = ImageTokens(tokens=range(16))
 
 @pytest.fixture
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(most_places=2, stall_seconds=60)
+    thread = ComputeThread(max_permits=2, stall_seconds=60)
     yield thread
     thread.close()
 
@@ -75,7 +75,7 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
             ([file(4, 4, "GIF")], r"images\[0\]: is no picture in PNG, JPEG or WebP"),
             ([file(64, 64)[:-30]], r"images\[0\]: cannot be read"),
             ([file(4097, 1)], r"images\[0\]: is 4097 x 1 pixels large"),
-            ([bytes(LARGEST_FILE + 1)], rf"images\[0\]: has {LARGEST_FILE + 1} bytes"),
+            ([bytes(MAX_FILE_BYTES + 1)], rf"images\[0\]: has {MAX_FILE_BYTES + 1} bytes"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
                 await answer(stub.EncodeImages(EncodeImagesRequest(images=images)))

@@ -32,7 +32,7 @@ from smalti.v1.model_pb2 import ModelReference
 
 @pytest.fixture(scope="module")
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(most_places=4, stall_seconds=60)
+    thread = ComputeThread(max_permits=4, stall_seconds=60)
     yield thread
     thread.close()
 

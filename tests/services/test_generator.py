@@ -52,7 +52,7 @@ MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 def engine(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[GeneratorEngine]:
     """A generator of few slots, with a short line before it; failpoints can slow it down."""
     made = GeneratorEngine.load(
-        ModelSpec.load(tiny), pipeline.encoder.unconditional, slots=SLOTS, most_waiting=6, stall_seconds=60.0
+        ModelSpec.load(tiny), pipeline.encoder.unconditional, slots=SLOTS, max_waiting=6, stall_seconds=60.0
     )
     made.batch = FailingBatch(made.batch)
     made.start()

@@ -20,7 +20,7 @@ from smalti.v1.ranker_pb2_grpc import RankerServiceStub, add_RankerServiceServic
 
 @pytest.fixture
 def servicer(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[RankerServicer]:
-    compute = ComputeThread(most_places=2, stall_seconds=60)
+    compute = ComputeThread(max_permits=2, stall_seconds=60)
     yield RankerServicer(pipeline.ranker, compute, model_reference(tiny.name, tiny.revision))
     compute.close()
 

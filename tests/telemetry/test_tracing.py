@@ -116,7 +116,7 @@ def test_job_is_one_trace_through_the_queues(
 
 
 def test_thread_of_an_engine_speaks_for_whoever_asks(collector: Collector, traced: tracing.Tracing) -> None:
-    compute = ComputeThread(most_places=1, stall_seconds=WAIT)
+    compute = ComputeThread(max_permits=1, stall_seconds=WAIT)
     for job in ("one", "two"):
         with tracing.span(job), about(job=job):
             assert compute.run(structlog.contextvars.get_contextvars) == {"job": job}

@@ -16,10 +16,10 @@ from smalti.errors import ModelError
 from smalti.text.hashtags import HashtagSplitter, WordRanks
 from smalti.text.normalizer import TextNormalizer
 
-TEXTS = GOLDEN / "text"
-CASES = json.loads((TEXTS / "normalizer.json").read_text(encoding="utf-8"))
+VALUES = GOLDEN / "text"
+CASES = json.loads((VALUES / "normalizer.json").read_text(encoding="utf-8"))
 
-with_words = TextNormalizer(TEXTS / "words-frequency.txt")
+with_words = TextNormalizer(VALUES / "words-frequency.txt")
 without_words = TextNormalizer()
 
 # What the rules are about, in any order and number, and anything else between it.

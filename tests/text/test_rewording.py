@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smalti.errors import ModelError
 from smalti.registry.folder import ModelFolder
 from smalti.testing.words import SMALL_WORLD
-from smalti.text.lexicon import LONGEST_PROMPT, split
+from smalti.text.lexicon import MAX_PROMPT_LENGTH, split
 from smalti.text.rewording import Rewriter
 from smalti.text.vocabulary import CAPTION_WORDS, KNOWN_WORDS_FILE, article, load_words
 
@@ -189,7 +189,7 @@ def test_any_text_is_drawn_in_known_words(prompt: str) -> None:
 def test_long_prompts_are_read_to_their_64th_word_and_told_in_one_line() -> None:
     rewording = rewrite(" ".join(f"{'w' * number}" for number in range(1, 3000)))
     assert "the model does not know" in rewording.notice
-    assert f"and {LONGEST_PROMPT - 6} more and reads no more than 64 words" in rewording.notice
+    assert f"and {MAX_PROMPT_LENGTH - 6} more and reads no more than 64 words" in rewording.notice
     assert len(rewording.notice) < 300
     rewording = rewrite("a cat " + "the " * 100 + "dog")
     assert rewording.prompt == "a cat"
@@ -225,18 +225,18 @@ def test_the_words_of_a_model_are_read(worded: ModelFolder) -> None:
         (lambda words: words.update(things=[]), "things: tuple should have at least 1 item"),
         (lambda words: words.update(things="cat"), "things: input should be a valid tuple"),
         (lambda words: words["things"].append(3), "things.16: input should be a valid string, not 3"),
-        (lambda words: words["things"].append("Cow"), "its content: 'Cow' is no word in lower case"),
-        (lambda words: words["things"].append(""), "its content: '' is no word in lower case"),
-        (lambda words: words["things"].append("a  b"), "its content: 'a  b' is no word in lower case"),
-        (lambda words: words["things"].append("?"), "its content: '?' is no word in lower case"),
-        (lambda words: words.update(colors=[]), "colors: extra inputs are not permitted"),
-        (lambda words: words["grammar"].remove("and"), "its content: grammar lacks and"),
+        (lambda words: words["things"].append("Cow"), "'Cow' is no word in lower case"),
+        (lambda words: words["things"].append(""), "'' is no word in lower case"),
+        (lambda words: words["things"].append("a  b"), "'a  b' is no word in lower case"),
+        (lambda words: words["things"].append("?"), "'?' is no word in lower case"),
+        (lambda words: words.update(colors=[]), "colors: there is no such key"),
+        (lambda words: words["grammar"].remove("and"), "grammar lacks and"),
         (
             lambda words: words["plurals"].append("cows"),
-            "its content: plurals lead to 'cows', which is not known",
+            "plurals lead to 'cows', which is not known",
         ),
-        (lambda words: words["synonyms"].update(calf="cow"), "its content: synonyms lead to 'cow'"),
-        (lambda words: words["neighbours"].update(calf="red"), "its content: neighbours lead to 'red'"),
+        (lambda words: words["synonyms"].update(calf="cow"), "synonyms lead to 'cow'"),
+        (lambda words: words["neighbours"].update(calf="red"), "neighbours lead to 'red'"),
     ],
 )
 def test_words_that_cannot_be_used(worded: ModelFolder, tmp_path: Path, edit: Change, problem: str) -> None:

@@ -2,7 +2,7 @@
 
 from google.protobuf.duration_pb2 import Duration
 
-from smalti.messages import LONGEST_PROMPT
+from smalti.messages import MAX_PROMPT_LENGTH
 from smalti.registry.spec import ModelSpec
 from smalti.service.model import model_message
 from smalti.services.gateway.settings import GatewaySettings
@@ -35,7 +35,7 @@ def without_words(model: model_pb2.Model) -> model_pb2.Model:
 
 def _limits(settings: GatewaySettings) -> model_pb2.Limits:
     return model_pb2.Limits(
-        prompt_characters=LONGEST_PROMPT,
+        prompt_characters=MAX_PROMPT_LENGTH,
         candidates=settings.candidates,
         image_bytes=settings.image_bytes,
         labels=settings.labels,

@@ -11,7 +11,7 @@ from PIL import Image
 from smalti.pictures import plain_png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import translated
-from smalti.services.gateway.jobs.hub import Canvases
+from smalti.services.gateway.jobs.hub import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE: Final = 16
+MAX_AT_ONCE: Final = 16
 """Candidates of which previews are made in one go."""
 CALLS: Final = 2
 """Calls of the decoder at the same time: previews must not keep it from its work."""
@@ -32,7 +32,7 @@ CALL_SECONDS: Final = 30.0
 class Previews:
     """Makes previews; belongs to the event loop."""
 
-    def __init__(self, canvases: Canvases, spec: ModelSpec, decoder: "DecoderServiceAsyncStub") -> None:
+    def __init__(self, canvases: PreviewTokens, spec: ModelSpec, decoder: "DecoderServiceAsyncStub") -> None:
         """Takes what it works with.
 
         Args:
@@ -54,7 +54,7 @@ class Previews:
             shown: the rows that were shown of each candidate.
 
         Returns:
-            At most `MOST_AT_ONCE`; none where there is nothing new, or no time for it.
+            At most `MAX_AT_ONCE`; none where there is nothing new, or no time for it.
 
         Raises:
             UnavailableError: the decoder does not answer.
@@ -65,7 +65,7 @@ class Previews:
             if len(tokens) // self._spec.side > shown.get(candidate, 0)
         }
         # Those first of which least was shown.
-        chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MOST_AT_ONCE]
+        chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_AT_ONCE]
         if not chosen or self._places.locked():
             return []
         missing = {candidate: self._spec.tokens - len(drawn[candidate]) for candidate in chosen}

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from smalti.errors import InvalidInputError
-from smalti.messages import LONGEST_PROMPT, MOST_CANDIDATES
+from smalti.messages import MAX_CANDIDATES, MAX_PROMPT_LENGTH
 from smalti.parameters import check_prompt, check_seed
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
@@ -19,14 +19,14 @@ from smalti.rpc.errors import within
 from smalti.service.model import model_reference
 from smalti.services.gateway.api.conversion import STATES
 from smalti.services.gateway.jobs.repository import Conditions, Position
-from smalti.services.gateway.jobs.spec import Order
+from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 
-DEFAULT_PAGE, LARGEST_PAGE = 50, 1000
-SHORTEST_TIME_LIMIT, SHORTEST_RETENTION = 1.0, 60.0
-LAST_FIRST_CANDIDATE: Final = MOST_CANDIDATES - 1024
-LONGEST_VALUE: Final = 256
+DEFAULT_PAGE, MAX_PAGE_SIZE = 50, 1000
+MIN_TIME_LIMIT, MIN_RETENTION = 1.0, 60.0
+LAST_FIRST_CANDIDATE: Final = MAX_CANDIDATES - 1024
+MAX_VALUE_LENGTH: Final = 256
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
 _LABEL_KEY = re.compile(r"[a-z0-9_\-./]{1,63}")
@@ -50,7 +50,7 @@ def content_hash(request: image_pb2.CreateImagesRequest) -> str:
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 
-def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings) -> Order:
+def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings) -> JobSpec:
     """Returns the order that a request makes; that of its initial image is `keep_rows` alone.
 
     Raises:
@@ -68,15 +68,15 @@ def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: 
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
         sampling = sampling_of(parameters.sampling, folder.sampling)
         keep_rows = _keep_rows(parameters, spec)
-    return Order(
+    return JobSpec(
         prompt=prompt,
         seed=seed,
         sampling=sampling,
         time_limit=_seconds(
-            request, "time_limit", SHORTEST_TIME_LIMIT, settings.time_limit, settings.default_time_limit
+            request, "time_limit", MIN_TIME_LIMIT, settings.time_limit, settings.default_time_limit
         ),
         retention=_seconds(
-            request, "retention", SHORTEST_RETENTION, settings.retention, settings.default_retention
+            request, "retention", MIN_RETENTION, settings.retention, settings.default_retention
         ),
         n=n,
         candidates=candidates,
@@ -91,7 +91,7 @@ def page_size(asked: int) -> int:
     """Returns the size of a page; raises `InvalidInputError` when it is negative."""
     if asked < 0:
         raise InvalidInputError("page_size", f"{asked} is negative")
-    return min(asked or DEFAULT_PAGE, LARGEST_PAGE)
+    return min(asked or DEFAULT_PAGE, MAX_PAGE_SIZE)
 
 
 def conditions_of(request: image_pb2.ListJobsRequest) -> Conditions:
@@ -157,8 +157,8 @@ def _fingerprint(request: image_pb2.ListJobsRequest, content: str) -> str:
 
 def _prompt(prompt: str) -> str:
     prompt = check_prompt(prompt)
-    if len(prompt) > LONGEST_PROMPT:
-        raise InvalidInputError("prompt", f"has {len(prompt)} characters; the most is {LONGEST_PROMPT}")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise InvalidInputError("prompt", f"has {len(prompt)} characters; the most is {MAX_PROMPT_LENGTH}")
     if "\0" in prompt:
         raise InvalidInputError("prompt", "has a character that is none, U+0000")
     return prompt
@@ -204,9 +204,9 @@ def _labels(request: image_pb2.CreateImagesRequest, most: int) -> dict[str, str]
             raise InvalidInputError(
                 "labels", f"the key {key[:70]!r} is not 1 to 63 of a-z, 0-9, '_', '-', '.' and '/'"
             )
-        if len(value) > LONGEST_VALUE or "\0" in value:
+        if len(value) > MAX_VALUE_LENGTH or "\0" in value:
             raise InvalidInputError(
-                f"labels.{key}", f"a value has at most {LONGEST_VALUE} characters, and no U+0000"
+                f"labels.{key}", f"a value has at most {MAX_VALUE_LENGTH} characters, and no U+0000"
             )
     return labels
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
 
 PIECE_BYTES: Final = 2**20
-LARGEST_PAGE_BYTES: Final = 3 * 2**20
+MAX_PAGE_BYTES: Final = 3 * 2**20
 """Of the jobs on a page; with the last of them a message stays below 4 MiB."""
 ENDLESS: Final = ("/smalti.v1.ImageService/WatchJob",)
 
@@ -120,7 +120,7 @@ class ImageServicer(ImageServiceServicer):
         for snapshot in found[:size]:
             message = await self._message(snapshot, full=full)
             total += message.ByteSize()
-            if response.jobs and total > LARGEST_PAGE_BYTES:
+            if response.jobs and total > MAX_PAGE_BYTES:
                 break
             response.jobs.append(message)
         if len(response.jobs) < len(found):

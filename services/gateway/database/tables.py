@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from smalti.parameters import Priority
 
-LONGEST_ID: Final = 64
+MAX_ID_LENGTH: Final = 64
 
 
 class State(StrEnum):
@@ -128,7 +128,7 @@ class Job(Base):
         Index("jobs_ended", "ended"),
     )
 
-    id: Mapped[str] = mapped_column(String(LONGEST_ID), primary_key=True)
+    id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
     version: Mapped[int]
     """Grows with every change that a client can see."""
     state: Mapped[State] = mapped_column(_values(State))
@@ -241,7 +241,7 @@ class Task(Base):
     __tablename__ = "chores"
     __table_args__ = (Index("chores_due", "due"),)
 
-    job_id: Mapped[str] = mapped_column(String(LONGEST_ID), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
     chore: Mapped[Chore] = mapped_column(_values(Chore), primary_key=True)
     due: Mapped[int]
     state: Mapped[State] = mapped_column(_values(State))

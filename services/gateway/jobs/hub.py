@@ -17,9 +17,9 @@ from smalti.messages import Progress
 
 log = logging.getLogger(__name__)
 
-MOST_CANDIDATES: Final = 4096
+MAX_CANDIDATES: Final = 4096
 """Of so many candidates the rows are kept; of jobs that were drawn longer ago, there are none any more."""
-MOST_RUNS: Final = 1024
+MAX_RUNS: Final = 1024
 """Runs that wait for a slow watcher; more are left out, the oldest first."""
 AT_ONCE: Final = 500
 """Jobs whose versions are asked for in one go."""
@@ -41,7 +41,7 @@ class Watcher:
         """The job has another version, perhaps."""
         self.version = 0
         """The version that was seen last."""
-        self.runs: deque[Run] = deque(maxlen=MOST_RUNS)
+        self.runs: deque[Run] = deque(maxlen=MAX_RUNS)
         """In the order in which they were drawn."""
 
     def wake(self) -> None:
@@ -50,7 +50,7 @@ class Watcher:
         self.news.set()
 
 
-class Canvases:
+class PreviewTokens:
     """The rows of pictures that are being drawn, of the jobs of late; every thread may use it."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Canvases:
                 job[candidate] = {}
                 self._candidates += 1
             job[candidate][start] = tokens
-            while self._candidates > MOST_CANDIDATES and len(self._rows) > 1:
+            while self._candidates > MAX_CANDIDATES and len(self._rows) > 1:
                 self._candidates -= len(self._rows.popitem(last=False)[1])
 
     def forget(self, job_id: str) -> None:
@@ -103,7 +103,7 @@ class Hub:
         Args:
             side: the tiles of a row.
         """
-        self.canvases = Canvases()
+        self.canvases = PreviewTokens()
         self._side = side
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watchers: dict[str, set[Watcher]] = {}

@@ -12,7 +12,7 @@ from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
 from smalti.services.gateway.database.tables import OPEN, Chore, Chunk, ChunkState, Job, Reached, State, Task
-from smalti.services.gateway.jobs.observer import Ending
+from smalti.services.gateway.jobs.observer import JobEnding
 
 LATE_SECONDS = 60.0
 """After a job's messages have expired, how long a stage may still be about to write."""
@@ -93,7 +93,7 @@ def draw(job: Job, chunk: Chunk, rows: int) -> bool:
 
 def end(
     session: Session, job: Job, state: State, now: float, *, error: BaseException | None = None
-) -> Ending:
+) -> JobEnding:
     """Ends a locked, open job; what is to be done in the store is noted with it.
 
     Args:
@@ -107,7 +107,7 @@ def end(
         What is to be told once the transaction is done.
     """
     moment = to_microseconds(now)
-    ending = Ending(
+    ending = JobEnding(
         job_id=job.id,
         state=state,
         reason=reason_of(error).name if error is not None else "",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from smalti.messages import LARGEST_MESSAGE, MOST_CHUNKS, EncodeTask, OversizedMessageError, Trace
+from smalti.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, EncodeTask, OversizedMessageError, Trace
 from smalti.messages import Chunk as ChunkOfMessage
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
@@ -15,8 +15,8 @@ REFERENCE_BYTES: Final = 256
 
 def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
     """Yields the messages that ask for chunks of a job, each within the limits of a message."""
-    for start in range(0, len(chunks), MOST_CHUNKS):
-        yield from _within_limits(job, chunks[start : start + MOST_CHUNKS])
+    for start in range(0, len(chunks), MAX_CHUNKS):
+        yield from _within_limits(job, chunks[start : start + MAX_CHUNKS])
 
 
 def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
@@ -60,4 +60,4 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
 def fits(job: Job, chunk: Chunk) -> bool:
     """Says whether a chunk can go through all stages: prompt and given tokens are in each of their messages."""
     size = len(_encode_task(job, [chunk]).model_dump_json(exclude_none=True).encode())
-    return size + chunk.count * REFERENCE_BYTES <= LARGEST_MESSAGE
+    return size + chunk.count * REFERENCE_BYTES <= MAX_MESSAGE_BYTES

@@ -7,7 +7,7 @@ from smalti.services.gateway.database.tables import State
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobEnding:
     """How a job has ended."""
 
     job_id: str
@@ -20,7 +20,7 @@ class Ending:
     """Whether work on it had begun."""
 
 
-class Notices(Protocol):
+class JobObserver(Protocol):
     """Told of changes of jobs, by any thread, after they are stored; must not block."""
 
     def created(self, job_id: str) -> None:
@@ -31,7 +31,7 @@ class Notices(Protocol):
         """A job has another version."""
         ...
 
-    def ended(self, ending: Ending) -> None:
+    def ended(self, ending: JobEnding) -> None:
         """A job has ended: there is room for others, and something to do in the store."""
         ...
 

@@ -27,11 +27,11 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.lifecycle import end, lock
 from smalti.services.gateway.jobs.messages import fits
-from smalti.services.gateway.jobs.observer import Notices
-from smalti.services.gateway.jobs.spec import Order, Parameters
+from smalti.services.gateway.jobs.observer import JobObserver
+from smalti.services.gateway.jobs.spec import JobSpec, Parameters
 from smalti.services.gateway.settings import GatewaySettings
 
-SHORTEST_RETRY, LONGEST_RETRY = 1.0, 60.0
+MIN_RETRY, MAX_RETRY_SECONDS = 1.0, 60.0
 RECENT_SECONDS: Final = 60.0
 """How long ago a job may have ended that tells how quickly places become free."""
 
@@ -69,7 +69,12 @@ class Jobs:
     """The jobs; every thread may use it, and every call blocks."""
 
     def __init__(
-        self, database: Database, spec: ModelSpec, settings: GatewaySettings, notices: Notices, clock: Clock
+        self,
+        database: Database,
+        spec: ModelSpec,
+        settings: GatewaySettings,
+        notices: JobObserver,
+        clock: Clock,
     ) -> None:
         """Takes what it works with.
 
@@ -105,7 +110,7 @@ class Jobs:
         with self._database.read() as session:
             self._check_room(session)
 
-    def create(self, order: Order) -> Snapshot:
+    def create(self, order: JobSpec) -> Snapshot:
         """Accepts a job. When this returns it is stored, and will end whatever happens.
 
         Raises:
@@ -211,12 +216,12 @@ class Jobs:
             since = to_microseconds(self._clock() - RECENT_SECONDS)
             ended = session.scalar(select(func.count()).select_from(Job).where(Job.ended >= since)) or 0
             # A place becomes free when a job ends; where none has, nobody knows.
-            seconds = RECENT_SECONDS / ended if ended else LONGEST_RETRY / 6
-            seconds = min(max(seconds, SHORTEST_RETRY), LONGEST_RETRY)
+            seconds = RECENT_SECONDS / ended if ended else MAX_RETRY_SECONDS / 6
+            seconds = min(max(seconds, MIN_RETRY), MAX_RETRY_SECONDS)
             raise OverloadedError(f"{open_jobs} jobs are open already; try again in {seconds:.0f} s", seconds)
         return open_jobs
 
-    def _new_job(self, order: Order, *, idle: bool) -> Job:
+    def _new_job(self, order: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
         parameters = self._parameters(order, idle=idle)
         rows = (self._spec.side - order.keep_rows) * parameters.candidates
@@ -244,7 +249,7 @@ class Jobs:
             trace=order.trace.model_dump() if order.trace else None,
         )
 
-    def _parameters(self, order: Order, *, idle: bool) -> Parameters:
+    def _parameters(self, order: JobSpec, *, idle: bool) -> Parameters:
         folder = self._spec.folder
         candidates = order.candidates
         if candidates is None:

@@ -25,7 +25,7 @@ class Parameters(Strict):
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """A job to accept."""
 
     prompt: str

@@ -30,20 +30,20 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import encode_tasks
-from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.work.progress import Ledger
+from smalti.services.gateway.work.progress import ProgressBuffer
 from smalti.storage import ObjectStore, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
 SENDING_SECONDS: Final = 15.0
 """The lease of what is being sent; longer than the broker may take to confirm it."""
-MOST_AT_ONCE: Final = 256
+MAX_AT_ONCE: Final = 256
 """Chunks, or jobs, that are looked at in one go."""
 
 
-class Outlet(Protocol):
+class Publisher(Protocol):
     """Where messages go; `smalti.queue.Publisher` is one."""
 
     def publish(self, message: Message) -> None:
@@ -61,11 +61,11 @@ class Dispatcher:
     def __init__(
         self,
         database: Database,
-        outlet: Outlet,
+        outlet: Publisher,
         store: ObjectStore,
         settings: GatewaySettings,
-        ledger: Ledger,
-        notices: Notices,
+        ledger: ProgressBuffer,
+        notices: JobObserver,
         clock: Clock,
     ) -> None:
         """Takes what it works with.
@@ -133,7 +133,7 @@ class Dispatcher:
                 select(Chunk.job_id, Chunk.sent)
                 .where(IS_LEASED, Chunk.deadline <= now)
                 .distinct()
-                .limit(MOST_AT_ONCE)
+                .limit(MAX_AT_ONCE)
             ).all()
         blamed = any(sent for _, sent in late) and self._store_answers()
         return sum(self._send_lost(job_id, blamed=blamed) for job_id in {job_id for job_id, _ in late})
@@ -148,7 +148,7 @@ class Dispatcher:
             room = self._settings.window - int(on_the_way)
             if room <= 0:
                 return [], False
-            most = min(room, MOST_AT_ONCE)
+            most = min(room, MAX_AT_ONCE)
             waiting = {priority: self._waiting(session, priority, most) for priority in Priority}
         lines = {priority: iter(found) for priority, found in waiting.items()}
         picked: dict[str, list[int]] = {}

@@ -20,10 +20,10 @@ from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, Job, Reached, State
 from smalti.services.gateway.jobs.lifecycle import begin, end, lock_open, reach
-from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.services.gateway.work.fan_in import FanIn
-from smalti.services.gateway.work.progress import Ledger, renew
+from smalti.services.gateway.work.progress import ProgressBuffer, renew
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ class Events:
         self,
         database: Database,
         fan_in: FanIn,
-        ledger: Ledger,
+        ledger: ProgressBuffer,
         side: int,
         settings: GatewaySettings,
-        notices: Notices,
+        notices: JobObserver,
         rows: Rows,
         clock: Clock,
     ) -> None:

@@ -18,7 +18,7 @@ from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
 from smalti.services.gateway.jobs.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
-from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.jobs.spec import Parameters
 from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
 
@@ -42,7 +42,7 @@ class _LostTokensError(Exception):
 class FanIn:
     """Takes the scores of chunks, and ends a job when all are there; every thread may use it."""
 
-    def __init__(self, database: Database, store: ObjectStore, notices: Notices, clock: Clock) -> None:
+    def __init__(self, database: Database, store: ObjectStore, notices: JobObserver, clock: Clock) -> None:
         """Takes what it works with."""
         self._database = database
         self._store = store

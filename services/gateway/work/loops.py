@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_SECONDS: Final = 0.5
 """After something that is needed did not answer; twice as long after every time."""
-LONGEST_PAUSE_SECONDS: Final = 2.0
+MAX_PAUSE_SECONDS: Final = 2.0
 
 
 class Loop:
@@ -70,10 +70,10 @@ class Loop:
                 self._work()
                 pause = 0.0
             except UnavailableError as error:
-                pause = min(2 * pause or PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause or PAUSE_SECONDS, MAX_PAUSE_SECONDS)
                 log.warning("%s: %s; again in %.1f s", self._name, error, pause)
             except Exception:
-                pause = LONGEST_PAUSE_SECONDS
+                pause = MAX_PAUSE_SECONDS
                 log.exception("%s has failed; again in %.1f s", self._name, pause)
             if pause:
                 self._stopped.wait(pause)

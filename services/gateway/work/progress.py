@@ -14,10 +14,10 @@ from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Chunk, ChunkState, Reached
 from smalti.services.gateway.jobs.lifecycle import begin, draw, lock_open, reach
-from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.settings import GatewaySettings
 
-MOST_DOUBLINGS: Final = 6
+MAX_DOUBLINGS: Final = 6
 """Of the length of a lease."""
 
 
@@ -32,11 +32,11 @@ class _Entry:
     """Rows that are laid of each candidate, those that are kept of an initial picture among them."""
 
 
-class Ledger:
+class ProgressBuffer:
     """Collects what is heard of chunks, and stores it; every thread may use it."""
 
     def __init__(
-        self, database: Database, side: int, settings: GatewaySettings, notices: Notices, clock: Clock
+        self, database: Database, side: int, settings: GatewaySettings, notices: JobObserver, clock: Clock
     ) -> None:
         """Begins empty.
 
@@ -140,5 +140,5 @@ def renew(chunk: Chunk, settings: GatewaySettings, now: float, *, heard: bool = 
     if chunk.state is ChunkState.LEASED:
         chunk.sent = True
         chunk.heard |= heard
-        doublings = min(chunk.losses, MOST_DOUBLINGS)
+        doublings = min(chunk.losses, MAX_DOUBLINGS)
         chunk.deadline = to_microseconds(now + settings.lease * 2.0**doublings)

@@ -11,17 +11,17 @@ from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import IS_OPEN, OPEN, Chore, Job, State, Task
 from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
-from smalti.services.gateway.jobs.observer import Notices
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError, is_intermediate
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE: Final = 100
+MAX_AT_ONCE: Final = 100
 """Jobs, or chores, that are looked at in one go."""
 RETRY_SECONDS: Final = 5.0
 """Before a chore that failed is tried again; twice as long after every time."""
-LONGEST_RETRY_SECONDS: Final = 300.0
+MAX_RETRY_SECONDS: Final = 300.0
 CLAIM_SECONDS: Final = 60.0
 """For how long a chore belongs to the gateway that has begun it."""
 
@@ -30,7 +30,7 @@ class Sweeper:
     """Does what is due; one thread uses it. Several gateways may sweep one database."""
 
     def __init__(
-        self, database: Database, store: ObjectStore, fan_in: FanIn, notices: Notices, clock: Clock
+        self, database: Database, store: ObjectStore, fan_in: FanIn, notices: JobObserver, clock: Clock
     ) -> None:
         """Takes what it works with."""
         self._database = database
@@ -44,7 +44,7 @@ class Sweeper:
         now = self._clock()
         with self._database.read() as session:
             late = session.scalars(
-                select(Job.id).where(IS_OPEN, Job.expires <= to_microseconds(now)).limit(MOST_AT_ONCE)
+                select(Job.id).where(IS_OPEN, Job.expires <= to_microseconds(now)).limit(MAX_AT_ONCE)
             ).all()
         expired = 0
         for job_id in late:
@@ -61,7 +61,7 @@ class Sweeper:
         """Ends jobs whose candidates are all ranked, where that could not be done at once; returns how many."""
         with self._database.read() as session:
             complete = session.scalars(
-                select(Job.id).where(IS_OPEN, Job.ranked >= Job.candidates).limit(MOST_AT_ONCE)
+                select(Job.id).where(IS_OPEN, Job.ranked >= Job.candidates).limit(MAX_AT_ONCE)
             ).all()
         return sum(self._fan_in.finish(job_id) for job_id in complete)
 
@@ -70,7 +70,7 @@ class Sweeper:
         now = self._clock()
         with self._database.read() as session:
             old = session.scalars(
-                select(Job.id).where(Job.delete_at <= to_microseconds(now)).limit(MOST_AT_ONCE)
+                select(Job.id).where(Job.delete_at <= to_microseconds(now)).limit(MAX_AT_ONCE)
             ).all()
         removed = 0
         for job_id in old:
@@ -114,7 +114,7 @@ class Sweeper:
                     .where(Task.due <= moment)
                     # The marker frees slots; the rest has time.
                     .order_by(Task.chore != Chore.MARK, Task.due)
-                    .limit(MOST_AT_ONCE)
+                    .limit(MAX_AT_ONCE)
                     .with_for_update(skip_locked=True)
                 )
             )
@@ -126,7 +126,7 @@ class Sweeper:
         now = self._clock()
         with self._database.write() as session:
             for task in tasks:
-                seconds = min(RETRY_SECONDS * 2.0**task.tries, LONGEST_RETRY_SECONDS)
+                seconds = min(RETRY_SECONDS * 2.0**task.tries, MAX_RETRY_SECONDS)
                 session.execute(
                     update(Task)
                     .where(Task.job_id == task.job_id, Task.chore == task.chore)

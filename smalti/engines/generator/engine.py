@@ -30,7 +30,7 @@ from smalti.engines.generator.requests import (
     RequestCancelledError,
     RequestExpiredError,
 )
-from smalti.engines.generator.scheduler import WaitingLine
+from smalti.engines.generator.scheduler import RequestQueue
 from smalti.engines.generator.state import Prefix
 from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
@@ -94,13 +94,13 @@ class GeneratorEngine:
     """
 
     def __init__(
-        self, batch: Batch, *, most_waiting: int = DEFAULT_WAITING, stall_seconds: float = STALL_SECONDS
+        self, batch: Batch, *, max_waiting: int = DEFAULT_WAITING, stall_seconds: float = STALL_SECONDS
     ) -> None:
         """Takes charge of a batch; `GeneratorEngine.of` makes one from a model.
 
         Args:
             batch: nobody else may use it from now on.
-            most_waiting: candidates that may wait; past it `submit` raises.
+            max_waiting: candidates that may wait; past it `submit` raises.
             stall_seconds: a loop that has work and makes no progress for so long is given up. It must be longer than
                 a quantum; the compilation of the programs does not count.
         """
@@ -110,7 +110,7 @@ class GeneratorEngine:
         self.observer: EngineObserver | None = None
         """Told of every quantum, where it is set before the first one."""
         self._stall_seconds = stall_seconds
-        self._line = WaitingLine(most_waiting)
+        self._line = RequestQueue(max_waiting)
         self._in_use: dict[int, Slot] = {}
         self._prefixes: dict[GenerationHandle, Prefix] = {}
         self._cancelled: set[GenerationHandle] = set()
@@ -145,7 +145,7 @@ class GeneratorEngine:
         unconditional: Encoding,
         *,
         slots: int = DEFAULT_SLOTS,
-        most_waiting: int = DEFAULT_WAITING,
+        max_waiting: int = DEFAULT_WAITING,
         stall_seconds: float = STALL_SECONDS,
     ) -> "GeneratorEngine":
         """Loads the engine of a model.
@@ -154,7 +154,7 @@ class GeneratorEngine:
             spec: the model's.
             unconditional: the encoding of its empty prompt.
             slots: how many candidates are drawn at the same time.
-            most_waiting: see `GeneratorEngine`.
+            max_waiting: see `GeneratorEngine`.
             stall_seconds: see `GeneratorEngine`.
 
         Raises:
@@ -163,7 +163,7 @@ class GeneratorEngine:
         # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
         half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
         batch = DecodeBatch(half, unconditional, slots=slots)
-        return cls(batch, most_waiting=most_waiting, stall_seconds=stall_seconds)
+        return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds)
 
     @property
     def healthy(self) -> bool:

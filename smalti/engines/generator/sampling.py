@@ -93,7 +93,7 @@ def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> U
 
 
 # The weights are exp(x - max), in [0, 1]: no bit pattern is above that of 1.0.
-_LARGEST_WEIGHT = int(np.float32(1.0).view(np.uint32))
+_MAX_WEIGHT = int(np.float32(1.0).view(np.uint32))
 
 
 def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"]) -> UInt32[Array, " rows"]:
@@ -101,7 +101,7 @@ def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"])
     vocab = order.shape[1]
     wanted = jnp.where(top_k == NO_TOP_K, vocab, jnp.minimum(top_k, vocab))
     return _bisect(
-        _LARGEST_WEIGHT,
+        _MAX_WEIGHT,
         order.shape[0],
         lambda trial: (order >= trial[:, None]).sum(-1, dtype=jnp.int32) < wanted,
     )
@@ -117,7 +117,7 @@ def _nucleus_floor(
         reached = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
         return (reached < wanted) | (top_p >= NO_TOP_P)
 
-    return _bisect(_LARGEST_WEIGHT, order.shape[0], is_too_high)
+    return _bisect(_MAX_WEIGHT, order.shape[0], is_too_high)
 
 
 def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, " rows"]) -> Int[Array, " rows"]:

@@ -11,16 +11,16 @@ from smalti.parameters import Priority
 BATCH_TURN = 8
 
 
-class WaitingLine:
+class RequestQueue:
     """Requests with candidates that have no slot yet.
 
     Within a priority it is first come, first served. A request may be of any size when nobody waits; otherwise the
     candidates that wait are bounded, so that memory and waiting time are.
     """
 
-    def __init__(self, most_candidates: int) -> None:
+    def __init__(self, max_candidates: int) -> None:
         """Makes an empty line for at most so many candidates."""
-        self.most_candidates = most_candidates
+        self.max_candidates = max_candidates
         self._lines: dict[Priority, deque[GenerationHandle]] = {priority: deque() for priority in Priority}
         self._next: dict[GenerationHandle, int] = {}
         self._given_away = 0
@@ -43,7 +43,7 @@ class WaitingLine:
         """
         with self._lock:
             waiting = self._waiting()
-            if waiting and waiting + len(handle.request.candidates) > self.most_candidates:
+            if waiting and waiting + len(handle.request.candidates) > self.max_candidates:
                 raise EngineFullError(waiting, retry_after(waiting))
             self._lines[handle.request.priority].append(handle)
             self._next[handle] = 0

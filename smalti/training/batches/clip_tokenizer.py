@@ -19,7 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer, get_clean_fn  # isort: skip
 BYTES = 512
 """Each byte is a word twice: within a word, and at its end."""
 SPECIAL = 2
-SMALLEST_VOCABULARY = BYTES + SPECIAL
+MIN_VOCABULARY_SIZE = BYTES + SPECIAL
 _END_OF_WORD = "</w>"
 # Where open_clip's tokenizer splits, but for its special tokens, which no caption has.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -50,7 +50,7 @@ def make_merges(captions: Iterable[str], vocabulary_size: int, path: Path) -> No
     )
     tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    write_merges(path, (tuple(pair) for pair in merges[: vocabulary_size - SMALLEST_VOCABULARY]))
+    write_merges(path, (tuple(pair) for pair in merges[: vocabulary_size - MIN_VOCABULARY_SIZE]))
 
 
 def load_merges(path: Path, context_length: int) -> SimpleTokenizer:

@@ -8,7 +8,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from smalti.text.normalizer import TextNormalizer
 from smalti.text.tokenizer import SPECIAL_TOKENS, TextTokenizer, byte_level, save_tokenizer
 
-SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+MIN_VOCABULARY_SIZE = len(SPECIAL_TOKENS) + 256
 
 
 def make_tokenizer(captions: Iterable[str], vocabulary_size: int, folder: Path) -> None:

@@ -22,7 +22,7 @@ PICTURE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".
 _CAPTION_ENDING = ".txt"
 _RECORD_ENDING = ".json"
 _ADDRESS_KEY = "url"
-_LONGEST_FIELD = 1 << 20
+_MAX_FIELD = 1 << 20
 
 NO_CAPTION = "picture without a caption"
 NO_PICTURE = "caption without a picture"
@@ -99,7 +99,7 @@ def _read_folder(folder: Path) -> Iterator[Record]:
 
 
 def _read_table(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_MAX_FIELD)
     try:
         # Bytes that are no UTF-8 come through as surrogates, so that they cost their row and not the file.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

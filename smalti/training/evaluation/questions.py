@@ -23,7 +23,7 @@ from smalti.validation import Strict
 SHEET_PROMPTS = Path(__file__).with_name("sheet_prompts.toml")
 Kind = Literal["natural", "seen", "held_out_colour", "held_out_background", "pairs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_MOST_ATTEMPTS = 1000
+_MAX_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _described(world: World, described: _Described) -> Question:
 def _one(world: World, kind: Kind, thing: str, index: int) -> Question:
     numbers = np.random.Generator(np.random.Philox(key=(KINDS.index(kind), 28), counter=(0, 0, 0, index)))
     held_out = _held_out(world)[thing]
-    for _ in range(_MOST_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         colour, background = NATURAL, PLAIN
         if kind == "seen":
             # A colour, a background, or both.

@@ -23,10 +23,10 @@ Place = Literal["whole", "left", "right"]
 PLACES: tuple[Place, ...] = ("whole", "left", "right")
 
 _REFERENCE = 64
-_MOST_SHIFT = 4
+_MAX_SHIFT = 4
 """How far a picture is moved, in pixels of a picture of 64: half a tile, so that tiles cut through it anywhere."""
 _BENT = 0.3
-_MOST_BEND = 1.5
+_MAX_BEND = 1.5
 """Some whole things are bent by so many pixels of a picture of 64: generated outlines are not exact either."""
 _WRONG_LAYOUT = 0.06
 """The share of pictures with two things that shall count as one thing, or one thing cut through."""
@@ -182,9 +182,9 @@ class SampleMaker:
             other = compose(self.world, replace(attributes, figures=tuple(figures)))
             picture = _paste(picture, damage(view(picture, place), view(other, place), generator), place)
         elif not exact and generator.random() < _BENT:
-            picture = warp(picture, generator, generator.uniform(0, _MOST_BEND) * self._scale)
+            picture = warp(picture, generator, generator.uniform(0, _MAX_BEND) * self._scale)
         if not exact:
-            most = _MOST_SHIFT * self._scale
+            most = _MAX_SHIFT * self._scale
             down, right = generator.integers(-most, most + 1, 2)
             # Two things leave no room to the sides.
             picture = _shift(picture, int(down), int(right) if len(attributes.figures) == 1 else 0)

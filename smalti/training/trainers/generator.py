@@ -22,7 +22,7 @@ from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.parameters import SamplingParameters
 from smalti.text.tokenizer import TextTokenizer
 from smalti.training.batches.captioned import CaptionBatches, Captioned, evaluation_batches
-from smalti.training.batches.text_tokenizer import SMALLEST_VOCABULARY
+from smalti.training.batches.text_tokenizer import MIN_VOCABULARY_SIZE
 from smalti.training.loop.optimizers import make_optimizer
 from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import sheet
@@ -52,7 +52,7 @@ class GeneratorSettings(RunSettings):
 
     trains: Literal["generator"] = "generator"
     model: BartSizes
-    vocabulary_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY)] = 512
+    vocabulary_size: Annotated[int, Field(ge=MIN_VOCABULARY_SIZE)] = 512
     """Of the text, at most; it is learnt from the captions."""
     pictures: Count = 100_000
     """How many pictures of a composed world are encoded to train on; of other data all are."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from smalti.errors import CheckpointError, ConfigError
 from smalti.models.clip import MERGES_FILE
-from smalti.training.batches.clip_tokenizer import SMALLEST_VOCABULARY, vocabulary_of
+from smalti.training.batches.clip_tokenizer import MIN_VOCABULARY_SIZE, vocabulary_of
 from smalti.training.batches.pairs import Pairs, PairSource
 from smalti.training.batches.prefetch import Prefetched
 from smalti.training.batches.redrawing import Redrawing
@@ -25,7 +25,7 @@ import open_clip  # isort: skip
 from open_clip.tokenizer import SimpleTokenizer  # isort: skip
 
 MEAN = DEVIATION = (0.5, 0.5, 0.5)
-_LARGEST_LOGIT_SCALE = float(np.log(100))
+_MAX_LOGIT_SCALE = float(np.log(100))
 """CLIP's own limit (Radford et al. 2021, section 2.5)."""
 _SHEET_CAPTIONS = 24
 _SHEET_COLUMNS = 8
@@ -68,7 +68,7 @@ class RankerSettings(RunSettings):
     # The loss compares all pictures of a batch, so it cannot be computed in parts; Muon is the JAX trainers'.
     accumulate: Literal[1] = 1
     model: RankerSizes
-    vocabulary_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY)] = 1024
+    vocabulary_size: Annotated[int, Field(ge=MIN_VOCABULARY_SIZE)] = 1024
     """Of the text, at most; it is learnt from the captions."""
     alike: Count = 4
     """Samples of a composed world that come together and differ in one aspect from the first of them; 1 for none."""
@@ -213,7 +213,7 @@ class RankerTrainee:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._largest_gradient)
         self._optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, _LARGEST_LOGIT_SCALE)
+            self.model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         self._steps += 1
         return {
             "loss": loss.item(),

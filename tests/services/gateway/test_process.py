@@ -23,7 +23,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.settings import gateway_settings
 from smalti.storage import ObjectStore, StoreSettings, digest, open_store
-from smalti.testing.stages import PlayedStages, picture_bytes
+from smalti.testing.stages import FakeStages, picture_bytes
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub
 
@@ -71,7 +71,7 @@ class Workers:
     def __init__(self, valkey: ValkeyServer, store: ObjectStore) -> None:
         self._settings = settings_for(valkey)
         self._publisher = Publisher(self._settings)
-        self._stages = PlayedStages(store, tokens=16)
+        self._stages = FakeStages(store, tokens=16)
 
     def _work(self, delivery: Delivery) -> Iterable[Message]:
         assert isinstance(delivery.message, EncodeTask)

@@ -12,7 +12,7 @@ from smalti.parameters import Priority
 from smalti.queue import BrokerUnavailableError
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import State
-from smalti.services.gateway.work.dispatch import MOST_AT_ONCE
+from smalti.services.gateway.work.dispatch import MAX_AT_ONCE
 
 # Sending
 
@@ -35,9 +35,9 @@ def test_all_that_there_is_room_for_is_sent_however_much_is_looked_at_in_one_go(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(window=1000, chunk=1, candidates=1000)
-    gateway.create(candidates=MOST_AT_ONCE + 1)
+    gateway.create(candidates=MAX_AT_ONCE + 1)
     gateway.create(candidates=3)
-    assert sum(len(task.chunks) for task in gateway.send()) == MOST_AT_ONCE + 4
+    assert sum(len(task.chunks) for task in gateway.send()) == MAX_AT_ONCE + 4
 
 
 def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: MakeGateway) -> None:

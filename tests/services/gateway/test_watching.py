@@ -153,7 +153,7 @@ async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
     from smalti.services.decoder.servicer import DecoderServicer
     from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 
-    compute = ComputeThread(most_places=8, stall_seconds=60)
+    compute = ComputeThread(max_permits=8, stall_seconds=60)
     servicer = DecoderServicer(DecoderEngine.load(spec), compute, spec, model_message(spec).reference)
     async with called(lambda server: add_DecoderServiceServicer_to_server(servicer, server)) as channel:
         yield DecoderServiceStub(channel)

@@ -19,7 +19,7 @@ from smalti.models.clip import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE, Clip
 from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from smalti.training.batches.clip_tokenizer import (
-    SMALLEST_VOCABULARY,
+    MIN_VOCABULARY_SIZE,
     load_merges,
     make_merges,
     vocabulary_of,
@@ -85,7 +85,7 @@ def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path:
     captions = ["A red cat's house", "a blue dog on a yellow background", "an owl, in flat style"] * 4
     make_merges(captions, 800, tmp_path / MERGES_FILE)
     tokenizer = load_merges(tmp_path / MERGES_FILE, 16)
-    assert SMALLEST_VOCABULARY < vocabulary_of(tokenizer) <= 800
+    assert MIN_VOCABULARY_SIZE < vocabulary_of(tokenizer) <= 800
     assert [tokenizer.decoder[token] for token in tokenizer.encode("A blue OWL, flat")] == [
         "a</w>", "blue</w>", "owl</w>", ",</w>", "flat</w>",
     ]  # fmt: skip
@@ -94,9 +94,9 @@ def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path:
     assert tokenizer(["zebra"]).max() == vocabulary_of(tokenizer) - 1
     make_merges(captions, 800, tmp_path / "again.gz")
     assert (tmp_path / "again.gz").read_bytes() == (tmp_path / MERGES_FILE).read_bytes()
-    make_merges(captions, SMALLEST_VOCABULARY + 10, tmp_path / "few.gz")
+    make_merges(captions, MIN_VOCABULARY_SIZE + 10, tmp_path / "few.gz")
     few = load_merges(tmp_path / "few.gz", 16)
-    assert vocabulary_of(few) == SMALLEST_VOCABULARY + 10
+    assert vocabulary_of(few) == MIN_VOCABULARY_SIZE + 10
     assert few.decode(few.encode("a yellow dog")) == "a yellow dog "
 
 

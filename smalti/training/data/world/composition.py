@@ -31,7 +31,7 @@ from smalti.training.data.world.tinting import contrasts, tint
 _REFERENCE = 64
 _VALIDATION_SHARE = 16
 """One picture in so many of the seen combinations belongs to `validation`."""
-_MOST_ATTEMPTS = 10_000
+_MAX_ATTEMPTS = 10_000
 _DRAWS = 14
 
 
@@ -243,7 +243,7 @@ class _Stream:
 
 
 def _draw(world: World, generator: np.random.Generator, split: Split) -> Attributes:
-    for _ in range(_MOST_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         attributes = _propose(world, generator.random(_DRAWS).tolist())
         if world.split_of(attributes) == split and world.is_visible(attributes):
             return attributes

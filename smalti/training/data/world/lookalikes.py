@@ -12,7 +12,7 @@ from smalti.training.data.world.colours import to_oklab
 from smalti.training.data.world.composition import World, compose
 from smalti.training.data.world.description import PLAIN
 
-LARGEST_DISTANCE = 0.08
+MAX_DISTANCE = 0.08
 """Mean OKLab distance over a thing's pixels up to which two colours of it look alike. The nearest two tints of the
 shipped world are farther apart for every thing, so only a tint and a thing's own colours can look alike."""
 _GROUND_DISTANCE = 0.02
@@ -28,7 +28,7 @@ def acceptable_colours(world: World) -> Bool[np.ndarray, "things colours colours
     alike = np.zeros((len(world.things), count, count), bool)
     for row, thing in enumerate(world.things):
         distances = np.stack([_distances(world, thing, style) for style in world.styles])
-        alike[row] = distances.min(0) <= LARGEST_DISTANCE
+        alike[row] = distances.min(0) <= MAX_DISTANCE
     return alike
 
 

@@ -13,7 +13,7 @@ from smalti.training.data.world.captions import grammar_words
 from smalti.training.data.world.description import PLAIN, WorldDescription
 from smalti.training.data.world.pictograms import Names
 
-_MOST_PICTOGRAMS = 12
+_MAX_PICTOGRAMS = 12
 """A keyword of more pictograms than this ("animal", "face") stands for none of them."""
 _SHORTEST = 3
 _GROUPS_OF_THINGS = frozenset(range(3, 8))
@@ -113,7 +113,7 @@ def _layers(description: WorldDescription, names: Names) -> Iterator[dict[str, s
             own[word].add(thing.word)
         labels[thing.label.lower()].add(thing.word)
         for word in names.agreed(names.codes[thing.label]):
-            if uses[word] <= _MOST_PICTOGRAMS and len(word) >= _SHORTEST and _WORD.fullmatch(word):
+            if uses[word] <= _MAX_PICTOGRAMS and len(word) >= _SHORTEST and _WORD.fullmatch(word):
                 keywords[word].add(thing.word)
     yield from (own, labels, keywords)
 
