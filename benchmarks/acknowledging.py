@@ -10,7 +10,7 @@ from benchmarks.measuring import Times
 from benchmarks.report import Row
 from harness.queue import settings_for, task, wait_until
 from smalti.messages import Message, Stage
-from smalti.queue import BrokerSettings, Delivery, Publisher, consume
+from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, consume
 from smalti.queue.worker import KeepingConsumer
 from smalti.up.servers import ValkeyServer
 
@@ -46,7 +46,7 @@ def _work(
         ends.append(time.perf_counter())
         return ()
 
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     with _timed_acknowledgements() as waits:
         if not one_by_one:
             for number in range(messages):

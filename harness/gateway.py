@@ -9,7 +9,6 @@ from google.rpc.status_pb2 import Status
 
 from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
 from smalti.parameters import SamplingParameters
-from smalti.queue import BrokerUnavailableError
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
 from smalti.services.gateway.database.clock import ManualClock
@@ -20,32 +19,11 @@ from smalti.services.gateway.jobs.repository import Snapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
+from smalti.testing.publisher import MemoryPublisher
 from smalti.testing.stages import FakeStages
 
 
-class MemoryPublisher:
-    """Keeps what is sent; while `down` is set it is a broker that does not answer."""
-
-    def __init__(self) -> None:
-        """Is up, and empty."""
-        self.down = False
-        self.sent: list[EncodeTask] = []
-        """Since it was taken last."""
-
-    def publish(self, message: Message) -> None:
-        """See `Publisher`."""
-        if self.down:
-            raise BrokerUnavailableError("the broker is not available")
-        assert isinstance(message, EncodeTask)
-        self.sent.append(message)
-
-    def take(self) -> list[EncodeTask]:
-        """Returns what was sent since the last time."""
-        sent, self.sent = self.sent, []
-        return sent
-
-
-class GatewayStand:
+class GatewayHarness:
     """A gateway whose threads do not run: a test calls what they would call."""
 
     def __init__(
@@ -60,12 +38,12 @@ class GatewayStand:
             settings: those that are not as usual.
         """
         self.clock = ManualClock()
-        self.outbox = MemoryPublisher()
+        self.publisher = MemoryPublisher()
         self.store = store or MemoryStore()
         self.gateway = Gateway(
             database,
             self.store,
-            self.outbox,
+            self.publisher,
             spec,
             GatewaySettings(**settings),
             clock=self.clock,
@@ -92,7 +70,12 @@ class GatewayStand:
         """Lets the gateway send what it would, and says that the broker has it."""
         self.gateway.send()
         self.gateway.ledger.store()
-        return self.outbox.take()
+        return self.sent_tasks()
+
+    def sent_tasks(self) -> list[EncodeTask]:
+        """Returns what the gateway has sent since the last call."""
+        sent = self.publisher.take()
+        return [message for message in sent if isinstance(message, EncodeTask)]
 
     def tell(self, *events: Message) -> None:
         """Tells the gateway of events."""
@@ -154,7 +137,7 @@ def emptied(database: Database) -> Iterator[Database]:
     database.close()
 
 
-MakeGateway = Callable[..., GatewayStand]
+MakeGateway = Callable[..., GatewayHarness]
 """Makes gateways on one database; takes settings."""
 
 
@@ -164,7 +147,7 @@ def failure(snapshot: Snapshot) -> Exception:
     return error_of_status(Status.FromString(snapshot.job.error))
 
 
-def begun(gateway: GatewayStand, **changes: Any) -> tuple[str, EncodeTask, tuple[GenerateTask, ...]]:
+def begun(gateway: GatewayHarness, **changes: Any) -> tuple[str, EncodeTask, tuple[GenerateTask, ...]]:
     """Accepts a job and encodes its prompt."""
     job = gateway.create(**changes)
     (task,) = gateway.send()
@@ -173,7 +156,7 @@ def begun(gateway: GatewayStand, **changes: Any) -> tuple[str, EncodeTask, tuple
     return job, task, generates
 
 
-def finish_chunk(gateway: GatewayStand, generate: GenerateTask) -> StageDone:
+def finish_chunk(gateway: GatewayHarness, generate: GenerateTask) -> StageDone:
     """Draws, decodes and ranks a chunk; returns the last event, which was not told."""
     decode, drawn = gateway.stages.generate(generate)
     rank, decoded = gateway.stages.decode(decode)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from harness.gateway import GatewayStand
+from harness.gateway import GatewayHarness
 from harness.service import answer, called
 from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.jobs.repository import Conditions
@@ -18,7 +18,7 @@ Change = Callable[[Any], object]
 
 
 @asynccontextmanager
-async def served(gateway: GatewayStand, **options: Any) -> AsyncIterator[Any]:
+async def served(gateway: GatewayHarness, **options: Any) -> AsyncIterator[Any]:
     """Serves a gateway; gives what calls it."""
     servicer = ImageServicer(gateway.gateway, **options)
     async with called(lambda server: add_ImageServiceServicer_to_server(servicer, server)) as channel:
@@ -43,14 +43,14 @@ async def fetched(stub: Any, job_id: str, **fields: Any) -> job_pb2.Job:
     return (await answer(stub.GetJob(image_pb2.GetJobRequest(job_id=job_id, **fields)))).job
 
 
-async def done(stub: Any, gateway: GatewayStand, *changes: Any, **fields: Any) -> job_pb2.Job:
+async def done(stub: Any, gateway: GatewayHarness, *changes: Any, **fields: Any) -> job_pb2.Job:
     """Returns a job that has succeeded."""
     job = await created(stub, *changes, **fields)
     await asyncio.to_thread(gateway.work)
     return await fetched(stub, job.id)
 
 
-def stored(gateway: GatewayStand) -> int:
+def stored(gateway: GatewayHarness) -> int:
     """Returns how many jobs are stored."""
     return len(gateway.jobs.page(Conditions(), behind=None, limit=1000))
 

@@ -19,11 +19,11 @@ from smalti.messages import (
 )
 from smalti.parameters import SamplingParameters
 from smalti.queue import (
+    BrokerPublisher,
     BrokerSettings,
     Consumer,
     Delivery,
     Outcome,
-    Publisher,
     celery_application,
     consume,
 )
@@ -136,7 +136,7 @@ class QueueHarness:
 
     def __init__(self, settings: BrokerSettings) -> None:
         self.settings = settings
-        self.publisher = Publisher(settings)
+        self.publisher = BrokerPublisher(settings)
         self.begun: list[str] = []
         self.outcomes: Counter[Outcome] = Counter()
         self.consumption: Consumer | None = None

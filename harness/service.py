@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from smalti.queue import BrokerSettings, Publisher
+from smalti.queue import BrokerPublisher, BrokerSettings
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
 from smalti.rpc.server import Register, serve
@@ -26,7 +26,7 @@ def bare_process(store: MemoryStore | None = None) -> Process:
         settings=ServiceSettings(),
         rpc=ONCE,
         broker=broker,
-        publisher=Publisher(broker),
+        publisher=BrokerPublisher(broker),
         store=store or MemoryStore(),
         telemetry=Telemetry(Metrics("ranker"), None, None),
     )

@@ -35,7 +35,7 @@ from smalti.testing.model import tiny_model  # noqa: E402
 from smalti.testing.words import SMALL_WORLD  # noqa: E402
 
 if TYPE_CHECKING:
-    from harness.gateway import GatewayStand, MakeGateway
+    from harness.gateway import GatewayHarness, MakeGateway
     from smalti.services.gateway.database.connection import Database
 
 use_compilation_cache()
@@ -176,12 +176,12 @@ def orbax_leftovers() -> Iterator[None]:
 @pytest.fixture
 def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGateway"]:
     """Makes gateways on one database."""
-    from harness.gateway import GatewayStand
+    from harness.gateway import GatewayHarness
 
-    made: list[GatewayStand] = []
+    made: list[GatewayHarness] = []
 
-    def another(**settings: Any) -> GatewayStand:
-        made.append(GatewayStand(database, ModelSpec.load(tiny), **settings))
+    def another(**settings: Any) -> GatewayHarness:
+        made.append(GatewayHarness(database, ModelSpec.load(tiny), **settings))
         return made[-1]
 
     yield another
@@ -190,6 +190,6 @@ def make_gateway(database: "Database", tiny: ModelFolder) -> Iterator["MakeGatew
 
 
 @pytest.fixture
-def gateway(make_gateway: "MakeGateway") -> "GatewayStand":
+def gateway(make_gateway: "MakeGateway") -> "GatewayHarness":
     """A gateway whose threads do not run."""
     return make_gateway()

@@ -13,7 +13,7 @@ from faults.system import PATIENCE, STAGES
 from harness.queue import dead, gather, task, wait_until
 from harness.signing import certificate
 from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
-from smalti.queue import Publisher
+from smalti.queue import BrokerPublisher
 from smalti.storage import JobKeys, ObjectRef
 
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 4.0
@@ -115,7 +115,7 @@ def poison(trial: Trial) -> None:
         dead(settings, stage)
     processes = {name: process.pid for name, process in system.processes.items()}
     account.submit_many([f"row 8 before {number}" for number in range(trial.jobs // 2)])
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     sent = {stage: _rubbish(publisher, stage) for stage in Stage}
     publisher.close()
     account.submit_many([f"row 8 after {number}" for number in range(trial.jobs // 2)])
@@ -150,7 +150,7 @@ def unsigned(trial: Trial) -> None:
     """Sends messages that would be good, but are not signed."""
     system, account = trial.system, trial.account
     settings = system.broker_settings()
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     for number in range(3):
         publisher.publish(task(f"unsigned-{number}"))
     publisher.close()
@@ -217,13 +217,13 @@ def _encode_task(trial: Trial, submission: Submission) -> EncodeTask:
 
 
 def _send(trial: Trial, messages: list[EncodeTask] | list[GenerateTask]) -> None:
-    publisher = Publisher(trial.system.broker_settings())
+    publisher = BrokerPublisher(trial.system.broker_settings())
     with ThreadPoolExecutor(len(messages)) as threads:
         list(threads.map(publisher.publish, messages))
     publisher.close()
 
 
-def _rubbish(publisher: Publisher, stage: Stage) -> int:
+def _rubbish(publisher: BrokerPublisher, stage: Stage) -> int:
     """Sends into a stage's queue what it cannot work on; returns how many messages that are."""
     queue = queue_name(stage)
     good = json.loads(task("rubbish").to_json())

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import UnavailableError
+from smalti.queue import Publisher
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.clock import Clock, SystemClock
 from smalti.services.gateway.database.connection import Database
@@ -16,7 +17,7 @@ from smalti.services.gateway.jobs.hub import Hub
 from smalti.services.gateway.jobs.observer import JobEnding
 from smalti.services.gateway.jobs.repository import Jobs, Snapshot
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.services.gateway.work.dispatch import Dispatcher, Publisher
+from smalti.services.gateway.work.dispatch import Dispatcher
 from smalti.services.gateway.work.events import Events
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop

@@ -10,10 +10,11 @@ from smalti.queue.errors import (
     PermanentError,
     RetryError,
 )
-from smalti.queue.publisher import Publisher
+from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 
 __all__ = [
+    "BrokerPublisher",
     "BrokerSettings",
     "BrokerUnavailableError",
     "Consumer",

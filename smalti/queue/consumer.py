@@ -20,7 +20,7 @@ from smalti.queue.delivery import (
     Received,
 )
 from smalti.queue.gate import Gate
-from smalti.queue.publisher import REDELIVERIES, SENT, Publisher
+from smalti.queue.publisher import REDELIVERIES, SENT, BrokerPublisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.worker import WorkerThread
 from smalti.storage import ObjectStore
@@ -43,7 +43,7 @@ class Consumer:
         *,
         concurrency: int,
         settings: BrokerSettings,
-        publisher: Publisher,
+        publisher: BrokerPublisher,
         store: ObjectStore | None,
         observer: Observer,
     ) -> None:
@@ -191,7 +191,7 @@ def consume(
     handler: Handler,
     *,
     concurrency: int,
-    publisher: Publisher,
+    publisher: BrokerPublisher,
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
     observer: Observer = lambda handled: None,

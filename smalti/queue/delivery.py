@@ -31,7 +31,7 @@ from smalti.messages import (
 )
 from smalti.queue.errors import BrokerUnavailableError, GiveBackError, PermanentError, RetryError
 from smalti.queue.gate import Gate
-from smalti.queue.publisher import REDELIVERIES, Publisher
+from smalti.queue.publisher import REDELIVERIES, BrokerPublisher
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.suspects import Suspects
 from smalti.storage import ObjectStore
@@ -131,7 +131,7 @@ class DeliveryHandler:
         self,
         stage: Stage,
         handler: Handler,
-        publisher: Publisher,
+        publisher: BrokerPublisher,
         settings: BrokerSettings,
         *,
         store: ObjectStore | None = None,

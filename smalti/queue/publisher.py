@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import amqp
 import redis
@@ -40,8 +40,29 @@ _ERRORS = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, r
 logger = logging.getLogger(__name__)
 
 
-class Publisher:
-    """Sends messages over connections of its own; every thread may use it.
+class Publisher(Protocol):
+    """Sends messages; thread-safe. `smalti.testing.publisher.MemoryPublisher` keeps them in memory."""
+
+    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+        """Sends a message and waits until the broker has it.
+
+        Args:
+            message: goes to the queue of its stage and priority.
+            timeout: in seconds; None is the default of the settings.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer in time. It may have the message nevertheless.
+            OversizedMessageError: the message is too large; nothing was sent.
+        """
+        ...
+
+    def offer(self, message: Message) -> bool:
+        """Sends a message that may be lost, such as progress, without waiting; returns False if it was dropped."""
+        ...
+
+
+class BrokerPublisher:
+    """Sends messages over its own connections to the broker; thread-safe.
 
     A message that was not confirmed was perhaps sent: whoever sends it again may cause it to be worked on twice, which
     the stages make harmless.

@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol, Self
 
 from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError
 from smalti.messages import Stage
-from smalti.queue import BrokerSettings, Consumer, Handler, Publisher, broker_settings, consume
+from smalti.queue import BrokerPublisher, BrokerSettings, Consumer, Handler, broker_settings, consume
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
@@ -95,7 +95,7 @@ class Process:
     settings: ServiceSettings
     rpc: RpcSettings
     broker: BrokerSettings
-    publisher: Publisher
+    publisher: BrokerPublisher
     store: ObjectStore
     telemetry: Telemetry
 
@@ -110,7 +110,9 @@ class Process:
         failpoints.arm()
         settings, rpc, broker = service_settings(), rpc_settings(), broker_settings()
         server_credentials(rpc)
-        return cls(name, settings, rpc, broker, Publisher(broker), telemetry.store(open_store()), telemetry)
+        return cls(
+            name, settings, rpc, broker, BrokerPublisher(broker), telemetry.store(open_store()), telemetry
+        )
 
 
 @dataclass(frozen=True)

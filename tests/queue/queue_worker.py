@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smalti.messages import EncodeTask, Message, Stage
-from smalti.queue import BrokerSettings, Delivery, Publisher, consume
+from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, consume
 from smalti.storage import LocalStore
 
 
@@ -43,7 +43,7 @@ def handle(delivery: Delivery) -> Iterator[Message]:
 def main() -> None:
     settings = BrokerSettings.model_validate_json(sys.argv[1])
     store = LocalStore(Path(sys.argv[2]))
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     consumption = consume(
         Stage.ENCODE, handle, concurrency=4, publisher=publisher, store=store, settings=settings
     )

@@ -35,11 +35,11 @@ from smalti.messages import (
     parse,
 )
 from smalti.queue import (
+    BrokerPublisher,
     BrokerSettings,
     BrokerUnavailableError,
     Delivery,
     Outcome,
-    Publisher,
     celery_application,
 )
 from smalti.storage import LocalStore
@@ -56,7 +56,7 @@ def _nothing_is_left_to_others() -> Iterator[None]:
 
 
 def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
-    publisher = Publisher(settings_for(broker, timeout=2.0))
+    publisher = BrokerPublisher(settings_for(broker, timeout=2.0))
     publisher.publish(task("before"), timeout=WAIT)
     broker.pause()
     try:
@@ -119,7 +119,7 @@ def test_broker_that_is_killed_or_hangs_loses_nothing(stand: QueueHarness, broke
 
 def test_queue_that_was_removed_is_made_again(broker: Server) -> None:
     settings = settings_for(broker)
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     publisher.publish_text(Stage.RANK, "rank.batch", "before")
     with celery_application(patient(settings)).connection_for_write() as connection:
         connection.channel().queue_purge("rank.batch")  # Valkey has no queues but what is in them.
@@ -188,7 +188,7 @@ def test_worker_that_dies_before_the_acknowledgement_loses_nothing(
 def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
     settings = settings_for(broker, deliveries=3)
     clear(settings)
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     neighbours = {f"n{number}" for number in range(6)}
     publisher.publish(task("poison", "die"))
     for job in sorted(neighbours):

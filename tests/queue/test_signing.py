@@ -11,9 +11,9 @@ from harness.servers import Server
 from harness.signing import certificate
 from smalti.errors import InvalidInputError
 from smalti.queue import (
+    BrokerPublisher,
     BrokerSettings,
     Outcome,
-    Publisher,
     celery_application,
 )
 from smalti.queue.delivery import WHY_DEAD
@@ -37,10 +37,10 @@ def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
         return settings_for(broker, signing_key=key, signing_certificate=public, signing_trusted=folder)
 
     # kombu has one signer a process, the last that was set up: the foreign one signs before ours is there.
-    stranger = Publisher(signing(foreign, "stranger"))
+    stranger = BrokerPublisher(signing(foreign, "stranger"))
     stranger.publish(task("stranger"))
     stranger.close()
-    plain = Publisher(settings_for(broker))
+    plain = BrokerPublisher(settings_for(broker))
     plain.publish(task("unsigned"))
     plain.close()
     stand = QueueHarness(signing(trusted, "ours"))

@@ -11,7 +11,7 @@ from harness.servers import ValkeyServer
 from harness.service_process import SERVING, ServiceProcess
 from smalti.errors import InvalidInputError
 from smalti.messages import StageDone
-from smalti.queue import Publisher
+from smalti.queue import BrokerPublisher
 from smalti.service import failpoints
 from smalti.storage import LocalStore
 
@@ -33,8 +33,8 @@ def service(valkey: ValkeyServer, store: LocalStore, tmp_path: Path) -> Iterator
 
 
 @pytest.fixture
-def publisher(valkey: ValkeyServer) -> Iterator[Publisher]:
-    made = Publisher(settings_for(valkey))
+def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
+    made = BrokerPublisher(settings_for(valkey))
     yield made
     made.close()
 
@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def test_it_serves_and_drains(service: ServiceProcess, publisher: Publisher, store: LocalStore) -> None:
+def test_it_serves_and_drains(service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore) -> None:
     service.start()
     assert service.health() == SERVING
     publisher.publish(task("j1", "sleep 0.5"))
@@ -56,7 +56,7 @@ def test_it_serves_and_drains(service: ServiceProcess, publisher: Publisher, sto
 
 
 def test_drain_that_hangs_ends_with_the_message_in_its_queue(
-    service: ServiceProcess, publisher: Publisher, store: LocalStore
+    service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
 ) -> None:
     service.environment = {"SMALTI_SERVICE_GRACE": "3", "SMALTI_BROKER_DRAIN": "0.5"}
     service.start()
@@ -67,7 +67,7 @@ def test_drain_that_hangs_ends_with_the_message_in_its_queue(
 
 
 def test_what_hangs_for_good_is_ended_with_its_stacks_in_the_log(
-    service: ServiceProcess, publisher: Publisher, store: LocalStore
+    service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
 ) -> None:
     service.environment = {"SMALTI_SERVICE_GRACE": "1"}
     service.start()
@@ -78,7 +78,7 @@ def test_what_hangs_for_good_is_ended_with_its_stacks_in_the_log(
     assert "handle" in service.log.read_text()
 
 
-def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: Publisher) -> None:
+def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: BrokerPublisher) -> None:
     service.start()
     publisher.publish(task("j1", "die"))
     assert service.wait() == 1

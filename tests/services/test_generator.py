@@ -21,7 +21,7 @@ from smalti.engines.generator.requests import Candidate, GenerationRequest, Requ
 from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError
 from smalti.messages import Chunk, EncodeTask, Progress, Stage, StageDone
 from smalti.pipeline import Pipeline
-from smalti.queue import Delivery, GiveBackError, PermanentError, Publisher
+from smalti.queue import BrokerPublisher, Delivery, GiveBackError, PermanentError
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
@@ -347,15 +347,15 @@ def test_given_tokens_that_cannot_be_used_are_refused(
 
 
 @pytest.fixture
-def publisher(valkey: ValkeyServer) -> Iterator[Publisher]:
+def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
     clear(settings_for(valkey))
-    made = Publisher(settings_for(valkey))
+    made = BrokerPublisher(settings_for(valkey))
     yield made
     made.close()
 
 
 def test_generator_that_dies_or_is_told_to_end_loses_nothing(
-    valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder, publisher: Publisher, pipeline: Pipeline
+    valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder, publisher: BrokerPublisher, pipeline: Pipeline
 ) -> None:
     store = open_store(StoreSettings(url=s3.url))  # type: ignore[arg-type]
     keys = JobKeys("dies")

@@ -26,7 +26,7 @@ from smalti.messages import (
 )
 from smalti.pictures import read_drawing
 from smalti.pipeline import Picture, Pipeline
-from smalti.queue import Publisher
+from smalti.queue import BrokerPublisher
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
 from smalti.rpc.channel import blocking_channel
@@ -69,9 +69,9 @@ def services(valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> Iterator[
 
 
 @pytest.fixture
-def publisher(valkey: ValkeyServer) -> Iterator[Publisher]:
+def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
     clear(settings_for(valkey))
-    made = Publisher(settings_for(valkey))
+    made = BrokerPublisher(settings_for(valkey))
     yield made
     made.close()
 
@@ -102,7 +102,7 @@ def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
     return EncodeTask(**{**fields, **changes})
 
 
-def told(publisher: Publisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
+def told(publisher: BrokerPublisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
     """Reads the events until they are enough, or one says that something has failed."""
     found = gather(
         lambda: events(publisher.settings),
@@ -126,7 +126,7 @@ def objects(store: ObjectStore, job: str) -> dict[str, bytes]:
 
 def test_queue_draws_what_the_pipeline_draws(
     services: dict[str, ServiceProcess],
-    publisher: Publisher,
+    publisher: BrokerPublisher,
     store: ObjectStore,
     tiny: ModelFolder,
     expected: list[Picture],
@@ -163,7 +163,7 @@ def test_queue_draws_what_the_pipeline_draws(
 
 
 def test_same_work_again_is_skipped_and_same_objects_again_have_the_same_bytes(
-    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+    services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     asked = task(tiny, "again")
     publisher.publish(asked)
@@ -182,7 +182,7 @@ def test_same_work_again_is_skipped_and_same_objects_again_have_the_same_bytes(
 @pytest.mark.parametrize("damage", ["missing", "other content", "no picture"])
 def test_object_that_is_missing_or_damaged_is_made_again(
     services: dict[str, ServiceProcess],
-    publisher: Publisher,
+    publisher: BrokerPublisher,
     store: ObjectStore,
     tiny: ModelFolder,
     damage: str,
@@ -214,7 +214,7 @@ def test_object_that_is_missing_or_damaged_is_made_again(
 
 
 def test_work_that_is_done_is_passed_on_though_what_it_was_made_of_is_gone(
-    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+    services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     publisher.publish(task(tiny, "done", chunks=CHUNKS[:1]))
     told(publisher, ranked(1))
@@ -237,7 +237,7 @@ def test_work_that_is_done_is_passed_on_though_what_it_was_made_of_is_gone(
 
 
 def test_object_that_is_lost_each_time_comes_to_an_end(
-    services: dict[str, ServiceProcess], publisher: Publisher, tiny: ModelFolder
+    services: dict[str, ServiceProcess], publisher: BrokerPublisher, tiny: ModelFolder
 ) -> None:
     carried = task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
     lost = ObjectRef(key=JobKeys("lost").encoding, sha256="0" * 64)
@@ -251,7 +251,7 @@ def test_object_that_is_lost_each_time_comes_to_an_end(
 
 
 def test_work_of_another_model_or_of_a_cancelled_job_is_refused(
-    services: dict[str, ServiceProcess], publisher: Publisher, store: ObjectStore, tiny: ModelFolder
+    services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     publisher.publish(task(tiny, "other", revision="sha256:" + "0" * 64))
     store.put(JobKeys("cancelled").cancelled, b'{"reason": "cancelled"}')

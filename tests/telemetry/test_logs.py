@@ -18,7 +18,7 @@ from harness.queue import HARMLESS_WARNINGS, clear, events, gather, settings_for
 from harness.servers import ValkeyServer
 from smalti.errors import InvalidInputError, UnavailableError
 from smalti.messages import Message, Stage
-from smalti.queue import Delivery, Publisher, consume
+from smalti.queue import BrokerPublisher, Delivery, consume
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
 from smalti.settings import read_settings
@@ -141,7 +141,7 @@ def test_what_is_said_in_a_handlers_thread_names_the_work_and_never_the_prompt(
             raise UnavailableError("it is away")
         return [message.done()]  # type: ignore[union-attr]
 
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     with Collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         traced = tracing.start("encoder")

@@ -20,7 +20,7 @@ from smalti.errors import InvalidInputError, OverloadedError
 from smalti.messages import EncodeTask, FailureReason, Message, Stage
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
-from smalti.queue import Delivery, Outcome, PermanentError, Publisher, consume
+from smalti.queue import BrokerPublisher, Delivery, Outcome, PermanentError, consume
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
 from smalti.storage import (
@@ -159,7 +159,7 @@ def test_deliveries_are_counted_by_what_became_of_them(valkey: ValkeyServer, tel
             return [message.done(ref, skipped=True)]
         return [message.done(ref, seconds=0.25)]
 
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     value = read(telemetry.metrics)
     consumption = consume(
         Stage.ENCODE,

@@ -16,7 +16,7 @@ from harness.queue import HARMLESS_WARNINGS, WAIT, clear, gather, read_all, sett
 from harness.servers import ValkeyServer
 from smalti.errors import InvalidInputError
 from smalti.messages import EncodeTask, GenerateTask, Message, Stage, Trace, parse
-from smalti.queue import Delivery, Publisher, consume
+from smalti.queue import BrokerPublisher, Delivery, consume
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
 from smalti.service.compute import ComputeThread
@@ -77,7 +77,7 @@ def test_job_is_one_trace_through_the_queues(
         raise InvalidInputError("encoding", "of the prompt 'a secret cat' is bad")
 
     generated: list[Trace | None] = []
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     with tracing.span("create", SpanKind.SERVER):
         publisher.publish(task("j1", prompt="a secret cat"))
     for stage, handler in ((Stage.ENCODE, encode), (Stage.GENERATE, generate)):
@@ -208,7 +208,7 @@ def test_without_an_endpoint_traces_pass_and_nothing_is_recorded(valkey: ValkeyS
         assert isinstance(delivery.message, EncodeTask)
         return delivery.message.next(ObjectRef(key=delivery.message.keys.encoding, sha256="0" * 64))
 
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     with consume(Stage.ENCODE, handle, concurrency=1, publisher=publisher, settings=settings):
         publisher.publish(task(trace=GIVEN))
         sent = gather(lambda: read_all(settings, "generate.interactive"), bool)

@@ -6,15 +6,15 @@ lease runs out; and what the broker has not confirmed was no attempt.
 
 import logging
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from smalti.errors import AttemptsExhaustedError
-from smalti.messages import EncodeTask, Message
+from smalti.messages import EncodeTask
 from smalti.parameters import Priority
-from smalti.queue import BrokerUnavailableError
+from smalti.queue import BrokerUnavailableError, Publisher
 from smalti.queue.order import Turns
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import Clock, to_microseconds
@@ -41,14 +41,6 @@ SENDING_SECONDS: Final = 15.0
 """The lease of what is being sent; longer than the broker may take to confirm it."""
 MAX_AT_ONCE: Final = 256
 """Chunks, or jobs, that are looked at in one go."""
-
-
-class Publisher(Protocol):
-    """Where messages go; `smalti.queue.Publisher` is one."""
-
-    def publish(self, message: Message) -> None:
-        """Returns when the broker has it; raises `BrokerUnavailableError` otherwise."""
-        ...
 
 
 class Dispatcher:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
-from harness.gateway import GatewayStand, MakeGateway, sqlite_database
+from harness.gateway import GatewayHarness, MakeGateway, sqlite_database
 from harness.gateway_calls import Change, created, done, fetched, initial, parameters, served, stored, tokens
 from harness.grpc_server import asynchronous
 from harness.service import answer
@@ -49,7 +49,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @asynchronous
-async def test_job_says_all_that_draws_it_again(gateway: GatewayStand, tiny: ModelFolder) -> None:
+async def test_job_says_all_that_draws_it_again(gateway: GatewayHarness, tiny: ModelFolder) -> None:
     async with served(gateway) as stub:
 
         def change(asked: image_pb2.CreateImagesRequest) -> None:
@@ -74,7 +74,7 @@ async def test_job_says_all_that_draws_it_again(gateway: GatewayStand, tiny: Mod
 
 
 @asynchronous
-async def test_succeeded_job_has_its_pictures(gateway: GatewayStand) -> None:
+async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await done(stub, gateway)
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED
@@ -108,7 +108,7 @@ async def test_succeeded_job_has_its_pictures(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_request_id_makes_a_call_repeatable(gateway: GatewayStand) -> None:
+async def test_request_id_makes_a_call_repeatable(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         request_id = str(uuid.uuid4())
         first = await created(stub, request_id=request_id, labels={"a": "1", "b": "2"})
@@ -172,7 +172,7 @@ BAD: dict[str, list[Change]] = {
 
 
 @asynchronous
-async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewayStand) -> None:
+async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         for field, changes in BAD.items():
             for change in changes:
@@ -185,7 +185,7 @@ async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewaySt
 
 
 @asynchronous
-async def test_other_models_are_not_found(gateway: GatewayStand) -> None:
+async def test_other_models_are_not_found(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         for other in (
             ModelReference(name="other"),
@@ -202,7 +202,7 @@ async def test_other_models_are_not_found(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_job_that_is_not_there_is_not_found(gateway: GatewayStand) -> None:
+async def test_job_that_is_not_there_is_not_found(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         for name in ("nobody", "x" * 1000, "a\0b"):
             for method, kind in (
@@ -220,7 +220,7 @@ async def test_job_that_is_not_there_is_not_found(gateway: GatewayStand) -> None
 
 
 @asynchronous
-async def test_list_gives_pages(gateway: GatewayStand) -> None:
+async def test_list_gives_pages(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         jobs: list[str] = []
         for number in range(5):
@@ -261,7 +261,7 @@ async def test_list_gives_pages(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayStand) -> None:
+async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await done(stub, gateway, initial(keep_rows=1, tokens=tokens(16)))
         assert list(job.parameters.initial_image.tokens.tokens) == [1] * 4
@@ -282,7 +282,7 @@ async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayS
 
 
 @asynchronous
-async def test_cancelled_job_stays_cancelled(gateway: GatewayStand) -> None:
+async def test_cancelled_job_stays_cancelled(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await created(stub)
         asked = image_pb2.CancelJobRequest(job_id=job.id)
@@ -299,7 +299,7 @@ async def test_cancelled_job_stays_cancelled(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_download_gives_the_files_in_pieces(gateway: GatewayStand) -> None:
+async def test_download_gives_the_files_in_pieces(gateway: GatewayHarness) -> None:
     large = np.random.default_rng(0).bytes(2 * 2**20 + 5)
     gateway.stages.picture = lambda seed, index: large if index == 6 else b"small"
     async with served(gateway) as stub:
@@ -316,7 +316,7 @@ async def test_download_gives_the_files_in_pieces(gateway: GatewayStand) -> None
 
 
 @asynchronous
-async def test_download_says_what_is_not_there(gateway: GatewayStand) -> None:
+async def test_download_says_what_is_not_there(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
 
         async def download(job_id: str, *candidates: int) -> None:
@@ -342,7 +342,7 @@ async def test_download_says_what_is_not_there(gateway: GatewayStand) -> None:
 
 @asynchronous
 async def test_models_with_limits_and_words(
-    gateway: GatewayStand, worded: ModelFolder, tmp_path: Path
+    gateway: GatewayHarness, worded: ModelFolder, tmp_path: Path
 ) -> None:
     async with served(gateway) as stub:
         (model,) = (await answer(stub.ListModels(image_pb2.ListModelsRequest()))).models
@@ -356,7 +356,7 @@ async def test_models_with_limits_and_words(
         with pytest.raises(InvalidInputError, match="page_token"):
             await answer(stub.ListModels(image_pb2.ListModelsRequest(page_token="x")))
     (tmp_path / "worded").mkdir()
-    other = GatewayStand(sqlite_database(tmp_path / "worded"), ModelSpec.load(worded))
+    other = GatewayHarness(sqlite_database(tmp_path / "worded"), ModelSpec.load(worded))
     async with served(other) as stub:
         vocabulary = (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.vocabulary
         assert vocabulary.closed
@@ -372,7 +372,7 @@ async def test_models_with_limits_and_words(
 
 
 @asynchronous
-async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway: GatewayStand) -> None:
+async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway: GatewayHarness) -> None:
     import sqlite3
 
     file = gateway.gateway.database.engine.url.database
@@ -393,7 +393,7 @@ async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway:
 
 
 @asynchronous
-async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: GatewayStand) -> None:
+async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: GatewayHarness) -> None:
     database = gateway.gateway.database
     async with served(gateway) as stub:
         await created(stub)

@@ -8,7 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness.gateway import AwayStore, GatewayStand, MakeGateway, begun, emptied, failure, finish_chunk, order
+from harness.gateway import (
+    AwayStore,
+    GatewayHarness,
+    MakeGateway,
+    begun,
+    emptied,
+    failure,
+    finish_chunk,
+    order,
+)
 from harness.servers import PostgresServer
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import FailureReason, StageDone
@@ -31,7 +40,7 @@ from smalti.storage import JobKeys, StoreUnavailableError
     ],
 )
 def test_failure_of_one_chunk_fails_the_job(
-    gateway: GatewayStand, reason: FailureReason, error: type | None, text: str
+    gateway: GatewayHarness, reason: FailureReason, error: type | None, text: str
 ) -> None:
     job, _, generates = begun(gateway)
     gateway.tell(generates[1].failed(reason, "prompt: it is bad"))
@@ -45,7 +54,7 @@ def test_failure_of_one_chunk_fails_the_job(
     assert gateway.send() == []
 
 
-def test_job_is_cancelled_in_every_state(gateway: GatewayStand) -> None:
+def test_job_is_cancelled_in_every_state(gateway: GatewayHarness) -> None:
     waiting = gateway.create()
     assert gateway.gateway.cancel(waiting).job.state is State.CANCELLED
     assert gateway.send() == []
@@ -81,7 +90,7 @@ def test_cancelled_while_the_store_is_away_is_told_when_it_is_back(make_gateway:
     assert store.stat(JobKeys(job).cancelled) is not None
 
 
-def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayStand) -> None:
+def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayHarness) -> None:
     ends = set()
     for _ in range(10):
         job, _, generates = begun(gateway)
@@ -106,7 +115,7 @@ def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewaySt
     assert ends
 
 
-def test_job_expires(gateway: GatewayStand) -> None:
+def test_job_expires(gateway: GatewayHarness) -> None:
     running, _, generates = begun(gateway, time_limit=30.0)
     waiting = gateway.create(time_limit=30.0)
     longer = gateway.create(time_limit=31.0)
@@ -121,7 +130,7 @@ def test_job_expires(gateway: GatewayStand) -> None:
     assert gateway.state(longer) == "queued"
 
 
-def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: GatewayStand) -> None:
+def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway, time_limit=30.0)
     gateway.tell(generates[0].failed(FailureReason.EXPIRED, "its clock is fast"))
     assert gateway.state(job) == "running"
@@ -133,7 +142,7 @@ def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: G
 # The object store, the database
 
 
-def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayStand) -> None:
+def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway)
     gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
     gateway.gateway.tidy()
@@ -146,7 +155,7 @@ def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayStand) -> No
     assert gateway.state(job) == "succeeded"
 
 
-def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gateway: GatewayStand) -> None:
+def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway)
     gateway.gateway.cancel(job)
     gateway.gateway.tidy()
@@ -158,7 +167,7 @@ def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gatew
     assert gateway.objects() == []
 
 
-def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayStand) -> None:
+def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayHarness) -> None:
     wanted = order(
         retention=2000.0, labels={"user": "me"}, request_id=str(uuid.uuid4()), request_hash="a" * 64
     )
@@ -175,7 +184,7 @@ def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewaySt
     assert gateway.jobs.create(wanted).job.id != job  # Its request_id is forgotten with it.
 
 
-def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: GatewayStand) -> None:
+def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway, retention=60.0, time_limit=1000.0)
     gateway.gateway.cancel(job)
     gateway.pass_time(60)
@@ -185,7 +194,7 @@ def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: Gateway
     assert gateway.objects() == []
 
 
-def test_objects_that_no_job_knows_expire(gateway: GatewayStand) -> None:
+def test_objects_that_no_job_knows_expire(gateway: GatewayHarness) -> None:
     gateway.store.put("jobs/nobody/result.json", b"{}")
     gateway.clock.now = time.time() + 6 * 86_400
     gateway.gateway.expire_objects()
@@ -196,7 +205,7 @@ def test_objects_that_no_job_knows_expire(gateway: GatewayStand) -> None:
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "other candidates"])
-def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayStand, harm: str) -> None:
+def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayHarness, harm: str) -> None:
     job, _, generates = begun(gateway)
     gateway.tell(finish_chunk(gateway, generates[0]))
     event = finish_chunk(gateway, generates[1])
@@ -216,7 +225,7 @@ def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayStand, harm: 
     assert gateway.state(job) == "succeeded"
 
 
-def test_tokens_that_are_gone_at_the_end_are_made_again(gateway: GatewayStand) -> None:
+def test_tokens_that_are_gone_at_the_end_are_made_again(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway)
     gateway.tell(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
@@ -253,7 +262,7 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gat
 )
 def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: ModelFolder) -> None:
     with emptied(Database(postgres.url, timeout=1)) as database:
-        gateway = GatewayStand(database, ModelSpec.load(tiny))
+        gateway = GatewayHarness(database, ModelSpec.load(tiny))
         job = gateway.create()
         postgres.stop()
         with pytest.raises(DatabaseUnavailableError) as unavailable:

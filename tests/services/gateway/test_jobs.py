@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.gateway import GatewayStand, MakeGateway, begun, finish_chunk, order
+from harness.gateway import GatewayHarness, MakeGateway, begun, finish_chunk, order
 from smalti.errors import InvalidInputError, OverloadedError, RequestIdReusedError
 from smalti.messages import FailureReason
 from smalti.registry.folder import ModelFolder
@@ -20,7 +20,7 @@ from smalti.testing.stages import picture_bytes
 # The way of a job
 
 
-def test_job_goes_its_way(gateway: GatewayStand) -> None:
+def test_job_goes_its_way(gateway: GatewayHarness) -> None:
     job = gateway.create()
     assert gateway.state(job) == "queued"
     (task,) = gateway.send()
@@ -48,7 +48,7 @@ def test_job_goes_its_way(gateway: GatewayStand) -> None:
     assert ended.job.ended == ended.job.delete_at - 5_000_000_000  # type: ignore[operator]
 
 
-def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayStand, tiny: ModelFolder) -> None:
+def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayHarness, tiny: ModelFolder) -> None:
     job = gateway.create()
     gateway.work()
     key = JobKeys(job).result
@@ -60,14 +60,14 @@ def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayStand, tiny: 
     assert gateway.store.get(result.pictures[0].key, sha256=result.pictures[0].sha256) == picture_bytes(7, 7)
 
 
-def test_equal_scores_keep_the_order_of_the_candidates(gateway: GatewayStand) -> None:
+def test_equal_scores_keep_the_order_of_the_candidates(gateway: GatewayHarness) -> None:
     gateway.stages.score = lambda index: 0.5 if index % 2 else 0.25
     job = gateway.create(n=6)
     gateway.work()
     assert [picture.candidate for picture in gateway.get(job).pictures] == [1, 3, 5, 7, 0, 2]
 
 
-def test_order_is_the_rankers(gateway: GatewayStand) -> None:
+def test_order_is_the_rankers(gateway: GatewayHarness) -> None:
     from smalti.engines.ranker import best
 
     scores = [0.3, -0.1, 0.3, 0.7, 0.0, -0.0, 0.7, 0.1]
@@ -77,7 +77,7 @@ def test_order_is_the_rankers(gateway: GatewayStand) -> None:
     assert [picture.candidate for picture in gateway.get(job).pictures] == best(scores, 8)
 
 
-def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: GatewayStand) -> None:
+def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: GatewayHarness) -> None:
     job = gateway.create()
     (task,) = gateway.send()
     events = list(gateway.stages.run(task))
@@ -91,7 +91,7 @@ def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: Gate
     assert [picture.candidate for picture in again.pictures] == [7, 6, 5]
 
 
-def test_every_change_makes_a_higher_version(gateway: GatewayStand) -> None:
+def test_every_change_makes_a_higher_version(gateway: GatewayHarness) -> None:
     job = gateway.create()
     versions = [gateway.get(job).job.version]
     (task,) = gateway.send()
@@ -101,7 +101,7 @@ def test_every_change_makes_a_higher_version(gateway: GatewayStand) -> None:
     assert versions == sorted(set(versions))
 
 
-def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayStand) -> None:
+def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -> None:
     job, _, generates = begun(gateway)
     gateway.tell(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
@@ -115,7 +115,7 @@ def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayStand) -> 
 # Acceptance
 
 
-def test_same_request_gets_the_same_job(gateway: GatewayStand) -> None:
+def test_same_request_gets_the_same_job(gateway: GatewayHarness) -> None:
     wanted = order(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     first = gateway.jobs.create(wanted).job.id
     gateway.work()
@@ -127,7 +127,7 @@ def test_same_request_gets_the_same_job(gateway: GatewayStand) -> None:
     assert reused.value.name == first
 
 
-def test_same_request_at_the_same_time_makes_one_job(gateway: GatewayStand) -> None:
+def test_same_request_at_the_same_time_makes_one_job(gateway: GatewayHarness) -> None:
     wanted = order(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     together = threading.Barrier(6)
 
@@ -174,19 +174,19 @@ def test_candidates_adapt(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     assert gateway.jobs.create(order(candidates=8, n=3)).job.candidates == 8  # Exactly as many as asked for.
 
 
-def test_more_pictures_than_candidates_are_refused_and_nothing_is_stored(gateway: GatewayStand) -> None:
+def test_more_pictures_than_candidates_are_refused_and_nothing_is_stored(gateway: GatewayHarness) -> None:
     with pytest.raises(InvalidInputError, match="n: 9 pictures"):
         gateway.create(n=9)
     assert gateway.jobs.page(Conditions(), behind=None, limit=10) == []
 
 
-def test_later_candidates_of_the_same_seed_have_their_own_indices(gateway: GatewayStand) -> None:
+def test_later_candidates_of_the_same_seed_have_their_own_indices(gateway: GatewayHarness) -> None:
     job = gateway.create(first_candidate=16)
     gateway.work()
     assert [picture.candidate for picture in gateway.get(job).pictures] == [23, 22, 21]
 
 
-def test_kept_rows_are_sent_and_not_counted(gateway: GatewayStand) -> None:
+def test_kept_rows_are_sent_and_not_counted(gateway: GatewayHarness) -> None:
     job, task, generates = begun(gateway, keep_rows=1, given=(1, 2, 3, 4))
     assert task.given == (1, 2, 3, 4)
     gateway.tell(gateway.stages.draw_rows(generates[0], 3))
@@ -197,7 +197,7 @@ def test_kept_rows_are_sent_and_not_counted(gateway: GatewayStand) -> None:
 # Lists
 
 
-def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayStand) -> None:
+def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayHarness) -> None:
     jobs = []
     for number in range(7):
         jobs.append(gateway.jobs.create(order()).job.id)
@@ -214,7 +214,7 @@ def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayStand) ->
     assert seen == expected
 
 
-def test_list_has_the_jobs_that_meet_all_conditions(gateway: GatewayStand) -> None:
+def test_list_has_the_jobs_that_meet_all_conditions(gateway: GatewayHarness) -> None:
     def found(**conditions: Any) -> list[Job]:
         page = gateway.jobs.page(Conditions(**conditions), behind=None, limit=100)
         return [snapshot.job for snapshot in page]

@@ -15,7 +15,7 @@ from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ServiceProcess
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name
-from smalti.queue import Delivery, Publisher, consume
+from smalti.queue import BrokerPublisher, Delivery, consume
 from smalti.registry.folder import ModelFolder
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.errors import translated
@@ -70,7 +70,7 @@ class Workers:
 
     def __init__(self, valkey: ValkeyServer, store: ObjectStore) -> None:
         self._settings = settings_for(valkey)
-        self._publisher = Publisher(self._settings)
+        self._publisher = BrokerPublisher(self._settings)
         self._stages = FakeStages(store, tokens=16)
 
     def _work(self, delivery: Delivery) -> Iterable[Message]:
@@ -157,7 +157,7 @@ def test_jobs_are_accepted_and_cancelled_while_the_store_is_away(
 
 def test_rubbish_in_the_events_harms_nobody(valkey: ValkeyServer, stub: Any, workers: Workers) -> None:
     settings = settings_for(valkey)
-    publisher = Publisher(settings)
+    publisher = BrokerPublisher(settings)
     unknown = '{"version":1,"kind":"done","job":"nobody","stage":"rank","chunk":0,"expires":0,"objects":[]}'
     for text in ("rubbish", "{}", unknown):
         publisher.publish_text(Stage.EVENTS, "events", text)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.gateway import AwayStore, GatewayStand, MakeGateway, begun, failure, finish_chunk
+from harness.gateway import AwayStore, GatewayHarness, MakeGateway, begun, failure, finish_chunk
 from smalti.errors import InvalidInputError
 from smalti.messages import FailureReason
 from smalti.parameters import Priority
@@ -53,7 +53,7 @@ def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: Ma
     assert turns == ([False] * 7 + [True]) * 2
 
 
-def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayStand) -> None:
+def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayHarness) -> None:
     batch = gateway.create(priority=Priority.BATCH)
     gateway.clock.advance(1)
     gateway.create()
@@ -65,13 +65,13 @@ def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayStand) -> N
     assert gateway.jobs.get(last).jobs_ahead is None
 
 
-def test_what_the_broker_does_not_take_is_sent_when_it_is_back(gateway: GatewayStand) -> None:
+def test_what_the_broker_does_not_take_is_sent_when_it_is_back(gateway: GatewayHarness) -> None:
     job = gateway.create()
-    gateway.outbox.down = True
+    gateway.publisher.available = False
     with pytest.raises(BrokerUnavailableError):
         gateway.gateway.send()
     other = gateway.create()  # Accepted all the same.
-    gateway.outbox.down = False
+    gateway.publisher.available = True
     sent = gateway.send()
     assert {task.job for task in sent} == {job, other}
     assert gateway.send() == []
@@ -114,7 +114,7 @@ def test_two_gateways_send_everything_once(make_gateway: MakeGateway) -> None:
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda each: each.gateway.send(), gateways))
     gateways[0].gateway.send()
-    sent = [task.job for each in gateways for task in each.outbox.take()]
+    sent = [task.job for each in gateways for task in each.sent_tasks()]
     assert sorted(sent) == sorted(jobs)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.gateway import GatewayStand, MakeGateway
+from harness.gateway import GatewayHarness, MakeGateway
 from harness.gateway_calls import created, done, initial, served, stored, tokens
 from harness.grpc_server import asynchronous
 from harness.service import answer, called
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @asynchronous
-async def test_watch_sends_every_version_until_the_end(gateway: GatewayStand) -> None:
+async def test_watch_sends_every_version_until_the_end(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await created(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
@@ -56,7 +56,7 @@ async def test_watch_sends_every_version_until_the_end(gateway: GatewayStand) ->
 
 
 @asynchronous
-async def test_watch_is_taken_up_where_it_broke(gateway: GatewayStand) -> None:
+async def test_watch_is_taken_up_where_it_broke(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await created(stub)
         asked = image_pb2.WatchJobRequest(job_id=job.id, since_version=job.version)
@@ -74,7 +74,7 @@ async def test_watch_is_taken_up_where_it_broke(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_watch_gives_signs_of_life(gateway: GatewayStand) -> None:
+async def test_watch_gives_signs_of_life(gateway: GatewayHarness) -> None:
     async with served(gateway, silence=0.05) as stub:
         job = await created(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
@@ -97,7 +97,7 @@ async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -
 
 
 @asynchronous
-async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayStand) -> None:
+async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await created(stub)
         (task,) = await asyncio.to_thread(gateway.send)
@@ -123,7 +123,7 @@ async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayStand) -> None:
 
 
 @asynchronous
-async def test_initial_image_of_an_earlier_job(gateway: GatewayStand) -> None:
+async def test_initial_image_of_an_earlier_job(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         earlier = await done(stub, gateway)
         reference = {"job_id": earlier.id, "candidate": 6}
