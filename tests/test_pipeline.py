@@ -99,7 +99,7 @@ def test_long_prompt_is_cut_with_a_warning(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_embed": 32}, "draws 64 different tokens, the VQGAN's codebook has 32"),
+        ({"n_embed": 32}, "generates 64 different tokens, but the VQGAN's codebook has 32"),
         ({"resolution": 64}, "16 tokens"),
     ],
 )

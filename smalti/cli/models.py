@@ -15,7 +15,8 @@ from smalti.errors import InvalidInputError
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.importing import DEFAULT_CLIP, DEFAULT_VQGAN, import_model
-from smalti.registry.library import Listed
+from smalti.registry.library import ListedModel
+from smalti.registry.verify import find_problems
 from smalti.text.vocabulary import load_words
 
 # The exit status of `verify` for a model that is not what it was; 2 is for wrong usage.
@@ -70,7 +71,7 @@ def models(
 def verify(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")]) -> None:
     """Read every file of MODEL and say what is wrong with it, a line each; then the exit status is 1."""
     folder = library.find(model)
-    problems = folder.verify()
+    problems = find_problems(folder)
     for problem in problems:
         print(problem)
     if problems:
@@ -182,7 +183,7 @@ def _announce(folder: ModelFolder) -> None:
     print(f"{folder.name}: {folder.revision} in {folder.path}")
 
 
-def _cells(entry: Listed) -> tuple[str, ...]:
+def _cells(entry: ListedModel) -> tuple[str, ...]:
     where = "comes with Smalti" if entry.shipped else str(entry.path)
     if entry.model is None:
         return entry.name, "", "", "", entry.problem
@@ -190,7 +191,7 @@ def _cells(entry: Listed) -> tuple[str, ...]:
     return entry.name, manifest.revision[:SHORT_REVISION], manifest.licence, decimal(entry.model.size), where
 
 
-def _fields(entry: Listed) -> dict[str, Any]:
+def _fields(entry: ListedModel) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": entry.name, "path": str(entry.path), "shipped": entry.shipped}
     if entry.model is None:
         return fields | {"problem": entry.problem}

@@ -1,4 +1,4 @@
-"""Pulling a model from the Hugging Face hub, or from the cache of what was pulled before."""
+"""Pulling models from the Hugging Face hub, or from the local cache of earlier downloads."""
 
 import contextlib
 import glob
@@ -20,42 +20,48 @@ from huggingface_hub.errors import (
 )
 
 from smalti.errors import InvalidInputError, ModelError
-from smalti.registry.folder import ModelFolder
+from smalti.registry.folder import CARD_FILE, ModelFolder
 from smalti.registry.importing import (
     DEFAULT_CLIP,
     DEFAULT_VQGAN,
     TEXT_FILES,
-    check_place,
+    choose_folder,
     import_model,
     new_folder,
-    refuse,
+    raise_first,
 )
 from smalti.registry.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from smalti.registry.verify import find_problems
 from smalti.settings import settings
 
-CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.msgpack"
 
 
 class Hub:
-    """The hub, or the cache of it."""
+    """The Hugging Face hub and its local cache."""
 
     def __init__(self, offline: bool, cache: Path | None) -> None:
-        """Settles where files come from.
+        """Chooses where files come from.
 
         Args:
-            offline: from the cache alone.
-            cache: the folder of the cache; None for the hub library's own.
+            offline: use the cache only.
+            cache: folder of the cache; None for the hub library's own.
         """
         self.offline = offline
         self.cache = cache
 
     def fetch(self, repository: str, revision: str | None, files: Iterable[str]) -> Path:
-        """Returns a folder with those of the files that the repository has; it may hold others too.
+        """Downloads files of a repository and returns their folder, which may hold other files too.
+
+        Args:
+            repository: "owner/name".
+            revision: a branch, tag or commit; None for the default branch.
+            files: patterns of the files; those that the repository does not have are skipped.
 
         Raises:
-            ModelError: the repository cannot be had; says why, and what to do.
+            InvalidInputError: the name of the repository is malformed.
+            ModelError: the repository is not available; says why, and the remedy.
         """
         try:
             folder = snapshot_download(
@@ -67,22 +73,24 @@ class Hub:
                 endpoint=settings().hub_endpoint,
             )
         except HFValidationError as error:
-            raise InvalidInputError("repository", f"{repository!r} is not of the form owner/name") from error
+            raise InvalidInputError("repository", f"{repository!r} must have the form owner/name") from error
         except GatedRepoError as error:
             raise ModelError(
-                f"{repository}: access is granted on request; ask for it on the hub, then `hf auth login`"
+                f"{repository}: access is restricted; request it on the hub, then run `hf auth login`"
             ) from error
         except RepositoryNotFoundError as error:
             raise ModelError(
-                f"{repository}: the hub has none of that name, or it is private; for this `hf auth login`"
+                f"{repository}: not found on the hub; if it is private, run `hf auth login`"
             ) from error
         except RevisionNotFoundError as error:
-            raise ModelError(f"{repository}: it has no revision {revision}") from error
+            raise ModelError(
+                f"{repository}: there is no revision {revision}; give a branch, tag or commit"
+            ) from error
         except IncompleteSnapshotError as error:
-            raise ModelError(f"{repository}: only a part of it is in the cache; {self._remedy()}") from error
+            raise ModelError(f"{repository}: only partly in the cache; {self._remedy()}") from error
         except LocalEntryNotFoundError as error:
-            raise ModelError(f"{repository}: it is not in the cache; {self._remedy()}") from error
-        except Exception as error:  # Whatever the network and the disk raise.
+            raise ModelError(f"{repository}: not in the cache; {self._remedy()}") from error
+        except Exception as error:  # The network and the disk may raise anything.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ModelError(f"{repository}: cannot be pulled from the hub ({reason})") from error
         return Path(folder)
@@ -90,7 +98,7 @@ class Hub:
     def _remedy(self) -> str:
         if self.offline or HF_HUB_OFFLINE:
             return "pull it once without offline mode"
-        return "and the hub cannot be reached: check the network"
+        return "the hub cannot be reached either: check the network"
 
 
 def pull_model(
@@ -105,32 +113,33 @@ def pull_model(
     offline: bool | None = None,
     cache: Path | None = None,
 ) -> ModelFolder:
-    """Makes a model folder from a repository of the hub, whole or not at all.
+    """Makes a model folder from a repository of the hub, completely or not at all.
 
-    A repository that is a model folder, with `model.json`, is taken as it is, and verified. Of another one,
-    the weights in the format of the original DALL·E mini, and the text tokenizer, are imported with a VQGAN
-    and CLIP.
+    A repository with a `model.json` is a model folder: it is copied and verified. From any other repository the
+    weights in the format of the original DALL·E mini and the text tokenizer are imported, together with a VQGAN
+    and a CLIP.
 
     Args:
         repository: "owner/name".
-        name: the model's name; by default that of `model.json`, or that of the repository.
+        name: name of the model; by default that in `model.json`, or that of the repository.
         revision: a branch, tag or commit of the repository.
-        vqgan: the repository of the VQGAN, for an import.
+        vqgan: repository of the VQGAN, for an import.
         clip: as in `import_model`, for an import.
-        licence: the model's licence, for an import; by default that of the repository's model card.
-        out: the folder to make; by default one of this name among the user's models.
-        offline: take everything from the cache; by default as the settings say.
-        cache: the folder of the cache; by default as the settings say.
+        licence: licence of the model, for an import; by default that of the repository's model card.
+        out: the folder to make; by default one with this name among the user's models.
+        offline: use the cache only; by default the setting.
+        cache: folder of the cache; by default the setting.
 
     Raises:
-        ModelError: it cannot be had from the hub or the cache, or what is there is no model that can be used.
+        InvalidInputError: the name of the model or the repository is invalid, or no licence is known.
+        ModelError: the repository is not available, or does not hold a usable model.
     """
     hub = Hub(settings().offline if offline is None else offline, cache or settings().hub_cache)
     start = hub.fetch(repository, revision, (MANIFEST_FILE, CARD_FILE))
     if (start / MANIFEST_FILE).is_file():
-        return _take(hub, repository, revision, start, name, out)
+        return _copy_model(hub, repository, revision, start, name, out)
     name = name or repository.rpartition("/")[2]
-    out = check_place(name, out)
+    out = choose_folder(name, out)
     licence = licence or _licence(start, repository)
     transformer = _originals(hub, repository, revision, TEXT_FILES)
     return import_model(
@@ -147,33 +156,31 @@ def pull_model(
 def _originals(hub: Hub, repository: str, revision: str | None, others: tuple[str, ...] = ()) -> Path:
     folder = hub.fetch(repository, revision, (CONFIG_FILE, WEIGHTS_FILE, *others))
     if not (folder / WEIGHTS_FILE).is_file():
-        raise ModelError(
-            f"{repository}: holds neither a {MANIFEST_FILE} nor a {WEIGHTS_FILE}; it cannot be pulled"
-        )
+        raise ModelError(f"{repository}: cannot be pulled: it has neither {MANIFEST_FILE} nor {WEIGHTS_FILE}")
     return folder
 
 
-def _take(
+def _copy_model(
     hub: Hub, repository: str, revision: str | None, start: Path, name: str | None, out: Path | None
 ) -> ModelFolder:
     manifest = read_manifest(start)
     name = name or manifest.name
-    out = check_place(name, out)
-    # What it lists and no more: a name of it is not a pattern.
+    out = choose_folder(name, out)
+    # Only the listed files; their names are not patterns.
     snapshot = hub.fetch(repository, revision, [glob.escape(file) for file in manifest.files])
     with new_folder(out) as temporary:
         for file in manifest.files:
             if not (snapshot / file).is_file():
-                raise ModelError(f"{repository}: {file} is missing, which its {MANIFEST_FILE} lists")
+                raise ModelError(f"{repository}: {file} is missing, although {MANIFEST_FILE} lists it")
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             _link(snapshot / file, temporary / file)
         write_manifest(temporary, json.loads((start / MANIFEST_FILE).read_bytes()) | {"name": name})
-        refuse(ModelFolder.open(temporary).verify())
+        raise_first(find_problems(ModelFolder.open(temporary)))
     return ModelFolder.open(out)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Puts a file of the cache into a model without a second copy of it, where the file system can."""
+    """Hard-links a file of the cache into a model; copies it where the file system cannot link."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -183,9 +190,11 @@ def _link(source: Path, target: Path) -> None:
 def _licence(snapshot: Path, repository: str) -> str:
     card = snapshot / CARD_FILE
     licence = None
-    # What stands in a card is anybody's, and need not be what the library can parse.
+    # Anybody can write a card; the library may fail to parse it.
     with contextlib.suppress(Exception):
         licence = ModelCard.load(card).data.license
     if not isinstance(licence, str):
-        raise InvalidInputError("licence", f"{repository} does not say its own; read it up and give it")
+        raise InvalidInputError(
+            "licence", f"the model card of {repository} states none; look it up and give it"
+        )
     return licence

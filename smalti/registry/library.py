@@ -1,4 +1,4 @@
-"""Where models are found by name: those that come with Smalti, and the user's own."""
+"""Finding models by name: those that ship with Smalti, and the user's own."""
 
 import difflib
 from dataclasses import dataclass
@@ -11,83 +11,82 @@ from smalti.settings import settings
 
 SHIPPED = Path(__file__).parent.parent / "assets"
 DEFAULT = "pictograms"
-"""Which of the models that come with Smalti is used where none is named."""
+"""Name of the shipped model that is used by default."""
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A model that has a name.
-
-    Attributes:
-        name: the name of its folder.
-        path: its folder.
-        shipped: whether it comes with Smalti.
-        model: the model; None when its `model.json` cannot be used.
-        problem: why it cannot be used; empty when it can.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """A model that can be found by name."""
 
     name: str
+    """Name of the folder."""
     path: Path
     shipped: bool
+    """Whether it ships with Smalti."""
     model: ModelFolder | None = None
+    """The model; None if its `model.json` is invalid."""
     problem: str = ""
+    """Why the model cannot be used; empty if it can."""
 
 
 def find(model: str | Path | None = None) -> ModelFolder:
     """Returns a model by its name or its folder.
 
-    A name is looked for among the user's models first, then among those that come with Smalti.
+    The user's models come before the shipped ones.
 
     Args:
-        model: a name that `smalti models` lists, or a folder; None for the model of the settings, or, where
-            these name none, the one that comes with Smalti.
+        model: a name that `smalti models` lists, or a folder; None for the model that the settings name, or
+            else the shipped one.
 
     Raises:
-        ModelNotFoundError: there is no such model; says which there are.
-        ModelError: the folder is there, but it is no model that can be used.
+        ModelNotFoundError: there is no such model; lists the models that there are.
+        ModelError: the folder is not a valid model.
     """
     model = model or settings().model
-    places = _places()
+    folders = _folders()
     if model is None:
         shipped = _models_in(SHIPPED)
         if not shipped:
-            raise ModelNotFoundError(f"no model comes with this Smalti; name one. {_known(places)}")
+            raise ModelNotFoundError(f"this installation ships no model; name one. {_describe(folders)}")
         return ModelFolder.open(shipped.get(DEFAULT) or next(iter(shipped.values())))
-    if isinstance(model, str) and model in places:
-        return ModelFolder.open(places[model])
+    if isinstance(model, str) and model in folders:
+        return ModelFolder.open(folders[model])
     if isinstance(model, Path) or "/" in model or Path(model).is_dir():
         if not Path(model).exists():
             raise ModelNotFoundError(
-                f"{model}: there is no such folder; give one, or a name. {_known(places)}"
+                f"{model}: no such folder; give another folder, or a name. {_describe(folders)}"
             )
         return ModelFolder.open(model)
-    near = " or ".join(difflib.get_close_matches(model, places, n=3))
+    near = " or ".join(difflib.get_close_matches(model, folders, n=3))
     meant = f" Did you mean {near}?" if near else ""
-    raise ModelNotFoundError(f"no model is called {model}.{meant} {_known(places)}")
+    raise ModelNotFoundError(f"there is no model {model}.{meant} {_describe(folders)}")
 
 
-def list_models() -> list[Listed]:
-    """Returns the models that have a name, by name; of two of one name that of the user, as `find` does."""
+def list_models() -> list[ListedModel]:
+    """Returns the models that can be found by name, sorted; a user's model hides a shipped one of the same name."""
     listed = []
-    for name, path in sorted(_places().items()):
+    for name, path in sorted(_folders().items()):
         shipped = path.parent == SHIPPED
         try:
-            listed.append(Listed(name, path, shipped, ModelFolder.open(path)))
+            model = ModelFolder.open(path)
+            listed.append(ListedModel(name=name, path=path, shipped=shipped, model=model))
         except ModelError as error:
-            listed.append(Listed(name, path, shipped, problem=str(error)))
+            listed.append(ListedModel(name=name, path=path, shipped=shipped, problem=str(error)))
     return listed
 
 
-def _places() -> dict[str, Path]:
-    """Returns the folders of the models by their names."""
+def _folders() -> dict[str, Path]:
+    """Returns the folder of each model by its name."""
     return _models_in(SHIPPED) | _models_in(settings().models)
 
 
 def _models_in(library: Path) -> dict[str, Path]:
-    """Returns the folders of one library's models by their names, in the order of these."""
+    """Returns the folder of each model in a library by its name, sorted."""
     found = sorted(path.parent for path in library.glob(f"*/{MANIFEST_FILE}"))
     return {path.name: path for path in found if not path.name.startswith(".")}
 
 
-def _known(places: dict[str, Path]) -> str:
-    return f"There are: {', '.join(sorted(places))}" if places else "There are none yet; see `smalti import`"
+def _describe(folders: dict[str, Path]) -> str:
+    if not folders:
+        return "There are no models yet; see `smalti import`"
+    return f"Known models: {', '.join(sorted(folders))}"

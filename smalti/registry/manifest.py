@@ -1,4 +1,4 @@
-"""`model.json`: what a model folder says of itself."""
+"""`model.json`, the manifest of a model folder."""
 
 import json
 import re
@@ -20,11 +20,12 @@ FORMAT = 1
 def _inside(value: str) -> str:
     path = PurePosixPath(value)
     if not value or path.is_absolute() or ".." in path.parts or "\\" in value:
-        raise ValueError("a path inside of the model's folder is expected")
+        raise ValueError("must be a path inside the model folder")
     return str(path)
 
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NAME_RULE = "up to 100 letters, digits, '.', '_' and '-', a letter or digit first"
 
 Name = Annotated[str, Field(pattern=NAME)]
 InnerPath = Annotated[str, AfterValidator(_inside)]
@@ -32,20 +33,20 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ClipFolder(Strict):
-    """A CLIP that is in the model's folder."""
+    """A CLIP in the model folder."""
 
     folder: InnerPath
 
 
 class ClipName(Strict):
-    """A CLIP that open_clip fetches: `name` and `pretrained` as in `open_clip.list_pretrained()`."""
+    """A CLIP that open_clip downloads, by its names in `open_clip.list_pretrained()`."""
 
     name: Annotated[str, Field(min_length=1)]
     pretrained: Annotated[str, Field(min_length=1)]
 
 
 class Parts(Strict):
-    """Where the parts of the model are, relative to its folder."""
+    """The parts of the model, as paths relative to its folder."""
 
     text: InnerPath
     bart: InnerPath
@@ -54,14 +55,14 @@ class Parts(Strict):
 
 
 class FileRecord(Strict):
-    """What a file of the model has to be."""
+    """Size in bytes and SHA-256 of one file."""
 
     size: Annotated[int, Field(ge=0)]
     sha256: Digest
 
 
 class Manifest(Strict):
-    """What `model.json` holds."""
+    """The content of `model.json`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -69,34 +70,35 @@ class Manifest(Strict):
     name: Name
     licence: Annotated[str, Field(min_length=1)]
     revision: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    """Of the content alone: the same files and the same CLIP give the same revision, under any name."""
+    """Identifies the content: the same files and the same CLIP give the same revision, whatever the name."""
     description: str = ""
     source: str = ""
-    """Where the original files are from."""
+    """Where the original files come from."""
     parts: Parts
     sampling: SamplingParameters = SamplingParameters()
-    """What a drawing takes where its user asks for nothing else."""
+    """Used where a request sets nothing else."""
     defaults: Counts = Counts()
+    """Used where a request sets nothing else."""
     files: dict[InnerPath, FileRecord]
-    """Every file of the folder, but for `model.json` and hidden ones."""
+    """Every file of the folder except `model.json`, the model card and hidden files."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads `model.json` of a folder.
+    """Reads the `model.json` of a folder.
 
     Raises:
-        ModelError: it is not there, or cannot be used; says which field.
+        ModelError: it is missing or invalid; names the field.
     """
     file = folder / MANIFEST_FILE
-    missing = f"{folder}: is no model: no {MANIFEST_FILE} in it; make one with `smalti import`"
+    missing = f"{folder}: not a model folder: it has no {MANIFEST_FILE}; make one with `smalti import`"
     return parse_manifest(file, read_json_object(file, missing))
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> Manifest:
-    """Writes `model.json` into a folder, whole or not at all, and returns what it says.
+    """Writes `model.json` into a folder atomically, and returns its content.
 
     Raises:
-        ModelError: a field cannot be used; says which. Nothing is written then.
+        ModelError: a field is invalid; names it. Nothing is written.
     """
     manifest = parse_manifest(folder / MANIFEST_FILE, fields)
     write_atomically(folder / MANIFEST_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
@@ -104,29 +106,30 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> Manifest:
 
 
 def check_name(name: str) -> None:
-    """Raises `InvalidInputError` if a model cannot have this name."""
+    """Raises `InvalidInputError` if this is not a valid name for a model."""
     if not re.fullmatch(NAME, name):
-        raise InvalidInputError("name", f"{name!r} is not made of letters, digits, '.', '_' and '-' alone")
+        raise InvalidInputError("name", f"{name!r} is not valid; use {_NAME_RULE}")
 
 
 def clip_name(clip: str) -> ClipName:
-    """Returns a CLIP given as "ViT-B-32:openai"; raises `InvalidInputError` if it has not that form."""
+    """Parses a CLIP given as "ViT-B-32:openai"; raises `InvalidInputError` for any other form."""
     name, _, pretrained = clip.partition(":")
     if not name or not pretrained:
-        problem = f"{clip!r} is neither a folder nor a name with its pretrained tag, such as ViT-B-32:openai"
+        problem = f"{clip!r} is neither a folder nor NAME:TAG, such as ViT-B-32:openai"
         raise InvalidInputError("clip", problem)
     return ClipName(name=name, pretrained=pretrained)
 
 
 def parse_manifest(file: Path, fields: Mapping[str, Any]) -> Manifest:
-    """Makes a manifest of what a `model.json` holds.
+    """Checks the fields of a `model.json` and makes a manifest of them.
 
     Raises:
-        ModelError: it is of an unknown format, or a field cannot be used; says which.
+        ModelError: the format is unknown, or a field is invalid; names it.
     """
     if fields.get("format", FORMAT) != FORMAT:
         raise ModelError(
-            f"{file}: format {json.dumps(fields['format'])} is unknown, this Smalti reads {FORMAT}; update it"
+            f"{file}: format {json.dumps(fields['format'])} is unknown, this version of Smalti reads {FORMAT}; "
+            "update Smalti"
         )
     try:
         return Manifest.model_validate(fields)

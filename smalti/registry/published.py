@@ -1,7 +1,7 @@
-"""The sizes of the published models, for weights without `config.json`, such as min-dalle's and taming's.
+"""Configurations of the published models, for weights without a `config.json` (min-dalle, taming-transformers).
 
-Sources: `config.json` of dalle-mini/dalle-mini, dalle-mini/dalle-mega and
-dalle-mini/vqgan_imagenet_f16_16384 on the Hugging Face hub. What is left out has the library's default.
+Copied from `config.json` of dalle-mini/dalle-mini, dalle-mini/dalle-mega and dalle-mini/vqgan_imagenet_f16_16384 on
+the Hugging Face hub; fields that equal the library's defaults are left out.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The sizes of a model's two networks together: what its pictures and encodings are like. Needs no JAX."""
+"""The sizes of a model's two networks: what its pictures and encodings look like. Needs no JAX."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from smalti.registry.folder import ModelFolder
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The sizes of a model whose networks belong together."""
+    """A model folder with the configurations of its two networks, which match."""
 
     folder: ModelFolder
     transformer: DalleBartConfig
@@ -26,10 +26,10 @@ class ModelSpec:
         """Reads the two configurations of a model.
 
         Raises:
-            ModelError: one cannot be used, or they do not belong together.
+            ModelError: a configuration is invalid, or the two do not match.
         """
         transformer, vqgan = DalleBartConfig.load(folder.bart_folder), VQGANConfig.load(folder.vqgan_folder)
-        for problem in pair_problems(folder.path, transformer, vqgan):
+        for problem in find_mismatches(folder.path, transformer, vqgan):
             raise ModelError(problem)
         if math.isqrt(transformer.image_length) ** 2 != transformer.image_length:
             raise ConfigError(f"image_length: {transformer.image_length} tokens do not make a square picture")
@@ -37,41 +37,47 @@ class ModelSpec:
 
     @property
     def side(self) -> int:
-        """The rows of tiles of a picture, and the tiles of a row."""
+        """Tiles along each side of a picture."""
         return math.isqrt(self.transformer.image_length)
 
     @property
     def tokens(self) -> int:
-        """The image tokens of a picture."""
+        """Image tokens per picture."""
         return self.transformer.image_length
 
     @property
     def codebook_size(self) -> int:
-        """Image tokens are below it."""
+        """Number of different image tokens; every token is less than this."""
         return self.transformer.decoder_start_token_id
 
     @property
     def resolution(self) -> int:
-        """The width of a picture, and its height, in pixels."""
+        """Width and height of a picture, in pixels."""
         return self.vqgan.resolution
 
     @cached_property
     def encodes_images(self) -> bool:
-        """Whether pictures can be turned into tokens; raises `ModelError` when the weights cannot be read."""
+        """Whether the VQGAN can encode pictures; raises `ModelError` if its weights cannot be read."""
         return has_optional_part(self.folder.vqgan_folder, VQGAN_LAYOUT)
 
 
-def pair_problems(path: Path, transformer: DalleBartConfig, codebook: VQGANConfig) -> list[str]:
-    """Returns why a transformer and a VQGAN do not belong together; nothing when they may."""
+def find_mismatches(path: Path, transformer: DalleBartConfig, vqgan: VQGANConfig) -> list[str]:
+    """Returns why a transformer and a VQGAN cannot work together, one line each; empty if they can.
+
+    Args:
+        path: the folder that the lines name.
+        transformer: configuration of the transformer.
+        vqgan: configuration of the VQGAN.
+    """
     problems = []
-    if transformer.decoder_start_token_id > codebook.n_embed:
+    if transformer.decoder_start_token_id > vqgan.n_embed:
         problems.append(
-            f"{path}: the transformer draws {transformer.decoder_start_token_id} different tokens, "
-            f"the VQGAN's codebook has {codebook.n_embed}; they do not belong together"
+            f"{path}: the transformer generates {transformer.decoder_start_token_id} different tokens, but the "
+            f"VQGAN's codebook has {vqgan.n_embed}; they are parts of different models"
         )
-    if transformer.image_length != codebook.tokens:
+    if transformer.image_length != vqgan.tokens:
         problems.append(
-            f"{path}: the transformer draws {transformer.image_length} tokens a picture, "
-            f"the VQGAN lays {codebook.tokens}; they do not belong together"
+            f"{path}: the transformer generates {transformer.image_length} tokens per picture, but the VQGAN "
+            f"decodes {vqgan.tokens}; they are parts of different models"
         )
     return problems

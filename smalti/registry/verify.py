@@ -1,156 +1,45 @@
-"""Whether the parts of a model fit: each file of weights its configuration, and the parts each other.
+"""Finding what is wrong with a model: changed files, and parts that do not fit together."""
 
-Weights are held against configurations by the headers of their files; no weight is read.
-"""
+from collections.abc import Iterator
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from smalti.checkpoints.loading import DALLEBART_LAYOUT, VQGAN_LAYOUT, Checkpoint, Layout, open_checkpoint
-from smalti.checkpoints.names import Shape
-from smalti.checkpoints.safetensors import index_safetensors
-from smalti.errors import CheckpointError, ConfigError, ModelError
-from smalti.models import bart, vqgan
-from smalti.models.bart import DalleBartConfig
-from smalti.models.configuration import read_config
-from smalti.models.vqgan import VQGANConfig
-from smalti.registry.folder import ModelFolder
-from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
-from smalti.registry.spec import pair_problems as pair_problems
-from smalti.text.tokenizer import TextTokenizer
-from smalti.text.vocabulary import load_words
-
-CLIP_CONFIG_FILE = "open_clip_config.json"
-CONFIG_FILE = "config.json"
-
-Config = TypeVar("Config", DalleBartConfig, VQGANConfig)
+from smalti.errors import ModelError
+from smalti.registry.folder import ModelFolder, list_files, revision_of, sha256_of
+from smalti.registry.manifest import MANIFEST_FILE
 
 
-@dataclass(frozen=True)
-class Fitted(Generic[Config]):
-    """A network's weights, not yet read, and the configuration that they fit."""
+def find_problems(folder: ModelFolder) -> list[str]:
+    """Reads every file of a model and returns what is wrong, one line each; empty if the model is intact.
 
-    config: Config
-    checkpoint: Checkpoint
+    Finds files that are missing, changed or not listed, a revision that does not match the files, weights that
+    do not fit their configuration, and parts that do not fit together.
 
-
-@dataclass(frozen=True)
-class Network(Generic[Config]):
-    """What there is to know of a network for finding its weights.
-
-    Attributes:
-        parse: makes its configuration of the fields of `config.json`.
-        shapes: the shape of every parameter.
-        layout: the formats of its weights.
-        published: the configurations of the published models.
+    Raises:
+        ModelError: JAX or the tokenizers library is not installed.
     """
-
-    parse: Callable[[Mapping[str, Any]], Config]
-    shapes: Callable[[Config], Mapping[str, Shape]]
-    layout: Layout
-    published: tuple[Mapping[str, Any], ...]
-
-    def fit(self, place: Path, fields: Mapping[str, Any]) -> Fitted[Config]:
-        """Opens the weights of a folder, or a file of weights, under a configuration.
-
-        Raises:
-            ModelError: there are no weights, or they do not fit.
-        """
-        config = self.parse(fields)
-        return Fitted(config, open_checkpoint(place, self.shapes(config), self.layout))
-
-    def find(self, place: Path) -> Fitted[Config]:
-        """Opens the weights of a folder, or a file of weights, under the first configuration that they fit.
-
-        It is that of `config.json` beside the weights, or that of a published model.
-
-        Raises:
-            ModelError: there are no weights, or they fit no configuration; says why not the first.
-        """
-        folder = place if place.is_dir() else place.parent
-        beside: list[Mapping[str, Any]] = [read_config(folder)] if (folder / CONFIG_FILE).is_file() else []
-        problems: list[str] = []
-        for fields in (*beside, *self.published):
-            try:
-                return self.fit(place, fields)
-            except ConfigError as error:
-                problems.append(f"{folder / CONFIG_FILE}: {error}")
-            except CheckpointError as error:
-                problems.append(str(error))
-        if beside:
-            raise CheckpointError(problems[0])
-        raise CheckpointError(
-            f"{place}: no {CONFIG_FILE} is beside it, and no published model fits it ({problems[0]})"
-        )
-
-
-# The shapes come out of tracing the network, which takes a second for a published one.
-BART: Network[DalleBartConfig] = Network(
-    DalleBartConfig.from_fields, cache(bart.parameter_shapes), DALLEBART_LAYOUT, (MINI, MEGA)
-)
-VQGAN: Network[VQGANConfig] = Network(
-    VQGANConfig.from_fields, cache(vqgan.parameter_shapes), VQGAN_LAYOUT, (VQGAN_F16_16384,)
-)
-
-
-def problems_of(folder: ModelFolder) -> list[str]:
-    """Returns what does not fit in a model folder, one line each."""
-    transformer, problems = _attempt(BART, folder.bart_folder)
-    codebook, more = _attempt(VQGAN, folder.vqgan_folder)
-    problems += more
-    if transformer and codebook:
-        problems += pair_problems(folder.path, transformer, codebook)
-    if transformer:
-        problems += text_problems(folder.text_folder, transformer)
-    if isinstance(folder.clip_source, Path):
-        problems += clip_problems(folder.clip_source)
-    return problems + words_problems(folder)
-
-
-def _attempt(network: Network[Config], folder: Path) -> tuple[Config | None, list[str]]:
+    # Only this needs JAX: an installation without it can still list, open and pull models.
     try:
-        return network.fit(folder, read_config(folder)).config, []
-    except ConfigError as error:
-        return None, [f"{folder / CONFIG_FILE}: {error}"]
-    except ModelError as error:
-        return None, [str(error)]
+        from smalti.registry.parts import find_part_problems
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{folder.path}: {error.name} is needed to check the weights; pip install 'smalti[local]'"
+        ) from error
+    return [*_find_file_problems(folder), *find_part_problems(folder)]
 
 
-def text_problems(folder: Path, transformer: bart.DalleBartConfig) -> list[str]:
-    """Returns why a text tokenizer cannot be used with a transformer; nothing when it can."""
-    try:
-        tokenizer = TextTokenizer.load(
-            folder, max_text_length=transformer.max_text_length, normalize=transformer.normalize_text
-        )
-    except ModelError as error:
-        return [str(error)]
-    if tokenizer.vocabulary_size > transformer.encoder_vocab_size:
-        return [
-            f"{folder}: the text tokenizer has {tokenizer.vocabulary_size} ids, "
-            f"the transformer embeds {transformer.encoder_vocab_size}; they do not belong together"
-        ]
-    return []
-
-
-def words_problems(folder: ModelFolder) -> list[str]:
-    """Returns why the list of known words cannot be used; nothing when it can, or there is none."""
-    try:
-        load_words(folder.words_file)
-    except ModelError as error:
-        return [str(error)]
-    return []
-
-
-def clip_problems(folder: Path) -> list[str]:
-    """Returns why a folder is none of open_clip's; nothing when it looks like one."""
-    if not (folder / CLIP_CONFIG_FILE).is_file():
-        return [f"{folder}: no {CLIP_CONFIG_FILE} in it; a folder of open_clip's has one"]
-    try:
-        for weights in folder.glob("*.safetensors"):
-            index_safetensors(weights)
-    except ModelError as error:
-        return [str(error)]
-    return []
+def _find_file_problems(folder: ModelFolder) -> Iterator[str]:
+    recorded, present = folder.manifest.files, set(list_files(folder.path))
+    for file in recorded:
+        if file not in present:
+            yield f"{folder.path / file}: missing"
+    for file in sorted(present - recorded.keys()):
+        yield f"{folder.path / file}: not listed in {MANIFEST_FILE}"
+    for file in sorted(present & recorded.keys()):
+        path, record = folder.path / file, recorded[file]
+        # The size is known at once; only a file of the right size has to be read.
+        if (size := path.stat().st_size) != record.size:
+            yield f"{path}: changed: {size} bytes, but {MANIFEST_FILE} says {record.size}"
+        elif (digest := sha256_of(path)) != record.sha256:
+            yield f"{path}: changed: SHA-256 is {digest}, but {MANIFEST_FILE} says {record.sha256}"
+    digests = {file: record.sha256 for file, record in recorded.items()}
+    if revision_of(digests, folder.manifest.parts.clip.model_dump()) != folder.revision:
+        yield f"{folder.path / MANIFEST_FILE}: revision: does not match the listed files"

@@ -112,7 +112,7 @@ def test_words_that_cannot_be_told(
     assert "words.json: things: tuple should have at least 1 item" in complaint(
         capsys, "models", "--words", "worded"
     )
-    assert "no model is called worde. Did you mean worded?" in complaint(capsys, "models", "--words", "worde")
+    assert "there is no model worde. Did you mean worded?" in complaint(capsys, "models", "--words", "worde")
     assert "MODEL: worded: say what of it: smalti models --words worded" in complaint(
         capsys, "models", "worded"
     )
@@ -128,9 +128,9 @@ def test_verify(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"{models}/mosaic/bart/merges.txt: missing",
-        f"{models}/mosaic/extra: not in model.json",
+        f"{models}/mosaic/extra: not listed in model.json",
     ]
-    assert "no model is called mosiac. Did you mean mosaic?" in complaint(capsys, "verify", "mosiac")
+    assert "there is no model mosiac. Did you mean mosaic?" in complaint(capsys, "verify", "mosiac")
 
 
 def test_import(models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +144,11 @@ def test_import(models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[s
         "Small.",
         "here",
     )
-    assert "again: is there already" in complaint(capsys, *words)
+    assert "again: already exists" in complaint(capsys, *words)
     assert "no such folder" in complaint(capsys, *words, "--bart", models / "none", "--out", models / "other")
 
 
 def test_pull(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "it is not in the cache; pull it once without offline mode"
+    message = "not in the cache; pull it once without offline mode"
     assert message in complaint(capsys, "pull", "somebody/mosaic", "--offline")
-    assert "is not of the form owner/name" in complaint(capsys, "pull", "some body", "--offline")
+    assert "must have the form owner/name" in complaint(capsys, "pull", "some body", "--offline")

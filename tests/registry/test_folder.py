@@ -16,6 +16,7 @@ from smalti.models.layers import flatten
 from smalti.parameters import Counts, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import MANIFEST_FILE, check_name
+from smalti.registry.verify import find_problems
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -58,7 +59,7 @@ def test_created_folder_opens_with_all_that_it_was_given(copy: Path) -> None:
     files = {path for path in copy.rglob("*") if path.is_file() and path.name != MANIFEST_FILE}
     assert {copy / file for file in found.manifest.files} == files
     assert found.size == sum(path.stat().st_size for path in files)
-    assert found.verify() == []
+    assert find_problems(found) == []
 
 
 def test_text_tokenizer_may_have_a_folder_of_its_own(copy: Path) -> None:
@@ -66,7 +67,7 @@ def test_text_tokenizer_may_have_a_folder_of_its_own(copy: Path) -> None:
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (copy / "bart" / name).rename(copy / "text" / name)
     assert create(copy).text_folder == copy / "text"
-    assert ModelFolder.open(copy).verify() == []
+    assert find_problems(ModelFolder.open(copy)) == []
 
 
 def test_clip_may_be_a_name(copy: Path) -> None:
@@ -78,8 +79,8 @@ def test_clip_may_be_a_name(copy: Path) -> None:
         "pretrained": "openai",
     }
     assert found.clip_source == "ViT-B-32:openai"
-    assert found.verify() == []
-    with pytest.raises(InvalidInputError, match="clip: 'ViT-B-32' is neither a folder nor a name with its"):
+    assert find_problems(found) == []
+    with pytest.raises(InvalidInputError, match="clip: 'ViT-B-32' is neither a folder nor NAME:TAG"):
         create(copy, clip="ViT-B-32")
 
 
@@ -102,9 +103,11 @@ def test_revision_is_of_the_content_alone(copy: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model(copy: Path) -> None:
-    assert "there is no such folder" in refusal(copy / "nowhere")
-    assert "is no folder" in refusal(copy / MANIFEST_FILE)
-    assert "bart: is no model: no model.json in it; make one with `smalti import`" in refusal(copy / "bart")
+    assert "no such folder" in refusal(copy / "nowhere")
+    assert "not a folder" in refusal(copy / MANIFEST_FILE)
+    assert "bart: not a model folder: it has no model.json; make one with `smalti import`" in refusal(
+        copy / "bart"
+    )
     (copy / MANIFEST_FILE).write_text('{"format": 1,')
     assert "model.json: cannot be read as JSON" in refusal(copy)
     (copy / MANIFEST_FILE).write_bytes(b"\xff\xfe")
@@ -116,7 +119,7 @@ def test_what_is_no_model(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (lambda m: m.update(format=2), "format 2 is unknown, this Smalti reads 1; update it"),
+        (lambda m: m.update(format=2), "format 2 is unknown, this version of Smalti reads 1; update Smalti"),
         (lambda m: m.pop("format"), "format: field required"),
         (lambda m: m.pop("revision"), "revision: field required"),
         (lambda m: m.update(name="../x"), 'name: string should match pattern'),
@@ -125,13 +128,13 @@ def test_what_is_no_model(copy: Path) -> None:
         (lambda m: m.update(licence=""), "licence: string should have at least 1 character"),
         (lambda m: m["sampling"].update(top_p=0), "sampling.top_p: input should be greater than 0, not 0"),
         (lambda m: m["defaults"].update(n="nine"), 'defaults.n: input should be a valid integer, '),
-        (lambda m: m["parts"].update(bart="../bart"), "parts.bart: a path inside of the model's folder"),
-        (lambda m: m["parts"].update(vqgan="/etc"), "parts.vqgan: a path inside of the model's folder"),
-        (lambda m: m["parts"]["clip"].update(folder="a/../../b"), "parts.clip.ClipFolder.folder: a path inside"),
-        (lambda m: m["files"].update({"../x": {"size": 1, "sha256": "0" * 64}}), "a path inside of the model's"),
+        (lambda m: m["parts"].update(bart="../bart"), "parts.bart: must be a path inside the model folder"),
+        (lambda m: m["parts"].update(vqgan="/etc"), "parts.vqgan: must be a path inside the model folder"),
+        (lambda m: m["parts"]["clip"].update(folder="a/../../b"), "parts.clip.ClipFolder.folder: must be a path"),
+        (lambda m: m["files"].update({"../x": {"size": 1, "sha256": "0" * 64}}), "must be a path inside the model"),
         (lambda m: m["files"]["bart/config.json"].update(sha256="0"), "files.bart/config.json.sha256: "),
-        (lambda m: m["parts"].update(vqgan="gone"), "its vqgan is missing: there is no folder "),
-        (lambda m: m["parts"]["clip"].update(folder="gone"), "its clip is missing: there is no folder "),
+        (lambda m: m["parts"].update(vqgan="gone"), "part vqgan is missing: no folder "),
+        (lambda m: m["parts"]["clip"].update(folder="gone"), "part clip is missing: no folder "),
     ],
 )  # fmt: skip
 def test_fields_that_cannot_be_used(copy: Path, edit: Change, problem: str) -> None:
@@ -144,7 +147,7 @@ def test_fields_that_cannot_be_used(copy: Path, edit: Change, problem: str) -> N
 def test_part_that_is_a_link_out_of_the_folder(copy: Path, tmp_path: Path) -> None:
     (copy / "vqgan").rename(tmp_path / "elsewhere")
     (copy / "vqgan").symlink_to(tmp_path / "elsewhere")
-    assert "its vqgan is outside of it" in refusal(copy)
+    assert "part vqgan is outside the model folder" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "ä", "x" * 101, "a\n"])
@@ -156,7 +159,7 @@ def test_names_that_no_model_can_have(name: str) -> None:
 def test_part_that_is_missing_cannot_be_created(copy: Path) -> None:
     before = (copy / MANIFEST_FILE).read_bytes()
     shutil.rmtree(copy / "vqgan")
-    with pytest.raises(ModelError, match="its vqgan is missing"):
+    with pytest.raises(ModelError, match="part vqgan is missing"):
         create(copy)
     assert (copy / MANIFEST_FILE).read_bytes() == before
 
@@ -165,7 +168,7 @@ def test_part_that_is_missing_cannot_be_created(copy: Path) -> None:
 
 
 def problems(path: Path) -> list[str]:
-    found = ModelFolder.open(path).verify()
+    found = find_problems(ModelFolder.open(path))
     assert not any("\n" in problem for problem in found)
     return found
 
@@ -182,14 +185,14 @@ def test_missing_changed_and_extra_files(copy: Path) -> None:
     found = problems(copy)
     assert len(found) == 4
     assert found[0] == f"{copy / 'bart' / 'merges.txt'}: missing"
-    assert found[1] == f"{copy / 'notes.txt'}: not in model.json"
-    assert found[2].startswith(f"{vocabulary}: changed: it has ")
-    assert found[3].startswith(f"{config}: changed: its SHA-256 is ")
+    assert found[1] == f"{copy / 'notes.txt'}: not listed in model.json"
+    assert found[2].startswith(f"{vocabulary}: changed: ")
+    assert found[3].startswith(f"{config}: changed: SHA-256 is ")
 
 
 def test_revision_of_other_files(copy: Path) -> None:
     change(copy, lambda fields: fields.update(revision="sha256:" + "0" * 64))
-    assert problems(copy) == [f"{copy / MANIFEST_FILE}: revision: not that of the files it lists"]
+    assert problems(copy) == [f"{copy / MANIFEST_FILE}: revision: does not match the listed files"]
 
 
 def edit_config(path: Path, **changes: Any) -> None:
@@ -206,7 +209,7 @@ def edit_config(path: Path, **changes: Any) -> None:
         (
             "vqgan",
             {"resolution": 64, "attn_resolutions": [8]},
-            "the VQGAN lays 64; they do not belong together",
+            "the VQGAN decodes 64; they are parts of different models",
         ),
     ],
 )
@@ -227,7 +230,7 @@ def test_generator_and_codebook_of_different_models(copy: Path, tiny: ModelFolde
     edit_config(copy / "bart" / "config.json", image_vocab_size=128, decoder_start_token_id=128)
     create(copy)
     (problem,) = problems(copy)
-    assert "draws 128 different tokens, the VQGAN's codebook has 64" in problem
+    assert "generates 128 different tokens, but the VQGAN's codebook has 64" in problem
 
 
 def test_text_tokenizer_that_cannot_be_used(copy: Path) -> None:
@@ -253,4 +256,4 @@ def test_clip_that_cannot_be_used(copy: Path) -> None:
     (copy / "clip" / "open_clip_config.json").unlink()
     create(copy)
     (problem,) = problems(copy)
-    assert "no open_clip_config.json in it" in problem
+    assert "it has no open_clip_config.json" in problem

@@ -18,6 +18,7 @@ from smalti.models.vqgan import VQGAN
 from smalti.registry.folder import ModelFolder
 from smalti.registry.huggingface import pull_model
 from smalti.registry.manifest import MANIFEST_FILE
+from smalti.registry.verify import find_problems
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
@@ -145,12 +146,12 @@ def test_smalti_model_is_taken_as_it_is(hub: LocalHub, user: Path, tiny: ModelFo
     pulled = pull_model("somebody/mosaic")
     assert pulled.path == user / "models" / tiny.name
     assert pulled.manifest == tiny.manifest
-    assert pulled.verify() == []
+    assert find_problems(pulled) == []
     assert not (pulled.path / "training.log").exists()
     assert not any("training.log" in path for path in hub.asked)
     # It is no second copy of what the cache holds, but it stays when the cache goes.
     shutil.rmtree(user / "cache")
-    assert pulled.verify() == []
+    assert find_problems(pulled) == []
 
 
 def test_original_is_imported(hub: LocalHub, user: Path, tiny: ModelFolder) -> None:
@@ -158,7 +159,7 @@ def test_original_is_imported(hub: LocalHub, user: Path, tiny: ModelFolder) -> N
     assert pulled.path == user / "models" / "dalle-mini"
     assert pulled.manifest.licence == "apache-2.0"
     assert pulled.manifest.source == "https://huggingface.co/dalle-mini/dalle-mini"
-    assert pulled.verify() == []
+    assert find_problems(pulled) == []
     assert not any("optimizer" in path for path in hub.asked)
 
 
@@ -178,7 +179,7 @@ def test_second_pull_needs_no_network(hub: LocalHub, user: Path, monkeypatch: py
 def test_name_revision_licence_and_place_can_be_given(user: Path) -> None:
     pulled = pull_model("somebody/mosaic", name="tiles", revision=COMMIT)
     assert (pulled.path, pulled.name) == (user / "models" / "tiles", "tiles")
-    assert pulled.verify() == []
+    assert find_problems(pulled) == []
     pulled = pull_model("dalle-mini/dalle-mini", name="small", licence="CC0-1.0", out=user / "there")
     assert (pulled.path, pulled.name, pulled.manifest.licence) == (user / "there", "small", "CC0-1.0")
 
@@ -192,15 +193,15 @@ def refusal(user: Path, repository: str, **options: object) -> str:
 
 
 def test_what_the_hub_does_not_give(user: Path) -> None:
-    assert "somebody/none: the hub has none of that name, or it is private" in refusal(user, "somebody/none")
-    assert "access is granted on request" in refusal(user, GATED)
-    assert "it has no revision v9" in refusal(user, "somebody/mosaic", revision="v9")
-    assert "'a/b/c' is not of the form owner/name" in refusal(user, "a/b/c")
+    assert "somebody/none: not found on the hub; if it is private, run" in refusal(user, "somebody/none")
+    assert "access is restricted; request it on the hub" in refusal(user, GATED)
+    assert "there is no revision v9" in refusal(user, "somebody/mosaic", revision="v9")
+    assert "'a/b/c' must have the form owner/name" in refusal(user, "a/b/c")
 
 
 def test_cache_that_does_not_hold_it(user: Path) -> None:
     message = refusal(user, "somebody/mosaic", offline=True)
-    assert message == "somebody/mosaic: it is not in the cache; pull it once without offline mode"
+    assert message == "somebody/mosaic: not in the cache; pull it once without offline mode"
 
 
 def test_hub_that_cannot_be_reached(hub: LocalHub, user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +209,7 @@ def test_hub_that_cannot_be_reached(hub: LocalHub, user: Path, monkeypatch: pyte
     monkeypatch.setenv("SMALTI_HUB_ENDPOINT", "http://127.0.0.1:1")
     message = refusal(user, "somebody/mosaic")
     assert message == (
-        "somebody/mosaic: it is not in the cache; and the hub cannot be reached: check the network"
+        "somebody/mosaic: not in the cache; the hub cannot be reached either: check the network"
     )
 
 
@@ -217,8 +218,8 @@ def test_repositories_that_are_no_models(hub: LocalHub, user: Path) -> None:
         if card is not None:
             hub.repositories["somebody/nothing"]["README.md"] = card
             shutil.rmtree(user / "cache")
-        assert "somebody/nothing does not say its own" in refusal(user, "somebody/nothing")
-    message = "holds neither a model.json nor a flax_model.msgpack"
+        assert "licence: the model card of somebody/nothing states none" in refusal(user, "somebody/nothing")
+    message = "cannot be pulled: it has neither model.json nor flax_model.msgpack"
     assert f"somebody/nothing: {message}" in refusal(user, "somebody/nothing", licence="MIT")
     assert f"somebody/nothing: {message}" in refusal(user, "dalle-mini/dalle-mini", vqgan="somebody/nothing")
     files = hub.repositories["somebody/mosaic"]
@@ -228,7 +229,7 @@ def test_repositories_that_are_no_models(hub: LocalHub, user: Path) -> None:
 
 def test_listed_file_that_is_not_there(hub: LocalHub, user: Path) -> None:
     del hub.repositories["somebody/mosaic"]["bart/merges.txt"]
-    assert "bart/merges.txt is missing, which its model.json lists" in refusal(user, "somebody/mosaic")
+    assert "bart/merges.txt is missing, although model.json lists it" in refusal(user, "somebody/mosaic")
     hub.repositories["somebody/mosaic"][MANIFEST_FILE] = b'{"format": 9}'
     shutil.rmtree(user / "cache")
     assert "format 9 is unknown" in refusal(user, "somebody/mosaic")

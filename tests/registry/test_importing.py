@@ -25,6 +25,7 @@ from smalti.parameters import Counts, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.importing import DEFAULT_CLIP, import_model, new_folder
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
+from smalti.registry.verify import find_problems
 from smalti.text.tokenizer import TextTokenizer
 
 WORDS_FILE = "enwiki-words-frequency.txt"
@@ -96,7 +97,7 @@ def test_originals_become_a_model(
     sampling, defaults = SamplingParameters(top_k=256), Counts(n=1, candidates=2)
     made = make(description="Small.", source="the tests", sampling=sampling, defaults=defaults)
     assert made == ModelFolder.open(tmp_path / "made")
-    assert made.verify() == []
+    assert find_problems(made) == []
     assert (made.name, made.manifest.description, made.manifest.source) == ("mosaic", "Small.", "the tests")
     assert (made.sampling, made.defaults) == (sampling, defaults)
     assert {path.name for path in made.path.rglob("*") if path.is_file()} == {
@@ -143,7 +144,7 @@ def test_file_of_a_vqgan_and_text_from_elsewhere(
     made = make(vqgan=originals / "vqgan" / "flax_model.msgpack", text=originals / "text")
     assert same_weights(made, tiny)
     assert sorted(path.name for path in made.text_folder.iterdir()) == ["merges.txt", "vocab.json"]
-    assert made.verify() == []
+    assert find_problems(made) == []
 
 
 def write_min_dalle(originals: Path, suffix: str) -> None:
@@ -177,7 +178,7 @@ def test_files_of_min_dalle(
         (originals / "bart" / "vocab.json").write_text("{}")
     made = make()
     assert same_weights(made, tiny)
-    assert made.verify() == []
+    assert find_problems(made) == []
     tokenizer = TextTokenizer.load(made.text_folder, max_text_length=64, normalize=False)
     assert (
         tokenizer.vocabulary_size
@@ -195,7 +196,7 @@ def test_files_of_min_dalle(
         ({"vqgan": "bart"}, "tensor decoder/conv_in/bias of shape (512,) is missing"),
         ({"bart": "nowhere"}, "no such folder"),
         ({"vqgan": "vqgan/config.json"}, "not one of the files of weights of a VQGAN model"),
-        ({"clip": "vqgan"}, "no open_clip_config.json in it"),
+        ({"clip": "vqgan"}, "it has no open_clip_config.json"),
         ({"text": "vqgan"}, "no text tokenizer"),
     ],
 )
@@ -207,13 +208,13 @@ def test_parts_that_cannot_be_used(
 
 
 def test_names_and_places_that_cannot_be_used(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
-    assert "name: '../x' is not made of" in refusal(lambda: make(name="../x"), tmp_path)
-    assert "licence: it is empty" in refusal(lambda: make(licence=""), tmp_path)
-    assert "clip: 'CLIP' is neither a folder nor a name" in refusal(lambda: make(clip="CLIP"), tmp_path)
+    assert "name: '../x' is not valid; use up to 100 letters" in refusal(lambda: make(name="../x"), tmp_path)
+    assert "licence: must not be empty" in refusal(lambda: make(licence=""), tmp_path)
+    assert "clip: 'CLIP' is neither a folder nor NAME:TAG" in refusal(lambda: make(clip="CLIP"), tmp_path)
     (tmp_path / "file").touch()
     assert "Not a directory" in refusal(lambda: make(out=tmp_path / "file" / "made"), tmp_path)
     (tmp_path / "made").mkdir()
-    assert "made: is there already; remove it, or" in refusal(make, tmp_path)
+    assert "made: already exists; remove it, or" in refusal(make, tmp_path)
 
 
 def test_damaged_weights(make: Callable[..., ModelFolder], originals: Path, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_parts_of_different_models(make: Callable[..., ModelFolder], originals: 
     config = originals / "vqgan" / "config.json"
     fields = json.loads(config.read_text())
     config.write_text(json.dumps(fields | {"resolution": 64, "attn_resolutions": [8]}))
-    assert "they do not belong together" in refusal(make, tmp_path)
+    assert "they are parts of different models" in refusal(make, tmp_path)
 
 
 def test_weights_without_a_configuration(
@@ -234,7 +235,7 @@ def test_weights_without_a_configuration(
 ) -> None:
     (originals / "vqgan" / "config.json").unlink()
     message = refusal(make, tmp_path)
-    assert "no config.json is beside it, and no published model fits it" in message
+    assert "there is no config.json beside it, and no published model fits" in message
 
 
 def test_import_that_fails_at_its_end_leaves_nothing(
@@ -286,4 +287,4 @@ def test_weights_without_a_configuration_may_be_those_of_a_published_model(
         if config != "none":
             shutil.copy(originals / "bart" / "config.json", folder)
         message = refusal(partial(make, vqgan=folder), tmp_path)
-        assert "the transformer draws 16 tokens a picture, the VQGAN lays 256" in message
+        assert "the transformer generates 16 tokens per picture, but the VQGAN decodes 256" in message

@@ -10,6 +10,7 @@ from smalti.errors import ModelError, ModelNotFoundError
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import MANIFEST_FILE
+from smalti.registry.verify import find_problems
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_no_name_is_the_setting_or_what_comes_with_smalti(
     monkeypatch.setenv("SMALTI_MODEL", "mosaic")
     assert library.find().path == models / "mosaic"
     monkeypatch.setenv("SMALTI_MODEL", "gone")
-    with pytest.raises(ModelNotFoundError, match="no model is called gone"):
+    with pytest.raises(ModelNotFoundError, match="there is no model gone"):
         library.find()
 
 
@@ -70,16 +71,16 @@ def test_unknown_name_gets_the_near_ones_and_the_list(models: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         library.find("mosiac")
     known = ", ".join(sorted(["mosaic", *shipped_names()]))
-    assert str(caught.value) == f"no model is called mosiac. Did you mean mosaic? There are: {known}"
+    assert str(caught.value) == f"there is no model mosiac. Did you mean mosaic? Known models: {known}"
     with pytest.raises(ModelNotFoundError) as caught:
         library.find("zzz")
-    assert str(caught.value) == f"no model is called zzz. There are: {known}"
-    with pytest.raises(ModelNotFoundError, match=r"there is no such folder; give one, or a name\. There"):
+    assert str(caught.value) == f"there is no model zzz. Known models: {known}"
+    with pytest.raises(ModelNotFoundError, match=r"no such folder; give another folder, or a name\. Known"):
         library.find(models / "zzz")
 
 
 def test_folder_that_is_no_model(models: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no model: no model\.json in it"):
+    with pytest.raises(ModelError, match=r"not a model folder: it has no model\.json"):
         library.find(models)
 
 
@@ -104,5 +105,5 @@ def test_what_comes_with_smalti_is_whole() -> None:
     for entry in library.list_models():
         if entry.shipped:
             assert entry.model is not None
-            assert entry.model.verify() == []
+            assert find_problems(entry.model) == []
             assert entry.name == json.loads((entry.path / MANIFEST_FILE).read_text())["name"]

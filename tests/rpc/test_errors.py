@@ -47,7 +47,7 @@ ONCE = RpcSettings(attempts=1)
 
 ERRORS: dict[str, SmaltiError] = {
     "INVALID_INPUT": InvalidInputError("top_p", "must be above 0, not 0.0"),
-    "MODEL_NOT_FOUND": ModelNotFoundError("no model is called mega", "mega"),
+    "MODEL_NOT_FOUND": ModelNotFoundError("there is no model mega", "mega"),
     "JOB_NOT_FOUND": JobNotFoundError("j1"),
     "PICTURE_NOT_FOUND": PictureNotFoundError("j1/3"),
     "REQUEST_ID_REUSED": RequestIdReusedError("j1"),

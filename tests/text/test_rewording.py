@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from smalti.errors import ModelError
 from smalti.registry.folder import ModelFolder
+from smalti.registry.verify import find_problems
 from smalti.testing.words import SMALL_WORLD
 from smalti.text.lexicon import MAX_PROMPT_LENGTH, split
 from smalti.text.rewording import Rewriter
@@ -250,7 +251,7 @@ def test_words_that_cannot_be_used(worded: ModelFolder, tmp_path: Path, edit: Ch
         Rewriter.load(ModelFolder.open(folder).words_file)
     assert str(caught.value).startswith(f"{file}: {problem}")
     assert "\n" not in str(caught.value)
-    problems = ModelFolder.open(folder).verify()
+    problems = find_problems(ModelFolder.open(folder))
     assert str(caught.value) in problems
 
 

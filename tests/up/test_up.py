@@ -263,7 +263,7 @@ def test_wrong_model_or_program_is_one_line_at_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for arguments, said in (
-        (["--model", "no-such-model"], "no model is called no-such-model"),
+        (["--model", "no-such-model"], "there is no model no-such-model"),
         (["--", "no-such-program"], "COMMAND: no-such-program: there is no such program"),
     ):
         assert run(["up", "--data", str(tmp_path / "data"), *arguments]) == 2

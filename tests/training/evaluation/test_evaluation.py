@@ -17,6 +17,7 @@ from smalti.models import bart, vqgan
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
+from smalti.registry.verify import find_problems
 from smalti.testing.clip import tiny_clip
 from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
 from smalti.testing.tokenizer import tiny_tokenizer_files
@@ -318,7 +319,7 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert part in told
     assert (folder / "model" / "samples.png").is_file()
     assert ModelFolder.open(folder / "model").revision == model.revision
-    assert model.verify() == []
+    assert find_problems(model) == []
 
     figures = json.loads((tmp_path / "quality.json").read_text())
     (tmp_path / "quality.json").write_text(json.dumps({**figures, "revision": "sha256:" + 64 * "0"}))
@@ -364,7 +365,7 @@ def test_the_minutes_of_a_run_follow_from_its_log(folder: Path) -> None:
         ({"--judge": "data"}, "holds no run"),
         ({"--data": "judge/sheets"}, "has no world"),
         ({"--sheet-prompts": "none.toml"}, "cannot be read as TOML"),
-        ({"--model": "data"}, "is no model"),
+        ({"--model": "data"}, "not a model folder"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
