@@ -11,9 +11,9 @@ from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
 from smalti.rpc.server import Register, serve
 from smalti.rpc.settings import RpcSettings
-from smalti.service import Process, ServiceSettings
+from smalti.service import Process, ServiceSettings, Telemetry
 from smalti.storage import MemoryStore
-from smalti.telemetry import Metrics, Telemetry
+from smalti.telemetry import Metrics
 
 ONCE = RpcSettings(attempts=1, grace=0)
 
@@ -28,7 +28,7 @@ def bare_process(store: MemoryStore | None = None) -> Process:
         broker=broker,
         publisher=BrokerPublisher(broker),
         store=store or MemoryStore(),
-        telemetry=Telemetry(Metrics("ranker"), None, None),
+        telemetry=Telemetry(Metrics("ranker")),
     )
 
 

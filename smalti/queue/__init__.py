@@ -10,15 +10,19 @@ from smalti.queue.errors import (
     PermanentError,
     RetryError,
 )
+from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
 from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
+from smalti.queue.tracing import current_trace
 
 __all__ = [
+    "QUEUE_ENTRY",
     "BrokerPublisher",
     "BrokerSettings",
     "BrokerUnavailableError",
     "Consumer",
     "Delivery",
+    "DeliveryMetrics",
     "GiveBackError",
     "HandledDelivery",
     "Handler",
@@ -31,4 +35,5 @@ __all__ = [
     "broker_settings",
     "celery_application",
     "consume",
+    "current_trace",
 ]

@@ -34,8 +34,8 @@ from smalti.queue.gate import Gate
 from smalti.queue.publisher import REDELIVERIES, BrokerPublisher
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.suspects import Suspects
+from smalti.queue.tracing import handling
 from smalti.storage import ObjectStore
-from smalti.telemetry.messages import handling
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
 from smalti.queue.errors import BrokerUnavailableError
 from smalti.queue.settings import BrokerSettings, broker_settings
-from smalti.telemetry.messages import sending
+from smalti.queue.tracing import sending
 
 REDELIVERIES = "smalti_redeliveries"
 """The header that counts how often a worker has died over a message, or tried in vain to read it."""

@@ -1,7 +1,9 @@
 """What every service's process shares: settings, start, health, drain, exit codes."""
 
-from smalti.service.process import BackgroundTask, Build, Engine, Process, Service, run
+from smalti.service.engine import Engine
+from smalti.service.process import BackgroundTask, Build, Process, Service, run
 from smalti.service.settings import ServiceSettings, service_settings
+from smalti.service.telemetry import Telemetry
 
 __all__ = [
     "BackgroundTask",
@@ -10,6 +12,7 @@ __all__ = [
     "Process",
     "Service",
     "ServiceSettings",
+    "Telemetry",
     "run",
     "service_settings",
 ]

@@ -18,15 +18,24 @@ from typing import NoReturn, Protocol, Self
 
 from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError
 from smalti.messages import Stage
-from smalti.queue import BrokerPublisher, BrokerSettings, Consumer, Handler, broker_settings, consume
+from smalti.queue import (
+    QUEUE_ENTRY,
+    BrokerPublisher,
+    BrokerSettings,
+    Consumer,
+    Handler,
+    broker_settings,
+    consume,
+)
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
 from smalti.service import failpoints
+from smalti.service.engine import Engine
 from smalti.service.settings import ServiceSettings, service_settings
+from smalti.service.telemetry import Telemetry
+from smalti.service.telemetry import start as start_telemetry
 from smalti.storage import ObjectStore, StoreUnavailableError, open_store
-from smalti.telemetry import QUEUE, Telemetry
-from smalti.telemetry import start as start_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -37,37 +46,6 @@ WATCH_SECONDS = 0.1
 """How often it is looked whether everything is alive."""
 DEAD_SECONDS = 5.0
 """What a process whose engine has died takes for telling those who wait for it; then it ends in any case."""
-
-
-class Engine(Protocol):
-    """What computes behind a service."""
-
-    slots: int
-    """How many pieces of work it does at the same time."""
-
-    @property
-    def active(self) -> int:
-        """How many it does."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for it."""
-        ...
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it takes work; must not wait."""
-        ...
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why it does not."""
-        ...
-
-    def close(self) -> None:
-        """Ends it; what it has not finished fails."""
-        ...
 
 
 class BackgroundTask(Protocol):
@@ -209,10 +187,10 @@ class _Life:
             publisher=process.publisher,
             store=None if stage is Stage.EVENTS else process.store,
             settings=process.broker,
-            observer=process.telemetry.observer,
+            observer=process.telemetry.delivery_observer,
         )
         process.telemetry.watch("ready", lambda: float(self._ready and not self._what_is_dead()))
-        process.telemetry.watch("requests_running", lambda: {QUEUE: self._consumption.running})
+        process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumption.running})
         if service.engine is not None:
             process.telemetry.watch_engine(service.engine)
 

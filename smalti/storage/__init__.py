@@ -36,4 +36,5 @@ __all__ = [
     "open_store",
     "store_settings",
     "sweep",
+    "timed",
 ]

@@ -1,7 +1,18 @@
-"""What a process tells of itself: metrics for Prometheus, traces by OpenTelemetry, a log with the job in every line."""
+"""Metrics for Prometheus, traces by OpenTelemetry, and the log of a process."""
 
-from smalti.telemetry.metrics import Metrics
-from smalti.telemetry.process import QUEUE, Telemetry, start
+from smalti.telemetry.endpoint import Endpoint, serve_metrics
+from smalti.telemetry.metrics import GaugeValue, Metrics
 from smalti.telemetry.settings import LogSettings, MetricsSettings
 
-__all__ = ["QUEUE", "LogSettings", "Metrics", "MetricsSettings", "Telemetry", "start"]
+__all__ = [
+    "Endpoint",
+    "GaugeValue",
+    "LogSettings",
+    "Metrics",
+    "MetricsSettings",
+    "logs",
+    "metrics",
+    "serve_metrics",
+    "settings",
+    "tracing",
+]

@@ -14,7 +14,6 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from smalti.messages import Message
 from smalti.settings import read_settings
 from smalti.telemetry.settings import LogFormat, LogLevel, LogSettings
 
@@ -91,13 +90,3 @@ def about(**what: Any) -> Iterator[None]:
         **{name: value for name, value in what.items() if value is not None}
     ):
         yield
-
-
-def of_message(message: Message) -> dict[str, Any]:
-    """Returns what a line about a message says of it; never what is in it."""
-    return {
-        "job": message.job,
-        "stage": getattr(message, "stage", message.stage_queue).value,
-        "chunk": getattr(message, "chunk", None),
-        "attempt": message.attempt,
-    }

@@ -35,7 +35,7 @@ COMPILED: Final = (ENCODER, GENERATOR, DECODER)
 ALL: Final = (*STAGES, GATEWAY)
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """The kinds of metrics, as Prometheus names them."""
 
     COUNTER = "counter"
@@ -49,7 +49,7 @@ class Definition:
 
     name: str
     """Without the prefix."""
-    kind: Kind
+    kind: MetricKind
     meaning: str
     services: tuple[str, ...] = ALL
     """Those that have it."""
@@ -61,13 +61,13 @@ class Definition:
 def _counter(
     name: str, meaning: str, services: tuple[str, ...] = ALL, labels: tuple[str, ...] = ()
 ) -> Definition:
-    return Definition(name, Kind.COUNTER, meaning, services, labels)
+    return Definition(name, MetricKind.COUNTER, meaning, services, labels)
 
 
 def _gauge(
     name: str, meaning: str, services: tuple[str, ...] = ALL, labels: tuple[str, ...] = ()
 ) -> Definition:
-    return Definition(name, Kind.GAUGE, meaning, services, labels)
+    return Definition(name, MetricKind.GAUGE, meaning, services, labels)
 
 
 def _histogram(
@@ -77,7 +77,7 @@ def _histogram(
     labels: tuple[str, ...] = (),
     buckets: tuple[float, ...] = SECONDS,
 ) -> Definition:
-    return Definition(name, Kind.HISTOGRAM, meaning, services, labels, buckets)
+    return Definition(name, MetricKind.HISTOGRAM, meaning, services, labels, buckets)
 
 
 DEFINITIONS: Final = (
@@ -120,7 +120,7 @@ DEFINITIONS: Final = (
     _histogram("database_seconds", "what transactions of the database took", (GATEWAY,), ("op",)),
 )  # fmt: skip
 
-Reading = float | Mapping[str, float]
+GaugeValue = float | Mapping[str, float]
 """What a gauge shows: a number, or one for each value of its label."""
 
 
@@ -144,14 +144,14 @@ class Metrics:
         self._series: dict[str, Any] = {}
         for each in self.definitions.values():
             name = PREFIX + each.name
-            if each.kind is Kind.COUNTER:
+            if each.kind is MetricKind.COUNTER:
                 self._series[each.name] = Counter(name, each.meaning, each.labels, registry=self._inner)
-            elif each.kind is Kind.HISTOGRAM:
+            elif each.kind is MetricKind.HISTOGRAM:
                 self._series[each.name] = Histogram(
                     name, each.meaning, each.labels, registry=self._inner, buckets=each.buckets
                 )
         self._lock = threading.Lock()
-        self._gauges: dict[str, list[Callable[[], Reading]]] = {}
+        self._gauges: dict[str, list[Callable[[], GaugeValue]]] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Counts on; `name` is without the prefix."""
@@ -161,14 +161,14 @@ class Metrics:
         """Adds a value to a histogram."""
         self._labelled(name, labels).observe(value)
 
-    def watch(self, name: str, read: Callable[[], Reading]) -> None:
+    def watch(self, name: str, read: Callable[[], GaugeValue]) -> None:
         """Lets a gauge ask, whenever it is read; what several say is added up.
 
         Args:
             name: the gauge's, without the prefix.
             read: returns the number, or one for each value of the gauge's label; called by threads of the endpoint.
         """
-        if self.definitions[name].kind is not Kind.GAUGE:
+        if self.definitions[name].kind is not MetricKind.GAUGE:
             raise ValueError(f"{name} is no gauge")
         with self._lock:
             self._gauges.setdefault(name, []).append(read)
@@ -220,7 +220,7 @@ class _Collected(Collector):
         return self._metrics.collect()
 
 
-def _readings(name: str, read: Callable[[], Reading]) -> Mapping[str, float]:
+def _readings(name: str, read: Callable[[], GaugeValue]) -> Mapping[str, float]:
     """Asks, and shows no number where that fails: the others are wanted all the more then."""
     try:
         reading = read()

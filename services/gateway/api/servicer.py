@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
+from smalti.queue import current_trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
 from smalti.services.gateway.api.catalogue import describe, without_words
@@ -31,7 +32,6 @@ from smalti.services.gateway.database.tables import Picture, State
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import Position, Snapshot
 from smalti.storage import DamagedObjectError, MissingObjectError
-from smalti.telemetry.messages import here
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
@@ -90,7 +90,7 @@ class ImageServicer(ImageServiceServicer):
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         order = order_of(request, self._gateway.spec, self._gateway.settings)
-        order = replace(order, request_id=request_id, request_hash=request_hash, trace=here())
+        order = replace(order, request_id=request_id, request_hash=request_hash, trace=current_trace())
         if order.keep_rows:
             await self._call(self._jobs.check_room)
             with within("parameters.initial_image"):

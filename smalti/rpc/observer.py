@@ -1,4 +1,4 @@
-"""gRPC calls: counted, timed, recorded as spans, and named in the log."""
+"""Metrics, spans and log fields of gRPC calls."""
 
 import asyncio
 import re
@@ -13,12 +13,11 @@ import grpc
 from opentelemetry.trace import SpanKind
 
 from smalti.rpc.calls import EXEMPT, Handler, wrapped
-from smalti.telemetry import tracing
+from smalti.telemetry import Metrics, tracing
 from smalti.telemetry.logs import about
-from smalti.telemetry.metrics import Metrics
 
 REQUEST_ID = "x-request-id"
-"""The metadata by which a client names its call in our log."""
+"""The metadata key with which a client names its call in the log."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 _OUTCOMES = {
@@ -29,7 +28,7 @@ _OUTCOMES = {
     grpc.StatusCode.UNAVAILABLE: "refused",
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# What is the server's fault; of the rest the caller is told, and no span has failed.
+# Errors of the server. The others are the caller's, and leave the span unmarked.
 _FAULTS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -41,10 +40,9 @@ _FAULTS = {
 
 
 class CallObserver(grpc.aio.ServerInterceptor):
-    """Sees every call of a server, but those of health and reflection, from its beginning to its end."""
+    """Observes every call of a server except health and reflection."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Counts into the metrics."""
         self._metrics = metrics
         self._running: Counter[str] = Counter()
         metrics.watch("requests_running", lambda: dict(self._running))
@@ -108,14 +106,14 @@ class CallObserver(grpc.aio.ServerInterceptor):
 
 
 def _code(context: Any, otherwise: grpc.StatusCode) -> grpc.StatusCode:
-    """Returns the status that a call was ended with; gRPC gives it as a number, or as its own."""
+    """Returns the status of a call, which gRPC gives as a number or as a `StatusCode`."""
     code = context.code()
     code = _CODES.get(code, code)
     return code if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK else otherwise
 
 
-class _Passing:
-    """Gives a call the trace that it belongs to."""
+class _TracePropagator:
+    """Adds the current trace to the metadata of a call."""
 
     def _traced(self, details: Any) -> Any:
         carrier = tracing.inject()
@@ -125,8 +123,8 @@ class _Passing:
         return details._replace(metadata=metadata)
 
 
-class UnaryCallTracer(_Passing, grpc.aio.UnaryUnaryClientInterceptor):
-    """Records calls that have one answer."""
+class UnaryCallTracer(_TracePropagator, grpc.aio.UnaryUnaryClientInterceptor):
+    """Records calls with one response as spans."""
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
         method = _text(client_call_details.method)
@@ -139,15 +137,15 @@ class UnaryCallTracer(_Passing, grpc.aio.UnaryUnaryClientInterceptor):
         return call
 
 
-class StreamCallTracer(_Passing, grpc.aio.UnaryStreamClientInterceptor):
-    """Passes the trace on with calls that have many answers; when they end is the caller's, and not recorded."""
+class StreamCallTracer(_TracePropagator, grpc.aio.UnaryStreamClientInterceptor):
+    """Propagates the trace with streaming calls. They are not recorded: the caller decides when they end."""
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
         return await continuation(self._traced(client_call_details), request)
 
 
 def client_interceptors() -> tuple[grpc.aio.ClientInterceptor, ...]:
-    """Returns what a channel needs so that those who are called go on in the caller's trace."""
+    """Returns the interceptors with which a channel propagates the caller's trace."""
     return UnaryCallTracer(), StreamCallTracer()
 
 

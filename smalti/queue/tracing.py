@@ -1,25 +1,26 @@
-"""What is told of a message on its way: the spans of its sending and its handling, and what the log says of it."""
+"""Spans and log fields of messages: how sending and handling appear in traces and logs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
 from smalti.messages import EncodeTask, Message, Progress, StageDone, Trace
 from smalti.telemetry import tracing
-from smalti.telemetry.logs import about, of_message
+from smalti.telemetry.logs import about
 
-# As OpenTelemetry's conventions for messaging name it.
+# The values of OpenTelemetry's semantic conventions for messaging.
 SYSTEM = "celery"
 MAX_STATE_LENGTH = 512
 
 
 @contextmanager
 def sending(message: Message) -> Iterator[Message]:
-    """Gives the message with the trace that it goes on in; the block sends it.
+    """Yields the message with the trace in which it continues; the block sends it.
 
-    The trace is that of this thread or task, or, where there is none, the one that the message has already.
+    The trace is that of the current thread or task. Without one, the message keeps its own.
     """
     if not tracing.is_recording() or isinstance(message, Progress):
         yield message
@@ -32,53 +33,48 @@ def sending(message: Message) -> Iterator[Message]:
             "messaging.operation.name": "send",
             "messaging.operation.type": "send",
         },
-        parent=None if tracing.inject() else trace_of(message),
+        parent=None if tracing.inject() else _trace_of(message),
     ):
-        yield message.model_copy(update={"trace": here()})
+        yield message.model_copy(update={"trace": current_trace()})
 
 
 @contextmanager
 def handling(message: Message, queue: str) -> Iterator[Span]:
-    """Lets the log and the traces say what the block is about: the handling of a message from a queue."""
-    with about(**of_message(message)):
+    """Adds the message to the log lines and traces of the block, which handles it."""
+    with about(**_log_fields(message)):
         if isinstance(message, Progress):
             yield tracing.current_span()
             return
         operation = {"messaging.operation.name": "process", "messaging.operation.type": "process"}
         attributes = {**_attributes(message, queue), **operation}
-        with tracing.span(f"process {queue}", SpanKind.CONSUMER, attributes, trace_of(message)) as span:
+        with tracing.span(f"process {queue}", SpanKind.CONSUMER, attributes, _trace_of(message)) as span:
             yield span
 
 
-def here() -> Trace | None:
-    """Returns the trace of this thread or task, as it goes into a message; None where there is none."""
+def current_trace() -> Trace | None:
+    """Returns the trace of the current thread or task as a message carries it, or None without one."""
     carrier = tracing.inject()
     if not carrier:
         return None
-    # What others keep with a trace may be left out, and has to be where it is longer than the recommendation asks for.
+    # W3C Trace Context allows tracestate to be dropped, and does not require more than 512 characters to be kept.
     state = carrier.get("tracestate", "")
     return Trace(
         traceparent=carrier["traceparent"], tracestate=state if len(state) <= MAX_STATE_LENGTH else ""
     )
 
 
-@contextmanager
-def within(trace: Trace | None) -> Iterator[None]:
-    """Lets the block go on in a trace that was kept: what it sends belongs to it."""
-    context = trace and tracing.extract(trace.model_dump())
-    if not context:
-        yield
-        return
-    token = attach(context)
-    try:
-        yield
-    finally:
-        detach(token)
-
-
-def trace_of(message: Message) -> Context | None:
-    """Returns what a message says of its trace."""
+def _trace_of(message: Message) -> Context | None:
     return tracing.extract(message.trace.model_dump()) if message.trace else None
+
+
+def _log_fields(message: Message) -> dict[str, Any]:
+    """Returns the log fields of a message: what identifies it, never its content."""
+    return {
+        "job": message.job,
+        "stage": getattr(message, "stage", message.stage_queue).value,
+        "chunk": getattr(message, "chunk", None),
+        "attempt": message.attempt,
+    }
 
 
 def _attributes(message: Message, queue: str) -> dict[str, tracing.Value]:

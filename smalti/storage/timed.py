@@ -1,4 +1,4 @@
-"""An object store whose calls are timed, and recorded as spans."""
+"""An object store whose calls are timed and recorded as spans."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,58 +6,49 @@ from typing import TypeVar
 
 from opentelemetry.trace import SpanKind
 
-from smalti.storage import (
+from smalti.storage.keys import ObjectRef
+from smalti.storage.store import (
     DamagedObjectError,
     MissingObjectError,
     ObjectInfo,
-    ObjectRef,
     ObjectStore,
     StoreUnavailableError,
 )
-from smalti.telemetry import tracing
-from smalti.telemetry.metrics import Metrics
+from smalti.telemetry import Metrics, tracing
 
 Result = TypeVar("Result")
 
 
 class TimedStore:
-    """Passes every call on; see `ObjectStore`."""
+    """Wraps an `ObjectStore`."""
 
     def __init__(self, store: ObjectStore, metrics: Metrics) -> None:
-        """Takes the store that does the work."""
         self._store = store
         self._metrics = metrics
 
-    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
-        """See `ObjectStore`."""
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
         return self._timed("put", key, lambda: self._store.put(key, content, content_type=content_type))
 
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `ObjectStore`."""
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         return self._timed("get", key, lambda: self._store.get(key, sha256=sha256))
 
-    def stat(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
+    def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         return self._timed("stat", key, lambda: self._store.stat(key))
 
-    def delete(self, *keys: str) -> None:
-        """See `ObjectStore`."""
+    def delete(self, *keys: str) -> None:  # noqa: D102
         self._timed("delete", "", lambda: self._store.delete(*keys))
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`; it is not timed, since how long it takes is the caller's as well."""
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
+        # Not timed: the time includes what the caller does between two objects.
         return self._store.objects(prefix)
 
-    def presigned_url(self, key: str, *, seconds: float) -> str:
-        """See `ObjectStore`; the store is not asked."""
+    def presigned_url(self, key: str, *, seconds: float) -> str:  # noqa: D102
         return self._store.presigned_url(key, seconds=seconds)
 
-    def expire_after(self, days: int) -> bool:
-        """See `ObjectStore`."""
+    def expire_after(self, days: int) -> bool:  # noqa: D102
         return self._timed("expire_after", "", lambda: self._store.expire_after(days))
 
-    def check(self) -> None:
-        """See `ObjectStore`."""
+    def check(self) -> None:  # noqa: D102
         self._timed("check", "", self._store.check)
 
     def _timed(self, op: str, key: str, call: Callable[[], Result]) -> Result:

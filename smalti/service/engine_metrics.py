@@ -1,37 +1,34 @@
-"""What the generator's engine and the compiler tell of themselves."""
+"""Metrics of the generator's engine and of JAX's compiler."""
 
-from smalti.telemetry.metrics import Metrics
+from smalti.telemetry import Metrics
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""What JAX calls the moment when a program was compiled, or read from the cache."""
+"""JAX's event for a program that was compiled or read from the cache."""
 
 
 class EngineMetrics:
-    """Counts what a `GeneratorEngine` does; see `smalti.engines.generator.engine.EngineObserver`."""
+    """Counts the steps of a `GeneratorEngine`; an `EngineObserver`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Counts into the metrics."""
         self._metrics = metrics
 
-    def stepped(self, seconds: float, active: int, slots: int, tokens: int) -> None:
-        """See `EngineObserver`."""
+    def stepped(self, seconds: float, active: int, slots: int, tokens: int) -> None:  # noqa: D102
         self._metrics.observe("engine_step_seconds", seconds)
         self._metrics.observe("batch_occupancy", active / slots)
         self._metrics.add("tokens_generated_total", tokens)
 
 
 class CompilationCounter:
-    """Counts every program that JAX compiles in this process."""
+    """Counts the programs that JAX compiles in this process, from its creation to `close`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Begins to count."""
         import jax
 
         self._metrics = metrics
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def close(self) -> None:
-        """Counts no more."""
+        """Stops counting."""
         import jax
 
         jax.monitoring.unregister_event_duration_listener(self._listen)
