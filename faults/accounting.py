@@ -16,8 +16,8 @@ from faults.reference import Reference
 from faults.system import PATIENCE, System
 from harness.queue import wait_until
 from smalti.client import Client, has_ended
-from smalti.errors import SmaltiError, UnavailableError
-from smalti.storage import DamagedObjectError, JobKeys
+from smalti.errors import DamagedObjectError, SmaltiError, UnavailableError
+from smalti.storage import JobKeys
 from smalti.storage.store import digest
 from smalti.v1 import job_pb2
 from smalti.v1.job_pb2 import Job

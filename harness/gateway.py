@@ -7,6 +7,7 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
+from smalti.errors import StoreUnavailableError
 from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
 from smalti.parameters import SamplingParameters
 from smalti.registry.spec import ModelSpec
@@ -18,7 +19,7 @@ from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import Snapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.storage import MemoryStore, ObjectRef, ObjectStore, StoreUnavailableError
+from smalti.storage import MemoryStore, ObjectRef, ObjectStore
 from smalti.testing.publisher import MemoryPublisher
 from smalti.testing.stages import FakeStages
 

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import ClassVar
 
-from smalti.up.servers import HOST, S3Server, Server, ServerError, ValkeyServer, exchange, free_port
+from smalti.errors import ServerStartError
+from smalti.up.servers import HOST, S3Server, Server, ValkeyServer, exchange, free_port
 
 __all__ = [
     "HOST",
@@ -15,7 +16,6 @@ __all__ = [
     "RabbitMQServer",
     "S3Server",
     "Server",
-    "ServerError",
     "ValkeyServer",
     "exchange",
     "free_port",
@@ -46,7 +46,7 @@ class RabbitMQServer(Server):
 
     def _launch(self) -> None:
         if not self.installed():
-            raise ServerError("RabbitMQ is not installed; apt-get install rabbitmq-server")
+            raise ServerStartError("RabbitMQ is not installed; apt-get install rabbitmq-server")
         configuration = self.folder / "rabbitmq.conf"
         configuration.write_text(
             f"listeners.tcp.1 = {HOST}:{self.port}\n"
@@ -113,7 +113,7 @@ class PostgresServer(Server):
     def _launch(self) -> None:
         programs = self.programs()
         if programs is None:
-            raise ServerError("PostgreSQL is not installed; apt-get install postgresql")
+            raise ServerStartError("PostgreSQL is not installed; apt-get install postgresql")
         user = self.user if os.geteuid() == 0 else ""
         if user:
             shutil.chown(self.folder, user)
@@ -123,7 +123,7 @@ class PostgresServer(Server):
             initdb = self._run(programs / "initdb", *options, user=user)
             self._processes.remove(initdb)
             if initdb.wait(self.start_seconds) != 0:
-                raise ServerError(f"{self.name} cannot make its folder: {self.log_end()}")
+                raise ServerStartError(f"{self.name} cannot make its folder: {self.log_end()}")
         self._run(
             programs / "postgres",
             *("-D", data, "-p", str(self.port), "-h", HOST, "-k", self.folder),

@@ -90,7 +90,7 @@ class ServiceProcess(Server):
         self._launch()
 
     def wait_until_ready(self) -> None:
-        """Waits until its health says SERVING; raises `ServerError` when it ends, or takes too long."""
+        """Waits until its health says SERVING; raises `ServerStartError` when it ends, or takes too long."""
         self._wait_until(self._answers, self.start_seconds, "does not answer")
 
     def run(self) -> "subprocess.CompletedProcess[str]":

@@ -1,24 +1,84 @@
 """What can go wrong, as exceptions whose text is one line that a user can act on.
 
 SmaltiError
-├── InvalidInputError      a value given by the user: the field, what is wrong with it, the remedy
-├── ModelError             a model folder, or one of its files, that cannot be used
-│   ├── ConfigError        a configuration that asks for what the published models do not have
-│   └── CheckpointError    a file of weights that is damaged, truncated or of another model
-├── ModelNotFoundError     no model of that name
-└── ServiceError           what a service answers in place of a result
-    ├── JobNotFoundError       no job of that name, or not any more
-    ├── PictureNotFoundError   no such picture, or not any more
-    ├── RequestIdReusedError   a request_id that belongs to another request
-    ├── JobNotSucceededError   pictures of a job that has none
-    ├── ModelMismatchError     work of another model than the one that is loaded
-    ├── NotSupportedError      what the loaded model, or this version, cannot do
-    ├── OverloadedError        all places are taken; says when to come again
-    ├── UnavailableError       something that is needed does not answer; says when to come again, if it is known
-    │   └── DrainingError          the service is about to stop
-    ├── AttemptsExhaustedError work that failed as often as it is tried
-    └── RemoteError            anything else that a server has answered
+├── InvalidInputError             a value from the user cannot be used; names the field and the remedy
+├── ModelError                    a model folder, or a file in it, cannot be used
+│   ├── ConfigError               a configuration asks for an option that the published models do not have
+│   └── CheckpointError           a file of weights is damaged, truncated, or from another model
+├── ModelNotFoundError            no model has this name or path
+├── EngineError                   a request for pictures was not finished
+│   ├── EngineFullError           the generator's queue is full (also an OverloadedError)
+│   ├── EngineFailedError         the engine has stopped (also an UnavailableError)
+│   ├── RequestCancelledError     the request or job was cancelled
+│   └── RequestExpiredError       the time limit of the request or job ran out
+├── StorageError                  an object cannot be read or written
+│   ├── MissingObjectError        no object has this key
+│   ├── DamagedObjectError        the content of an object is not what was written
+│   └── StoreUnavailableError     the store does not answer, or refuses (also an UnavailableError)
+├── MessageError                  a message in a queue cannot be processed
+│   ├── MalformedMessageError     it is not valid for its version
+│   ├── OversizedMessageError     it is larger than a message may be
+│   ├── UnknownVersionError       its version is newer than this code
+│   └── ExpiredMessageError       nobody waits for its result any more
+├── ServerStartError              `smalti up` cannot start a server
+└── ServiceError                  a service answers with an error instead of a result
+    ├── JobNotFoundError          no job has this id, or the job was deleted
+    ├── PictureNotFoundError      the job has no such picture, or the picture was deleted
+    ├── RequestIdReusedError      the request_id belongs to another request
+    ├── JobNotSucceededError      the job has no pictures because it did not succeed
+    ├── ModelMismatchError        the input was made by another model than the loaded one
+    ├── NotSupportedError         the loaded model, or this version, cannot do this
+    ├── OverloadedError           the service is full; says when to retry
+    ├── UnavailableError          something that is needed does not answer; says when to retry, if known
+    │   ├── DrainingError             the service is shutting down
+    │   ├── BrokerUnavailableError    the broker does not answer
+    │   └── DatabaseUnavailableError  the database does not answer, or cannot write
+    ├── AttemptsExhaustedError    the work failed as many times as it may be tried
+    └── RemoteError               any other error that a server answered
+
+SmaltiWarning is for what a user should know although the work goes on.
 """
+
+from typing import Any
+
+__all__ = [
+    "AttemptsExhaustedError",
+    "BrokerUnavailableError",
+    "CheckpointError",
+    "ConfigError",
+    "DamagedObjectError",
+    "DatabaseUnavailableError",
+    "DrainingError",
+    "EngineError",
+    "EngineFailedError",
+    "EngineFullError",
+    "ExpiredMessageError",
+    "InvalidInputError",
+    "JobNotFoundError",
+    "JobNotSucceededError",
+    "MalformedMessageError",
+    "MessageError",
+    "MissingObjectError",
+    "ModelError",
+    "ModelMismatchError",
+    "ModelNotFoundError",
+    "NotSupportedError",
+    "OverloadedError",
+    "OversizedMessageError",
+    "PictureNotFoundError",
+    "RemoteError",
+    "RequestCancelledError",
+    "RequestExpiredError",
+    "RequestIdReusedError",
+    "ServerStartError",
+    "ServiceError",
+    "SmaltiError",
+    "SmaltiWarning",
+    "StorageError",
+    "StoreUnavailableError",
+    "UnavailableError",
+    "UnknownVersionError",
+]
 
 
 class SmaltiError(Exception):
@@ -26,12 +86,14 @@ class SmaltiError(Exception):
 
 
 class InvalidInputError(SmaltiError):
-    """A value given by the user cannot be used; `field` is its name on the surface where it was given."""
+    """A value from the user cannot be used."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+        """The name of the value where the user gave it: an argument, an option, a variable, a field of a request."""
         self.problem = problem
+        """What is wrong with the value, and how to correct it."""
 
 
 class ModelError(SmaltiError):
@@ -43,100 +105,201 @@ class ConfigError(ModelError):
 
 
 class CheckpointError(ModelError):
-    """A file of weights is damaged, truncated, or does not fit its configuration."""
+    """A file of weights is damaged or truncated, or does not fit its configuration."""
 
 
 class ModelNotFoundError(SmaltiError):
-    """No model has the name, and no folder has the path, that was asked for; `name` is it, where it is known apart."""
+    """No model has the requested name, and no folder has the requested path."""
 
     def __init__(self, problem: str, name: str = "") -> None:
         super().__init__(problem)
         self.name = name
+        """The requested model; empty if a server did not repeat it."""
+
+
+class EngineError(SmaltiError):
+    """A request for pictures was not finished."""
+
+
+class RequestCancelledError(EngineError):
+    """The request or job was cancelled."""
+
+
+class RequestExpiredError(EngineError):
+    """The time limit of the request or job ran out."""
+
+
+class StorageError(SmaltiError):
+    """An object cannot be read or written."""
+
+    transient = False
+    """Whether the same call may succeed later."""
+
+
+class MissingObjectError(StorageError):
+    """No object has this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no object {key}")
+        self.key = key
+        """The requested key."""
+
+
+class DamagedObjectError(StorageError):
+    """The content of an object is not what was written, or not what was requested."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"the object {key} is damaged: {problem}")
+        self.key = key
+        """The object's key."""
+
+
+class MessageError(SmaltiError):
+    """A message in a queue cannot be processed."""
+
+
+class MalformedMessageError(MessageError):
+    """A message is not JSON, or not valid for its version."""
+
+
+class OversizedMessageError(MessageError):
+    """A message has more bytes than a message may have."""
+
+
+class UnknownVersionError(MessageError):
+    """A newer version of Smalti wrote the message; services of that version can read it."""
+
+    def __init__(self, version: int, known: int) -> None:
+        super().__init__(f"the message has version {version}; this service knows versions up to {known}")
+        self.version = version
+        """The version of the message."""
+
+
+class ExpiredMessageError(MessageError):
+    """Nobody waits for the result of a message any more."""
+
+    def __init__(self, message: Any, age: float) -> None:
+        super().__init__(f"the message expired {age:.0f} s ago")
+        self.message = message
+        """The message, one of `smalti.messages`."""
+
+
+class ServerStartError(SmaltiError):
+    """A server of `smalti up` cannot be started, or does not answer."""
 
 
 class ServiceError(SmaltiError):
-    """What a service answers in place of a result; `smalti.rpc` has the status of each."""
+    """A service answers with an error instead of a result; `smalti.rpc.reasons` lists the status of each class."""
 
 
 class JobNotFoundError(ServiceError):
-    """There is no such job, or it has been deleted; `name` is its id."""
+    """No job has this id, or the job was deleted."""
 
     def __init__(self, name: str, problem: str = "") -> None:
         super().__init__(problem or f"there is no job {name}, or it has been deleted")
         self.name = name
+        """The job's id."""
 
 
 class PictureNotFoundError(ServiceError):
-    """The job has no such picture, or it is no longer kept; `name` says which."""
+    """The job has no such picture, or the picture was deleted."""
 
     def __init__(self, name: str, problem: str = "") -> None:
-        super().__init__(problem or f"there is no picture {name}, or it is no longer kept")
+        super().__init__(problem or f"there is no picture {name}, or it has been deleted")
         self.name = name
+        """The requested picture."""
 
 
 class RequestIdReusedError(ServiceError):
-    """A request_id was used before, for another request; `name` is the id of the job that was made then."""
+    """The request_id was used before, for another request."""
 
     def __init__(self, name: str, problem: str = "") -> None:
         super().__init__(
-            problem or f"the request_id was used for another request, job {name}; make a new one"
+            problem or f"the request_id was used for another request, job {name}; use a new request_id"
         )
         self.name = name
+        """The id of the job that was created with this request_id."""
 
 
 class JobNotSucceededError(ServiceError):
-    """The job has not succeeded, so it has no pictures."""
+    """The job has no pictures because it did not succeed."""
 
 
 class ModelMismatchError(ServiceError):
-    """An encoding or tokens come from another model than the one that is loaded."""
+    """An encoding or image tokens were made by another model than the loaded one."""
 
 
 class NotSupportedError(ServiceError):
-    """The loaded model, or this version of the service, cannot do what is asked."""
+    """The loaded model, or this version of the service, cannot do what was requested."""
 
 
 class OverloadedError(ServiceError):
-    """All places are taken; `retry_after` is the time in seconds after which there should be room."""
+    """The service is full."""
 
     def __init__(self, problem: str, retry_after: float) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
+        """Time to wait before the next try, in seconds."""
 
 
 class UnavailableError(ServiceError):
-    """Something that is needed does not answer; `retry_after` is the time in seconds to wait, where it is known."""
+    """Something that is needed does not answer."""
 
     def __init__(self, problem: str, retry_after: float | None = None) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
+        """Time to wait before the next try, in seconds; None if it is not known."""
 
 
 class DrainingError(UnavailableError):
-    """The service is about to stop and takes nothing new; another instance will."""
+    """The service is shutting down and takes no new work; another instance will take it."""
+
+
+class BrokerUnavailableError(UnavailableError):
+    """The broker has not confirmed a message in time. It may have the message; sending it again is harmless."""
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The database does not answer, or cannot write; nothing was changed."""
 
 
 class AttemptsExhaustedError(ServiceError):
-    """The work failed as often as it is tried, each time with the loss of the process that did it."""
+    """The work failed as many times as it may be tried, each time because the process that did it was lost."""
 
 
 class RemoteError(ServiceError):
-    """What a server has answered that has no class of its own: a fault of its own, or a refusal by gRPC."""
+    """Any other error that a server answered: an internal error, or a refusal by gRPC itself."""
 
     def __init__(self, problem: str, *, code: str, reason: str = "", error_id: str = "") -> None:
-        """Keeps what the server said.
-
-        Args:
-            problem: the status' message.
-            code: the name of the status' code, such as "INTERNAL".
-            reason: the reason of the status' ErrorInfo, if it has one.
-            error_id: what the server's log has beside the cause, if it says.
-        """
         super().__init__(f"{problem} [{error_id}]" if error_id and error_id not in problem else problem)
         self.code = code
+        """The name of the gRPC status code, such as "INTERNAL"."""
         self.reason = reason
+        """The reason in the status' `google.rpc.ErrorInfo`; empty if it has none."""
         self.error_id = error_id
+        """The id under which the server logged the cause; empty if it sent none."""
+
+
+class EngineFullError(EngineError, OverloadedError):
+    """The generator's queue is full."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(
+            f"{waiting} candidates are already waiting; try again in {retry_after:.0f} s", retry_after
+        )
+
+
+class EngineFailedError(EngineError, UnavailableError):
+    """The engine has stopped, and unfinished requests are lost; `__cause__` is the reason."""
+
+
+class StoreUnavailableError(StorageError, UnavailableError):
+    """The store does not answer (transient), or refuses (not transient)."""
+
+    def __init__(self, problem: str, *, transient: bool = True) -> None:
+        super().__init__(problem)
+        self.transient = transient
 
 
 class SmaltiWarning(UserWarning):
-    """Something a user should know, though the work goes on; its text is one line."""
+    """What a user should know although the work goes on; its text is one line."""

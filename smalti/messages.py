@@ -14,7 +14,12 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_core import from_json
 
-from smalti.errors import SmaltiError
+from smalti.errors import (
+    ExpiredMessageError,
+    MalformedMessageError,
+    OversizedMessageError,
+    UnknownVersionError,
+)
 from smalti.parameters import Priority, SamplingParameters, Seed
 from smalti.storage.keys import JobId, JobKeys, ObjectRef
 from smalti.validation import Strict, first_problem
@@ -34,34 +39,6 @@ MAX_CANDIDATES = 2**20
 """The indices of candidates are below it."""
 MAX_GIVEN_TOKENS = 4096
 """Image tokens that a message may give for the first places."""
-
-
-class MessageError(SmaltiError):
-    """A message that cannot be worked on."""
-
-
-class MalformedMessageError(MessageError):
-    """No JSON, or not what a message of its version says."""
-
-
-class OversizedMessageError(MessageError):
-    """More bytes than a message may have."""
-
-
-class UnknownVersionError(MessageError):
-    """A version that this code does not know: there are newer services about, which will."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(f"the message has version {version}; this service knows versions up to {VERSION}")
-        self.version = version
-
-
-class ExpiredMessageError(MessageError):
-    """Nobody waits for the result any more."""
-
-    def __init__(self, message: "Message", now: float) -> None:
-        super().__init__(f"the message expired {now - message.expires:.0f} s ago")
-        self.message = message
 
 
 class Stage(StrEnum):
@@ -449,7 +426,7 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
     if type(version) is not int or version < 1:
         raise MalformedMessageError("the version of the message is no number from 1 on")
     if version > VERSION:
-        raise UnknownVersionError(version)
+        raise UnknownVersionError(version, VERSION)
     try:
         message = _ADAPTER.validate_json(text, strict=True)
     except ValidationError as error:
@@ -457,7 +434,7 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
         raise MalformedMessageError(f"{problem.field or 'message'}: {problem.message}") from None
     now = time.time() if now is None else now
     if not isinstance(message, Event) and message.expires <= now:
-        raise ExpiredMessageError(message, now)
+        raise ExpiredMessageError(message, now - message.expires)
     return message
 
 

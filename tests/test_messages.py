@@ -10,6 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.paths import SAMPLES
+from smalti.errors import (
+    ExpiredMessageError,
+    MalformedMessageError,
+    MessageError,
+    OversizedMessageError,
+    UnknownVersionError,
+)
 from smalti.messages import (
     MAX_CHUNKS,
     MAX_GIVEN_TOKENS,
@@ -18,20 +25,15 @@ from smalti.messages import (
     Chunk,
     DecodeTask,
     EncodeTask,
-    ExpiredMessageError,
     Failed,
     FailureReason,
     GenerateTask,
-    MalformedMessageError,
-    MessageError,
-    OversizedMessageError,
     Progress,
     RankTask,
     Reading,
     Stage,
     StageDone,
     Trace,
-    UnknownVersionError,
     parse,
 )
 from smalti.parameters import Priority, SamplingParameters

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from smalti.errors import UnavailableError
+from smalti.errors import StoreUnavailableError, UnavailableError
 from smalti.queue import Publisher
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.clock import Clock, SystemClock
@@ -23,7 +23,7 @@ from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop
 from smalti.services.gateway.work.progress import ProgressBuffer
 from smalti.services.gateway.work.sweeper import MAX_AT_ONCE, Sweeper, mark
-from smalti.storage import ObjectStore, StoreUnavailableError, sweep
+from smalti.storage import ObjectStore, sweep
 from smalti.telemetry import Metrics
 
 log = logging.getLogger(__name__)

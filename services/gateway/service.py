@@ -4,13 +4,13 @@ import asyncio
 
 import grpc
 
-from smalti.errors import InvalidInputError
+from smalti.errors import DatabaseUnavailableError, InvalidInputError
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
-from smalti.services.gateway.database.connection import Database, DatabaseUnavailableError, wait_for
+from smalti.services.gateway.database.connection import Database, wait_for
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.gauges import gauges
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings

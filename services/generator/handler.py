@@ -8,15 +8,8 @@ from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import (
-    Candidate,
-    Drawn,
-    EngineFailedError,
-    EngineFullError,
-    GenerationHandle,
-    GenerationRequest,
-)
-from smalti.errors import InvalidInputError
+from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
+from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
 from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec

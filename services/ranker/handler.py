@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from smalti.engines.ranker import RankerEngine
+from smalti.errors import DamagedObjectError
 from smalti.messages import Message, RankTask, Stage
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoredPicture, ScoresFile
@@ -14,7 +15,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.process import Process
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
-from smalti.storage import DamagedObjectError, ObjectRef
+from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
 DIGITS = 4

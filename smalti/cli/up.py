@@ -87,9 +87,9 @@ def run_system(
     Raises:
         typer.Exit: always; its code is the exit status.
     """
+    from smalti.errors import ServerStartError
     from smalti.up.command import find_program
     from smalti.up.ports import read_ports, taken
-    from smalti.up.servers import ServerError
     from smalti.up.supervisor import Supervisor
     from smalti.up.system import System, begin_logs, owned
 
@@ -111,7 +111,7 @@ def run_system(
                 status = _serve(system, supervisor, told, program, console)
             finally:
                 _stop(supervisor, told, console)
-    except ServerError as error:
+    except ServerStartError as error:
         _fail([str(error)])
     raise typer.Exit(status)
 

@@ -6,8 +6,14 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, TypeVar
 
-from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
-from smalti.errors import OverloadedError, SmaltiError, SmaltiWarning, UnavailableError
+from smalti.errors import (
+    OverloadedError,
+    RequestCancelledError,
+    RequestExpiredError,
+    SmaltiError,
+    SmaltiWarning,
+    UnavailableError,
+)
 from smalti.rpc.errors import error_of_status
 from smalti.v1.generator_pb2 import RowsDrawn
 from smalti.v1.image_pb2 import Preview, WatchJobRequest, WatchJobResponse

@@ -3,13 +3,7 @@
 from smalti.queue.application import celery_application
 from smalti.queue.consumer import Consumer, consume
 from smalti.queue.delivery import Delivery, HandledDelivery, Handler, Observer, Outcome
-from smalti.queue.errors import (
-    BrokerUnavailableError,
-    GiveBackError,
-    HandlerError,
-    PermanentError,
-    RetryError,
-)
+from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
 from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
@@ -19,7 +13,6 @@ __all__ = [
     "QUEUE_ENTRY",
     "BrokerPublisher",
     "BrokerSettings",
-    "BrokerUnavailableError",
     "Consumer",
     "Delivery",
     "DeliveryMetrics",

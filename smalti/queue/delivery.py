@@ -15,21 +15,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from smalti.errors import InvalidInputError, UnavailableError
-from smalti.messages import (
-    Event,
+from smalti.errors import (
+    BrokerUnavailableError,
     ExpiredMessageError,
-    FailureReason,
-    Message,
+    InvalidInputError,
     MessageError,
-    Stage,
-    StageDone,
+    UnavailableError,
     UnknownVersionError,
-    Work,
-    dead_queue_name,
-    parse,
 )
-from smalti.queue.errors import BrokerUnavailableError, GiveBackError, PermanentError, RetryError
+from smalti.messages import Event, FailureReason, Message, Stage, StageDone, Work, dead_queue_name, parse
+from smalti.queue.errors import GiveBackError, PermanentError, RetryError
 from smalti.queue.gate import Gate
 from smalti.queue.publisher import REDELIVERIES, BrokerPublisher
 from smalti.queue.settings import BrokerSettings

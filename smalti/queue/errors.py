@@ -1,11 +1,7 @@
-"""What can go wrong between a service and the broker, and what a handler can say of its work."""
+"""What a handler raises to say that its work is not done."""
 
-from smalti.errors import SmaltiError, UnavailableError
+from smalti.errors import SmaltiError
 from smalti.messages import FailureReason
-
-
-class BrokerUnavailableError(UnavailableError):
-    """The broker has not confirmed a message in time. It may have it nevertheless: sending it again is harmless."""
 
 
 class HandlerError(SmaltiError):

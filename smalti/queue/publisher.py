@@ -16,9 +16,9 @@ from kombu.exceptions import KombuError
 from kombu.messaging import Producer
 from kombu.utils.uuid import uuid
 
+from smalti.errors import BrokerUnavailableError
 from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
-from smalti.queue.errors import BrokerUnavailableError
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.tracing import sending
 

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.messages import Message
-from smalti.storage import DamagedObjectError, MissingObjectError, ObjectStore
+from smalti.storage import ObjectStore
 from smalti.validation import Strict
 
 

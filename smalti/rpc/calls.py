@@ -10,8 +10,7 @@ from typing import Any
 
 import grpc
 
-from smalti.engines.generator.requests import RequestExpiredError
-from smalti.errors import DrainingError, OverloadedError
+from smalti.errors import DrainingError, OverloadedError, RequestExpiredError
 from smalti.rpc.errors import DETAILS_KEY, status_of
 from smalti.rpc.reasons import reason_of
 

@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from smalti.engines.generator.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     DrainingError,
+    EngineFailedError,
     InvalidInputError,
     JobNotFoundError,
     ModelNotFoundError,
@@ -22,6 +22,8 @@ from smalti.errors import (
     OverloadedError,
     PictureNotFoundError,
     RemoteError,
+    RequestCancelledError,
+    RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
     UnavailableError,

@@ -5,10 +5,10 @@ from http import HTTPStatus
 
 import grpc
 
-from smalti.engines.generator.requests import EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     AttemptsExhaustedError,
     DrainingError,
+    EngineFailedError,
     InvalidInputError,
     JobNotFoundError,
     JobNotSucceededError,
@@ -18,6 +18,8 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     PictureNotFoundError,
+    RequestCancelledError,
+    RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
     UnavailableError,

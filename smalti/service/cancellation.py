@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from smalti.errors import StorageError
 from smalti.messages import FailureReason
 from smalti.queue import PermanentError
-from smalti.storage import JobKeys, ObjectStore, StorageError
+from smalti.storage import JobKeys, ObjectStore
 
 log = logging.getLogger(__name__)
 

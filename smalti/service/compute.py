@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from smalti.engines.generator.requests import EngineFailedError
-from smalti.errors import OverloadedError, SmaltiError
+from smalti.errors import EngineFailedError, OverloadedError, SmaltiError
 from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from smalti import __version__
-from smalti.engines.generator.requests import EngineFailedError
+from smalti.errors import EngineFailedError
 from smalti.service.engine import Engine
 from smalti.v1 import engine_pb2, engine_pb2_grpc, model_pb2
 

@@ -6,8 +6,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from smalti.engines.encoding import Encoding
+from smalti.errors import DamagedObjectError
 from smalti.registry.spec import ModelSpec
-from smalti.storage import DamagedObjectError, ObjectRef, ObjectStore
+from smalti.storage import ObjectRef, ObjectStore
 
 
 def encoding_bytes(encoding: Encoding) -> bytes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol, Self
 
-from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError
+from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError, StoreUnavailableError
 from smalti.messages import Stage
 from smalti.queue import (
     QUEUE_ENTRY,
@@ -35,7 +35,7 @@ from smalti.service.engine import Engine
 from smalti.service.settings import ServiceSettings, service_settings
 from smalti.service.telemetry import Telemetry
 from smalti.service.telemetry import start as start_telemetry
-from smalti.storage import ObjectStore, StoreUnavailableError, open_store
+from smalti.storage import ObjectStore, open_store
 
 log = logging.getLogger(__name__)
 

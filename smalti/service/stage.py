@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
+from smalti.errors import DamagedObjectError, MissingObjectError, RequestCancelledError, RequestExpiredError
 from smalti.messages import ChunkTask, FailureReason, Message, Reading, Stage, Work
 from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.registry.folder import ModelFolder
@@ -20,7 +20,7 @@ from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.process import Process
 from smalti.service.side_by_side import StoreExecutor
-from smalti.storage import DamagedObjectError, MissingObjectError, ObjectRef, find
+from smalti.storage import ObjectRef, find
 
 log = logging.getLogger(__name__)
 

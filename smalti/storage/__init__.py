@@ -4,31 +4,17 @@ from smalti.storage.keys import JobId, JobKeys, ObjectRef, check_key, is_interme
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
 from smalti.storage.settings import StoreSettings, open_store, store_settings
-from smalti.storage.store import (
-    DamagedObjectError,
-    MissingObjectError,
-    ObjectInfo,
-    ObjectStore,
-    StorageError,
-    StoreUnavailableError,
-    digest,
-    find,
-    sweep,
-)
+from smalti.storage.store import ObjectInfo, ObjectStore, digest, find, sweep
 
 __all__ = [
-    "DamagedObjectError",
     "JobId",
     "JobKeys",
     "LocalStore",
     "MemoryStore",
-    "MissingObjectError",
     "ObjectInfo",
     "ObjectRef",
     "ObjectStore",
-    "StorageError",
     "StoreSettings",
-    "StoreUnavailableError",
     "check_key",
     "digest",
     "find",

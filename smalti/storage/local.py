@@ -7,16 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
 from smalti.files import write_atomically
 from smalti.storage.keys import ObjectRef, check_key
-from smalti.storage.store import (
-    DamagedObjectError,
-    MissingObjectError,
-    ObjectInfo,
-    StoreUnavailableError,
-    digest,
-    verified,
-)
+from smalti.storage.store import ObjectInfo, digest, verified
 
 Result = TypeVar("Result")
 

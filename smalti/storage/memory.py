@@ -4,8 +4,9 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from smalti.errors import MissingObjectError
 from smalti.storage.keys import ObjectRef, check_key
-from smalti.storage.store import MissingObjectError, ObjectInfo, digest, verified
+from smalti.storage.store import ObjectInfo, digest, verified
 
 
 class MemoryStore:

@@ -17,15 +17,9 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
 from smalti.storage.keys import JOBS, ObjectRef, check_key
-from smalti.storage.store import (
-    DamagedObjectError,
-    MissingObjectError,
-    ObjectInfo,
-    StoreUnavailableError,
-    digest,
-    verified,
-)
+from smalti.storage.store import ObjectInfo, digest, verified
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,4 @@
-"""The store of objects: what it promises, whatever is behind it.
-
-StorageError
-├── MissingObjectError       there is no such object
-├── DamagedObjectError       its content is not what was written
-└── StoreUnavailableError    the store does not answer, or refuses
-"""
+"""The store of objects: what it promises, whatever is behind it."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,38 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from smalti.errors import SmaltiError, UnavailableError
+from smalti.errors import DamagedObjectError
 from smalti.storage.keys import JOBS, ObjectRef, is_intermediate
-
-
-class StorageError(SmaltiError):
-    """An object cannot be written or read; `transient` says whether it may be possible later."""
-
-    transient = False
-
-
-class MissingObjectError(StorageError):
-    """There is no object of that key."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"there is no object {key}")
-        self.key = key
-
-
-class DamagedObjectError(StorageError):
-    """An object's content is not what was written, or not what was asked for."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"the object {key} is damaged: {problem}")
-        self.key = key
-
-
-class StoreUnavailableError(StorageError, UnavailableError):
-    """The store does not answer (transient), or refuses (not transient)."""
-
-    def __init__(self, problem: str, *, transient: bool = True) -> None:
-        super().__init__(problem)
-        self.transient = transient
 
 
 @dataclass(frozen=True)

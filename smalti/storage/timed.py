@@ -6,14 +6,9 @@ from typing import TypeVar
 
 from opentelemetry.trace import SpanKind
 
+from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
 from smalti.storage.keys import ObjectRef
-from smalti.storage.store import (
-    DamagedObjectError,
-    MissingObjectError,
-    ObjectInfo,
-    ObjectStore,
-    StoreUnavailableError,
-)
+from smalti.storage.store import ObjectInfo, ObjectStore
 from smalti.telemetry import Metrics, tracing
 
 Result = TypeVar("Result")

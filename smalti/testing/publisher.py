@@ -2,8 +2,8 @@
 
 import threading
 
+from smalti.errors import BrokerUnavailableError
 from smalti.messages import Message
-from smalti.queue import BrokerUnavailableError
 
 
 class MemoryPublisher:

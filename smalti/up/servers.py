@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from smalti.errors import SmaltiError
+from smalti.errors import ServerStartError
 
 HOST = "127.0.0.1"
 # Below the range from which Linux takes the ports of outgoing connections: those could take a server's port while it
@@ -29,10 +29,6 @@ HOST = "127.0.0.1"
 FIRST_PORT, LAST_PORT = 15_000, 32_000
 # The parent of a process is the thread that started it; this one lives as long as the interpreter.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
-
-
-class ServerError(SmaltiError):
-    """A server cannot be started, or does not answer."""
 
 
 def free_port() -> int:
@@ -107,7 +103,7 @@ class Server(ABC):
         """Starts the server and waits until it answers.
 
         Raises:
-            ServerError: its port is taken, it ended, or does not answer in time; with the end of its log.
+            ServerStartError: its port is taken, it ended, or does not answer in time; with the end of its log.
         """
         self.launch()
         try:
@@ -121,10 +117,10 @@ class Server(ABC):
         """Starts the server and does not wait.
 
         Raises:
-            ServerError: its port is taken.
+            ServerStartError: its port is taken.
         """
         if not is_free(self.port):
-            raise ServerError(
+            raise ServerStartError(
                 f"{self.name} cannot start: somebody else listens on port {self.port} of {HOST}"
             )
         self._processes = []
@@ -229,7 +225,7 @@ class Server(ABC):
                 last = error
             time.sleep(0.02)
         state = problem if self.running else "ended"
-        raise ServerError(f"{self.name} {state}: {self.log_end()}") from last
+        raise ServerStartError(f"{self.name} {state}: {self.log_end()}") from last
 
     def log_end(self) -> str:
         """Returns the last lines of its log, as one line."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from smalti.up.servers import Server, ServerError
+from smalti.errors import ServerStartError
+from smalti.up.servers import Server
 
 PROBE_SECONDS = 0.1
 """How often a server that does not answer yet is asked."""
@@ -42,7 +43,7 @@ class Kept:
         self._thread = threading.Thread(target=self._keep, name=f"keep-{server.name}", daemon=True)
         self.ready = threading.Event()
         """Set when it answers for the first time."""
-        self.failure: ServerError | None = None
+        self.failure: ServerStartError | None = None
         """Why it has been given up before it answered."""
 
     def begin(self) -> None:
@@ -75,7 +76,7 @@ class Kept:
                 return
             deaths += 1
             if not self.ready.is_set() and (deaths == MAX_STARTS or ended == f"exit code {UNUSABLE}"):
-                self.failure = ServerError(
+                self.failure = ServerStartError(
                     f"{self.server.name} cannot start ({ended}): {self.server.log_end()}"
                 )
                 return
@@ -95,7 +96,7 @@ class Kept:
                 return None, ""
             try:
                 self.server.launch()
-            except (ServerError, OSError) as error:
+            except (ServerStartError, OSError) as error:
                 return None, str(error)
         while self.server.running and not self._ending.is_set():
             if self.server.answers():
@@ -136,7 +137,7 @@ class Supervisor:
         """Waits until every server has answered once; returns whether they have, or the event has come first.
 
         Raises:
-            ServerError: a server cannot be started, or does not answer in its time.
+            ServerStartError: a server cannot be started, or does not answer in its time.
         """
         began = time.monotonic()
         for kept in self._kept:
@@ -147,7 +148,7 @@ class Supervisor:
                     if other.failure is not None:
                         raise other.failure
                 if time.monotonic() - began > kept.server.start_seconds:
-                    raise ServerError(f"{kept.server.name} does not answer: {kept.server.log_end()}")
+                    raise ServerStartError(f"{kept.server.name} does not answer: {kept.server.log_end()}")
         return True
 
     def stop(self) -> None:

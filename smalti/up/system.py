@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
+from smalti.errors import ServerStartError
 from smalti.up.ports import SERVICES
-from smalti.up.servers import HOST, S3Server, Server, ServerError, ValkeyServer
+from smalti.up.servers import HOST, S3Server, Server, ValkeyServer
 from smalti.up.services import ServiceServer, service_command
 
 WORKERS = SERVICES[1:]
@@ -113,7 +114,7 @@ def owned(data: Path) -> Iterator[None]:
     """Makes a data folder that nobody else may read, and holds it while the block runs.
 
     Raises:
-        ServerError: another process holds it; says which.
+        ServerStartError: another process holds it; says which.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / "lock").open("a+") as lock:
@@ -121,7 +122,7 @@ def owned(data: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise ServerError(f"{data} is in use by {_process(lock.read())}") from None
+            raise ServerStartError(f"{data} is in use by {_process(lock.read())}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -14,7 +14,6 @@ import pytest
 
 from harness.image_service import ROWS, ServedGateway, png, served_gateway
 from smalti.client import AsyncClient, Client, has_ended
-from smalti.engines.generator.requests import RequestCancelledError, RequestExpiredError
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,
@@ -23,6 +22,8 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     RemoteError,
+    RequestCancelledError,
+    RequestExpiredError,
     RequestIdReusedError,
     SmaltiWarning,
     UnavailableError,

@@ -16,7 +16,8 @@ from harness.paths import ROOT
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, GenerationRequest, RequestCancelledError
+from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.errors import RequestCancelledError
 from smalti.models.bart import DalleBart
 from smalti.parameters import SamplingParameters
 

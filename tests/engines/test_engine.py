@@ -13,16 +13,10 @@ from jaxtyping import Int
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import (
-    Candidate,
-    EngineFailedError,
-    EngineFullError,
-    GenerationRequest,
-    RequestCancelledError,
-    RequestExpiredError,
-)
+from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.engines.generator.scheduler import BATCH_TURN
 from smalti.engines.generator.state import Prefix
+from smalti.errors import EngineFailedError, EngineFullError, RequestCancelledError, RequestExpiredError
 from smalti.models.bart import DalleBart
 from smalti.parameters import Priority, SamplingParameters
 
@@ -220,7 +214,7 @@ def test_full_line_refuses_at_once_with_the_time_to_wait(
     engine.submit(request(model, SLOTS))
     assert batch.stepping.acquire(timeout=WAIT)
     waiting = engine.submit(request(model, 8, seed=2))
-    with pytest.raises(EngineFullError, match="8 candidates are waiting") as full:
+    with pytest.raises(EngineFullError, match="8 candidates are already waiting") as full:
         engine.submit(request(model, 1, seed=3))
     assert full.value.retry_after >= 1
     assert engine.waiting == 8

@@ -28,20 +28,14 @@ from harness.queue import (
     wait_until,
 )
 from harness.servers import Server
+from smalti.errors import BrokerUnavailableError
 from smalti.messages import (
     Failed,
     Message,
     Stage,
     parse,
 )
-from smalti.queue import (
-    BrokerPublisher,
-    BrokerSettings,
-    BrokerUnavailableError,
-    Delivery,
-    Outcome,
-    celery_application,
-)
+from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, Outcome, celery_application
 from smalti.storage import LocalStore
 
 WORKER = Path(__file__).parent / "queue_worker.py"

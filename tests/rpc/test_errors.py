@@ -11,16 +11,12 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from harness.grpc_server import asynchronous, served
-from smalti.engines.generator.requests import (
-    EngineFailedError,
-    EngineFullError,
-    RequestCancelledError,
-    RequestExpiredError,
-)
 from smalti.errors import (
     AttemptsExhaustedError,
     CheckpointError,
     DrainingError,
+    EngineFailedError,
+    EngineFullError,
     InvalidInputError,
     JobNotFoundError,
     JobNotSucceededError,
@@ -30,6 +26,8 @@ from smalti.errors import (
     OverloadedError,
     PictureNotFoundError,
     RemoteError,
+    RequestCancelledError,
+    RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
     UnavailableError,

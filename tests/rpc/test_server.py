@@ -16,8 +16,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from harness.grpc_server import ENCODER, GENERATE, GENERATOR, asynchronous, served
 from harness.paths import ROOT
-from smalti.engines.generator.requests import RequestCancelledError
-from smalti.errors import DrainingError, InvalidInputError, OverloadedError, UnavailableError
+from smalti.errors import (
+    DrainingError,
+    InvalidInputError,
+    OverloadedError,
+    RequestCancelledError,
+    UnavailableError,
+)
 from smalti.rpc.channel import channel, service_config
 from smalti.rpc.errors import translated
 from smalti.rpc.server import Server, serve

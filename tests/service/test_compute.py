@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.queue import wait_until
-from smalti.engines.generator.requests import EngineFailedError
-from smalti.errors import InvalidInputError, OverloadedError
+from smalti.errors import EngineFailedError, InvalidInputError, OverloadedError
 from smalti.service.compute import MAX_FAILURES, ComputeThread
 
 

@@ -17,8 +17,8 @@ from harness.servers import S3Server, ValkeyServer
 from harness.service import answer, bare_process, called
 from harness.service_process import NOT_SERVING, ONCE, SERVING, ServiceProcess
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, GenerationRequest, RequestExpiredError
-from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError
+from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.errors import InvalidInputError, ModelMismatchError, OverloadedError, RequestExpiredError
 from smalti.messages import Chunk, EncodeTask, Progress, Stage, StageDone
 from smalti.pipeline import Pipeline
 from smalti.queue import BrokerPublisher, Delivery, GiveBackError, PermanentError

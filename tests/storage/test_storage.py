@@ -13,16 +13,13 @@ from minio import Minio
 from pydantic import SecretStr
 
 from harness.servers import HOST, S3Server, free_port
-from smalti.errors import InvalidInputError
+from smalti.errors import DamagedObjectError, InvalidInputError, MissingObjectError, StoreUnavailableError
 from smalti.storage import (
-    DamagedObjectError,
     JobKeys,
     LocalStore,
     MemoryStore,
-    MissingObjectError,
     ObjectStore,
     StoreSettings,
-    StoreUnavailableError,
     digest,
     find,
     open_store,

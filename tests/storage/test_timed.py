@@ -5,13 +5,8 @@ from pathlib import Path
 import pytest
 
 from harness.telemetry import sample_reader
-from smalti.storage import (
-    DamagedObjectError,
-    JobKeys,
-    LocalStore,
-    MissingObjectError,
-    StoreUnavailableError,
-)
+from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
+from smalti.storage import JobKeys, LocalStore
 from smalti.storage.timed import TimedStore
 from smalti.telemetry import Metrics
 

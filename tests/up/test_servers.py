@@ -11,7 +11,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from harness.servers import HOST, PostgresServer, ServerError, ValkeyServer
+from harness.servers import HOST, PostgresServer, ValkeyServer
+from smalti.errors import ServerStartError
 
 STARTER = """
 import os, signal
@@ -98,8 +99,8 @@ def test_database_keeps_what_was_committed(postgres: PostgresServer) -> None:
 
 
 def test_server_that_cannot_start_says_why(valkey: ValkeyServer, tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=f"somebody else listens on port {valkey.port}"):
+    with pytest.raises(ServerStartError, match=f"somebody else listens on port {valkey.port}"):
         ValkeyServer(tmp_path, valkey.port).start()
     (tmp_path / "appendonlydir").write_text("no folder")
-    with pytest.raises(ServerError, match=r"valkey ended: .*appendonlydir"):
+    with pytest.raises(ServerStartError, match=r"valkey ended: .*appendonlydir"):
         ValkeyServer(tmp_path).start()

@@ -4,9 +4,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smalti.errors import (
+    DamagedObjectError,
     InvalidInputError,
     JobNotFoundError,
     JobNotSucceededError,
+    MissingObjectError,
     ModelMismatchError,
     NotSupportedError,
     PictureNotFoundError,
@@ -18,7 +20,7 @@ from smalti.rpc.errors import translated
 from smalti.services.gateway.database.tables import State
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.settings import GATEWAY_PREFIX
-from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError
+from smalti.storage import JobKeys
 from smalti.v1.decoder_pb2 import EncodeImagesRequest
 from smalti.v1.job_pb2 import InitialImage, PictureReference
 

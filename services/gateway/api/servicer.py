@@ -8,7 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from smalti.errors import InvalidInputError, JobNotFoundError, JobNotSucceededError, PictureNotFoundError
+from smalti.errors import (
+    DamagedObjectError,
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    MissingObjectError,
+    PictureNotFoundError,
+)
 from smalti.queue import current_trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
@@ -31,7 +38,6 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Picture, State
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import Position, Snapshot
-from smalti.storage import DamagedObjectError, MissingObjectError
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 

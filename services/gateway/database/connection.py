@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from smalti.errors import InvalidInputError, UnavailableError
+from smalti.errors import DatabaseUnavailableError, InvalidInputError
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.telemetry import tracing
 
@@ -33,10 +33,6 @@ WRITE: Final = "smalti_write"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 Observe = Callable[[str, float], None]
-
-
-class DatabaseUnavailableError(UnavailableError):
-    """The database does not answer, or cannot write; nothing was changed."""
 
 
 class Database:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from smalti.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, EncodeTask, OversizedMessageError, Trace
+from smalti.errors import OversizedMessageError
+from smalti.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, EncodeTask, Trace
 from smalti.messages import Chunk as ChunkOfMessage
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job

@@ -11,10 +11,10 @@ from typing import Final
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from smalti.errors import AttemptsExhaustedError
+from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
 from smalti.messages import EncodeTask
 from smalti.parameters import Priority
-from smalti.queue import BrokerUnavailableError, Publisher
+from smalti.queue import Publisher
 from smalti.queue.order import Turns
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import Clock, to_microseconds
@@ -33,7 +33,7 @@ from smalti.services.gateway.jobs.messages import encode_tasks
 from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.services.gateway.work.progress import ProgressBuffer
-from smalti.storage import ObjectStore, StoreUnavailableError
+from smalti.storage import ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 from sqlalchemy import delete, insert, select, update
 
+from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import Clock, to_microseconds
@@ -20,7 +21,7 @@ from smalti.services.gateway.database.tables import OPEN, Chunk, ChunkState, Job
 from smalti.services.gateway.jobs.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
 from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.jobs.spec import Parameters
-from smalti.storage import DamagedObjectError, JobKeys, MissingObjectError, ObjectRef, ObjectStore
+from smalti.storage import JobKeys, ObjectRef, ObjectStore
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,14 @@ from typing import Final
 
 from sqlalchemy import delete, select, update
 
+from smalti.errors import StoreUnavailableError
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import IS_OPEN, OPEN, Chore, Job, State, Task
 from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
 from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.work.fan_in import FanIn
-from smalti.storage import JobKeys, ObjectStore, StoreUnavailableError, is_intermediate
+from smalti.storage import JobKeys, ObjectStore, is_intermediate
 
 log = logging.getLogger(__name__)
 

@@ -19,19 +19,10 @@ from jaxtyping import Int
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import Batch, DecodeBatch
 from smalti.engines.generator.partition import Partition
-from smalti.engines.generator.requests import (
-    Candidate,
-    Drawn,
-    EngineError,
-    EngineFailedError,
-    GenerationHandle,
-    GenerationRequest,
-    OnDrawn,
-    RequestCancelledError,
-    RequestExpiredError,
-)
+from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest, OnDrawn
 from smalti.engines.generator.scheduler import RequestQueue
 from smalti.engines.generator.state import Prefix
+from smalti.errors import EngineError, EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
 

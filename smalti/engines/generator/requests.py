@@ -10,33 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
-from smalti.errors import OverloadedError, SmaltiError, UnavailableError
+from smalti.errors import EngineError
 from smalti.parameters import Priority, SamplingParameters
-
-
-class EngineError(SmaltiError):
-    """Why the generator did not finish a request."""
-
-
-class EngineFullError(EngineError, OverloadedError):
-    """The waiting line is full; `retry_after` is the time in seconds after which there should be room."""
-
-    def __init__(self, waiting: int, retry_after: float) -> None:
-        super().__init__(
-            f"{waiting} candidates are waiting already; try again in {retry_after:.0f} s", retry_after
-        )
-
-
-class EngineFailedError(EngineError, UnavailableError):
-    """The engine has stopped; the cause is the error's `__cause__`. Nothing that was not finished will be."""
-
-
-class RequestCancelledError(EngineError):
-    """The request was cancelled."""
-
-
-class RequestExpiredError(EngineError):
-    """The request's time ran out."""
 
 
 @dataclass(frozen=True)

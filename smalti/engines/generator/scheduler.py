@@ -4,7 +4,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from smalti.engines.generator.requests import EngineFullError, GenerationHandle
+from smalti.engines.generator.requests import GenerationHandle
+from smalti.errors import EngineFullError
 from smalti.parameters import Priority
 
 # Of so many slots that are given away while both kinds wait, one goes to a batch request.

@@ -330,7 +330,7 @@ async def test_download_says_what_is_not_there(gateway: GatewayHarness) -> None:
         with pytest.raises(PictureNotFoundError, match="candidate 2"):
             await download(job.id, 7, 2)
         gateway.store.delete(job.pictures[1].object_key)
-        with pytest.raises(PictureNotFoundError, match="no longer kept"):
+        with pytest.raises(PictureNotFoundError, match="has been deleted"):
             await download(job.id)
         gateway.store.put(job.pictures[0].object_key, b"another picture")
         with pytest.raises(PictureNotFoundError, match="no longer whole"):

@@ -19,14 +19,14 @@ from harness.gateway import (
     order,
 )
 from harness.servers import PostgresServer
-from smalti.errors import InvalidInputError, JobNotFoundError
+from smalti.errors import DatabaseUnavailableError, InvalidInputError, JobNotFoundError, StoreUnavailableError
 from smalti.messages import FailureReason, StageDone
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database.connection import Database, DatabaseUnavailableError
+from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import State
 from smalti.services.gateway.jobs.repository import Conditions
-from smalti.storage import JobKeys, StoreUnavailableError
+from smalti.storage import JobKeys
 
 # Ends
 

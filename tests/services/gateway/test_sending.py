@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from harness.gateway import AwayStore, GatewayHarness, MakeGateway, begun, failure, finish_chunk
-from smalti.errors import InvalidInputError
+from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.messages import FailureReason
 from smalti.parameters import Priority
-from smalti.queue import BrokerUnavailableError
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import State
 from smalti.services.gateway.work.dispatch import MAX_AT_ONCE
