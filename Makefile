@@ -9,7 +9,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo test check bench faults format protos model evaluate constraints clean
+.PHONY: demo test check docs bench faults format protos model evaluate constraints clean
 
 # Starts the whole system on free ports, draws nine pictures through it, and stops it; their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -21,13 +21,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2
 
-# Lint, types, dead links, the public contract.
+# Checks style, types, links, the public contract and the documentation site.
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/protos.py --check
+	$(BIN)/python scripts/build_docs.py
+
+# Builds the documentation site in build/site.
+docs: $(INSTALLED)
+	$(BIN)/python scripts/build_docs.py
 
 # Measures the generator, the decoder and the way through the system; half an hour on two cores, on which nothing else
 # may compute.
@@ -69,7 +74,7 @@ train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(1).t
 $(INSTALLED): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[training,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[training,dev,docs]'
 	touch $@
 
 # Generates smalti/v1/ from protos/.
