@@ -1,17 +1,17 @@
-# The few commands, the same everywhere: .ci/run calls the same ones.
+# The commands of the project; .ci/run calls the same ones.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# What the shipped model is made in and of.
+# The folders of the data, the training runs and the shipped model.
 DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
 .PHONY: demo test check docs bench faults format protos model evaluate constraints clean
 
-# Starts the whole system on free ports, draws nine pictures through it, and stops it; their grid is
+# Starts the whole system on free ports, generates nine pictures, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
 demo: $(INSTALLED)
 	$(BIN)/smalti up --ports free --data build/demo -- \
@@ -30,25 +30,24 @@ check: $(INSTALLED)
 	$(BIN)/python scripts/protos.py --check
 	$(BIN)/python scripts/build_docs.py
 
-# Builds the documentation site in build/site.
+# Builds the documentation site in build/site; a warning is an error.
 docs: $(INSTALLED)
 	$(BIN)/python scripts/build_docs.py
 
-# Measures the generator, the decoder and the way through the system; half an hour on two cores, on which nothing else
-# may compute.
+# Measures the generator, the decoder and the whole system. Takes half an hour on two cores; nothing else should run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
-# Breaks everything that can break, and accounts for every job; a quarter of an hour on two cores.
+# Runs the fault matrix: breaks every part and accounts for every job. Takes a quarter of an hour on two cores.
 faults: $(INSTALLED)
 	$(BIN)/python -m faults
 
-# Applies the formatter and the fixes that are safe.
+# Formats the code and applies safe fixes.
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains the shipped model anew: hours on two CPU cores. What was interrupted goes on where it was.
+# Trains the shipped model again, which takes hours on two cores. An interrupted run continues where it stopped.
 model: $(INSTALLED)
 	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
 	$(call train,tokenizer)
@@ -57,8 +56,8 @@ model: $(INSTALLED)
 	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/tokenizer --ranker $(RUNS)/ranker \
 		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --half --out $(SHIPPED) --overwrite
 
-# Measures the shipped model with a judge that is trained first, and writes docs/quality.md. The model card is written
-# where the model's runs are: it says how they went.
+# Trains a judge, measures the shipped model with it, and writes docs/quality.md. Writes the model card too, if the
+# model's runs are here, since the card reports on them.
 evaluate: $(INSTALLED)
 	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
 	$(call train,judge,--vqgan $(SHIPPED)/vqgan)
@@ -66,11 +65,11 @@ evaluate: $(INSTALLED)
 	test ! -d $(RUNS)/generator || $(BIN)/smalti card --model $(SHIPPED) --data $(DATA) --evaluated docs \
 		$(foreach run,tokenizer generator ranker judge,--run $(RUNS)/$(run))
 
-# A run that is there is gone on with; one that is finished ends at once.
+# Continues a run that exists; a finished one ends at once.
 train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
 	$(if $(wildcard $(RUNS)/$(1)/settings.toml),--resume)
 
-# torch goes in first and alone, so that a CPU build that is already at hand is taken as it is.
+# torch is installed first and alone, so that pip keeps a CPU build that is already at hand.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -81,7 +80,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 protos: $(INSTALLED)
 	$(BIN)/python scripts/protos.py
 
-# Writes the versions that are installed now into constraints.txt.
+# Pins the installed versions in constraints.txt.
 constraints: $(INSTALLED)
 	$(BIN)/python scripts/write_constraints.py
 

@@ -1,6 +1,6 @@
-"""Checks that every relative link and picture in the project's Markdown files leads somewhere.
+"""Checks that the target of every relative link and picture in the project's Markdown files exists.
 
-Exit status 1 when one does not; each is named with its file and line.
+Prints each dead link with its file and line, and exits with 1 if there is one.
 """
 
 import itertools
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def heading_anchors(path: Path) -> set[str]:
-    """Returns the anchors that a Git forge makes of the headings of a Markdown file."""
+    """Returns the anchors that GitHub makes from the headings of a Markdown file."""
     tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
     headings = (
         after.content for before, after in itertools.pairwise(tokens) if before.type == "heading_open"
@@ -27,7 +27,7 @@ def heading_anchors(path: Path) -> set[str]:
 
 
 def links(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line, target) of each link and picture of a Markdown file."""
+    """Yields (line, target) for each link and picture in a Markdown file."""
     for block in MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8")):
         line = block.map[0] + 1 if block.map else 0
         children: list[Token] = block.children or []
@@ -40,7 +40,7 @@ def links(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_dead(source: Path, target: str) -> bool:
-    """Tells whether a link of `source` leads nowhere; links to the web are not followed."""
+    """Returns whether the target of a link in `source` does not exist; links to the web are not followed."""
     if re.match(r"[a-z]+:", target):
         return False
     name, _, anchor = unquote(target).partition("#")
@@ -51,19 +51,19 @@ def is_dead(source: Path, target: str) -> bool:
 
 
 def main() -> int:
-    """Checks every tracked and every new Markdown file."""
+    """Checks every Markdown file that is tracked or new."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     sources = [ROOT / name for name in listed.stdout.splitlines()]
     dead = [
-        f"{source.relative_to(ROOT)}:{line}: nothing at {target}"
+        f"{source.relative_to(ROOT)}:{line}: {target} does not exist"
         for source in sources
         for line, target in links(source)
         if is_dead(source, target)
     ]
-    print("\n".join(dead) if dead else f"links: {len(sources)} Markdown files, none dead")
+    print("\n".join(dead) if dead else f"links: {len(sources)} Markdown files, no dead link")
     return 1 if dead else 0
 
 

@@ -1,11 +1,11 @@
-"""Generates `smalti/v1/` from `protos/`, or checks that what is there is in order.
+"""Generates `smalti/v1/` from `protos/`, or checks that it is current.
 
-    scripts/protos.py                      generate, after the same checks as below
-    scripts/protos.py --check              lint, format, compatibility, and whether the generated files are current
-    scripts/protos.py --accept-breaking    generate, and make an incompatible contract the one to be compatible with
+    scripts/protos.py                      check as below, then generate
+    scripts/protos.py --check              check lint, format, compatibility, and that the generated files are current
+    scripts/protos.py --accept-breaking    generate, and accept an incompatible contract as the new baseline
 
-`protos/smalti-v1.binpb` is the contract that clients rely on. Compatible changes move it along; an incompatible one is
-refused until it is accepted with the option. It is a file, not a branch, so that a clone without history can check.
+`protos/smalti-v1.binpb` is the contract that clients rely on. Compatible changes update it; an incompatible one is
+refused unless the option accepts it. It is a file, not a branch, so a clone without history can check, too.
 """
 
 import argparse
@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 BASELINE = PROTOS / "smalti-v1.binpb"
 GENERATED = ROOT / "smalti" / "v1"
-# Written by hand; everything else in the folder is generated.
+# Written by hand; all other files in the folder are generated.
 OURS = {"__init__.py"}
 TOOLS = Path(sys.executable).parent
 
 
 def run(*command: str | Path) -> bool:
-    """Runs a tool of the virtual environment in the folder of the protos and tells whether it was satisfied."""
-    # protoc looks for its plugins along PATH.
+    """Runs a tool of the virtual environment in `protos/` and returns whether it succeeded."""
+    # protoc finds its plugins by PATH.
     path = f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run([*map(str, command)], cwd=PROTOS, env={**os.environ, "PATH": path}, check=False)
     return done.returncode == 0
@@ -42,13 +42,13 @@ def buf(*arguments: str | Path) -> bool:
 
 
 def build(image: Path) -> None:
-    """Writes the contract as one image: without comments, so that it changes when the contract does."""
+    """Writes the contract as one image, without comments, so that it changes only with the contract."""
     if not buf("build", "--exclude-source-info", "-o", image):
-        sys.exit("protos: they do not compile; nothing was generated")
+        sys.exit("protos: the files do not compile; nothing was generated")
 
 
 def generate(folder: Path) -> None:
-    """Writes the Python modules and their type stubs below a folder."""
+    """Writes the Python modules and their type stubs into a folder."""
     files = sorted(PROTOS.glob("smalti/v1/*.proto"))
     services = [file for file in files if "\nservice " in file.read_text(encoding="utf-8")]
     protoc = (sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}")
@@ -57,7 +57,7 @@ def generate(folder: Path) -> None:
         ([f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}"], services),
     ):
         if not run(*protoc, *outputs, *sources):
-            sys.exit("protos: the generation failed; nothing was changed")
+            sys.exit("protos: generation failed; nothing was changed")
 
 
 def generated_files(folder: Path) -> set[str]:
@@ -66,32 +66,32 @@ def generated_files(folder: Path) -> set[str]:
 
 
 def outdated(fresh: Path) -> list[str]:
-    """Returns which files of `smalti/v1/` are not what the protos give, in order."""
+    """Returns the sorted names of the files of `smalti/v1/` that differ from what the protos generate."""
     names = sorted(generated_files(fresh) | generated_files(GENERATED))
     _, different, absent = filecmp.cmpfiles(fresh, GENERATED, names, shallow=False)
     return sorted([*different, *absent])
 
 
 def same_contract(one: Path, other: Path) -> bool:
-    """Tells whether two images say the same."""
+    """Returns whether two images hold the same contract."""
     images = [FileDescriptorSet.FromString(path.read_bytes()) for path in (one, other)]
     return images[0] == images[1]
 
 
 def main() -> int:
-    """Does what the command line asks."""
+    """Checks, and generates unless told to check only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit status 1 if anything is amiss"
+        "--check", action="store_true", help="change nothing; exit with 1 if anything is wrong"
     )
-    parser.add_argument("--accept-breaking", action="store_true", help="take an incompatible contract")
+    parser.add_argument("--accept-breaking", action="store_true", help="accept an incompatible contract")
     arguments = parser.parse_args()
 
     if not arguments.check:
         buf("format", "--write")
     good = buf("lint") & buf("format", "--diff", "--exit-code")
     if not arguments.accept_breaking and not buf("breaking", "--against", BASELINE):
-        print("protos: clients in use would break; make the change in another way, or a package smalti.v2")
+        print("protos: this change breaks existing clients; make it compatible, or add a package smalti.v2")
         good = False
     if not good:
         return 1
@@ -105,9 +105,7 @@ def main() -> int:
         if arguments.check:
             if not same_contract(scratch / BASELINE.name, BASELINE):
                 stale.append(BASELINE.name)
-            print(
-                f"protos: not current: {', '.join(stale)}; run `make protos`" if stale else "protos: in order"
-            )
+            print(f"protos: outdated: {', '.join(stale)}; run `make protos`" if stale else "protos: current")
             return 1 if stale else 0
         for file in generated_files(GENERATED):
             (GENERATED / file).unlink()

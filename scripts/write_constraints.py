@@ -1,15 +1,15 @@
-"""Writes the installed versions into constraints.txt, so that a fresh machine installs the same ones tomorrow."""
+"""Writes the installed versions into constraints.txt, so that every machine installs the same ones."""
 
 from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the virtual environment brings itself, and the project.
+# The virtual environment brings pip itself.
 LEFT_OUT = {"pip", "smalti"}
 
 
 def main() -> None:
-    """Writes one `name==version` a line, sorted; a local version such as `+cpu` is left out."""
+    """Writes one `name==version` per line, sorted, without local versions such as `+cpu`."""
     versions = {
         distribution.metadata["Name"].lower(): distribution.version.partition("+")[0]
         for distribution in distributions()
