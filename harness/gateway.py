@@ -1,4 +1,4 @@
-"""A gateway for tests: its clock stands still, what it sends is kept in a list, and a test plays the stages."""
+"""A gateway for tests: its clock is manual, its messages stay in memory, and the test acts as the stages."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Base
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.jobs.repository import Snapshot
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore
@@ -25,42 +26,44 @@ from smalti.testing.stages import FakeStages
 
 
 class GatewayHarness:
-    """A gateway whose threads do not run: a test calls what they would call."""
+    """A gateway whose threads do not run: the test calls what they would call."""
 
     def __init__(
         self, database: Database, spec: ModelSpec, *, store: ObjectStore | None = None, **settings: Any
     ) -> None:
-        """Puts it together.
+        """Creates the gateway.
 
         Args:
-            database: where jobs are.
+            database: an empty database with tables.
             spec: the model.
-            store: None is one in memory.
-            settings: those that are not as usual.
+            store: the object store; None creates one in memory.
+            settings: values that differ from the defaults.
         """
         self.clock = ManualClock()
         self.publisher = MemoryPublisher()
         self.store = store or MemoryStore()
         self.gateway = Gateway(
-            database,
-            self.store,
-            self.publisher,
-            spec,
-            GatewaySettings(**settings),
-            clock=self.clock,
-            expiry_days=7,
+            GatewayContext(
+                database=database,
+                store=self.store,
+                publisher=self.publisher,
+                spec=spec,
+                settings=GatewaySettings(**settings),
+                clock=self.clock,
+                expiry_days=7,
+            )
         )
         self.jobs = self.gateway.jobs
         self.stages = FakeStages(self.store, spec.tokens)
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
-        """Accepts a job of 8 candidates, a moment after the one before; returns its id."""
+        """Accepts a job of 8 candidates, a microsecond after the previous one; returns its id."""
         self.clock.advance(1e-6)
-        return self.jobs.create(order(prompt, **changes)).job.id
+        return self.jobs.create(job_spec(prompt, **changes)).job.id
 
-    def get(self, job_id: str) -> Snapshot:
-        """Returns a job as it is, with all that was heard of it."""
-        self.gateway.ledger.store()
+    def get(self, job_id: str) -> JobSnapshot:
+        """Returns a job after all collected progress is stored."""
+        self.gateway.progress.store()
         return self.jobs.get(job_id)
 
     def state(self, job_id: str) -> str:
@@ -68,48 +71,45 @@ class GatewayHarness:
         return self.get(job_id).job.state.value
 
     def send(self) -> list[EncodeTask]:
-        """Lets the gateway send what it would, and says that the broker has it."""
+        """Lets the gateway send what is due; returns the messages, which the broker has confirmed."""
         self.gateway.send()
-        self.gateway.ledger.store()
+        self.gateway.progress.store()
         return self.sent_tasks()
 
     def sent_tasks(self) -> list[EncodeTask]:
-        """Returns what the gateway has sent since the last call."""
-        sent = self.publisher.take()
-        return [message for message in sent if isinstance(message, EncodeTask)]
+        """Returns the messages that the gateway has sent since the last call."""
+        return [message for message in self.publisher.take() if isinstance(message, EncodeTask)]
 
-    def tell(self, *events: Message) -> None:
-        """Tells the gateway of events."""
+    def handle(self, *events: Message) -> None:
+        """Lets the gateway handle events of the stages."""
         for event in events:
-            self.gateway.events.take(event)
+            self.gateway.events.apply(event)
 
-    def work(self) -> None:
-        """Sends and does all the work there is."""
+    def run_jobs(self) -> None:
+        """Runs all jobs to their end."""
         while tasks := self.send():
             for task in tasks:
-                self.tell(*self.stages.run(task))
+                self.handle(*self.stages.run(task))
 
     def pass_time(self, seconds: float) -> None:
-        """Lets time pass, and does what is due then."""
+        """Advances the clock, and does what is due then."""
         self.clock.advance(seconds)
-        self.gateway.ledger.store()
+        self.gateway.progress.store()
         self.gateway.sweep()
-        self.gateway.tidy()
+        self.gateway.run_store_tasks()
 
     def objects(self) -> list[str]:
-        """Returns the names of the objects that are there, without their jobs' folders."""
+        """Returns the keys of all objects, without the folders of their jobs."""
         return [info.key.split("/", 2)[2] for info in self.store.objects()]
 
     def close(self) -> None:
-        """Ends it; the database stays open."""
-        self.gateway.threads.shutdown()
-        self.gateway._markers.shutdown()
-        self.gateway.fan_in.close()
+        """Ends the threads; the database stays open."""
+        self.gateway.close_threads()
 
 
-def order(prompt: str = "a cat", **changes: Any) -> JobSpec:
-    """Returns an order of 8 candidates, of which the best 3 are wanted."""
-    usual: dict[str, Any] = {
+def job_spec(prompt: str = "a cat", **changes: Any) -> JobSpec:
+    """Returns a job of 8 candidates and 3 pictures."""
+    defaults: dict[str, Any] = {
         "seed": 7,
         "sampling": SamplingParameters(),
         "time_limit": 1000.0,
@@ -117,19 +117,19 @@ def order(prompt: str = "a cat", **changes: Any) -> JobSpec:
         "n": 3,
         "candidates": 8,
     }
-    return JobSpec(prompt=prompt, **{**usual, **changes})
+    return JobSpec(prompt=prompt, **{**defaults, **changes})
 
 
 def sqlite_database(folder: Path, **options: Any) -> Database:
-    """Returns a new database in a folder."""
+    """Creates a database in a folder."""
     database = Database(f"sqlite:///{folder / 'gateway.sqlite3'}", **options)
     database.migrate()
     return database
 
 
 @contextmanager
-def emptied(database: Database) -> Iterator[Database]:
-    """Lends a database that others have used, without what they left."""
+def emptied_database(database: Database) -> Iterator[Database]:
+    """Empties a database that other tests have used, and closes it after the block."""
     database.migrate()
     with database.write() as session:
         for table in reversed(Base.metadata.sorted_tables):
@@ -139,58 +139,54 @@ def emptied(database: Database) -> Iterator[Database]:
 
 
 MakeGateway = Callable[..., GatewayHarness]
-"""Makes gateways on one database; takes settings."""
+"""Creates gateways on one database; takes settings."""
 
 
-def failure(snapshot: Snapshot) -> Exception:
-    """Returns why a job has failed, as its user sees it."""
+def failure(snapshot: JobSnapshot) -> Exception:
+    """Returns the error of a failed job as a client sees it."""
     assert snapshot.job.error is not None
     return error_of_status(Status.FromString(snapshot.job.error))
 
 
-def begun(gateway: GatewayHarness, **changes: Any) -> tuple[str, EncodeTask, tuple[GenerateTask, ...]]:
-    """Accepts a job and encodes its prompt."""
+def encoded_job(gateway: GatewayHarness, **changes: Any) -> tuple[str, EncodeTask, tuple[GenerateTask, ...]]:
+    """Creates a job and encodes its prompt; returns its id, its message, and the messages that follow."""
     job = gateway.create(**changes)
     (task,) = gateway.send()
     generates, event = gateway.stages.encode(task)
-    gateway.tell(event)
+    gateway.handle(event)
     return job, task, generates
 
 
 def finish_chunk(gateway: GatewayHarness, generate: GenerateTask) -> StageDone:
-    """Draws, decodes and ranks a chunk; returns the last event, which was not told."""
-    decode, drawn = gateway.stages.generate(generate)
+    """Runs a chunk to its end; returns the ranker's event, which the gateway has not handled yet."""
+    decode, generated = gateway.stages.generate(generate)
     rank, decoded = gateway.stages.decode(decode)
-    gateway.tell(drawn, decoded)
+    gateway.handle(generated, decoded)
     return gateway.stages.rank(rank)
 
 
-class AwayStore(MemoryStore):
-    """A store that can be away, or full."""
+class FaultyStore(MemoryStore):
+    """A store that can be unavailable or full."""
 
-    away = False
-    """Nothing is answered."""
+    unavailable = False
+    """Every call fails."""
     full = False
-    """Nothing more is taken."""
+    """Every write fails."""
 
-    def stat(self, key: str) -> Any:
-        """See `ObjectStore`."""
-        if self.away:
-            raise StoreUnavailableError("it is away")
+    def stat(self, key: str) -> Any:  # noqa: D102
+        if self.unavailable:
+            raise StoreUnavailableError("the store is unavailable")
         return super().stat(key)
 
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `ObjectStore`."""
-        if self.away:
-            raise StoreUnavailableError("it is away")
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
+        if self.unavailable:
+            raise StoreUnavailableError("the store is unavailable")
         return super().get(key, sha256=sha256)
 
-    def put(self, key: str, content: bytes, *, content_type: str = "") -> ObjectRef:
-        """See `ObjectStore`."""
-        if self.away or self.full:
-            raise StoreUnavailableError("it is away or full")
+    def put(self, key: str, content: bytes, *, content_type: str = "") -> ObjectRef:  # noqa: D102
+        if self.unavailable or self.full:
+            raise StoreUnavailableError("the store is unavailable or full")
         return super().put(key, content)
 
-    def check(self) -> None:
-        """See `ObjectStore`."""
+    def check(self) -> None:  # noqa: D102
         self.put("writable", b"yes")

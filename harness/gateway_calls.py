@@ -1,4 +1,4 @@
-"""Calls of a gateway for tests, over gRPC."""
+"""Calls of a gateway over gRPC, for tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -8,63 +8,63 @@ from typing import Any
 from harness.gateway import GatewayHarness
 from harness.service import answer, called
 from smalti.services.gateway.api.servicer import ImageServicer
-from smalti.services.gateway.jobs.repository import Conditions
+from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
 
 Change = Callable[[Any], object]
-"""Changes a request before it is made."""
+"""Changes a request before it is sent."""
 
 
 @asynccontextmanager
 async def served(gateway: GatewayHarness, **options: Any) -> AsyncIterator[Any]:
-    """Serves a gateway; gives what calls it."""
+    """Serves a gateway; yields a stub for it."""
     servicer = ImageServicer(gateway.gateway, **options)
     async with called(lambda server: add_ImageServiceServicer_to_server(servicer, server)) as channel:
         yield ImageServiceStub(channel)
 
 
-def request(change: Change = lambda asked: None, **fields: Any) -> image_pb2.CreateImagesRequest:
-    """Returns a request for 8 candidates of a cat, of which the best 3 are wanted."""
-    asked = image_pb2.CreateImagesRequest(**fields)
-    asked.parameters.MergeFrom(job_pb2.ImageParameters(prompt="a cat", n=3, candidates=8, seed=7))
-    change(asked)
-    return asked
+def create_request(change: Change = lambda request: None, **fields: Any) -> image_pb2.CreateImagesRequest:
+    """Returns a request for 3 pictures of 8 candidates."""
+    request = image_pb2.CreateImagesRequest(**fields)
+    request.parameters.MergeFrom(job_pb2.ImageParameters(prompt="a cat", n=3, candidates=8, seed=7))
+    change(request)
+    return request
 
 
-async def created(stub: Any, *changes: Any, **fields: Any) -> job_pb2.Job:
+async def create_job(stub: Any, *changes: Any, **fields: Any) -> job_pb2.Job:
     """Creates a job."""
-    return (await answer(stub.CreateImages(request(*changes, **fields)))).job
+    return (await answer(stub.CreateImages(create_request(*changes, **fields)))).job
 
 
-async def fetched(stub: Any, job_id: str, **fields: Any) -> job_pb2.Job:
+async def get_job(stub: Any, job_id: str, **fields: Any) -> job_pb2.Job:
     """Gets a job."""
     return (await answer(stub.GetJob(image_pb2.GetJobRequest(job_id=job_id, **fields)))).job
 
 
-async def done(stub: Any, gateway: GatewayHarness, *changes: Any, **fields: Any) -> job_pb2.Job:
-    """Returns a job that has succeeded."""
-    job = await created(stub, *changes, **fields)
-    await asyncio.to_thread(gateway.work)
-    return await fetched(stub, job.id)
+async def finished_job(stub: Any, gateway: GatewayHarness, *changes: Any, **fields: Any) -> job_pb2.Job:
+    """Creates a job, runs it, and returns it after it has succeeded."""
+    job = await create_job(stub, *changes, **fields)
+    await asyncio.to_thread(gateway.run_jobs)
+    return await get_job(stub, job.id)
 
 
-def stored(gateway: GatewayHarness) -> int:
-    """Returns how many jobs are stored."""
-    return len(gateway.jobs.page(Conditions(), behind=None, limit=1000))
+def count_jobs(gateway: GatewayHarness) -> int:
+    """Returns the number of jobs in the database."""
+    return len(gateway.jobs.page(JobFilter(), after=None, limit=1000))
 
 
 def parameters(**fields: Any) -> Change:
-    """Changes parameters."""
-    return lambda asked: asked.parameters.MergeFrom(job_pb2.ImageParameters(**fields))
+    """Returns a change of the parameters."""
+    return lambda request: request.parameters.MergeFrom(job_pb2.ImageParameters(**fields))
 
 
-def initial(**fields: Any) -> Change:
-    """Changes the initial image."""
+def initial_image(**fields: Any) -> Change:
+    """Returns a change of the initial image."""
     return parameters(initial_image=job_pb2.InitialImage(**fields))
 
 
-def tokens(count: int, token: int = 1) -> Any:
-    """Returns so many tokens."""
+def image_tokens(count: int, token: int = 1) -> Any:
+    """Returns the same token repeated `count` times."""
     return ImageTokens(tokens=[token] * count)

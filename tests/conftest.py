@@ -115,7 +115,7 @@ DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.en
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
     """A gateway's database of each kind, empty."""
-    from harness.gateway import emptied, sqlite_database
+    from harness.gateway import emptied_database, sqlite_database
     from smalti.services.gateway.database.connection import Database
 
     if request.param == "sqlite":
@@ -126,7 +126,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Databa
     server: PostgresServer = request.getfixturevalue("postgres")
     if not server.running:
         server.start()
-    with emptied(Database(server.url)) as lent:
+    with emptied_database(Database(server.url)) as lent:
         yield lent
 
 

@@ -8,8 +8,8 @@ from smalti.service import Process, Service, run
 
 
 def build(process: Process) -> Service:
-    """Imports the database's library only when the settings are known to be good."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every plugin, from its import on.
+    """Builds the service. The database library is imported only after the settings of the process are checked."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # It logs every plugin when it is imported.
     from smalti.services.gateway.service import build
 
     return build(process)

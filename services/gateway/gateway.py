@@ -1,4 +1,4 @@
-"""The gateway without its network: everything that it is made of, put together, and its threads."""
+"""The gateway without its gRPC service: the parts that work on jobs, and their threads."""
 
 import logging
 import threading
@@ -8,200 +8,164 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import StoreUnavailableError, UnavailableError
-from smalti.queue import Publisher
-from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database.clock import Clock, SystemClock
-from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import State
-from smalti.services.gateway.jobs.hub import Hub
-from smalti.services.gateway.jobs.observer import JobEnding
-from smalti.services.gateway.jobs.repository import Jobs, Snapshot
-from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.database.tables import JobState
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
+from smalti.services.gateway.jobs.repository import JobRepository, JobSnapshot
+from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.work.dispatch import Dispatcher
-from smalti.services.gateway.work.events import Events
+from smalti.services.gateway.work.events import EventHandler
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop
 from smalti.services.gateway.work.progress import ProgressBuffer
-from smalti.services.gateway.work.sweeper import MAX_AT_ONCE, Sweeper, mark
-from smalti.storage import ObjectStore, sweep
-from smalti.telemetry import Metrics
+from smalti.services.gateway.work.sweeper import BATCH_SIZE, Sweeper, write_marker
+from smalti.storage import sweep
 
 log = logging.getLogger(__name__)
 
-STORE_SECONDS: Final = 0.1
-"""How long what is heard of chunks is collected before it is stored."""
-TIDY_SECONDS: Final = 0.2
-"""How long what is to be done in the store is collected: whoever waits for a job comes first."""
-CALLS: Final = 16
-"""Calls of the database and the store that clients wait for, at the same time."""
+PROGRESS_DELAY_SECONDS: Final = 0.1
+"""Time for which progress is collected before it is stored."""
+STORE_TASKS_DELAY_SECONDS: Final = 0.2
+"""Time for which store tasks are collected before they run, since calls of clients come first."""
+MAX_CALLS: Final = 16
+"""Maximum number of blocking calls that run for clients at the same time."""
 STOP_SECONDS: Final = 5.0
-EXPIRY_SECONDS: Final = 3600.0
-"""Between two looks for objects that have expired."""
-MARK_SECONDS: Final = 1.0
-"""How long whoever cancels a job waits for the store, which may be away."""
+EXPIRY_INTERVAL_SECONDS: Final = 3600.0
+"""Interval between checks for expired objects."""
+MARKER_SECONDS: Final = 1.0
+"""Time for which CancelJob waits for the store to take the marker."""
 
 
-class _JobEvents:
-    """Tells the loops, the hub and the metrics of changes."""
+class _Wakeups(JobObserver):
+    """Wakes the loops that have work after a change."""
 
-    def __init__(self, hub: Hub, metrics: Metrics | None) -> None:
+    def __init__(self) -> None:
         self.to_send = threading.Event()
-        self.to_do = threading.Event()
-        self._hub = hub
-        self._metrics = metrics
+        self.store_tasks = threading.Event()
 
     def created(self, job_id: str) -> None:
         self.to_send.set()
 
-    def changed(self, job_id: str) -> None:
-        self._hub.changed(job_id)
-
-    def ended(self, ending: JobEnding) -> None:
+    def ended(self, outcome: JobOutcome) -> None:
         self.to_send.set()
-        self.to_do.set()
-        self._hub.ended(ending.job_id)
-        if self._metrics:
-            outcome = ending.state.value
-            self._metrics.add("jobs_total", outcome=outcome, reason=ending.reason)
-            self._metrics.observe("job_seconds", ending.seconds, outcome=outcome)
-            if ending.state is State.CANCELLED:
-                self._metrics.add("cancelled_total", where="running" if ending.running else "waiting")
-
-    def lost(self, chunks: int) -> None:
-        if self._metrics:
-            self._metrics.add("lease_losses_total", chunks)
+        self.store_tasks.set()
 
 
 class Gateway:
-    """Jobs, from their acceptance to their end; `start` lets it work, `close` ends it."""
+    """Jobs from their acceptance to their end. `start` starts the threads; `close` ends them."""
 
-    def __init__(
-        self,
-        database: Database,
-        store: ObjectStore,
-        outlet: Publisher,
-        spec: ModelSpec,
-        settings: GatewaySettings,
-        *,
-        clock: Clock | None = None,
-        metrics: Metrics | None = None,
-        expiry_days: int = 0,
-    ) -> None:
-        """Puts it together.
-
-        Args:
-            database: where jobs are; its tables must be there.
-            store: where objects are.
-            outlet: where messages go.
-            spec: the model.
-            settings: its settings.
-            clock: says what time it is; None is the machine's.
-            metrics: counts jobs and losses.
-            expiry_days: the days after which objects of jobs are removed, whatever the database says; 0 keeps them.
-        """
-        clock = clock or SystemClock()
-        self.database = database
-        self.store = store
-        self.spec = spec
-        self.settings = settings
-        self.clock = clock
-        self.hub = Hub(spec.side)
-        self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
-        self._markers = ThreadPoolExecutor(CALLS, thread_name_prefix="marker")
-        bell = self._bell = _JobEvents(self.hub, metrics)
-        self.jobs = Jobs(database, spec, settings, bell, clock)
-        self.ledger = ProgressBuffer(database, spec.side, settings, bell, clock)
-        self.fan_in = FanIn(database, store, bell, clock)
-        self.events = Events(database, self.fan_in, self.ledger, spec.side, settings, bell, self.hub, clock)
-        self.dispatcher = Dispatcher(database, outlet, store, settings, self.ledger, bell, clock)
-        self.sweeper = Sweeper(database, store, self.fan_in, bell, clock)
-        self._expiry_days = expiry_days
+    def __init__(self, context: GatewayContext) -> None:
+        """Creates the parts; nothing runs before `start`."""
+        self.context = context
+        self.watchers = WatcherHub(context.spec.side)
+        self.threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call")
+        """Runs blocking calls for clients."""
+        self._marker_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="marker")
+        wakeups = _Wakeups()
+        context.events.subscribe(wakeups)
+        context.events.subscribe(self.watchers)
+        self.jobs = JobRepository(context)
+        self.progress = ProgressBuffer(context)
+        self.fan_in = FanIn(context)
+        self.events = EventHandler(
+            context, fan_in=self.fan_in, progress=self.progress, watchers=self.watchers
+        )
+        self.dispatcher = Dispatcher(context, self.progress)
+        self.sweeper = Sweeper(context, self.fan_in)
         expiring = threading.Event()
-        expiring.set()  # The first time at the start.
+        expiring.set()  # The first check is at the start.
+        interval = context.settings.sweep
         self._loops = (
-            Loop("sending", self.send, seconds=settings.sweep, wake=bell.to_send),
+            Loop("sending", self.send, seconds=interval, wake=wakeups.to_send),
             Loop(
                 "progress",
-                self.ledger.store,
-                seconds=settings.sweep,
-                wake=self.ledger.filled,
-                delay=STORE_SECONDS,
+                self.progress.store,
+                seconds=interval,
+                wake=self.progress.filled,
+                delay=PROGRESS_DELAY_SECONDS,
             ),
-            Loop("sweeping", self.sweep, seconds=settings.sweep),
-            Loop("tidying", self.tidy, seconds=settings.sweep, wake=bell.to_do, delay=TIDY_SECONDS),
-            Loop("expiring", self.expire_objects, seconds=EXPIRY_SECONDS, wake=expiring),
+            Loop("sweeping", self.sweep, seconds=interval),
+            Loop(
+                "store tasks",
+                self.run_store_tasks,
+                seconds=interval,
+                wake=wakeups.store_tasks,
+                delay=STORE_TASKS_DELAY_SECONDS,
+            ),
+            Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
         self._started = False
         self._reclaimed = False
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that has to be done is being done."""
+        """Whether all threads run, once they are started."""
         return not self._started or all(loop.alive for loop in self._loops)
 
-    @property
-    def failure(self) -> BaseException | None:
-        """Why it is not; the log has the cause."""
-        return None
-
     def start(self) -> None:
-        """Begins to send, to sweep, and to tidy."""
+        """Starts the threads."""
         self._started = True
         for loop in self._loops:
             loop.start()
 
     def send(self) -> None:
-        """Sends what is to be sent; raises `UnavailableError` when it cannot."""
+        """Sends waiting chunks, then chunks whose leases have expired; raises `UnavailableError`."""
         if not self._reclaimed:
             self.dispatcher.reclaim()
             self._reclaimed = True
-        self.dispatcher.send_waiting()  # First: it is what somebody waits for.
+        self.dispatcher.send_waiting()
         self.dispatcher.send_again()
 
     def sweep(self) -> None:
-        """Ends and removes jobs whose time has come; raises `UnavailableError` when it cannot."""
+        """Expires, ends, and removes jobs that are due; raises `UnavailableError`."""
         for step in (self.sweeper.expire, self.sweeper.finish, self.sweeper.remove):
-            while step() >= MAX_AT_ONCE:
+            while step() >= BATCH_SIZE:
                 pass
 
-    def tidy(self) -> None:
-        """Does in the store what is due there."""
-        while self.sweeper.do_chores() >= MAX_AT_ONCE:
+    def run_store_tasks(self) -> None:
+        """Runs the tasks in the object store that are due; raises `UnavailableError`."""
+        while self.sweeper.run_store_tasks() >= BATCH_SIZE:
             pass
 
     def expire_objects(self) -> None:
-        """Lets the store remove old objects, or does it where the store cannot."""
-        if not self.store.expire_after(self._expiry_days) and self._expiry_days:
-            old = timedelta(days=self._expiry_days)
-            now = datetime.fromtimestamp(self.clock(), UTC)
-            if removed := sweep(self.store, old, intermediate=False, now=now):
-                log.info("%d objects were older than %d days", removed, self._expiry_days)
+        """Lets the store delete old objects, or deletes them if the store cannot do so by itself."""
+        store, days = self.context.store, self.context.expiry_days
+        if not store.expire_after(days) and days:
+            now = datetime.fromtimestamp(self.context.clock(), UTC)
+            if removed := sweep(store, timedelta(days=days), intermediate=False, now=now):
+                log.info("deleted %d objects older than %d days", removed, days)
 
-    def cancel(self, job_id: str) -> Snapshot:
-        """Cancels a job, and tells the stages; one that has ended stays as it is. Raises `JobNotFoundError`."""
+    def cancel(self, job_id: str) -> JobSnapshot:
+        """Cancels a job and tells the stages; a job that has ended does not change. Raises `JobNotFoundError`."""
         snapshot = self.jobs.cancel(job_id)
-        if snapshot.job.state is State.CANCELLED:
-            # At once, not when its turn comes: the slots are to be free. If it takes too long, its turn comes.
-            marking = self._markers.submit(mark, self.store, job_id, snapshot.job.state)
+        if snapshot.job.state is JobState.CANCELLED:
+            # The marker frees slots, so it is written at once. If that fails, the store task writes it later.
+            marking = self._marker_threads.submit(
+                write_marker, self.context.store, job_id, snapshot.job.state
+            )
             try:
-                marking.result(MARK_SECONDS)
+                marking.result(MARKER_SECONDS)
             except (TimeoutError, StoreUnavailableError) as error:
                 log.warning("the stages are told later: %s", error, extra={"job": job_id})
         return snapshot
 
     def stop(self) -> None:
-        """Ends what it does by itself; what is begun is finished, and what is left is found at the next start."""
+        """Stops the threads after their current call; the next start continues the rest."""
         for loop in self._loops:
             if loop.alive:
                 loop.stop(STOP_SECONDS)
         self._started = False
 
     def close(self) -> None:
-        """Ends its threads, and stores what was heard last."""
+        """Stops the threads, stores the progress that was collected last, and closes the database."""
         self.stop()
         with suppress(UnavailableError):
-            self.ledger.store()
+            self.progress.store()
+        self.close_threads()
+        self.context.database.close()
+
+    def close_threads(self) -> None:
+        """Ends the thread pools; the database stays open."""
         self.threads.shutdown(cancel_futures=True)
-        self._markers.shutdown(cancel_futures=True)
+        self._marker_threads.shutdown(cancel_futures=True)
         self.fan_in.close()
-        self.database.close()

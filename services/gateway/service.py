@@ -1,4 +1,4 @@
-"""The gateway's parts, put together."""
+"""Builds the gateway's service."""
 
 import asyncio
 
@@ -12,44 +12,47 @@ from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
 from smalti.services.gateway.database.connection import Database, wait_for
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.gauges import gauges
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.metrics import JobMetrics, gauges
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 
 DATABASE_SECONDS = 30.0
-"""How long a database may take to answer at the start."""
+"""Time within which the database must answer at the start."""
 
 
-class Work:
-    """What the gateway does besides answering: it sends, sweeps, and looks for what other gateways do."""
+class GatewayRunner:
+    """A `smalti.service.BackgroundTask` that runs the gateway's threads, and polls for changes by other gateways."""
 
     def __init__(self, gateway: Gateway) -> None:
-        """Begins with `start`."""
         self._gateway = gateway
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     @property
-    def healthy(self) -> bool:
-        """See `smalti.service.BackgroundTask`."""
-        return self._gateway.healthy and (self._looking is None or not self._looking.done())
+    def healthy(self) -> bool:  # noqa: D102
+        return self._gateway.healthy and (self._polling is None or not self._polling.done())
 
-    async def start(self) -> None:
-        """See `smalti.service.BackgroundTask`."""
+    async def start(self) -> None:  # noqa: D102
         gateway = self._gateway
         gateway.start()
-        self._looking = asyncio.create_task(gateway.hub.look(gateway.jobs.versions, gateway.settings.watch))
+        self._polling = asyncio.create_task(
+            gateway.watchers.poll(gateway.jobs.versions, gateway.context.settings.watch)
+        )
 
-    async def stop(self, grace: float) -> None:
-        """See `smalti.service.BackgroundTask`."""
-        if self._looking is not None:
-            self._looking.cancel()
+    async def stop(self, grace: float) -> None:  # noqa: D102
+        if self._polling is not None:
+            self._polling.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._gateway.stop)
 
 
 def build(process: Process) -> Service:
-    """Opens the database and makes the service; see `smalti.service.Build`."""
+    """Opens the database and builds the service.
+
+    Raises:
+        InvalidInputError: a setting is invalid, or the database does not answer; names the variable.
+    """
     settings = gateway_settings()
     spec = ModelSpec.load(library.find())
     metrics = process.telemetry.metrics
@@ -62,16 +65,17 @@ def build(process: Process) -> Service:
         wait_for(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
-    gateway = Gateway(
-        database,
-        process.store,
-        process.publisher,
-        spec,
-        settings,
-        metrics=metrics,
+    context = GatewayContext(
+        database=database,
+        store=process.store,
+        publisher=process.publisher,
+        spec=spec,
+        settings=settings,
         expiry_days=store_settings().expiry_days,
     )
-    for name, read in gauges(gateway).items():
+    gateway = Gateway(context)
+    context.events.subscribe(JobMetrics(metrics))
+    for name, read in gauges(context).items():
         process.telemetry.watch(name, read)
 
     def register(server: grpc.aio.Server) -> None:
@@ -85,14 +89,14 @@ def build(process: Process) -> Service:
         handler=gateway.events.handle,
         concurrency=settings.concurrency,
         model=spec.folder.name,
-        companions=(Work(gateway),),
+        companions=(GatewayRunner(gateway),),
         endless=ENDLESS,
         close=gateway.close,
     )
 
 
 def _channel(decoder: str, process: Process) -> grpc.aio.Channel:
-    """Returns the way to the decoder; raises `InvalidInputError` when the setting of its address cannot be used."""
+    """Opens a channel to the decoder; raises `InvalidInputError` if its address is invalid."""
     try:
         return channel(decoder, process.rpc, interceptors=process.telemetry.client_interceptors)
     except InvalidInputError as error:

@@ -1,4 +1,4 @@
-"""The settings of the gateway: the variable of a field is its name after `SMALTI_GATEWAY_`."""
+"""The gateway's settings. The variable of a field is `SMALTI_GATEWAY_` and the field's name."""
 
 from typing import Annotated, Self
 
@@ -16,72 +16,73 @@ def _default_database() -> SecretStr:
 
 
 class GatewaySettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """The settings; all times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=GATEWAY_PREFIX)
 
     database: SecretStr = Field(default_factory=_default_database)
-    """Where jobs are: `sqlite:////FOLDER/FILE`, for one gateway, or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`,
-    which several may share. The tables are made, and brought up to date, at the start."""
+    """Database of the jobs: `sqlite:////FOLDER/FILE` for a single gateway, or
+    `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, which several gateways may share. The tables are created, and
+    migrated, at the start."""
     database_timeout: Seconds = 5.0
-    """The seconds for which a call waits for the database before it is answered with UNAVAILABLE."""
+    """Time a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None
-    """`HOST:PORT` of a decoder, for previews and for initial pictures given as files. Unset, there are neither."""
+    """`HOST:PORT` of a decoder, for previews and for initial images given as files. Both are off when it is unset."""
     chunk: Annotated[int, Field(ge=1, le=MAX_IN_CHUNK)] = 4
-    """How many candidates of a job travel together."""
+    """Candidates per chunk. A chunk travels through the queues as one message."""
     window: Annotated[int, Field(ge=1, le=2**20)] = 128
-    """How many candidates may be on their way through the queues at a time; the rest waits in the database, where order
-    and priority are kept. Twice the slots of all generators together, or more."""
+    """Maximum number of candidates in the queues at a time. The rest waits in the database, where order and priority
+    are kept. Set it to at least twice the slots of all generators together."""
     open_jobs: Annotated[int, Field(ge=1, le=10**6)] = 10_000
-    """How many jobs may be open at a time; past it requests are refused with RESOURCE_EXHAUSTED."""
+    """Maximum number of open jobs. Further requests are refused with RESOURCE_EXHAUSTED."""
     candidates: Annotated[int, Field(ge=1, le=1024)] = 256
-    """The most candidates of a job."""
+    """Maximum number of candidates of a job."""
     idle_candidates: Annotated[int, Field(ge=0, le=1024)] = 32
-    """How many candidates are drawn of a job that does not say, while no other job is open; never less than the model's
-    own number."""
+    """Candidates of a job that does not set a number, while no other job is open. The model's default is used where it
+    is higher."""
     time_limit: Seconds = 24 * 3600.0
-    """The most seconds that a job may be given until it expires."""
+    """Maximum time limit of a job. A job that has not ended by its time limit expires."""
     default_time_limit: Seconds = 3600.0
-    """The seconds after which a job expires that does not say."""
+    """Time limit of a job that does not set one."""
     retention: Seconds = 7 * 24 * 3600.0
-    """The most seconds for which a job and its pictures are kept after its end. Objects are kept for
-    `SMALTI_STORE_EXPIRY_DAYS` in any case no longer."""
+    """Maximum time for which a job and its pictures are kept after its end. Objects are never kept longer than
+    `SMALTI_STORE_EXPIRY_DAYS`."""
     default_retention: Seconds = 24 * 3600.0
-    """The seconds for which a job is kept that does not say."""
+    """Time for which a job that does not set one is kept."""
     image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 8 * 2**20
-    """The largest file of an initial picture, in bytes; smaller than `SMALTI_RPC_RECEIVE_BYTES`."""
+    """Maximum size of the file of an initial image, in bytes. Must be smaller than `SMALTI_RPC_RECEIVE_BYTES`."""
     labels: Annotated[int, Field(ge=0, le=1000)] = 16
-    """The most labels of a job."""
+    """Maximum number of labels of a job."""
     lease: Seconds = 120.0
-    """The seconds without a word of a chunk after which it is sent again; twice as long after every time."""
+    """Time without an event of a chunk after which the chunk is sent again. It doubles with every loss."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 6
-    """How often a chunk is begun in vain before its job fails."""
+    """Failed attempts at a chunk after which its job fails."""
     retry: Seconds = 5.0
-    """The seconds before a chunk is sent again that its stage has given up; twice as long after every time."""
+    """Delay before a chunk that a stage has given up is sent again. It doubles with every attempt."""
     sweep: Seconds = 0.5
-    """The seconds between two looks for what has lost its lease, has expired, or is to be deleted."""
+    """Interval between checks for lost leases, expired jobs, and jobs to delete."""
     watch: Seconds = 1.0
-    """The seconds between two looks for changes that another gateway has made of jobs that are watched."""
+    """Interval between checks for changes that other gateways have made to watched jobs."""
     previews: Seconds = 1.0
-    """The least seconds between two previews of a job."""
+    """Minimum time between two previews of a job."""
     url_lifetime: Seconds = 3600.0
-    """The seconds for which the address of a picture works."""
+    """Lifetime of the signed URL of a picture."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
-    """How many events are handled at the same time."""
+    """Events handled at the same time."""
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
-        for default, most in (("default_time_limit", "time_limit"), ("default_retention", "retention")):
-            if getattr(self, default) > getattr(self, most):
-                names = [f"{GATEWAY_PREFIX}{name}".upper() for name in (default, most)]
-                raise ValueError(f"{names[0]} is more than {names[1]}")
+    def _check_defaults(self) -> Self:
+        for default, maximum in (("default_time_limit", "time_limit"), ("default_retention", "retention")):
+            if getattr(self, default) > getattr(self, maximum):
+                names = [f"{GATEWAY_PREFIX}{name}".upper() for name in (default, maximum)]
+                raise ValueError(f"{names[0]} must not be greater than {names[1]}; lower it")
         return self
 
 
 def gateway_settings() -> GatewaySettings:
-    """Reads the settings from the environment as it is now.
+    """Reads the settings from the environment.
 
     Raises:
-        InvalidInputError: names the variable whose value cannot be used.
+        InvalidInputError: a value is invalid; names the variable.
     """
     return read_settings(GatewaySettings)

@@ -1,4 +1,4 @@
-"""The model that the gateway offers, as its users see it: what it draws, its limits, and its words."""
+"""Description of the model for clients: sizes, limits, and vocabulary."""
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -11,14 +11,14 @@ from smalti.v1 import model_pb2
 
 
 def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
-    """Returns the model's description, with limits and words.
+    """Returns the description of the model, with limits and vocabulary.
 
     Raises:
-        ModelError: a file of the model cannot be used.
+        ModelError: a file of the model is invalid.
     """
     message = model_message(spec)
     message.default = True
-    # Pictures are encoded by the decoder's service.
+    # The decoder service encodes initial images.
     message.encodes_images = message.encodes_images and settings.decoder is not None
     message.limits.CopyFrom(_limits(settings))
     message.vocabulary.CopyFrom(_vocabulary(load_words(spec.folder.words_file)))
@@ -26,7 +26,7 @@ def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
 
 
 def without_words(model: model_pb2.Model) -> model_pb2.Model:
-    """Returns a model's description as it stands in lists."""
+    """Returns a copy of the description without the vocabulary, as in lists of models."""
     message = model_pb2.Model()
     message.CopyFrom(model)
     message.ClearField("vocabulary")

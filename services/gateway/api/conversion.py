@@ -1,4 +1,4 @@
-"""Jobs, pictures and states in the contract's words."""
+"""Converts jobs, pictures, and states to messages of the API."""
 
 from collections.abc import Callable
 from typing import Final
@@ -7,34 +7,34 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from smalti.rpc.conversion import priority_number, sampling_message
-from smalti.services.gateway.database.tables import OPEN, PRIORITIES, Job, Picture, State
-from smalti.services.gateway.jobs.repository import Snapshot
-from smalti.services.gateway.jobs.spec import Parameters
+from smalti.services.gateway.database.tables import OPEN_STATES, PRIORITIES, Job, JobState, ScoredCandidate
+from smalti.services.gateway.jobs.repository import JobSnapshot
+from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
 
 MEDIA_TYPE: Final = "image/png"
 
-Address = Callable[[str], tuple[str, int] | None]
-"""Returns where an object may be fetched, and until when in microseconds; None where the store gives no addresses."""
+UrlOf = Callable[[str], tuple[str, int] | None]
+"""Returns the URL of an object and its expiry in microseconds; None if the store has no URLs."""
 
 STATES: Final = {
-    State.QUEUED: job_pb2.JOB_STATE_QUEUED,
-    State.RUNNING: job_pb2.JOB_STATE_RUNNING,
-    State.SUCCEEDED: job_pb2.JOB_STATE_SUCCEEDED,
-    State.FAILED: job_pb2.JOB_STATE_FAILED,
-    State.CANCELLED: job_pb2.JOB_STATE_CANCELLED,
-    State.EXPIRED: job_pb2.JOB_STATE_EXPIRED,
+    JobState.QUEUED: job_pb2.JOB_STATE_QUEUED,
+    JobState.RUNNING: job_pb2.JOB_STATE_RUNNING,
+    JobState.SUCCEEDED: job_pb2.JOB_STATE_SUCCEEDED,
+    JobState.FAILED: job_pb2.JOB_STATE_FAILED,
+    JobState.CANCELLED: job_pb2.JOB_STATE_CANCELLED,
+    JobState.EXPIRED: job_pb2.JOB_STATE_EXPIRED,
 }
 
 
-def job_message(snapshot: Snapshot, address: Address, *, full: bool) -> job_pb2.Job:
+def job_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.Job:
     """Returns a job as a message.
 
     Args:
         snapshot: the job.
-        address: gives the addresses of pictures.
-        full: with its pictures and the initial image.
+        url_of: returns the URL of a picture's file.
+        full: whether to include its pictures and the initial image.
     """
     job = snapshot.job
     message = job_pb2.Job(
@@ -46,13 +46,13 @@ def job_message(snapshot: Snapshot, address: Address, *, full: bool) -> job_pb2.
         priority=priority_number(PRIORITIES[job.priority]),
         labels=job.labels,
         progress=job_pb2.JobProgress(
-            prompt_encoded=job.encoded,
+            prompt_encoded=job.prompt_encoded,
             candidates=job.candidates,
             rows=job.rows,
             rows_drawn=job.rows_drawn,
-            candidates_drawn=job.drawn,
-            candidates_decoded=job.decoded,
-            candidates_ranked=job.ranked,
+            candidates_drawn=job.candidates_generated,
+            candidates_decoded=job.candidates_decoded,
+            candidates_ranked=job.candidates_ranked,
         ),
         jobs_ahead=snapshot.jobs_ahead,
         create_time=timestamp(job.created),
@@ -61,31 +61,31 @@ def job_message(snapshot: Snapshot, address: Address, *, full: bool) -> job_pb2.
         expire_time=timestamp(job.expires),
         delete_time=timestamp(job.delete_at),
     )
-    if job.reading is not None:
+    if job.prompt_reading is not None:
         message.prompt_reading.CopyFrom(
             prompt_pb2.PromptReading(
-                drawn=job.reading["drawn"],
-                cut=job.reading["cut"],
-                unknown_words=job.reading["unknown"],
-                left_out_words=job.reading["left_out"],
-                notice=job.reading["notice"],
+                drawn=job.prompt_reading["drawn"],
+                cut=job.prompt_reading["cut"],
+                unknown_words=job.prompt_reading["unknown"],
+                left_out_words=job.prompt_reading["left_out"],
+                notice=job.prompt_reading["notice"],
             )
         )
     if job.error is not None:
         message.error.CopyFrom(Status.FromString(job.error))
     if full:
-        message.pictures.extend(picture_message(picture, address) for picture in snapshot.pictures)
+        message.pictures.extend(picture_message(picture, url_of) for picture in snapshot.pictures)
     return message
 
 
 def is_final(job: Job) -> bool:
-    """Whether a job has ended."""
-    return job.state not in OPEN
+    """Returns whether a job has ended."""
+    return job.state not in OPEN_STATES
 
 
-def picture_message(picture: Picture, address: Address) -> job_pb2.Picture:
-    """Returns a picture of a job that has succeeded as a message."""
-    found = address(picture.key)
+def picture_message(picture: ScoredCandidate, url_of: UrlOf) -> job_pb2.Picture:
+    """Returns a picture of a succeeded job as a message."""
+    found = url_of(picture.key)
     return job_pb2.Picture(
         candidate=picture.candidate,
         rank=picture.rank or 0,
@@ -102,7 +102,7 @@ def picture_message(picture: Picture, address: Address) -> job_pb2.Picture:
 
 
 def timestamp(microseconds: int | None) -> Timestamp | None:
-    """Returns a time of the database as a message."""
+    """Returns a time in microseconds as a message."""
     if microseconds is None:
         return None
     message = Timestamp()
@@ -111,7 +111,7 @@ def timestamp(microseconds: int | None) -> Timestamp | None:
 
 
 def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
-    parameters = Parameters.model_validate(job.parameters)
+    parameters = JobParameters.model_validate(job.parameters)
     message = job_pb2.ImageParameters(
         model=ModelReference(name=parameters.model, revision=parameters.revision),
         prompt=parameters.prompt,

@@ -1,4 +1,4 @@
-"""Pictures that are not finished: the rows that are drawn, decoded, and grey below."""
+"""Renders previews of unfinished pictures: the rows drawn so far, and grey below."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 from smalti.pictures import plain_png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import translated
-from smalti.services.gateway.jobs.hub import PreviewTokens
+from smalti.services.gateway.jobs.watchers import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens
@@ -21,40 +21,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_AT_ONCE: Final = 16
-"""Candidates of which previews are made in one go."""
-CALLS: Final = 2
-"""Calls of the decoder at the same time: previews must not keep it from its work."""
+MAX_PREVIEWS: Final = 16
+"""Maximum number of candidates per call of the decoder."""
+MAX_CALLS: Final = 2
+"""Maximum number of calls of the decoder at the same time, since finished pictures come first."""
 GREY: Final = (128, 128, 128)
 CALL_SECONDS: Final = 30.0
 
 
-class Previews:
-    """Makes previews; belongs to the event loop."""
+class PreviewRenderer:
+    """Renders previews. Only the event loop may use it."""
 
-    def __init__(self, canvases: PreviewTokens, spec: ModelSpec, decoder: "DecoderServiceAsyncStub") -> None:
-        """Takes what it works with.
+    def __init__(
+        self, preview_tokens: PreviewTokens, spec: ModelSpec, decoder: "DecoderServiceAsyncStub"
+    ) -> None:
+        """Creates the renderer.
 
         Args:
-            canvases: the rows that are drawn.
+            preview_tokens: the tokens of unfinished pictures.
             spec: the model.
-            decoder: decodes them.
+            decoder: decodes the tokens.
         """
-        self._canvases = canvases
+        self._preview_tokens = preview_tokens
         self._spec = spec
         self._decoder = decoder
-        self._places = asyncio.Semaphore(CALLS)
+        self._permits = asyncio.Semaphore(MAX_CALLS)
 
-    async def of(self, job_id: str, given: Sequence[int], shown: Mapping[int, int]) -> list[Preview]:
-        """Makes previews of the candidates of a job that have more rows than were shown.
+    async def render(self, job_id: str, given: Sequence[int], shown: Mapping[int, int]) -> list[Preview]:
+        """Renders the candidates of a job that have more rows than were shown before.
 
         Args:
             job_id: the job.
-            given: the tokens of the rows that are kept of an initial picture.
-            shown: the rows that were shown of each candidate.
+            given: the tokens of the rows that are kept of an initial image.
+            shown: the number of rows shown before, by candidate.
 
         Returns:
-            At most `MAX_AT_ONCE`; none where there is nothing new, or no time for it.
+            At most `MAX_PREVIEWS` previews; none if there are no new rows, or the decoder is busy.
 
         Raises:
             UnavailableError: the decoder does not answer.
@@ -64,9 +66,9 @@ class Previews:
             for candidate, tokens in self._drawn(job_id, given).items()
             if len(tokens) // self._spec.side > shown.get(candidate, 0)
         }
-        # Those first of which least was shown.
-        chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_AT_ONCE]
-        if not chosen or self._places.locked():
+        # Candidates with the fewest rows shown come first.
+        chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_PREVIEWS]
+        if not chosen or self._permits.locked():
             return []
         missing = {candidate: self._spec.tokens - len(drawn[candidate]) for candidate in chosen}
         request = DecodeRequest(
@@ -75,29 +77,29 @@ class Previews:
             ]
         )
         previews = []
-        async with self._places:
+        async with self._permits:
             with translated():
                 async for response in self._decoder.Decode(request, timeout=CALL_SECONDS):
                     candidate = chosen[response.index]
                     rows = len(drawn[candidate]) // self._spec.side
-                    image = await asyncio.to_thread(self._grey, response.image.data, rows)
+                    image = await asyncio.to_thread(self._paint_grey, response.image.data, rows)
                     previews.append(Preview(candidate=candidate, rows_drawn=rows, image=image))
         return previews
 
     def _drawn(self, job_id: str, given: Sequence[int]) -> dict[int, list[int]]:
-        """Returns the whole rows of each candidate that follow each other from the top."""
+        """Returns the tokens of the complete rows of each candidate, from the top without gaps."""
         drawn: dict[int, list[int]] = {}
-        for candidate, start, tokens in self._canvases.runs(job_id):
-            laid = drawn.setdefault(candidate, list(given))
-            if start <= len(laid):
-                laid[start:] = tokens
+        for candidate, start, tokens in self._preview_tokens.runs(job_id):
+            tokens_so_far = drawn.setdefault(candidate, list(given))
+            if start <= len(tokens_so_far):
+                tokens_so_far[start:] = tokens
         return {
-            candidate: laid[: len(laid) // self._spec.side * self._spec.side]
-            for candidate, laid in drawn.items()
+            candidate: tokens_so_far[: len(tokens_so_far) // self._spec.side * self._spec.side]
+            for candidate, tokens_so_far in drawn.items()
         }
 
-    def _grey(self, content: bytes, rows: int) -> EncodedImage:
-        """Covers what is not drawn."""
+    def _paint_grey(self, content: bytes, rows: int) -> EncodedImage:
+        """Paints the rows that are not drawn yet grey."""
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             image = opened.convert("RGB")
         image.paste(GREY, (0, image.height * rows // self._spec.side, image.width, image.height))

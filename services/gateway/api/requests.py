@@ -1,4 +1,4 @@
-"""The contract's requests, checked: every field that cannot be used is named by its path."""
+"""Checks requests and converts them; errors name the invalid field by its path."""
 
 import hashlib
 import json
@@ -18,14 +18,15 @@ from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
 from smalti.rpc.errors import within
 from smalti.service.model import model_reference
 from smalti.services.gateway.api.conversion import STATES
-from smalti.services.gateway.jobs.repository import Conditions, Position
+from smalti.services.gateway.jobs.repository import JobFilter, PageCursor
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 
-DEFAULT_PAGE, MAX_PAGE_SIZE = 50, 1000
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
 MIN_TIME_LIMIT, MIN_RETENTION = 1.0, 60.0
-LAST_FIRST_CANDIDATE: Final = MAX_CANDIDATES - 1024
+"""In seconds."""
+MAX_FIRST_CANDIDATE: Final = MAX_CANDIDATES - 1024
 MAX_VALUE_LENGTH: Final = 256
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
@@ -34,28 +35,30 @@ _STATES = {number: state for state, number in STATES.items()}
 
 
 def check_request_id(request_id: str) -> str | None:
-    """Returns the request_id, None where there is none; raises `InvalidInputError` when it is no UUID."""
+    """Returns the request_id, or None if it is empty; raises `InvalidInputError` if it is not a UUID."""
     if request_id and not _UUID.fullmatch(request_id):
         raise InvalidInputError(
-            "request_id", f"{request_id[:60]!r} is no UUID of version 4, such as uuid4 makes"
+            "request_id", f"must be a UUID of version 4, such as uuid4() returns, got {request_id[:60]!r}"
         )
     return request_id or None
 
 
 def content_hash(request: image_pb2.CreateImagesRequest) -> str:
-    """Returns the hash of a request's content, its request_id left out."""
+    """Returns the hash of a request's content, without its request_id."""
     content = image_pb2.CreateImagesRequest()
     content.CopyFrom(request)
     content.ClearField("request_id")
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 
-def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings) -> JobSpec:
-    """Returns the order that a request makes; that of its initial image is `keep_rows` alone.
+def parse_job_spec(
+    request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings
+) -> JobSpec:
+    """Returns the job that a request asks for. Of the initial image, only `keep_rows` is set.
 
     Raises:
-        InvalidInputError: a field cannot be used; names it by its path.
-        ModelNotFoundError: it asks for another model.
+        InvalidInputError: a field is invalid; names it by its path.
+        ModelNotFoundError: the request asks for another model.
     """
     folder = spec.folder
     parameters = request.parameters
@@ -64,7 +67,7 @@ def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: 
         prompt = _prompt(parameters.prompt)
         candidates = _number(parameters, "candidates", 1, settings.candidates)
         n = _number(parameters, "n", 1, candidates or settings.candidates)
-        first = _number(parameters, "first_candidate", 0, LAST_FIRST_CANDIDATE)
+        first = _number(parameters, "first_candidate", 0, MAX_FIRST_CANDIDATE)
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
         sampling = sampling_of(parameters.sampling, folder.sampling)
         keep_rows = _keep_rows(parameters, spec)
@@ -88,20 +91,22 @@ def order_of(request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: 
 
 
 def page_size(asked: int) -> int:
-    """Returns the size of a page; raises `InvalidInputError` when it is negative."""
+    """Returns the size of a page; raises `InvalidInputError` if the request's is negative."""
     if asked < 0:
-        raise InvalidInputError("page_size", f"{asked} is negative")
-    return min(asked or DEFAULT_PAGE, MAX_PAGE_SIZE)
+        raise InvalidInputError("page_size", f"must not be negative, got {asked}")
+    return min(asked or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
-def conditions_of(request: image_pb2.ListJobsRequest) -> Conditions:
-    """Returns which jobs a list is of; raises `InvalidInputError`."""
+def parse_job_filter(request: image_pb2.ListJobsRequest) -> JobFilter:
+    """Returns the filter of a request for a list; raises `InvalidInputError`."""
     states = []
-    for place, number in enumerate(request.states):
+    for position, number in enumerate(request.states):
         if number not in _STATES:
-            raise InvalidInputError(f"states[{place}]", f"{number} is none of the states of a job")
+            raise InvalidInputError(
+                f"states[{position}]", f"must be a JobState other than UNSPECIFIED, got {number}"
+            )
         states.append(_STATES[number])
-    return Conditions(
+    return JobFilter(
         states=tuple(dict.fromkeys(states)),
         labels=dict(request.labels),
         created_since=_microseconds(request, "created_since"),
@@ -109,17 +114,17 @@ def conditions_of(request: image_pb2.ListJobsRequest) -> Conditions:
     )
 
 
-def page_token(request: image_pb2.ListJobsRequest, last: Position) -> str:
-    """Returns the token of the page behind a job; good for requests with the same conditions."""
+def page_token(request: image_pb2.ListJobsRequest, last: PageCursor) -> str:
+    """Returns the token of the page after a job. It is valid for requests with the same filter."""
     content = json.dumps([last.created, last.id])
     return urlsafe_b64encode(f"{_fingerprint(request, content)}{content}".encode()).decode().rstrip("=")
 
 
-def position_of(request: image_pb2.ListJobsRequest) -> Position | None:
-    """Returns where a page begins; None for the first.
+def parse_page_token(request: image_pb2.ListJobsRequest) -> PageCursor | None:
+    """Returns the last job of the previous page; None for the first page.
 
     Raises:
-        InvalidInputError: the token is damaged, or that of a request with other conditions.
+        InvalidInputError: the token is damaged, or belongs to a request with another filter.
     """
     if not request.page_token:
         return None
@@ -129,47 +134,49 @@ def position_of(request: image_pb2.ListJobsRequest) -> Position | None:
         fingerprint, content = text[:_FINGERPRINT], text[_FINGERPRINT:]
         created, job_id = json.loads(content)
         if fingerprint == _fingerprint(request, content):
-            return Position(int(created), str(job_id))
+            return PageCursor(int(created), str(job_id))
     except (ValueError, TypeError):
         pass
     raise InvalidInputError(
-        "page_token", "is damaged, or was given for other conditions; begin with the first page"
+        "page_token", "is damaged or belongs to a request with other filters; start with the first page"
     )
 
 
 def check_view(view: int) -> None:
-    """Raises `InvalidInputError` for a view that the contract does not have."""
+    """Raises `InvalidInputError` for an unknown view."""
     if view not in image_pb2.JobView.values():
-        raise InvalidInputError("view", f"{view} is none of the contract's views")
+        raise InvalidInputError("view", f"must be JOB_VIEW_BASIC or JOB_VIEW_FULL, got {view}")
 
 
 _FINGERPRINT: Final = 16
 
 
 def _fingerprint(request: image_pb2.ListJobsRequest, content: str) -> str:
-    conditions = image_pb2.ListJobsRequest()
-    conditions.CopyFrom(request)
+    filters = image_pb2.ListJobsRequest()
+    filters.CopyFrom(request)
     for field in ("page_size", "page_token", "view"):
-        conditions.ClearField(field)
-    digest = hashlib.sha256(conditions.SerializeToString(deterministic=True) + b"\0" + content.encode())
+        filters.ClearField(field)
+    digest = hashlib.sha256(filters.SerializeToString(deterministic=True) + b"\0" + content.encode())
     return digest.hexdigest()[:_FINGERPRINT]
 
 
 def _prompt(prompt: str) -> str:
     prompt = check_prompt(prompt)
     if len(prompt) > MAX_PROMPT_LENGTH:
-        raise InvalidInputError("prompt", f"has {len(prompt)} characters; the most is {MAX_PROMPT_LENGTH}")
+        raise InvalidInputError(
+            "prompt", f"must have at most {MAX_PROMPT_LENGTH} characters, got {len(prompt)}"
+        )
     if "\0" in prompt:
-        raise InvalidInputError("prompt", "has a character that is none, U+0000")
+        raise InvalidInputError("prompt", "must not contain the NUL character (U+0000)")
     return prompt
 
 
-def _number(parameters: job_pb2.ImageParameters, name: str, least: int, most: int) -> int | None:
+def _number(parameters: job_pb2.ImageParameters, name: str, minimum: int, maximum: int) -> int | None:
     if not parameters.HasField(name):  # type: ignore[arg-type]
         return None
     value = int(getattr(parameters, name))
-    if not least <= value <= most:
-        raise InvalidInputError(name, f"{value} is not between {least} and {most}")
+    if not minimum <= value <= maximum:
+        raise InvalidInputError(name, f"must be between {minimum} and {maximum}, got {value}")
     return value
 
 
@@ -179,34 +186,38 @@ def _keep_rows(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> int:
     image = parameters.initial_image
     with within("initial_image"):
         if image.WhichOneof("source") is None:
-            raise InvalidInputError("source", "is missing; give an image, tokens, or a picture of a job")
+            raise InvalidInputError("source", "must be set; give image, tokens, or picture")
         if not 1 <= image.keep_rows < spec.side:
-            raise InvalidInputError("keep_rows", f"{image.keep_rows} is not between 1 and {spec.side - 1}")
+            raise InvalidInputError(
+                "keep_rows", f"must be between 1 and {spec.side - 1}, got {image.keep_rows}"
+            )
     return image.keep_rows
 
 
-def _seconds(request: Message, name: str, least: float, most: float, default: float) -> float:
+def _seconds(request: Message, name: str, minimum: float, maximum: float, default: float) -> float:
     if not request.HasField(name):
         return default
     duration: Duration = getattr(request, name)
     seconds = duration.seconds + duration.nanos / 1e9
-    if not least <= seconds <= most:
-        raise InvalidInputError(name, f"{seconds:g} s is not between {least:g} s and {most:g} s")
+    if not minimum <= seconds <= maximum:
+        raise InvalidInputError(name, f"must be between {minimum:g} s and {maximum:g} s, got {seconds:g} s")
     return seconds
 
 
-def _labels(request: image_pb2.CreateImagesRequest, most: int) -> dict[str, str]:
+def _labels(request: image_pb2.CreateImagesRequest, maximum: int) -> dict[str, str]:
     labels = dict(request.labels)
-    if len(labels) > most:
-        raise InvalidInputError("labels", f"there are {len(labels)}; the most is {most}")
+    if len(labels) > maximum:
+        raise InvalidInputError("labels", f"must have at most {maximum} entries, got {len(labels)}")
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key):
             raise InvalidInputError(
-                "labels", f"the key {key[:70]!r} is not 1 to 63 of a-z, 0-9, '_', '-', '.' and '/'"
+                "labels",
+                f"a key must be 1 to 63 characters of a-z, 0-9, '_', '-', '.' and '/', got {key[:70]!r}",
             )
         if len(value) > MAX_VALUE_LENGTH or "\0" in value:
             raise InvalidInputError(
-                f"labels.{key}", f"a value has at most {MAX_VALUE_LENGTH} characters, and no U+0000"
+                f"labels.{key}",
+                f"must have at most {MAX_VALUE_LENGTH} characters, and no NUL character (U+0000)",
             )
     return labels
 
@@ -216,6 +227,6 @@ def _microseconds(request: image_pb2.ListJobsRequest, name: str) -> int | None:
         return None
     time: Timestamp = getattr(request, name)
     if not 0 <= time.nanos < 1_000_000_000 or not -(2**40) < time.seconds < 2**40:
-        raise InvalidInputError(name, "is no time")
-    # Rounded up: a job of the same microsecond is not before this time, and one of it is not since a later part of it.
+        raise InvalidInputError(name, "must be a valid timestamp")
+    # Rounded up: a job created within the same microsecond, but earlier, must not count as created since then.
     return time.seconds * 1_000_000 + -(-time.nanos // 1000)

@@ -1,10 +1,10 @@
-"""The time, as the gateway keeps it: a clock that can be set, and whole microseconds in the database."""
+"""Time in the gateway: a clock that tests can set, and whole microseconds in the database."""
 
 import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Returns the seconds since 1970 (UTC)."""
+"""Returns the time in seconds since 1970 (UTC)."""
 
 MICROSECONDS = 1_000_000
 
@@ -13,31 +13,30 @@ class SystemClock:
     """The machine's clock."""
 
     def __call__(self) -> float:
-        """Returns the time."""
+        """Returns the time in seconds since 1970 (UTC)."""
         return time.time()
 
 
 class ManualClock:
-    """A clock that stands still until it is told to go on; for tests."""
+    """A clock that stands still until `advance` is called; for tests."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
-        """Shows the time that is given."""
         self.now = now
 
     def __call__(self) -> float:
-        """Returns the time."""
+        """Returns the time in seconds since 1970 (UTC)."""
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Goes on."""
+        """Moves the clock forward."""
         self.now += seconds
 
 
 def to_microseconds(seconds: float) -> int:
-    """Returns a time as the database has it; whole, so that it is the same after a way to a client and back."""
+    """Converts a time to the database's unit. It is whole, so that it survives the trip to a client and back."""
     return round(seconds * MICROSECONDS)
 
 
 def to_seconds(microseconds: int) -> float:
-    """Returns a time of the database in seconds."""
+    """Converts a time of the database to seconds."""
     return microseconds / MICROSECONDS

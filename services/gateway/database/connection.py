@@ -1,4 +1,4 @@
-"""The way to the database: transactions, and what becomes of its errors."""
+"""Connection to the database: transactions, migrations, and the translation of errors."""
 
 import logging
 import threading
@@ -26,35 +26,35 @@ log = logging.getLogger(__name__)
 
 FORMS: Final = "sqlite:////FOLDER/FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 CONNECTIONS: Final = 24
-"""Open at the same time, at most."""
+"""Maximum size of the connection pool."""
 RETRY_SECONDS: Final = 1.0
 WRITE: Final = "smalti_write"
-"""The execution option of connections that will write."""
+"""Execution option that marks the connections of writing transactions."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 Observe = Callable[[str, float], None]
 
 
 class Database:
-    """A database; every thread may use it, and every call blocks.
+    """The jobs' database; thread-safe, and every call blocks.
 
-    On SQLite one transaction writes at a time. It says so when it begins (BEGIN IMMEDIATE), since one that found out
-    later could only fail; and the threads of this process stand in a line for it, since SQLite itself would let them
-    sleep and try. On PostgreSQL rows are locked.
+    SQLite has one writer at a time. A writing transaction takes the write lock when it begins (BEGIN IMMEDIATE), since
+    a later upgrade of a read lock can only fail. The threads of this process queue for the lock in Python, since
+    SQLite would let them sleep and poll. PostgreSQL locks rows.
     """
 
     def __init__(
         self, url: str, *, timeout: float = 5.0, observe: Observe = lambda op, seconds: None
     ) -> None:
-        """Connects when it is first used.
+        """Connects on first use.
 
         Args:
-            url: the address; see `FORMS`.
-            timeout: the seconds for which a transaction waits before it fails.
-            observe: told of every transaction: "read" or "write", and the seconds that it took, waiting included.
+            url: the address, in one of `FORMS`.
+            timeout: seconds for which a transaction waits for a lock or a connection before it fails.
+            observe: called for every transaction with "read" or "write" and its duration in seconds, waiting included.
 
         Raises:
-            InvalidInputError: the address cannot be used; shows no password.
+            InvalidInputError: the address is invalid; the message never contains the password.
         """
         self.timeout = timeout
         self._observe = observe
@@ -65,7 +65,7 @@ class Database:
         self._writer = self.engine.execution_options(**{WRITE: True})
 
     def migrate(self) -> None:
-        """Makes the tables, or brings them up to date.
+        """Creates the tables, or migrates them to the current version.
 
         Raises:
             DatabaseUnavailableError: the database does not answer.
@@ -74,7 +74,7 @@ class Database:
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._translated(), self.engine.connect() as connection:
             if not self.is_sqlite:
-                # Of gateways that start together one does it, and the others find it done.
+                # When several gateways start together, one migrates and the others wait.
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _KEY})
                 connection.commit()
             config.attributes["connection"] = connection
@@ -85,7 +85,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads.
+        """Opens a read-only transaction.
 
         Raises:
             DatabaseUnavailableError: the database does not answer.
@@ -95,13 +95,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that writes; it is done as a whole when the block ends well, and otherwise not at all.
+        """Opens a writing transaction, which commits when the block ends and rolls back when the block raises.
 
-        It must be short, and wait for nothing but the database.
+        The block must be short and must wait for nothing but the database.
 
         Raises:
-            DatabaseUnavailableError: the database does not answer in time, or cannot write; nothing was changed. If the
-                connection broke at the very end, the transaction may have been done nevertheless.
+            DatabaseUnavailableError: the database does not answer in time or cannot write; nothing was changed. If the
+                connection breaks during the commit, the transaction may be committed nevertheless.
         """
         with (
             self._timed("write"),
@@ -113,12 +113,12 @@ class Database:
             session.commit()
 
     def exclusive(self, session: Session) -> None:
-        """Lets no other transaction that asks for it go on before this one has ended; on SQLite it is always so."""
+        """Serializes the transactions that call this. On SQLite all writing transactions are serialized anyway."""
         if not self.is_sqlite:
             session.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _KEY})
 
     def check(self) -> None:
-        """Makes sure that the database answers; raises `DatabaseUnavailableError`."""
+        """Raises `DatabaseUnavailableError` if the database does not answer."""
         with self.read() as session:
             session.execute(sqlalchemy.text("SELECT 1"))
 
@@ -156,7 +156,7 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             problem = " ".join(str(cause).split()) or type(cause).__name__
-            log.warning("the database: %s", problem)
+            log.warning("database error: %s", problem)
             raise DatabaseUnavailableError(
                 f"the database does not answer: {problem}", RETRY_SECONDS
             ) from error
@@ -169,7 +169,7 @@ class Database:
                     Path(file).parent.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
                     raise InvalidInputError(
-                        f"{GATEWAY_PREFIX}DATABASE", f"{file} cannot be made: {error.strerror}"
+                        f"{GATEWAY_PREFIX}DATABASE", f"cannot create the folder of {file}: {error.strerror}"
                     ) from None
             arguments: dict[str, Any] = {"timeout": self.timeout}
         else:
@@ -193,14 +193,14 @@ class Database:
 
 
 _KEY: Final = 0x534D414C5449
-"""The number of our advisory lock in PostgreSQL."""
+"""Key of the gateway's advisory lock in PostgreSQL."""
 
 
 def wait_for(database: Database, seconds: float) -> None:
-    """Migrates, and waits for a database that does not answer yet.
+    """Migrates the database; retries while it does not answer.
 
     Raises:
-        DatabaseUnavailableError: it did not answer in that time.
+        DatabaseUnavailableError: the database did not answer in time.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -219,7 +219,7 @@ def _checked(url: str) -> URL:
         parsed = None
     backend = parsed.get_backend_name() if parsed is not None and _is_known(parsed) else ""
     if parsed is None or backend not in ("sqlite", "postgresql") or not parsed.database:
-        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"it has one of the forms {FORMS}")
+        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"must have the form {FORMS}")
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     return parsed
@@ -234,7 +234,7 @@ def _is_known(url: URL) -> bool:
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
-    # The driver would begin transactions by its own rules.
+    # Without this the driver begins transactions by itself.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):

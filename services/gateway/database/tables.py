@@ -1,6 +1,7 @@
-"""The tables: jobs, their chunks, what has been drawn, and what is still to be done in the object store.
+"""The tables: jobs, their chunks and candidates, and pending tasks in the object store.
 
-Times are whole microseconds since 1970 (UTC). What is JSON is read whole and written whole.
+Times are whole microseconds since 1970 (UTC). JSON columns are read and written as a whole. Some columns have an older
+name than their attribute: databases of earlier versions stay readable without a migration.
 """
 
 from enum import IntEnum, StrEnum
@@ -27,8 +28,8 @@ from smalti.parameters import Priority
 MAX_ID_LENGTH: Final = 64
 
 
-class State(StrEnum):
-    """Where a job is."""
+class JobState(StrEnum):
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -38,64 +39,63 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-OPEN: Final = (State.QUEUED, State.RUNNING)
-"""A job leaves these once, for one of the others, and stays there."""
+OPEN_STATES: Final = (JobState.QUEUED, JobState.RUNNING)
+"""The states of an open job. A job leaves them once, for one of the others, which are final."""
 
 
 class ChunkState(StrEnum):
-    """Where a chunk is."""
+    """State of a chunk."""
 
     WAITING = "waiting"
-    """It was not sent yet."""
+    """Not sent yet."""
     LEASED = "leased"
-    """It was sent, or is about to be; when its lease runs out it is sent again."""
+    """Sent, or about to be. It is sent again when its lease expires."""
     DONE = "done"
-    """Its pictures are ranked."""
+    """All its candidates are ranked."""
     DROPPED = "dropped"
     """Its job ended without it."""
 
 
-class Reached(IntEnum):
-    """What has been done of a chunk."""
+class ChunkProgress(IntEnum):
+    """The last stage that has finished a chunk."""
 
     NOTHING = 0
     ENCODED = 1
-    DRAWN = 2
+    GENERATED = 2
     DECODED = 3
     RANKED = 4
 
 
-class Chore(StrEnum):
-    """What is to be done in the object store for a job."""
+class StoreAction(StrEnum):
+    """What to do in the object store after the end of a job."""
 
-    MARK = "mark"
+    WRITE_MARKER = "mark"
     """Write the marker that tells the stages to stop."""
-    TIDY = "tidy"
-    """Delete what is of no use any more, but for the marker."""
-    TIDY_LATE = "tidy late"
-    """Delete it again with what was written late, and the marker: no message can be worked on any more."""
+    CLEAN_UP = "tidy"
+    """Delete the intermediate objects."""
+    CLEAN_UP_LATE = "tidy late"
+    """Delete the intermediate objects again, and the marker, once no message of the job can be handled any more."""
     DELETE = "delete"
-    """Delete everything but the marker; the job has been removed."""
+    """Delete everything but the marker, since the job has been removed."""
     DELETE_LATE = "delete late"
-    """Delete everything: no message can be worked on any more."""
+    """Delete everything, once no message of the removed job can be handled any more."""
 
 
 PRIORITY_NUMBERS: Final = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 PRIORITIES: Final = {number: priority for priority, number in PRIORITY_NUMBERS.items()}
 
-# As literals, here and in queries: an index of a part of a table serves only those who ask for that part in its words.
+# Literals, since a partial index is used only if the query repeats its predicate literally.
 IS_OPEN: Final = text("jobs.state IN ('queued', 'running')")
 IS_WAITING: Final = text("chunks.state = 'waiting'")
 IS_LEASED: Final = text("chunks.state = 'leased'")
 
 
-def _part(of: str, *columns: str, where: str) -> Index:
-    """Returns an index of a part of a table."""
-    return Index(of, *columns, sqlite_where=text(where), postgresql_where=text(where))
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
-def _values(kind: type[StrEnum]) -> Enum:
-    """Returns the type of a column that holds the values of an enumeration as text."""
+def _enum_column(kind: type[StrEnum]) -> Enum:
+    """Returns the type of a column that stores the values of an enumeration as text."""
     return Enum(
         kind,
         native_enum=False,
@@ -106,7 +106,7 @@ def _values(kind: type[StrEnum]) -> Enum:
 
 
 class Base(DeclarativeBase):
-    """What all tables have in common."""
+    """Base class of the tables."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         int: BigInteger,
@@ -122,8 +122,8 @@ class Job(Base):
     __table_args__ = (
         Index("jobs_newest", "created", "id"),
         Index("jobs_by_state", "state", "created", "id"),
-        _part("jobs_open", "priority", "created", "id", where="state IN ('queued', 'running')"),
-        _part("jobs_expire", "expires", where="state IN ('queued', 'running')"),
+        _partial_index("jobs_open", "priority", "created", "id", where="state IN ('queued', 'running')"),
+        _partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
         Index("jobs_delete", "delete_at"),
         Index("jobs_ended", "ended"),
     )
@@ -131,14 +131,14 @@ class Job(Base):
     id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
     version: Mapped[int]
     """Grows with every change that a client can see."""
-    state: Mapped[State] = mapped_column(_values(State))
+    state: Mapped[JobState] = mapped_column(_enum_column(JobState))
     request_id: Mapped[str | None] = mapped_column(String(36), unique=True)
     request_hash: Mapped[str | None] = mapped_column(String(64))
-    """Of the request's content; the same request_id with another one is refused."""
+    """Hash of the request's content. A request with the same request_id and another hash is refused."""
     parameters: Mapped[dict[str, Any]]
-    """`smalti.services.gateway.jobs.spec.Parameters`."""
+    """`smalti.services.gateway.jobs.spec.JobParameters` as JSON."""
     given: Mapped[list[Any]]
-    """The image tokens of the rows that are kept of an initial picture."""
+    """Image tokens of the rows that are kept of an initial image."""
     priority: Mapped[int] = mapped_column(SmallInteger)
     labels: Mapped[dict[str, Any]]
     created: Mapped[int]
@@ -146,30 +146,30 @@ class Job(Base):
     ended: Mapped[int | None]
     expires: Mapped[int]
     retention: Mapped[int]
-    """How long it is kept after its end."""
+    """Time for which the job is kept after its end, in microseconds."""
     delete_at: Mapped[int | None]
-    """When it is deleted; set once it has ended."""
+    """When the job is deleted; set when it ends."""
     candidates: Mapped[int]
     rows: Mapped[int]
-    """Rows of tiles to draw, over all candidates."""
+    """Rows of tokens to generate, over all candidates."""
     rows_drawn: Mapped[int]
-    drawn: Mapped[int]
-    """Candidates whose tokens are complete; and so on."""
-    decoded: Mapped[int]
-    ranked: Mapped[int]
-    encoded: Mapped[bool] = mapped_column(Boolean)
-    reading: Mapped[dict[str, Any] | None]
-    """`smalti.messages.Reading`."""
+    """Rows of tokens generated so far, over all candidates."""
+    candidates_generated: Mapped[int] = mapped_column("drawn")
+    candidates_decoded: Mapped[int] = mapped_column("decoded")
+    candidates_ranked: Mapped[int] = mapped_column("ranked")
+    prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
+    prompt_reading: Mapped[dict[str, Any] | None] = mapped_column("reading")
+    """`smalti.messages.Reading` as JSON."""
     lease: Mapped[int]
-    """The number of the last lease; every sending has its own."""
+    """Number of the last lease. Each time chunks are sent, they get a new lease."""
     error: Mapped[bytes | None] = mapped_column(LargeBinary)
-    """`google.rpc.Status`, of a job that has failed."""
+    """Serialized `google.rpc.Status` of a failed job."""
     trace: Mapped[dict[str, Any] | None]
-    """`smalti.messages.Trace`, of the call that made it."""
+    """`smalti.messages.Trace` of the call that created the job, as JSON."""
 
 
 class Label(Base):
-    """A label of a job, to find jobs by; the job has them all as well."""
+    """A label, for finding jobs. `Job.labels` has all labels of a job."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("labels_by_value", "key", "value", "job_id"),)
@@ -180,72 +180,75 @@ class Label(Base):
 
 
 class Chunk(Base):
-    """Candidates of a job that travel together: `count` from `first` on."""
+    """Candidates of a job that travel together: `count` candidates, beginning with index `first`."""
 
     __tablename__ = "chunks"
     __table_args__ = (
-        _part("chunks_waiting", "priority", "created", "job_id", "number", where="state = 'waiting'"),
-        _part("chunks_leased", "deadline", "job_id", "count", where="state = 'leased'"),
+        _partial_index(
+            "chunks_waiting", "priority", "created", "job_id", "number", where="state = 'waiting'"
+        ),
+        _partial_index("chunks_leased", "deadline", "job_id", "count", where="state = 'leased'"),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger)
-    """The job's, and `created` too: the order in which chunks are sent."""
+    """Priority of the job. Chunks are sent in the order of `priority` and `created`, which are copied from the job."""
     created: Mapped[int]
     first: Mapped[int]
     count: Mapped[int] = mapped_column(SmallInteger)
-    state: Mapped[ChunkState] = mapped_column(_values(ChunkState))
+    state: Mapped[ChunkState] = mapped_column(_enum_column(ChunkState))
     reached: Mapped[int] = mapped_column(SmallInteger)
-    """`Reached`."""
+    """A `ChunkProgress`."""
     rows_drawn: Mapped[int] = mapped_column(SmallInteger)
-    """Of each of its candidates."""
+    """Rows of tokens generated so far, per candidate."""
     lease: Mapped[int]
-    """Under which it was sent last; 0 before."""
+    """Lease under which the chunk was last sent; 0 before."""
     deadline: Mapped[int | None]
-    """When the lease runs out."""
+    """When the lease expires."""
     sent: Mapped[bool] = mapped_column(Boolean)
-    """Whether the broker has confirmed it under this lease."""
+    """Whether the broker has confirmed the message of this lease."""
     heard: Mapped[bool] = mapped_column(Boolean)
-    """Whether a stage has said anything of it under this lease. If not, perhaps there was nobody to begin it."""
+    """Whether a stage has sent an event under this lease. If not, perhaps no worker has begun the chunk."""
     losses: Mapped[int] = mapped_column(SmallInteger)
-    """How often it was sent, and its lease has run out."""
+    """How many of its leases have expired."""
     attempts: Mapped[int] = mapped_column(SmallInteger)
-    """How often it was begun in vain."""
+    """How many attempts at it have failed."""
     problem: Mapped[str | None] = mapped_column(Text)
-    """Why, the last time, where that is known."""
+    """Why the last attempt failed, if known."""
 
 
-class Picture(Base):
-    """A candidate that has been ranked."""
+class ScoredCandidate(Base):
+    """A candidate that has a score."""
 
     __tablename__ = "pictures"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     candidate: Mapped[int] = mapped_column(primary_key=True)
-    """Its index."""
+    """Index of the candidate in the job."""
     rank: Mapped[int | None] = mapped_column(SmallInteger)
-    """Its place among the pictures of the job; None for one that is not among the best, or not yet."""
+    """Place among the pictures of the job, the best first; None for a candidate that is not among them."""
     score: Mapped[float] = mapped_column(Float(53))
     width: Mapped[int]
     height: Mapped[int]
     size: Mapped[int]
-    """In bytes."""
+    """Size of the file, in bytes."""
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(Text)
 
 
-class Task(Base):
-    """A chore: what is to be done in the object store for a job, which may be deleted already."""
+class StoreTask(Base):
+    """A pending task in the object store. It outlives its job."""
 
     __tablename__ = "chores"
     __table_args__ = (Index("chores_due", "due"),)
 
     job_id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
-    chore: Mapped[Chore] = mapped_column(_values(Chore), primary_key=True)
+    action: Mapped[StoreAction] = mapped_column("chore", _enum_column(StoreAction), primary_key=True)
     due: Mapped[int]
-    state: Mapped[State] = mapped_column(_values(State))
-    """How the job has ended."""
+    state: Mapped[JobState] = mapped_column(_enum_column(JobState))
+    """Final state of the job."""
     chunks: Mapped[int]
-    """How many chunks it had."""
+    """Number of chunks of the job."""
     tries: Mapped[int] = mapped_column(SmallInteger)
+    """How often it has failed."""

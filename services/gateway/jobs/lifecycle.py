@@ -1,9 +1,10 @@
-"""What happens to a job, inside of a transaction: it is locked, it changes, it ends once.
+"""What can happen to a job within a transaction: it is locked, it changes, it ends once.
 
-Whoever changes a job locks its row first, and its chunks after it; so nobody waits for somebody who waits for them.
+A transaction locks the job's row before it changes the job or its chunks. This order prevents deadlocks.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -11,23 +12,32 @@ from sqlalchemy.orm import Session
 from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
-from smalti.services.gateway.database.tables import OPEN, Chore, Chunk, ChunkState, Job, Reached, State, Task
-from smalti.services.gateway.jobs.observer import JobEnding
+from smalti.services.gateway.database.tables import (
+    OPEN_STATES,
+    Chunk,
+    ChunkProgress,
+    ChunkState,
+    Job,
+    JobState,
+    StoreAction,
+    StoreTask,
+)
+from smalti.services.gateway.jobs.observer import JobOutcome
 
-LATE_SECONDS = 60.0
-"""After a job's messages have expired, how long a stage may still be about to write."""
+LATE_SECONDS: Final = 60.0
+"""Time after the expiry of a job's messages within which a stage may still write objects of the job."""
 
 
 def lock(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
     """Locks a job until the transaction ends.
 
     Args:
-        session: the transaction; it must be one that writes.
-        job_id: which.
-        skip_locked: do not wait for another transaction that has it.
+        session: a writing transaction.
+        job_id: the job.
+        skip_locked: return None instead of waiting for a transaction that holds the lock.
 
     Returns:
-        None when there is none, or somebody else has it.
+        The job; None if it does not exist, or is skipped.
     """
     return session.scalars(
         select(Job).where(Job.id == job_id).with_for_update(skip_locked=skip_locked)
@@ -35,55 +45,50 @@ def lock(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | N
 
 
 def lock_open(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
-    """Locks a job that is open; None when there is none, or it has ended."""
+    """Locks a job as `lock` does; returns None also if it has ended."""
     job = lock(session, job_id, skip_locked=skip_locked)
-    return job if job is not None and job.state in OPEN else None
+    return job if job is not None and job.state in OPEN_STATES else None
 
 
 def chunks_of(session: Session, job: Job) -> list[Chunk]:
-    """Returns the chunks of a locked job, in order."""
+    """Returns the chunks of a job in the order of their numbers."""
     return list(session.scalars(select(Chunk).where(Chunk.job_id == job.id).order_by(Chunk.number)))
 
 
-def begin(job: Job, now: int) -> bool:
-    """Notes that work on a job has begun; returns whether it was not known before."""
-    if job.state is not State.QUEUED:
+def start(job: Job, now: int) -> bool:
+    """Sets a queued job to RUNNING; returns whether that has changed it.
+
+    Args:
+        job: a locked job.
+        now: the time in microseconds.
+    """
+    if job.state is not JobState.QUEUED:
         return False
-    job.state = State.RUNNING
+    job.state = JobState.RUNNING
     job.started = now
     return True
 
 
-def reach(job: Job, chunk: Chunk, reached: Reached) -> bool:
-    """Notes how far a chunk is; what comes late or twice changes nothing. Returns whether anything has changed."""
+def advance(job: Job, chunk: Chunk, progress: ChunkProgress) -> bool:
+    """Raises the progress of a chunk; late and duplicate events change nothing. Returns whether anything changed."""
     before = chunk.reached
-    if reached <= before:
+    if progress <= before:
         return False
-    chunk.reached = int(reached)
-    if before < Reached.DRAWN <= reached:
-        job.drawn += chunk.count
-        draw(job, chunk, job.rows // job.candidates)
-    if before < Reached.DECODED <= reached:
-        job.decoded += chunk.count
-    if before < Reached.RANKED <= reached:
-        job.ranked += chunk.count
+    chunk.reached = int(progress)
+    if before < ChunkProgress.GENERATED <= progress:
+        job.candidates_generated += chunk.count
+        advance_rows(job, chunk, job.rows // job.candidates)
+    if before < ChunkProgress.DECODED <= progress:
+        job.candidates_decoded += chunk.count
+    if before < ChunkProgress.RANKED <= progress:
+        job.candidates_ranked += chunk.count
         chunk.state = ChunkState.DONE
         chunk.deadline = None
     return True
 
 
-def unreach(job: Job, chunk: Chunk) -> None:
-    """Takes back how far a chunk was: what was made of it is gone."""
-    job.drawn -= chunk.count if chunk.reached >= Reached.DRAWN else 0
-    job.decoded -= chunk.count if chunk.reached >= Reached.DECODED else 0
-    job.ranked -= chunk.count if chunk.reached >= Reached.RANKED else 0
-    job.rows_drawn -= chunk.rows_drawn * chunk.count
-    chunk.rows_drawn = 0
-    chunk.reached = int(Reached.NOTHING)
-
-
-def draw(job: Job, chunk: Chunk, rows: int) -> bool:
-    """Notes how many rows are drawn of each of a chunk's candidates; returns whether there are more than before."""
+def advance_rows(job: Job, chunk: Chunk, rows: int) -> bool:
+    """Raises the number of rows generated per candidate of a chunk; returns whether it changed."""
     if rows <= chunk.rows_drawn:
         return False
     job.rows_drawn += (rows - chunk.rows_drawn) * chunk.count
@@ -91,28 +96,38 @@ def draw(job: Job, chunk: Chunk, rows: int) -> bool:
     return True
 
 
+def reset(job: Job, chunk: Chunk) -> None:
+    """Sets the progress of a chunk back to nothing, since its objects are lost."""
+    job.candidates_generated -= chunk.count if chunk.reached >= ChunkProgress.GENERATED else 0
+    job.candidates_decoded -= chunk.count if chunk.reached >= ChunkProgress.DECODED else 0
+    job.candidates_ranked -= chunk.count if chunk.reached >= ChunkProgress.RANKED else 0
+    job.rows_drawn -= chunk.rows_drawn * chunk.count
+    chunk.rows_drawn = 0
+    chunk.reached = int(ChunkProgress.NOTHING)
+
+
 def end(
-    session: Session, job: Job, state: State, now: float, *, error: BaseException | None = None
-) -> JobEnding:
-    """Ends a locked, open job; what is to be done in the store is noted with it.
+    session: Session, job: Job, state: JobState, now: float, *, error: BaseException | None = None
+) -> JobOutcome:
+    """Ends an open job, and adds the tasks that its end causes in the object store.
 
     Args:
-        session: the transaction.
-        job: which.
-        state: how it ends.
+        session: a writing transaction.
+        job: a locked, open job.
+        state: its final state.
         now: the time in seconds.
         error: why it failed.
 
     Returns:
-        What is to be told once the transaction is done.
+        The outcome, for the observers once the transaction is committed.
     """
     moment = to_microseconds(now)
-    ending = JobEnding(
+    outcome = JobOutcome(
         job_id=job.id,
         state=state,
         reason=reason_of(error).name if error is not None else "",
         seconds=to_seconds(moment - job.created),
-        running=job.state is State.RUNNING,
+        was_running=job.state is JobState.RUNNING,
     )
     job.state = state
     job.version += 1
@@ -126,35 +141,40 @@ def end(
         .values(state=ChunkState.DROPPED, deadline=None)
     )
     late = max(moment, job.expires) + to_microseconds(LATE_SECONDS)
-    chores = [(Chore.TIDY, moment), (Chore.TIDY_LATE, late)]
-    if state is not State.SUCCEEDED:
-        chores.append((Chore.MARK, moment))
-    note(session, job, chores)
-    return ending
-
-
-def note(session: Session, job: Job, chores: Iterable[tuple[Chore, int]]) -> None:
-    """Notes what is to be done in the store for a job, and when."""
-    chunks = session.scalar(select(func.count()).select_from(Chunk).where(Chunk.job_id == job.id)) or 0
-    session.execute(
-        insert(Task),
-        [
-            {"job_id": job.id, "chore": chore, "due": due, "state": job.state, "chunks": chunks, "tries": 0}
-            for chore, due in chores
-        ],
-    )
+    actions = [(StoreAction.CLEAN_UP, moment), (StoreAction.CLEAN_UP_LATE, late)]
+    if state is not JobState.SUCCEEDED:
+        actions.append((StoreAction.WRITE_MARKER, moment))
+    _add_store_tasks(session, job, actions)
+    return outcome
 
 
 def remove(session: Session, job: Job, now: float) -> None:
-    """Removes a locked job that has ended, and notes that its objects are to be deleted.
+    """Removes a job from the database, and adds the tasks that delete its objects.
 
-    While a stage may still write for it they are deleted but for the marker, and once more at the end of that time.
+    While a stage may still write objects of the job, everything but the marker is deleted; afterwards all is deleted.
+
+    Args:
+        session: a writing transaction.
+        job: a locked job that has ended.
+        now: the time in seconds.
     """
     moment = to_microseconds(now)
     late = job.expires + to_microseconds(LATE_SECONDS)
-    session.execute(delete(Task).where(Task.job_id == job.id))
-    chores = [(Chore.DELETE_LATE, max(moment, late))]
+    session.execute(delete(StoreTask).where(StoreTask.job_id == job.id))
+    actions = [(StoreAction.DELETE_LATE, max(moment, late))]
     if late > moment:
-        chores.append((Chore.DELETE, moment))
-    note(session, job, chores)
+        actions.append((StoreAction.DELETE, moment))
+    _add_store_tasks(session, job, actions)
     session.delete(job)
+
+
+def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAction, int]]) -> None:
+    """Adds tasks, each an action and the time in microseconds when it is due."""
+    chunks = session.scalar(select(func.count()).select_from(Chunk).where(Chunk.job_id == job.id)) or 0
+    session.execute(
+        insert(StoreTask),
+        [
+            {"job_id": job.id, "action": action, "due": due, "state": job.state, "chunks": chunks, "tries": 0}
+            for action, due in actions
+        ],
+    )

@@ -1,21 +1,21 @@
-"""The messages that ask for chunks of a job, each within the limits of a message."""
+"""Builds the messages that send chunks of a job to the encoder."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from smalti.errors import OversizedMessageError
 from smalti.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, EncodeTask, Trace
-from smalti.messages import Chunk as ChunkOfMessage
+from smalti.messages import Chunk as MessageChunk
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
-from smalti.services.gateway.jobs.spec import Parameters
+from smalti.services.gateway.jobs.spec import JobParameters
 
 REFERENCE_BYTES: Final = 256
-"""What a message of a later stage may have more than this for each candidate: the reference to its picture."""
+"""Bytes per candidate by which a later stage's message may be larger: the reference to the picture."""
 
 
 def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
-    """Yields the messages that ask for chunks of a job, each within the limits of a message."""
+    """Yields the messages for chunks of a job, each within the limits on chunks and bytes of a message."""
     for start in range(0, len(chunks), MAX_CHUNKS):
         yield from _within_limits(job, chunks[start : start + MAX_CHUNKS])
 
@@ -35,7 +35,7 @@ def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
 
 
 def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
-    parameters = Parameters.model_validate(job.parameters)
+    parameters = JobParameters.model_validate(job.parameters)
     return EncodeTask(
         job=job.id,
         lease=job.lease,
@@ -50,15 +50,13 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
         candidates_in_job=parameters.candidates,
         given=tuple(job.given),
         chunks=tuple(
-            ChunkOfMessage(
-                chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count))
-            )
+            MessageChunk(chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count)))
             for chunk in chunks
         ),
     )
 
 
 def fits(job: Job, chunk: Chunk) -> bool:
-    """Says whether a chunk can go through all stages: prompt and given tokens are in each of their messages."""
+    """Returns whether the chunk's message fits at every stage; each contains the prompt and the given tokens."""
     size = len(_encode_task(job, [chunk]).model_dump_json(exclude_none=True).encode())
     return size + chunk.count * REFERENCE_BYTES <= MAX_MESSAGE_BYTES

@@ -1,40 +1,65 @@
-"""Who wants to know of changes: the sender of work, those who watch a job, and those who count."""
+"""Notifications of changes of jobs: for the dispatcher, the watchers, and the metrics."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from smalti.services.gateway.database.tables import State
+from smalti.services.gateway.database.tables import JobState
 
 
-@dataclass(frozen=True)
-class JobEnding:
+@dataclass(frozen=True, kw_only=True)
+class JobOutcome:
     """How a job has ended."""
 
     job_id: str
-    state: State
+    state: JobState
     reason: str
-    """The name of the reason for which it failed, `ErrorInfo.reason`; empty otherwise."""
+    """`ErrorInfo.reason` of a failed job; empty otherwise."""
     seconds: float
-    """From its acceptance to its end."""
-    running: bool
-    """Whether work on it had begun."""
+    """Time from its acceptance to its end."""
+    was_running: bool
+    """Whether a stage had begun to work on it."""
 
 
-class JobObserver(Protocol):
-    """Told of changes of jobs, by any thread, after they are stored; must not block."""
+class JobObserver:
+    """Receives notifications from any thread, after the change is committed. Methods must not block.
+
+    The methods do nothing; a subclass overrides those it needs.
+    """
 
     def created(self, job_id: str) -> None:
-        """A job was accepted: there is work to send."""
-        ...
+        """A job was accepted, so there are chunks to send."""
 
     def changed(self, job_id: str) -> None:
-        """A job has another version."""
-        ...
+        """A job has a new version."""
 
-    def ended(self, ending: JobEnding) -> None:
-        """A job has ended: there is room for others, and something to do in the store."""
-        ...
+    def ended(self, outcome: JobOutcome) -> None:
+        """A job has ended, so there is room for others, and there are tasks in the object store."""
 
     def lost(self, chunks: int) -> None:
-        """Of so many chunks nothing was heard, so that they are sent again."""
-        ...
+        """The leases of this many chunks have expired; the chunks are sent again."""
+
+
+class JobEvents(JobObserver):
+    """Passes every notification to its subscribers, in the order of their subscription."""
+
+    def __init__(self) -> None:
+        self._observers: list[JobObserver] = []
+
+    def subscribe(self, observer: JobObserver) -> None:
+        """Adds an observer. Call it before the gateway starts."""
+        self._observers.append(observer)
+
+    def created(self, job_id: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.created(job_id)
+
+    def changed(self, job_id: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.changed(job_id)
+
+    def ended(self, outcome: JobOutcome) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.ended(outcome)
+
+    def lost(self, chunks: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.lost(chunks)

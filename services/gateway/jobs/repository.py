@@ -1,4 +1,4 @@
-"""Jobs as their users know them: they are accepted, looked at, listed, and cancelled."""
+"""The repository of jobs: accepts, reads, lists, and cancels them."""
 
 import uuid
 from collections.abc import Sequence
@@ -10,92 +10,77 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
-from smalti.registry.spec import ModelSpec
 from smalti.service import failpoints
-from smalti.services.gateway.database.clock import Clock, to_microseconds
-from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
     IS_OPEN,
-    OPEN,
+    OPEN_STATES,
     PRIORITY_NUMBERS,
     Chunk,
     ChunkState,
     Job,
+    JobState,
     Label,
-    Picture,
-    State,
+    ScoredCandidate,
 )
+from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock
 from smalti.services.gateway.jobs.messages import fits
-from smalti.services.gateway.jobs.observer import JobObserver
-from smalti.services.gateway.jobs.spec import JobSpec, Parameters
-from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.jobs.spec import JobParameters, JobSpec
 
-MIN_RETRY, MAX_RETRY_SECONDS = 1.0, 60.0
+MIN_RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 60.0
 RECENT_SECONDS: Final = 60.0
-"""How long ago a job may have ended that tells how quickly places become free."""
+"""The rate at which jobs ended within this time predicts when there is room again."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A job as it is at one time."""
+@dataclass(frozen=True, kw_only=True)
+class JobSnapshot:
+    """A job at one point in time."""
 
     job: Job
-    """No longer part of a transaction; not to be changed."""
-    pictures: Sequence[Picture] = ()
-    """The best first; only of a job that has succeeded, and where they were asked for."""
+    """Detached from its transaction; read-only."""
+    pictures: Sequence[ScoredCandidate] = ()
+    """The pictures of a succeeded job, the best first, if they were asked for."""
     jobs_ahead: int | None = None
+    """Number of open jobs that are served before this one; None unless the job is queued."""
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a page of a list begins: behind this job."""
+class PageCursor:
+    """The last job of a page; the next page begins after it."""
 
     created: int
     id: str
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Which jobs are listed."""
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list; empty fields match every job."""
 
-    states: tuple[State, ...] = ()
+    states: tuple[JobState, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     created_since: int | None = None
+    """In microseconds, inclusive."""
     created_before: int | None = None
+    """In microseconds, exclusive."""
 
 
-class Jobs:
-    """The jobs; every thread may use it, and every call blocks."""
+class JobRepository:
+    """The jobs in the database; thread-safe, and every call blocks."""
 
-    def __init__(
-        self,
-        database: Database,
-        spec: ModelSpec,
-        settings: GatewaySettings,
-        notices: JobObserver,
-        clock: Clock,
-    ) -> None:
-        """Takes what it works with.
+    def __init__(self, context: GatewayContext) -> None:
+        self._database = context.database
+        self._model_spec = context.spec
+        self._settings = context.settings
+        self._events = context.events
+        self._clock = context.clock
 
-        Args:
-            database: where the jobs are.
-            spec: the model.
-            settings: the limits.
-            notices: told of every change.
-            clock: says what time it is.
-        """
-        self._database = database
-        self._spec = spec
-        self._settings = settings
-        self._notices = notices
-        self._clock = clock
-
-    def find_request(self, request_id: str, request_hash: str) -> Snapshot | None:
-        """Returns the job that was made by an earlier request; None when there was none.
+    def find_request(self, request_id: str, request_hash: str) -> JobSnapshot | None:
+        """Returns the job that an earlier request with this request_id has created; None if there is none.
 
         Raises:
-            RequestIdReusedError: the earlier request had another content.
+            RequestIdReusedError: the earlier request had other content.
         """
         with self._database.read() as session:
             job = session.scalars(select(Job).where(Job.request_id == request_id)).one_or_none()
@@ -105,48 +90,51 @@ class Jobs:
                 raise RequestIdReusedError(job.id)
             return self._snapshot(session, job, full=True)
 
-    def check_room(self) -> None:
-        """Raises `OverloadedError` when no more jobs may be open."""
+    def check_capacity(self) -> None:
+        """Raises `OverloadedError` if too many jobs are open."""
         with self._database.read() as session:
-            self._check_room(session)
+            self._check_capacity(session)
 
-    def create(self, order: JobSpec) -> Snapshot:
-        """Accepts a job. When this returns it is stored, and will end whatever happens.
+    def create(self, job_spec: JobSpec) -> JobSnapshot:
+        """Accepts a job. Once this returns, the job is stored and will end, whatever fails.
 
         Raises:
-            RequestIdReusedError: its request_id belongs to another request.
+            RequestIdReusedError: the request_id belongs to another request.
             OverloadedError: too many jobs are open.
-            InvalidInputError: n is more than the candidates, or the prompt has too many bytes.
+            InvalidInputError: n is greater than the number of candidates, or the prompt has too many bytes.
         """
         try:
             with self._database.write() as session:
-                # Of two that come together one sees the other; so the limit is exact.
+                # Concurrent requests see each other, so the limit is exact.
                 self._database.exclusive(session)
-                open_jobs = self._check_room(session)
-                job = self._new_job(order, idle=open_jobs == 0)
+                open_jobs = self._check_capacity(session)
+                job = self._new_job(job_spec, idle=open_jobs == 0)
                 chunks = self._new_chunks(job)
                 if not fits(job, Chunk(**chunks[0])):
-                    raise InvalidInputError("prompt", "has too many bytes for a message; make it shorter")
+                    raise InvalidInputError("prompt", "has too many bytes for a message; shorten it")
                 session.add(job)
                 session.flush()
                 session.execute(insert(Chunk), chunks)
-                if order.labels:
+                if job_spec.labels:
                     labels = [
-                        {"job_id": job.id, "key": key, "value": value} for key, value in order.labels.items()
+                        {"job_id": job.id, "key": key, "value": value}
+                        for key, value in job_spec.labels.items()
                     ]
                     session.execute(insert(Label), labels)
-                snapshot = Snapshot(job, jobs_ahead=open_jobs if job.priority else self._ahead(session, job))
+                snapshot = JobSnapshot(
+                    job=job, jobs_ahead=open_jobs if job.priority else self._ahead(session, job)
+                )
         except IntegrityError:
-            found = self.find_request(order.request_id or "", order.request_hash or "")
+            found = self.find_request(job_spec.request_id or "", job_spec.request_hash or "")
             if found is None:
                 raise
             return found
-        failpoints.reach("gateway.after-accept", job=job.id, prompt=order.prompt)
-        self._notices.created(job.id)
+        failpoints.reach("gateway.after-accept", job=job.id, prompt=job_spec.prompt)
+        self._events.created(job.id)
         return snapshot
 
-    def get(self, job_id: str, *, full: bool = True) -> Snapshot:
-        """Returns a job as it is; raises `JobNotFoundError`."""
+    def get(self, job_id: str, *, full: bool = True) -> JobSnapshot:
+        """Returns a job, with its pictures if `full` is set; raises `JobNotFoundError`."""
         with self._database.read() as session:
             job = session.get(Job, job_id)
             if job is None:
@@ -154,123 +142,124 @@ class Jobs:
             return self._snapshot(session, job, full=full)
 
     def page(
-        self, conditions: Conditions, *, behind: Position | None, limit: int, full: bool = False
-    ) -> list[Snapshot]:
-        """Returns jobs, the newest first.
+        self, matching: JobFilter, *, after: PageCursor | None, limit: int, full: bool = False
+    ) -> list[JobSnapshot]:
+        """Returns a page of jobs, the newest first.
 
         Args:
-            conditions: which.
-            behind: the last one of the page before.
-            limit: how many at most.
-            full: with their pictures.
+            matching: which jobs to list.
+            after: the last job of the previous page; None for the first page.
+            limit: maximum number of jobs.
+            full: whether to return their pictures.
         """
         query = select(Job).order_by(Job.created.desc(), Job.id.desc()).limit(limit)
-        if conditions.states:
-            query = query.where(Job.state.in_(conditions.states))
-        if conditions.created_since is not None:
-            query = query.where(Job.created >= conditions.created_since)
-        if conditions.created_before is not None:
-            query = query.where(Job.created < conditions.created_before)
-        for key, value in conditions.labels.items():
+        if matching.states:
+            query = query.where(Job.state.in_(matching.states))
+        if matching.created_since is not None:
+            query = query.where(Job.created >= matching.created_since)
+        if matching.created_before is not None:
+            query = query.where(Job.created < matching.created_before)
+        for key, value in matching.labels.items():
             query = query.where(
                 exists().where(Label.job_id == Job.id, Label.key == key, Label.value == value)
             )
-        if behind is not None:
-            query = query.where(tuple_(Job.created, Job.id) < (behind.created, behind.id))
+        if after is not None:
+            query = query.where(tuple_(Job.created, Job.id) < (after.created, after.id))
         with self._database.read() as session:
             jobs = session.scalars(query).all()
-            pictures: dict[str, list[Picture]] = {}
+            pictures: dict[str, list[ScoredCandidate]] = {}
             if full:
-                wanted = [job.id for job in jobs if job.state is State.SUCCEEDED]
+                wanted = [job.id for job in jobs if job.state is JobState.SUCCEEDED]
                 for picture in session.scalars(
-                    select(Picture)
-                    .where(Picture.job_id.in_(wanted), Picture.rank.is_not(None))
-                    .order_by(Picture.rank)
+                    select(ScoredCandidate)
+                    .where(ScoredCandidate.job_id.in_(wanted), ScoredCandidate.rank.is_not(None))
+                    .order_by(ScoredCandidate.rank)
                 ):
                     pictures.setdefault(picture.job_id, []).append(picture)
-            return [Snapshot(job, pictures.get(job.id, ())) for job in jobs]
+            return [JobSnapshot(job=job, pictures=pictures.get(job.id, ())) for job in jobs]
 
-    def cancel(self, job_id: str) -> Snapshot:
-        """Cancels a job; one that has ended stays as it is. Raises `JobNotFoundError`."""
+    def cancel(self, job_id: str) -> JobSnapshot:
+        """Cancels a job and returns it; a job that has ended does not change. Raises `JobNotFoundError`."""
         with self._database.write() as session:
             job = lock(session, job_id)
             if job is None:
                 raise JobNotFoundError(job_id)
-            ending = end(session, job, State.CANCELLED, self._clock()) if job.state in OPEN else None
+            is_open = job.state in OPEN_STATES
+            outcome = end(session, job, JobState.CANCELLED, self._clock()) if is_open else None
             session.flush()
             snapshot = self._snapshot(session, job, full=True)
-        if ending:
-            self._notices.ended(ending)
+        if outcome:
+            self._events.ended(outcome)
         return snapshot
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
-        """Returns the versions of jobs; those that are not there are left out."""
+        """Returns the versions by job; jobs that do not exist are left out."""
         with self._database.read() as session:
             rows = session.execute(select(Job.id, Job.version).where(Job.id.in_(job_ids)))
             return {row.id: row.version for row in rows}
 
-    def _check_room(self, session: Session) -> int:
-        """Returns how many jobs are open."""
+    def _check_capacity(self, session: Session) -> int:
+        """Returns the number of open jobs; raises `OverloadedError` if there are too many."""
         open_jobs = session.scalar(select(func.count()).select_from(Job).where(IS_OPEN)) or 0
         if open_jobs >= self._settings.open_jobs:
             since = to_microseconds(self._clock() - RECENT_SECONDS)
             ended = session.scalar(select(func.count()).select_from(Job).where(Job.ended >= since)) or 0
-            # A place becomes free when a job ends; where none has, nobody knows.
+            # There is room again when a job ends. Without a recent one the delay is a guess.
             seconds = RECENT_SECONDS / ended if ended else MAX_RETRY_SECONDS / 6
-            seconds = min(max(seconds, MIN_RETRY), MAX_RETRY_SECONDS)
-            raise OverloadedError(f"{open_jobs} jobs are open already; try again in {seconds:.0f} s", seconds)
+            seconds = min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+            raise OverloadedError(f"too many open jobs ({open_jobs}); try again in {seconds:.0f} s", seconds)
         return open_jobs
 
-    def _new_job(self, order: JobSpec, *, idle: bool) -> Job:
+    def _new_job(self, job_spec: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
-        parameters = self._parameters(order, idle=idle)
-        rows = (self._spec.side - order.keep_rows) * parameters.candidates
+        parameters = self._parameters(job_spec, idle=idle)
+        rows = (self._model_spec.side - job_spec.keep_rows) * parameters.candidates
         return Job(
             id=str(uuid.uuid4()),
             version=1,
-            state=State.QUEUED,
-            request_id=order.request_id,
-            request_hash=order.request_hash,
+            state=JobState.QUEUED,
+            request_id=job_spec.request_id,
+            request_hash=job_spec.request_hash,
             parameters=parameters.model_dump(mode="json"),
-            given=list(order.given),
-            priority=PRIORITY_NUMBERS[order.priority],
-            labels=dict(order.labels),
+            given=list(job_spec.given),
+            priority=PRIORITY_NUMBERS[job_spec.priority],
+            labels=dict(job_spec.labels),
             created=to_microseconds(now),
-            expires=to_microseconds(now + order.time_limit),
-            retention=to_microseconds(order.retention),
+            expires=to_microseconds(now + job_spec.time_limit),
+            retention=to_microseconds(job_spec.retention),
             candidates=parameters.candidates,
             rows=rows,
             rows_drawn=0,
-            drawn=0,
-            decoded=0,
-            ranked=0,
-            encoded=False,
+            candidates_generated=0,
+            candidates_decoded=0,
+            candidates_ranked=0,
+            prompt_encoded=False,
             lease=0,
-            trace=order.trace.model_dump() if order.trace else None,
+            trace=job_spec.trace.model_dump() if job_spec.trace else None,
         )
 
-    def _parameters(self, order: JobSpec, *, idle: bool) -> Parameters:
-        folder = self._spec.folder
-        candidates = order.candidates
+    def _parameters(self, job_spec: JobSpec, *, idle: bool) -> JobParameters:
+        folder = self._model_spec.folder
+        candidates = job_spec.candidates
         if candidates is None:
-            usual = folder.defaults.candidates
-            candidates = max(usual, self._settings.idle_candidates) if idle else usual
-            candidates = max(min(candidates, self._settings.candidates), order.n or 1)
-        n = min(folder.defaults.n, candidates) if order.n is None else order.n
+            default = folder.defaults.candidates
+            candidates = max(default, self._settings.idle_candidates) if idle else default
+            candidates = max(min(candidates, self._settings.candidates), job_spec.n or 1)
+        n = min(folder.defaults.n, candidates) if job_spec.n is None else job_spec.n
         if n > candidates:
             raise InvalidInputError(
-                "n", f"{n} pictures cannot be chosen from {candidates} candidates; ask for more"
+                "n", f"must not be greater than candidates ({candidates}), got {n}; raise candidates"
             )
-        return Parameters(
+        return JobParameters(
             model=folder.name,
             revision=folder.revision,
-            prompt=order.prompt,
+            prompt=job_spec.prompt,
             n=n,
             candidates=candidates,
-            first_candidate=order.first_candidate,
-            seed=order.seed,
-            sampling=order.sampling,
-            keep_rows=order.keep_rows,
+            first_candidate=job_spec.first_candidate,
+            seed=job_spec.seed,
+            sampling=job_spec.sampling,
+            keep_rows=job_spec.keep_rows,
         )
 
     def _new_chunks(self, job: Job) -> list[dict[str, Any]]:
@@ -295,15 +284,15 @@ class Jobs:
             for number, start in enumerate(range(0, job.candidates, size))
         ]
 
-    def _snapshot(self, session: Session, job: Job, *, full: bool) -> Snapshot:
-        pictures: Sequence[Picture] = ()
-        if full and job.state is State.SUCCEEDED:
+    def _snapshot(self, session: Session, job: Job, *, full: bool) -> JobSnapshot:
+        pictures: Sequence[ScoredCandidate] = ()
+        if full and job.state is JobState.SUCCEEDED:
             pictures = ranked_pictures(session, job.id)
-        ahead = self._ahead(session, job) if job.state is State.QUEUED else None
-        return Snapshot(job, pictures, ahead)
+        ahead = self._ahead(session, job) if job.state is JobState.QUEUED else None
+        return JobSnapshot(job=job, pictures=pictures, jobs_ahead=ahead)
 
     def _ahead(self, session: Session, job: Job) -> int:
-        """Counts the open jobs that are served before this one."""
+        """Returns the number of open jobs that are served before a job."""
         before = (Job.priority < job.priority) | (
             (Job.priority == job.priority) & (tuple_(Job.created, Job.id) < (job.created, job.id))
         )
@@ -311,7 +300,11 @@ class Jobs:
         return session.scalar(query) or 0
 
 
-def ranked_pictures(session: Session, job_id: str) -> Sequence[Picture]:
-    """Returns the pictures of a job that has succeeded, the best first."""
-    query = select(Picture).where(Picture.job_id == job_id, Picture.rank.is_not(None)).order_by(Picture.rank)
+def ranked_pictures(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
+    """Returns the pictures of a succeeded job, the best first."""
+    query = (
+        select(ScoredCandidate)
+        .where(ScoredCandidate.job_id == job_id, ScoredCandidate.rank.is_not(None))
+        .order_by(ScoredCandidate.rank)
+    )
     return session.scalars(query).all()

@@ -1,4 +1,4 @@
-"""What is asked for: a job before it is accepted, with every value checked."""
+"""A job before it is accepted: every value is checked."""
 
 from dataclasses import dataclass, field
 
@@ -9,8 +9,8 @@ from smalti.parameters import Priority, SamplingParameters, Seed
 from smalti.validation import Strict
 
 
-class Parameters(Strict):
-    """What a job draws; all that is needed to draw it again, but for the given tokens."""
+class JobParameters(Strict):
+    """What a job generates. With `Job.given` it is all that is needed to generate the same pictures again."""
 
     model: ShortText
     revision: ShortText
@@ -21,10 +21,10 @@ class Parameters(Strict):
     seed: Seed
     sampling: SamplingParameters
     keep_rows: int = Field(default=0, ge=0)
-    """Rows of tiles that are kept of an initial picture; 0 without one."""
+    """Rows of tokens that are kept of an initial image; 0 without one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """A job to accept."""
 
@@ -32,20 +32,20 @@ class JobSpec:
     seed: int
     sampling: SamplingParameters
     time_limit: float
-    """In seconds."""
+    """Time until the job expires, in seconds."""
     retention: float
-    """In seconds."""
+    """Time for which the job is kept after its end, in seconds."""
     n: int | None = None
-    """None for the model's."""
+    """Number of pictures; None takes the model's default."""
     candidates: int | None = None
-    """None for the model's, or more while the system is idle."""
+    """Number of candidates; None takes the model's default, or more while the system is idle."""
     first_candidate: int = 0
     keep_rows: int = 0
     given: tuple[int, ...] = ()
-    """The tokens of the rows that are kept."""
+    """Image tokens of the rows that are kept."""
     priority: Priority = Priority.INTERACTIVE
     labels: dict[str, str] = field(default_factory=dict)
     request_id: str | None = None
     request_hash: str | None = None
-    """Of the request as it came."""
+    """Hash of the request's content."""
     trace: Trace | None = None

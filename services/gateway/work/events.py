@@ -1,14 +1,13 @@
-"""What the stages tell: the handler of the queue of events.
+"""Applies the stages' events to jobs: the handler of the queue of events.
 
-Events come at least once, in any order, and perhaps long after they were sent. A *done* counts whatever lease it has,
-since the same work writes the same objects; a failure counts only under the lease that is the chunk's now, since what
-was sent after it may succeed.
+Events arrive at least once, in any order, and possibly late. A *done* event counts under any lease, since the same work
+writes the same objects. A *failed* event counts only under the current lease of the chunk, since a later message may
+succeed.
 """
 
 import logging
 import re
 from collections.abc import Iterable
-from typing import Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,148 +15,126 @@ from sqlalchemy.orm import Session
 from smalti.errors import AttemptsExhaustedError, InvalidInputError, ModelMismatchError, SmaltiError
 from smalti.messages import Failed, FailureReason, Message, Progress, Stage, StageDone
 from smalti.queue import Delivery
-from smalti.services.gateway.database.clock import Clock, to_microseconds
-from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import IS_LEASED, Chunk, Job, Reached, State
-from smalti.services.gateway.jobs.lifecycle import begin, end, lock_open, reach
-from smalti.services.gateway.jobs.observer import JobObserver
-from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgress, Job, JobState
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start
+from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.work.fan_in import FanIn
-from smalti.services.gateway.work.progress import ProgressBuffer, renew
+from smalti.services.gateway.work.progress import ProgressBuffer, renew_lease
 
 log = logging.getLogger(__name__)
 
 _FIELD = re.compile(r"(?P<field>[a-z][\w.\[\]]*): (?P<problem>.+)", re.DOTALL)
 
-_REACHED = {Stage.GENERATE: Reached.DRAWN, Stage.DECODE: Reached.DECODED}
+_PROGRESS = {Stage.GENERATE: ChunkProgress.GENERATED, Stage.DECODE: ChunkProgress.DECODED}
 
 
-class Rows(Protocol):
-    """Told of the rows that are drawn, for those who watch; must not block."""
-
-    def drawn(self, progress: Progress) -> None:
-        """Rows of a chunk were drawn."""
-        ...
-
-
-class Events:
-    """Handles events; many threads may do so."""
+class EventHandler:
+    """Handles events; thread-safe."""
 
     def __init__(
-        self,
-        database: Database,
-        fan_in: FanIn,
-        ledger: ProgressBuffer,
-        side: int,
-        settings: GatewaySettings,
-        notices: JobObserver,
-        rows: Rows,
-        clock: Clock,
+        self, context: GatewayContext, *, fan_in: FanIn, progress: ProgressBuffer, watchers: WatcherHub
     ) -> None:
-        """Takes what it works with.
+        """Creates the handler.
 
         Args:
-            database: where jobs are.
-            fan_in: takes the scores of a chunk.
-            ledger: told of what may be stored later.
-            side: the rows of tiles of a picture.
-            settings: for leases.
-            notices: told of changes.
-            rows: told of rows.
-            clock: says what time it is.
+            context: shared by the parts of the gateway.
+            fan_in: receives the scores of chunks.
+            progress: receives progress, which may be stored later.
+            watchers: receives the rows that the generator has drawn.
         """
-        self._database = database
+        self._context = context
+        self._database = context.database
+        self._clock = context.clock
         self._fan_in = fan_in
-        self._ledger = ledger
-        self._side = side
-        self._settings = settings
-        self._notices = notices
-        self._rows = rows
-        self._clock = clock
+        self._progress = progress
+        self._watchers = watchers
 
     def handle(self, delivery: Delivery) -> Iterable[Message]:
-        """Handles an event; see `smalti.queue.Handler`. Nothing follows from it in the queues."""
-        self.take(delivery.message)
+        """Handles a delivery, as a `smalti.queue.Handler`; no messages follow."""
+        self.apply(delivery.message)
         return ()
 
-    def take(self, message: Message) -> None:
-        """Takes an event into account.
+    def apply(self, message: Message) -> None:
+        """Applies an event to its job.
 
         Raises:
-            UnavailableError: the database or the store does not answer; the event must come again.
+            UnavailableError: the database or the store does not answer; the event must be delivered again.
         """
         match message:
             case StageDone(stage=Stage.ENCODE):
                 self._encoded(message)
             case StageDone(stage=Stage.RANK, chunk=int(chunk)):
                 self._fan_in.ranked(message.job, chunk, message.objects)
-            case StageDone(chunk=int(chunk)) if message.stage in _REACHED:
-                self._ledger.reached(message.job, chunk, _REACHED[message.stage])
+            case StageDone(chunk=int(chunk)) if message.stage in _PROGRESS:
+                self._progress.reached(message.job, chunk, _PROGRESS[message.stage])
             case Progress(chunk=int(chunk)):
-                self._ledger.laid(message.job, chunk, message.rows + self._side - message.of)
-                self._rows.drawn(message)
+                complete = message.rows + self._context.spec.side - message.of
+                self._progress.rows_reached(message.job, chunk, complete)
+                self._watchers.rows_drawn(message)
             case Failed():
                 self._failed(message)
             case _:
-                log.error("an event of no use: %s of %s", message.work[1], message.work[2])
+                log.error("unexpected event: %s of %s", message.work[1], message.work[2])
 
     def _encoded(self, event: StageDone) -> None:
-        """The prompt is encoded, and the chunks that were sent with it are on their way."""
+        """Applies the end of encoding: it holds for the prompt and for all chunks of the message."""
         now = self._clock()
         with self._database.write() as session:
             job = lock_open(session, event.job)
             if job is None:
                 return
-            changed = begin(job, to_microseconds(now))
-            if not job.encoded:
-                job.encoded = changed = True
-            if job.reading is None and event.reading is not None:
-                job.reading = event.reading.model_dump(mode="json")
+            changed = start(job, to_microseconds(now))
+            if not job.prompt_encoded:
+                job.prompt_encoded = changed = True
+            if job.prompt_reading is None and event.reading is not None:
+                job.prompt_reading = event.reading.model_dump(mode="json")
                 changed = True
-            for chunk in self._under(session, job, event):
-                reach(job, chunk, Reached.ENCODED)
-                renew(chunk, self._settings, now)
+            for chunk in self._leased_chunks(session, job, event):
+                advance(job, chunk, ChunkProgress.ENCODED)
+                renew_lease(chunk, self._context.settings, now)
             if changed:
                 job.version += 1
         if changed:
-            self._notices.changed(event.job)
+            self._context.events.changed(event.job)
 
     def _failed(self, event: Failed) -> None:
-        """Work has failed: the job fails with it, or the work is sent again."""
+        """Ends the job of a failed message, or sends its chunks again."""
         now = self._clock()
         with self._database.write() as session:
             job = lock_open(session, event.job)
             if job is None:
                 return
-            chunks = self._under(session, job, event)
+            chunks = self._leased_chunks(session, job, event)
             if not chunks:
-                return  # Since then it was sent again, or another one has done it.
-            ending = None
+                return  # The chunks were sent again since, or are done.
+            outcome = None
             match event.reason:
                 case FailureReason.CANCELLED:
-                    # The marker is there, so no stage will work for it: whoever wrote it could not say so here.
-                    ending = end(session, job, State.CANCELLED, now)
+                    # The marker exists, so no stage works on the job any more, though the database was not told.
+                    outcome = end(session, job, JobState.CANCELLED, now)
                 case FailureReason.INVALID | FailureReason.MODEL | FailureReason.POISON:
-                    ending = end(session, job, State.FAILED, now, error=_error(event))
+                    outcome = end(session, job, JobState.FAILED, now, error=_error(event))
                 case FailureReason.EXPIRED:
-                    # By this clock; by another one it may be early.
+                    # The worker's clock may be fast, so only this one counts.
                     if to_microseconds(now) >= job.expires:
-                        ending = end(session, job, State.EXPIRED, now)
+                        outcome = end(session, job, JobState.EXPIRED, now)
                 case FailureReason.EXHAUSTED:
                     self._send_later(chunks, event, now)
-        if ending:
-            log.info("the job ends: %s: %s", event.reason, event.detail, extra={"job": event.job})
-            self._notices.ended(ending)
+        if outcome:
+            log.info("the job ended: %s: %s", event.reason, event.detail, extra={"job": event.job})
+            self._context.events.ended(outcome)
 
     def _send_later(self, chunks: list[Chunk], event: Failed, now: float) -> None:
-        """Lets leases run out soon: what a stage has given up, for the store was away perhaps, is sent again."""
+        """Shortens the leases of chunks that a stage has given up, so that they are sent again after a delay."""
         for chunk in chunks:
             chunk.sent = chunk.heard = True
-            chunk.deadline = to_microseconds(now + self._settings.retry * 2.0**chunk.attempts)
+            chunk.deadline = to_microseconds(now + self._context.settings.retry * 2.0**chunk.attempts)
             chunk.problem = f"{event.stage}: {event.detail}"
 
-    def _under(self, session: Session, job: Job, event: StageDone | Failed) -> list[Chunk]:
-        """Returns the chunks that an event speaks of, if its lease is still theirs: one, or all of an encoding."""
+    def _leased_chunks(self, session: Session, job: Job, event: StageDone | Failed) -> list[Chunk]:
+        """Returns the chunks of an event that still have its lease: one, or all of an encoder's message."""
         query = select(Chunk).where(Chunk.job_id == job.id, IS_LEASED, Chunk.lease == event.lease)
         if event.chunk is not None:
             query = query.where(Chunk.number == event.chunk)
@@ -165,7 +142,7 @@ class Events:
 
 
 def _error(event: Failed) -> SmaltiError:
-    """Returns why a job fails, for its user."""
+    """Returns the error of a failed job, for its user."""
     if event.reason is FailureReason.MODEL:
         return ModelMismatchError(event.detail)
     if event.reason is FailureReason.INVALID:

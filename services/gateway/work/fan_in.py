@@ -1,4 +1,4 @@
-"""From the scores of chunks to a job's pictures: whatever chunk is the last one, and in whatever order they come."""
+"""Fan-in: collects the scores of a job's chunks, in any order, and ends the job after the last one."""
 
 import logging
 import math
@@ -15,25 +15,32 @@ from sqlalchemy import delete, insert, select, update
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
 from smalti.service import failpoints
-from smalti.services.gateway.database.clock import Clock, to_microseconds
-from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import OPEN, Chunk, ChunkState, Job, Picture, Reached, State
-from smalti.services.gateway.jobs.lifecycle import begin, chunks_of, end, lock_open, reach, unreach
-from smalti.services.gateway.jobs.observer import JobObserver
-from smalti.services.gateway.jobs.spec import Parameters
-from smalti.storage import JobKeys, ObjectRef, ObjectStore
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import (
+    OPEN_STATES,
+    Chunk,
+    ChunkProgress,
+    ChunkState,
+    Job,
+    JobState,
+    ScoredCandidate,
+)
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, reset, start
+from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.storage import JobKeys, ObjectRef
 
 log = logging.getLogger(__name__)
 
-READERS: Final = 8
-"""Objects that are read at the same time."""
+MAX_READS: Final = 8
+"""Maximum number of objects that are read at the same time."""
 
-Rows = list[tuple[int, ...]] | None
-"""The tokens of a chunk's candidates; None when they are missing or damaged."""
+ChunkTokens = list[tuple[int, ...]] | None
+"""Image tokens of each candidate of a chunk; None if the object is missing or damaged."""
 
 
 class _LostTokensError(Exception):
-    """Tokens of pictures that won are missing or damaged."""
+    """The tokens of a job's pictures are missing or damaged."""
 
     def __init__(self, chunks: Sequence[int]) -> None:
         super().__init__()
@@ -41,42 +48,41 @@ class _LostTokensError(Exception):
 
 
 class FanIn:
-    """Takes the scores of chunks, and ends a job when all are there; every thread may use it."""
+    """Stores the scores of chunks, and ends a job when all its candidates are ranked; thread-safe."""
 
-    def __init__(self, database: Database, store: ObjectStore, notices: JobObserver, clock: Clock) -> None:
-        """Takes what it works with."""
-        self._database = database
-        self._store = store
-        self._notices = notices
-        self._clock = clock
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="fan-in")
+    def __init__(self, context: GatewayContext) -> None:
+        self._database = context.database
+        self._store = context.store
+        self._events = context.events
+        self._clock = context.clock
+        self._readers = ThreadPoolExecutor(MAX_READS, thread_name_prefix="fan-in")
 
     def close(self) -> None:
-        """Ends its threads."""
+        """Ends the threads."""
         self._readers.shutdown()
 
     def ranked(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> None:
-        """A chunk is ranked; ends the job if it was the last one.
+        """Stores the scores of a chunk, and ends the job if all its candidates are ranked.
 
-        Scores that are missing or damaged let the chunk be sent again.
+        If the scores are missing or damaged, the chunk is sent again.
 
         Args:
             job_id: the job.
             number: the chunk.
-            objects: what the stage has written: the scores.
+            objects: the objects that the ranker has written: the scores.
 
         Raises:
             UnavailableError: the store or the database does not answer.
         """
-        needed = self._needed(job_id, number)
-        if needed is None:
+        prefetch = self._chunks_to_prefetch(job_id, number)
+        if prefetch is None:
             return
         keys = JobKeys(job_id)
-        reading = self._begin_reading(keys, needed)
+        reading = self._begin_reading(keys, prefetch)
         try:
             scores = self._read_scores(keys, number, objects)
         except (MissingObjectError, DamagedObjectError) as error:
-            self._again(job_id, [number], str(error), keys.scores(number))
+            self._redo(job_id, [number], str(error), keys.scores(number))
             return
         now = self._clock()
         with self._database.write() as session:
@@ -86,85 +92,89 @@ class FanIn:
                 return
             expected = range(chunk.first, chunk.first + chunk.count)
             fits = sorted(scored.index for scored in scores.pictures) == list(expected)
-            if fits and reach(job, chunk, Reached.RANKED):
-                begin(job, to_microseconds(now))
+            if fits and advance(job, chunk, ChunkProgress.RANKED):
+                start(job, to_microseconds(now))
                 job.version += 1
-                session.execute(insert(Picture), [_row(keys, job_id, scored) for scored in scores.pictures])
-            complete = job.ranked >= job.candidates
+                session.execute(
+                    insert(ScoredCandidate), [_row(keys, job_id, scored) for scored in scores.pictures]
+                )
+            complete = job.candidates_ranked >= job.candidates
         failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
         if not fits:
-            self._again(job_id, [number], "its scores are those of other candidates", keys.scores(number))
+            self._redo(job_id, [number], "its scores belong to other candidates", keys.scores(number))
         elif complete:
             self.finish(job_id, reading)
         else:
-            self._notices.changed(job_id)
+            self._events.changed(job_id)
 
-    def finish(self, job_id: str, reading: Mapping[int, Future[Rows]] = MappingProxyType({})) -> bool:
-        """Ends a job whose candidates are all ranked: `result.json` first, then the state.
+    def finish(self, job_id: str, reading: Mapping[int, Future[ChunkTokens]] = MappingProxyType({})) -> bool:
+        """Ends a job whose candidates are all ranked: writes `result.json`, then sets the state.
 
         Args:
             job_id: the job.
-            reading: what is being read already of its tokens, by chunks.
+            reading: pending reads of its tokens, by chunk.
 
         Returns:
-            Whether it has ended by this; not if it had ended before, or a part of it has to be drawn again.
+            Whether this call has ended the job. False if it had ended before, or if a chunk must be made again.
 
         Raises:
-            UnavailableError: the store or the database does not answer; it is tried again by the sweeper.
+            UnavailableError: the store or the database does not answer; the sweeper tries again.
         """
         with self._database.read() as session:
             job = session.get(Job, job_id)
-            if job is None or job.state not in OPEN or job.ranked < job.candidates:
+            if job is None or job.state not in OPEN_STATES or job.candidates_ranked < job.candidates:
                 return False
-            pictures = session.scalars(select(Picture).where(Picture.job_id == job_id)).all()
+            pictures = session.scalars(select(ScoredCandidate).where(ScoredCandidate.job_id == job_id)).all()
             chunks = chunks_of(session, job)
-        parameters = Parameters.model_validate(job.parameters)
+        parameters = JobParameters.model_validate(job.parameters)
         keys = JobKeys(job_id)
         winners = best(pictures, parameters.n)
         try:
             tokens = self._read_tokens(keys, chunks, winners, reading)
         except _LostTokensError as error:
-            self._again(job_id, error.chunks, "its tokens are gone", *(map(keys.tokens, error.chunks)))
+            self._redo(
+                job_id, error.chunks, "its tokens are missing or damaged", *(map(keys.tokens, error.chunks))
+            )
             return False
         result = _result(job_id, parameters, winners, tokens)
-        about = {"job": job_id, "prompt": parameters.prompt}
-        failpoints.reach("gateway.before-result", **about)
+        fields = {"job": job_id, "prompt": parameters.prompt}
+        failpoints.reach("gateway.before-result", **fields)
         self._store.put(keys.result, result.to_bytes(), content_type="application/json")
-        failpoints.reach("gateway.after-result", **about)
+        failpoints.reach("gateway.after-result", **fields)
         with self._database.write() as session:
             job = lock_open(session, job_id)
-            if job is None or job.ranked < job.candidates:
+            if job is None or job.candidates_ranked < job.candidates:
                 return False
             ranks = [
                 {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
                 for rank, picture in enumerate(winners)
             ]
-            session.execute(update(Picture), ranks)
-            ending = end(session, job, State.SUCCEEDED, self._clock())
-        failpoints.reach("gateway.after-end", **about)
-        self._notices.ended(ending)
+            session.execute(update(ScoredCandidate), ranks)
+            outcome = end(session, job, JobState.SUCCEEDED, self._clock())
+        failpoints.reach("gateway.after-end", **fields)
+        self._events.ended(outcome)
         return True
 
-    def _needed(self, job_id: str, number: int) -> tuple[int, ...] | None:
-        """Returns the chunks whose tokens are needed as soon as a chunk's scores are there: of the last one all.
+    def _chunks_to_prefetch(self, job_id: str, number: int) -> tuple[int, ...] | None:
+        """Returns the chunks whose tokens to read while the scores of a chunk are read: all of them for the last chunk.
 
-        Those of a long job are not, of which most pictures do not win. None is returned where the scores are not to be
-        read: the job has ended, or the event comes again.
+        A job with many chunks is not prefetched, since most of its candidates do not become pictures. Returns None if
+        the scores must not be read: the job has ended, or the event is a duplicate.
         """
         with self._database.read() as session:
             job = session.get(Job, job_id)
-            if job is None or job.state not in OPEN:
+            if job is None or job.state not in OPEN_STATES:
                 return None
             chunks = {chunk.number: chunk for chunk in chunks_of(session, job)}
         chunk = chunks.get(number)
         if chunk is None:
             return None
         if chunk.state is ChunkState.DONE:
-            if job.ranked >= job.candidates:
+            if job.candidates_ranked >= job.candidates:
                 self.finish(job_id)
             return None
-        is_last = job.ranked + chunk.count >= job.candidates
-        return tuple(chunks) if is_last and len(chunks) <= READERS else ()
+        is_last = job.candidates_ranked + chunk.count >= job.candidates
+        return tuple(chunks) if is_last and len(chunks) <= MAX_READS else ()
 
     def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
         key = keys.scores(number)
@@ -175,16 +185,19 @@ class FanIn:
         self,
         keys: JobKeys,
         chunks: Sequence[Chunk],
-        winners: Sequence[Picture],
-        reading: Mapping[int, Future[Rows]],
+        winners: Sequence[ScoredCandidate],
+        reading: Mapping[int, Future[ChunkTokens]],
     ) -> dict[int, tuple[int, ...]]:
-        """Returns the tokens of the pictures that won, by their candidates' indices.
+        """Returns the tokens of the winners, by candidate index.
 
         Args:
-            keys: the job's.
-            chunks: all of the job's.
-            winners: those that won.
-            reading: what is being read already, by chunks.
+            keys: keys of the job's objects.
+            chunks: all chunks of the job.
+            winners: the candidates that become pictures.
+            reading: pending reads, by chunk.
+
+        Raises:
+            _LostTokensError: the tokens of some winners are missing or damaged.
         """
         wanted = {
             chunk.number: [
@@ -194,39 +207,41 @@ class FanIn:
             ]
             for chunk in chunks
         }
-        wanted = {number: places for number, places in wanted.items() if places}
+        wanted = {number: positions for number, positions in wanted.items() if positions}
         first = {chunk.number: chunk.first for chunk in chunks}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
         reading = {**self._begin_reading(keys, [each for each in wanted if each not in reading]), **reading}
-        for number, places in wanted.items():
+        for number, positions in wanted.items():
             tokens = reading[number].result()
-            if tokens is None or max(places) >= len(tokens):
+            if tokens is None or max(positions) >= len(tokens):
                 lost.append(number)
                 continue
-            found |= {first[number] + place: tokens[place] for place in places}
+            found |= {first[number] + position: tokens[position] for position in positions}
         if lost:
             raise _LostTokensError(lost)
         return found
 
-    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[Rows]]:
-        """Begins to read the tokens of chunks."""
+    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
+        """Starts reading the tokens of chunks in the thread pool."""
         return {
-            number: self._readers.submit(copy_context().run, self._read_rows, keys.tokens(number))
+            number: self._readers.submit(copy_context().run, self._read_chunk_tokens, keys.tokens(number))
             for number in chunks
         }
 
-    def _read_rows(self, key: str) -> Rows:
-        """Returns the tokens of a chunk, a tuple for each candidate; None when they are missing or damaged."""
+    def _read_chunk_tokens(self, key: str) -> ChunkTokens:
         try:
             array = safetensors.numpy.load(self._store.get(key))["tokens"]
             return [tuple(map(int, row)) for row in array]
         except (MissingObjectError, DamagedObjectError, SafetensorError, KeyError, TypeError):
             return None
 
-    def _again(self, job_id: str, numbers: Sequence[int], problem: str, *damaged: str) -> None:
-        """Lets chunks be made again: what is damaged is removed, so that its stage does not find it done."""
-        log.warning("chunks %s are made again: %s", list(numbers), problem, extra={"job": job_id})
+    def _redo(self, job_id: str, numbers: Sequence[int], problem: str, *damaged: str) -> None:
+        """Makes chunks again from the start.
+
+        Damaged objects are deleted; otherwise the stage that made them would find them and skip the work.
+        """
+        log.warning("chunks %s must be made again: %s", list(numbers), problem, extra={"job": job_id})
         self._store.delete(*damaged)
         now = to_microseconds(self._clock())
         with self._database.write() as session:
@@ -236,21 +251,21 @@ class FanIn:
             for chunk in chunks_of(session, job):
                 if chunk.number not in numbers:
                     continue
-                unreach(job, chunk)
+                reset(job, chunk)
                 chunk.state = ChunkState.LEASED
-                chunk.sent = chunk.heard = True  # So it counts as an attempt, and comes to an end.
+                chunk.sent = chunk.heard = True  # Counts as an attempt, so that the job fails in the end.
                 chunk.deadline = now
                 chunk.problem = problem
-                candidates = Picture.candidate.between(chunk.first, chunk.first + chunk.count - 1)
-                session.execute(delete(Picture).where(Picture.job_id == job_id, candidates))
+                candidates = ScoredCandidate.candidate.between(chunk.first, chunk.first + chunk.count - 1)
+                session.execute(delete(ScoredCandidate).where(ScoredCandidate.job_id == job_id, candidates))
             job.version += 1
-        self._notices.changed(job_id)
+        self._events.changed(job_id)
 
 
-def best(pictures: Sequence[Picture], n: int) -> list[Picture]:
-    """Returns the n pictures with the highest scores, best first; of equal scores the lower index comes first.
+def best(pictures: Sequence[ScoredCandidate], n: int) -> list[ScoredCandidate]:
+    """Returns the n candidates with the highest scores, the best first; equal scores are ordered by index.
 
-    The same order as `smalti.engines.ranker.best`; what is not a number comes last.
+    The order is the one of `smalti.engines.ranker.best`: NaN comes last.
     """
     return sorted(
         pictures, key=lambda picture: (math.isnan(picture.score), -picture.score, picture.candidate)
@@ -272,8 +287,8 @@ def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
 
 def _result(
     job_id: str,
-    parameters: Parameters,
-    winners: Sequence[Picture],
+    parameters: JobParameters,
+    winners: Sequence[ScoredCandidate],
     tokens: Mapping[int, tuple[int, ...]],
 ) -> ResultFile:
     return ResultFile(

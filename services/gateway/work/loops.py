@@ -1,4 +1,4 @@
-"""Work that is done again and again, in threads of its own: when it is asked for, and now and then in any case."""
+"""Background threads that call a function when they are woken, and at regular intervals."""
 
 import logging
 import threading
@@ -9,13 +9,13 @@ from smalti.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS: Final = 0.5
-"""After something that is needed did not answer; twice as long after every time."""
+MIN_PAUSE_SECONDS: Final = 0.5
+"""Pause after a failed call; it doubles with every further failure."""
 MAX_PAUSE_SECONDS: Final = 2.0
 
 
 class Loop:
-    """Calls a function whenever `wake` is set, and when it was not for a while."""
+    """Calls a function in its own thread whenever `wake` is set, and at least once per interval."""
 
     def __init__(
         self,
@@ -29,11 +29,11 @@ class Loop:
         """Does nothing before `start`.
 
         Args:
-            name: for the log.
-            work: is called; what it raises is logged, and it is called again after a pause.
-            seconds: the longest time between two calls.
-            wake: set by whoever has work.
-            delay: how long to wait after it was set, so that more may come together.
+            name: name of the thread, for the log.
+            work: the function. An exception is logged, and the function is called again after a pause.
+            seconds: maximum time between two calls.
+            wake: set by other threads when there is work.
+            delay: time to wait after `wake` is set, so that more work can be collected.
         """
         self.wake = wake or threading.Event()
         self._name = name
@@ -45,15 +45,15 @@ class Loop:
 
     @property
     def alive(self) -> bool:
-        """Whether the work is being done."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self, seconds: float) -> bool:
-        """Ends after the call that is running; returns False if that takes longer than so many seconds."""
+        """Stops the thread after the current call; returns False if the call takes longer than the given time."""
         self._stopped.set()
         self.wake.set()
         self._thread.join(seconds)
@@ -70,11 +70,11 @@ class Loop:
                 self._work()
                 pause = 0.0
             except UnavailableError as error:
-                pause = min(2 * pause or PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-                log.warning("%s: %s; again in %.1f s", self._name, error, pause)
+                pause = min(2 * pause or MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+                log.warning("%s: %s; trying again in %.1f s", self._name, error, pause)
             except Exception:
                 pause = MAX_PAUSE_SECONDS
-                log.exception("%s has failed; again in %.1f s", self._name, pause)
+                log.exception("%s failed; trying again in %.1f s", self._name, pause)
             if pause:
                 self._stopped.wait(pause)
                 self.wake.set()

@@ -11,7 +11,17 @@ import pytest
 from sqlalchemy import event
 
 from harness.gateway import GatewayHarness, MakeGateway, sqlite_database
-from harness.gateway_calls import Change, created, done, fetched, initial, parameters, served, stored, tokens
+from harness.gateway_calls import (
+    Change,
+    count_jobs,
+    create_job,
+    finished_job,
+    get_job,
+    image_tokens,
+    initial_image,
+    parameters,
+    served,
+)
 from harness.grpc_server import asynchronous
 from harness.service import answer
 from smalti.errors import (
@@ -27,7 +37,7 @@ from smalti.errors import (
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.jobs.repository import Conditions
+from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes
 from smalti.testing.words import SMALL_WORLD
@@ -58,7 +68,7 @@ async def test_job_says_all_that_draws_it_again(gateway: GatewayHarness, tiny: M
             for name in ("n", "candidates", "seed"):
                 asked.parameters.ClearField(name)
 
-        first = await done(stub, gateway, change, labels={"user": "me"})
+        first = await finished_job(stub, gateway, change, labels={"user": "me"})
         asked = first.parameters
         assert (asked.model.name, asked.model.revision) == (tiny.name, tiny.revision)
         assert (asked.prompt, asked.n, asked.candidates, asked.first_candidate) == ("a cat", 9, 32, 0)
@@ -66,7 +76,7 @@ async def test_job_says_all_that_draws_it_again(gateway: GatewayHarness, tiny: M
         assert asked.sampling.temperature == 0
         assert asked.sampling.guidance_scale == tiny.sampling.guidance_scale
         assert dict(first.labels) == {"user": "me"}
-        again = await done(stub, gateway, lambda new: new.parameters.CopyFrom(asked))
+        again = await finished_job(stub, gateway, lambda new: new.parameters.CopyFrom(asked))
         assert again.parameters == asked
         assert [picture.sha256 for picture in again.pictures] == [
             picture.sha256 for picture in first.pictures
@@ -76,7 +86,7 @@ async def test_job_says_all_that_draws_it_again(gateway: GatewayHarness, tiny: M
 @asynchronous
 async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await done(stub, gateway)
+        job = await finished_job(stub, gateway)
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED
         assert [(picture.candidate, picture.rank, picture.score) for picture in job.pictures] == [
             (7, 0, 0.007),
@@ -101,7 +111,7 @@ async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
         assert job.create_time.ToMicroseconds() <= job.start_time.ToMicroseconds()
         assert job.delete_time.ToMicroseconds() - job.end_time.ToMicroseconds() == 86_400_000_000
         assert not job.HasField("jobs_ahead")
-        basic = await fetched(stub, job.id, view=image_pb2.JOB_VIEW_BASIC)
+        basic = await get_job(stub, job.id, view=image_pb2.JOB_VIEW_BASIC)
         assert not basic.pictures
         del job.pictures[:]
         assert basic == job
@@ -111,15 +121,15 @@ async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
 async def test_request_id_makes_a_call_repeatable(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         request_id = str(uuid.uuid4())
-        first = await created(stub, request_id=request_id, labels={"a": "1", "b": "2"})
+        first = await create_job(stub, request_id=request_id, labels={"a": "1", "b": "2"})
         assert first.request_id == request_id
-        await asyncio.to_thread(gateway.work)
-        again = await created(stub, request_id=request_id, labels={"b": "2", "a": "1"})
+        await asyncio.to_thread(gateway.run_jobs)
+        again = await create_job(stub, request_id=request_id, labels={"b": "2", "a": "1"})
         assert (again.id, again.state) == (first.id, job_pb2.JOB_STATE_SUCCEEDED)
         with pytest.raises(RequestIdReusedError) as reused:
-            await created(stub, request_id=request_id)
+            await create_job(stub, request_id=request_id)
         assert reused.value.name == first.id
-        assert stored(gateway) == 1
+        assert count_jobs(gateway) == 1
 
 
 @asynchronous
@@ -127,12 +137,12 @@ async def test_repeated_request_is_answered_when_there_is_no_room(make_gateway: 
     gateway = make_gateway(open_jobs=1)
     async with served(gateway) as stub:
         request_id = str(uuid.uuid4())
-        first = await created(stub, request_id=request_id)
+        first = await create_job(stub, request_id=request_id)
         with pytest.raises(OverloadedError) as overloaded:
-            await created(stub)
+            await create_job(stub)
         assert overloaded.value.retry_after > 0
-        assert (await created(stub, request_id=request_id)).id == first.id
-        assert stored(gateway) == 1
+        assert (await create_job(stub, request_id=request_id)).id == first.id
+        assert count_jobs(gateway) == 1
 
 
 def seconds(field: str, value: float) -> Change:
@@ -152,13 +162,13 @@ BAD: dict[str, list[Change]] = {
     "parameters.seed": [parameters(seed=-1)],
     "parameters.sampling.top_p": [parameters(sampling={"top_p": 0}), parameters(sampling={"top_p": 1.5})],
     "parameters.sampling.temperature": [parameters(sampling={"temperature": float("nan")})],
-    "parameters.initial_image.source": [initial(keep_rows=1)],
+    "parameters.initial_image.source": [initial_image(keep_rows=1)],
     "parameters.initial_image.keep_rows": [
-        initial(keep_rows=0, tokens=tokens(16)),
-        initial(keep_rows=4, tokens=tokens(16)),
+        initial_image(keep_rows=0, tokens=image_tokens(16)),
+        initial_image(keep_rows=4, tokens=image_tokens(16)),
     ],
-    "parameters.initial_image.tokens.tokens": [initial(keep_rows=1, tokens=tokens(5))],
-    "parameters.initial_image.tokens.tokens[0]": [initial(keep_rows=1, tokens=tokens(4, CODES))],
+    "parameters.initial_image.tokens.tokens": [initial_image(keep_rows=1, tokens=image_tokens(5))],
+    "parameters.initial_image.tokens.tokens[0]": [initial_image(keep_rows=1, tokens=image_tokens(4, CODES))],
     "priority": [lambda asked: setattr(asked, "priority", 7)],
     "time_limit": [seconds("time_limit", 0.5), seconds("time_limit", 86_401), seconds("time_limit", -1)],
     "retention": [seconds("retention", 59), seconds("retention", 7 * 86_400 + 1)],
@@ -177,9 +187,9 @@ async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewayHa
         for field, changes in BAD.items():
             for change in changes:
                 with pytest.raises(InvalidInputError) as invalid:
-                    await created(stub, change)
+                    await create_job(stub, change)
                 assert invalid.value.field == field
-    assert stored(gateway) == 0
+    assert count_jobs(gateway) == 0
     assert gateway.send() == []
     assert gateway.objects() == []
 
@@ -192,10 +202,10 @@ async def test_other_models_are_not_found(gateway: GatewayHarness) -> None:
             ModelReference(name="tiny", revision="sha256:" + "0" * 64),
         ):
             with pytest.raises(ModelNotFoundError):
-                await created(stub, parameters(model=other))
+                await create_job(stub, parameters(model=other))
             with pytest.raises(ModelNotFoundError):
                 await answer(stub.GetModel(image_pb2.GetModelRequest(model=other)))
-    assert stored(gateway) == 0
+    assert count_jobs(gateway) == 0
 
 
 # Getting, listing, cancelling
@@ -213,7 +223,7 @@ async def test_job_that_is_not_there_is_not_found(gateway: GatewayHarness) -> No
             ):
                 with pytest.raises(JobNotFoundError):
                     await answer(method(kind(job_id=name)))
-        with pytest.raises(InvalidInputError, match="job_id: is missing"):
+        with pytest.raises(InvalidInputError, match="job_id: must be set"):
             await answer(stub.GetJob(image_pb2.GetJobRequest()))
         with pytest.raises(InvalidInputError, match="view"):
             await answer(stub.GetJob(image_pb2.GetJobRequest(job_id="a", view=9)))  # type: ignore[arg-type]
@@ -224,7 +234,7 @@ async def test_list_gives_pages(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         jobs: list[str] = []
         for number in range(5):
-            jobs.insert(0, (await created(stub, labels={"odd": str(number % 2)})).id)
+            jobs.insert(0, (await create_job(stub, labels={"odd": str(number % 2)})).id)
             gateway.clock.advance(1)
 
         async def pages(**fields: Any) -> list[list[str]]:
@@ -241,7 +251,7 @@ async def test_list_gives_pages(gateway: GatewayHarness) -> None:
         assert await pages(labels={"odd": "0"}) == [[jobs[0], jobs[2]], [jobs[4]]]
         queued = [job_pb2.JOB_STATE_QUEUED]
         assert sum(map(len, await pages(states=queued))) == 5
-        created_at = (await fetched(stub, jobs[2])).create_time
+        created_at = (await get_job(stub, jobs[2])).create_time
         assert await pages(created_since=created_at) == [jobs[:2], [jobs[2]]]
         assert await pages(created_before=created_at) == [jobs[3:]]
         first = await answer(stub.ListJobs(image_pb2.ListJobsRequest(page_size=2)))
@@ -263,7 +273,7 @@ async def test_list_gives_pages(gateway: GatewayHarness) -> None:
 @asynchronous
 async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await done(stub, gateway, initial(keep_rows=1, tokens=tokens(16)))
+        job = await finished_job(stub, gateway, initial_image(keep_rows=1, tokens=image_tokens(16)))
         assert list(job.parameters.initial_image.tokens.tokens) == [1] * 4
         (basic,) = (await answer(stub.ListJobs(image_pb2.ListJobsRequest()))).jobs
         assert not basic.pictures
@@ -284,13 +294,13 @@ async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayH
 @asynchronous
 async def test_cancelled_job_stays_cancelled(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         asked = image_pb2.CancelJobRequest(job_id=job.id)
         cancelled = (await answer(stub.CancelJob(asked))).job
         assert cancelled.state == job_pb2.JOB_STATE_CANCELLED
         assert gateway.store.stat(JobKeys(job.id).cancelled) is not None
         assert (await answer(stub.CancelJob(asked))).job == cancelled
-        other = await done(stub, gateway)
+        other = await finished_job(stub, gateway)
         kept = (await answer(stub.CancelJob(image_pb2.CancelJobRequest(job_id=other.id)))).job
         assert kept == other
 
@@ -303,7 +313,7 @@ async def test_download_gives_the_files_in_pieces(gateway: GatewayHarness) -> No
     large = np.random.default_rng(0).bytes(2 * 2**20 + 5)
     gateway.stages.picture = lambda seed, index: large if index == 6 else b"small"
     async with served(gateway) as stub:
-        job = await done(stub, gateway)
+        job = await finished_job(stub, gateway)
         pieces = await answer(stub.DownloadImages(image_pb2.DownloadImagesRequest(job_id=job.id)))
         assert [piece.picture.candidate for piece in pieces if piece.HasField("picture")] == [7, 6, 5]
         assert [piece.HasField("picture") for piece in pieces] == [True, True, False, False, True]
@@ -323,17 +333,17 @@ async def test_download_says_what_is_not_there(gateway: GatewayHarness) -> None:
             asked = image_pb2.DownloadImagesRequest(job_id=job_id, candidates=candidates)
             await answer(stub.DownloadImages(asked))
 
-        waiting = await created(stub)
+        waiting = await create_job(stub)
         with pytest.raises(JobNotSucceededError, match="is queued"):
             await download(waiting.id)
-        job = await done(stub, gateway)
+        job = await finished_job(stub, gateway)
         with pytest.raises(PictureNotFoundError, match="candidate 2"):
             await download(job.id, 7, 2)
         gateway.store.delete(job.pictures[1].object_key)
         with pytest.raises(PictureNotFoundError, match="has been deleted"):
             await download(job.id)
         gateway.store.put(job.pictures[0].object_key, b"another picture")
-        with pytest.raises(PictureNotFoundError, match="no longer whole"):
+        with pytest.raises(PictureNotFoundError, match="is damaged"):
             await download(job.id)
 
 
@@ -365,7 +375,7 @@ async def test_models_with_limits_and_words(
         (listed,) = (await answer(stub.ListModels(image_pb2.ListModelsRequest()))).models
         assert not listed.HasField("vocabulary")
     other.close()
-    other.gateway.database.close()
+    other.gateway.context.database.close()
 
 
 # Faults of the database
@@ -375,28 +385,28 @@ async def test_models_with_limits_and_words(
 async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway: GatewayHarness) -> None:
     import sqlite3
 
-    file = gateway.gateway.database.engine.url.database
+    file = gateway.gateway.context.database.engine.url.database
     assert file is not None
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         holder = sqlite3.connect(file, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnavailableError, match="locked") as unavailable:
-            await created(stub)
+            await create_job(stub)
         assert unavailable.value.retry_after
-        assert (await fetched(stub, job.id)).id == job.id  # Reading goes on.
+        assert (await get_job(stub, job.id)).id == job.id  # Reading goes on.
         holder.execute("ROLLBACK")
         holder.close()
-        assert stored(gateway) == 1
-        await created(stub)
-        assert stored(gateway) == 2
+        assert count_jobs(gateway) == 1
+        await create_job(stub)
+        assert count_jobs(gateway) == 2
 
 
 @asynchronous
 async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: GatewayHarness) -> None:
-    database = gateway.gateway.database
+    database = gateway.gateway.context.database
     async with served(gateway) as stub:
-        await created(stub)
+        await create_job(stub)
 
         def limit(pages: int) -> Callable[..., None]:
             return lambda connection, *_: connection.execute(f"PRAGMA max_page_count={pages}")
@@ -406,15 +416,15 @@ async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: Gat
         refused = 0
         for _ in range(200):
             try:
-                await created(stub, parameters(candidates=256))
+                await create_job(stub, parameters(candidates=256))
             except UnavailableError as error:
                 refused += "full" in str(error)
                 break
         assert refused == 1
-        before = stored(gateway)
+        before = count_jobs(gateway)
         event.remove(database.engine, "checkout", full)
         event.listen(database.engine, "checkout", limit(2**30))
-        await created(stub)
-        assert stored(gateway) == before + 1
-        gateway.work()
-        assert gateway.jobs.page(Conditions(), behind=None, limit=1)[0].job.state == "succeeded"
+        await create_job(stub)
+        assert count_jobs(gateway) == before + 1
+        gateway.run_jobs()
+        assert gateway.jobs.page(JobFilter(), after=None, limit=1)[0].job.state == "succeeded"

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness.gateway import (
-    AwayStore,
+    FaultyStore,
     GatewayHarness,
     MakeGateway,
-    begun,
-    emptied,
+    emptied_database,
+    encoded_job,
     failure,
     finish_chunk,
-    order,
+    job_spec,
 )
 from harness.servers import PostgresServer
 from smalti.errors import DatabaseUnavailableError, InvalidInputError, JobNotFoundError, StoreUnavailableError
@@ -24,8 +24,8 @@ from smalti.messages import FailureReason, StageDone
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import State
-from smalti.services.gateway.jobs.repository import Conditions
+from smalti.services.gateway.database.tables import JobState
+from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.storage import JobKeys
 
 # Ends
@@ -42,50 +42,50 @@ from smalti.storage import JobKeys
 def test_failure_of_one_chunk_fails_the_job(
     gateway: GatewayHarness, reason: FailureReason, error: type | None, text: str
 ) -> None:
-    job, _, generates = begun(gateway)
-    gateway.tell(generates[1].failed(reason, "prompt: it is bad"))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(generates[1].failed(reason, "prompt: it is bad"))
     failed = gateway.get(job)
-    assert failed.job.state is State.FAILED
+    assert failed.job.state is JobState.FAILED
     names = {FailureReason.MODEL: "ModelMismatchError", FailureReason.POISON: "AttemptsExhaustedError"}
     assert type(failure(failed)).__name__ == names.get(reason, "InvalidInputError")
     assert str(failure(failed)) == text
-    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
     assert gateway.state(job) == "failed"
     assert gateway.send() == []
 
 
 def test_job_is_cancelled_in_every_state(gateway: GatewayHarness) -> None:
     waiting = gateway.create()
-    assert gateway.gateway.cancel(waiting).job.state is State.CANCELLED
+    assert gateway.gateway.cancel(waiting).job.state is JobState.CANCELLED
     assert gateway.send() == []
     sent = gateway.create()
     (task,) = gateway.send()
     gateway.gateway.cancel(sent)
-    gateway.tell(*gateway.stages.run(task))
-    running, _, generates = begun(gateway)
+    gateway.handle(*gateway.stages.run(task))
+    running, _, generates = encoded_job(gateway)
     gateway.gateway.cancel(running)
-    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
     for job in (waiting, sent, running):
         assert gateway.state(job) == "cancelled"
         assert b"cancelled" in gateway.store.get(JobKeys(job).cancelled)
         version = gateway.get(job).job.version
         assert gateway.gateway.cancel(job).job.version == version
     done = gateway.create()
-    gateway.work()
-    assert gateway.gateway.cancel(done).job.state is State.SUCCEEDED
+    gateway.run_jobs()
+    assert gateway.gateway.cancel(done).job.state is JobState.SUCCEEDED
     assert gateway.store.stat(JobKeys(done).cancelled) is None
     with pytest.raises(JobNotFoundError):
         gateway.gateway.cancel("nobody")
 
 
 def test_cancelled_while_the_store_is_away_is_told_when_it_is_back(make_gateway: MakeGateway) -> None:
-    store = AwayStore()
+    store = FaultyStore()
     gateway = make_gateway(store=store)
-    job, _, _ = begun(gateway)
-    store.away = True
-    assert gateway.gateway.cancel(job).job.state is State.CANCELLED
-    gateway.gateway.tidy()
-    store.away = False
+    job, _, _ = encoded_job(gateway)
+    store.unavailable = True
+    assert gateway.gateway.cancel(job).job.state is JobState.CANCELLED
+    gateway.gateway.run_store_tasks()
+    store.unavailable = False
     gateway.pass_time(10)
     assert store.stat(JobKeys(job).cancelled) is not None
 
@@ -93,14 +93,14 @@ def test_cancelled_while_the_store_is_away_is_told_when_it_is_back(make_gateway:
 def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayHarness) -> None:
     ends = set()
     for _ in range(10):
-        job, _, generates = begun(gateway)
-        gateway.tell(finish_chunk(gateway, generates[0]))
+        job, _, generates = encoded_job(gateway)
+        gateway.handle(finish_chunk(gateway, generates[0]))
         last = finish_chunk(gateway, generates[1])
         together = threading.Barrier(2)
 
         def tell(event: StageDone = last, together: threading.Barrier = together) -> None:
             together.wait(30)
-            gateway.tell(event)
+            gateway.handle(event)
 
         with ThreadPoolExecutor(2) as threads:
             told = threads.submit(tell)
@@ -108,15 +108,15 @@ def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayHa
             answer = gateway.gateway.cancel(job)
             told.result()
         ended = gateway.get(job)
-        assert ended.job.state in (State.SUCCEEDED, State.CANCELLED)
+        assert ended.job.state in (JobState.SUCCEEDED, JobState.CANCELLED)
         assert answer.job.state is ended.job.state
-        assert bool(ended.pictures) == (ended.job.state is State.SUCCEEDED)
+        assert bool(ended.pictures) == (ended.job.state is JobState.SUCCEEDED)
         ends.add(ended.job.state)
     assert ends
 
 
 def test_job_expires(gateway: GatewayHarness) -> None:
-    running, _, generates = begun(gateway, time_limit=30.0)
+    running, _, generates = encoded_job(gateway, time_limit=30.0)
     waiting = gateway.create(time_limit=30.0)
     longer = gateway.create(time_limit=31.0)
     gateway.pass_time(29.9)
@@ -125,17 +125,17 @@ def test_job_expires(gateway: GatewayHarness) -> None:
     for job in (waiting, running):
         assert gateway.state(job) == "expired"
         assert b"expired" in gateway.store.get(JobKeys(job).cancelled)
-    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
+    gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
     assert gateway.state(running) == "expired"
     assert gateway.state(longer) == "queued"
 
 
 def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway, time_limit=30.0)
-    gateway.tell(generates[0].failed(FailureReason.EXPIRED, "its clock is fast"))
+    job, _, generates = encoded_job(gateway, time_limit=30.0)
+    gateway.handle(generates[0].failed(FailureReason.EXPIRED, "its clock is fast"))
     assert gateway.state(job) == "running"
     gateway.clock.advance(30)
-    gateway.tell(generates[0].failed(FailureReason.EXPIRED, "it expired"))
+    gateway.handle(generates[0].failed(FailureReason.EXPIRED, "it expired"))
     assert gateway.state(job) == "expired"
 
 
@@ -143,9 +143,9 @@ def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: G
 
 
 def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway)
-    gateway.tell(*(finish_chunk(gateway, generate) for generate in generates))
-    gateway.gateway.tidy()
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
+    gateway.gateway.run_store_tasks()
     kept = [*(f"candidates/{index}.png" for index in range(8)), "result.json"]
     assert gateway.objects() == kept
     finish_chunk(gateway, generates[0])  # A duplicate that writes late.
@@ -156,9 +156,9 @@ def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayHarness) -> 
 
 
 def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway)
+    job, _, generates = encoded_job(gateway)
     gateway.gateway.cancel(job)
-    gateway.gateway.tidy()
+    gateway.gateway.run_store_tasks()
     assert gateway.objects() == ["cancelled.json"]
     finish_chunk(gateway, generates[0])
     gateway.pass_time(900)
@@ -168,12 +168,12 @@ def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gatew
 
 
 def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayHarness) -> None:
-    wanted = order(
+    wanted = job_spec(
         retention=2000.0, labels={"user": "me"}, request_id=str(uuid.uuid4()), request_hash="a" * 64
     )
     job = gateway.jobs.create(wanted).job.id
     other = gateway.create(retention=3000.0)
-    gateway.work()
+    gateway.run_jobs()
     gateway.pass_time(1999)
     assert gateway.state(job) == "succeeded"
     gateway.pass_time(1)
@@ -185,7 +185,7 @@ def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayHa
 
 
 def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway, retention=60.0, time_limit=1000.0)
+    job, _, generates = encoded_job(gateway, retention=60.0, time_limit=1000.0)
     gateway.gateway.cancel(job)
     gateway.pass_time(60)
     assert gateway.objects() == ["cancelled.json"]
@@ -206,8 +206,8 @@ def test_objects_that_no_job_knows_expire(gateway: GatewayHarness) -> None:
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "other candidates"])
 def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayHarness, harm: str) -> None:
-    job, _, generates = begun(gateway)
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(finish_chunk(gateway, generates[0]))
     event = finish_chunk(gateway, generates[1])
     keys = JobKeys(job)
     if harm == "missing":
@@ -217,40 +217,45 @@ def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayHarness, harm
     else:
         ref = gateway.store.put(keys.scores(1), gateway.store.get(keys.scores(0)))
         event = event.model_copy(update={"objects": (ref,)})
-    gateway.tell(event)
+    gateway.handle(event)
     assert gateway.store.stat(keys.scores(1)) is None
     (again,) = gateway.send()
     assert [chunk.chunk for chunk in again.chunks] == [1]
-    gateway.tell(*gateway.stages.run(again))
+    gateway.handle(*gateway.stages.run(again))
     assert gateway.state(job) == "succeeded"
 
 
 def test_tokens_that_are_gone_at_the_end_are_made_again(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway)
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
-    assert gateway.get(job).job.drawn == 8
+    assert gateway.get(job).job.candidates_generated == 8
     gateway.store.delete(JobKeys(job).tokens(1))
-    gateway.tell(last)
+    gateway.handle(last)
     running = gateway.get(job).job
-    assert (running.state, running.ranked, running.drawn, running.rows_drawn) == (State.RUNNING, 4, 4, 16)
+    assert (running.state, running.candidates_ranked, running.candidates_generated, running.rows_drawn) == (
+        JobState.RUNNING,
+        4,
+        4,
+        16,
+    )
     (again,) = gateway.send()
-    gateway.tell(*gateway.stages.run(again))
+    gateway.handle(*gateway.stages.run(again))
     ended = gateway.get(job)
-    assert (ended.job.state, ended.job.ranked) == (State.SUCCEEDED, 8)
+    assert (ended.job.state, ended.job.candidates_ranked) == (JobState.SUCCEEDED, 8)
     assert [picture.candidate for picture in ended.pictures] == [7, 6, 5]
 
 
 def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gateway: MakeGateway) -> None:
-    store = AwayStore()
+    store = FaultyStore()
     gateway = make_gateway(store=store)
-    job, _, generates = begun(gateway)
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
-    put, store.put = store.put, AwayStore().put  # type: ignore[method-assign]
-    store.put.__self__.away = True  # type: ignore[attr-defined]
+    put, store.put = store.put, FaultyStore().put  # type: ignore[method-assign]
+    store.put.__self__.unavailable = True  # type: ignore[attr-defined]
     with pytest.raises(StoreUnavailableError):
-        gateway.tell(last)
+        gateway.handle(last)
     assert gateway.state(job) == "running"
     store.put = put  # type: ignore[method-assign]
     gateway.pass_time(1)
@@ -261,7 +266,7 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gat
     PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
 )
 def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: ModelFolder) -> None:
-    with emptied(Database(postgres.url, timeout=1)) as database:
+    with emptied_database(Database(postgres.url, timeout=1)) as database:
         gateway = GatewayHarness(database, ModelSpec.load(tiny))
         job = gateway.create()
         postgres.stop()
@@ -271,7 +276,7 @@ def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: 
         with pytest.raises(DatabaseUnavailableError):
             gateway.gateway.send()
         postgres.start()
-        gateway.work()
+        gateway.run_jobs()
         assert gateway.state(job) == "succeeded"
-        assert len(gateway.jobs.page(Conditions(), behind=None, limit=10)) == 1
+        assert len(gateway.jobs.page(JobFilter(), after=None, limit=10)) == 1
         gateway.close()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from harness.gateway import GatewayHarness, MakeGateway, begun, finish_chunk, order
+from harness.gateway import GatewayHarness, MakeGateway, encoded_job, finish_chunk, job_spec
 from smalti.errors import InvalidInputError, OverloadedError, RequestIdReusedError
 from smalti.messages import FailureReason
 from smalti.registry.folder import ModelFolder
 from smalti.results import ResultFile
-from smalti.services.gateway.database.tables import Job, State
-from smalti.services.gateway.jobs.repository import Conditions, Position
+from smalti.services.gateway.database.tables import Job, JobState
+from smalti.services.gateway.jobs.repository import JobFilter, PageCursor
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes
 
@@ -27,22 +27,28 @@ def test_job_goes_its_way(gateway: GatewayHarness) -> None:
     assert [chunk.candidates for chunk in task.chunks] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert gateway.state(job) == "queued"  # Sent, but nobody has begun.
     generates, event = gateway.stages.encode(task)
-    gateway.tell(event)
+    gateway.handle(event)
     running = gateway.get(job).job
-    assert (running.state, running.encoded, running.reading) == (
-        State.RUNNING,
+    assert (running.state, running.prompt_encoded, running.prompt_reading) == (
+        JobState.RUNNING,
         True,
         {"drawn": "a cat", "cut": False, "unknown": [], "left_out": [], "notice": ""},
     )
-    gateway.tell(gateway.stages.draw_rows(generates[1], 3))
+    gateway.handle(gateway.stages.draw_rows(generates[1], 3))
     assert gateway.get(job).job.rows_drawn == 4 * 3
-    gateway.tell(finish_chunk(gateway, generates[1]))
+    gateway.handle(finish_chunk(gateway, generates[1]))
     half = gateway.get(job).job
-    assert (half.rows, half.rows_drawn, half.drawn, half.decoded, half.ranked) == (32, 16, 4, 4, 4)
-    assert half.state is State.RUNNING
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    assert (
+        half.rows,
+        half.rows_drawn,
+        half.candidates_generated,
+        half.candidates_decoded,
+        half.candidates_ranked,
+    ) == (32, 16, 4, 4, 4)
+    assert half.state is JobState.RUNNING
+    gateway.handle(finish_chunk(gateway, generates[0]))
     ended = gateway.get(job)
-    assert ended.job.state is State.SUCCEEDED
+    assert ended.job.state is JobState.SUCCEEDED
     assert [picture.candidate for picture in ended.pictures] == [7, 6, 5]
     assert [picture.rank for picture in ended.pictures] == [0, 1, 2]
     assert ended.job.ended == ended.job.delete_at - 5_000_000_000  # type: ignore[operator]
@@ -50,7 +56,7 @@ def test_job_goes_its_way(gateway: GatewayHarness) -> None:
 
 def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayHarness, tiny: ModelFolder) -> None:
     job = gateway.create()
-    gateway.work()
+    gateway.run_jobs()
     key = JobKeys(job).result
     result = ResultFile.parse(key, gateway.store.get(key))
     assert (result.prompt, result.seed, result.revision, result.candidates) == ("a cat", 7, tiny.revision, 8)
@@ -63,7 +69,7 @@ def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayHarness, tiny
 def test_equal_scores_keep_the_order_of_the_candidates(gateway: GatewayHarness) -> None:
     gateway.stages.score = lambda index: 0.5 if index % 2 else 0.25
     job = gateway.create(n=6)
-    gateway.work()
+    gateway.run_jobs()
     assert [picture.candidate for picture in gateway.get(job).pictures] == [1, 3, 5, 7, 0, 2]
 
 
@@ -73,7 +79,7 @@ def test_order_is_the_rankers(gateway: GatewayHarness) -> None:
     scores = [0.3, -0.1, 0.3, 0.7, 0.0, -0.0, 0.7, 0.1]
     gateway.stages.score = scores.__getitem__
     job = gateway.create(n=8)
-    gateway.work()
+    gateway.run_jobs()
     assert [picture.candidate for picture in gateway.get(job).pictures] == best(scores, 8)
 
 
@@ -81,11 +87,15 @@ def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: Gate
     job = gateway.create()
     (task,) = gateway.send()
     events = list(gateway.stages.run(task))
-    gateway.tell(*reversed(events))
+    gateway.handle(*reversed(events))
     ended = gateway.get(job)
-    assert ended.job.state is State.SUCCEEDED
-    assert (ended.job.drawn, ended.job.decoded, ended.job.ranked) == (8, 8, 8)
-    gateway.tell(*events, task.failed(FailureReason.INVALID, "prompt: too late"))
+    assert ended.job.state is JobState.SUCCEEDED
+    assert (ended.job.candidates_generated, ended.job.candidates_decoded, ended.job.candidates_ranked) == (
+        8,
+        8,
+        8,
+    )
+    gateway.handle(*events, task.failed(FailureReason.INVALID, "prompt: too late"))
     again = gateway.get(job)
     assert again.job.version == ended.job.version
     assert [picture.candidate for picture in again.pictures] == [7, 6, 5]
@@ -96,19 +106,19 @@ def test_every_change_makes_a_higher_version(gateway: GatewayHarness) -> None:
     versions = [gateway.get(job).job.version]
     (task,) = gateway.send()
     for event in gateway.stages.run(task):
-        gateway.tell(event)
+        gateway.handle(event)
         versions.append(gateway.get(job).job.version)
     assert versions == sorted(set(versions))
 
 
 def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -> None:
-    job, _, generates = begun(gateway)
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(gateway.tell, [last] * 4))
+        list(threads.map(gateway.handle, [last] * 4))
     ended = gateway.get(job)
-    assert (ended.job.state, ended.job.ranked) == (State.SUCCEEDED, 8)
+    assert (ended.job.state, ended.job.candidates_ranked) == (JobState.SUCCEEDED, 8)
     assert len(ended.pictures) == 3
 
 
@@ -116,19 +126,19 @@ def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -
 
 
 def test_same_request_gets_the_same_job(gateway: GatewayHarness) -> None:
-    wanted = order(request_id=str(uuid.uuid4()), request_hash="a" * 64)
+    wanted = job_spec(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     first = gateway.jobs.create(wanted).job.id
-    gateway.work()
+    gateway.run_jobs()
     again = gateway.jobs.create(wanted)
-    assert (again.job.id, again.job.state) == (first, State.SUCCEEDED)
+    assert (again.job.id, again.job.state) == (first, JobState.SUCCEEDED)
     assert len(again.pictures) == 3
     with pytest.raises(RequestIdReusedError) as reused:
-        gateway.jobs.create(order("a dog", request_id=wanted.request_id, request_hash="b" * 64))
+        gateway.jobs.create(job_spec("a dog", request_id=wanted.request_id, request_hash="b" * 64))
     assert reused.value.name == first
 
 
 def test_same_request_at_the_same_time_makes_one_job(gateway: GatewayHarness) -> None:
-    wanted = order(request_id=str(uuid.uuid4()), request_hash="a" * 64)
+    wanted = job_spec(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     together = threading.Barrier(6)
 
     def create(_: int) -> str:
@@ -154,42 +164,44 @@ def test_number_of_open_jobs_is_bounded_exactly(make_gateway: MakeGateway) -> No
 
     with ThreadPoolExecutor(12) as threads:
         assert sum(threads.map(create, range(12))) == 5
-    gateway.work()
+    gateway.run_jobs()
     gateway.create()
 
 
 def test_candidates_adapt(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(idle_candidates=32)
-    idle = gateway.jobs.create(order(candidates=None, n=None)).job
-    busy = gateway.jobs.create(order(candidates=None, n=None)).job
-    many = gateway.jobs.create(order(candidates=None, n=20)).job
-    few = gateway.jobs.create(order(candidates=2, n=None)).job
+    idle = gateway.jobs.create(job_spec(candidates=None, n=None)).job
+    busy = gateway.jobs.create(job_spec(candidates=None, n=None)).job
+    many = gateway.jobs.create(job_spec(candidates=None, n=20)).job
+    few = gateway.jobs.create(job_spec(candidates=2, n=None)).job
     assert [(job.candidates, job.parameters["n"]) for job in (idle, busy, many, few)] == [
         (32, 9),
         (16, 9),
         (20, 20),
         (2, 2),
     ]
-    gateway.work()
-    assert gateway.jobs.create(order(candidates=8, n=3)).job.candidates == 8  # Exactly as many as asked for.
+    gateway.run_jobs()
+    assert (
+        gateway.jobs.create(job_spec(candidates=8, n=3)).job.candidates == 8
+    )  # Exactly as many as asked for.
 
 
 def test_more_pictures_than_candidates_are_refused_and_nothing_is_stored(gateway: GatewayHarness) -> None:
-    with pytest.raises(InvalidInputError, match="n: 9 pictures"):
+    with pytest.raises(InvalidInputError, match="n: must not be greater than candidates"):
         gateway.create(n=9)
-    assert gateway.jobs.page(Conditions(), behind=None, limit=10) == []
+    assert gateway.jobs.page(JobFilter(), after=None, limit=10) == []
 
 
 def test_later_candidates_of_the_same_seed_have_their_own_indices(gateway: GatewayHarness) -> None:
     job = gateway.create(first_candidate=16)
-    gateway.work()
+    gateway.run_jobs()
     assert [picture.candidate for picture in gateway.get(job).pictures] == [23, 22, 21]
 
 
 def test_kept_rows_are_sent_and_not_counted(gateway: GatewayHarness) -> None:
-    job, task, generates = begun(gateway, keep_rows=1, given=(1, 2, 3, 4))
+    job, task, generates = encoded_job(gateway, keep_rows=1, given=(1, 2, 3, 4))
     assert task.given == (1, 2, 3, 4)
-    gateway.tell(gateway.stages.draw_rows(generates[0], 3))
+    gateway.handle(gateway.stages.draw_rows(generates[0], 3))
     running = gateway.get(job).job
     assert (running.rows, running.rows_drawn) == (8 * 3, 4 * 2)
 
@@ -200,15 +212,15 @@ def test_kept_rows_are_sent_and_not_counted(gateway: GatewayHarness) -> None:
 def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayHarness) -> None:
     jobs = []
     for number in range(7):
-        jobs.append(gateway.jobs.create(order()).job.id)
+        jobs.append(gateway.jobs.create(job_spec()).job.id)
         gateway.clock.advance(number // 4)  # The first four at the same time.
-    expected = [snapshot.job.id for snapshot in gateway.jobs.page(Conditions(), behind=None, limit=100)]
+    expected = [snapshot.job.id for snapshot in gateway.jobs.page(JobFilter(), after=None, limit=100)]
     assert sorted(expected) == sorted(jobs)
     seen: list[str] = []
-    behind = None
-    while page := gateway.jobs.page(Conditions(), behind=behind, limit=3):
+    after = None
+    while page := gateway.jobs.page(JobFilter(), after=after, limit=3):
         seen += [snapshot.job.id for snapshot in page]
-        behind = Position(page[-1].job.created, page[-1].job.id)
+        after = PageCursor(page[-1].job.created, page[-1].job.id)
         gateway.clock.advance(1)
         gateway.create()
     assert seen == expected
@@ -216,17 +228,17 @@ def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayHarness) 
 
 def test_list_has_the_jobs_that_meet_all_conditions(gateway: GatewayHarness) -> None:
     def found(**conditions: Any) -> list[Job]:
-        page = gateway.jobs.page(Conditions(**conditions), behind=None, limit=100)
+        page = gateway.jobs.page(JobFilter(**conditions), after=None, limit=100)
         return [snapshot.job for snapshot in page]
 
     red = gateway.create(labels={"colour": "red", "size": "big"})
-    gateway.work()
+    gateway.run_jobs()
     gateway.clock.advance(10)
     since = round(gateway.clock() * 1e6)
     blue = gateway.create(labels={"colour": "blue", "size": "big"})
     assert [job.id for job in found(labels={"size": "big"})] == [blue, red]
     assert [job.id for job in found(labels={"size": "big", "colour": "red"})] == [red]
-    assert [job.id for job in found(states=(State.QUEUED, State.RUNNING))] == [blue]
+    assert [job.id for job in found(states=(JobState.QUEUED, JobState.RUNNING))] == [blue]
     assert [job.id for job in found(created_since=since)] == [blue]
     assert [job.id for job in found(created_before=since)] == [red]
     assert found(labels={"colour": "green"}) == []

@@ -200,10 +200,10 @@ def test_setting_that_cannot_be_used_is_named(tiny: ModelFolder, tmp_path: Path)
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("mysql://user:secret@host/database", "it has one of the forms sqlite"),
-        ("rubbish", "it has one of the forms sqlite"),
-        ("postgresql://host", "it has one of the forms sqlite"),
-        ("sqlite:////proc/nothing/jobs.sqlite3", "/proc/nothing/jobs.sqlite3 cannot be made"),
+        ("mysql://user:secret@host/database", "must have the form sqlite"),
+        ("rubbish", "must have the form sqlite"),
+        ("postgresql://host", "must have the form sqlite"),
+        ("sqlite:////proc/nothing/jobs.sqlite3", "cannot create the folder of /proc/nothing/jobs.sqlite3"),
     ],
 )
 def test_address_of_a_database_that_cannot_be_used_is_refused(url: str, problem: str) -> None:
@@ -217,6 +217,6 @@ def test_address_of_a_database_that_cannot_be_used_is_refused(url: str, problem:
 def test_default_time_is_not_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_GATEWAY_TIME_LIMIT", "60")
     with pytest.raises(
-        InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT is more"
+        InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT must not be greater"
     ):
         gateway_settings()

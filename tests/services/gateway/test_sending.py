@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from harness.gateway import AwayStore, GatewayHarness, MakeGateway, begun, failure, finish_chunk
+from harness.gateway import FaultyStore, GatewayHarness, MakeGateway, encoded_job, failure, finish_chunk
 from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.messages import FailureReason
 from smalti.parameters import Priority
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import State
-from smalti.services.gateway.work.dispatch import MAX_AT_ONCE
+from smalti.services.gateway.database.tables import JobState
+from smalti.services.gateway.work.dispatch import BATCH_SIZE
 
 # Sending
 
@@ -22,7 +22,7 @@ def test_no_more_is_sent_than_the_window_holds(make_gateway: MakeGateway) -> Non
     first = gateway.send()
     assert [(task.job, len(task.chunks)) for task in first] == [(jobs[0], 2), (jobs[1], 1)]
     assert gateway.send() == []
-    gateway.tell(*gateway.stages.run(first[0]))
+    gateway.handle(*gateway.stages.run(first[0]))
     second = gateway.send()
     assert [(task.job, [chunk.chunk for chunk in task.chunks]) for task in second] == [
         (jobs[1], [1]),
@@ -34,9 +34,9 @@ def test_all_that_there_is_room_for_is_sent_however_much_is_looked_at_in_one_go(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(window=1000, chunk=1, candidates=1000)
-    gateway.create(candidates=MAX_AT_ONCE + 1)
+    gateway.create(candidates=BATCH_SIZE + 1)
     gateway.create(candidates=3)
-    assert sum(len(task.chunks) for task in gateway.send()) == MAX_AT_ONCE + 4
+    assert sum(len(task.chunks) for task in gateway.send()) == BATCH_SIZE + 4
 
 
 def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: MakeGateway) -> None:
@@ -48,7 +48,7 @@ def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: Ma
     for _ in range(16):
         (task,) = gateway.send()
         turns.append(task.job in batch)
-        gateway.tell(*gateway.stages.run(task))
+        gateway.handle(*gateway.stages.run(task))
     assert turns == ([False] * 7 + [True]) * 2
 
 
@@ -60,7 +60,7 @@ def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayHarness) ->
     last = gateway.create()
     assert gateway.jobs.get(last).jobs_ahead == 1
     assert gateway.jobs.get(batch).jobs_ahead == 2
-    gateway.work()
+    gateway.run_jobs()
     assert gateway.jobs.get(last).jobs_ahead is None
 
 
@@ -122,18 +122,18 @@ def test_two_gateways_send_everything_once(make_gateway: MakeGateway) -> None:
 
 def test_chunk_of_which_nothing_is_heard_is_sent_again_under_a_new_lease(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(lease=100)
-    job, task, generates = begun(gateway)
+    job, task, generates = encoded_job(gateway)
     late = finish_chunk(gateway, generates[1])
-    gateway.gateway.ledger.store()
+    gateway.gateway.progress.store()
     gateway.clock.advance(60)
-    gateway.tell(gateway.stages.draw_rows(generates[0], 2))  # A sign of life of the first chunk.
-    gateway.gateway.ledger.store()
+    gateway.handle(gateway.stages.draw_rows(generates[0], 2))  # A sign of life of the first chunk.
+    gateway.gateway.progress.store()
     gateway.clock.advance(50)
     (again,) = gateway.send()
     assert [chunk.chunk for chunk in again.chunks] == [1]
     assert again.lease > task.lease
-    gateway.tell(late)  # Of the old lease, and as good as any.
-    gateway.tell(finish_chunk(gateway, generates[0]))
+    gateway.handle(late)  # Of the old lease, and as good as any.
+    gateway.handle(finish_chunk(gateway, generates[0]))
     assert gateway.state(job) == "succeeded"
 
 
@@ -141,19 +141,19 @@ def test_lease_is_twice_as_long_after_every_loss_and_ends_with_the_attempts(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(lease=100, attempts=3)
-    job, _, _ = begun(gateway, time_limit=10_000.0)
+    job, _, _ = encoded_job(gateway, time_limit=10_000.0)
     for seconds in (100, 200):
         gateway.clock.advance(seconds - 1)
         assert gateway.send() == []
         gateway.clock.advance(1)
         (again,) = gateway.send()
-        gateway.tell(gateway.stages.encode(again)[1])
+        gateway.handle(gateway.stages.encode(again)[1])
     gateway.clock.advance(400)
     assert gateway.send() == []
     failed = gateway.get(job)
-    assert failed.job.state is State.FAILED
+    assert failed.job.state is JobState.FAILED
     assert type(failure(failed)).__name__ == "AttemptsExhaustedError"
-    assert "begun 3 times" in str(failure(failed))
+    assert "failed 3 times" in str(failure(failed))
 
 
 def test_chunk_that_nobody_begins_is_sent_again_until_its_time_is_over(make_gateway: MakeGateway) -> None:
@@ -171,36 +171,36 @@ def test_chunk_that_nobody_begins_is_sent_again_until_its_time_is_over(make_gate
 
 def test_failure_of_an_old_lease_is_passed_over(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(lease=100)
-    job, _, generates = begun(gateway)
+    job, _, generates = encoded_job(gateway)
     gateway.clock.advance(100)
     assert len(gateway.send()) == 1
-    gateway.tell(generates[0].failed(FailureReason.POISON, "two workers ended"))
+    gateway.handle(generates[0].failed(FailureReason.POISON, "two workers ended"))
     assert gateway.state(job) == "running"
 
 
 def test_what_a_stage_gives_up_is_tried_again_later(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(retry=5, attempts=2)
-    job, _, generates = begun(gateway)
-    gateway.tell(generates[0].failed(FailureReason.EXHAUSTED, "the store is away"))
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(generates[0].failed(FailureReason.EXHAUSTED, "the store is away"))
     assert gateway.send() == []
     gateway.clock.advance(5)
     (again,) = gateway.send()
     assert [chunk.chunk for chunk in again.chunks] == [0]
-    gateway.tell(gateway.stages.encode(again)[0][0].failed(FailureReason.EXHAUSTED, "the store is away"))
+    gateway.handle(gateway.stages.encode(again)[0][0].failed(FailureReason.EXHAUSTED, "the store is away"))
     gateway.clock.advance(10)
     assert gateway.send() == []
     failed = gateway.get(job)
-    assert failed.job.state is State.FAILED
+    assert failed.job.state is JobState.FAILED
     assert "generate: the store is away" in str(failure(failed))
 
 
-@pytest.mark.parametrize("trouble", ["away", "full"])
+@pytest.mark.parametrize("trouble", ["unavailable", "full"])
 def test_nothing_is_blamed_for_being_late_while_the_store_is_away(
     make_gateway: MakeGateway, trouble: str
 ) -> None:
-    store = AwayStore()
+    store = FaultyStore()
     gateway = make_gateway(store=store, lease=10, retry=5, attempts=2)
-    job, _, _ = begun(gateway)
+    job, _, _ = encoded_job(gateway)
     setattr(store, trouble, True)
     for _ in range(10):
         gateway.clock.advance(20)

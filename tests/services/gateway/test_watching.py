@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.gateway import GatewayHarness, MakeGateway
-from harness.gateway_calls import created, done, initial, served, stored, tokens
+from harness.gateway_calls import count_jobs, create_job, finished_job, image_tokens, initial_image, served
 from harness.grpc_server import asynchronous
 from harness.service import answer, called
 from smalti.errors import (
@@ -28,23 +28,23 @@ from smalti.v1 import image_pb2, job_pb2
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
-# Watching
+# WatchHandler
 
 
 @asynchronous
 async def test_watch_sends_every_version_until_the_end(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
         first = (await watch.read()).job
         assert (first.state, first.jobs_ahead) == (job_pb2.JOB_STATE_QUEUED, 0)
         assert first.HasField("jobs_ahead")
         (task,) = await asyncio.to_thread(gateway.send)
         events = list(gateway.stages.run(task))
-        gateway.tell(events[0])
+        gateway.handle(events[0])
         running = (await watch.read()).job
         assert (running.state, running.progress.prompt_encoded) == (job_pb2.JOB_STATE_RUNNING, True)
-        await asyncio.to_thread(gateway.tell, *events[1:])
+        await asyncio.to_thread(gateway.handle, *events[1:])
         versions = [first.version, running.version]
         while message := await watch.read():
             versions.append(message.job.version)
@@ -58,13 +58,13 @@ async def test_watch_sends_every_version_until_the_end(gateway: GatewayHarness) 
 @asynchronous
 async def test_watch_is_taken_up_where_it_broke(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         asked = image_pb2.WatchJobRequest(job_id=job.id, since_version=job.version)
         watch = stub.WatchJob(asked)
         nothing = asyncio.create_task(watch.read())
         (task,) = await asyncio.to_thread(gateway.send)
         assert not nothing.done()
-        await asyncio.to_thread(gateway.tell, gateway.stages.encode(task)[1])
+        await asyncio.to_thread(gateway.handle, gateway.stages.encode(task)[1])
         assert (await nothing).job.version == job.version + 1
         watch.cancel()
         await asyncio.to_thread(gateway.gateway.cancel, job.id)
@@ -75,8 +75,8 @@ async def test_watch_is_taken_up_where_it_broke(gateway: GatewayHarness) -> None
 
 @asynchronous
 async def test_watch_gives_signs_of_life(gateway: GatewayHarness) -> None:
-    async with served(gateway, silence=0.05) as stub:
-        job = await created(stub)
+    async with served(gateway, keepalive_seconds=0.05) as stub:
+        job = await create_job(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
         kinds = [(await watch.read()).WhichOneof("event") for _ in range(3)]
         assert kinds == ["job", None, None]
@@ -86,9 +86,9 @@ async def test_watch_gives_signs_of_life(gateway: GatewayHarness) -> None:
 @asynchronous
 async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -> None:
     gateway, other = make_gateway(), make_gateway()
-    looking = asyncio.create_task(gateway.gateway.hub.look(gateway.jobs.versions, 0.05))
+    looking = asyncio.create_task(gateway.gateway.watchers.poll(gateway.jobs.versions, 0.05))
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
         await watch.read()
         await asyncio.to_thread(other.gateway.cancel, job.id)
@@ -99,10 +99,10 @@ async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -
 @asynchronous
 async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         (task,) = await asyncio.to_thread(gateway.send)
         generates, encoded = gateway.stages.encode(task)
-        gateway.tell(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before anybody watches.
+        gateway.handle(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before anybody watches.
         asked = image_pb2.WatchJobRequest(job_id=job.id, include_rows=True)
         watch = stub.WatchJob(asked)
         first = await watch.read()
@@ -110,7 +110,7 @@ async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayHarness) -> Non
             (candidate, 0, [candidate] * 4) for candidate in range(4)
         ]
         await watch.read()
-        gateway.tell(gateway.stages.draw_rows(generates[0], 2), gateway.stages.draw_rows(generates[0], 4))
+        gateway.handle(gateway.stages.draw_rows(generates[0], 2), gateway.stages.draw_rows(generates[0], 4))
         runs: list[tuple[int, int]] = []
         while len(runs) < 8:
             runs += [(run.candidate, run.start) for run in (await watch.read()).rows.runs]
@@ -125,23 +125,23 @@ async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayHarness) -> Non
 @asynchronous
 async def test_initial_image_of_an_earlier_job(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
-        earlier = await done(stub, gateway)
+        earlier = await finished_job(stub, gateway)
         reference = {"job_id": earlier.id, "candidate": 6}
-        job = await created(stub, initial(keep_rows=2, picture=reference))
-        assert job.parameters.initial_image == job_pb2.InitialImage(keep_rows=2, tokens=tokens(8, 6))
+        job = await create_job(stub, initial_image(keep_rows=2, picture=reference))
+        assert job.parameters.initial_image == job_pb2.InitialImage(keep_rows=2, tokens=image_tokens(8, 6))
         (task,) = await asyncio.to_thread(gateway.send)
         assert task.given == (6,) * 8
-        before = stored(gateway)
+        before = count_jobs(gateway)
         for wrong, error in (
             ({"job_id": earlier.id, "candidate": 0}, PictureNotFoundError),  # It did not win.
             ({"job_id": "nobody", "candidate": 0}, PictureNotFoundError),
             ({"job_id": job.id, "candidate": 0}, JobNotSucceededError),
         ):
             with pytest.raises(error):
-                await created(stub, initial(keep_rows=2, picture=wrong))
+                await create_job(stub, initial_image(keep_rows=2, picture=wrong))
         with pytest.raises(NotSupportedError):
-            await created(stub, initial(keep_rows=2, image=b"a file"))
-        assert stored(gateway) == before
+            await create_job(stub, initial_image(keep_rows=2, image=b"a file"))
+        assert count_jobs(gateway) == before
 
 
 @asynccontextmanager
@@ -167,24 +167,24 @@ async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelF
         assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
         file = io.BytesIO()
         Image.new("RGB", (40, 30), "red").save(file, "PNG")
-        job = await created(stub, initial(keep_rows=2, image=file.getvalue()))
+        job = await create_job(stub, initial_image(keep_rows=2, image=file.getvalue()))
         assert len(job.parameters.initial_image.tokens.tokens) == 8
         for wrong in (b"", b"no picture", bytes(9 * 2**20)):
             with pytest.raises(InvalidInputError) as invalid:
-                await created(stub, initial(keep_rows=2, image=wrong))
+                await create_job(stub, initial_image(keep_rows=2, image=wrong))
             assert invalid.value.field == "parameters.initial_image.image"
-        assert stored(gateway) == 1
+        assert count_jobs(gateway) == 1
 
 
 @asynchronous
 async def test_previews_show_the_rows_that_are_drawn(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(previews=0.05)
     async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
-        job = await created(stub)
+        job = await create_job(stub)
         (task,) = await asyncio.to_thread(gateway.send)
         generates, encoded = gateway.stages.encode(task)
         rows = [gateway.stages.draw_rows(generates[0], number) for number in (1, 2)]
-        gateway.tell(encoded, *rows)
+        gateway.handle(encoded, *rows)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id, include_previews=True))
         seen: dict[int, image_pb2.Preview] = {}
         while len(seen) < 4:

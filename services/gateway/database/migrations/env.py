@@ -1,4 +1,4 @@
-"""Runs the migrations over the connection that `Database.migrate` gives."""
+"""Runs the migrations over the connection of `Database.migrate`."""
 
 from alembic import context
 

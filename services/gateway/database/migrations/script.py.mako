@@ -10,10 +10,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes on to this revision."""
+    """Migrates to this revision."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Goes back to the one before."""
+    """Migrates back to the previous revision."""
     ${downgrades if downgrades else "pass"}

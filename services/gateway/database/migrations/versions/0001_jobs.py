@@ -1,4 +1,4 @@
-"""Jobs, their chunks, labels and pictures, and chores."""
+"""Creates the tables of jobs, chunks, labels, pictures, and chores (tasks in the object store)."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Makes the tables."""
+    """Creates the tables."""
     op.create_table(
         "chores",
         sa.Column("job_id", sa.String(length=64), nullable=False),
@@ -132,7 +132,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Removes the tables."""
+    """Drops the tables."""
     op.drop_table("pictures")
     op.drop_table("labels")
     op.drop_table("chunks")

@@ -1,0 +1,145 @@
+"""WatchJob: streams a job after each change, with rows and previews on request, until the job has ended."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from smalti.errors import SmaltiError
+from smalti.services.gateway.api.conversion import is_final
+from smalti.services.gateway.api.previews import PreviewRenderer
+from smalti.services.gateway.jobs.repository import JobSnapshot
+from smalti.services.gateway.jobs.watchers import TokenRun, Watcher, WatcherHub
+from smalti.v1 import tokens_pb2
+from smalti.v1.generator_pb2 import RowsDrawn
+from smalti.v1.image_pb2 import Preview, WatchJobResponse
+from smalti.v1.job_pb2 import Job
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_SECONDS: Final = 15.0
+"""Time without a message after which an empty one is sent."""
+
+
+class WatchHandler:
+    """Streams changes of jobs. Only the event loop may use it."""
+
+    def __init__(
+        self,
+        watchers: WatcherHub,
+        get: Callable[[str], Awaitable[tuple[JobSnapshot, Job]]],
+        *,
+        previews: PreviewRenderer | None,
+        preview_seconds: float,
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
+    ) -> None:
+        """Creates the handler.
+
+        Args:
+            watchers: wakes the streams after changes.
+            get: reads a job and converts it to a message.
+            previews: renders previews; None without a decoder.
+            preview_seconds: minimum time between two previews.
+            keepalive_seconds: maximum time without a message.
+        """
+        self._watchers = watchers
+        self._get = get
+        self._previews = previews
+        self._preview_seconds = preview_seconds
+        self._keepalive_seconds = keepalive_seconds
+
+    async def watch(
+        self, job_id: str, *, since: int, rows: bool, previews: bool
+    ) -> AsyncGenerator[WatchJobResponse, None]:
+        """Yields the changes of a job; the last message is its final state.
+
+        Args:
+            job_id: the job.
+            since: a version that the client has seen. Only later versions are sent, and the final state in any case.
+            rows: whether to send the tokens of new rows.
+            previews: whether to send previews.
+
+        Raises:
+            JobNotFoundError: the job does not exist, or has been deleted.
+        """
+        loop = asyncio.get_running_loop()
+        rendered: deque[Preview] = deque()
+        rendering: asyncio.Task[None] | None = None
+        with self._watchers.watch(job_id, rows=rows) as watcher:
+            try:
+                while True:
+                    quiet_until = loop.time() + self._keepalive_seconds
+                    watcher.wakeup.clear()
+                    if new_rows := _take_rows(watcher):
+                        yield WatchJobResponse(rows=new_rows)
+                    while rendered:
+                        yield WatchJobResponse(preview=rendered.popleft())
+                    if watcher.changed:
+                        watcher.changed = False
+                        snapshot, message = await self._get(job_id)
+                        watcher.version = snapshot.job.version
+                        final = is_final(snapshot.job)
+                        if final or snapshot.job.version > since:
+                            since = snapshot.job.version
+                            yield WatchJobResponse(job=message)
+                        if final:
+                            return
+                        if previews and self._previews and rendering is None:
+                            given = snapshot.job.given
+                            rendering = asyncio.create_task(
+                                self._render(self._previews, job_id, given, rendered, watcher.wakeup)
+                            )
+                    try:
+                        async with asyncio.timeout_at(quiet_until):
+                            await watcher.wakeup.wait()
+                    except TimeoutError:
+                        yield WatchJobResponse()
+            finally:
+                if rendering is not None:
+                    rendering.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await rendering
+
+    async def _render(
+        self,
+        previews: PreviewRenderer,
+        job_id: str,
+        given: list[int],
+        rendered: deque[Preview],
+        wakeup: asyncio.Event,
+    ) -> None:
+        """Renders previews until it is cancelled. Newer previews replace those that are not sent yet."""
+        shown: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(self._preview_seconds)
+            try:
+                newest = await previews.render(job_id, given, shown)
+            except SmaltiError as error:
+                log.info("skipping previews: %s", error, extra={"job": job_id})
+                continue
+            if newest:
+                shown |= {preview.candidate: preview.rows_drawn for preview in newest}
+                rendered.clear()
+                rendered.extend(newest)
+                wakeup.set()
+
+
+def _take_rows(watcher: Watcher) -> RowsDrawn | None:
+    """Takes the token runs that wait for a watcher; consecutive runs of a candidate are joined."""
+    runs: dict[int, TokenRun] = {}
+    while watcher.runs:
+        run = watcher.runs[0]
+        previous = runs.get(run.candidate)
+        if previous is None:
+            runs[run.candidate] = run
+        elif previous.start + len(previous.tokens) == run.start:
+            runs[run.candidate] = previous._replace(tokens=previous.tokens + run.tokens)
+        else:
+            watcher.wakeup.set()  # A message has one run per candidate; the next message has the rest.
+            break
+        watcher.runs.popleft()
+    if not runs:
+        return None
+    return RowsDrawn(runs=[tokens_pb2.TokenRun(**run._asdict()) for run in runs.values()])

@@ -1,0 +1,33 @@
+"""What all parts of the gateway share."""
+
+from dataclasses import dataclass, field
+
+from smalti.queue import Publisher
+from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.database.clock import Clock, SystemClock
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.jobs.observer import JobEvents
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.storage import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayContext:
+    """The outside things that the gateway works with, its settings, and the channel for notifications."""
+
+    database: Database
+    """Database of the jobs. Its tables must exist."""
+    store: ObjectStore
+    """Store of the objects that the stages exchange, and of pictures."""
+    publisher: Publisher
+    """Sends chunks to the queues."""
+    spec: ModelSpec
+    """The model that the stages have loaded."""
+    settings: GatewaySettings
+    """Limits, leases, and intervals."""
+    clock: Clock = field(default_factory=SystemClock)
+    """Returns the time in seconds since 1970 (UTC)."""
+    events: JobEvents = field(default_factory=JobEvents)
+    """Notified of every change of a job after it is committed."""
+    expiry_days: int = 0
+    """Days after which objects of jobs are deleted, whatever the database says; 0 keeps them."""

@@ -1,0 +1,70 @@
+"""The gateway's metrics: counters of jobs that end, and gauges read from the database."""
+
+from collections.abc import Callable, Mapping
+
+from sqlalchemy import func, select
+
+from smalti.services.gateway.database.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.tables import (
+    IS_LEASED,
+    IS_OPEN,
+    IS_WAITING,
+    OPEN_STATES,
+    Chunk,
+    Job,
+    JobState,
+)
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
+from smalti.telemetry import GaugeValue, Metrics
+
+
+class JobMetrics(JobObserver):
+    """Counts the jobs that end, and the leases that are lost."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def ended(self, outcome: JobOutcome) -> None:  # noqa: D102
+        state = outcome.state.value
+        self._metrics.add("jobs_total", outcome=state, reason=outcome.reason)
+        self._metrics.observe("job_seconds", outcome.seconds, outcome=state)
+        if outcome.state is JobState.CANCELLED:
+            self._metrics.add("cancelled_total", where="running" if outcome.was_running else "waiting")
+
+    def lost(self, chunks: int) -> None:  # noqa: D102
+        self._metrics.add("lease_losses_total", chunks)
+
+
+def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
+    """Returns functions that read the gauges from the database, by name."""
+    database = context.database
+
+    def jobs_open() -> GaugeValue:
+        with database.read() as session:
+            counts = session.execute(select(Job.state, func.count()).where(IS_OPEN).group_by(Job.state))
+            found = {state: float(count) for state, count in counts}
+        return {state.value: found.get(state, 0.0) for state in OPEN_STATES}
+
+    def requests_waiting() -> GaugeValue:
+        with database.read() as session:
+            waiting = select(func.count(func.distinct(Chunk.job_id))).where(IS_WAITING)
+            return float(session.scalar(waiting) or 0)
+
+    def candidates_dispatched() -> GaugeValue:
+        with database.read() as session:
+            return float(session.scalar(select(func.sum(Chunk.count)).where(IS_LEASED)) or 0)
+
+    def outbox_age_seconds() -> GaugeValue:
+        """Returns the age of the oldest chunk that waits for its turn or for the broker."""
+        now = to_microseconds(context.clock())
+        with database.read() as session:
+            oldest = session.scalar(select(func.min(Chunk.created)).where(IS_WAITING))
+        return max(0.0, to_seconds(now - oldest)) if oldest is not None else 0.0
+
+    return {
+        "jobs_open": jobs_open,
+        "requests_waiting": requests_waiting,
+        "candidates_dispatched": candidates_dispatched,
+        "outbox_age_seconds": outbox_age_seconds,
+    }
