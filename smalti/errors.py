@@ -1,40 +1,40 @@
 """What can go wrong, as exceptions whose text is one line that a user can act on.
 
-SmaltiError
-├── InvalidInputError             a value from the user cannot be used; names the field and the remedy
-├── ModelError                    a model folder, or a file in it, cannot be used
-│   ├── ConfigError               a configuration asks for an option that the published models do not have
-│   └── CheckpointError           a file of weights is damaged, truncated, or from another model
-├── ModelNotFoundError            no model has this name or path
-├── EngineError                   a request for pictures was not finished
-│   ├── EngineFullError           the generator's queue is full (also an OverloadedError)
-│   ├── EngineFailedError         the engine has stopped (also an UnavailableError)
-│   ├── RequestCancelledError     the request or job was cancelled
-│   └── RequestExpiredError       the time limit of the request or job ran out
-├── StorageError                  an object cannot be read or written
-│   ├── MissingObjectError        no object has this key
-│   ├── DamagedObjectError        the content of an object is not what was written
-│   └── StoreUnavailableError     the store does not answer, or refuses (also an UnavailableError)
-├── MessageError                  a message in a queue cannot be processed
-│   ├── MalformedMessageError     it is not valid for its version
-│   ├── OversizedMessageError     it is larger than a message may be
-│   ├── UnknownVersionError       its version is newer than this code
-│   └── ExpiredMessageError       nobody waits for its result any more
-├── ServerStartError              `smalti up` cannot start a server
-└── ServiceError                  a service answers with an error instead of a result
-    ├── JobNotFoundError          no job has this id, or the job was deleted
-    ├── PictureNotFoundError      the job has no such picture, or the picture was deleted
-    ├── RequestIdReusedError      the request_id belongs to another request
-    ├── JobNotSucceededError      the job has no pictures because it did not succeed
-    ├── ModelMismatchError        the input was made by another model than the loaded one
-    ├── NotSupportedError         the loaded model, or this version, cannot do this
-    ├── OverloadedError           the service is full; says when to retry
-    ├── UnavailableError          something that is needed does not answer; says when to retry, if known
-    │   ├── DrainingError             the service is shutting down
-    │   ├── BrokerUnavailableError    the broker does not answer
-    │   └── DatabaseUnavailableError  the database does not answer, or cannot write
-    ├── AttemptsExhaustedError    the work failed as many times as it may be tried
-    └── RemoteError               any other error that a server answered
+    SmaltiError
+    ├── InvalidInputError             a value from the user cannot be used; names the field and the remedy
+    ├── ModelError                    a model folder, or a file in it, cannot be used
+    │   ├── ConfigError               a configuration asks for an option that the published models do not have
+    │   └── CheckpointError           a file of weights is damaged, truncated, or from another model
+    ├── ModelNotFoundError            no model has this name or path
+    ├── EngineError                   a request for pictures was not finished
+    │   ├── EngineFullError           the generator's queue is full (also an OverloadedError)
+    │   ├── EngineFailedError         the engine has stopped (also an UnavailableError)
+    │   ├── RequestCancelledError     the request or job was cancelled
+    │   └── RequestExpiredError       the time limit of the request or job ran out
+    ├── StorageError                  an object cannot be read or written
+    │   ├── MissingObjectError        no object has this key
+    │   ├── DamagedObjectError        the content of an object is not what was written
+    │   └── StoreUnavailableError     the store does not answer, or refuses (also an UnavailableError)
+    ├── MessageError                  a message in a queue cannot be processed
+    │   ├── MalformedMessageError     it is not valid for its version
+    │   ├── OversizedMessageError     it is larger than a message may be
+    │   ├── UnknownVersionError       its version is newer than this code
+    │   └── ExpiredMessageError       nobody waits for its result any more
+    ├── ServerStartError              `smalti up` cannot start a server
+    └── ServiceError                  a service answers with an error instead of a result
+        ├── JobNotFoundError          no job has this id, or the job was deleted
+        ├── PictureNotFoundError      the job has no such picture, or the picture was deleted
+        ├── RequestIdReusedError      the request_id belongs to another request
+        ├── JobNotSucceededError      the job has no pictures because it did not succeed
+        ├── ModelMismatchError        the input was made by another model than the loaded one
+        ├── NotSupportedError         the loaded model, or this version, cannot do this
+        ├── OverloadedError           the service is full; says when to retry
+        ├── UnavailableError          something that is needed does not answer; says when to retry, if known
+        │   ├── DrainingError             the service is shutting down
+        │   ├── BrokerUnavailableError    the broker does not answer
+        │   └── DatabaseUnavailableError  the database does not answer, or cannot write
+        ├── AttemptsExhaustedError    the work failed as many times as it may be tried
+        └── RemoteError               any other error that a server answered
 
 SmaltiWarning is for what a user should know although the work goes on.
 """

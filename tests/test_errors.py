@@ -17,7 +17,7 @@ def drawn() -> dict[str, tuple[str, set[str]]]:
     tree: dict[str, tuple[str, set[str]]] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
-        if found := re.match(r"^([ │├└─]*)(\w+Error)\b", line):
+        if found := re.match(r"^    ([ │├└─]*)(\w+Error)\b", line):
             depth = len(found[1]) // 4
             parent = above[depth - 1] if depth else "Exception"
             tree[found[2]] = (parent, set(re.findall(r"\(also an? (\w+)\)", line)))
