@@ -88,11 +88,11 @@ def test_old_jobs_are_what_they_were(old: GatewayHarness) -> None:
 def test_old_jobs_go_on_to_their_end(old: GatewayHarness) -> None:
     (waiting,) = (parse(text, now=OLD["clock"]) for text in OLD["messages"])
     assert isinstance(waiting, GenerateTask)
-    old.tell(finish_chunk(old, waiting))
+    old.handle(finish_chunk(old, waiting))
     running = old.get(IDS["running"])
     assert running.job.state.value == "succeeded"
     assert [picture.candidate for picture in running.pictures] == [7, 6, 5]
-    old.work()
+    old.run_jobs()
     assert old.state(IDS["queued"]) == "succeeded"
 
 
