@@ -11,7 +11,7 @@ from benchmarks.report import Row
 from harness.queue import settings_for, task, wait_until
 from smalti.messages import Message, Stage
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, consume
-from smalti.queue.worker import KeepingConsumer
+from smalti.queue.worker import DeadLetteringConsumer
 from smalti.up.servers import ValkeyServer
 
 THREADS = 4
@@ -65,20 +65,20 @@ def _timed_acknowledgements() -> Iterator[list[float]]:
     """Gives a list that gets the seconds from the moment when an acknowledgement is due to the broker's answer."""
     waits: list[float] = []
     due: dict[int, float] = {}
-    ask, acknowledge = KeepingConsumer.call_soon_ack, KeepingConsumer._acknowledge
+    ask, acknowledge = DeadLetteringConsumer.call_soon_ack, DeadLetteringConsumer._acknowledge
 
-    def timed_ask(consumer: KeepingConsumer, call: Any, *arguments: Any, **options: Any) -> Any:
+    def timed_ask(consumer: DeadLetteringConsumer, call: Any, *arguments: Any, **options: Any) -> Any:
         due[id(call.__self__)] = time.perf_counter()
         return ask(consumer, call, *arguments, **options)
 
-    def timed_acknowledge(consumer: KeepingConsumer, call: Any, *arguments: Any) -> None:
+    def timed_acknowledge(consumer: DeadLetteringConsumer, call: Any, *arguments: Any) -> None:
         acknowledge(consumer, call, *arguments)
         waits.append(time.perf_counter() - due.pop(id(call.__self__)))
 
-    KeepingConsumer.call_soon_ack = timed_ask  # type: ignore[method-assign, assignment]
-    KeepingConsumer._acknowledge = timed_acknowledge  # type: ignore[method-assign, assignment]
+    DeadLetteringConsumer.call_soon_ack = timed_ask  # type: ignore[method-assign, assignment]
+    DeadLetteringConsumer._acknowledge = timed_acknowledge  # type: ignore[method-assign, assignment]
     try:
         yield waits
     finally:
-        KeepingConsumer.call_soon_ack = ask  # type: ignore[method-assign]
-        KeepingConsumer._acknowledge = acknowledge  # type: ignore[method-assign]
+        DeadLetteringConsumer.call_soon_ack = ask  # type: ignore[method-assign]
+        DeadLetteringConsumer._acknowledge = acknowledge  # type: ignore[method-assign]

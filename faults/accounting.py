@@ -219,4 +219,4 @@ def _explained(key: str, submission: Submission) -> bool:
         *map(keys.scores, chunks),
         *map(keys.candidate, chunks),
     }
-    return key in allowed or key.startswith(keys.suspect("").removesuffix(".json"))
+    return key in allowed or key.startswith(keys.poison_record("").removesuffix(".json"))

@@ -139,7 +139,7 @@ class QueueHarness:
         self.publisher = BrokerPublisher(settings)
         self.begun: list[str] = []
         self.outcomes: Counter[Outcome] = Counter()
-        self.consumption: Consumer | None = None
+        self.consumer: Consumer | None = None
 
     def work(
         self,
@@ -157,7 +157,7 @@ class QueueHarness:
             assert isinstance(delivery.message, EncodeTask)
             return [delivery.message.done()]
 
-        self.consumption = consume(
+        self.consumer = consume(
             stage,
             handle,
             concurrency=concurrency,
@@ -165,9 +165,9 @@ class QueueHarness:
             settings=self.settings,
             observer=lambda handled: self.outcomes.update([handled.completion.outcome]),
         )
-        self.consumption.start()
-        assert self.consumption.wait_until_ready(WAIT)
-        return self.consumption
+        self.consumer.start()
+        assert self.consumer.wait_until_ready(WAIT)
+        return self.consumer
 
     def wait_for(self, outcome: Outcome, count: int = 1) -> None:
         """Waits until so many deliveries have had an outcome."""
@@ -175,6 +175,6 @@ class QueueHarness:
 
     def stop(self) -> None:
         """Ends the worker, and closes the publisher."""
-        if self.consumption:
-            self.consumption.stop(5)
+        if self.consumer:
+            self.consumer.stop(5)
         self.publisher.close()

@@ -131,7 +131,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Databa
 
 
 @pytest.fixture
-def stand(broker: Server) -> Iterator[QueueHarness]:
+def queue_harness(broker: Server) -> Iterator[QueueHarness]:
     """A publisher, and a worker once it is asked for."""
     made = QueueHarness(settings_for(broker))
     yield made

@@ -1,26 +1,28 @@
-"""The queues between the services: sending a message, and handling those that come."""
+"""Queues between the services: publishing messages and consuming them."""
 
 from smalti.queue.application import celery_application
 from smalti.queue.consumer import Consumer, consume
-from smalti.queue.delivery import Delivery, HandledDelivery, Handler, Observer, Outcome
+from smalti.queue.delivery import Delivery, DeliveryObserver, HandledDelivery, Handler, Outcome
 from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
+from smalti.queue.order import BatchTurns
 from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.tracing import current_trace
 
 __all__ = [
     "QUEUE_ENTRY",
+    "BatchTurns",
     "BrokerPublisher",
     "BrokerSettings",
     "Consumer",
     "Delivery",
     "DeliveryMetrics",
+    "DeliveryObserver",
     "GiveBackError",
     "HandledDelivery",
     "Handler",
     "HandlerError",
-    "Observer",
     "Outcome",
     "PermanentError",
     "Publisher",

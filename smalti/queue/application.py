@@ -1,7 +1,7 @@
-"""The one Celery application: its queues, and the settings on which the promises of delivery rest.
+"""The Celery application: its queues, and the settings on which the delivery guarantees rest.
 
-Celery carries messages and nothing else: no results, no chains, no remote control, no fork. Every queue is reached
-through the broker's default exchange by its name, so that there is no binding that could get lost.
+Celery only carries messages: no results, chains, remote control or forks. Every queue is addressed by its name through
+the broker's default exchange, so there is no binding to lose.
 """
 
 import ssl
@@ -16,11 +16,11 @@ from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 
 DELIVERY_LIMIT: Final = 20
-"""RabbitMQ's own limit of deliveries. It is the outer net behind `BrokerSettings.deliveries`: whatever gives a message
-back counts towards it, a connection that was lost as well."""
+"""RabbitMQ's own limit of deliveries, a safety net behind `BrokerSettings.deliveries`: every requeue counts towards it,
+and so does a lost connection."""
 
-# Read by kombu: the class that says in which order queues are asked.
-QUEUE_ORDER = "smalti.queue.order:MostlyInOrder"
+# Kombu imports this class, which decides the order in which queues are polled.
+QUEUE_ORDER = "smalti.queue.order:InteractiveFirst"
 
 
 def task_name(stage: Stage) -> str:
@@ -29,35 +29,33 @@ def task_name(stage: Stage) -> str:
 
 
 def stage_queues(stage: Stage) -> list[str]:
-    """Returns the names of the queues that a stage takes from, in their order."""
+    """Returns the queues that a stage consumes, interactive work first."""
     if stage is Stage.EVENTS:
         return [queue_name(stage)]
     return [queue_name(stage, priority) for priority in (Priority.INTERACTIVE, Priority.BATCH)]
 
 
 def uses_rabbitmq(settings: BrokerSettings) -> bool:
-    """Says whether the broker is RabbitMQ; otherwise it is Valkey or Redis.
+    """Returns True for RabbitMQ, False for Valkey or Redis.
 
     Raises:
-        InvalidInputError: it is neither.
+        InvalidInputError: the URL has another scheme.
     """
     scheme = settings.url.get_secret_value().partition("://")[0]
     if scheme in ("amqp", "amqps"):
         return True
     if scheme in ("redis", "rediss"):
         return False
-    raise InvalidInputError(
-        f"{BROKER_PREFIX}URL", "it does not begin with redis://, rediss://, amqp:// or amqps://"
-    )
+    raise InvalidInputError(f"{BROKER_PREFIX}URL", "must begin with redis://, rediss://, amqp:// or amqps://")
 
 
 def make_queue(name: str, settings: BrokerSettings, *, dead: str | None = None) -> Queue:
-    """Describes a queue.
+    """Returns the declaration of a queue.
 
     Args:
-        name: its name.
-        settings: say which broker it is on.
-        dead: the queue in which RabbitMQ keeps what it gives up; None for a queue that is one itself.
+        name: the name of the queue.
+        settings: decide which broker it is declared for.
+        dead: the dead-letter queue; None for a queue that is one itself.
     """
     arguments: dict[str, Any] = {}
     if uses_rabbitmq(settings):
@@ -66,7 +64,7 @@ def make_queue(name: str, settings: BrokerSettings, *, dead: str | None = None) 
             arguments |= {
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": dead,
-                # At least once: a message leaves this queue only when the other one has it. It needs the second line.
+                # A message leaves this queue only when the dead-letter queue has it; requires reject-publish.
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
                 "x-delivery-limit": DELIVERY_LIMIT,
@@ -75,7 +73,7 @@ def make_queue(name: str, settings: BrokerSettings, *, dead: str | None = None) 
 
 
 def all_queues(settings: BrokerSettings) -> dict[str, Queue]:
-    """Describes every queue, by its name."""
+    """Returns the declarations of all queues by name."""
     queues: dict[str, Queue] = {}
     for stage in Stage:
         dead = dead_queue_name(stage)
@@ -85,14 +83,14 @@ def all_queues(settings: BrokerSettings) -> dict[str, Queue]:
 
 
 def celery_application(settings: BrokerSettings) -> Celery:
-    """Makes the application.
+    """Creates the application.
 
     Raises:
-        InvalidInputError: the broker's address, a certificate or a key cannot be used.
+        InvalidInputError: the broker's URL, a certificate or a key is invalid.
     """
     rabbitmq = uses_rabbitmq(settings)
     url = settings.url.get_secret_value()
-    # kombu knows TLS by `broker_use_ssl` for RabbitMQ, whose scheme with an s it lacks, and by both for Redis.
+    # kombu has no amqps scheme: for RabbitMQ, `broker_use_ssl` alone turns TLS on; for Redis both do.
     tls = url.startswith(("amqps://", "rediss://"))
     application = Celery("smalti", set_as_current=False, loader="celery.loaders.app:AppLoader")
     application.conf.update(
@@ -102,7 +100,7 @@ def celery_application(settings: BrokerSettings) -> Celery:
         broker_connection_timeout=settings.timeout,
         broker_heartbeat=settings.heartbeat,
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # For ever.
+        broker_connection_max_retries=None,  # Without limit.
         task_queues=list(all_queues(settings).values()),
         task_create_missing_queues=False,
         task_default_queue=queue_name(Stage.EVENTS),
@@ -110,19 +108,19 @@ def celery_application(settings: BrokerSettings) -> Celery:
         accept_content=["auth"] if settings.signed else ["json"],
         task_acks_late=True,
         task_acks_on_failure=True,
-        task_reject_on_worker_lost=False,  # It is about lost processes of a pool, and there are none.
+        task_reject_on_worker_lost=False,  # Concerns lost processes of a pool; this pool has threads.
         task_ignore_result=True,
-        # Credit is what runs: one message for each thread, none waiting that another worker could do. RabbitMQ gives
-        # credit to each queue by itself: there one more, or batch work would be all that is at hand when a thread is
-        # free, since the next interactive message comes after the acknowledgement of the last.
+        # Prefetch what runs: one message for each thread, and none that another worker could take. RabbitMQ counts for
+        # each queue separately, and delivers the next interactive message only after the last was acknowledged. With a
+        # prefetch of one, a free thread would find nothing but batch work; hence two.
         worker_prefetch_multiplier=2 if rabbitmq else 1,
-        # The threads' work goes on without a connection; what comes a second time joins it (`delivery.py`).
+        # Threads keep working without a connection; a second delivery of the work joins the first (`delivery.py`).
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_prefetch_count_reduction=False,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # Brokers of today refuse queues that are neither kept nor one's own.
+        # Newer brokers refuse queues that are neither durable nor exclusive.
         control_queue_exclusive=True,
         event_queue_exclusive=True,
     )
@@ -132,15 +130,15 @@ def celery_application(settings: BrokerSettings) -> Celery:
 
 
 def _redis_options(settings: BrokerSettings) -> dict[str, Any]:
-    # How often it is looked for messages past the visibility timeout: at every tenth of it, at most every ten seconds.
-    look_seconds = min(10.0, settings.visibility_timeout / 10)
+    # Interval between checks for messages past the visibility timeout: a tenth of it, at most ten seconds.
+    check_seconds = min(10.0, settings.visibility_timeout / 10)
     return {
         "visibility_timeout": settings.visibility_timeout,
-        "unacked_restore_interval": look_seconds,
+        "unacked_restore_interval": check_seconds,
         "unacked_restore_throttle": 1,
-        # One looks at a time. The lock of a worker that is killed meanwhile would else keep all others from it for
-        # five minutes; two at the same time do no harm.
-        "unacked_mutex_expire": look_seconds,
+        # One worker checks at a time. By default, the lock of a worker that is killed meanwhile would keep the others
+        # from checking for five minutes; two checks at the same time do no harm.
+        "unacked_mutex_expire": check_seconds,
         "queue_order_strategy": QUEUE_ORDER,
         "priority_steps": [0],
         "socket_timeout": settings.timeout,
@@ -168,7 +166,7 @@ def _tls(settings: BrokerSettings, rabbitmq: bool) -> dict[str, Any]:
 
 
 def _sign(application: Celery, settings: BrokerSettings) -> None:
-    """Makes the application sign what it sends, and refuse what nobody trusted has signed."""
+    """Makes the application sign its messages, and refuse messages without a trusted signature."""
     application.conf.update(
         security_key=str(settings.signing_key),
         security_certificate=str(settings.signing_certificate),
@@ -179,5 +177,5 @@ def _sign(application: Celery, settings: BrokerSettings) -> None:
         application.setup_security()
     except Exception as error:
         raise InvalidInputError(
-            f"{BROKER_PREFIX}SIGNING_KEY", f"signing cannot be set up: {error}"
+            f"{BROKER_PREFIX}SIGNING_KEY", f"message signing cannot be set up: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Takes a stage's messages and hands them to a handler."""
+"""Consumes the messages of a stage and passes them to a handler."""
 
 import logging
 import time
@@ -12,15 +12,15 @@ from kombu.message import Message as KombuMessage
 from smalti.messages import Stage, dead_queue_name
 from smalti.queue.application import celery_application, stage_queues, task_name
 from smalti.queue.delivery import (
-    WHY_DEAD,
+    DEAD_REASON_HEADER,
     DeliveryHandler,
+    DeliveryObserver,
     Handler,
-    NotAcknowledgedError,
-    Observer,
-    Received,
+    ReceivedMessage,
+    UnacknowledgedError,
 )
-from smalti.queue.gate import Gate
-from smalti.queue.publisher import REDELIVERIES, SENT, BrokerPublisher
+from smalti.queue.isolation import IsolationGate
+from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.worker import WorkerThread
 from smalti.storage import ObjectStore
@@ -28,13 +28,13 @@ from smalti.storage import ObjectStore
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
-"""How long the connection may take to close when the work is done."""
-EMPTY_SECONDS = 30.0
-"""How long a worker tries to give everything back before it runs suspect work."""
+"""Time that closing the connection may take once the work is done."""
+RETURN_SECONDS = 30.0
+"""Time in which a worker tries to return all other messages before it runs a suspect one."""
 
 
 class Consumer:
-    """A stage's messages on their way to a handler; `consume` makes it."""
+    """Consumes the messages of a stage in the background; made by `consume`."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Consumer:
         settings: BrokerSettings,
         publisher: BrokerPublisher,
         store: ObjectStore | None,
-        observer: Observer,
+        observer: DeliveryObserver,
     ) -> None:
-        """Takes no message yet; see `consume` for the arguments."""
+        """Consumes nothing until `start`; see `consume` for the arguments."""
         self._settings = settings
         self._publisher = publisher
         self._stage = stage
@@ -58,7 +58,7 @@ class Consumer:
             settings,
             store=store,
             observer=observer,
-            gate=Gate(self._take_nothing, self._empty_hands, self._take_again),
+            gate=IsolationGate(pause=self._pause, return_others=self._return_others, resume=self._resume),
         )
         application = celery_application(settings)
         self._register(application)
@@ -68,41 +68,41 @@ class Consumer:
 
     @property
     def alive(self) -> bool:
-        """Whether messages are taken, or will be when the broker is back; when not, the process should end."""
+        """Whether messages are consumed, now or when the broker is back; if not, the process should end."""
         return not self._worker.ended.is_set()
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to the broker, as far as is known."""
+        """Whether the worker believes that it is connected to the broker."""
         return self._worker.connected
 
     @property
     def running(self) -> int:
-        """How many handlers run."""
+        """The number of handlers that run."""
         return self._deliveries.gate.running
 
     def start(self) -> Self:
-        """Begins to take messages, in the background, as soon as there is a broker."""
+        """Starts consuming in the background, as soon as the broker is there."""
         self._worker.start()
         return self
 
     def wait_until_ready(self, timeout: float) -> bool:
-        """Waits until messages are taken for the first time; returns False when the seconds are over before."""
+        """Waits until messages are consumed for the first time; returns False after `timeout` seconds."""
         return self._worker.ready.wait(timeout)
 
     def wait_until_ended(self, timeout: float | None = None) -> bool:
-        """Waits until no messages are taken any more; returns False when the seconds are over before."""
+        """Waits until the worker has ended; returns False after `timeout` seconds."""
         return self._worker.ended.wait(timeout)
 
     def stop(self, grace: float | None = None) -> bool:
-        """Takes no more messages, lets what runs finish, and gives back what does not.
+        """Stops consuming, lets running handlers finish, and returns the other messages to the queue.
 
         Args:
-            grace: the seconds that handlers have; None is the settings'.
+            grace: seconds that handlers have; None uses the settings.
 
         Returns:
-            False when a handler still runs, whose message has gone back to the queue. Its thread cannot be ended, and
-            would keep the process: `os._exit` then ends it.
+            False when a handler still runs. Its message went back to the queue, but its thread cannot be ended and
+            keeps the process alive; end the process with `os._exit`.
         """
         grace = self._settings.drain if grace is None else grace
         if not self.alive:
@@ -111,10 +111,10 @@ class Consumer:
         self._deliveries.draining.set()
         self._worker.handle_waiting()
         finished = self._deliveries.gate.wait_until_idle(grace)
-        # Whoever was about to begin meanwhile gives its message back, and needs no grace for it.
+        # Messages that were about to start meanwhile go back to the queue, which needs no grace.
         self._worker.handle_waiting()
         acknowledged = time.monotonic() + CLOSE_SECONDS
-        while finished and self._worker.in_hand and time.monotonic() < acknowledged:
+        while finished and self._worker.unacknowledged and time.monotonic() < acknowledged:
             time.sleep(0.005)
         self._worker.flush(CLOSE_SECONDS)
         return self._worker.stop(CLOSE_SECONDS) and finished
@@ -127,24 +127,24 @@ class Consumer:
     ) -> None:
         self.stop()
 
-    def _take_nothing(self) -> None:
-        """Takes nothing more; returns when the broker knows."""
+    def _pause(self) -> None:
+        """Stops consuming; returns when the broker knows."""
         self._worker.pause()
-        self._worker.flush(EMPTY_SECONDS)
+        self._worker.flush(RETURN_SECONDS)
 
-    def _empty_hands(self) -> None:
-        """Gives back everything but the message of this thread, and waits until the broker knows."""
-        deadline = time.monotonic() + EMPTY_SECONDS
-        while time.monotonic() < deadline and self._worker.in_hand > 1:
+    def _return_others(self) -> None:
+        """Returns all messages but this thread's, and waits until the broker knows."""
+        deadline = time.monotonic() + RETURN_SECONDS
+        while time.monotonic() < deadline and self._worker.unacknowledged > 1:
             self._worker.handle_waiting()
             time.sleep(0.01)
 
-    def _take_again(self) -> None:
+    def _resume(self) -> None:
         if not self._deliveries.draining.is_set():
             self._worker.resume()
 
     def _register(self, application: Celery) -> None:
-        """Makes the stage's Celery task."""
+        """Registers the Celery task of the stage."""
         deliveries = self._deliveries
 
         @application.task(
@@ -158,8 +158,8 @@ class Consumer:
         )
         def receive(task: Any, *arguments: Any, **options: Any) -> None:
             request = task.request
-            count, sent = getattr(request, REDELIVERIES, 0), getattr(request, SENT, None)
-            received = Received(
+            count, sent = getattr(request, REDELIVERIES_HEADER, 0), getattr(request, SENT_HEADER, None)
+            received = ReceivedMessage(
                 text=arguments[0]
                 if len(arguments) == 1 and isinstance(arguments[0], str)
                 else repr(arguments),
@@ -170,11 +170,11 @@ class Consumer:
             )
             try:
                 deliveries.handle(received)
-            except NotAcknowledgedError:
+            except UnacknowledgedError:
                 raise Reject("not acknowledged", requeue=True) from None
 
     def _keep(self, message: KombuMessage, why: str) -> None:
-        """Puts a message that Celery cannot read into the dead-letter queue, as it is."""
+        """Puts a message that Celery cannot read into the dead-letter queue, unchanged."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
         body = message.body
         self._publisher.publish_raw(
@@ -182,7 +182,7 @@ class Consumer:
             body if isinstance(body, bytes) else str(body).encode(),
             message.content_type,
             message.content_encoding,
-            {**(message.headers or {}), WHY_DEAD: why[:500]},
+            {**(message.headers or {}), DEAD_REASON_HEADER: why[:500]},
         )
 
 
@@ -194,26 +194,26 @@ def consume(
     publisher: BrokerPublisher,
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
-    observer: Observer = lambda handled: None,
+    observer: DeliveryObserver = lambda handled: None,
 ) -> Consumer:
-    """Makes what takes a stage's messages; its `start` begins, in the background, and its `stop` drains.
+    """Returns a consumer of a stage's messages. `start` runs it in the background, `stop` drains it.
 
-    A process takes the messages of one stage: Celery's worker, which does it, cannot be had twice.
+    A process can have one consumer: Celery's worker, which runs it, keeps global state.
 
     Args:
-        stage: whose messages are taken.
-        handler: does the work, in one of `concurrency` threads; see `smalti.queue.delivery.Handler`.
-        concurrency: how many messages are taken at the same time. A generator needs its slots and some more, so that
-            work waits for it and not it for work.
-        publisher: sends what follows from the work.
-        store: remembers the work that workers have died of, so that it is given up. None is for messages that cannot
-            kill, as events; then nothing is given up for that.
+        stage: the stage whose queues are consumed.
+        handler: does the work in one of `concurrency` threads; see `smalti.queue.delivery.Handler`.
+        concurrency: messages that are handled at the same time. A generator needs more than its slots, so that work
+            waits for the generator and not the generator for work.
+        publisher: sends the messages that follow from the work.
+        store: keeps the crash counts by which poison messages are found. None is for messages that cannot crash a
+            worker, such as events: they are never given up as poison.
         settings: None reads them from the environment.
-        observer: told what became of each delivery, for metrics; called by the handlers' threads.
+        observer: called with each handled delivery, from the thread that handled it.
 
     Raises:
-        InvalidInputError: a setting cannot be used.
-        RuntimeError: the process takes messages already.
+        InvalidInputError: a setting is invalid.
+        RuntimeError: the process has a consumer already.
     """
     return Consumer(
         stage,

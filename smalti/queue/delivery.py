@@ -1,7 +1,7 @@
-"""What happens to a message that a worker has taken: to whom it goes, and when it is acknowledged.
+"""Handles the messages that a worker receives, and decides when they are acknowledged.
 
-A message is acknowledged after what follows from it is with the broker: the next message, the event, a copy for another
-attempt, or a copy in the dead-letter queue. Whatever kills the worker on the way, the broker still has the message.
+A message is acknowledged after the broker has everything that follows from it: the next message, the event, a copy for
+another attempt, or a copy in the dead-letter queue. If the worker crashes before, the broker still has the message.
 """
 
 import logging
@@ -25,102 +25,102 @@ from smalti.errors import (
 )
 from smalti.messages import Event, FailureReason, Message, Stage, StageDone, Work, dead_queue_name, parse
 from smalti.queue.errors import GiveBackError, PermanentError, RetryError
-from smalti.queue.gate import Gate
-from smalti.queue.publisher import REDELIVERIES, BrokerPublisher
+from smalti.queue.isolation import IsolationGate
+from smalti.queue.poison import PoisonRecords
+from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher
 from smalti.queue.settings import BrokerSettings
-from smalti.queue.suspects import Suspects
 from smalti.queue.tracing import handling
 from smalti.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-SUSPECT_AFTER: Final = 2
-"""DeliveryHandler that were not ended from which on a message runs alone."""
-WHY_DEAD = "smalti_why_dead"
-"""The header that says why a message is in a dead-letter queue."""
+ISOLATE_AFTER: Final = 2
+"""Deliveries without an end after which a message runs alone."""
+DEAD_REASON_HEADER = "smalti_why_dead"
+"""The header with the reason why a message is in a dead-letter queue."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message for a handler."""
+    """A message that is passed to a handler."""
 
     message: Message
     draining: threading.Event
-    """Set when the worker stops: a handler that will take long then raises `GiveBackError`."""
+    """Set when the worker stops: a handler that would take too long then raises `GiveBackError`."""
 
 
 Handler = Callable[[Delivery], Iterable[Message]]
-"""Does the work, makes its result durable, and returns what is to be sent then. It may be called again for work that
-was done before. Raises what `HandlerError` has below it to say that the work is not done."""
+"""Does the work, makes the result durable, and returns the messages to send. It may be called again for work that is
+done already. Raises a subclass of `HandlerError` when the work is not done."""
 
 
 class Outcome(StrEnum):
-    """What became of a delivery; each is counted."""
+    """How a delivery ended; each is counted."""
 
     DONE = "done"
     RETRIED = "retried"
     FAILED = "failed"
     EXPIRED = "expired"
     DEAD = "dead"
-    """Went to the dead-letter queue."""
+    """The message went to the dead-letter queue."""
     DUPLICATE = "duplicate"
-    """The same work was running, and its result is this one's."""
+    """The same work was running, and its result counts for this delivery too."""
     REDELIVERED = "redelivered"
-    """A worker died over it, or lost its connection; it was sent again with one more such death on its account."""
+    """A worker crashed over it, or lost its connection; it was sent again with its count of redeliveries increased."""
     GIVEN_BACK = "given back"
-    """It went back to its queue: the worker stops, or another message has to run alone."""
+    """It went back to its queue: the worker stops, or another message must run alone."""
     UNCONFIRMED = "unconfirmed"
-    """The broker could not take what follows, or the store did not answer; the message is delivered again."""
+    """The broker did not accept what follows, or the store did not answer; the message is delivered again."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a delivery."""
+    """How a delivery ended, and why."""
 
     outcome: Outcome
     reason: FailureReason | None = None
-    """Why the work has failed, if it has for good."""
+    """Why the work failed for good; None when it did not."""
     done: StageDone | None = None
-    """What the gateway was told of work that was done."""
+    """The event that was sent to the gateway when the work was done."""
 
 
 @dataclass(frozen=True)
 class HandledDelivery:
-    """A delivery that has ended."""
+    """A delivery that has ended, for metrics."""
 
     completion: Completion
     message: Message | None
-    """None where it could not be read."""
+    """None if it could not be parsed."""
     seconds: float
-    """How long it took."""
+    """Duration of the handling."""
     waited: float | None
-    """The seconds between its sending and its handling, by the clocks of two machines; None where it is not known."""
+    """Seconds from sending to handling, by the clocks of two machines; None if unknown."""
 
 
-Observer = Callable[[HandledDelivery], None]
-"""Told of each delivery, for metrics; called by the thread that handled it."""
+DeliveryObserver = Callable[[HandledDelivery], None]
+"""Called with each handled delivery, from the thread that handled it."""
 
 
 @dataclass(frozen=True)
-class Received:
-    """What has come from the broker."""
+class ReceivedMessage:
+    """A message as the broker delivered it."""
 
     text: str
     queue: str
     redelivered: bool = False
-    """The broker has given it to somebody before."""
+    """Whether the broker has delivered it before."""
     redeliveries: int = 0
-    """How often that was counted."""
+    """Redeliveries counted so far, from its header."""
     sent: float | None = None
-    """When it was sent, in seconds since 1970, if that is known."""
+    """Unix time of its sending; None if unknown."""
 
 
-class NotAcknowledgedError(Exception):
-    """The message stays with the broker, which delivers it again."""
+class UnacknowledgedError(Exception):
+    """The message must not be acknowledged; the broker delivers it again."""
 
 
 class DeliveryHandler:
-    """Handles what a stage receives; many threads may do so at the same time."""
+    """Handles the messages of a stage; thread-safe."""
 
     def __init__(
         self,
@@ -130,45 +130,45 @@ class DeliveryHandler:
         settings: BrokerSettings,
         *,
         store: ObjectStore | None = None,
-        observer: Observer = lambda handled: None,
-        gate: Gate | None = None,
+        observer: DeliveryObserver = lambda handled: None,
+        gate: IsolationGate | None = None,
     ) -> None:
-        """Handles nothing yet.
+        """Sets up the handler.
 
         Args:
-            stage: whose messages they are.
+            stage: the stage whose messages are handled.
             handler: does the work.
-            publisher: sends what follows.
-            settings: how often and how soon work is tried again.
-            store: remembers what workers have died over alone. None is for messages that kill nobody.
-            observer: told what became of every delivery.
-            gate: knows how to let a message run alone.
+            publisher: sends the messages that follow.
+            settings: decide how often and how soon work is retried.
+            store: keeps the crash counts of poison messages; None is for messages that cannot crash a worker.
+            observer: called with every handled delivery.
+            gate: isolates suspect messages.
         """
-        self.gate = gate or Gate()
+        self.gate = gate or IsolationGate()
         self.draining = threading.Event()
         self._stage = stage
         self._handler = handler
         self._publisher = publisher
         self._settings = settings
         self._observer = observer
-        self._suspects = None if store is None else Suspects(store)
+        self._poison = None if store is None else PoisonRecords(store)
         self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
         self._lock = threading.Lock()
 
-    def handle(self, received: Received) -> None:
+    def handle(self, received: ReceivedMessage) -> None:
         """Handles one delivery; when it returns, the message may be acknowledged.
 
         Raises:
-            NotAcknowledgedError: it must not be.
+            UnacknowledgedError: the message must not be acknowledged.
         """
         begin, message = time.perf_counter(), None
         waited = None if received.sent is None else max(0.0, time.time() - received.sent)
         completion = Completion(Outcome.UNCONFIRMED)
-        with ExitStack() as telling:
+        with ExitStack() as telemetry:
             try:
                 try:
                     message = self._parse(received)
-                    span = telling.enter_context(handling(message, received.queue))
+                    span = telemetry.enter_context(handling(message, received.queue))
                     completion = self._deliver(received, message)
                     span.set_attribute("smalti.outcome", completion.outcome.value)
                 except ExpiredMessageError as error:
@@ -182,24 +182,24 @@ class DeliveryHandler:
                 known = isinstance(error, UnavailableError)
                 logger.log(
                     logging.WARNING if known else logging.ERROR,
-                    "a message of %s stays with the broker: %s",
+                    "a message of %s is left unacknowledged: %s",
                     *(self._stage, error),
                     exc_info=None if known else error,
                 )
-                raise NotAcknowledgedError(str(error)) from error
+                raise UnacknowledgedError(str(error)) from error
             finally:
                 self._observer(HandledDelivery(completion, message, time.perf_counter() - begin, waited))
                 if completion.outcome is Outcome.UNCONFIRMED:
-                    self.draining.wait(self._settings.retry_first)  # It comes again at once.
+                    self.draining.wait(self._settings.retry_first)  # It is delivered again at once.
 
-    def _parse(self, received: Received) -> Message:
+    def _parse(self, received: ReceivedMessage) -> Message:
         message = parse(received.text)
         if message.stage_queue is not self._stage:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
 
-    def _deliver(self, received: Received, message: Message) -> Completion:
-        """Decides who does the work: this thread, one that does it already, or a worker to come."""
+    def _deliver(self, received: ReceivedMessage, message: Message) -> Completion:
+        """Does the work here, joins a thread that is doing it, or returns it to the queue."""
         if self.draining.is_set():
             return self._give_back(received)
         with self._lock:
@@ -208,37 +208,37 @@ class DeliveryHandler:
             if running.result():
                 return Completion(Outcome.DUPLICATE)
         elif received.redelivered:
-            # A copy that knows of one death more, if it was one.
+            # Send a copy with the count increased: the broker cannot change the header of the original.
             self._send_again(received, received.redeliveries + 1)
             return Completion(Outcome.REDELIVERED)
-        if received.redeliveries < SUSPECT_AFTER:
+        if received.redeliveries < ISOLATE_AFTER:
             with self.gate.shared() as entered:
                 return self._run(received, message) if entered else self._give_back(received)
         return self._run_alone(received, message)
 
-    def _run_alone(self, received: Received, message: Message) -> Completion:
-        """Does work that may be what its workers die of; it is given up when enough have died over it alone."""
-        deaths = self._suspects.deaths(message) if self._suspects else 0
-        if deaths >= max(1, self._settings.deliveries - SUSPECT_AFTER):
-            detail = f"{deaths} workers that did nothing else ended before it was done"
+    def _run_alone(self, received: ReceivedMessage, message: Message) -> Completion:
+        """Runs a suspect message alone; gives it up when enough workers have crashed over it alone."""
+        crashes = self._poison.crashes(message) if self._poison else 0
+        if crashes >= max(1, self._settings.deliveries - ISOLATE_AFTER):
+            detail = f"{crashes} workers crashed while they handled this message alone"
             completion = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
-            if self._suspects:
-                self._suspects.end(message)
+            if self._poison:
+                self._poison.end(message)
             return completion
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
-            logger.warning("workers have ended over %s; it runs alone", message.work)
-            if self._suspects:
-                self._suspects.begin(message, deaths + 1)
+            logger.warning("workers have crashed over %s; it runs alone", message.work)
+            if self._poison:
+                self._poison.begin(message, crashes + 1)
             try:
                 return self._run(received, message)
             finally:
-                if self._suspects:
-                    self._suspects.end(message)
+                if self._poison:
+                    self._poison.end(message)
 
-    def _run(self, received: Received, message: Message) -> Completion:
-        """Does the work, unless another thread has begun it meanwhile."""
+    def _run(self, received: ReceivedMessage, message: Message) -> Completion:
+        """Does the work, unless another thread has started it meanwhile."""
         mine: Future[bool] = Future()
         with self._lock:
             running = self._in_progress.setdefault(message.work, mine)
@@ -253,8 +253,8 @@ class DeliveryHandler:
             mine.set_result(completion is not None and completion.outcome is Outcome.DONE)
         return completion
 
-    def _attempt(self, received: Received, message: Message) -> Completion:
-        """Calls the handler, and sends what follows from how it ends."""
+    def _attempt(self, received: ReceivedMessage, message: Message) -> Completion:
+        """Calls the handler, and sends the messages that follow from its outcome."""
         done = None
         try:
             for follower in self._handler(Delivery(message, self.draining)):
@@ -276,29 +276,31 @@ class DeliveryHandler:
             return self._retry(received, message, f"{type(error).__name__}: {error}", None)
         return Completion(Outcome.DONE, done=done)
 
-    def _retry(self, received: Received, message: Message, problem: str, delay: float | None) -> Completion:
-        """Sends a copy for the next attempt after a while; the thread, and so the credit, is held until then.
+    def _retry(
+        self, received: ReceivedMessage, message: Message, problem: str, delay: float | None
+    ) -> Completion:
+        """Sends a copy for the next attempt after a delay, during which the thread and its prefetch slot are held.
 
-        That slows down a worker whose work cannot succeed for now, instead of letting it take message after message.
+        This slows down a worker that cannot succeed for now; otherwise it would fail message after message.
         """
         if message.attempt >= self._settings.attempts:
-            detail = f"it failed at attempt {message.attempt}: {problem}"
+            detail = f"failed at attempt {message.attempt}: {problem}"
             return self._fail(received, message, FailureReason.EXHAUSTED, detail, Outcome.DEAD)
         if delay is None:
-            longest = self._settings.retry_first * 2.0 ** (message.attempt - 1)
-            delay = min(longest, self._settings.retry_max) * random.uniform(0.5, 1.0)
-        logger.info("%s is tried again in %.1f s: %s", message.work, delay, problem)
+            max_delay = self._settings.retry_first * 2.0 ** (message.attempt - 1)
+            delay = min(max_delay, self._settings.retry_max) * random.uniform(0.5, 1.0)
+        logger.info("%s is retried in %.1f s: %s", message.work, delay, problem)
         self.draining.wait(delay)
         self._publisher.publish_text(
             self._stage,
             received.queue,
             message.again().to_json(),
-            headers={REDELIVERIES: received.redeliveries},
+            headers={REDELIVERIES_HEADER: received.redeliveries},
         )
         return Completion(Outcome.RETRIED)
 
-    def _leave_to_newer(self, received: Received, error: UnknownVersionError) -> Completion:
-        """Lets a newer service have the message; when none takes it, it is kept in the dead-letter queue."""
+    def _leave_to_newer(self, received: ReceivedMessage, error: UnknownVersionError) -> Completion:
+        """Returns the message for a newer service; without one, it ends in the dead-letter queue."""
         if received.redeliveries + 1 >= self._settings.deliveries:
             return self._bury(received, str(error))
         self.draining.wait(
@@ -307,32 +309,37 @@ class DeliveryHandler:
         self._send_again(received, received.redeliveries + 1)
         return Completion(Outcome.RETRIED)
 
-    def _give_back(self, received: Received) -> Completion:
+    def _give_back(self, received: ReceivedMessage) -> Completion:
         self._send_again(received, received.redeliveries)
         return Completion(Outcome.GIVEN_BACK)
 
-    def _send_again(self, received: Received, deaths: int) -> None:
+    def _send_again(self, received: ReceivedMessage, crashes: int) -> None:
         self.gate.wait_until_closed()
-        headers = {REDELIVERIES: deaths}
+        headers = {REDELIVERIES_HEADER: crashes}
         self._publisher.publish_text(self._stage, received.queue, received.text, headers=headers)
 
     def _fail(
-        self, received: Received, message: Message, reason: FailureReason, detail: str, outcome: Outcome
+        self,
+        received: ReceivedMessage,
+        message: Message,
+        reason: FailureReason,
+        detail: str,
+        outcome: Outcome,
     ) -> Completion:
-        """Tells the gateway that the work has failed; what failed without a known cause is kept as well."""
+        """Reports the failure to the gateway; keeps the message too if the cause is unknown."""
         if isinstance(message, Work):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
             outcome = self._bury(received, detail).outcome
         return Completion(outcome, reason)
 
-    def _bury(self, received: Received, why: str) -> Completion:
-        """Puts the message into the dead-letter queue."""
+    def _bury(self, received: ReceivedMessage, why: str) -> Completion:
+        """Moves the message to the dead-letter queue."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
         self._publisher.publish_text(
             self._stage,
             dead_queue_name(self._stage),
             received.text,
-            headers={REDELIVERIES: received.redeliveries, WHY_DEAD: why[:500]},
+            headers={REDELIVERIES_HEADER: received.redeliveries, DEAD_REASON_HEADER: why[:500]},
         )
         return Completion(Outcome.DEAD)

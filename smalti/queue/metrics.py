@@ -11,7 +11,7 @@ QUEUE_ENTRY: Final = "queue"
 
 
 class DeliveryMetrics:
-    """Counts handled deliveries; an `Observer` for `consume`."""
+    """Counts handled deliveries; an `DeliveryObserver` for `consume`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

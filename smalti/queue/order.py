@@ -1,45 +1,43 @@
-"""Who goes first: interactive work, and now and then batch work, so that it is never kept waiting for ever."""
+"""The order of messages: interactive work first, with a share for batch work so that it does not starve."""
 
 from collections.abc import Iterable
 from typing import Final
 
 from smalti.parameters import Priority
 
-BATCH_TURN: Final = 8
-"""Of so many turns one is the batch work's."""
+BATCH_EVERY: Final = 8
+"""One turn in this many goes to batch work."""
 
 
 def is_batch_queue(name: str) -> bool:
-    """Says whether a queue is one of batch work."""
+    """Returns whether a queue holds batch work."""
     return name.endswith(f".{Priority.BATCH.value}")
 
 
-class Turns:
-    """Counts turns."""
+class BatchTurns:
+    """Decides which turns go to batch work. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Starts with turns of interactive work."""
         self._taken = 0
 
     def next_is_batch(self) -> bool:
-        """Takes a turn, and says whether it is the batch work's."""
-        self._taken = (self._taken + 1) % BATCH_TURN
+        """Takes a turn; returns whether it goes to batch work."""
+        self._taken = (self._taken + 1) % BATCH_EVERY
         return self._taken == 0
 
 
-class MostlyInOrder:
-    """The order in which kombu asks Valkey's queues: interactive work first, and last at every eighth turn.
+class InteractiveFirst:
+    """The order in which kombu polls Valkey's queues: interactive work first, batch work first at every eighth turn.
 
-    Valkey gives out the first message it finds in that order.
+    Valkey returns the first message that it finds in this order. The methods are those of kombu's queue cycles.
     """
 
     def __init__(self, queues: Iterable[str] = ()) -> None:
-        """Takes the queues."""
-        self._turns = Turns()
+        self._turns = BatchTurns()
         self.update(queues)
 
     def update(self, queues: Iterable[str]) -> None:
-        """Takes other queues; kombu gives them in no order."""
+        """Replaces the queues, which kombu passes in any order."""
         self._queues = sorted(queues, key=is_batch_queue)
 
     def consume(self, count: int) -> list[str]:
@@ -48,5 +46,5 @@ class MostlyInOrder:
         return queues[::-1] if self._turns.next_is_batch() else queues
 
     def rotate(self, last_used: str) -> str:
-        """Is told which queue the last message came from, which changes nothing."""
+        """Does nothing: the order does not depend on the queue that was used last."""
         return last_used

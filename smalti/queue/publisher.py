@@ -1,4 +1,4 @@
-"""Sends messages, and returns when the broker has them."""
+"""Publishes messages, and waits until the broker has confirmed them."""
 
 import logging
 import queue
@@ -22,18 +22,18 @@ from smalti.queue.application import all_queues, celery_application, task_name, 
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.tracing import sending
 
-REDELIVERIES = "smalti_redeliveries"
-"""The header that counts how often a worker has died over a message, or tried in vain to read it."""
-SENT = "smalti_sent"
-"""The header that says when a message was sent, in seconds since 1970 (UTC)."""
+REDELIVERIES_HEADER = "smalti_redeliveries"
+"""The header that counts crashes of workers over a message, and failed attempts to read it."""
+SENT_HEADER = "smalti_sent"
+"""The header with the Unix time at which a message was sent."""
 
 SENDERS = 8
-"""Messages that are sent at the same time."""
+"""Number of messages that are sent at the same time."""
 MAX_OFFERED = 64
-"""Messages that may be lost which wait to be sent; more are lost."""
+"""Offered messages that may wait to be sent; more are dropped."""
 
 REFUSED_SECONDS = 0.05
-"""How long to wait before a message that was refused is sent again."""
+"""Delay before a message that RabbitMQ refused is sent again."""
 
 _ERRORS = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, redis.RedisError)
 
@@ -64,8 +64,8 @@ class Publisher(Protocol):
 class BrokerPublisher:
     """Sends messages over its own connections to the broker; thread-safe.
 
-    A message that was not confirmed was perhaps sent: whoever sends it again may cause it to be worked on twice, which
-    the stages make harmless.
+    A message that was not confirmed may have been sent: sending it again can make a duplicate, which the stages make
+    harmless.
     """
 
     def __init__(self, settings: BrokerSettings | None = None, *, application: Celery | None = None) -> None:
@@ -73,13 +73,13 @@ class BrokerPublisher:
 
         Args:
             settings: None reads them from the environment.
-            application: the Celery application, where there is one already.
+            application: the Celery application; None makes one.
         """
         self.settings = settings or broker_settings()
         self._application = application or celery_application(self.settings)
         self._queues = all_queues(self.settings)
         self._rabbitmq = uses_rabbitmq(self.settings)
-        # Whatever a client library does with its timeouts, a sender waits as long as it has said, and no longer.
+        # In threads of their own, so that the timeout holds whatever the client library does with its timeouts.
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="publisher")
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class BrokerPublisher:
         headers: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Sends a message's text to any queue, with further headers; see `publish`."""
+        """Sends the text of a message to any queue, with further headers; see `publish`."""
         self._wait(self._senders.submit(self._send_task, stage, queue_name, text, headers or {}), timeout)
 
     def publish_raw(
@@ -134,7 +134,7 @@ class BrokerPublisher:
         content_encoding: str | None,
         headers: Mapping[str, Any],
     ) -> None:
-        """Sends bytes as they are; see `publish`."""
+        """Sends bytes unchanged; see `publish`."""
         sent = self._senders.submit(
             self._send,
             queue_name,
@@ -146,7 +146,7 @@ class BrokerPublisher:
         self._wait(sent, None)
 
     def close(self) -> None:
-        """Closes the connections; what is being sent is finished first."""
+        """Finishes what is being sent, and closes the connections."""
         self._senders.shutdown(cancel_futures=True)
         while not self._idle.empty():
             self._close(self._idle.get())
@@ -155,7 +155,7 @@ class BrokerPublisher:
         with self._lock:
             self._offered -= 1
         if not sent.cancelled() and (error := sent.exception()):
-            logger.info("a message was lost that may be: %s", error)
+            logger.info("an offered message was lost: %s", error)
 
     def _wait(self, sent: "Future[None]", timeout: float | None) -> None:
         seconds = self.settings.timeout if timeout is None else timeout
@@ -163,12 +163,14 @@ class BrokerPublisher:
             sent.result(seconds)
         except TimeoutError:
             sent.cancel()
-            raise BrokerUnavailableError(f"the broker has not confirmed a message in {seconds:g} s") from None
+            raise BrokerUnavailableError(
+                f"the broker did not confirm a message within {seconds:g} s"
+            ) from None
 
     def _send_task(self, stage: Stage, queue_name: str, text: str, headers: Mapping[str, Any]) -> None:
         """Sends a message as the Celery task of its stage."""
         task = self._application.amqp.as_task_v2(
-            # The arguments as text would put the prompt into the headers.
+            # Empty, since they would put the prompt into the headers.
             *(uuid(), task_name(stage)),
             args=(text,),
             argsrepr="",
@@ -179,12 +181,12 @@ class BrokerPublisher:
             queue_name,
             task.body,
             serializer=self._application.conf.task_serializer,
-            headers={**task.headers, SENT: time.time(), **headers},
+            headers={**task.headers, SENT_HEADER: time.time(), **headers},
             **task.properties,
         )
 
     def _send(self, queue_name: str, body: Any, **options: Any) -> None:
-        """Sends over a connection that was used before, and once more over a new one when it turns out to be dead."""
+        """Sends over an idle connection, and again over a new one if that turns out to be dead."""
         try:
             connection: Connection | None = self._idle.get_nowait()
         except queue.Empty:
@@ -216,7 +218,7 @@ class BrokerPublisher:
     ) -> None:
         """Sends, and waits for the confirmation.
 
-        RabbitMQ refuses messages for a quorum queue that has no leader, which is so for a moment after it was made.
+        RabbitMQ refuses messages for a quorum queue without a leader, as it is for a moment after its creation.
         """
         deadline = time.monotonic() + self.settings.timeout
         while True:
@@ -236,14 +238,14 @@ class BrokerPublisher:
             exchange="",
             routing_key=queue_name,
             declare=declared,
-            mandatory=True,  # RabbitMQ confirms a message for a queue that is not there as well.
+            mandatory=True,  # Otherwise RabbitMQ confirms a message for a missing queue too.
             timeout=self.settings.timeout,
             confirm_timeout=self.settings.timeout,
             **options,
         )
 
     def _close(self, connection: Connection) -> None:
-        """Closes a connection, without a word to a broker that may not listen."""
+        """Closes a connection without a handshake, since the broker may not answer."""
         if self._rabbitmq:
             connection.collect()
         else:

@@ -1,8 +1,8 @@
-"""Celery's worker, in a thread of a service's process.
+"""Celery's worker in a thread of a service's process.
 
-Celery's own parts are kept: the connection that is made anew, the credit, the late acknowledgement, the event loop.
-What is replaced here is the pool, which takes messages in the order of their priority and can be left while work runs,
-and what happens to a message that Celery cannot read, which Celery would drop.
+Celery's reconnection, prefetch, late acknowledgement and event loop are used as they are. Two parts are replaced: the
+pool, which takes messages by priority and can be abandoned while work runs, and the handling of messages that Celery
+cannot read, which it would drop.
 """
 
 import logging
@@ -25,26 +25,26 @@ from kombu.connection import Connection
 from kombu.message import Message as KombuMessage
 
 from smalti.errors import SmaltiError
-from smalti.queue.order import Turns, is_batch_queue
+from smalti.queue.order import BatchTurns, is_batch_queue
 
 logger = logging.getLogger(__name__)
 
 DeadLetter = Callable[[KombuMessage, str], None]
-"""Keeps a message that Celery cannot read; takes the message and the reason."""
+"""Keeps a message that Celery cannot read; called with the message and the reason."""
 
 
 class PriorityPool(TaskPool):
-    """Celery's pool of threads, in which interactive work does not queue behind batch work."""
+    """Celery's thread pool, in which interactive work does not queue behind batch work."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes what Celery gives its pools."""
+        """Takes the arguments of Celery's pools."""
         super().__init__(*arguments, **options)
         self._waiting: dict[bool, deque[Callable[[], None]]] = {False: deque(), True: deque()}
-        self._turns = Turns()
+        self._turns = BatchTurns()
         self._lock = threading.Lock()
 
     def on_apply(self, target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> ApplyResult:
-        """Takes a message; the next thread that is free does the one that is first then."""
+        """Queues a message. A free thread then takes the first in order, which may be another one."""
         is_batch = is_batch_queue(args[2]["delivery_info"]["routing_key"])
         callbacks = options.get("callback"), options.get("accept_callback")
         with self._lock:
@@ -52,7 +52,7 @@ class PriorityPool(TaskPool):
         return ApplyResult(self.executor.submit(self.run_next))
 
     def run_next(self) -> bool:
-        """Does the message whose turn it is; returns False when none waits."""
+        """Handles the first message in order; returns False when none waits."""
         with self._lock:
             interactive, batch = self._waiting[False], self._waiting[True]
             if not interactive and not batch:
@@ -63,24 +63,24 @@ class PriorityPool(TaskPool):
         return True
 
     def on_stop(self) -> None:
-        """Leaves the threads: what still runs has had its time, and its messages go back to the broker."""
+        """Abandons the threads: their time is up, and their messages go back to the broker."""
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
-class KeepingConsumer(Consumer):
-    """Celery's consumer, without the parts that talk to other workers, and which keeps what Celery would drop."""
+class DeadLetteringConsumer(Consumer):
+    """Celery's consumer without communication between workers; it keeps messages that Celery would drop."""
 
     dead_letter: DeadLetter | None = None
     """Set before the worker starts."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes what Celery gives its consumers."""
-        self.in_hand: set[Any] = set()
-        """The delivery tags of what this connection has given and the broker does not know the end of."""
+        """Takes the arguments of Celery's consumers."""
+        self.unacknowledged: set[Any] = set()
+        """The delivery tags of this connection whose messages are not acknowledged yet."""
         super().__init__(*arguments, **options)
 
     class Blueprint(Consumer.Blueprint):
-        """What the consumer is made of. Delayed delivery is left out: it makes dozens of exchanges and queues."""
+        """The parts of the consumer. Delayed delivery is left out: it declares dozens of exchanges and queues."""
 
         default_steps: ClassVar[list[str]] = [
             "celery.worker.consumer.connection:Connection",
@@ -90,40 +90,40 @@ class KeepingConsumer(Consumer):
 
     @staticmethod
     def loop(consumer: Consumer, *arguments: Any) -> None:
-        """Runs the event loop; what cannot be read at all costs the connection, and not the worker."""
+        """Runs the event loop; unreadable input costs the connection, but not the worker."""
         try:
             asynloop(consumer, *arguments)
         except consumer.connection_errors:
             raise
         except Exception as error:
-            logger.exception("what the broker has handed out is no message, and is lost")
-            raise ConnectionError("what the broker has handed out is no message") from error
+            logger.exception("the broker delivered something that is not a message; it is lost")
+            raise ConnectionError("the broker delivered something that is not a message") from error
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledges, or gives back, in the worker's thread."""
+        """Acknowledges or rejects in the worker's thread."""
         return super().call_soon_ack(self._acknowledge, p, *args, **kwargs)
 
     def _acknowledge(
         self, call: Any, log: logging.Logger, errors: tuple[type[Exception], ...], *options: Any
     ) -> None:
-        """Calls one of a message's methods, which catch the errors that they are given.
+        """Calls a method of a message, which swallows the given errors.
 
-        An acknowledgement that fails must not be passed over, as Celery does: with Valkey its credit would be gone,
-        and a worker without credit does not listen, and so never hears that its connection is dead. The error makes
-        the connection anew. Only a message of an earlier connection cannot be acknowledged any more, and need not be.
+        Celery ignores an acknowledgement that fails. With Valkey that would lose its prefetch slot, and a worker
+        without free slots does not listen, so it never learns that its connection is dead. Here the error is raised
+        and makes the worker reconnect. Only a message of an earlier connection cannot and need not be acknowledged.
         """
         consumer, message = self.task_consumer, call.__self__
         current = consumer is not None and message.channel is consumer.channel
         call(log, () if current and self.blueprint.state == RUN else errors, *options)
         if current:
-            self.in_hand.discard(message.delivery_tag)
+            self.unacknowledged.discard(message.delivery_tag)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[KombuMessage], None]:
-        """Returns what takes a message; none of them can end the event loop."""
+        """Returns the callback for a message, which never ends the event loop."""
         handle = super().create_task_handler(*arguments, **options)
 
         def on_message(message: KombuMessage) -> None:
-            self.in_hand.add(message.delivery_tag)
+            self.unacknowledged.add(message.delivery_tag)
             try:
                 handle(message)
             except self.connection_errors:
@@ -134,26 +134,26 @@ class KeepingConsumer(Consumer):
         return on_message
 
     def on_unknown_message(self, body: Any, message: KombuMessage) -> None:
-        """Keeps a message that is no task."""
-        self._keep(message, "the message is no Celery task")
+        """Keeps a message that is not a task."""
+        self._keep(message, "the message is not a Celery task")
 
     def on_unknown_task(self, body: Any, message: KombuMessage, exc: BaseException) -> None:
-        """Keeps the message of another task."""
-        self._keep(message, f"this queue has no task {exc}")
+        """Keeps a message of another task."""
+        self._keep(message, f"this queue does not accept the task {exc}")
 
     def on_invalid_task(self, body: Any, message: KombuMessage, exc: BaseException) -> None:
-        """Keeps a message that is not what Celery sends, or is of a kind that is not accepted: not signed."""
+        """Keeps a malformed message, or one of a content type that is not accepted, such as an unsigned one."""
         self._keep(message, f"the message is not accepted: {exc}")
 
     def on_decode_error(self, message: KombuMessage, exc: BaseException) -> None:
-        """Keeps a message that cannot be read, or whose signature is not of somebody trusted."""
+        """Keeps a message that cannot be decoded, or whose signature is not trusted."""
         self._keep(message, f"the message cannot be read: {exc}")
 
     def ensure_connected(self, connection: Connection) -> Connection:
-        """Connects, for as long as it takes, and soon after the broker is back."""
+        """Retries until connected, at most two seconds apart."""
 
         def failed(error: BaseException, seconds: float) -> None:
-            logger.warning("the broker cannot be reached, the next try is in %.1f s: %s", seconds, error)
+            logger.warning("the broker cannot be reached; retrying in %.1f s: %s", seconds, error)
 
         connection.ensure_connection(
             failed,
@@ -167,59 +167,59 @@ class KeepingConsumer(Consumer):
         return connection
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Makes the connection anew."""
-        self.in_hand.clear()
+        """Reconnects."""
+        self.unacknowledged.clear()
         with suppress(CPendingDeprecationWarning):
             super().on_connection_error_after_connected(exc)
 
     def _keep(self, message: KombuMessage, why: str) -> None:
         if self.dead_letter is None:
-            raise RuntimeError("nobody keeps what cannot be read")
+            raise RuntimeError("dead_letter must be set before the worker starts")
         try:
             self.dead_letter(message, why)
         except SmaltiError:
-            logger.exception("a message that cannot be read goes back to its queue")
+            logger.exception("an unreadable message goes back to its queue")
             message.reject_log_error(logger, self.connection_errors, requeue=True)
         else:
             message.ack_log_error(logger, self.connection_errors)
-        self.in_hand.discard(message.delivery_tag)
+        self.unacknowledged.discard(message.delivery_tag)
 
 
 class WorkerThread:
-    """Celery's worker in a thread. A process has one at a time: much of Celery's state is the process's."""
+    """Celery's worker in a thread. A process can have one at a time: much of Celery's state is global."""
 
     _taken: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self, application: Celery, queues: list[str], *, concurrency: int, dead_letter: DeadLetter
     ) -> None:
-        """Makes the worker; `start` starts it.
+        """Creates the worker; `start` runs it.
 
         Args:
-            application: knows the tasks.
-            queues: what is taken from, first things first.
-            concurrency: how many messages are handled at the same time; no more are taken.
-            dead_letter: keeps what Celery cannot read.
+            application: has the tasks.
+            queues: the queues to consume, by priority.
+            concurrency: messages that are handled at the same time.
+            dead_letter: keeps messages that Celery cannot read.
 
         Raises:
             RuntimeError: the process has a worker already.
         """
         if not self._taken.acquire(blocking=False):
-            raise RuntimeError("this process takes messages already, and cannot do so twice")
+            raise RuntimeError("this process has a consumer already; stop it first")
         self._application = application
         self._queues = queues
-        # The pool's threads look for their application here.
+        # The threads of the pool look up the default application.
         application.set_default()
         self.ready = threading.Event()
-        """Set when the worker takes messages for the first time."""
+        """Set when the worker consumes for the first time."""
         self.ended = threading.Event()
-        """Set when the worker has ended, by itself or since it was stopped."""
+        """Set when the worker has ended, by itself or by `stop`."""
         self._worker = WorkController(
             app=application,
             queues=queues,
             concurrency=concurrency,
             pool_cls=PriorityPool,
-            consumer_cls=KeepingConsumer,
+            consumer_cls=DeadLetteringConsumer,
             without_mingle=True,
             without_gossip=True,
             without_heartbeat=True,
@@ -230,47 +230,47 @@ class WorkerThread:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to the broker, as far as is known."""
+        """Whether the worker believes that it is connected to the broker."""
         return self._thread.is_alive() and self._worker.consumer.connection is not None
 
     @property
-    def in_hand(self) -> int:
-        """How many messages were taken whose end the broker does not know."""
-        return len(self._worker.consumer.in_hand)
+    def unacknowledged(self) -> int:
+        """The number of messages that are not acknowledged yet."""
+        return len(self._worker.consumer.unacknowledged)
 
     def start(self) -> None:
-        """Starts the thread; does not wait for the broker."""
+        """Starts the thread without waiting for the broker."""
         self._thread.start()
 
     def pause(self) -> None:
-        """Takes no more messages; what was taken goes on."""
+        """Stops consuming; messages that were received are still handled."""
         for name in self._queues:
             self._soon(self._worker.consumer.cancel_task_queue, name)
 
     def resume(self) -> None:
-        """Takes messages again."""
+        """Consumes again."""
         for name in self._queues:
             self._soon(self._worker.consumer.add_task_queue, name)
 
     def handle_waiting(self) -> None:
-        """Handles in this thread what was taken and has no thread yet."""
+        """Handles in this thread the messages that wait for a thread of the pool."""
         while self._worker.pool.run_next():
             pass
 
     def flush(self, timeout: float) -> None:
-        """Waits until what is to be acknowledged is; `timeout` in seconds."""
+        """Waits until pending acknowledgements were sent, for at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        # What is called soon is called in no order: what comes after the first call is in the second's batch.
+        # The hub calls a batch in any order; two rounds make sure that everything before is done.
         for _ in range(2):
             done = threading.Event()
             self._soon(done.set)
             done.wait(max(0.0, deadline - time.monotonic()))
 
     def stop(self, timeout: float) -> bool:
-        """Ends the worker, whatever its threads do; what is not acknowledged goes back to the broker.
+        """Ends the worker even if threads are busy; unacknowledged messages go back to the broker.
 
         Returns:
-            False when it has not ended in time, in seconds.
+            False when it has not ended after `timeout` seconds.
         """
         if not self._thread.is_alive():
             return True
@@ -280,7 +280,7 @@ class WorkerThread:
         return not self._thread.is_alive()
 
     def _soon(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Calls in the worker's thread, between two messages."""
+        """Schedules a call in the worker's thread, between two messages."""
         hub = self._worker.hub
         if hub is not None:
             hub.call_soon(call, *arguments)

@@ -1,4 +1,4 @@
-"""The object store: what stages hand on to each other, and what a job leaves behind."""
+"""The object store: the data that stages pass on, and the results of jobs."""
 
 from smalti.storage.keys import JobId, JobKeys, ObjectRef, check_key, is_intermediate
 from smalti.storage.local import LocalStore

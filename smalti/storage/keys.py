@@ -1,4 +1,4 @@
-"""The names of objects: where the objects of a job are follows from the job alone."""
+"""The keys of objects, which follow from the job alone."""
 
 import re
 from typing import Annotated
@@ -9,41 +9,41 @@ from smalti.errors import InvalidInputError
 from smalti.validation import Strict
 
 JOBS = "jobs/"
-"""The folder of all jobs."""
+"""The prefix of the objects of all jobs."""
 MAX_KEY_LENGTH = 512
 
 JOB_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_PATTERN}$")]
 """Letters, digits, `-` and `_`, at most 64; the first is a letter or a digit."""
 
-# A part never begins with a dot: there is no way up, and the local store keeps its own files under such names.
+# No part begins with a dot: `..` is impossible, and the local store uses such names for its own files.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _KEY = re.compile(rf"{_PART}(/{_PART})*")
 
 
 def check_key(key: str) -> str:
-    """Returns the key; raises `InvalidInputError` when it is none."""
+    """Returns the key; raises `InvalidInputError` if it is invalid."""
     if len(key) > MAX_KEY_LENGTH or not _KEY.fullmatch(key):
         raise InvalidInputError(
             "key",
-            f"{key[:80]!r} is no key: names of letters, digits, '.', '_' and '-', with '/' between them",
+            f"{key[:80]!r} must be names of letters, digits, '.', '_' and '-', separated by '/'",
         )
     return key
 
 
-def _key_of_model(key: str) -> str:
+def _validated_key(key: str) -> str:
     try:
         return check_key(key)
     except InvalidInputError as error:
         raise ValueError(error.problem) from None
 
 
-Key = Annotated[str, AfterValidator(_key_of_model)]
+Key = Annotated[str, AfterValidator(_validated_key)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ObjectRef(Strict):
-    """An object and its content."""
+    """A reference to an object with a certain content."""
 
     key: Key
     sha256: Sha256
@@ -53,9 +53,11 @@ class JobKeys:
     """The keys of one job."""
 
     def __init__(self, job: str) -> None:
-        """Takes the job's id; raises `InvalidInputError` when it is none."""
+        """Raises `InvalidInputError` for an invalid job id."""
         if not re.fullmatch(JOB_PATTERN, job):
-            raise InvalidInputError("job", f"{job[:80]!r} is no id of a job")
+            raise InvalidInputError(
+                "job", f"{job[:80]!r} is not a job id: at most 64 letters, digits, '-' and '_'"
+            )
         self.folder = f"{JOBS}{job}/"
         self.encoding = f"{self.folder}encoding.safetensors"
         self.result = f"{self.folder}result.json"
@@ -73,22 +75,22 @@ class JobKeys:
         """Returns the key of the scores of a chunk's pictures."""
         return f"{self.folder}scores/{_number(chunk)}.json"
 
-    def suspect(self, name: str) -> str:
-        """Returns the key of the record of work over which workers have died."""
+    def poison_record(self, name: str) -> str:
+        """Returns the key of the record of crashes over a piece of work."""
         return f"{self.folder}suspects/{name}.json"
 
     def __contains__(self, key: str) -> bool:
         return key.startswith(self.folder) and bool(_KEY.fullmatch(key))
 
     def check(self, key: str) -> str:
-        """Returns the key; raises `InvalidInputError` when it is not in the job's folder."""
+        """Returns the key; raises `InvalidInputError` if it does not belong to the job."""
         if key not in self:
-            raise InvalidInputError("key", f"{key[:80]!r} is not in {self.folder}")
+            raise InvalidInputError("key", f"{key[:80]!r} must be in {self.folder}")
         return key
 
 
 def is_intermediate(key: str) -> bool:
-    """Says whether an object is of no use once its job has ended: all but pictures and result."""
+    """Returns whether an object is useless once its job has ended: all except pictures and the result."""
     name = key.removeprefix(JOBS).partition("/")[2]
     return key.startswith(JOBS) and (
         name in ("encoding.safetensors", "cancelled.json")
@@ -98,5 +100,5 @@ def is_intermediate(key: str) -> bool:
 
 def _number(number: int) -> str:
     if number < 0:
-        raise InvalidInputError("key", f"{number} is no number of a chunk or a candidate")
+        raise InvalidInputError("key", f"{number} must not be negative")
     return str(number)

@@ -1,4 +1,4 @@
-"""A store in a folder of this machine."""
+"""An object store in a local folder."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,28 +16,26 @@ Result = TypeVar("Result")
 
 
 class LocalStore:
-    """Keeps each object as a file of its name, with its checksum in a hidden file beside it."""
+    """Keeps each object in a file named by its key, with the checksum in a hidden file beside it."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the folder, which is made when the first object is written."""
+        """Creates the folder when the first object is written."""
         self.folder = folder.absolute()
 
-    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
-        """See `ObjectStore`."""
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
         path = self._path(key)
         ref = ObjectRef(key=key, sha256=digest(content))
 
         def write() -> ObjectRef:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # First the checksum: whoever comes between finds the object missing or damaged, never without a checksum.
+            # First the checksum: a reader in between finds the object missing or damaged, never without a checksum.
             write_atomically(_checksum_path(path), ref.sha256)
             write_atomically(path, content)
             return ref
 
         return self._try(write)
 
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `ObjectStore`."""
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         path = self._path(key)
 
         def read() -> bytes:
@@ -50,21 +48,18 @@ class LocalStore:
         try:
             return self._try(read)
         except DamagedObjectError:
-            # It may have been written again between the two files.
+            # The object may have been overwritten between the two reads.
             return self._try(read)
 
-    def stat(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
+    def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         path = self._path(key)
         return self._try(lambda: self._info(path, _read_checksum(path)))
 
-    def delete(self, *keys: str) -> None:
-        """See `ObjectStore`."""
+    def delete(self, *keys: str) -> None:  # noqa: D102
         for path in [self._path(key) for key in keys]:
             self._try(partial(_remove, path))
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`."""
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         above = self.folder / prefix.rpartition("/")[0]
         found: list[str] = self._try(
             lambda: [
@@ -81,20 +76,19 @@ class LocalStore:
                     yield info
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
-        """See `ObjectStore`; it holds on this machine, and for ever."""
+        """Returns a `file:` URL, which works on this machine and does not expire."""
         return self._path(key).as_uri()
 
     def expire_after(self, days: int) -> bool:
-        """See `ObjectStore`; it cannot."""
+        """Returns False: a folder does not expire objects."""
         return False
 
-    def check(self) -> None:
-        """See `ObjectStore`."""
+    def check(self) -> None:  # noqa: D102
         self._try(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         self._try(lambda: write_atomically(self.folder / ".writable", b"yes"))
 
     def _path(self, key: str) -> Path:
-        """A key has no part that begins with a dot: it leads to nowhere but into the folder."""
+        # No part of a key begins with a dot, so the path cannot leave the folder.
         return self.folder / check_key(key)
 
     def _info(self, path: Path, sha256: str | None) -> ObjectInfo | None:
@@ -109,7 +103,7 @@ class LocalStore:
         try:
             return action()
         except OSError as error:
-            raise StoreUnavailableError(f"the store {self.folder}: {error.strerror or error}") from error
+            raise StoreUnavailableError(f"object store {self.folder}: {error.strerror or error}") from error
 
 
 def _checksum_path(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A store in the process's memory, for tests."""
+"""An object store in memory, for tests."""
 
 import threading
 from collections.abc import Iterator
@@ -10,23 +10,20 @@ from smalti.storage.store import ObjectInfo, digest, verified
 
 
 class MemoryStore:
-    """Keeps objects as long as it lives."""
+    """Keeps objects in a dictionary; thread-safe."""
 
     def __init__(self) -> None:
-        """Is empty."""
         self.entries: dict[str, tuple[bytes, ObjectInfo]] = {}
-        """Content and description of each; a test may damage them."""
+        """Content and description of each object by key; a test may damage them."""
         self._lock = threading.Lock()
 
-    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
-        """See `ObjectStore`."""
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
         ref = ObjectRef(key=check_key(key), sha256=digest(content))
         with self._lock:
             self.entries[key] = (content, ObjectInfo(key, len(content), datetime.now(UTC), ref.sha256))
         return ref
 
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `ObjectStore`."""
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         with self._lock:
             entry = self.entries.get(check_key(key))
         if entry is None:
@@ -34,31 +31,28 @@ class MemoryStore:
         content, info = entry
         return verified(key, content, info.sha256, sha256)
 
-    def stat(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
+    def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         with self._lock:
             entry = self.entries.get(check_key(key))
         return entry and entry[1]
 
-    def delete(self, *keys: str) -> None:
-        """See `ObjectStore`."""
+    def delete(self, *keys: str) -> None:  # noqa: D102
         with self._lock:
             for key in keys:
                 self.entries.pop(check_key(key), None)
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`."""
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         with self._lock:
             found = sorted((key, info) for key, (_, info) in self.entries.items() if key.startswith(prefix))
         yield from (info for _, info in found)
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
-        """See `ObjectStore`; nobody can read from it."""
+        """Returns a `memory:` URL, which nothing can read."""
         return f"memory:///{check_key(key)}"
 
     def expire_after(self, days: int) -> bool:
-        """See `ObjectStore`; it cannot."""
+        """Returns False: the store does not expire objects."""
         return False
 
     def check(self) -> None:
-        """See `ObjectStore`."""
+        """Does nothing: memory is always available."""

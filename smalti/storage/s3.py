@@ -1,4 +1,4 @@
-"""A store behind S3's protocol, through the client of MinIO: MinIO, SeaweedFS, Ceph, the clouds."""
+"""An object store behind the S3 protocol, such as SeaweedFS, MinIO, Ceph or AWS, through the client of MinIO."""
 
 import io
 import logging
@@ -28,14 +28,14 @@ Result = TypeVar("Result")
 CHECKSUM: Final = "x-amz-meta-sha256"
 RULE: Final = "smalti-jobs"
 CONNECTIONS: Final = 32
-"""Connections that are kept for the next call."""
+"""Idle connections that are kept."""
 PAGE: Final = 1000
-"""Objects that S3 lists in one answer."""
-REMOVED_TOGETHER: Final = 100
-"""Objects that are removed by one call; S3 would take 1000, but then a call may take long."""
+"""Objects that S3 lists in one response."""
+DELETE_BATCH: Final = 100
+"""Objects that one call deletes. S3 allows 1000, but such a call may take long."""
 
-# What a store says that it may not say the next time.
-_PASSING = {
+# Error codes after which a retry may succeed.
+_TRANSIENT = {
     "InternalError",
     "OperationAborted",
     "RequestTimeout",
@@ -48,7 +48,7 @@ _MISSING = {"NoSuchKey", "ResourceNotFound"}
 
 @dataclass(frozen=True)
 class S3Address:
-    """Where the store is, and who asks."""
+    """The address of the store, and the keys to it."""
 
     endpoint: str
     """`http://host:port` or `https://host:port`."""
@@ -57,25 +57,25 @@ class S3Address:
     secret_key: str
     region: str = "us-east-1"
     public_endpoint: str | None = None
-    """How clients reach the store, where that is another address; presigned addresses are for it."""
+    """The endpoint for clients, if it differs; presigned URLs are made for it."""
 
 
 class S3Store:
-    """Keeps each object under its key in one bucket, with its checksum in its metadata."""
+    """Keeps objects in one bucket, with the checksum in the metadata."""
 
     def __init__(
         self, address: S3Address, *, timeout: float = 10.0, tries: int = 3, ca: str | None = None
     ) -> None:
-        """Connects at the first call, and makes the bucket if it is not there.
+        """Connects at the first call, and creates a missing bucket.
 
         Args:
-            address: where the store is.
-            timeout: the seconds for connecting, and for each part of an answer.
-            tries: how often a call that fails for a passing reason is made.
-            ca: the authorities of the store's certificate, as a PEM file; None is the system's.
+            address: the address of the store.
+            timeout: seconds for connecting, and for each read of a response.
+            tries: attempts at a call that fails for a transient reason.
+            ca: PEM file of the authorities of the store's certificate; None uses those of the system.
         """
         self._bucket = address.bucket
-        # Tries are counted here, since a body that breaks off is none of urllib3's.
+        # Retried here, since urllib3 does not retry a body that breaks off.
         http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=timeout, read=timeout),
             retries=False,
@@ -88,13 +88,12 @@ class S3Store:
         self._retrying = Retrying(
             stop=stop_after_attempt(tries),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
-            retry=retry_if_exception(_is_worth_a_try),
+            retry=retry_if_exception(_is_transient),
             reraise=True,
         )
         self._has_bucket = False
 
-    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
-        """See `ObjectStore`."""
+    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
         ref = ObjectRef(key=check_key(key), sha256=digest(content))
 
         def write() -> None:
@@ -111,8 +110,7 @@ class S3Store:
         self._try(key, write)
         return ref
 
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `ObjectStore`."""
+    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         check_key(key)
 
         def read() -> bytes:
@@ -120,15 +118,14 @@ class S3Store:
             try:
                 content = response.read()
             except BaseException:
-                response.close()  # What is left of the answer must not be taken for the next one.
+                response.close()  # The rest of this response must not be read as the next one.
                 raise
             response.release_conn()
             return verified(key, content, response.headers.get(CHECKSUM), sha256)
 
         return self._try(key, read)
 
-    def stat(self, key: str) -> ObjectInfo | None:
-        """See `ObjectStore`."""
+    def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         check_key(key)
 
         def look() -> ObjectInfo:
@@ -141,12 +138,11 @@ class S3Store:
         except MissingObjectError:
             return None
 
-    def delete(self, *keys: str) -> None:
-        """See `ObjectStore`."""
+    def delete(self, *keys: str) -> None:  # noqa: D102
         for key in keys:
             check_key(key)
-        for first in range(0, len(keys), REMOVED_TOGETHER):
-            self._try("", partial(self._delete, keys[first : first + REMOVED_TOGETHER]))
+        for first in range(0, len(keys), DELETE_BATCH):
+            self._try("", partial(self._delete, keys[first : first + DELETE_BATCH]))
 
     def _delete(self, keys: tuple[str, ...]) -> None:
         if len(keys) == 1:
@@ -154,13 +150,12 @@ class S3Store:
             return
         errors = list(self._client.remove_objects(self._bucket, (DeleteObject(key) for key in keys)))
         if errors:
-            raise StoreUnavailableError(f"{len(errors)} objects were not removed: {errors[0].message}")
+            raise StoreUnavailableError(f"{len(errors)} objects were not deleted: {errors[0].message}")
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore`."""
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         after = ""
         while True:
-            # A page at a time, so that a page that fails can be asked for again.
+            # One page at a time, so that a failing page can be retried.
             page = self._try("", partial(self._page, prefix, after))
             yield from page
             if len(page) < PAGE:
@@ -181,12 +176,12 @@ class S3Store:
         return page
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
-        """See `ObjectStore`; S3 allows a week at most."""
+        """Returns a signed URL; S3 limits its lifetime to a week."""
         expires = timedelta(seconds=max(1, min(int(seconds), 7 * 24 * 3600)))
         return self._signer.presigned_get_object(self._bucket, check_key(key), expires=expires)
 
     def expire_after(self, days: int) -> bool:
-        """See `ObjectStore`; other rules of the bucket are left as they are."""
+        """Sets a lifecycle rule of the bucket, and leaves its other rules unchanged."""
 
         def configure() -> None:
             self._make_bucket()
@@ -205,15 +200,14 @@ class S3Store:
         except StoreUnavailableError as error:
             if error.transient:
                 raise
-            logger.warning("the store does not let objects expire: %s", error)
+            logger.warning("the object store does not support lifecycle rules: %s", error)
             return False
         return True
 
-    def check(self) -> None:
-        """See `ObjectStore`."""
+    def check(self) -> None:  # noqa: D102
         self._has_bucket = False
         self._try("", self._make_bucket)
-        self.put("writable", b"yes")  # An empty object needs no room.
+        self.put("writable", b"yes")  # Not empty: an empty object would succeed on a full disk.
 
     def _make_bucket(self) -> None:
         if self._has_bucket:
@@ -222,13 +216,13 @@ class S3Store:
             try:
                 self._client.make_bucket(self._bucket)
             except S3Error as error:
-                # Another service was faster.
+                # Another service has just created it.
                 if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
         self._has_bucket = True
 
     def _try(self, key: str, action: Callable[[], Result]) -> Result:
-        """Calls, as often as is worth it, and says what is wrong in the store's own terms."""
+        """Calls with retries, and translates errors into `StorageError`."""
         return self._retrying(lambda: self._once(key, action))
 
     def _once(self, key: str, action: Callable[[], Result]) -> Result:
@@ -241,21 +235,21 @@ class S3Store:
                 self._has_bucket = False
                 if key:
                     raise MissingObjectError(key) from None
-            passing = error.code in _PASSING
+            transient = error.code in _TRANSIENT
             raise StoreUnavailableError(
-                f"the store: {error.code}: {error.message}", transient=passing
+                f"object store: {error.code}: {error.message}", transient=transient
             ) from error
         except ServerError as error:
-            passing = error.status_code >= 500 or error.status_code == 429
-            raise StoreUnavailableError(f"the store: {error}", transient=passing) from error
+            transient = error.status_code >= 500 or error.status_code == 429
+            raise StoreUnavailableError(f"object store: {error}", transient=transient) from error
         except (InvalidResponseError, urllib3.exceptions.HTTPError, OSError) as error:
-            raise StoreUnavailableError(f"the store does not answer: {error}") from error
+            raise StoreUnavailableError(f"the object store does not answer: {error}") from error
         except MinioException as error:
-            raise StoreUnavailableError(f"the store: {error}", transient=False) from error
+            raise StoreUnavailableError(f"object store: {error}", transient=False) from error
 
 
-def _is_worth_a_try(error: BaseException) -> bool:
-    # What was damaged on the way only is whole when it is read again.
+def _is_transient(error: BaseException) -> bool:
+    # An object that was damaged in transit is intact when it is read again.
     return isinstance(error, DamagedObjectError) or (
         isinstance(error, StoreUnavailableError) and error.transient
     )
@@ -268,6 +262,6 @@ def _client(endpoint: str, address: S3Address, http: urllib3.PoolManager) -> Min
         access_key=address.access_key,
         secret_key=address.secret_key,
         secure=parts.scheme == "https",
-        region=address.region,  # Given, so that nothing has to be asked before an address can be signed.
+        region=address.region,  # Otherwise the client would ask the server before it signs a URL.
         http_client=http,
     )

@@ -1,4 +1,4 @@
-"""The settings of the object store: the variable of a field is its name after `SMALTI_STORE_`."""
+"""The settings of the object store. A field's variable is its name after `SMALTI_STORE_`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,64 +23,63 @@ def _default_url() -> SecretStr:
 
 
 class StoreSettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """The settings of the object store."""
 
     model_config = SettingsConfigDict(env_prefix=STORE_PREFIX)
 
     url: SecretStr = Field(default_factory=_default_url)
-    """Where objects are: `s3+http://KEY:SECRET@HOST:PORT/BUCKET` or `s3+https://…` for any S3 store, with `?region=`
-    where it is not `us-east-1`, or `file:///FOLDER`, which all services must share. The bucket is made if it is not
-    there."""
+    """URL of the object store: `s3+http://KEY:SECRET@HOST:PORT/BUCKET` or `s3+https://…` for S3, with `?region=` for a
+    region other than `us-east-1`, or `file:///FOLDER`, which all services must share. A missing bucket is created."""
     access_key: SecretStr | None = None
-    """The access key, in place of the one in the address."""
+    """Access key; overrides the one in the URL."""
     secret_key: SecretStr | None = None
-    """The secret key, in place of the one in the address."""
+    """Secret key; overrides the one in the URL."""
     public_url: str | None = None
-    """`http://HOST:PORT` or `https://HOST` by which clients reach the S3 store, where that is another address than the
-    services'; the addresses that pictures are given by begin with it."""
+    """`http://HOST:PORT` or `https://HOST` at which clients reach the S3 store, if it differs from the services'
+    address. URLs of pictures begin with it."""
     ca: Path | None = None
-    """The authorities, as a PEM file, one of which must have signed the store's certificate; unset, the system's."""
+    """PEM file of the authorities that may sign the store's certificate. Unset: those of the system."""
     timeout: Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)] = 10.0
-    """The seconds for connecting to the store, and for each part of its answer."""
+    """Seconds for connecting to the store, and for each read of its response."""
     tries: Annotated[int, Field(ge=1, le=10)] = 3
-    """How often a call to the store that fails for a passing reason is made."""
+    """Attempts at a call of the store that fails for a transient reason."""
     expiry_days: Annotated[int, Field(ge=0, le=3650)] = 7
-    """The days after which the objects of a job are removed, its pictures with them; 0 keeps them."""
+    """Days after which the objects of a job, including its pictures, are deleted; 0 keeps them."""
 
 
 def store_settings() -> StoreSettings:
-    """Reads the settings from the environment as it is now.
+    """Reads the settings from the environment.
 
     Raises:
-        InvalidInputError: names the variable whose value cannot be used.
+        InvalidInputError: a value is invalid; names the variable.
     """
     return read_settings(StoreSettings)
 
 
 def open_store(settings: StoreSettings | None = None) -> ObjectStore:
-    """Makes the store that the settings name; it is not looked for before its first use, or `check`.
+    """Returns the store that the settings name, without connecting to it; see `ObjectStore.check`.
 
     Args:
         settings: None reads them from the environment.
 
     Raises:
-        InvalidInputError: the address cannot be used; names the variable, and shows no secret.
+        InvalidInputError: a setting is invalid; names the variable, and shows no secret.
     """
     settings = settings or store_settings()
     parts = urlsplit(settings.url.get_secret_value())
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
-            raise InvalidInputError(f"{STORE_PREFIX}URL", "a folder is given as file:///FOLDER")
+            raise InvalidInputError(f"{STORE_PREFIX}URL", "must have the form file:///FOLDER for a folder")
         return LocalStore(Path(unquote(parts.path)))
     if parts.scheme == "memory":
         return MemoryStore()
     if parts.scheme in ("s3+http", "s3+https"):
         return _open_s3(settings)
-    raise InvalidInputError(f"{STORE_PREFIX}URL", f"the address of a store has one of the forms {FORMS}")
+    raise InvalidInputError(f"{STORE_PREFIX}URL", f"must have one of the forms {FORMS}")
 
 
 def _open_s3(settings: StoreSettings) -> ObjectStore:
-    from smalti.storage.s3 import S3Address, S3Store  # Only who uses S3 needs its client.
+    from smalti.storage.s3 import S3Address, S3Store  # Needs the S3 client, which other stores do not.
 
     parts = urlsplit(settings.url.get_secret_value())
     bucket = parts.path.strip("/")
@@ -91,16 +90,17 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
     except ValueError:
         raise InvalidInputError(
             f"{STORE_PREFIX}URL",
-            f"the address of a store has one of the forms {FORMS}; a bucket has three letters",
+            f"must have one of the forms {FORMS}, with a bucket name of at least three characters",
         ) from None
     access = settings.access_key.get_secret_value() if settings.access_key else unquote(parts.username or "")
     secret = settings.secret_key.get_secret_value() if settings.secret_key else unquote(parts.password or "")
     if not access or not secret:
         raise InvalidInputError(
-            f"{STORE_PREFIX}URL", "neither it nor the settings of the keys have both keys"
+            f"{STORE_PREFIX}URL",
+            f"lacks a key; put both keys into it, or set {STORE_PREFIX}ACCESS_KEY and {STORE_PREFIX}SECRET_KEY",
         )
     if settings.public_url and urlsplit(settings.public_url).scheme not in ("http", "https"):
-        raise InvalidInputError(f"{STORE_PREFIX}PUBLIC_URL", "it does not begin with http:// or https://")
+        raise InvalidInputError(f"{STORE_PREFIX}PUBLIC_URL", "must begin with http:// or https://")
     region = parse_qs(parts.query).get("region", ["us-east-1"])[0]
     address = S3Address(
         endpoint=f"{parts.scheme.removeprefix('s3+')}://{host}",

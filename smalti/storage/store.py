@@ -1,4 +1,4 @@
-"""The store of objects: what it promises, whatever is behind it."""
+"""The protocol of object stores, and what all of them share."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,68 +12,67 @@ from smalti.storage.keys import JOBS, ObjectRef, is_intermediate
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What is known of an object without reading it."""
+    """The description of an object, without its content."""
 
     key: str
     size: int
     """In bytes."""
     modified: datetime
-    """With its time zone."""
+    """Time of the last write, with time zone."""
     sha256: str | None = None
-    """Of its content; None in a listing."""
+    """SHA-256 of the content; None in a listing."""
 
 
 class ObjectStore(Protocol):
-    """Objects by their keys; every thread may use it, and every call blocks.
+    """Stores objects by key; thread-safe. Calls block.
 
-    Writing an object is all or nothing. Two writes of the same bytes are as good as one, so that whoever is unsure
-    whether a write was done may write again. Every method may raise `StoreUnavailableError`, and `InvalidInputError`
-    for a key that is none.
+    Writes are atomic and may be repeated. Every method may raise `StoreUnavailableError`, and `InvalidInputError` for
+    an invalid key.
     """
 
     def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:
-        """Writes an object, in place of one that is there; when it returns, the object is durable."""
+        """Writes or replaces an object, which is durable when the call returns."""
         ...
 
     def get(self, key: str, *, sha256: str | None = None) -> bytes:
         """Reads an object.
 
         Args:
-            key: which.
-            sha256: what its content has to be; None accepts what was written last.
+            key: the key of the object.
+            sha256: the SHA-256 that the content must have; None accepts the last content that was written.
 
         Raises:
-            MissingObjectError: there is none.
-            DamagedObjectError: its content is not what was written, or not what is asked for.
+            MissingObjectError: the object does not exist.
+            DamagedObjectError: the content is not what was written, or does not have the given SHA-256.
         """
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Looks at an object without reading it; None when there is none."""
+        """Returns the description of an object, or None if it does not exist."""
         ...
 
     def delete(self, *keys: str) -> None:
-        """Removes objects; what is not there is no error."""
+        """Deletes objects; missing ones are ignored."""
         ...
 
     def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yields the objects whose keys begin so, in the order of the keys, however many there are."""
+        """Yields all objects whose keys begin with the prefix, sorted by key."""
         ...
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
-        """Returns an address from which anybody can read the object for a time; it does not look for the object."""
+        """Returns a URL that lets anybody read the object for a time, without checking that it exists."""
         ...
 
     def expire_after(self, days: int) -> bool:
-        """Lets the store remove what is in the folder of jobs after some days; 0 lets it keep all.
+        """Makes the store delete objects of jobs after some days; 0 keeps them.
 
         Returns:
-            False when the store cannot; `sweep` then has to be called now and then.
+            False if the store does not support it; call `sweep` regularly instead.
         """
         ...
 
     def check(self) -> None:
-        """Makes sure that the store is there, and can be written to."""
+        """Checks that the store answers and accepts writes."""
         ...
 
 
@@ -83,21 +82,21 @@ def digest(content: bytes) -> str:
 
 
 def verified(key: str, content: bytes, stored: str | None, wanted: str | None) -> bytes:
-    """Returns the content; raises `DamagedObjectError` when it is not what was written, or not what is wanted."""
+    """Returns the content if it has the stored and the wanted checksum; otherwise raises `DamagedObjectError`."""
     found = digest(content)
     if stored is None:
-        raise DamagedObjectError(key, "it has no checksum; Smalti has not written it")
+        raise DamagedObjectError(key, "no checksum; it was not written by Smalti")
     if found != stored:
-        raise DamagedObjectError(key, f"its {len(content)} bytes do not fit its checksum")
+        raise DamagedObjectError(key, f"its {len(content)} bytes do not match its checksum")
     if wanted is not None and found != wanted:
-        raise DamagedObjectError(key, "it has other content than the message says")
+        raise DamagedObjectError(key, "its content is not that which the message refers to")
     return content
 
 
 def find(store: ObjectStore, *keys: str) -> tuple[ObjectRef, ...] | None:
-    """Returns references to the objects when all are there, and None otherwise.
+    """Returns references to the objects if all of them exist, otherwise None.
 
-    It is how a stage finds out that its work was done before.
+    A stage uses it to find out whether its work is done already.
     """
     found: list[ObjectRef] = []
     for key in keys:
@@ -111,16 +110,16 @@ def find(store: ObjectStore, *keys: str) -> tuple[ObjectRef, ...] | None:
 def sweep(
     store: ObjectStore, older_than: timedelta, *, intermediate: bool = True, now: datetime | None = None
 ) -> int:
-    """Removes old objects of jobs.
+    """Deletes old objects of jobs.
 
     Args:
-        store: where.
-        older_than: how old an object has to be, by its last write.
-        intermediate: remove what is of no use once a job has ended (encoding, tokens, scores); otherwise everything.
-        now: None is the clock's.
+        store: the store to sweep.
+        older_than: the minimum age, counted from the last write.
+        intermediate: delete only objects without use once a job has ended (see `is_intermediate`); otherwise all.
+        now: None reads the clock.
 
     Returns:
-        How many were removed.
+        The number of deleted objects.
     """
     limit = (now or datetime.now(UTC)) - older_than
     batch: list[str] = []

@@ -1,7 +1,7 @@
-"""The log of a process: a line for each thing that is told, as JSON or for people, with the work that it is about.
+"""The log of a process: one line for each event, as JSON or for the console.
 
-All loggers of all libraries write through one handler. What a line is about is bound to the thread or the task that
-does the work: job, chunk, stage, request and trace stand in every line of it, whoever writes it.
+All loggers, including those of libraries, write through one handler. Job, chunk, stage, request and trace are bound to
+the thread or task that does the work, and appear in every line that it logs.
 """
 
 import logging
@@ -17,20 +17,20 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from smalti.settings import read_settings
 from smalti.telemetry.settings import LogFormat, LogLevel, LogSettings
 
-# What they say of every message and every call at level info is said better by our own.
-TALKATIVE = ("celery", "kombu", "amqp", "httpx", "urllib3", "jax", "opentelemetry")
+# Their lines for every message and call at level info repeat ours.
+VERBOSE = ("celery", "kombu", "amqp", "httpx", "urllib3", "jax", "opentelemetry")
 
 
 def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | None = None) -> None:
-    """Lets everything that is logged from now on be written in one form; replaces what was set up before.
+    """Sets up logging for this process, replacing any earlier setup.
 
     Args:
-        service: stands in every line.
+        service: the field `service` of every line.
         settings: None reads them from the environment.
-        stream: where to; None is the standard error.
+        stream: the output; None is standard error.
 
     Raises:
-        InvalidInputError: a setting cannot be used.
+        InvalidInputError: a setting is invalid.
     """
     settings = settings or read_settings(LogSettings)
     stream = stream or sys.stderr
@@ -49,20 +49,20 @@ def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    written: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    rendered: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if json:
-        written += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        rendered += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        written += [
+        rendered += [
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=written))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendered))
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in TALKATIVE:
+    for name in VERBOSE:
         logging.getLogger(name).setLevel(
             level if settings.level is LogLevel.DEBUG else max(level, logging.WARNING)
         )
@@ -75,7 +75,7 @@ def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | N
 
 
 def add_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Adds the trace and the span that the line belongs to, where there is one."""
+    """Adds the ids of the current trace and span, if there is one."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event.setdefault("trace_id", trace.format_trace_id(context.trace_id))
@@ -84,9 +84,9 @@ def add_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict
 
 
 @contextmanager
-def about(**what: Any) -> Iterator[None]:
-    """Lets every line that this thread or task writes in the block say what it is about; None is left out."""
+def about(**fields: Any) -> Iterator[None]:
+    """Adds fields to every line that this thread or task logs in the block; those that are None are left out."""
     with structlog.contextvars.bound_contextvars(
-        **{name: value for name, value in what.items() if value is not None}
+        **{name: value for name, value in fields.items() if value is not None}
     ):
         yield

@@ -1,7 +1,7 @@
-"""The metrics of a process: what each is, and the registry that holds those that a service has.
+"""The definitions of all metrics, and the registry with those of one service.
 
-Counters and histograms count what has happened; gauges ask, each time they are read, whoever knows. Labels are few, and
-none has a prompt, a job or anything else that there is no end of.
+Counters and histograms are updated by the code that they observe; gauges call a reader each time they are scraped.
+Labels are few and bounded: none contains a prompt or a job.
 """
 
 import logging
@@ -25,9 +25,9 @@ SECONDS: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
 )
-"""The limits of the buckets of times: 1, 2 and 5 of every power of ten, from 1 ms to 1000 s."""
+"""The bucket limits of durations: 1, 2 and 5 times each power of ten, from 1 ms to 1000 s."""
 SHARES: Final = tuple(step / 10 for step in range(1, 11))
-"""The limits of the buckets of shares."""
+"""The bucket limits of shares."""
 
 GENERATOR, GATEWAY, DECODER, ENCODER, RANKER = "generator", "gateway", "decoder", "encoder", "ranker"
 STAGES: Final = (ENCODER, GENERATOR, DECODER, RANKER)
@@ -36,7 +36,7 @@ ALL: Final = (*STAGES, GATEWAY)
 
 
 class MetricKind(StrEnum):
-    """The kinds of metrics, as Prometheus names them."""
+    """The kinds of metrics in Prometheus."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -45,16 +45,16 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True)
 class Definition:
-    """One metric."""
+    """The definition of a metric."""
 
     name: str
-    """Without the prefix."""
+    """The name without the prefix."""
     kind: MetricKind
     meaning: str
     services: tuple[str, ...] = ALL
-    """Those that have it."""
+    """The services that have the metric."""
     labels: tuple[str, ...] = ()
-    """Besides `service` and `model`, which every metric has."""
+    """The labels besides `service` and `model`, which every metric has."""
     buckets: tuple[float, ...] = SECONDS
 
 
@@ -83,61 +83,64 @@ def _histogram(
 DEFINITIONS: Final = (
     _counter(
         "requests_total",
-        "requests that have ended; `entry` is `queue` or the method that was called",
+        "finished requests; `entry` is `queue` or the called method",
         labels=("entry", "outcome", "reason"),
     ),
-    _gauge("requests_running", "requests that are being answered", labels=("entry",)),
-    _gauge("requests_waiting", "work that waits for the engine (a generator's candidates); jobs that wait to be sent"),
-    _histogram("request_queue_seconds", "from the sending of a message to the beginning of its work"),
+    _gauge("requests_running", "requests in progress", labels=("entry",)),
+    _gauge(
+        "requests_waiting",
+        "work that waits for the engine (of a generator: candidates); of the gateway: jobs that wait to be sent",
+    ),
+    _histogram("request_queue_seconds", "time from sending a message to the start of its work"),
     _histogram(
         "request_seconds",
-        "from the beginning of a request to its end; what follows from a message is sent then",
+        "duration of a request; for a message until its followers are sent",
         labels=("entry", "outcome"),
     ),
-    _histogram("stage_seconds", "what the engine took for the work of one message", labels=("stage",)),
-    _gauge("slots_total", "how many pieces of work the engine does at a time", STAGES),
-    _gauge("slots_active", "how many it does now", STAGES),
-    _histogram("engine_step_seconds", "what one quantum of the engine took", (GENERATOR,)),
-    _histogram("batch_occupancy", "the share of the slots in use, for each quantum", (GENERATOR,), buckets=SHARES),
-    _counter("tokens_generated_total", "image tokens that were drawn", (GENERATOR,)),
-    _counter("images_total", "pictures that were decoded", (DECODER,)),
+    _histogram("stage_seconds", "engine time for one message", labels=("stage",)),
+    _gauge("slots_total", "capacity of the engine: pieces of work at a time", STAGES),
+    _gauge("slots_active", "slots in use", STAGES),
+    _histogram("engine_step_seconds", "duration of one dispatch of the engine (several decoding steps)", (GENERATOR,)),
+    _histogram("batch_occupancy", "share of the slots in use, per dispatch", (GENERATOR,), buckets=SHARES),
+    _counter("tokens_generated_total", "generated image tokens", (GENERATOR,)),
+    _counter("images_total", "decoded pictures", (DECODER,)),
     _counter(
-        "engine_compilations_total", "programs that were compiled, or read from the cache; flat after warm-up", COMPILED
+        "engine_compilations_total", "programs compiled or read from the cache; constant after warm-up", COMPILED
     ),
-    _gauge("model_load_seconds", "what loading the model and warming up took", STAGES),
-    _gauge("ready", "1 when work is taken, else 0"),
-    _histogram("object_store_seconds", "what calls of the object store took", labels=("op", "outcome")),
-    _counter("redeliveries_total", "messages that the broker has delivered again"),
-    _counter("dead_lettered_total", "messages that went to a dead-letter queue"),
-    _counter("duplicates_suppressed_total", "deliveries of work that was running, or done, already"),
-    _counter("cancelled_total", "work that was taken back; `where` it was then", labels=("where",)),
-    _counter("jobs_total", "jobs that have ended", (GATEWAY,), ("outcome", "reason")),
-    _histogram("job_seconds", "from the acceptance of a job to its end", (GATEWAY,), ("outcome",)),
-    _gauge("jobs_open", "jobs that have not ended, by their state", (GATEWAY,), ("state",)),
+    _gauge("model_load_seconds", "time for loading the model and warming up", STAGES),
+    _gauge("ready", "1 if the process accepts work, otherwise 0"),
+    _histogram("object_store_seconds", "duration of calls to the object store", labels=("op", "outcome")),
+    _counter("redeliveries_total", "redelivered messages"),
+    _counter("dead_lettered_total", "messages moved to a dead-letter queue"),
+    _counter("duplicates_suppressed_total", "deliveries of work that was already running or done"),
+    _counter("cancelled_total", "cancelled work; `where` is the stage at which it was cancelled", labels=("where",)),
+    _counter("jobs_total", "finished jobs", (GATEWAY,), ("outcome", "reason")),
+    _histogram("job_seconds", "time from accepting a job to its end", (GATEWAY,), ("outcome",)),
+    _gauge("jobs_open", "open jobs by state", (GATEWAY,), ("state",)),
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),
-    _gauge("outbox_age_seconds", "for how long the oldest message that is to be sent waits", (GATEWAY,)),
-    _counter("lease_losses_total", "work that was sent again since nothing was heard of it", (GATEWAY,)),
-    _histogram("database_seconds", "what transactions of the database took", (GATEWAY,), ("op",)),
+    _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
+    _counter("lease_losses_total", "chunks sent again because their lease expired", (GATEWAY,)),
+    _histogram("database_seconds", "duration of database transactions", (GATEWAY,), ("op",)),
 )  # fmt: skip
 
 GaugeValue = float | Mapping[str, float]
-"""What a gauge shows: a number, or one for each value of its label."""
+"""The value of a gauge: a number, or a number for each value of its label."""
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own."""
+    """The metrics of one service, in their own registry; thread-safe."""
 
     def __init__(self, service: str) -> None:
-        """Makes those that the service has.
+        """Creates the metrics of the service.
 
         Raises:
-            ValueError: there is no such service.
+            ValueError: the service is unknown.
         """
         if service not in ALL:
-            raise ValueError(f"{service!r} is none of {', '.join(ALL)}")
+            raise ValueError(f"{service!r} must be one of {', '.join(ALL)}")
         self.service = service
         self.model = ""
-        """The name of the model, once it is known."""
+        """The name of the model; set once it is known."""
         disable_created_metrics()
         self.definitions = {each.name: each for each in DEFINITIONS if service in each.services}
         self._inner = CollectorRegistry(auto_describe=True)
@@ -154,7 +157,7 @@ class Metrics:
         self._gauges: dict[str, list[Callable[[], GaugeValue]]] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Counts on; `name` is without the prefix."""
+        """Increases a counter; `name` is without the prefix."""
         self._labelled(name, labels).inc(amount)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
@@ -162,29 +165,32 @@ class Metrics:
         self._labelled(name, labels).observe(value)
 
     def watch(self, name: str, read: Callable[[], GaugeValue]) -> None:
-        """Lets a gauge ask, whenever it is read; what several say is added up.
+        """Registers a reader of a gauge; the values of several readers are added.
 
         Args:
-            name: the gauge's, without the prefix.
-            read: returns the number, or one for each value of the gauge's label; called by threads of the endpoint.
+            name: the name of the gauge, without the prefix.
+            read: returns the value, or a value for each value of the label; called from threads of the endpoint.
+
+        Raises:
+            ValueError: the metric is not a gauge.
         """
         if self.definitions[name].kind is not MetricKind.GAUGE:
-            raise ValueError(f"{name} is no gauge")
+            raise ValueError(f"{name} is not a gauge")
         with self._lock:
             self._gauges.setdefault(name, []).append(read)
 
     def registry(self) -> CollectorRegistry:
-        """Returns a registry with all of it, for an endpoint."""
+        """Returns a registry with these metrics and those of the process, for an endpoint."""
         from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        registry.register(_Collected(self))
+        registry.register(_MetricsCollector(self))
         return registry
 
     def collect(self) -> Iterator[Metric]:
-        """Yields what there is, each sample with the labels that all have."""
+        """Yields all metrics; `service` and `model` are added to the labels of each sample."""
         own = {"service": self.service, "model": self.model}
         for family in (*self._inner.collect(), *self._read_gauges()):
             family.samples = [each._replace(labels={**own, **each.labels}) for each in family.samples]
@@ -210,9 +216,7 @@ class Metrics:
             yield family
 
 
-class _Collected(Collector):
-    """What the registry asks."""
-
+class _MetricsCollector(Collector):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
@@ -221,7 +225,7 @@ class _Collected(Collector):
 
 
 def _readings(name: str, read: Callable[[], GaugeValue]) -> Mapping[str, float]:
-    """Asks, and shows no number where that fails: the others are wanted all the more then."""
+    """Reads a gauge; NaN if that fails, so that the other metrics can still be read."""
     try:
         reading = read()
     except Exception:

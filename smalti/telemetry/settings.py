@@ -1,4 +1,4 @@
-"""The settings of logs and metrics. Those of traces are OpenTelemetry's own variables."""
+"""The settings of logs and metrics. Traces use OpenTelemetry's own variables."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -13,16 +13,16 @@ METRICS_PREFIX = f"{PREFIX}METRICS_"
 
 
 class LogFormat(StrEnum):
-    """How a line of the log is written."""
+    """The format of a log line."""
 
     CONSOLE = "console"
-    """For people."""
+    """Readable text."""
     JSON = "json"
-    """For programs: an object a line."""
+    """A JSON object per line."""
 
 
 class LogLevel(StrEnum):
-    """What is left out of the log: everything below."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -31,22 +31,22 @@ class LogLevel(StrEnum):
 
 
 class LogSettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """The settings of the log."""
 
     model_config = SettingsConfigDict(env_prefix=LOG_PREFIX)
 
     format: LogFormat | None = None
-    """How lines are written: `console`, for people, or `json`; unset, it is `console` at a terminal, else `json`."""
+    """Format of the log: `console` or `json`. Unset: `console` at a terminal, otherwise `json`."""
     level: LogLevel = LogLevel.INFO
-    """The least that is written: `debug`, `info`, `warning` or `error`. Prompts are written with `debug` alone."""
+    """Lowest level that is logged: `debug`, `info`, `warning` or `error`. Prompts are logged at `debug` only."""
 
 
 class MetricsSettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """The settings of the metrics endpoint."""
 
     model_config = SettingsConfigDict(env_prefix=METRICS_PREFIX)
 
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """The port at which `/metrics` is answered over HTTP; 0 is a free one. Unset, there is none."""
+    """HTTP port that serves `/metrics`; 0 picks a free one. Unset: metrics are not served."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """The address that it listens at; `0.0.0.0` or `::` for all of the machine."""
+    """Address to listen on for `/metrics`; `0.0.0.0` or `::` for all interfaces."""

@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry: one for each job, from the gateway through the queues and the services.
 
-They are on when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; OpenTelemetry's other variables hold as well. Otherwise nothing
-is recorded, and its SDK is not even imported; a trace that comes with a message is passed on nevertheless.
+Tracing is on when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; OpenTelemetry's other variables apply as well. Otherwise
+nothing is recorded and the SDK is not imported, but the trace of an incoming message is still passed on.
 """
 
 import logging
@@ -28,55 +28,55 @@ ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_EN
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 COMPUTE_BEGINS: Final = "compute begins"
 COMPUTE_ENDS: Final = "compute ends"
-"""The events of a span between which an engine works for it, alone or among others."""
+"""The events of a span between which an engine computes for it, alone or in a batch."""
 FLUSH_SECONDS = 2.0
-"""How long what was recorded last may take to be sent when the process ends."""
+"""Time for exporting the last spans when the process ends."""
 
 Value = str | int | float | bool
-"""What an attribute may be."""
+"""The type of an attribute."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _tracer: Tracer = NoOpTracer()
 
 
 class Tracing:
-    """The traces of this process; `start` makes it."""
+    """The tracing of this process; made by `start`."""
 
     def __init__(self, provider: "TracerProvider", exporter: "SpanExporter") -> None:
-        """Records from now on; replaces what recorded before."""
+        """Starts recording, in place of an earlier tracing."""
         global _tracer
         self._provider = provider
         self._exporter = exporter
         _tracer = provider.get_tracer("smalti")
 
     def close(self) -> None:
-        """Sends what was recorded, and records no more."""
+        """Stops recording, and exports the remaining spans."""
         global _tracer
         _tracer = NoOpTracer()
-        # What a collector does not take is tried again for longer than anybody waits for the end of a process.
-        closing = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
+        # The exporter retries for longer than the end of a process may take.
+        closing = threading.Thread(target=self._provider.shutdown, name="export-last-spans", daemon=True)
         closing.start()
         closing.join(FLUSH_SECONDS)
         if closing.is_alive():
-            logger.warning("the last traces are lost: the collector does not take them")
+            logger.warning("the last spans are lost: the collector does not accept them")
             self._exporter.shutdown()
             closing.join(FLUSH_SECONDS)
 
 
 def start(service: str) -> Tracing | None:
-    """Begins to record, where an endpoint is set; otherwise returns None.
+    """Starts recording if an endpoint is set; otherwise returns None.
 
     Args:
-        service: the name under which the spans are found; `OTEL_SERVICE_NAME` goes before it.
+        service: the name of the service in the spans; `OTEL_SERVICE_NAME` overrides it.
 
     Raises:
-        InvalidInputError: a variable asks for what cannot be done.
+        InvalidInputError: a variable has an unsupported value.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return None
     for name in PROTOCOLS:
         if os.environ.get(name, "") not in ("", "grpc"):
-            raise InvalidInputError(name, f"traces are sent by grpc, not {os.environ[name]!r}; unset it")
+            raise InvalidInputError(name, f"{os.environ[name]!r} is not supported, only grpc; unset it")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -88,7 +88,7 @@ def start(service: str) -> Tracing | None:
         exporter = OTLPSpanExporter()
         provider.add_span_processor(BatchSpanProcessor(exporter))
     except ValueError as error:
-        raise InvalidInputError(ENDPOINTS[1], f"traces cannot be sent: {error}") from error
+        raise InvalidInputError(ENDPOINTS[1], f"tracing cannot be set up: {error}") from error
     return Tracing(provider, exporter)
 
 
@@ -101,16 +101,16 @@ def span(
     *,
     fails: bool = True,
 ) -> Iterator[Span]:
-    """Records the block as a span, and how it ends.
+    """Records the block as a span.
 
-    Of an exception it keeps the type alone: its text may have in it what is not for everybody.
+    Of an exception only the type is recorded, since its text may contain a prompt.
 
     Args:
-        name: the span's.
-        kind: which side of what it is.
-        attributes: what is known at the beginning.
-        parent: None is the span of this thread or task.
-        fails: an exception makes it a failed one; otherwise the block says so itself.
+        name: the name of the span.
+        kind: the kind of the span.
+        attributes: the attributes that are known at its start.
+        parent: None is the current span of the thread or task.
+        fails: whether an exception marks the span as failed; if not, the block calls `fail` itself.
     """
     with _tracer.start_as_current_span(
         name, parent, kind, dict(attributes or {}), record_exception=False, set_status_on_exception=False
@@ -126,40 +126,40 @@ def span(
 def inner_span(
     name: str, kind: SpanKind, attributes: Mapping[str, Value]
 ) -> AbstractContextManager[Span | None]:
-    """As `span`, but records nothing outside of another one: what is done now and then would be traces of its own."""
+    """Like `span`, but records only within another span, so that periodic work does not make traces of its own."""
     within = trace.get_current_span().get_span_context().is_valid
     return span(name, kind, attributes) if within else nullcontext()
 
 
 def fail(current: Span, kind: str) -> None:
-    """Marks a span as failed; `kind` says by what, in a word."""
+    """Marks a span as failed, with the kind of the error."""
     current.set_attribute("error.type", kind)
     current.set_status(StatusCode.ERROR)
 
 
 def event(name: str, **attributes: Value) -> None:
-    """Notes a moment in the span of this thread or task."""
+    """Adds an event to the current span."""
     trace.get_current_span().add_event(name, attributes)
 
 
 def extract(carrier: Mapping[str, str]) -> Context | None:
-    """Reads `traceparent` and `tracestate`; None where there are none, or none that can be read."""
+    """Returns the context from `traceparent` and `tracestate`, or None if they are missing or invalid."""
     context = _PROPAGATOR.extract(carrier, Context())
     return context if trace.get_current_span(context).get_span_context().is_valid else None
 
 
 def inject() -> dict[str, str]:
-    """Returns `traceparent` and `tracestate` of the span of this thread or task; nothing where there is none."""
+    """Returns `traceparent` and `tracestate` of the current span; empty without one."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier
 
 
 def is_recording() -> bool:
-    """Says whether this process records."""
+    """Returns whether this process records spans."""
     return not isinstance(_tracer, NoOpTracer)
 
 
 def current_span() -> Any:
-    """Returns the span of this thread or task; one that records nothing where there is none."""
+    """Returns the current span of the thread or task; a no-op span without one."""
     return trace.get_current_span()

@@ -1,7 +1,7 @@
-"""A worker process for the tests of the queue: `python queue_worker.py SETTINGS STORE`; says on stdout what it does.
+"""A worker process for the tests of the queue: `python queue_worker.py SETTINGS STORE`. It reports on stdout.
 
-What a job asks for is in its prompt: `die` kills the process before it is done, `die after` when what follows has been
-sent and the message not acknowledged, `sleep N` takes so many seconds.
+The prompt says what happens: `die` kills the process during the work, `die after` after the events were sent and before
+the acknowledgement, `sleep N` takes N seconds.
 """
 
 import os
@@ -17,7 +17,7 @@ from smalti.storage import LocalStore
 
 
 def say(*words: str) -> None:
-    sys.stdout.write(" ".join(words) + "\n")  # In one piece, since many threads speak.
+    sys.stdout.write(" ".join(words) + "\n")  # One write, since many threads report.
     sys.stdout.flush()
 
 
@@ -30,7 +30,7 @@ def handle(delivery: Delivery) -> Iterator[Message]:
     assert isinstance(task, EncodeTask)
     say("begin", task.job)
     if task.prompt == "die":
-        time.sleep(0.3)  # So that neighbours are in the process's hands too.
+        time.sleep(0.3)  # Until the worker has received neighbours too.
         die()
     if task.prompt.startswith("sleep"):
         time.sleep(float(task.prompt.split()[1]))
@@ -44,14 +44,14 @@ def main() -> None:
     settings = BrokerSettings.model_validate_json(sys.argv[1])
     store = LocalStore(Path(sys.argv[2]))
     publisher = BrokerPublisher(settings)
-    consumption = consume(
+    consumer = consume(
         Stage.ENCODE, handle, concurrency=4, publisher=publisher, store=store, settings=settings
     )
-    signal.signal(signal.SIGTERM, lambda *_: consumption.stop())
-    consumption.start()
-    if consumption.wait_until_ready(30):
+    signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
+    consumer.start()
+    if consumer.wait_until_ready(30):
         say("ready")
-    consumption.wait_until_ended()
+    consumer.wait_until_ended()
     publisher.close()
     say("ended")
 

@@ -1,4 +1,4 @@
-"""The queues, on real brokers: what is promised of a message, whatever happens to workers and broker."""
+"""Delivery guarantees when workers and brokers fail, on real brokers."""
 
 import contextlib
 import gc
@@ -44,19 +44,21 @@ pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_is_left_to_others() -> Iterator[None]:
+def _collect_garbage() -> Iterator[None]:
     yield
     gc.collect()
 
 
-def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
+def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
     publisher = BrokerPublisher(settings_for(broker, timeout=2.0))
     publisher.publish(task("before"), timeout=WAIT)
     broker.pause()
     try:
         for timeout in (0.5, 2.0):
             began = time.monotonic()
-            with pytest.raises(BrokerUnavailableError, match=f"has not confirmed a message in {timeout:g} s"):
+            with pytest.raises(
+                BrokerUnavailableError, match=f"did not confirm a message within {timeout:g} s"
+            ):
                 publisher.publish(task("paused"), timeout=timeout)
             assert time.monotonic() - began < timeout + 1
         assert all(publisher.offer(task("offered")) for _ in range(60))
@@ -77,7 +79,9 @@ def test_sender_is_told_in_time_that_the_broker_is_away(broker: Server) -> None:
     assert "down" not in found
 
 
-def test_broker_that_is_killed_or_hangs_loses_nothing(stand: QueueHarness, broker: Server) -> None:
+def test_no_message_is_lost_when_the_broker_crashes_or_hangs(
+    queue_harness: QueueHarness, broker: Server
+) -> None:
     jobs = itertools.count()
     accepted: set[str] = set()
     finished: set[str] = set()
@@ -91,32 +95,34 @@ def test_broker_that_is_killed_or_hangs_loses_nothing(stand: QueueHarness, broke
         for _ in range(count):
             message = task(f"j{next(jobs)}")
             with contextlib.suppress(BrokerUnavailableError):
-                stand.publisher.publish(message)
+                queue_harness.publisher.publish(message)
                 accepted.add(message.job)
 
-    consumption = stand.work(handle, concurrency=2)
+    consumer = queue_harness.work(handle, concurrency=2)
     send(20)
     broker.kill()
     send(1)
     broker.start()
     send(20)
     broker.pause()
-    time.sleep(stand.settings.timeout + 1)
+    time.sleep(queue_harness.settings.timeout + 1)
     broker.resume()
     send(20)
     wait_until(lambda: accepted <= finished)
     assert len(accepted) >= 60 - 2
-    assert consumption.alive
-    gather(lambda: [event.job for event in events(stand.settings)], lambda told: accepted <= set(told))
-    assert dead(stand.settings) == []
+    assert consumer.alive
+    gather(
+        lambda: [event.job for event in events(queue_harness.settings)], lambda told: accepted <= set(told)
+    )
+    assert dead(queue_harness.settings) == []
 
 
-def test_queue_that_was_removed_is_made_again(broker: Server) -> None:
+def test_deleted_queue_is_declared_again(broker: Server) -> None:
     settings = settings_for(broker)
     publisher = BrokerPublisher(settings)
     publisher.publish_text(Stage.RANK, "rank.batch", "before")
     with celery_application(patient(settings)).connection_for_write() as connection:
-        connection.channel().queue_purge("rank.batch")  # Valkey has no queues but what is in them.
+        connection.channel().queue_purge("rank.batch")  # In Valkey an empty queue does not exist.
         connection.channel().queue_delete("rank.batch")
     publisher.publish_text(Stage.RANK, "rank.batch", "after", timeout=WAIT)
     publisher.close()
@@ -124,7 +130,7 @@ def test_queue_that_was_removed_is_made_again(broker: Server) -> None:
 
 
 class WorkerProcess:
-    """A worker in a process of its own, and what it says."""
+    """A worker in its own process, and its output; killed when the block ends."""
 
     def __init__(self, settings: BrokerSettings, folder: Path) -> None:
         values = {
@@ -152,8 +158,8 @@ class WorkerProcess:
         self._reader.join()
 
 
-def die_while_looking(settings: BrokerSettings) -> None:
-    """Leaves the lock behind under which workers look for messages that come back; only Valkey has one."""
+def leave_restore_lock(settings: BrokerSettings) -> None:
+    """Leaves behind the lock of a worker that died while it restored messages; Valkey only."""
     with celery_application(settings).connection_for_write() as connection:
         channel = connection.channel()
         if settings.url.get_secret_value().startswith("redis"):
@@ -161,25 +167,23 @@ def die_while_looking(settings: BrokerSettings) -> None:
             assert lock.acquire(blocking=False)
 
 
-def test_worker_that_dies_before_the_acknowledgement_loses_nothing(
-    stand: QueueHarness, tmp_path: Path
-) -> None:
-    stand.publisher.publish(task("fatal", "die after"))
-    with WorkerProcess(stand.settings, tmp_path) as worker:
+def test_crash_before_the_acknowledgement_loses_nothing(queue_harness: QueueHarness, tmp_path: Path) -> None:
+    queue_harness.publisher.publish(task("fatal", "die after"))
+    with WorkerProcess(queue_harness.settings, tmp_path) as worker:
         worker.process.wait(WAIT)
-    die_while_looking(stand.settings)
+    leave_restore_lock(queue_harness.settings)
     assert worker.process.returncode == -9
     assert "begin fatal" in worker.said
-    told = [event.job for event in events(stand.settings)]
-    assert told == ["fatal"]  # What follows was sent before it died.
-    stand.work()
-    stand.wait_for(Outcome.DONE)
-    assert stand.outcomes[Outcome.REDELIVERED] == 1
-    assert stand.begun == ["fatal"]
-    assert [event.job for event in events(stand.settings)] == ["fatal"]
+    told = [event.job for event in events(queue_harness.settings)]
+    assert told == ["fatal"]  # The event was sent before the crash.
+    queue_harness.work()
+    queue_harness.wait_for(Outcome.DONE)
+    assert queue_harness.outcomes[Outcome.REDELIVERED] == 1
+    assert queue_harness.begun == ["fatal"]
+    assert [event.job for event in events(queue_harness.settings)] == ["fatal"]
 
 
-def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
+def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
     settings = settings_for(broker, deliveries=3)
     clear(settings)
     publisher = BrokerPublisher(settings)
@@ -200,29 +204,29 @@ def test_poison_is_put_away_and_its_neighbours_are_done(broker: Server, tmp_path
         buried.extend(parse(text).job for text, _ in dead(settings))
         return bool(failed and buried) and neighbours <= done
 
-    deaths = 0
+    crashes = 0
     deadline = time.monotonic() + 3 * WAIT
     while not settled():
         assert time.monotonic() < deadline
         with WorkerProcess(settings, tmp_path) as worker:
             wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
-            deaths += worker.process.poll() == -9
-    assert deaths == settings.deliveries
+            crashes += worker.process.poll() == -9
+    assert crashes == settings.deliveries
     assert [(event.job, event.reason) for event in failed] == [("poison", "poison")]
     assert buried == ["poison"]
     assert list(LocalStore(tmp_path).objects()) == []
     publisher.close()
 
 
-def test_worker_drains_when_it_is_told_to_end(stand: QueueHarness, tmp_path: Path) -> None:
+def test_worker_drains_on_sigterm(queue_harness: QueueHarness, tmp_path: Path) -> None:
     for number in range(8):
-        stand.publisher.publish(task(f"j{number}", "sleep 0.5"))
-    with WorkerProcess(stand.settings, tmp_path) as worker:
+        queue_harness.publisher.publish(task(f"j{number}", "sleep 0.5"))
+    with WorkerProcess(queue_harness.settings, tmp_path) as worker:
         wait_until(lambda: any(line.startswith("begin") for line in worker.said))
         worker.process.terminate()
         assert worker.process.wait(WAIT) == 0
     begun = {line.split()[1] for line in worker.said if line.startswith("begin")}
     done = {line.split()[1] for line in worker.said if line.startswith("done")}
     assert begun == done
-    waiting = [parse(text).job for text, _ in read_all(stand.settings, "encode.interactive")]
+    waiting = [parse(text).job for text, _ in read_all(queue_harness.settings, "encode.interactive")]
     assert sorted([*done, *waiting]) == [f"j{number}" for number in range(8)]

@@ -16,18 +16,18 @@ from smalti.queue import (
     Outcome,
     celery_application,
 )
-from smalti.queue.delivery import WHY_DEAD
+from smalti.queue.delivery import DEAD_REASON_HEADER
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_is_left_to_others() -> Iterator[None]:
+def _collect_garbage() -> Iterator[None]:
     yield
     gc.collect()
 
 
-def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
+def test_only_signed_messages_are_accepted(broker: Server, tmp_path: Path) -> None:
     trusted, foreign = tmp_path / "trusted", tmp_path / "foreign"
     trusted.mkdir()
     foreign.mkdir()
@@ -36,30 +36,30 @@ def test_only_signed_messages_are_taken(broker: Server, tmp_path: Path) -> None:
         key, public = certificate(folder, name)
         return settings_for(broker, signing_key=key, signing_certificate=public, signing_trusted=folder)
 
-    # kombu has one signer a process, the last that was set up: the foreign one signs before ours is there.
+    # kombu has one signer per process, the last that was set up, so the stranger signs first.
     stranger = BrokerPublisher(signing(foreign, "stranger"))
     stranger.publish(task("stranger"))
     stranger.close()
     plain = BrokerPublisher(settings_for(broker))
     plain.publish(task("unsigned"))
     plain.close()
-    stand = QueueHarness(signing(trusted, "ours"))
+    queue_harness = QueueHarness(signing(trusted, "ours"))
     try:
-        stand.publisher.publish(task("ours"))
-        stand.work()
-        stand.wait_for(Outcome.DONE)
-        found = gather(lambda: dead(stand.settings), lambda found: len(found) >= 2)
-        reasons = sorted(headers[WHY_DEAD] for _, headers in found)
+        queue_harness.publisher.publish(task("ours"))
+        queue_harness.work()
+        queue_harness.wait_for(Outcome.DONE)
+        found = gather(lambda: dead(queue_harness.settings), lambda found: len(found) >= 2)
+        reasons = sorted(headers[DEAD_REASON_HEADER] for _, headers in found)
         assert any("not accepted" in reason for reason in reasons), reasons
         assert any("cannot be read" in reason for reason in reasons), reasons
-        assert stand.begun == ["ours"]
+        assert queue_harness.begun == ["ours"]
     finally:
-        stand.stop()
+        queue_harness.stop()
 
 
-def test_signing_is_set_wholly_or_not_at_all(tmp_path: Path) -> None:
+def test_signing_settings_go_together(tmp_path: Path) -> None:
     key, public = certificate(tmp_path, "ours")
-    with pytest.raises(ValueError, match="SMALTI_BROKER_SIGNING_TRUSTED is not set"):
+    with pytest.raises(ValueError, match="missing: SMALTI_BROKER_SIGNING_TRUSTED"):
         BrokerSettings(signing_key=key, signing_certificate=public)
     with pytest.raises(InvalidInputError, match="SMALTI_BROKER_SIGNING_KEY"):
         celery_application(

@@ -68,7 +68,7 @@ def test_deliveries_are_counted_by_outcome(valkey: ValkeyServer) -> None:
 
     publisher, metrics = BrokerPublisher(settings), Metrics("encoder")
     value = sample_reader(metrics)
-    consumption = consume(
+    consumer = consume(
         Stage.ENCODE,
         handle,
         concurrency=2,
@@ -76,7 +76,7 @@ def test_deliveries_are_counted_by_outcome(valkey: ValkeyServer) -> None:
         settings=settings,
         observer=DeliveryMetrics(metrics),
     )
-    with consumption:
+    with consumer:
         publisher.publish(task("j1"))
         publisher.publish(task("again"))
         publisher.publish(task("cancelled"))
@@ -129,8 +129,8 @@ def test_job_is_one_trace_through_the_queues(valkey: ValkeyServer, recorded: Rec
     with tracing.span("create", SpanKind.SERVER):
         publisher.publish(task("j1", prompt="a secret cat"))
     for stage, handler in ((Stage.ENCODE, encode), (Stage.GENERATE, generate)):
-        with consume(stage, handler, concurrency=1, publisher=publisher, settings=settings) as consumption:
-            assert consumption.wait_until_ready(WAIT)
+        with consume(stage, handler, concurrency=1, publisher=publisher, settings=settings) as consumer:
+            assert consumer.wait_until_ready(WAIT)
             wait_until(lambda: len(read_all(settings, "events")) == 1)
     publisher.close()
     traced.close()

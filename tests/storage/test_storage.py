@@ -1,4 +1,4 @@
-"""The object store: the same promises whatever is behind it, and what is said when they cannot be kept."""
+"""Object stores: the same guarantees for every kind, and the errors."""
 
 import io
 import os
@@ -48,7 +48,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return made
 
 
-def test_object_comes_out_as_it_went_in(store: ObjectStore) -> None:
+def test_object_round_trip(store: ObjectStore) -> None:
     content = os.urandom(100_000)
     ref = store.put(KEYS.encoding, content)
     assert (ref.key, ref.sha256) == (KEYS.encoding, digest(content))
@@ -75,13 +75,13 @@ def test_object_is_replaced_and_removed(store: ObjectStore) -> None:
         store.get(KEYS.result)
 
 
-def test_content_that_was_not_asked_for_is_refused(store: ObjectStore) -> None:
+def test_content_with_another_checksum_is_refused(store: ObjectStore) -> None:
     store.put(KEYS.encoding, b"of another model")
-    with pytest.raises(DamagedObjectError, match="other content"):
+    with pytest.raises(DamagedObjectError, match="not that which the message refers to"):
         store.get(KEYS.encoding, sha256=digest(b"of this model"))
 
 
-def test_listing_is_whole_and_in_order(store: ObjectStore) -> None:
+def test_listing_is_complete_and_sorted(store: ObjectStore) -> None:
     # More than S3 gives at a time.
     keys = [KEYS.candidate(index) for index in range(1005)]
     with ThreadPoolExecutor(8) as threads:
@@ -95,7 +95,7 @@ def test_listing_is_whole_and_in_order(store: ObjectStore) -> None:
     assert list(store.objects(KEYS.folder)) == []
 
 
-def test_sweep_takes_what_is_old_and_of_no_more_use(store: ObjectStore) -> None:
+def test_sweep_deletes_old_intermediate_objects(store: ObjectStore) -> None:
     intermediate = [KEYS.encoding, KEYS.tokens(0), KEYS.scores(0), KEYS.cancelled]
     kept = [KEYS.candidate(0), KEYS.result]
     for key in (*intermediate, *kept):
@@ -112,7 +112,7 @@ def test_sweep_takes_what_is_old_and_of_no_more_use(store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     "key", ["", "/etc/passwd", "../x", "jobs/../../x", "jobs//x", "jobs/.x", "a\0b", "a b", "a" * 600]
 )
-def test_what_is_no_key_is_refused(store: ObjectStore, key: str) -> None:
+def test_invalid_key_is_refused(store: ObjectStore, key: str) -> None:
     for call in (
         lambda: store.put(key, b"x"),
         lambda: store.get(key),
@@ -125,11 +125,11 @@ def test_what_is_no_key_is_refused(store: ObjectStore, key: str) -> None:
         assert caught.value.field == "key"
 
 
-def test_job_has_its_folder() -> None:
+def test_keys_of_a_job_are_in_its_folder() -> None:
     assert KEYS.tokens(2) == "jobs/j1/tokens/2.safetensors"
     assert KEYS.check(KEYS.scores(0)) == "jobs/j1/scores/0.json"
     for key in ("jobs/j10/result.json", "jobs/j1", "jobs/j1/../j2/result.json", "result.json"):
-        with pytest.raises(InvalidInputError, match="is not in jobs/j1/"):
+        with pytest.raises(InvalidInputError, match="must be in jobs/j1/"):
             KEYS.check(key)
     for job in ("", "..", "a/b", ".a", "a" * 65, "a\n"):
         with pytest.raises(InvalidInputError, match="job"):
@@ -138,13 +138,13 @@ def test_job_has_its_folder() -> None:
         KEYS.tokens(-1)
 
 
-def test_damage_on_the_disk_is_noticed(tmp_path: Path) -> None:
+def test_damage_on_disk_is_detected(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     ref = store.put(KEYS.tokens(0), b"0123456789")
     path = tmp_path / KEYS.tokens(0)
     for damaged in (b"012345678", b"0123456780", b""):
         path.write_bytes(damaged)
-        with pytest.raises(DamagedObjectError, match="do not fit its checksum"):
+        with pytest.raises(DamagedObjectError, match="do not match its checksum"):
             store.get(KEYS.tokens(0), sha256=ref.sha256)
     (path.parent / f".{path.name}.sha256").unlink()
     with pytest.raises(DamagedObjectError, match="no checksum"):
@@ -153,7 +153,7 @@ def test_damage_on_the_disk_is_noticed(tmp_path: Path) -> None:
     assert store.get(KEYS.tokens(0)) == b"0123456789"
 
 
-def test_damage_in_s3_is_noticed(s3: S3Server) -> None:
+def test_damage_in_s3_is_detected(s3: S3Server) -> None:
     store = open_store(settings_for(s3))
     assert isinstance(store, S3Store)
     ref = store.put(KEYS.tokens(0), b"0123456789")
@@ -164,14 +164,14 @@ def test_damage_in_s3_is_noticed(s3: S3Server) -> None:
         s3.bucket, ref.key, io.BytesIO(b"9876543210"), 10, metadata={"x-amz-meta-sha256": ref.sha256}
     )
     client.put_object(s3.bucket, other.key, io.BytesIO(b"other"), 5)
-    with pytest.raises(DamagedObjectError, match="do not fit its checksum"):
+    with pytest.raises(DamagedObjectError, match="do not match its checksum"):
         store.get(ref.key)
     with pytest.raises(DamagedObjectError, match="no checksum"):
         store.get(other.key)
     assert find(store, other.key) is None
 
 
-def test_presigned_address_is_good_for_everybody_for_a_time(s3: S3Server) -> None:
+def test_presigned_url_works_for_anybody_until_it_expires(s3: S3Server) -> None:
     store = open_store(settings_for(s3))
     store.put(KEYS.candidate(0), b"a picture", content_type="image/png")
     with urllib.request.urlopen(store.presigned_url(KEYS.candidate(0), seconds=60)) as answer:
@@ -185,7 +185,7 @@ def test_presigned_address_is_good_for_everybody_for_a_time(s3: S3Server) -> Non
     )
 
 
-def test_local_address_names_the_file(tmp_path: Path) -> None:
+def test_local_url_names_the_file(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.put(KEYS.candidate(0), b"a picture")
     with urllib.request.urlopen(store.presigned_url(KEYS.candidate(0), seconds=60)) as answer:
@@ -200,7 +200,7 @@ def test_objects_of_jobs_expire(s3: S3Server) -> None:
     assert not MemoryStore().expire_after(7)
 
 
-def test_bucket_is_made(s3: S3Server) -> None:
+def test_missing_bucket_is_created(s3: S3Server) -> None:
     url = s3.url.rpartition("/")[0] + "/another"
     store = open_store(settings_for(s3, url))
     with pytest.raises(MissingObjectError):
@@ -209,7 +209,7 @@ def test_bucket_is_made(s3: S3Server) -> None:
     assert store.get(KEYS.result) == b"x"
 
 
-def test_refusal_is_told_at_once_and_without_the_secret(s3: S3Server) -> None:
+def test_refusal_is_reported_at_once_without_the_secret(s3: S3Server) -> None:
     store = open_store(settings_for(s3, s3.url.replace(s3.secret_key, "a-wrong-secret")))
     for call in (lambda: store.put(KEYS.result, b"x"), lambda: store.get(KEYS.result), store.check):
         with pytest.raises(StoreUnavailableError) as caught:
@@ -218,7 +218,7 @@ def test_refusal_is_told_at_once_and_without_the_secret(s3: S3Server) -> None:
         assert "a-wrong-secret" not in str(caught.value)
 
 
-def test_store_that_does_not_answer_is_given_up_in_time(s3: S3Server) -> None:
+def test_store_that_hangs_times_out(s3: S3Server) -> None:
     store = open_store(settings_for(s3, timeout=1.0))
     store.put(KEYS.result, b"before")
     s3.pause()
@@ -238,7 +238,7 @@ def test_store_that_does_not_answer_is_given_up_in_time(s3: S3Server) -> None:
     assert store.get(KEYS.result) == b"before"
 
 
-def test_full_disk_is_told() -> None:
+def test_full_disk_is_reported() -> None:
     store = LocalStore(Path("/dev/null/store"))
     with pytest.raises(StoreUnavailableError, match="/dev/null/store"):
         store.put(KEYS.result, b"x")
@@ -249,16 +249,16 @@ def test_full_disk_is_told() -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://localhost/bucket", "has one of the forms"),
-        ("s3+http://key:very-secret@host:1/", "three letters"),
-        ("s3+http://key:very-secret@host:1/ab", "three letters"),
-        ("s3+http://key:very-secret@host:99999/bucket", "has one of the forms"),
+        ("http://localhost/bucket", "must have one of the forms"),
+        ("s3+http://key:very-secret@host:1/", "three characters"),
+        ("s3+http://key:very-secret@host:1/ab", "three characters"),
+        ("s3+http://key:very-secret@host:99999/bucket", "must have one of the forms"),
         ("s3+https://host/bucket", "both keys"),
         ("file://host/folder", "file:///FOLDER"),
         ("file:///", "file:///FOLDER"),
     ],
 )
-def test_address_that_cannot_be_used_is_told_without_the_secret(url: str, problem: str) -> None:
+def test_invalid_url_is_reported_without_the_secret(url: str, problem: str) -> None:
     with pytest.raises(InvalidInputError, match=problem) as caught:
         open_store(StoreSettings(url=SecretStr(url)))
     assert caught.value.field == "SMALTI_STORE_URL"
@@ -266,7 +266,7 @@ def test_address_that_cannot_be_used_is_told_without_the_secret(url: str, proble
     assert "very-secret" not in repr(StoreSettings(url=SecretStr(url)))
 
 
-def test_keys_may_be_given_apart(s3: S3Server) -> None:
+def test_keys_may_be_set_separately(s3: S3Server) -> None:
     settings = StoreSettings(
         url=SecretStr(f"s3+http://{HOST}:{s3.port}/{s3.bucket}"),
         access_key=SecretStr(s3.access_key),
@@ -277,7 +277,7 @@ def test_keys_may_be_given_apart(s3: S3Server) -> None:
     assert store.get(KEYS.result) == b"x"
 
 
-def test_wrong_port_is_told(s3: S3Server) -> None:
+def test_wrong_port_is_reported(s3: S3Server) -> None:
     store = open_store(settings_for(s3, s3.url.replace(str(s3.port), str(free_port()))))
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         store.check()

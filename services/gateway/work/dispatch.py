@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
 from smalti.messages import EncodeTask
 from smalti.parameters import Priority
-from smalti.queue.order import Turns
+from smalti.queue import BatchTurns
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
@@ -60,7 +60,7 @@ class Dispatcher:
         self._events = context.events
         self._clock = context.clock
         self._progress = progress
-        self._turns = Turns()
+        self._turns = BatchTurns()
 
     def reclaim(self) -> None:
         """Ends the leases of chunks that a previous process was sending when it died. Call it before sending.

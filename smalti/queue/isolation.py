@@ -1,7 +1,7 @@
-"""Lets work run side by side, and suspect work alone.
+"""Runs messages concurrently, and suspect messages alone.
 
-A message over which workers have died twice may be what kills them. It runs alone, after all other messages have been
-given back to the broker: when it kills the worker again, it is known by that, and nothing else suffers for it.
+A message over which workers have crashed twice may be the cause. It runs alone, after all other messages were returned
+to the broker: if the worker crashes again, the cause is known and nothing else is lost.
 """
 
 import threading
@@ -9,26 +9,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Gate:
-    """Counts what runs, and lets one run alone."""
+class IsolationGate:
+    """A lock that many messages share, or one message holds alone."""
 
     def __init__(
         self,
-        on_close: Callable[[], None] = lambda: None,
-        empty_hands: Callable[[], None] = lambda: None,
-        on_open: Callable[[], None] = lambda: None,
+        *,
+        pause: Callable[[], None] = lambda: None,
+        return_others: Callable[[], None] = lambda: None,
+        resume: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts open, with nothing running.
 
         Args:
-            on_close: lets nothing more come, and returns when nothing more does; called when suspect work begins to
-                wait for the rest to end.
-            empty_hands: gives back whatever else the worker has; called before suspect work runs.
-            on_open: lets things come again.
+            pause: stops the arrival of messages, and returns when no more arrive; called before a suspect message
+                waits for the others to end.
+            return_others: returns all other messages to the broker; called before a suspect message runs.
+            resume: lets messages arrive again.
         """
-        self._on_close = on_close
-        self._empty_hands = empty_hands
-        self._on_open = on_open
+        self._pause = pause
+        self._return_others = return_others
+        self._resume = resume
         self._changed = threading.Condition()
         self._running = 0
         self._closed = False
@@ -36,12 +37,12 @@ class Gate:
 
     @property
     def running(self) -> int:
-        """How many run."""
+        """The number of messages that run."""
         return self._running
 
     @contextmanager
     def shared(self) -> Iterator[bool]:
-        """Runs the block among others; gives False, and does not count it, when the gate is closed."""
+        """Runs the block among others; yields False, and does not count it, when the gate is closed."""
         with self._changed:
             entered = not self._closed
             self._running += entered
@@ -52,9 +53,9 @@ class Gate:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Closes the gate, waits until the others have ended, and runs the block with nothing else in hand.
+        """Closes the gate, waits until the others have ended, and runs the block alone.
 
-        Gives False, and does not count it, when the gate is closed already.
+        Yields False, and does not count it, when the gate is closed already.
         """
         with self._changed:
             entered = not self._closed
@@ -64,14 +65,14 @@ class Gate:
             yield False
             return
         try:
-            self._on_close()
+            self._pause()
             with self._changed:
                 self._closing = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._running == 0)
                 self._running += 1
             try:
-                self._empty_hands()
+                self._return_others()
                 yield True
             finally:
                 self._leave(1)
@@ -79,18 +80,15 @@ class Gate:
             with self._changed:
                 self._closed = self._closing = False
                 self._changed.notify_all()
-            self._on_open()
+            self._resume()
 
     def wait_until_closed(self) -> None:
-        """Waits, where the gate is being closed, until nothing more comes.
-
-        What is sent back to the queue before would come again at once.
-        """
+        """Waits while the gate is closing: a message that is returned before would arrive again at once."""
         with self._changed:
             self._changed.wait_for(lambda: not self._closing)
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Waits until nothing runs; returns False when the time, in seconds, is over before."""
+        """Waits until nothing runs; returns False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running == 0, timeout)
 
