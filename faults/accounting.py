@@ -132,7 +132,7 @@ class Account:
     def settle(self, *submissions: Submission, seconds: float = PATIENCE) -> None:
         """Waits until jobs have ended, all by default; what has not ended in time stays without an end."""
         waiting = [each for each in submissions or self.submissions if each.job and not each.end]
-        with self.system.client(attempts=4, patience=60) as client, contextlib.suppress(AssertionError):
+        with self.system.client(attempts=4, retry_seconds=60) as client, contextlib.suppress(AssertionError):
 
             def look() -> bool:
                 for each in list(waiting):
@@ -154,7 +154,7 @@ class Account:
         tally = Tally(Counter(each.state for each in self.submissions))
         jobs = {each.job for each in self.submissions if each.job}
         tally.twice = sum(count - 1 for (job, _, _), count in self.system.executions().items() if job in jobs)
-        with self.system.client(attempts=4, patience=60) as client:
+        with self.system.client(attempts=4, retry_seconds=60) as client:
             for each in self.submissions:
                 if each.end is not None:
                     self._check(client, each, each.end, tally)
@@ -163,7 +163,7 @@ class Account:
 
     def _find(self, submission: Submission) -> None:
         """Finds out whether a request that was answered with an error has made a job nevertheless."""
-        with self.system.client(attempts=4, patience=60) as client:
+        with self.system.client(attempts=4, retry_seconds=60) as client:
             for job in client.list():
                 if job.request_id == submission.request_id:
                     submission.job = job.id
@@ -198,7 +198,7 @@ class Account:
                 with contextlib.suppress(DamagedObjectError):  # Nobody can take that for a picture.
                     if digest(self.system.store.get(info.key)) != self._sha256(submission, candidate):
                         tally.wrong.append(info.key)
-        with self.system.client(attempts=4, patience=60) as client:
+        with self.system.client(attempts=4, retry_seconds=60) as client:
             tally.unexpected += [f"job {job.id}" for job in client.list() if job.id not in self._known]
 
     def _sha256(self, submission: Submission, candidate: int) -> str:

@@ -205,10 +205,13 @@ class System:
         return [process for name, process in self.processes.items() if name.partition("-")[0] == service]
 
     @contextmanager
-    def client(self, *, attempts: int = 1, patience: float = 0.0) -> Iterator[Client]:
+    def client(self, *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Client]:
         """A client of the gateway; by default one that is told of every error."""
         with Client(
-            self.gateway.url, patience=patience, call_seconds=30, settings=RpcSettings(attempts=attempts)
+            self.gateway.url,
+            retry_seconds=retry_seconds,
+            call_seconds=30,
+            settings=RpcSettings(attempts=attempts),
         ) as client:
             yield client
 

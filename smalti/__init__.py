@@ -1,3 +1,133 @@
-"""Smalti: prompts to pictures, laid one tile at a time."""
+"""Smalti: prompts to pictures, laid one tile at a time.
+
+The names below are what Smalti offers to Python programs. The pipeline and the clients are imported when they are first
+used, so that `import smalti` is quick and needs none of the extras.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from smalti.errors import (
+    AttemptsExhaustedError,
+    BrokerUnavailableError,
+    CheckpointError,
+    ConfigError,
+    DamagedObjectError,
+    DatabaseUnavailableError,
+    DrainingError,
+    EngineError,
+    EngineFailedError,
+    EngineFullError,
+    ExpiredMessageError,
+    InvalidInputError,
+    JobNotFoundError,
+    JobNotSucceededError,
+    MalformedMessageError,
+    MessageError,
+    MissingObjectError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    NotSupportedError,
+    OverloadedError,
+    OversizedMessageError,
+    PictureNotFoundError,
+    RemoteError,
+    RequestCancelledError,
+    RequestExpiredError,
+    RequestIdReusedError,
+    ServerStartError,
+    ServiceError,
+    SmaltiError,
+    SmaltiWarning,
+    StorageError,
+    StoreUnavailableError,
+    UnavailableError,
+    UnknownVersionError,
+)
+
+if TYPE_CHECKING:
+    from smalti.client import AsyncClient, Client
+    from smalti.parameters import SamplingParameters
+    from smalti.pictures import Picture
+    from smalti.pipeline import Pipeline
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "AttemptsExhaustedError",
+    "BrokerUnavailableError",
+    "CheckpointError",
+    "Client",
+    "ConfigError",
+    "DamagedObjectError",
+    "DatabaseUnavailableError",
+    "DrainingError",
+    "EngineError",
+    "EngineFailedError",
+    "EngineFullError",
+    "ExpiredMessageError",
+    "InvalidInputError",
+    "JobNotFoundError",
+    "JobNotSucceededError",
+    "MalformedMessageError",
+    "MessageError",
+    "MissingObjectError",
+    "ModelError",
+    "ModelMismatchError",
+    "ModelNotFoundError",
+    "NotSupportedError",
+    "OverloadedError",
+    "OversizedMessageError",
+    "Picture",
+    "PictureNotFoundError",
+    "Pipeline",
+    "RemoteError",
+    "RequestCancelledError",
+    "RequestExpiredError",
+    "RequestIdReusedError",
+    "SamplingParameters",
+    "ServerStartError",
+    "ServiceError",
+    "SmaltiError",
+    "SmaltiWarning",
+    "StorageError",
+    "StoreUnavailableError",
+    "UnavailableError",
+    "UnknownVersionError",
+    "__version__",
+]
+
+# Name: its module, and the extra that the module needs.
+_LAZY = {
+    "AsyncClient": ("smalti.client", "client"),
+    "Client": ("smalti.client", "client"),
+    "Picture": ("smalti.pictures", None),
+    "Pipeline": ("smalti.pipeline", "local"),
+    "SamplingParameters": ("smalti.parameters", None),
+}
+
+
+# Hidden from type checkers, for which any attribute would exist otherwise.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Imports a name when it is first used (PEP 562)."""
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, extra = _LAZY[name]
+        try:
+            value = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            library = (error.name or "").partition(".")[0]
+            if extra is None or library in ("", __name__):
+                raise
+            problem = f"smalti.{name} needs {library}, which is not installed: pip install 'smalti[{extra}]'"
+            raise ModuleNotFoundError(problem, name=error.name) from error
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

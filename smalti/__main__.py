@@ -1,5 +1,6 @@
-"""`python -m smalti`."""
+"""`python -m smalti` runs the `smalti` command."""
 
 from smalti.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

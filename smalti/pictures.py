@@ -1,4 +1,4 @@
-"""Pictures as files: PNGs that carry how they were drawn, their names, and the grid."""
+"""Pictures, and the PNG files that hold them together with a record of how they were made."""
 
 import io
 import json
@@ -7,7 +7,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, Protocol
 
+import numpy as np
+from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
@@ -17,19 +20,32 @@ from smalti.files import write_atomically
 from smalti.parameters import SamplingParameters, Seed
 from smalti.validation import Strict, first_problem
 
-FILE_FORMATS = ("PNG", "JPEG", "WEBP")
-"""What is read of pictures from outside."""
-MAX_FILE_BYTES = 10 * 2**20
-"""Bytes of a picture from outside."""
-MAX_SIDE = 4096
-"""Pixels of a picture from outside, each way."""
+__all__ = [
+    "MAX_FILE_BYTES",
+    "Drawing",
+    "Picture",
+    "grid",
+    "load_drawing",
+    "plain_png_bytes",
+    "png_bytes",
+    "read_image",
+    "save_png",
+    "slug",
+    "square",
+]
 
-# The PNG text chunk that holds a drawing as JSON.
-CHUNK = "smalti"
+FILE_FORMATS: Final = ("PNG", "JPEG", "WEBP")
+"""The formats in which input pictures are accepted."""
+MAX_FILE_BYTES: Final = 10 * 2**20
+"""Largest file of an input picture."""
+MAX_SIDE: Final = 4096
+"""Largest width and height of an input picture, in pixels."""
+CHUNK: Final = "smalti"
+"""The PNG text chunk that holds a drawing as JSON."""
 
 
 class Drawing(Strict):
-    """How a picture, or a grid of pictures, was drawn: all that is needed to draw it again."""
+    """How a picture, or a grid of pictures, was made: everything that is needed to make it again."""
 
     prompt: str
     seed: Seed
@@ -37,19 +53,53 @@ class Drawing(Strict):
     revision: str
     sampling: SamplingParameters
     candidates: int
-    """How many candidates the picture was chosen from."""
+    """Number of candidates from which the picture was chosen."""
     candidate: int | None = None
-    """Which of the candidates it is; None for a grid."""
+    """Index of the picture among the candidates; None for a grid."""
     n: int | None = None
-    """How many pictures the grid shows; None for a single picture."""
+    """Number of pictures in the grid; None for a single picture."""
     score: float | None = None
-    """What the ranker gave it; None for a grid."""
+    """The ranker's score; None for a grid."""
     drawn: str | None = None
-    """The prompt in the words of the model that drew it; None where they are the prompt's own."""
+    """The prompt in the model's own words; None if the model reads the prompt as it is."""
+
+
+class Picture(Protocol):
+    """A generated picture, from the pipeline (`LocalPicture`) or from a gateway (`RemotePicture`)."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture itself, in RGB."""
+
+    @property
+    def seed(self) -> int:
+        """The seed, shared by all candidates of a prompt."""
+
+    @property
+    def candidate(self) -> int:
+        """Its index among the candidates; together with the seed it reproduces the picture."""
+
+    @property
+    def score(self) -> float:
+        """The ranker's score, comparable among the pictures of one prompt and one model."""
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " tokens"] | None:
+        """Its image tokens, row by row; None for a picture from a gateway, which does not send them."""
+
+    @property
+    def drawing(self) -> Drawing:
+        """How it was made, as its PNG file records it."""
+
+    def to_png(self) -> bytes:
+        """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""
+
+    def save(self, path: Path | str) -> None:
+        """Writes the PNG file atomically; a file with this name is replaced."""
 
 
 def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:
-    """Returns the picture as PNG with its drawing inside; the same picture gives the same bytes."""
+    """Returns the picture as PNG with its drawing inside; equal input gives equal bytes."""
     information = PngInfo()
     information.add_itxt("Description", drawing.prompt)
     information.add_text("Software", "Smalti")
@@ -62,31 +112,31 @@ def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:
 
 
 def plain_png_bytes(image: Image.Image) -> bytes:
-    """Returns the picture as PNG that says nothing of how it was drawn; the same picture gives the same bytes."""
+    """Returns the picture as PNG without a drawing; equal input gives equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def read_image(content: bytes, field: str) -> Image.Image:
-    """Reads a picture from outside: as its camera held it, in RGB, white where it is transparent.
+    """Decodes an input picture to RGB: rotated as its EXIF data says, with white in place of transparency.
 
     Args:
-        content: a file in PNG, JPEG or WebP; of one that moves, the first picture.
-        field: its path in the request, for errors.
+        content: a PNG, JPEG or WebP file; of an animation, the first frame is read.
+        field: the path of the picture in the request, for errors.
 
     Raises:
-        InvalidInputError: it is no such file, damaged, or too large.
+        InvalidInputError: the file has another format, is damaged, or is too large.
     """
     if len(content) > MAX_FILE_BYTES:
-        raise InvalidInputError(field, f"has {len(content)} bytes; the most is {MAX_FILE_BYTES}")
+        raise InvalidInputError(field, f"has {len(content)} bytes; at most {MAX_FILE_BYTES} are allowed")
     try:
-        # The size is known from the header, before anything is unpacked.
+        # The header holds the size, so that a large picture is refused before it is decompressed.
         with Image.open(io.BytesIO(content), formats=FILE_FORMATS) as opened:
             if max(opened.size) > MAX_SIDE:
                 width, height = opened.size
                 raise InvalidInputError(
-                    field, f"is {width} x {height} pixels large; the most is {MAX_SIDE} x {MAX_SIDE}"
+                    field, f"has {width} x {height} pixels; at most {MAX_SIDE} x {MAX_SIDE} are allowed"
                 )
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
@@ -95,21 +145,21 @@ def read_image(content: bytes, field: str) -> Image.Image:
                 image = Image.alpha_composite(white, image)
             return image.convert("RGB")
     except UnidentifiedImageError:
-        raise InvalidInputError(field, "is no picture in PNG, JPEG or WebP") from None
+        raise InvalidInputError(field, "must be a picture in PNG, JPEG or WebP format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInputError(field, f"cannot be read: {' '.join(str(error).split())[:100]}") from None
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """Cuts a picture to a square around its centre and scales it; one of that size stays as it is."""
+    """Crops a picture to a centred square and scales it; a square of this size stays as it is."""
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
-def read_drawing(path: Path) -> Drawing:
-    """Reads how a PNG was drawn.
+def load_drawing(path: Path) -> Drawing:
+    """Reads how a PNG file was made.
 
     Raises:
-        InvalidInputError: no such file, no picture, or a picture that does not carry a drawing.
+        InvalidInputError: there is no such file, it is not a picture, or it holds no drawing.
     """
     try:
         with Image.open(path) as image:
@@ -120,7 +170,7 @@ def read_drawing(path: Path) -> Drawing:
         raise InvalidInputError("like", f"{path}: cannot be read as a picture ({error})") from None
     if text is None:
         raise InvalidInputError(
-            "like", f"{path}: it does not say how it was drawn; only PNGs that smalti wrote, unchanged, do"
+            "like", f"{path}: the file does not record how it was made; give a PNG as smalti wrote it"
         )
     try:
         return Drawing.model_validate_json(text)
@@ -131,23 +181,23 @@ def read_drawing(path: Path) -> Drawing:
         ) from None
 
 
-def slug(prompt: str, longest: int = 60) -> str:
-    """Returns a prompt in the form of a file name: letters, digits and hyphens."""
+def slug(prompt: str, max_bytes: int = 60) -> str:
+    """Returns a file name for a prompt: its letters and digits, joined by hyphens."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).lower())
     name = ""
     for word in words:
-        joined = f"{name}-{word}" if name else word[:longest]
-        if len(joined.encode()) > longest:
+        joined = f"{name}-{word}" if name else word[:max_bytes]
+        if len(joined.encode()) > max_bytes:
             break
         name = joined
     return name or "picture"
 
 
 def save_png(folder: Path, stem: str, content: bytes) -> Path:
-    """Writes a PNG whole or not at all, and never over another picture.
+    """Writes a PNG file atomically, without ever replacing another picture.
 
-    A file of that name with the same content is left as it is; with other content (drawn with other parameters, say)
-    the new one gets a number behind its name.
+    If a file with this name and the same content exists, it stays. If its content is another (because of other
+    parameters, say), the new file gets a number after its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -162,7 +212,7 @@ def save_png(folder: Path, stem: str, content: bytes) -> Path:
 
 
 def grid(images: Sequence[Image.Image], gap: int = 2) -> Image.Image:
-    """Lays pictures of one size out in rows, as near to a square as their number allows."""
+    """Lays out pictures of equal size in rows, as near to a square as their number allows."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = images[0].size

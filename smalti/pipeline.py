@@ -1,8 +1,8 @@
-"""The four stages in one process: a prompt in, ranked pictures out; no queue, no network."""
+"""All four stages in one process: a prompt in, ranked pictures out, without a queue or a network."""
 
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,38 +13,56 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
-from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine, RowsDrawn
+from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine
 from smalti.engines.generator.requests import Candidate
 from smalti.engines.ranker import RankerEngine, best
 from smalti.errors import SmaltiWarning
+from smalti.files import write_atomically
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
-from smalti.pictures import Drawing
+from smalti.pictures import Drawing, png_bytes
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.text.rewording import Rewriter
 
+__all__ = ["LocalPicture", "OnProgress", "Pipeline"]
 
-@dataclass(frozen=True)
-class Picture:
-    """One drawn picture."""
+OnProgress = Callable[[int, int], None]
+"""Called after each row of tiles with the tokens generated so far and the tokens to generate, over all candidates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPicture:
+    """A picture that a pipeline has generated; a `smalti.Picture`."""
 
     image: Image.Image
+    """The picture itself, in RGB."""
     score: float
-    """The ranker's, comparable among the pictures of one prompt."""
+    """The ranker's score, comparable among the pictures of one prompt."""
     seed: int
+    """The seed, shared by all candidates of a prompt."""
     candidate: int
-    """Its index among the candidates; with the seed it gives the same picture again."""
+    """Its index among the candidates; together with the seed it reproduces the picture."""
     tokens: Int[np.ndarray, " tokens"]
+    """Its image tokens, row by row."""
     drawing: Drawing
-    """How it was drawn, as its PNG carries it."""
+    """How it was made, as its PNG file records it."""
+
+    def to_png(self) -> bytes:
+        """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""
+        return png_bytes(self.image, self.drawing)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the PNG file atomically; a file with this name is replaced."""
+        write_atomically(Path(path), self.to_png())
 
 
 class Pipeline:
-    """A loaded model, ready to draw."""
+    """A loaded model that generates pictures."""
 
     def __init__(
         self,
+        *,
         folder: ModelFolder,
         encoder: EncoderEngine,
         generator: GeneratorEngine,
@@ -52,7 +70,16 @@ class Pipeline:
         ranker: RankerEngine,
         rewriter: Rewriter,
     ) -> None:
-        """Joins the four engines, and what says prompts in the model's words; `Pipeline.load` makes them."""
+        """Joins the parts of a model; `Pipeline.load` loads them.
+
+        Args:
+            folder: the model's folder.
+            encoder: the text encoder.
+            generator: the image-token generator.
+            decoder: the VQGAN decoder.
+            ranker: the CLIP ranker.
+            rewriter: rewrites prompts in the words that the model knows.
+        """
         self.folder = folder
         self.encoder = encoder
         self.generator = generator
@@ -62,22 +89,27 @@ class Pipeline:
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, slots: int = DEFAULT_SLOTS) -> Self:
-        """Loads a model by its name or its folder; the shipped model for None.
+        """Loads a model.
 
         Args:
-            model: a name that `smalti models` lists, or a folder.
-            slots: how many candidates are drawn at the same time.
+            model: a name that `smalti models` lists, or a folder; None for the shipped model.
+            slots: number of candidates that are generated at the same time.
 
         Raises:
             ModelNotFoundError: there is no such model.
-            ModelError: the folder is no model, or a file of it cannot be used.
+            ModelError: the folder does not hold a model, or one of its files cannot be used.
         """
         folder = library.find(model)
         rewriter, spec = Rewriter.load(folder.words_file), ModelSpec.load(folder)
         encoder = EncoderEngine.load(spec)
-        generator = GeneratorEngine.load(spec, encoder.unconditional, slots=slots)
-        ranker = RankerEngine.load(folder)
-        return cls(folder, encoder, generator, DecoderEngine.load(spec), ranker, rewriter)
+        return cls(
+            folder=folder,
+            encoder=encoder,
+            generator=GeneratorEngine.load(spec, encoder.unconditional, slots=slots),
+            ranker=RankerEngine.load(folder),
+            decoder=DecoderEngine.load(spec),
+            rewriter=rewriter,
+        )
 
     def generate(
         self,
@@ -90,61 +122,68 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        rows_drawn: RowsDrawn | None = None,
-    ) -> list[Picture]:
-        """Draws `candidates` pictures of a prompt and returns the `n` that the ranker finds best, best first.
+        on_progress: OnProgress | None = None,
+    ) -> list[LocalPicture]:
+        """Generates `candidates` pictures of a prompt and returns the `n` with the highest scores, best first.
 
-        Values that are None are the model's own; the seed is then random.
+        None stands for the model's default; the default seed is random.
 
         Args:
-            prompt: what to draw, in any words: those that a model of a small world does not know are drawn as
-                the nearest that it knows, or left out, with a `SmaltiWarning`. Past the model's text length the
-                end is cut off, with a warning too.
-            n: how many pictures are returned.
-            candidates: how many pictures are drawn.
-            seed: with the same model, prompt and parameters, gives the same pictures.
-            guidance_scale: `uncond + scale * (cond - uncond)`; 1 is no guidance.
+            prompt: what to draw. A model of a small world replaces unknown words by the nearest known ones, or
+                leaves them out, with a `SmaltiWarning`. A prompt that is longer than the model's text length is
+                cut off, also with a warning.
+            n: number of pictures to return.
+            candidates: number of pictures to generate.
+            seed: equal seeds give equal pictures, for the same model, prompt and parameters.
+            guidance_scale: `unconditional + scale * (conditional - unconditional)`; 1 turns guidance off.
             temperature: divides the logits; 0 always takes the most probable token.
-            top_k: draws among the k most probable tokens; 0 is no limit.
-            top_p: draws among the most probable tokens that together reach this probability; 1 is no limit.
-            rows_drawn: told of the progress after each row of tiles.
+            top_k: samples among the k most probable tokens; 0 for no limit.
+            top_p: samples among the most probable tokens that together reach this probability; 1 for no limit.
+            on_progress: called after each row of tiles.
 
         Raises:
-            InvalidInputError: a value is out of its range; names the field.
+            InvalidInputError: a value is out of range; names the argument.
         """
         prompt = check_prompt(prompt)
         defaults = self.folder.defaults
         counts = check_counts(
             defaults.n if n is None else n, defaults.candidates if candidates is None else candidates
         )
-        seed = check_seed(seed)
         sampling = self.folder.sampling.replace(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        pictures = self.draw(
-            prompt, seed, range(counts.candidates), sampling, counts.candidates, rows_drawn=rows_drawn
+        pictures = self.generate_candidates(
+            prompt,
+            range(counts.candidates),
+            seed=check_seed(seed),
+            sampling=sampling,
+            total=counts.candidates,
+            on_progress=on_progress,
         )
         return [pictures[index] for index in best([picture.score for picture in pictures], counts.n)]
 
-    def draw(
+    def generate_candidates(
         self,
         prompt: str,
-        seed: int,
         candidates: Sequence[int],
-        sampling: SamplingParameters,
-        of: int,
         *,
-        rows_drawn: RowsDrawn | None = None,
-    ) -> list[Picture]:
-        """Draws candidates of a prompt by their indices, in the order given; every value is already checked.
+        seed: int,
+        sampling: SamplingParameters,
+        total: int,
+        on_progress: OnProgress | None = None,
+    ) -> list[LocalPicture]:
+        """Generates chosen candidates of a prompt, unranked; does not check its arguments.
 
         Args:
             prompt: what to draw.
-            seed: the seed of all of them.
-            candidates: their indices.
-            sampling: how their tokens are drawn.
-            of: how many candidates there are in all, for the record.
-            rows_drawn: told of the progress after each row of tiles.
+            candidates: indices of the candidates to generate.
+            seed: the seed of all candidates.
+            sampling: how tokens are sampled.
+            total: number of candidates to record in the pictures' drawings.
+            on_progress: called after each row of tiles.
+
+        Returns:
+            The pictures, in the order of `candidates`.
         """
         rewording = self.rewriter(prompt)
         if rewording.notice:
@@ -152,16 +191,16 @@ class Pipeline:
         encoding = self.encoder.encode(rewording.prompt)
         if encoding.cut:
             warnings.warn(
-                f"the prompt is longer than the {len(encoding.mask)} tokens the model reads; its end is not drawn",
+                f"the prompt is longer than the {len(encoding.mask)} tokens that the model reads; its end is ignored",
                 SmaltiWarning,
                 stacklevel=2,
             )
-        wanted = [Candidate(seed, index, sampling) for index in candidates]
-        tokens = self.generator.generate(encoding, wanted, rows_drawn)
+        requested = [Candidate(seed, index, sampling) for index in candidates]
+        tokens = self.generator.generate(encoding, requested, on_progress)
         images = [Image.fromarray(pixels) for pixels in self.decoder.decode(tokens)]
         scores = self.ranker.rank(rewording.prompt, images)
         return [
-            Picture(
+            LocalPicture(
                 image=image,
                 score=float(score),
                 seed=seed,
@@ -173,7 +212,7 @@ class Pipeline:
                     model=self.folder.name,
                     revision=self.folder.revision,
                     sampling=sampling,
-                    candidates=of,
+                    candidates=total,
                     candidate=index,
                     score=round(float(score), 4),
                     drawn=None if rewording.prompt == prompt else rewording.prompt,
@@ -184,6 +223,6 @@ class Pipeline:
 
 
 def _words_command(folder: ModelFolder) -> str:
-    """Returns the command that lists the words of a model."""
+    """Returns the command that lists a model's words."""
     model = "" if folder.path.parent == library.SHIPPED else f" {shlex.quote(str(folder.path))}"
     return f"smalti models --words{model}"

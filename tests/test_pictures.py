@@ -8,7 +8,7 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.parameters import SamplingParameters
-from smalti.pictures import Drawing, grid, png_bytes, read_drawing, save_png, slug
+from smalti.pictures import Drawing, grid, load_drawing, png_bytes, save_png, slug
 
 DRAWING = Drawing(
     prompt="an “avocado” armchair 🥑", seed=2**63 - 1, model="tiny", revision="sha256:00",
@@ -23,7 +23,7 @@ def picture(value: int = 7) -> Image.Image:
 
 def test_png_carries_its_drawing_and_its_pixels(tmp_path: Path) -> None:
     path = save_png(tmp_path, "a", png_bytes(picture(), DRAWING))
-    assert read_drawing(path) == DRAWING
+    assert load_drawing(path) == DRAWING
     with Image.open(path) as image:
         assert np.asarray(image).tolist() == np.asarray(picture()).tolist()
 
@@ -68,14 +68,14 @@ def test_grid_is_nearly_square(count: int, size: tuple[int, int]) -> None:
 
 def test_files_that_carry_no_drawing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no such file"):
-        read_drawing(tmp_path / "none.png")
+        load_drawing(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(InvalidInputError, match="cannot be read as a picture"):
-        read_drawing(tmp_path / "text.png")
+        load_drawing(tmp_path / "text.png")
     picture().save(tmp_path / "plain.png")
-    with pytest.raises(InvalidInputError, match="does not say how it was drawn"):
-        read_drawing(tmp_path / "plain.png")
+    with pytest.raises(InvalidInputError, match="does not record how it was made"):
+        load_drawing(tmp_path / "plain.png")
     damaged = png_bytes(picture(), DRAWING.model_copy(update={"seed": -1}))
     (tmp_path / "damaged.png").write_bytes(damaged)
-    with pytest.raises(InvalidInputError, match="what it says of seed is damaged"):
-        read_drawing(tmp_path / "damaged.png")
+    with pytest.raises(InvalidInputError, match="its record is damaged: seed: "):
+        load_drawing(tmp_path / "damaged.png")

@@ -9,6 +9,7 @@ import pytest
 
 from smalti.errors import InvalidInputError, ModelError, SmaltiWarning
 from smalti.models import vqgan
+from smalti.pictures import load_drawing, png_bytes
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
 from smalti.testing.model import random_parameters
@@ -46,6 +47,14 @@ def test_picture_is_the_decoded_tokens(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(np.asarray(picture.image), (pixels.clip(0, 1) * 255).astype(np.uint8))
     assert picture.tokens.shape == (16,)
     assert picture.tokens.max() < 64
+
+
+def test_saved_file_is_the_picture_with_its_record(pipeline: Pipeline, tmp_path: Path) -> None:
+    picture = pipeline.generate("a fox", n=1, candidates=2, seed=3)[0]
+    picture.save(tmp_path / "fox.png")
+    assert (tmp_path / "fox.png").read_bytes() == png_bytes(picture.image, picture.drawing)
+    assert load_drawing(tmp_path / "fox.png") == picture.drawing
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
 
 
 def test_more_candidates_than_slots(pipeline: Pipeline) -> None:

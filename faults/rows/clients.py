@@ -125,7 +125,7 @@ def _cancel(trial: Trial, submission: Submission) -> None:
 def _watch_and_leave(trial: Trial) -> Submission:
     """A client watches its job, and its connection ends."""
     submission = trial.account.submit(_WATCHED[1])
-    client = Client(trial.system.gateway.url, patience=0, settings=RpcSettings(attempts=1))
+    client = Client(trial.system.gateway.url, retry_seconds=0, settings=RpcSettings(attempts=1))
     seen = threading.Event()
 
     def watch() -> None:

@@ -35,7 +35,7 @@ def kill_gateway(trial: Trial, failpoint: str, prompt: str) -> None:
     trial.system.wait_for_end("gateway", began)
     trial.expect(trial.system.reached(failpoint), f"{failpoint} was not reached")
     trial.system.wait_until_serving("gateway")
-    with trial.system.client(attempts=4, patience=60) as client:
+    with trial.system.client(attempts=4, retry_seconds=60) as client:
         trial.account.ask(submission, client)
         known = [job.id for job in client.list() if job.request_id == submission.request_id]
     trial.expect(known == [submission.job], f"{prompt!r} has made the jobs {known}")

@@ -83,7 +83,7 @@ def told_to_end(trial: Trial) -> None:
     over = threading.Event()
 
     def submit() -> None:
-        with system.client(attempts=4, patience=60) as client:
+        with system.client(attempts=4, retry_seconds=60) as client:
             for number in itertools.count():
                 account.submit(f"row 3 {number}", candidates=4, client=client)
                 if over.wait(0.2):

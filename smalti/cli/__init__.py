@@ -1,7 +1,7 @@
 """The `smalti` command.
 
-Each command is a module of this package with a function `register`. Errors that Smalti raises on purpose, and wrong
-usage, end as one line on standard error and exit status 2; Ctrl-C ends with 130.
+Each command is a module of this package with a function `register`. A `SmaltiError` or wrong usage prints one line on
+standard error and ends with exit status 2; Ctrl-C ends with 130.
 """
 
 import sys
@@ -16,12 +16,14 @@ from smalti import __version__
 from smalti.cli import data, evaluate, generate, interrupts, models, train, up
 from smalti.errors import SmaltiError, SmaltiWarning
 
+__all__ = ["application", "main", "run", "run_application"]
+
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
 def application() -> typer.Typer:
-    """Makes the command with all its sub-commands."""
+    """Returns the command with all its sub-commands."""
     app = typer.Typer(
         help="Smalti: prompts to pictures, laid one tile at a time.",
         pretty_exceptions_enable=False,
@@ -31,7 +33,7 @@ def application() -> typer.Typer:
     @app.callback(invoke_without_command=True)
     def version(
         context: typer.Context,
-        show: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+        show: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
     ) -> None:
         if show:
             print(__version__)
@@ -50,11 +52,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Runs an application with arguments and returns its exit status; errors and Ctrl-C end as this package says."""
+    """Runs an application with arguments, turns errors and Ctrl-C into messages, and returns the exit status."""
     console = Console(stderr=True, highlight=False)
 
     def say(kind: str, message: object) -> None:
-        # One line, whatever the width of the terminal: it may be read by a program.
+        # One line, however narrow the terminal: a program may read it.
         line = " ".join(str(message).split())
         console.print(f"smalti: {kind}{line}", markup=False, soft_wrap=True)
 
@@ -70,23 +72,23 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
         warnings.showwarning = show
         warnings.simplefilter("always", SmaltiWarning)
         try:
-            with interrupts.heeded():
+            with interrupts.recorded():
                 status = app(list(arguments), prog_name="smalti", standalone_mode=False)
         except SmaltiError as error:
             say("", error)
             return USAGE_ERROR
         except TyperException as error:
-            # A group without a sub-command has printed its help, and has nothing more to say.
+            # A group without a sub-command has already printed its help; its message is empty.
             if message := error.format_message():
                 say("", f"{message} Try `smalti --help`.")
             return error.exit_code
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED
     if status == INTERRUPTED:
-        say("", "interrupted; what was written is whole")
+        say("", "interrupted; every file that was written is complete")
     return status if isinstance(status, int) else 0
 
 
 def main() -> None:
-    """Runs the command with the process's arguments."""
+    """Runs the command with the arguments of the process."""
     sys.exit(run(sys.argv[1:]))

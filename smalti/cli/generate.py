@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import local, remote
-from smalti.cli.drawn import Options
+from smalti.cli import generate_local, generate_remote
+from smalti.cli.generate_output import Options
 from smalti.errors import InvalidInputError
-from smalti.pictures import Drawing, read_drawing
+from smalti.pictures import Drawing, load_drawing
 from smalti.settings import settings
+
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,50 +22,59 @@ def register(app: typer.Typer) -> None:
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     n: Annotated[
-        int | None, typer.Option("--n", help="Pictures to keep, the best ones. [default: 9]")
+        int | None,
+        typer.Option(
+            "--n", help="Number of pictures to keep, the best ones. [default: the model's, usually 9]"
+        ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Pictures to draw, for the ranker to choose from. [default: 16]")
+        int | None,
+        typer.Option(
+            help="Number of pictures to draw, from which the ranker chooses. [default: the model's, usually 16]"
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed draws the same pictures. [default: random]")
+        int | None, typer.Option(help="Equal seeds draw equal pictures. [default: random]")
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(help="How strongly the prompt leads; 1 is no guidance. [default: the model's]"),
+        typer.Option(help="How closely to follow the prompt; 1 turns guidance off. [default: the model's]"),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Variety; 0 takes the most probable tile. [default: the model's]")
+        float | None,
+        typer.Option(help="Variety; 0 always takes the most probable tile. [default: the model's]"),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Choose among the k most probable tiles; 0: no limit. [default: the model's]"),
+        typer.Option(help="Sample among the k most probable tiles; 0 for no limit. [default: the model's]"),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among tiles that together have this probability. [default: the model's]"),
+        typer.Option(
+            help="Sample among the most probable tiles that together reach this probability. [default: the model's]"
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="A name that `smalti models` lists, or a folder; with --server one that it has. "
-            "[default: the shipped one, or the server's]"
+            help="A name that `smalti models` lists, or a folder; with --server, a model of the gateway. "
+            "[default: the shipped model, or the gateway's]"
         ),
     ] = None,
     server: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Draw at this gateway, not in this process. [default: SMALTI_SERVER, if it is set]",
+            help="Draw at this gateway instead of in this process. [default: SMALTI_SERVER, if set]",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     with_grid: Annotated[
-        bool, typer.Option("--grid/--no-grid", help="Also write all pictures as one.")
+        bool, typer.Option("--grid/--no-grid", help="Also write one picture that shows all of them.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each prompt.")] = False,
     like: Annotated[
-        Path | None, typer.Option(help="Draw again what this PNG shows: a picture, or a whole grid.")
+        Path | None, typer.Option(help="Draw the picture or the grid of this PNG file again.")
     ] = None,
 ) -> None:
     """Draw pictures of each PROMPT: sixteen candidates, of which CLIP keeps the best nine."""
@@ -71,26 +82,34 @@ def generate(
     sampling = {
         "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
     }  # fmt: skip
-    options = Options(n, candidates, seed, sampling, model, out, with_grid, as_json)
+    options = Options(
+        n=n,
+        candidates=candidates,
+        seed=seed,
+        sampling=sampling,
+        model=model,
+        out=out,
+        with_grid=with_grid,
+        as_json=as_json,
+    )
     if server := server or settings().server:
-        remote.generate(server, prompts or [], original, options)
+        generate_remote.generate(server, prompts or [], original, options)
     else:
-        local.generate(prompts or [], original, options)
+        generate_local.generate(prompts or [], original, options)
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:
-    """Returns the drawing to repeat, if one is asked for; refuses prompts beside it, and neither of the two."""
+    """Returns the drawing to repeat, if any.
+
+    Raises:
+        InvalidInputError: both prompts and --like were given, or neither.
+    """
     if like is None:
         if not prompts:
             raise InvalidInputError(
-                "prompt", 'it is missing; say what to draw, as in smalti generate "a red balloon"'
+                "prompt", 'is missing; say what to draw, as in smalti generate "a red balloon"'
             )
         return None
     if prompts:
-        raise InvalidInputError(
-            "like", "the picture brings its own prompt; give a prompt or --like, not both"
-        )
-    return read_drawing(like)
-
-
-__all__ = ["register"]
+        raise InvalidInputError("like", "the picture has its own prompt; give a prompt or --like, not both")
+    return load_drawing(like)

@@ -1,7 +1,8 @@
 """Ctrl-C that cannot get lost.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of the garbage collector (JAX has
-one) it is printed, ignored, and gone. So the wish is also written down, and long work asks for it between its parts.
+one) Python prints the exception and ignores it. Therefore Ctrl-C is also recorded, and long work checks for it between
+its parts.
 """
 
 import signal
@@ -10,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_asked = threading.Event()
+_pressed = threading.Event()
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Writes Ctrl-C down while the block runs, and raises KeyboardInterrupt as usual."""
-    _asked.clear()
+def recorded() -> Iterator[None]:
+    """Records Ctrl-C while the block runs, and raises KeyboardInterrupt as usual."""
+    _pressed.clear()
     if threading.current_thread() is not threading.main_thread():
-        # Signals are the main thread's; whoever runs a command in another one takes care of them.
+        # Only the main thread can handle signals; a caller in another thread has to handle them itself.
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _asked.set()
+        _pressed.set()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -35,5 +36,5 @@ def heeded() -> Iterator[None]:
 
 def check() -> None:
     """Raises KeyboardInterrupt if Ctrl-C was pressed since the command began."""
-    if _asked.is_set():
+    if _pressed.is_set():
         raise KeyboardInterrupt

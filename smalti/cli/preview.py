@@ -1,4 +1,4 @@
-"""Pictures in a terminal: two pixels a character, the upper half block in one colour on the other."""
+"""Pictures in a terminal: each character shows two pixels, as an upper half block in two colours."""
 
 from PIL import Image
 from rich.color import Color
@@ -10,12 +10,12 @@ UPPER_HALF_BLOCK = "\u2580"
 
 
 def preview(image: Image.Image, console: Console) -> Segments:
-    """Returns a picture as text, as large as fits into the terminal and no larger than the picture."""
+    """Returns a picture as text that fits the terminal; it is never enlarged."""
     width = min(console.width, image.width)
     height = round(image.height * width / image.width)
-    most = 2 * max(console.height - 4, 8)
-    if height > most:
-        width, height = max(1, round(width * most / height)), most
+    max_height = 2 * max(console.height - 4, 8)
+    if height > max_height:
+        width, height = max(1, round(width * max_height / height)), max_height
     height += height % 2
     small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     segments: list[Segment] = []

@@ -1,4 +1,4 @@
-"""The client for threads."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -7,18 +7,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
-from smalti.client.asking import GenerateOptions, answered, create_request, list_request
-from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, PATIENCE, ClientBase, abandoned_note
-from smalti.client.downloading import Downloading, Picture
-from smalti.client.following import (
-    DOWNLOAD_SECONDS,
-    WATCH_SECONDS,
-    Event,
-    JobFollower,
-    OnProgress,
-    ResumableStream,
-    Watching,
-)
+from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, ClientBase, cancellation_note
+from smalti.client.downloads import DOWNLOAD_SECONDS, PictureDownload, RemotePicture
+from smalti.client.jobs import WATCH_SECONDS, Event, JobFollower, JobWatch, OnProgress
+from smalti.client.requests import GenerateOptions, create_request, list_request, translated_errors
+from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
@@ -33,30 +26,34 @@ from smalti.v1.job_pb2 import Job
 from smalti.v1.model_pb2 import Model, ModelReference
 
 Item = TypeVar("Item")
-# `list` is a method here.
-Pictures: TypeAlias = list[Picture]
+# Inside the class, `list` is a method.
+Pictures: TypeAlias = list[RemotePicture]
 
 
 class Client(ClientBase):
-    """Calls a gateway; threads may share it. To be closed, or used in a `with` block."""
+    """Calls a gateway; thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(
         self,
         server: str | None = None,
         *,
         call_seconds: float = CALL_SECONDS,
-        patience: float = PATIENCE,
+        retry_seconds: float = RETRY_SECONDS,
         settings: RpcSettings | None = None,
     ) -> None:
-        """Makes the client; see `ClientBase`.
+        """Connects on first use.
 
         Args:
-            server: see `ClientBase`.
-            call_seconds: see `ClientBase`.
-            patience: see `ClientBase`.
-            settings: how the gateway is reached; None for the settings of the environment.
+            server: the gateway, as HOST:PORT; None for `SMALTI_SERVER`, or else the gateway of `smalti up`.
+            call_seconds: time limit for each try of a call. Streams have time limits of their own.
+            retry_seconds: how long to retry when a server that has answered before does not answer. One that has
+                never answered is given up after gRPC's own few tries, because its address may be wrong.
+            settings: how to reach the gateway; None for the settings of the environment.
+
+        Raises:
+            InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        super().__init__(server, call_seconds=call_seconds, patience=patience)
+        super().__init__(server, call_seconds=call_seconds, retry_seconds=retry_seconds)
         self._channel = blocking_channel(self.server, settings)
         self._stub = ImageServiceStub(self._channel)
 
@@ -66,54 +63,56 @@ class Client(ClientBase):
         *,
         on_progress: OnProgress | None = None,
         wait: float = 0.0,
-        **asked: Unpack[GenerateOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Pictures:
-        """Draws pictures of a prompt, and returns them, the best first.
+        """Generates pictures of a prompt and returns them, best first.
 
-        Words that the model does not know give a `SmaltiWarning`. When it is interrupted, or `on_progress` raises, the
-        job is cancelled. The exception carries a note with the job's id.
+        Unknown words give a `SmaltiWarning`. If the call is interrupted, or `on_progress` raises, the job is cancelled,
+        and the exception gets a note with the job's id.
 
         Args:
             prompt: what to draw.
-            on_progress: is called with every new version of the job.
-            wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `GenerateOptions`.
+            on_progress: called with every new version of the job.
+            wait: how long to wait while the gateway is full, in seconds.
+            **options: see `GenerateOptions`.
 
         Raises:
             SmaltiError: the job was refused, failed, was cancelled or expired, or the server does not answer.
         """
-        job = self.create(prompt, wait=wait, **asked)
-        following = JobFollower(job, on_progress)
+        job = self.create(prompt, wait=wait, **options)
+        follower = JobFollower(job, on_progress)
         try:
-            following.take(job)
+            follower.take(job)
             with closing(self.watch(job.id, since_version=job.version)) as versions:
                 for version in versions:
-                    following.take(version)
-            return list(self.download(following.succeeded()))
+                    follower.take(version)
+            return list(self.download(follower.result()))
         except BaseException as error:
-            to_be_cancelled = following.is_to_be_cancelled(error)
-            error.add_note(self._abandon(job.id) if to_be_cancelled else f"it was job {job.id}")
+            if follower.should_cancel(error):
+                error.add_note(self._cancel_interrupted(job.id))
+            else:
+                error.add_note(f"it was job {job.id}")
             raise
 
-    def create(self, prompt: str, *, wait: float = 0.0, **asked: Unpack[GenerateOptions]) -> Job:
-        """Asks for a job and returns it as it was accepted; it will end, whatever happens.
+    def create(self, prompt: str, *, wait: float = 0.0, **options: Unpack[GenerateOptions]) -> Job:
+        """Creates a job and returns it as it was accepted. It runs to its end even if the client goes away.
 
         Args:
             prompt: what to draw.
-            wait: how many seconds to wait for a place when the gateway is full.
-            **asked: see `GenerateOptions`.
+            wait: how long to wait while the gateway is full, in seconds.
+            **options: see `GenerateOptions`.
 
         Raises:
-            OverloadedError: there was no place in that time; `retry_after` says when there should be.
+            OverloadedError: the gateway is still full after that time; `retry_after` says when to retry.
             SmaltiError: the request was refused, or the server does not answer.
         """
-        return self._call(self._stub.CreateImages, create_request(prompt, asked), room=wait).job
+        return self._call(self._stub.CreateImages, create_request(prompt, options), full_seconds=wait).job
 
     def get(self, job_id: str) -> Job:
         """Returns a job as it is now.
 
         Raises:
-            JobNotFoundError: there is no such job, or it has been deleted.
+            JobNotFoundError: no job has this id, or the job was deleted.
         """
         return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
 
@@ -127,15 +126,15 @@ class Client(ClientBase):
         with_pictures: bool = False,
         page_size: int = 0,
     ) -> Iterator[Job]:
-        """Yields jobs, the newest first, asking for further pages as they are needed.
+        """Yields jobs, newest first; requests further pages as they are needed.
 
         Args:
-            states: only jobs in one of these, such as "running".
-            labels: only jobs that have all of these.
-            created_since: only jobs that were created then or later.
-            created_before: only jobs that were created before then.
-            with_pictures: with their pictures.
-            page_size: how many are asked for at a time; 0 is the server's choice.
+            states: only jobs in one of these states, such as "running".
+            labels: only jobs that have all of these labels.
+            created_since: only jobs that were created at this time or later.
+            created_before: only jobs that were created before this time.
+            with_pictures: include the pictures of each job.
+            page_size: number of jobs to request at a time; 0 for the server's default.
         """
         request = list_request(
             states=states,
@@ -149,10 +148,10 @@ class Client(ClientBase):
             yield from page.jobs
 
     def cancel(self, job_id: str) -> Job:
-        """Cancels a job and returns it; one that has ended stays as it is.
+        """Cancels a job and returns it; a job that has ended stays as it is.
 
         Raises:
-            JobNotFoundError: there is no such job, or it has been deleted.
+            JobNotFoundError: no job has this id, or the job was deleted.
         """
         return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id)).job
 
@@ -161,58 +160,58 @@ class Client(ClientBase):
 
         Args:
             job_id: the job.
-            since_version: only versions after this one; a job that has ended is yielded in any case.
+            since_version: yields only later versions, and a job that has ended in any case.
 
         Raises:
-            JobNotFoundError: there is no such job, or it has been deleted.
+            JobNotFoundError: no job has this id, or the job was deleted.
         """
-        watching = Watching(job_id, since_version, self._flow_patience())
-        for event in self._through(self._stub.WatchJob, watching, WATCH_SECONDS):
+        watch = JobWatch(job_id, since_version, self._stream_budget())
+        for event in self._resume(self._stub.WatchJob, watch, WATCH_SECONDS):
             if isinstance(event, Job):
                 yield event
 
     def events(self, job_id: str, *, since_version: int | None = None) -> Generator[Event, None, None]:
-        """Yields what `watch` does, and tokens as they are drawn, and pictures that are not finished."""
-        watching = Watching(job_id, since_version, self._flow_patience(), with_drawing=True)
-        return self._through(self._stub.WatchJob, watching, WATCH_SECONDS)
+        """Yields what `watch` yields, and new tokens, and previews of unfinished pictures; arguments as for `watch`."""
+        watch = JobWatch(job_id, since_version, self._stream_budget(), include_tokens=True)
+        return self._resume(self._stub.WatchJob, watch, WATCH_SECONDS)
 
     def download(
         self, job: Job | str, *, candidates: Sequence[int] | None = None
-    ) -> Generator[Picture, None, None]:
-        """Yields the pictures of a job that has succeeded, the best first, each verified against its checksum.
+    ) -> Generator[RemotePicture, None, None]:
+        """Yields the pictures of a job that has succeeded, best first, each verified against its checksum.
 
         Args:
             job: the job, or its id.
             candidates: only the pictures of these candidates.
 
         Raises:
-            JobNotSucceededError: it has none.
-            PictureNotFoundError: there is no such picture, or it is no longer kept.
+            JobNotSucceededError: the job has no pictures.
+            PictureNotFoundError: the job has no such picture, or the picture was deleted.
         """
         if isinstance(job, str) or not job.pictures:
             job = self.get(job if isinstance(job, str) else job.id)
-        downloading = Downloading(job, candidates, self._flow_patience())
-        yield from self._through(self._stub.DownloadImages, downloading, DOWNLOAD_SECONDS)
+        download = PictureDownload(job, candidates, self._stream_budget())
+        yield from self._resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
 
     def models(self) -> Iterator[Model]:
-        """Yields the models that can be asked for, without their words."""
+        """Yields the models of the gateway, without the words that they know."""
         for page in self._pages(self._stub.ListModels, ListModelsRequest()):
             yield from page.models
 
     def model(self, name: str | None = None) -> Model:
-        """Returns a model, with its limits, its defaults, and the words it knows.
+        """Returns a model, with its limits, its defaults, and the words that it knows.
 
         Args:
-            name: its name; None for the one that is used where none is named.
+            name: the name of the model; None for the default model.
 
         Raises:
-            ModelNotFoundError: there is no such model.
+            ModelNotFoundError: the gateway has no such model.
         """
         reference = ModelReference(name=name) if name else None
         return self._call(self._stub.GetModel, GetModelRequest(model=reference)).model
 
     def close(self) -> None:
-        """Closes the connection, and breaks off what goes over it."""
+        """Closes the connection and ends the calls that use it."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -223,29 +222,29 @@ class Client(ClientBase):
     ) -> None:
         self.close()
 
-    def _abandon(self, job_id: str) -> str:
-        """Cancels a job for which nobody waits any more; returns what is to be said of it."""
-        cancelled: Job | SmaltiError
+    def _cancel_interrupted(self, job_id: str) -> str:
+        """Cancels the job of an interrupted call, and returns a note on what became of it."""
+        result: Job | SmaltiError
         try:
-            with answered():
+            with translated_errors():
                 request = CancelJobRequest(job_id=job_id)
-                cancelled = self._stub.CancelJob(request, timeout=CANCEL_SECONDS).job
+                result = self._stub.CancelJob(request, timeout=CANCEL_SECONDS).job
         except SmaltiError as error:
-            cancelled = error
-        return abandoned_note(job_id, cancelled)
+            result = error
+        return cancellation_note(job_id, result)
 
-    def _call(self, method: Callable[..., Any], request: Any, *, room: float = 0.0) -> Any:
-        """Makes a call, again as long as there is patience."""
-        patience = self._patience(room)
+    def _call(self, method: Callable[..., Any], request: Any, *, full_seconds: float = 0.0) -> Any:
+        """Makes a call, with retries."""
+        budget = self._call_budget(full_seconds)
         while True:
             try:
-                with answered():
+                with translated_errors():
                     response = method(request, timeout=self._call_seconds)
-                self._note(None)
+                self._note_answer(None)
                 return response
             except SmaltiError as error:
-                self._note(error)
-                pause = patience.pause(error)
+                self._note_answer(error)
+                pause = budget.pause(error)
             time.sleep(pause)
 
     def _pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
@@ -256,33 +255,35 @@ class Client(ClientBase):
                 return
             request.page_token = page.next_page_token
 
-    def _through(
-        self, method: Callable[..., Any], flow: ResumableStream[Any, Any, Item], seconds: float
+    def _resume(
+        self, method: Callable[..., Any], stream: ResumableStream[Any, Any, Item], seconds: float
     ) -> Generator[Item, None, None]:
-        """Yields what a flow brings, over as many streams as it takes."""
-        while not flow.done:
-            broken: SmaltiError | None = None
+        """Yields the items of a stream, over as many connections as it takes."""
+        while not stream.done:
+            error: SmaltiError | None = None
             try:
-                with closing(self._stream(method, flow.request(), seconds)) as responses:
+                with closing(self._connect(method, stream.request(), seconds)) as responses:
                     for response in responses:
-                        item = flow.take(response)
+                        item = stream.take(response)
                         if item is not None:
                             yield item
-                        if flow.done:
+                        if stream.done:
                             return
-            except SmaltiError as error:
-                broken = error
-            time.sleep(flow.pause(broken))
+            except SmaltiError as failed:
+                error = failed
+            time.sleep(stream.pause(error))
 
-    def _stream(self, method: Callable[..., Any], request: Any, seconds: float) -> Generator[Any, None, None]:
+    def _connect(
+        self, method: Callable[..., Any], request: Any, seconds: float
+    ) -> Generator[Any, None, None]:
         call = method(request, timeout=seconds)
         try:
             while True:
-                with answered():
+                with translated_errors():
                     response = next(call, None)
                 if response is None:
                     return
-                self._note(None)
+                self._note_answer(None)
                 yield response
         finally:
             call.cancel()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from smalti.cli import run
-from smalti.pictures import read_drawing
+from smalti.pictures import load_drawing
 from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
 
@@ -100,7 +100,7 @@ def test_like_refuses_other_weights_unless_a_model_is_named(
     other = tiny_model(tmp_path / "models" / "tiny", seed=2)
     status, _, error = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model=None)
     assert status == 2
-    assert f"and here tiny is {other.revision[:19]}: the picture would differ" in error
+    assert f"but tiny is now at {other.revision[:19]} and would draw another one" in error
     assert error.count("\n") == 1
     status, *_ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), model="tiny")
     assert status == 0
@@ -109,9 +109,9 @@ def test_like_refuses_other_weights_unless_a_model_is_named(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "prompt: it is missing"),
-        ([""], "prompt: it is empty"),
-        (["fox", ""], "prompt: it is empty"),
+        ([], "prompt: is missing"),
+        ([""], "prompt: is empty"),
+        (["fox", ""], "prompt: is empty"),
         (["fox", "--n", "17"], "n: 17 pictures cannot be chosen from 16 candidates"),
         (["fox", "--n", "0"], "n: "),
         (["fox", "--n", "many"], "--n"),
@@ -119,7 +119,7 @@ def test_like_refuses_other_weights_unless_a_model_is_named(
         (["fox", "--temperature", "-1"], "temperature: "),
         (["fox", "--top-p", "0"], "top_p: "),
         (["fox", "--guidance-scale", "nan"], "guidance_scale: "),
-        (["fox", "--like", "x.png"], "like: the picture brings its own prompt"),
+        (["fox", "--like", "x.png"], "like: the picture has its own prompt"),
         (["--like", "x.png"], "like: x.png: there is no such file"),
         (["fox", "--unknown-option"], "--unknown-option"),
     ],
@@ -173,10 +173,10 @@ def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -
     files = list(out.iterdir())
     assert 0 < len(files) < 500
     for path in files:
-        assert read_drawing(path).prompt.startswith("fox")
+        assert load_drawing(path).prompt.startswith("fox")
 
 
-def test_ctrl_c_that_python_loses_is_heeded(
+def test_ctrl_c_that_python_loses_is_recorded(
     tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a callback of the garbage collector KeyboardInterrupt is printed and ignored."""
@@ -248,9 +248,9 @@ def test_unknown_words_are_told_in_one_line_and_drawn_as_the_nearest(
     for index, path in ours.items():
         with Image.open(path) as drawn, Image.open(theirs[index]) as known:
             assert drawn.tobytes() == known.tobytes()
-        drawing = read_drawing(path)
+        drawing = load_drawing(path)
         assert (drawing.prompt, drawing.drawn) == ("A Hippo in a pool", "an elephant")
-        assert drawing.model_copy(update={"prompt": "an elephant", "drawn": None}) == read_drawing(
+        assert drawing.model_copy(update={"prompt": "an elephant", "drawn": None}) == load_drawing(
             theirs[index]
         )
 

@@ -16,7 +16,7 @@ from PIL import Image
 from harness.image_service import ServedGateway, served_gateway
 from smalti.cli import run
 from smalti.client import Client
-from smalti.pictures import read_drawing
+from smalti.pictures import load_drawing
 from smalti.registry.folder import ModelFolder
 from smalti.up.ports import DEFAULT_PORTS
 from smalti.up.servers import free_port
@@ -86,7 +86,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
     for name in names(ours):
         with Image.open(ours / name) as one, Image.open(theirs / name) as other:
             assert one.tobytes() == other.tobytes()
-        one_says, other_says = read_drawing(ours / name), read_drawing(theirs / name)
+        one_says, other_says = load_drawing(ours / name), load_drawing(theirs / name)
         assert one_says.model_copy(update={"score": None}) == other_says.model_copy(update={"score": None})
         assert (one_says.score or 0) == pytest.approx(other_says.score or 0, abs=2e-4)
 
@@ -150,8 +150,8 @@ def test_like_refuses_other_weights(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "prompt: it is missing"),
-        ([" "], "prompt: it is empty"),
+        ([], "prompt: is missing"),
+        ([" "], "prompt: is empty"),
         (["fox", "--n", "17", "--candidates", "16"], "n: 17 pictures cannot be chosen from 16 candidates"),
         (["fox", "--n", "0"], "n: "),
         (["fox", "--candidates", "100000"], "candidates: "),
@@ -160,7 +160,7 @@ def test_like_refuses_other_weights(
         (["fox", "--guidance-scale", "nan"], "guidance_scale: "),
         (["x" * 10_000], "prompt: "),
         (["fox", "--model", "no-such-model"], "no-such-model"),
-        (["fox", "--like", "x.png"], "like: the picture brings its own prompt"),
+        (["fox", "--like", "x.png"], "like: the picture has its own prompt"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

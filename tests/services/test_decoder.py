@@ -71,10 +71,10 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
         for images, problem in (
             ([], r"images: has 0 pictures; 1 to 16 are taken"),
             ([file(4, 4)] * 17, r"images: has 17 pictures"),
-            ([file(4, 4), b"GIF89a"], r"images\[1\]: is no picture in PNG, JPEG or WebP"),
-            ([file(4, 4, "GIF")], r"images\[0\]: is no picture in PNG, JPEG or WebP"),
+            ([file(4, 4), b"GIF89a"], r"images\[1\]: must be a picture in PNG, JPEG or WebP format"),
+            ([file(4, 4, "GIF")], r"images\[0\]: must be a picture in PNG, JPEG or WebP format"),
             ([file(64, 64)[:-30]], r"images\[0\]: cannot be read"),
-            ([file(4097, 1)], r"images\[0\]: is 4097 x 1 pixels large"),
+            ([file(4097, 1)], r"images\[0\]: has 4097 x 1 pixels; at most 4096 x 4096 are allowed"),
             ([bytes(MAX_FILE_BYTES + 1)], rf"images\[0\]: has {MAX_FILE_BYTES + 1} bytes"),
         ):
             with pytest.raises(InvalidInputError, match=problem):

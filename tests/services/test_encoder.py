@@ -88,8 +88,8 @@ async def test_bad_requests_name_their_fields(servicer: EncoderServicer) -> None
         stub = EncoderServiceStub(channel)
         for request, problem in (
             (EncodeRequest(), "prompt: is missing"),
-            (EncodeRequest(prompt=""), "prompt: it is empty"),
-            (EncodeRequest(prompt=" \n "), "prompt: it is empty"),
+            (EncodeRequest(prompt=""), "prompt: is empty"),
+            (EncodeRequest(prompt=" \n "), "prompt: is empty"),
             (EncodeRequest(prompt="x" * 4001), "prompt: has 4001 characters; the most is 4000"),
         ):
             with pytest.raises(InvalidInputError, match=problem):

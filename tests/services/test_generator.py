@@ -109,7 +109,9 @@ def is_idle(engine: GeneratorEngine) -> bool:
 async def test_rows_come_as_they_are_drawn(
     register: Register, encoding: Encoding, pipeline: Pipeline
 ) -> None:
-    expected = pipeline.draw(PROMPT, SEED, [0, 5, 9], pipeline.folder.sampling, 10)
+    expected = pipeline.generate_candidates(
+        PROMPT, [0, 5, 9], seed=SEED, sampling=pipeline.folder.sampling, total=10
+    )
     given = ImageTokens(tokens=expected[0].tokens[:3].tolist())
     async with called(register) as channel:
         stub = GeneratorServiceStub(channel)
@@ -392,7 +394,7 @@ def test_generator_that_dies_or_is_told_to_end_loses_nothing(
         )
     [done] = [event for event in found if isinstance(event, StageDone)]
     assert (done.stage, done.attempt) == (Stage.GENERATE, 2)
-    expected = pipeline.draw(PROMPT, SEED, range(4), tiny.sampling, 4)
+    expected = pipeline.generate_candidates(PROMPT, range(4), seed=SEED, sampling=tiny.sampling, total=4)
     tokens = read_tokens(store, done.objects[0], 4, ModelSpec.load(tiny))
     np.testing.assert_array_equal(tokens, [picture.tokens for picture in expected])
     assert progress.tokens == tuple(tuple(picture.tokens[:4].tolist()) for picture in expected)

@@ -29,7 +29,9 @@ def servicer(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[RankerServicer]:
 async def test_score_does_not_depend_on_the_other_pictures(
     servicer: RankerServicer, pipeline: Pipeline
 ) -> None:
-    pictures = pipeline.draw("a fox", 3, range(20), pipeline.folder.sampling, 20)
+    pictures = pipeline.generate_candidates(
+        "a fox", range(20), seed=3, sampling=pipeline.folder.sampling, total=20
+    )
     files = [plain_png_bytes(picture.image) for picture in pictures]
     async with called(lambda server: add_RankerServiceServicer_to_server(servicer, server)) as channel:
         stub = RankerServiceStub(channel)
@@ -42,16 +44,16 @@ async def test_score_does_not_depend_on_the_other_pictures(
 
 @asynchronous
 async def test_bad_requests_name_their_fields(servicer: RankerServicer, pipeline: Pipeline) -> None:
-    [picture] = pipeline.draw("a fox", 3, [0], pipeline.folder.sampling, 1)
+    [picture] = pipeline.generate_candidates("a fox", [0], seed=3, sampling=pipeline.folder.sampling, total=1)
     file = plain_png_bytes(picture.image)
     async with called(lambda server: add_RankerServiceServicer_to_server(servicer, server)) as channel:
         stub = RankerServiceStub(channel)
         for request, problem in (
-            (ScoreRequest(images=[file]), "prompt: it is empty"),
+            (ScoreRequest(images=[file]), "prompt: is empty"),
             (ScoreRequest(prompt="x" * 4001, images=[file]), "prompt: has 4001 characters"),
             (ScoreRequest(prompt="a fox"), "images: has 0 pictures; 1 to 64 are taken"),
             (ScoreRequest(prompt="a fox", images=[file] * 65), "images: has 65 pictures"),
-            (ScoreRequest(prompt="a fox", images=[file, b"no"]), r"images\[1\]: is no picture"),
+            (ScoreRequest(prompt="a fox", images=[file, b"no"]), r"images\[1\]: must be a picture"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
                 await answer(stub.Score(request))

@@ -24,8 +24,8 @@ from smalti.messages import (
     Stage,
     StageDone,
 )
-from smalti.pictures import read_drawing
-from smalti.pipeline import Picture, Pipeline
+from smalti.pictures import load_drawing
+from smalti.pipeline import LocalPicture, Pipeline
 from smalti.queue import BrokerPublisher
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
@@ -82,9 +82,11 @@ def store(s3: S3Server) -> ObjectStore:
 
 
 @pytest.fixture(scope="module")
-def expected(pipeline: Pipeline) -> list[Picture]:
-    """What the pipeline draws of the prompt."""
-    return pipeline.draw(PROMPT, SEED, range(6), pipeline.folder.sampling, 6)
+def expected(pipeline: Pipeline) -> list[LocalPicture]:
+    """The pictures that the pipeline generates."""
+    return pipeline.generate_candidates(
+        PROMPT, range(6), seed=SEED, sampling=pipeline.folder.sampling, total=6
+    )
 
 
 def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
@@ -129,7 +131,7 @@ def test_queue_draws_what_the_pipeline_draws(
     publisher: BrokerPublisher,
     store: ObjectStore,
     tiny: ModelFolder,
-    expected: list[Picture],
+    expected: list[LocalPicture],
     tmp_path: Path,
 ) -> None:
     publisher.publish(task(tiny, "whole"))
@@ -150,7 +152,7 @@ def test_queue_draws_what_the_pipeline_draws(
         assert (scored.width, scored.height) == picture.image.size
         file = tmp_path / "picture.png"
         file.write_bytes(content)
-        assert read_drawing(file) == picture.drawing.model_copy(update={"score": None})
+        assert load_drawing(file) == picture.drawing.model_copy(update={"score": None})
     # Each stage told the gateway of each chunk, and where its objects are.
     done = [event for event in found if isinstance(event, StageDone)]
     assert sorted((event.stage.value, event.chunk) for event in done if event.chunk is not None) == [
@@ -266,7 +268,7 @@ def test_work_of_another_model_or_of_a_cancelled_job_is_refused(
 
 
 def test_calls_draw_what_the_pipeline_draws(
-    services: dict[str, ServiceProcess], tiny: ModelFolder, expected: list[Picture]
+    services: dict[str, ServiceProcess], tiny: ModelFolder, expected: list[LocalPicture]
 ) -> None:
     with ExitStack() as stack:
         encoder, generator, decoder, ranker = (

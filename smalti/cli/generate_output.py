@@ -1,4 +1,4 @@
-"""What `smalti generate` shows while pictures are drawn, and writes of them, wherever that is done."""
+"""What `smalti generate` shows and writes, whether the pictures come from this process or from a gateway."""
 
 import json
 import os
@@ -7,70 +7,56 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from smalti.cli import interrupts
 from smalti.cli.preview import preview
 from smalti.errors import InvalidInputError, SmaltiWarning
-from smalti.pictures import Drawing, grid, png_bytes, save_png, slug
+from smalti.pictures import Drawing, Picture, grid, png_bytes, save_png, slug
+
+MAX_SHOWN_PROMPT: Final = 48
+"""Number of characters of a prompt that the progress bar shows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command was given; None where it was not."""
+    """The options of the command; None for an option that was not given."""
 
     n: int | None
     candidates: int | None
     seed: int | None
     sampling: dict[str, float | None]
+    """Values of `SamplingParameters` by name."""
     model: str | None
     out: Path
+    """The folder for the pictures."""
     with_grid: bool
+    """Whether to write a grid of all pictures."""
     as_json: bool
+    """Whether to print JSON instead of text."""
 
 
-class Drawn(Protocol):
-    """A picture that is drawn; `smalti.pipeline.Picture` is one."""
-
-    @property
-    def image(self) -> Image.Image:
-        """The picture."""
-
-    @property
-    def candidate(self) -> int:
-        """Its index among the candidates."""
-
-    @property
-    def score(self) -> float:
-        """The ranker's."""
-
-    @property
-    def drawing(self) -> Drawing:
-        """How it was drawn."""
-
-
-class Bar:
-    """A bar that moves with each row of tiles."""
+class ProgressBar:
+    """A progress bar for the rows of tiles of one prompt."""
 
     def __init__(self, progress: Progress, prompt: str) -> None:
-        """Shows the prompt, and that it is being worked on."""
-        shown = prompt if len(prompt) <= 48 else f"{prompt[:47]}…"
+        """Adds the bar to a progress display."""
+        shown = prompt if len(prompt) <= MAX_SHOWN_PROMPT else f"{prompt[: MAX_SHOWN_PROMPT - 1]}…"
         self._progress = progress
         self._task = progress.add_task(shown.replace("[", r"\["), total=None, state="")
 
-    def show(self, done: int, of: int | None, state: str = "") -> None:
-        """Shows how many rows are drawn, and in a word what is done; raises KeyboardInterrupt after Ctrl-C."""
+    def update(self, done: int, total: int | None, state: str = "") -> None:
+        """Shows how much is done, and the state in a few words; raises KeyboardInterrupt after Ctrl-C."""
         interrupts.check()
-        self._progress.update(self._task, completed=done, total=of, state=state)
+        self._progress.update(self._task, completed=done, total=total, state=state)
 
 
 @contextmanager
-def progress_bar(console: Console, prompt: str) -> Iterator[Bar]:
-    """Shows a bar on a terminal, and nothing elsewhere."""
+def progress_bar(console: Console, prompt: str) -> Iterator[ProgressBar]:
+    """Shows a progress bar on a terminal, and nothing elsewhere."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -79,12 +65,12 @@ def progress_bar(console: Console, prompt: str) -> Iterator[Bar]:
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Bar(progress, prompt)
+        yield ProgressBar(progress, prompt)
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Gives a list that gets the text of every warning to the user; it is shown as well."""
+def collected_warnings() -> Iterator[list[str]]:
+    """Collects the text of every `SmaltiWarning` in a list; the warnings are shown as well."""
     shown, texts = warnings.showwarning, list[str]()
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
@@ -100,33 +86,41 @@ def heard() -> Iterator[list[str]]:
 
 
 def check_folder(out: Path) -> None:
-    """Finds out before the work whether the pictures can be written."""
+    """Creates the folder for the pictures before the work begins.
+
+    Raises:
+        InvalidInputError: the folder cannot be created or written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError("out", f"{out}: the folder cannot be made ({error.strerror})") from None
+        raise InvalidInputError("out", f"{out}: the folder cannot be created ({error.strerror})") from None
     if not os.access(out, os.W_OK):
-        raise InvalidInputError("out", f"{out}: the folder cannot be written to")
+        raise InvalidInputError("out", f"{out}: the folder is not writable")
 
 
 def check_revision(original: Drawing, revision: str) -> None:
-    """Refuses to draw again with other weights, where the user has not named the model herself."""
+    """Checks that the weights are those of the original; skipped if the user names a model with --model.
+
+    Raises:
+        InvalidInputError: the model has another revision.
+    """
     if revision != original.revision:
         raise InvalidInputError(
             "like",
-            f"it was drawn by {original.model} at revision {original.revision[:19]}, and here {original.model} is "
-            f"{revision[:19]}: the picture would differ; name a model with --model to draw it all the same",
+            f"the picture was made by {original.model} at revision {original.revision[:19]}, but {original.model} is "
+            f"now at {revision[:19]} and would draw another one; name a model with --model to draw it anyway",
         )
 
 
-def write(pictures: Sequence[Drawn], candidates: int, options: Options, warned: Sequence[str]) -> None:
-    """Writes the pictures and their grid, and tells the user.
+def write(pictures: Sequence[Picture], *, candidates: int, options: Options, warned: Sequence[str]) -> None:
+    """Writes the pictures and their grid, and prints where they are.
 
     Args:
-        pictures: the best first.
-        candidates: how many were drawn.
-        options: where, and in which form.
-        warned: what the user was warned of.
+        pictures: the pictures, best first.
+        candidates: number of candidates that were generated.
+        options: where to write, and what to print.
+        warned: the warnings that the user has seen, for JSON.
 
     Raises:
         InvalidInputError: a picture cannot be written.
@@ -137,7 +131,7 @@ def write(pictures: Sequence[Drawn], candidates: int, options: Options, warned: 
     written: list[dict[str, Any]] = []
     try:
         for picture in pictures:
-            path = save_png(out, f"{stem}-{picture.candidate}", png_bytes(picture.image, picture.drawing))
+            path = save_png(out, f"{stem}-{picture.candidate}", picture.to_png())
             written.append(
                 {"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)}
             )

@@ -1,4 +1,4 @@
-"""What a client asks for, as requests of the contract."""
+"""Arguments of the client's methods as requests of the gRPC contract."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -19,54 +19,54 @@ from smalti.v1.job_pb2 import InitialImage, JobState, PictureReference
 from smalti.v1.sampling_pb2 import Priority, SamplingParameters
 from smalti.v1.tokens_pb2 import ImageTokens
 
-DEFAULT_SERVER = "127.0.0.1:50050"
-"""Where `smalti up` has its gateway."""
+DEFAULT_SERVER: Final = "127.0.0.1:50050"
+"""The address of the gateway that `smalti up` starts."""
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What may be asked of a drawing; what is left out, or None, is the model's or the gateway's own.
+    """Options of a job; an option that is missing or None takes the default of the model or the gateway.
 
     The ranges are those of the contract (`ImageParameters`, `SamplingParameters`, `CreateImagesRequest`).
     """
 
     n: int | None
-    """How many pictures are returned, the best of the candidates."""
+    """Number of pictures to return, the best of the candidates."""
     candidates: int | None
-    """How many are drawn, exactly; left out, it is the model's number, or more while the system is idle."""
+    """Number of pictures to generate. The default is the model's number, or more while the system is idle."""
     first_candidate: int | None
-    """The index of the first candidate: with the same seed 16 draws sixteen more."""
+    """Index of the first candidate: with the same seed, 16 generates sixteen more."""
     seed: int | None
-    """The same seed draws the same pictures; left out, it is a random one."""
+    """Equal seeds give equal pictures; the default is random."""
     guidance_scale: float | None
-    """`unconditional + guidance_scale * (conditional - unconditional)`; 1 is no guidance."""
+    """`unconditional + scale * (conditional - unconditional)`; 1 turns guidance off."""
     temperature: float | None
-    """Divides the logits; 0 always takes the most probable tile."""
+    """Divides the logits; 0 always takes the most probable token."""
     top_k: int | None
-    """Draw among the k most probable tiles; 0 is no limit."""
+    """Sample among the k most probable tokens; 0 for no limit."""
     top_p: float | None
-    """Draw among the most probable tiles that together have this probability; 1 is no limit."""
+    """Sample among the most probable tokens that together reach this probability; 1 for no limit."""
     model: str | None
-    """The model's name."""
+    """Name of the model."""
     revision: str | None
-    """The model's revision: refused where the gateway has another one."""
+    """Revision of the model; the gateway refuses the job if it has another one."""
     initial_image: "bytes | Path | ImageTokens | PictureReference | None"
-    """A picture whose upper rows are kept: a file, or its content; tokens; or a picture of an earlier job."""
+    """A picture whose upper rows are kept: the path or content of a file, tokens, or a picture of an earlier job."""
     keep_rows: int | None
-    """How many rows of tiles of it are kept."""
+    """Number of rows of tiles to keep of the initial image."""
     priority: str | None
-    """"interactive", or "batch" for work that takes what others leave."""
+    """"interactive", or "batch" for work that uses what other jobs leave free."""
     time_limit: float | None
-    """The seconds after which the job expires, waiting included."""
+    """Time in seconds after which the job expires; waiting counts."""
     retention: float | None
-    """The seconds for which the job and its pictures are kept after it has ended."""
+    """Time in seconds for which the job and its pictures are kept after it has ended."""
     labels: Mapping[str, str] | None
-    """The user's own, for `list`."""
+    """Labels of the user's choice, by which `list` can filter."""
     request_id: str | None
-    """A UUID; the same one with the same content gets the same job. Left out, it is a new one."""
+    """A UUID that makes the call safe to repeat: the same id and content return the same job. The default is new."""
 
 
-# The fields of the contract that are called otherwise here.
-_OWN_NAMES = {
+# Fields of the contract whose argument has another name.
+_ARGUMENTS: Final = {
     "parameters.model.name": "model",
     "parameters.model.revision": "revision",
     "parameters.initial_image.image": "initial_image",
@@ -75,22 +75,23 @@ _OWN_NAMES = {
 
 
 def server_address(server: str | None) -> str:
-    """Returns where the gateway is: as given, as the settings say, or where `smalti up` has it."""
+    """Returns the address of the gateway: the argument, the setting, or the default."""
     return server or settings().server or DEFAULT_SERVER
 
 
-def create_request(prompt: str, asked: GenerateOptions) -> CreateImagesRequest:
-    """Returns the request for a job; with a request_id, so that it may be repeated.
+def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest:
+    """Returns the request for a job. It has a request_id, so that it is safe to repeat.
 
     Raises:
-        InvalidInputError: an argument cannot be sent at all; names it. Ranges are the gateway's to check.
+        InvalidInputError: an argument has the wrong type; names it. The gateway checks the ranges.
+        TypeError: there is no such option.
     """
-    unknown = asked.keys() - GenerateOptions.__annotations__.keys()
+    unknown = options.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
-        raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
     request = CreateImagesRequest()
     parameters = request.parameters
-    places: dict[str, tuple[Message, str]] = {
+    fields: dict[str, tuple[Message, str]] = {
         "prompt": (parameters, "prompt"),
         "request_id": (request, "request_id"),
         "model": (parameters.model, "name"),
@@ -100,7 +101,7 @@ def create_request(prompt: str, asked: GenerateOptions) -> CreateImagesRequest:
         **{name: (parameters.sampling, name) for name in SamplingParameters.DESCRIPTOR.fields_by_name},
     }
     given: dict[str, Any] = {"prompt": prompt, "request_id": str(uuid.uuid4())}
-    given |= {name: value for name, value in asked.items() if value is not None}
+    given |= {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         match name:
             case "initial_image":
@@ -108,11 +109,11 @@ def create_request(prompt: str, asked: GenerateOptions) -> CreateImagesRequest:
             case "time_limit" | "retention":
                 _fill(name, value, partial(_set_seconds, getattr(request, name)))
             case "priority":
-                request.priority = _number(Priority, "PRIORITY_", name, value)
+                request.priority = _enum_value(Priority, "PRIORITY_", name, value)
             case "labels":
                 _fill(name, value, request.labels.update)
             case _:
-                _fill(name, value, partial(setattr, *places[name]))
+                _fill(name, value, partial(setattr, *fields[name]))
     return request
 
 
@@ -125,9 +126,13 @@ def list_request(
     with_pictures: bool,
     page_size: int,
 ) -> ListJobsRequest:
-    """Returns the request for a page of jobs; see `Client.list`."""
+    """Returns the request for a page of jobs; the arguments are those of `Client.list`.
+
+    Raises:
+        InvalidInputError: an argument has the wrong type, or names an unknown state.
+    """
     request = ListJobsRequest(view=JOB_VIEW_FULL if with_pictures else JOB_VIEW_BASIC)
-    request.states.extend(_number(JobState, "JOB_STATE_", "states", state) for state in states)
+    request.states.extend(_enum_value(JobState, "JOB_STATE_", "states", state) for state in states)
     _fill("labels", labels, request.labels.update)
     _fill("page_size", page_size, partial(setattr, request, "page_size"))
     for name, time in (("created_since", created_since), ("created_before", created_before)):
@@ -137,8 +142,8 @@ def list_request(
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Raises our exceptions in place of gRPC's, with the names of our arguments in place of the contract's fields.
+def translated_errors() -> Iterator[None]:
+    """Turns gRPC errors into those of `smalti.errors`, and fields of the contract into arguments of the client.
 
     Raises:
         SmaltiError: the call failed.
@@ -147,12 +152,12 @@ def answered() -> Iterator[None]:
         with translated():
             yield
     except InvalidInputError as error:
-        raise InvalidInputError(own_name(error.field), error.problem) from error
+        raise InvalidInputError(argument_name(error.field), error.problem) from error
 
 
-def own_name(field: str) -> str:
-    """Returns what a field of the contract is called among our arguments."""
-    return _OWN_NAMES.get(field) or field.removeprefix("parameters.").removeprefix("sampling.")
+def argument_name(field: str) -> str:
+    """Returns the client's argument for a field of the contract."""
+    return _ARGUMENTS.get(field) or field.removeprefix("parameters.").removeprefix("sampling.")
 
 
 def _fill(name: str, value: Any, put: Callable[[Any], None]) -> None:
@@ -182,12 +187,12 @@ def _set_initial_image(source: InitialImage, image: Any) -> None:
         case PictureReference():
             source.picture.CopyFrom(image)
         case _:
-            raise TypeError("a path, the bytes of a file, ImageTokens, or a PictureReference is expected")
+            raise TypeError("must be a Path, the bytes of a file, ImageTokens, or a PictureReference")
 
 
-def _number(enum: Any, prefix: str, field: str, name: str) -> Any:
-    """Returns the number of an enum's value by its short name: "batch" is PRIORITY_BATCH."""
+def _enum_value(enum: Any, prefix: str, field: str, name: str) -> Any:
+    """Returns the value of an enum by its short name: "batch" is PRIORITY_BATCH."""
     names = {key.removeprefix(prefix).lower(): key for key in enum.keys()[1:]}
     if name not in names:
-        raise InvalidInputError(field, f"{name!r} is none of {', '.join(names)}")
+        raise InvalidInputError(field, f"must be one of {', '.join(names)}, not {name!r}")
     return enum.Value(names[name])

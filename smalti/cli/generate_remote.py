@@ -1,0 +1,106 @@
+"""`smalti generate --server`: prompts to a gateway, pictures back."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from smalti.cli.extras import needs_extra
+from smalti.cli.generate_output import (
+    Options,
+    ProgressBar,
+    check_folder,
+    check_revision,
+    collected_warnings,
+    progress_bar,
+    write,
+)
+from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
+from smalti.pictures import Drawing
+
+if TYPE_CHECKING:
+    from smalti.client import Client, GenerateOptions, RemotePicture
+    from smalti.v1.job_pb2 import Job
+
+
+def generate(server: str, prompts: Sequence[str], original: Drawing | None, options: Options) -> None:
+    """Generates pictures of each prompt, or an original again, at a gateway.
+
+    Raises:
+        SmaltiError: an option cannot be used, the gateway refuses or does not answer, or a job does not succeed.
+    """
+    # Imported here because `smalti generate` without a server does not need gRPC.
+    with needs_extra("client"):
+        from smalti.client import Client
+
+    console = Console(stderr=True)
+    prompts = [original.prompt] if original else [check_prompt(prompt) for prompt in prompts]
+    # Only values that were given can be checked here; the gateway knows the others.
+    if options.n is not None and options.candidates is not None:
+        check_counts(options.n, options.candidates)
+    SamplingParameters().replace(**options.sampling)
+    seed = check_seed(original.seed if original and options.seed is None else options.seed)
+    request: GenerateOptions = {
+        "n": options.n,
+        "candidates": options.candidates,
+        "seed": seed,
+        "model": options.model,
+        **options.sampling,  # type: ignore[typeddict-item]
+    }
+    check_folder(options.out)
+    with Client(server) as client:
+        total = None
+        if original is not None:
+            total = original.candidates if options.candidates is None else options.candidates
+            if options.model is None:
+                check_revision(original, client.model(original.model).reference.revision)
+            request |= _options_of(original, options, total)
+        for prompt in prompts:
+            with collected_warnings() as warned, progress_bar(console, prompt) as bar:
+                pictures = _generate(client, prompt, request, bar, console)
+            candidates = total or pictures[0].job.parameters.candidates
+            # A candidate that is generated again keeps the number of candidates of its original.
+            pictures = [dataclasses.replace(picture, total=candidates) for picture in pictures]
+            write(pictures, candidates=candidates, options=options, warned=warned)
+
+
+def _options_of(original: Drawing, options: Options, total: int) -> "GenerateOptions":
+    """Returns the options that generate an original again, with the user's own options in place of its own."""
+    again: GenerateOptions = {
+        "model": options.model or original.model,
+        **original.sampling.replace(**options.sampling).model_dump(),  # type: ignore[typeddict-item]
+    }
+    n = (original.n or 1) if options.n is None else options.n
+    check_counts(n, total)
+    if original.candidate is not None:
+        return {**again, "n": 1, "candidates": 1, "first_candidate": original.candidate}
+    return {**again, "n": n, "candidates": total}
+
+
+def _generate(
+    client: "Client", prompt: str, request: "GenerateOptions", bar: ProgressBar, console: Console
+) -> "list[RemotePicture]":
+    def show(job: "Job") -> None:
+        bar.update(job.progress.rows_drawn, job.progress.rows or None, _state(job))
+
+    try:
+        return client.generate(prompt, on_progress=show, **request)
+    except KeyboardInterrupt as error:
+        for note in getattr(error, "__notes__", ()):
+            console.print(f"smalti: {note}", markup=False, highlight=False, soft_wrap=True)
+        raise
+
+
+def _state(job: "Job") -> str:
+    """Returns the state of a job in a few words."""
+    from smalti.v1.job_pb2 import JOB_STATE_QUEUED
+
+    progress = job.progress
+    if job.state == JOB_STATE_QUEUED:
+        if not job.HasField("jobs_ahead"):
+            return "waiting"
+        return f"waiting, {job.jobs_ahead} {'job' if job.jobs_ahead == 1 else 'jobs'} ahead"
+    if progress.candidates and progress.candidates_drawn == progress.candidates:
+        return "ranking"
+    return "drawing" if progress.rows_drawn else ""
