@@ -1,1 +1,3 @@
-"""The services: each a shell around one engine, with gRPC on one side and a queue on the other."""
+"""The services. Each serves one engine, or the gateway, over gRPC and from a queue."""
+
+__all__ = ["decoder", "encoder", "gateway", "generator", "ranker"]

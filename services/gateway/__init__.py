@@ -1,1 +1,3 @@
-"""The gateway service."""
+"""The gateway: the API for clients, and the jobs behind it."""
+
+__all__ = ["api", "database", "gateway", "jobs", "settings", "work"]

@@ -29,7 +29,7 @@ class GatewaySettings(EnvironmentSettings):
     decoder: str | None = None
     """`HOST:PORT` of a decoder, for previews and for initial images given as files. Both are off when it is unset."""
     chunk: Annotated[int, Field(ge=1, le=MAX_IN_CHUNK)] = 4
-    """Candidates per chunk. A chunk travels through the queues as one message."""
+    """Candidates per chunk. The candidates of a chunk travel through the queues together."""
     window: Annotated[int, Field(ge=1, le=2**20)] = 128
     """Maximum number of candidates in the queues at a time. The rest waits in the database, where order and priority
     are kept. Set it to at least twice the slots of all generators together."""

@@ -1,1 +1,3 @@
-"""The gateway's gRPC surface: requests checked, calls answered, jobs watched."""
+"""The gRPC service of the gateway: checks requests, answers calls, streams changes of jobs."""
+
+__all__ = ["servicer"]

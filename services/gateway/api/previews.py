@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_PREVIEWS: Final = 16
 """Maximum number of candidates per call of the decoder."""
 MAX_CALLS: Final = 2
-"""Maximum number of calls of the decoder at the same time, since finished pictures come first."""
+"""Maximum number of calls of the decoder at the same time, so that finished pictures are not delayed."""
 GREY: Final = (128, 128, 128)
 CALL_SECONDS: Final = 30.0
 
@@ -61,19 +61,19 @@ class PreviewRenderer:
         Raises:
             UnavailableError: the decoder does not answer.
         """
-        drawn = {
+        complete = {
             candidate: tokens
-            for candidate, tokens in self._drawn(job_id, given).items()
+            for candidate, tokens in self._complete_rows(job_id, given).items()
             if len(tokens) // self._spec.side > shown.get(candidate, 0)
         }
         # Candidates with the fewest rows shown come first.
-        chosen = sorted(drawn, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_PREVIEWS]
+        chosen = sorted(complete, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_PREVIEWS]
         if not chosen or self._permits.locked():
             return []
-        missing = {candidate: self._spec.tokens - len(drawn[candidate]) for candidate in chosen}
+        missing = {candidate: self._spec.tokens - len(complete[candidate]) for candidate in chosen}
         request = DecodeRequest(
             pictures=[
-                ImageTokens(tokens=[*drawn[candidate], *[0] * missing[candidate]]) for candidate in chosen
+                ImageTokens(tokens=[*complete[candidate], *[0] * missing[candidate]]) for candidate in chosen
             ]
         )
         previews = []
@@ -81,21 +81,21 @@ class PreviewRenderer:
             with translated():
                 async for response in self._decoder.Decode(request, timeout=CALL_SECONDS):
                     candidate = chosen[response.index]
-                    rows = len(drawn[candidate]) // self._spec.side
+                    rows = len(complete[candidate]) // self._spec.side
                     image = await asyncio.to_thread(self._paint_grey, response.image.data, rows)
                     previews.append(Preview(candidate=candidate, rows_drawn=rows, image=image))
         return previews
 
-    def _drawn(self, job_id: str, given: Sequence[int]) -> dict[int, list[int]]:
+    def _complete_rows(self, job_id: str, given: Sequence[int]) -> dict[int, list[int]]:
         """Returns the tokens of the complete rows of each candidate, from the top without gaps."""
-        drawn: dict[int, list[int]] = {}
+        found: dict[int, list[int]] = {}
         for candidate, start, tokens in self._preview_tokens.runs(job_id):
-            tokens_so_far = drawn.setdefault(candidate, list(given))
-            if start <= len(tokens_so_far):
-                tokens_so_far[start:] = tokens
+            so_far = found.setdefault(candidate, list(given))
+            if start <= len(so_far):
+                so_far[start:] = tokens
         return {
-            candidate: tokens_so_far[: len(tokens_so_far) // self._spec.side * self._spec.side]
-            for candidate, tokens_so_far in drawn.items()
+            candidate: so_far[: len(so_far) // self._spec.side * self._spec.side]
+            for candidate, so_far in found.items()
         }
 
     def _paint_grey(self, content: bytes, rows: int) -> EncodedImage:

@@ -31,6 +31,7 @@ MAX_VALUE_LENGTH: Final = 256
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
 _LABEL_KEY = re.compile(r"[a-z0-9_\-./]{1,63}")
+_FINGERPRINT_LENGTH: Final = 16
 _STATES = {number: state for state, number in STATES.items()}
 
 
@@ -131,7 +132,7 @@ def parse_page_token(request: image_pb2.ListJobsRequest) -> PageCursor | None:
     try:
         token = request.page_token.encode("ascii")
         text = urlsafe_b64decode(token + b"=" * (-len(token) % 4)).decode()
-        fingerprint, content = text[:_FINGERPRINT], text[_FINGERPRINT:]
+        fingerprint, content = text[:_FINGERPRINT_LENGTH], text[_FINGERPRINT_LENGTH:]
         created, job_id = json.loads(content)
         if fingerprint == _fingerprint(request, content):
             return PageCursor(int(created), str(job_id))
@@ -148,16 +149,13 @@ def check_view(view: int) -> None:
         raise InvalidInputError("view", f"must be JOB_VIEW_BASIC or JOB_VIEW_FULL, got {view}")
 
 
-_FINGERPRINT: Final = 16
-
-
 def _fingerprint(request: image_pb2.ListJobsRequest, content: str) -> str:
     filters = image_pb2.ListJobsRequest()
     filters.CopyFrom(request)
     for field in ("page_size", "page_token", "view"):
         filters.ClearField(field)
     digest = hashlib.sha256(filters.SerializeToString(deterministic=True) + b"\0" + content.encode())
-    return digest.hexdigest()[:_FINGERPRINT]
+    return digest.hexdigest()[:_FINGERPRINT_LENGTH]
 
 
 def _prompt(prompt: str) -> str:

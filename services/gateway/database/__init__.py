@@ -1,1 +1,3 @@
-"""The gateway's database: connection, tables, time, migrations."""
+"""The database of the gateway: connection, tables, migrations, and the clock."""
+
+__all__ = ["clock", "connection", "tables"]

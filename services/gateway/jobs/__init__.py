@@ -1,1 +1,3 @@
-"""Jobs: what is asked for, how they are kept, what may happen to them, and who hears of it."""
+"""Jobs: what they are, how they are stored, what can happen to them, and who is notified."""
+
+__all__ = ["context", "lifecycle", "messages", "observer", "repository", "spec", "watchers"]

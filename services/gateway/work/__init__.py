@@ -1,1 +1,3 @@
-"""The gateway's own work: sending chunks, taking the stages' events, finishing and sweeping jobs."""
+"""Background work of the gateway: sends chunks, handles events, ends and removes jobs."""
+
+__all__ = ["dispatch", "events", "fan_in", "loops", "progress", "sweeper"]
