@@ -1,4 +1,4 @@
-"""The README is true: each of its commands is run here or by CI."""
+"""The documentation is true: the README's commands work, and the files, names and tests that pages name exist."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from harness.paths import ROOT
 from smalti.cli import run
 
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
@@ -41,3 +42,58 @@ def test_smalti_commands_of_the_readme_work(
         assert run(words[1:]) == 0
     assert "9 of 16 drawn" in capsys.readouterr().out
     assert len(list(tmp_path.glob("pictures/*.png"))) == 10
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Paths of the repository in backticks; `tests/` and `protos/` may be left out."""
+    named = re.compile(r"`((?:smalti|services|tests|harness|faults|scripts|protos)/[\w./-]+(?:\.\w+|/))`")
+    gone = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in named.findall(page.read_text(encoding="utf-8"))
+        if Path(name).suffix in {"", ".py", ".proto", ".toml", ".txt", ".json", ".binpb"}
+        and not any((root / name).exists() for root in (ROOT, ROOT / "tests", ROOT / "protos"))
+    ]
+    assert gone == []
+
+
+def test_names_of_the_package_that_pages_use_exist() -> None:
+    """Of a dotted name the module must exist, and the first part after it must be in the module's text."""
+    named = re.compile(r"(?:\b(?:from|import) |`)(smalti(?:\.\w+){2,})")
+    gone = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        if page.name != "CHANGELOG.md"  # It names what was renamed.
+        for name in named.findall(page.read_text(encoding="utf-8"))
+        if not is_there(name)
+    ]
+    assert gone == []
+
+
+def is_there(dotted: str) -> bool:
+    """Returns whether the sources have a module of this name, or a module that mentions the part after its name."""
+    parts = dotted.split(".")
+    depth = next((depth for depth in range(len(parts), 0, -1) if source_of(parts[:depth]) is not None), 0)
+    source = source_of(parts[:depth])
+    return source is not None and all(
+        re.search(rf"\b{part}\b", source.read_text(encoding="utf-8")) for part in parts[depth:][:1]
+    )
+
+
+def source_of(parts: list[str]) -> Path | None:
+    """Returns the file of a module, if there is one."""
+    path = ROOT.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def test_tests_that_the_page_of_faults_names_exist() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    promises = page.partition("## Promises and their tests")[2].partition("\n## ")[0]
+    tokens = re.findall(r"`([\w/]+\.py|test_\w+)`", promises)
+    assert tokens
+    text = ""
+    for token in tokens:
+        if token.endswith(".py"):
+            text = (ROOT / "tests" / token).read_text(encoding="utf-8")
+        else:
+            assert f"def {token}(" in text, token
