@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from smalti.engines.encoding import Encoding
-from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, RankTask, Reading, Stage
+from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, PromptReading, RankTask, Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.results import ScoredPicture, ScoresFile
@@ -33,29 +33,27 @@ class IdleEncode(StageHandler[EncodeTask, None]):
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Makes the encoding."""
-        super().__init__(process, spec.folder, cancellations)
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         config = spec.transformer
         states = np.zeros((config.max_text_length, config.d_model), np.float32)
         self._content = encoding_bytes(Encoding(states, np.ones(config.max_text_length, np.int32)))
 
-    def outputs(self, task: EncodeTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.encoding,)
 
-    def read(self, task: EncodeTask) -> None:
-        """See `StageHandler`."""
+    def load(self, task: EncodeTask) -> None:
+        """Loads nothing."""
 
-    def make(self, running: TaskContext[EncodeTask], content: None) -> StageOutput:
-        """See `StageHandler`."""
-        return StageOutput((self.store.put(running.task.keys.encoding, self._content),), 0.0)
+    def run(self, context: TaskContext[EncodeTask], inputs: None) -> StageOutput:  # noqa: D102
+        return StageOutput((self.store.put(context.task.keys.encoding, self._content),), 0.0)
 
-    def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return task.next(objects[0])
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[EncodeTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return context.task.next(objects[0], context.task.prompt)
 
-    def reading(self, task: EncodeTask) -> Reading:
-        """See `StageHandler`."""
-        return Reading(drawn=task.prompt, cut=False)
+    def read_prompt(self, task: EncodeTask) -> PromptReading:  # noqa: D102
+        return PromptReading(effective_prompt=task.prompt, cut=False)
 
 
 class IdleGenerate(StageHandler[GenerateTask, Encoding]):
@@ -65,26 +63,24 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Takes the sizes of what it draws."""
-        super().__init__(process, spec.folder, cancellations)
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
 
-    def outputs(self, task: GenerateTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
 
-    def read(self, task: GenerateTask) -> Encoding:
-        """See `StageHandler`."""
+    def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
         return read_encoding(self.store, task.encoding, self._sizes)
 
-    def make(self, running: TaskContext[GenerateTask], content: Encoding) -> StageOutput:
-        """See `StageHandler`."""
-        task = running.task
+    def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
+        task = context.task
         tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
         return StageOutput((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
 
-    def follow(self, task: GenerateTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return (task.next(objects[0]),)
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[GenerateTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return (context.task.next(objects[0]),)
 
 
 class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
@@ -94,30 +90,28 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Makes the picture."""
-        super().__init__(process, spec.folder, cancellations)
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
         file = io.BytesIO()
         Image.new("RGB", (spec.resolution, spec.resolution)).save(file, "PNG")
         self._content = file.getvalue()
 
-    def outputs(self, task: DecodeTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
-    def read(self, task: DecodeTask) -> np.ndarray:
-        """See `StageHandler`."""
+    def load(self, task: DecodeTask) -> np.ndarray:  # noqa: D102
         return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
 
-    def make(self, running: TaskContext[DecodeTask], content: np.ndarray) -> StageOutput:
-        """See `StageHandler`."""
-        keys = self.outputs(running.task)
+    def run(self, context: TaskContext[DecodeTask], inputs: np.ndarray) -> StageOutput:  # noqa: D102
+        keys = self.output_keys(context.task)
         return StageOutput(
-            tuple(self.side_by_side.map(lambda key: self.store.put(key, self._content), keys)), 0.0
+            tuple(self.store_executor.map(lambda key: self.store.put(key, self._content), keys)), 0.0
         )
 
-    def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return (task.next(objects),)
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[DecodeTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return (context.task.next(objects),)
 
 
 class IdleRank(StageHandler[RankTask, list[bytes]]):
@@ -127,20 +121,17 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
         """Takes the sizes of the pictures."""
-        super().__init__(process, spec.folder, cancellations)
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._side = spec.resolution
 
-    def outputs(self, task: RankTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.scores(task.chunk),)
 
-    def read(self, task: RankTask) -> list[bytes]:
-        """See `StageHandler`."""
-        return self.side_by_side.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
+    def load(self, task: RankTask) -> list[bytes]:  # noqa: D102
+        return self.store_executor.map(lambda ref: self.store.get(ref.key, sha256=ref.sha256), task.pictures)
 
-    def make(self, running: TaskContext[RankTask], content: list[bytes]) -> StageOutput:
-        """See `StageHandler`."""
-        task = running.task
+    def run(self, context: TaskContext[RankTask], inputs: list[bytes]) -> StageOutput:  # noqa: D102
+        task = context.task
         scored = tuple(
             ScoredPicture(
                 index=index,
@@ -150,13 +141,14 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
                 width=self._side,
                 height=self._side,
             )
-            for index, ref, file in zip(task.candidates, task.pictures, content, strict=True)
+            for index, ref, file in zip(task.candidates, task.pictures, inputs, strict=True)
         )
         scores = ScoresFile(pictures=scored).to_bytes()
         return StageOutput((self.store.put(task.keys.scores(task.chunk), scores),), 0.0)
 
-    def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[RankTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
         return ()
 
 

@@ -88,7 +88,8 @@ def duplicates(trial: Trial) -> None:
     found = system.store.stat(JobKeys(drawn.job).encoding)
     if found is None or found.sha256 is None:
         raise AssertionError("the encoding is not there")
-    copies = _encode_task(trial, drawn).next(ObjectRef(key=found.key, sha256=found.sha256))
+    encoding = ObjectRef(key=found.key, sha256=found.sha256)
+    copies = _encode_task(trial, drawn).next(encoding, drawn.prompt)
     _send(trial, [*copies] * 3)
     trial.expect_states("succeeded")
     # The copies that have joined the one that slept are counted when it has ended.

@@ -109,7 +109,7 @@ def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: st
 def begun_again(system: System) -> int:
     """Returns how often a chunk has begun again for an object that was missing or damaged."""
     events = [str(line.get("event", "")) for line in system.lines()]
-    return sum("begins again: " in event or "are made again: " in event for event in events)
+    return sum("starts again from the prompt: " in event or "are made again: " in event for event in events)
 
 
 def refused(system: System, submission: Submission) -> bool:

@@ -16,6 +16,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import read_tokens
 from smalti.service.process import Process
+from smalti.service.prompts import effective_prompt
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
@@ -28,6 +29,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
 
     def __init__(
         self,
+        *,
         process: Process,
         spec: ModelSpec,
         cancellations: Cancellations,
@@ -35,62 +37,82 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         compute: ComputeThread,
         rewriter: Rewriter,
     ) -> None:
-        """Takes the engine, the thread that it computes in, and what says prompts in the model's words."""
-        super().__init__(process, spec.folder, cancellations)
+        """Adds the decoder to what every stage needs.
+
+        Args:
+            process: provides the store, the publisher and the settings.
+            spec: the loaded model and its sizes.
+            cancellations: tells which jobs were cancelled; closed with the handler.
+            engine: the decoder.
+            compute: the thread in which the decoder runs.
+            rewriter: rewrites the prompt of a task of version 1, which does not carry the effective prompt.
+        """
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._spec = spec
         self._engine = engine
         self._compute = compute
         self._rewriter = rewriter
 
-    def outputs(self, task: DecodeTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
-    def read(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:
-        """See `StageHandler`."""
+    def load(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:  # noqa: D102
         return read_tokens(self.store, task.tokens, len(task.candidates), self._spec)
 
-    def make(
-        self, running: TaskContext[DecodeTask], content: Int[np.ndarray, "pictures tokens"]
+    def run(
+        self, context: TaskContext[DecodeTask], inputs: Int[np.ndarray, "pictures tokens"]
     ) -> StageOutput:
-        """See `StageHandler`; pictures are written while the next ones are decoded."""
-        task = running.task
-        running.reach("after-read")
-        running.check_begin()
+        """Decodes the pictures in batches, and writes each batch while the next one is decoded."""
+        task = context.task
+        context.reach("after-read")
+        context.check_begin()
+        prompt = effective_prompt(task, self._rewriter)
         seconds = 0.0
         written: list[Future[ObjectRef]] = []
-        # As many at a time as one run of the program takes: between them others have their turn.
+        # One batch of the program at a time, so that other tasks and calls get their turn in between.
         step = self._engine.batch_size
         try:
-            for start in range(0, len(content), step):
-                pictures, took = self._decode(running, content[start : start + step])
-                seconds += took
-                running.check()
-                running.reach("before-write")
+            for start in range(0, len(inputs), step):
+                pictures, batch_seconds = self._decode(context, inputs[start : start + step])
+                seconds += batch_seconds
+                context.check()
+                context.reach("before-write")
                 for index, pixels in zip(task.candidates[start : start + step], pictures, strict=True):
-                    written.append(self.side_by_side.submit(partial(self._write, task, index, pixels)))
+                    write = partial(self._write, task, prompt, index, pixels)
+                    written.append(self.store_executor.submit(write))
             return StageOutput(tuple(each.result() for each in written), seconds)
         finally:
-            wait(written)  # Nothing is written for work that was left.
+            wait(written)  # No write outlives a task that was given up.
 
-    def follow(self, task: DecodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return (task.next(objects),)
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[DecodeTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return (context.task.next(objects),)
 
     def _decode(
-        self, running: TaskContext[DecodeTask], tokens: Int[np.ndarray, "pictures tokens"]
+        self, context: TaskContext[DecodeTask], tokens: Int[np.ndarray, "pictures tokens"]
     ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
+        """Returns the pictures, and the seconds that the engine took."""
+
         def decode() -> tuple[np.ndarray, float]:
-            running.check()
-            running.reach("engine-step")
+            context.check()
+            context.reach("engine-step")
             began = time.monotonic()
             return self._engine.decode(tokens), time.monotonic() - began
 
         return self._compute.run(decode)
 
-    def _write(self, task: DecodeTask, index: int, pixels: UInt8[np.ndarray, "height width 3"]) -> ObjectRef:
-        """Writes a picture's file, which says how it was drawn; its score is not known yet."""
-        drawn = self._rewriter(task.prompt).prompt
+    def _write(
+        self, task: DecodeTask, prompt: str, index: int, pixels: UInt8[np.ndarray, "height width 3"]
+    ) -> ObjectRef:
+        """Writes the PNG of a candidate with its record; the record has no score yet.
+
+        Args:
+            task: the task.
+            prompt: the effective prompt.
+            index: the candidate's index in the job.
+            pixels: the picture.
+        """
         drawing = Drawing(
             prompt=task.prompt,
             seed=task.seed,
@@ -99,7 +121,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
             sampling=task.sampling,
             candidates=task.candidates_in_job,
             candidate=index,
-            drawn=None if drawn == task.prompt else drawn,
+            drawn=None if prompt == task.prompt else prompt,
         )
-        file = png_bytes(Image.fromarray(pixels), drawing)
-        return self.store.put(task.keys.candidate(index), file, content_type="image/png")
+        content = png_bytes(Image.fromarray(pixels), drawing)
+        return self.store.put(task.keys.candidate(index), content, content_type="image/png")

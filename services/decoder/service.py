@@ -37,7 +37,14 @@ def build(process: Process) -> Service:
     model = model_message(spec)
     compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = DecodeHandler(process, spec, cancellations, engine, compute, rewriter)
+    handler = DecodeHandler(
+        process=process,
+        spec=spec,
+        cancellations=cancellations,
+        engine=engine,
+        compute=compute,
+        rewriter=rewriter,
+    )
 
     def register(server: grpc.aio.Server) -> None:
         add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, spec, model.reference), server)

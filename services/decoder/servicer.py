@@ -47,7 +47,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         check_number(len(request.pictures), MAX_IN_CHUNK, "pictures", "pictures")
         spec, step = self._spec, self._engine.batch_size
         tokens = tokens_of(request.pictures, spec.tokens, spec.codebook_size, field="pictures")
-        with self._compute.place():
+        with self._compute.permit():
             # As many at a time as one run of the program takes: between them others have their turn.
             for start in range(0, len(tokens), step):
                 batch = tokens[start : start + step]
@@ -72,7 +72,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 "the model's VQGAN has no encoder, so it cannot turn pictures into tokens"
             )
         check_number(len(request.images), MAX_IMAGES, "images", "pictures")
-        with self._compute.place():
+        with self._compute.permit():
             # All are read before the first is encoded: a picture that cannot be read is told at once.
             pictures = [
                 await asyncio.to_thread(self._read, content, f"images[{place}]")

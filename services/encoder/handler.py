@@ -3,7 +3,15 @@
 import time
 
 from smalti.engines.encoder import EncoderEngine
-from smalti.messages import EncodeTask, Message, Reading, Stage
+from smalti.messages import (
+    MAX_NOTICE_LENGTH,
+    MAX_WORD_LENGTH,
+    MAX_WORDS,
+    EncodeTask,
+    Message,
+    PromptReading,
+    Stage,
+)
 from smalti.registry.folder import ModelFolder
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
@@ -13,17 +21,15 @@ from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
-# What a message holds of a reading at most.
-MAX_WORDS, MAX_WORD_LENGTH, MAX_NOTICE_LENGTH = 64, 200, 2000
-
 
 class EncodeHandler(StageHandler[EncodeTask, None]):
-    """Encodes, and lets the chunks be generated."""
+    """Rewrites the prompt, encodes it, and has the chunks generated."""
 
     stage = Stage.ENCODE
 
     def __init__(
         self,
+        *,
         process: Process,
         folder: ModelFolder,
         cancellations: Cancellations,
@@ -31,51 +37,63 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         compute: ComputeThread,
         rewriter: Rewriter,
     ) -> None:
-        """Takes the engine, the thread that it computes in, and what says prompts in the model's words."""
-        super().__init__(process, folder, cancellations)
+        """Adds the encoder to what every stage needs.
+
+        Args:
+            process: provides the store, the publisher and the settings.
+            folder: the loaded model.
+            cancellations: tells which jobs were cancelled; closed with the handler.
+            engine: the encoder.
+            compute: the thread in which the encoder runs.
+            rewriter: rewrites prompts in words that the model knows.
+        """
+        super().__init__(process=process, folder=folder, cancellations=cancellations)
         self._engine = engine
         self._compute = compute
         self._rewriter = rewriter
 
-    def outputs(self, task: EncodeTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.encoding,)
 
-    def read(self, task: EncodeTask) -> None:
-        """See `StageHandler`; all that an encoding needs is in the message."""
-
-    def make(self, running: TaskContext[EncodeTask], content: None) -> StageOutput:
-        """See `StageHandler`."""
-        task = running.task
-        prompt = self._rewriter(task.prompt).prompt
-        running.reach("after-read")
-
-        def encode() -> tuple[bytes, float]:
-            running.check_begin()
-            running.reach("engine-step")
-            began = time.monotonic()
-            encoding = self._engine.encode(prompt)
-            return encoding_bytes(encoding), time.monotonic() - began
-
-        file, seconds = self._compute.run(encode)
-        running.check()
-        running.reach("before-write")
-        return StageOutput((self.store.put(task.keys.encoding, file),), seconds)
-
-    def follow(self, task: EncodeTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return task.next(objects[0])
-
-    def reading(self, task: EncodeTask) -> Reading:
-        """See `StageHandler`; found out anew where the encoding was there already, since it is not kept with it."""
+    def read_prompt(self, task: EncodeTask) -> PromptReading:
+        """Rewrites the prompt; also needed if the encoding is already there, which does not hold the words."""
         rewording = self._rewriter(task.prompt)
-        return Reading(
-            drawn=rewording.prompt,
+        return PromptReading(
+            effective_prompt=rewording.prompt,
             cut=self._engine.is_cut(rewording.prompt),
             unknown=_shortened(rewording.unknown),
             left_out=_shortened(rewording.left_out),
             notice=rewording.notice[:MAX_NOTICE_LENGTH],
         )
+
+    def load(self, task: EncodeTask) -> None:
+        """Loads nothing: the task holds all that the encoder needs."""
+
+    def run(self, context: TaskContext[EncodeTask], inputs: None) -> StageOutput:  # noqa: D102
+        task, prompt = context.task, _reading(context).effective_prompt
+        context.reach("after-read")
+
+        def encode() -> tuple[bytes, float]:
+            context.check_begin()
+            context.reach("engine-step")
+            began = time.monotonic()
+            encoding = self._engine.encode(prompt)
+            return encoding_bytes(encoding), time.monotonic() - began
+
+        content, seconds = self._compute.run(encode)
+        context.check()
+        context.reach("before-write")
+        return StageOutput((self.store.put(task.keys.encoding, content),), seconds)
+
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[EncodeTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return context.task.next(objects[0], _reading(context).effective_prompt)
+
+
+def _reading(context: TaskContext[EncodeTask]) -> PromptReading:
+    assert context.reading is not None  # This stage reads the prompt.
+    return context.reading
 
 
 def _shortened(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,7 +35,14 @@ def build(process: Process) -> Service:
     model = model_message(spec)
     compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = EncodeHandler(process, spec.folder, cancellations, engine, compute, rewriter)
+    handler = EncodeHandler(
+        process=process,
+        folder=spec.folder,
+        cancellations=cancellations,
+        engine=engine,
+        compute=compute,
+        rewriter=rewriter,
+    )
 
     def register(server: grpc.aio.Server) -> None:
         servicer = EncoderServicer(engine, compute, rewriter, model.reference)

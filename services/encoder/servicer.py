@@ -45,6 +45,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 return self._engine.unconditional
             return self._engine.encode(rewording.prompt)
 
-        with self._compute.place():
+        with self._compute.permit():
             encoding = await asyncio.wrap_future(self._compute.submit(encode))
         return EncodeResponse(encoding=encoding_message(encoding, self._model, rewording))

@@ -89,7 +89,7 @@ def build(process: Process) -> Service:
         handler=gateway.events.handle,
         concurrency=settings.concurrency,
         model=spec.folder.name,
-        companions=(GatewayRunner(gateway),),
+        background_tasks=(GatewayRunner(gateway),),
         endless=ENDLESS,
         close=gateway.close,
     )

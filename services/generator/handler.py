@@ -1,4 +1,4 @@
-"""The stage that draws image tokens: `jobs/<job>/tokens/<chunk>.safetensors`."""
+"""The stage that generates image tokens: `jobs/<job>/tokens/<chunk>.safetensors`."""
 
 import queue
 import time
@@ -21,42 +21,51 @@ from smalti.storage import ObjectRef
 from smalti.telemetry import tracing
 
 PROGRESS_SECONDS = 0.2
-"""How often at most a chunk's progress is told."""
-LOOK_SECONDS = 0.1
-"""How often it is looked whether the worker stops, while nothing comes from the engine."""
+"""Minimum interval between progress events of a chunk."""
+POLL_SECONDS = 0.1
+"""Interval between checks whether the worker stops, while the engine is silent."""
 MAX_ROW_LENGTH = 64
-"""Tiles of a row that an event can hold."""
+"""Tokens of a row that an event can hold."""
 
 
 class GenerateHandler(StageHandler[GenerateTask, Encoding]):
-    """Draws the tokens of a chunk."""
+    """Generates the tokens of a chunk."""
 
     stage = Stage.GENERATE
 
     def __init__(
-        self, process: Process, spec: ModelSpec, cancellations: Cancellations, engine: GeneratorEngine
+        self,
+        *,
+        process: Process,
+        spec: ModelSpec,
+        cancellations: Cancellations,
+        engine: GeneratorEngine,
     ) -> None:
-        """Takes the engine, which is shared with those who call it over gRPC."""
-        super().__init__(process, spec.folder, cancellations)
+        """Adds the generator to what every stage needs.
+
+        Args:
+            process: provides the store, the publisher and the settings.
+            spec: the loaded model and its sizes.
+            cancellations: tells which jobs were cancelled; closed with the handler.
+            engine: the generator, which gRPC calls use as well.
+        """
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._spec = spec
         self._engine = engine
 
-    def outputs(self, task: GenerateTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
 
-    def read(self, task: GenerateTask) -> Encoding:
-        """See `StageHandler`."""
+    def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
         self._check_given(task.given)
         return read_encoding(self.store, task.encoding, self._spec)
 
-    def make(self, running: TaskContext[GenerateTask], content: Encoding) -> StageOutput:
-        """See `StageHandler`."""
-        task = running.task
-        running.reach("after-read")
-        running.check_begin()
+    def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
+        task = context.task
+        context.reach("after-read")
+        context.check_begin()
         request = GenerationRequest(
-            encoding=content,
+            encoding=inputs,
             candidates=tuple(Candidate(task.seed, index, task.sampling) for index in task.candidates),
             priority=task.priority,
             deadline=time.monotonic() + task.expires - time.time(),
@@ -64,37 +73,45 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         )
         events: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
         began = time.monotonic()
-        handle = self._submit(running, request, events)
+        handle = self._submit(context, request, events)
         tracing.event(tracing.COMPUTE_BEGINS)
         try:
-            self._follow_drawing(running, handle, events)
+            self._wait_for_tokens(context, handle, events)
         finally:
-            handle.cancel()  # Where it was left on the way; it does nothing to a finished request.
+            handle.cancel()  # Has no effect on a finished request.
             tracing.event(tracing.COMPUTE_ENDS)
         seconds = time.monotonic() - began
-        running.check()
-        running.reach("before-write")
-        return StageOutput((self.store.put(self.outputs(task)[0], tokens_bytes(handle.result())),), seconds)
+        context.check()
+        context.reach("before-write")
+        tokens = self.store.put(task.keys.tokens(task.chunk), tokens_bytes(handle.result()))
+        return StageOutput((tokens,), seconds)
 
-    def follow(self, task: GenerateTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`."""
-        return (task.next(objects[0]),)
+    def next_tasks(  # noqa: D102
+        self, context: TaskContext[GenerateTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        return (context.task.next(objects[0]),)
 
     def _check_given(self, given: tuple[int, ...]) -> None:
         if len(given) >= self._spec.tokens:
-            raise InvalidInputError("given", f"has {len(given)} tokens, which leaves nothing to draw")
+            raise InvalidInputError(
+                "given",
+                f"has {len(given)} tokens; the limit is {self._spec.tokens - 1}, one less than a picture has",
+            )
         if max(given, default=0) >= self._spec.codebook_size:
-            raise InvalidInputError("given", f"the tokens of the model are below {self._spec.codebook_size}")
+            size = self._spec.codebook_size
+            raise InvalidInputError(
+                "given", f"has a token outside the model's codebook; tokens must be below {size}"
+            )
 
     def _submit(
         self,
-        running: TaskContext[GenerateTask],
+        context: TaskContext[GenerateTask],
         request: GenerationRequest,
         events: "queue.SimpleQueue[Drawn | None]",
     ) -> GenerationHandle:
-        """Hands the request to the engine; while that is full of calls, waits for room.
+        """Submits the request to the engine; waits while the engine's queue is full of calls.
 
-        That costs no attempt: it is not the work's fault.
+        Waiting does not count as an attempt, because the task is not at fault.
         """
         while True:
             try:
@@ -102,63 +119,63 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
             except EngineFullError as error:
                 until = time.monotonic() + error.retry_after
                 while time.monotonic() < until:
-                    running.check_begin()
-                    time.sleep(LOOK_SECONDS)
+                    context.check_begin()
+                    time.sleep(POLL_SECONDS)
             except EngineFailedError as error:
-                # The engine had died before: this process is about to end, and the work has not been tried by it.
-                running.wait_for_the_end()
+                # The engine had stopped before it saw the task: the process is about to end.
+                context.wait_for_drain()
                 raise GiveBackError("the engine has stopped") from error
             else:
                 handle.future.add_done_callback(lambda _: events.put(None))
-                running.watched.on_cancel(handle.cancel)
+                context.cancellation.on_cancel(handle.cancel)
                 return handle
 
-    def _follow_drawing(
+    def _wait_for_tokens(
         self,
-        running: TaskContext[GenerateTask],
+        context: TaskContext[GenerateTask],
         handle: GenerationHandle,
         events: "queue.SimpleQueue[Drawn | None]",
     ) -> None:
-        """Waits until all is drawn, and tells how far it is.
+        """Waits until all tokens are generated, and sends progress events.
 
         Raises:
             EngineError: see `GenerationHandle.result`.
-            GiveBackError: the worker stops, and it would take too long.
+            GiveBackError: the worker stops, and the rest would take too long.
         """
-        canvas = _Canvas(running.task, self._spec)
-        told, rows = time.monotonic(), canvas.rows
+        tokens = _ChunkTokens(context.task, self._spec)
+        sent, rows = time.monotonic(), tokens.rows
         while True:
             try:
-                drawn = events.get(timeout=LOOK_SECONDS)
+                drawn = events.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 drawn = None
                 if not handle.done:
-                    self._check_time(running, canvas)
+                    self._check_time(context, tokens)
                     continue
             if drawn is None:
                 handle.result()
                 return
-            canvas.lay(drawn)
-            if canvas.rows > rows:
-                rows = canvas.rows
+            tokens.add(drawn)
+            if tokens.rows > rows:
+                rows = tokens.rows
                 tracing.event("rows drawn", rows=rows)
-            self._check_time(running, canvas)
-            if time.monotonic() - told >= PROGRESS_SECONDS and canvas.rows:
-                told = time.monotonic()
-                self.publisher.offer(running.task.progress(canvas.rows, self._spec.side, canvas.last_row()))
+            self._check_time(context, tokens)
+            if time.monotonic() - sent >= PROGRESS_SECONDS and tokens.rows:
+                sent = time.monotonic()
+                self.publisher.offer(context.task.progress(tokens.rows, self._spec.side, tokens.last_row()))
 
-    def _check_time(self, running: TaskContext[GenerateTask], canvas: "_Canvas") -> None:
-        """Raises `GiveBackError` when the worker stops and the rest would not be drawn in time."""
-        left = running.seconds_left()
+    def _check_time(self, context: TaskContext[GenerateTask], tokens: "_ChunkTokens") -> None:
+        """Raises `GiveBackError` if the worker stops and the rest would not be generated in time."""
+        left = context.seconds_left()
         if left is None:
             return
-        quanta = -(-canvas.missing // self._engine.batch.quantum)
-        if canvas.waiting or quanta * self._engine.progress.quantum_seconds > left:
+        quanta = -(-tokens.missing // self._engine.batch.quantum)
+        if tokens.waiting or quanta * self._engine.progress.quantum_seconds > left:
             raise GiveBackError("the worker stops")
 
 
-class _Canvas:
-    """What is drawn of a chunk."""
+class _ChunkTokens:
+    """The tokens of a chunk, as far as they are generated."""
 
     def __init__(self, task: GenerateTask, spec: ModelSpec) -> None:
         self._columns = spec.side
@@ -171,27 +188,27 @@ class _Canvas:
 
     @property
     def rows(self) -> int:
-        """The rows that are laid in every picture."""
+        """Number of rows that every candidate has."""
         return int(self._positions.min()) // self._columns
 
     @property
     def missing(self) -> int:
-        """The tokens that are missing in the picture that is furthest behind."""
+        """Number of tokens that the slowest candidate lacks."""
         return int(self._tokens.shape[1] - self._positions.min())
 
     @property
     def waiting(self) -> bool:
-        """Whether a candidate has no slot yet."""
+        """Whether a candidate still waits for a slot."""
         return bool(self._positions.min() == self._given)
 
-    def lay(self, drawn: Drawn) -> None:
-        """Takes tokens from the engine."""
+    def add(self, drawn: Drawn) -> None:
+        """Adds tokens from the engine."""
         end = drawn.start + len(drawn.tokens)
         self._tokens[drawn.candidate, drawn.start : end] = drawn.tokens
         self._positions[drawn.candidate] = end
 
     def last_row(self) -> tuple[tuple[int, ...], ...]:
-        """Returns the last row that is laid in every picture; nothing where a row is too long for a message."""
+        """Returns the last row that every candidate has; empty if a row is too long for an event."""
         if self._columns > MAX_ROW_LENGTH:
             return ()
         end = self.rows * self._columns

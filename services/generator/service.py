@@ -42,7 +42,7 @@ def build(process: Process) -> Service:
         engine.batch = FailingBatch(engine.batch)
     model = model_message(spec)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = GenerateHandler(process, spec, cancellations, engine)
+    handler = GenerateHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
 
     def register(server: grpc.aio.Server) -> None:
         add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, spec, model.reference), server)

@@ -14,24 +14,25 @@ from smalti.results import ScoredPicture, ScoresFile
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.process import Process
+from smalti.service.prompts import effective_prompt
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
 DIGITS = 4
-"""Of a score after the point: what lies beyond differs between machines."""
+"""Decimal places of a score; further ones differ between machines."""
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture that a decoder has written."""
+    """A picture that the decoder has written."""
 
     image: Image.Image
-    """In RGB."""
+    """In RGB mode."""
     size: int
-    """Of the file, in bytes."""
+    """Bytes of the file."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file, in hexadecimal."""
 
 
 class RankHandler(StageHandler[RankTask, list[PictureFile]]):
@@ -41,6 +42,7 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
 
     def __init__(
         self,
+        *,
         process: Process,
         folder: ModelFolder,
         cancellations: Cancellations,
@@ -48,30 +50,38 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         compute: ComputeThread,
         rewriter: Rewriter,
     ) -> None:
-        """Takes the engine, the thread that it computes in, and what says prompts in the model's words."""
-        super().__init__(process, folder, cancellations)
+        """Adds the ranker to what every stage needs.
+
+        Args:
+            process: provides the store, the publisher and the settings.
+            folder: the loaded model.
+            cancellations: tells which jobs were cancelled; closed with the handler.
+            engine: the ranker.
+            compute: the thread in which the ranker runs.
+            rewriter: rewrites the prompt of a task of version 1, which does not carry the effective prompt.
+        """
+        super().__init__(process=process, folder=folder, cancellations=cancellations)
         self._engine = engine
         self._compute = compute
         self._rewriter = rewriter
 
-    def outputs(self, task: RankTask) -> tuple[str, ...]:
-        """See `StageHandler`."""
+    def output_keys(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.scores(task.chunk),)
 
-    def read(self, task: RankTask) -> list[PictureFile]:
-        """See `StageHandler`."""
-        return self.side_by_side.map(self._read_picture, task.pictures)
+    def load(self, task: RankTask) -> list[PictureFile]:  # noqa: D102
+        return self.store_executor.map(self._read_picture, task.pictures)
 
-    def make(self, running: TaskContext[RankTask], content: list[PictureFile]) -> StageOutput:
-        """See `StageHandler`."""
-        task = running.task
-        images = [picture.image for picture in content]
-        prompt = self._rewriter(task.prompt).prompt
-        running.reach("after-read")
+    def run(  # noqa: D102
+        self, context: TaskContext[RankTask], inputs: list[PictureFile]
+    ) -> StageOutput:
+        task = context.task
+        images = [picture.image for picture in inputs]
+        prompt = effective_prompt(task, self._rewriter)
+        context.reach("after-read")
 
         def rank() -> tuple[list[float], float]:
-            running.check_begin()
-            running.reach("engine-step")
+            context.check_begin()
+            context.reach("engine-step")
             began = time.monotonic()
             return self._engine.rank(prompt, images).tolist(), time.monotonic() - began
 
@@ -86,16 +96,18 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
                     width=picture.image.width,
                     height=picture.image.height,
                 )
-                for index, score, picture in zip(task.candidates, scores, content, strict=True)
+                for index, score, picture in zip(task.candidates, scores, inputs, strict=True)
             )
         ).to_bytes()
-        running.check()
-        running.reach("before-write")
-        key = self.outputs(task)[0]
+        context.check()
+        context.reach("before-write")
+        key = task.keys.scores(task.chunk)
         return StageOutput((self.store.put(key, scored, content_type="application/json"),), seconds)
 
-    def follow(self, task: RankTask, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """See `StageHandler`; the gateway learns from the event that the chunk is finished."""
+    def next_tasks(
+        self, context: TaskContext[RankTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        """Returns nothing: the gateway learns from the event that the chunk is finished."""
         return ()
 
     def _read_picture(self, ref: ObjectRef) -> PictureFile:
@@ -104,4 +116,4 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
             with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
                 return PictureFile(opened.convert("RGB"), len(content), ref.sha256)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DamagedObjectError(ref.key, f"it is no picture: {error}") from None
+            raise DamagedObjectError(ref.key, f"not a PNG: {error}") from None

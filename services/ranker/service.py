@@ -34,7 +34,14 @@ def build(process: Process) -> Service:
     model = model_message(spec)
     compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = RankHandler(process, spec.folder, cancellations, engine, compute, rewriter)
+    handler = RankHandler(
+        process=process,
+        folder=spec.folder,
+        cancellations=cancellations,
+        engine=engine,
+        compute=compute,
+        rewriter=rewriter,
+    )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
     def register(server: grpc.aio.Server) -> None:

@@ -27,7 +27,7 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
         prompt = checked_prompt(request.prompt)
         check_number(len(request.images), MAX_IN_CHUNK, "images", "pictures")
         scores: list[float] = []
-        with self._compute.place():
+        with self._compute.permit():
             # One run of the model at a time: pictures may be large once they are unpacked.
             step = self._engine.batch_size
             for start in range(0, len(request.images), step):

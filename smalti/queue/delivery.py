@@ -23,7 +23,7 @@ from smalti.errors import (
     UnavailableError,
     UnknownVersionError,
 )
-from smalti.messages import Event, FailureReason, Message, Stage, StageDone, Work, dead_queue_name, parse
+from smalti.messages import Event, FailureReason, Message, Stage, StageDone, StageTask, dead_queue_name, parse
 from smalti.queue.errors import GiveBackError, PermanentError, RetryError
 from smalti.queue.isolation import IsolationGate
 from smalti.queue.poison import PoisonRecords
@@ -203,7 +203,7 @@ class DeliveryHandler:
         if self.draining.is_set():
             return self._give_back(received)
         with self._lock:
-            running = self._in_progress.get(message.work)
+            running = self._in_progress.get(message.work_key)
         if running is not None:
             if running.result():
                 return Completion(Outcome.DUPLICATE)
@@ -228,7 +228,7 @@ class DeliveryHandler:
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
-            logger.warning("workers have crashed over %s; it runs alone", message.work)
+            logger.warning("workers have crashed over %s; it runs alone", message.work_key)
             if self._poison:
                 self._poison.begin(message, crashes + 1)
             try:
@@ -241,7 +241,7 @@ class DeliveryHandler:
         """Does the work, unless another thread has started it meanwhile."""
         mine: Future[bool] = Future()
         with self._lock:
-            running = self._in_progress.setdefault(message.work, mine)
+            running = self._in_progress.setdefault(message.work_key, mine)
         if running is not mine:
             return Completion(Outcome.DUPLICATE) if running.result() else self._run(received, message)
         completion = None
@@ -249,7 +249,7 @@ class DeliveryHandler:
             completion = self._attempt(received, message)
         finally:
             with self._lock:
-                del self._in_progress[message.work]
+                del self._in_progress[message.work_key]
             mine.set_result(completion is not None and completion.outcome is Outcome.DONE)
         return completion
 
@@ -272,7 +272,7 @@ class DeliveryHandler:
             delay = error.delay if isinstance(error, RetryError) else error.retry_after
             return self._retry(received, message, str(error), delay)
         except Exception as error:
-            logger.exception("the handler of %s failed at %s", self._stage, message.work)
+            logger.exception("the handler of %s failed at %s", self._stage, message.work_key)
             return self._retry(received, message, f"{type(error).__name__}: {error}", None)
         return Completion(Outcome.DONE, done=done)
 
@@ -289,12 +289,12 @@ class DeliveryHandler:
         if delay is None:
             max_delay = self._settings.retry_first * 2.0 ** (message.attempt - 1)
             delay = min(max_delay, self._settings.retry_max) * random.uniform(0.5, 1.0)
-        logger.info("%s is retried in %.1f s: %s", message.work, delay, problem)
+        logger.info("%s is retried in %.1f s: %s", message.work_key, delay, problem)
         self.draining.wait(delay)
         self._publisher.publish_text(
             self._stage,
             received.queue,
-            message.again().to_json(),
+            message.next_attempt().to_json(),
             headers={REDELIVERIES_HEADER: received.redeliveries},
         )
         return Completion(Outcome.RETRIED)
@@ -327,7 +327,7 @@ class DeliveryHandler:
         outcome: Outcome,
     ) -> Completion:
         """Reports the failure to the gateway; keeps the message too if the cause is unknown."""
-        if isinstance(message, Work):
+        if isinstance(message, StageTask):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
             outcome = self._bury(received, detail).outcome

@@ -45,5 +45,5 @@ class PoisonRecords:
         self._store.delete(self._key(message))
 
     def _key(self, message: Message) -> str:
-        work = hashlib.sha256("\0".join(message.work).encode()).hexdigest()[:16]
+        work = hashlib.sha256("\0".join(message.work_key).encode()).hexdigest()[:16]
         return message.keys.poison_record(f"{message.stage_queue}-{work}")

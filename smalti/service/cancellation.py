@@ -1,4 +1,4 @@
-"""Finds out that a job which is being worked on was cancelled."""
+"""Finds out whether a job was cancelled while a stage works on it."""
 
 import logging
 import threading
@@ -14,24 +14,23 @@ log = logging.getLogger(__name__)
 
 
 class CancellationToken:
-    """Work that may be taken back while it is done."""
+    """Tells one task whether its job was cancelled; made by `Cancellations.watch`."""
 
     def __init__(self, job: str) -> None:
-        """Is made by `Cancellations.watch`."""
         self.job = job
         self._cancelled = threading.Event()
         self._on_cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()
 
     def on_cancel(self, act: Callable[[], None]) -> None:
-        """Has something done when the job is cancelled; at once, if it has been."""
+        """Sets what to call when the job is cancelled; calls it at once if it already was."""
         with self._lock:
             self._on_cancel = act
         if self._cancelled.is_set():
             act()
 
     def cancel(self) -> None:
-        """Notes that the job was cancelled."""
+        """Marks the job as cancelled."""
         with self._lock:
             act = self._on_cancel
             self._cancelled.set()
@@ -45,13 +44,18 @@ class CancellationToken:
 
 
 class Cancellations:
-    """Looks for the markers of cancelled jobs: when it is asked, and now and then while work runs, in one thread."""
+    """Polls the store for the cancellation markers of the jobs in progress, in one thread."""
 
     def __init__(self, store: ObjectStore, poll_seconds: float) -> None:
-        """Begins to look when there is work."""
+        """Starts the thread; it sleeps while no job is in progress.
+
+        Args:
+            store: where the gateway writes the markers.
+            poll_seconds: interval between cancellation checks.
+        """
         self._store = store
         self._poll_seconds = poll_seconds
-        self._watched: set[CancellationToken] = set()
+        self._tokens: set[CancellationToken] = set()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="cancellations", daemon=True)
@@ -59,24 +63,24 @@ class Cancellations:
 
     @contextmanager
     def watch(self, job: str) -> Iterator[CancellationToken]:
-        """Looks now and then whether a job was cancelled, while the block runs."""
-        watched = CancellationToken(job)
+        """Polls for the cancellation of a job while the block runs."""
+        token = CancellationToken(job)
         with self._changed:
-            self._watched.add(watched)
+            self._tokens.add(token)
             self._changed.notify()
         try:
-            yield watched
+            yield token
         finally:
             with self._changed:
-                self._watched.discard(watched)
+                self._tokens.discard(token)
 
-    def look(self, watched: CancellationToken) -> None:
-        """Looks now whether a job was cancelled; raises `StoreUnavailableError`."""
-        if self._is_cancelled(watched.job):
-            watched.cancel()
+    def check_now(self, token: CancellationToken) -> None:
+        """Checks at once whether the job was cancelled; raises `StoreUnavailableError`."""
+        if self._is_cancelled(token.job):
+            token.cancel()
 
     def close(self) -> None:
-        """Looks no more."""
+        """Stops polling."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -85,22 +89,22 @@ class Cancellations:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._watched or self._closing)
+                self._changed.wait_for(lambda: self._tokens or self._closing)
                 self._changed.wait_for(lambda: self._closing, self._poll_seconds)
                 if self._closing:
                     return
-                watched = list(self._watched)
-            for job in {each.job for each in watched}:
-                self._look(job, [each for each in watched if each.job == job])
+                tokens = list(self._tokens)
+            for job in {token.job for token in tokens}:
+                self._check_job(job, [token for token in tokens if token.job == job])
 
-    def _look(self, job: str, watched: list[CancellationToken]) -> None:
+    def _check_job(self, job: str, tokens: list[CancellationToken]) -> None:
         try:
             cancelled = self._is_cancelled(job)
         except StorageError as error:
-            log.debug("whether %s was cancelled is not known: %s", job, error)
+            log.debug("cannot tell whether %s was cancelled: %s", job, error)
             return
-        for each in watched if cancelled else ():
-            each.cancel()
+        for token in tokens if cancelled else ():
+            token.cancel()
 
     def _is_cancelled(self, job: str) -> bool:
         return self._store.stat(JobKeys(job).cancelled) is not None

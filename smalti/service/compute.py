@@ -1,7 +1,7 @@
-"""The one thread in which an engine computes, and the places of those who wait for it.
+"""The thread in which an engine computes, and the permits that limit how many calls wait for it.
 
-Encoder, decoder and ranker are called from the threads of many messages and calls, and are not made for that: JAX and
-torch use all cores for one computation, so two at the same time gain nothing and cost memory.
+Many messages and calls use the same encoder, decoder or ranker, each from its own thread. JAX and torch use all cores
+for one computation, so two at a time would gain nothing and cost memory.
 """
 
 import logging
@@ -20,14 +20,14 @@ from smalti.telemetry import tracing
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""After so many computations in a row that failed for no known reason the engine counts as dead: what a device that is
-lost, or memory that is gone, looks like."""
+"""Unexpected failures in a row after which the engine counts as dead: a lost device or exhausted memory looks like
+this."""
 
 Result = TypeVar("Result")
 
 
-def _told(compute: Callable[[], Result]) -> Result:
-    """Computes, and notes when in the span of the work."""
+def _traced(compute: Callable[[], Result]) -> Result:
+    """Computes, and records begin and end in the current span."""
     tracing.event(tracing.COMPUTE_BEGINS)
     try:
         return compute()
@@ -36,7 +36,7 @@ def _told(compute: Callable[[], Result]) -> Result:
 
 
 class ComputeThread:
-    """Computes one thing after the other; every thread may use it."""
+    """Runs one computation at a time; thread-safe."""
 
     slots = 1
 
@@ -44,17 +44,17 @@ class ComputeThread:
         """Starts the thread.
 
         Args:
-            max_permits: calls that may be under way; see `place`.
-            stall_seconds: a computation that takes longer is given up, and the engine with it.
+            max_permits: calls that may be in progress at the same time; see `permit`.
+            stall_seconds: if a computation takes longer, the engine counts as dead.
         """
         self._max_permits = max_permits
         self._stall_seconds = stall_seconds
-        self._line: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._queue: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._current: Future[Any] | None = None
         self._began = 0.0
         self._mean_seconds = 0.0
-        self._places = 0
+        self._permits = 0
         self._failures = 0
         self._failure: BaseException | None = None
         self._closing = False
@@ -63,72 +63,72 @@ class ComputeThread:
 
     @property
     def healthy(self) -> bool:
-        """Whether it computes; looks whether it hangs."""
+        """Whether the thread takes computations; also checks whether the current one hangs."""
         with self._changed:
             hangs = self._current is not None and time.monotonic() - self._began > self._stall_seconds
             if hangs and self._failure is None:
-                self._fail(TimeoutError(f"a computation has taken more than {self._stall_seconds:g} s"))
+                self._fail(TimeoutError(f"a computation took more than {self._stall_seconds:g} s"))
             return self._failure is None
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it computes no more."""
+        """Why the engine counts as dead; None while it works."""
         return self._failure
 
     @property
     def active(self) -> int:
-        """1 while it computes."""
+        """1 during a computation, else 0."""
         return int(self._current is not None)
 
     @property
     def waiting(self) -> int:
-        """Computations that wait."""
-        return len(self._line)
+        """Number of computations that wait."""
+        return len(self._queue)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Holds one of the places for a call.
+    def permit(self) -> Iterator[None]:
+        """Holds a permit for a call.
 
-        Messages need none: how many of them are under way is the queue's to say.
+        Messages need none: the consumer's concurrency limits them.
 
         Raises:
-            OverloadedError: all are taken; says when to come again.
+            OverloadedError: no permit is free; tells when to try again.
         """
         with self._changed:
-            taken = self._places
+            taken = self._permits
             if taken < self._max_permits:
-                self._places += 1
+                self._permits += 1
         if taken >= self._max_permits:
             seconds = max(1.0, taken * self._mean_seconds)
-            raise OverloadedError(f"{taken} calls wait already; try again in {seconds:.0f} s", seconds)
+            raise OverloadedError(f"{taken} calls are already waiting; try again in {seconds:.0f} s", seconds)
         try:
             yield
         finally:
             with self._changed:
-                self._places -= 1
+                self._permits -= 1
 
     def submit(self, compute: Callable[[], Result]) -> "Future[Result]":
-        """Lets something be computed when its turn comes, unless its future is cancelled before.
+        """Queues a computation; it is dropped if its future is cancelled before its turn.
 
         Raises:
-            EngineFailedError: nothing is computed any more.
+            EngineFailedError: the engine counts as dead or was closed.
         """
         future: Future[Result] = Future()
-        # The log and the trace of what is computed are those of whoever asks for it.
-        asker = copy_context()
+        # Logs and traces of the computation belong to the caller.
+        caller = copy_context()
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._stopped()
-            self._line.append((future, lambda: asker.run(_told, compute)))
+            self._queue.append((future, lambda: caller.run(_traced, compute)))
             self._changed.notify()
         return future
 
     def run(self, compute: Callable[[], Result]) -> Result:
-        """Computes something and waits for it; see `submit`."""
+        """Computes and returns the result; raises as `submit` does."""
         return self.submit(compute).result()
 
     def close(self) -> None:
-        """Stops after the computation that runs; those that wait fail."""
+        """Stops after the current computation; those that wait fail."""
         with self._changed:
             self._closing = True
             self._fail_waiting()
@@ -139,10 +139,10 @@ class ComputeThread:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._line or self._closing)
-                if self._failure is not None or not self._line:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._failure is not None or not self._queue:
                     return
-                future, compute = self._line.popleft()
+                future, compute = self._queue.popleft()
                 if not future.set_running_or_notify_cancel():
                     continue
                 self._current, self._began = future, time.monotonic()
@@ -159,7 +159,7 @@ class ComputeThread:
             self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds if self._mean_seconds else seconds
             self._current = None
             if self._failure is not None:
-                return  # It was given up meanwhile, and whoever waits was told so.
+                return  # The computation stalled, and its future has failed already.
             if error is None:
                 self._failures = 0
                 future.set_result(result)
@@ -167,12 +167,12 @@ class ComputeThread:
             future.set_exception(error)
             if not isinstance(error, SmaltiError):
                 self._failures += 1
-                log.error("a computation failed, %d in a row", self._failures, exc_info=error)
+                log.error("a computation failed unexpectedly (%d in a row)", self._failures, exc_info=error)
                 if self._failures >= MAX_FAILURES:
                     self._fail(error)
 
     def _fail(self, failure: BaseException) -> None:
-        """Gives the engine up, and tells whoever waits."""
+        """Declares the engine dead, and fails the current and all waiting computations."""
         self._failure = failure
         if self._current is not None:
             self._current.set_exception(self._stopped())
@@ -180,8 +180,8 @@ class ComputeThread:
         self._changed.notify()
 
     def _fail_waiting(self) -> None:
-        while self._line:
-            future, _ = self._line.popleft()
+        while self._queue:
+            future, _ = self._queue.popleft()
             if future.set_running_or_notify_cancel():
                 future.set_exception(self._stopped())
 

@@ -1,7 +1,7 @@
-"""A service's process, from its first setting to its exit code.
+"""A service's process, from reading its settings to its exit code.
 
-The way of every service: settings, model, gRPC, queue; then it serves until it is told to end or something that it
-cannot do without has died. `run` is the whole of it; what a service is in particular is its `Service`.
+`run` does the same for every service: it reads the settings, loads the model, starts gRPC and the consumer, and serves
+until a signal stops the process or a vital part of it dies. A `Service` describes what is particular to one service.
 """
 
 import asyncio
@@ -40,34 +40,34 @@ from smalti.storage import ObjectStore, open_store
 log = logging.getLogger(__name__)
 
 DONE, DIED, UNUSABLE = 0, 1, 2
-"""The exit codes: drained; engine or consumption dead, or the drain hung; a setting or model that cannot be used."""
+"""Exit codes: drained; engine or consumer dead, or the drain hung; invalid setting or model."""
 
 WATCH_SECONDS = 0.1
-"""How often it is looked whether everything is alive."""
+"""Interval between liveness checks."""
 DEAD_SECONDS = 5.0
-"""What a process whose engine has died takes for telling those who wait for it; then it ends in any case."""
+"""Time for a process whose engine has died to answer its callers; then it ends in any case."""
 
 
 class BackgroundTask(Protocol):
-    """Something else that a service runs in its process, such as an HTTP server."""
+    """Something else that runs in the process, such as an HTTP server."""
 
     @property
     def healthy(self) -> bool:
-        """Whether it does its work; when not, the process ends. Must not wait."""
+        """Whether the task works; the process ends if it does not. Must not block."""
         ...
 
     async def start(self) -> None:
-        """Starts it; raises `InvalidInputError` when a setting of it cannot be used."""
+        """Starts the task; raises `InvalidInputError` if one of its settings is invalid."""
         ...
 
     async def stop(self, grace: float) -> None:
-        """Takes nothing new, finishes what it has begun, and stops after so many seconds at the latest."""
+        """Finishes what has begun, takes nothing new, and stops within the given seconds."""
         ...
 
 
 @dataclass(frozen=True)
 class Process:
-    """What a process has before it knows its service: the settings, and the way to broker and store."""
+    """What every process has: its settings, the broker and the store."""
 
     name: str
     settings: ServiceSettings
@@ -78,11 +78,11 @@ class Process:
     telemetry: Telemetry
 
     @classmethod
-    def of(cls, name: str) -> Self:
-        """Reads and checks the settings, and begins to log; nothing is connected to.
+    def load(cls, name: str) -> Self:
+        """Reads the settings from the environment and starts logging; connects to nothing.
 
         Raises:
-            InvalidInputError: a setting cannot be used; names the variable.
+            InvalidInputError: a setting is invalid; names the variable.
         """
         telemetry = start_telemetry(name)
         failpoints.arm()
@@ -95,47 +95,47 @@ class Process:
 
 @dataclass(frozen=True)
 class Service:
-    """What a process serves."""
+    """What is particular to one service."""
 
     register: Register
-    """Adds the gRPC services to a server."""
+    """Adds the gRPC services to the server."""
     handler: Handler
-    """Handles the messages of its queue."""
+    """Handles the messages of the service's queues."""
     concurrency: int
-    """How many messages are handled at the same time."""
+    """Messages that are handled at the same time."""
     model: str = ""
-    """The name of the model that it serves."""
+    """Name of the loaded model."""
     engine: Engine | None = None
-    companions: Sequence[BackgroundTask] = ()
-    """Started in their order after gRPC listens, and stopped together with it."""
+    background_tasks: Sequence[BackgroundTask] = ()
+    """Started in this order once gRPC listens, and stopped together with it."""
     endless: Collection[str] = ()
-    """gRPC methods that are broken off when the service drains; see `smalti.rpc.server.serve`."""
+    """gRPC methods without an end of their own, which the drain interrupts; see `smalti.rpc.server.serve`."""
     close: Callable[[], None] = field(default=lambda: None)
-    """Called last of all, when nothing runs any more."""
+    """Called last, when nothing runs any more."""
 
 
 Build = Callable[[Process], Service]
-"""Makes the service: loads the model, and whatever else it needs. Libraries that belong to an extra are imported in it,
-so that a wrong setting is told before they are."""
+"""Makes the service: loads the model and whatever else it needs. It imports the libraries of its extra itself, so that
+an invalid setting is reported before they are imported."""
 
 
 def run(name: str, stage: Stage, build: Build) -> int:
-    """Runs a service until it is told to end by SIGTERM or SIGINT; returns the process's exit code.
+    """Runs a service until SIGTERM or SIGINT; returns the process's exit code.
 
     Args:
-        name: the service's: "encoder".
-        stage: whose queue it consumes.
+        name: the service's name, such as "encoder".
+        stage: the stage whose queues it consumes.
         build: makes the service.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)  # Nothing has begun that would have to be finished.
+        signal.signal(number, _end_at_once)  # Nothing has begun yet that needs finishing.
     try:
-        process = Process.of(name)
+        process = Process.load(name)
         _check_store(process.store)
         began = time.monotonic()
         service = build(process)
         process.telemetry.loaded(service.model, time.monotonic() - began)
-        code = asyncio.run(_Life(process, stage, service).live())
+        code = asyncio.run(_Lifecycle(process, stage, service).run())
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:
         return _cannot_start(name, str(error))
     except ModuleNotFoundError as error:
@@ -147,12 +147,14 @@ def run(name: str, stage: Stage, build: Build) -> int:
 
 
 def _check_store(store: ObjectStore) -> None:
-    """Tells a store that refuses, whose address or keys must be wrong, from one that is only away."""
+    """Raises `InvalidInputError` if the store refuses: its address or keys must be wrong. Accepts one that is away."""
     try:
         store.check()
     except StoreUnavailableError as error:
         if not error.transient:
-            raise InvalidInputError("SMALTI_STORE_URL", f"the store refuses: {error}") from error
+            raise InvalidInputError(
+                "SMALTI_STORE_URL", f"the store refuses access; check its address and keys: {error}"
+            ) from error
         log.warning("the store does not answer yet: %s", error)
 
 
@@ -172,15 +174,15 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-class _Life:
+class _Lifecycle:
     """A service from its first call to its last."""
 
     def __init__(self, process: Process, stage: Stage, service: Service) -> None:
         self._process = process
         self._service = service
-        self._told_to_end = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._ready = False
-        self._consumption: Consumer = consume(
+        self._consumer: Consumer = consume(
             stage,
             service.handler,
             concurrency=service.concurrency,
@@ -189,99 +191,100 @@ class _Life:
             settings=process.broker,
             observer=process.telemetry.delivery_observer,
         )
-        process.telemetry.watch("ready", lambda: float(self._ready and not self._what_is_dead()))
-        process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumption.running})
+        process.telemetry.watch("ready", lambda: float(self._ready and not self._dead_part()))
+        process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumer.running})
         if service.engine is not None:
             process.telemetry.watch_engine(service.engine)
 
-    async def live(self) -> int:
-        """Serves until the end; returns the exit code."""
+    async def run(self) -> int:
+        """Serves until the process must end; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Not the loop's own handlers: those go with it, and a second signal would kill what is being closed.
-            signal.signal(number, lambda *_: self._told_to_end_soon(loop))
+            # Not the loop's own handlers: they end with the loop, and a second signal would then kill the process
+            # while it closes.
+            signal.signal(number, lambda *_: self._stop_soon(loop))
         server = await serve(
             self._service.register,
-            healthy=lambda: not self._what_is_dead(),
+            healthy=lambda: not self._dead_part(),
             settings=self._process.rpc,
             endless=self._service.endless,
             interceptors=self._process.telemetry.interceptors,
         )
         started: list[BackgroundTask] = []
         try:
-            for companion in self._service.companions:
-                await companion.start()
-                started.append(companion)
+            for task in self._service.background_tasks:
+                await task.start()
+                started.append(task)
         except BaseException:
-            await asyncio.gather(server.stop(0), *(companion.stop(0) for companion in started))
+            await asyncio.gather(server.stop(0), *(task.stop(0) for task in started))
             raise
-        self._consumption.start()
+        self._consumer.start()
         self._ready = True
         log.info("%s is ready at %s", self._process.name, server.address)
-        dead = await self._wait_for_the_end()
+        dead = await self._wait_for_end()
         self._ready = False
         if dead:
             log.critical("%s ends: %s", self._process.name, dead)
-            # Whoever waits for the engine has been told, and gives its message back.
+            # The engine has failed its callers, whose messages go back to the queue.
             faulthandler.dump_traceback_later(2 * DEAD_SECONDS, exit=True)
             await self._drain(server, DEAD_SECONDS)
             await loop.run_in_executor(None, self._process.telemetry.close)
             return DIED
         log.info("%s drains", self._process.name)
-        # From here on the process ends, even when something holds the interpreter's lock: with all stacks in the log.
+        # The process ends in time even if something holds the interpreter's lock; the log then has all stacks.
         faulthandler.dump_traceback_later(self._process.settings.grace, exit=True)
         finished = await self._drain(server, None)
         await loop.run_in_executor(None, self._close)
         return DONE if finished else DIED
 
-    def _told_to_end_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(self._told_to_end.set)
+            loop.call_soon_threadsafe(self._stopping.set)
 
-    def _what_is_dead(self) -> str:
-        """Says what has died of what the service cannot do without; nothing while all is well."""
+    def _dead_part(self) -> str:
+        """Returns which vital part has died, and why; empty while all of them live."""
         engine = self._service.engine
         if engine is not None and not engine.healthy:
             return f"its engine has stopped: {engine.failure!r}"
-        if not self._consumption.alive:
-            return "its messages are no longer taken"
-        for companion in self._service.companions:
-            if not companion.healthy:
-                return f"{type(companion).__name__} has stopped"
+        if not self._consumer.alive:
+            return "its consumer has stopped"
+        for task in self._service.background_tasks:
+            if not task.healthy:
+                return f"{type(task).__name__} has stopped"
         return ""
 
-    async def _wait_for_the_end(self) -> str:
-        """Waits until the process is told to end, or something has died; returns what."""
-        while not self._told_to_end.is_set():
-            if dead := self._what_is_dead():
+    async def _wait_for_end(self) -> str:
+        """Waits until a signal stops the process or a vital part dies; returns that part, or an empty string."""
+        while not self._stopping.is_set():
+            if dead := self._dead_part():
                 return dead
             try:
-                await asyncio.wait_for(self._told_to_end.wait(), WATCH_SECONDS)
+                await asyncio.wait_for(self._stopping.wait(), WATCH_SECONDS)
             except TimeoutError:
                 continue
         return ""
 
     async def _drain(self, server: Server, grace: float | None) -> bool:
-        """Finishes what has begun and gives back the rest; health says so first of all.
+        """Finishes what has begun and gives back the rest; changes the health first.
 
         Args:
-            server: is stopped as well.
-            grace: the seconds for all of it; None for those of the settings of each.
+            server: the gRPC server, which is stopped as well.
+            grace: seconds for everything; None uses the setting of each part.
 
         Returns:
-            False when something still runs, whose thread would keep the process.
+            False if a handler still runs, whose thread would keep the process alive.
         """
         calls = asyncio.create_task(server.stop(grace))
-        await asyncio.sleep(0)  # Health has changed when it has run once.
-        messages = asyncio.get_running_loop().run_in_executor(None, partial(self._consumption.stop, grace))
+        await asyncio.sleep(0)  # Once the task has run, the health has changed.
+        messages = asyncio.get_running_loop().run_in_executor(None, partial(self._consumer.stop, grace))
         others = [
-            companion.stop(self._process.rpc.grace if grace is None else grace)
-            for companion in self._service.companions
+            task.stop(self._process.rpc.grace if grace is None else grace)
+            for task in self._service.background_tasks
         ]
         results = await asyncio.gather(calls, messages, *others, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
-                log.error("something did not stop as it should", exc_info=result)
+                log.error("a part of the service failed to stop", exc_info=result)
         return results[1] is True
 
     def _close(self) -> None:

@@ -1,7 +1,7 @@
-"""What the four stages have in common when they handle a message.
+"""What the four stages share when they handle a message.
 
-A stage looks whether its work was done before, reads what it needs, computes, writes, and says what follows. What is in
-particular to encode, generate, decode or rank is in `services/`.
+A stage checks whether its work is already done, loads its inputs, computes, writes, and sends the messages that follow.
+The handlers in `services/` add what is particular to encoding, generating, decoding and ranking.
 """
 
 import logging
@@ -13,79 +13,87 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from smalti.errors import DamagedObjectError, MissingObjectError, RequestCancelledError, RequestExpiredError
-from smalti.messages import ChunkTask, FailureReason, Message, Reading, Stage, Work
+from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
 from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.process import Process
-from smalti.service.side_by_side import StoreExecutor
+from smalti.service.store_executor import StoreExecutor
 from smalti.storage import ObjectRef, find
 
 log = logging.getLogger(__name__)
 
 DRAIN_SHARE = 0.8
-"""The share of the drain's time that work which has begun may use; the rest is for giving it back."""
+"""The share of the drain time in which a task that has begun may finish; the rest is left for giving it back."""
 
-TaskType = TypeVar("TaskType", bound=Work)
-Input = TypeVar("Input")
-"""What a stage reads."""
+TaskType = TypeVar("TaskType", bound=StageTask)
+Inputs = TypeVar("Inputs")
+"""What a stage loads."""
 
 
 class TaskContext(Generic[TaskType]):
-    """A task that is being worked on."""
+    """A task in progress."""
 
     def __init__(
-        self, task: TaskType, watched: CancellationToken, draining: threading.Event, drain: float
+        self,
+        task: TaskType,
+        *,
+        cancellation: CancellationToken,
+        draining: threading.Event,
+        drain_seconds: float,
+        reading: PromptReading | None = None,
     ) -> None:
-        """Begins.
+        """Describes the task to the handler.
 
         Args:
-            task: what is to be done.
-            watched: knows whether its job was cancelled.
+            task: the task.
+            cancellation: tells whether the job was cancelled.
             draining: set when the worker stops.
-            drain: the seconds that it has then.
+            drain_seconds: how long the worker may take to stop.
+            reading: how the model reads the prompt; None in all stages but the encoder.
         """
         self.task = task
-        self.watched = watched
+        self.cancellation = cancellation
+        self.reading = reading
         self._draining = draining
-        self._drain = drain
+        self._drain_seconds = drain_seconds
         self._until: float | None = None
 
     def check(self) -> None:
-        """To be called before every step that takes long.
+        """Checks that the task may continue; call it before every long step.
 
         Raises:
-            PermanentError: the job was cancelled, or its time is over.
-            GiveBackError: the worker stops, and has no time left for this.
+            PermanentError: the job was cancelled or has expired.
+            GiveBackError: the worker stops, and the task's share of the drain time is used up.
         """
-        self.watched.check()
+        self.cancellation.check()
         if self.task.expires <= time.time():
-            raise PermanentError(FailureReason.EXPIRED, "the job's time ran out while it was worked on")
+            raise PermanentError(FailureReason.EXPIRED, "the job expired while it was in progress")
         left = self.seconds_left()
         if left is not None and left <= 0:
             raise GiveBackError("the worker stops")
 
-    def seconds_left(self) -> float | None:
-        """Returns how long the work may still take, if the worker stops; None while it does not."""
-        if not self._draining.is_set():
-            return None
-        if self._until is None:
-            self._until = time.monotonic() + DRAIN_SHARE * self._drain
-        return self._until - time.monotonic()
-
-    def wait_for_the_end(self) -> None:
-        """Waits until the worker stops, which is about to happen; not for ever, should it not."""
-        self._draining.wait(self._drain)
-
     def check_begin(self) -> None:
-        """As `check`, before the first step of all: a worker that stops gives back what it has not begun."""
+        """Checks as `check` does, before the first step: a worker that stops gives back what it has not begun."""
         self.check()
         if self._draining.is_set():
             raise GiveBackError("the worker stops")
 
+    def seconds_left(self) -> float | None:
+        """Returns how long the task may still take if the worker stops; None while it does not."""
+        if not self._draining.is_set():
+            return None
+        if self._until is None:
+            self._until = time.monotonic() + DRAIN_SHARE * self._drain_seconds
+        return self._until - time.monotonic()
+
+    def wait_for_drain(self) -> None:
+        """Waits until the worker stops, for the length of a drain at most."""
+        self._draining.wait(self._drain_seconds)
+
     def reach(self, point: str) -> None:
-        """Passes a failpoint of the stage."""
+        """Triggers the failpoints of the stage at this point."""
         task = self.task
         failpoints.reach(
             f"{task.stage_queue}.{point}", job=task.job, prompt=task.prompt, chunk=getattr(task, "chunk", "")
@@ -98,75 +106,78 @@ class StageOutput:
 
     objects: tuple[ObjectRef, ...]
     seconds: float
-    """How long the engine took."""
+    """Time spent in the engine."""
     skipped: bool = False
-    """Whether they were there already."""
+    """Whether an earlier attempt had already written the objects."""
 
 
-class StageHandler(ABC, Generic[TaskType, Input]):
+class StageHandler(ABC, Generic[TaskType, Inputs]):
     """Handles the messages of a stage; a `smalti.queue.Handler`."""
 
     stage: ClassVar[Stage]
 
-    def __init__(self, process: Process, folder: ModelFolder, cancellations: Cancellations) -> None:
-        """Takes what every stage needs.
+    def __init__(self, *, process: Process, folder: ModelFolder, cancellations: Cancellations) -> None:
+        """Creates the executor for calls of the store.
 
         Args:
-            process: has the store and the settings.
-            folder: the model that is loaded.
-            cancellations: knows which jobs were cancelled.
+            process: provides the store, the publisher and the settings.
+            folder: the loaded model.
+            cancellations: tells which jobs were cancelled; closed with the handler.
         """
         self.store = process.store
         self.publisher = process.publisher
-        self.side_by_side = StoreExecutor()
+        self.store_executor = StoreExecutor()
         self._broker = process.broker
         self._folder = folder
         self._cancellations = cancellations
 
     @abstractmethod
-    def outputs(self, task: TaskType) -> tuple[str, ...]:
-        """Returns the keys of what the stage writes."""
+    def output_keys(self, task: TaskType) -> tuple[str, ...]:
+        """Returns the keys of the objects that the stage writes."""
 
     @abstractmethod
-    def read(self, task: TaskType) -> Input:
-        """Reads what the stages before have written.
+    def load(self, task: TaskType) -> Inputs:
+        """Loads what earlier stages have written.
 
         Raises:
-            InvalidInputError: the task is none for this model.
-            MissingObjectError: something that it reads is not there.
-            DamagedObjectError: something that it reads is not what was written.
+            InvalidInputError: the task does not fit the model.
+            MissingObjectError: an input is missing.
+            DamagedObjectError: an input is not what was written.
         """
 
     @abstractmethod
-    def make(self, running: TaskContext[TaskType], content: Input) -> StageOutput:
-        """Computes and writes.
-
-        Args:
-            running: the task.
-            content: what was read for it.
-        """
+    def run(self, context: TaskContext[TaskType], inputs: Inputs) -> StageOutput:
+        """Computes and writes the objects of the stage."""
 
     @abstractmethod
-    def follow(self, task: TaskType, objects: tuple[ObjectRef, ...]) -> tuple[Message, ...]:
-        """Returns what is to be done next, once the objects are durable."""
+    def next_tasks(
+        self, context: TaskContext[TaskType], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        """Returns the tasks that follow once the objects are durable."""
 
-    def reading(self, task: TaskType) -> Reading | None:
-        """Returns how the prompt was read; for the stage that reads it."""
+    def read_prompt(self, task: TaskType) -> PromptReading | None:
+        """Returns how the model reads the prompt; the encoder's handler does this, once for each task."""
         return None
 
     def close(self) -> None:
-        """To be called when no message is handled any more."""
-        self.side_by_side.close()
+        """Ends the threads; call it after the last message."""
+        self.store_executor.close()
         self._cancellations.close()
 
     def __call__(self, delivery: Delivery) -> Iterator[Message]:
         """Handles a message; see `smalti.queue.Handler`."""
         task: TaskType = delivery.message  # type: ignore[assignment]
         self._check_model(task)
-        with self._cancellations.watch(task.job) as watched:
-            running = TaskContext(task, watched, delivery.draining, self._broker.drain)
+        with self._cancellations.watch(task.job) as cancellation:
+            context = TaskContext(
+                task,
+                cancellation=cancellation,
+                draining=delivery.draining,
+                drain_seconds=self._broker.drain,
+                reading=self.read_prompt(task),
+            )
             try:
-                made = self._find_or_make(running)
+                output = self._find_or_run(context)
             except (MissingObjectError, DamagedObjectError) as error:
                 yield self._from_the_start(task, error)
                 return
@@ -174,56 +185,57 @@ class StageHandler(ABC, Generic[TaskType, Input]):
                 raise PermanentError(FailureReason.CANCELLED, "the job was cancelled") from error
             except RequestExpiredError as error:
                 raise PermanentError(FailureReason.EXPIRED, str(error)) from error
-            if not made.skipped:
-                log.info("the work is done, in %.3f s of the engine", made.seconds)
-            running.reach("after-write")
-            yield from self.follow(task, made.objects)
+            if not output.skipped:
+                log.info("the work is done; the engine took %.3f s", output.seconds)
+            context.reach("after-write")
+            yield from self.next_tasks(context, output.objects)
             yield task.done(
-                *made.objects, seconds=made.seconds, skipped=made.skipped, reading=self.reading(task)
+                *output.objects, seconds=output.seconds, skipped=output.skipped, reading=context.reading
             )
-            running.reach("after-publish")
+            context.reach("after-publish")
 
-    def _find_or_make(self, running: TaskContext[TaskType]) -> StageOutput:
-        """Returns what the stage has written before, or writes it now.
+    def _find_or_run(self, context: TaskContext[TaskType]) -> StageOutput:
+        """Returns what an earlier attempt has written, or runs the stage.
 
         Raises:
             PermanentError: the job was cancelled.
-            MissingObjectError: something that it reads is not there.
-            DamagedObjectError: something that it reads is not what was written.
+            MissingObjectError: an input is missing.
+            DamagedObjectError: an input is not what was written.
         """
-        task = running.task
-        # What it would read is read meanwhile: a stage waits for the store longer than the store computes.
-        looking = self.side_by_side.submit(lambda: self._cancellations.look(running.watched))
-        finding = self.side_by_side.submit(lambda: find(self.store, *self.outputs(task)))
+        task = context.task
+        # The inputs are loaded at the same time: a stage waits longer for the store than the store takes to answer.
+        checking = self.store_executor.submit(lambda: self._cancellations.check_now(context.cancellation))
+        finding = self.store_executor.submit(lambda: find(self.store, *self.output_keys(task)))
 
-        def found() -> StageOutput | None:
-            looking.result()
-            running.watched.check()
+        def find_output() -> StageOutput | None:
+            checking.result()
+            context.cancellation.check()
             objects = finding.result()
             return StageOutput(objects, 0.0, skipped=True) if objects else None
 
         try:
-            content = self.read(task)
+            inputs = self.load(task)
         except (MissingObjectError, DamagedObjectError):
-            if made := found():
-                return made
+            if output := find_output():
+                return output
             raise
-        return found() or self.make(running, content)
+        return find_output() or self.run(context, inputs)
 
     def _check_model(self, task: TaskType) -> None:
         if (task.model, task.revision) != (self._folder.name, self._folder.revision):
             raise PermanentError(
                 FailureReason.MODEL,
-                f"{task.model} {task.revision} is asked for; {self._folder.name} {self._folder.revision} is loaded",
+                f"the task needs {task.model} {task.revision}; "
+                f"this service has loaded {self._folder.name} {self._folder.revision}",
             )
 
     def _from_the_start(self, task: TaskType, error: MissingObjectError | DamagedObjectError) -> Message:
-        """Returns what makes the chunk from the prompt again, without what is damaged."""
+        """Deletes the damaged object, and returns the task that makes the chunk again from the prompt."""
         if not isinstance(task, ChunkTask):
             raise error
         if task.attempt >= self._broker.attempts:
             raise RetryError(str(error)) from error
-        log.warning("chunk %d of %s begins again: %s", task.chunk, task.job, error)
-        # Whether it is damaged or only not the one that was meant: the stage that made it would find it, and skip.
+        log.warning("chunk %d of %s starts again from the prompt: %s", task.chunk, task.job, error)
+        # Even if the object is intact but not the expected one: the producing stage would find it and skip the work.
         self.store.delete(error.key)
         return task.from_the_start()

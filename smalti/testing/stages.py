@@ -11,8 +11,8 @@ from smalti.messages import (
     GenerateTask,
     Message,
     Progress,
+    PromptReading,
     RankTask,
-    Reading,
     StageDone,
 )
 from smalti.results import ScoredPicture, ScoresFile
@@ -47,7 +47,8 @@ class FakeStages:
     def encode(self, task: EncodeTask) -> tuple[tuple[GenerateTask, ...], StageDone]:
         """Encodes a prompt; returns what follows, and the event."""
         ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
-        return task.next(ref), task.done(ref, reading=Reading(drawn=task.prompt, cut=False))
+        reading = PromptReading(effective_prompt=task.prompt, cut=False)
+        return task.next(ref, task.prompt), task.done(ref, reading=reading)
 
     def draw_rows(self, task: GenerateTask, rows: int) -> Progress:
         """Returns the event that says that so many rows are laid of a chunk."""

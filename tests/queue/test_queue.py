@@ -69,7 +69,7 @@ def test_message_is_handled_and_its_followers_are_sent(queue_harness: QueueHarne
         message = delivery.message
         assert isinstance(message, EncodeTask)
         ref = ObjectRef(key=message.keys.encoding, sha256="0" * 64)
-        return [*message.next(ref), message.done(ref)]
+        return [*message.next(ref, message.prompt), message.done(ref)]
 
     consumer = queue_harness.work(handle)
     for message in sent[5:]:
@@ -180,11 +180,11 @@ def test_unreadable_messages_are_dead_lettered_and_the_worker_survives(queue_har
     queue = "encode.interactive"
     good = task().to_json()
     texts = {
-        "no JSON object": "rubbish",
-        "the most is": good + " " * 70_000,
+        "must be a JSON object": "rubbish",
+        "the limit is": good + " " * 70_000,
         "encode.prompt": good.replace('"a cat"', '""'),
         "is in the queue of encode": task().done().to_json(),
-        "has version 99": good.replace('"version":1', '"version":99'),
+        "has version 99": good.replace('"version":2', '"version":99'),
     }
     for text in texts.values():
         publisher.publish_text(Stage.ENCODE, queue, text)
@@ -246,7 +246,7 @@ def test_worker_survives_rubbish_in_valkey(valkey: ValkeyServer) -> None:
 
 
 def test_message_of_a_newer_version_waits_for_newer_services(queue_harness: QueueHarness) -> None:
-    newer = task().to_json().replace('"version":1', '"version":2')
+    newer = task().to_json().replace('"version":2', '"version":3')
     queue_harness.publisher.publish_text(Stage.ENCODE, "encode.interactive", newer)
     queue_harness.work()
     queue_harness.wait_for(Outcome.DEAD)

@@ -117,7 +117,7 @@ def test_job_is_one_trace_through_the_queues(valkey: ValkeyServer, recorded: Rec
         assert isinstance(message, EncodeTask)
         tracing.event("encoded", tokens=3)
         ref = store.put(message.keys.encoding, b"content")
-        return [*message.next(ref), message.done(ref)]
+        return [*message.next(ref, message.prompt), message.done(ref)]
 
     def generate(delivery: Delivery) -> Iterable[Message]:
         assert isinstance(delivery.message, GenerateTask)
@@ -194,7 +194,8 @@ def test_traces_are_passed_on_when_nothing_is_recorded(valkey: ValkeyServer) -> 
 
     def handle(delivery: Delivery) -> Iterable[Message]:
         assert isinstance(delivery.message, EncodeTask)
-        return delivery.message.next(ObjectRef(key=delivery.message.keys.encoding, sha256="0" * 64))
+        asked = delivery.message
+        return asked.next(ObjectRef(key=asked.keys.encoding, sha256="0" * 64), asked.prompt)
 
     publisher = BrokerPublisher(settings)
     with consume(Stage.ENCODE, handle, concurrency=1, publisher=publisher, settings=settings):

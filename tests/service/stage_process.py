@@ -42,7 +42,7 @@ def build(process: Process) -> Service:
         register=lambda server: None,
         handler=handle,
         concurrency=2,
-        companions=[companion],
+        background_tasks=[companion],
     )
 
 

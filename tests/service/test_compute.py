@@ -39,11 +39,11 @@ def test_one_thing_is_computed_after_the_other(compute: ComputeThread) -> None:
 
 
 def test_places_are_bounded(compute: ComputeThread) -> None:
-    with compute.place(), compute.place():
-        with pytest.raises(OverloadedError) as caught, compute.place():
+    with compute.permit(), compute.permit():
+        with pytest.raises(OverloadedError) as caught, compute.permit():
             pass
         assert caught.value.retry_after >= 1
-    with compute.place():
+    with compute.permit():
         pass
 
 

@@ -122,7 +122,7 @@ async def test_call_without_a_place_is_told_when_to_come_again(
     async with called(register(servicer)) as channel:
         stub = DecoderServiceStub(channel)
         request = DecodeRequest(pictures=[PICTURE])
-        with compute.place():
+        with compute.permit():
             waiting = stub.Decode(request)
             while not compute.waiting:
                 await asyncio.sleep(0.01)

@@ -104,7 +104,12 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
     process, spec = bare_process(), ModelSpec.load(worded)
     engine = EncoderEngine.load(spec)
     handle = EncodeHandler(
-        process, worded, Cancellations(process.store, 0.05), engine, compute, Rewriter.load(worded.words_file)
+        process=process,
+        folder=worded,
+        cancellations=Cancellations(process.store, 0.05),
+        engine=engine,
+        compute=compute,
+        rewriter=Rewriter.load(worded.words_file),
     )
     asked = task(prompt="a red zeppelin", model=worded.name, revision=worded.revision)
     assert isinstance(asked, EncodeTask)
@@ -116,7 +121,7 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
         assert done.skipped is skipped
         assert done.reading is not None
         assert done.reading.unknown == ("zeppelin",)
-        assert done.reading.drawn == Rewriter.load(worded.words_file)("a red zeppelin").prompt
+        assert done.reading.effective_prompt == Rewriter.load(worded.words_file)("a red zeppelin").prompt
         encoding = read_encoding(process.store, generate.encoding, spec)
-        np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.drawn).states)
+        np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.effective_prompt).states)
     handle.close()

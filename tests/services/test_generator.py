@@ -240,9 +240,14 @@ class Work:
     ) -> None:
         self.store = MemoryStore()
         process = bare_process(self.store)
-        handle = GenerateHandler(process, ModelSpec.load(tiny), Cancellations(process.store, 0.02), engine)
+        handle = GenerateHandler(
+            process=process,
+            spec=ModelSpec.load(tiny),
+            cancellations=Cancellations(process.store, 0.02),
+            engine=engine,
+        )
         encoding = self.store.put(JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
-        [self.task] = task(tiny, "j1", **changes).next(encoding)
+        [self.task] = task(tiny, "j1", **changes).next(encoding, PROMPT)
         self.draining = threading.Event()
         self.handler = handle
         self.pool = ThreadPoolExecutor(1)
@@ -336,9 +341,7 @@ def test_message_waits_for_room_and_that_costs_no_attempt(
     work.close()
 
 
-@pytest.mark.parametrize(
-    ("given", "problem"), [((0,) * 16, "leaves nothing to draw"), ((64,), "are below 64")]
-)
+@pytest.mark.parametrize(("given", "problem"), [((0,) * 16, "the limit is 15"), ((64,), "must be below 64")])
 def test_given_tokens_that_cannot_be_used_are_refused(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, given: tuple[int, ...], problem: str
 ) -> None:
@@ -362,7 +365,7 @@ def test_generator_that_dies_or_is_told_to_end_loses_nothing(
     store = open_store(StoreSettings(url=s3.url))  # type: ignore[arg-type]
     keys = JobKeys("dies")
     encoding = store.put(keys.encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
-    [asked] = task(tiny, "dies").next(encoding)
+    [asked] = task(tiny, "dies").next(encoding, PROMPT)
     generator = ServiceProcess("generator", broker=valkey.url, store=s3.url, model=tiny.path)
     generator.environment = {"SMALTI_FAILPOINTS": "generate.engine-step=raise"}
     with generator, blocking_channel(generator.url, ONCE) as channel:

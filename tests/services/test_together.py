@@ -160,7 +160,7 @@ def test_queue_draws_what_the_pipeline_draws(
     ]
     encoded = next(event for event in done if event.stage is Stage.ENCODE)
     assert encoded.reading is not None
-    assert encoded.reading.drawn == PROMPT
+    assert encoded.reading.effective_prompt == PROMPT
     assert {ref.key for event in done for ref in event.objects} == set(objects(store, "whole"))
 
 

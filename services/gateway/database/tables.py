@@ -159,7 +159,7 @@ class Job(Base):
     candidates_ranked: Mapped[int] = mapped_column("ranked")
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
     prompt_reading: Mapped[dict[str, Any] | None] = mapped_column("reading")
-    """`smalti.messages.Reading` as JSON."""
+    """`smalti.messages.PromptReading` as JSON."""
     lease: Mapped[int]
     """Number of the last lease. Each time chunks are sent, they get a new lease."""
     error: Mapped[bytes | None] = mapped_column(LargeBinary)

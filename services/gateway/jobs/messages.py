@@ -12,6 +12,8 @@ from smalti.services.gateway.jobs.spec import JobParameters
 
 REFERENCE_BYTES: Final = 256
 """Bytes per candidate by which a later stage's message may be larger: the reference to the picture."""
+REWORDING_BYTES: Final = 2048
+"""Bytes by which a later stage's message may be larger for a rewritten prompt: at most 64 words of the model."""
 
 
 def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
@@ -59,4 +61,4 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
 def fits(job: Job, chunk: Chunk) -> bool:
     """Returns whether the chunk's message fits at every stage; each contains the prompt and the given tokens."""
     size = len(_encode_task(job, [chunk]).model_dump_json(exclude_none=True).encode())
-    return size + chunk.count * REFERENCE_BYTES <= MAX_MESSAGE_BYTES
+    return size + REWORDING_BYTES + chunk.count * REFERENCE_BYTES <= MAX_MESSAGE_BYTES

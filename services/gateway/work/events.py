@@ -76,7 +76,7 @@ class EventHandler:
             case Failed():
                 self._failed(message)
             case _:
-                log.error("unexpected event: %s of %s", message.work[1], message.work[2])
+                log.error("unexpected event: %s of %s", message.work_key[1], message.work_key[2])
 
     def _encoded(self, event: StageDone) -> None:
         """Applies the end of encoding: it holds for the prompt and for all chunks of the message."""
@@ -89,7 +89,7 @@ class EventHandler:
             if not job.prompt_encoded:
                 job.prompt_encoded = changed = True
             if job.prompt_reading is None and event.reading is not None:
-                job.prompt_reading = event.reading.model_dump(mode="json")
+                job.prompt_reading = event.reading.model_dump(mode="json", by_alias=True)
                 changed = True
             for chunk in self._leased_chunks(session, job, event):
                 advance(job, chunk, ChunkProgress.ENCODED)

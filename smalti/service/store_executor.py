@@ -1,4 +1,4 @@
-"""Waiting for several things at the same time: a stage's calls of the store take longer than what they carry."""
+"""Concurrent calls of the object store: a stage waits longer for the store than its objects take to transfer."""
 
 import contextvars
 from collections.abc import Callable, Iterable
@@ -12,18 +12,17 @@ Result = TypeVar("Result")
 
 
 class StoreExecutor:
-    """Calls in threads of its own, with what the log and the traces know of the caller."""
+    """Runs calls in a pool of threads, with the caller's context variables, so that logs and traces know the task."""
 
     def __init__(self) -> None:
-        """Starts no thread before there is something to call."""
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
 
     def submit(self, call: Callable[[], Result]) -> "Future[Result]":
-        """Calls in another thread."""
+        """Runs a call in a thread of the pool."""
         return self._threads.submit(contextvars.copy_context().run, call)
 
     def map(self, call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Calls for each item, and returns the results in order when all are there; the first error is raised."""
+        """Returns the results of a call for each item, in order; raises the first error."""
         first, *others = items
         futures = [self.submit(lambda item=item: call(item)) for item in others]  # type: ignore[misc]
         try:
@@ -33,5 +32,5 @@ class StoreExecutor:
                 future.cancel()
 
     def close(self) -> None:
-        """Waits for what was called, and ends the threads."""
+        """Waits for the calls that run, and ends the threads."""
         self._threads.shutdown()

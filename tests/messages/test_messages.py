@@ -1,4 +1,4 @@
-"""Messages: what is accepted, what is refused and how, what follows from what, and that old ones stay readable."""
+"""Messages: which are accepted or refused, which follow from which, and that old versions stay readable."""
 
 import json
 import time
@@ -29,8 +29,8 @@ from smalti.messages import (
     FailureReason,
     GenerateTask,
     Progress,
+    PromptReading,
     RankTask,
-    Reading,
     Stage,
     StageDone,
     Trace,
@@ -71,7 +71,7 @@ def ref(key: str) -> ObjectRef:
 def one_of_each() -> list[Any]:
     """The messages of one chunk from the prompt to the scores, as the stages make them."""
     encode = encode_task()
-    generate = encode.next(ref(encode.keys.encoding))[0]
+    generate = encode.next(ref(encode.keys.encoding), "an armchair")[0]
     decode = generate.next(ref(generate.keys.tokens(0)))
     rank = decode.next(tuple(ref(decode.keys.candidate(index)) for index in decode.candidates))
     return [
@@ -82,8 +82,12 @@ def one_of_each() -> list[Any]:
         encode.done(
             ref(encode.keys.encoding),
             seconds=0.5,
-            reading=Reading(
-                drawn="an armchair", cut=True, unknown=("avocado",), left_out=("Dalí",), notice="no avocado"
+            reading=PromptReading(
+                effective_prompt="an armchair",
+                cut=True,
+                unknown=("avocado",),
+                left_out=("Dalí",),
+                notice="no avocado",
             ),
         ),
         generate.progress(3, 16, ((1, 2), (3, 4))),
@@ -98,7 +102,7 @@ def test_messages_come_out_as_they_went_in() -> None:
 
 def test_what_follows_carries_everything_on() -> None:
     encode = encode_task()
-    generates = encode.next(ref("jobs/7f3a/encoding.safetensors"))
+    generates = encode.next(ref("jobs/7f3a/encoding.safetensors"), "an armchair")
     assert [(task.chunk, task.candidates) for task in generates] == [(0, (0, 1)), (1, (2,))]
     decode = generates[1].next(ref("jobs/7f3a/tokens/1.safetensors"))
     rank = decode.next((ref("jobs/7f3a/candidates/2.png"),))
@@ -124,6 +128,26 @@ def test_what_follows_carries_everything_on() -> None:
             "given",
         ):
             assert getattr(task, name) == getattr(encode, name), name
+    assert {task.effective_prompt for task in (*generates, decode, rank)} == {"an armchair"}
+
+
+def test_effective_prompt_is_sent_only_if_it_differs_from_the_prompt() -> None:
+    encode = encode_task()
+    [generate, _] = encode.next(ref(encode.keys.encoding), encode.prompt)
+    assert generate.effective_prompt is None
+    assert "effective_prompt" not in generate.to_json()
+
+
+def test_what_follows_from_version_1_is_version_1() -> None:
+    encode = parse((OLD_MESSAGES / "1.EncodeTask.json").read_text(encoding="utf-8"), now=0)
+    assert isinstance(encode, EncodeTask)
+    generate = encode.next(ref(encode.keys.encoding), "an armchair")[0]
+    decode = generate.next(ref(generate.keys.tokens(0)))
+    for message in (generate, decode, decode.from_the_start(), decode.done()):
+        assert message.version == 1
+        assert "effective_prompt" not in message.to_json()
+    with pytest.raises(MalformedMessageError, match="effective_prompt needs version 2"):
+        parse(json.dumps({**json.loads(decode.to_json()), "effective_prompt": "an armchair"}))
 
 
 def test_events_say_what_they_are_about() -> None:
@@ -148,18 +172,18 @@ def test_chunk_can_be_made_again_from_the_prompt() -> None:
 
 def test_same_work_is_known_by_whatever_message_it_comes() -> None:
     for message in one_of_each()[:4]:
-        assert message.work == message.again().work
-        assert message.again().attempt == message.attempt + 1
-    works = [message.work for message in one_of_each()]
+        assert message.work_key == message.next_attempt().work_key
+        assert message.next_attempt().attempt == message.attempt + 1
+    works = [message.work_key for message in one_of_each()]
     assert len(set(works)) == len(works)
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"version": 0}, "no number from 1 on"),
-        ({"version": True}, "no number from 1 on"),
-        ({"version": "1"}, "no number from 1 on"),
+        ({"version": 0}, "version: must be a positive integer"),
+        ({"version": True}, "version: must be a positive integer"),
+        ({"version": "1"}, "version: must be a positive integer"),
         ({"kind": "paint"}, "does not match any of the expected tags"),
         ({"kind": "decode"}, "decode.chunk"),
         ({"job": "../7f3a"}, "encode.job"),
@@ -186,18 +210,18 @@ def test_malformed_message_is_refused_with_its_field(changes: dict[str, Any], pr
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"a"', "{}", b"\xff\xfe", "[" * 60_000])
-def test_what_is_no_message_is_refused(text: str | bytes) -> None:
+def test_text_that_is_not_a_message_is_refused(text: str | bytes) -> None:
     with pytest.raises(MalformedMessageError):
         parse(text)
 
 
 @given(st.text() | st.binary())
-def test_nothing_but_message_errors_comes_of_noise(text: str | bytes) -> None:
+def test_noise_raises_only_message_errors(text: str | bytes) -> None:
     with pytest.raises(MessageError):
         parse(text)
 
 
-def test_objects_of_others_are_refused() -> None:
+def test_references_to_other_jobs_are_refused() -> None:
     _, generate, decode, rank, done, *_ = one_of_each()
     for message, own, others in (
         (generate, "jobs/7f3a/encoding", "jobs/7f3b/encoding"),
@@ -212,25 +236,28 @@ def test_objects_of_others_are_refused() -> None:
             parse(text.replace(own, others))
 
 
-def test_newer_version_is_told_from_rubbish() -> None:
+def test_newer_version_is_not_malformed() -> None:
     with pytest.raises(UnknownVersionError) as caught:
         parse(json.dumps({"version": VERSION + 1, "whatever": ["it", "has"]}))
     assert caught.value.version == VERSION + 1
 
 
-def test_too_large_message_is_not_looked_at() -> None:
+def test_oversized_message_is_not_parsed() -> None:
     with pytest.raises(OversizedMessageError):
         parse(" " * (MAX_MESSAGE_BYTES + 1))
 
 
 @pytest.mark.parametrize("letter", ["\N{GRINNING FACE}", "\x01"])
-def test_largest_task_is_not_too_large(letter: str) -> None:
+def test_largest_task_fits_into_a_message(letter: str) -> None:
     chunks = tuple(Chunk(chunk=number, candidates=(2**20 - 1 - number,)) for number in range(MAX_CHUNKS))
     largest = encode_task(prompt=letter * 4000, chunks=chunks, given=(16383,) * MAX_GIVEN_TOKENS)
     assert parse(largest.to_json()) == largest
+    # If the prompt is rewritten, then in few words: at most 64 that the model knows.
+    generate = largest.next(ref(largest.keys.encoding), "armadillo " * 64)[0]
+    assert parse(generate.to_json()) == generate
 
 
-def test_expired_task_is_told_and_event_never_expires() -> None:
+def test_tasks_expire_and_events_do_not() -> None:
     encode, *_, done, _, _ = one_of_each()
     with pytest.raises(ExpiredMessageError) as caught:
         parse(encode.to_json(), now=LATER)

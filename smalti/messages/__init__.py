@@ -1,0 +1,75 @@
+"""The messages in the queues: small versioned JSON texts, validated like any input from outside.
+
+A message carries references, never tensors or pictures. It holds every field that a stage needs, so that a worker knows
+nothing but its model; each task makes the messages that follow from it (`EncodeTask.next` and the like).
+
+A released version never changes, because other code of the same version must understand it. A change makes a new
+version, and the old ones stay readable. Version 2 is open until the release 0.2.0.
+"""
+
+from smalti.messages.envelope import (
+    MAX_CANDIDATES,
+    MAX_CHUNKS,
+    MAX_GIVEN_TOKENS,
+    MAX_IN_CHUNK,
+    MAX_MESSAGE_BYTES,
+    MAX_PROMPT_LENGTH,
+    VERSION,
+    CandidateIndex,
+    Chunk,
+    Prompt,
+    ShortText,
+    Stage,
+    Trace,
+    dead_queue_name,
+    queue_name,
+)
+from smalti.messages.events import (
+    MAX_NOTICE_LENGTH,
+    MAX_WORD_LENGTH,
+    MAX_WORDS,
+    Event,
+    Failed,
+    FailureReason,
+    Progress,
+    PromptReading,
+    StageDone,
+)
+from smalti.messages.parsing import Message, Task, parse
+from smalti.messages.tasks import ChunkTask, DecodeTask, EncodeTask, GenerateTask, RankTask, StageTask
+
+__all__ = [
+    "MAX_CANDIDATES",
+    "MAX_CHUNKS",
+    "MAX_GIVEN_TOKENS",
+    "MAX_IN_CHUNK",
+    "MAX_MESSAGE_BYTES",
+    "MAX_NOTICE_LENGTH",
+    "MAX_PROMPT_LENGTH",
+    "MAX_WORDS",
+    "MAX_WORD_LENGTH",
+    "VERSION",
+    "CandidateIndex",
+    "Chunk",
+    "ChunkTask",
+    "DecodeTask",
+    "EncodeTask",
+    "Event",
+    "Failed",
+    "FailureReason",
+    "GenerateTask",
+    "Message",
+    "Progress",
+    "Prompt",
+    "PromptReading",
+    "RankTask",
+    "ShortText",
+    "Stage",
+    "StageDone",
+    "StageTask",
+    "Task",
+    "Trace",
+    "dead_queue_name",
+    "parse",
+    "queue_name",
+]

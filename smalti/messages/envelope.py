@@ -1,0 +1,128 @@
+"""What every message carries, and the queue that it goes to."""
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import Field, StringConstraints
+
+from smalti.errors import OversizedMessageError
+from smalti.parameters import Priority
+from smalti.storage.keys import JobId, JobKeys
+from smalti.validation import Strict
+
+VERSION: Final = 2
+"""The version that this code writes; it reads this one and all before it."""
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Bytes of JSON, in UTF-8."""
+MAX_PROMPT_LENGTH = 4000
+"""Characters; more than the 64 tokens that a model reads can hold."""
+MAX_IN_CHUNK = 64
+"""Candidates in one chunk."""
+MAX_CHUNKS = 256
+"""Chunks in one message."""
+MAX_CANDIDATES = 2**20
+"""Candidate indices are below this."""
+MAX_GIVEN_TOKENS = 4096
+"""Image tokens that a message may give for the first positions."""
+
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LENGTH)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Index = Annotated[int, Field(ge=0, lt=1024)]
+CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
+Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
+ShortText = Annotated[str, StringConstraints(max_length=200)]
+
+
+class Stage(StrEnum):
+    """A step of a job; each stage has its own queues."""
+
+    ENCODE = "encode"
+    GENERATE = "generate"
+    DECODE = "decode"
+    RANK = "rank"
+    EVENTS = "events"
+    """The gateway's step: it receives the events that the other stages send."""
+
+
+class Trace(Strict):
+    """The trace that the message belongs to, in the form of the W3C recommendation *Trace Context*."""
+
+    traceparent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(-[0-9a-f]+){3}$", max_length=100)]
+    tracestate: Annotated[str, StringConstraints(max_length=512)] = ""
+
+
+class Chunk(Strict):
+    """Candidates of a job that are processed together."""
+
+    chunk: Index
+    """The chunk's number in the job."""
+    candidates: Indices
+    """The candidates' indices in the job."""
+
+
+class Envelope(Strict):
+    """What every message carries."""
+
+    stage_queue: ClassVar[Stage]
+
+    version: Literal[1, 2] = VERSION
+    """A message has the version of the message that it follows from."""
+    job: JobId
+    attempt: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Number of this attempt, counted from 1; every repetition adds one, whatever its reason."""
+    lease: Count = 0
+    """The lease under which the gateway sent the work; the gateway ignores results of an older lease."""
+    expires: Annotated[float, Field(ge=0)]
+    """When the result is no longer wanted, in seconds since 1970 (UTC)."""
+    priority: Priority = Priority.INTERACTIVE
+    trace: Trace | None = None
+
+    @property
+    def keys(self) -> JobKeys:
+        """The keys of the job's objects."""
+        return JobKeys(self.job)
+
+    @property
+    def queue(self) -> str:
+        """The queue that the message goes to."""
+        return queue_name(self.stage_queue, self.priority)
+
+    @property
+    def work_key(self) -> tuple[str, ...]:
+        """Identifies the work: two messages with the same key ask for the same work."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Returns the message as JSON.
+
+        Raises:
+            OversizedMessageError: the JSON has more than `MAX_MESSAGE_BYTES` bytes.
+        """
+        text = self.model_dump_json(exclude_none=True, by_alias=True)
+        check_size(text)
+        return text
+
+    def next_attempt(self) -> Self:
+        """Returns the message for the next attempt at the same work."""
+        return self.model_copy(update={"attempt": self.attempt + 1})
+
+    def _carried(self) -> dict[str, Any]:
+        """Returns the fields that the next message repeats."""
+        return {name: getattr(self, name) for name in Envelope.model_fields}
+
+
+def queue_name(stage: Stage, priority: Priority = Priority.INTERACTIVE) -> str:
+    """Returns the queue of a stage and a priority; events have a single queue."""
+    return str(stage) if stage is Stage.EVENTS else f"{stage}.{priority.value}"
+
+
+def dead_queue_name(stage: Stage) -> str:
+    """Returns the dead-letter queue of a stage."""
+    return f"{stage}.dead"
+
+
+def check_size(text: str | bytes) -> None:
+    """Raises `OversizedMessageError` if the text is too large for a message."""
+    size = len(text.encode() if isinstance(text, str) else text)
+    if size > MAX_MESSAGE_BYTES:
+        raise OversizedMessageError(f"the message has {size} bytes; the limit is {MAX_MESSAGE_BYTES}")

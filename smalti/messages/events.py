@@ -1,0 +1,135 @@
+"""The events that stages send to the gateway."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from smalti.messages.envelope import (
+    MAX_IN_CHUNK,
+    Count,
+    Envelope,
+    Index,
+    Indices,
+    Prompt,
+    Stage,
+    queue_name,
+)
+from smalti.storage.keys import ObjectRef
+from smalti.validation import Strict
+
+MAX_WORDS = 64
+"""Words in each list of a `PromptReading`."""
+MAX_WORD_LENGTH = 200
+"""Characters of each of these words."""
+MAX_NOTICE_LENGTH = 2000
+"""Characters of the notice of a `PromptReading`."""
+
+_Words = Annotated[
+    tuple[Annotated[str, StringConstraints(max_length=MAX_WORD_LENGTH)], ...], Field(max_length=MAX_WORDS)
+]
+
+
+class FailureReason(StrEnum):
+    """Why work has failed."""
+
+    EXPIRED = "expired"
+    """The job's time ran out before the work was done."""
+    CANCELLED = "cancelled"
+    """The job was cancelled."""
+    INVALID = "invalid"
+    """The task asks for something impossible."""
+    MODEL = "model"
+    """The service has another model, or another revision of it."""
+    POISON = "poison"
+    """The worker died at every attempt, and no attempt is left."""
+    EXHAUSTED = "exhausted"
+    """Every attempt failed, and no attempt is left."""
+
+
+class Event(Envelope):
+    """What a stage tells the gateway; events never expire, whatever `expires` says of the work."""
+
+    stage_queue = Stage.EVENTS
+
+    kind: str
+    stage: Stage
+    chunk: Index | None = None
+    """None for the encoding, which concerns the whole job."""
+
+    @property
+    def queue(self) -> str:
+        """The queue of events; it is the same for all priorities, so that events keep their order."""
+        return queue_name(Stage.EVENTS)
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return self.job, self.kind, self.stage, str(self.chunk), str(self.lease), str(self.attempt)
+
+
+class PromptReading(Strict):
+    """How the model reads the prompt."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    # Messages and the gateway's database call it "drawn".
+    effective_prompt: Prompt = Field(validation_alias="drawn", serialization_alias="drawn")
+    """The prompt in words that the model knows; this is what is encoded."""
+    cut: bool
+    """Whether the effective prompt is longer than the model reads."""
+    unknown: _Words = ()
+    """Words of the prompt that the model does not know."""
+    left_out: _Words = ()
+    """Words that the model knows but cannot draw here."""
+    notice: Annotated[str, StringConstraints(max_length=MAX_NOTICE_LENGTH)] = ""
+    """One line on what the effective prompt replaces; empty if nothing is lost."""
+
+
+class StageDone(Event):
+    """A stage has finished, and its objects are durable."""
+
+    kind: Literal["done"] = "done"
+    objects: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Time spent in the engine."""
+    skipped: bool = False
+    """Whether an earlier attempt had already written the objects."""
+    reading: PromptReading | None = None
+    """Set by the encoder."""
+
+    @model_validator(mode="after")
+    def _check_objects(self) -> Self:
+        for ref in self.objects:
+            if ref.key not in self.keys:
+                raise ValueError(f"{ref.key} is not in the job's folder")
+        return self
+
+
+class Progress(Event):
+    """How far a chunk is; losing one does no harm."""
+
+    kind: Literal["progress"] = "progress"
+    candidates: Indices
+    rows: Count
+    """Rows of tokens that every candidate of the chunk has."""
+    of: Count
+    """Rows of tokens in a picture."""
+    tokens: Annotated[
+        tuple[Annotated[tuple[Count, ...], Field(max_length=64)], ...], Field(max_length=64)
+    ] = ()
+    """The tokens of the last row of each candidate, for previews."""
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return *super().work_key, str(self.rows)
+
+
+class Failed(Event):
+    """A stage has failed."""
+
+    kind: Literal["failed"] = "failed"
+    reason: FailureReason
+    detail: Annotated[str, StringConstraints(max_length=500)]
+    """One line for the user."""
+    permanent: bool
+    """Whether another attempt would fail as well."""

@@ -1,0 +1,51 @@
+"""Reading a message: its size, its version, its fields, and whether its result is still wanted."""
+
+import time
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from smalti.errors import ExpiredMessageError, MalformedMessageError, UnknownVersionError
+from smalti.messages.envelope import VERSION, check_size
+from smalti.messages.events import Event, Failed, Progress, StageDone
+from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask
+from smalti.validation import first_problem
+
+Task = EncodeTask | GenerateTask | DecodeTask | RankTask
+Message = Task | StageDone | Progress | Failed
+
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+def parse(text: str | bytes, *, now: float | None = None) -> Message:
+    """Reads a message.
+
+    Args:
+        text: the message as JSON.
+        now: the current time in seconds since 1970; None reads the clock.
+
+    Raises:
+        OversizedMessageError: the text is too large; it was not parsed.
+        MalformedMessageError: the text is not JSON, or does not match its version of the messages.
+        UnknownVersionError: the message has a newer version than this code knows.
+        ExpiredMessageError: it is a task whose result is no longer wanted.
+    """
+    check_size(text)
+    try:
+        version = from_json(text)["version"]
+    except (ValueError, TypeError, KeyError):
+        raise MalformedMessageError("the message must be a JSON object with a version") from None
+    if type(version) is not int or version < 1:
+        raise MalformedMessageError("version: must be a positive integer")
+    if version > VERSION:
+        raise UnknownVersionError(version, VERSION)
+    try:
+        message = _ADAPTER.validate_json(text, strict=True)
+    except ValidationError as error:
+        problem = first_problem(error, show_value=False)
+        raise MalformedMessageError(f"{problem.field or 'message'}: {problem.message}") from None
+    now = time.time() if now is None else now
+    if not isinstance(message, Event) and message.expires <= now:
+        raise ExpiredMessageError(message, now - message.expires)
+    return message

@@ -1,0 +1,212 @@
+"""The tasks of the four stages, and which task or event follows from which."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from smalti.messages.envelope import (
+    MAX_CHUNKS,
+    MAX_GIVEN_TOKENS,
+    MAX_IN_CHUNK,
+    Chunk,
+    Count,
+    Envelope,
+    Index,
+    Indices,
+    Prompt,
+    ShortText,
+    Stage,
+)
+from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
+from smalti.parameters import SamplingParameters, Seed
+from smalti.storage.keys import ObjectRef
+
+
+class StageTask(Envelope):
+    """What the tasks of all stages carry."""
+
+    model: ShortText
+    """Name of the model."""
+    revision: ShortText
+    """Revision of the model; a worker with another revision refuses the task."""
+    prompt: Prompt
+    seed: Seed
+    sampling: SamplingParameters
+    candidates_in_job: Annotated[int, Field(ge=1, le=1024)]
+    """Number of candidates in the whole job, for the record in each picture."""
+    given: Annotated[tuple[Count, ...], Field(max_length=MAX_GIVEN_TOKENS)] = ()
+    """Image tokens of the first positions, the same for all candidates; generation continues after them."""
+
+    def done(
+        self,
+        *objects: ObjectRef,
+        seconds: float = 0.0,
+        skipped: bool = False,
+        reading: PromptReading | None = None,
+    ) -> StageDone:
+        """Returns the event that says that the stage has finished.
+
+        Args:
+            objects: what the stage has written; must be durable.
+            seconds: time spent in the engine.
+            skipped: whether an earlier attempt had already written the objects.
+            reading: how the model reads the prompt; given by the encoder.
+        """
+        return StageDone(
+            **self._event_fields(), objects=objects, seconds=seconds, skipped=skipped, reading=reading
+        )
+
+    def failed(self, reason: FailureReason, detail: str, *, permanent: bool = True) -> Failed:
+        """Returns the event that says that the stage has failed.
+
+        Args:
+            reason: why.
+            detail: one line for the user.
+            permanent: whether another attempt would fail as well.
+        """
+        return Failed(**self._event_fields(), reason=reason, detail=detail[:500], permanent=permanent)
+
+    def _carried(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in StageTask.model_fields}
+
+    def _event_fields(self) -> dict[str, Any]:
+        chunk = getattr(self, "chunk", None)
+        return {**Envelope._carried(self), "stage": self.stage_queue, "chunk": chunk}
+
+
+class EncodeTask(StageTask):
+    """Encode the prompt, then have the chunks generated."""
+
+    stage_queue = Stage.ENCODE
+
+    kind: Literal["encode"] = "encode"
+    chunks: Annotated[tuple[Chunk, ...], Field(min_length=1, max_length=MAX_CHUNKS)]
+    """The chunks to generate; a job with more chunks than fit has several such tasks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        numbers = [chunk.chunk for chunk in self.chunks]
+        candidates = [index for chunk in self.chunks for index in chunk.candidates]
+        if len(set(numbers)) < len(numbers) or len(set(candidates)) < len(candidates):
+            raise ValueError("a chunk or a candidate occurs twice")
+        return self
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return self.job, self.kind, *(str(chunk.chunk) for chunk in self.chunks)
+
+    def next(self, encoding: ObjectRef, effective_prompt: str) -> "tuple[GenerateTask, ...]":
+        """Returns the tasks that follow.
+
+        Args:
+            encoding: the encoding; must be durable.
+            effective_prompt: what was encoded.
+        """
+        carried = self._carried()
+        if self.version > 1 and effective_prompt != self.prompt:
+            carried["effective_prompt"] = effective_prompt
+        return tuple(
+            GenerateTask(**carried, chunk=chunk.chunk, candidates=chunk.candidates, encoding=encoding)
+            for chunk in self.chunks
+        )
+
+
+class ChunkTask(StageTask):
+    """What the tasks for one chunk carry."""
+
+    kind: str
+    chunk: Index
+    candidates: Indices
+    effective_prompt: Prompt | None = None
+    """The prompt in words that the model knows. None if these are the prompt's own, which keeps the largest task within
+    `MAX_MESSAGE_BYTES`. Always None in version 1: there each stage rewrites the prompt itself."""
+
+    @model_validator(mode="after")
+    def _check_chunk(self) -> Self:
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("a candidate occurs twice")
+        if self.version < 2 and self.effective_prompt is not None:
+            raise ValueError("effective_prompt needs version 2")
+        return self
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return self.job, self.kind, str(self.chunk)
+
+    def from_the_start(self) -> EncodeTask:
+        """Returns the task that makes the chunk again, starting from the prompt.
+
+        A stage sends it when an object is missing or damaged. Delete a damaged object first: otherwise the producing
+        stage would find it and skip the work.
+        """
+        chunk = Chunk(chunk=self.chunk, candidates=self.candidates)
+        return EncodeTask(**{**StageTask._carried(self), "attempt": self.attempt + 1}, chunks=(chunk,))
+
+    def _carried(self) -> dict[str, Any]:
+        return {
+            **super()._carried(),
+            "chunk": self.chunk,
+            "candidates": self.candidates,
+            "effective_prompt": self.effective_prompt,
+        }
+
+
+class GenerateTask(ChunkTask):
+    """Generate the image tokens of the candidates."""
+
+    stage_queue = Stage.GENERATE
+
+    kind: Literal["generate"] = "generate"
+    encoding: ObjectRef
+
+    @model_validator(mode="after")
+    def _check_encoding(self) -> Self:
+        _check_keys((self.encoding,), (self.keys.encoding,))
+        return self
+
+    def next(self, tokens: ObjectRef) -> "DecodeTask":
+        """Returns the task that follows; the tokens must be durable."""
+        return DecodeTask(**self._carried(), tokens=tokens)
+
+    def progress(self, rows: int, of: int, tokens: tuple[tuple[int, ...], ...] = ()) -> Progress:
+        """Returns the event that tells how far the chunk is; see `Progress` for the arguments."""
+        return Progress(**self._event_fields(), candidates=self.candidates, rows=rows, of=of, tokens=tokens)
+
+
+class DecodeTask(ChunkTask):
+    """Decode the tokens of the candidates into pictures."""
+
+    stage_queue = Stage.DECODE
+
+    kind: Literal["decode"] = "decode"
+    tokens: ObjectRef
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        _check_keys((self.tokens,), (self.keys.tokens(self.chunk),))
+        return self
+
+    def next(self, pictures: tuple[ObjectRef, ...]) -> "RankTask":
+        """Returns the task that follows; the pictures must be durable and in the order of the candidates."""
+        return RankTask(**self._carried(), pictures=pictures)
+
+
+class RankTask(ChunkTask):
+    """Score the pictures of the candidates. Only the event `StageDone` follows."""
+
+    stage_queue = Stage.RANK
+
+    kind: Literal["rank"] = "rank"
+    pictures: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
+    """In the order of the candidates."""
+
+    @model_validator(mode="after")
+    def _check_pictures(self) -> Self:
+        _check_keys(self.pictures, tuple(self.keys.candidate(index) for index in self.candidates))
+        return self
+
+
+def _check_keys(refs: tuple[ObjectRef, ...], keys: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless the references are exactly those to the expected keys."""
+    if tuple(ref.key for ref in refs) != keys:
+        raise ValueError(f"the references must be to {', '.join(keys)}")
