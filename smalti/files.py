@@ -1,4 +1,4 @@
-"""Writing files and folders so that nothing half-written is ever seen under their name, and reading JSON."""
+"""Atomic writing of files and folders, and reading of JSON files."""
 
 import errno
 import json
@@ -16,9 +16,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, and renames it to `path` when the block ends well.
+    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds.
 
-    When the block raises (an error, Ctrl-C, a full disk) the temporary file is removed and `path` is as it was.
+    If the block raises (an error, Ctrl-C, a full disk), the temporary file is removed and `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -29,28 +29,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a whole file, or nothing."""
+    """Writes a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder that takes the name `folder` when the block ends well, and vanishes otherwise.
+    """Yields an empty folder that is renamed to `folder` if the block succeeds, and removed otherwise.
 
     Args:
-        folder: the name; what is in it goes away at the end with `overwrite`.
-        overwrite: without it, `folder` must be missing or empty.
+        folder: the final path.
+        overwrite: whether to replace the content of `folder`; otherwise it must be missing or empty.
 
     Raises:
-        InvalidInputError: `folder` has something in it, or is no folder.
-        SmaltiError: the disk is full or cannot be written.
+        InvalidInputError: `folder` is not empty, or is a file.
+        SmaltiError: the folder cannot be written, or the disk is full.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError("out", f"{folder} is a file, not a folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise InvalidInputError("out", f"{folder} is not empty; give another folder or --overwrite")
-    # Beside its final place: a rename does not cross file systems.
+        raise InvalidInputError("out", f"{folder} is not empty; give another folder, or --overwrite")
+    # In the same parent folder, because a rename cannot cross file systems.
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,18 +71,18 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        missing: what to say when it is not there.
+        missing: the error message if there is no such file.
 
     Raises:
-        ModelError: it is not there, cannot be read, or holds no JSON object.
+        ModelError: the file is missing, cannot be read, or does not hold a JSON object.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(missing) from None
-    # The last for brackets in brackets in brackets.
+    # RecursionError: deeply nested brackets.
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise ModelError(f"{path}: a JSON object is expected, not {type(fields).__name__}")
+        raise ModelError(f"{path}: must hold a JSON object, not {type(fields).__name__}")
     return fields

@@ -1,4 +1,4 @@
-"""`smalti models`, `verify`, `import` and `pull`: which models there are, and how new ones come."""
+"""`smalti models`, `verify`, `import` and `pull`: listing, checking and adding models."""
 
 import json
 from pathlib import Path
@@ -19,15 +19,19 @@ from smalti.registry.library import ListedModel
 from smalti.registry.verify import find_problems
 from smalti.text.vocabulary import load_words
 
-# The exit status of `verify` for a model that is not what it was; 2 is for wrong usage.
-NOT_WELL = 1
+FOUND_PROBLEMS = 1
+"""Exit status of `verify` for a damaged model; 2 is for wrong usage."""
 SHORT_REVISION = len("sha256:") + 12
 
 Clip = Annotated[
-    str, typer.Option(help="A folder of open_clip's, or a name that open_clip knows, with its tag.")
+    str,
+    typer.Option(
+        help="Folder in open_clip's format, or name and tag of a pretrained model: ViT-B-32:openai."
+    ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="The folder to make. [default: of the model's name, among yours]")
+    Path | None,
+    typer.Option(help="Folder to create. [default: the model's name, in the folder of your models]"),
 ]
 
 
@@ -43,24 +47,26 @@ def models(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Whose words: a name, or a folder. [default: the shipped one]"
+            metavar="[MODEL]", help="Whose words to print: a name, or a folder. [default: the shipped model]"
         ),
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="Print the words that MODEL knows.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that have a name: those that come with Smalti, and yours; or the words that one knows."""
+    """List the models that come with Smalti and your own, or the words that a model knows."""
     if words:
         _print_words(library.find(model), as_json)
         return
     if model is not None:
-        raise InvalidInputError("MODEL", f"{model}: say what of it: smalti models --words {model}")
+        raise InvalidInputError(
+            "MODEL", f"{model}: add --words to list its words: smalti models --words {model}"
+        )
     listed = library.list_models()
     if as_json:
         print(json.dumps([_fields(entry) for entry in listed], indent=2))
         return
     if not listed:
-        print("There are no models yet; `smalti import` and `smalti pull` make them.")
+        print("There are no models yet; `smalti import` and `smalti pull` add them.")
         return
     table = Table("name", "revision", "licence", "size", "where", box=None, header_style="bold")
     for entry in listed:
@@ -69,31 +75,33 @@ def models(
 
 
 def verify(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")]) -> None:
-    """Read every file of MODEL and say what is wrong with it, a line each; then the exit status is 1."""
+    """Check every file of MODEL. Each problem is printed on a line, and the exit status is then 1."""
     folder = library.find(model)
     problems = find_problems(folder)
     for problem in problems:
         print(problem)
     if problems:
-        raise typer.Exit(NOT_WELL)
+        raise typer.Exit(FOUND_PROBLEMS)
     count, size = len(folder.manifest.files), decimal(folder.size)
-    print(f"{folder.name}: all well: {count} files, {size}, {folder.revision}")
+    print(f"{folder.name}: no problems: {count} files, {size}, {folder.revision}")
 
 
 def import_(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")],
-    bart: Annotated[Path, typer.Option(help="The folder of the transformer: weights and text tokenizer.")],
-    vqgan: Annotated[Path, typer.Option(help="The folder of the VQGAN, or its file of weights.")],
-    licence: Annotated[str, typer.Option(help="The model's licence, such as Apache-2.0.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    bart: Annotated[
+        Path, typer.Option(help="Folder of the transformer, with its weights and text tokenizer.")
+    ],
+    vqgan: Annotated[Path, typer.Option(help="Folder of the VQGAN, or its weights file.")],
+    licence: Annotated[str, typer.Option(help="Licence of the model, such as Apache-2.0.")],
     clip: Clip = DEFAULT_CLIP,
     text: Annotated[
-        Path | None, typer.Option(help="The folder of the text tokenizer. [default: that of --bart]")
+        Path | None, typer.Option(help="Folder of the text tokenizer. [default: the folder of --bart]")
     ] = None,
-    description: Annotated[str, typer.Option(help="A sentence on the model.")] = "",
-    source: Annotated[str, typer.Option(help="Where the original files are from.")] = "",
+    description: Annotated[str, typer.Option(help="Description of the model, a sentence.")] = "",
+    source: Annotated[str, typer.Option(help="Where the original files come from.")] = "",
     out: Out = None,
 ) -> None:
-    """Make a model of original files: DALL·E mini's, min-dalle's, and a VQGAN's in any of their formats."""
+    """Make a model from original files: DALL·E mini's, min-dalle's, and a VQGAN's in any of their formats."""
     with Console(stderr=True).status(f"Importing {name} ..."):
         folder = import_model(
             name,
@@ -113,25 +121,25 @@ def pull(
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face hub.")
     ],
-    name: Annotated[str | None, typer.Option(help="The model's name. [default: the repository's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: the repository's]")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit. [default: the newest]")
+        str | None, typer.Option(help="Branch, tag or commit. [default: the newest commit]")
     ] = None,
-    vqgan: Annotated[str, typer.Option(help="The repository of the VQGAN.")] = DEFAULT_VQGAN,
+    vqgan: Annotated[str, typer.Option(help="Repository of the VQGAN.")] = DEFAULT_VQGAN,
     clip: Clip = DEFAULT_CLIP,
     licence: Annotated[
-        str | None, typer.Option(help="The model's licence. [default: the repository's]")
+        str | None, typer.Option(help="Licence of the model. [default: the repository's]")
     ] = None,
     offline: Annotated[
         bool | None,
-        typer.Option("--offline/--online", help="Take everything from the cache. [default: online]"),
+        typer.Option("--offline/--online", help="Use only what the cache holds. [default: online]"),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="The folder of the cache. [default: the hub library's]")
+        Path | None, typer.Option(help="Folder of the cache. [default: the hub library's]")
     ] = None,
     out: Out = None,
 ) -> None:
-    """Make a model of a repository of the Hugging Face hub: a Smalti model, or one of DALL·E mini's."""
+    """Make a model from a repository of the Hugging Face hub, in the format of Smalti or of DALL·E mini."""
     from smalti.registry.huggingface import pull_model
 
     folder = pull_model(
@@ -155,11 +163,11 @@ def _print_words(folder: ModelFolder, as_json: bool) -> None:
         print(json.dumps({"model": folder.name, "words": words and words.model_dump(mode="json")}, indent=2))
         return
     if words is None:
-        print(f"{folder.name} reads any text: it has no list of words")
+        print(f"{folder.name} reads any text; it has no list of words")
         return
     console = Console(highlight=False)
     console.print(
-        f"{folder.name} knows {len(words.things)} things, and draws one or two of them:\n", markup=False
+        f"{folder.name} knows {len(words.things)} things and draws one or two of them:\n", markup=False
     )
     console.print(Columns(words.things, padding=(0, 2), equal=True, column_first=True))
     listed = {
@@ -176,7 +184,7 @@ def _print_words(folder: ModelFolder, as_json: bool) -> None:
     console.print(table)
     others = len(words.synonyms) + len(words.neighbours)
     if others:
-        console.print(f"\nFor {others} other words it knows the nearest of these; --json lists them all.")
+        console.print(f"\nIt replaces {others} other words by the nearest of these; --json lists them.")
 
 
 def _announce(folder: ModelFolder) -> None:

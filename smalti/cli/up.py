@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from smalti.errors import InvalidInputError
+from smalti.cli.extras import needs_extra
+from smalti.errors import ServerStartError
 from smalti.registry import library
 from smalti.settings import data_folder
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 FAILED = 1
-"""The exit status where a port or the folder is taken, or a process cannot be started."""
+"""Exit status if a port or the data folder is in use, or a process cannot be started."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,32 +38,28 @@ def up(
         list[str] | None,
         typer.Argument(
             metavar="[-- COMMAND...]",
-            help="Run this against the system, with SMALTI_SERVER set, then stop; its exit status is the result.",
+            help="Run this command with SMALTI_SERVER set, then stop the system; its exit status is the result.",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped one]"),
+        typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped model]"),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder in which everything is kept: jobs, pictures, logs. [default: up, in yours]"
-        ),
+        typer.Option(help="Folder for jobs, pictures and logs. [default: smalti/up in your data folder]"),
     ] = None,
     ports: Annotated[
         str | None,
         typer.Option(
             metavar="free|NAME=PORT,...",
-            help="Other ports than usual: free ones throughout, or as in gateway=6000,s3=free.",
+            help="Ports to use instead of the defaults: free for all, or for example gateway=6000,s3=free.",
         ),
     ] = None,
 ) -> None:
     """Start the whole system on this machine: a broker, an object store, the four stages, and the gateway."""
-    try:
+    with needs_extra("up"):
         from smalti.up.services import service_command
-    except ModuleNotFoundError as error:
-        raise InvalidInputError("up", f"{error.name} is not installed; pip install 'smalti[up]'") from None
 
     run_system(command or [], model=model, data=data, ports=ports, service_command=service_command)
 
@@ -75,19 +72,18 @@ def run_system(
     ports: str | None,
     service_command: Callable[[str], Sequence[str]],
 ) -> None:
-    """Runs the system until it is told to stop, or until the command has ended.
+    """Runs the system until a signal arrives or the command ends.
 
     Args:
-        command: run against the system; if it is empty, the system runs until a signal.
-        model: a model's name or folder; the shipped one for None.
-        data: the folder in which everything is kept; the user's own for None.
-        ports: see the command's option.
-        service_command: gives the command line that starts a service, by the service's name.
+        command: run against the system; if it is empty, the system runs until a signal arrives.
+        model: the name or folder of a model; None for the shipped model.
+        data: the folder for jobs, pictures and logs; None for the default.
+        ports: the value of the option --ports.
+        service_command: returns the command line that starts a service, given its name.
 
     Raises:
-        typer.Exit: always; its code is the exit status.
+        typer.Exit: always, with the exit status.
     """
-    from smalti.errors import ServerStartError
     from smalti.up.command import find_program
     from smalti.up.ports import read_ports, taken
     from smalti.up.supervisor import Supervisor
@@ -97,94 +93,94 @@ def run_system(
     chosen = read_ports(ports)
     folder = library.find(model)
     kept = (data or data_folder() / "up").absolute()
-    # What a command prints is its own; the rest is said beside it.
+    # Standard output belongs to the command; our own messages go to standard error.
     console = Console(stderr=bool(program), highlight=False)
-    # Before anything is made: whoever is there already is not disturbed.
+    # Checked before anything is created, so that a system that already runs is not disturbed.
     if problems := taken(chosen):
         _fail(problems)
     try:
-        with owned(kept), _signals() as told:
+        with owned(kept), _signals() as stopping:
             begin_logs(kept)
             system = System(kept, chosen, folder.path.absolute(), command=service_command)
             supervisor = Supervisor(system.groups, lambda line: _say(console, line))
             try:
-                status = _serve(system, supervisor, told, program, console)
+                status = _serve(system, supervisor, stopping, program, console)
             finally:
-                _stop(supervisor, told, console)
+                _stop(supervisor, stopping, console)
     except ServerStartError as error:
         _fail([str(error)])
     raise typer.Exit(status)
 
 
-class _Told:
-    """What signals have said."""
+class _Stopping:
+    """What signals have asked for."""
 
     def __init__(self) -> None:
-        self.to_end = threading.Event()
-        self.again = threading.Event()
+        self.requested = threading.Event()
+        self.urgent = threading.Event()
         self.command: subprocess.Popen[bytes] | None = None
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        """Takes a signal: the first asks for the end, the next for a quick one."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: the first one stops the system, the next one kills it."""
         from smalti.up.command import hears_the_terminal
 
-        if self.to_end.is_set():
-            self.again.set()
-        self.to_end.set()
+        if self.requested.is_set():
+            self.urgent.set()
+        self.requested.set()
         if self.command is not None and not (number == signal.SIGINT and hears_the_terminal()):
             self.command.send_signal(number)
 
 
 @contextmanager
-def _signals() -> Iterator[_Told]:
-    """Takes the signals that end the command, while the block runs."""
-    told = _Told()
+def _signals() -> Iterator[_Stopping]:
+    """Handles the signals that end the command while the block runs."""
+    stopping = _Stopping()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, told.hear) for number in numbers}
+    before = {number: signal.signal(number, stopping.handle) for number in numbers}
     try:
-        yield told
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _serve(
-    system: "System", supervisor: "Supervisor", told: _Told, program: list[str], console: Console
+    system: "System", supervisor: "Supervisor", stopping: _Stopping, program: list[str], console: Console
 ) -> int:
-    """Starts the system and runs the command, or serves until the end; returns the exit status."""
+    """Starts the system, runs the command or waits for a signal, and returns the exit status."""
     from smalti.up.command import run_guarded
 
     began = time.monotonic()
     with console.status("Starting the system ..."):
         supervisor.begin()
-        if not supervisor.wait_until_ready(told.to_end):
+        if not supervisor.wait_until_ready(stopping.requested):
             return INTERRUPTED if program else 0
     seconds = time.monotonic() - began
     if not program:
         _show(system, seconds, console)
-        told.to_end.wait()
+        stopping.requested.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
-    told.command = run_guarded(program, {"SMALTI_SERVER": system.gateway})
-    code = told.command.wait()
-    told.command = None
+    stopping.command = run_guarded(program, {"SMALTI_SERVER": system.gateway})
+    code = stopping.command.wait()
+    stopping.command = None
     return code if code >= 0 else 128 - code
 
 
-def _stop(supervisor: "Supervisor", told: _Told, console: Console) -> None:
-    """Stops everything; a further signal hurries it."""
-    told.again.clear()
-    stopping = threading.Thread(target=supervisor.stop, name="stop")
+def _stop(supervisor: "Supervisor", stopping: _Stopping, console: Console) -> None:
+    """Stops everything; another signal kills it."""
+    stopping.urgent.clear()
+    thread = threading.Thread(target=supervisor.stop, name="stop")
     with console.status("Stopping the system ..."):
-        stopping.start()
-        while stopping.is_alive():
-            stopping.join(0.1)
-            if told.again.is_set():
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if stopping.urgent.is_set():
                 supervisor.kill()
 
 
 def _show(system: "System", seconds: float, console: Console) -> None:
-    """Prints what listens where."""
+    """Prints the addresses of the system."""
     from smalti.up.servers import HOST
 
     table = Table("", "address", "metrics", box=None, header_style="bold", pad_edge=False)
@@ -207,7 +203,7 @@ def _say(console: Console, line: str) -> None:
 
 
 def _fail(problems: list[str]) -> None:
-    """Says what is in the way, a line each, and ends the command."""
+    """Prints the problems, a line each, and ends the command."""
     for problem in problems:
         _say(Console(stderr=True, highlight=False), problem)
     raise typer.Exit(FAILED)

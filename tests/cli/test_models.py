@@ -88,7 +88,7 @@ def test_words_of_a_model(worded: ModelFolder, models: Path, capsys: pytest.Capt
 
 def test_words_of_a_model_that_reads_any_text(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--words", "mosaic"]) == 0
-    assert capsys.readouterr().out == "tiny reads any text: it has no list of words\n"
+    assert capsys.readouterr().out == "tiny reads any text; it has no list of words\n"
     assert run(["models", "--words", "mosaic", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"model": "tiny", "words": None}
 
@@ -113,7 +113,7 @@ def test_words_that_cannot_be_told(
         capsys, "models", "--words", "worded"
     )
     assert "there is no model worde. Did you mean worded?" in complaint(capsys, "models", "--words", "worde")
-    assert "MODEL: worded: say what of it: smalti models --words worded" in complaint(
+    assert "MODEL: worded: add --words to list its words: smalti models --words worded" in complaint(
         capsys, "models", "worded"
     )
 
@@ -121,7 +121,7 @@ def test_words_that_cannot_be_told(
 def test_verify(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in ("mosaic", models / "mosaic"):
         assert run(["verify", str(place)]) == 0
-        assert "all well" in capsys.readouterr().out
+        assert "no problems" in capsys.readouterr().out
     (models / "mosaic" / "bart" / "merges.txt").unlink()
     (models / "mosaic" / "extra").touch()
     assert run(["verify", "mosaic"]) == 1

@@ -194,7 +194,7 @@ def test_export_writes_a_model_that_generate_draws_with(
     status, _, error = command()
     assert (status, error) == (
         2,
-        f"smalti: out: {tmp_path / 'model'} is not empty; give another folder or --overwrite\n",
+        f"smalti: out: {tmp_path / 'model'} is not empty; give another folder, or --overwrite\n",
     )
     assert command("--overwrite")[0] == 0
     status, _, error = command("--overwrite", "--n", "4")

@@ -113,7 +113,7 @@ def test_what_is_no_model(copy: Path) -> None:
     (copy / MANIFEST_FILE).write_bytes(b"\xff\xfe")
     assert "model.json: cannot be read as JSON" in refusal(copy)
     (copy / MANIFEST_FILE).write_text("[]")
-    assert "model.json: a JSON object is expected, not list" in refusal(copy)
+    assert "model.json: must hold a JSON object, not list" in refusal(copy)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_words_that_are_no_json_or_gone(worded: ModelFolder, tmp_path: Path) -> 
     file = folder / KNOWN_WORDS_FILE
     for content, problem in (
         (b"{", "cannot be read as JSON"),
-        (b"[]", "a JSON object is expected, not list"),
+        (b"[]", "must hold a JSON object, not list"),
     ):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=problem):

@@ -232,7 +232,7 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
     assert not (tmp_path / "out" / "pictograms").exists()
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, InvalidInputError)
-    assert "is not empty; give another folder or --overwrite" in str(again.exception)
+    assert "is not empty; give another folder, or --overwrite" in str(again.exception)
     assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
     sheet = tmp_path / "sheet.png"
     compose = ["data", "compose", str(tmp_path / "out" / "world"), "--out", str(sheet), "--split", "held_out"]
