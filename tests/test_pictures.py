@@ -1,4 +1,4 @@
-"""Pictures as files."""
+"""Pictures and their files."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def picture(value: int = 7) -> Image.Image:
     return Image.fromarray(np.full((8, 8, 3), value, np.uint8))
 
 
-def test_png_carries_its_drawing_and_its_pixels(tmp_path: Path) -> None:
+def test_png_holds_its_drawing_and_its_pixels(tmp_path: Path) -> None:
     path = save_png(tmp_path, "a", png_bytes(picture(), DRAWING))
     assert load_drawing(path) == DRAWING
     with Image.open(path) as image:
         assert np.asarray(image).tolist() == np.asarray(picture()).tolist()
 
 
-def test_a_name_is_never_taken_twice_for_different_pictures(tmp_path: Path) -> None:
+def test_file_never_replaces_another_picture(tmp_path: Path) -> None:
     first = save_png(tmp_path, "a", b"one")
     assert save_png(tmp_path, "a", b"one") == first
     assert save_png(tmp_path, "a", b"two").name == "a-2.png"
@@ -53,7 +53,7 @@ def test_slug_is_a_safe_file_name(prompt: str, name: str) -> None:
     assert slug(prompt) == name
 
 
-def test_slug_of_wide_letters_fits_into_a_file_name() -> None:
+def test_slug_of_wide_letters_fits_a_file_name() -> None:
     assert len(slug("日" * 500).encode()) <= 60
 
 
@@ -66,7 +66,7 @@ def test_grid_is_nearly_square(count: int, size: tuple[int, int]) -> None:
     assert sheet.getpixel((last % columns * 10, last // columns * 10)) == (last, last, last)
 
 
-def test_files_that_carry_no_drawing_are_refused(tmp_path: Path) -> None:
+def test_files_without_a_drawing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no such file"):
         load_drawing(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")

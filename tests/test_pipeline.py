@@ -25,7 +25,7 @@ def test_best_come_first_and_are_the_best_of_all(pipeline: Pipeline) -> None:
     assert sorted(picture.candidate for picture in everything) == list(range(7))
 
 
-def test_same_seed_gives_the_same_pictures_and_another_gives_others(pipeline: Pipeline) -> None:
+def test_equal_seeds_give_equal_pictures(pipeline: Pipeline) -> None:
     first, again, other = (pipeline.generate("a fox", n=3, candidates=3, seed=seed) for seed in (1, 1, 2))
     for picture, same in zip(first, again, strict=True):
         assert picture.image.tobytes() == same.image.tobytes()
@@ -35,7 +35,7 @@ def test_same_seed_gives_the_same_pictures_and_another_gives_others(pipeline: Pi
     )
 
 
-def test_random_seed_is_told_and_gives_the_pictures_again(pipeline: Pipeline) -> None:
+def test_random_seed_reproduces_the_pictures(pipeline: Pipeline) -> None:
     picture = pipeline.generate("a fox", n=1, candidates=2)[0]
     again = pipeline.generate("a fox", n=1, candidates=2, seed=picture.seed)[0]
     assert picture.image.tobytes() == again.image.tobytes()
@@ -66,8 +66,8 @@ def test_more_candidates_than_slots(pipeline: Pipeline) -> None:
         np.testing.assert_array_equal(picture.tokens, by_candidate[picture.candidate].tokens)
 
 
-def test_prompt_leads_when_guidance_is_on(pipeline: Pipeline) -> None:
-    """With scale 0 the prompt plays no part; with 10 it does."""
+def test_prompt_matters_only_with_guidance(pipeline: Pipeline) -> None:
+    """The prompt has no effect with scale 0, and has one with 10."""
     without = [
         pipeline.generate(p, n=1, candidates=1, seed=3, guidance_scale=0)[0].tokens for p in ("fox", "car")
     ]
@@ -89,14 +89,16 @@ def test_prompt_leads_when_guidance_is_on(pipeline: Pipeline) -> None:
         ({"top_k": -1}, "top_k"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.1}, "top_p"),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_named(pipeline: Pipeline, arguments: dict[str, object], field: str) -> None:
+def test_values_out_of_range_name_the_argument(
+    pipeline: Pipeline, arguments: dict[str, object], field: str
+) -> None:
     with pytest.raises(InvalidInputError, match=f"^{field}: ") as raised:
         pipeline.generate(**{"prompt": "a fox", **arguments})  # type: ignore[arg-type]
     assert raised.value.field == field
     assert "\n" not in str(raised.value)
 
 
-def test_long_prompt_is_cut_with_a_warning(pipeline: Pipeline) -> None:
+def test_long_prompt_is_cut_off_with_a_warning(pipeline: Pipeline) -> None:
     words = "one two three four five six seven eight nine ten " * 10
     with pytest.warns(SmaltiWarning, match="64 tokens"):
         long = pipeline.generate(words, n=1, candidates=1, seed=3)[0]
@@ -112,7 +114,7 @@ def test_long_prompt_is_cut_with_a_warning(pipeline: Pipeline) -> None:
         ({"resolution": 64}, "16 tokens"),
     ],
 )
-def test_parts_that_do_not_belong_together_are_refused(
+def test_parts_of_different_models_are_refused(
     tiny: ModelFolder, tmp_path: Path, changes: dict[str, int], message: str
 ) -> None:
     folder = tmp_path / "odd"

@@ -1,4 +1,4 @@
-"""The settings: where they come from, and that all of them are documented."""
+"""The settings: where they come from, and that each of them is documented."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
 )
 
 
-def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_sets_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_MODELS", "/somewhere")
     monkeypatch.setenv("SMALTI_OFFLINE", "1")
     monkeypatch.setenv("SMALTI_HUB_CACHE", "")
@@ -38,7 +38,7 @@ def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings().hub_cache is None
 
 
-def test_models_are_kept_where_the_xdg_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folder_of_models_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMALTI_MODELS", raising=False)
     monkeypatch.setenv("HOME", "/home/somebody")
     for data, folder in (
@@ -50,13 +50,13 @@ def test_models_are_kept_where_the_xdg_specification_says(monkeypatch: pytest.Mo
         assert settings().models == Path(folder)
 
 
-def test_value_that_cannot_be_used_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_OFFLINE", "perhaps")
     with pytest.raises(InvalidInputError, match=r"^SMALTI_OFFLINE: input should be a valid boolean"):
         settings()
 
 
-def test_empty_variable_is_as_good_as_none_but_for_the_compilation_cache(
+def test_empty_variable_counts_as_unset_except_for_the_compilation_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in Settings.model_fields:

@@ -1,16 +1,4 @@
-"""The client of a gateway: prompts in, ranked pictures out.
-
-    with Client("127.0.0.1:50050") as client:
-        for picture in client.generate("a blue cat on a yellow background", seed=7):
-            picture.save(f"cat-{picture.candidate}.png")
-
-`AsyncClient` has the same methods as coroutines and asynchronous iterators. Jobs and models are the messages of
-`protos/smalti/v1/`. `SMALTI_SERVER` is the default address of the gateway; the settings `SMALTI_RPC_…` configure TLS.
-
-A call that is answered with UNAVAILABLE is repeated, with growing pauses, for at most `retry_seconds`. No other error
-is retried, except RESOURCE_EXHAUSTED in calls with `wait`. Errors are those of `smalti.errors`; an `InvalidInputError`
-names the argument.
-"""
+"""The clients of a gateway: prompts in, ranked pictures out."""
 
 from smalti.client.asynchronous import AsyncClient
 from smalti.client.blocking import Client

@@ -1,4 +1,4 @@
-"""`smalti generate`, as a process of its own where that matters and in this one where it does not."""
+"""`smalti generate`, in a separate process where that matters."""
 
 import contextlib
 import gc
@@ -49,7 +49,7 @@ def test_nine_of_sixteen_and_a_grid(generate: Generate, tmp_path: Path) -> None:
         assert sheet.size == (3 * 32 + 4, 3 * 32 + 4)
 
 
-def test_json_tells_everything(generate: Generate, tmp_path: Path) -> None:
+def test_json_holds_everything(generate: Generate, tmp_path: Path) -> None:
     status, output, _ = generate(
         "a fox", "a car", "--n", "2", "--candidates", "3", "--no-grid", "--json", "--top-k", "9"
     )
@@ -85,7 +85,7 @@ def test_like_draws_a_grid_again_byte_for_byte(generate: Generate, tmp_path: Pat
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_like_takes_other_values_where_they_are_given(generate: Generate, tmp_path: Path) -> None:
+def test_options_beside_like_replace_recorded_values(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
     _, output, _ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), "--seed", "4", "--json")
     drawing = json.loads(output)
@@ -141,7 +141,7 @@ def test_more_candidates_than_slots(generate: Generate) -> None:
     assert len(json.loads(output)["pictures"]) == 18
 
 
-def test_models_that_are_none_are_one_line(generate: Generate, tmp_path: Path) -> None:
+def test_unusable_models_are_one_line(generate: Generate, tmp_path: Path) -> None:
     for model, said in (("no-such-model", "no-such-model"), (str(tmp_path), "model.json")):
         status, _, error = generate("fox", model=model)
         assert status == 2
@@ -149,7 +149,7 @@ def test_models_that_are_none_are_one_line(generate: Generate, tmp_path: Path) -
         assert error.count("\n") == 1
 
 
-def test_folder_that_cannot_be_made_is_told_before_the_work(
+def test_folder_that_cannot_be_created_is_refused_before_the_work(
     tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -158,7 +158,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_work(
     assert "out: " in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_only_complete_files(tiny: ModelFolder, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "smalti", "generate", *(f"fox {i}" for i in range(500)), "--json"]
     command += ["--model", str(tiny.path), "--out", str(out), "--n", "1", "--candidates", "1"]
@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_no_half_written_file(tiny: ModelFolder, tmp_path: Path) -
 def test_ctrl_c_that_python_loses_is_recorded(
     tiny: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a callback of the garbage collector KeyboardInterrupt is printed and ignored."""
+    """Python prints and ignores a KeyboardInterrupt in a callback of the garbage collector."""
     pressed: list[int] = []
 
     def press(phase: str, information: dict[str, int]) -> None:
@@ -216,7 +216,7 @@ def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     while True:
         try:
             shown += os.read(controller, 65536)
-        except OSError:  # Linux's way to say that the other side is closed.
+        except OSError:  # Linux raises it when the other side is closed.
             break
     os.close(controller)
     assert process.wait(timeout=60) == 0
@@ -225,7 +225,7 @@ def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     assert "1 of 16 drawn" in text
 
 
-def test_unknown_words_are_told_in_one_line_and_drawn_as_the_nearest(
+def test_unknown_words_are_replaced_with_one_line_of_warning(
     generate: Generate, worded: ModelFolder, tmp_path: Path
 ) -> None:
     options = ["--seed", "3", "--n", "2", "--candidates", "3"]
@@ -238,7 +238,7 @@ def test_unknown_words_are_told_in_one_line_and_drawn_as_the_nearest(
     assert "a-hippo-in-a-pool-3-grid.png" in output
     _, _, error = generate("an elephant", *options, model=str(worded.path))
     assert error == ""
-    # The same pictures and scores under another name, each with the prompt of its user.
+    # The same pictures and scores, but each file has the name and prompt that the user gave.
     ours, theirs = (
         {path.stem.rpartition("-")[2]: path for path in (tmp_path / "out").glob(f"{stem}-3-*.png")}
         for stem in ("a-hippo-in-a-pool", "an-elephant")
@@ -267,7 +267,7 @@ def test_unknown_words_are_drawn_again_byte_for_byte(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_json_says_what_is_drawn_and_every_warning(generate: Generate, worded: ModelFolder) -> None:
+def test_json_holds_the_effective_prompt_and_every_warning(generate: Generate, worded: ModelFolder) -> None:
     prompts = ["a hippo", "a cat"]
     status, output, error = generate(
         *prompts, "--n", "1", "--candidates", "1", "--json", model=str(worded.path)
@@ -280,9 +280,7 @@ def test_json_says_what_is_drawn_and_every_warning(generate: Generate, worded: M
     assert (cat["drawn"], cat["warnings"]) == (None, [])
 
 
-def test_words_that_cannot_be_used_are_one_line(
-    generate: Generate, worded: ModelFolder, tmp_path: Path
-) -> None:
+def test_invalid_words_file_is_one_line(generate: Generate, worded: ModelFolder, tmp_path: Path) -> None:
     shutil.copytree(worded.path, tmp_path / "broken")
     (tmp_path / "broken" / "words.json").write_text("{}")
     status, output, error = generate("a cat", model=str(tmp_path / "broken"))

@@ -1,4 +1,4 @@
-"""`smalti generate --server`: the files that are written without a server too, drawn by the whole system."""
+"""`smalti generate --server` writes the same files as without a server, drawn by the whole system."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def names(folder: Path) -> list[str]:
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    """The same files: the same pixels, and the same said of them but for the last digit of a score."""
+    """Asserts that both folders hold the same pixels and drawings, except for the last digit of a score."""
     assert names(ours) == names(theirs)
     for name in names(ours):
         with Image.open(ours / name) as one, Image.open(theirs / name) as other:
@@ -94,7 +94,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
 def test_server_draws_what_is_drawn_without_one(
     generate: Generate, system: str, worded: ModelFolder, tmp_path: Path
 ) -> None:
-    # All are kept: some of the tiny model's pictures are equal, and so is their score but for its last digit.
+    # All are kept: some pictures of the tiny model are equal, and their scores differ at most in the last digit.
     options = ["--seed", "3", "--n", "6", "--candidates", "6", "--temperature", "0.7", "--json"]
     status, far, error = generate("a cat", "A Hippo in a pool", *options, "--server", system)
     assert status == 0
@@ -112,13 +112,13 @@ def test_server_draws_what_is_drawn_without_one(
         assert len(ours["warnings"]) == len(theirs["warnings"])
 
 
-def test_what_is_left_out_is_the_systems(
+def test_options_that_are_left_out_take_the_defaults_of_the_system(
     generate: Generate, system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMALTI_SERVER", system)
     status, output, error = generate("a cat")
     assert (status, error) == (0, "")
-    # Nobody else is there, so more are drawn than the model's sixteen.
+    # The system is idle, so it draws more than the model's sixteen.
     assert output.startswith("9 of 32 drawn, seed ")
     assert len(names(tmp_path / "out")) == 10
 
@@ -174,14 +174,14 @@ def test_bad_input_is_one_line_and_status_2(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_server_that_is_not_there_is_one_line(generate: Generate) -> None:
+def test_missing_server_is_one_line(generate: Generate) -> None:
     for server in (f"127.0.0.1:{free_port()}", "nowhere"):
         status, _, error = generate("fox", "--server", server)
         assert status == 2
         assert error.count("\n") == 1
 
 
-def test_neither_jax_nor_a_services_libraries_are_needed(wire: ServedGateway, tmp_path: Path) -> None:
+def test_libraries_of_engines_and_services_are_not_needed(wire: ServedGateway, tmp_path: Path) -> None:
     refused = {"jax", "flax", "torch", "celery", "minio", "grpc_health", "grpc_reflection", "sqlalchemy"}
     script = f"""
 import sys
@@ -231,7 +231,7 @@ def test_terminal_shows_where_the_job_is(wire: ServedGateway, tmp_path: Path) ->
     while True:
         try:
             shown += os.read(controller, 65536)
-        except OSError:  # Linux's way to say that the other side is closed.
+        except OSError:  # Linux raises it when the other side is closed.
             break
         if b"2 jobs ahead" in shown:
             wire.go_on()

@@ -1,4 +1,4 @@
-"""`smalti models`, `verify`, `import` and `pull`, as they are typed."""
+"""`smalti models`, `verify`, `import` and `pull`."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from smalti.text.vocabulary import Words
 
 @pytest.fixture
 def models(tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder of models, with one in it."""
+    """The user's folder of models, which holds one model."""
     folder = tmp_path / "models"
     shutil.copytree(tiny.path, folder / "mosaic")
     monkeypatch.setenv("SMALTI_MODELS", str(folder))
@@ -25,7 +25,7 @@ def models(tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line with which a command is refused."""
+    """Runs a command that must fail; returns its one line on standard error."""
     assert run([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -79,7 +79,7 @@ def test_words_of_a_model(worded: ModelFolder, models: Path, capsys: pytest.Capt
         for word in (*SMALL_WORLD.things, *SMALL_WORLD.colours, *SMALL_WORLD.styles, *SMALL_WORLD.sizes):
             assert word in shown
         assert "white, red, yellow, blue, gray" in shown
-        assert f"For {len(SMALL_WORLD.synonyms) + len(SMALL_WORLD.neighbours)} other words" in shown
+        assert f"It replaces {len(SMALL_WORLD.synonyms) + len(SMALL_WORLD.neighbours)} other words" in shown
     assert run(["models", "worded", "--words", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "worded"
@@ -104,7 +104,7 @@ def test_words_without_a_model_are_those_of_the_default(
     assert capsys.readouterr().out.startswith(find().name)
 
 
-def test_words_that_cannot_be_told(
+def test_words_that_cannot_be_listed(
     worded: ModelFolder, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(worded.path, models / "worded")

@@ -1,4 +1,4 @@
-"""`smalti.client` against a real gRPC server: both clients do the same, and hold when the wire does not."""
+"""`smalti.client` against a real gRPC server: both clients behave alike, also when the connection breaks."""
 
 import asyncio
 import hashlib
@@ -36,12 +36,12 @@ from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, Job, Pictur
 from smalti.v1.sampling_pb2 import PRIORITY_BATCH
 from smalti.v1.tokens_pb2 import ImageTokens
 
-# gRPC tries once: what is tried again is tried by the client.
+# Without gRPC's own retries, so that every retry is the client's.
 ONCE = RpcSettings(attempts=1)
 
 
-class Uniform:
-    """Either client, called in the same way: coroutines are run, and what iterates comes as a list."""
+class AnyClient:
+    """Calls either client in the same way: runs coroutines, and returns iterators as lists."""
 
     def __init__(self, kind: str, address: str, **options: Any) -> None:
         self._loop = asyncio.new_event_loop() if kind == "async" else None
@@ -84,14 +84,14 @@ def server() -> Iterator[ServedGateway]:
 
 @pytest.fixture
 def served(server: ServedGateway) -> ServedGateway:
-    """The gateway, without jobs and with a wire that holds."""
+    """The gateway, without jobs, and with a connection that does not break."""
     server.gateway.__init__()  # type: ignore[misc]
     return server
 
 
 @pytest.fixture(params=["blocking", "async"])
-def client(request: pytest.FixtureRequest, served: ServedGateway) -> Iterator[Uniform]:
-    uniform = Uniform(request.param, served.address, settings=ONCE, retry_seconds=20)
+def client(request: pytest.FixtureRequest, served: ServedGateway) -> Iterator[AnyClient]:
+    uniform = AnyClient(request.param, served.address, settings=ONCE, retry_seconds=20)
     yield uniform
     uniform.end()
 
@@ -103,7 +103,7 @@ def versions(jobs: list[Job]) -> list[int]:
 ALL = list(range(1, ROWS + 4))
 
 
-def test_prompt_becomes_pictures_the_best_first(client: Uniform, tmp_path: Path) -> None:
+def test_prompt_becomes_pictures_best_first(client: AnyClient, tmp_path: Path) -> None:
     seen: list[Job] = []
     pictures = client.generate("a fox", n=3, seed=7, on_progress=seen.append)
     assert [(picture.candidate, picture.rank, picture.seed) for picture in pictures] == [
@@ -124,7 +124,7 @@ def test_prompt_becomes_pictures_the_best_first(client: Uniform, tmp_path: Path)
     assert pictures[2].tokens is None
 
 
-def test_what_is_asked_is_what_arrives(client: Uniform, served: ServedGateway) -> None:
+def test_every_option_arrives(client: AnyClient, served: ServedGateway) -> None:
     tokens = ImageTokens(tokens=[1, 2, 3])
     job = client.create(
         "a fox", n=0, candidates=4, first_candidate=16, seed=0, guidance_scale=0, temperature=0.5, top_k=0,
@@ -135,7 +135,7 @@ def test_what_is_asked_is_what_arrives(client: Uniform, served: ServedGateway) -
     parameters = request.parameters
     assert job.id == "job-0"
     assert (parameters.prompt, parameters.n, parameters.candidates) == ("a fox", 0, 4)
-    # Nothing that is 0 has been taken for left out.
+    # A value of 0 is sent, unlike one that is left out.
     assert all(parameters.HasField(name) for name in ("n", "seed", "first_candidate"))
     sampling = parameters.sampling
     assert (sampling.guidance_scale, sampling.temperature, sampling.top_k, sampling.top_p) == (0, 0.5, 0, 0.9)
@@ -148,7 +148,7 @@ def test_what_is_asked_is_what_arrives(client: Uniform, served: ServedGateway) -
     assert (request.time_limit.ToMilliseconds(), request.retention.seconds) == (1500, 60)
 
 
-def test_what_is_left_out_stays_unset(client: Uniform, served: ServedGateway) -> None:
+def test_options_that_are_left_out_stay_unset(client: AnyClient, served: ServedGateway) -> None:
     client.create("a fox", n=None, labels=None)
     (request,) = served.gateway.calls["CreateImages"]
     assert [field.name for field, _ in request.ListFields()] == ["request_id", "parameters"]
@@ -156,7 +156,7 @@ def test_what_is_left_out_stays_unset(client: Uniform, served: ServedGateway) ->
 
 
 def test_initial_image_is_a_file_its_content_or_a_picture_of_a_job(
-    client: Uniform, served: ServedGateway, tmp_path: Path
+    client: AnyClient, served: ServedGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "fox.png").write_bytes(b"content")
     reference = PictureReference(job_id="job-0", candidate=3)
@@ -179,16 +179,18 @@ def test_initial_image_is_a_file_its_content_or_a_picture_of_a_job(
         ({"time_limit": "long"}, "time_limit"),
         ({"labels": {"a": 1}}, "labels"),
         ({"priority": "high"}, "priority"),
-        ({"top_p": 7.0}, "top_p"),  # This one the server finds.
+        ({"top_p": 7.0}, "top_p"),  # The server checks ranges.
     ],
 )
-def test_bad_input_names_the_argument(client: Uniform, asked: dict[str, Any], field: str) -> None:
+def test_bad_input_names_the_argument(client: AnyClient, asked: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         client.create(**{"prompt": "a fox", **asked})
     assert caught.value.field == field
 
 
-def test_field_of_the_contract_is_called_what_the_argument_is(client: Uniform, served: ServedGateway) -> None:
+def test_errors_name_arguments_instead_of_fields_of_the_contract(
+    client: AnyClient, served: ServedGateway
+) -> None:
     for field, name in (
         ("parameters.model.name", "model"),
         ("parameters.initial_image.image", "initial_image"),
@@ -196,17 +198,17 @@ def test_field_of_the_contract_is_called_what_the_argument_is(client: Uniform, s
         ("parameters.prompt", "prompt"),
         ("time_limit", "time_limit"),
     ):
-        served.gateway.failures["CreateImages"].append(InvalidInputError(field, "is no good"))
-        with pytest.raises(InvalidInputError, match=f"^{name}: is no good$"):
+        served.gateway.failures["CreateImages"].append(InvalidInputError(field, "is wrong"))
+        with pytest.raises(InvalidInputError, match=f"^{name}: is wrong$"):
             client.create("a fox")
 
 
-def test_argument_that_there_is_none_of(client: Uniform) -> None:
+def test_unknown_argument_is_a_type_error(client: AnyClient) -> None:
     with pytest.raises(TypeError, match="'steps'"):
         client.create("a fox", steps=3)
 
 
-def test_every_job_has_a_request_id_of_its_own(client: Uniform, served: ServedGateway) -> None:
+def test_every_job_has_its_own_request_id(client: AnyClient, served: ServedGateway) -> None:
     client.create("a fox")
     client.create("a fox")
     first, second = (call.request_id for call in served.gateway.calls["CreateImages"])
@@ -214,8 +216,8 @@ def test_every_job_has_a_request_id_of_its_own(client: Uniform, served: ServedGa
     assert first != second
 
 
-def test_create_whose_answer_is_lost_is_repeated_with_the_same_id(
-    client: Uniform, served: ServedGateway
+def test_create_is_repeated_with_the_same_id_when_the_answer_is_lost(
+    client: AnyClient, served: ServedGateway
 ) -> None:
     client.model()
     served.gateway.lost_answers["CreateImages"] = 2
@@ -225,14 +227,14 @@ def test_create_whose_answer_is_lost_is_repeated_with_the_same_id(
     assert len(served.gateway.calls["CreateImages"]) == 3
 
 
-def test_request_id_is_the_users_for_the_same_job(client: Uniform) -> None:
+def test_request_id_of_the_user_returns_the_same_job(client: AnyClient) -> None:
     assert client.create("a fox", request_id="mine").id == client.create("a fox", request_id="mine").id
     with pytest.raises(RequestIdReusedError) as caught:
         client.create("a cat", request_id="mine")
     assert caught.value.name == "job-0"
 
 
-def test_only_unavailable_is_repeated(client: Uniform, served: ServedGateway) -> None:
+def test_only_unavailable_is_retried(client: AnyClient, served: ServedGateway) -> None:
     client.model()
     for error in (JobNotSucceededError("no"), NotSupportedError("no"), RuntimeError("no")):
         served.gateway.failures["GetJob"].append(error)
@@ -242,8 +244,8 @@ def test_only_unavailable_is_repeated(client: Uniform, served: ServedGateway) ->
         assert len(served.gateway.calls["GetJob"]) == before + 1
 
 
-def test_server_that_has_never_answered_is_told_at_once(client: Uniform) -> None:
-    nobody = Uniform("blocking", f"127.0.0.1:{free_port()}", settings=ONCE, retry_seconds=3600)
+def test_server_that_has_never_answered_is_given_up_at_once(client: AnyClient) -> None:
+    nobody = AnyClient("blocking", f"127.0.0.1:{free_port()}", settings=ONCE, retry_seconds=3600)
     try:
         with pytest.raises(UnavailableError):
             nobody.model()
@@ -254,7 +256,7 @@ def test_server_that_has_never_answered_is_told_at_once(client: Uniform) -> None
 
 
 def test_retries_end(served: ServedGateway) -> None:
-    client = Uniform("blocking", served.address, settings=ONCE, retry_seconds=0.5)
+    client = AnyClient("blocking", served.address, settings=ONCE, retry_seconds=0.5)
     try:
         client.model()
         served.gateway.failures["GetJob"] += [UnavailableError("down")] * 50
@@ -265,7 +267,7 @@ def test_retries_end(served: ServedGateway) -> None:
         client.end()
 
 
-def test_full_server_is_told_with_the_time_to_come_again(client: Uniform, served: ServedGateway) -> None:
+def test_full_server_says_when_to_retry(client: AnyClient, served: ServedGateway) -> None:
     served.gateway.failures["CreateImages"].append(OverloadedError("full", 0.3))
     with pytest.raises(OverloadedError) as caught:
         client.create("a fox")
@@ -273,7 +275,7 @@ def test_full_server_is_told_with_the_time_to_come_again(client: Uniform, served
     assert len(served.gateway.calls["CreateImages"]) == 1
 
 
-def test_full_server_is_waited_for_where_that_is_asked(client: Uniform, served: ServedGateway) -> None:
+def test_wait_waits_for_a_full_server(client: AnyClient, served: ServedGateway) -> None:
     served.gateway.failures["CreateImages"] += [OverloadedError("full", 0.1)] * 2
     assert client.create("a fox", wait=10).id == "job-0"
     assert len(served.gateway.calls["CreateImages"]) == 3
@@ -282,15 +284,15 @@ def test_full_server_is_waited_for_where_that_is_asked(client: Uniform, served: 
         client.create("a fox", wait=10)
 
 
-def test_watch_yields_every_version_once_and_ends(client: Uniform) -> None:
+def test_watch_yields_every_version_once_and_ends(client: AnyClient) -> None:
     job = client.create("a fox")
     assert versions(client.watch(job.id)) == ALL
     assert versions(client.watch(job.id, since_version=4)) == ALL[4:]
-    # One that has ended is yielded in any case.
+    # A job that has ended is yielded in any case.
     assert versions(client.watch(job.id, since_version=ALL[-1])) == ALL[-1:]
 
 
-def test_watch_that_breaks_is_taken_up_where_it_was(client: Uniform, served: ServedGateway) -> None:
+def test_watch_that_breaks_resumes_where_it_was(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("a fox")
     served.gateway.breaks["WatchJob"] = [2, 3]
     assert versions(client.watch(job.id)) == ALL
@@ -299,20 +301,20 @@ def test_watch_that_breaks_is_taken_up_where_it_was(client: Uniform, served: Ser
     assert not calls[0].HasField("since_version")
 
 
-def test_watch_that_ends_too_early_is_taken_up(client: Uniform, served: ServedGateway) -> None:
+def test_watch_that_ends_too_early_resumes(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("a fox")
     served.gateway.silent_ends = [2]
     assert versions(client.watch(job.id)) == ALL
 
 
-def test_watch_that_is_refused_for_a_while_is_taken_up(client: Uniform, served: ServedGateway) -> None:
+def test_watch_that_is_refused_for_a_while_resumes(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("a fox")
     served.gateway.failures["WatchJob"] += [OverloadedError("full", 0.1), RequestExpiredError("late")]
     assert versions(client.watch(job.id)) == ALL
 
 
 def test_watch_outlives_the_server(served: ServedGateway) -> None:
-    """The server goes and comes again on its port while a job is watched."""
+    """The server stops and starts again on its port while a job is watched."""
     with Client(served.address, settings=ONCE, retry_seconds=30) as client:
         job = client.create("wait")
         seen: list[Job] = []
@@ -326,7 +328,7 @@ def test_watch_outlives_the_server(served: ServedGateway) -> None:
         assert versions(seen) == ALL
 
 
-def test_events_ask_for_what_is_not_finished(client: Uniform, served: ServedGateway) -> None:
+def test_events_request_tokens_and_previews(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("a fox")
     assert versions(client.events(job.id)) == ALL
     assert served.gateway.calls["WatchJob"][-1].include_rows
@@ -335,7 +337,7 @@ def test_events_ask_for_what_is_not_finished(client: Uniform, served: ServedGate
     assert not served.gateway.calls["WatchJob"][-1].include_rows
 
 
-def test_job_that_does_not_succeed_is_an_error_that_says_which(client: Uniform) -> None:
+def test_failed_job_raises_its_error_with_a_note(client: AnyClient) -> None:
     with pytest.raises(NotSupportedError, match="it cannot be drawn") as caught:
         client.generate("fail")
     assert caught.value.__notes__ == ["it was job job-0"]
@@ -343,12 +345,12 @@ def test_job_that_does_not_succeed_is_an_error_that_says_which(client: Uniform) 
         client.download("job-0")
 
 
-def test_job_that_somebody_cancels_is_an_error(served: ServedGateway) -> None:
+def test_cancelled_job_is_an_error(served: ServedGateway) -> None:
     with Client(served.address, settings=ONCE) as client, pytest.raises(RequestCancelledError, match="job-0"):
         client.generate("wait", on_progress=lambda job: client.cancel(job.id) if job.version == 2 else None)
 
 
-def test_unknown_words_are_warned_of_once(client: Uniform) -> None:
+def test_unknown_words_give_one_warning(client: AnyClient) -> None:
     with pytest.warns(SmaltiWarning, match='drawing "an elephant"') as caught:
         client.generate("a hippo")
     assert len(caught) == 1
@@ -357,7 +359,7 @@ def test_unknown_words_are_warned_of_once(client: Uniform) -> None:
         client.generate("a fox")
 
 
-def test_interruption_cancels_the_job(client: Uniform, served: ServedGateway) -> None:
+def test_interruption_cancels_the_job(client: AnyClient, served: ServedGateway) -> None:
     def press(job: Job) -> None:
         if job.version == 2:
             raise KeyboardInterrupt
@@ -368,7 +370,7 @@ def test_interruption_cancels_the_job(client: Uniform, served: ServedGateway) ->
     assert served.gateway.jobs["job-0"][-1].state == JOB_STATE_CANCELLED
 
 
-def test_task_that_is_cancelled_cancels_the_job(served: ServedGateway) -> None:
+def test_cancelled_task_cancels_the_job(served: ServedGateway) -> None:
     async def main() -> None:
         async with AsyncClient(served.address, settings=ONCE) as client:
             begun = asyncio.Event()
@@ -382,7 +384,7 @@ def test_task_that_is_cancelled_cancels_the_job(served: ServedGateway) -> None:
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_interruption_whose_job_cannot_be_cancelled_says_so(client: Uniform, served: ServedGateway) -> None:
+def test_interruption_says_if_the_job_cannot_be_cancelled(client: AnyClient, served: ServedGateway) -> None:
     def press(job: Job) -> None:
         served.gateway.failures["CancelJob"].append(NotSupportedError("not today"))
         raise KeyboardInterrupt
@@ -393,8 +395,8 @@ def test_interruption_whose_job_cannot_be_cancelled_says_so(client: Uniform, ser
     served.go_on()
 
 
-def test_download_that_breaks_is_taken_up_with_what_is_missing(
-    client: Uniform, served: ServedGateway
+def test_download_that_breaks_resumes_with_the_missing_pictures(
+    client: AnyClient, served: ServedGateway
 ) -> None:
     job = client.create("a fox")
     pieces = -(-len(png(10)) // 100)
@@ -405,7 +407,9 @@ def test_download_that_breaks_is_taken_up_with_what_is_missing(
     assert asked == [[10, 11, 12], [11, 12], [11, 12]]
 
 
-def test_damaged_file_is_fetched_again_and_never_given_out(client: Uniform, served: ServedGateway) -> None:
+def test_damaged_file_is_downloaded_again_and_never_returned(
+    client: AnyClient, served: ServedGateway
+) -> None:
     job = client.create("a fox")
     served.gateway.damaged = 1
     pictures = client.download(job.id)
@@ -418,12 +422,12 @@ def test_damaged_file_is_fetched_again_and_never_given_out(client: Uniform, serv
     assert caught.value.code == "DATA_LOSS"
 
 
-def test_download_of_some(client: Uniform) -> None:
+def test_download_of_chosen_candidates(client: AnyClient) -> None:
     job = client.create("a fox")
     assert [picture.candidate for picture in client.download(job.id, candidates=[12])] == [12]
 
 
-def test_jobs_are_listed_over_pages(client: Uniform, served: ServedGateway) -> None:
+def test_jobs_are_listed_over_pages(client: AnyClient, served: ServedGateway) -> None:
     made = [client.create(f"fox {number}").id for number in range(5)]
     assert [job.id for job in client.list()] == made[::-1]
     assert len(served.gateway.calls["ListJobs"]) == 3
@@ -437,7 +441,7 @@ def test_jobs_are_listed_over_pages(client: Uniform, served: ServedGateway) -> N
         client.list(states=["lost"])
 
 
-def test_job_is_got_and_cancelled(client: Uniform, served: ServedGateway) -> None:
+def test_get_and_cancel(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("wait")
     assert client.get(job.id).id == job.id
     assert client.cancel(job.id).state == JOB_STATE_CANCELLED
@@ -447,7 +451,7 @@ def test_job_is_got_and_cancelled(client: Uniform, served: ServedGateway) -> Non
     assert caught.value.name == "none"
 
 
-def test_models(client: Uniform) -> None:
+def test_models(client: AnyClient) -> None:
     assert [model.reference.name for model in client.models()] == ["wire"]
     assert client.model() == client.model("wire")
     with pytest.raises(ModelNotFoundError):
@@ -456,9 +460,7 @@ def test_models(client: Uniform) -> None:
         client.create("a fox", model="other")
 
 
-def test_address_is_the_settings_or_that_of_smalti_up(
-    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_address(served: ServedGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMALTI_SERVER", raising=False)
     with Client() as client:
         assert client.server == "127.0.0.1:50050"
@@ -471,8 +473,8 @@ def test_address_is_the_settings_or_that_of_smalti_up(
         Client("example.org:50050")
 
 
-def test_nothing_stays_behind(served: ServedGateway) -> None:
-    """Threads end with the client, and a watch that is left calls nobody any more."""
+def test_close_ends_threads_and_streams(served: ServedGateway) -> None:
+    """Threads end with the client, and a watch that was closed makes no more calls."""
     before = set(threading.enumerate())
     with Client(served.address, settings=ONCE) as client:
         job = client.create("wait")
