@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class InitialImages:
-    """Returns the tokens of the rows that a job keeps of its initial image."""
+    """Converts initial images to the tokens of the rows that a job keeps."""
 
     def __init__(self, gateway: Gateway, decoder: "DecoderServiceAsyncStub | None") -> None:
         """Creates the converter.

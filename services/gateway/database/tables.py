@@ -74,7 +74,10 @@ class StoreAction(StrEnum):
     CLEAN_UP = "tidy"
     """Delete the intermediate objects."""
     CLEAN_UP_LATE = "tidy late"
-    """Delete the intermediate objects again, and the marker, once no message of the job can be handled any more."""
+    """Delete objects that were written late, and the marker, once no message of the job can be handled any more.
+
+    A job that has not succeeded loses all its objects.
+    """
     DELETE = "delete"
     """Delete everything but the marker, since the job has been removed."""
     DELETE_LATE = "delete late"

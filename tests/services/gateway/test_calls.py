@@ -1,4 +1,4 @@
-"""ImageService as its clients see it: over gRPC, with a real database, and stages that the test plays."""
+"""The calls of ImageService over gRPC, with a real database; the test acts as the stages."""
 
 import asyncio
 import uuid
@@ -44,12 +44,12 @@ from smalti.testing.words import SMALL_WORLD
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.model_pb2 import ModelReference
 
-ROWS, CODES = 4, 64  # Of the tiny model.
+ROWS, CODES = 4, 64  # The tiny model has 4 x 4 tokens and 64 codes.
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    """A database that is not waited for long."""
+    """A database with a short timeout."""
     made = sqlite_database(tmp_path, timeout=0.2)
     yield made
     made.close()
@@ -59,7 +59,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @asynchronous
-async def test_job_says_all_that_draws_it_again(gateway: GatewayHarness, tiny: ModelFolder) -> None:
+async def test_job_has_all_parameters_that_are_needed_to_repeat_it(
+    gateway: GatewayHarness, tiny: ModelFolder
+) -> None:
     async with served(gateway) as stub:
 
         def change(asked: image_pb2.CreateImagesRequest) -> None:
@@ -96,7 +98,7 @@ async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
         best = job.pictures[0]
         assert best.size_bytes == len(picture_bytes(7, 7))
         assert best.object_key == JobKeys(job.id).candidate(7)
-        assert (best.media_type, best.url) == ("image/png", "")  # The store gives no addresses.
+        assert (best.media_type, best.url) == ("image/png", "")  # A store in memory has no URLs.
         assert not best.HasField("url_expire_time")
         assert job.prompt_reading.drawn == "a cat"
         assert job.progress == job_pb2.JobProgress(
@@ -133,7 +135,7 @@ async def test_request_id_makes_a_call_repeatable(gateway: GatewayHarness) -> No
 
 
 @asynchronous
-async def test_repeated_request_is_answered_when_there_is_no_room(make_gateway: MakeGateway) -> None:
+async def test_repeated_request_is_answered_while_too_many_jobs_are_open(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(open_jobs=1)
     async with served(gateway) as stub:
         request_id = str(uuid.uuid4())
@@ -182,7 +184,7 @@ BAD: dict[str, list[Change]] = {
 
 
 @asynchronous
-async def test_bad_request_names_its_field_and_stores_nothing(gateway: GatewayHarness) -> None:
+async def test_invalid_request_names_its_field_and_stores_nothing(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         for field, changes in BAD.items():
             for change in changes:
@@ -212,7 +214,7 @@ async def test_other_models_are_not_found(gateway: GatewayHarness) -> None:
 
 
 @asynchronous
-async def test_job_that_is_not_there_is_not_found(gateway: GatewayHarness) -> None:
+async def test_unknown_job_is_not_found(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         for name in ("nobody", "x" * 1000, "a\0b"):
             for method, kind in (
@@ -230,7 +232,7 @@ async def test_job_that_is_not_there_is_not_found(gateway: GatewayHarness) -> No
 
 
 @asynchronous
-async def test_list_gives_pages(gateway: GatewayHarness) -> None:
+async def test_list_returns_pages(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         jobs: list[str] = []
         for number in range(5):
@@ -271,7 +273,7 @@ async def test_list_gives_pages(gateway: GatewayHarness) -> None:
 
 
 @asynchronous
-async def test_list_is_basic_unless_asked_and_pages_stay_small(gateway: GatewayHarness) -> None:
+async def test_list_is_basic_by_default_and_pages_stay_small(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await finished_job(stub, gateway, initial_image(keep_rows=1, tokens=image_tokens(16)))
         assert list(job.parameters.initial_image.tokens.tokens) == [1] * 4
@@ -309,7 +311,7 @@ async def test_cancelled_job_stays_cancelled(gateway: GatewayHarness) -> None:
 
 
 @asynchronous
-async def test_download_gives_the_files_in_pieces(gateway: GatewayHarness) -> None:
+async def test_download_sends_files_in_pieces(gateway: GatewayHarness) -> None:
     large = np.random.default_rng(0).bytes(2 * 2**20 + 5)
     gateway.stages.picture = lambda seed, index: large if index == 6 else b"small"
     async with served(gateway) as stub:
@@ -326,7 +328,7 @@ async def test_download_gives_the_files_in_pieces(gateway: GatewayHarness) -> No
 
 
 @asynchronous
-async def test_download_says_what_is_not_there(gateway: GatewayHarness) -> None:
+async def test_download_names_the_missing_picture(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
 
         async def download(job_id: str, *candidates: int) -> None:
@@ -351,7 +353,7 @@ async def test_download_says_what_is_not_there(gateway: GatewayHarness) -> None:
 
 
 @asynchronous
-async def test_models_with_limits_and_words(
+async def test_models_have_limits_and_a_vocabulary(
     gateway: GatewayHarness, worded: ModelFolder, tmp_path: Path
 ) -> None:
     async with served(gateway) as stub:
@@ -359,7 +361,7 @@ async def test_models_with_limits_and_words(
         assert (model.default, model.rows, model.columns, model.codebook_size) == (True, ROWS, ROWS, CODES)
         assert model.limits.candidates == 256
         assert model.limits.default_time_limit.seconds == 3600
-        assert not model.encodes_images  # Nothing here can.
+        assert not model.encodes_images  # No decoder is set.
         whole = (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model
         assert not whole.vocabulary.closed
         assert not whole.vocabulary.groups
@@ -394,7 +396,7 @@ async def test_busy_database_makes_calls_unavailable_and_stores_nothing(gateway:
         with pytest.raises(UnavailableError, match="locked") as unavailable:
             await create_job(stub)
         assert unavailable.value.retry_after
-        assert (await get_job(stub, job.id)).id == job.id  # Reading goes on.
+        assert (await get_job(stub, job.id)).id == job.id  # Reads still work.
         holder.execute("ROLLBACK")
         holder.close()
         assert count_jobs(gateway) == 1
@@ -411,7 +413,7 @@ async def test_full_disk_makes_calls_unavailable_and_stores_nothing(gateway: Gat
         def limit(pages: int) -> Callable[..., None]:
             return lambda connection, *_: connection.execute(f"PRAGMA max_page_count={pages}")
 
-        full = limit(1)  # SQLite takes the number of pages that there are; so nothing can be added.
+        full = limit(1)  # SQLite raises it to the current number of pages, so no page can be added.
         event.listen(database.engine, "checkout", full)
         refused = 0
         for _ in range(200):

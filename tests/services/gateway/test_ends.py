@@ -1,4 +1,4 @@
-"""How the gateway's jobs end, and what is left of them."""
+"""How jobs end, and what remains of them."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ def test_failure_of_one_chunk_fails_the_job(
     assert gateway.send() == []
 
 
-def test_job_is_cancelled_in_every_state(gateway: GatewayHarness) -> None:
+def test_open_job_can_be_cancelled_in_every_state(gateway: GatewayHarness) -> None:
     waiting = gateway.create()
     assert gateway.gateway.cancel(waiting).job.state is JobState.CANCELLED
     assert gateway.send() == []
@@ -78,7 +78,7 @@ def test_job_is_cancelled_in_every_state(gateway: GatewayHarness) -> None:
         gateway.gateway.cancel("nobody")
 
 
-def test_cancelled_while_the_store_is_away_is_told_when_it_is_back(make_gateway: MakeGateway) -> None:
+def test_marker_is_written_once_the_store_is_back(make_gateway: MakeGateway) -> None:
     store = FaultyStore()
     gateway = make_gateway(store=store)
     job, _, _ = encoded_job(gateway)
@@ -130,7 +130,7 @@ def test_job_expires(gateway: GatewayHarness) -> None:
     assert gateway.state(longer) == "queued"
 
 
-def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: GatewayHarness) -> None:
+def test_expiry_reported_by_a_worker_counts_once_the_gateway_agrees(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway, time_limit=30.0)
     gateway.handle(generates[0].failed(FailureReason.EXPIRED, "its clock is fast"))
     assert gateway.state(job) == "running"
@@ -142,27 +142,27 @@ def test_expiry_that_a_worker_saw_counts_when_the_gateway_sees_it_too(gateway: G
 # The object store, the database
 
 
-def test_only_pictures_and_result_are_left_of_a_job(gateway: GatewayHarness) -> None:
+def test_only_pictures_and_result_remain_of_a_job(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway)
     gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
     gateway.gateway.run_store_tasks()
     kept = [*(f"candidates/{index}.png" for index in range(8)), "result.json"]
     assert gateway.objects() == kept
-    finish_chunk(gateway, generates[0])  # A duplicate that writes late.
+    finish_chunk(gateway, generates[0])  # A duplicate message is handled late.
     assert len(gateway.objects()) > len(kept)
     gateway.pass_time(1100)
     assert gateway.objects() == kept
     assert gateway.state(job) == "succeeded"
 
 
-def test_nothing_is_left_of_a_cancelled_job_once_its_messages_have_expired(gateway: GatewayHarness) -> None:
+def test_nothing_remains_of_a_cancelled_job_after_its_messages_have_expired(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway)
     gateway.gateway.cancel(job)
     gateway.gateway.run_store_tasks()
     assert gateway.objects() == ["cancelled.json"]
     finish_chunk(gateway, generates[0])
     gateway.pass_time(900)
-    assert "cancelled.json" in gateway.objects()  # A message may still come.
+    assert "cancelled.json" in gateway.objects()  # A message may still be delivered.
     gateway.pass_time(200)
     assert gateway.objects() == []
 
@@ -181,10 +181,10 @@ def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayHa
         gateway.jobs.get(job)
     assert list(gateway.store.objects(JobKeys(job).folder)) == []
     assert gateway.state(other) == "succeeded"
-    assert gateway.jobs.create(wanted).job.id != job  # Its request_id is forgotten with it.
+    assert gateway.jobs.create(wanted).job.id != job  # Its request_id was deleted too.
 
 
-def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: GatewayHarness) -> None:
+def test_objects_written_after_a_job_was_deleted_are_deleted_too(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway, retention=60.0, time_limit=1000.0)
     gateway.gateway.cancel(job)
     gateway.pass_time(60)
@@ -194,7 +194,7 @@ def test_what_is_written_after_a_job_was_deleted_is_deleted_too(gateway: Gateway
     assert gateway.objects() == []
 
 
-def test_objects_that_no_job_knows_expire(gateway: GatewayHarness) -> None:
+def test_objects_without_a_job_expire(gateway: GatewayHarness) -> None:
     gateway.store.put("jobs/nobody/result.json", b"{}")
     gateway.clock.now = time.time() + 6 * 86_400
     gateway.gateway.expire_objects()
@@ -205,7 +205,7 @@ def test_objects_that_no_job_knows_expire(gateway: GatewayHarness) -> None:
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "other candidates"])
-def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayHarness, harm: str) -> None:
+def test_unusable_scores_are_made_again(gateway: GatewayHarness, harm: str) -> None:
     job, _, generates = encoded_job(gateway)
     gateway.handle(finish_chunk(gateway, generates[0]))
     event = finish_chunk(gateway, generates[1])
@@ -225,7 +225,7 @@ def test_scores_that_cannot_be_used_are_made_again(gateway: GatewayHarness, harm
     assert gateway.state(job) == "succeeded"
 
 
-def test_tokens_that_are_gone_at_the_end_are_made_again(gateway: GatewayHarness) -> None:
+def test_lost_tokens_are_made_again(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway)
     gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
@@ -265,7 +265,7 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gat
 @pytest.mark.skipif(
     PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
 )
-def test_database_that_comes_back_is_used_again(postgres: PostgresServer, tiny: ModelFolder) -> None:
+def test_database_is_used_again_after_an_outage(postgres: PostgresServer, tiny: ModelFolder) -> None:
     with emptied_database(Database(postgres.url, timeout=1)) as database:
         gateway = GatewayHarness(database, ModelSpec.load(tiny))
         job = gateway.create()

@@ -1,4 +1,4 @@
-"""The gateway's jobs, without its network: on SQLite and on PostgreSQL, with stages that the test plays."""
+"""Jobs without gRPC, on SQLite and PostgreSQL; the test acts as the stages."""
 
 import threading
 import uuid
@@ -17,15 +17,15 @@ from smalti.services.gateway.jobs.repository import JobFilter, PageCursor
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes
 
-# The way of a job
+# From the request to the pictures
 
 
-def test_job_goes_its_way(gateway: GatewayHarness) -> None:
+def test_job_runs_from_queued_to_succeeded(gateway: GatewayHarness) -> None:
     job = gateway.create()
     assert gateway.state(job) == "queued"
     (task,) = gateway.send()
     assert [chunk.candidates for chunk in task.chunks] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    assert gateway.state(job) == "queued"  # Sent, but nobody has begun.
+    assert gateway.state(job) == "queued"  # It is sent, but no stage has begun.
     generates, event = gateway.stages.encode(task)
     gateway.handle(event)
     running = gateway.get(job).job
@@ -54,7 +54,9 @@ def test_job_goes_its_way(gateway: GatewayHarness) -> None:
     assert ended.job.ended == ended.job.delete_at - 5_000_000_000  # type: ignore[operator]
 
 
-def test_result_says_all_that_is_needed_to_draw_on(gateway: GatewayHarness, tiny: ModelFolder) -> None:
+def test_result_has_all_that_is_needed_to_continue_a_picture(
+    gateway: GatewayHarness, tiny: ModelFolder
+) -> None:
     job = gateway.create()
     gateway.run_jobs()
     key = JobKeys(job).result
@@ -73,7 +75,7 @@ def test_equal_scores_keep_the_order_of_the_candidates(gateway: GatewayHarness) 
     assert [picture.candidate for picture in gateway.get(job).pictures] == [1, 3, 5, 7, 0, 2]
 
 
-def test_order_is_the_rankers(gateway: GatewayHarness) -> None:
+def test_pictures_have_the_order_of_the_ranker(gateway: GatewayHarness) -> None:
     from smalti.engines.ranker import best
 
     scores = [0.3, -0.1, 0.3, 0.7, 0.0, -0.0, 0.7, 0.1]
@@ -83,7 +85,7 @@ def test_order_is_the_rankers(gateway: GatewayHarness) -> None:
     assert [picture.candidate for picture in gateway.get(job).pictures] == best(scores, 8)
 
 
-def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: GatewayHarness) -> None:
+def test_duplicate_late_and_reordered_events_change_nothing(gateway: GatewayHarness) -> None:
     job = gateway.create()
     (task,) = gateway.send()
     events = list(gateway.stages.run(task))
@@ -101,7 +103,7 @@ def test_events_that_come_twice_late_or_in_disorder_change_nothing(gateway: Gate
     assert [picture.candidate for picture in again.pictures] == [7, 6, 5]
 
 
-def test_every_change_makes_a_higher_version(gateway: GatewayHarness) -> None:
+def test_every_change_increases_the_version(gateway: GatewayHarness) -> None:
     job = gateway.create()
     versions = [gateway.get(job).job.version]
     (task,) = gateway.send()
@@ -111,7 +113,7 @@ def test_every_change_makes_a_higher_version(gateway: GatewayHarness) -> None:
     assert versions == sorted(set(versions))
 
 
-def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -> None:
+def test_concurrent_events_of_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway)
     gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
@@ -125,7 +127,7 @@ def test_two_that_see_the_last_chunk_end_the_job_once(gateway: GatewayHarness) -
 # Acceptance
 
 
-def test_same_request_gets_the_same_job(gateway: GatewayHarness) -> None:
+def test_repeated_request_returns_the_same_job(gateway: GatewayHarness) -> None:
     wanted = job_spec(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     first = gateway.jobs.create(wanted).job.id
     gateway.run_jobs()
@@ -137,7 +139,7 @@ def test_same_request_gets_the_same_job(gateway: GatewayHarness) -> None:
     assert reused.value.name == first
 
 
-def test_same_request_at_the_same_time_makes_one_job(gateway: GatewayHarness) -> None:
+def test_concurrent_repeated_requests_create_one_job(gateway: GatewayHarness) -> None:
     wanted = job_spec(request_id=str(uuid.uuid4()), request_hash="a" * 64)
     together = threading.Barrier(6)
 
@@ -150,7 +152,7 @@ def test_same_request_at_the_same_time_makes_one_job(gateway: GatewayHarness) ->
     assert len(gateway.send()) == 1
 
 
-def test_number_of_open_jobs_is_bounded_exactly(make_gateway: MakeGateway) -> None:
+def test_limit_of_open_jobs_is_exact(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(open_jobs=5)
     together = threading.Barrier(12)
 
@@ -168,7 +170,9 @@ def test_number_of_open_jobs_is_bounded_exactly(make_gateway: MakeGateway) -> No
     gateway.create()
 
 
-def test_candidates_adapt(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
+def test_default_number_of_candidates_depends_on_the_load(
+    make_gateway: MakeGateway, tiny: ModelFolder
+) -> None:
     gateway = make_gateway(idle_candidates=32)
     idle = gateway.jobs.create(job_spec(candidates=None, n=None)).job
     busy = gateway.jobs.create(job_spec(candidates=None, n=None)).job
@@ -183,7 +187,7 @@ def test_candidates_adapt(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway.run_jobs()
     assert (
         gateway.jobs.create(job_spec(candidates=8, n=3)).job.candidates == 8
-    )  # Exactly as many as asked for.
+    )  # Exactly the requested number.
 
 
 def test_more_pictures_than_candidates_are_refused_and_nothing_is_stored(gateway: GatewayHarness) -> None:
@@ -198,7 +202,7 @@ def test_later_candidates_of_the_same_seed_have_their_own_indices(gateway: Gatew
     assert [picture.candidate for picture in gateway.get(job).pictures] == [23, 22, 21]
 
 
-def test_kept_rows_are_sent_and_not_counted(gateway: GatewayHarness) -> None:
+def test_kept_rows_are_sent_but_not_counted(gateway: GatewayHarness) -> None:
     job, task, generates = encoded_job(gateway, keep_rows=1, given=(1, 2, 3, 4))
     assert task.given == (1, 2, 3, 4)
     gateway.handle(gateway.stages.draw_rows(generates[0], 3))
@@ -209,11 +213,11 @@ def test_kept_rows_are_sent_and_not_counted(gateway: GatewayHarness) -> None:
 # Lists
 
 
-def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayHarness) -> None:
+def test_pages_continue_while_jobs_are_created(gateway: GatewayHarness) -> None:
     jobs = []
     for number in range(7):
         jobs.append(gateway.jobs.create(job_spec()).job.id)
-        gateway.clock.advance(number // 4)  # The first four at the same time.
+        gateway.clock.advance(number // 4)  # The first four have the same time.
     expected = [snapshot.job.id for snapshot in gateway.jobs.page(JobFilter(), after=None, limit=100)]
     assert sorted(expected) == sorted(jobs)
     seen: list[str] = []
@@ -226,7 +230,7 @@ def test_list_goes_on_where_it_was_whatever_is_created(gateway: GatewayHarness) 
     assert seen == expected
 
 
-def test_list_has_the_jobs_that_meet_all_conditions(gateway: GatewayHarness) -> None:
+def test_list_returns_the_jobs_that_match_all_filters(gateway: GatewayHarness) -> None:
     def found(**conditions: Any) -> list[Job]:
         page = gateway.jobs.page(JobFilter(**conditions), after=None, limit=100)
         return [snapshot.job for snapshot in page]

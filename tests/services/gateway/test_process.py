@@ -1,4 +1,4 @@
-"""The gateway as a process, on a real broker and a real S3 store; the stages are played by the test."""
+"""The gateway as a process, with a real broker and a real S3 store; the test acts as the stages."""
 
 import signal
 import urllib.request
@@ -28,7 +28,7 @@ from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub
 
 LIMIT = 60.0
-"""Seconds within which anything happens."""
+"""Seconds after which a call or a wait fails."""
 PATIENT = RpcSettings(attempts=5)
 
 
@@ -41,7 +41,7 @@ def store(s3: S3Server) -> ObjectStore:
 def gateway(
     valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServiceProcess]:
-    """A gateway; a test that ends it starts it again."""
+    """A gateway process; a test that ends it must start it again."""
     clear(settings_for(valkey))
     folder = tmp_path_factory.mktemp("gateway")
     process = ServiceProcess(
@@ -66,7 +66,7 @@ def stub(gateway: ServiceProcess) -> Iterator[Any]:
 
 
 class Workers:
-    """All stages in one; takes the messages of the first."""
+    """Consumes the encoder's queue, and acts as all stages."""
 
     def __init__(self, valkey: ValkeyServer, store: ObjectStore) -> None:
         self._settings = settings_for(valkey)
@@ -102,14 +102,14 @@ def create(stub: Any, **fields: Any) -> job_pb2.Job:
 
 
 def watched(stub: Any, job_id: str) -> job_pb2.Job:
-    """Returns a job when it has ended."""
+    """Watches a job to its end; returns its final state."""
     job = job_pb2.Job()
     for message in stub.WatchJob(image_pb2.WatchJobRequest(job_id=job_id), timeout=LIMIT):
         job = message.job if message.HasField("job") else job
     return job
 
 
-def test_job_goes_through_and_its_pictures_can_be_fetched(stub: Any, workers: Workers) -> None:
+def test_job_succeeds_and_its_pictures_can_be_downloaded(stub: Any, workers: Workers) -> None:
     with workers:
         job = watched(stub, create(stub).id)
     assert job.state == job_pb2.JOB_STATE_SUCCEEDED
@@ -124,17 +124,17 @@ def test_job_goes_through_and_its_pictures_can_be_fetched(stub: Any, workers: Wo
     assert [piece.data for piece in pieces] == [picture_bytes(7, index) for index in (7, 6, 5)]
 
 
-def test_killed_gateway_goes_on_where_it_was(
+def test_killed_gateway_continues_its_jobs(
     gateway: ServiceProcess, stub: Any, workers: Workers, store: ObjectStore
 ) -> None:
     jobs = [create(stub).id for _ in range(3)]
     gateway.kill()
-    with workers:  # What was sent is worked on meanwhile; the events wait.
+    with workers:  # The stages work meanwhile, and their events wait in the queue.
         gateway.start()
         assert [watched(stub, job).state for job in jobs] == [job_pb2.JOB_STATE_SUCCEEDED] * 3
 
 
-def test_jobs_are_accepted_while_the_broker_is_away(
+def test_jobs_are_accepted_while_the_broker_is_unavailable(
     gateway: ServiceProcess, valkey: ValkeyServer, stub: Any, workers: Workers
 ) -> None:
     valkey.kill()
@@ -144,7 +144,7 @@ def test_jobs_are_accepted_while_the_broker_is_away(
         assert [watched(stub, job).state for job in jobs] == [job_pb2.JOB_STATE_SUCCEEDED] * 3
 
 
-def test_jobs_are_accepted_and_cancelled_while_the_store_is_away(
+def test_jobs_are_accepted_and_cancelled_while_the_store_is_unavailable(
     s3: S3Server, stub: Any, store: ObjectStore
 ) -> None:
     s3.stop()
@@ -155,7 +155,7 @@ def test_jobs_are_accepted_and_cancelled_while_the_store_is_away(
     wait_until(lambda: store.stat(f"jobs/{job}/cancelled.json"))
 
 
-def test_rubbish_in_the_events_harms_nobody(valkey: ValkeyServer, stub: Any, workers: Workers) -> None:
+def test_malformed_events_do_not_harm_jobs(valkey: ValkeyServer, stub: Any, workers: Workers) -> None:
     settings = settings_for(valkey)
     publisher = BrokerPublisher(settings)
     unknown = '{"version":1,"kind":"done","job":"nobody","stage":"rank","chunk":0,"expires":0,"objects":[]}'
@@ -168,7 +168,7 @@ def test_rubbish_in_the_events_harms_nobody(valkey: ValkeyServer, stub: Any, wor
     assert [text for text, _ in found] == ["rubbish", "{}"]
 
 
-def test_told_to_end_it_breaks_off_watches_and_ends_well(gateway: ServiceProcess, stub: Any) -> None:
+def test_terminated_gateway_ends_watches_and_exits_cleanly(gateway: ServiceProcess, stub: Any) -> None:
     job = create(stub).id
     watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job), timeout=LIMIT)
     assert next(watch).job.id == job
@@ -180,7 +180,7 @@ def test_told_to_end_it_breaks_off_watches_and_ends_well(gateway: ServiceProcess
         stub.GetJob(image_pb2.GetJobRequest(job_id="nobody"), timeout=LIMIT)
 
 
-def test_setting_that_cannot_be_used_is_named(tiny: ModelFolder, tmp_path: Path) -> None:
+def test_invalid_setting_is_named(tiny: ModelFolder, tmp_path: Path) -> None:
     process = ServiceProcess(
         "gateway",
         broker="redis://127.0.0.1:1",
@@ -206,7 +206,7 @@ def test_setting_that_cannot_be_used_is_named(tiny: ModelFolder, tmp_path: Path)
         ("sqlite:////proc/nothing/jobs.sqlite3", "cannot create the folder of /proc/nothing/jobs.sqlite3"),
     ],
 )
-def test_address_of_a_database_that_cannot_be_used_is_refused(url: str, problem: str) -> None:
+def test_invalid_database_address_is_refused(url: str, problem: str) -> None:
     with pytest.raises(InvalidInputError) as refused:
         Database(url)
     assert refused.value.field == "SMALTI_GATEWAY_DATABASE"
@@ -214,7 +214,7 @@ def test_address_of_a_database_that_cannot_be_used_is_refused(url: str, problem:
     assert "secret" not in str(refused.value)
 
 
-def test_default_time_is_not_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_time_limit_must_not_exceed_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_GATEWAY_TIME_LIMIT", "60")
     with pytest.raises(
         InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT must not be greater"

@@ -1,4 +1,4 @@
-"""What the gateway sends, and sends again: its window, the order of jobs, leases."""
+"""Sending chunks: the window, the order of jobs, and leases."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +16,7 @@ from smalti.services.gateway.work.dispatch import BATCH_SIZE
 # Sending
 
 
-def test_no_more_is_sent_than_the_window_holds(make_gateway: MakeGateway) -> None:
+def test_window_limits_what_is_sent(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(window=12)
     jobs = [gateway.create() for _ in range(3)]
     first = gateway.send()
@@ -30,7 +30,7 @@ def test_no_more_is_sent_than_the_window_holds(make_gateway: MakeGateway) -> Non
     ]
 
 
-def test_all_that_there_is_room_for_is_sent_however_much_is_looked_at_in_one_go(
+def test_window_is_filled_by_several_batches_of_chunks(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(window=1000, chunk=1, candidates=1000)
@@ -39,7 +39,7 @@ def test_all_that_there_is_room_for_is_sent_however_much_is_looked_at_in_one_go(
     assert sum(len(task.chunks) for task in gateway.send()) == BATCH_SIZE + 4
 
 
-def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: MakeGateway) -> None:
+def test_interactive_jobs_come_first_and_every_eighth_turn_is_for_batches(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(window=4, chunk=4)
     batch = {gateway.create(priority=Priority.BATCH, candidates=4) for _ in range(4)}
     for _ in range(20):
@@ -52,7 +52,7 @@ def test_interactive_jobs_go_first_and_batches_get_one_of_eight(make_gateway: Ma
     assert turns == ([False] * 7 + [True]) * 2
 
 
-def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayHarness) -> None:
+def test_jobs_ahead_counts_the_jobs_that_are_served_first(gateway: GatewayHarness) -> None:
     batch = gateway.create(priority=Priority.BATCH)
     gateway.clock.advance(1)
     gateway.create()
@@ -64,25 +64,23 @@ def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayHarness) ->
     assert gateway.jobs.get(last).jobs_ahead is None
 
 
-def test_what_the_broker_does_not_take_is_sent_when_it_is_back(gateway: GatewayHarness) -> None:
+def test_chunks_are_sent_once_the_broker_is_back(gateway: GatewayHarness) -> None:
     job = gateway.create()
     gateway.publisher.available = False
     with pytest.raises(BrokerUnavailableError):
         gateway.gateway.send()
-    other = gateway.create()  # Accepted all the same.
+    other = gateway.create()  # It is accepted nevertheless.
     gateway.publisher.available = True
     sent = gateway.send()
     assert {task.job for task in sent} == {job, other}
     assert gateway.send() == []
 
 
-def test_gateway_that_dies_before_it_sends_is_made_good_by_another(
-    make_gateway: MakeGateway, database: Database
-) -> None:
+def test_chunks_of_a_dead_gateway_are_sent_by_another(make_gateway: MakeGateway, database: Database) -> None:
     first, second = make_gateway(), make_gateway()
     assert second.send() == []
     job = first.create()
-    first.gateway.send()  # What it notes afterwards is lost with it.
+    first.gateway.send()  # It dies before it stores the confirmation.
     assert second.send() == []
     second.clock.advance(20)
     (again,) = second.send()
@@ -91,10 +89,10 @@ def test_gateway_that_dies_before_it_sends_is_made_good_by_another(
     second.gateway.send()
     third = make_gateway()
     third.clock.advance(20.1)
-    assert len(third.send()) == database.is_sqlite  # There it need not wait: it is the only one.
+    assert len(third.send()) == database.is_sqlite  # SQLite has one gateway, which need not wait.
 
 
-def test_long_job_is_sent_in_messages_of_the_right_size(make_gateway: MakeGateway) -> None:
+def test_long_job_is_sent_in_messages_within_the_size_limit(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(window=2000, candidates=1024)
     long: dict[str, Any] = {"given": (2**31 - 1,) * 4096, "first_candidate": 10**6}
     gateway.create("ü" * 4000, candidates=1024, n=1, **long)
@@ -106,7 +104,7 @@ def test_long_job_is_sent_in_messages_of_the_right_size(make_gateway: MakeGatewa
         gateway.create("\x01" * 4000, candidates=1024, n=1, **long)
 
 
-def test_two_gateways_send_everything_once(make_gateway: MakeGateway) -> None:
+def test_two_gateways_send_every_chunk_once(make_gateway: MakeGateway) -> None:
     gateways = [make_gateway(), make_gateway()]
     assert [each.send() for each in gateways] == [[], []]
     jobs = {gateways[0].create() for _ in range(10)}
@@ -120,24 +118,24 @@ def test_two_gateways_send_everything_once(make_gateway: MakeGateway) -> None:
 # Leases
 
 
-def test_chunk_of_which_nothing_is_heard_is_sent_again_under_a_new_lease(make_gateway: MakeGateway) -> None:
+def test_chunk_without_events_is_sent_again_under_a_new_lease(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(lease=100)
     job, task, generates = encoded_job(gateway)
     late = finish_chunk(gateway, generates[1])
     gateway.gateway.progress.store()
     gateway.clock.advance(60)
-    gateway.handle(gateway.stages.draw_rows(generates[0], 2))  # A sign of life of the first chunk.
+    gateway.handle(gateway.stages.draw_rows(generates[0], 2))  # It renews the lease of the first chunk.
     gateway.gateway.progress.store()
     gateway.clock.advance(50)
     (again,) = gateway.send()
     assert [chunk.chunk for chunk in again.chunks] == [1]
     assert again.lease > task.lease
-    gateway.handle(late)  # Of the old lease, and as good as any.
+    gateway.handle(late)  # It has the old lease, but counts.
     gateway.handle(finish_chunk(gateway, generates[0]))
     assert gateway.state(job) == "succeeded"
 
 
-def test_lease_is_twice_as_long_after_every_loss_and_ends_with_the_attempts(
+def test_lease_doubles_with_every_loss_until_the_attempts_are_exhausted(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(lease=100, attempts=3)
@@ -156,20 +154,20 @@ def test_lease_is_twice_as_long_after_every_loss_and_ends_with_the_attempts(
     assert "failed 3 times" in str(failure(failed))
 
 
-def test_chunk_that_nobody_begins_is_sent_again_until_its_time_is_over(make_gateway: MakeGateway) -> None:
+def test_chunk_that_no_worker_begins_is_sent_again_until_its_job_expires(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(lease=10, attempts=2)
     job = gateway.create(time_limit=5000.0)
     sent = 0
     for _ in range(499):
         gateway.clock.advance(10)
         sent += len(gateway.send())
-    assert 6 <= sent <= 15  # Less and less often.
+    assert 6 <= sent <= 15  # The lease doubles each time.
     assert gateway.state(job) == "queued"
     gateway.pass_time(10)
     assert gateway.state(job) == "expired"
 
 
-def test_failure_of_an_old_lease_is_passed_over(make_gateway: MakeGateway) -> None:
+def test_failure_under_an_old_lease_is_ignored(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(lease=100)
     job, _, generates = encoded_job(gateway)
     gateway.clock.advance(100)
@@ -178,7 +176,7 @@ def test_failure_of_an_old_lease_is_passed_over(make_gateway: MakeGateway) -> No
     assert gateway.state(job) == "running"
 
 
-def test_what_a_stage_gives_up_is_tried_again_later(make_gateway: MakeGateway) -> None:
+def test_chunk_that_a_stage_gives_up_is_sent_again_later(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(retry=5, attempts=2)
     job, _, generates = encoded_job(gateway)
     gateway.handle(generates[0].failed(FailureReason.EXHAUSTED, "the store is away"))
@@ -195,7 +193,7 @@ def test_what_a_stage_gives_up_is_tried_again_later(make_gateway: MakeGateway) -
 
 
 @pytest.mark.parametrize("trouble", ["unavailable", "full"])
-def test_nothing_is_blamed_for_being_late_while_the_store_is_away(
+def test_expired_leases_do_not_count_as_attempts_while_the_store_is_unavailable(
     make_gateway: MakeGateway, trouble: str
 ) -> None:
     store = FaultyStore()

@@ -1,4 +1,4 @@
-"""WatchJob and previews as clients see them, and pictures to begin from; stages that the test plays."""
+"""WatchJob, previews, and initial images over gRPC; the test acts as the stages."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ from smalti.v1 import image_pb2, job_pb2
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
-# WatchHandler
+# WatchJob
 
 
 @asynchronous
@@ -56,7 +56,7 @@ async def test_watch_sends_every_version_until_the_end(gateway: GatewayHarness) 
 
 
 @asynchronous
-async def test_watch_is_taken_up_where_it_broke(gateway: GatewayHarness) -> None:
+async def test_watch_resumes_after_a_version(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await create_job(stub)
         asked = image_pb2.WatchJobRequest(job_id=job.id, since_version=job.version)
@@ -74,7 +74,7 @@ async def test_watch_is_taken_up_where_it_broke(gateway: GatewayHarness) -> None
 
 
 @asynchronous
-async def test_watch_gives_signs_of_life(gateway: GatewayHarness) -> None:
+async def test_watch_sends_keepalives(gateway: GatewayHarness) -> None:
     async with served(gateway, keepalive_seconds=0.05) as stub:
         job = await create_job(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
@@ -84,7 +84,7 @@ async def test_watch_gives_signs_of_life(gateway: GatewayHarness) -> None:
 
 
 @asynchronous
-async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -> None:
+async def test_watch_shows_changes_made_by_another_gateway(make_gateway: MakeGateway) -> None:
     gateway, other = make_gateway(), make_gateway()
     looking = asyncio.create_task(gateway.gateway.watchers.poll(gateway.jobs.versions, 0.05))
     async with served(gateway) as stub:
@@ -97,12 +97,12 @@ async def test_watch_sees_what_another_gateway_does(make_gateway: MakeGateway) -
 
 
 @asynchronous
-async def test_watch_gives_rows_to_those_who_ask(gateway: GatewayHarness) -> None:
+async def test_watch_sends_rows_on_request(gateway: GatewayHarness) -> None:
     async with served(gateway) as stub:
         job = await create_job(stub)
         (task,) = await asyncio.to_thread(gateway.send)
         generates, encoded = gateway.stages.encode(task)
-        gateway.handle(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before anybody watches.
+        gateway.handle(encoded, gateway.stages.draw_rows(generates[0], 1))  # Before the watch begins.
         asked = image_pb2.WatchJobRequest(job_id=job.id, include_rows=True)
         watch = stub.WatchJob(asked)
         first = await watch.read()
@@ -133,7 +133,7 @@ async def test_initial_image_of_an_earlier_job(gateway: GatewayHarness) -> None:
         assert task.given == (6,) * 8
         before = count_jobs(gateway)
         for wrong, error in (
-            ({"job_id": earlier.id, "candidate": 0}, PictureNotFoundError),  # It did not win.
+            ({"job_id": earlier.id, "candidate": 0}, PictureNotFoundError),  # It is not among the pictures.
             ({"job_id": "nobody", "candidate": 0}, PictureNotFoundError),
             ({"job_id": job.id, "candidate": 0}, JobNotSucceededError),
         ):
@@ -146,7 +146,7 @@ async def test_initial_image_of_an_earlier_job(gateway: GatewayHarness) -> None:
 
 @asynccontextmanager
 async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
-    """Serves the decoder of the tiny model; gives what calls it."""
+    """Serves the decoder of the tiny model; yields a stub for it."""
     from smalti.engines.decoder import DecoderEngine
     from smalti.service.compute import ComputeThread
     from smalti.service.model import model_message
@@ -162,7 +162,7 @@ async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
 
 @asynchronous
 async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
-    gateway = make_gateway(decoder="it is given below")
+    gateway = make_gateway(decoder="unused:1")
     async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
         assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
         file = io.BytesIO()
@@ -177,7 +177,7 @@ async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelF
 
 
 @asynchronous
-async def test_previews_show_the_rows_that_are_drawn(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
+async def test_previews_show_the_rows_drawn_so_far(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(previews=0.05)
     async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
         job = await create_job(stub)
