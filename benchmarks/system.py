@@ -16,7 +16,7 @@ from benchmarks.acknowledging import measure_acknowledgements
 from benchmarks.deployment import Deployment
 from benchmarks.measuring import Times, format_seconds
 from benchmarks.report import Row
-from harness.collector import Collector, Seen
+from harness.collector import Collector, RecordedSpan
 from harness.queue import wait_until
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.telemetry.tracing import COMPUTE_BEGINS, COMPUTE_ENDS
@@ -114,7 +114,7 @@ def _wait_for_spans(collector: Collector, jobs: set[str], *, chunks: int) -> Non
     wait_until(told)
 
 
-def _computing(spans: Sequence[Seen]) -> dict[str, float]:
+def _computing(spans: Sequence[RecordedSpan]) -> dict[str, float]:
     """Returns for how many seconds any engine worked for each job: the spans of time in one."""
     intervals: dict[str, list[tuple[float, float]]] = {}
     for span in spans:

@@ -1,1 +1,1 @@
-"""The fault matrix: real processes, real faults, and an account of every job; `python -m faults`."""
+"""The fault matrix, `python -m faults`: injects faults into real processes, and accounts for every job."""

@@ -1,4 +1,4 @@
-"""Runs the fault matrix and prints the account: `python -m faults --help`."""
+"""Runs the fault matrix and prints the results: `python -m faults --help`."""
 
 import sys
 

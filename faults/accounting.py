@@ -1,7 +1,7 @@
-"""The account of a row: what was asked for, what became of it, and what nobody asked for.
+"""Accounts for every job of a row of the fault matrix, and for every object in the store.
 
-In the manner of Jepsen: a fault may make the system slow, or let it refuse; what it has accepted must come to one end,
-and nothing may be there that cannot be explained.
+As in Jepsen, a fault may make the system slow or make it refuse jobs. Every accepted job must reach one end, and every
+object must be explained by a job.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ ENDS = {
 
 @dataclass
 class Submission:
-    """A request for a job, and what became of it."""
+    """A submitted job and its result."""
 
     prompt: str
     seed: int
@@ -41,15 +41,15 @@ class Submission:
     request_id: str
     asked: dict[str, Any]
     job: str = ""
-    """The id under which it was accepted."""
+    """The id of the accepted job; empty if it was not accepted."""
     refused: SmaltiError | None = None
-    """Why it was not, as the client was told."""
+    """The error with which it was refused."""
     end: Job | None = None
-    """The job when it was first seen to have ended."""
+    """The job as it was first seen after its end."""
 
     @property
     def state(self) -> str:
-        """How it has ended; "lost" when it has not, and "refused" when it was never accepted."""
+        """The final state; "lost" for a job without an end, "refused" for one that was not accepted."""
         if not self.job:
             return "refused"
         return ENDS[self.end.state] if self.end else "lost"
@@ -61,30 +61,30 @@ class Tally:
 
     states: Counter[str] = field(default_factory=Counter)
     twice: int = 0
-    """Work that was done more than once; harmless, since it writes the same bytes."""
+    """Work that was done again; harmless, since it writes the same bytes."""
     unexpected: list[str] = field(default_factory=list)
-    """Objects and jobs that nothing explains."""
+    """Objects and jobs without explanation."""
     wrong: list[str] = field(default_factory=list)
-    """Pictures that are not those of a run without faults, and jobs that have changed after their end."""
+    """Pictures that differ from those of a run without faults, and jobs that changed after their end."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why jobs have failed."""
+    """Reasons of failed jobs."""
 
     @property
     def accepted(self) -> int:
-        """Jobs that were accepted."""
+        """The number of accepted jobs."""
         return self.states.total() - self.states["refused"]
 
 
 class Account:
-    """Submits, and keeps the books of one row."""
+    """Submits the jobs of a row, and accounts for them."""
 
     def __init__(self, system: System, reference: Reference, known: dict[str, Submission]) -> None:
-        """Begins empty.
+        """Starts without submissions.
 
         Args:
-            system: what is asked.
-            reference: knows what requests draw.
-            known: the jobs of the system that earlier rows have asked for, by their ids; these are added.
+            system: the system under test.
+            reference: generates the expected pictures.
+            known: all jobs that were submitted to the system, by id; new ones are added.
         """
         self.system = system
         self.submissions: list[Submission] = []
@@ -94,14 +94,14 @@ class Account:
     def submit(
         self, prompt: str, *, seed: int = 1, candidates: int = 2, client: Client | None = None, **asked: Any
     ) -> Submission:
-        """Asks for a job once; notes whether it was accepted."""
+        """Submits a job once, and records whether it was accepted."""
         submission = Submission(prompt, seed, candidates, str(uuid.uuid4()), asked)
         self.submissions.append(submission)
         self.ask(submission, client)
         return submission
 
     def ask(self, submission: Submission, client: Client | None = None) -> None:
-        """Asks for a job, or asks again, as a client does who does not know whether it was heard."""
+        """Submits a job, or repeats the call like a client that got no answer."""
         with contextlib.ExitStack() as stack:
             client = client or stack.enter_context(self.system.client())
             try:
@@ -120,7 +120,7 @@ class Account:
         self._known[job.id] = submission
 
     def submit_many(self, prompts: Sequence[str], **asked: Any) -> list[Submission]:
-        """Asks for jobs, several at a time; each with the seed of its place."""
+        """Submits jobs concurrently; each has its index as its seed."""
         with self.system.client() as client, ThreadPoolExecutor(SUBMITTERS) as threads:
             return list(
                 threads.map(
@@ -130,7 +130,7 @@ class Account:
             )
 
     def settle(self, *submissions: Submission, seconds: float = PATIENCE) -> None:
-        """Waits until jobs have ended, all by default; what has not ended in time stays without an end."""
+        """Waits until jobs have ended, by default all; those that do not end in time stay without an end."""
         waiting = [each for each in submissions or self.submissions if each.job and not each.end]
         with self.system.client(attempts=4, retry_seconds=60) as client, contextlib.suppress(AssertionError):
 
@@ -146,7 +146,7 @@ class Account:
             wait_until(look, seconds)
 
     def close(self) -> Tally:
-        """Asks again for what may have been heard, waits for all, and counts."""
+        """Looks for refused jobs that were accepted nevertheless, waits for all jobs, and counts."""
         for each in self.submissions:
             if isinstance(each.refused, UnavailableError) and not each.job:
                 self._find(each)
@@ -162,7 +162,7 @@ class Account:
         return tally
 
     def _find(self, submission: Submission) -> None:
-        """Finds out whether a request that was answered with an error has made a job nevertheless."""
+        """Looks for the job of a call that returned an error."""
         with self.system.client(attempts=4, retry_seconds=60) as client:
             for job in client.list():
                 if job.request_id == submission.request_id:
@@ -170,7 +170,7 @@ class Account:
                     self._known[job.id] = submission
 
     def _check(self, client: Client, submission: Submission, end: Job, tally: Tally) -> None:
-        """Checks that a job has stayed as it has ended, and that its pictures are right."""
+        """Checks that a job did not change after its end, and that its pictures are right."""
         job = client.get(submission.job)
         if (job.state, job.version) != (end.state, end.version):
             tally.wrong.append(f"job {job.id} has changed after its end")
@@ -186,7 +186,7 @@ class Account:
                 tally.wrong.append(f"picture {picture.candidate} of job {job.id}, as the gateway has it")
 
     def _check_store(self, tally: Tally) -> None:
-        """Looks at every object of the store: what it is, and whose; every picture is read."""
+        """Checks every object in the store, and compares every picture."""
         mine = {each.job for each in self.submissions}
         for info in self.system.store.objects("jobs/"):
             job = info.key.split("/")[1]
@@ -195,7 +195,7 @@ class Account:
                 tally.unexpected.append(info.key)
             elif job in mine and info.key.endswith(".png"):
                 candidate = int(info.key.rpartition("/")[2].removesuffix(".png"))
-                with contextlib.suppress(DamagedObjectError):  # Nobody can take that for a picture.
+                with contextlib.suppress(DamagedObjectError):  # A damaged picture cannot be served.
                     if digest(self.system.store.get(info.key)) != self._sha256(submission, candidate):
                         tally.wrong.append(info.key)
         with self.system.client(attempts=4, retry_seconds=60) as client:
@@ -206,7 +206,7 @@ class Account:
 
 
 def _explained(key: str, submission: Submission) -> bool:
-    """Says whether a job accounts for an object."""
+    """Returns whether a job explains an object."""
     keys = JobKeys(submission.job)
     if key == keys.result:
         return submission.state == "succeeded"

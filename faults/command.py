@@ -1,4 +1,4 @@
-"""The command: which rows are run, on what, and how the account is shown."""
+"""The command `python -m faults`."""
 
 import sys
 import tempfile
@@ -18,7 +18,7 @@ FAILED, USAGE_ERROR = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 1 when a row does not hold, 2 when it cannot be run."""
+    """Runs the command; returns the exit code: 1 if a row fails, 2 if it cannot run."""
     console = Console(stderr=True, highlight=False)
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(run)
@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(
-    rows: Annotated[str, typer.Option(help="Rows, with commas between them; all by default.")] = "",
+    rows: Annotated[str, typer.Option(help="Rows to run, separated by commas; all by default.")] = "",
     broker: Annotated[str, typer.Option(help="valkey or rabbitmq.")] = "valkey",
     database: Annotated[str, typer.Option(help="sqlite or postgres.")] = "sqlite",
-    jobs: Annotated[int, typer.Option(help="How many jobs make a load.", min=4)] = 24,
-    burst: Annotated[int, typer.Option(help="How many jobs are asked for at once.", min=100)] = 10_000,
-    folder: Annotated[Path | None, typer.Option(help="For data and logs; must not be there yet.")] = None,
-    write: Annotated[Path | None, typer.Option(help="A page that keeps the result.")] = None,
+    jobs: Annotated[int, typer.Option(help="Number of jobs of a load.", min=4)] = 24,
+    burst: Annotated[int, typer.Option(help="Number of jobs that are submitted at once.", min=100)] = 10_000,
+    folder: Annotated[Path | None, typer.Option(help="New folder for data and logs.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Page into which the results are written.")] = None,
 ) -> int:
     """Runs the fault matrix against real processes, and accounts for every job."""
     for value, allowed, option in (
@@ -46,7 +46,7 @@ def run(
         (database, ("sqlite", "postgres"), "--database"),
     ):
         if value not in allowed:
-            raise InvalidInputError(option, f"{value!r} is none of {', '.join(allowed)}")
+            raise InvalidInputError(option, f"{value!r} must be one of {', '.join(allowed)}")
     chosen = choose(rows)
     console = Console(stderr=True, highlight=False)
     place = folder or Path(tempfile.mkdtemp(prefix="smalti-faults-"))
@@ -71,10 +71,10 @@ def run(
 
 
 def choose(names: str) -> list[Row]:
-    """Returns rows by their names, `8` for `8 signed` too; raises `InvalidInputError` when one is not known."""
+    """Returns rows by name, where `8` includes `8 signed`; raises `InvalidInputError` for an unknown name."""
     wanted = {name.strip() for name in names.split(",") if name.strip()}
     known = {name: row for name, row in ROWS.items() if {name, name.partition(" ")[0]} & wanted}
     for name in wanted:
         if not any(name in (each, each.partition(" ")[0]) for each in known):
-            raise InvalidInputError("--rows", f"{name!r} is none of {', '.join(ROWS)}")
+            raise InvalidInputError("--rows", f"{name!r} must be one of {', '.join(ROWS)}")
     return list((known if wanted else ROWS).values())

@@ -1,4 +1,4 @@
-"""The rows of the matrix: what each does, and what it may expect."""
+"""The rows of the fault matrix: how they are declared, run and judged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,28 +11,28 @@ from faults.system import STAGES, System
 
 @dataclass
 class Trial:
-    """A row that runs."""
+    """The run of a row."""
 
     system: System
     account: Account
     jobs: int = 24
-    """How many jobs make a load."""
+    """The number of jobs of a load."""
     long: bool = True
-    """Whether there is time for what takes long."""
+    """Whether slow parts run too."""
     burst: int = 10_000
-    """How many jobs are asked for at once."""
+    """The number of jobs that are submitted at once."""
     problems: list[str] = field(default_factory=list)
-    """What was expected, and did not happen."""
+    """Expectations that were not met."""
     notes: list[str] = field(default_factory=list)
-    """What is worth knowing."""
+    """Observations for the report."""
 
     def expect(self, condition: bool, problem: str) -> None:
-        """Notes a problem where the condition does not hold."""
+        """Records a problem unless the condition holds."""
         if not condition:
             self.problems.append(problem)
 
     def expect_states(self, state: str, *submissions: Submission) -> None:
-        """Waits for jobs, all by default, and notes those that have another end."""
+        """Waits for jobs, by default all, and records a problem for each with another final state."""
         self.account.settle(*submissions)
         for each in submissions or self.account.submissions:
             if each.state != state:
@@ -51,20 +51,20 @@ class Row:
     failpoints: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Path], Mapping[str, str]] | None = None
-    """Writes what it needs into a folder, and returns further settings."""
+    """Writes files that the row needs into a folder, and returns further settings."""
     services: tuple[str, ...] = STAGES
     held: tuple[str, ...] = ()
-    """Of them those that are not started with the rest."""
+    """The services that are not started with the others."""
 
     @property
     def alone(self) -> bool:
-        """Whether it has a system of its own, which is other than that of most."""
+        """Whether the row needs its own system."""
         return bool(self.settings or self.prepare or self.held) or self.services != STAGES
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a row."""
+    """The result of a row."""
 
     row: Row
     tally: Tally
@@ -74,23 +74,23 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost, wrong or unexpected, and what is promised was seen."""
+        """Whether all expectations were met, and nothing was lost, wrong or unexpected."""
         tally = self.tally
         return not (self.problems or tally.states["lost"] or tally.unexpected or tally.wrong)
 
 
 def row(name: str, fault: str, promise: str, **options: Any) -> Callable[[Callable[[Trial], None]], Row]:
-    """Makes a row of a function that does the harm and says what it expects; `options` are further fields of `Row`."""
+    """Turns a function that injects faults and states expectations into a row; `options` are fields of `Row`."""
     return lambda run: Row(name, fault, promise, run, **options)
 
 
 def killing(row_name: str, point: str) -> tuple[str, str]:
-    """Returns a failpoint that kills its process once, for one prompt alone, and that prompt."""
+    """Returns a failpoint that kills its process once, for one prompt, and the prompt."""
     prompt = f"{row_name} {point} is killed"
     return f"{point}=kill@1?prompt={prompt}", prompt
 
 
 def sleeping(row_name: str, point: str, seconds: float, about: str = "") -> tuple[str, str]:
-    """Returns a failpoint that sleeps once, for one prompt alone, and that prompt."""
+    """Returns a failpoint that sleeps once, for one prompt, and the prompt."""
     prompt = f"{row_name} {point} sleeps {about}".strip()
     return f"{point}=sleep:{seconds:g}@1?prompt={prompt}", prompt

@@ -1,4 +1,4 @@
-"""What a request draws where nothing can fail: the engines alone, without queue, store or services."""
+"""The expected pictures: those of the engines alone, without queue, store or services."""
 
 from typing import Self
 
@@ -16,12 +16,11 @@ from smalti.storage.store import digest
 
 
 class Reference:
-    """Draws requests again; to be closed."""
+    """Generates the expected pictures of requests; must be closed."""
 
     def __init__(
         self, folder: ModelFolder, encoder: EncoderEngine, generator: GeneratorEngine, decoder: DecoderEngine
     ) -> None:
-        """Puts the engines of a model together."""
         self._folder = folder
         self._encoder = encoder
         self._generator = generator
@@ -42,10 +41,10 @@ class Reference:
         """Returns the checksum of the file of a picture.
 
         Args:
-            prompt: of the job.
-            seed: of the job.
-            candidate: which of its candidates.
-            of: how many it has.
+            prompt: the prompt of the job.
+            seed: the seed of the job.
+            candidate: the index of the candidate.
+            of: the number of candidates of the job.
         """
         key = (prompt, seed, candidate, of)
         if key not in self._known:
@@ -53,7 +52,7 @@ class Reference:
         return self._known[key]
 
     def close(self) -> None:
-        """Ends the engines."""
+        """Closes the engines."""
         self._generator.close()
 
     def _draw(self, prompt: str, seed: int, candidates: range, of: int) -> None:

@@ -1,4 +1,4 @@
-"""The account of a run: on the terminal, and in a page of the documentation between two marks."""
+"""Reports the results on the terminal, and in a page of the documentation between two markers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ COLUMNS = (
 )
 
 MAX_NAMED = 10
-"""Of the objects that are unexpected or wrong."""
+"""Unexpected or wrong objects that are listed; the others are counted."""
 
 
 def facts(broker: str, database: str) -> dict[str, str]:
-    """Returns what a result depends on."""
+    """Returns the facts on which a result depends."""
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **describe_machine(),
@@ -32,7 +32,7 @@ def facts(broker: str, database: str) -> dict[str, str]:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """Returns what stands in the columns of a row."""
+    """Returns the cells of a row."""
     states = result.tally.states
     return (
         result.row.name,
@@ -48,7 +48,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
-    """Returns a line for everything that is to be said beside the numbers."""
+    """Returns the lines below the table: problems, notes, and reasons of failures."""
     lines = []
     for result in results:
         said = [*result.problems]
@@ -62,7 +62,7 @@ def remarks(results: Sequence[Result]) -> list[str]:
 
 
 def show(results: Sequence[Result], known: Mapping[str, str]) -> None:
-    """Prints the account."""
+    """Prints the results."""
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
     table = Table(*COLUMNS)
     for result in results:
@@ -77,22 +77,22 @@ def show(results: Sequence[Result], known: Mapping[str, str]) -> None:
 
 
 def write(path: Path, name: str, results: Sequence[Result], known: Mapping[str, str]) -> None:
-    """Puts the account into a page, in the place of the one that is there.
+    """Writes the results into a page, in place of the last ones.
 
     Args:
         path: the page.
-        name: of its place in the page.
-        results: what became of the rows.
-        known: what it depends on.
+        name: the name in the markers of the page.
+        results: the results of the rows.
+        known: the facts on which they depend.
 
     Raises:
-        InvalidInputError: the page has no place of that name.
+        InvalidInputError: the page has no markers with this name.
     """
     begin, end = f"<!-- {name}: written by make faults -->", f"<!-- end of {name} -->"
     page = path.read_text(encoding="utf-8")
     place = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
     if not place.search(page):
-        raise InvalidInputError("--write", f"{path} has no lines {begin!r} and {end!r}")
+        raise InvalidInputError("--write", f"{path} must have the lines {begin!r} and {end!r}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
     listed = [f"* {line}" for line in remarks(results)] + [

@@ -1,4 +1,4 @@
-"""Runs rows: the systems that they need, one after the other, and the account of each row."""
+"""Runs rows of the fault matrix, starting the systems that they need."""
 
 import time
 import traceback
@@ -14,7 +14,7 @@ from smalti.testing.model import tiny_model
 
 
 class Runner:
-    """Runs rows on one kind of broker and database; a row that fails does not end the others."""
+    """Runs rows on one kind of broker and database; a failing row does not stop the others."""
 
     def __init__(
         self,
@@ -27,16 +27,16 @@ class Runner:
         long: bool = True,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Makes the model.
+        """Creates the tiny model.
 
         Args:
-            folder: for everything that is written.
+            folder: the folder for all data and logs.
             broker: `valkey` or `rabbitmq`.
             database: `sqlite` or `postgres`.
-            jobs: how many jobs make a load.
-            burst: how many jobs are asked for at once.
-            long: whether there is time for what takes long.
-            say: told how it goes.
+            jobs: the number of jobs of a load.
+            burst: the number of jobs that are submitted at once.
+            long: whether slow parts of rows run too.
+            say: called with each line of progress.
         """
         self._folder = folder
         self._broker = broker
@@ -50,7 +50,7 @@ class Runner:
         self._reference = Reference.load(self._model)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
-        """Runs rows; those without settings of their own share a system."""
+        """Runs rows; those without their own settings share a system."""
         together = [row for row in rows if not row.alone]
         results = self._run_in(together) if together else []
         for row in rows:
@@ -60,7 +60,7 @@ class Runner:
         return sorted(results, key=lambda result: order[result.row.name])
 
     def close(self) -> None:
-        """Ends what compares."""
+        """Closes the reference engines."""
         self._reference.close()
 
     def _run_in(self, rows: Sequence[Row]) -> list[Result]:
@@ -99,12 +99,12 @@ class Runner:
         try:
             row.run(trial)
         except Exception as error:
-            trial.problems.append(_told(error))
+            trial.problems.append(_describe(error))
         try:
             system.wait_until_serving()
             tally = trial.account.close()
         except Exception as error:
-            trial.problems.append(_told(error))
+            trial.problems.append(_describe(error))
             tally.states.update(each.state for each in trial.account.submissions)
         result = Result(row, tally, tuple(trial.problems), tuple(trial.notes), time.monotonic() - began)
         self._say(f"row {row.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s")
@@ -113,8 +113,8 @@ class Runner:
         return result
 
 
-def _told(error: Exception) -> str:
-    """Returns what has failed, and where, in one line."""
+def _describe(error: Exception) -> str:
+    """Returns an error and its place in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__} in {place.name}, {Path(place.filename).name}:{place.lineno}: {text}"

@@ -1,4 +1,4 @@
-"""The whole system on this machine as processes that can be harmed, and that are started again when they die."""
+"""The whole system as processes that can be harmed, and that are restarted when they end."""
 
 import json
 import resource
@@ -32,14 +32,14 @@ from smalti.storage import ObjectStore, StoreSettings, open_store
 
 STAGES = ("encoder", "generator", "decoder", "ranker")
 STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}
-"""What the queues call the work of a service."""
+"""The name of each service's work in the queues."""
 PATIENCE = 240.0
-"""The seconds within which anything happens, on a machine that does other things as well."""
+"""Time limit in seconds for anything that a row waits for, on a busy machine."""
 WATCH_SECONDS = 0.1
 
 BROKERS: Mapping[str, type[Server]] = {"valkey": ValkeyServer, "rabbitmq": RabbitMQServer}
 
-# Short times, so that what is lost is found soon; longer than anything of the tiny model takes.
+# Short times, so that lost work is detected soon, but longer than the tiny model takes.
 SETTINGS = {
     "SMALTI_LOG_FORMAT": "json",
     "SMALTI_METRICS_PORT": "0",
@@ -62,16 +62,16 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What a system is made of."""
+    """The parts of a system."""
 
     broker: str = "valkey"
     database: str = "sqlite"
     services: tuple[str, ...] = STAGES
-    """Names, with a number behind those of which there are several: `decoder-2`."""
+    """Names of services, numbered if there are several: `decoder-2`."""
     held: tuple[str, ...] = ()
-    """Those of them that are not there at first; see `System.release`."""
+    """Services that are not started at first; see `System.release`."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Of all processes, in place of ours."""
+    """Settings of all processes, which override `SETTINGS`."""
     failpoints: tuple[str, ...] = ()
 
 
@@ -81,42 +81,42 @@ class Ended:
 
     name: str
     code: int
-    """Its exit code; negative where a signal ended it."""
+    """The exit code; negative for a signal."""
     when: float
 
 
-class Kept(ServiceProcess):
-    """A service that is started again whenever it ends, as an orchestrator would."""
+class RestartedService(ServiceProcess):
+    """A service that is restarted whenever it ends, as by an orchestrator."""
 
     held = False
-    """Set while it is to stay away."""
+    """Whether it must not be restarted."""
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now; 0 when none does."""
+        """The id of the running process; 0 without one."""
         return next(iter(self.pids), 0)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process, if it is there."""
+        """Sends a signal to the process, if it runs."""
         for process in list(self._processes):
             process.send_signal(number)
 
     def ended(self) -> int | None:
-        """Returns the exit code of a process that has ended; None while it runs, or is not there."""
+        """Returns the exit code of a process that has ended; None while it runs or before it was started."""
         if not self._processes or (code := self._processes[0].poll()) is None:
             return None
         self._processes = []
         return code
 
     def state(self) -> str:
-        """What it says of its health, such as SERVING; "away" when it says nothing."""
+        """Returns its health, such as SERVING; "away" if it does not answer."""
         try:
             return health_pb2.HealthCheckResponse.ServingStatus.Name(self.health())
         except grpc.RpcError:
             return "away"
 
     def states(self, seconds: float) -> list[str]:
-        """Returns what it says of its health until it says no more, which takes that long at most."""
+        """Returns the changes of its health until it stops answering, for at most `seconds`."""
         seen: list[str] = []
         with blocking_channel(self.url, ONCE) as channel, suppress(grpc.RpcError):
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -125,36 +125,36 @@ class Kept(ServiceProcess):
         return seen
 
     def serves(self) -> bool:
-        """Whether its health says SERVING."""
+        """Returns whether its health is SERVING."""
         return self.running and self.state() == "SERVING"
 
 
 class System:
     """A broker, a store, a database, a gateway and the stages; a context manager.
 
-    Gateway and stages reach broker and store through proxies: each of the two has its own.
+    Gateway and stages reach the broker and the store through separate proxies.
     """
 
     def __init__(self, layout: Layout, model: ModelFolder, folder: Path) -> None:
-        """Makes it; `start` starts it.
+        """Creates the system without starting it.
 
         Args:
-            layout: what there is.
-            model: what is drawn with.
-            folder: for data and logs.
+            layout: the parts of the system.
+            model: the model to generate with.
+            folder: the folder for data and logs.
         """
         self.layout = layout
         self.model = model
         self.folder = folder
         self.state = folder / "failpoints"
         self.ends: list[Ended] = []
-        self.processes: dict[str, Kept] = {}
+        self.processes: dict[str, RestartedService] = {}
         self._stack = ExitStack()
         self._closing = threading.Event()
         self._lock = threading.Lock()
 
     def start(self) -> Self:
-        """Starts everything, and waits until it serves."""
+        """Starts all processes, and waits until they serve."""
         try:
             self._start_servers()
             self._start_services()
@@ -164,7 +164,7 @@ class System:
         return self
 
     def close(self) -> None:
-        """Ends everything; the services first, as they would be."""
+        """Stops all processes, the services first."""
         self._closing.set()
         with self._lock:
             for process in self.processes.values():
@@ -175,12 +175,12 @@ class System:
         self._stack.close()
 
     def left_over(self) -> list[str]:
-        """Returns what still runs of all that this system has started."""
+        """Returns the command lines of processes of this system that still run."""
         found = []
         folders = [self.folder, *([self.postgres.folder] if self.postgres else [])]
         for process in psutil.process_iter():
             try:
-                # Each runs in a folder of its own.
+                # Each runs in its own folder below these.
                 if any(Path(process.cwd()).is_relative_to(folder) for folder in folders):
                     found.append(" ".join(process.cmdline()[:4]))
             except psutil.Error:
@@ -196,17 +196,17 @@ class System:
         self.close()
 
     @property
-    def gateway(self) -> Kept:
+    def gateway(self) -> RestartedService:
         """The gateway's process."""
         return self.processes["gateway"]
 
-    def of(self, service: str) -> list[Kept]:
-        """Returns the processes of a service, of which there may be several."""
+    def of(self, service: str) -> list[RestartedService]:
+        """Returns all processes of a service."""
         return [process for name, process in self.processes.items() if name.partition("-")[0] == service]
 
     @contextmanager
     def client(self, *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Client]:
-        """A client of the gateway; by default one that is told of every error."""
+        """Yields a client of the gateway; by default it does not retry."""
         with Client(
             self.gateway.url,
             retry_seconds=retry_seconds,
@@ -216,17 +216,17 @@ class System:
             yield client
 
     def broker_settings(self, **changes: Any) -> BrokerSettings:
-        """Returns settings for our own looks into the queues, without a proxy."""
+        """Returns settings for direct access to the broker, without a proxy."""
         return BrokerSettings(url=SecretStr(self.broker.url), timeout=PATIENCE, **changes)
 
-    # Harm.
+    # Faults.
 
     def kill(self, name: str) -> None:
-        """Kills a process as kill -9 does; it is started again."""
+        """Kills a process with SIGKILL; it is restarted."""
         self.processes[name].signal(signal.SIGKILL)
 
     def wait_for_end(self, name: str, since: float, seconds: float = PATIENCE) -> Ended:
-        """Waits until a process has ended since a time (`time.time()`)."""
+        """Waits until a process ends, or has ended after `since` (Unix time)."""
         found: list[Ended] = []
 
         def look() -> bool:
@@ -237,21 +237,21 @@ class System:
         return found[0]
 
     def wait_until_serving(self, *names: str) -> None:
-        """Waits until processes serve, or all of them."""
+        """Waits until processes serve, by default all that are not held."""
         for name in names or [name for name, process in self.processes.items() if not process.held]:
             wait_until(self.processes[name].serves, PATIENCE)
 
     def reached(self, failpoint: str, number: int = 0) -> bool:
-        """Whether a failpoint that counts its times has failed `number` + 1 times."""
+        """Returns whether a counting failpoint has been hit `number` + 1 times."""
         return parse(failpoint).mark(self.state, number).exists()
 
     def wait_until_reached(self, failpoint: str, number: int = 0) -> None:
-        """Waits until a failpoint that counts its times has failed `number` + 1 times."""
+        """Waits until a counting failpoint has been hit `number` + 1 times."""
         wait_until(lambda: self.reached(failpoint, number), PATIENCE)
 
     @contextmanager
     def held(self, *names: str) -> Iterator[None]:
-        """Lets processes be away while the block runs: they are told to end, and not started again before."""
+        """Stops processes, and does not restart them while the block runs."""
         for name in names:
             self.processes[name].held = True
             self.processes[name].signal(signal.SIGTERM)
@@ -262,7 +262,7 @@ class System:
             self.release(*names)
 
     def release(self, *names: str) -> None:
-        """Lets processes that were held be there again."""
+        """Restarts processes that were held."""
         for name in names:
             self.processes[name].held = False
         self.wait_until_serving(*names)
@@ -271,7 +271,7 @@ class System:
     def failing(
         self, name: str, *failpoints: str, settings: Mapping[str, str] | None = None
     ) -> Iterator[None]:
-        """Runs a process with other failpoints than the rest while the block runs."""
+        """Runs a process with its own failpoints while the block runs."""
         process = self.processes[name]
         usual = dict(process.environment)
         with self.held(name):
@@ -284,7 +284,7 @@ class System:
 
     @contextmanager
     def disk_full(self, process: int) -> Iterator[None]:
-        """Lets a process write no more to any file while the block runs."""
+        """Makes all writes of a process to files fail while the block runs."""
         before = resource.prlimit(process, resource.RLIMIT_FSIZE)
         resource.prlimit(process, resource.RLIMIT_FSIZE, (0, before[1]))
         try:
@@ -292,10 +292,10 @@ class System:
         finally:
             resource.prlimit(process, resource.RLIMIT_FSIZE, before)
 
-    # Looks.
+    # Observations.
 
     def lines(self, *names: str) -> list[dict[str, Any]]:
-        """Returns the lines of logs, those of all processes by default."""
+        """Returns the parsed log lines of processes, by default of all."""
         found = []
         for name in names or tuple(self.processes):
             log = self.processes[name].log
@@ -304,11 +304,11 @@ class System:
                     try:
                         found.append(json.loads(line))
                     except ValueError:
-                        continue  # The last line of a process that was killed.
+                        continue  # A truncated last line of a killed process.
         return found
 
     def executions(self) -> dict[tuple[str, str, int | None], int]:
-        """Counts how often each piece of work was done, and its objects written: job, stage and chunk."""
+        """Counts how often the work of each job, stage and chunk was done."""
         counts: dict[tuple[str, str, int | None], int] = {}
         for line in self.lines(*(name for name in self.processes if name != "gateway")):
             if str(line.get("event", "")).startswith("the work is done"):
@@ -317,7 +317,7 @@ class System:
         return counts
 
     def metric(self, name: str, metric: str, **labels: str) -> float:
-        """Returns a metric of a process, all its series that have the labels added up; 0 when there is none."""
+        """Returns the sum of the series of a metric that have the labels; 0 without any."""
         import urllib.request
 
         from prometheus_client.parser import text_string_to_metric_families
@@ -331,17 +331,19 @@ class System:
         )
 
     def waiting(self, stage: str) -> int:
-        """Returns how many interactive messages of a stage wait in the broker."""
+        """Returns the number of interactive messages of a stage that wait in the broker."""
         with celery_application(self.broker_settings()).connection_for_read() as connection:
             channel = connection.channel()
             return int(channel.queue_declare(f"{stage}.interactive", passive=True).message_count)
 
     def resident_bytes(self, name: str) -> int:
-        """Returns how much memory a process has."""
+        """Returns the resident memory of a process."""
         return int(psutil.Process(self.processes[name].pid).memory_info().rss)
 
     def _metrics_url(self, name: str) -> str:
-        found = [line["event"] for line in self.lines(name) if "metrics are at" in str(line.get("event"))]
+        found = [
+            line["event"] for line in self.lines(name) if "metrics are served at" in str(line.get("event"))
+        ]
         return str(found[-1]).rpartition(" ")[2]
 
     # Start.
@@ -349,7 +351,7 @@ class System:
     def _start_servers(self) -> None:
         self.broker = BROKERS[self.layout.broker](self.folder / "broker")
         self.s3 = S3Server(self.folder / "store")
-        # In a folder of its own: it runs as another user, who may not be allowed into ours.
+        # In a temporary folder: it may run as another user, without access to ours.
         self.postgres = PostgresServer() if self.layout.database == "postgres" else None
         servers = [each for each in (self.broker, self.s3, self.postgres) if each is not None]
         for server in servers:
@@ -374,12 +376,12 @@ class System:
         for name, process in self.processes.items():
             process.held = name in self.layout.held
             if not process.held:
-                process.launch()  # All at once: importing takes most of the time.
+                process.launch()  # All at once: imports take most of the time.
         keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         keeper.start()
         self.wait_until_serving()
 
-    def _make(self, name: str) -> Kept:
+    def _make(self, name: str) -> RestartedService:
         service = name.partition("-")[0]
         side = "gateway" if service == "gateway" else "stages"
         settings = {
@@ -392,7 +394,7 @@ class System:
             settings["SMALTI_GATEWAY_DATABASE"] = (
                 self.postgres.url if self.postgres else f"sqlite:///{self.folder / 'gateway.sqlite3'}"
             )
-        return Kept(
+        return RestartedService(
             service,
             broker=_through(self.broker, self.proxies[f"{side}-broker"]),
             store=_through(self.s3, self.proxies[f"{side}-store"]),
@@ -402,7 +404,7 @@ class System:
         )
 
     def _keep(self) -> None:
-        """Starts again what has ended."""
+        """Restarts processes that have ended."""
         while not self._closing.wait(WATCH_SECONDS):
             with self._lock:
                 if self._closing.is_set():
@@ -415,5 +417,5 @@ class System:
 
 
 def _through(server: Server, proxy: Proxy) -> str:
-    """Returns a server's address by way of a proxy."""
+    """Returns the URL of a server through a proxy."""
     return server.url.replace(f"{HOST}:{server.port}", f"{HOST}:{proxy.port}")

@@ -1,1 +1,1 @@
-"""What tests, the fault matrix and the benchmarks share: real servers, proxies and stands; not shipped."""
+"""Shared by tests, fault matrix and benchmarks, not shipped: servers, processes, proxies, harnesses."""

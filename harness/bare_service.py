@@ -1,8 +1,8 @@
-"""A service that only says that it is well, for tests of what starts and stops services.
+"""A service that only answers health checks, for tests of `smalti up`.
 
-`python -m harness.bare_service NAME` writes what it does to the file `events` in the folder that `BARE_FOLDER` names.
-With a file `unusable-NAME` in that folder it ends at once, as a service with wrong settings does; with
-`stubborn-NAME` it does not end when asked to.
+`python -m harness.bare_service NAME` writes its events to the file `events` in the folder `BARE_FOLDER`. If that folder
+has a file `unusable-NAME`, it ends at once like a service with an invalid setting; with `stubborn-NAME` it ignores
+SIGTERM.
 """
 
 import os
@@ -37,7 +37,7 @@ def run(name: str, folder: Path) -> None:
 
     signal.signal(signal.SIGTERM, end)
     if (folder / f"unusable-{name}").exists():
-        sys.stderr.write(f"smalti {name}: SMALTI_MODEL: it is no good\n")
+        sys.stderr.write(f"smalti {name}: SMALTI_MODEL: it is invalid\n")
         sys.exit(2)
     server = grpc.server(ThreadPoolExecutor(2))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)

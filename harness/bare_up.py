@@ -1,4 +1,4 @@
-"""`smalti up` with services that only say that they are well: `python -m harness.bare_up [OPTIONS] [-- COMMAND...]`."""
+"""`smalti up` with services that only answer health checks: `python -m harness.bare_up [OPTIONS] [-- COMMAND...]`."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def up(
     data: Annotated[Path | None, typer.Option()] = None,
     ports: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """Takes the options of `smalti up`."""
+    """Runs `smalti up` with bare services; takes its options."""
     run_system(command or [], model=model, data=data, ports=ports, service_command=bare_command)
 
 

@@ -1,4 +1,4 @@
-"""Small pictures with captions, in the forms that data sets of pictures come in, for tests."""
+"""Small pictures with captions in the common formats of data sets."""
 
 import csv
 import io
@@ -11,13 +11,13 @@ from PIL import Image
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 48), mode: str = "RGB") -> Image.Image:
-    """Draws big soft blobs: no two seeds are near copies, and noise or scaling makes near copies."""
+    """Returns a picture of big soft blobs. Different seeds give no near duplicates; noise and scaling do."""
     blobs = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Returns a picture as the bytes of a file."""
+    """Returns a picture encoded as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A collector of traces for tests: it takes what is exported by OTLP over gRPC, and keeps it."""
+"""A collector of traces: receives spans by OTLP over gRPC and keeps them in memory."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +11,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A span that has come."""
+class RecordedSpan:
+    """A span that was exported."""
 
     service: str
     name: str
@@ -20,52 +20,53 @@ class Seen:
     trace: str
     span: str
     parent: str
-    """Empty where it is the first of its trace."""
+    """The id of the parent span; empty for the root of a trace."""
     attributes: dict[str, Any]
     begin: float
-    """In seconds since 1970, and `end` too."""
+    """Unix time of its start."""
     end: float
+    """Unix time of its end."""
     events: tuple[tuple[str, float], ...]
-    """Names and times."""
+    """Name and Unix time of each event."""
     failed: bool
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Listens at a free port of 127.0.0.1 while it is entered."""
+    """Listens on a free port of 127.0.0.1 while it is entered."""
 
     def __init__(self) -> None:
-        """Has seen nothing yet."""
+        """Binds the port; `endpoint` is its URL."""
         self._lock = threading.Lock()
-        self._spans: list[Seen] = []
+        self._spans: list[RecordedSpan] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     @property
-    def spans(self) -> list[Seen]:
-        """What has come so far."""
+    def spans(self) -> list[RecordedSpan]:
+        """The spans received so far."""
         with self._lock:
             return list(self._spans)
 
-    def named(self, name: str) -> list[Seen]:
-        """Returns the spans of a name that have come so far."""
+    def named(self, name: str) -> list[RecordedSpan]:
+        """Returns the spans with a name received so far."""
         return [span for span in self.spans if span.name == name]
 
     def clear(self) -> None:
-        """Forgets what has come."""
+        """Forgets the spans received so far."""
         with self._lock:
             self._spans.clear()
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Takes spans."""
-        seen = [
-            _seen(_attributes(resource.resource).get("service.name", ""), span)
+        """Receives spans."""
+        received = [
+            _recorded(_attributes(resource.resource).get("service.name", ""), span)
             for resource in request.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
         with self._lock:
-            self._spans += seen
+            self._spans += received
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def __enter__(self) -> Self:
@@ -82,8 +83,8 @@ def _attributes(holder: Any) -> dict[str, Any]:
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in holder.attributes}
 
 
-def _seen(service: str, span: Any) -> Seen:
-    return Seen(
+def _recorded(service: str, span: Any) -> RecordedSpan:
+    return RecordedSpan(
         service=service,
         name=span.name,
         kind=span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),

@@ -1,4 +1,4 @@
-"""A gRPC server for tests of what servers share: it does what the prompt asks."""
+"""A gRPC server for tests of the shell of servers, which does what the prompt asks for."""
 
 import asyncio
 import functools
@@ -28,7 +28,7 @@ Parameters = ParamSpec("Parameters")
 def asynchronous(
     test: Callable[Parameters, Coroutine[Any, Any, None]],
 ) -> Callable[Parameters, None]:
-    """Makes a test of a coroutine; it has a minute, so that what hangs fails."""
+    """Turns a coroutine into a test with a time limit of a minute."""
 
     @functools.wraps(test)
     def run(*arguments: Parameters.args, **named: Parameters.kwargs) -> None:
@@ -38,28 +38,28 @@ def asynchronous(
 
 
 class Servicer(EncoderServiceServicer, GeneratorServiceServicer):
-    """Answers, waits or fails, as it is told."""
+    """Answers, waits or fails as a test sets it."""
 
     def __init__(self) -> None:
-        """Well, and with nothing to raise."""
+        """Starts healthy, with no errors to raise."""
         self.healthy = True
         self.error: BaseException | None = None
-        """What every call raises."""
+        """Raised by every call, unless it is None."""
         self.failures: list[BaseException] = []
-        """What the next calls raise, one each, before anything else."""
+        """Raised by the next calls, one each, before anything else."""
         self.calls = 0
-        """Calls that have begun."""
+        """The number of calls that have started."""
         self.begun = asyncio.Event()
-        """Set once a call has begun."""
+        """Set once a call has started."""
         self.go_on = asyncio.Event()
-        """What a call for the prompt "wait", and a stream after its first message, waits for."""
+        """Awaited by a call for the prompt "wait", and by a stream after its first message."""
         self.cancelled = 0
-        """Calls that were broken off while they waited."""
+        """The number of calls that were cancelled while they waited."""
         self.seconds = 0.0
-        """How long the last call had when it began."""
+        """The time to the deadline when the last call started."""
 
     async def Encode(self, request: EncodeRequest, context: Any) -> EncodeResponse:  # noqa: N802
-        """Reads the prompt back."""
+        """Returns the prompt as its own reading."""
         await self._wait(request.prompt == "wait")
         return EncodeResponse(encoding=Encoding(reading=PromptReading(drawn=request.prompt)))
 
@@ -94,7 +94,7 @@ async def served(
     endless: tuple[str, ...] = (),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[tuple[Server, Servicer]]:
-    """Serves the two services of the servicer on a free port of 127.0.0.1, and stops at once at the end."""
+    """Serves the servicer on a free port of 127.0.0.1 while the block runs."""
     servicer = Servicer()
 
     def register(server: grpc.aio.Server) -> None:

@@ -1,7 +1,6 @@
-"""A gateway in memory, for tests of clients: its jobs always go the same way, and its wire breaks when told.
+"""A scripted gateway in memory for tests of clients: its jobs take a fixed course, and its streams break on demand.
 
-What a gateway does is not tested with it; what a client makes of a stream that breaks is, which no real gateway can be
-told to do.
+It tests how a client handles broken streams, which a real gateway does not produce on demand.
 """
 
 import asyncio
@@ -37,9 +36,9 @@ from smalti.v1.model_pb2 import Model, ModelReference
 MODEL = Model(reference=ModelReference(name="wire", revision=f"sha256:{'0' * 64}"), default=True)
 ROWS = 4
 HOLDS = {"queue": 1, "wait": 2}
-"""After which version a job for a prompt is held."""
+"""The version after which a job waits for `go_on`, by its prompt."""
 PIECE = 100
-"""Bytes of a file that are sent at a time."""
+"""Bytes of a file in one message."""
 
 Context = Any
 
@@ -52,32 +51,32 @@ def png(candidate: int) -> bytes:
 
 
 class WireGateway(ImageServiceServicer):
-    """The gateway. A job for the prompt "queue" or "wait" goes on when `go_on` is set; one for "fail" fails."""
+    """The servicer. Jobs for the prompts "queue" and "wait" wait for `go_on`; a job for "fail" fails."""
 
     def __init__(self) -> None:
-        """Has no jobs, and a wire that holds."""
+        """Starts without jobs and faults."""
         self.jobs: dict[str, list[job_pb2.Job]] = {}
         """The versions of each job."""
         self.calls: dict[str, list[Any]] = defaultdict(list)
         """The requests to each method."""
         self.failures: dict[str, list[BaseException]] = defaultdict(list)
-        """What the next calls of a method raise, one each, before they do anything."""
+        """Raised by the next calls of a method, one each, before they do anything."""
         self.lost_answers: dict[str, int] = defaultdict(int)
-        """How many of the next calls of a method are done, and then answered with UNAVAILABLE."""
+        """The number of next calls of a method that do their work and then fail with UNAVAILABLE."""
         self.breaks: dict[str, list[int]] = defaultdict(list)
-        """After how many messages the next streams of a method break."""
+        """The number of messages after which the next streams of a method break, one each."""
         self.silent_ends: list[int] = []
-        """After how many messages the next watches end with OK, whatever the state of their job."""
+        """The number of messages after which the next watches end with OK, although their job has not ended."""
         self.damaged = 0
-        """How many of the next files are sent damaged."""
+        """The number of next files that are sent damaged."""
         self.go_on = asyncio.Event()
         self.watching = threading.Event()
-        """Set once a watch has begun to wait."""
+        """Set once a watch waits for `go_on`."""
 
     async def CreateImages(  # noqa: N802
         self, request: image_pb2.CreateImagesRequest, context: Context
     ) -> image_pb2.CreateImagesResponse:
-        """Makes a job."""
+        """Creates a job."""
         self._begin("CreateImages", request)
         known = next((jobs for jobs in self.jobs.values() if jobs[0].request_id == request.request_id), None)
         if known is None:
@@ -94,7 +93,7 @@ class WireGateway(ImageServiceServicer):
     async def GetJob(  # noqa: N802
         self, request: image_pb2.GetJobRequest, context: Context
     ) -> image_pb2.GetJobResponse:
-        """Returns the last version."""
+        """Returns the last version of a job."""
         self._begin("GetJob", request)
         return image_pb2.GetJobResponse(job=self._of(request.job_id)[-1])
 
@@ -111,7 +110,7 @@ class WireGateway(ImageServiceServicer):
     async def CancelJob(  # noqa: N802
         self, request: image_pb2.CancelJobRequest, context: Context
     ) -> image_pb2.CancelJobResponse:
-        """Takes the rest of the job's versions away."""
+        """Replaces the remaining versions of a job by its cancellation."""
         self._begin("CancelJob", request)
         versions = self._of(request.job_id)
         cancelled = job_pb2.Job()
@@ -124,7 +123,7 @@ class WireGateway(ImageServiceServicer):
     async def WatchJob(  # noqa: N802
         self, request: image_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:
-        """Sends the versions, with signs of life in between."""
+        """Sends the versions of a job, with heartbeats in between."""
         self._begin("WatchJob", request)
         versions = self._of(request.job_id)
         since = request.since_version if request.HasField("since_version") else 0
@@ -151,7 +150,7 @@ class WireGateway(ImageServiceServicer):
     async def DownloadImages(  # noqa: N802
         self, request: image_pb2.DownloadImagesRequest, context: Context
     ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
-        """Sends the files in pieces."""
+        """Sends files in chunks."""
         self._begin("DownloadImages", request)
         job = self._of(request.job_id)[-1]
         if job.state != job_pb2.JOB_STATE_SUCCEEDED:
@@ -206,7 +205,7 @@ class WireGateway(ImageServiceServicer):
         return self.jobs[job_id]
 
     def _versions(self, request: image_pb2.CreateImagesRequest, name: str) -> list[job_pb2.Job]:
-        """Makes all versions of a job: queued, running, each row drawn, ended."""
+        """Returns all versions of a job: queued, running, one for each row, ended."""
         base = job_pb2.Job(id=name, request_id=request.request_id, parameters=request.parameters)
         base.parameters.n, base.parameters.candidates = request.parameters.n or 3, 4
         base.parameters.model.CopyFrom(MODEL.reference)
@@ -243,36 +242,45 @@ class WireGateway(ImageServiceServicer):
 
 
 class ServedGateway:
-    """A gateway that is served by a thread of its own."""
+    """Runs a `WireGateway` in its own thread."""
 
     def __init__(self, settings: RpcSettings | None = None) -> None:
-        """Serves at once, on the settings' port or else on a free one."""
+        """Starts serving, by default on a free port."""
         self.gateway = WireGateway()
         self._settings = settings or RpcSettings()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
         self._thread.start()
-        self._server = self._run(serve(self._register, healthy=lambda: True, settings=self._settings))
+        try:
+            self._server = self._run(serve(self._register, healthy=lambda: True, settings=self._settings))
+        except BaseException:
+            self._end_loop()
+            raise
         self.address: str = self._server.address
 
     def go_on(self) -> None:
-        """Lets jobs that wait be drawn."""
+        """Lets waiting jobs continue."""
         self._loop.call_soon_threadsafe(self.gateway.go_on.set)
 
     def stop(self) -> None:
-        """Breaks all calls off; nobody listens then."""
+        """Stops serving, and aborts all calls."""
         self._run(self._server.stop(0))
 
     def start(self) -> None:
-        """Listens again where it did, with the same jobs."""
+        """Serves again on the same port, with the same jobs."""
         settings = self._settings.model_copy(update={"port": self._server.port})
         self._server = self._run(serve(self._register, healthy=lambda: True, settings=settings))
 
     def close(self) -> None:
-        """Stops for good."""
-        self.stop()
+        """Stops serving, and ends the thread."""
+        try:
+            self.stop()
+        finally:
+            self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(30)
         self._loop.close()
 
     def _register(self, server: grpc.aio.Server) -> None:
@@ -284,7 +292,7 @@ class ServedGateway:
 
 @contextlib.contextmanager
 def served_gateway(settings: RpcSettings | None = None) -> Iterator[ServedGateway]:
-    """Serves a gateway in memory while the block runs."""
+    """Serves a scripted gateway while the block runs."""
     served = ServedGateway(settings)
     try:
         yield served

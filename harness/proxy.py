@@ -1,7 +1,7 @@
-"""A way to a server that can be made bad, for tests of faults: cut, slow, or deaf to the answers.
+"""A TCP proxy that injects network faults: cut connections, delays, lost responses.
 
-A proxy listens on a port of 127.0.0.1 and carries bytes to a port behind it. What it does wrong is one `Trouble`, which
-may change at any time; connections that are open feel it too.
+It listens on a port of 127.0.0.1 and forwards bytes to another one. Its `NetworkFault` may change at any time, and
+affects open connections too.
 """
 
 import contextlib
@@ -15,35 +15,35 @@ from typing import Self
 
 from harness.servers import HOST
 
-PIECE = 64 * 1024
+CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What is wrong with the way; nothing, as it is made."""
+class NetworkFault:
+    """The fault of a connection; none by default."""
 
     cut: bool = False
-    """Connections end, and new ones are refused."""
+    """Close connections, and refuse new ones."""
     delay: float = 0.0
-    """Every piece takes so many seconds longer, in both directions."""
-    deaf: bool = False
-    """What is asked arrives, and is done; what is answered is lost, and whoever asked waits in vain."""
+    """Delay of each chunk in seconds, in both directions."""
+    lose_responses: bool = False
+    """Forward requests, and drop their responses: the client waits in vain."""
     answer: bytes | None = None
-    """Every request is answered with this, and does not arrive."""
-    most: int | None = None
-    """The connection ends after so many bytes of answers."""
+    """Answer every request with these bytes instead of forwarding it."""
+    max_bytes: int | None = None
+    """Close a connection after this many bytes of responses."""
 
 
 class Proxy:
-    """Carries bytes to a port, and does wrong what it is told to; a context manager."""
+    """Forwards connections to a port, with faults; a context manager."""
 
     def __init__(self, port: int) -> None:
-        """Begins to listen.
+        """Starts to listen on `self.port`.
 
         Args:
-            port: of 127.0.0.1, behind the proxy.
+            port: the port of 127.0.0.1 to forward to.
         """
-        self.trouble = Trouble()
+        self.fault = NetworkFault()
         self._target = port
         self._listener = socket.create_server((HOST, 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
@@ -53,33 +53,35 @@ class Proxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     @contextlib.contextmanager
-    def troubled(
+    def faulty(
         self,
         *,
         cut: bool = False,
         delay: float = 0.0,
-        deaf: bool = False,
+        lose_responses: bool = False,
         answer: bytes | None = None,
-        most: int | None = None,
+        max_bytes: int | None = None,
     ) -> Iterator[None]:
-        """Does wrong what is told (see `Trouble`) while the block runs."""
-        self.trouble = Trouble(cut=cut, delay=delay, deaf=deaf, answer=answer, most=most)
+        """Injects a fault (see `NetworkFault`) while the block runs."""
+        self.fault = NetworkFault(
+            cut=cut, delay=delay, lose_responses=lose_responses, answer=answer, max_bytes=max_bytes
+        )
         if cut:
             self.break_connections()
         try:
             yield
         finally:
-            self.trouble = Trouble()
+            self.fault = NetworkFault()
 
     def break_connections(self) -> None:
-        """Ends all connections that are open."""
+        """Closes all open connections."""
         with self._lock:
             connections = list(self._open)
         for connection in connections:
             _end(connection)
 
     def close(self) -> None:
-        """Ends."""
+        """Stops listening, and closes all connections."""
         self._closing = True
         _end(self._listener)
         self._listener.close()
@@ -99,7 +101,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if self.trouble.cut:
+            if self.fault.cut:
                 client.close()
                 continue
             threading.Thread(target=self._serve, args=(client,), name="proxy-connection", daemon=True).start()
@@ -124,15 +126,15 @@ class Proxy:
 
     def _carry_requests(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := client.recv(PIECE):
-                trouble = self.trouble
-                if trouble.answer is not None:
-                    client.sendall(trouble.answer)
+            while data := client.recv(CHUNK):
+                fault = self.fault
+                if fault.answer is not None:
+                    client.sendall(fault.answer)
                     break
-                time.sleep(trouble.delay)
+                time.sleep(fault.delay)
                 server.sendall(data)
             else:
-                # The client has no more to ask; what is on its way back may still arrive.
+                # The client has sent everything; responses may still arrive.
                 server.shutdown(socket.SHUT_WR)
                 return
         _end(client)
@@ -141,25 +143,25 @@ class Proxy:
     def _carry_answers(self, server: socket.socket, client: socket.socket) -> None:
         carried, lost = 0, False
         with contextlib.suppress(OSError):
-            while data := server.recv(PIECE):
-                trouble = self.trouble
-                if trouble.deaf:
+            while data := server.recv(CHUNK):
+                fault = self.fault
+                if fault.lose_responses:
                     lost = True
                     continue
                 if lost:
-                    break  # What comes now would be taken for the answer that was lost.
-                if trouble.most is not None:
-                    data = data[: max(0, trouble.most - carried)]
+                    break  # The client would take the next response for the lost one.
+                if fault.max_bytes is not None:
+                    data = data[: max(0, fault.max_bytes - carried)]
                     carried += len(data)
-                time.sleep(trouble.delay)
+                time.sleep(fault.delay)
                 client.sendall(data)
-                if trouble.most is not None and carried >= trouble.most:
+                if fault.max_bytes is not None and carried >= fault.max_bytes:
                     break
         _end(client)
         _end(server)
 
 
 def _end(connection: socket.socket) -> None:
-    """Wakes up whoever waits for a connection; it is closed by its own thread."""
+    """Wakes up the thread of a connection, which closes it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A worker and its publisher on a real broker, and looks into the queues, for tests."""
+"""A worker and its publisher on a real broker, and access to the content of the queues."""
 
 import contextlib
 import time
@@ -32,17 +32,17 @@ from smalti.queue.application import all_queues
 Item = TypeVar("Item")
 
 WAIT = 60.0
-"""Seconds within which anything happens, on a machine that does other things as well."""
+"""Time limit in seconds for anything that a test waits for, on a busy machine."""
 HARMLESS_WARNINGS = (
-    # What Celery says of a reconnect; it concerns pools that can end a task.
+    # Celery's warning at a reconnect, for pools that can cancel tasks.
     "ignore::celery.exceptions.CPendingDeprecationWarning",
-    # py-amqp leaves the socket of a connection that broke off while it was made to the garbage collector.
+    # py-amqp leaves the socket of a failed connection attempt to the garbage collector.
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
 
 def settings_for(server: Server, **changes: Any) -> BrokerSettings:
-    """Returns the settings for a broker, with short times, so that a test need not wait."""
+    """Returns settings for a broker with short times, so that tests need not wait."""
     quick: dict[str, Any] = {
         "timeout": 5.0,
         "visibility_timeout": 6.0,
@@ -54,15 +54,15 @@ def settings_for(server: Server, **changes: Any) -> BrokerSettings:
 
 
 def patient(settings: BrokerSettings) -> BrokerSettings:
-    """Returns settings for the test's own looks into the queues."""
+    """Returns settings with a long timeout, for access by the test itself."""
     return settings.model_copy(update={"timeout": WAIT})
 
 
 def clear(settings: BrokerSettings) -> None:
-    """Makes all queues, and empties them."""
+    """Declares all queues and empties them."""
     with celery_application(patient(settings)).connection_for_write() as connection:
         for queue in all_queues(settings).values():
-            # Not removed: RabbitMQ 3.10 does not always recover a queue that was removed and made again.
+            # Not deleted: RabbitMQ 3.10 does not always recover a queue that was deleted and declared again.
             bound = queue(connection.channel())
             bound.declare()
             bound.purge()
@@ -71,7 +71,7 @@ def clear(settings: BrokerSettings) -> None:
 
 
 def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, Any]]]:
-    """Takes what is in a queue: each message's text, or body where it is no task, and its headers."""
+    """Takes all messages of a queue; returns the text of each, or its body if it is not a task, and its headers."""
     found = []
     with celery_application(patient(settings)).connection_for_write() as connection:
         bound = all_queues(settings)[queue](connection.channel())
@@ -85,17 +85,17 @@ def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, 
 
 
 def events(settings: BrokerSettings) -> list[Message]:
-    """Takes the events."""
+    """Takes all events."""
     return [parse(text) for text, _ in read_all(settings, "events")]
 
 
 def dead(settings: BrokerSettings, stage: Stage = Stage.ENCODE) -> list[tuple[str, dict[str, Any]]]:
-    """Takes what a stage could not work on."""
+    """Takes all dead letters of a stage."""
     return read_all(settings, dead_queue_name(stage))
 
 
 def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
-    """Returns a task."""
+    """Returns a task for the encoder."""
     fields: dict[str, Any] = {
         "job": job,
         "expires": time.time() + 3600,
@@ -111,16 +111,16 @@ def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
-    """Waits for a condition; raises `AssertionError` when it is not met in time."""
+    """Waits for a condition; raises `AssertionError` if it is not met in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() >= deadline:
-            raise AssertionError("it did not happen in time")
+            raise AssertionError("the condition was not met in time")
         time.sleep(0.01)
 
 
 def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bool]) -> list[Item]:
-    """Reads again and again until what was found is enough."""
+    """Reads repeatedly until enough was found; returns everything found."""
     found: list[Item] = []
 
     def look() -> bool:
@@ -132,7 +132,7 @@ def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bo
 
 
 class QueueHarness:
-    """A publisher and a worker in this process, and what became of the messages."""
+    """A publisher and a worker in this process, and the outcomes of the messages."""
 
     def __init__(self, settings: BrokerSettings) -> None:
         self.settings = settings
@@ -148,7 +148,7 @@ class QueueHarness:
         concurrency: int = 4,
         stage: Stage = Stage.ENCODE,
     ) -> Consumer:
-        """Starts the worker; by default its handler says that the work is done."""
+        """Starts the worker; by default, its handler returns the event that the work is done."""
 
         def handle(delivery: Delivery) -> Iterable[Message]:
             self.begun.append(delivery.message.job)
@@ -170,11 +170,11 @@ class QueueHarness:
         return self.consumer
 
     def wait_for(self, outcome: Outcome, count: int = 1) -> None:
-        """Waits until so many deliveries have had an outcome."""
+        """Waits until `count` deliveries have had this outcome."""
         wait_until(lambda: self.outcomes[outcome] >= count)
 
     def stop(self) -> None:
-        """Ends the worker, and closes the publisher."""
+        """Stops the worker, and closes the publisher."""
         if self.consumer:
             self.consumer.stop(5)
         self.publisher.close()

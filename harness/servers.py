@@ -1,4 +1,4 @@
-"""Real servers for tests, on free ports of 127.0.0.1: those of `smalti up`, and RabbitMQ and PostgreSQL."""
+"""Real servers on free ports of 127.0.0.1: those of `smalti up`, RabbitMQ and PostgreSQL."""
 
 import os
 import shutil
@@ -23,25 +23,25 @@ __all__ = [
 
 
 class RabbitMQServer(Server):
-    """RabbitMQ, of Debian's package `rabbitmq-server`, without systemd."""
+    """RabbitMQ from the Debian package `rabbitmq-server`, without systemd."""
 
     name = "rabbitmq"
     start_seconds = 240.0
     program: ClassVar[Path] = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
     def __init__(self, folder: Path | None = None, port: int | None = None) -> None:
-        """Makes the server; see `Server`."""
+        """Creates the server; see `Server`."""
         super().__init__(folder, port)
         self._name_port, self._node_port = free_port(), free_port()
 
     @classmethod
     def installed(cls) -> bool:
-        """Says whether the machine has it."""
+        """Returns whether RabbitMQ is installed."""
         return cls.program.exists()
 
     @property
     def url(self) -> str:
-        """The address of the broker."""
+        """The URL of the broker."""
         return f"amqp://guest:guest@{HOST}:{self.port}//"
 
     def _launch(self) -> None:
@@ -51,12 +51,12 @@ class RabbitMQServer(Server):
         configuration.write_text(
             f"listeners.tcp.1 = {HOST}:{self.port}\n"
             "log.console = true\nlog.file = false\n"
-            # The machine's disk and memory are for others to watch.
+            # Low limits, since tests share the disk and memory of the machine.
             "disk_free_limit.absolute = 10MB\nvm_memory_high_watermark.absolute = 1GB\n"
         )
         (self.folder / "plugins").write_text("[].\n")
         names = {"ERL_EPMD_PORT": str(self._name_port), "ERL_EPMD_ADDRESS": HOST}
-        # A name server of our own, in the foreground: the one that Erlang starts by itself stays behind.
+        # Our own epmd in the foreground: the one that Erlang starts would be left behind.
         self._run("epmd", "-port", str(self._name_port), "-address", HOST)
         self._run(
             self.program,
@@ -75,7 +75,7 @@ class RabbitMQServer(Server):
                 "RABBITMQ_DIST_PORT": str(self._node_port),
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false "
                 "-kernel inet_dist_use_interface {127,0,0,1}",
-                # The script then becomes the server instead of staying its parent.
+                # Makes the script exec the server instead of staying its parent.
                 "RUNNING_UNDER_SYSTEMD": "true",
             },
         )
@@ -83,7 +83,7 @@ class RabbitMQServer(Server):
     def _answers(self) -> bool:
         from kombu.connection import Connection
 
-        # Before it is ready it takes connections and closes them.
+        # Until it is ready, it accepts connections and closes them.
         if exchange(self.port, b"AMQP\x00\x00\x09\x01", 1) != b"\x01":
             return False
         with Connection(self.url, connect_timeout=5) as connection:
@@ -92,22 +92,22 @@ class RabbitMQServer(Server):
 
 
 class PostgresServer(Server):
-    """PostgreSQL, of Debian's package `postgresql`; not as root, which it refuses."""
+    """PostgreSQL from the Debian package `postgresql`; runs as another user than root, which it refuses."""
 
     name = "postgres"
-    stop_signal = signal.SIGINT  # SIGTERM waits for its clients to go.
+    stop_signal = signal.SIGINT  # SIGTERM would wait for clients to disconnect.
     user = "postgres"
     database = "postgres"
 
     @classmethod
     def programs(cls) -> Path | None:
-        """Returns the folder of the newest version's programs; None when the machine has none."""
+        """Returns the folder of the newest version's programs; None if it is not installed."""
         folders = Path("/usr/lib/postgresql").glob("*/bin")
         return max(folders, key=lambda folder: int(folder.parent.name), default=None)
 
     @property
     def url(self) -> str:
-        """The address of the database."""
+        """The URL of the database."""
         return f"postgresql://{self.user}@{HOST}:{self.port}/{self.database}"
 
     def _launch(self) -> None:
@@ -123,7 +123,7 @@ class PostgresServer(Server):
             initdb = self._run(programs / "initdb", *options, user=user)
             self._processes.remove(initdb)
             if initdb.wait(self.start_seconds) != 0:
-                raise ServerStartError(f"{self.name} cannot make its folder: {self.log_end()}")
+                raise ServerStartError(f"{self.name} cannot create its data folder: {self.log_end()}")
         self._run(
             programs / "postgres",
             *("-D", data, "-p", str(self.port), "-h", HOST, "-k", self.folder),

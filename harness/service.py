@@ -1,4 +1,4 @@
-"""A service's parts in this process, for tests: what a `build` is given, and calls to a servicer over 127.0.0.1."""
+"""Parts of a service in this process: the argument of a `build`, and calls to a servicer over 127.0.0.1."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ ONCE = RpcSettings(attempts=1, grace=0)
 
 
 def bare_process(store: MemoryStore | None = None) -> Process:
-    """Returns a process with a store in memory; its publisher has a broker only if somebody listens there."""
+    """Returns a process with a store in memory and without a broker."""
     broker = BrokerSettings(timeout=0.2, drain=1.0)
     return Process(
         name="ranker",
@@ -34,7 +34,7 @@ def bare_process(store: MemoryStore | None = None) -> Process:
 
 @asynccontextmanager
 async def called(register: Register) -> AsyncIterator[grpc.aio.Channel]:
-    """Serves, and gives a channel to it."""
+    """Serves on a free port; yields a channel to it."""
     async with (
         await serve(register, healthy=lambda: True, settings=ONCE) as server,
         channel(server.address, ONCE) as to_server,
@@ -43,6 +43,6 @@ async def called(register: Register) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def answer(call: Any) -> Any:
-    """Waits for a call's answer, or for all answers of a stream; raises our exceptions."""
+    """Awaits the response of a call, or all responses of a stream; raises the errors of `smalti.errors`."""
     with translated():
         return [each async for each in call] if hasattr(call, "__aiter__") else await call

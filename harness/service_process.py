@@ -1,4 +1,4 @@
-"""A service as a process, for tests: `python -m services.<name>` on free ports of 127.0.0.1."""
+"""A service as a process: `python -m smalti.services.<name>` on a free port of 127.0.0.1."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ONCE = RpcSettings(attempts=1)
 
 
 class ServiceProcess(Server):
-    """A service; ready when its health says SERVING."""
+    """A service; ready when its health is SERVING."""
 
     start_seconds = 120.0
     stop_seconds = 60.0
@@ -36,16 +36,16 @@ class ServiceProcess(Server):
         environment: Mapping[str, str] | None = None,
         command: tuple[str, ...] = (),
     ) -> None:
-        """Makes the service; `start` starts it.
+        """Creates the service without starting it.
 
         Args:
-            service: its name, such as "encoder".
-            broker: the broker's address.
-            store: the store's address.
-            model: the model's folder.
-            folder: where its log is; None is a temporary folder.
+            service: the name of the service, such as "encoder".
+            broker: the URL of the broker.
+            store: the URL of the object store.
+            model: the folder of the model.
+            folder: the folder of the log; None creates a temporary folder.
             environment: further settings; may be changed between two starts.
-            command: what to run in place of `python -m services.<service>`.
+            command: the command line; by default `python -m smalti.services.<service>`.
         """
         self.name = service  # type: ignore[misc]
         super().__init__(folder)
@@ -61,17 +61,17 @@ class ServiceProcess(Server):
 
     @property
     def url(self) -> str:
-        """Where it is called, as host:port."""
+        """The address of the service, as host:port."""
         return f"{HOST}:{self.port}"
 
     def health(self) -> int:
-        """Returns what it says of its health; raises `grpc.RpcError` when it does not answer."""
+        """Returns its health; raises `grpc.RpcError` if it does not answer."""
         with blocking_channel(self.url, ONCE) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Asks the process to end; returns its exit code."""
+        """Sends a signal, and waits for the end; returns the exit code."""
         self.tell(number)
         return self.wait()
 
@@ -80,21 +80,21 @@ class ServiceProcess(Server):
         self._processes[0].send_signal(number)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Waits until the process ends; returns its exit code."""
+        """Waits until the process ends; returns the exit code."""
         code = self._processes[0].wait(seconds)
         self._processes = []
         return code
 
     def launch(self) -> None:
-        """Starts the process and does not wait for it; `wait_until_ready` does."""
+        """Starts the process without waiting for it; see `wait_until_ready`."""
         self._launch()
 
     def wait_until_ready(self) -> None:
-        """Waits until its health says SERVING; raises `ServerStartError` when it ends, or takes too long."""
+        """Waits until its health is SERVING; raises `ServerStartError` if it ends or takes too long."""
         self._wait_until(self._answers, self.start_seconds, "does not answer")
 
     def run(self) -> "subprocess.CompletedProcess[str]":
-        """Runs the process to its end, for one that is not to start."""
+        """Runs a process that should fail to start; returns its exit code and output."""
         environment = {**os.environ, **self._settings, **self.environment}
         return subprocess.run(
             self._command, env=environment, capture_output=True, text=True, timeout=120, check=False

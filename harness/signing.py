@@ -1,4 +1,4 @@
-"""Keys and certificates with which messages are signed, for tests."""
+"""Keys and certificates for signing messages."""
 
 import datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Makes a key and a certificate that it has signed itself; returns the files of both, in the folder."""
+    """Creates a key and a self-signed certificate; returns both files."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)

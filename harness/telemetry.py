@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from harness.collector import Collector, Seen
+from harness.collector import Collector, RecordedSpan
 from smalti.telemetry import LogSettings, Metrics, tracing
 from smalti.telemetry.logs import set_up
 from smalti.telemetry.metrics import PREFIX
@@ -82,7 +82,7 @@ def recording(service: str = "encoder") -> Iterator[tuple[Collector, Tracing]]:
             started.close()
 
 
-def only(spans: list[Seen]) -> Seen:
+def only(spans: list[RecordedSpan]) -> RecordedSpan:
     """Returns the one span of a list."""
     assert len(spans) == 1
     return spans[0]

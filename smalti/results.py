@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 from smalti.errors import DamagedObjectError
 from smalti.messages import MAX_GIVEN_TOKENS, MAX_IN_CHUNK, CandidateIndex, Prompt, ShortText
 from smalti.parameters import SamplingParameters, Seed
-from smalti.storage.keys import Key, Sha256
+from smalti.storage import Key, Sha256
 from smalti.validation import Strict, first_problem
 
 Pixels = Annotated[int, Field(ge=1, le=2**20)]

@@ -1,4 +1,4 @@
-"""The rows of the matrix, in its order."""
+"""The rows of the matrix, in order."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A broker that dies, hangs, or does not answer; messages that come more than once, or never should have."""
+"""Faults of the broker, duplicate messages, and invalid ones."""
 
 import json
 import time
@@ -26,7 +26,7 @@ WORK_STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
     "no accepted job is lost; submitting goes on",
 )
 def broker_away(trial: Trial) -> None:
-    """Jobs are asked for before, while and after the broker is away."""
+    """Submits jobs before, while and after the broker is away."""
     system, account = trial.system, trial.account
     account.submit_many([f"row 5 before {number}" for number in range(trial.jobs)])
     system.broker.kill()
@@ -50,18 +50,18 @@ def broker_away(trial: Trial) -> None:
     "it is sent again; what is sent twice is done once, or gives the same bytes",
 )
 def broker_out_of_reach(trial: Trial) -> None:
-    """The way to the broker is cut, then deaf: first the gateway's, then that of the stages."""
+    """The connections to the broker are cut, then lose responses: first the gateway's, then those of the stages."""
     system, account = trial.system, trial.account
     for side in ("gateway-broker", "stages-broker"):
-        for trouble in ("cut", "deaf"):
+        for fault in ("cut", "lose_responses"):
             before = account.submit_many(
-                [f"row 6 before {side} {trouble} {number}" for number in range(trial.jobs // 4)]
+                [f"row 6 before {side} {fault} {number}" for number in range(trial.jobs // 4)]
             )
-            with system.proxies[side].troubled(cut=trouble == "cut", deaf=trouble == "deaf"):
+            with system.proxies[side].faulty(cut=fault == "cut", lose_responses=fault == "lose_responses"):
                 during = account.submit_many(
-                    [f"row 6 {side} {trouble} {number}" for number in range(trial.jobs // 4)]
+                    [f"row 6 {side} {fault} {number}" for number in range(trial.jobs // 4)]
                 )
-                time.sleep(5 if trial.long else 2)  # So long is it out of reach.
+                time.sleep(5 if trial.long else 2)  # The duration of the fault.
             trial.expect_states("succeeded", *before, *during)
 
 
@@ -76,7 +76,7 @@ _ENCODING, _ENCODED_ONCE = sleeping("row 7", "encode.after-read", 3)
     failpoints=(_DRAWING, _ENCODING),
 )
 def duplicates(trial: Trial) -> None:
-    """While a chunk is encoded, and another is drawn, three copies of its message are sent."""
+    """Sends three copies of the message of a chunk that is being encoded, and of one that is being generated."""
     system, account = trial.system, trial.account
     suppressed = _suppressed(trial)
     encoded = account.submit(_ENCODED_ONCE, candidates=4)
@@ -92,7 +92,7 @@ def duplicates(trial: Trial) -> None:
     copies = _encode_task(trial, drawn).next(encoding, drawn.prompt)
     _send(trial, [*copies] * 3)
     trial.expect_states("succeeded")
-    # The copies that have joined the one that slept are counted when it has ended.
+    # Copies that joined the sleeping delivery are counted when it ends.
     wait_until(partial(_has_suppressed, trial, suppressed + 6), PATIENCE)
     counts = system.executions()
     for submission, stage in ((encoded, "encode"), (drawn, "generate")):
@@ -109,7 +109,7 @@ def duplicates(trial: Trial) -> None:
     "they are in the dead-letter queues, the processes live, and jobs go on",
 )
 def poison(trial: Trial) -> None:
-    """Sends rubbish into every queue, among jobs."""
+    """Sends rubbish to every queue while jobs run."""
     system, account = trial.system, trial.account
     settings = system.broker_settings()
     for stage in Stage:
@@ -148,7 +148,7 @@ def _signing(folder: Path) -> dict[str, str]:
     prepare=_signing,
 )
 def unsigned(trial: Trial) -> None:
-    """Sends messages that would be good, but are not signed."""
+    """Sends messages that are valid except for the missing signature."""
     system, account = trial.system, trial.account
     settings = system.broker_settings()
     publisher = BrokerPublisher(settings)
@@ -173,17 +173,17 @@ _SLOW = [sleeping("row 15", "decode.after-read", 4, str(number)) for number in r
     failpoints=tuple(failpoint for failpoint, _ in _SLOW),
 )
 def too_slow(trial: Trial) -> None:
-    """Decoding takes four seconds, where a second is allowed."""
+    """Decoding takes four seconds; one second is allowed."""
     submitted = [trial.account.submit(prompt) for _, prompt in _SLOW]
     trial.expect_states("succeeded", *submitted)
     told = _suppressed(trial) + trial.system.metric("gateway", "lease_losses_total")
     told += sum(trial.system.metric(name, "redeliveries_total") for name in trial.system.layout.services)
-    trial.expect(told > 0, "no metric tells of it")
+    trial.expect(told > 0, "no metric shows it")
     trial.notes.append(f"the metrics tell of {told:.0f} redeliveries, duplicates and lost leases")
 
 
 def _dead(trial: Trial, stage: Stage, number: int) -> list[tuple[str, dict[str, Any]]]:
-    """Waits until so many messages are in the dead-letter queue of a stage, and takes them."""
+    """Waits until a number of messages is in the dead-letter queue of a stage, and takes them."""
     settings = trial.system.broker_settings()
     return gather(lambda: dead(settings, stage), lambda found: len(found) >= number)
 
@@ -199,7 +199,7 @@ def _suppressed(trial: Trial) -> float:
 
 
 def _encode_task(trial: Trial, submission: Submission) -> EncodeTask:
-    """Returns the message that the gateway has sent for a job of one chunk."""
+    """Returns the message that the gateway sent for a job of one chunk."""
     with trial.system.client() as client:
         job = client.get(submission.job)
     model = trial.system.model
@@ -225,7 +225,7 @@ def _send(trial: Trial, messages: list[EncodeTask] | list[GenerateTask]) -> None
 
 
 def _rubbish(publisher: BrokerPublisher, stage: Stage) -> int:
-    """Sends into a stage's queue what it cannot work on; returns how many messages that are."""
+    """Sends invalid messages to the queue of a stage; returns their number."""
     queue = queue_name(stage)
     good = json.loads(task("rubbish").to_json())
     foreign = {
@@ -245,6 +245,6 @@ def _rubbish(publisher: BrokerPublisher, stage: Stage) -> int:
     for text in texts:
         publisher.publish_text(stage, queue, text)
     other = Stage.RANK if stage is not Stage.RANK else Stage.ENCODE
-    publisher.publish_text(other, queue, "{}")  # A task that this queue does not have.
+    publisher.publish_text(other, queue, "{}")  # A task of another queue.
     publisher.publish_raw(queue, b"\x00\xff rubbish", "application/json", "utf-8", {})
     return len(texts) + 2

@@ -1,4 +1,4 @@
-"""Clients that ask for too much, take it back, or go away."""
+"""Clients that submit too much, cancel, or go away."""
 
 import itertools
 import threading
@@ -16,7 +16,7 @@ from smalti.v1 import job_pb2
 
 OPEN_JOBS = 400
 MAX_GROWTH = 128 * 2**20
-"""Bytes by which a gateway may grow that is asked for ten thousand jobs."""
+"""Bytes by which the memory of a gateway may grow under ten thousand jobs."""
 CALLERS = 32
 
 
@@ -28,7 +28,7 @@ CALLERS = 32
     held=STAGES,
 )
 def burst(trial: Trial) -> None:
-    """Many callers ask for many jobs; then the workers start."""
+    """Many clients submit many jobs; then the workers start."""
     system, account = trial.system, trial.account
     limit = min(OPEN_JOBS, trial.burst // 2)
     before = system.resident_bytes("gateway")
@@ -82,7 +82,7 @@ _WATCHED = sleeping("row 14", "decode.after-read", 2, "watched")
     failpoints=(*(failpoint for failpoint, _ in _CANCELLED.values()), _EXPIRED[0], _WATCHED[0]),
 )
 def taken_back(trial: Trial) -> None:
-    """Cancels a job in the queue, at each stage, and at its end; lets one expire, and one lose its client."""
+    """Cancels a job in the queue, at each stage and after its end; lets one expire, and one lose its client."""
     system, account = trial.system, trial.account
     with system.held("encoder"):
         queued = account.submit("row 14 cancelled in the queue")
@@ -103,7 +103,7 @@ def taken_back(trial: Trial) -> None:
     trial.expect_states("cancelled", *cancelled.values())
     trial.expect_states("expired", expired)
     _free_slots(trial)
-    # Whoever slept is awake by now.
+    # The stages that slept are awake by now.
     account.settle(account.submit("row 14 the last"))
     order = ["", *STAGE_NAMES.values()]
     counts = system.executions()
@@ -137,14 +137,14 @@ def _watch_and_leave(trial: Trial) -> Submission:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    trial.expect(seen.wait(PATIENCE), "a watch told nothing")
+    trial.expect(seen.wait(PATIENCE), "a watch yielded nothing")
     client.close()
     watching.join(PATIENCE)
     return submission
 
 
 def _free_slots(trial: Trial) -> None:
-    """Cancels a job that fills all slots, while every quantum takes a second."""
+    """Cancels a job that fills all slots, while every dispatch takes a second."""
     system, account = trial.system, trial.account
     with system.failing("generator", "generate.engine-step=sleep:1"):
         full = account.submit("row 14 fills the slots", candidates=16)
@@ -154,6 +154,6 @@ def _free_slots(trial: Trial) -> None:
         wait_until(lambda: system.metric("generator", "slots_active") == 0, PATIENCE)
         quanta = system.metric("generator", "engine_step_seconds_count") - before
         trial.notes.append(f"the slots were free after {quanta:.0f} quanta")
-        # The one that runs, and one that has begun before the marker was found.
+        # The running dispatch, and one that started before the marker was found.
         trial.expect(quanta <= 2, f"the slots were free after {quanta:.0f} quanta")
         trial.expect_states("cancelled", full)

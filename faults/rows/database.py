@@ -1,4 +1,4 @@
-"""A database that is locked, or away, and disks that are full."""
+"""Faults of the database, and full disks."""
 
 import sqlite3
 import time
@@ -15,7 +15,7 @@ LOCKED_SECONDS, SHORT_LOCKED_SECONDS = 8.0, 4.5
     "submitting is refused, nothing is lost, and all goes on without repair",
 )
 def no_room(trial: Trial) -> None:
-    """Jobs are under way when nothing more can be written, and others are asked for."""
+    """Submits jobs before and while the database cannot write."""
     system, account = trial.system, trial.account
     account.submit_many([f"row 12 before {number}" for number in range(trial.jobs // 2)])
     if system.postgres is None:
@@ -34,7 +34,7 @@ def no_room(trial: Trial) -> None:
 def _sqlite_full(trial: Trial) -> None:
     with trial.system.disk_full(trial.system.gateway.pid):
         _expect_refusal(trial, "row 12 the disk is full")
-        time.sleep(2)  # So long is it full.
+        time.sleep(2)  # The duration of the fault.
 
 
 def _sqlite_locked(trial: Trial) -> None:
@@ -61,7 +61,7 @@ def _postgres_away(trial: Trial) -> None:
 
 
 def _expect_refusal(trial: Trial, prompt: str) -> None:
-    """Expects that a job is refused as UNAVAILABLE, with the time after which to come again."""
+    """Expects that a job is refused with UNAVAILABLE, and records the time."""
     began = time.monotonic()
     refused = trial.account.submit(prompt).refused
     trial.notes.append(f"{prompt.removeprefix('row 12 ')}: answered after {time.monotonic() - began:.1f} s")
@@ -69,17 +69,17 @@ def _expect_refusal(trial: Trial, prompt: str) -> None:
 
 
 def _others_full(trial: Trial) -> None:
-    """The disks of store and broker are full, while jobs are under way and others come."""
+    """Fills the disks of store and broker while jobs run and others are submitted."""
     system, account = trial.system, trial.account
-    # RabbitMQ watches its disk itself, and takes nothing more in time.
+    # RabbitMQ monitors its disk, and blocks publishers before it is full.
     servers = (system.s3, system.broker) if system.layout.broker == "valkey" else (system.s3,)
     for server in servers:
         pid = server.pids[-1]
         account.submit_many([f"row 12 {server.name} before {number}" for number in range(trial.jobs // 4)])
         with system.disk_full(pid):
             account.submit_many([f"row 12 {server.name} full {number}" for number in range(trial.jobs // 4)])
-            time.sleep(4 if trial.long else 2)  # So long is it full.
-        # Valkey ends when it cannot write, and SeaweedFS writes nothing more until it is started again.
+            time.sleep(4 if trial.long else 2)  # The duration of the fault.
+        # Valkey exits when it cannot write; SeaweedFS stays read-only until it is restarted.
         server.kill()
         server.start()
         account.settle()

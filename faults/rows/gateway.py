@@ -1,4 +1,4 @@
-"""A gateway that is killed."""
+"""Crashes of the gateway."""
 
 import time
 
@@ -23,13 +23,13 @@ _KILLED = [killing("row gateway", point) for point in _POINTS]
     failpoints=tuple(failpoint for failpoint, _ in _KILLED),
 )
 def gateway_killed(trial: Trial) -> None:
-    """A job for every point at which the gateway kills itself, one after the other."""
+    """Submits a job for every point at which the gateway kills itself, one after the other."""
     for failpoint, prompt in _KILLED:
         kill_gateway(trial, failpoint, prompt)
 
 
 def kill_gateway(trial: Trial, failpoint: str, prompt: str) -> None:
-    """Asks for a job over which the gateway kills itself, and then again, as a client does that was not answered."""
+    """Submits a job over which the gateway kills itself, then repeats the call as a client without an answer does."""
     began = time.time()
     submission = trial.account.submit(prompt)
     trial.system.wait_for_end("gateway", began)

@@ -1,4 +1,4 @@
-"""The most telling faults, for every run of the tests: a minute, in one system."""
+"""The most revealing faults, for every run of the tests: a minute in one system."""
 
 import time
 from typing import Final
@@ -29,7 +29,7 @@ def workers(trial: Trial) -> None:
 
 @row("broker", "broker killed and started again; stopped for a moment", "nothing is lost")
 def broker(trial: Trial) -> None:
-    """Jobs are asked for before, while and after the broker is away."""
+    """Submits jobs before, while and after the broker is away."""
     system, account = trial.system, trial.account
     account.submit_many(["short before the broker is killed"] * 4)
     system.broker.kill()
@@ -38,7 +38,7 @@ def broker(trial: Trial) -> None:
     account.submit("short after the broker is back")
     system.broker.pause()
     account.submit("short while the broker hangs")
-    time.sleep(1)  # So long does it hang.
+    time.sleep(1)  # The duration of the fault.
     system.broker.resume()
     trial.expect_states("succeeded")
 
@@ -57,7 +57,7 @@ _HARMED = {
     failpoints=tuple(failpoint for failpoint, _ in _HARMED.values()),
 )
 def objects(trial: Trial) -> None:
-    """Harms what three stages have written, before the next one reads it."""
+    """Damages the output of three stages before the next one reads it."""
     before = begun_again(trial.system)
     for (stage, harm), sleeper in _HARMED.items():
         harm_between(trial, {stage: sleeper}, harm)
@@ -78,7 +78,7 @@ _DRAWING = sleeping("short", "generate.after-read", 2, "cancelled")
     failpoints=(_DRAWING[0],),
 )
 def cancel(trial: Trial) -> None:
-    """Cancels a job in the generator's hands."""
+    """Cancels a job while the generator works on it."""
     system = trial.system
     cancelled = trial.account.submit(_DRAWING[1])
     system.wait_until_reached(_DRAWING[0])
@@ -88,7 +88,7 @@ def cancel(trial: Trial) -> None:
     trial.expect(state == job_pb2.JOB_STATE_CANCELLED, "it was not cancelled")
     wait_until(lambda: system.metric("generator", "cancelled_total") > before)
     done = sorted(stage for job, stage, _ in system.executions() if job == cancelled.job)
-    trial.expect(done == ["encode"], f"done for it was: {', '.join(done)}")
+    trial.expect(done == ["encode"], f"work was done for it: {', '.join(done)}")
     trial.expect_states("cancelled", cancelled)
 
 

@@ -1,4 +1,4 @@
-"""A store that is away, slow, or lies; objects that get lost or damaged."""
+"""Faults of the object store, and lost or damaged objects."""
 
 import io
 import time
@@ -24,7 +24,7 @@ TROUBLES = {
     "cut": {"cut": True},
     "slow": {"delay": 0.2},
     "answers 503": {"answer": NOT_NOW},
-    "does what it is asked, and does not say so": {"deaf": True},
+    "does what it is asked, and does not say so": {"lose_responses": True},
     "breaks off its answers": {"most": 300},
 }
 
@@ -35,13 +35,13 @@ TROUBLES = {
     "bounded tries, then the work is done later; a part of an object is never taken for it",
 )
 def store_in_trouble(trial: Trial) -> None:
-    """Every trouble of the way to the store, with jobs that are under way and jobs that come."""
+    """Every network fault of the store, with running jobs and new ones."""
     system, account = trial.system, trial.account
     proxies = [system.proxies["gateway-store"], system.proxies["stages-store"]]
     for name, trouble in TROUBLES.items():
         count = max(1, trial.jobs // 6)
         account.submit_many([f"row 10 before {name} {number}" for number in range(count)])
-        with proxies[0].troubled(**trouble), proxies[1].troubled(**trouble):  # type: ignore[arg-type]
+        with proxies[0].faulty(**trouble), proxies[1].faulty(**trouble):  # type: ignore[arg-type]
             account.submit_many([f"row 10 {name} {number}" for number in range(count)])
             time.sleep(SECONDS if trial.long else SHORT_SECONDS)
         trial.expect_states("succeeded")
@@ -52,7 +52,7 @@ def store_in_trouble(trial: Trial) -> None:
     trial.expect_states("succeeded")
 
 
-# What each stage has written, and has not told of yet, when it is harmed.
+# The object that each stage has written, but not reported, when it is damaged.
 WRITTEN: dict[str, Callable[[JobKeys], str]] = {
     "encode": lambda keys: keys.encoding,
     "generate": lambda keys: keys.tokens(0),
@@ -73,7 +73,7 @@ _LAST = sleeping("row 11", "rank.after-write", 3, "tokens")
     failpoints=(*(failpoint for failpoint, _ in _HARMED.values()), _LAST[0]),
 )
 def objects_harmed(trial: Trial) -> None:
-    """Harms what a stage has written before the next one reads it, and a picture after the end of its job."""
+    """Damages the output of a stage before the next one reads it, and a picture after the end of its job."""
     system, account = trial.system, trial.account
     for harm in HARMS:
         harm_between(trial, {stage: _HARMED[stage, harm] for stage in WRITTEN}, harm)
@@ -89,7 +89,7 @@ def objects_harmed(trial: Trial) -> None:
     done = account.submit("row 11 damaged at the end")
     trial.expect_states("succeeded", done)
     harm_object(system, JobKeys(done.job).candidate(0), "damaged")
-    trial.expect(refused(system, done), "a damaged picture was handed out")
+    trial.expect(refused(system, done), "a damaged picture was served")
 
 
 def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: str) -> None:
@@ -107,13 +107,13 @@ def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: st
 
 
 def begun_again(system: System) -> int:
-    """Returns how often a chunk has begun again for an object that was missing or damaged."""
+    """Returns how often a chunk was restarted because of a missing or damaged object."""
     events = [str(line.get("event", "")) for line in system.lines()]
     return sum("starts again from the prompt: " in event or "are made again: " in event for event in events)
 
 
 def refused(system: System, submission: Submission) -> bool:
-    """Whether the gateway refuses to hand out the pictures of a job."""
+    """Returns whether the gateway refuses to serve the pictures of a job."""
     with system.client() as client:
         try:
             list(client.download(submission.job))
@@ -123,7 +123,7 @@ def refused(system: System, submission: Submission) -> bool:
 
 
 def harm_object(system: System, key: str, harm: str) -> None:
-    """Removes an object, changes its bytes beneath its checksum, or puts another whole object in its place."""
+    """Deletes an object, changes its content without the checksum, or replaces it with another object."""
     if harm == "missing":
         system.store.delete(key)
         return

@@ -1,4 +1,4 @@
-"""Workers that die, hang, or are told to end."""
+"""Workers that crash, hang, or are asked to stop."""
 
 import itertools
 import signal
@@ -25,7 +25,7 @@ _AT_WORK = {service: sleeping("row 1", f"{STAGE_NAMES[service]}.after-read", 60)
     failpoints=tuple(failpoint for failpoint, _ in _AT_WORK.values()),
 )
 def killed_at_work(trial: Trial) -> None:
-    """Each stage sleeps over one job, and is killed then."""
+    """Kills each stage while it sleeps over a job."""
     submitted = [trial.account.submit(prompt) for _, prompt in _AT_WORK.values()]
     for service, (failpoint, _) in _AT_WORK.items():
         trial.system.wait_until_reached(failpoint)
@@ -36,7 +36,7 @@ def killed_at_work(trial: Trial) -> None:
     trial.expect_states("succeeded", *submitted)
 
 
-# Of the generator's step no job is known; it is killed there by row 4's way.
+# The generator's step belongs to no job, so it is killed there as in row 4.
 _BETWEEN = [
     killing("row 2", f"{stage}.{point}")
     for stage in STAGE_NAMES.values()
@@ -52,7 +52,7 @@ _BETWEEN = [
     failpoints=tuple(failpoint for failpoint, _ in _BETWEEN),
 )
 def killed_between(trial: Trial) -> None:
-    """A job for every point at which its worker kills itself, all at once; then the generator in its step."""
+    """Submits a job for every point at which its worker kills itself; then kills the generator in its step."""
     kill_between(trial, _BETWEEN)
     with trial.system.failing("generator", "generate.engine-step=kill@1"):
         last = trial.account.submit("row 2 the generator's step is killed")
@@ -61,7 +61,7 @@ def killed_between(trial: Trial) -> None:
 
 
 def kill_between(trial: Trial, killings: Sequence[tuple[str, str]]) -> None:
-    """Asks for jobs over which a worker kills itself, all at once; takes the failpoints and the prompts."""
+    """Submits jobs over which workers kill themselves; takes pairs of failpoint and prompt."""
     submitted = [trial.account.submit(prompt) for _, prompt in killings]
     trial.expect_states("succeeded", *submitted)
     for failpoint, _ in killings:
@@ -78,7 +78,7 @@ _UNDER_LOAD = tuple(f"{stage}.before-write=sleep:0.2?prompt=row 3" for stage in 
     failpoints=_UNDER_LOAD,
 )
 def told_to_end(trial: Trial) -> None:
-    """Jobs keep coming while every process is told to end, and started again."""
+    """Submits jobs while every process is stopped and restarted."""
     system, account = trial.system, trial.account
     over = threading.Event()
 
@@ -93,7 +93,7 @@ def told_to_end(trial: Trial) -> None:
         submitting = threads.submit(submit)
         try:
             for name in (*STAGES, "gateway"):
-                # There is work in hand.
+                # Wait until work is in progress.
                 wait_until(partial(_works, system, name), PATIENCE)
                 began = time.time()
                 system.processes[name].signal(signal.SIGTERM)
@@ -122,7 +122,7 @@ _HANGS = "rank.engine-step=hang@1?prompt=row 4 rank.engine-step hangs"
     failpoints=(_RAISES, _HANGS),
 )
 def engine_fails(trial: Trial) -> None:
-    """A decoder that raises, a ranker that hangs, a generator that does the one and then the other."""
+    """The decoder raises, the ranker hangs, the generator does both in turn."""
     system = trial.system
     for name, failpoint in (("decoder", _RAISES), ("ranker", _HANGS)):
         _watch_the_end(trial, name, failpoint.partition("prompt=")[2])
@@ -155,7 +155,7 @@ _KILLER = "row 9 kills every worker"
     failpoints=(f"generate.before-write=kill?prompt={_KILLER}",),
 )
 def deadly_prompt(trial: Trial) -> None:
-    """One job kills the generator whenever it is worked on; others wait in the same queue."""
+    """One job crashes the generator each time; others wait in the same queue."""
     system, account = trial.system, trial.account
     dead(system.broker_settings(), Stage.GENERATE)
     neighbours = account.submit_many([f"row 9 before {number}" for number in range(trial.jobs // 2)])
@@ -181,7 +181,7 @@ _SAME = "row 19 the same request"
     "the same bytes",
 )
 def same_request(trial: Trial) -> None:
-    """Draws a request four times; the pictures' files are the same."""
+    """Submits a request four times and compares the files of the pictures."""
     system, account = trial.system, trial.account
     alone = account.submit(_SAME, seed=7, candidates=6)
     account.settle(alone)

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from smalti.errors import OversizedMessageError
 from smalti.parameters import Priority
-from smalti.storage.keys import JobId, JobKeys
+from smalti.storage import JobId, JobKeys
 from smalti.validation import Strict
 
 VERSION: Final = 2

@@ -15,7 +15,7 @@ from smalti.messages.envelope import (
     Stage,
     queue_name,
 )
-from smalti.storage.keys import ObjectRef
+from smalti.storage import ObjectRef
 from smalti.validation import Strict
 
 MAX_WORDS = 64

@@ -19,7 +19,7 @@ from smalti.messages.envelope import (
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
 from smalti.parameters import SamplingParameters, Seed
-from smalti.storage.keys import ObjectRef
+from smalti.storage import ObjectRef
 
 
 class StageTask(Envelope):

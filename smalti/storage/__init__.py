@@ -1,6 +1,6 @@
 """The object store: the data that stages pass on, and the results of jobs."""
 
-from smalti.storage.keys import JobId, JobKeys, ObjectRef, check_key, is_intermediate
+from smalti.storage.keys import JobId, JobKeys, Key, ObjectRef, Sha256, check_key, is_intermediate
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
 from smalti.storage.settings import StoreSettings, open_store, store_settings
@@ -9,11 +9,13 @@ from smalti.storage.store import ObjectInfo, ObjectStore, digest, find, sweep
 __all__ = [
     "JobId",
     "JobKeys",
+    "Key",
     "LocalStore",
     "MemoryStore",
     "ObjectInfo",
     "ObjectRef",
     "ObjectStore",
+    "Sha256",
     "StoreSettings",
     "check_key",
     "digest",

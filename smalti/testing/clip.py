@@ -1,4 +1,4 @@
-"""A tiny CLIP for tests."""
+"""A tiny CLIP."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from smalti.models.clip import write_folder
 
-# The vocabulary is that of the tokenizer that open_clip brings along, so nothing is fetched.
+# The vocabulary of the tokenizer in open_clip, so that nothing is downloaded.
 _CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
@@ -16,13 +16,13 @@ _CONFIG: dict[str, Any] = {
 
 
 def tiny_clip(folder: Path, seed: int = 0) -> None:
-    """Writes a CLIP with random weights, in open_clip's folder format; the same seed gives the same bytes.
+    """Writes a CLIP with random weights in the folder format of open_clip; a seed determines all bytes.
 
     Args:
-        folder: where; it is made if it is not there.
-        seed: of the random weights.
+        folder: the folder to write; created if it is missing.
+        seed: the seed of the random weights.
     """
-    # Not before `smalti.models.clip`, which makes it importable.
+    # After `smalti.models.clip`, which makes it importable.
     import open_clip
 
     with torch.random.fork_rng(devices=[]):

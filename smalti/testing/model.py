@@ -1,6 +1,6 @@
-"""A tiny model for tests: the real architecture, a few thousand random weights, a few milliseconds a step.
+"""A tiny model: the real architecture with a few thousand random weights, a few milliseconds per step.
 
-It draws no recognisable picture; everything around the weights is as in a large model.
+Its pictures are noise; everything except the weights is as in a large model.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ TINY_VQGAN_64 = vqgan.VQGANConfig(
     ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), resolution=64, z_channels=4, embed_dim=4,
     n_embed=32, patch_size=16,
 )  # fmt: skip
-"""For pictures of a world: 64 pixels, 16 tokens, 32 codes."""
+"""For 64-pixel pictures: 16 tokens, 32 codes."""
 
 
 def tiny_bart_config(vocabulary: int, **changes: int) -> bart.DalleBartConfig:
-    """Returns the sizes of the tiny transformer: 16 image tokens, 64 codes, 2 + 2 layers."""
+    """Returns the configuration of the tiny transformer: 16 image tokens, 64 codes, 2 + 2 layers."""
     sizes = {
         "encoder_vocab_size": vocabulary, "image_vocab_size": TINY_VQGAN.n_embed, "d_model": 32,
         "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -40,9 +40,9 @@ def tiny_bart_config(vocabulary: int, **changes: int) -> bart.DalleBartConfig:
 
 
 def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Parameters:
-    """Draws parameters of any model by their names and shapes; the same seed gives the same.
+    """Returns random parameters for the given names and shapes; the seed determines them.
 
-    Made by NumPy: a program that draws them on the device takes far longer to compile than the tiny model to draw.
+    NumPy generates them: compiling a program for the device would take far longer.
     """
     generator = np.random.default_rng(seed)
 
@@ -50,19 +50,19 @@ def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Param
         kind = name.rpartition("/")[2]
         if kind == "scale":
             return np.ones(shape, np.float32)
-        # Wide enough for the logits to differ, so that guidance, top-k and the rest have something to do.
+        # Wide enough for different logits, so that guidance, top-k and the like have an effect.
         return generator.normal(0, 0.1 if kind == "bias" else 0.3, shape).astype(np.float32)
 
     return unflatten({name: draw(name, shape) for name, shape in shapes.items()})
 
 
 def tiny_model(folder: Path, seed: int = 0, words: Words | None = None) -> ModelFolder:
-    """Writes a tiny model folder; the same seed gives the same bytes.
+    """Writes the folder of a tiny model; a seed determines all bytes.
 
     Args:
-        folder: where; it is made, and must not be there yet.
-        seed: of the random weights.
-        words: what it knows by name; without them it takes any text.
+        folder: the folder to create; must not exist.
+        seed: the seed of the random weights.
+        words: the words that the model knows; None for a model that accepts any text.
     """
     folder.mkdir(parents=True)
     config = tiny_bart_config(tiny_tokenizer_files(folder / "bart"))

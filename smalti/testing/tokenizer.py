@@ -1,4 +1,4 @@
-"""A tiny text tokenizer for tests."""
+"""A tiny text tokenizer."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ _WORDS = ("a", "an", "the", "on", "red", "blue", "cat", "dog", "fox", "car", "av
 def tiny_tokenizer_files(folder: Path) -> int:
     """Writes `tokenizer.json`, `vocab.json` and `merges.txt`, and returns the size of the vocabulary.
 
-    The vocabulary is the special tokens, the 256 bytes, and what a few common words are merged from.
+    The vocabulary has the special tokens, the 256 bytes, and the merges of a few common words.
     """
     tokens = (*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()))
     vocabulary = {token: number for number, token in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
     for word in _WORDS:
-        merged = "Ġ"  # The letter that stands for the space before a word.
+        merged = "Ġ"  # The byte-level symbol of the space before a word.
         for letter in word:
             if merged + letter not in vocabulary:
                 vocabulary[merged + letter] = len(vocabulary)

@@ -1,4 +1,4 @@
-"""The words of a small world, for tests."""
+"""The vocabulary of a small world."""
 
 from smalti.text.vocabulary import Words
 
@@ -23,4 +23,4 @@ SMALL_WORLD = Words(
     },
     neighbours={"hippo": "elephant", "hippopotamus": "elephant", "violin": "guitar", "polar bear": "dog"},
 )  # fmt: skip
-"""Sixteen things, of one word and of two, with synonyms and neighbours for some others."""
+"""Sixteen things of one or two words, with synonyms and neighbours for some others."""

@@ -1,1 +1,3 @@
-"""The whole system on one machine: its processes, started, watched, and stopped."""
+"""The whole system on one machine: starts, supervises and stops its processes."""
+
+__all__ = ["command", "ports", "servers", "services", "supervisor", "system"]

@@ -1,4 +1,4 @@
-"""A command that is run against the system, in the terminal of the one who started it."""
+"""Commands that die with this process, among them the one that `smalti up -- COMMAND` runs."""
 
 import os
 import shutil
@@ -11,15 +11,28 @@ from smalti.errors import InvalidInputError
 
 
 def find_program(name: str) -> list[str]:
-    """Returns the beginning of a command: a program, of this installation where it has one.
+    """Returns the path of a program, preferably of this installation, as the start of a command.
 
     Raises:
-        InvalidInputError: there is no such program.
+        InvalidInputError: the program does not exist.
     """
     program = shutil.which(name, path=_path())
     if program is None:
-        raise InvalidInputError("COMMAND", f"{name}: there is no such program")
+        raise InvalidInputError("COMMAND", f"{name}: no such program; check its name and PATH")
     return [program]
+
+
+def guarded(command: Sequence[str | Path], *, user: str = "") -> list[str]:
+    """Returns a command line that runs a command, and kills it when this process ends.
+
+    The kernel ties it to the thread that starts it: that thread must live as long as the command may run.
+
+    Args:
+        command: the program and its arguments.
+        user: the user to run as; empty for the current one.
+    """
+    guard = Path(__file__).with_name("guard.py")
+    return [sys.executable, "-I", "-S", str(guard), str(os.getpid()), user, *map(str, command)]
 
 
 def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -27,17 +40,13 @@ def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subp
 
     Args:
         command: the program and its arguments.
-        environment: what its environment has beside this process's.
+        environment: variables in addition to those of this process.
     """
-    guard = Path(__file__).with_name("guard.py")
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guard), str(os.getpid()), "", *command],
-        env={**os.environ, "PATH": _path(), **environment},
-    )
+    return subprocess.Popen(guarded(command), env={**os.environ, "PATH": _path(), **environment})
 
 
 def hears_the_terminal() -> bool:
-    """Tells whether Ctrl-C in the terminal reaches this process, and so its children too."""
+    """Returns whether Ctrl-C in the terminal reaches this process, and so its children too."""
     try:
         with Path("/dev/tty").open("rb") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()

@@ -1,4 +1,4 @@
-"""The ports of `smalti up`, and who holds one that is taken."""
+"""The ports of `smalti up`, and the processes that hold taken ones."""
 
 import shlex
 from collections.abc import Collection
@@ -16,19 +16,19 @@ DEFAULT_PORTS = {
     "valkey": 6380,
     "s3": 8333,
 }
-"""What listens where; the services listen for gRPC, and for Prometheus."""
+"""The ports of all servers; each service has one for gRPC and one for metrics."""
 
 FREE = "free"
 
 
 def read_ports(text: str | None) -> dict[str, int]:
-    """Returns the ports that a user asks for.
+    """Returns the ports for the value of `--ports`.
 
     Args:
-        text: "free" for free ports throughout, or "gateway=6000,s3=free" for those that are to be others than usual.
+        text: "free" for free ports only, or a list of changes to the default ports such as "gateway=6000,s3=free".
 
     Raises:
-        InvalidInputError: it has another form, a name that there is not, or a port twice.
+        InvalidInputError: the text has another form, an unknown name, or a port twice.
     """
     ports = dict(DEFAULT_PORTS)
     if text == FREE:
@@ -36,38 +36,38 @@ def read_ports(text: str | None) -> dict[str, int]:
     for part in text.split(",") if text else []:
         name, _, port = part.strip().partition("=")
         if name not in ports:
-            raise InvalidInputError("ports", f"{name!r} is none of {', '.join(ports)}")
+            raise InvalidInputError("ports", f"{name!r} must be one of {', '.join(ports)}")
         if port != FREE and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise InvalidInputError(
-                "ports", f"{name}={port}: a number from 1 to 65535, or {FREE}, is expected"
-            )
+            raise InvalidInputError("ports", f"{name}={port}: must be a number from 1 to 65535, or {FREE}")
         ports[name] = _free_but(ports.values()) if port == FREE else int(port)
     for name, number in ports.items():
         if list(ports.values()).count(number) > 1:
-            raise InvalidInputError("ports", f"{name}={number}: the port is given to two")
+            raise InvalidInputError(
+                "ports", f"{name}={number}: another server has this port; choose a different one"
+            )
     return ports
 
 
 def taken(ports: dict[str, int]) -> list[str]:
-    """Returns a line for each port that somebody holds, with who that is."""
+    """Returns a line for each port that is taken, with the process that holds it."""
     return [
-        f"port {port} of {HOST}, for {name}, is held by {holder(port)}"
+        f"port {port} of {HOST} (for {name}) is held by {holder(port)}"
         for name, port in ports.items()
         if not is_free(port)
     ]
 
 
 def holder(port: int) -> str:
-    """Returns the process that listens on a port, with its command line, as far as it may be seen."""
+    """Returns the process that listens on a port, and its command line if it is visible."""
     for connection in psutil.net_connections("tcp"):
         here = connection.laddr[1] if connection.laddr else None
         if connection.status == psutil.CONN_LISTEN and here == port and connection.pid:
             try:
                 command = shlex.join(psutil.Process(connection.pid).cmdline())
             except psutil.Error:
-                command = "its command line cannot be seen"
+                command = "command line not visible"
             return f"process {connection.pid} ({command})"
-    return "a process that cannot be seen, perhaps another user's"
+    return "an invisible process, perhaps of another user"
 
 
 def _free_but(others: Collection[int]) -> int:

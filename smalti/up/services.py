@@ -1,4 +1,4 @@
-"""The services as processes of ours: `python -m smalti.services.<name>`, on 127.0.0.1."""
+"""Services as child processes: `python -m smalti.services.<name>` on 127.0.0.1."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.up.servers import HOST, Server
 
 HEALTH_SECONDS = 2.0
-# Of a probe nothing of the environment's holds: the services that are started here speak without TLS.
+# Ignores the environment: the services that are started here do not use TLS.
 _PROBE = RpcSettings.model_construct(attempts=1)
 
 
@@ -22,7 +22,7 @@ def service_command(name: str) -> tuple[str, ...]:
 
 
 class ServiceServer(Server):
-    """A service; it answers when its health says that it serves."""
+    """A service; ready when its health is SERVING."""
 
     start_seconds = 240.0
     stop_seconds = 15.0
@@ -30,14 +30,14 @@ class ServiceServer(Server):
     def __init__(
         self, name: str, folder: Path, port: int, environment: Mapping[str, str], *command: str
     ) -> None:
-        """Makes the service; `start` starts it.
+        """Creates the service without starting it.
 
         Args:
-            name: the service's, such as "encoder".
-            folder: where it keeps what it keeps.
-            port: where it listens for gRPC.
-            environment: its settings; those of this process hold beside them.
-            command: what is run in place of `python -m smalti.services.<name>`.
+            name: the name of the service, such as "encoder".
+            folder: the folder of its data.
+            port: the gRPC port.
+            environment: its settings, in addition to the environment of this process.
+            command: the command line; by default `python -m smalti.services.<name>`.
         """
         self.name = name  # type: ignore[misc]
         super().__init__(folder, port)
@@ -46,15 +46,15 @@ class ServiceServer(Server):
 
     @property
     def url(self) -> str:
-        """Where it is called, as host:port."""
+        """The address of the service, as host:port."""
         return f"{HOST}:{self.port}"
 
     def _launch(self) -> None:
-        # Paths in the user's environment are relative to where the user is.
+        # Paths in the user's environment are relative to the working directory.
         self._run(*self._command, environment=self._environment, cwd=Path.cwd())
 
     def _answers(self) -> bool:
         with blocking_channel(self.url, _PROBE) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)  # Its stubs do not tell of its methods.
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # The types of the stub lack its methods.
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,4 +1,4 @@
-"""Keeps servers running: starts them, waits until they answer, starts again what dies, and stops them in order."""
+"""Keeps servers running: starts them in order, restarts those that die, and stops them in reverse order."""
 
 import signal
 import threading
@@ -10,48 +10,48 @@ from smalti.errors import ServerStartError
 from smalti.up.servers import Server
 
 PROBE_SECONDS = 0.1
-"""How often a server that does not answer yet is asked."""
-FIRST_PAUSE, MAX_PAUSE_SECONDS = 0.5, 30.0
-"""How long to wait before a server that has died is started again; twice as long after every time."""
+"""Interval between probes of a server that does not answer yet."""
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
+"""Delay before a server that died is restarted; doubled after each time."""
 STEADY_SECONDS = 60.0
-"""A server that has answered for so long has a new first pause."""
+"""After answering for this long, a server starts again from the first delay."""
 MAX_STARTS = 4
-"""How often a server is started that has never answered."""
+"""Starts of a server that never answers before it is given up."""
 UNUSABLE = 2
-"""The exit code of a process whose settings, or whose model, cannot be used: starting it again is of no use."""
+"""The exit code of a service with an invalid setting or model, which a restart does not fix."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-class Kept:
-    """One server that is kept running, by a thread of its own."""
+class KeptServer:
+    """A server that a thread keeps running."""
 
-    def __init__(self, server: Server, needs: Sequence["Kept"], tell: Tell) -> None:
-        """Makes it; `begin` starts it.
+    def __init__(self, server: Server, needs: Sequence["KeptServer"], report: Report) -> None:
+        """Creates the keeper without starting the server.
 
         Args:
             server: the server.
-            needs: what must have answered before it is started first.
-            tell: is told when it dies, and when it answers again.
+            needs: servers that must have answered before this one is started.
+            report: called when the server dies, and when it answers again.
         """
         self.server = server
         self._needs = needs
-        self._tell = tell
+        self._report = report
         self._ending = threading.Event()
-        # Held while the server is started and while it is stopped, so that none is started after its stop.
+        # Held while the server is started or stopped, so that it is not started after its stop.
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name=f"keep-{server.name}", daemon=True)
         self.ready = threading.Event()
-        """Set when it answers for the first time."""
+        """Set when the server answers for the first time."""
         self.failure: ServerStartError | None = None
-        """Why it has been given up before it answered."""
+        """Why the server was given up before it answered; None if it was not."""
 
     def begin(self) -> None:
-        """Starts the server, now or when what it needs answers."""
+        """Starts the server as soon as the servers that it needs answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets the server end by itself, and past its time kills it."""
+        """Stops the server; kills it when that takes too long."""
         self._ending.set()
         with self._lock:
             self.server.stop()
@@ -59,7 +59,7 @@ class Kept:
             self._thread.join()
 
     def kill(self) -> None:
-        """Ends the server at once; one that is being stopped ends sooner."""
+        """Kills the server, even while it is being stopped."""
         self._ending.set()
         self.server.kill()
 
@@ -68,28 +68,28 @@ class Kept:
             while not need.ready.wait(PROBE_SECONDS):
                 if self._ending.is_set() or need.failure:
                     return
-        pause = FIRST_PAUSE
-        deaths = 0
+        pause = FIRST_PAUSE_SECONDS
+        crashes = 0
         while not self._ending.is_set():
             answered, ended = self._run_once()
             if self._ending.is_set():
                 return
-            deaths += 1
-            if not self.ready.is_set() and (deaths == MAX_STARTS or ended == f"exit code {UNUSABLE}"):
+            crashes += 1
+            if not self.ready.is_set() and (crashes == MAX_STARTS or ended == f"exit code {UNUSABLE}"):
                 self.failure = ServerStartError(
                     f"{self.server.name} cannot start ({ended}): {self.server.log_end()}"
                 )
                 return
             if answered is not None and time.monotonic() - answered > STEADY_SECONDS:
-                pause = FIRST_PAUSE
-            self._tell(
-                f"{self.server.name} has died ({ended}) and is started again in {pause:.1f} s: {self.server.log}"
+                pause = FIRST_PAUSE_SECONDS
+            self._report(
+                f"{self.server.name} has died ({ended}); restarting in {pause:.1f} s; see {self.server.log}"
             )
             self._ending.wait(pause)
             pause = min(MAX_PAUSE_SECONDS, 2 * pause)
 
     def _run_once(self) -> tuple[float | None, str]:
-        """Runs the server until it ends; returns since when it has answered, if it has, and how it ended."""
+        """Runs the server until it ends; returns the time at which it first answered, or None, and how it ended."""
         answered: float | None = None
         with self._lock:
             if self._ending.is_set():
@@ -102,7 +102,7 @@ class Kept:
             if self.server.answers():
                 answered = time.monotonic()
                 if self.ready.is_set():
-                    self._tell(f"{self.server.name} answers again")
+                    self._report(f"{self.server.name} answers again")
                 self.ready.set()
                 break
             self._ending.wait(PROBE_SECONDS)
@@ -112,32 +112,31 @@ class Kept:
 
 
 class Supervisor:
-    """Servers that belong together."""
+    """Runs groups of servers that depend on each other."""
 
-    def __init__(self, groups: Sequence[Sequence[Server]], tell: Tell) -> None:
-        """Makes it; `begin` starts the servers.
+    def __init__(self, groups: Sequence[Sequence[Server]], report: Report) -> None:
+        """Creates the supervisor without starting the servers.
 
         Args:
-            groups: a group is started when the groups before it answer, unless it is told not to wait, and stopped
-                before they are.
-            tell: is told what happens, a line at a time, from any thread.
+            groups: all groups wait for the first to answer; they are stopped in reverse order.
+            report: called with one line for each event, from any thread.
         """
-        self.groups: list[list[Kept]] = []
+        self.groups: list[list[KeptServer]] = []
         for group in groups:
             needs = self.groups[0] if self.groups else []
-            self.groups.append([Kept(server, needs, tell) for server in group])
+            self.groups.append([KeptServer(server, needs, report) for server in group])
         self._kept = [kept for group in self.groups for kept in group]
 
     def begin(self) -> None:
-        """Starts the servers, and does not wait."""
+        """Starts the servers without waiting for them."""
         for kept in self._kept:
             kept.begin()
 
     def wait_until_ready(self, until: threading.Event) -> bool:
-        """Waits until every server has answered once; returns whether they have, or the event has come first.
+        """Waits until every server has answered once; returns False if the event is set before.
 
         Raises:
-            ServerStartError: a server cannot be started, or does not answer in its time.
+            ServerStartError: a server cannot be started, or does not answer in time.
         """
         began = time.monotonic()
         for kept in self._kept:
@@ -155,9 +154,9 @@ class Supervisor:
         """Stops the servers, the last group first."""
         for group in reversed(self.groups):
             with ThreadPoolExecutor(len(group), thread_name_prefix="stop") as threads:
-                list(threads.map(Kept.stop, group))
+                list(threads.map(KeptServer.stop, group))
 
     def kill(self) -> None:
-        """Ends all servers at once."""
+        """Kills all servers."""
         for kept in reversed(self._kept):
             kept.kill()

@@ -1,4 +1,4 @@
-"""The system on one machine: which processes there are, and what each is told."""
+"""The processes of the system on one machine, and their settings."""
 
 import fcntl
 import json
@@ -19,25 +19,25 @@ from smalti.up.services import ServiceServer, service_command
 WORKERS = SERVICES[1:]
 LOGS = "logs"
 
-_OF_TLS_AND_PLACES = (
+_CLEARED = (
     *(f"SMALTI_RPC_{name}" for name in ("HEALTH_PORT", "TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA", "TLS")),
     *(f"SMALTI_RPC_TLS_{name}" for name in ("CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "SERVER_NAME")),
     *(f"SMALTI_BROKER_{name}" for name in ("CA", "CERTIFICATE", "KEY")),
     *(f"SMALTI_BROKER_SIGNING_{name}" for name in ("KEY", "CERTIFICATE", "TRUSTED")),
     *(f"SMALTI_STORE_{name}" for name in ("ACCESS_KEY", "SECRET_KEY", "PUBLIC_URL", "CA")),
 )
-"""Settings for systems on several machines; here all is on one, and they are left out."""
+"""Settings of systems on several machines, which are cleared here."""
 
-_UNLESS_SET = {
-    # Nobody waits long for the end of a system in a terminal. What has not ended is done again after the next start.
+_DEFAULTS = {
+    # Short, since a user waits in the terminal. Unfinished work is done after the next start.
     "SMALTI_RPC_GRACE": "5",
     "SMALTI_BROKER_DRAIN": "5",
     "SMALTI_SERVICE_GRACE": "9",
     "SMALTI_RPC_REFLECTION": "1",
-    # On a machine that all share, a thread that spins while it has nothing to do takes what the others need.
+    # The services share the cores of one machine, so idle threads must not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""What is otherwise than usual, unless the user has set it."""
+"""Settings that differ from the services' defaults unless the user sets them."""
 
 
 class System:
@@ -51,13 +51,13 @@ class System:
         *,
         command: Callable[[str], Sequence[str]] = service_command,
     ) -> None:
-        """Makes the servers; nothing is started.
+        """Creates the servers without starting them.
 
         Args:
-            data: the folder in which everything is kept.
-            ports: by the names of `DEFAULT_PORTS`.
-            model: the model's folder.
-            command: gives the command line that starts a service, by the service's name.
+            data: the folder of all data.
+            ports: the ports, by the names of `DEFAULT_PORTS`.
+            model: the folder of the model.
+            command: returns the command line of a service by its name.
         """
         self._command = command
         self.data = data
@@ -71,8 +71,8 @@ class System:
             "SMALTI_STORE_URL": self.s3.url,
             "SMALTI_RPC_HOST": HOST,
             "SMALTI_METRICS_HOST": HOST,
-            **dict.fromkeys(_OF_TLS_AND_PLACES, ""),
-            **{name: value for name, value in _UNLESS_SET.items() if name not in os.environ},
+            **dict.fromkeys(_CLEARED, ""),
+            **{name: value for name, value in _DEFAULTS.items() if name not in os.environ},
         }
         self.services = {name: self._service(name, shared) for name in SERVICES}
         for server in self.servers:
@@ -80,18 +80,18 @@ class System:
 
     @property
     def servers(self) -> list[Server]:
-        """All of them."""
+        """All servers."""
         return [server for group in self.groups for server in group]
 
     @property
     def groups(self) -> list[list[Server]]:
-        """Those that are stopped together, the last group first; all others need the first."""
+        """The groups of servers for the `Supervisor`: infrastructure, stages, gateway."""
         workers: list[Server] = [self.services[name] for name in WORKERS]
         return [[self.valkey, self.s3], workers, [self.services["gateway"]]]
 
     @property
     def gateway(self) -> str:
-        """Where clients call the system, as host:port."""
+        """The address of the gateway, as host:port."""
         return self.services["gateway"].url
 
     def _service(self, name: str, shared: Mapping[str, str]) -> ServiceServer:
@@ -111,10 +111,10 @@ class System:
 
 @contextmanager
 def owned(data: Path) -> Iterator[None]:
-    """Makes a data folder that nobody else may read, and holds it while the block runs.
+    """Creates a data folder that other users cannot read, and locks it while the block runs.
 
     Raises:
-        ServerStartError: another process holds it; says which.
+        ServerStartError: another process has locked it; names the process.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / "lock").open("a+") as lock:
@@ -130,7 +130,7 @@ def owned(data: Path) -> Iterator[None]:
 
 
 def begin_logs(data: Path) -> None:
-    """Makes room for new logs; those of the time before get the ending `.before`."""
+    """Renames the logs of the last run to `*.log.before`."""
     folder = data / LOGS
     folder.mkdir(exist_ok=True)
     for log in folder.glob("*.log"):
@@ -145,7 +145,7 @@ def _process(pid: str) -> str:
 
 
 def _keys(file: Path) -> tuple[str, str]:
-    """Returns the access key and the secret key of the store; new ones, for their owner alone, the first time."""
+    """Returns the access key and the secret key of the store; creates them the first time, readable by their owner."""
     if not file.exists():
         keys = {"access_key": secrets.token_hex(8), "secret_key": secrets.token_hex(24)}
         temporary = file.with_suffix(f".{os.getpid()}")

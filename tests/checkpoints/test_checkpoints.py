@@ -420,7 +420,7 @@ def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
     sizes = ("--d-model", "256", "--layers", "3", "--folder", str(tmp_path))
     choice = ("--formats", "safetensors", "msgpack-by-layer", "--actions", "load", "convert")
     command = [sys.executable, str(BENCHMARK), "--json", *sizes, *choice]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300).stdout
     results = [json.loads(line) for line in output.splitlines()]
     assert len(results) == 4
     for result in results:

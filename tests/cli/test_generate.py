@@ -3,8 +3,6 @@
 import contextlib
 import gc
 import json
-import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from harness.processes import run_at_terminal, started
 from smalti.cli import run
 from smalti.pictures import load_drawing
 from smalti.registry.folder import ModelFolder
@@ -162,7 +161,7 @@ def test_ctrl_c_leaves_only_complete_files(tiny: ModelFolder, tmp_path: Path) ->
     out = tmp_path / "out"
     command = [sys.executable, "-m", "smalti", "generate", *(f"fox {i}" for i in range(500)), "--json"]
     command += ["--model", str(tiny.path), "--out", str(out), "--n", "1", "--candidates", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -204,23 +203,13 @@ def test_ctrl_c_that_python_loses_is_recorded(
 
 
 def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    command = [sys.executable, "-m", "smalti", "generate", "fox"]
-    process = subprocess.Popen(
-        [*command, "--model", str(tiny.path), "--out", str(tmp_path), "--n", "1"],
-        stdin=terminal, stdout=terminal, stderr=subprocess.DEVNULL,
-        env={**os.environ, "TERM": "xterm-256color"},
-    )  # fmt: skip
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:  # Linux raises it when the other side is closed.
-            break
-    os.close(controller)
-    assert process.wait(timeout=60) == 0
-    text = shown.decode(errors="replace")
+    command = [sys.executable, "-m", "smalti", "generate", "fox", "--n", "1"]
+    status, text = run_at_terminal(
+        [*command, "--model", str(tiny.path), "--out", str(tmp_path)],
+        environment={"TERM": "xterm-256color"},
+        standard_error=False,
+    )
+    assert status == 0
     assert text.count("▀") == 32 * 16
     assert "1 of 16 drawn" in text
 

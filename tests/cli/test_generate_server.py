@@ -1,8 +1,6 @@
 """`smalti generate --server` writes the same files as without a server, drawn by the whole system."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.image_service import ServedGateway, served_gateway
+from harness.processes import run_at_terminal, started
 from smalti.cli import run
 from smalti.client import Client
 from smalti.pictures import load_drawing
@@ -44,16 +43,16 @@ def system(worded: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Ite
         str(folder / "data"),
     ]
     command += ["--ports", ",".join(f"{name}={port}" for name, port in ports.items())]
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    try:
+    with (
+        (folder / "output").open("wb") as output,
+        started(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as process,
+    ):
         deadline = time.monotonic() + LIMIT
         while "Ctrl-C stops it all" not in (said := (folder / "output").read_text()):
             assert process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.1)
         yield f"127.0.0.1:{ports['gateway']}"
-    finally:
         process.send_signal(signal.SIGINT)
         process.wait(LIMIT)
 
@@ -194,7 +193,9 @@ from smalti.cli import main
 sys.argv[1:] = ["generate", "a fox", "--server", {wire.address!r}, "--out", {str(tmp_path)!r}]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "3 of 4 drawn" in done.stdout
 
@@ -202,7 +203,7 @@ main()
 def test_ctrl_c_cancels_the_job_and_says_so(wire: ServedGateway, tmp_path: Path) -> None:
     wire.gateway.watching.clear()
     command = [sys.executable, "-m", "smalti", "generate", "wait", "--server", wire.address]
-    with subprocess.Popen(
+    with started(
         [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert wire.gateway.watching.wait(LIMIT)
@@ -219,25 +220,13 @@ def test_ctrl_c_cancels_the_job_and_says_so(wire: ServedGateway, tmp_path: Path)
 
 def test_terminal_shows_where_the_job_is(wire: ServedGateway, tmp_path: Path) -> None:
     wire.gateway.go_on.clear()
-    controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "smalti", "generate", "queue", "--server", wire.address]
-    process = subprocess.Popen(
+    status, text = run_at_terminal(
         [*command, "--out", str(tmp_path)],
-        stdin=terminal, stdout=terminal, stderr=terminal,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
-    )  # fmt: skip
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:  # Linux raises it when the other side is closed.
-            break
-        if b"2 jobs ahead" in shown:
-            wire.go_on()
-    os.close(controller)
-    assert process.wait(timeout=LIMIT) == 0
-    text = shown.decode(errors="replace")
+        environment={"TERM": "xterm-256color", "COLUMNS": "120"},
+        on_output=lambda shown: wire.go_on() if b"2 jobs ahead" in shown else None,
+    )
+    assert status == 0
     assert "waiting, 2 jobs ahead" in text
     assert "▀" in text
     assert "3 of 4 drawn" in text

@@ -111,7 +111,9 @@ def test_next_start_compiles_nothing_and_draws_the_same(golden: Path, tmp_path: 
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SMALTI_COMPILATION_CACHE": cache}
         program = PROGRAM.format(here=str(Path(__file__)), golden=str(golden))
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         counted: list[Any] = json.loads(done.stdout)
         return counted

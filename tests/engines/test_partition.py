@@ -131,7 +131,12 @@ drawn = {{mesh: laid.draw(mesh).tolist() for mesh in laid.MESHES}}
 print(json.dumps([jax.device_count(), drawn, laid.problems(), laid.held()]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     devices, drawn, said, shapes = json.loads(done.stdout)

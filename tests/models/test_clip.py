@@ -289,4 +289,4 @@ torch.library.define("torchvision::nms", "(Tensor x) -> Tensor")
 assert declare_missing_operators() is False
 assert not hasattr(torch.ops.torchvision, "qnms")
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

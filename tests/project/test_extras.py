@@ -82,7 +82,9 @@ def refused(extra: str | None) -> set[str]:
 def run_with(extra: str | None, module: str, script: str = "") -> None:
     """Imports a module, and runs a script after it, with what an extra brings."""
     code = IMPORT.format(refused=refused(extra), module=module) + script
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

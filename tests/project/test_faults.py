@@ -45,10 +45,10 @@ def test_page_has_every_row() -> None:
     assert listed == list(dict.fromkeys(name.partition(" ")[0] for name in ROWS))
 
 
-def test_tests_of_the_promises_are_there() -> None:
-    promises = PAGE.partition("## Promises and their tests")[2].partition("##")[0]
+def test_tests_of_the_guarantees_exist() -> None:
+    guarantees = PAGE.partition("## Guarantees and their tests")[2].partition("##")[0]
     named = 0
-    for file, names in re.findall(r"`([\w/]*test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", promises):
+    for file, names in re.findall(r"`([\w/]*test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", guarantees):
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         there = {
             node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

@@ -66,6 +66,7 @@ def protos_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
 
 

@@ -16,7 +16,7 @@ from harness.paths import ROOT
 def build(target: str, source: Path, folder: Path) -> Path:
     """Builds an sdist or a wheel with the project's own build backend, without a network."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
     (built,) = folder.iterdir()
     return built
 
@@ -42,7 +42,7 @@ def files_of_the_package() -> set[str]:
     """Returns the path of each file of the package, as it is installed."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "smalti", "services"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     names = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
     return {f"smalti/{name}" if name.startswith("services/") else name for name in names}
@@ -60,6 +60,6 @@ def test_services_are_found_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
     script = "import smalti.services.gateway; print(smalti.services.gateway.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert Path(done.stdout.strip()) == tmp_path / "smalti" / "services" / "gateway" / "__init__.py"

@@ -37,6 +37,7 @@ from smalti.messages import (
 )
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, Outcome, celery_application
 from smalti.storage import LocalStore
+from smalti.up.command import guarded
 
 WORKER = Path(__file__).parent / "queue_worker.py"
 
@@ -138,7 +139,7 @@ class WorkerProcess:
             "url": settings.url.get_secret_value(),
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(values), str(folder)], stdout=subprocess.PIPE, text=True
+            guarded([sys.executable, WORKER, json.dumps(values), folder]), stdout=subprocess.PIPE, text=True
         )
         self.said: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -40,6 +40,12 @@ def test_sdk_is_not_imported_without_an_endpoint() -> None:
     )
     environment = {"PATH": "", "SMALTI_METRICS_PORT": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

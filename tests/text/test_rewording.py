@@ -210,7 +210,9 @@ def test_a_model_without_words_reads_any_text(tiny: ModelFolder) -> None:
 
 def test_rewording_needs_neither_jax_nor_torch() -> None:
     script = "import sys, smalti.text.rewording; print({'jax', 'torch', 'tokenizers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
+    )
     assert done.stdout == "set()\n"
 
 

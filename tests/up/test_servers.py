@@ -1,4 +1,4 @@
-"""The servers that tests and `smalti up` start: they keep their data, and never stay behind."""
+"""Servers as child processes: they keep their data and are never left behind."""
 
 import subprocess
 import sys
@@ -28,7 +28,11 @@ def query(server: PostgresServer, statement: str) -> str:
     programs = server.programs()
     assert programs is not None
     done = subprocess.run(
-        [programs / "psql", server.url, "-tAc", statement], capture_output=True, text=True, check=True
+        [programs / "psql", server.url, "-tAc", statement],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     return done.stdout.strip()
 
@@ -42,7 +46,9 @@ def runs(pid: int) -> bool:
 
 
 def test_server_ends_with_the_process_that_started_it() -> None:
-    done = subprocess.run([sys.executable, "-c", STARTER], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTER], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == -9, done.stderr
     pid = int(done.stdout)
     deadline = time.monotonic() + 30
@@ -64,7 +70,7 @@ def test_server_outlives_the_thread_that_started_it() -> None:
     assert not folder.exists()
 
 
-def test_data_outlive_a_kill(tmp_path: Path) -> None:
+def test_data_survive_a_kill(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path / "valkey") as server, redis.Redis(HOST, server.port) as client:
         client.set("a", "b")
         port = server.port
@@ -73,10 +79,10 @@ def test_data_outlive_a_kill(tmp_path: Path) -> None:
         server.start()
         assert server.port == port
         assert client.get("a") == b"b"
-    assert tmp_path.joinpath("valkey").is_dir()  # The folder was given, and is not the server's to remove.
+    assert tmp_path.joinpath("valkey").is_dir()  # A folder that was passed in is not removed.
 
 
-def test_paused_server_keeps_silent_until_it_is_resumed(valkey: ValkeyServer) -> None:
+def test_paused_server_does_not_answer_until_it_is_resumed(valkey: ValkeyServer) -> None:
     with redis.Redis(HOST, valkey.port, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
         assert client.ping()
         valkey.pause()
@@ -98,9 +104,9 @@ def test_database_keeps_what_was_committed(postgres: PostgresServer) -> None:
     assert query(postgres, "select max(value) from kept") == "7"
 
 
-def test_server_that_cannot_start_says_why(valkey: ValkeyServer, tmp_path: Path) -> None:
-    with pytest.raises(ServerStartError, match=f"somebody else listens on port {valkey.port}"):
+def test_server_that_cannot_start_reports_why(valkey: ValkeyServer, tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match=f"port {valkey.port} of 127.0.0.1 is taken"):
         ValkeyServer(tmp_path, valkey.port).start()
-    (tmp_path / "appendonlydir").write_text("no folder")
+    (tmp_path / "appendonlydir").write_text("not a folder")
     with pytest.raises(ServerStartError, match=r"valkey ended: .*appendonlydir"):
         ValkeyServer(tmp_path).start()

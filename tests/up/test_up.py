@@ -1,4 +1,4 @@
-"""`smalti up` as a process: Valkey and SeaweedFS are real, the services only say that they are well."""
+"""`smalti up` as a process, with real Valkey and SeaweedFS, and services that only answer health checks."""
 
 import json
 import os
@@ -16,9 +16,11 @@ import psutil
 import pytest
 
 from harness.bare_service import FOLDER
+from harness.processes import kill
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
+from smalti.up.command import guarded
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
 from smalti.up.servers import free_port, is_free
 
@@ -44,7 +46,15 @@ class Up:
         options = ["--model", str(model), "--data", str(self.data), "--ports", ports]
         with self.output.open("wb") as output:
             self.process = psutil.Popen(
-                [sys.executable, "-m", "harness.bare_up", *options, *(("--", *command) if command else ())],
+                guarded(
+                    [
+                        sys.executable,
+                        "-m",
+                        "harness.bare_up",
+                        *options,
+                        *(("--", *command) if command else ()),
+                    ]
+                ),
                 stdout=output,
                 stderr=subprocess.STDOUT if not command else None,
                 stdin=subprocess.DEVNULL,
@@ -73,7 +83,7 @@ class Up:
             return []
 
     def wait(self) -> tuple[int, list[psutil.Process]]:
-        """Waits for its end; returns the exit status, and the processes that it has had."""
+        """Waits for the end; returns the exit status and all processes that the system had."""
         had: set[psutil.Process] = set()
 
         def ended() -> bool:
@@ -93,7 +103,7 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path: Path, tiny: ModelFolder) -> Iterator[Callable[..., Up]]:
-    """Starts it; it is killed in the end if it still runs."""
+    """Starts systems, and kills them in the end if they still run."""
     started: list[Up] = []
 
     def start(*command: str, **options: Any) -> Up:
@@ -102,16 +112,14 @@ def up(tmp_path: Path, tiny: ModelFolder) -> Iterator[Callable[..., Up]]:
 
     yield start
     for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
+        kill(each.process)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
     return all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in processes)
 
 
-def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
+def test_everything_runs_is_shown_and_ends_in_order_on_ctrl_c(
     up: Callable[..., Up], tmp_path: Path, tiny: ModelFolder
 ) -> None:
     ports = {name: free_port() for name in DEFAULT_PORTS}
@@ -127,16 +135,16 @@ def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
     assert stat.S_IMODE(system.data.stat().st_mode) == 0o700
     children = system.children()
     assert len(children) == 7
-    # A second one finds the ports taken, says by whom, and leaves all as it is.
+    # A second system finds the ports taken, names the holder, and changes nothing.
     log = system.data / "logs" / "gateway.log"
     before = log.stat().st_ino
     second = up(ports=text)
     assert second.process.wait(LIMIT) == 1
     gateway = system.child("harness.bare_service gateway")
-    line = f"smalti up: port {ports['gateway']} of 127.0.0.1, for gateway, is held by process {gateway.pid} ("
+    line = f"smalti up: port {ports['gateway']} of 127.0.0.1 (for gateway) is held by process {gateway.pid} ("
     assert line in second.said
     assert "harness.bare_service gateway" in second.said
-    # On other ports it must not touch the data of the first.
+    # A third system on other ports must not touch the data of the first.
     third = up()
     assert third.process.wait(LIMIT) == 1
     assert f"is in use by process {system.process.pid} (" in third.said
@@ -151,7 +159,7 @@ def test_everything_runs_is_told_of_and_ends_in_order_on_ctrl_c(
     assert len(ends) == 10
 
 
-def test_what_dies_is_started_again(up: Callable[..., Up]) -> None:
+def test_processes_that_die_are_restarted(up: Callable[..., Up]) -> None:
     system = up().ready()
     for name in ("harness.bare_service decoder", "valkey-server"):
         victim = system.child(name)
@@ -159,7 +167,7 @@ def test_what_dies_is_started_again(up: Callable[..., Up]) -> None:
         short = name.removeprefix("harness.bare_service ").removesuffix("-server")
         again = f"{short} answers again"
         wait_until(partial(lambda line: line in system.said, again), f"{name} stays dead")
-        assert f"smalti up: {short} has died (SIGKILL) and is started again in 0.5 s" in system.said
+        assert f"smalti up: {short} has died (SIGKILL); restarting in 0.5 s" in system.said
         assert system.child(name).pid != victim.pid
     assert system.events.count(next(e for e in system.events if e.startswith("decoder runs"))) == 2
     assert system.end(signal.SIGTERM) == 0
@@ -182,10 +190,10 @@ def test_command_has_the_system_and_its_status_is_the_result(up: Callable[..., U
     system = up(Path(sys.executable).name, "-c", script, ports=ports)
     status, children = system.wait()
     assert status == 7
-    # What it prints is all that stands on standard output; and the programs are those of this installation.
+    # Standard output has nothing but the output of the command, whose programs are those of this installation.
     assert system.said == f"127.0.0.1:{port} {sys.executable}\n"
     assert gone(children)
-    # What was kept is there for the next time: the keys of the store among it.
+    # The next start finds the data, such as the keys of the store.
     keys = json.loads((system.data / "keys.json").read_text())
     again = up("sh", "-c", "kill -9 $$")
     assert again.process.wait(LIMIT) == 128 + 9
@@ -206,7 +214,7 @@ def test_service_that_cannot_start_ends_it_all(up: Callable[..., Up], tmp_path: 
     status, children = system.wait()
     assert status == 1
     assert (
-        "smalti up: ranker cannot start (exit code 2): smalti ranker: SMALTI_MODEL: it is no good\n"
+        "smalti up: ranker cannot start (exit code 2): smalti ranker: SMALTI_MODEL: it is invalid\n"
         in system.said
     )
     assert len(children) >= 7
@@ -222,21 +230,21 @@ def test_second_ctrl_c_does_not_wait(up: Callable[..., Up], tmp_path: Path) -> N
     assert system.process.poll() is None
     assert system.end() == 0
     assert gone(children)
-    # The broker was not killed before those who use it had ended, or were killed themselves.
+    # The broker was not killed before the services that use it.
     assert "gateway has ended" not in system.events
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("door=1", "'door' is none of gateway, "),
-        ("gateway", "a number from 1 to 65535, or free, is expected"),
-        ("gateway=0", "a number from 1 to 65535, or free, is expected"),
-        ("gateway=70000", "a number from 1 to 65535, or free, is expected"),
-        ("gateway=6380", "gateway=6380: the port is given to two"),
+        ("door=1", "'door' must be one of gateway, "),
+        ("gateway", "must be a number from 1 to 65535, or free"),
+        ("gateway=0", "must be a number from 1 to 65535, or free"),
+        ("gateway=70000", "must be a number from 1 to 65535, or free"),
+        ("gateway=6380", "gateway=6380: another server has this port"),
     ],
 )
-def test_ports_that_cannot_be_used(text: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_ports_are_refused(text: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["up", "--ports", text]) == 2
     error = capsys.readouterr().err
     assert error.startswith("smalti: ports: ")
@@ -244,7 +252,7 @@ def test_ports_that_cannot_be_used(text: str, problem: str, capsys: pytest.Captu
     assert error.count("\n") == 1
 
 
-def test_ports_are_the_usual_ones_but_for_those_that_are_named() -> None:
+def test_ports_are_the_default_ones_except_named_ones() -> None:
     assert read_ports(None) == DEFAULT_PORTS
     chosen = read_ports("gateway=6000,s3=free")
     assert chosen["gateway"] == 6000
@@ -255,8 +263,8 @@ def test_ports_are_the_usual_ones_but_for_those_that_are_named() -> None:
     assert not set(read_ports("free").values()) & set(DEFAULT_PORTS.values())
 
 
-def test_holder_of_a_port_that_nobody_holds() -> None:
-    assert holder(free_port()) == "a process that cannot be seen, perhaps another user's"
+def test_holder_of_a_free_port_is_unknown() -> None:
+    assert holder(free_port()) == "an invisible process, perhaps of another user"
 
 
 def test_wrong_model_or_program_is_one_line_at_once(
@@ -264,7 +272,7 @@ def test_wrong_model_or_program_is_one_line_at_once(
 ) -> None:
     for arguments, said in (
         (["--model", "no-such-model"], "there is no model no-such-model"),
-        (["--", "no-such-program"], "COMMAND: no-such-program: there is no such program"),
+        (["--", "no-such-program"], "COMMAND: no-such-program: no such program"),
     ):
         assert run(["up", "--data", str(tmp_path / "data"), *arguments]) == 2
         error = capsys.readouterr().err

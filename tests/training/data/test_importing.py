@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path: Path) -> Non
         picture(int(path.stem), (80, 80)).save(path)
     out = tmp_path / "data"
     command = [sys.executable, "-c", FULL_DISK, str(source), str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert result.stdout == f"{out} cannot be written: the disk is full\n"
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -70,7 +70,12 @@ def test_eight_devices_have_the_losses_of_one() -> None:
         "print(json.dumps([jax.device_count(), steps.losses(2), steps.held_by_a_device()]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     devices, theirs, shape = json.loads(done.stdout)
     assert devices == 8
