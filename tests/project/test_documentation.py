@@ -84,16 +84,3 @@ def source_of(parts: list[str]) -> Path | None:
     """Returns the file of a module, if there is one."""
     path = ROOT.joinpath(*parts)
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-def test_tests_that_the_page_of_faults_names_exist() -> None:
-    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
-    promises = page.partition("## Promises and their tests")[2].partition("\n## ")[0]
-    tokens = re.findall(r"`([\w/]+\.py|test_\w+)`", promises)
-    assert tokens
-    text = ""
-    for token in tokens:
-        if token.endswith(".py"):
-            text = (ROOT / "tests" / token).read_text(encoding="utf-8")
-        else:
-            assert f"def {token}(" in text, token
