@@ -63,5 +63,5 @@ def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.name for row in choose("8, 2")] == ["2", "8", "8 signed"]
     assert choose("") == list(ROWS.values())
     assert main(["--rows", "99"]) == 2
-    assert "--rows: '99' is none of 1, 2, 3" in capsys.readouterr().err
+    assert "--rows: '99' must be one of 1, 2, 3" in capsys.readouterr().err
     assert main(["--broker", "none"]) == 2
