@@ -10,7 +10,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
-from smalti.services.gateway.database.connection import Database, wait_for
+from smalti.services.gateway.database.connection import Database, migrate_when_ready
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
@@ -62,7 +62,7 @@ def build(process: Process) -> Service:
         observe=lambda op, seconds: metrics.observe("database_seconds", seconds, op=op),
     )
     try:
-        wait_for(database, DATABASE_SECONDS)
+        migrate_when_ready(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
     context = GatewayContext(

@@ -117,11 +117,6 @@ class Database:
         if not self.is_sqlite:
             session.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _KEY})
 
-    def check(self) -> None:
-        """Raises `DatabaseUnavailableError` if the database does not answer."""
-        with self.read() as session:
-            session.execute(sqlalchemy.text("SELECT 1"))
-
     def close(self) -> None:
         """Closes the connections."""
         self.engine.dispose()
@@ -196,7 +191,7 @@ _KEY: Final = 0x534D414C5449
 """Key of the gateway's advisory lock in PostgreSQL."""
 
 
-def wait_for(database: Database, seconds: float) -> None:
+def migrate_when_ready(database: Database, seconds: float) -> None:
     """Migrates the database; retries while it does not answer.
 
     Raises:

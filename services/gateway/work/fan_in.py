@@ -78,7 +78,7 @@ class FanIn:
         if prefetch is None:
             return
         keys = JobKeys(job_id)
-        reading = self._begin_reading(keys, prefetch)
+        reads = self._start_reads(keys, prefetch)
         try:
             scores = self._read_scores(keys, number, objects)
         except (MissingObjectError, DamagedObjectError) as error:
@@ -103,16 +103,16 @@ class FanIn:
         if not fits:
             self._redo(job_id, [number], "its scores belong to other candidates", keys.scores(number))
         elif complete:
-            self.finish(job_id, reading)
+            self.finish(job_id, reads)
         else:
             self._events.changed(job_id)
 
-    def finish(self, job_id: str, reading: Mapping[int, Future[ChunkTokens]] = MappingProxyType({})) -> bool:
+    def finish(self, job_id: str, reads: Mapping[int, Future[ChunkTokens]] = MappingProxyType({})) -> bool:
         """Ends a job whose candidates are all ranked: writes `result.json`, then sets the state.
 
         Args:
             job_id: the job.
-            reading: pending reads of its tokens, by chunk.
+            reads: pending reads of its tokens, by chunk.
 
         Returns:
             Whether this call has ended the job. False if it had ended before, or if a chunk must be made again.
@@ -130,7 +130,7 @@ class FanIn:
         keys = JobKeys(job_id)
         winners = best(pictures, parameters.n)
         try:
-            tokens = self._read_tokens(keys, chunks, winners, reading)
+            tokens = self._read_tokens(keys, chunks, winners, reads)
         except _LostTokensError as error:
             self._redo(
                 job_id, error.chunks, "its tokens are missing or damaged", *(map(keys.tokens, error.chunks))
@@ -186,7 +186,7 @@ class FanIn:
         keys: JobKeys,
         chunks: Sequence[Chunk],
         winners: Sequence[ScoredCandidate],
-        reading: Mapping[int, Future[ChunkTokens]],
+        reads: Mapping[int, Future[ChunkTokens]],
     ) -> dict[int, tuple[int, ...]]:
         """Returns the tokens of the winners, by candidate index.
 
@@ -194,7 +194,7 @@ class FanIn:
             keys: keys of the job's objects.
             chunks: all chunks of the job.
             winners: the candidates that become pictures.
-            reading: pending reads, by chunk.
+            reads: pending reads, by chunk.
 
         Raises:
             _LostTokensError: the tokens of some winners are missing or damaged.
@@ -211,9 +211,9 @@ class FanIn:
         first = {chunk.number: chunk.first for chunk in chunks}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
-        reading = {**self._begin_reading(keys, [each for each in wanted if each not in reading]), **reading}
+        reads = {**self._start_reads(keys, [each for each in wanted if each not in reads]), **reads}
         for number, positions in wanted.items():
-            tokens = reading[number].result()
+            tokens = reads[number].result()
             if tokens is None or max(positions) >= len(tokens):
                 lost.append(number)
                 continue
@@ -222,8 +222,8 @@ class FanIn:
             raise _LostTokensError(lost)
         return found
 
-    def _begin_reading(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
-        """Starts reading the tokens of chunks in the thread pool."""
+    def _start_reads(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
+        """Starts reads the tokens of chunks in the thread pool."""
         return {
             number: self._readers.submit(copy_context().run, self._read_chunk_tokens, keys.tokens(number))
             for number in chunks
