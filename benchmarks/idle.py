@@ -18,7 +18,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.results import ScoredPicture, ScoresFile
 from smalti.service import Process, Service, run
 from smalti.service.cancellation import Cancellations
-from smalti.service.objects import encoding_bytes, read_encoding, read_tokens, tokens_bytes
+from smalti.service.objects import encoding_bytes, load_encoding, load_tokens, tokens_bytes
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 
@@ -70,7 +70,7 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
         return (task.keys.tokens(task.chunk),)
 
     def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
-        return read_encoding(self.store, task.encoding, self._sizes)
+        return load_encoding(self.store, task.encoding, self._sizes)
 
     def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
         task = context.task
@@ -100,7 +100,7 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
     def load(self, task: DecodeTask) -> np.ndarray:  # noqa: D102
-        return read_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
+        return load_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
 
     def run(self, context: TaskContext[DecodeTask], inputs: np.ndarray) -> StageOutput:  # noqa: D102
         keys = self.output_keys(context.task)

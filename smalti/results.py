@@ -1,4 +1,4 @@
-"""What a job leaves in the object store as JSON: the scores of a chunk, and the result of the whole."""
+"""The JSON files of a job in the object store: the scores of a chunk, and the result of the job."""
 
 from typing import Annotated, Literal, Self
 
@@ -15,53 +15,53 @@ Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class ScoredPicture(Strict):
-    """A candidate's picture and what the ranker gave it."""
+    """The picture of a candidate and its score."""
 
     index: CandidateIndex
     score: float
     sha256: Sha256
-    """Of its file."""
+    """SHA-256 of the file, in hexadecimal."""
     size: Annotated[int, Field(ge=1)]
-    """Of its file, in bytes."""
+    """Bytes of the file."""
     width: Pixels
     height: Pixels
 
 
-class _ObjectOfJson(Strict):
-    """What is an object of the store by itself."""
+class _JsonFile(Strict):
+    """A JSON file in the object store."""
 
     version: Literal[1] = 1
 
     def to_bytes(self) -> bytes:
-        """Writes the object; the same content gives the same bytes."""
+        """Returns the file; the same content gives the same bytes."""
         return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod
     def parse(cls, key: str, content: bytes) -> Self:
-        """Reads the object; raises `DamagedObjectError` when it is none of this kind."""
+        """Reads the file; raises `DamagedObjectError` if it is not valid."""
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
             raise DamagedObjectError(key, str(first_problem(error))) from None
 
 
-class ScoresFile(_ObjectOfJson):
-    """`scores/<chunk>.json`: all candidates of a chunk."""
+class ScoresFile(_JsonFile):
+    """`scores/<chunk>.json`: the scores of a chunk."""
 
     pictures: Annotated[tuple[ScoredPicture, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 
 
 class ResultPicture(ScoredPicture):
-    """A picture that won."""
+    """A picture that was selected."""
 
     key: Key
-    """Where its file is."""
+    """Key of the file."""
     tokens: Annotated[tuple[Token, ...], Field(max_length=MAX_GIVEN_TOKENS)]
-    """Its image tokens, for a job that draws on from it."""
+    """Image tokens of the picture, for jobs that continue from it."""
 
 
-class ResultFile(_ObjectOfJson):
-    """`result.json`: how a job was drawn, and which pictures won."""
+class ResultFile(_JsonFile):
+    """`result.json`: the parameters of a job, and the selected pictures."""
 
     job: str
     prompt: Prompt
@@ -70,6 +70,6 @@ class ResultFile(_ObjectOfJson):
     seed: Seed
     sampling: SamplingParameters
     candidates: int
-    """How many the pictures were chosen from."""
+    """Number of candidates from which the pictures were selected."""
     pictures: tuple[ResultPicture, ...]
-    """The best first."""
+    """The selected pictures, best first."""

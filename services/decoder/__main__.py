@@ -1,4 +1,4 @@
-"""`python -m smalti.services.decoder`."""
+"""Runs the decoder service: `python -m smalti.services.decoder`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from smalti.service import Process, Service, run
 
 
 def build(process: Process) -> Service:
-    """Imports JAX only when the settings are known to be good."""
+    """Builds the service; imports JAX late, so that an invalid setting is reported at once."""
     from smalti.services.decoder import service
 
     return service.build(process)

@@ -14,7 +14,7 @@ from smalti.pictures import Drawing, png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.objects import read_tokens
+from smalti.service.objects import load_tokens
 from smalti.service.process import Process
 from smalti.service.prompts import effective_prompt
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
@@ -57,7 +57,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
     def load(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:  # noqa: D102
-        return read_tokens(self.store, task.tokens, len(task.candidates), self._spec)
+        return load_tokens(self.store, task.tokens, len(task.candidates), self._spec)
 
     def run(
         self, context: TaskContext[DecodeTask], inputs: Int[np.ndarray, "pictures tokens"]

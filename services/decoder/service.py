@@ -1,4 +1,4 @@
-"""The decoder's parts, put together."""
+"""Builds the decoder service."""
 
 import grpc
 import jax
@@ -21,13 +21,13 @@ from smalti.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 
 CONCURRENCY = 2
-"""Chunks at the same time: while one is decoded, the other is read or written. More would only wait here, where no
-other decoder can have them."""
+"""Chunks at the same time: while one is decoded, the other is read or written. More would only wait here, out of reach
+of other decoders."""
 MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
-    """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
+    """Loads the model, compiles, and makes the service."""
     use_compilation_cache()
     settings = process.settings
     spec = ModelSpec.load(library.find())
@@ -46,9 +46,12 @@ def build(process: Process) -> Service:
         rewriter=rewriter,
     )
 
+    device = jax.devices()[0].device_kind
+
     def register(server: grpc.aio.Server) -> None:
-        add_DecoderServiceServicer_to_server(DecoderServicer(engine, compute, spec, model.reference), server)
-        described = EngineServicer(engine_pb2.STAGE_DECODE, model, compute, jax.devices()[0].device_kind)
+        servicer = DecoderServicer(engine=engine, compute=compute, spec=spec, model=model.reference)
+        add_DecoderServiceServicer_to_server(servicer, server)
+        described = EngineServicer(stage=engine_pb2.STAGE_DECODE, model=model, engine=compute, device=device)
         add_EngineServiceServicer_to_server(described, server)
 
     return Service(
@@ -62,7 +65,7 @@ def build(process: Process) -> Service:
 
 
 def _warm_up(engine: DecoderEngine, spec: ModelSpec) -> None:
-    """Compiles both programs, so that nobody waits for them later."""
+    """Compiles both programs, so that the first calls need not wait for them."""
     pictures = engine.decode(np.zeros((1, spec.tokens), np.int32))
     if engine.vqgan.has_encoder:
         engine.encode(pictures)

@@ -14,7 +14,7 @@ from smalti.messages import MAX_IN_CHUNK
 from smalti.pictures import plain_png_bytes, read_image, square
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, tokens_message, tokens_of
-from smalti.service.checks import check_number
+from smalti.service.checks import check_count
 from smalti.service.compute import ComputeThread
 from smalti.v1 import decoder_pb2_grpc, model_pb2
 from smalti.v1.decoder_pb2 import (
@@ -29,12 +29,24 @@ MAX_IMAGES = 16
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
-    """Decodes and encodes for those who call; see `decoder.proto`."""
+    """Decodes tokens and encodes images for gRPC calls."""
 
     def __init__(
-        self, engine: DecoderEngine, compute: ComputeThread, spec: ModelSpec, model: model_pb2.ModelReference
+        self,
+        *,
+        engine: DecoderEngine,
+        compute: ComputeThread,
+        spec: ModelSpec,
+        model: model_pb2.ModelReference,
     ) -> None:
-        """Takes the engine, the thread that it computes in, and the model that is loaded."""
+        """Serves a loaded engine.
+
+        Args:
+            engine: the decoder.
+            compute: the thread in which the decoder runs.
+            spec: the sizes of the loaded model.
+            model: the loaded model.
+        """
         self._engine = engine
         self._compute = compute
         self._spec = spec
@@ -44,11 +56,11 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self, request: DecodeRequest, context: Any
     ) -> AsyncIterator[DecodeResponse]:
         check_asked_model(request.model, self._model)
-        check_number(len(request.pictures), MAX_IN_CHUNK, "pictures", "pictures")
+        check_count(len(request.pictures), MAX_IN_CHUNK, field="pictures", noun="pictures")
         spec, step = self._spec, self._engine.batch_size
         tokens = tokens_of(request.pictures, spec.tokens, spec.codebook_size, field="pictures")
         with self._compute.permit():
-            # As many at a time as one run of the program takes: between them others have their turn.
+            # One batch of the program at a time, so that other calls get their turn in between.
             for start in range(0, len(tokens), step):
                 batch = tokens[start : start + step]
                 decoding = self._compute.submit(lambda batch=batch: self._engine.decode(batch))  # type: ignore[misc]
@@ -68,15 +80,13 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     ) -> EncodeImagesResponse:
         check_asked_model(request.model, self._model)
         if not self._engine.vqgan.has_encoder:
-            raise NotSupportedError(
-                "the model's VQGAN has no encoder, so it cannot turn pictures into tokens"
-            )
-        check_number(len(request.images), MAX_IMAGES, "images", "pictures")
+            raise NotSupportedError("the model's VQGAN has no encoder, so it cannot encode images")
+        check_count(len(request.images), MAX_IMAGES, field="images", noun="pictures")
         with self._compute.permit():
-            # All are read before the first is encoded: a picture that cannot be read is told at once.
+            # All are read before the first is encoded, so that a damaged picture is reported at once.
             pictures = [
-                await asyncio.to_thread(self._read, content, f"images[{place}]")
-                for place, content in enumerate(request.images)
+                await asyncio.to_thread(self._read, content, f"images[{index}]")
+                for index, content in enumerate(request.images)
             ]
             encoding = self._compute.submit(lambda: self._engine.encode(np.stack(pictures)))
             tokens = await asyncio.wrap_future(encoding)

@@ -1,1 +1,3 @@
-"""The encoder service."""
+"""The encoder service: encodes prompts, over gRPC and from its queues."""
+
+__all__ = ["service"]

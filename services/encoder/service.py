@@ -1,4 +1,4 @@
-"""The encoder's parts, put together."""
+"""Builds the encoder service."""
 
 import grpc
 import jax
@@ -20,12 +20,12 @@ from smalti.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 
 CONCURRENCY = 4
-"""Messages at the same time: while one computes, the others read and write."""
+"""Messages at the same time: while one is computed, the others are read and written."""
 MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
-    """Loads the model and makes the service; see `smalti.service.process.Build`."""
+    """Loads the model and makes the service."""
     use_compilation_cache()
     settings = process.settings
     spec = ModelSpec.load(library.find())
@@ -44,10 +44,12 @@ def build(process: Process) -> Service:
         rewriter=rewriter,
     )
 
+    device = jax.devices()[0].device_kind
+
     def register(server: grpc.aio.Server) -> None:
-        servicer = EncoderServicer(engine, compute, rewriter, model.reference)
+        servicer = EncoderServicer(engine=engine, compute=compute, rewriter=rewriter, model=model.reference)
         add_EncoderServiceServicer_to_server(servicer, server)
-        described = EngineServicer(engine_pb2.STAGE_ENCODE, model, compute, jax.devices()[0].device_kind)
+        described = EngineServicer(stage=engine_pb2.STAGE_ENCODE, model=model, engine=compute, device=device)
         add_EngineServiceServicer_to_server(described, server)
 
     return Service(

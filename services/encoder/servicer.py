@@ -15,16 +15,24 @@ from smalti.v1.encoder_pb2 import EncodeRequest, EncodeResponse
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
-    """Encodes prompts that are called in; see `encoder.proto`."""
+    """Encodes the prompts of gRPC calls."""
 
     def __init__(
         self,
+        *,
         engine: EncoderEngine,
         compute: ComputeThread,
         rewriter: Rewriter,
         model: model_pb2.ModelReference,
     ) -> None:
-        """Takes the engine, the thread that it computes in, and the model that is loaded."""
+        """Serves a loaded engine.
+
+        Args:
+            engine: the encoder.
+            compute: the thread in which the encoder runs.
+            rewriter: rewrites prompts in words that the model knows.
+            model: the loaded model.
+        """
         self._engine = engine
         self._compute = compute
         self._rewriter = rewriter
@@ -38,7 +46,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             case "unconditional":
                 rewording = Rewording("")
             case _:
-                raise InvalidInputError("prompt", "is missing; give it, or unconditional")
+                raise InvalidInputError("prompt", "is missing; set prompt or unconditional")
 
         def encode() -> Encoding:
             if request.WhichOneof("text") == "unconditional":

@@ -1,1 +1,3 @@
-"""The generator service."""
+"""The generator service: generates image tokens, over gRPC and from its queues."""
+
+__all__ = ["service"]

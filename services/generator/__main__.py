@@ -1,4 +1,4 @@
-"""`python -m smalti.services.generator`."""
+"""Runs the generator service: `python -m smalti.services.generator`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from smalti.service import Process, Service, run
 
 
 def build(process: Process) -> Service:
-    """Imports JAX only when the settings are known to be good."""
+    """Builds the service; imports JAX late, so that an invalid setting is reported at once."""
     from smalti.services.generator import service
 
     return service.build(process)

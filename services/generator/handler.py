@@ -14,7 +14,7 @@ from smalti.messages import GenerateTask, Message, Stage
 from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
-from smalti.service.objects import read_encoding, tokens_bytes
+from smalti.service.objects import load_encoding, tokens_bytes
 from smalti.service.process import Process
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
@@ -58,7 +58,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
 
     def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
         self._check_given(task.given)
-        return read_encoding(self.store, task.encoding, self._spec)
+        return load_encoding(self.store, task.encoding, self._spec)
 
     def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
         task = context.task

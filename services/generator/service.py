@@ -1,4 +1,4 @@
-"""The generator's parts, put together."""
+"""Builds the generator service."""
 
 import grpc
 import jax
@@ -22,7 +22,7 @@ from smalti.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 
 
 def build(process: Process) -> Service:
-    """Loads the model, compiles, and makes the service; see `smalti.service.process.Build`."""
+    """Loads the model, compiles, and makes the service."""
     use_compilation_cache()
     settings = process.settings
     spec = ModelSpec.load(library.find())
@@ -44,9 +44,12 @@ def build(process: Process) -> Service:
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = GenerateHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
 
+    device = jax.devices()[0].device_kind
+
     def register(server: grpc.aio.Server) -> None:
-        add_GeneratorServiceServicer_to_server(GeneratorServicer(engine, spec, model.reference), server)
-        described = EngineServicer(engine_pb2.STAGE_GENERATE, model, engine, jax.devices()[0].device_kind)
+        servicer = GeneratorServicer(engine, spec, model.reference)
+        add_GeneratorServiceServicer_to_server(servicer, server)
+        described = EngineServicer(stage=engine_pb2.STAGE_GENERATE, model=model, engine=engine, device=device)
         add_EngineServiceServicer_to_server(described, server)
 
     return Service(

@@ -22,7 +22,7 @@ from smalti.rpc.conversion import (
     sampling_of,
     tokens_message,
 )
-from smalti.service.checks import check_number
+from smalti.service.checks import check_count
 from smalti.v1 import generator_pb2_grpc, model_pb2
 from smalti.v1.generator_pb2 import (
     GenerateRequest,
@@ -35,10 +35,16 @@ from smalti.v1.tokens_pb2 import TokenRun
 
 
 class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
-    """Draws for those who call; see `generator.proto`."""
+    """Generates image tokens for gRPC calls."""
 
     def __init__(self, engine: GeneratorEngine, spec: ModelSpec, model: model_pb2.ModelReference) -> None:
-        """Takes the engine and the model that is loaded."""
+        """Serves a loaded engine.
+
+        Args:
+            engine: the generator.
+            spec: the sizes of the loaded model.
+            model: the loaded model.
+        """
         self._engine = engine
         self._spec = spec
         self._model = model
@@ -70,33 +76,33 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
                 finished=GenerationFinished(pictures=[tokens_message(row) for row in tokens])
             )
         finally:
-            handle.cancel()  # Where the call was broken off; it does nothing to a finished request.
+            handle.cancel()  # Has no effect on a finished request.
 
     def _read(self, request: GenerateRequest) -> tuple[int, SamplingParameters, GenerationRequest]:
         """Returns the seed, the sampling parameters, and the request to the engine.
 
         Raises:
-            InvalidInputError: a field cannot be used; names it by its path.
-            ModelMismatchError: the encoding is of another model.
+            InvalidInputError: a field is invalid; names it by its path.
+            ModelMismatchError: another model made the encoding.
         """
         spec = self._spec
         encoding = encoding_of(request.encoding, self._model, spec.transformer.d_model)
         seed = check_seed(request.seed if request.HasField("seed") else None)
-        check_number(len(request.candidates), MAX_IN_CHUNK, "candidates", "indices")
-        for place, index in enumerate(request.candidates):
+        check_count(len(request.candidates), MAX_IN_CHUNK, field="candidates", noun="indices")
+        for position, index in enumerate(request.candidates):
             if not 0 <= index < MAX_CANDIDATES:
                 raise InvalidInputError(
-                    f"candidates[{place}]", f"{index} is not between 0 and {MAX_CANDIDATES - 1}"
+                    f"candidates[{position}]", f"{index} is not between 0 and {MAX_CANDIDATES - 1}"
                 )
-            if index in request.candidates[:place]:
-                raise InvalidInputError(f"candidates[{place}]", f"{index} is there twice")
+            if index in request.candidates[:position]:
+                raise InvalidInputError(f"candidates[{position}]", f"{index} occurs twice")
         sampling = sampling_of(request.sampling, spec.folder.sampling)
         given = given_tokens(request.given, spec.tokens, spec.codebook_size, field="given")
         return (
             seed,
             sampling,
             GenerationRequest(
-                encoding=_whole(encoding, spec.transformer.max_text_length),
+                encoding=_padded(encoding, spec.transformer.max_text_length),
                 candidates=tuple(Candidate(seed, index, sampling) for index in request.candidates),
                 priority=priority_of(request.priority),
                 deadline=deadline(),
@@ -105,12 +111,12 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
         )
 
 
-def _whole(encoding: Encoding, places: int) -> Encoding:
-    """Fills an encoding up to the places that the compiled programs have; padding is given no attention."""
-    missing = places - len(encoding.mask)
+def _padded(encoding: Encoding, length: int) -> Encoding:
+    """Pads an encoding to the length that the compiled programs have; the mask hides the padding."""
+    missing = length - len(encoding.mask)
     if missing < 0:
         raise InvalidInputError(
-            "encoding.states.shape", f"has {len(encoding.mask)} places; the model reads {places}"
+            "encoding.states.shape", f"is {len(encoding.mask)} long; the model reads at most {length}"
         )
     if not missing:
         return encoding
@@ -119,7 +125,7 @@ def _whole(encoding: Encoding, places: int) -> Encoding:
 
 
 async def _next_runs(events: "asyncio.Queue[Drawn | None]") -> list[Drawn]:
-    """Waits for tokens and returns all that are there; nothing when no more will come."""
+    """Waits for tokens and returns all that are available; an empty list if no more will come."""
     found: list[Drawn] = []
     event = await events.get()
     while event is not None:
@@ -128,12 +134,12 @@ async def _next_runs(events: "asyncio.Queue[Drawn | None]") -> list[Drawn]:
             return found
         event = events.get_nowait()
     if found:
-        events.put_nowait(None)  # For the next time.
+        events.put_nowait(None)  # For the next call.
     return found
 
 
 def _runs(handle: GenerationHandle, drawn: list[Drawn]) -> list[TokenRun]:
-    """Returns tokens as runs, one for each candidate: those of one candidate follow each other without gaps."""
+    """Returns tokens as one run for each candidate; the tokens of a candidate are contiguous."""
     by_candidate: dict[int, list[Drawn]] = {}
     for each in drawn:
         by_candidate.setdefault(each.candidate, []).append(each)

@@ -1,1 +1,3 @@
-"""The ranker service."""
+"""The ranker service: scores pictures, over gRPC and from its queues."""
+
+__all__ = ["service"]

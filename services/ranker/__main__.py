@@ -1,4 +1,4 @@
-"""`python -m smalti.services.ranker`."""
+"""Runs the ranker service: `python -m smalti.services.ranker`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from smalti.service import Process, Service, run
 
 
 def build(process: Process) -> Service:
-    """Imports torch only when the settings are known to be good."""
+    """Builds the service; imports torch late, so that an invalid setting is reported at once."""
     from smalti.services.ranker import service
 
     return service.build(process)

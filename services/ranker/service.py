@@ -1,4 +1,4 @@
-"""The ranker's parts, put together."""
+"""Builds the ranker service."""
 
 import grpc
 import torch
@@ -25,7 +25,7 @@ MAX_CALLS = 64
 
 
 def build(process: Process) -> Service:
-    """Loads the model and makes the service; see `smalti.service.process.Build`."""
+    """Loads the model and makes the service."""
     settings = process.settings
     spec = ModelSpec.load(library.find())
     rewriter = Rewriter.load(spec.folder.words_file)
@@ -46,7 +46,7 @@ def build(process: Process) -> Service:
 
     def register(server: grpc.aio.Server) -> None:
         add_RankerServiceServicer_to_server(RankerServicer(engine, compute, model.reference), server)
-        described = EngineServicer(engine_pb2.STAGE_RANK, model, compute, device)
+        described = EngineServicer(stage=engine_pb2.STAGE_RANK, model=model, engine=compute, device=device)
         add_EngineServiceServicer_to_server(described, server)
 
     return Service(

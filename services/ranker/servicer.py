@@ -7,17 +7,23 @@ from smalti.engines.ranker import RankerEngine
 from smalti.messages import MAX_IN_CHUNK
 from smalti.pictures import read_image
 from smalti.rpc.conversion import check_asked_model
-from smalti.service.checks import check_number, checked_prompt
+from smalti.service.checks import check_count, checked_prompt
 from smalti.service.compute import ComputeThread
 from smalti.v1 import model_pb2, ranker_pb2_grpc
 from smalti.v1.ranker_pb2 import ScoreRequest, ScoreResponse
 
 
 class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
-    """Scores for those who call; see `ranker.proto`."""
+    """Scores the pictures of gRPC calls."""
 
     def __init__(self, engine: RankerEngine, compute: ComputeThread, model: model_pb2.ModelReference) -> None:
-        """Takes the engine, the thread that it computes in, and the model that is loaded."""
+        """Serves a loaded engine.
+
+        Args:
+            engine: the ranker.
+            compute: the thread in which the ranker runs.
+            model: the loaded model.
+        """
         self._engine = engine
         self._compute = compute
         self._model = model
@@ -25,15 +31,15 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
     async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:  # noqa: D102, N802
         check_asked_model(request.model, self._model)
         prompt = checked_prompt(request.prompt)
-        check_number(len(request.images), MAX_IN_CHUNK, "images", "pictures")
+        check_count(len(request.images), MAX_IN_CHUNK, field="images", noun="pictures")
         scores: list[float] = []
         with self._compute.permit():
-            # One run of the model at a time: pictures may be large once they are unpacked.
+            # One batch at a time, because decompressed pictures may be large.
             step = self._engine.batch_size
             for start in range(0, len(request.images), step):
                 pictures = [
-                    await asyncio.to_thread(read_image, request.images[place], f"images[{place}]")
-                    for place in range(start, min(start + step, len(request.images)))
+                    await asyncio.to_thread(read_image, request.images[index], f"images[{index}]")
+                    for index in range(start, min(start + step, len(request.images)))
                 ]
                 ranking = self._compute.submit(
                     lambda pictures=pictures: self._engine.rank(prompt, pictures)  # type: ignore[misc]

@@ -1,1 +1,13 @@
-"""What every gRPC server and client of ours shares: errors, settings, TLS, health, deadlines, tensors."""
+"""What gRPC servers and clients share: errors, settings, TLS, health, deadlines, conversion of messages."""
+
+__all__ = [
+    "calls",
+    "channel",
+    "conversion",
+    "errors",
+    "observer",
+    "reasons",
+    "server",
+    "settings",
+    "tls",
+]

@@ -1,4 +1,4 @@
-"""What happens around every call of a server: its place, its deadline, its errors, its end when the server drains."""
+"""What happens around every call of a server: the limit of calls, the deadline, errors, and the drain."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from smalti.rpc.reasons import reason_of
 
 log = logging.getLogger(__name__)
 
-# Health and reflection are gRPC's own: probes must be answered when every place is taken, and watching has no deadline.
+# Health and reflection are exempt: probes need an answer even at the limit of calls, and `Watch` has no deadline.
 EXEMPT = "/grpc."
 
 RETRY_SECONDS = 1.0
@@ -28,10 +28,10 @@ Handler = grpc.RpcMethodHandler
 
 
 def deadline() -> float:
-    """Returns when the call that is being answered ends, on the clock of `time.monotonic`.
+    """Returns the deadline of the current call, on the clock of `time.monotonic`.
 
     Raises:
-        LookupError: no call is being answered.
+        LookupError: there is no current call.
     """
     return _deadline.get()
 
@@ -39,9 +39,9 @@ def deadline() -> float:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of a `grpc.aio` server whose methods are coroutines or asynchronous generators.
 
-    * Past `max_calls`, and while draining, a call is refused at once.
-    * A call ends at its deadline, at the default if it has none, and at the longest in any case.
-    * An exception becomes a status with details; what is not meant for callers stays in the log.
+    * While `max_calls` are in progress, and while draining, new calls are refused.
+    * A call ends at its deadline, or at the default deadline if it has none, and at the maximum deadline at the latest.
+    * An exception becomes a status with details; the cause of an unexpected one is only logged.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         max_deadline: float,
         endless: Collection[str] = (),
     ) -> None:
-        """Begins with no calls.
+        """Starts without calls.
 
         Args:
-            max_calls: calls that are answered at the same time.
-            default_deadline: seconds, for a call that has no deadline.
-            max_deadline: seconds, for every call.
-            endless: methods, such as "/smalti.v1.ImageService/WatchJob", that are broken off when the server drains,
-                since they would not end by themselves; their clients take them up again elsewhere.
+            max_calls: maximum number of concurrent calls.
+            default_deadline: time in seconds for a call without a deadline.
+            max_deadline: maximum time in seconds for any call.
+            endless: methods such as "/smalti.v1.ImageService/WatchJob" that the drain interrupts because they would
+                not end by themselves; their clients resume them elsewhere.
         """
         self._max_calls = max_calls
         self._default = min(default_deadline, max_deadline)
@@ -68,10 +68,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self.running = 0
-        """Calls that are being answered, those of health and reflection left out."""
+        """Number of calls in progress, except those of health and reflection."""
 
     def drain(self) -> None:
-        """Refuses calls from now on, and breaks off those that would not end."""
+        """Refuses calls from now on, and interrupts the endless ones."""
         self._draining = True
         for task in self._tasks:
             task.cancel()
@@ -89,11 +89,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
-        """Holds a call's place and deadline, and ends it with a status if it fails."""
+        """Counts a call, applies its deadline, and ends it with a status if it fails."""
         if self._draining:
-            await abort(context, DrainingError("the service is about to stop; try again"), method)
+            await abort(context, DrainingError("the service is shutting down; try again"), method)
         if self.running >= self._max_calls:
-            problem = f"{self.running} calls are being answered already; try again in {RETRY_SECONDS:.0f} s"
+            problem = f"{self.running} calls are already in progress; try again in {RETRY_SECONDS:.0f} s"
             await abort(context, OverloadedError(problem, RETRY_SECONDS), method)
         asked = context.time_remaining()
         seconds = min(self._default if asked is None else asked, self._longest)
@@ -110,11 +110,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
-            # By the client, unless the server drains.
+            # The client has cancelled the call, unless the server drains.
             if not (cut_off and self._draining and task is not None and task.cancelling()):
                 raise
             task.uncancel()
-            await abort(context, DrainingError("the service is about to stop; take this up again"), method)
+            await abort(context, DrainingError("the service is shutting down; resume the call"), method)
         except TimeoutError as error:
             if not limit.expired():
                 await abort(context, error, method)
@@ -129,7 +129,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[Any]]) -> Handler:
-    """Returns a handler whose every call runs within what `around` makes of the call's context."""
+    """Returns a handler whose calls run inside the context manager that `around` makes from the call's context."""
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     async def unary(request: Any, context: Any) -> Any:
@@ -137,8 +137,8 @@ def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[An
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> None:
-        # Writes itself: were it a generator too, a deadline that strikes while a slow client is being written to
-        # would strike gRPC's code, not this.
+        # Writes the responses itself. If it were a generator, a deadline that expires during a write to a slow client
+        # would interrupt gRPC's code instead of this.
         async with around(context):
             answers = behaviour(request, context)
             if not hasattr(answers, "__aiter__"):
@@ -163,7 +163,7 @@ def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[An
 
 
 async def abort(context: Any, error: BaseException, method: str) -> None:
-    """Ends a call with the status of an exception; never returns."""
+    """Ends a call with the status of an exception; does not return."""
     status = status_of(error, during=method)
     await context.abort(
         reason_of(error).code, status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)

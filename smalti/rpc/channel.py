@@ -1,4 +1,4 @@
-"""Channels to services: TLS, balancing, and retries of what may be tried again."""
+"""Channels to services, with TLS, load balancing and retries."""
 
 import json
 import re
@@ -20,17 +20,17 @@ def channel(
     *,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
-    """Returns a channel for the event loop that is running. It connects by itself, when it is first used.
+    """Returns a channel for the running event loop. It connects when it is first used.
 
-    A call that is answered with UNAVAILABLE is tried again, after a growing time; nothing else is.
+    Only calls that fail with UNAVAILABLE are retried, with exponential backoff.
 
     Args:
-        target: host:port, or dns:///host:port; of several addresses of the host all are used in turn.
-        settings: the settings; those of the environment if they are None.
-        interceptors: for traces; they see every call.
+        target: host:port, or dns:///host:port; if the host has several addresses, calls use them in turn.
+        settings: None reads them from the environment.
+        interceptors: interceptors of every call, such as those for traces.
 
     Raises:
-        InvalidInputError: the target has another form, or a setting cannot be used; names the field or the variable.
+        InvalidInputError: the target or a setting is invalid; names the field or the variable.
     """
     settings = settings or rpc_settings()
     credentials = channel_credentials(settings, _host(target))
@@ -41,7 +41,7 @@ def channel(
 
 
 def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.Channel:
-    """Returns a channel for threads; otherwise as `channel`."""
+    """Returns a blocking channel, which is otherwise like that of `channel`."""
     settings = settings or rpc_settings()
     credentials = channel_credentials(settings, _host(target))
     options = _options(settings)
@@ -53,7 +53,7 @@ def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.C
 def _host(target: str) -> str:
     match = _TARGET.fullmatch(target)
     if match is None or int(match["port"]) > 65535:
-        raise InvalidInputError("server", f"{target!r} is not of the form host:port")
+        raise InvalidInputError("server", f"{target!r} must have the form host:port")
     return match["host"]
 
 
@@ -65,7 +65,7 @@ def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
 
 
 def service_config(settings: RpcSettings) -> dict[str, Any]:
-    """Returns gRPC's service config; what it says of retries, clients in other languages may take as it is."""
+    """Returns gRPC's service config; clients in other languages may use its retry policy as it is."""
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if settings.attempts > 1:
         config["methodConfig"] = [
@@ -80,6 +80,6 @@ def service_config(settings: RpcSettings) -> dict[str, Any]:
                 },
             }
         ]
-        # Where most calls fail, tries are not multiplied.
+        # If most calls fail, retries must not multiply the load.
         config["retryThrottling"] = {"maxTokens": 20, "tokenRatio": 0.5}
     return config

@@ -1,4 +1,4 @@
-"""What several services say in the contract's words: encodings, sampling parameters, tokens, priorities."""
+"""Conversion of encodings, sampling parameters, tokens and priorities to and from the messages of `smalti.v1`."""
 
 from collections.abc import Sequence
 
@@ -28,22 +28,22 @@ _PRIORITY_NUMBERS = {
 
 
 def sampling_message(sampling: SamplingParameters) -> sampling_pb2.SamplingParameters:
-    """Returns sampling parameters as a message with all fields set."""
+    """Returns sampling parameters as a message in which every field is set."""
     return sampling_pb2.SamplingParameters(**sampling.model_dump())
 
 
 def sampling_of(
     message: sampling_pb2.SamplingParameters, defaults: SamplingParameters, field: str = "sampling"
 ) -> SamplingParameters:
-    """Returns the defaults with what a message sets in their place.
+    """Returns the sampling parameters of a message; fields that it does not set have their defaults.
 
     Args:
         message: the message.
-        defaults: the model's.
+        defaults: the sampling parameters of the model.
         field: the message's path in the request, for errors.
 
     Raises:
-        InvalidInputError: a value is out of its range; names the field by its path.
+        InvalidInputError: a value is out of range; names the field by its path.
     """
     given = {descriptor.name: value for descriptor, value in message.ListFields()}
     with within(field):
@@ -58,7 +58,7 @@ def encoding_message(
     Args:
         encoding: the encoding.
         model: the model that made it.
-        rewording: what was encoded for the prompt.
+        rewording: the prompt as it was encoded.
     """
     return encoder_pb2.Encoding(
         model=model,
@@ -69,11 +69,11 @@ def encoding_message(
 
 
 def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading:
-    """Returns how a prompt was read as a message.
+    """Returns as a message how the model reads a prompt.
 
     Args:
-        rewording: what is drawn for it.
-        cut: whether that is longer than the model reads.
+        rewording: the prompt in words that the model knows.
+        cut: whether the rewording is longer than the model reads.
     """
     return prompt_pb2.PromptReading(
         drawn=rewording.prompt,
@@ -87,42 +87,42 @@ def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading
 def encoding_of(
     message: encoder_pb2.Encoding, loaded: model_pb2.ModelReference, width: int, *, field: str = "encoding"
 ) -> Encoding:
-    """Returns a message's encoding.
+    """Returns the encoding of a message.
 
     Args:
         message: the message.
-        loaded: the model that is to read it.
-        width: the length of the hidden states' last axis, `d_model`.
+        loaded: the loaded model, which must have made the encoding.
+        width: the length of the last axis of the hidden states, `d_model`.
         field: the message's path in the request, for errors.
 
     Raises:
-        ModelMismatchError: it was made by another model.
-        InvalidInputError: states and mask are not what they should be; names the field by its path.
+        ModelMismatchError: another model made the encoding.
+        InvalidInputError: states or mask are invalid; names the field by its path.
     """
     check_same_model(message.model, loaded, f"{field}.model")
     states = to_array(message.states, f"{field}.states", types=_FLOATS, axes=2)
     mask = to_array(message.mask, f"{field}.mask", types=("int32",), axes=1)
     if states.shape[1] != width:
         raise InvalidInputError(
-            f"{field}.states.shape", f"its last axis is {states.shape[1]} long; {width} is expected"
+            f"{field}.states.shape", f"the last axis is {states.shape[1]} long; must be {width}"
         )
     if len(states) != len(mask) or not len(mask):
         raise InvalidInputError(
             f"{field}.mask.shape",
-            f"has {len(mask)} places, the states have {len(states)}; they must be as many",
+            f"is {len(mask)} long but the states are {len(states)} long; must be equal and positive",
         )
     if not np.isin(mask, (0, 1)).all() or not mask.any():
-        raise InvalidInputError(f"{field}.mask", "must be of 0 and 1, at least one of them 1")
+        raise InvalidInputError(f"{field}.mask", "must contain only 0 and 1, and at least one 1")
     if not np.isfinite(states).all():
-        raise InvalidInputError(f"{field}.states", "holds what is not a finite number")
+        raise InvalidInputError(f"{field}.states", "must contain only finite numbers")
     return Encoding(states.astype(np.float32), mask, message.reading.cut)
 
 
 def check_asked_model(asked: model_pb2.ModelReference, loaded: model_pb2.ModelReference) -> None:
-    """Checks the model that a request asks for; an empty name or revision is any.
+    """Checks that the requested model is loaded; an empty name or revision matches any.
 
     Raises:
-        ModelNotFoundError: it is not the one that is loaded.
+        ModelNotFoundError: another model is loaded.
     """
     if asked.name not in ("", loaded.name) or asked.revision not in ("", loaded.revision):
         wanted = f"{asked.name or loaded.name} {asked.revision}".rstrip()
@@ -130,17 +130,17 @@ def check_asked_model(asked: model_pb2.ModelReference, loaded: model_pb2.ModelRe
 
 
 def check_same_model(made_by: model_pb2.ModelReference, loaded: model_pb2.ModelReference, field: str) -> None:
-    """Checks the model that a part of a request was made by.
+    """Checks that the loaded model made a part of a request.
 
     Raises:
-        ModelMismatchError: it is not the one that is loaded. The revision decides; a model may have several names.
-        InvalidInputError: it is not said; names the field.
+        ModelMismatchError: another model made it. The revision decides, because a model may have several names.
+        InvalidInputError: the revision is missing; names the field.
     """
     if not made_by.revision:
-        raise InvalidInputError(f"{field}.revision", "is missing; an encoding is sent as it was received")
+        raise InvalidInputError(f"{field}.revision", "is missing; send the encoding as it was received")
     if made_by.revision != loaded.revision:
         raise ModelMismatchError(
-            f"{field} is {made_by.name} {made_by.revision}; {loaded.name} {loaded.revision} is loaded"
+            f"{field} is {made_by.name} {made_by.revision}, but {loaded.name} {loaded.revision} is loaded"
         )
 
 
@@ -156,16 +156,16 @@ def tokens_of(
 
     Args:
         pictures: the messages.
-        length: tokens of a picture.
-        codebook_size: tokens are below it.
+        length: number of tokens of a picture.
+        codebook_size: tokens must be below this.
         field: the messages' path in the request, for errors.
 
     Raises:
-        InvalidInputError: a picture has another number of tokens, or one out of range; names it by its path.
+        InvalidInputError: a picture has a wrong number of tokens, or one out of range; names it by its path.
     """
     rows = [
-        given_tokens(picture, length, codebook_size, field=f"{field}[{place}]", whole=True)
-        for place, picture in enumerate(pictures)
+        given_tokens(picture, length, codebook_size, field=f"{field}[{position}]", whole=True)
+        for position, picture in enumerate(pictures)
     ]
     return np.array(rows, np.int32).reshape(len(rows), length)
 
@@ -173,17 +173,17 @@ def tokens_of(
 def given_tokens(
     message: ImageTokens, length: int, codebook_size: int, *, field: str, whole: bool = False
 ) -> tuple[int, ...]:
-    """Returns the tokens of a message: of a whole picture, or else of less than one, from its beginning.
+    """Returns the tokens of a message: of a whole picture, or of the beginning of one.
 
     Raises:
-        InvalidInputError: they are too many or too few, or one is out of range; names the field by its path.
+        InvalidInputError: there are too many or too few, or one is out of range; names the field by its path.
     """
     tokens = tuple(message.tokens)
     if whole and len(tokens) != length:
-        raise InvalidInputError(f"{field}.tokens", f"has {len(tokens)}; a picture has {length}")
+        raise InvalidInputError(f"{field}.tokens", f"has {len(tokens)} tokens; a picture has {length}")
     if not whole and len(tokens) >= length:
         raise InvalidInputError(
-            f"{field}.tokens", f"has {len(tokens)}, which leaves nothing to draw; a picture has {length}"
+            f"{field}.tokens", f"has {len(tokens)} tokens; must be fewer than the {length} of a picture"
         )
     wrong = next((place for place, token in enumerate(tokens) if not 0 <= token < codebook_size), None)
     if wrong is not None:
@@ -194,13 +194,13 @@ def given_tokens(
 
 
 def priority_of(number: int, field: str = "priority") -> Priority:
-    """Returns a priority of the contract; raises `InvalidInputError` for a number that it does not have."""
+    """Returns the priority with this number in `smalti.v1`; raises `InvalidInputError` if there is none."""
     for known, priority in _PRIORITIES.items():
         if known == number:
             return priority
-    raise InvalidInputError(field, f"{number} is none of the contract's priorities")
+    raise InvalidInputError(field, f"unknown priority {number}")
 
 
 def priority_number(priority: Priority) -> sampling_pb2.Priority.ValueType:
-    """Returns a priority's number in the contract."""
+    """Returns the number of a priority in `smalti.v1`."""
     return _PRIORITY_NUMBERS[priority]

@@ -1,4 +1,4 @@
-"""Our exceptions as gRPC statuses with `google.rpc` details, and back again."""
+"""Conversion between the errors of Smalti and gRPC statuses with `google.rpc` details."""
 
 import logging
 import secrets
@@ -33,10 +33,10 @@ from smalti.rpc.reasons import BY_NAME, DOMAIN, INTERNAL, MODEL_UNUSABLE, reason
 log = logging.getLogger(__name__)
 
 DETAILS_KEY = "grpc-status-details-bin"
-"""The trailing metadata in which a `google.rpc.Status` travels."""
+"""The key of the trailing metadata that holds the `google.rpc.Status`."""
 
-# All trailing metadata must stay below 8 KiB, the limit of many clients. Text goes three times: as gRPC's message, in
-# which a byte may take three, in the status, and in the field's violation.
+# Many clients limit the trailing metadata to 8 KiB. It holds the text three times: in gRPC's message, where a byte may
+# take three, in the status, and in the field violation.
 MAX_TEXT_LENGTH = 512
 MAX_NAME_LENGTH = 128
 
@@ -46,13 +46,13 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 
 
 def status_of(error: BaseException, *, during: str = "") -> Status:
-    """Returns what a caller is told of an exception; for calls, and for `Job.error`.
+    """Returns the status of an exception, for calls and for `Job.error`.
 
-    What is none of the errors that are meant for callers is logged with its cause and an id; the caller is told the id.
+    Unexpected errors are logged under an id; the caller sees only the id.
 
     Args:
         error: the exception.
-        during: what was being done, for the log.
+        during: what failed, for the log.
     """
     reason = reason_of(error)
     info = ErrorInfo(reason=reason.name, domain=DOMAIN)
@@ -60,11 +60,11 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
         error_id = secrets.token_hex(8)
         info.metadata["error_id"] = error_id
         log.error("%s failed [%s]", during or "a call", error_id, exc_info=error)
-        what = "the model cannot be used" if reason is MODEL_UNUSABLE else "a fault of the service"
-        text = f"{what}; its log has the cause under {error_id}"
+        what = "the model cannot be used" if reason is MODEL_UNUSABLE else "internal error"
+        text = f"{what}; the service's log has the cause under {error_id}"
     elif isinstance(error, EngineFailedError):
-        # Its text quotes the engine's own error, which the log has.
-        text = "the engine has stopped; try again, another one may answer"
+        # The error's own text quotes the cause, which belongs in the log.
+        text = "the engine has stopped; try again, another instance may answer"
     else:
         text = shortened(str(error), MAX_TEXT_LENGTH)
     status = Status(code=reason.code.value[0], message=text)
@@ -89,7 +89,7 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
 
 
 def error_of_status(status: Status) -> SmaltiError:
-    """Returns the exception that a status stands for: of a call, or of `Job.error`."""
+    """Returns the exception for the status of a call or of `Job.error`."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     info = _detail(status.details, ErrorInfo)
     text = status.message or code.name
@@ -107,7 +107,7 @@ def error_of_status(status: Status) -> SmaltiError:
 
 
 def error_of(error: grpc.RpcError) -> SmaltiError:
-    """Returns the exception that a failed call stands for, of either kind of channel."""
+    """Returns the exception for a failed call of a blocking or an asynchronous channel."""
     status = _sent_status(error)
     if status is not None:
         return error_of_status(status)
@@ -118,7 +118,7 @@ def error_of(error: grpc.RpcError) -> SmaltiError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises our exceptions in place of gRPC's: `with translated(): await stub.Encode(request)`.
+    """Raises the errors of Smalti in place of gRPC's: `with translated(): await stub.Encode(request)`.
 
     Raises:
         SmaltiError: the call failed.
@@ -131,10 +131,10 @@ def translated() -> Iterator[None]:
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Puts the path of a message before the field that an `InvalidInputError` names, as in "parameters.prompt".
+    """Prefixes the field of an `InvalidInputError` with the path of a message, as in "parameters.prompt".
 
     Raises:
-        InvalidInputError: one was raised inside; its field has the path before it.
+        InvalidInputError: the block raised one.
     """
     try:
         yield
@@ -143,7 +143,7 @@ def within(path: str) -> Iterator[None]:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Returns a text as one line of at most so many bytes in UTF-8."""
+    """Returns a text as one line of at most `longest` bytes in UTF-8."""
     line = " ".join(text.split())
     if len(line.encode(errors="replace")) <= longest:
         return line.encode(errors="replace").decode()
@@ -151,7 +151,7 @@ def shortened(text: str, longest: int) -> str:
 
 
 def _detail(details: Iterable[AnyMessage], kind: type[M]) -> M | None:
-    """Returns the first detail of a kind; None when there is none, or it is damaged."""
+    """Returns the first detail of a kind; None if there is none or it is damaged."""
     for packed in details:
         found = kind()
         try:
@@ -163,7 +163,7 @@ def _detail(details: Iterable[AnyMessage], kind: type[M]) -> M | None:
 
 
 def _sent_status(error: grpc.RpcError) -> Status | None:
-    # Of the two kinds of channel one gives a tuple of pairs, the other an object of its own.
+    # Blocking channels give a tuple of pairs, asynchronous ones an object of their own.
     metadata: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
     for key, value in metadata:
         if key == DETAILS_KEY and isinstance(value, bytes):
@@ -175,7 +175,7 @@ def _sent_status(error: grpc.RpcError) -> Status | None:
 
 
 def _without_reason(code: grpc.StatusCode, text: str, reason: str) -> SmaltiError:
-    """Returns the exception for a status that gRPC itself, or a server of another kind, has made."""
+    """Returns the exception for a status that gRPC itself or another kind of server has made."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             return UnavailableError(text)
@@ -206,7 +206,7 @@ def _name(status: Status) -> str:
     return resource.resource_name if resource is not None else ""
 
 
-# Those whose exception is made from more than the text.
+# Exceptions that need more than the text.
 _MAKERS: dict[str, Callable[[str, Status], SmaltiError]] = {
     "INVALID_INPUT": _invalid,
     "MODEL_NOT_FOUND": lambda text, status: ModelNotFoundError(text, _name(status)),

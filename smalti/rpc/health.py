@@ -1,4 +1,4 @@
-"""grpc.health.v1 that asks the engine each time, so that it cannot say more than is true."""
+"""grpc.health.v1 that asks the engine at every check, so that it is never out of date."""
 
 import asyncio
 import logging
@@ -10,23 +10,23 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 log = logging.getLogger(__name__)
 
-# How often those who watch are told of a change.
 WATCH_SECONDS = 1.0
+"""Interval between the checks for clients that watch."""
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health of a server's services, and "" for the server as a whole: all are well while the engine is."""
+    """The health of the services of a server and of the server as a whole (""); it is that of the engine."""
 
     def __init__(
         self, services: Iterable[str], healthy: Callable[[], bool], *, watch_seconds: float = WATCH_SECONDS
     ) -> None:
-        """Knows the services.
+        """Starts with the health of the engine.
 
         Args:
-            services: their full names, such as "smalti.v1.EncoderService".
-            healthy: tells whether the engine takes work; called often, from the event loop, so it must not wait. An
-                error of it counts as no.
-            watch_seconds: how often it is called for each who watches.
+            services: full names of the services, such as "smalti.v1.EncoderService".
+            healthy: tells whether the engine takes work; called often from the event loop, so it must not block. An
+                exception counts as False.
+            watch_seconds: interval between the checks for each client that watches.
         """
         self._services = {"", *services}
         self._healthy = healthy
@@ -34,11 +34,11 @@ class Health(health_pb2_grpc.HealthServicer):
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
-        """From now on nothing is well; those who watch are told at once, and their calls end."""
+        """Reports NOT_SERVING from now on, and ends the calls of clients that watch after telling them."""
         self._draining.set()
 
     def status(self, service: str) -> int:
-        """Returns how a service is: a value of `HealthCheckResponse.ServingStatus`."""
+        """Returns the health of a service, a value of `HealthCheckResponse.ServingStatus`."""
         if service not in self._services:
             return HealthCheckResponse.SERVICE_UNKNOWN
         serving = not self._draining.is_set() and self._is_healthy()
@@ -51,7 +51,7 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> HealthCheckResponse:
         status = self.status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service}")
         return HealthCheckResponse(status=status)
 
     async def Watch(  # noqa: D102, N802
@@ -61,13 +61,13 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> None:
         last = None
         while True:
-            # Looked at before the status, so that the last thing said of a server that stops is that it does.
-            over = self._draining.is_set()
+            # Read before the status, so that a stopping server always reports NOT_SERVING last.
+            draining = self._draining.is_set()
             status = self.status(request.service)
             if status != last:
                 await context.write(HealthCheckResponse(status=status))
                 last = status
-            if over:
+            if draining:
                 return
             try:
                 await asyncio.wait_for(self._draining.wait(), self._watch_seconds)
@@ -78,5 +78,5 @@ class Health(health_pb2_grpc.HealthServicer):
         try:
             return bool(self._healthy())
         except Exception:
-            log.exception("asking for the health failed")
+            log.exception("the health check failed")
             return False

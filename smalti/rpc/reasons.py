@@ -1,4 +1,4 @@
-"""Every reason for which a call can fail, with its status on each surface, in one table."""
+"""Every reason why a call can fail, with its gRPC code, HTTP status and OpenAI type."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,9 +26,9 @@ from smalti.errors import (
 )
 
 DOMAIN = "smalti"
-"""The domain of every `google.rpc.ErrorInfo` that we send."""
+"""The domain of every `google.rpc.ErrorInfo` that Smalti sends."""
 
-# nginx's, for a client that went away; HTTP itself has none.
+# nginx's status for a client that has disconnected; HTTP itself has none.
 CLIENT_CLOSED_REQUEST = 499
 
 INVALID_REQUEST = "invalid_request_error"
@@ -41,15 +41,15 @@ class Reason:
     """Why a call failed."""
 
     name: str
-    """`google.rpc.ErrorInfo.reason`; the name of a value of `smalti.v1.ErrorReason` without its prefix."""
+    """`google.rpc.ErrorInfo.reason`: the name of a value of `smalti.v1.ErrorReason` without its prefix."""
     code: grpc.StatusCode
     http_status: int
     openai_type: str
     """`error.type` in the body of the OpenAI API."""
     error: type[SmaltiError] | None = None
-    """Our exception for it; None where it is not told to callers what it was."""
+    """The exception; None for unexpected errors."""
     resource: str = ""
-    """The type in `google.rpc.ResourceInfo`; empty where none is sent."""
+    """The type in `google.rpc.ResourceInfo`; empty if none is sent."""
 
 
 def _reason(
@@ -68,7 +68,7 @@ _Code, _Http = grpc.StatusCode, HTTPStatus
 INTERNAL = _reason("INTERNAL", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, None, SERVER)
 MODEL_UNUSABLE = _reason("MODEL_UNUSABLE", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, ModelError, SERVER)
 
-# Of an error that is several of these, the first counts: a class comes before those that it is made from.
+# The first match counts, so a class comes before its base classes.
 REASONS = (
     _reason("INVALID_INPUT", _Code.INVALID_ARGUMENT, _Http.BAD_REQUEST, InvalidInputError),
     _reason("MODEL_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, ModelNotFoundError, resource="model"),
@@ -90,13 +90,13 @@ REASONS = (
     MODEL_UNUSABLE,
     INTERNAL,
 )
-"""Every reason; `errors.proto` says what each means to a client."""
+"""Every reason; `errors.proto` says what each means for a client."""
 
 BY_NAME = {reason.name: reason for reason in REASONS}
 
 
 def reason_of(error: BaseException) -> Reason:
-    """Returns the reason that an exception stands for; INTERNAL for what is none of ours."""
+    """Returns the reason of an exception; INTERNAL for any other than the errors of Smalti."""
     return next(
         (reason for reason in REASONS if reason.error is not None and isinstance(error, reason.error)),
         INTERNAL,

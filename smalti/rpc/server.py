@@ -1,4 +1,4 @@
-"""A gRPC server with all that every service of ours has."""
+"""A gRPC server with TLS, limits, health and reflection, the same for every service."""
 
 import asyncio
 import logging
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 Register = Callable[[grpc.aio.Server], None]
-"""Adds servicers to a server, with the functions that gRPC generates: `add_EncoderServiceServicer_to_server`."""
+"""Adds servicers to a server with functions that gRPC generates, such as `add_EncoderServiceServicer_to_server`."""
 
 
 class Server:
-    """A server that is running; `serve` starts one."""
+    """A running server; `serve` starts one."""
 
     def __init__(
         self,
@@ -35,40 +35,39 @@ class Server:
         calls: CallInterceptor,
         ports: Sequence[int],
     ) -> None:
-        """Is made by `serve`."""
         self._settings = settings
         self._servers = servers
         self._health = health
         self._calls = calls
         self._stopping: asyncio.Task[None] | None = None
         self.port = ports[0]
-        """The port it listens at."""
+        """The port that the server listens on."""
         self.health_port = ports[1] if len(ports) > 1 else None
-        """The port at which it answers health checks alone; None where there is none."""
+        """The port that answers only health checks; None if there is none."""
 
     @property
     def address(self) -> str:
-        """Where it is called, as host:port."""
+        """The address of the server as host:port."""
         return f"{self._settings.host}:{self.port}"
 
     @property
     def running(self) -> int:
-        """Calls that are being answered."""
+        """Number of calls in progress."""
         return self._calls.running
 
     async def stop(self, grace: float | None = None) -> None:
         """Drains and stops; may be called more than once.
 
-        Health says NOT_SERVING first; after `drain_delay` nothing new is taken, and what has begun is finished.
+        Health says NOT_SERVING first; after `drain_delay` the server refuses new calls and finishes those in progress.
 
         Args:
-            grace: the seconds after which the rest is broken off; None for those of the settings.
+            grace: time in seconds after which the remaining calls are cancelled; None uses the setting.
         """
         if self._stopping is None:
             self._stopping = asyncio.create_task(
                 self._drain(self._settings.grace if grace is None else grace), name="drain"
             )
-        # Whoever gives up waiting does not take the others' stop away.
+        # Cancelling one caller does not cancel the stop for the others.
         await asyncio.shield(self._stopping)
 
     async def wait(self) -> None:
@@ -90,13 +89,13 @@ class Server:
         self._health.drain()
         await asyncio.sleep(self._settings.drain_delay)
         self._calls.drain()
-        # The health port goes last, so that a kubelet is answered until the end.
+        # The health port stops last, so that a kubelet gets answers until the end.
         for server in self._servers:
             await server.stop(grace)
 
 
 class _Named:
-    """Takes the place of a server while services are added, to learn their names."""
+    """Stands in for a server while services are added, to collect their names."""
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
@@ -121,14 +120,14 @@ async def serve(
     """Starts a server.
 
     Args:
-        register: adds the services; methods are coroutines or asynchronous generators that raise our exceptions.
-        healthy: tells whether the engine takes work, without waiting; health says what it says.
-        settings: the settings; those of the environment if they are None.
-        endless: methods that are broken off when the server drains; see `CallInterceptor`.
-        interceptors: further ones, for metrics and traces; they see a call before anything else does, and its end.
+        register: adds the services; methods are coroutines or asynchronous generators that raise Smalti's errors.
+        healthy: tells whether the engine takes work; must not block.
+        settings: None reads them from the environment.
+        endless: methods that the drain interrupts; see `CallInterceptor`.
+        interceptors: further interceptors, such as those for metrics and traces; they enclose all others.
 
     Raises:
-        InvalidInputError: a setting cannot be used: names its variable. Nothing listens then.
+        InvalidInputError: a setting is invalid; names the variable. No port is open then.
     """
     settings = settings or rpc_settings()
     credentials = server_credentials(settings)
@@ -160,9 +159,9 @@ async def serve(
 def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
     return [
         *message_options(settings),
-        # Otherwise a second server on the same port takes a part of the first one's calls, and nobody is told.
+        # Otherwise a second server could listen on the same port and silently take part of the calls.
         ("grpc.so_reuseport", 0),
-        # A client may ask once a minute whether the server is there; by default it would be cut off for that.
+        # A client may send a keepalive ping each minute; by default the server would close the connection.
         ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
@@ -178,5 +177,6 @@ def _bind(
         return server.add_secure_port(address, credentials)
     except RuntimeError:
         raise InvalidInputError(
-            variable(setting), f"cannot listen at {address}: it is in use, or not of this machine"
+            variable(setting),
+            f"cannot listen on {address}: the port is in use, or the address does not belong to this machine",
         ) from None

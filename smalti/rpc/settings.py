@@ -1,4 +1,4 @@
-"""The settings of gRPC servers and channels: the variable of a field is its name after `SMALTI_RPC_`."""
+"""The settings of gRPC servers and channels; each is read from the variable `SMALTI_RPC_<NAME>`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,76 +18,76 @@ SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=Fal
 
 
 class RpcSettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """Settings of gRPC servers and channels."""
 
     model_config = SettingsConfigDict(env_prefix=RPC_PREFIX)
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """The address that a server listens at; `0.0.0.0` or `[::]` for all of the machine."""
+    """Address that a server listens on; `0.0.0.0` or `[::]` for all of the machine's addresses."""
     port: Port = 0
-    """The port that a server listens at; 0 is a free one."""
+    """Port that a server listens on; 0 picks a free one."""
     health_port: Port | None = None
-    """A second port that answers health checks alone, without TLS, for a kubelet, which speaks no TLS; 0 is a free one.
-    Unset, there is none; health is then answered at the server's own port only."""
+    """Second port that answers only health checks, without TLS, because a kubelet cannot use TLS; 0 picks a free one.
+    If unset, only the server's own port answers health checks."""
     plaintext: bool = False
-    """Serve and call without TLS beyond the machine itself. Without it that is refused where no certificate is set."""
+    """Allow plaintext to and from other machines; without it and without a certificate such a server or channel fails
+    to start."""
     tls_certificate: Path | None = None
-    """A server's certificate, and those between it and its authority, as a PEM file; it then speaks TLS only."""
+    """PEM file with a server's certificate and its intermediate certificates; the server then accepts TLS only."""
     tls_key: Path | None = None
-    """The private key of the certificate, as a PEM file without a password."""
+    """PEM file with the private key of the certificate, without a password."""
     tls_client_ca: Path | None = None
-    """The authorities, as a PEM file, one of which must have signed a client's certificate (mTLS). Unset, a server
-    takes every client."""
+    """PEM file with the authorities of client certificates (mTLS). If unset, a server accepts every client."""
     tls: bool = False
-    """Call servers with TLS; implied by the settings of a channel's TLS that follow."""
+    """Call servers with TLS; implied by `tls_ca`, `tls_client_certificate` and `tls_client_key`."""
     tls_ca: Path | None = None
-    """The authorities, as a PEM file, one of which must have signed a server's certificate; unset, those that gRPC
-    comes with."""
+    """PEM file with the authorities of server certificates; if unset, those that gRPC ships."""
     tls_client_certificate: Path | None = None
-    """The certificate that a channel shows to servers (mTLS), as a PEM file."""
+    """PEM file with the certificate that a channel presents to servers (mTLS)."""
     tls_client_key: Path | None = None
-    """The private key of that certificate, as a PEM file without a password."""
+    """PEM file with the private key of that certificate, without a password."""
     tls_server_name: str | None = None
-    """The name that a server's certificate must be for, where it is not the host that is called."""
+    """Name that a server's certificate must have, if it differs from the host that is called."""
     reflection: bool = False
-    """Let clients ask a server which services it has and how their messages are made (grpcurl does)."""
+    """Answer reflection requests, with which clients such as grpcurl learn what a server offers."""
     receive_bytes: Bytes = 16 * MEBIBYTE
-    """The largest message, in bytes, that a server or a channel takes."""
+    """Maximum size of a received message, in bytes."""
     send_bytes: Bytes = 16 * MEBIBYTE
-    """The largest message, in bytes, that a server or a channel sends. Most clients take no more than 4 MiB."""
+    """Maximum size of a sent message, in bytes. Most clients accept at most 4 MiB."""
     keepalive_seconds: Annotated[float, Field(ge=60, le=7200)] | None = None
-    """How often a server or a channel asks a silent other end whether it is still there; at least 60. Unset, a server
-    asks every two hours, a channel never."""
+    """Interval in seconds between keepalive pings on an idle connection. If unset, a server pings every two hours, a
+    channel never."""
     max_calls: Annotated[int, Field(ge=1)] = 1000
-    """Calls that a server answers at the same time; more are refused with RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent calls of a server; further calls are refused with RESOURCE_EXHAUSTED."""
     default_deadline: Seconds = 600.0
-    """The seconds after which a server ends a call that has no deadline of its own."""
+    """Time in seconds after which a server ends a call without a deadline."""
     max_deadline: Seconds = 3600.0
-    """The seconds after which a server ends any call."""
+    """Time in seconds after which a server ends any call."""
     grace: SecondsOrNone = 25.0
-    """The seconds in which a server that stops finishes the calls it has begun; what is left then is broken off."""
+    """Time in seconds that a stopping server gives its calls to finish; the rest are cancelled."""
     drain_delay: SecondsOrNone = 0.0
-    """The seconds between telling that it stops (health) and taking no more calls, for load balancers to notice."""
+    """Time in seconds for which a stopping server still accepts calls while its health says NOT_SERVING, so that load
+    balancers notice."""
     attempts: Annotated[int, Field(ge=1, le=5)] = 4
-    """How often a channel tries a call that is answered with UNAVAILABLE, the first time included."""
+    """Maximum number of attempts at a call that fails with UNAVAILABLE, including the first."""
 
 
 def rpc_settings() -> RpcSettings:
-    """Reads the settings from the environment as it is now.
+    """Reads the settings from the environment.
 
     Raises:
-        InvalidInputError: names the variable whose value cannot be used.
+        InvalidInputError: a setting is invalid; names the variable.
     """
     return read_settings(RpcSettings)
 
 
 def variable(field: str) -> str:
-    """Returns the name of a setting's variable."""
+    """Returns the environment variable of a setting."""
     return f"{RPC_PREFIX}{field}".upper()
 
 
 def message_options(settings: RpcSettings) -> list[tuple[str, Any]]:
-    """Returns gRPC's options for the size of messages and for keepalive, the same on both ends."""
+    """Returns gRPC's options for message sizes and keepalive, which servers and channels share."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.receive_bytes),
         ("grpc.max_send_message_length", settings.send_bytes),

@@ -1,4 +1,4 @@
-"""Arrays as `smalti.v1.Tensor`, and back, checked."""
+"""Conversion between arrays and `smalti.v1.Tensor`."""
 
 import math
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from smalti.v1.tensor_pb2 import DataType, Tensor
 
 MAX_AXES = 8
 
-# The types of numpy's that have one of the contract's; bfloat16 is none of numpy's own, and goes by its name.
+# NumPy itself has no bfloat16, so element types are looked up by name.
 _TYPES: dict[str, DataType.ValueType] = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
     "float16": tensor_pb2.DATA_TYPE_FLOAT16,
@@ -29,11 +29,11 @@ def to_tensor(array: np.ndarray) -> Tensor:
     """Returns an array as a message.
 
     Raises:
-        TypeError: the contract has no such type of elements.
+        TypeError: `smalti.v1.Tensor` has no such element type.
     """
     name = array.dtype.name
     if name not in _TYPES:
-        raise TypeError(f"the contract has no tensors of {name}")
+        raise TypeError(f"smalti.v1.Tensor has no element type {name}")
     if name == "bfloat16":
         array = array.view(np.uint16)
     data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -43,36 +43,36 @@ def to_tensor(array: np.ndarray) -> Tensor:
 def to_array(
     tensor: Tensor, field: str, *, types: Collection[str] | None = None, axes: int | None = None
 ) -> np.ndarray:
-    """Returns a message's array; a copy, which may be written to. BFLOAT16 becomes float32, which holds every value.
+    """Returns the array of a message, as a writable copy. BFLOAT16 becomes float32, which represents every value.
 
     Args:
         tensor: the message.
-        field: its path in the request, such as "encoding.states", for errors.
-        types: the types of elements that are taken, such as "float32"; all if they are None.
-        axes: the number of axes; any number if it is None.
+        field: the path of the message in the request, such as "encoding.states", for errors.
+        types: allowed element types, such as "float32"; None allows all.
+        axes: required number of axes; None allows any.
 
     Raises:
-        InvalidInputError: type, shape and size do not agree, or are not those that are taken; names the field.
+        InvalidInputError: type, shape and size do not agree or are not allowed; names the field.
     """
     name = _NAMES.get(tensor.data_type)
     if name is None:
         raise InvalidInputError(
             f"{field}.data_type",
-            f"{tensor.data_type} is none of the contract's types; {', '.join(_NAMES.values())} are",
+            f"unknown type {tensor.data_type}; must be one of {', '.join(_NAMES.values())}",
         )
     if types is not None and name not in types:
-        raise InvalidInputError(f"{field}.data_type", f"is {name}; {' or '.join(sorted(types))} is expected")
+        raise InvalidInputError(f"{field}.data_type", f"is {name}; must be {' or '.join(sorted(types))}")
     shape = tuple(tensor.shape)
     if len(shape) > MAX_AXES or (axes is not None and len(shape) != axes):
-        expected = f"at most {MAX_AXES} are taken" if axes is None else f"{axes} are expected"
-        raise InvalidInputError(f"{field}.shape", f"has {len(shape)} axes; {expected}")
+        expected = f"at most {MAX_AXES}" if axes is None else str(axes)
+        raise InvalidInputError(f"{field}.shape", f"has {len(shape)} axes; must have {expected}")
     if any(length < 0 for length in shape):
-        raise InvalidInputError(f"{field}.shape", f"{list(shape)} has a length below 0")
+        raise InvalidInputError(f"{field}.shape", f"is {list(shape)}; lengths must not be negative")
     expected_bytes = math.prod(shape) * _SIZES[name]
     if len(tensor.data) != expected_bytes:
         raise InvalidInputError(
             f"{field}.data",
-            f"has {len(tensor.data)} bytes; {name} of shape {list(shape)} has {expected_bytes}",
+            f"has {len(tensor.data)} bytes; {name} of shape {list(shape)} needs {expected_bytes}",
         )
     if name == "bfloat16":
         # The upper half of a float32.

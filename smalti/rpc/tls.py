@@ -1,4 +1,4 @@
-"""Certificates and keys from files, checked before gRPC sees them: its own complaint says only that it has failed."""
+"""TLS credentials from files, checked here because gRPC's own error does not say which file is wrong."""
 
 import ipaddress
 import ssl
@@ -11,11 +11,10 @@ from smalti.rpc.settings import RpcSettings, variable
 
 
 def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
-    """Returns what a server proves itself with; None where it is to speak without TLS.
+    """Returns the TLS credentials of a server; None for a server without TLS.
 
     Raises:
-        InvalidInputError: a file cannot be used, one is missing, or TLS is left out where it is not allowed to be;
-            names the variable.
+        InvalidInputError: a file is invalid or missing, or plaintext is not allowed; names the variable.
     """
     identity = _identity(settings, "tls_certificate", "tls_key")
     authorities = _authorities(settings, "tls_client_ca")
@@ -23,7 +22,7 @@ def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
         if authorities is not None:
             raise InvalidInputError(
                 variable("tls_client_ca"),
-                f"needs {variable('tls_certificate')} and {variable('tls_key')} too",
+                f"needs {variable('tls_certificate')} and {variable('tls_key')}; set them too",
             )
         _check_plaintext(settings, settings.host, variable("tls_certificate"))
         return None
@@ -33,15 +32,14 @@ def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
 
 
 def channel_credentials(settings: RpcSettings, host: str) -> grpc.ChannelCredentials | None:
-    """Returns how a channel proves servers and itself; None where it is to speak without TLS.
+    """Returns the TLS credentials of a channel; None for a channel without TLS.
 
     Args:
         settings: the settings.
         host: the host that is called.
 
     Raises:
-        InvalidInputError: a file cannot be used, one is missing, or TLS is left out where it is not allowed to be;
-            names the variable.
+        InvalidInputError: a file is invalid or missing, or plaintext is not allowed; names the variable.
     """
     identity = _identity(settings, "tls_client_certificate", "tls_client_key")
     authorities = _authorities(settings, "tls_ca")
@@ -53,7 +51,7 @@ def channel_credentials(settings: RpcSettings, host: str) -> grpc.ChannelCredent
 
 
 def is_this_machine(host: str) -> bool:
-    """Tells whether a host is this machine for certain, so that nobody else hears what is said."""
+    """Returns whether a host is certainly this machine, so that nobody else can read the traffic."""
     if host == "localhost":
         return True
     try:
@@ -66,24 +64,24 @@ def _check_plaintext(settings: RpcSettings, host: str, remedy: str) -> None:
     if not settings.plaintext and not is_this_machine(host):
         raise InvalidInputError(
             remedy,
-            f"is not set, so what {host} says and hears could be read on the way; set it, "
-            f"or {variable('plaintext')}=1 if the network is trusted",
+            f"is not set, so others could read the traffic with {host}; set it, "
+            f"or set {variable('plaintext')}=1 if the network is trusted",
         )
 
 
 def _identity(settings: RpcSettings, certificate: str, key: str) -> tuple[bytes, bytes] | None:
-    """Returns (key, certificate); None when neither is set."""
+    """Returns (key, certificate); None if neither is set."""
     paths: dict[str, Path | None] = {name: getattr(settings, name) for name in (certificate, key)}
     if not any(paths.values()):
         return None
     for name, path in paths.items():
         if path is None:
             other = variable(key if name == certificate else certificate)
-            raise InvalidInputError(variable(name), f"is not set, though {other} is; they need each other")
+            raise InvalidInputError(variable(name), f"is not set, but {other} is; set both or neither")
     content = {name: _read(name, path) for name, path in paths.items() if path is not None}
     _check_certificates(certificate, paths[certificate], content[certificate])
     try:
-        # The only thing that tells whether a key is the certificate's before a client is there.
+        # This is the only way to find out, before a client connects, whether the key belongs to the certificate.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
             str(paths[certificate]), str(paths[key]), password=_no_password
         )
@@ -91,7 +89,7 @@ def _identity(settings: RpcSettings, certificate: str, key: str) -> tuple[bytes,
         problem = (
             "is encrypted; remove its password"
             if isinstance(error, _EncryptedKeyError)
-            else f"is no private key in PEM, or not that of {paths[certificate]}"
+            else f"is not a PEM private key, or does not belong to {paths[certificate]}"
         )
         raise InvalidInputError(variable(key), f"{paths[key]} {problem}") from None
     return content[key], content[certificate]
@@ -110,7 +108,7 @@ def _check_certificates(name: str, path: Path | None, content: bytes) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=content.decode("ascii"))
     except (ssl.SSLError, UnicodeDecodeError, ValueError):
-        raise InvalidInputError(variable(name), f"{path} holds no certificate in PEM") from None
+        raise InvalidInputError(variable(name), f"{path} contains no PEM certificate") from None
 
 
 def _read(name: str, path: Path) -> bytes:
@@ -121,7 +119,7 @@ def _read(name: str, path: Path) -> bytes:
 
 
 class _EncryptedKeyError(Exception):
-    """A key has a password, which nobody is there to type."""
+    """The key has a password."""
 
 
 def _no_password() -> str:

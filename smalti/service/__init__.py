@@ -1,4 +1,4 @@
-"""What every service's process shares: settings, start, health, drain, exit codes."""
+"""The shell of a service: settings, start, health, drain, exit codes, and how a stage handles a message."""
 
 from smalti.service.engine import Engine
 from smalti.service.process import BackgroundTask, Build, Process, Service, run
@@ -13,6 +13,15 @@ __all__ = [
     "Service",
     "ServiceSettings",
     "Telemetry",
+    "cancellation",
+    "checks",
+    "compute",
+    "engine_service",
+    "failpoints",
+    "model",
+    "objects",
+    "prompts",
     "run",
     "service_settings",
+    "stage",
 ]

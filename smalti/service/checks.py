@@ -1,4 +1,4 @@
-"""What the services check of a call in the same way."""
+"""Checks of calls that several services share."""
 
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_PROMPT_LENGTH
@@ -6,13 +6,23 @@ from smalti.parameters import check_prompt
 
 
 def checked_prompt(prompt: str, field: str = "prompt") -> str:
-    """Returns a prompt without the space around it; raises `InvalidInputError` when it is blank or too long."""
+    """Returns the stripped prompt; raises `InvalidInputError` if it is blank or too long."""
     if len(prompt) > MAX_PROMPT_LENGTH:
-        raise InvalidInputError(field, f"has {len(prompt)} characters; the most is {MAX_PROMPT_LENGTH}")
+        raise InvalidInputError(field, f"has {len(prompt)} characters; the limit is {MAX_PROMPT_LENGTH}")
     return check_prompt(prompt)
 
 
-def check_number(number: int, most: int, field: str, what: str) -> None:
-    """Raises `InvalidInputError` when a list has no entries or more than the most; `what` are the entries."""
-    if not 1 <= number <= most:
-        raise InvalidInputError(field, f"has {number} {what}; 1 to {most} are taken")
+def check_count(count: int, limit: int, *, field: str, noun: str) -> None:
+    """Checks the length of a list.
+
+    Args:
+        count: the length.
+        limit: the maximum length.
+        field: the path of the list in the request.
+        noun: what the list contains, in the plural.
+
+    Raises:
+        InvalidInputError: the list is empty or too long; names the field.
+    """
+    if not 1 <= count <= limit:
+        raise InvalidInputError(field, f"has {count} {noun}; must have 1 to {limit}")

@@ -1,34 +1,34 @@
-"""The engine behind a service, as the shell of the service sees it."""
+"""What the shell of a service needs to know of its engine."""
 
 from typing import Protocol
 
 
 class Engine(Protocol):
-    """What computes behind a service."""
+    """The engine of a service."""
 
     slots: int
-    """How many pieces of work it does at the same time."""
+    """Maximum number of computations at the same time."""
 
     @property
     def active(self) -> int:
-        """How many it does."""
+        """Number of computations in progress."""
         ...
 
     @property
     def waiting(self) -> int:
-        """How many wait for it."""
+        """Number of computations that wait."""
         ...
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes work; must not wait."""
+        """Whether the engine takes work; must not block."""
         ...
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it does not."""
+        """Why the engine does not take work; None while it does."""
         ...
 
     def close(self) -> None:
-        """Ends it; what it has not finished fails."""
+        """Stops the engine; unfinished computations fail."""
         ...

@@ -1,4 +1,4 @@
-"""EngineService: what the engine behind a service is, and how busy."""
+"""EngineService: describes the engine of a service and its load."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
     """Describes an engine."""
 
     def __init__(
-        self, stage: engine_pb2.Stage.ValueType, model: model_pb2.Model, engine: Engine, device: str
+        self, *, stage: engine_pb2.Stage.ValueType, model: model_pb2.Model, engine: Engine, device: str
     ) -> None:
-        """Takes what there is to say.
+        """Describes an engine that is loaded.
 
         Args:
-            stage: the engine's, in the contract.
-            model: the model that is loaded.
-            engine: says how busy it is.
-            device: what it computes on.
+            stage: the stage of the engine.
+            model: the loaded model.
+            engine: provides the current load.
+            device: the kind of device that the engine computes on, such as "cpu".
         """
         self._stage = stage
         self._model = model

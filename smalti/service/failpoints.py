@@ -1,25 +1,25 @@
-"""Places at which a service can be made to fail, for tests of faults: off unless `SMALTI_FAILPOINTS` is set.
+"""Points at which a service can be made to fail, for fault tests; off unless `SMALTI_FAILPOINTS` is set.
 
-`SMALTI_FAILPOINTS` holds failpoints with `;` between them, each of the form
+`SMALTI_FAILPOINTS` contains failpoints, separated by `;`, each of the form
 
     POINT=ACTION[:SECONDS][@TIMES][?FIELD=TEXT]
 
-    generate.before-write=kill@1            the process kills itself (SIGKILL), the first time
-    decode.after-read=raise?prompt=boom     an error, for every prompt that has "boom" in it
-    rank.after-write=sleep:3@2              3 seconds' sleep, the first two times
-    generate.engine-step=hang?job=j7        never goes on
+    generate.before-write=kill@1            the process kills itself (SIGKILL) the first time
+    decode.after-read=raise?prompt=boom     raises an error for every prompt that contains "boom"
+    rank.after-write=sleep:3@2              sleeps for 3 seconds the first two times
+    generate.engine-step=hang?job=j7        hangs forever
 
-Points of a stage, in their order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread, before it computes;
-of the generator, before every quantum and for no work in particular), `STAGE.before-write`, `STAGE.after-write` (before
-anything is sent), `STAGE.after-publish` (before the message is acknowledged). Those of the gateway, in the order of a
-job: `gateway.after-accept` (stored, and not answered yet), `gateway.after-lease` (a chunk is noted as sent, and is not
+The points of a stage, in order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread before it computes; in
+the generator before every dispatch, for no task in particular), `STAGE.before-write`, `STAGE.after-write` (before any
+message is sent), `STAGE.after-publish` (before the message is acknowledged). The points of the gateway, in the order of
+a job: `gateway.after-accept` (stored, not yet answered), `gateway.after-lease` (a chunk is marked as sent, but is not
 yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
-`gateway.after-result` (written, while the job is still open), `gateway.after-end`.
+`gateway.after-result` (written while the job is still open), `gateway.after-end`.
 
-FIELD is `job`, `prompt` or `chunk`; a prompt has to contain the text, the others have to be it.
+FIELD is `job`, `prompt` or `chunk`; a prompt must contain TEXT, the others must be equal to it.
 
-TIMES counts in one process; over all processes, and so over restarts, where `SMALTI_FAILPOINTS_STATE` names a folder
-that they share.
+TIMES counts in one process. If `SMALTI_FAILPOINTS_STATE` names a folder, it counts over all processes that share the
+folder, and so over restarts.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _FORM = re.compile(
 
 
 class FailpointError(Exception):
-    """What a failpoint raises: as unexpected as any fault."""
+    """What a failpoint raises; handled like any unexpected error."""
 
 
 class Action(StrEnum):
@@ -65,21 +65,21 @@ class Failpoint:
     action: Action
     seconds: float = 0.0
     times: int | None = None
-    """None is every time."""
+    """How often the failpoint acts; None for every time."""
     about: str = ""
-    """By which of `job`, `prompt` and `chunk` it is told what it is for; empty for all work."""
+    """The field that selects tasks: `job`, `prompt` or `chunk`; empty for all tasks."""
     text: str = ""
     count: int = 0
 
     def concerns(self, about: Mapping[str, object]) -> bool:
-        """Says whether it is for this work."""
+        """Returns whether the failpoint selects this task."""
         if not self.about:
             return True
         value = str(about.get(self.about, ""))
         return self.text in value if self.about == "prompt" else self.text == value
 
     def take(self, state: Path | None) -> bool:
-        """Uses up one of its times; returns False when none is left."""
+        """Uses up one of the times; returns False if none is left."""
         if self.times is None:
             return True
         if state is None:
@@ -89,7 +89,7 @@ class Failpoint:
         state.mkdir(parents=True, exist_ok=True)
         for number in range(self.times):
             try:
-                # Whoever makes the file has the turn, whatever other processes do meanwhile.
+                # Creating the file is atomic, so only one process gets this turn.
                 self.mark(state, number).touch(exist_ok=False)
             except FileExistsError:
                 continue
@@ -97,12 +97,12 @@ class Failpoint:
         return False
 
     def mark(self, state: Path, number: int = 0) -> Path:
-        """Returns the file that is there once it has failed `number` + 1 times; each failpoint has its own."""
+        """Returns the file that exists once the failpoint has acted `number` + 1 times."""
         text = f"{self.action}:{self.seconds:g}?{self.about}={self.text}"
         return state / f"{self.point}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-{number}"
 
     def act(self) -> None:
-        """Fails."""
+        """Performs the action."""
         if self.action is Action.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.action is Action.RAISE:
@@ -118,10 +118,10 @@ _lock = threading.Lock()
 
 
 def arm() -> None:
-    """Reads the variables; to be called once, when the process starts.
+    """Reads the variables; call it once, when the process starts.
 
     Raises:
-        InvalidInputError: a failpoint has not that form.
+        InvalidInputError: a failpoint is malformed.
     """
     global _state
     _armed.clear()
@@ -134,10 +134,12 @@ def arm() -> None:
 
 
 def parse(text: str) -> Failpoint:
-    """Reads one failpoint; raises `InvalidInputError` when it has another form."""
+    """Parses one failpoint; raises `InvalidInputError` if it is malformed."""
     match = _FORM.fullmatch(text)
     if match is None or match["action"] not in list(Action):
-        raise InvalidInputError(VARIABLE, f"{text!r} is not POINT=ACTION[:SECONDS][@TIMES][?FIELD=TEXT]")
+        raise InvalidInputError(
+            VARIABLE, f"{text!r} must have the form POINT=ACTION[:SECONDS][@TIMES][?FIELD=TEXT]"
+        )
     return Failpoint(
         point=match["point"],
         action=Action(match["action"]),
@@ -149,16 +151,16 @@ def parse(text: str) -> Failpoint:
 
 
 def is_armed(point: str) -> bool:
-    """Says whether anything is to fail at a point."""
+    """Returns whether a failpoint is set at this point."""
     return point in _armed
 
 
 def reach(point: str, **about: object) -> None:
-    """Fails, if something is to fail here.
+    """Performs the failpoints that are set at this point.
 
     Args:
-        point: where the process is.
-        about: the job, prompt and chunk that are being worked on.
+        point: the name of the point.
+        about: the job, prompt and chunk of the task.
     """
     for failpoint in _armed.get(point, ()):
         if failpoint.concerns(about) and failpoint.take(_state):

@@ -1,4 +1,4 @@
-"""What a model is, in the contract's words; read from its configurations, without its weights."""
+"""Description of a model as a message; comes from its configuration, not its weights."""
 
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import sampling_message
@@ -11,7 +11,7 @@ def model_reference(name: str, revision: str) -> model_pb2.ModelReference:
 
 
 def model_message(spec: ModelSpec) -> model_pb2.Model:
-    """Returns the description of a model; `default`, `limits` and `vocabulary` are left to the gateway.
+    """Returns the description of a model; the gateway adds `default`, `limits` and `vocabulary`.
 
     Raises:
         ModelError: the header of the VQGAN's weights cannot be read.

@@ -1,4 +1,4 @@
-"""The tensors that stages hand on to each other, as safetensors files: the same numbers give the same bytes."""
+"""The tensors that stages pass on as safetensors files; the same numbers give the same bytes."""
 
 import numpy as np
 from jaxtyping import Int
@@ -12,38 +12,38 @@ from smalti.storage import ObjectRef, ObjectStore
 
 
 def encoding_bytes(encoding: Encoding) -> bytes:
-    """Writes an encoding."""
+    """Returns an encoding as a file."""
     return save({"states": encoding.states.astype(np.float32), "mask": encoding.mask.astype(np.int32)})
 
 
-def read_encoding(store: ObjectStore, ref: ObjectRef, spec: ModelSpec) -> Encoding:
-    """Reads an encoding.
+def load_encoding(store: ObjectStore, ref: ObjectRef, spec: ModelSpec) -> Encoding:
+    """Loads an encoding.
 
     Raises:
-        MissingObjectError: it is not there.
-        DamagedObjectError: it is not what was written, or none of the model's.
+        MissingObjectError: the object is missing.
+        DamagedObjectError: the object is not what was written, or does not fit the model.
     """
     config = spec.transformer
     tensors = _read(store, ref)
     states = _tensor(tensors, ref.key, "states", np.float32, (config.max_text_length, config.d_model))
     mask = _tensor(tensors, ref.key, "mask", np.int32, (config.max_text_length,))
     if not mask.any() or not np.isin(mask, (0, 1)).all() or not np.isfinite(states).all():
-        raise DamagedObjectError(ref.key, "its numbers are none of an encoding")
+        raise DamagedObjectError(ref.key, "its mask or states are invalid")
     return Encoding(states, mask)
 
 
 def tokens_bytes(tokens: Int[np.ndarray, "candidates tokens"]) -> bytes:
-    """Writes the image tokens of a chunk's candidates."""
+    """Returns the image tokens of a chunk as a file."""
     return save({"tokens": np.ascontiguousarray(tokens, np.int32)})
 
 
-def read_tokens(
+def load_tokens(
     store: ObjectStore, ref: ObjectRef, candidates: int, spec: ModelSpec
 ) -> Int[np.ndarray, "candidates tokens"]:
-    """Reads the image tokens of so many candidates; raises as `read_encoding`."""
+    """Loads the image tokens of a chunk; raises as `load_encoding` does."""
     tokens = _tensor(_read(store, ref), ref.key, "tokens", np.int32, (candidates, spec.tokens))
     if tokens.min() < 0 or tokens.max() >= spec.codebook_size:
-        raise DamagedObjectError(ref.key, "a token of it is none of the model's")
+        raise DamagedObjectError(ref.key, "contains a token outside the model's codebook")
     return tokens
 
 
@@ -52,7 +52,7 @@ def _read(store: ObjectStore, ref: ObjectRef) -> dict[str, np.ndarray]:
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedObjectError(ref.key, f"it is no safetensors file: {error}") from None
+        raise DamagedObjectError(ref.key, f"not a safetensors file: {error}") from None
 
 
 def _tensor(
@@ -60,7 +60,7 @@ def _tensor(
 ) -> np.ndarray:
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
-        found = "nothing" if tensor is None else f"{tensor.dtype} of shape {tensor.shape}"
+        found = "missing" if tensor is None else f"{tensor.dtype} of shape {tensor.shape}"
         expected = f"{np.dtype(dtype)} of shape {shape}"
-        raise DamagedObjectError(key, f"{name} is {found}; {expected} is expected")
+        raise DamagedObjectError(key, f"{name} is {found}; must be {expected}")
     return tensor

@@ -1,4 +1,4 @@
-"""The settings of a service's process: the variable of a field is its name after `SMALTI_SERVICE_`."""
+"""The settings of a service's process; each is read from the variable `SMALTI_SERVICE_<NAME>`."""
 
 from typing import Annotated
 
@@ -11,33 +11,33 @@ SERVICE_PREFIX = f"{PREFIX}SERVICE_"
 
 
 class ServiceSettings(EnvironmentSettings):
-    """The settings; see `EnvironmentSettings`."""
+    """Settings of a service's process."""
 
     model_config = SettingsConfigDict(env_prefix=SERVICE_PREFIX)
 
     concurrency: Annotated[int, Field(ge=1, le=256)] | None = None
-    """How many messages a stage works on at the same time. Unset, it is 4 for an encoder, 2 for a decoder and a ranker,
-    and for a generator a quarter of its slots and 2 more, so that chunks of 4 candidates fill the slots and the next
-    ones are at hand."""
+    """Maximum number of messages that a stage handles at the same time. If unset, 4 for an encoder, 2 for a decoder and
+    a ranker, and a quarter of the slots plus 2 for a generator: then chunks of 4 candidates fill the slots and the next
+    ones are ready."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
-    """A generator's slots: how many candidates it draws at the same time; memory grows with them."""
+    """Number of candidates that a generator processes at the same time; memory grows with it."""
     waiting: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    """How much may wait for the engine before calls are refused with RESOURCE_EXHAUSTED: candidates for a generator
-    (unset: 1024), calls for the others (unset: 64)."""
+    """Maximum queue for the engine, beyond which calls are refused with RESOURCE_EXHAUSTED: candidates in a generator
+    (1024 if unset), calls in the other services (64 if unset)."""
     stall: Seconds = 120.0
-    """The seconds without progress after which an engine that has work is given up, and the process ends; longer than
-    the engine ever takes for one quantum or one picture."""
+    """Time in seconds without progress after which a busy engine counts as dead and the process ends. It must be longer
+    than the engine takes for one dispatch or one picture."""
     cancel_poll: Seconds = 0.25
-    """The seconds between two looks for whether a job that is being worked on was cancelled."""
+    """Interval between cancellation checks, in seconds."""
     grace: Seconds = 29.0
-    """The seconds after SIGTERM or SIGINT in which the process has ended, whatever hangs. Longer than
-    `SMALTI_BROKER_DRAIN` and `SMALTI_RPC_GRACE`, shorter than the time after which it would be killed."""
+    """Time in seconds after SIGTERM or SIGINT at which the process ends even if something hangs. It must be longer than
+    `SMALTI_BROKER_DRAIN` and `SMALTI_RPC_GRACE`, and shorter than the time after which the supervisor kills it."""
 
 
 def service_settings() -> ServiceSettings:
-    """Reads the settings from the environment as it is now.
+    """Reads the settings from the environment.
 
     Raises:
-        InvalidInputError: names the variable whose value cannot be used.
+        InvalidInputError: a setting is invalid; names the variable.
     """
     return read_settings(ServiceSettings)

@@ -54,7 +54,7 @@ ERRORS: dict[str, SmaltiError] = {
     "NOT_SUPPORTED": NotSupportedError("no encoder"),
     "OVERLOADED": OverloadedError("all places are taken", 2.5),
     "DRAINING": DrainingError("about to stop"),
-    "ENGINE_STOPPED": EngineFailedError("the engine has stopped; try again, another one may answer"),
+    "ENGINE_STOPPED": EngineFailedError("the engine has stopped; try again, another instance may answer"),
     "DEPENDENCY_UNAVAILABLE": UnavailableError("the store does not answer", 4),
     "CANCELLED": RequestCancelledError("cancelled"),
     "EXPIRED": RequestExpiredError("too late"),

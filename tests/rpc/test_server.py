@@ -266,7 +266,7 @@ async def test_stream_that_would_not_end_is_handed_on_when_the_server_drains() -
 @asynchronous
 async def test_second_server_on_a_port_is_refused() -> None:
     async with served() as (server, _):
-        with pytest.raises(InvalidInputError, match=rf"^SMALTI_RPC_PORT: .*:{server.port}: it is in use"):
+        with pytest.raises(InvalidInputError, match=rf"^SMALTI_RPC_PORT: .*:{server.port}: the port is in use"):
             async with served(RpcSettings(port=server.port)):
                 pass
         with pytest.raises(InvalidInputError, match=r"^SMALTI_RPC_HEALTH_PORT: "):
@@ -301,7 +301,7 @@ def test_service_config_tries_again_for_unavailable_alone() -> None:
     "target", ["", "host", ":9000", "host:", "host:70000", "http://host:1", "a b:1", "::1:9000"]
 )
 def test_target_that_is_none_is_refused(target: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"^server: .* is not of the form host:port"):
+    with pytest.raises(InvalidInputError, match=r"^server: .* must have the form host:port"):
         channel(target, RpcSettings(plaintext=True))
 
 

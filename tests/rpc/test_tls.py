@@ -184,8 +184,8 @@ async def test_server_of_another_name_is_known_by_the_setting(
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"tls_key": None}, r"^SMALTI_RPC_TLS_KEY: is not set, though SMALTI_RPC_TLS_CERTIFICATE is"),
-        ({"tls_certificate": None}, r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, though SMALTI_RPC_TLS_KEY is"),
+        ({"tls_key": None}, r"^SMALTI_RPC_TLS_KEY: is not set, but SMALTI_RPC_TLS_CERTIFICATE is"),
+        ({"tls_certificate": None}, r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, but SMALTI_RPC_TLS_KEY is"),
         (
             {"tls_certificate": "absent.pem"},
             r"^SMALTI_RPC_TLS_CERTIFICATE: .*absent\.pem cannot be read: No such",
@@ -194,18 +194,21 @@ async def test_server_of_another_name_is_known_by_the_setting(
             {"tls_certificate": "folder"},
             r"^SMALTI_RPC_TLS_CERTIFICATE: .*folder cannot be read: Is a directory",
         ),
-        ({"tls_certificate": "noise"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*noise holds no certificate in PEM"),
-        ({"tls_certificate": "bytes"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*bytes holds no certificate in PEM"),
-        ({"tls_key": "noise"}, r"^SMALTI_RPC_TLS_KEY: .*noise is no private key in PEM, or not that of"),
+        ({"tls_certificate": "noise"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*noise contains no PEM certificate"),
+        ({"tls_certificate": "bytes"}, r"^SMALTI_RPC_TLS_CERTIFICATE: .*bytes contains no PEM certificate"),
+        (
+            {"tls_key": "noise"},
+            r"^SMALTI_RPC_TLS_KEY: .*noise is not a PEM private key, or does not belong to",
+        ),
         (
             {"tls_key": "other.key"},
-            r"^SMALTI_RPC_TLS_KEY: .*other\.key is no private key in PEM, or not that of",
+            r"^SMALTI_RPC_TLS_KEY: .*other\.key is not a PEM private key, or does not belong to",
         ),
         ({"tls_key": "locked.key"}, r"^SMALTI_RPC_TLS_KEY: .*locked\.key is encrypted; remove its password"),
-        ({"tls_client_ca": "noise"}, r"^SMALTI_RPC_TLS_CLIENT_CA: .*noise holds no certificate in PEM"),
+        ({"tls_client_ca": "noise"}, r"^SMALTI_RPC_TLS_CLIENT_CA: .*noise contains no PEM certificate"),
         (
             {"tls_certificate": None, "tls_key": None, "tls_client_ca": "server.pem"},
-            r"^SMALTI_RPC_TLS_CLIENT_CA: needs SMALTI_RPC_TLS_CERTIFICATE and SMALTI_RPC_TLS_KEY too",
+            r"^SMALTI_RPC_TLS_CLIENT_CA: needs SMALTI_RPC_TLS_CERTIFICATE and SMALTI_RPC_TLS_KEY; set",
         ),
     ],
 )
@@ -227,7 +230,8 @@ def test_file_that_cannot_be_used_is_named(changes: dict[str, str | None], line:
 @asynchronous
 async def test_plaintext_leaves_the_machine_only_where_that_is_said() -> None:
     with pytest.raises(
-        InvalidInputError, match=r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, so what 0\.0\.0\.0 says"
+        InvalidInputError,
+        match=r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, so others could read the traffic",
     ):
         async with served(RpcSettings(host="0.0.0.0")):
             pass

@@ -92,7 +92,7 @@ def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: Bro
         ("SMALTI_STORE_URL", "ftp://store", "SMALTI_STORE_URL: "),
         ("SMALTI_BROKER_URL", "http://broker", "SMALTI_BROKER_URL: "),
         ("SMALTI_RPC_HOST", "203.0.113.1", "SMALTI_RPC_TLS_CERTIFICATE: is not set"),
-        ("SMALTI_FAILPOINTS", "encode=boom", "SMALTI_FAILPOINTS: 'encode=boom' is not "),
+        ("SMALTI_FAILPOINTS", "encode=boom", "SMALTI_FAILPOINTS: 'encode=boom' must have "),
     ],
 )
 def test_setting_that_cannot_be_used_is_one_line(

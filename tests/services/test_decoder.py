@@ -40,7 +40,7 @@ def compute() -> Iterator[ComputeThread]:
 @pytest.fixture
 def servicer(tiny: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> DecoderServicer:
     model = model_reference(tiny.name, tiny.revision)
-    return DecoderServicer(pipeline.decoder, compute, ModelSpec.load(tiny), model)
+    return DecoderServicer(engine=pipeline.decoder, compute=compute, spec=ModelSpec.load(tiny), model=model)
 
 
 def register(servicer: DecoderServicer) -> Register:
@@ -61,15 +61,15 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
     async with called(register(servicer)) as channel:
         stub = DecoderServiceStub(channel)
         for pictures, problem in (
-            ([], r"pictures: has 0 pictures; 1 to 64 are taken"),
+            ([], r"pictures: has 0 pictures; must have 1 to 64"),
             ([PICTURE] * 65, r"pictures: has 65 pictures"),
-            ([PICTURE, ImageTokens(tokens=[1])], r"pictures\[1\].tokens: has 1; a picture has 16"),
+            ([PICTURE, ImageTokens(tokens=[1])], r"pictures\[1\].tokens: has 1 tokens; a picture has 16"),
             ([ImageTokens(tokens=[64] * 16)], r"pictures\[0\].tokens\[0\]: 64 is not between 0 and 63"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
                 await answer(stub.Decode(DecodeRequest(pictures=pictures)))
         for images, problem in (
-            ([], r"images: has 0 pictures; 1 to 16 are taken"),
+            ([], r"images: has 0 pictures; must have 1 to 16"),
             ([file(4, 4)] * 17, r"images: has 17 pictures"),
             ([file(4, 4), b"GIF89a"], r"images\[1\]: must be a picture in PNG, JPEG or WebP format"),
             ([file(4, 4, "GIF")], r"images\[0\]: must be a picture in PNG, JPEG or WebP format"),
@@ -105,7 +105,9 @@ async def test_model_without_an_encoder_decodes_and_says_what_it_cannot(
     vqgan = pipeline.decoder.vqgan
     half = replace(vqgan, params={name: part for name, part in vqgan.params.items() if name != "encoder"})
     model = model_reference(tiny.name, tiny.revision)
-    servicer = DecoderServicer(DecoderEngine(half), compute, ModelSpec.load(tiny), model)
+    servicer = DecoderServicer(
+        engine=DecoderEngine(half), compute=compute, spec=ModelSpec.load(tiny), model=model
+    )
     async with called(register(servicer)) as channel:
         stub = DecoderServiceStub(channel)
         assert len(await answer(stub.Decode(DecodeRequest(pictures=[PICTURE])))) == 1

@@ -21,7 +21,7 @@ from smalti.rpc.server import Register
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
-from smalti.service.objects import read_encoding
+from smalti.service.objects import load_encoding
 from smalti.services.encoder.handler import EncodeHandler
 from smalti.services.encoder.servicer import EncoderServicer
 from smalti.text.rewording import Rewriter
@@ -41,7 +41,9 @@ def compute() -> Iterator[ComputeThread]:
 def servicer(worded: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> EncoderServicer:
     """Serves the tiny model's encoder with the words of a small world."""
     model = model_reference(worded.name, worded.revision)
-    return EncoderServicer(pipeline.encoder, compute, Rewriter.load(worded.words_file), model)
+    return EncoderServicer(
+        engine=pipeline.encoder, compute=compute, rewriter=Rewriter.load(worded.words_file), model=model
+    )
 
 
 def register(servicer: EncoderServicer) -> Register:
@@ -90,7 +92,7 @@ async def test_bad_requests_name_their_fields(servicer: EncoderServicer) -> None
             (EncodeRequest(), "prompt: is missing"),
             (EncodeRequest(prompt=""), "prompt: is empty"),
             (EncodeRequest(prompt=" \n "), "prompt: is empty"),
-            (EncodeRequest(prompt="x" * 4001), "prompt: has 4001 characters; the most is 4000"),
+            (EncodeRequest(prompt="x" * 4001), "prompt: has 4001 characters; the limit is 4000"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
                 await answer(stub.Encode(request))
@@ -122,6 +124,6 @@ def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_be
         assert done.reading is not None
         assert done.reading.unknown == ("zeppelin",)
         assert done.reading.effective_prompt == Rewriter.load(worded.words_file)("a red zeppelin").prompt
-        encoding = read_encoding(process.store, generate.encoding, spec)
+        encoding = load_encoding(process.store, generate.encoding, spec)
         np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.effective_prompt).states)
     handle.close()

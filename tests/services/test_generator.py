@@ -30,7 +30,7 @@ from smalti.rpc.server import Register
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.model import model_reference
-from smalti.service.objects import encoding_bytes, read_tokens
+from smalti.service.objects import encoding_bytes, load_tokens
 from smalti.services.generator.failing_batch import FailingBatch
 from smalti.services.generator.handler import GenerateHandler
 from smalti.services.generator.servicer import GeneratorServicer
@@ -155,16 +155,19 @@ async def test_bad_requests_name_their_fields(register: Register, encoding: Enco
         for changes, problem in (
             ({"encoding": None}, r"encoding.model.revision: is missing"),
             ({"encoding": long}, rf"encoding.states.shape: has {places + 1} places"),
-            ({"candidates": []}, r"candidates: has 0 indices; 1 to 64 are taken"),
+            ({"candidates": []}, r"candidates: has 0 indices; must have 1 to 64"),
             ({"candidates": range(65)}, r"candidates: has 65 indices"),
             ({"candidates": [1, -1]}, r"candidates\[1\]: -1 is not between"),
             ({"candidates": [2**20]}, r"candidates\[0\]: 1048576 is not between"),
-            ({"candidates": [1, 2, 1]}, r"candidates\[2\]: 1 is there twice"),
+            ({"candidates": [1, 2, 1]}, r"candidates\[2\]: 1 occurs twice"),
             ({"seed": -1}, r"seed: -1 is not between"),
             ({"sampling": SamplingParameters(top_p=0)}, r"sampling.top_p: "),
-            ({"given": ImageTokens(tokens=[0] * 16)}, r"given.tokens: has 16, which leaves nothing to draw"),
+            (
+                {"given": ImageTokens(tokens=[0] * 16)},
+                "given.tokens: has 16 tokens; must be fewer",
+            ),
             ({"given": ImageTokens(tokens=[64])}, r"given.tokens\[0\]: 64 is not between 0 and 63"),
-            ({"priority": 7}, r"priority: 7 is none"),
+            ({"priority": 7}, "priority: unknown priority 7"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
                 await answer(stub.Generate(GenerateRequest(**{**good, **changes})))
@@ -398,6 +401,6 @@ def test_generator_that_dies_or_is_told_to_end_loses_nothing(
     [done] = [event for event in found if isinstance(event, StageDone)]
     assert (done.stage, done.attempt) == (Stage.GENERATE, 2)
     expected = pipeline.generate_candidates(PROMPT, range(4), seed=SEED, sampling=tiny.sampling, total=4)
-    tokens = read_tokens(store, done.objects[0], 4, ModelSpec.load(tiny))
+    tokens = load_tokens(store, done.objects[0], 4, ModelSpec.load(tiny))
     np.testing.assert_array_equal(tokens, [picture.tokens for picture in expected])
     assert progress.tokens == tuple(tuple(picture.tokens[:4].tolist()) for picture in expected)

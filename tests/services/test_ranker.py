@@ -51,7 +51,7 @@ async def test_bad_requests_name_their_fields(servicer: RankerServicer, pipeline
         for request, problem in (
             (ScoreRequest(images=[file]), "prompt: is empty"),
             (ScoreRequest(prompt="x" * 4001, images=[file]), "prompt: has 4001 characters"),
-            (ScoreRequest(prompt="a fox"), "images: has 0 pictures; 1 to 64 are taken"),
+            (ScoreRequest(prompt="a fox"), "images: has 0 pictures; must have 1 to 64"),
             (ScoreRequest(prompt="a fox", images=[file] * 65), "images: has 65 pictures"),
             (ScoreRequest(prompt="a fox", images=[file, b"no"]), r"images\[1\]: must be a picture"),
         ):

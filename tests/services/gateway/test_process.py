@@ -194,7 +194,7 @@ def test_invalid_setting_is_named(tiny: ModelFolder, tmp_path: Path) -> None:
     )
     ended = process.run()
     assert ended.returncode == 2
-    assert "smalti gateway: SMALTI_GATEWAY_DECODER: 'nowhere' is not of the form host:port" in ended.stderr
+    assert "smalti gateway: SMALTI_GATEWAY_DECODER: 'nowhere' must have the form host:port" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
     from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 
     compute = ComputeThread(max_permits=8, stall_seconds=60)
-    servicer = DecoderServicer(DecoderEngine.load(spec), compute, spec, model_message(spec).reference)
+    servicer = DecoderServicer(
+        engine=DecoderEngine.load(spec), compute=compute, spec=spec, model=model_message(spec).reference
+    )
     async with called(lambda server: add_DecoderServiceServicer_to_server(servicer, server)) as channel:
         yield DecoderServiceStub(channel)
     compute.close()
