@@ -142,10 +142,10 @@ def queue_harness(broker: Server) -> Iterator[QueueHarness]:
 def world_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the world of `tests/data`; not to be changed."""
     from smalti.training.data.world.building import build
-    from smalti.training.data.world.description import read_description
+    from smalti.training.data.world.description import load_description
 
     out = tmp_path_factory.mktemp("data") / "sample"
-    build(out, SAMPLES / "packages", read_description(SAMPLES / "world.json"), 64, with_pictograms=False)
+    build(out, SAMPLES / "packages", load_description(SAMPLES / "world.json"), 64, with_pictograms=False)
     return out
 
 

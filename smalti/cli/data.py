@@ -1,8 +1,7 @@
-"""`smalti data`: data sets to train on, from pinned packages or from anybody's pictures."""
+"""`smalti data`: data sets to train on, from pinned packages or from your own pictures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from smalti.errors import InvalidInputError, SmaltiError
+from smalti.cli.extras import require_training
+from smalti.errors import InvalidInputError
 from smalti.files import atomic_path
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PACKAGES = Path("build/packages")
 _WORLD = Path("data/shipped/world")
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the content of OUT.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,22 +33,22 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    out: Annotated[Path, typer.Argument(help="The folder of the data set.")] = _WORLD.parent,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures, 64 or 128.")] = 64,
-    world: Annotated[Path | None, typer.Option(help="Another world.json than the shipped one.")] = None,
-    pictograms: Annotated[
-        bool, typer.Option(help="Also make the set of all named pictograms, not the world alone.")
-    ] = True,
-    packages: Annotated[Path, typer.Option(help="Where npm puts the pinned packages.")] = _PACKAGES,
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")] = _WORLD.parent,
+    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels, 64 or 128.")] = 64,
+    world: Annotated[Path | None, typer.Option(help="A world.json. [default: the shipped one]")] = None,
+    pictograms: Annotated[bool, typer.Option(help="Also make the set of all named pictograms.")] = True,
+    packages: Annotated[
+        Path, typer.Option(help="Folder in which npm installs the pinned packages.")
+    ] = _PACKAGES,
     overwrite: Overwrite = False,
 ) -> None:
     """Build the shipped data set from pinned packages: the same packages give the same bytes."""
     _require_training()
     from smalti.training.data.world.building import build as build_data
-    from smalti.training.data.world.description import SHIPPED, read_description
+    from smalti.training.data.world.description import SHIPPED, load_description
     from smalti.training.data.world.pictograms import install_packages
 
-    description = read_description(world or SHIPPED)
+    description = load_description(world or SHIPPED)
     with Console(stderr=True).status("Fetching the packages ..."):
         installed = install_packages(packages)
     with _progress("Drawing pictograms") as advance:
@@ -57,15 +57,15 @@ def build(
 
 
 def compose(
-    world: Annotated[Path, typer.Argument(help="The folder `world` of a built data set.")] = _WORLD,
-    split: Annotated[str, typer.Option(help="train, validation or held_out.")] = "train",
-    count: Annotated[int, typer.Option(min=1, max=1024, help="Pictures to show.")] = 64,
-    start: Annotated[int, typer.Option(min=0, help="Index of the first one.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures, 64 or 128.")] = 64,
-    out: Annotated[Path, typer.Option(help="The sheet to write.")] = Path("composed.png"),
+    world: Annotated[Path, typer.Argument(help="Folder `world` of a built data set.")] = _WORLD,
+    split: Annotated[str, typer.Option(help="Split: train, validation or held_out.")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=1024, help="Number of pictures.")] = 64,
+    start: Annotated[int, typer.Option(min=0, help="Index of the first picture.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
+    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels, 64 or 128.")] = 64,
+    out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("composed.png"),
 ) -> None:
-    """Show the pictures and captions that training composes: a sheet, and the captions in its order."""
+    """Show pictures that training composes: a contact sheet, and their captions in the same order."""
     _require_training()
     from smalti.training.data.report import contact_sheet
     from smalti.training.data.world.composition import CompositionDataset, World
@@ -82,29 +82,34 @@ def compose(
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(help="A folder, .csv, .tsv, .jsonl, or webdataset .tar files.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the data set.")],
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings; see docs/data.md.")] = None,
+    source: Annotated[
+        Path, typer.Argument(help="A folder, a .csv, .tsv or .jsonl file, or webdataset .tar files.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings of the import, a TOML file; docs/data.md lists them. [default: none]"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a data set of anybody's pictures: cleaned, compared and split."""
+    """Make a data set of your own pictures: cleaned, compared and split."""
     _require_training()
-    from smalti.training.data.configuration import ImportSettings, read_import_settings
+    from smalti.training.data.configuration import ImportSettings, load_import_settings
     from smalti.training.data.importing import import_pictures
 
-    settings = read_import_settings(config) if config else ImportSettings()
+    settings = load_import_settings(config) if config else ImportSettings()
     with _progress("Reading pictures") as advance:
         report = import_pictures(source, out, settings, overwrite, lambda count: advance(count, None))
     _show(report, out)
 
 
 def encode(
-    data: Annotated[Path, typer.Argument(help="A folder of Parquet shards with pictures and captions.")],
-    vqgan: Annotated[Path, typer.Argument(help="The folder of the VQGAN that makes the tokens.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the encoded data set.")],
+    data: Annotated[Path, typer.Argument(help="Folder of Parquet shards with pictures and captions.")],
+    vqgan: Annotated[Path, typer.Argument(help="Folder of the VQGAN that makes the tokens.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the encoded data set.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn pictures into image tokens once: Parquet with the columns caption and encoding."""
+    """Encode pictures as image tokens, once: Parquet shards with the columns caption and encoding."""
     _require_training()
     from smalti.models.vqgan import VQGAN
     from smalti.training.data.encoding import encode_pictures
@@ -119,15 +124,12 @@ def encode(
 
 
 def _require_training() -> None:
-    """Refuses before the work when the extra is missing."""
-    for name in ("imagehash", "pyarrow", "resvg_py"):
-        if find_spec(name) is None:
-            raise SmaltiError(f"{name} is not installed; data sets need: pip install 'smalti[training]'")
+    require_training("a data set", "imagehash", "pyarrow", "resvg_py")
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int | None], Any]]:
-    """Shows how far the work is, on standard error."""
+    """Shows a progress bar on standard error."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
@@ -139,11 +141,11 @@ def _progress(what: str) -> Iterator[Callable[[int, int | None], Any]]:
 
 
 def _show(report: "Report", out: Path) -> None:
-    """Tells what became of the data, in a few lines."""
+    """Prints a summary of the report."""
     for split, count in report.counts.get("split", {}).items():
         print(f"{split}: {count:,}")
     if report.problems:
-        print(f"not used: {len(report.problems):,}, each named in {out / 'report.json'}")
+        print(f"not used: {len(report.problems):,}, all listed in {out / 'report.json'}")
     print(f"report: {out / 'report.md'}")
 
 

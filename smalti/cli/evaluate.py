@@ -1,4 +1,4 @@
-"""`smalti evaluate`, `smalti sweep` and `smalti card`: how good a model is, and a page that says so."""
+"""`smalti evaluate`, `smalti sweep` and `smalti card`: measure a model, and write the pages about it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smalti.cli import interrupts
-from smalti.cli.train import require_training
-from smalti.errors import InvalidInputError, SmaltiError
+from smalti.cli.extras import require_training
+from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 from smalti.registry import library
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped one]"),
+    typer.Option(help="Name from `smalti models`, or a folder. [default: the shipped one]"),
 ]
-JudgeRun = Annotated[Path, typer.Option("--judge", help="The judge's run.")]
-Data = Annotated[Path, typer.Option(help="The folder of the data set, with the world that the model draws.")]
-PromptsPerKind = Annotated[
-    int, typer.Option(min=1, help="Prompts of each kind that shares are counted over.")
+JudgeRun = Annotated[Path, typer.Option("--judge", help="Run of the judge.")]
+Data = Annotated[
+    Path, typer.Option(help="Folder of the data set, with the world that the model was trained on.")
 ]
-Slots = Annotated[int, typer.Option(min=1, help="Candidates that are drawn at the same time.")]
+PromptsPerKind = Annotated[int, typer.Option(min=1, help="Number of prompts of each kind.")]
+Slots = Annotated[int, typer.Option(min=1, help="Number of candidates generated at the same time.")]
 
 _SLOTS = 64
 
@@ -45,25 +45,26 @@ def evaluate(
     judge: JudgeRun,
     data: Data,
     model: Model = None,
-    out: Annotated[Path, typer.Option(help="The folder for quality.md and its pictures.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder for quality.md and its pictures.")] = Path("docs"),
     prompts_per_kind: PromptsPerKind = 100,
     sheet_prompts: Annotated[
-        Path | None, typer.Option(help="A TOML file of prompts to show. [default: 24 of the shipped world]")
+        Path | None,
+        typer.Option(help="Prompts to show, a TOML file. [default: 24 prompts of the shipped world]"),
     ] = None,
     slots: Slots = _SLOTS,
 ) -> None:
-    """Measure a model with fixed prompts and an independent judge, and write the page that says how good it is."""
-    require_training()
+    """Measure a model with fixed prompts and an independent judge, and write a page with the results."""
+    _require_training()
+    from smalti.training.evaluation.measuring import count_prompts
     from smalti.training.evaluation.measuring import evaluate as measure
-    from smalti.training.evaluation.measuring import prompts_in_all
     from smalti.training.evaluation.page import PAGE, observations, write_page
     from smalti.training.evaluation.questions import SHEET_PROMPTS
 
     shown = sheet_prompts or SHEET_PROMPTS
-    observations(out / PAGE)  # A page that cannot be kept is told before the work.
+    observations(out / PAGE)  # Fails before the work if the existing page cannot be kept.
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
-        _progress("Drawing", prompts_in_all(world, shown, prompts_per_kind)) as advance,
+        _progress("Drawing", count_prompts(world, shown, prompts_per_kind)) as advance,
     ):
         quality, sheets = measure(
             pipeline, known, world, prompts_per_kind, sheet_prompts=shown, advance=advance
@@ -80,21 +81,21 @@ def sweep(
     data: Data,
     model: Model = None,
     guidance_scale: Annotated[
-        list[float] | None, typer.Option(help="Give it several times. [default: the model's]")
+        list[float] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Give it several times. [default: the model's]")
+        list[float] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
     ] = None,
     top_k: Annotated[
-        list[int] | None, typer.Option(help="Give it several times. [default: the model's]")
+        list[int] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
     ] = None,
     prompts_per_kind: PromptsPerKind = 10,
-    out: Annotated[Path | None, typer.Option(help="A Markdown file for the table. [default: none]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the table. [default: none]")] = None,
     slots: Slots = _SLOTS,
 ) -> None:
-    """Judge a model's pictures over a grid of sampling values, to choose its own."""
-    require_training()
-    from smalti.training.evaluation.questions import KINDS
+    """Judge a model's pictures over a grid of sampling values, to choose the model's own."""
+    _require_training()
+    from smalti.training.evaluation.questions import PROMPT_KINDS
     from smalti.training.evaluation.sweep import sampling_grid, sweep_table
     from smalti.training.evaluation.sweep import sweep as measure
 
@@ -102,7 +103,7 @@ def sweep(
     grid = sampling_grid(sampling, guidance_scale or [], temperature or [], top_k or [])
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
-        _progress("Drawing", len(grid) * len(KINDS) * prompts_per_kind) as advance,
+        _progress("Drawing", len(grid) * len(PROMPT_KINDS) * prompts_per_kind) as advance,
     ):
         rows = list(measure(pipeline, known, world, grid, prompts_per_kind, advance=advance))
     table = sweep_table(rows)
@@ -115,21 +116,24 @@ def sweep(
 
 
 def card(
-    run: Annotated[list[Path], typer.Option(help="A run that the model was exported from; give all.")],
+    run: Annotated[
+        list[Path], typer.Option(help="Run from which the model was exported; repeat for all runs.")
+    ],
     data: Data,
     model: Model = None,
-    evaluated: Annotated[Path, typer.Option(help="The folder that `smalti evaluate` wrote.")] = Path("docs"),
-    docs: Annotated[str, typer.Option(help="How the card links to that folder.")] = "../../../docs",
+    evaluated: Annotated[Path, typer.Option(help="Folder that `smalti evaluate` wrote.")] = Path("docs"),
+    docs: Annotated[
+        str, typer.Option(help="Address of that folder, as the card links to it.")
+    ] = "../../../docs",
 ) -> None:
-    """Write a model's card into its folder, with samples and the figures of its evaluation."""
-    require_training()
-    from smalti.training.batches.sources import WORLD_FILE
+    """Write a model's card to its folder, with samples and figures of its evaluation."""
+    _require_training()
+    from smalti.training.batches.sources import WORLD_FILE, require_world
+    from smalti.training.data.world.description import load_description
     from smalti.training.evaluation.model_card import write_card
 
-    world = _world_folder(data)
-    from smalti.training.data.world.description import read_description
-
-    path = write_card(library.find(model), read_description(world / WORLD_FILE), evaluated, run, docs)
+    world = require_world(data)
+    path = write_card(library.find(model), load_description(world / WORLD_FILE), evaluated, run, docs)
     print(f"card: {path}")
 
 
@@ -137,15 +141,17 @@ def card(
 def _opened(
     model: str | None, judge: Path, data: Path, slots: int
 ) -> "Iterator[tuple[Pipeline, World, Judge]]":
-    """Loads the model, its world and the judge; stops the generator in the end."""
+    """Loads the model, its world and the judge; stops the generator at the end."""
+    from smalti.training.batches.sources import require_world
+
     folder = library.find(model)
-    world_folder = _world_folder(data)
+    world_folder = require_world(data)
     with Console(stderr=True).status(f"Loading {folder.name} ..."):
         from smalti.engines.compilation import use_compilation_cache
         from smalti.models.vqgan import VQGANConfig
         from smalti.pipeline import Pipeline
         from smalti.training.data.world.composition import World
-        from smalti.training.judge.trainer import load_judge
+        from smalti.training.trainers.judge import load_judge
 
         use_compilation_cache()
         world = World.load(world_folder, VQGANConfig.load(folder.vqgan_folder).resolution)
@@ -157,18 +163,13 @@ def _opened(
         pipeline.generator.close()
 
 
-def _world_folder(data: Path) -> Path:
-    from smalti.training.batches.sources import find_world
-
-    folder = find_world(data)
-    if folder is None:
-        raise InvalidInputError("data", f"{data} has no world; make one with `smalti data build`")
-    return folder
+def _require_training() -> None:
+    require_training("an evaluation", "optax", "orbax", "pyarrow", "tensorboardX")
 
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how many prompts are drawn, on standard error."""
+    """Shows a progress bar on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)

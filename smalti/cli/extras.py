@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from smalti.errors import SmaltiError
 
@@ -20,3 +21,18 @@ def needs_extra(extra: str) -> Iterator[None]:
         if library in ("", "smalti"):
             raise
         raise SmaltiError(f"{library} is not installed: pip install 'smalti[{extra}]'") from None
+
+
+def require_training(purpose: str, *modules: str) -> None:
+    """Checks, before the work begins, that modules of the extra `training` are installed.
+
+    Args:
+        purpose: what needs them, as the error says it.
+        modules: names of top-level modules.
+
+    Raises:
+        SmaltiError: a module is missing.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise SmaltiError(f"{module} is not installed; {purpose} needs: pip install 'smalti[training]'")

@@ -1,31 +1,32 @@
-"""`smalti train` and `smalti export`: from a config file and data to checkpoints, and from those to a model folder."""
+"""`smalti train` and `smalti export`: from settings and data to checkpoints, and from those to a model folder."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from smalti.errors import SmaltiError
+from smalti.cli.extras import require_training
 from smalti.parameters import Counts, check_counts
 
 if TYPE_CHECKING:
-    from smalti.training.loop.settings import RunSettings
+    from smalti.training.loop.settings import Network
+    from smalti.training.trainers.inputs import Advance
 
 INTERRUPTED = 130
 
-Config = Annotated[Path, typer.Option(help="The TOML file of the run.", dir_okay=False)]
-Data = Annotated[Path, typer.Option(help="The folder of the data set.")]
-Out = Annotated[Path, typer.Option(help="The folder of the run.")]
+Config = Annotated[Path, typer.Option(help="Settings of the run, a TOML file.", dir_okay=False)]
+Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
+Vqgan = Annotated[Path, typer.Option(help="Run of the tokenizer, or a folder with a VQGAN.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run.")]
 Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Stop and save after so long. [default: at the schedule's end]")
+    float | None,
+    typer.Option(min=0, help="Save and stop after this many minutes. [default: at the schedule's end]"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,40 +41,15 @@ def register(app: typer.Typer) -> None:
 
 
 def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
-    """Train the image tokenizer: a VQGAN, on pictures."""
-    require_training()
-    from smalti.training.batches.sources import open_pictures
-    from smalti.training.loop.settings import read_settings
-    from smalti.training.trainers.tokenizer import TokenizerSettings, TokenizerTrainee
-
-    settings = read_settings(config, TokenizerSettings)
-    resolution = settings.config().resolution
-    pictures = open_pictures(data, resolution, settings.seed)
-    _run(settings, lambda: TokenizerTrainee(settings, pictures), config, out, minutes, resume)
+    """Train the image tokenizer, a VQGAN, on pictures."""
+    _train("tokenizer", config, data, None, out, minutes, resume)
 
 
 def generator(
-    config: Config,
-    data: Data,
-    tokenizer: Annotated[Path, typer.Option(help="The tokenizer's run, or a folder with a VQGAN.")],
-    out: Out,
-    minutes: Minutes = None,
-    resume: Resume = False,
+    config: Config, data: Data, tokenizer: Vqgan, out: Out, minutes: Minutes = None, resume: Resume = False
 ) -> None:
-    """Train the image-token generator: a transformer, on captions and pictures' tokens."""
-    require_training()
-    from smalti.training.loop.settings import read_settings
-    from smalti.training.trainers.generator import GeneratorSettings, GeneratorTrainee
-    from smalti.training.trainers.generator_run import open_parts
-
-    settings = read_settings(config, GeneratorSettings)
-
-    def make() -> GeneratorTrainee:
-        with _encoding(settings.pictures) as advance:
-            parts = open_parts(settings, data, tokenizer, out, advance)
-        return GeneratorTrainee(settings, parts.data, parts.tokenizer, parts.vqgan)
-
-    _run(settings, make, config, out, minutes, resume)
+    """Train the image-token generator, a transformer, on captions and encoded pictures."""
+    _train("generator", config, data, tokenizer, out, minutes, resume)
 
 
 def ranker(
@@ -83,68 +59,56 @@ def ranker(
     vqgan: Annotated[
         Path | None,
         typer.Option(
-            help="The tokenizer's run, or a folder with a VQGAN: draws the config's share of the pictures. "
+            help="Run of the tokenizer, or a folder with a VQGAN, to reconstruct a share of the pictures with. "
             "[default: none]"
         ),
     ] = None,
     minutes: Minutes = None,
     resume: Resume = False,
 ) -> None:
-    """Train the ranker: open_clip's CLIP, on pictures and captions."""
-    require_training()
-    from smalti.training.loop.settings import read_settings
-    from smalti.training.trainers.ranker import RankerSettings
-    from smalti.training.trainers.ranker_run import open_parts
-
-    parts = open_parts(read_settings(config, RankerSettings), data, vqgan, out)
-    _run(parts.settings, lambda: parts.trainee(out), config, out, minutes, resume)
+    """Train the ranker, open_clip's CLIP, on pictures and captions."""
+    _train("ranker", config, data, vqgan, out, minutes, resume)
 
 
 def judge(
-    config: Config,
-    data: Data,
-    vqgan: Annotated[Path, typer.Option(help="The tokenizer's run, or a folder with a VQGAN.")],
-    out: Out,
-    minutes: Minutes = None,
-    resume: Resume = False,
+    config: Config, data: Data, vqgan: Vqgan, out: Out, minutes: Minutes = None, resume: Resume = False
 ) -> None:
-    """Train the judge that `smalti evaluate` measures with, on a world's pictures, good and damaged."""
-    require_training()
-    from smalti.training.judge.trainer import JudgeSettings, open_trainee
-    from smalti.training.loop.settings import read_settings
-    from smalti.training.trainers.tokenizer import load_vqgan
-
-    settings = read_settings(config, JudgeSettings)
-    network = load_vqgan(vqgan)
-    _run(settings, lambda: open_trainee(settings, data, network, out), config, out, minutes, resume)
+    """Train the judge that `smalti evaluate` measures with, on a world's pictures, intact and damaged."""
+    _train("judge", config, data, vqgan, out, minutes, resume)
 
 
 def export(
-    generator: Annotated[Path, typer.Option(help="The generator's run.")],
+    generator: Annotated[Path, typer.Option(help="Run of the generator.")],
     ranker: Annotated[
         str,
-        typer.Option(help="The ranker's run, a folder of open_clip, or a name with a tag: ViT-B-32:openai."),
+        typer.Option(
+            help="Run of the ranker, a folder in open_clip's format, or a name with a tag: ViT-B-32:openai."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="The model's name.")],
-    licence: Annotated[str, typer.Option(help="Its licence, an SPDX identifier.")],
-    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    licence: Annotated[str, typer.Option(help="Licence of the model, an SPDX identifier.")],
+    out: Annotated[Path, typer.Option(help="Model folder to make.")],
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="The tokenizer's run, to check that it is the generator's. [default: none]"),
+        typer.Option(
+            help="Run of the tokenizer, to check that the generator was trained with it. [default: none]"
+        ),
     ] = None,
-    description: Annotated[str, typer.Option(help="A sentence on the model.")] = "",
-    source: Annotated[str, typer.Option(help="Where it is from.")] = "",
-    n: Annotated[int, typer.Option("--n", help="Pictures that the model keeps by default.")] = Counts().n,
+    description: Annotated[str, typer.Option(help="One sentence about the model.")] = "",
+    source: Annotated[str, typer.Option(help="Where the model comes from.")] = "",
+    n: Annotated[
+        int, typer.Option("--n", help="Number of pictures that the model returns by default.")
+    ] = Counts().n,
     candidates: Annotated[
-        int, typer.Option(help="Candidates that it draws by default.")
+        int, typer.Option(help="Number of candidates that the model generates by default.")
     ] = Counts().candidates,
     half: Annotated[
-        bool, typer.Option("--half", help="Store weights as float16: files of half the size.")
+        bool, typer.Option("--half", help="Store weights as float16, which halves the files.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the content of OUT.")] = False,
 ) -> None:
-    """Turn runs into a model folder, which `smalti generate` and the services load."""
-    require_training()
+    """Export runs as a model folder, which `smalti generate` and the services load."""
+    _require_training()
     from smalti.training.export import export as export_model
 
     folder = export_model(
@@ -163,56 +127,57 @@ def export(
     print(f"{folder.name}, {folder.size / 1e6:.1f} MB, {folder.revision}: {out}")
 
 
-def _run(
-    settings: "RunSettings", make: Any, config: Path, out: Path, minutes: float | None, resume: bool
+def _train(
+    network: "Network",
+    config: Path,
+    data: Path,
+    vqgan: Path | None,
+    out: Path,
+    minutes: float | None,
+    resume: bool,
 ) -> None:
-    """Trains what `make` makes, and says how it ended."""
+    """Trains a network in a new run or a resumed one, and prints how the training ended."""
+    _require_training()
     from smalti.training.loop.monitor import Monitor
-    from smalti.training.loop.run_folder import RunFolder
-    from smalti.training.loop.running import train
+    from smalti.training.loop.run_folder import RunFolder, undone_on_failure
+    from smalti.training.loop.settings import load_settings
+    from smalti.training.loop.train import train
+    from smalti.training.trainers.entrance import find_trainer
+    from smalti.training.trainers.inputs import Inputs
 
+    trainer = find_trainer(network)
+    settings = load_settings(config, trainer.settings)
+    inputs = Inputs(data=data, vqgan=vqgan)
     console = Console(stderr=True)
-    is_new = not out.exists()
-    run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
-    try:
-        trainee = _made(make, out if is_new else None)
-        outcome = train(
-            trainee, settings, run, Monitor(run, settings, trainee.tokens_per_step, console), minutes
-        )
-    finally:
-        run.close()
-    if outcome.why == "finished":
-        print(f"finished after {outcome.step:,} steps: {out}")
+    with ExitStack() as stack:
+        with nullcontext() if resume else undone_on_failure(out):
+            run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
+            stack.callback(run.close)
+            with _encoding(console) as advance:
+                trainee = trainer.prepare(settings, inputs, out, advance)
+        monitor = Monitor(run, settings, trainee.tokens_per_step, console)
+        end = train(trainee, settings, run, monitor, minutes)
+    if end.reason == "finished":
+        print(f"finished after {end.step:,} steps: {out}")
         return
-    why = "interrupted" if outcome.why == "interrupted" else "the time is over"
-    print(f"{why}; saved at step {outcome.step:,} of {settings.steps:,}, go on with --resume")
-    if outcome.why == "interrupted":
+    reason = "interrupted" if end.reason == "interrupted" else "the time is over"
+    print(f"{reason}; saved at step {end.step:,} of {settings.steps:,}, continue with --resume")
+    if end.reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
 
-def _made(make: Any, new: Path | None) -> Any:
-    """Returns what `make` makes; when it cannot be made, the folder that is new goes away again."""
-    try:
-        return make()
-    except BaseException:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
-        raise
-
-
 @contextmanager
-def _encoding(pictures: int) -> "Iterator[Callable[[int], None]]":
-    """Shows how many pictures are encoded."""
-    console = Console(stderr=True)
-    # Where there is no bar it would still print an empty line.
+def _encoding(console: Console) -> "Iterator[Advance]":
+    """Shows a bar while pictures are encoded, from the first call of the function on."""
+    # Without a terminal it would still print an empty line.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding pictures", total=pictures)
-        yield lambda done: progress.update(task, completed=done)
+
+        def advance(done: int, total: int) -> None:
+            task = progress.task_ids[0] if progress.task_ids else progress.add_task("encoding pictures")
+            progress.update(task, completed=done, total=total)
+
+        yield advance
 
 
-def require_training() -> None:
-    """Refuses before the work when the extra is missing."""
-    for name in ("optax", "orbax.checkpoint", "pyarrow", "tensorboardX"):
-        package = name.partition(".")[0]
-        if find_spec(package) is None:
-            raise SmaltiError(f"{package} is not installed; training needs: pip install 'smalti[training]'")
+def _require_training() -> None:
+    require_training("training", "optax", "orbax", "pyarrow", "tensorboardX")

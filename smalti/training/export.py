@@ -1,4 +1,4 @@
-"""From runs to a model folder: what `smalti generate` and the services load."""
+"""Export of runs as a model folder, which `smalti generate` and the services load."""
 
 import shutil
 from collections.abc import Callable
@@ -20,14 +20,15 @@ from smalti.parameters import Counts
 from smalti.registry.folder import ModelFolder
 from smalti.text.tokenizer import copy_text_files
 from smalti.training.batches.text_tokenizer import load_tokenizer
-from smalti.training.loop.run_folder import SETTINGS_FILE, read_best, read_run_settings
+from smalti.training.loop.run_folder import SETTINGS_FILE, load_best, load_run_settings
 from smalti.training.trainers.generator import GeneratorSettings
-from smalti.training.trainers.generator_run import CARRIED_FILES, TEXT_FOLDER, VQGAN_FOLDER
-from smalti.training.trainers.ranker_run import TrainedRanker
+from smalti.training.trainers.generator_inputs import CARRIED_FILES
+from smalti.training.trainers.inputs import TEXT_FOLDER, VQGAN_FOLDER
+from smalti.training.trainers.ranker_export import TrainedRanker
 from smalti.training.trainers.tokenizer import load_vqgan
 
 Stored = Literal["float32", "float16"]
-"""The type of the weights in the files; what they are computed in is up to the machine."""
+"""Type of the weights in the files; the machine determines the type of the computation."""
 
 
 def export(
@@ -44,40 +45,40 @@ def export(
     stored: Stored = "float32",
     overwrite: bool = False,
 ) -> ModelFolder:
-    """Writes the model folder of the best weights of a generator and a ranker, with the generator's tokenizers.
+    """Writes a model folder with the best weights of a generator and a ranker, and the generator's tokenizers.
 
     Args:
-        generator: the generator's run.
-        ranker: the ranker's run, a folder in open_clip's format, or a name that open_clip fetches with its
-            pretrained tag, "ViT-B-32:openai".
+        generator: run of the generator.
+        ranker: run of the ranker, a folder in open_clip's format, or the name and pretrained tag of a model that
+            open_clip downloads, such as "ViT-B-32:openai".
         out: the folder to make.
-        name: the model's name.
-        licence: its licence, an SPDX identifier.
-        tokenizer: the tokenizer's run; it must be the one that the generator was trained with.
-        description: a sentence on the model.
-        source: where it is from.
-        defaults: how many pictures are drawn and kept where nobody asks.
-        stored: the type of the transformer's and the VQGAN's weights in the files; float16 halves them.
-        overwrite: whether what is in `out` may go away.
+        name: name of the model.
+        licence: licence of the model, an SPDX identifier.
+        tokenizer: run of the tokenizer, to check that the generator was trained with it.
+        description: one sentence about the model.
+        source: where the model comes from.
+        defaults: default numbers of candidates and pictures.
+        stored: type of the transformer's and the VQGAN's weights in the files; float16 halves the files.
+        overwrite: whether the content of `out` may be replaced.
 
     Raises:
-        InvalidInputError: a run is not what it should be, the tokenizer is another one, or `out` is not empty.
-        ModelError: a value cannot be used, or a part is missing.
-        SmaltiError: the disk is full.
+        InvalidInputError: a run cannot be used, the tokenizer is another one, or `out` is not empty.
+        ModelError: a value is invalid, or a part is missing.
+        SmaltiError: the disk is full or cannot be written.
     """
-    settings = read_run_settings(generator, GeneratorSettings)
+    settings = load_run_settings(generator, GeneratorSettings)
     vqgan = VQGAN.load(generator / VQGAN_FOLDER)
     if tokenizer is not None:
         _require_same(load_vqgan(tokenizer), vqgan, tokenizer, generator)
     text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
     config = settings.config(text.vocabulary_size, vqgan.config)
     untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
-    model = DalleBart(config, _as(stored, read_best(generator, untrained)))
+    model = DalleBart(config, _convert(stored, load_best(generator, untrained)))
     write_clip = _clip_writer(ranker)
     with staged(out, overwrite) as folder:
         model.save(folder / "bart")
         copy_text_files(generator / TEXT_FOLDER, folder / "bart")
-        VQGAN(vqgan.config, _as(stored, vqgan.params)).save(folder / "vqgan")
+        VQGAN(vqgan.config, _convert(stored, vqgan.params)).save(folder / "vqgan")
         if write_clip is not None:
             write_clip(folder / "clip")
         for file in CARRIED_FILES:
@@ -96,31 +97,31 @@ def export(
     return ModelFolder.open(out)
 
 
-def _as(stored: Stored, params: Parameters) -> Parameters:
+def _convert(stored: Stored, params: Parameters) -> Parameters:
     return jax.tree.map(lambda leaf: np.asarray(leaf, stored), params)
 
 
 def _clip_writer(ranker: str) -> Callable[[Path], object] | None:
-    """Returns what writes the folder of a CLIP; None when it is a name that open_clip fetches."""
+    """Returns a function that writes the CLIP's folder, or None for a model that open_clip downloads."""
     folder = Path(ranker)
     if (folder / SETTINGS_FILE).is_file():
-        return TrainedRanker.read(folder).write
+        return TrainedRanker.load(folder).write
     if (folder / CONFIG_FILE).is_file():
         return partial(shutil.copytree, folder)
     if folder.exists() or ":" not in ranker:
         raise InvalidInputError(
             "ranker",
-            f"{ranker} is no ranker's run, no folder of open_clip, and no name with a tag like ViT-B-32:openai",
+            f"{ranker} must be a ranker's run, a folder in open_clip's format, or a name with a tag: ViT-B-32:openai",
         )
     return None
 
 
-def _require_same(asked: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
-    theirs, ours = flatten(asked.params), flatten(trained_with.params)
-    if asked.config != trained_with.config or not all(
+def _require_same(given: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
+    theirs, ours = flatten(given.params), flatten(trained_with.params)
+    if given.config != trained_with.config or not all(
         np.array_equal(theirs[name], ours[name]) for name in ours
     ):
         raise InvalidInputError(
             "tokenizer",
-            f"{tokenizer} is not the one that {generator} was trained with: its tokens mean other pictures",
+            f"must be the one that {generator} was trained with, not {tokenizer}",
         )

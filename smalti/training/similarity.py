@@ -1,4 +1,4 @@
-"""How close two pictures are."""
+"""Similarity of pictures: PSNR and SSIM."""
 
 import numpy as np
 from jaxtyping import Float
@@ -11,14 +11,14 @@ Pictures = Float[np.ndarray, "pictures height width 3"]
 
 
 def psnr(a: Pictures, b: Pictures) -> Float[np.ndarray, " pictures"]:
-    """Returns the peak signal-to-noise ratio in dB of pictures in [0, 1]; equal ones have 100."""
+    """Returns the peak signal-to-noise ratio in dB of pictures in [0, 1]; 100 for equal pictures."""
     return -10 * np.log10(np.square(a - b).mean((1, 2, 3)).clip(1e-10))
 
 
 def ssim(a: Pictures, b: Pictures) -> Float[np.ndarray, " pictures"]:
-    """Returns the structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), by gray value.
+    """Returns the structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13) in gray values.
 
-    Windows are 7 by 7 with equal weights.
+    The windows are 7 by 7 pixels with equal weights.
     """
     a, b = a.mean(-1), b.mean(-1)
 

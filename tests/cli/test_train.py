@@ -70,7 +70,7 @@ def test_a_run_keeps_all_that_it_is_repeated_and_judged_by(runs: Path, name: str
 def test_a_run_in_two_parts_goes_on_where_it_was(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
     status, output, _ = train(name, "--minutes", "0")
     assert status == 0
-    assert output == "the time is over; saved at step 1 of 3, go on with --resume\n"
+    assert output == "the time is over; saved at step 1 of 3, continue with --resume\n"
     # What it was trained with is in the run; the ranker's tokenizer need not be named again.
     rest = {"vqgan": None} if name == "ranker" else {}
     status, output, error = train(name, "--resume", **rest)
@@ -89,11 +89,11 @@ def test_a_run_is_not_begun_twice(train: Train, runs: Path, tmp_path: Path, name
     assert status == 2
     assert (
         error
-        == f"smalti: out: {runs / name} holds a run already; go on with --resume, or give another folder\n"
+        == f"smalti: out: {runs / name} already holds a run; continue it with --resume, or give another folder\n"
     )
     assert sorted(path for path in (runs / name).rglob("*")) == before
     status, _, error = train(name, "--resume")
-    assert (status, error) == (2, f"smalti: run: {tmp_path / 'run'} holds no run: it has no settings.toml\n")
+    assert (status, error) == (2, f"smalti: run: {tmp_path / 'run'} holds no run: settings.toml is missing\n")
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -106,7 +106,7 @@ def test_a_wrong_config_is_told_in_one_line_and_nothing_is_made(
         (wrong, f"{wrong}: stepps: there is no such key"),
         (
             CONFIGS / f"{other}.toml",
-            f"{CONFIGS / other}.toml: trains: '{other}' is asked for; use `smalti train`",
+            f"{CONFIGS / other}.toml: trains: must be '{name}' here, not '{other}'",
         ),
         (tmp_path / "none.toml", f"{tmp_path / 'none.toml'}: cannot be read as TOML"),
     ):
@@ -135,17 +135,25 @@ def test_another_config_does_not_go_on_with_a_run(train: Train, runs: Path, tmp_
     status, _, error = train("tokenizer", "--resume", config=faster)
     assert (status, error) == (
         2,
-        f"smalti: batch_size: the run in {run_folder} was started with 4, not 8; a run keeps its settings\n",
+        f"smalti: batch_size: the run in {run_folder} was started with 4; a resumed run must keep it, not 8\n",
     )
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("tokenizer", [("resolution = 64", "resolution = 32")], "resolution: 32 is not one of"),
-        ("ranker", [("image_size = 64", "image_size = 32")], "resolution: 32 is not one of"),
-        ("ranker", [("batch_size = 12", "batch_size = 5000")], "batch_size: 5000 is too large"),
-        ("ranker", [("heads = 2", "heads = 3")], "model: open_clip cannot make one of these sizes"),
+        (
+            "tokenizer",
+            [("resolution = 64", "resolution = 32")],
+            "resolution: must be one of (64, 128), not 32",
+        ),
+        ("ranker", [("image_size = 64", "image_size = 32")], "resolution: must be one of (64, 128), not 32"),
+        (
+            "ranker",
+            [("batch_size = 12", "batch_size = 5000")],
+            "batch_size: must be at most the number of samples",
+        ),
+        ("ranker", [("heads = 2", "heads = 3")], "model: open_clip has no model of these sizes"),
         ("generator", [("d_model = 16", "d_model = 15")], "d_model"),
     ],
 )
@@ -163,14 +171,14 @@ def test_a_tokenizer_that_is_none_is_named(train: Train, runs: Path, tmp_path: P
     for name, option in (("generator", "tokenizer"), ("ranker", "vqgan")):
         status, _, error = train(name, **{option: runs / "ranker"})
         assert status == 2
-        assert "'ranker' is asked for" in error
+        assert "trains: must be 'tokenizer' here, not 'ranker'" in error
         status, _, error = train(name, **{option: tmp_path / "none"})
         assert status == 2
         assert "none" in error
     status, _, error = train("ranker", vqgan=None)
     assert (status, error) == (
         2,
-        "smalti: vqgan: redrawn is 0.5: give the tokenizer that draws, or set redrawn = 0\n",
+        "smalti: vqgan: must be given, since redrawn is 0.5; give it, or set redrawn = 0\n",
     )
     assert list(tmp_path.iterdir()) == []
 

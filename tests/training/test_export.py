@@ -18,8 +18,8 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.verify import find_problems
 from smalti.testing.clip import tiny_clip
 from smalti.training.export import export
-from smalti.training.loop.run_folder import read_run_settings
-from smalti.training.trainers.ranker_run import TrainedRanker
+from smalti.training.loop.run_folder import load_run_settings
+from smalti.training.trainers.ranker_export import TrainedRanker
 from smalti.training.trainers.tokenizer import TokenizerSettings, load_vqgan
 
 pytestmark = [
@@ -86,7 +86,7 @@ def test_its_parts_are_those_of_the_runs(model: ModelFolder, runs: Path, world_d
     exported, trained = VQGAN.load(model.vqgan_folder), load_vqgan(runs / "tokenizer")
     np.testing.assert_array_equal(exported.encode(images), trained.encode(images))
     clip = Clip.load(model.clip_source, device="cpu")
-    best = TrainedRanker.read(runs / "ranker").model.state_dict()
+    best = TrainedRanker.load(runs / "ranker").model.state_dict()
     for name, tensor in clip.model.state_dict().items():
         np.testing.assert_allclose(tensor, best[name], rtol=1e-3, atol=1e-6)
     assert (model.path / "clip" / MERGES_FILE).is_file()
@@ -116,7 +116,9 @@ def test_another_tokenizer_is_refused(call: Export, runs: Path, tmp_path: Path) 
     codebook = other.params["quantize"]["embedding"]["embedding"]
     params = {**other.params, "quantize": {"embedding": {"embedding": codebook + 1}}}
     VQGAN(other.config, params).save(tmp_path / "other")
-    with pytest.raises(InvalidInputError, match=r"tokenizer: .*other is not the one that .* trained with"):
+    with pytest.raises(
+        InvalidInputError, match=r"tokenizer: must be the one that .* was trained with, not .*other"
+    ):
         call(tokenizer=tmp_path / "other")
     assert leftovers(tmp_path) == ["other"]
 
@@ -124,12 +126,12 @@ def test_another_tokenizer_is_refused(call: Export, runs: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("ranker", "message"),
     [
-        ("none", r"ranker: none is no ranker's run"),
-        ("{runs}", r"ranker: .* is no ranker's run, no folder of open_clip"),
-        ("{runs}/tokenizer", r"settings\.toml: trains: 'tokenizer' is asked for"),
+        ("none", r"ranker: none must be a ranker's run"),
+        ("{runs}", r"ranker: .* must be a ranker's run, a folder in open_clip's format"),
+        ("{runs}/tokenizer", r"settings\.toml: trains: must be 'ranker' here, not 'tokenizer'"),
     ],
 )
-def test_what_is_no_ranker_is_refused(
+def test_a_ranker_in_no_known_form_is_refused(
     call: Export, runs: Path, tmp_path: Path, ranker: str, message: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
@@ -140,7 +142,7 @@ def test_what_is_no_ranker_is_refused(
 def test_a_run_of_another_kind_or_without_a_checkpoint_is_refused(
     call: Export, runs: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidInputError, match="'ranker' is asked for"):
+    with pytest.raises(InvalidInputError, match="must be 'generator' here, not 'ranker'"):
         call(generator=runs / "ranker")
     with pytest.raises(InvalidInputError, match=r"run: .* holds no run"):
         call(generator=tmp_path / "none")
@@ -155,7 +157,7 @@ def test_a_generator_of_other_sizes_is_refused(call: Export, runs: Path, tmp_pat
     other = Path(shutil.copytree(runs / "generator", tmp_path / "other"))
     text = (other / "settings.toml").read_text()
     (other / "settings.toml").write_text(text.replace("d_model = 16", "d_model = 32"))
-    with pytest.raises(CheckpointError, match=r"of another model: .* has the shape"):
+    with pytest.raises(CheckpointError, match=r"belongs to another model: .* has the shape"):
         call(generator=other)
     assert leftovers(tmp_path) == ["other"]
 
@@ -186,7 +188,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(call: Export, tmp_p
 
 
 def test_the_runs_can_be_repeated_from_what_they_keep(runs: Path) -> None:
-    settings = read_run_settings(runs / "tokenizer", TokenizerSettings)
+    settings = load_run_settings(runs / "tokenizer", TokenizerSettings)
     assert settings.steps == 3
     records = [json.loads(line) for line in (runs / "ranker" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 3]

@@ -1,1 +1,12 @@
-"""What trainers learn from, batch by batch."""
+"""Batches: what a step of training is given."""
+
+__all__ = [
+    "batch",
+    "captioned",
+    "clip_tokenizer",
+    "pairs",
+    "random_numbers",
+    "reconstruction",
+    "sources",
+    "text_tokenizer",
+]

@@ -1,4 +1,4 @@
-"""Captions with image tokens, as the generator learns them: made once, then read from Parquet shards."""
+"""Captions with image tokens, from which the generator learns: encoded once, then read from Parquet shards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,41 +12,45 @@ from jaxtyping import Int
 from smalti.errors import InvalidInputError
 from smalti.models.vqgan import VQGAN
 from smalti.text.tokenizer import TextTokenizer, TokenizedText
-from smalti.training.batches.sources import Order, find_world, read_column
-from smalti.training.data.encoding import Advance, encode_compositions
+from smalti.training.batches.batch import Batch
+from smalti.training.batches.random_numbers import generator_at
+from smalti.training.batches.sources import ShuffledRows, find_world, load_column
+from smalti.training.data.encoding import Advance
 from smalti.training.data.shards import splits_in
 from smalti.training.data.world.attributes import SPLITS
 from smalti.training.data.world.composition import CompositionDataset, World
-from smalti.training.loop.step import Batch
+from smalti.training.data.world.encoding import encode_compositions
 
 HELD_OUT_SPLITS = ("held_out", "validation")
-"""The splits that training never sees; the first that is there chooses the best checkpoint."""
+"""Splits that training never sees; the first one that exists chooses the best checkpoint."""
+_STREAM = 1
+"""Stream of random numbers of the batches; see `generator_at`."""
 
 
-def prepare(
-    data: Path, vqgan: VQGAN, cache: Path, pictures: int, held_out: int, seed: int, advance: Advance
+def encoded_data(
+    data: Path, vqgan: VQGAN, cache: Path, *, pictures: int, held_out: int, seed: int, advance: Advance
 ) -> Path:
-    """Returns the folder of encoded shards: the data folder if it has them, else one made of its world.
+    """Returns a folder of encoded shards: the data folder itself, or one that is made from its world.
 
     Args:
         data: the data folder.
-        vqgan: makes the tokens.
-        cache: the folder to make; if it is there, it was made by this run before.
-        pictures: how many pictures of the world there will be to train on.
-        held_out: and in each of the other splits.
-        seed: of the world's pictures.
-        advance: is told how many are done.
+        vqgan: image tokenizer.
+        cache: the folder to make for a world; if it exists, an earlier part of the run made it.
+        pictures: number of training pictures to make.
+        held_out: number of pictures to make for each other split.
+        seed: seed of the training pictures.
+        advance: called with the number of pictures encoded so far.
 
     Raises:
-        InvalidInputError: the data folder has neither.
-        SmaltiError: the disk is full.
+        InvalidInputError: the world cannot be used.
+        SmaltiError: the disk is full or cannot be written.
     """
     folder = find_world(data)
     if folder is None:
         return data
     if not cache.is_dir():
         world = World.load(folder, vqgan.config.resolution)
-        # Held-out pictures are the same for every seed, so that runs can be compared.
+        # Held-out pictures do not depend on the seed, so that runs can be compared.
         wanted = [
             (
                 CompositionDataset(world, seed if split == "train" else 0, split),
@@ -59,30 +63,37 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """Some captions with the tokens of their pictures."""
+class CaptionedTokens:
+    """Captions with the image tokens of their pictures."""
 
     captions: pa.ChunkedArray
     encodings: pa.ChunkedArray
 
     @classmethod
-    def read(cls, folder: Path, split: str, tokens: int, codes: int) -> "Captioned":
-        """Reads a split.
+    def load(cls, folder: Path, split: str, tokens: int, codes: int) -> "CaptionedTokens":
+        """Loads a split.
+
+        Args:
+            folder: folder of encoded shards.
+            split: name of the split.
+            tokens: number of tokens that the image tokenizer makes of a picture.
+            codes: number of codes of the image tokenizer.
 
         Raises:
-            InvalidInputError: a column is missing, or its tokens are not those of the tokenizer.
+            InvalidInputError: a column is missing, or another image tokenizer made the tokens.
         """
-        captions, encodings = read_column(folder, split, "caption"), read_column(folder, split, "encoding")
+        captions, encodings = load_column(folder, split, "caption"), load_column(folder, split, "encoding")
         lengths = pc.unique(pc.list_value_length(encodings)).to_pylist()
         if lengths != [tokens]:
             raise InvalidInputError(
                 "data",
-                f"{folder}: the pictures of {split!r} have {lengths} tokens, the tokenizer's have {tokens}",
+                f"{folder}: the pictures of {split!r} must have {tokens} tokens, as the tokenizer makes, not {lengths}",
             )
         largest = pc.max(pc.list_flatten(encodings)).as_py()
         if largest >= codes:
             raise InvalidInputError(
-                "data", f"{folder}: there is a token {largest} in {split!r}, the tokenizer has {codes} codes"
+                "data",
+                f"{folder}: the tokens of {split!r} must be below {codes}, the tokenizer's codes, not {largest}",
             )
         return cls(captions, encodings)
 
@@ -90,38 +101,39 @@ class Captioned:
         return len(self.captions)
 
     def take(self, rows: Int[np.ndarray, " count"]) -> tuple[list[str], Int[np.ndarray, "count tokens"]]:
-        """Returns the captions and tokens of some rows."""
+        """Returns captions and tokens of the given rows."""
         return self.captions.take(rows).to_pylist(), np.array(self.encodings.take(rows).to_pylist(), np.int32)
 
 
 class CaptionBatches:
     """Batches for the generator, a function of seed and step alone.
 
-    Some captions are left blank, so that the model learns to draw without one, which guidance leads away from
-    (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598). Some of the tokens that the decoder is given are
-    replaced at random, so that it learns to go on after tokens that are not quite right, as its own will be.
+    Some captions are left blank, so that the model also learns the unconditional distribution that guidance needs
+    (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598). Some input tokens of the decoder are replaced at random, so
+    that it learns to continue after imperfect tokens like its own.
     """
 
     def __init__(
         self,
-        data: Captioned,
+        data: CaptionedTokens,
         tokenizer: TextTokenizer,
+        *,
         codes: int,
         size: int,
         seed: int,
         blank_captions: float,
         replaced_tokens: float,
     ) -> None:
-        """Keeps what batches are made of.
+        """Makes the batches of a run.
 
         Args:
-            data: the captions and tokens.
-            tokenizer: of the text.
-            codes: the number of image tokens; the start token comes after them.
+            data: captions and tokens.
+            tokenizer: text tokenizer.
+            codes: number of image tokens; the id of the start token is the next one.
             size: pictures in a batch.
-            seed: of everything random.
-            blank_captions: the share of captions that are left blank.
-            replaced_tokens: the share of the decoder's input tokens that are replaced; the start token never is.
+            seed: seed of the order and of everything random.
+            blank_captions: share of captions that are left blank.
+            replaced_tokens: share of the decoder's input tokens that are replaced; the start token never is.
         """
         self._data = data
         self._tokenizer = tokenizer
@@ -131,13 +143,12 @@ class CaptionBatches:
         self._seed = seed
         self._blank_captions = blank_captions
         self._replaced_tokens = replaced_tokens
-        self._order = Order(len(data), seed)
+        self._order = ShuffledRows(len(data), seed)
 
     def __call__(self, step: int) -> Batch:
-        """Makes the batch of a step."""
+        """Returns the batch of a step."""
         captions, tokens = self._data.take(self._order.rows_at(step * self._size, self._size))
-        # The step is the counter's highest word, so no two steps share a number.
-        generator = np.random.Generator(np.random.Philox(key=(self._seed, 1), counter=(0, 0, 0, step)))
+        generator = generator_at(self._seed, _STREAM, step)
         text = self._tokenizer(captions)
         blank = generator.random(self._size) < self._blank_captions
         text.input_ids[blank], text.attention_mask[blank] = self._blank.input_ids, self._blank.attention_mask
@@ -152,7 +163,7 @@ def lay_out(
     tokens: Int[np.ndarray, "batch tokens"],
     start: int,
 ) -> Batch:
-    """Returns the arrays that the loss reads; the decoder is given what comes before each token."""
+    """Returns the arrays that the loss reads; the input of the decoder is shifted right by the start token."""
     starts = np.full((len(given), 1), start)
     return {
         "input_ids": text.input_ids,
@@ -163,15 +174,15 @@ def lay_out(
 
 
 def held_out_splits(folder: Path) -> list[str]:
-    """Returns the splits of a data folder that training never sees, the one that matters most first.
+    """Returns the splits of a data folder that training never sees, in the order of `HELD_OUT_SPLITS`.
 
     Raises:
-        InvalidInputError: there is none.
+        InvalidInputError: there is no such split.
     """
     splits = [split for split in HELD_OUT_SPLITS if split in splits_in(folder)]
     if not splits:
         raise InvalidInputError(
-            "data", f"{folder} holds nothing out: it needs a split {' or '.join(HELD_OUT_SPLITS)}"
+            "data", f"{folder} must have a held-out split, named {' or '.join(HELD_OUT_SPLITS)}"
         )
     return splits
 
@@ -179,23 +190,23 @@ def held_out_splits(folder: Path) -> list[str]:
 def evaluation_batches(
     folder: Path, tokenizer: TextTokenizer, tokens: int, codes: int, size: int, count: int
 ) -> Mapping[str, Sequence[Batch]]:
-    """Returns what an evaluation looks at, by the name of its loss.
+    """Returns the batches of an evaluation, by the name of the loss that is measured on them.
 
-    "loss" is on pictures that training never sees, of combinations that it never sees if the data has them; then
-    "seen_combinations" is on other pictures of the combinations that it does see. "shuffled" gives the pictures of
-    "loss" each other's captions: what the captions are worth is how much larger it is.
+    "loss" has pictures of held-out combinations, or of the split `validation` if no combinations are held out.
+    "seen_combinations" has held-out pictures of combinations that training sees. "shuffled" has the pictures of "loss"
+    with each other's captions: the difference of the two losses measures how much the captions help.
 
     Raises:
-        InvalidInputError: there is nothing held out.
+        InvalidInputError: there is no held-out split.
     """
     splits = held_out_splits(folder)
     batches: dict[str, Sequence[Batch]] = {}
     for name, split in zip(("loss", "seen_combinations"), splits, strict=False):
-        data = Captioned.read(folder, split, tokens, codes)
+        data = CaptionedTokens.load(folder, split, tokens, codes)
         captions, encodings = data.take(np.arange(min(count, len(data))))
         batches[name] = _in_batches(tokenizer, captions, encodings, size, codes)
         if name == "loss":
-            # Each caption moves half the set on; drawn samples have no order, so that is as good as a shuffle.
+            # Rotated by half the set. Samples are in random order already, so this is as good as a shuffle.
             moved = captions[len(captions) // 2 :] + captions[: len(captions) // 2]
             batches["shuffled"] = _in_batches(tokenizer, moved, encodings, size, codes)
     return batches
@@ -210,7 +221,7 @@ def _in_batches(
 ) -> list[Batch]:
     text = tokenizer(captions)
     whole = lay_out(text, encodings, encodings, start)
-    # Of one size, so that the program is compiled once; a last part that is smaller is left out.
+    # All batches have one size, so that the program is compiled once; a smaller last one is left out.
     size = min(size, len(captions))
     return [
         {name: rows[first : first + size] for name, rows in whole.items()}

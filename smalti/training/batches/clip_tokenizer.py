@@ -1,7 +1,6 @@
-"""The text tokenizer of a ranker: open_clip's own, with merges that are made from the captions.
+"""The text tokenizer of a ranker: open_clip's own, with merges learned from the captions.
 
-open_clip's tokenizer brings 49,408 words. A small model would spend most of its weights on words that none of its
-captions has.
+open_clip's tokenizer has 49,408 ids. A small model would spend most of its weights on words that no caption uses.
 """
 
 import json
@@ -13,24 +12,24 @@ from tokenizers.models import BPE
 
 from smalti.models.clip import write_merges
 
-# Not before `smalti.models.clip`, which makes it importable.
+# After `smalti.models.clip`, which makes open_clip importable.
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn  # isort: skip
 
 BYTES = 512
-"""Each byte is a word twice: within a word, and at its end."""
+"""Each byte has two ids: inside a word, and at the end of one."""
 SPECIAL = 2
 MIN_VOCABULARY_SIZE = BYTES + SPECIAL
 _END_OF_WORD = "</w>"
-# Where open_clip's tokenizer splits, but for its special tokens, which no caption has.
+# The pattern of open_clip's tokenizer without its special tokens, which no caption contains.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def make_merges(captions: Iterable[str], vocabulary_size: int, path: Path) -> None:
-    """Writes a file of merges for open_clip's tokenizer; equal captions give equal bytes.
+    """Writes a file of merges for open_clip's tokenizer; the same captions give the same bytes.
 
     Args:
-        captions: what to learn the merges from.
-        vocabulary_size: how many ids there are at most; fewer when the captions have not so many words.
+        captions: text from which the merges are learned.
+        vocabulary_size: maximal number of ids; captions with few words give fewer.
         path: the file to write.
     """
     clean = get_clean_fn("lower")
@@ -54,10 +53,10 @@ def make_merges(captions: Iterable[str], vocabulary_size: int, path: Path) -> No
 
 
 def load_merges(path: Path, context_length: int) -> SimpleTokenizer:
-    """Loads the tokenizer of a file of merges."""
+    """Loads the tokenizer from a file of merges."""
     return SimpleTokenizer(bpe_path=str(path), context_length=context_length)
 
 
 def vocabulary_of(tokenizer: SimpleTokenizer) -> int:
-    """Returns how many rows a table needs that has one for each id; the end of a text has the highest."""
+    """Returns the number of ids, which is the number of rows of the embedding; the end of a text has the last id."""
     return tokenizer.eot_token_id + 1

@@ -1,7 +1,7 @@
-"""Pictures with their captions, batch by batch, as the ranker learns them.
+"""Pictures with their captions, from which the ranker learns.
 
-The ranker's loss takes every other picture of a batch for a wrong one. So no two samples of a batch may mean the same,
-and the more alike they are otherwise, the more there is to learn from them.
+The ranker's loss treats every other picture of a batch as a wrong one. So no two samples of a batch may mean the same,
+and the more alike they are otherwise, the more they teach.
 """
 
 from collections import deque
@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 
 from smalti.errors import InvalidInputError
 from smalti.training.batches.captioned import held_out_splits
-from smalti.training.batches.sources import Order, decode_pictures, find_world, read_column
+from smalti.training.batches.random_numbers import generator_at
+from smalti.training.batches.sources import ShuffledRows, decode_pictures, find_world, load_column
 from smalti.training.data.world.attributes import SPLITS, Attributes, Split
 from smalti.training.data.world.composition import (
     CompositionDataset,
@@ -31,49 +32,52 @@ from smalti.training.data.world.lookalikes import acceptable_colours
 
 Aspect = Literal["thing", "colour", "background"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
-_TRIES = 200
-"""So many samples are drawn at most for each that a batch needs."""
-_PATIENCE = 1000
-"""After so many that mean what another one does there are no more."""
-_NEIGHBOUR_TRIES = 8
+_MAX_TRIES = 200
+"""Maximal number of samples that are drawn for each one that a batch needs."""
+_MAX_REPETITIONS = 1000
+"""After this many repetitions in a row the data is taken to have no further samples."""
+_MAX_NEIGHBOUR_TRIES = 8
+_STREAM = 1
+"""Stream of random numbers of stored pairs; see `generator_at`."""
 _CAPTIONS = 4000
+"""Number of captions from which the text tokenizer is learned."""
 _CAPTIONS_AT_ONCE = 500
 
 T = TypeVar("T")
 
 
 class Pairs(NamedTuple):
-    """Pictures and what they show."""
+    """Pictures with their captions."""
 
     pixels: UInt8[np.ndarray, "pictures height width 3"]
     captions: list[str]
 
 
 class PairSource(Protocol):
-    """Where pictures with captions come from."""
+    """A source of pictures with captions."""
 
     def batch(self, number: int) -> Pairs:
-        """Returns a training batch, a function of its number; no two of its samples mean the same."""
+        """Returns a training batch, a function of its number. No two of its samples mean the same."""
 
     def held_out(self, count: int) -> list[Pairs]:
-        """Returns batches of about `count` samples that training never sees, each made as those of training are."""
+        """Returns batches of about `count` samples that training never sees, made like those of training."""
 
     def captions(self) -> list[str]:
-        """Returns training captions to learn the words from."""
+        """Returns training captions from which the text tokenizer is learned."""
 
 
 def open_pairs(folder: Path, resolution: int, batch_size: int, seed: int, alike: int) -> PairSource:
-    """Opens a data folder: a world, or the folder it is in, or Parquet shards with `image` and `caption`.
+    """Opens a data folder: a world, the folder around it, or Parquet shards with `image` and `caption`.
 
     Args:
         folder: the data folder.
         resolution: side of the pictures.
         batch_size: samples in a batch.
-        seed: of everything random.
-        alike: samples of a world that come together and differ in one aspect from the first of them; 1 for none.
+        seed: seed of everything random.
+        alike: size of a group of pictures of a world that differ from the first in one aspect; 1 for no groups.
 
     Raises:
-        InvalidInputError: the folder is none of these, or has nothing for a split.
+        InvalidInputError: the folder has neither a world nor such shards, or a split is missing or empty.
     """
     world = find_world(folder)
     if world is not None:
@@ -82,10 +86,10 @@ def open_pairs(folder: Path, resolution: int, batch_size: int, seed: int, alike:
 
 
 class ComposedPairs:
-    """Pictures of a world, composed as they are asked for."""
+    """Pictures of a world, composed on demand."""
 
     def __init__(self, world: World, batch_size: int, seed: int, alike: int) -> None:
-        """Keeps what batches are made of; see `open_pairs`."""
+        """Makes the source; `open_pairs` explains the arguments."""
         self._world = world
         self._size = batch_size
         self._seed = seed
@@ -98,15 +102,15 @@ class ComposedPairs:
         }
 
     def batch(self, number: int) -> Pairs:
-        """Composes a batch of seen combinations."""
+        """Composes a batch of combinations for training."""
         return self._compose("train", self._seed, number)
 
     def held_out(self, count: int) -> list[Pairs]:
-        """Composes batches of held-out combinations; the same for every seed of training."""
+        """Composes batches of held-out combinations, which do not depend on the seed."""
         return [self._compose("held_out", 0, number) for number in range(max(count // self._size, 1))]
 
     def captions(self) -> list[str]:
-        """Returns captions of the first training samples."""
+        """Returns the captions of the first training samples."""
         dataset = CompositionDataset(self._world, self._seed)
         return [
             text
@@ -115,16 +119,14 @@ class ComposedPairs:
         ]
 
     def draw(self, split: Split, seed: int, number: int) -> tuple[list[Attributes], list[str]]:
-        """Draws what is on the pictures of a batch, and what their captions say.
+        """Draws the attributes and captions of a batch.
 
         Raises:
             InvalidInputError: the world has too few different pictures.
         """
-        # The batch's number is the counter's highest word, so no two batches share a number.
-        bits = np.random.Philox(key=(seed, len(SPLITS) + SPLITS.index(split)), counter=(0, 0, 0, number))
-        generator = np.random.Generator(bits)
-        most = _TRIES * self._size
-        drawn = (draw_attributes(self._world, seed, number * most + place, split) for place in range(most))
+        generator = generator_at(seed, len(SPLITS) + SPLITS.index(split), number)
+        most = _MAX_TRIES * self._size
+        drawn = (draw_attributes(self._world, seed, number * most + index, split) for index in range(most))
         samples = _distinct(self._grouped(drawn, generator, split), self._meaning, self._size)
         return samples, [caption(attributes, generator, self._world) for attributes in samples]
 
@@ -135,12 +137,12 @@ class ComposedPairs:
     def _grouped(
         self, drawn: Iterator[Attributes], generator: np.random.Generator, split: Split
     ) -> Iterator[Attributes]:
-        """Follows a sample by some that differ from it in one aspect, as far as the split has them."""
+        """Yields each sample followed by some that differ from it in one aspect, if the split has them."""
         for first in drawn:
             yield first
             aspects = deque(generator.permutation(ASPECTS).tolist())
             for _ in range(self._alike - 1):
-                for _, other in zip(range(_NEIGHBOUR_TRIES), drawn, strict=False):
+                for _, other in zip(range(_MAX_NEIGHBOUR_TRIES), drawn, strict=False):
                     near = neighbour(first, other, aspects[0], int(generator.integers(len(first.figures))))
                     if self._belongs(near, split) and near != first:
                         yield near
@@ -148,9 +150,9 @@ class ComposedPairs:
                 aspects.rotate()
 
     def _meaning(self, attributes: Attributes) -> tuple[Hashable]:
-        """Returns what every caption of a picture says of it; a caption may leave out its style and size.
+        """Returns what every caption of a picture mentions; style and size may be left out of a caption.
 
-        A thing in a colour that looks like its own is the thing in its own colours.
+        A thing in a tint that looks like its own colours counts as the thing in its own colours.
         """
         figures = tuple(
             replace(figure, colour=NATURAL) if (figure.thing, figure.colour) in self._natural else figure
@@ -167,51 +169,53 @@ class ComposedPairs:
         )
 
 
-def neighbour(first: Attributes, other: Attributes, aspect: Aspect, place: int) -> Attributes:
-    """Returns the first picture with one aspect of the other one.
+def neighbour(first: Attributes, other: Attributes, aspect: Aspect, figure: int) -> Attributes:
+    """Returns the attributes of a picture with one aspect of another one.
 
     Args:
-        first: what stays, style and place included.
-        other: where the aspect is from.
-        aspect: which.
-        place: of the figure that it belongs to; the background has none.
+        first: attributes to change in one aspect.
+        other: attributes from which the aspect is taken.
+        aspect: the aspect.
+        figure: index of the figure that is changed; ignored for the background.
     """
     if aspect == "background":
         return replace(first, background=other.background)
     figures = list(first.figures)
-    figures[place] = replace(figures[place], **{aspect: getattr(other.figures[0], aspect)})
+    figures[figure] = replace(figures[figure], **{aspect: getattr(other.figures[0], aspect)})
     return replace(first, figures=tuple(figures))
 
 
 class StoredPairs:
-    """Pictures and captions of Parquet shards; pictures stay compressed until they are asked for."""
+    """Pictures and captions of Parquet shards; pictures are decoded on demand."""
 
     def __init__(self, folder: Path, resolution: int, batch_size: int, seed: int) -> None:
-        """Opens the splits; see `open_pairs`."""
-        self._train = _Split.read(folder, "train")
-        self._held_out = _Split.read(folder, held_out_splits(folder)[0])
+        """Opens the splits; `open_pairs` explains the arguments."""
+        self._train = _Split.load(folder, "train")
+        self._held_out = _Split.load(folder, held_out_splits(folder)[0])
         self._resolution = resolution
         self._size = batch_size
         self._seed = seed
-        self._order = Order(len(self._train), seed)
+        self._order = ShuffledRows(len(self._train), seed)
 
     def batch(self, number: int) -> Pairs:
-        """Reads training pictures, in another order each epoch; one that repeats another gives way to a random one."""
+        """Returns training pictures, shuffled anew in each epoch; repetitions are replaced by random samples."""
         return self._train.pairs(
             _distinct(self._rows(number), self._train.keys, self._size), self._resolution
         )
 
     def held_out(self, count: int) -> list[Pairs]:
-        """Reads the first samples of the split, without those that repeat another of their batch."""
+        """Returns the first samples of the split, without repetitions inside a batch."""
         rows = range(min(count, len(self._held_out)))
         parts = [
             list(_without_repetitions(rows[start : start + self._size], self._held_out.keys))
             for start in range(0, len(rows), self._size)
         ]
-        # One picture alone is never taken for another.
+        # A single picture cannot be confused with another.
         parts = [part for part in parts if len(part) > 1]
         if not parts:
-            raise InvalidInputError("data", "what is held out has no two pictures with different captions")
+            raise InvalidInputError(
+                "data", "the held-out split must have two pictures with different captions"
+            )
         return [self._held_out.pairs(part, self._resolution) for part in parts]
 
     def captions(self) -> list[str]:
@@ -220,26 +224,26 @@ class StoredPairs:
 
     def _rows(self, number: int) -> Iterator[int]:
         yield from self._order.rows_at(number * self._size, self._size).tolist()
-        generator = np.random.Generator(np.random.Philox(key=(self._seed, 1), counter=(0, 0, 0, number)))
-        yield from generator.integers(0, len(self._train), _TRIES * self._size).tolist()
+        generator = generator_at(self._seed, _STREAM, number)
+        yield from generator.integers(0, len(self._train), _MAX_TRIES * self._size).tolist()
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The columns of a split."""
+    """Columns of a split."""
 
     images: pa.ChunkedArray
     captions: pa.ChunkedArray
 
     @classmethod
-    def read(cls, folder: Path, split: str) -> "_Split":
-        return cls(read_column(folder, split, "image"), read_column(folder, split, "caption"))
+    def load(cls, folder: Path, split: str) -> "_Split":
+        return cls(load_column(folder, split, "image"), load_column(folder, split, "caption"))
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def keys(self, row: int) -> tuple[Hashable, ...]:
-        """Returns what another sample must not share: the caption, and the picture itself."""
+        """Returns the caption and the picture; another sample of the batch must share neither."""
         return self.captions[row].as_py(), self.images[row].as_py()
 
     def pairs(self, rows: Sequence[int], resolution: int) -> Pairs:
@@ -249,12 +253,12 @@ class _Split:
 
 
 def _distinct(samples: Iterable[T], keys: Callable[[T], tuple[Hashable, ...]], count: int) -> list[T]:
-    """Returns the first samples that share no key; raises `InvalidInputError` when there are too few."""
+    """Returns the first samples that share no key; raises `InvalidInputError` if there are too few."""
     chosen = list(islice(_without_repetitions(samples, keys), count))
     if len(chosen) < count:
         raise InvalidInputError(
             "batch_size",
-            f"{count} is too large: the data has about {len(chosen)} samples of different meaning",
+            f"must be at most the number of samples with different meanings, about {len(chosen)}, not {count}",
         )
     return chosen
 
@@ -270,5 +274,5 @@ def _without_repetitions(samples: Iterable[T], keys: Callable[[T], tuple[Hashabl
             yield sample
         else:
             repeated += 1
-            if repeated == _PATIENCE:
+            if repeated == _MAX_REPETITIONS:
                 return

@@ -1,4 +1,4 @@
-"""The text tokenizer of a model that is trained from the start: byte-level BPE, made from its captions."""
+"""The text tokenizer of a model that is trained from scratch: byte-level BPE, learned from its captions."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +12,12 @@ MIN_VOCABULARY_SIZE = len(SPECIAL_TOKENS) + 256
 
 
 def make_tokenizer(captions: Iterable[str], vocabulary_size: int, folder: Path) -> None:
-    """Writes a tokenizer's files: the special tokens with DALL·E mini's ids, the 256 bytes, and merges.
+    """Writes the files of a tokenizer: the special tokens with DALL·E mini's ids, the 256 bytes, and merges.
 
     Args:
-        captions: what to learn the merges from; they are normalised as prompts will be.
-        vocabulary_size: how many ids there are at most; fewer when the captions have not so many words.
-        folder: gets `tokenizer.json`, `vocab.json` and `merges.txt`.
+        captions: text from which the merges are learned; it is normalized in the same way as prompts.
+        vocabulary_size: maximal number of ids; captions with few words give fewer.
+        folder: receives `tokenizer.json`, `vocab.json` and `merges.txt`.
     """
     normalize = TextNormalizer()
     tokenizer = byte_level(models.BPE())
@@ -29,12 +29,12 @@ def make_tokenizer(captions: Iterable[str], vocabulary_size: int, folder: Path) 
         show_progress=False,
     )
     tokenizer.train_from_iterator((normalize(caption) for caption in captions), trainer)
-    # Made anew from its merges, so that its file is that of any byte-level tokenizer.
+    # Rebuilt from its merges, so that its file equals that of any other byte-level tokenizer.
     tokenizer.model.save(str(folder))
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     save_tokenizer(byte_level(models.BPE.from_file(str(vocabulary), str(merges))), folder)
 
 
 def load_tokenizer(folder: Path, max_text_length: int) -> TextTokenizer:
-    """Loads the tokenizer of a run; raises `ModelError`."""
+    """Loads the tokenizer of a run; raises `ModelError` if it is missing or damaged."""
     return TextTokenizer.load(folder, max_text_length=max_text_length, normalize=True)

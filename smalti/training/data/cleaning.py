@@ -1,4 +1,4 @@
-"""Which pictures and captions from outside are good enough to learn from."""
+"""Cleaning of foreign pictures and captions: which are good enough to learn from."""
 
 import html
 import re
@@ -15,25 +15,25 @@ _TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _FILE_NAME = re.compile(r"[\w()-]*\d[\w()-]*|[\w() -]+\.(?:jpe?g|png|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _STOCK_NUMBER = re.compile(r"\b(?:stock (?:photo|image|vector|illustration)s?)?\s*#?\d{6,}\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
-_FEWEST_LETTERS = 3
+_MIN_LETTERS = 3
 
 
 def clean_caption(text: str, longest: int = 300) -> str | None:
-    """Cleans a caption: mended encoding, no tags, addresses or stock numbers, single spaces.
+    """Cleans a caption: repairs the encoding, removes tags, addresses and stock numbers, and collapses spaces.
 
     Args:
         text: the caption as it was found.
-        longest: characters to keep; a longer one is cut between words.
+        longest: maximal number of characters; a longer caption is cut between words.
 
     Returns:
-        the caption, or `None` if nothing is left that says what is on a picture.
+        the caption, or None if nothing is left that could describe a picture.
     """
     text = unicodedata.normalize("NFC", ftfy.fix_text(html.unescape(text)))
     for pattern in (_TAG, _ADDRESS, _STOCK_NUMBER):
         text = pattern.sub(" ", text)
     text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
     text = _SPACE.sub(" ", text).strip(" -_|,;:#*\"'")
-    if sum(character.isalpha() for character in text) < _FEWEST_LETTERS or _FILE_NAME.fullmatch(text):
+    if sum(character.isalpha() for character in text) < _MIN_LETTERS or _FILE_NAME.fullmatch(text):
         return None
     if len(text) > longest:
         text = text[: longest + 1].rpartition(" ")[0] or text[:longest]
@@ -41,7 +41,7 @@ def clean_caption(text: str, longest: int = 300) -> str | None:
 
 
 def watermark_host(address: str) -> str | None:
-    """Returns the listed host that an address belongs to, if its pictures carry watermarks."""
+    """Returns the host of an address if its pictures are known to carry watermarks, otherwise None."""
     try:
         host = (urlsplit(address).hostname or "").rstrip(".")
     except ValueError:
@@ -52,12 +52,12 @@ def watermark_host(address: str) -> str | None:
 
 
 def size_problem(picture: Image.Image, smallest_side: int, longest_shape: float) -> str | None:
-    """Says what is wrong with a picture's size, or `None`.
+    """Returns what is wrong with the size of a picture, or None.
 
     Args:
         picture: the picture.
-        smallest_side: pixels that the short side must have.
-        longest_shape: how many times its short side the long side may be.
+        smallest_side: minimal length of the short side, in pixels.
+        longest_shape: maximal ratio of the long side to the short one.
     """
     short, long = sorted(picture.size)
     if short < smallest_side:

@@ -1,7 +1,7 @@
-"""Anybody's pictures to a clean, split data set of Parquet shards.
+"""Import of a user's own pictures: cleaned, split, and written as Parquet shards.
 
-Rows are written once as they are read, without a split, because near copies are known only when all pictures
-have been seen; then they are dealt out. Memory holds a fingerprint of every picture, never the pictures.
+Near copies are known only after all pictures have been read. So rows are first written without a split, then assigned
+to splits in a second pass. Memory holds a fingerprint of each picture, never the pictures.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ Advance = Callable[[int], None]
 
 @dataclass
 class _Seen:
-    """What is remembered of the pictures that were kept."""
+    """What is remembered about the kept pictures."""
 
     fingerprints: Fingerprints = field(default_factory=Fingerprints)
     digests: dict[str, int] = field(default_factory=dict)
-    """Number of every picture by the digest of its pixels; equal pictures are one."""
+    """Index of each picture by the digest of its pixels; equal pictures count once."""
     said: set[tuple[str, str]] = field(default_factory=set)
-    """Digests and captions that have stood together."""
+    """Pairs of digest and caption seen so far."""
 
 
 def import_pictures(
@@ -54,20 +54,20 @@ def import_pictures(
     overwrite: bool = False,
     advance: Advance = lambda count: None,
 ) -> Report:
-    """Makes a data set from a folder, CSV, TSV, JSONL or webdataset tar.
+    """Makes a data set from a folder, a CSV, TSV or JSONL file, or webdataset tar files.
 
-    `out` gets shards with the columns `image` (PNG), `caption`, `name`, `url` and `picture` (a digest of the
+    `out` receives shards with the columns `image` (PNG), `caption`, `name`, `url` and `picture` (a digest of the
     pixels), one row for each picture and caption, and a report with contact sheets.
 
     Args:
-        source: see `smalti.training.data.sources`.
-        out: the folder of the data set.
+        source: a file or folder of one of the kinds in `smalti.training.data.sources`.
+        out: folder of the data set.
         settings: how pictures are cleaned, compared and split.
-        overwrite: whether what is in `out` may go away.
-        advance: is told how many entries have been read.
+        overwrite: whether the content of `out` may be replaced.
+        advance: called with the number of entries read so far.
 
     Raises:
-        InvalidInputError: there is no such source, nothing of it is usable, or a split is empty.
+        InvalidInputError: the source is missing or unknown, none of its pictures is usable, or a split is empty.
         SmaltiError: the disk is full or cannot be written.
     """
     settings = settings or ImportSettings()
@@ -85,8 +85,10 @@ def import_pictures(
                     for row in _clean(record, settings, seen, report):
                         writer.write(row)
         if not writer.rows:
-            raise InvalidInputError("source", f"{source} has no picture that can be used{_most(report)}")
-        _deal_out(folder, settings, seen, report)
+            raise InvalidInputError(
+                "source", f"{source} must have a usable picture with a caption{_most_common_reason(report)}"
+            )
+        _assign_splits(folder, settings, seen, report)
         for path in shard_paths(folder, _UNSPLIT):
             path.unlink()
         report.write(folder)
@@ -94,7 +96,7 @@ def import_pictures(
 
 
 def _clean(entry: Entry, settings: ImportSettings, seen: _Seen, report: Report) -> list[Row]:
-    """Returns the rows that come of an entry: one for each caption that is new for its picture."""
+    """Returns the rows of an entry: one for each caption that is new for its picture."""
     host = watermark_host(entry.address) if entry.address else None
     if host:
         report.drop("clean", entry.name, "host of watermarked pictures", host)
@@ -131,8 +133,8 @@ def _clean(entry: Entry, settings: ImportSettings, seen: _Seen, report: Report) 
     ]
 
 
-def _deal_out(folder: Path, settings: ImportSettings, seen: _Seen, report: Report) -> None:
-    """Writes the shards of every split from the rows that have none yet."""
+def _assign_splits(folder: Path, settings: ImportSettings, seen: _Seen, report: Report) -> None:
+    """Writes the shards of all splits from the rows without a split."""
     clusters = seen.fingerprints.clusters(settings.farthest_hash, settings.farthest_colour)
     splits = split_clusters(clusters, list(seen.digests), settings.shares, settings.seed)
     counts = report.step("compare")
@@ -140,15 +142,15 @@ def _deal_out(folder: Path, settings: ImportSettings, seen: _Seen, report: Repor
     counts["groups of near copies, or single pictures"] = len(set(clusters.tolist()))
     expected = ["train", *settings.shares]
     refuse_empty(splits, expected)
-    first_of = {cluster: place for place, cluster in reversed(list(enumerate(clusters.tolist())))}
+    first_of = {cluster: index for index, cluster in reversed(list(enumerate(clusters.tolist())))}
     for split in expected:
         shown: list[Row] = []
         with ShardWriter(folder, split, SCHEMA) as writer:
             for row in read_rows(folder, _UNSPLIT):
-                place = seen.digests[row["picture"]]
-                if splits[place] != split:
+                index = seen.digests[row["picture"]]
+                if splits[index] != split:
                     continue
-                if not settings.keep_near_duplicates and first_of[int(clusters[place])] != place:
+                if not settings.keep_near_duplicates and first_of[int(clusters[index])] != index:
                     counts["dropped: near copy"] += 1
                     continue
                 writer.write(row)
@@ -159,8 +161,8 @@ def _deal_out(folder: Path, settings: ImportSettings, seen: _Seen, report: Repor
         report.add_sheet(folder, split, pictures, [row["caption"] for row in shown])
 
 
-def _most(report: Report) -> str:
-    """Says why most of a source was not used."""
+def _most_common_reason(report: Report) -> str:
+    """Returns the most common reason for dropping pictures, in brackets."""
     reasons = [item for counts in report.counts.values() for item in counts.items() if "dropped" in item[0]]
     if not reasons:
         return ""

@@ -1,7 +1,7 @@
 """Near copies among pictures.
 
-Two pictures are near copies when their difference hashes (`imagehash.dhash`) differ in few of 64 bits and
-their 16 x 16 thumbnails hardly differ in colour: the hash alone takes a red and a blue car for the same.
+Two pictures are near copies if their difference hashes (`imagehash.dhash`) differ in few of 64 bits and their 16 x 16
+thumbnails hardly differ in colour. The hash alone would take a red and a blue car for the same picture.
 """
 
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-FARTHEST_HASH = 6
+MAX_HASH_DISTANCE = 6
 """Bits of 64."""
-FARTHEST_COLOUR = 0.05
+MAX_COLOUR_DISTANCE = 0.05
 """Root mean square difference of thumbnails, colours in [0, 1]."""
 _THUMBNAIL = 16
 _ROWS = 512
@@ -24,23 +24,23 @@ _PAIRS = 8192
 
 @dataclass
 class Fingerprints:
-    """What is remembered of every picture: under a kilobyte each."""
+    """Fingerprints of many pictures, less than a kilobyte each."""
 
     _hashes: list[np.uint64] = field(default_factory=list)
     _thumbnails: list[UInt8[np.ndarray, "16 16 3"]] = field(default_factory=list)
 
     def add(self, picture: Image.Image) -> None:
-        """Remembers an RGB picture as the next one."""
+        """Adds an RGB picture."""
         self._hashes.append(np.packbits(imagehash.dhash(picture).hash).view(np.uint64)[0])
         thumbnail = picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
         self._thumbnails.append(np.array(thumbnail))
 
     def clusters(
-        self, farthest_hash: int = FARTHEST_HASH, farthest_colour: float = FARTHEST_COLOUR
+        self, farthest_hash: int = MAX_HASH_DISTANCE, farthest_colour: float = MAX_COLOUR_DISTANCE
     ) -> Int[np.ndarray, " pictures"]:
-        """Numbers the pictures so that near copies, and near copies of these, have the same number.
+        """Returns the cluster of each picture; near copies, and near copies of those, share a cluster.
 
-        Every picture is compared with every other: about a minute for 100,000.
+        All pairs are compared, which takes about a minute for 100,000 pictures.
         """
         count = len(self._hashes)
         if not count:
@@ -55,10 +55,10 @@ class Fingerprints:
 def near_pairs(
     hashes: UInt64[np.ndarray, " pictures"],
     thumbnails: UInt8[np.ndarray, "pictures side side 3"],
-    farthest_hash: int = FARTHEST_HASH,
-    farthest_colour: float = FARTHEST_COLOUR,
+    farthest_hash: int = MAX_HASH_DISTANCE,
+    farthest_colour: float = MAX_COLOUR_DISTANCE,
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """Finds the pairs of near copies; the first of a pair stands before the second."""
+    """Returns the indices of all pairs of near copies, the smaller index first."""
     firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(hashes), _ROWS):
         bits = np.bitwise_count(hashes[start : start + _ROWS, None] ^ hashes[None, start:])

@@ -1,4 +1,4 @@
-"""What happened to the pictures: counts per step, every problem by name, and sheets to look at."""
+"""The report of a data set: counts per step, everything that was dropped, and contact sheets."""
 
 import json
 import re
@@ -20,22 +20,22 @@ _NAMED_IN_MARKDOWN = 20
 
 @dataclass
 class Report:
-    """The report of a data set, filled while it is made."""
+    """The report of a data set, filled while the data set is made."""
 
     title: str
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """For each step in its order, how many of what."""
+    """Counts of each step, in the order of the steps."""
     problems: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason of everything from outside that was not used."""
+    """Name and reason of everything that was dropped."""
     sheets: dict[str, Sequence[str]] = field(default_factory=dict)
-    """For each contact sheet, the captions of its pictures, row by row."""
+    """Captions of the pictures of each contact sheet, row by row."""
 
     def step(self, name: str) -> Counter[str]:
-        """Returns the counts of a step, which is new or goes on."""
+        """Returns the counts of a step, which is added if it is new."""
         return self.counts.setdefault(name, Counter())
 
     def drop(self, step: str, name: str, reason: str, detail: str = "") -> None:
-        """Counts and names something that is not used."""
+        """Counts something that is dropped, and adds it to the problems."""
         self.step(step)[f"dropped: {reason}"] += 1
         self.problems.append((name, f"{reason} ({detail})" if detail else reason))
 
@@ -46,14 +46,14 @@ class Report:
         pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
         captions: Sequence[str],
     ) -> None:
-        """Writes a contact sheet to `folder/sheets` and remembers what is on it."""
+        """Writes a contact sheet to `folder/sheets` and adds its captions to the report."""
         path = folder / "sheets" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         contact_sheet(pictures).save(path)
         self.sheets[name] = list(captions)
 
     def write(self, folder: Path) -> None:
-        """Writes `report.json` and `report.md`; neither says when or where, so that they stay the same."""
+        """Writes `report.json` and `report.md`. They name no time or place, so the same input gives the same bytes."""
         content = {
             "title": self.title,
             "counts": {step: dict(sorted(counts.items())) for step, counts in self.counts.items()},
@@ -64,7 +64,7 @@ class Report:
         (folder / "report.md").write_text(self.markdown(), "utf-8")
 
     def markdown(self) -> str:
-        """Returns the report for people."""
+        """Returns the report as Markdown."""
         lines = [f"# {self.title}", "", "| step | what | count |", "|---|---|---|"]
         for step, counts in self.counts.items():
             lines += [f"| {step} | {what} | {count:,} |" for what, count in sorted(counts.items())]
@@ -84,7 +84,7 @@ class Report:
 def contact_sheet(
     pictures: Sequence[UInt8[np.ndarray, "height width 3"]], columns: int = _SHEET_COLUMNS
 ) -> Image.Image:
-    """Lays pictures out in rows; those larger than 128 pixels are scaled down."""
+    """Arranges pictures in rows; pictures larger than 128 pixels are scaled down."""
     images = [Image.fromarray(picture) for picture in pictures]
     for image in images:
         image.thumbnail((_SHEET_CELL, _SHEET_CELL))
@@ -92,11 +92,11 @@ def contact_sheet(
     height = max((image.height for image in images), default=1) + _GAP
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (min(columns, max(len(images), 1)) * width, max(rows, 1) * height), "gray")
-    for place, image in enumerate(images):
-        sheet.paste(image, (place % columns * width, place // columns * height))
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
     return sheet
 
 
 def _plain(text: str) -> str:
-    """Makes a text from outside harmless in Markdown and one line long."""
+    """Returns foreign text as one line, with Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))

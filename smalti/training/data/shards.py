@@ -1,4 +1,4 @@
-"""Rows in Parquet shards: `train-00000.parquet`, `train-00001.parquet`, ..."""
+"""Data sets as Parquet shards: `train-00000.parquet`, `train-00001.parquet`, ..."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ Row = dict[str, Any]
 
 
 class ShardWriter:
-    """Writes rows to shards of a split; the same rows give the same bytes.
+    """Writes the shards of a split; the same rows give the same bytes.
 
     Args:
-        folder: where the shards go.
-        split: how their names begin.
-        schema: the columns.
-        rows_per_shard: how many rows a shard holds at most.
+        folder: folder of the shards.
+        split: name of the split.
+        schema: columns of the shards.
+        rows_per_shard: maximal number of rows in a shard.
     """
 
     def __init__(
@@ -76,29 +76,29 @@ class ShardWriter:
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
-    """Lists the shards of a split in their order."""
+    """Returns the shards of a split in their order."""
     return sorted(folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].parquet"))
 
 
 def splits_in(folder: Path) -> list[str]:
-    """Lists the splits of a data set.
+    """Returns the names of the splits of a data set.
 
     Raises:
-        InvalidInputError: the folder has no shard.
+        InvalidInputError: the folder has no shards.
     """
     names = sorted({path.stem.rpartition("-")[0] for path in folder.glob("*-[0-9]*.parquet")})
     if not names:
-        raise InvalidInputError(str(folder), "has no Parquet shard")
+        raise InvalidInputError(str(folder), "must have Parquet shards named train-00000.parquet, ...")
     return names
 
 
-def read_schema(folder: Path, split: str) -> pa.Schema:
-    """Reads the columns of a split."""
+def load_schema(folder: Path, split: str) -> pa.Schema:
+    """Loads the schema of a split."""
     return pq.read_schema(shard_paths(folder, split)[0])
 
 
 def read_rows(folder: Path, split: str) -> Iterator[Row]:
-    """Yields the rows of a split, a group at a time in memory.
+    """Yields the rows of a split, with one group of rows in memory at a time.
 
     Raises:
         InvalidInputError: a shard is damaged.
@@ -109,4 +109,4 @@ def read_rows(folder: Path, split: str) -> Iterator[Row]:
                 for group in file.iter_batches(_ROWS_PER_GROUP):
                     yield from group.to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
-            raise InvalidInputError(str(path), f"is no readable Parquet file ({error})") from None
+            raise InvalidInputError(str(path), f"cannot be read as a Parquet file ({error})") from None

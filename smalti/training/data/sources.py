@@ -1,11 +1,11 @@
-"""Anybody's pictures: four ways to hand them over, read as one stream.
+"""Sources of a user's own pictures, of four kinds, read as one stream:
 
-* a folder with captions beside the files: `fox.jpg` and `fox.txt`, one caption a line;
-* a CSV or TSV file with the columns `image`, `caption` and, if known, `url`;
+* a folder with captions beside the pictures: `fox.jpg` and `fox.txt`, one caption per line;
+* a CSV or TSV file with the columns `image`, `caption` and optionally `url`;
 * a JSONL file with the same keys; `caption` may be a list;
 * webdataset tar files, one or a folder of them: `000.jpg` with `000.txt`, or `000.json` with the same keys.
 
-What is missing or cannot be read comes as a `Problem` in the stream and ends nothing.
+Something missing or unreadable appears in the stream as a `Problem` and does not end it.
 """
 
 import csv
@@ -31,7 +31,7 @@ UNREADABLE = "cannot be read"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of a source that cannot be used."""
+    """A part of a source that cannot be used."""
 
     name: str
     reason: str
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture, not yet decoded, with what is said about it."""
+    """An encoded picture with its captions."""
 
     name: str
     content: bytes
@@ -55,13 +55,13 @@ def read_source(source: Path) -> Iterator[Record]:
     """Yields the pictures of a source, in an order that depends on names alone.
 
     Raises:
-        InvalidInputError: there is no such source, or it is none of the four kinds.
+        InvalidInputError: the source does not exist, or is of no known kind.
     """
     if source.is_dir():
         archives = sorted(source.glob("*.tar"))
         return _chain(archives, _read_archive) if archives else _read_folder(source)
     if not source.is_file():
-        raise InvalidInputError("source", f"there is no file or folder {source}")
+        raise InvalidInputError("source", f"{source} does not exist; give a file or a folder")
     readers: dict[str, Callable[[Path], Iterator[Record]]] = {
         ".csv": _read_table,
         ".tsv": _read_table,
@@ -69,7 +69,7 @@ def read_source(source: Path) -> Iterator[Record]:
         ".tar": _read_archive,
     }
     if source.suffix.lower() not in readers:
-        raise InvalidInputError("source", f"{source} is no folder, .csv, .tsv, .jsonl or .tar")
+        raise InvalidInputError("source", f"{source} must be a folder or end in .csv, .tsv, .jsonl or .tar")
     return readers[source.suffix.lower()](source)
 
 
@@ -101,19 +101,19 @@ def _read_folder(folder: Path) -> Iterator[Record]:
 def _read_table(path: Path) -> Iterator[Record]:
     csv.field_size_limit(_MAX_FIELD)
     try:
-        # Bytes that are no UTF-8 come through as surrogates, so that they cost their row and not the file.
+        # Invalid UTF-8 becomes surrogates, so that it costs one row and not the whole file.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             missing = {"image", "caption"} - set(rows.fieldnames or ())
             if missing:
-                raise InvalidInputError("source", f"{path} has no column {min(missing)!r}")
+                raise InvalidInputError("source", f"{path} must have a column {min(missing)!r}")
             for row in rows:
                 name = f"{path.name}, line {rows.line_num}"
                 texts = [text for text in row.values() if isinstance(text, str)]
                 if all(_is_unicode(text) for text in texts):
                     yield _from_record(path.parent, name, row)
                 else:
-                    yield Problem(name, UNREADABLE, "no UTF-8")
+                    yield Problem(name, UNREADABLE, "not valid UTF-8")
     except (OSError, csv.Error) as error:
         yield Problem(path.name, UNREADABLE, str(error))
 
@@ -139,7 +139,7 @@ def _is_unicode(text: str) -> bool:
 
 def _from_record(folder: Path, where: str, record: Any) -> Record:
     if not isinstance(record, dict):
-        return Problem(where, UNREADABLE, "no object with keys")
+        return Problem(where, UNREADABLE, "not a JSON object")
     image = record.get("image")
     if not isinstance(image, str) or not image:
         return Problem(where, NO_PICTURE)
@@ -149,8 +149,8 @@ def _from_record(folder: Path, where: str, record: Any) -> Record:
 
 
 def _read_archive(path: Path) -> Iterator[Record]:
-    """Reads a webdataset tar: files of one sample stand one after the other and share their name's stem."""
-    # Opened as a stream and never extracted: no name in it can reach the file system.
+    """Reads a webdataset tar: the files of a sample are adjacent and share the stem of their names."""
+    # Read as a stream and never extracted, so that no name in the archive reaches the file system.
     try:
         with tarfile.open(path, "r|") as archive:
             sample: dict[str, bytes] = {}

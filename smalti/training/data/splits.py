@@ -1,4 +1,4 @@
-"""Splits that follow from the pictures, not from their order: more pictures move none to another side."""
+"""Splits that depend on the pictures and not on their order, so that new pictures move no old ones."""
 
 import hashlib
 from collections import Counter
@@ -11,16 +11,16 @@ from smalti.errors import InvalidInputError
 
 
 def share_of(seed: int, key: str) -> float:
-    """Places a key in [0, 1), evenly over all keys and the same on every machine."""
+    """Hashes a key to a number in [0, 1), uniformly, and with the same result on every machine."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def choose(shares: Mapping[str, float], place: float) -> str:
-    """Chooses the split on which a place in [0, 1) falls; what the shares leave is "train"."""
+def choose(shares: Mapping[str, float], number: float) -> str:
+    """Returns the split that a number in [0, 1) falls into; the remainder of the shares is "train"."""
     for split, share in shares.items():
-        place -= share
-        if place < 0:
+        number -= share
+        if number < 0:
             return split
     return "train"
 
@@ -31,13 +31,13 @@ def split_clusters(
     shares: Mapping[str, float],
     seed: int = 0,
 ) -> list[str]:
-    """Assigns every picture a split, near copies the same one.
+    """Assigns a split to each picture, the same one to near copies.
 
     Args:
-        clusters: the number of every picture's cluster.
-        keys: something about every picture that stays, such as a digest of its pixels.
-        shares: the share of every split but "train", each in [0, 1].
-        seed: another seed, another split.
+        clusters: cluster of each picture.
+        keys: a stable name of each picture, such as a digest of its pixels.
+        shares: share of each split other than "train", in [0, 1].
+        seed: seed of the assignment.
     """
     smallest: dict[int, str] = {}
     for cluster, key in zip(clusters.tolist(), keys, strict=True):
@@ -50,9 +50,12 @@ def refuse_empty(splits: Sequence[str], expected: Sequence[str]) -> None:
     """Checks that every split has a picture.
 
     Raises:
-        InvalidInputError: one has none.
+        InvalidInputError: a split is empty.
     """
     counts = Counter(splits)
     for split in expected:
         if not counts[split]:
-            raise InvalidInputError(split, f"none of {len(splits)} pictures falls on this split")
+            raise InvalidInputError(
+                split,
+                f"none of {len(splits)} pictures is in this split; give more, or set a larger share",
+            )

@@ -1,4 +1,4 @@
-"""Measuring a model: what it draws for fixed prompts, judged by a classifier that knows nothing of it."""
+"""Measuring a model: pictures of fixed prompts, judged by a classifier that has never seen the model."""
 
 import datetime
 import importlib.metadata
@@ -20,17 +20,17 @@ from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.evaluation.questions import (
-    KINDS,
+    PROMPT_KINDS,
     SHEET_PROMPTS,
-    Kind,
+    PromptKind,
     Question,
     questions,
     sheet_questions,
 )
 from smalti.training.evaluation.scoring import (
     SELECTIONS,
+    Correctness,
     Interval,
-    Right,
     Scorer,
     Selection,
     Shares,
@@ -44,79 +44,79 @@ from smalti.training.similarity import psnr, ssim
 from smalti.validation import Strict
 
 SHEET_SEED = 1
-"""Of all sheets: the first seed that was tried."""
-_WAITING = 512
-"""Candidates that are handed to the generator ahead."""
+"""Seed of all sheets: the first one that was tried."""
+_QUEUED_CANDIDATES = 512
+"""Number of candidates that are submitted to the generator ahead of time."""
 _PACKAGES = ("smalti", "jax", "flax", "torch", "open_clip_torch", "numpy")
 
 Advance = Callable[[int], None]
+"""Called with the number of prompts generated so far."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The candidates of one prompt."""
+class RankedCandidates:
+    """The generated candidates of one prompt, with the ranker's scores."""
 
     question: Question
     pixels: UInt8[np.ndarray, "candidates side side 3"]
     scores: Float[np.ndarray, " candidates"]
-    """The ranker's."""
 
 
 class KindResult(Strict):
-    """What was measured over the prompts of one kind."""
+    """Results over the prompts of one kind."""
 
     prompts: int
     shares: dict[Selection, Shares]
     choice: Interval
-    """How much more of the best are right in everything than of all candidates."""
+    """Share of the best pictures with everything right, minus that share of all candidates."""
 
 
 class SheetResult(Strict):
-    """One prompt of the sheets."""
+    """Result of one prompt of the sheets."""
 
     prompt: str
     right: int
-    """How many of the pictures shown the judge finds right in everything."""
+    """Number of the shown pictures in which the judge finds everything right."""
     shown: int
 
 
 class Reconstruction(Strict):
-    """How near pictures come back from their tokens."""
+    """Similarity of pictures and their reconstructions from tokens."""
 
     pictures: int
     psnr: float
-    """In dB."""
+    """Peak signal-to-noise ratio in dB."""
     ssim: float
 
 
 class Quality(Strict):
-    """Everything that was measured of a model, and with what."""
+    """All results of an evaluation, with the circumstances."""
 
     model: str
     revision: str
     size: int
-    """Of the model's files, in bytes."""
+    """Size of the model's files in bytes."""
     date: str
     versions: dict[str, str]
     machine: str
     sampling: SamplingParameters
     counts: Counts
-    kinds: dict[Kind, KindResult]
+    kinds: dict[PromptKind, KindResult]
     choice: Interval
-    """Over all prompts, as in `KindResult`."""
+    """`KindResult.choice` over all prompts."""
     open_prompts: int
-    """The prompts with right and wrong candidates, where a choice can matter."""
+    """Number of prompts with both right and wrong candidates, where the choice matters."""
     open_choice: Interval | None
-    """Over those prompts alone; None if there are none."""
+    """`KindResult.choice` over those prompts; None if there are none."""
     sheets: dict[str, tuple[SheetResult, ...]]
     judge: dict[str, Accuracy]
-    """On pictures of held-out combinations: plain, from their tokens (all, big and small figures), and damaged."""
+    """Accuracy on held-out combinations: plain, reconstructed (all, big and small figures), and damaged."""
     reconstruction: Reconstruction
 
 
 @dataclass(frozen=True)
 class Sheets:
-    """The pictures of the sheets: for each side its prompts with the best pictures, best first."""
+    """Pictures of the sheets: the prompts of each set with their best pictures, best first."""
 
     prompts: dict[str, list[str]]
     pixels: dict[str, list[UInt8[np.ndarray, "shown side side 3"]]]
@@ -132,19 +132,19 @@ def evaluate(
     real_pictures: int = 512,
     advance: Advance = lambda done: None,
 ) -> tuple[Quality, Sheets]:
-    """Draws all prompts with the model's own sampling values, and measures.
+    """Generates pictures of all prompts with the model's own sampling values, and measures them.
 
     Args:
         pipeline: the model.
-        judge: says what is on a picture.
-        world: at the resolution of the model's tokenizer.
-        prompts_per_kind: how many prompts of each kind.
-        sheet_prompts: the file with the prompts of the sheets.
-        real_pictures: how many held-out pictures the judge and the tokenizer are measured on.
-        advance: is told how many prompts are drawn.
+        judge: says what a picture shows.
+        world: the world, at the resolution of the model's image tokenizer.
+        prompts_per_kind: number of prompts of each kind.
+        sheet_prompts: file with the prompts of the sheets.
+        real_pictures: number of held-out pictures that measure the judge and the image tokenizer.
+        advance: called with the number of prompts generated so far.
 
     Raises:
-        InvalidInputError: the world does not have what a sheet's prompt asks for.
+        InvalidInputError: the world lacks something that a prompt of the sheets asks for.
     """
     folder, counts = pipeline.folder, pipeline.folder.defaults
     acceptable = acceptable_colours(world)
@@ -155,22 +155,25 @@ def evaluate(
     done = 0
     for side, asked in sides.items():
         rows, shown.prompts[side], shown.pixels[side] = [], [], []
-        for drawn in draw(pipeline, asked, folder.sampling, counts.candidates, [SHEET_SEED] * len(asked)):
-            chosen = select(drawn.scores, "best", counts.n)
-            right = scorer(drawn.question, drawn.pixels[chosen]).everything
-            rows.append(SheetResult(prompt=drawn.question.prompt, right=int(right.sum()), shown=len(chosen)))
-            shown.prompts[side].append(drawn.question.prompt)
-            shown.pixels[side].append(drawn.pixels[chosen])
+        seeds = [SHEET_SEED] * len(asked)
+        for candidates in generate_candidates(pipeline, asked, folder.sampling, counts.candidates, seeds):
+            prompt = candidates.question.prompt
+            chosen = select(candidates.scores, "best", counts.n)
+            right = scorer(candidates.question, candidates.pixels[chosen]).everything
+            rows.append(SheetResult(prompt=prompt, right=int(right.sum()), shown=len(chosen)))
+            shown.prompts[side].append(prompt)
+            shown.pixels[side].append(candidates.pixels[chosen])
             advance(done := done + 1)
         results[side] = tuple(rows)
-    measured: dict[Kind, KindResult] = {}
+    measured: dict[PromptKind, KindResult] = {}
     gained: list[float] = []
     is_open: list[bool] = []
-    for kind in KINDS:
+    for kind in PROMPT_KINDS:
         asked = questions(world, kind, prompts_per_kind)
         judged = []
-        for drawn in draw(pipeline, asked, folder.sampling, counts.candidates, range(1, len(asked) + 1)):
-            judged.append((scorer(drawn.question, drawn.pixels), drawn.scores))
+        numbers = range(1, len(asked) + 1)
+        for candidates in generate_candidates(pipeline, asked, folder.sampling, counts.candidates, numbers):
+            judged.append((scorer(candidates.question, candidates.pixels), candidates.scores))
             advance(done := done + 1)
         gains = [_gain(right, scores, counts.n) for right, scores in judged]
         measured[kind] = _kind_result(judged, gains, counts.n)
@@ -201,29 +204,31 @@ def evaluate(
     return quality, shown
 
 
-def prompts_in_all(world: World, sheet_prompts: Path, prompts_per_kind: int) -> int:
-    """Returns how many prompts `evaluate` draws; raises as it does."""
-    return sum(map(len, sheet_questions(world, sheet_prompts).values())) + len(KINDS) * prompts_per_kind
+def count_prompts(world: World, sheet_prompts: Path, prompts_per_kind: int) -> int:
+    """Returns the number of prompts that `evaluate` generates; raises what it raises."""
+    return (
+        sum(map(len, sheet_questions(world, sheet_prompts).values())) + len(PROMPT_KINDS) * prompts_per_kind
+    )
 
 
-def draw(
+def generate_candidates(
     pipeline: Pipeline,
     asked: Sequence[Question],
     sampling: SamplingParameters,
     candidates: int,
     seeds: Sequence[int],
-) -> Iterator[Drawn]:
-    """Draws the candidates of many prompts, in their order; the generator is kept busy meanwhile.
+) -> Iterator[RankedCandidates]:
+    """Generates the candidates of many prompts and yields them in order; prompts are submitted ahead of time.
 
     Args:
         pipeline: the model.
-        asked: the prompts; every word of them must be known to the model.
-        sampling: how tokens are drawn.
-        candidates: how many of each prompt.
-        seeds: one for each prompt; `smalti generate` draws the same with it.
+        asked: the prompts, in words that the model knows.
+        sampling: sampling values.
+        candidates: number of candidates of each prompt.
+        seeds: seed of each prompt; `smalti generate` gives the same pictures with it.
     """
     waiting: deque[tuple[Question, GenerationHandle]] = deque()
-    ahead = max(_WAITING // candidates, 1)
+    ahead = max(_QUEUED_CANDIDATES // candidates, 1)
     for start, question in enumerate(asked):
         wanted = tuple(Candidate(seeds[start], index, sampling) for index in range(candidates))
         request = GenerationRequest(pipeline.encoder.encode(question.prompt), wanted)
@@ -235,42 +240,44 @@ def draw(
 
 
 def reconstruction(pipeline: Pipeline, world: World, pictures: int) -> Reconstruction:
-    """Measures how near held-out pictures come back from their tokens."""
+    """Measures the similarity of held-out pictures and their reconstructions."""
     pixels, _, _ = CompositionDataset(world, 0, "held_out").batch(0, pictures)
     back = round_trip(pipeline.decoder.vqgan, pixels)
-    drawn, real = back.astype(np.float64) / 255, pixels.astype(np.float64) / 255
+    reconstructed, real = back.astype(np.float64) / 255, pixels.astype(np.float64) / 255
     return Reconstruction(
-        pictures=pictures, psnr=float(psnr(drawn, real).mean()), ssim=float(ssim(drawn, real).mean())
+        pictures=pictures,
+        psnr=float(psnr(reconstructed, real).mean()),
+        ssim=float(ssim(reconstructed, real).mean()),
     )
 
 
 def versions() -> dict[str, str]:
-    """Says with which packages the model was run."""
+    """Returns the versions of Python and of the main packages."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 
 def machine() -> str:
-    """Says on what the model was run."""
+    """Describes the machine."""
     cores = len(os.sched_getaffinity(0))
     devices = jax.devices()
     accelerator = "" if devices[0].platform == "cpu" else f", {len(devices)} x {devices[0].device_kind}"
     return f"{platform.system()} {platform.machine()}, {cores} CPU cores{accelerator}"
 
 
-def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) -> Drawn:
+def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) -> RankedCandidates:
     pixels = pipeline.decoder.decode(handle.result())
     scores = pipeline.ranker.rank(question.prompt, [Image.fromarray(picture) for picture in pixels])
-    return Drawn(question, pixels, scores)
+    return RankedCandidates(question, pixels, scores)
 
 
-def _gain(right: Right, scores: Float[np.ndarray, " candidates"], n: int) -> float:
-    """Returns how many more of the best n than of all are right in everything, as a share."""
+def _gain(right: Correctness, scores: Float[np.ndarray, " candidates"], n: int) -> float:
+    """Returns the share of the best n with everything right, minus that share of all candidates."""
     return float(right.everything[select(scores, "best", n)].mean() - right.everything.mean())
 
 
 def _kind_result(
-    judged: Sequence[tuple[Right, Float[np.ndarray, " candidates"]]], gains: Sequence[float], n: int
+    judged: Sequence[tuple[Correctness, Float[np.ndarray, " candidates"]]], gains: Sequence[float], n: int
 ) -> KindResult:
     by_selection: dict[Selection, Shares] = {}
     for selection in SELECTIONS:

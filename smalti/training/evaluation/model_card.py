@@ -1,4 +1,4 @@
-"""The card of a model: what it is, what it was made of and how, how good it is, and where it is poor."""
+"""The card of a model: what it draws, how it was trained and on what, how good it is, and its limits."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -22,28 +22,28 @@ from smalti.training.evaluation.page import (
     observations,
     percent,
 )
-from smalti.training.evaluation.recipe import Recipe, read_recipe
+from smalti.training.evaluation.recipe import Recipe, load_recipe
 
 _CREDITS = "credits.md"
 _ROLES = {
     "tokenizer": "image tokenizer (VQGAN)",
     "generator": "image-token generator",
     "ranker": "ranker (CLIP)",
-    "judge": "judge, for the figures alone",
+    "judge": "judge, for the figures only",
 }
 
 
 def write_card(
     model: ModelFolder, world: WorldDescription, evaluated: Path, runs: Sequence[Path], repository: str
 ) -> Path:
-    """Writes the card of a model and its samples into the model's folder; the model's revision stays.
+    """Writes the card of a model and its samples to the model's folder, which does not change the revision.
 
     Args:
         model: the model.
-        world: what it was trained on.
-        evaluated: the folder that `smalti evaluate` wrote.
-        runs: the runs that it was exported from.
-        repository: the address of the folder `docs`, where the page of quality is.
+        world: the world that the model was trained on.
+        evaluated: folder that `smalti evaluate` wrote.
+        runs: the runs from which the model was exported.
+        repository: address of the folder with the page of quality, as the card links to it.
 
     Raises:
         InvalidInputError: the evaluation is missing or of another revision, or a run cannot be read.
@@ -53,10 +53,11 @@ def write_card(
     if quality.revision != model.revision:
         raise InvalidInputError(
             "evaluated",
-            f"{evaluated} is of {quality.revision[:19]}, the model is {model.revision[:19]}; evaluate it",
+            f"{evaluated} must be of the model's revision, {model.revision[:19]}, not of {quality.revision[:19]}; "
+            "evaluate the model again",
         )
     tokens = VQGANConfig.load(model.vqgan_folder).tokens
-    recipes = [read_recipe(run, tokens) for run in runs]
+    recipes = [load_recipe(run, tokens) for run in runs]
     credits = model.path / _CREDITS
     text = _card(
         model,
@@ -86,7 +87,7 @@ def _read_quality(evaluated: Path) -> Quality:
         ) from None
     except ValidationError:
         raise InvalidInputError(
-            "evaluated", f"{path} is not what `smalti evaluate` wrote; make it again"
+            "evaluated", f"{path} is damaged; make it again with `smalti evaluate`"
         ) from None
 
 
@@ -112,7 +113,7 @@ def _card(
         "",
         f"# {model.name}",
         "",
-        model.manifest.description or "A small model that draws pictures from words, tile by tile.",
+        model.manifest.description or "A small model that draws pictures from prompts, tile by tile.",
         "",
         "```",
         f'smalti generate "a blue cat on a yellow background" --model {model.name}',
@@ -121,15 +122,15 @@ def _card(
         "| | |",
         "|---|---|",
         f"| revision | `{model.revision}` |",
-        f"| licence | {model.manifest.licence}; the pictures it learnt from have their own, see below |",
+        f"| licence | {model.manifest.licence}; the pictures that it was trained on have their own, see below |",
         f"| size | {model.size / 2**20:.1f} MiB |",
         f"| pictures | {side} by {side} pixels |",
-        f"| drawn with | guidance scale {sampling.guidance_scale:g}, temperature {sampling.temperature:g}, "
+        f"| sampling | guidance scale {sampling.guidance_scale:g}, temperature {sampling.temperature:g}, "
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}; the best {counts.n} of {counts.candidates} by CLIP |",
         "",
         "## What it draws",
         "",
-        f"One thing, or two side by side, of these {len(world.things)}: {things}.",
+        f"One thing or two side by side, out of these {len(world.things)}: {things}.",
         "",
         f"Each in its own colours or in {_listed(world.colours)}, on white or on a background in "
         f"{_listed(world.backgrounds)}, big or small, in {len(world.styles)} styles "
@@ -139,14 +140,14 @@ def _card(
         "",
         f"![The first picture of each of {len(prompts)} prompts]({SAMPLES_FILE})",
         "",
-        f"The picture that CLIP finds best of {counts.candidates}, of seed 1, for each of {len(prompts)} fixed "
-        f"prompts; nothing was picked by hand. Row by row: {'; '.join(prompts)}. From the "
-        f"{_ordinal(len(quality.sheets['seen']) + 1)} on they are combinations that training never had.",
+        f"The best of {counts.candidates} pictures by CLIP, with seed 1, for each of {len(prompts)} fixed prompts; "
+        f"none was picked by hand. Row by row: {'; '.join(prompts)}. The combinations from the "
+        f"{_ordinal(len(quality.sheets['seen']) + 1)} on were held out from training.",
         "",
         "## Quality",
         "",
-        f"Shares of the best {counts.n} of {counts.candidates} pictures that an independent classifier finds right in "
-        "thing, colour and background, in percent, with the 95 % interval.",
+        f"Share of the best {counts.n} of {counts.candidates} pictures in which an independent classifier finds thing, "
+        "colour and background right, in percent, with the 95 % confidence interval.",
         "",
         "| prompts | right |",
         "|---|---|",
@@ -157,16 +158,16 @@ def _card(
         "",
         f"The classifier is right on {100 * quality.judge['tokens'].thing:.0f} % of things, "
         f"{100 * quality.judge['tokens'].colour:.0f} % of colours and "
-        f"{100 * quality.judge['tokens'].background:.0f} % of backgrounds of real pictures. More figures and all "
-        f"pictures: [quality]({repository}/{PAGE}).",
+        f"{100 * quality.judge['tokens'].background:.0f} % of backgrounds of real pictures. "
+        f"[Quality]({repository}/{PAGE}) has more figures and all pictures.",
         "",
         "## Limits",
         "",
-        "* It knows no other words, no sentences, no third thing, no place but side by side; any other word is drawn "
-        "as the nearest that it knows, or left out.",
-        "* It draws pictograms, no photographs, people or letters.",
+        "* It does not know other words, sentences, a third thing, or arrangements other than side by side. Other "
+        "words are replaced by the nearest known one, or left out.",
+        "* It draws pictograms, not photographs, people or letters.",
         f"* Pictures are {side} pixels wide, and small parts are soft.",
-        "* It was made to show and test the system, not for pictures that matter.",
+        "* It was made to demonstrate and test the system, not for serious use.",
         "",
         *([seen, ""] if seen != NOTHING_SEEN else []),
         "## How it was trained",
@@ -180,8 +181,8 @@ def _card(
         ),
         "",
         "The minutes are those of training alone, without evaluations and pauses. Pictures are composed from "
-        "pictograms while training runs, with captions that are exact; for every thing one colour and one background "
-        "are held out whole. To train it again:",
+        "pictograms during training, with exact captions; for each thing one colour and one background are held out "
+        "entirely. To train it again:",
         "",
         "```",
         "make model",

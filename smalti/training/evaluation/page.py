@@ -1,4 +1,4 @@
-"""What was measured, as a page with its pictures: `docs/quality.md`."""
+"""The results of an evaluation as a page with pictures: `docs/quality.md`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import atomic_path, write_atomically
 from smalti.pictures import grid
 from smalti.training.evaluation.measuring import Quality, Sheets
-from smalti.training.evaluation.questions import Kind
+from smalti.training.evaluation.questions import PromptKind
 from smalti.training.evaluation.scoring import Interval, Selection, Shares
 
 PAGE = "quality.md"
@@ -23,37 +23,37 @@ END = "<!-- The rest of this page is made by `smalti evaluate`. -->"
 NOTHING_SEEN = "Nobody has looked at these pictures yet."
 
 _SIDE = 64
-"""A picture on a sheet is not larger."""
+"""Side to which the pictures of a sheet are scaled."""
 _COLUMNS = 4
 _GAP, _MARGIN, _LABEL = 2, 10, 34
 _FONT_SIZE = 11
 _COLOURS = 255
-KIND_NAMES: dict[Kind, str] = {
+KIND_NAMES: dict[PromptKind, str] = {
     "natural": "a thing in its own colours, on white",
-    "seen": "a colour, a background or both that training has",
-    "held_out_colour": "a colour that training never has with this thing",
-    "held_out_background": "a background that training never has with this thing",
-    "pairs": "two things side by side, as training has them",
+    "seen": "a colour, a background or both, in combinations seen in training",
+    "held_out_colour": "a colour that training never combines with this thing",
+    "held_out_background": "a background that training never combines with this thing",
+    "pairs": "two things side by side, in combinations seen in training",
 }
-_GOALS: dict[Kind, float] = {
+_GOALS: dict[PromptKind, float] = {
     "natural": 0.95, "seen": 0.9, "held_out_colour": 0.7, "held_out_background": 0.7,
 }  # fmt: skip
 _JUDGE_NAMES = {
-    "plain": "as they are composed",
-    "tokens": "as they come back from their tokens",
+    "plain": "as composed",
+    "tokens": "reconstructed from their tokens",
     "big": "of these, one big thing",
     "small": "of these, a small thing, or one of two",
 }
 
 
 def write_page(out: Path, quality: Quality, sheets: Sheets) -> Path:
-    """Writes the page, its figures as JSON, and its pictures; what was written by hand stays.
+    """Writes the page, its figures as JSON, and its pictures; the section written by hand is kept.
 
     Returns:
-        the page.
+        the path of the page.
 
     Raises:
-        InvalidInputError: the page that is there has lost the marks around what was written by hand.
+        InvalidInputError: the existing page has lost the marks around the section written by hand.
         SmaltiError: a file cannot be written.
     """
     page = out / PAGE
@@ -73,10 +73,10 @@ def write_page(out: Path, quality: Quality, sheets: Sheets) -> Path:
 
 
 def observations(page: Path) -> str:
-    """Returns what was written by hand between the marks of a page.
+    """Returns the section written by hand, between the marks of a page.
 
     Raises:
-        InvalidInputError: the page has not both marks, in their order.
+        InvalidInputError: a mark is missing, or they are in the wrong order.
     """
     if not page.exists():
         return NOTHING_SEEN
@@ -86,20 +86,20 @@ def observations(page: Path) -> str:
     if not begin or not end:
         raise InvalidInputError(
             "out",
-            f"{page} has lost the marks around what was written by hand; put them back, or move it away",
+            f"{page} has lost the marks around the section written by hand; put them back, or move the page away",
         )
     return seen.strip()
 
 
 def overview(prompts: Sequence[str], pixels: Sequence[UInt8[np.ndarray, "shown side side 3"]]) -> Image.Image:
-    """Lays a grid for each prompt, under its words; best picture first."""
+    """Arranges a grid of pictures for each prompt, under its text; best picture first."""
     grids = [grid([_small(picture) for picture in shown], _GAP) for shown in pixels]
     width, height = grids[0].size[0] + _MARGIN, grids[0].size[1] + _LABEL
     rows = -(-len(grids) // _COLUMNS)
     canvas = Image.new("RGB", (_COLUMNS * width + _MARGIN, rows * height + _MARGIN), (232, 232, 232))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
-    for place, (prompt, each) in enumerate(zip(prompts, grids, strict=True)):
-        left, top = place % _COLUMNS * width + _MARGIN, place // _COLUMNS * height
+    for index, (prompt, each) in enumerate(zip(prompts, grids, strict=True)):
+        left, top = index % _COLUMNS * width + _MARGIN, index // _COLUMNS * height
         lines = _lines(prompt, font, each.size[0])
         pen.multiline_text((left, top + _LABEL - 3), "\n".join(lines), "black", font, anchor="ld", spacing=1)
         canvas.paste(each, (left, top + _LABEL))
@@ -107,12 +107,12 @@ def overview(prompts: Sequence[str], pixels: Sequence[UInt8[np.ndarray, "shown s
 
 
 def first_of_each(sheets: Sheets) -> Image.Image:
-    """Lays the picture that the ranker finds best of every prompt in rows."""
+    """Arranges the best picture of each prompt in rows."""
     firsts = [_small(shown[0]) for side in sheets.pixels.values() for shown in side]
     columns = -(-len(firsts) // _COLUMNS)
     canvas = Image.new("RGB", (columns * (_SIDE + _GAP) - _GAP, _COLUMNS * (_SIDE + _GAP) - _GAP), "white")
-    for place, picture in enumerate(firsts):
-        row, column = divmod(place, columns)
+    for index, picture in enumerate(firsts):
+        row, column = divmod(index, columns)
         canvas.paste(picture, (column * (_SIDE + _GAP), row * (_SIDE + _GAP)))
     return _palette(canvas)
 
@@ -123,12 +123,12 @@ def _small(picture: UInt8[np.ndarray, "side side 3"]) -> Image.Image:
 
 
 def _palette(image: Image.Image) -> Image.Image:
-    """Reduces the colours, since the pictures stand in the repository: a third of the size, and hardly to be seen."""
+    """Reduces the colours, which shrinks the files in the repository to a third with hardly a visible change."""
     return image.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Breaks a text into two lines at most."""
+    """Breaks a text into at most two lines."""
     first: list[str] = []
     rest = text.split()
     while rest and font.getlength(" ".join([*first, rest[0]])) <= width:
@@ -139,23 +139,24 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
 def _page(quality: Quality, seen: str) -> str:
     counts, sampling, damaged = quality.counts, quality.sampling, quality.judge["damaged"]
     drawn = sum(kind.prompts for kind in quality.kinds.values())
+    open_prompts = f"the {quality.open_prompts} of them with both right and wrong pictures"
     versions = ", ".join(f"{name} {version}" for name, version in quality.versions.items())
     lines = [
         "# Quality",
         "",
-        f"What `{quality.model}` draws, and how often it is right. [How it is measured](evaluation.md); "
-        f"the figures as [JSON]({FIGURES}).",
+        f"What pictures `{quality.model}` makes, and how often they are right. [Evaluation](evaluation.md) explains "
+        f"how this is measured; [{FIGURES}]({FIGURES}) has all figures.",
         "",
         "| | |",
         "|---|---|",
         f"| model | `{quality.model}`, {quality.size / 2**20:.1f} MiB |",
         f"| revision | `{quality.revision}` |",
-        f"| drawn with | guidance scale {sampling.guidance_scale:g}, temperature {sampling.temperature:g}, "
+        f"| sampling | guidance scale {sampling.guidance_scale:g}, temperature {sampling.temperature:g}, "
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}; the best {counts.n} of {counts.candidates} by CLIP |",
         f"| measured | {quality.date}, on {quality.machine} |",
         f"| versions | {versions} |",
         "",
-        "## What one sees",
+        "## Observations",
         "",
         BEGIN,
         "",
@@ -165,16 +166,17 @@ def _page(quality: Quality, seen: str) -> str:
         "",
         "## Sheets",
         "",
-        f"The best {counts.n} of {counts.candidates} by CLIP, best first, of seed 1; nothing was picked by hand. In "
-        f"brackets, how many of the {counts.n} the judge finds right in thing, colour and background.",
+        f"For each prompt the best {counts.n} of {counts.candidates} pictures by CLIP, best first, with seed 1; none "
+        f"was picked by hand. In brackets: in how many of the {counts.n} the judge finds thing, colour and background "
+        "right.",
         "",
-        *_sheet("Combinations that training has", "seen", quality),
-        *_sheet("Combinations that training never has", "held_out", quality),
+        *_sheet("Combinations seen in training", "seen", quality),
+        *_sheet("Combinations held out from training", "held_out", quality),
         "## Pictures that are right",
         "",
-        f"Shares of pictures that an independent classifier finds right, over {drawn} prompts with "
-        f"{counts.candidates} pictures each, in percent; with the 95 % interval in brackets. Every prompt has a seed "
-        "of its own.",
+        f"Share of the pictures that an independent classifier finds right, in percent, with the 95 % confidence "
+        f"interval in brackets. There are {drawn} prompts with {counts.candidates} pictures each; each prompt has its "
+        "own seed.",
         "",
     ]
     for kind, result in quality.kinds.items():
@@ -192,25 +194,19 @@ def _page(quality: Quality, seen: str) -> str:
     lines += [
         "## CLIP's choice",
         "",
-        f"How many more of the best {counts.n} than of all {counts.candidates} are right in all three, in percentage "
-        "points. By chance it would be 0.",
+        f"Share of the best {counts.n} with all three right, minus that share of all {counts.candidates}, in "
+        "percentage points. A random choice would give 0.",
         "",
         "| prompts | difference |",
         "|---|---|",
         *(f"| {KIND_NAMES[kind]} | {_points(result.choice)} |" for kind, result in quality.kinds.items()),
         f"| all {drawn} | {_points(quality.choice)} |",
-        *(
-            [
-                f"| the {quality.open_prompts} of them with right and wrong pictures | {_points(quality.open_choice)} |"
-            ]
-            if quality.open_choice
-            else []
-        ),
+        *([f"| {open_prompts} | {_points(quality.open_choice)} |"] if quality.open_choice else []),
         "",
         "## The judge",
         "",
-        f"How often the judge itself is right on {quality.judge['plain'].pictures} real pictures of combinations that "
-        "neither it nor the model was trained on, in percent.",
+        f"Accuracy of the judge itself on {quality.judge['plain'].pictures} real pictures of combinations on which "
+        "neither it nor the model was trained, in percent.",
         "",
         "| pictures | thing | colour | background |",
         "|---|---|---|---|",
@@ -220,13 +216,13 @@ def _page(quality: Quality, seen: str) -> str:
             for name, right in ((_JUDGE_NAMES[name], quality.judge[name]) for name in _JUDGE_NAMES)
         ),
         "",
-        f"The same pictures, damaged: of {100 * damaged.thing:.1f} % it says that there is no whole thing, and "
-        f"{100 * damaged.fooled:.1f} % it takes for the thing that they were made of.",
+        f"When the same pictures are damaged, the judge says for {100 * damaged.thing:.1f} % that there is no whole "
+        f"thing, and takes {100 * damaged.fooled:.1f} % for the thing that they were made from.",
         "",
         "## The image tokenizer",
         "",
-        f"{quality.reconstruction.pictures} pictures of held-out combinations come back from their tokens with a PSNR "
-        f"of {quality.reconstruction.psnr:.2f} dB and an SSIM of {quality.reconstruction.ssim:.3f}.",
+        f"{quality.reconstruction.pictures} pictures of held-out combinations and their reconstructions from tokens "
+        f"have a PSNR of {quality.reconstruction.psnr:.2f} dB and an SSIM of {quality.reconstruction.ssim:.3f}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -246,15 +242,15 @@ def _sheet(title: str, side: str, quality: Quality) -> list[str]:
 def _shares_row(selection: Selection, shares: Shares, quality: Quality) -> str:
     n, of = quality.counts.n, quality.counts.candidates
     names: dict[Selection, str] = {
-        "all": f"all {of}", "best": f"the best {n} by CLIP", "first": "the first by CLIP",
-        "worst": f"the worst {of - n}",
+        "all": f"all {of}", "best": f"the best {n} by CLIP", "first": "the best one by CLIP",
+        "worst": f"the worst {of - n} by CLIP",
     }  # fmt: skip
     cells = [shares.thing, shares.colour, shares.background, shares.everything]
     return f"| {names[selection]} | " + " | ".join(percent(cell) for cell in cells) + " |"
 
 
 def percent(share: Interval) -> str:
-    """Writes a share with its interval in percent."""
+    """Formats a share with its interval in percent."""
     return f"{100 * share.value:.1f} ({100 * share.low:.0f}–{100 * share.high:.0f})"
 
 

@@ -1,48 +1,48 @@
-"""What a model is asked to draw when it is measured: fixed prompts, each with what must be on the picture.
+"""The fixed prompts of an evaluation, each with what the picture must show.
 
-There are two sets. The sheets show 24 prompts, listed in `sheet_prompts.toml`, to be looked at. The shares are
-counted over many more, drawn from the world: the same world gives the same prompts, and more of them begin with the
-same ones.
+There are two sets. The sheets, which people look at, show the 24 prompts of `sheet_prompts.toml`. The shares are
+counted over many more prompts, which are drawn from the world: the same world gives the same prompts, and a longer
+list starts with the shorter one.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.text.vocabulary import article
+from smalti.training.batches.random_numbers import generator_at
+from smalti.training.checked_files import check_fields, load_toml
 from smalti.training.data.world.attributes import Attributes, Figure, Size
 from smalti.training.data.world.composition import World
-from smalti.training.data.world.description import NATURAL, PLAIN, HeldOut, problem_of
+from smalti.training.data.world.description import NATURAL, PLAIN, HeldOut
 from smalti.validation import Strict
 
 SHEET_PROMPTS = Path(__file__).with_name("sheet_prompts.toml")
-Kind = Literal["natural", "seen", "held_out_colour", "held_out_background", "pairs"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PromptKind = Literal["natural", "seen", "held_out_colour", "held_out_background", "pairs"]
+PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 _MAX_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what a picture of it must show."""
+    """A prompt, and what its picture must show."""
 
     prompt: str
     figures: tuple[Figure, ...]
-    """One, or two from left to right."""
+    """One figure, or two from left to right."""
     background: str
     size: Size = "big"
 
 
 class _Described(Strict):
-    """A prompt of the file, by what it asks for."""
+    """A prompt of the file, by what its picture must show."""
 
     things: tuple[str, ...]
     colours: tuple[str, ...]
-    """For each thing its colour; "natural" for its own."""
+    """Colour of each thing; "natural" for its own colours."""
     background: str = PLAIN
     size: Size = "big"
 
@@ -53,10 +53,10 @@ class _SheetPrompts(Strict):
 
 
 def ask(world: World, figures: tuple[Figure, ...], background: str = PLAIN, size: Size = "big") -> Question:
-    """Makes the prompt in the form that most captions have.
+    """Makes a prompt in the form that most captions have.
 
     Raises:
-        InvalidInputError: the world has no such thing, colour or background.
+        InvalidInputError: the world lacks the thing, colour or background.
     """
     for figure in figures:
         _require(figure.thing, world.things, "thing")
@@ -69,39 +69,35 @@ def ask(world: World, figures: tuple[Figure, ...], background: str = PLAIN, size
     return Question(text, figures, background, size)
 
 
-def questions(world: World, kind: Kind, count: int) -> list[Question]:
+def questions(world: World, kind: PromptKind, count: int) -> list[Question]:
     """Returns the first prompts of a kind.
 
     Args:
-        world: what can be drawn.
+        world: the world of the model.
         kind: "natural": a thing in its own colours on white. "seen": a colour, a background or both that training
-            combines. "held_out_colour", "held_out_background": what it never combines, the other left as it is, or
-            seen. "pairs": two things whose combinations it has seen.
-        count: how many; things come again when there are fewer.
+            combines with the thing. "held_out_colour", "held_out_background": one that it never combines with it, half
+            of the time together with a background or colour that it does. "pairs": two things, in combinations that
+            training has.
+        count: number of prompts; things are repeated if there are fewer.
     """
-    numbers = np.random.Generator(np.random.Philox(key=(KINDS.index(kind), 27)))
+    numbers = generator_at(PROMPT_KINDS.index(kind), 27, 0)
     order = numbers.permutation(len(world.things))
     return [_one(world, kind, world.things[order[index % len(order)]], index) for index in range(count)]
 
 
 def sheet_questions(world: World, path: Path = SHEET_PROMPTS) -> dict[str, list[Question]]:
-    """Reads the prompts of the sheets: "seen" and "held_out".
+    """Loads the prompts of the sheets: "seen" and "held_out".
 
     Raises:
-        InvalidInputError: the file cannot be used, or a prompt is not on the side where it stands.
+        InvalidInputError: the file cannot be used, or a prompt is in the wrong set.
     """
-    try:
-        described = _SheetPrompts.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInputError(str(path), f"cannot be read as TOML ({error})") from None
-    except ValidationError as error:
-        raise problem_of(path, error) from None
+    described = check_fields(path, _SheetPrompts, load_toml(path))
     sides: dict[str, list[Question]] = {}
     for side in ("seen", "held_out"):
         sides[side] = [_described(world, each) for each in getattr(described, side)]
         for question in sides[side]:
             if _is_held_out(world, question) != (side == "held_out"):
-                raise InvalidInputError(str(path), f"{question.prompt!r} does not belong to {side!r}")
+                raise InvalidInputError(str(path), f"{side}: {question.prompt!r} belongs in the other set")
     return sides
 
 
@@ -110,8 +106,8 @@ def _described(world: World, described: _Described) -> Question:
     return ask(world, figures, described.background, described.size)
 
 
-def _one(world: World, kind: Kind, thing: str, index: int) -> Question:
-    numbers = np.random.Generator(np.random.Philox(key=(KINDS.index(kind), 28), counter=(0, 0, 0, index)))
+def _one(world: World, kind: PromptKind, thing: str, index: int) -> Question:
+    numbers = generator_at(PROMPT_KINDS.index(kind), 28, index)
     held_out = _held_out(world)[thing]
     for _ in range(_MAX_ATTEMPTS):
         colour, background = NATURAL, PLAIN
@@ -137,11 +133,13 @@ def _one(world: World, kind: Kind, thing: str, index: int) -> Question:
         question = ask(world, figures, background, "small" if kind == "pairs" else "big")
         if _stands_out(world, question) and _is_of(world, question, kind):
             return question
-    raise InvalidInputError("world", f"no prompt of the kind {kind!r} was found for {thing!r}")
+    raise InvalidInputError(
+        "world", f"has no prompt of the kind {kind!r} for {thing!r}; hold out fewer combinations"
+    )
 
 
-def _is_of(world: World, question: Question, kind: Kind) -> bool:
-    """Says whether just what the kind says is held out."""
+def _is_of(world: World, question: Question, kind: PromptKind) -> bool:
+    """Returns whether exactly what the kind names is held out."""
     held_out = [_held_out(world)[figure.thing] for figure in question.figures]
     colours = [figure.colour == held.colour for figure, held in zip(question.figures, held_out, strict=True)]
     grounds = [question.background == held.background for held in held_out]
@@ -175,4 +173,4 @@ def _pick(numbers: np.random.Generator, words: Any) -> str:
 
 def _require(word: str, known: tuple[str, ...], what: str) -> None:
     if word not in known:
-        raise InvalidInputError("prompts", f"the world has no {what} {word!r}")
+        raise InvalidInputError("prompts", f"{word!r} must be a {what} of the world")

@@ -1,4 +1,4 @@
-"""How a run was trained, read back from its folder: for the model card."""
+"""How a run was trained, read from its folder for the model card."""
 
 import json
 import re
@@ -13,36 +13,36 @@ _SPEED = re.compile(r"train/(\w+)_per_second")
 
 
 class Recipe(Strict):
-    """What a run was, and what it took."""
+    """Summary of a run for the model card."""
 
     trains: str
     steps: int
     of: int
-    """The length of the schedule."""
+    """Length of the schedule."""
     pictures: int
-    """That it has seen, the same ones counted again."""
+    """Number of pictures seen, counting repetitions."""
     minutes: float
-    """Of training alone, without evaluations, encoding and pauses."""
+    """Time of training alone, without evaluations, encoding and pauses."""
     settings: str
-    """The settings file as it was given."""
+    """Text of the settings file."""
 
 
-def read_recipe(run: Path, tokens: int) -> Recipe:
-    """Reads a run of any trainer.
+def load_recipe(run: Path, tokens: int) -> Recipe:
+    """Loads the recipe of a run of any trainer.
 
     Args:
-        run: its folder.
-        tokens: of a picture; the speed of some trainers is logged in tokens.
+        run: folder of the run.
+        tokens: number of tokens of a picture; some trainers log their speed in tokens.
 
     Raises:
-        InvalidInputError: there is no run, or it has not logged anything yet.
+        InvalidInputError: the folder holds no run, or the run has logged nothing yet.
     """
     try:
         text = (run / SETTINGS_FILE).read_text("utf-8")
         fields = tomllib.loads(text)
         records = [json.loads(line) for line in (run / METRICS_FILE).read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise InvalidInputError("run", f"{run} is no run that can be read ({error})") from None
+        raise InvalidInputError("run", f"{run} must be the folder of a run ({error})") from None
     seconds, before = 0.0, 0
     for record in records:
         for name, speed in record.items():
@@ -51,7 +51,7 @@ def read_recipe(run: Path, tokens: int) -> Recipe:
                 seconds += (record["step"] - before) * work / speed
                 before = record["step"]
     if not before:
-        raise InvalidInputError("run", f"{run} has not been trained yet")
+        raise InvalidInputError("run", f"{run} has not been trained yet; train it first")
     return Recipe(
         trains=fields["trains"],
         steps=before,

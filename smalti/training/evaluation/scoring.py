@@ -1,4 +1,4 @@
-"""From what a judge says of drawn pictures to shares with their uncertainty."""
+"""Scoring: from a judge's verdicts on generated pictures to shares with confidence intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from smalti.engines.ranker import best
 from smalti.training.data.world.composition import World
 from smalti.training.evaluation.questions import Question
 from smalti.training.judge.network import PictureJudge
-from smalti.training.judge.samples import Place
+from smalti.training.judge.samples import Region
 from smalti.validation import Strict
 
 Selection = Literal["all", "best", "first", "worst"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 _Z = 1.959964
-"""95 % of a normal distribution lie within so many deviations."""
+"""95 % of a normal distribution lie within this many standard deviations."""
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
-class Right:
-    """What is right on the candidates of one prompt."""
+class Correctness:
+    """What is right in the pictures of one prompt."""
 
     thing: Bool[np.ndarray, " candidates"]
     colour: Bool[np.ndarray, " candidates"]
@@ -32,12 +32,12 @@ class Right:
 
     @property
     def everything(self) -> Bool[np.ndarray, " candidates"]:
-        """Where all three are right."""
+        """Mask of the pictures with thing, colour and background right."""
         return self.thing & self.colour & self.background
 
 
 class Interval(Strict):
-    """A share or a difference, with the interval in which the true one lies with 95 % confidence."""
+    """A share or a difference, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Interval(Strict):
 
 
 class Shares(Strict):
-    """The shares of pictures that are right."""
+    """Shares of the pictures that are right."""
 
     thing: Interval
     colour: Interval
@@ -54,41 +54,43 @@ class Shares(Strict):
 
 
 class Scorer:
-    """Says what is right on pictures of a question."""
+    """Scores the pictures of a question."""
 
     def __init__(
         self, judge: PictureJudge, world: World, acceptable: Bool[np.ndarray, "things colours colours"]
     ) -> None:
-        """Keeps who judges.
+        """Makes the scorer.
 
         Args:
-            judge: says what is on a picture.
-            world: whose things, colours and backgrounds the judge knows.
-            acceptable: the colours that are right for a thing's colour; see `smalti.training.data.world.lookalikes`.
+            judge: says what a picture shows.
+            world: the world that the judge knows.
+            acceptable: colours that count as right for each colour of each thing, from `acceptable_colours`.
         """
         self._judge = judge
         self._world = world
         self._acceptable = acceptable
 
-    def __call__(self, question: Question, pictures: UInt8[np.ndarray, "candidates side side 3"]) -> Right:
-        """Judges pictures; of two things each must be right, and on its own side."""
-        places: Sequence[Place] = ("whole",) if len(question.figures) == 1 else ("left", "right")
+    def __call__(
+        self, question: Question, pictures: UInt8[np.ndarray, "candidates side side 3"]
+    ) -> Correctness:
+        """Judges pictures. Each of two things must be right, and on its own side."""
+        regions: Sequence[Region] = ("whole",) if len(question.figures) == 1 else ("left", "right")
         ground = self._world.backgrounds.index(question.background)
         parts = []
-        for place, figure in zip(places, question.figures, strict=True):
-            verdicts = self._judge.look(pictures, place)
+        for region, figure in zip(regions, question.figures, strict=True):
+            verdicts = self._judge.look(pictures, region)
             thing = self._world.things.index(figure.thing)
             colours = self._acceptable[thing, self._world.colours.index(figure.colour)]
             parts.append(
                 (verdicts.things == thing, colours[verdicts.colours], verdicts.backgrounds == ground)
             )
-        return Right(*(np.logical_and.reduce(each) for each in zip(*parts, strict=True)))
+        return Correctness(*(np.logical_and.reduce(each) for each in zip(*parts, strict=True)))
 
 
 def select(
     scores: Sequence[float] | Float[np.ndarray, " candidates"], selection: Selection, n: int
 ) -> list[int]:
-    """Returns the candidates of a selection by the ranker's scores: all, the best n, the first, or the others."""
+    """Returns indices of candidates by the ranker's scores: all, the best n, the first, or all but the best n."""
     order = best(scores, len(scores))
     parts: Mapping[Selection, list[int]] = {
         "all": order, "best": order[:n], "first": order[:1], "worst": order[n:],
@@ -96,12 +98,10 @@ def select(
     return parts[selection]
 
 
-def shares(
-    judged: Sequence[tuple[Right, Sequence[int]]],
-) -> Shares:
-    """Returns the shares of right pictures among the chosen candidates; every prompt counts the same."""
+def shares(judged: Sequence[tuple[Correctness, Sequence[int]]]) -> Shares:
+    """Returns the shares of right pictures among the chosen candidates; all prompts have the same weight."""
 
-    def share(aspect: Callable[[Right], Bool[np.ndarray, " candidates"]]) -> Interval:
+    def share(aspect: Callable[[Correctness], Bool[np.ndarray, " candidates"]]) -> Interval:
         return wilson(np.array([aspect(right)[list(chosen)].mean() for right, chosen in judged]))
 
     return Shares(
@@ -115,8 +115,8 @@ def shares(
 def wilson(by_prompt: Float[np.ndarray, " prompts"]) -> Interval:
     """Returns the mean of the prompts' shares with Wilson's interval (1927, J. Am. Stat. Assoc. 22, p. 209).
 
-    The number of prompts is taken for the number of observations, though there are several pictures of each: those of
-    one prompt are alike, and an interval that is too wide is better than one that is too narrow.
+    The number of observations is the number of prompts, although each has several pictures: pictures of one prompt are
+    similar, and an interval that is too wide is better than one that is too narrow.
     """
     count, mean = len(by_prompt), float(by_prompt.mean())
     scale = 1 + _Z**2 / count
@@ -126,7 +126,7 @@ def wilson(by_prompt: Float[np.ndarray, " prompts"]) -> Interval:
 
 
 def paired_difference(differences: Float[np.ndarray, " prompts"], seed: int = 0) -> Interval:
-    """Returns the mean of differences, one for each prompt, with the interval of its bootstrap over the prompts."""
+    """Returns the mean of the prompts' differences, with a bootstrap interval over the prompts."""
     rows = np.random.default_rng(seed).integers(0, len(differences), (_RESAMPLES, len(differences)))
     low, high = np.quantile(differences[rows].mean(1), (0.025, 0.975))
     return Interval(value=float(differences.mean()), low=float(low), high=float(high))

@@ -1,6 +1,6 @@
-"""Which sampling values suit a model: the judge's shares over a grid of them."""
+"""A sweep over sampling values: the judge's shares for each point of a grid."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -9,35 +9,33 @@ from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import World
 from smalti.training.data.world.lookalikes import acceptable_colours
-from smalti.training.evaluation.measuring import Drawn, draw
-from smalti.training.evaluation.questions import KINDS, Kind, questions
+from smalti.training.evaluation.measuring import Advance, RankedCandidates, generate_candidates
+from smalti.training.evaluation.questions import PROMPT_KINDS, PromptKind, questions
 from smalti.training.evaluation.scoring import Scorer, select
 from smalti.training.judge.network import PictureJudge
 from smalti.validation import Strict
 
-Advance = Callable[[int], None]
-
 
 class SweepRow(Strict):
-    """What came of one choice of sampling values; shares are of pictures right in everything, over all prompts."""
+    """Result of one choice of sampling values, as shares of pictures with everything right, over all prompts."""
 
     sampling: SamplingParameters
     all: float
     best: float
     first: float
-    kinds: dict[Kind, float]
-    """The share of the best, by kind of prompt."""
+    kinds: dict[PromptKind, float]
+    """Share of the best pictures, by kind of prompt."""
     variety: float
-    """How far a prompt's candidates are from their mean: root mean square of pixels in [0, 1]."""
+    """Root mean square deviation of a prompt's candidates from their mean, with pixels in [0, 1]."""
 
 
 def sampling_grid(
     base: SamplingParameters, scales: Sequence[float], temperatures: Sequence[float], top_ks: Sequence[int]
 ) -> list[SamplingParameters]:
-    """Returns every combination; an empty list stands for the model's own value.
+    """Returns all combinations; an empty list means the model's own value.
 
     Raises:
-        InvalidInputError: a value is out of its range.
+        InvalidInputError: a value is out of range.
     """
     return [
         SamplingParameters.check(
@@ -56,24 +54,24 @@ def sweep(
     grid: Iterable[SamplingParameters],
     prompts_per_kind: int,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[PromptKind] = PROMPT_KINDS,
     advance: Advance = lambda done: None,
 ) -> Iterator[SweepRow]:
-    """Draws the same prompts with each choice of values and judges them; the arguments are those of `evaluate`."""
+    """Generates the same prompts with each choice of values and judges them; the arguments are those of `evaluate`."""
     counts = pipeline.folder.defaults
     scorer = Scorer(judge, world, acceptable_colours(world))
     asked = {kind: questions(world, kind, prompts_per_kind) for kind in kinds}
     done = 0
     for sampling in grid:
-        shares: dict[Kind, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
+        shares: dict[PromptKind, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
         varieties = []
         for kind in kinds:
             seeds = range(1, prompts_per_kind + 1)
-            for drawn in draw(pipeline, asked[kind], sampling, counts.candidates, seeds):
-                right = scorer(drawn.question, drawn.pixels).everything
-                chosen = select(drawn.scores, "best", counts.n)
+            for candidates in generate_candidates(pipeline, asked[kind], sampling, counts.candidates, seeds):
+                right = scorer(candidates.question, candidates.pixels).everything
+                chosen = select(candidates.scores, "best", counts.n)
                 shares[kind].append((right.mean(), right[chosen].mean(), right[chosen[0]]))
-                varieties.append(_variety(drawn))
+                varieties.append(_variety(candidates))
                 advance(done := done + 1)
         everything = np.array([each for kind in kinds for each in shares[kind]], np.float64).mean(0)
         yield SweepRow(
@@ -87,7 +85,7 @@ def sweep(
 
 
 def sweep_table(rows: Sequence[SweepRow]) -> str:
-    """Writes rows as Markdown, the best share of the best pictures first."""
+    """Returns rows as a Markdown table, sorted by the share of the best pictures."""
     kinds = list(rows[0].kinds)
     names = [
         "guidance scale",
@@ -107,6 +105,6 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _variety(drawn: Drawn) -> float:
-    pixels = drawn.pixels.astype(np.float64) / 255
+def _variety(candidates: RankedCandidates) -> float:
+    pixels = candidates.pixels.astype(np.float64) / 255
     return float(np.sqrt(np.square(pixels - pixels.mean(0)).mean()))

@@ -1,1 +1,3 @@
-"""The judge: a classifier that measures what a model draws."""
+"""The judge: a classifier that says what a picture shows."""
+
+__all__ = ["network", "samples"]

@@ -1,8 +1,8 @@
-"""Pictures damaged on purpose, so that a judge learns what a whole thing is.
+"""Pictures damaged on purpose, from which a judge learns what a whole thing is.
 
-The damage is what a generator's mistakes look like: two things run together, parts in the wrong place, a melted
-outline, a blob of the right colour, half a thing. Colour and background stay what they were, so that only the shape
-tells. Damage is coarse: a person would no longer say that the picture shows the thing whole.
+The damage imitates the mistakes of generators: two things run together, parts in the wrong place, a melted outline, a
+blob of the right colour, half a thing. Colour and background stay the same, so that only the shape gives the damage
+away. Damage is coarse: a person would no longer say that the picture shows a whole thing.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,27 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
-Picture = UInt8[np.ndarray, "height width 3"]
-Damage = Callable[[Picture, Picture, np.random.Generator], Picture]
-"""A picture, another thing in the same colour on the same background, and random numbers, to a damaged picture."""
+Pixels = UInt8[np.ndarray, "height width 3"]
+Damage = Callable[[Pixels, Pixels, np.random.Generator], Pixels]
+"""Damages a picture, with the help of another thing in the same colour on the same background."""
 
 _CELLS = 8
-"""A damaged part is a cell of this grid, or of one that is shifted against it: as large as a tile."""
+"""Cells per side of a grid. Damage is done to whole cells, which have the size of a tile."""
 _SHARES = (0.35, 0.65)
-"""How much of what is visible is damaged."""
+"""Range of the share of the visible cells that are damaged."""
 _WARP = (0.13, 0.2)
-"""How far a melted outline moves, as a share of the picture's side."""
+"""Range of the shift of a melted outline, as a share of the picture's side."""
 _GROUND_DIFFERENCE = 16
 
 
-def mix(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Takes cells of the other thing."""
+def mix(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Replaces cells by those of the other thing."""
     chosen = _cells(picture, generator)
     return np.where(chosen[..., None], other, picture)
 
 
-def join(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Takes the other thing beyond a line."""
+def join(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Replaces everything beyond a line by the other thing."""
     side = len(picture)
     rows, columns = np.mgrid[:side, :side] - side / 2
     angle = generator.uniform(0, 2 * np.pi)
@@ -40,8 +40,8 @@ def join(picture: Picture, other: Picture, generator: np.random.Generator) -> Pi
     return np.where(beyond[..., None], other, picture)
 
 
-def scatter(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Puts parts of the thing where other parts of it were."""
+def scatter(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Exchanges parts of the thing with each other."""
     size = len(picture) // _CELLS
     visible = np.argwhere(_by_cell(figure(picture)).mean((1, 3)) > 0.2)
     moved = generator.permutation(visible)
@@ -53,24 +53,24 @@ def scatter(picture: Picture, other: Picture, generator: np.random.Generator) ->
     return result
 
 
-def melt(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
+def melt(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
     """Bends the thing out of shape."""
     return warp(picture, generator, generator.uniform(*_WARP) * len(picture))
 
 
-def blob(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Leaves a blob of the thing's colours."""
+def blob(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Replaces the thing by a blob of its colours."""
     side = len(picture)
     visible = figure(picture)
     if not visible.any():
         return picture
     rows, columns = np.nonzero(visible)
     middle = rows.mean(), columns.mean()
-    # A circle of the thing's area, whose radius follows smooth noise.
+    # A circle with the area of the thing, whose radius varies with smooth noise.
     distance = np.hypot(*(np.mgrid[:side, :side] - np.reshape(middle, (2, 1, 1))))
     radius = np.sqrt(visible.sum() / np.pi) * (1 + 0.35 * smooth_noise(side, generator, 6))
     inside = distance < radius
-    # The thing's pixels in order of lightness, laid out along smooth noise.
+    # The pixels of the thing, sorted by lightness and arranged along smooth noise.
     pixels = picture[visible]
     pixels = pixels[np.argsort(pixels.sum(-1))]
     order = smooth_noise(side, generator, int(generator.integers(3, 8)))[inside].argsort().argsort()
@@ -79,14 +79,14 @@ def blob(picture: Picture, other: Picture, generator: np.random.Generator) -> Pi
     return result
 
 
-def cut(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Takes half of the thing away."""
+def cut(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Removes half of the thing."""
     empty = np.broadcast_to(ground_of(picture), picture.shape)
     return join(picture, empty, generator)
 
 
-def erase(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Leaves the background alone."""
+def erase(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Removes the whole thing."""
     return np.broadcast_to(ground_of(picture), picture.shape).copy()
 
 
@@ -99,43 +99,45 @@ DAMAGES: dict[str, tuple[float, Damage]] = {
     "half missing": (0.1, cut),
     "nothing there": (0.04, erase),
 }
-"""How often which damage is done; they add up to 1."""
+"""Share and function of each damage; the shares add up to 1."""
 
 
-def damage(picture: Picture, other: Picture, generator: np.random.Generator) -> Picture:
-    """Damages a picture in one of many ways."""
+def damage(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Damages a picture in a random way."""
     shares, ways = zip(*DAMAGES.values(), strict=True)
     return ways[generator.choice(len(ways), p=shares)](picture, other, generator)
 
 
-def warp(picture: Picture, generator: np.random.Generator, most: float) -> Picture:
-    """Moves every pixel by up to `most` pixels, neighbours nearly alike."""
+def warp(picture: Pixels, generator: np.random.Generator, max_shift: float) -> Pixels:
+    """Moves each pixel by up to `max_shift` pixels, and its neighbours by nearly the same."""
     side = len(picture)
     moves = np.stack([smooth_noise(side, generator, 5) for _ in range(2)])
-    places = np.mgrid[:side, :side] + most * moves / max(float(np.abs(moves).max()), 1e-6)
-    moved = [map_coordinates(picture[..., channel], places, order=1, mode="nearest") for channel in range(3)]
+    positions = np.mgrid[:side, :side] + max_shift * moves / max(float(np.abs(moves).max()), 1e-6)
+    moved = [
+        map_coordinates(picture[..., channel], positions, order=1, mode="nearest") for channel in range(3)
+    ]
     return np.stack(moved, axis=-1)
 
 
-def figure(picture: Picture) -> Bool[np.ndarray, "height width"]:
-    """Marks what is not background."""
+def figure(picture: Pixels) -> Bool[np.ndarray, "height width"]:
+    """Returns a mask of the pixels that are not background."""
     return np.abs(picture.astype(np.int16) - ground_of(picture)).max(-1) > _GROUND_DIFFERENCE
 
 
-def ground_of(picture: Picture) -> UInt8[np.ndarray, "3"]:
-    """Returns the background's colour: the median of the picture's border."""
+def ground_of(picture: Pixels) -> UInt8[np.ndarray, "3"]:
+    """Returns the colour of the background: the median of the border."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     return np.median(border, axis=0).astype(np.uint8)
 
 
 def smooth_noise(side: int, generator: np.random.Generator, cells: int) -> Float[np.ndarray, "side side"]:
-    """Draws noise of mean 0 and deviation about 1 that is smooth over a grid of so many cells."""
+    """Draws noise with mean 0 and deviation about 1, interpolated from a grid of `cells` by `cells`."""
     coarse = Image.fromarray(generator.normal(size=(cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float64)
 
 
-def _cells(picture: Picture, generator: np.random.Generator) -> Bool[np.ndarray, "height width"]:
-    """Chooses some of the cells that show something."""
+def _cells(picture: Pixels, generator: np.random.Generator) -> Bool[np.ndarray, "height width"]:
+    """Returns a mask of some of the visible cells."""
     size = len(picture) // _CELLS
     visible = _by_cell(figure(picture)).mean((1, 3)) > 0.1
     chosen = visible & (generator.random(visible.shape) < generator.uniform(*_SHARES))

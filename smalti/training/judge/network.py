@@ -1,4 +1,4 @@
-"""The judge: a small convnet that says what is on a picture, and how often it is right."""
+"""The judge: a small convolutional network that says what a picture shows, and how accurate it is."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,38 +13,38 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from smalti.models.layers import Dense, Parameters, apply, compute_dtype, join_patches, precision
 from smalti.training.data.world.description import WorldDescription
-from smalti.training.judge.samples import Place, Samples, scaled, view
+from smalti.training.judge.samples import Region, Samples, scaled, view
 from smalti.training.loop.settings import Count
 from smalti.validation import Strict
 
 _GROUPS = 8
 _BATCH = 16
-"""As many as most prompts have candidates."""
+"""The usual number of candidates of a prompt."""
 
 
 class JudgeSizes(Strict):
-    """The sizes of the network."""
+    """Sizes of the network."""
 
     resolution: Literal[64, 128] = 64
-    """The side of the pictures it looks at; others are scaled."""
+    """Side of the pictures that the network takes; others are scaled."""
     width: Count = 64
-    """Channels at 16 by 16 places; a multiple of 16."""
+    """Channels at 16 by 16 positions; a multiple of 16."""
     blocks: tuple[Count, Count, Count] = (1, 2, 1)
-    """Residual blocks at 16 by 16, 8 by 8 and 4 by 4 places, with once, twice and three times the width."""
+    """Residual blocks at 16 by 16, 8 by 8 and 4 by 4 positions, with one, two and three times the width."""
 
 
 class Logits(NamedTuple):
-    """What the network says, before it is made a probability."""
+    """Output of the network, as logits."""
 
     things: Float[Array, "batch things"]
     colours: Float[Array, "batch colours"]
     backgrounds: Float[Array, "batch backgrounds"]
     whole: Float[Array, "batch 2"]
-    """No, and yes: apart from the things, so that they can be learnt before it is clear what damage is."""
+    """Logits of damaged and whole. Separate from the things, so that those are learned before damage is."""
 
 
 class JudgeModule(nn.Module):
-    """The network: pixels to logits."""
+    """The network, from pixels to logits."""
 
     dtype: DTypeLike
     sizes: JudgeSizes
@@ -59,7 +59,7 @@ class JudgeModule(nn.Module):
         x = join_patches(2 * pixels - 1, self.sizes.resolution // 32)
         x = self._convolution(width // 2)(x)
         for stage, blocks in enumerate(self.sizes.blocks, start=1):
-            # A product is much faster than a strided convolution on XLA's CPU backend.
+            # A matrix product is much faster than a strided convolution on XLA's CPU backend.
             x = join_patches(self._activated(x), 2)
             x = Dense(width * stage, self.dtype, init_std=x.shape[-1] ** -0.5)(x)
             for _ in range(blocks):
@@ -79,68 +79,68 @@ class JudgeModule(nn.Module):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge says of some pictures."""
+    """What a judge says about some pictures."""
 
     things: Int[np.ndarray, " pictures"]
-    """The row of the thing in the world; the number of things where there is no whole one."""
+    """Index of the thing in the world, or the number of things if there is no whole thing."""
     colours: Int[np.ndarray, " pictures"]
     backgrounds: Int[np.ndarray, " pictures"]
 
 
 @runtime_checkable
 class PictureJudge(Protocol):
-    """What says of pictures what is on them: a trained `Judge`, or anything else that knows."""
+    """Anything that says what pictures show, such as a trained `Judge`."""
 
     def look(
-        self, pictures: UInt8[np.ndarray, "pictures height width 3"], place: Place = "whole"
+        self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
-        """Judges one figure of each picture: the only one, or the one on the left or right of two."""
+        """Judges one figure of each picture: the only one, or the left or right one of two."""
 
 
 class Judge:
-    """A network with its weights, ready to judge."""
+    """A trained network, ready to judge."""
 
     def __init__(self, sizes: JudgeSizes, counts: tuple[int, int, int], params: Parameters) -> None:
-        """Keeps the network.
+        """Makes the judge.
 
         Args:
-            sizes: of the network.
-            counts: how many things, colours and backgrounds there are; see `counts_of`.
-            params: its weights.
+            sizes: sizes of the network.
+            counts: numbers of things, colours and backgrounds, as `counts_of` returns them.
+            params: weights of the network.
         """
         self._sizes = sizes
         self._params = params
         self._verdicts = jax.jit(partial(_verdicts, JudgeModule(compute_dtype(), sizes, *counts)))
 
     def look(
-        self, pictures: UInt8[np.ndarray, "pictures height width 3"], place: Place = "whole"
+        self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
-        """Judges one figure of each picture: the only one, or the one on the left or right of two."""
-        views = np.stack([view(picture, place) for picture in pictures])
+        """Judges one figure of each picture: the only one, or the left or right one of two."""
+        views = np.stack([view(picture, region) for picture in pictures])
         views = scaled(views, self._sizes.resolution)
         said = []
         for start in range(0, len(views), _BATCH):
             part = views[start : start + _BATCH]
-            # Filled up to one size, so that the network is compiled once.
-            filled = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
-            said.append([np.asarray(best)[: len(part)] for best in self._verdicts(self._params, filled)])
+            # Padded to one size, so that the network is compiled once.
+            padded = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
+            said.append([np.asarray(best)[: len(part)] for best in self._verdicts(self._params, padded)])
         return Verdicts(*(np.concatenate(each) for each in zip(*said, strict=True)))
 
 
 class Accuracy(Strict):
-    """How often a judge is right, as shares."""
+    """Accuracy of a judge, as shares."""
 
     pictures: int
     thing: float
-    """For damaged pictures: how often it says that no whole thing is there."""
+    """For damaged pictures: how often the judge says that there is no whole thing."""
     colour: float
     background: float
     fooled: float
-    """How often it says the thing that a damaged picture was made of; of whole pictures, as `thing`."""
+    """How often a damaged picture is taken for the thing that it was made from; equals `thing` for whole ones."""
 
 
 def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:
-    """Measures a judge on samples."""
+    """Measures the accuracy of a judge on samples."""
     verdicts = judge.look(samples.pixels)
     return Accuracy(
         pictures=len(samples.things),
@@ -152,7 +152,7 @@ def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:
 
 
 def counts_of(description: WorldDescription) -> tuple[int, int, int]:
-    """Returns how many things, colours and backgrounds a world has, a thing's own colours and white included."""
+    """Returns the numbers of things, colours and backgrounds of a world, with a thing's own colours and white."""
     return len(description.things), 1 + len(description.colours), 1 + len(description.backgrounds)
 
 

@@ -1,1 +1,3 @@
-"""What every training run shares: settings, steps, checkpoints, logs, and the loop itself."""
+"""The part of training that all trainers share: settings, steps, checkpoints, log, and the loop."""
+
+__all__ = ["monitor", "optimizers", "run_folder", "settings", "sheets", "step", "train", "trainee"]

@@ -1,4 +1,4 @@
-"""How a run goes, to be seen: a progress bar or lines, the run's log, TensorBoard, sheets."""
+"""Progress of a run: a bar or lines on the console, the log, TensorBoard, and sample sheets."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,16 +17,16 @@ from smalti.training.loop.settings import RunSettings
 
 
 class Monitor:
-    """Tells people and files how a run goes."""
+    """Shows the progress of a run, and writes it to the run's folder."""
 
     def __init__(self, run: RunFolder, settings: RunSettings, tokens_per_step: int, console: Console) -> None:
-        """Keeps where to tell it.
+        """Makes the monitor.
 
         Args:
-            run: its log, its TensorBoard folder and its sheets are written.
-            settings: for the number of steps.
-            tokens_per_step: for the speed.
-            console: gets a bar if it is a terminal, else a line now and then.
+            run: folder of the run, for the log, TensorBoard and the sheets.
+            settings: settings of the run.
+            tokens_per_step: work of one step, from which the speed is computed.
+            console: shows a bar on a terminal, and a line for each log entry otherwise.
         """
         self._run = run
         self._settings = settings
@@ -36,12 +36,12 @@ class Monitor:
 
     @contextmanager
     def watch(self, step: int, minutes: float | None) -> Iterator[None]:
-        """Shows the bar from a step on, while the block runs."""
+        """Shows the bar, starting at a step, while the block runs."""
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
         )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._since, self._aside, self._logged = time.monotonic(), 0.0, step
@@ -50,24 +50,24 @@ class Monitor:
             Progress(*columns, console=self._console, disable=not self._console.is_terminal) as self._bar,
         ):
             self._task = self._bar.add_task(
-                self._settings.trains, total=self._settings.steps, completed=step, told=""
+                self._settings.trains, total=self._settings.steps, completed=step, status=""
             )
             yield
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Leaves the time of the block out of the speed: an evaluation is no training."""
+        """Excludes the time of the block from the speed, since an evaluation is not training."""
         began = time.monotonic()
         yield
         self._aside += time.monotonic() - began
 
     def step_taken(self, metrics: Mapping[str, Any]) -> None:
-        """Counts a step; its metrics are looked at by the next `log`, so that the device need not wait."""
+        """Counts a step. Its metrics are read only by the next `log`, so that the device does not wait."""
         self._pending.append(metrics)
         self._bar.update(self._task, advance=1)
 
     def log(self, step: int) -> None:
-        """Logs the means since the last call, with speed and time left."""
+        """Logs the means since the last call, with the speed and the remaining time."""
         names = self._pending[0].keys()
         means = {name: float(np.mean([np.asarray(each[name]) for each in self._pending])) for name in names}
         self._pending.clear()
@@ -78,24 +78,24 @@ class Monitor:
         if self._deadline is not None:
             left = min(left, max(self._deadline - now, 0))
         speed, counted = self._tokens_per_step / pace, self._settings.counted
-        told = f"loss {means['loss']:.4f}  {speed:,.0f} {counted}/s  {_duration(left)} left"
-        self._bar.update(self._task, told=told)
-        self._tell(f"step {step:,} of {self._settings.steps:,}  {told}")
+        status = f"loss {means['loss']:.4f}  {speed:,.0f} {counted}/s  {_duration(left)} left"
+        self._bar.update(self._task, status=status)
+        self._print(f"step {step:,} of {self._settings.steps:,}  {status}")
         self._write("train", step, {**means, f"{counted}_per_second": speed})
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs what was measured on held-out data."""
+        """Logs metrics on held-out data."""
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
         self._console.print(f"step {step:,} held out: {shown}", highlight=False)
         self._write("held_out", step, metrics)
 
     def show(self, step: int, sheet: Image.Image) -> None:
-        """Writes a sheet, as a file and for TensorBoard."""
+        """Writes a sheet as a file and to TensorBoard."""
         with atomic_path(self._run.sheets / f"{step:06}.png") as partial:
             sheet.save(partial, "PNG")
         self._board.add_image("sheet", np.asarray(sheet.convert("RGB")), step, dataformats="HWC")
 
-    def _tell(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if not self._console.is_terminal:
             self._console.print(line, highlight=False, soft_wrap=True)
 

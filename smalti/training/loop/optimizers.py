@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, and Muon for the matrices with AdamW for the rest; the rate is a function of the step."""
+"""The optimizers: AdamW, or Muon for the matrices and AdamW for the rest. The rate is a function of the step."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from smalti.training.loop.settings import OptimizerSettings
 
 
 def schedule(rate: float, settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: a linear warm-up, then half a cosine down to its final share."""
+    """Returns the learning rate by step: a linear warm-up, then half a cosine down to the final share."""
     warmup = min(settings.warmup_steps, steps - 1)
     return optax.warmup_cosine_decay_schedule(
         rate / max(warmup, 1), rate, warmup, steps, rate * settings.final_share
@@ -20,7 +20,7 @@ def schedule(rate: float, settings: OptimizerSettings, steps: int) -> optax.Sche
 
 
 def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """Makes the optimizer of a run of so many steps."""
+    """Makes the optimizer of a run with `steps` steps."""
     rate = schedule(settings.learning_rate, settings, steps)
     if settings.name == "muon":
         update = _by_layer(
@@ -43,10 +43,10 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
 
 
 def _by_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Shows an optimizer stacked layers one by one.
+    """Returns an optimizer that gets stacked layers as separate matrices.
 
-    Muon multiplies each matrix with itself. XLA's CPU backend does so several times faster for separate matrices than
-    for a stack of them: half of a step's time was spent there.
+    Muon multiplies each matrix by itself. XLA's CPU backend does this several times faster for separate matrices than
+    for a stack, and half of the time of a step was spent on it.
     """
 
     def init(params: Parameters) -> optax.OptState:
@@ -62,14 +62,14 @@ def _by_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def _unstack(tree: Parameters) -> Any:
-    """Replaces every stacked leaf by the list of its layers."""
+    """Replaces each stacked leaf by the list of its layers."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: list(leaf) if _is_stacked(path) else leaf, tree
     )
 
 
 def _restack(like: Parameters, tree: Any) -> Any:
-    """Reverses `_unstack`; `like` is a tree that is stacked."""
+    """Reverses `_unstack`; `like` is a tree with stacked leaves."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, layers: jnp.stack(layers) if _is_stacked(path) else layers, like, tree
     )
@@ -80,14 +80,14 @@ def _is_stacked(path: tuple[Any, ...]) -> bool:
 
 
 def _decays(params: Parameters) -> Any:
-    """Selects what weight decay pulls on: products, not scales and biases."""
+    """Selects the weights with weight decay: matrices and embeddings, but not scales and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _name(path) in ("kernel", "embedding"), params)
 
 
 def _matrices(params: Parameters) -> Any:
-    """Selects what Muon moves: the products inside the layers.
+    """Selects the weights that Muon updates: the matrices inside the layers.
 
-    Embeddings and the head are tables with a row for each token, and Muon's authors leave them to Adam
+    Embeddings and the head have a row for each token, and Muon's authors leave them to Adam
     (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
     """
 
@@ -98,5 +98,5 @@ def _matrices(params: Parameters) -> Any:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """Returns the name of a parameter; the layer's number after it is none."""
+    """Returns the name of a weight, without the index of the layer that may follow it."""
     return next(str(part.key) for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))

@@ -1,10 +1,10 @@
-"""The folder of a run: its settings, its checkpoints, its log and its sheets.
+"""The folder of a run: its settings, checkpoints, log and sample sheets.
 
-settings.toml    the settings, as they were given
-checkpoints/     the newest states, to go on from (orbax)
+settings.toml    copy of the settings file
+checkpoints/     the newest states, from which the run can be resumed (orbax)
 best/            the weights with the smallest held-out loss (orbax)
-metrics.jsonl    every number that was logged
-tensorboard/     the same for TensorBoard
+metrics.jsonl    every logged number
+tensorboard/     the same numbers for TensorBoard
 sheets/          sample sheets by step
 """
 
@@ -12,6 +12,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
 from smalti.files import write_atomically
-from smalti.training.loop.settings import RunSettings, Settings, read_settings
+from smalti.training.loop.settings import RunSettings, Settings, load_settings
 
 SETTINGS_FILE = "settings.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -30,7 +31,7 @@ _KEPT = 2
 
 
 class RunFolder:
-    """A run's folder, open for training."""
+    """The folder of a run, open for training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,11 +45,11 @@ class RunFolder:
         """Makes the folder of a new run.
 
         Raises:
-            InvalidInputError: there is a run in it already, or it cannot be made.
+            InvalidInputError: the folder already holds a run, or cannot be written.
         """
         if (path / SETTINGS_FILE).exists():
             raise InvalidInputError(
-                "out", f"{path} holds a run already; go on with --resume, or give another folder"
+                "out", f"{path} already holds a run; continue it with --resume, or give another folder"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -62,66 +63,66 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, settings: RunSettings) -> "RunFolder":
-        """Opens the folder of a run to go on with it.
+        """Opens the folder of a run to continue it.
 
         Raises:
-            InvalidInputError: there is no run in it, or it was started with other settings.
+            InvalidInputError: the folder holds no run, or the run was started with other settings.
         """
-        theirs = read_settings(_settings_file(path), type(settings)).model_dump()
+        theirs = load_settings(_settings_file(path), type(settings)).model_dump()
         for name, value in settings.model_dump().items():
             if theirs[name] != value:
                 raise InvalidInputError(
                     name,
-                    f"the run in {path} was started with {theirs[name]!r}, not {value!r}; a run keeps its settings",
+                    f"the run in {path} was started with {theirs[name]!r}; a resumed run must keep it, not {value!r}",
                 )
         return cls(path)
 
     @property
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint; None before the first."""
+        """Step of the newest checkpoint; None before the first one."""
         return self._newest.latest_step()
 
     @property
     def best_loss(self) -> float:
-        """The smallest held-out loss so far; infinite before the first evaluation."""
+        """Smallest held-out loss so far; infinite before the first evaluation."""
         step = self._best.latest_step()
         return float("inf") if step is None else float(self._best.metrics(step)["loss"])
 
     def restore(self, like: Any) -> Any:
-        """Returns the newest state, in the types and on the devices of the state given.
+        """Returns the newest state, with the types and devices of `like`.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or of another model.
+            CheckpointError: the checkpoint is damaged, or belongs to another model.
         """
         step = self.newest_step
         return _restore(self._newest, step, like, self.path / "checkpoints")
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a checkpoint, and then takes the oldest one away.
+        """Writes a checkpoint, then deletes the oldest one.
 
         Raises:
-            SmaltiError: the disk is full or cannot be written; earlier checkpoints are intact.
+            SmaltiError: the disk is full or cannot be written; earlier checkpoints stay intact.
         """
         self._save(self._newest, step, state, None)
 
     def save_best(self, step: int, weights: Any, loss: float) -> None:
-        """Writes the weights of the smallest held-out loss; raises as `save`."""
+        """Writes the weights with the smallest held-out loss; raises what `save` raises."""
         self._save(self._best, step, weights, {"loss": loss})
 
     def append(self, record: Mapping[str, float]) -> None:
-        """Adds a line to the log."""
+        """Appends a line to the log."""
         with (self.path / METRICS_FILE).open("a") as log:
             log.write(json.dumps(record) + "\n")
 
     def cut_log(self, step: int) -> None:
-        """Takes out of the log what comes after a step: a run that was killed goes on from its last checkpoint."""
+        """Removes later steps from the log: a run that was killed continues from its newest checkpoint."""
         log = self.path / METRICS_FILE
         if log.exists():
             kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
             write_atomically(log, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
-        """Lets go of the checkpoints."""
+        """Closes the checkpoint managers."""
         self._newest.close()
         self._best.close()
 
@@ -130,26 +131,44 @@ class RunFolder:
     ) -> None:
         try:
             manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
-        except Exception as error:  # orbax raises what the file system or tensorstore does.
-            # What was written in part has another name and would only take room.
+        except Exception as error:  # orbax passes on errors of the file system and of tensorstore.
+            # A partial checkpoint has another name and only takes up space.
             for partial in Path(manager.directory).glob(f"{step}.*"):
                 shutil.rmtree(partial, ignore_errors=True)
             raise SmaltiError(
                 f"{manager.directory}: the checkpoint of step {step} cannot be written ({_reason(error)}); "
-                f"the last one is of step {manager.latest_step()}"
+                f"the newest one is that of step {manager.latest_step()}"
             ) from error
 
 
-def read_best(path: Path, like: Any) -> Any:
-    """Returns the weights with the smallest held-out loss of a run.
+@contextmanager
+def undone_on_failure(path: Path) -> Iterator[None]:
+    """Removes what the block has added to a folder if the block raises, so that no useless run stays behind."""
+    before = set(path.iterdir()) if path.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            for added in set(path.iterdir()) - before:
+                if added.is_dir():
+                    shutil.rmtree(added, ignore_errors=True)
+                else:
+                    added.unlink(missing_ok=True)
+        raise
+
+
+def load_best(path: Path, like: Any) -> Any:
+    """Loads the weights with the smallest held-out loss of a run.
 
     Args:
-        path: the run's folder.
-        like: the weights' shapes, as `jax.eval_shape` gives them.
+        path: folder of the run.
+        like: shapes of the weights, as `jax.eval_shape` returns them.
 
     Raises:
-        InvalidInputError: there is no run, or it has not been evaluated yet.
-        CheckpointError: the checkpoint is damaged, or of another model.
+        InvalidInputError: the folder holds no run, or the run has not been evaluated yet.
+        CheckpointError: the checkpoint is damaged, or belongs to another model.
     """
     _settings_file(path)
     if not (path / "best").is_dir():
@@ -166,15 +185,19 @@ def read_best(path: Path, like: Any) -> Any:
         manager.close()
 
 
-def read_run_settings(path: Path, kind: type[Settings]) -> Settings:
-    """Returns the settings of a run; raises `InvalidInputError` when there is no run, or one of another kind."""
-    return read_settings(_settings_file(path), kind)
+def load_run_settings(path: Path, kind: type[Settings]) -> Settings:
+    """Loads the settings of a run.
+
+    Raises:
+        InvalidInputError: the folder holds no run, or the run of another trainer.
+    """
+    return load_settings(_settings_file(path), kind)
 
 
 def _settings_file(path: Path) -> Path:
     file = path / SETTINGS_FILE
     if not file.is_file():
-        raise InvalidInputError("run", f"{path} holds no run: it has no {SETTINGS_FILE}")
+        raise InvalidInputError("run", f"{path} holds no run: {SETTINGS_FILE} is missing")
     return file
 
 
@@ -183,11 +206,11 @@ def _best_manager(folder: Path) -> ocp.CheckpointManager:
 
 
 def _manager(folder: Path, kept: int, **options: Any) -> ocp.CheckpointManager:
-    # Written before the next step: an error is then told at its step, and a checkpoint that is there is whole.
+    # Synchronous, so that an error appears at its own step and an existing checkpoint is always complete.
     chosen = ocp.CheckpointManagerOptions(
         max_to_keep=kept, create=True, enable_async_checkpointing=False, **options
     )
-    # With its handler named, a checkpoint can be asked what is in it.
+    # The explicit handler makes `item_metadata` work, which `_restore` calls.
     handler = ocp.StandardCheckpointHandler()
     return ocp.CheckpointManager(folder.resolve(), item_handlers=handler, options=chosen)
 
@@ -195,22 +218,22 @@ def _manager(folder: Path, kept: int, **options: Any) -> ocp.CheckpointManager:
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any, folder: Path) -> Any:
     try:
         different = _different(manager.item_metadata(step).tree, like)
-    except Exception:  # Of a damaged checkpoint; restoring it says how.
+    except Exception:  # The checkpoint is damaged; restoring it says how.
         different = None
     if different is not None:
-        raise CheckpointError(f"{folder}: the checkpoint is of another model: {different}")
+        raise CheckpointError(f"{folder}: the checkpoint belongs to another model: {different}")
     try:
         restored = manager.restore(step, args=ocp.args.StandardRestore(like))
-    except Exception as error:  # orbax raises ValueError, KeyError and more for a tree that does not fit.
+    except Exception as error:  # orbax raises ValueError, KeyError and others for a tree that does not match.
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}: the checkpoint is damaged or of another model ({reason})"
+            f"{folder}: the checkpoint is damaged or belongs to another model ({reason})"
         ) from error
     return restored
 
 
 def _different(stored: Any, like: Any) -> str | None:
-    """Says which array of a checkpoint has another shape; asked before orbax, which would stop amid its reading."""
+    """Names the first array of a checkpoint with another shape; orbax itself would fail halfway through reading."""
     shapes = {path: tuple(leaf.shape) for path, leaf in _arrays(stored)}
     for path, leaf in _arrays(like):
         if shapes.get(path, leaf.shape) != tuple(leaf.shape):
@@ -219,7 +242,7 @@ def _different(stored: Any, like: Any) -> str | None:
 
 
 def _arrays(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Gives the arrays of a tree with their paths; a tuple with names has those of the mapping it is stored as."""
+    """Yields the arrays of a tree with their paths; a named tuple has the paths of the mapping that is stored."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if hasattr(leaf, "shape"):
             yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf

@@ -1,4 +1,4 @@
-"""Sheets: many pictures on one, to judge a run by eye."""
+"""Sample sheets: many pictures in one image, from which people judge a run."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _GRAY = 96
 
 
 def sheet(pictures: UInt8[np.ndarray, "pictures height width 3"], columns: int = _COLUMNS) -> Image.Image:
-    """Lays pictures row by row."""
+    """Arranges pictures in rows."""
     height, width = pictures.shape[1:3]
     rows = -(-len(pictures) // columns)
     canvas = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), _GRAY, np.uint8)
@@ -26,7 +26,7 @@ def sheet(pictures: UInt8[np.ndarray, "pictures height width 3"], columns: int =
 def compare(
     above: UInt8[np.ndarray, "pictures height width 3"], below: UInt8[np.ndarray, "pictures height width 3"]
 ) -> Image.Image:
-    """Lays pictures row by row, each row of the one kind above its row of the other."""
+    """Arranges pictures in rows, each row of `above` over the corresponding row of `below`."""
     rows: Sequence[np.ndarray] = [
         pictures[start : start + _COLUMNS]
         for start in range(0, len(above), _COLUMNS)

@@ -1,1 +1,12 @@
-"""The trainers of a model's parts: image tokenizer, generator, ranker."""
+"""The trainers of the networks: image tokenizer, generator, ranker and judge."""
+
+__all__ = [
+    "entrance",
+    "generator",
+    "generator_inputs",
+    "inputs",
+    "judge",
+    "ranker",
+    "ranker_export",
+    "tokenizer",
+]

@@ -1,4 +1,4 @@
-"""Training the generator: a transformer that learns to write image tokens after a caption."""
+"""Training the generator: a transformer that learns to predict image tokens from a caption."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,12 @@ from smalti.models.layers import Parameters, compute_dtype
 from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.parameters import SamplingParameters
 from smalti.text.tokenizer import TextTokenizer
-from smalti.training.batches.captioned import CaptionBatches, Captioned, evaluation_batches
+from smalti.training.batches.captioned import CaptionBatches, CaptionedTokens, evaluation_batches
 from smalti.training.batches.text_tokenizer import MIN_VOCABULARY_SIZE
-from smalti.training.loop.optimizers import make_optimizer
 from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import sheet
-from smalti.training.loop.step import Batch, Extra, Metrics, SteppedTrainee, Stepper, Task
+from smalti.training.loop.step import Extra, Metrics, Objective
+from smalti.training.loop.trainee import JaxTrainee
 from smalti.validation import Strict
 
 _SHEET_CANDIDATES = 8
@@ -34,7 +34,7 @@ _SHEET_SEED = 1
 
 
 class BartSizes(Strict):
-    """The sizes of the network, by their names in `config.json`; the tokenizers give the others."""
+    """Sizes of the network, with their names in `config.json`; the tokenizers determine the others."""
 
     d_model: Count
     encoder_layers: Count
@@ -48,25 +48,30 @@ class BartSizes(Strict):
 
 
 class GeneratorSettings(RunSettings):
-    """A run that trains a generator."""
+    """Settings of a generator's run."""
 
     trains: Literal["generator"] = "generator"
     model: BartSizes
     vocabulary_size: Annotated[int, Field(ge=MIN_VOCABULARY_SIZE)] = 512
-    """Of the text, at most; it is learnt from the captions."""
+    """Maximal number of ids of the text tokenizer, which is learned from the captions."""
     pictures: Count = 100_000
-    """How many pictures of a composed world are encoded to train on; of other data all are."""
+    """Number of pictures of a world that are encoded for training; of other data, all pictures are used."""
     blank_captions: Share = 0.1
     replaced_tokens: Share = 0.1
     remat: bool = False
-    """Whether activations are computed again in the backward pass, to save memory."""
+    """Whether activations are recomputed in the backward pass, to save memory."""
     prompts: tuple[str, ...] = ()
-    """What the sample sheets show: eight pictures of each."""
+    """Prompts of the sample sheets, with eight pictures each."""
     sampling: SamplingParameters = SamplingParameters()
-    """How the sheets are drawn, and how the exported model draws where nobody asks for anything else."""
+    """Sampling values of the sheets, and defaults of the exported model."""
 
     def config(self, vocabulary_size: int, vqgan: VQGANConfig) -> DalleBartConfig:
-        """Returns the model's configuration for its two tokenizers; raises `ConfigError` when it is impossible."""
+        """Returns the configuration of the model; raises `ConfigError` if the sizes do not fit together.
+
+        Args:
+            vocabulary_size: number of ids of the text tokenizer.
+            vqgan: configuration of the image tokenizer.
+        """
         return DalleBartConfig.from_fields(
             {
                 **self.model.model_dump(),
@@ -79,24 +84,24 @@ class GeneratorSettings(RunSettings):
         )
 
 
-class GeneratorTask(Task):
+class GeneratorObjective(Objective):
     """The network and its loss."""
 
     def __init__(self, config: DalleBartConfig, seed: int = 0, *, remat: bool = False) -> None:
         self.config = config
         self._seed = seed
-        # A large model would take long to compile layer by layer; on a CPU nobody trains one.
+        # Unrolled layers run faster on a CPU. Elsewhere models are large and would take long to compile so.
         unroll = jax.default_backend() == "cpu"
         self._options: dict[str, Any] = {"dtype": compute_dtype(), "remat": remat, "unroll": unroll}
 
     def initialize(self) -> tuple[Parameters, Any]:
-        """Returns untrained weights, and nothing to remember."""
+        """Returns untrained weights, and an empty memory."""
         return bart.initialize(self.config, jax.random.key(self._seed)), {}
 
     def loss(
         self, params: Parameters, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
-        """Returns the mean cross-entropy of the next token, in nats, when all before it are given."""
+        """Returns the mean cross-entropy of the next token, in nats, given all tokens before it."""
         mask = batch["attention_mask"]
         encoding = bart.encode(self.config, params, batch["input_ids"], mask, **self._options)
         logits = bart.logits(self.config, params, encoding, mask, batch["decoder_input_ids"], **self._options)
@@ -104,8 +109,8 @@ class GeneratorTask(Task):
         return losses.mean(), ({}, {})
 
 
-class GeneratorTrainee(SteppedTrainee):
-    """Trains a generator on captions and image tokens."""
+class GeneratorTrainee(JaxTrainee):
+    """A generator in training."""
 
     def __init__(
         self, settings: GeneratorSettings, data: Path, tokenizer: TextTokenizer, vqgan: VQGAN
@@ -114,47 +119,47 @@ class GeneratorTrainee(SteppedTrainee):
 
         Args:
             settings: of the run.
-            data: the folder of encoded shards.
-            tokenizer: of the text.
-            vqgan: whose tokens the data has; draws the sheets.
+            data: folder of encoded shards.
+            tokenizer: text tokenizer.
+            vqgan: image tokenizer with which the data was encoded; decodes the sheets.
 
         Raises:
-            InvalidInputError: the data is not of this tokenizer.
+            InvalidInputError: the data was encoded with another image tokenizer, or has no held-out split.
         """
         config = settings.config(tokenizer.vocabulary_size, vqgan.config)
-        self.task = GeneratorTask(config, settings.seed, remat=settings.remat)
         tokens, codes = config.image_length, config.image_vocab_size
         super().__init__(
-            Stepper(self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate),
+            GeneratorObjective(config, settings.seed, remat=settings.remat),
+            settings,
             CaptionBatches(
-                Captioned.read(data, "train", tokens, codes),
+                CaptionedTokens.load(data, "train", tokens, codes),
                 tokenizer,
-                codes,
-                settings.batch_size,
-                settings.seed,
-                settings.blank_captions,
-                settings.replaced_tokens,
+                codes=codes,
+                size=settings.batch_size,
+                seed=settings.seed,
+                blank_captions=settings.blank_captions,
+                replaced_tokens=settings.replaced_tokens,
             ),
+            tokens_per_step=settings.batch_size * tokens,
         )
         self._evaluation = evaluation_batches(
             data, tokenizer, tokens, codes, settings.batch_size, settings.held_out
         )
-        self._loss = jax.jit(lambda params, batch: self.task.loss(params, batch)[0])
-        self._tokenizer, self._vqgan, self._settings = tokenizer, vqgan, settings
-        self.tokens_per_step = settings.batch_size * tokens
+        self._config, self._settings = config, settings
+        self._tokenizer, self._vqgan = tokenizer, vqgan
 
     def evaluate(self) -> dict[str, float]:
-        """Measures the losses of `evaluation_batches`, in nats a token; nothing is replaced or blank."""
+        """Measures the losses of `evaluation_batches` in nats per token. No token is replaced, no caption blank."""
         return {
-            name: float(np.mean([self._loss_of(batch) for batch in batches]))
+            name: float(np.mean([self.loss_of(batch) for batch in batches]))
             for name, batches in self._evaluation.items()
         }
 
     def sheet(self) -> Image.Image | None:
-        """Draws a row for each prompt with the generator that serves, and the weights as they are now."""
+        """Generates a row of pictures for each prompt, with the engine that also serves the exported model."""
         if not self._settings.prompts:
             return None
-        model = DalleBart(self.task.config, jax.device_put(self.weights, jax.devices()[0]))
+        model = DalleBart(self._config, jax.device_put(self.weights, jax.devices()[0]))
         encoder = EncoderEngine(model, self._tokenizer)
         engine = GeneratorEngine.of(model, encoder.unconditional, slots=_SHEET_CANDIDATES)
         try:
@@ -167,6 +172,3 @@ class GeneratorTrainee(SteppedTrainee):
         finally:
             engine.close()
         return sheet(DecoderEngine(self._vqgan).decode(np.concatenate(tokens)), columns=2 * _SHEET_CANDIDATES)
-
-    def _loss_of(self, batch: Batch) -> float:
-        return float(self._loss(self.weights, batch))

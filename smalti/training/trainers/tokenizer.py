@@ -1,4 +1,4 @@
-"""Training the image tokenizer: a VQGAN that learns to draw pictures again from their tokens."""
+"""Training the image tokenizer: a VQGAN that learns to reconstruct pictures from their tokens."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,26 +12,31 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from pydantic import Field
 
+from smalti.errors import InvalidInputError
 from smalti.models import vqgan
 from smalti.models.layers import Parameters, apply, compute_dtype
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
-from smalti.training.batches.sources import PictureSource
-from smalti.training.loop.optimizers import make_optimizer
-from smalti.training.loop.run_folder import SETTINGS_FILE, read_best, read_run_settings
+from smalti.training.batches.batch import Batch
+from smalti.training.batches.sources import PictureSource, open_pictures
+from smalti.training.loop.run_folder import SETTINGS_FILE, load_best, load_run_settings
 from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import compare
-from smalti.training.loop.step import Batch, Extra, Metrics, SteppedTrainee, Stepper
+from smalti.training.loop.step import Extra, Metrics, Objective
+from smalti.training.loop.trainee import JaxTrainee
 from smalti.training.similarity import psnr, ssim
+from smalti.training.trainers.inputs import Advance, Inputs
 from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
 from smalti.validation import Strict
 
 _SHEET_PICTURES = 48
-_EARLY = 200
-_EARLY_EVERY = 20
+_EARLY_STEPS = 200
+"""Most codes die in these steps."""
+_EARLY_RESTARTS = 20
+"""Interval between restarts in the early steps."""
 
 
 class VQGANSizes(Strict):
-    """The sizes of the network, by their names in `config.json`."""
+    """Sizes of the network, with their names in `config.json`."""
 
     ch: Count
     ch_mult: tuple[Count, ...]
@@ -45,27 +50,27 @@ class VQGANSizes(Strict):
 
 
 class LossWeights(Strict):
-    """What a picture drawn again is compared by; differences are of pixels in [-1, 1]."""
+    """Weights of the terms of the loss. They compare a picture with its reconstruction, with pixels in [-1, 1]."""
 
     absolute: Annotated[float, Field(ge=0)] = 1.0
     square: Annotated[float, Field(ge=0)] = 2.0
     edges: Annotated[float, Field(ge=0)] = 0.5
-    """Of the absolute difference between neighbouring pixels' differences, across and down."""
+    """Weight of the absolute error of the differences between neighbouring pixels, across and down."""
     codebook: Annotated[float, Field(ge=0)] = 0.5
     commitment: Annotated[float, Field(ge=0)] = 0.25
 
 
 class RestartSettings(Strict):
-    """When codes that nobody uses move to where vectors are."""
+    """When unused codes are moved to where the encoder's vectors are."""
 
     every: Count = 50
-    """In the first 200 steps, when most codes die, it is every 20."""
+    """Interval in steps; at most 20 in the first 200 steps, in which most codes die."""
     until: Share = 0.6
-    """The share of the run after which codes stay, so that the decoder can learn all of them."""
+    """Share of the run after which no code is moved any more, so that the decoder can learn all of them."""
 
 
 class TokenizerSettings(RunSettings):
-    """A run that trains a tokenizer."""
+    """Settings of a tokenizer's run."""
 
     trains: Literal["tokenizer"] = "tokenizer"
     model: VQGANSizes
@@ -73,11 +78,11 @@ class TokenizerSettings(RunSettings):
     restart: RestartSettings = RestartSettings()
 
     def config(self) -> VQGANConfig:
-        """Returns the model's configuration; raises `ConfigError` when it is impossible."""
+        """Returns the configuration of the model; raises `ConfigError` if the sizes do not fit together."""
         return VQGANConfig.from_fields(self.model.model_dump())
 
 
-class TokenizerTask:
+class TokenizerObjective(Objective):
     """The network and its loss."""
 
     def __init__(self, settings: TokenizerSettings) -> None:
@@ -86,7 +91,7 @@ class TokenizerTask:
         self._module = VQGANModule(compute_dtype(), self.config)
 
     def initialize(self) -> tuple[Parameters, Any]:
-        """Returns untrained weights with a codebook on the sphere, and that no code was used."""
+        """Returns untrained weights with a codebook on the sphere, and a count of 0 for every code."""
         weights_key, codes_key = jax.random.split(jax.random.key(self._settings.seed))
         codebook = on_sphere(jax.random.normal(codes_key, (self.config.n_embed, self.config.embed_dim)))
         params = _with_codebook(vqgan.initialize(self.config, weights_key), codebook)
@@ -95,15 +100,15 @@ class TokenizerTask:
     def loss(
         self, params: Parameters, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
-        """Compares pictures with what comes back from their tokens."""
+        """Compares pictures with their reconstructions."""
         weights = self._settings.loss
         pixels = batch["pixels"].astype(jnp.float32) / 255
         vectors = on_sphere(apply(self._module, params, pixels, method=VQGANModule.vectors))
         nearest, codes, codebook_loss = quantize(vectors, _codebook(params), weights.commitment)
-        drawn = apply(self._module, params, nearest, method=VQGANModule.pixels)
-        apart = 2 * (drawn - pixels)
-        absolute, square = jnp.abs(apart).mean(), jnp.square(apart).mean()
-        edges = jnp.abs(jnp.diff(apart, axis=1)).mean() + jnp.abs(jnp.diff(apart, axis=2)).mean()
+        reconstructed = apply(self._module, params, nearest, method=VQGANModule.pixels)
+        error = 2 * (reconstructed - pixels)
+        absolute, square = jnp.abs(error).mean(), jnp.square(error).mean()
+        edges = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
         loss = weights.absolute * absolute + weights.square * square + weights.edges * edges
         metrics = {"absolute": absolute, "square": square, "edges": edges, "codebook": codebook_loss}
         return loss + weights.codebook * codebook_loss, (metrics, {"vectors": vectors, "codes": codes})
@@ -111,13 +116,12 @@ class TokenizerTask:
     def after_update(
         self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
     ) -> tuple[Parameters, Any]:
-        """Puts the codes back onto the sphere, and now and then restarts those that nobody used."""
+        """Projects the codes back onto the sphere, and restarts unused ones when it is time."""
         settings = self._settings
         codebook = on_sphere(_codebook(params))
         used = memory["used"].at[extra["codes"].reshape(-1)].add(1)
-        every = jnp.where(
-            step <= _EARLY, jnp.minimum(_EARLY_EVERY, settings.restart.every), settings.restart.every
-        )
+        early = jnp.minimum(_EARLY_RESTARTS, settings.restart.every)
+        every = jnp.where(step <= _EARLY_STEPS, early, settings.restart.every)
         due = (step % every == 0) & (step <= settings.restart.until * settings.steps)
         vectors = jax.lax.stop_gradient(extra["vectors"]).reshape(-1, self.config.embed_dim)
         key = jax.random.fold_in(jax.random.key(settings.seed), step)
@@ -125,67 +129,98 @@ class TokenizerTask:
         return _with_codebook(params, codebook), {"used": jnp.where(due, 0, used)}
 
 
-class TokenizerTrainee(SteppedTrainee):
-    """Trains a tokenizer on pictures."""
+class TokenizerTrainee(JaxTrainee):
+    """A tokenizer in training."""
 
     def __init__(self, settings: TokenizerSettings, pictures: PictureSource) -> None:
         """Makes the untrained model and the held-out pictures.
 
         Args:
             settings: of the run.
-            pictures: of the model's resolution.
+            pictures: pictures with the model's resolution.
         """
-        self.task = TokenizerTask(settings)
+        objective = TokenizerObjective(settings)
         super().__init__(
-            Stepper(self.task, make_optimizer(settings.optimizer, settings.steps), settings.accumulate),
+            objective,
+            settings,
             partial(_make_batch, pictures, settings.batch_size),
+            tokens_per_step=settings.batch_size * objective.config.tokens,
         )
+        self._config = objective.config
         self._held_out = pictures.held_out(settings.held_out)
         self._size = settings.batch_size
-        self.tokens_per_step = settings.batch_size * self.task.config.tokens
 
     def evaluate(self) -> dict[str, float]:
-        """Measures the loss of pixels, PSNR, SSIM, and how many codes are used, on held-out pictures."""
-        drawn, codes = self._draw(self._held_out)
-        apart = 2 * (drawn - self._held_out / 255)
+        """Measures the absolute error of pixels, PSNR, SSIM and the share of codes in use on held-out pictures."""
+        reconstructed, codes = self._reconstruct(self._held_out)
+        error = 2 * (reconstructed - self._held_out / 255)
         return {
-            "loss": float(np.abs(apart).mean()),
-            "psnr": float(psnr(drawn, self._held_out / 255).mean()),
-            "ssim": float(ssim(drawn, self._held_out / 255).mean()),
-            "codes_used": len(np.unique(codes)) / self.task.config.n_embed,
+            "loss": float(np.abs(error).mean()),
+            "psnr": float(psnr(reconstructed, self._held_out / 255).mean()),
+            "ssim": float(ssim(reconstructed, self._held_out / 255).mean()),
+            "codes_used": len(np.unique(codes)) / self._config.n_embed,
         }
 
     def sheet(self) -> Image.Image:
-        """Lays held-out pictures above what comes back from their tokens."""
+        """Shows held-out pictures, each row above the row of its reconstructions."""
         pictures = self._held_out[:_SHEET_PICTURES]
-        drawn, _ = self._draw(pictures)
-        return compare(pictures, (drawn * 255).round().astype(np.uint8))
+        reconstructed, _ = self._reconstruct(pictures)
+        return compare(pictures, (reconstructed * 255).round().astype(np.uint8))
 
-    def _draw(
+    def _reconstruct(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"]
     ) -> tuple[Float[np.ndarray, "pictures height width 3"], Int[np.ndarray, "pictures tokens"]]:
-        """Returns pictures from their tokens, in [0, 1], and the tokens; as the exported model would."""
-        model = VQGAN(self.task.config, self.weights)
-        drawn, codes = [], []
+        """Returns reconstructions with pixels in [0, 1], and the tokens, as the exported model computes them."""
+        model = VQGAN(self._config, self.weights)
+        reconstructed, codes = [], []
         for start in range(0, len(pictures), self._size):
             part = pictures[start : start + self._size]
             codes.append(np.asarray(model.encode(part.astype(np.float32) / 255)))
-            drawn.append(np.asarray(model.decode(codes[-1])))
-        return np.concatenate(drawn).clip(0, 1), np.concatenate(codes)
+            reconstructed.append(np.asarray(model.decode(codes[-1])))
+        return np.concatenate(reconstructed).clip(0, 1), np.concatenate(codes)
+
+
+def prepare(settings: TokenizerSettings, inputs: Inputs, run: Path, advance: Advance) -> TokenizerTrainee:
+    """Makes the trainee of a run.
+
+    Args:
+        settings: of the run.
+        inputs: a world or Parquet shards with the column `image`; no image tokenizer.
+        run: folder of the run; a tokenizer keeps nothing there.
+        advance: not called, since no pictures are encoded.
+
+    Raises:
+        ConfigError: the sizes do not fit together.
+        InvalidInputError: the data folder cannot be used.
+    """
+    pictures = open_pictures(inputs.data, settings.config().resolution, settings.seed)
+    return TokenizerTrainee(settings, pictures)
+
+
+def require_vqgan(inputs: Inputs) -> VQGAN:
+    """Loads the image tokenizer of a trainer's inputs.
+
+    Raises:
+        InvalidInputError: none was given, the run is not a tokenizer's, or it has not been evaluated yet.
+        ModelError: the folder holds no VQGAN.
+    """
+    if inputs.vqgan is None:
+        raise InvalidInputError("vqgan", "must be given: a tokenizer's run, or a folder with a VQGAN")
+    return load_vqgan(inputs.vqgan)
 
 
 def load_vqgan(path: Path) -> VQGAN:
     """Loads the best weights of a tokenizer's run, or a folder with a VQGAN in any format.
 
     Raises:
-        InvalidInputError: the run is none of a tokenizer, or has no evaluated checkpoint.
+        InvalidInputError: the run is not a tokenizer's, or has not been evaluated yet.
         ModelError: the folder holds no VQGAN.
     """
     if not (path / SETTINGS_FILE).is_file():
         return VQGAN.load(path)
-    config = read_run_settings(path, TokenizerSettings).config()
+    config = load_run_settings(path, TokenizerSettings).config()
     untrained = jax.eval_shape(partial(vqgan.initialize, config), jax.random.key(0))
-    return VQGAN(config, read_best(path, untrained))
+    return VQGAN(config, load_best(path, untrained))
 
 
 def _make_batch(pictures: PictureSource, size: int, step: int) -> Batch:

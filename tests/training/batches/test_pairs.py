@@ -15,7 +15,7 @@ from smalti.models import vqgan
 from smalti.models.vqgan import VQGAN
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from smalti.training.batches.pairs import ComposedPairs, StoredPairs, open_pairs
-from smalti.training.batches.redrawing import Redrawing, mix
+from smalti.training.batches.reconstruction import Reconstructor, mix
 from smalti.training.data.pictures import png_bytes
 from smalti.training.data.shards import ShardWriter
 from smalti.training.data.world.attributes import Attributes
@@ -144,7 +144,7 @@ def test_stored_pictures_come_once_an_epoch_and_never_twice_in_a_batch(tmp_path:
 
 def test_a_share_is_drawn_again_and_damaged_ones_come_after(pairs: ComposedPairs, network: VQGAN) -> None:
     pixels = pairs.batch(0).pixels
-    seen = Redrawing(network, 1, redrawn=0.5, damaged=0.25)(pixels, 0)
+    seen = Reconstructor(network, 1, redrawn=0.5, damaged=0.25)(pixels, 0)
     assert seen.shape == (SIZE + 3, 64, 64, 3)
     whole = np.asarray(network.decode(network.encode(pixels.astype(np.float32) / 255))).clip(0, 1) * 255
     as_it_is = (seen[:SIZE] == pixels).all((1, 2, 3))
@@ -167,33 +167,36 @@ def test_a_damaged_picture_has_some_tokens_of_the_next_one() -> None:
         assert 0.05 < taken.mean() < 0.55
 
 
-def test_redrawing_is_a_function_of_seed_and_number(pairs: ComposedPairs, network: VQGAN) -> None:
+def test_a_reconstruction_is_a_function_of_seed_and_number(pairs: ComposedPairs, network: VQGAN) -> None:
     pixels = pairs.batch(0).pixels
-    first = Redrawing(network, 1, 0.5, 0.25)(pixels, 7)
-    np.testing.assert_array_equal(Redrawing(network, 1, 0.5, 0.25)(pixels, 7), first)
-    for other in (Redrawing(network, 1, 0.5, 0.25)(pixels, 8), Redrawing(network, 2, 0.5, 0.25)(pixels, 7)):
+    first = Reconstructor(network, 1, 0.5, 0.25)(pixels, 7)
+    np.testing.assert_array_equal(Reconstructor(network, 1, 0.5, 0.25)(pixels, 7), first)
+    for other in (
+        Reconstructor(network, 1, 0.5, 0.25)(pixels, 8),
+        Reconstructor(network, 2, 0.5, 0.25)(pixels, 7),
+    ):
         assert not np.array_equal(other, first)
-    np.testing.assert_array_equal(Redrawing(network, 1, 0, 0)(pixels, 7), pixels)
+    np.testing.assert_array_equal(Reconstructor(network, 1, 0, 0)(pixels, 7), pixels)
 
 
 def test_data_that_cannot_be_used_is_named(tmp_path: Path, world_data: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"data: .* has no world and no Parquet shards"):
+    with pytest.raises(InvalidInputError, match=r"data: .* must have a world, or Parquet shards"):
         open_pairs(tmp_path, 64, 4, 0, 4)
-    with pytest.raises(InvalidInputError, match=r"resolution: 32 is not one of"):
+    with pytest.raises(InvalidInputError, match=r"resolution: must be one of .*, not 32"):
         open_pairs(world_data, 32, 4, 0, 4)
-    with pytest.raises(InvalidInputError, match=r"resolution: the sprites were made for 64, so not for 128"):
+    with pytest.raises(InvalidInputError, match=r"resolution: must be at most 64, .*, not 128"):
         open_pairs(world_data, 128, 4, 0, 4)
     rows = [(10, "one"), (20, "two"), (30, "one")]
     train_alone = write_shards(tmp_path / "alone", rows, ("train",))
-    with pytest.raises(InvalidInputError, match="holds nothing out"):
+    with pytest.raises(InvalidInputError, match="must have a held-out split"):
         open_pairs(train_alone, 64, 2, 0, 4)
     for split in ("train", "validation"):
         pq.write_table(SCHEMA.empty_table(), tmp_path / f"{split}-00000.parquet")
     with pytest.raises(InvalidInputError, match="the shards of 'train' have no rows"):
         open_pairs(tmp_path, 64, 2, 0, 4)
     few = write_shards(tmp_path / "few", rows, ("train", "validation"))
-    with pytest.raises(InvalidInputError, match=r"batch_size: 3 is too large: the data has about 2 samples"):
+    with pytest.raises(InvalidInputError, match=r"batch_size: must be at most .*, about 2, not 3"):
         open_pairs(few, 64, 3, 0, 4).batch(0)
     same = write_shards(tmp_path / "same", rows[::2], ("train", "validation"))
-    with pytest.raises(InvalidInputError, match="has no two pictures with different captions"):
+    with pytest.raises(InvalidInputError, match="must have two pictures with different captions"):
         open_pairs(same, 64, 1, 0, 4).held_out(8)

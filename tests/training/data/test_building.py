@@ -20,7 +20,7 @@ from smalti.training.data.report import Report
 from smalti.training.data.world import pictograms as pictograms_module
 from smalti.training.data.world.building import build
 from smalti.training.data.world.composition import CompositionDataset, World
-from smalti.training.data.world.description import WorldDescription, read_description
+from smalti.training.data.world.description import WorldDescription, load_description
 from smalti.training.data.world.pictograms import install_packages
 
 SPLITS = ("train", "validation", "held_out")
@@ -30,7 +30,7 @@ MANIFESTS = Path(pictograms_module.__file__).parent
 
 @pytest.fixture(scope="module")
 def description() -> WorldDescription:
-    return read_description(SAMPLES / "world.json")
+    return load_description(SAMPLES / "world.json")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_the_shipped_packages_are_pinned() -> None:
     for name, package in lock["packages"].items():
         assert "resolved" not in package
         assert not name or package["integrity"].startswith("sha512-")
-    for style in read_description().styles:
+    for style in load_description().styles:
         assert style.package in manifest["dependencies"]
 
 
@@ -242,8 +242,8 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
     with Image.open(sheet) as image:
         assert image.size == (12 * 66, 2 * 66)
     for wrong, message in (
-        (["--split", "test"], "split: 'test' is not one of train, validation, held_out"),
-        (["--resolution", "65"], "resolution: 65 is not one of"),
+        (["--split", "test"], "split: must be one of train, validation, held_out, not 'test'"),
+        (["--resolution", "65"], r"resolution: must be one of \(64, 128\), not 65"),
         (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*cannot be written"),
     ):
         result = CliRunner().invoke(app, [*compose, *wrong])
@@ -264,37 +264,41 @@ def test_a_wrong_description_names_the_key(tmp_path: Path) -> None:
         r"things\.0\.hue: there is no such key": changed(
             good, things=[{**thing, "hue": 1}, *good["things"][1:]]
         ),
-        r"the thing 'ball' stands twice": changed(good, things=[*good["things"], thing]),
-        r"the style 'plain' stands twice": changed(good, styles=good["styles"] * 2),
+        r"things: 'ball' must be listed only once": changed(good, things=[*good["things"], thing]),
+        r"styles: 'plain' must be listed only once": changed(good, styles=good["styles"] * 2),
         r"colours\.red\.0: .*less than or equal to 255": changed(good, colours={"red": [256, 0, 0]}),
-        r"'ball' holds out 'red', which is no colour": changed(good, colours={"green": [1, 2, 3]}),
-        r"'box' holds out 'gray', which is no background": changed(
+        r"'ball' holds out 'red', which must be one of the colours": changed(
+            good, colours={"green": [1, 2, 3]}
+        ),
+        r"'box' holds out 'gray', which must be one of the backgrounds": changed(
             good, backgrounds={"blue": [1, 2, 3], "red": [3, 2, 1]}
         ),
-        r"'white' is always there": changed(
+        r"'white' always exists": changed(
             good, backgrounds={**good["backgrounds"], "white": [255, 255, 255]}
         ),
-        r"'natural' is always there": changed(good, colours={**good["colours"], "natural": [1, 2, 3]}),
-        r"layout: .*big_step moves a big figure": changed(good, layout={**good["layout"], "big_step": 6}),
+        r"'natural' always exists": changed(good, colours={**good["colours"], "natural": [1, 2, 3]}),
+        r"layout: .*big_step: must keep a big figure inside": changed(
+            good, layout={**good["layout"], "big_step": 6}
+        ),
         r"chances\.pair: .*less than or equal to 1": changed(good, chances={**good["chances"], "pair": 1.5}),
     }
     path = tmp_path / "world.json"
     for message, content in cases.items():
         path.write_text(json.dumps(content))
         with pytest.raises(InvalidInputError, match=message) as caught:
-            read_description(path)
+            load_description(path)
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
     path.write_text("{")
     with pytest.raises(InvalidInputError, match="cannot be read as JSON"):
-        read_description(path)
+        load_description(path)
 
 
 def test_a_thing_without_a_picture_leaves_nothing_behind(
     description: WorldDescription, tmp_path: Path
 ) -> None:
     for label, message in (
-        ("unicorn", "ball: @sample/plain has no picture named 'unicorn'"),
+        ("unicorn", "ball: @sample/plain must have a picture named 'unicorn'"),
         ("warning", "ball: its picture in @sample/plain: "),
         ("dotted square", "ball: its picture in @sample/plain: the picture is empty"),
     ):
@@ -309,6 +313,6 @@ def test_a_thing_without_a_picture_leaves_nothing_behind(
 
 def test_an_empty_split_is_refused(description: WorldDescription, tmp_path: Path) -> None:
     shares = description.pictograms.model_copy(update={"held_out_names": 0.0})
-    with pytest.raises(InvalidInputError, match="held_out: none of 30 pictures falls on this split"):
+    with pytest.raises(InvalidInputError, match="held_out: none of 30 pictures is in this split"):
         build(tmp_path / "data", PACKAGES, description.model_copy(update={"pictograms": shares}))
     assert list(tmp_path.iterdir()) == []

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from harness.paths import GOLDEN, SAMPLES
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError
-from smalti.training.data.encoding import BATCH, columns_of, encode_compositions, encode_pictures
+from smalti.training.data.encoding import BATCH, encode_pictures
 from smalti.training.data.shards import ShardWriter
 from smalti.training.data.world.attributes import Attributes, Figure
 from smalti.training.data.world.composition import CompositionDataset, World
-from smalti.training.data.world.description import read_description
+from smalti.training.data.world.description import load_description
+from smalti.training.data.world.encoding import columns_of, encode_compositions
 from smalti.training.data.world.sprites import make_sprites
 
 VQGAN = GOLDEN / "vqgan_tiny"
@@ -43,7 +44,7 @@ class Quarters:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    description = read_description(SAMPLES / "world.json")
+    description = load_description(SAMPLES / "world.json")
     return World(description, make_sprites(SAMPLES / "packages", description, 64))
 
 
@@ -105,10 +106,10 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInputError, match="no Parquet shard"):
+    with pytest.raises(InvalidInputError, match="must have Parquet shards"):
         encode_pictures(tmp_path / "empty", Quarters(), tmp_path / "tokens", 16)
     data = write_pictures(tmp_path / "data", 16, 3, column="picture")
-    with pytest.raises(InvalidInputError, match="'train' have no column 'image'"):
+    with pytest.raises(InvalidInputError, match="'train' must have a column 'image'"):
         encode_pictures(data, Quarters(), tmp_path / "tokens", 16)
     assert not (tmp_path / "tokens").exists()
     assert not (tmp_path / ".tokens.partial").exists()

@@ -15,7 +15,7 @@ from harness.captioned_pictures import make_folder, picture
 from harness.paths import DOCS
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError
-from smalti.training.data.configuration import ImportSettings, read_import_settings
+from smalti.training.data.configuration import ImportSettings, load_import_settings
 from smalti.training.data.importing import import_pictures
 from smalti.training.data.shards import splits_in
 
@@ -43,10 +43,10 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "list.xml").write_text("<a/>")
     before = sorted(tmp_path.rglob("*"))
     for given, settings, message in (
-        (tmp_path / "nowhere", SETTINGS, r"source: there is no file or folder"),
-        (tmp_path / "list.xml", SETTINGS, r"source: .* is no folder, \.csv"),
-        (captions, SETTINGS, r"no picture that can be used \(1 x caption without a picture\)"),
-        (empty, SETTINGS, r"source: .*no picture that can be used$"),
+        (tmp_path / "nowhere", SETTINGS, r"source: .* does not exist"),
+        (tmp_path / "list.xml", SETTINGS, r"source: .* must be a folder or end in \.csv"),
+        (captions, SETTINGS, r"a usable picture with a caption \(1 x caption without a picture\)"),
+        (empty, SETTINGS, r"source: .*a usable picture with a caption$"),
         (source, SETTINGS.model_copy(update={"validation": 0.0001}), r"validation: none of 3 pictures"),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -99,22 +99,22 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path: Path) -> Non
 def test_settings_files(tmp_path: Path) -> None:
     path = tmp_path / "import.toml"
     path.write_text("resolution = 64\nvalidation = 0.1\nkeep_near_duplicates = false\n")
-    assert read_import_settings(path) == ImportSettings(
+    assert load_import_settings(path) == ImportSettings(
         resolution=64, validation=0.1, keep_near_duplicates=False
     )
     for content, message in {
         "resolutoin = 64": r"import\.toml: resolutoin: there is no such key",
         "resolution = 'big'": r"import\.toml: resolution: .*valid integer",
         "validation = 1.0": r"import\.toml: validation: .*less than 1",
-        "validation = 0.5\ntest = 0.5": r"import\.toml: .*nothing to train on",
+        "validation = 0.5\ntest = 0.5": r"import\.toml: .*leave pictures to train on",
         "= 1": r"import\.toml: cannot be read as TOML",
     }.items():
         path.write_text(content)
         with pytest.raises(InvalidInputError, match=message) as caught:
-            read_import_settings(path)
+            load_import_settings(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        read_import_settings(tmp_path / "none.toml")
+        load_import_settings(tmp_path / "none.toml")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_command(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "not used: 1, each named in" in result.stdout
+    assert "not used: 1, all listed in" in result.stdout
     rows = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "data").glob("*.parquet"))
     assert rows == 12
 

@@ -22,7 +22,7 @@ def test_shards_are_cut_and_read_in_order(tmp_path: Path) -> None:
         assert len(shard_paths(folder, "train")) == files
         assert [row["number"] for row in read_rows(folder, "train")] == list(range(count))
     (tmp_path / "9" / "train-00000.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(InvalidInputError, match="no readable Parquet"):
+    with pytest.raises(InvalidInputError, match="cannot be read as a Parquet file"):
         list(read_rows(tmp_path / "9", "train"))
-    with pytest.raises(InvalidInputError, match="no Parquet shard"):
+    with pytest.raises(InvalidInputError, match="must have Parquet shards"):
         splits_in(tmp_path)

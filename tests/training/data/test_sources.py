@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
     report = import_pictures(tmp_path / "list.jsonl", tmp_path / "data", settings)
     assert ("1/001.png", "host of watermarked pictures (shutterstock.com)") in report.problems
     (tmp_path / "list.csv").write_text("image,text\na,b\n")
-    with pytest.raises(InvalidInputError, match="has no column 'caption'"):
+    with pytest.raises(InvalidInputError, match="must have a column 'caption'"):
         list(read_source(tmp_path / "list.csv"))
     # One bad byte costs one row.
     for name, content in (

@@ -23,18 +23,18 @@ from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
 from smalti.testing.tokenizer import tiny_tokenizer_files
 from smalti.training.data.world.attributes import Attributes, Figure
 from smalti.training.data.world.composition import World, compose
-from smalti.training.data.world.description import NATURAL, PLAIN, read_description
+from smalti.training.data.world.description import NATURAL, PLAIN, load_description
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.data.world.sprites import Sprites, make_sprites
-from smalti.training.evaluation.measuring import Quality, _gain, _kind_result, draw
+from smalti.training.evaluation.measuring import Quality, _gain, _kind_result, generate_candidates
 from smalti.training.evaluation.page import BEGIN, END
-from smalti.training.evaluation.questions import KINDS, ask, questions, sheet_questions
-from smalti.training.evaluation.recipe import read_recipe
-from smalti.training.evaluation.scoring import Right, Scorer, paired_difference, select, shares, wilson
+from smalti.training.evaluation.questions import PROMPT_KINDS, ask, questions, sheet_questions
+from smalti.training.evaluation.recipe import load_recipe
+from smalti.training.evaluation.scoring import Correctness, Scorer, paired_difference, select, shares, wilson
 from smalti.training.judge.network import Verdicts, counts_of
-from smalti.training.judge.samples import Place
-from smalti.training.judge.trainer import JudgeSettings, JudgeTask
+from smalti.training.judge.samples import Region
 from smalti.training.loop.run_folder import RunFolder
+from smalti.training.trainers.judge import JudgeObjective, JudgeSettings
 
 _UNSEEN = "Nobody has looked at these pictures yet."
 JUDGE = """
@@ -57,14 +57,14 @@ held_out = [
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    description = read_description(SAMPLES / "world.json")
+    description = load_description(SAMPLES / "world.json")
     return World(description, make_sprites(SAMPLES / "packages", description, 64))
 
 
 @pytest.fixture(scope="module")
 def shipped() -> World:
     """The shipped world with black squares for its things."""
-    description = read_description()
+    description = load_description()
     things, styles = (
         tuple(each.word for each in group) for group in (description.things, description.styles)
     )
@@ -83,10 +83,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     (folder / "sheets.toml").write_text(SHEETS)
     (folder / "judge.toml").write_text(JUDGE)
     kept = RunFolder.create(folder / "judge", folder / "judge.toml")
-    task = JudgeTask(
+    objective = JudgeObjective(
         JudgeSettings.check(steps=2, batch_size=4, model={"width": 16}).model, counts_of(world.description)
     )
-    kept.save_best(1, task.initialize()[0], 1.0)
+    kept.save_best(1, objective.initialize()[0], 1.0)
     kept.append({"step": 1, "train/loss": 3.0, "train/pictures_per_second": 8.0})
     kept.append({"step": 2, "train/loss": 2.0, "train/pictures_per_second": 4.0})
     kept.close()
@@ -111,10 +111,10 @@ class Oracle:
         self.known = {compose(world, attributes).tobytes(): attributes for attributes in known}
 
     def look(
-        self, pictures: UInt8[np.ndarray, "pictures height width 3"], place: Place = "whole"
+        self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
         drawn = [self.known[picture.tobytes()] for picture in pictures]
-        figures = [attributes.figures[1 if place == "right" else 0] for attributes in drawn]
+        figures = [attributes.figures[1 if region == "right" else 0] for attributes in drawn]
         return Verdicts(
             np.array([self.world.things.index(figure.thing) for figure in figures]),
             np.array([self.world.colours.index(figure.colour) for figure in figures]),
@@ -122,7 +122,7 @@ class Oracle:
         )
 
 
-def judged(world: World, question_of: Attributes, drawn: Sequence[Attributes]) -> Right:
+def judged(world: World, question_of: Attributes, drawn: Sequence[Attributes]) -> Correctness:
     question = ask(world, question_of.figures, question_of.background)
     pictures = np.stack([compose(world, attributes) for attributes in drawn])
     return Scorer(Oracle(world, drawn), world, acceptable_colours(world))(question, pictures)
@@ -173,9 +173,9 @@ def test_of_two_things_each_must_be_right_on_its_own_side(world: World) -> None:
 
 
 def test_shares_are_those_worked_out_by_hand() -> None:
-    def right(*everything: int) -> Right:
+    def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
-        return Right(whole, np.ones_like(whole), np.ones_like(whole))
+        return Correctness(whole, np.ones_like(whole), np.ones_like(whole))
 
     prompts = [(right(1, 0, 1, 0), [0.9, 0.1, 0.8, 0.2]), (right(0, 0, 1, 1), [0.4, 0.9, 0.3, 0.6])]
     values = {}
@@ -203,7 +203,7 @@ def test_intervals() -> None:
 
 def test_questions_are_of_their_kind(shipped: World) -> None:
     held_out = {thing.word: thing.held_out for thing in shipped.description.things}
-    for kind in KINDS:
+    for kind in PROMPT_KINDS:
         asked = questions(shipped, kind, 120)
         assert asked[:30] == questions(shipped, kind, 30)
         assert {question.figures[0].thing for question in asked} == set(shipped.things)
@@ -228,7 +228,7 @@ def test_prompts_say_what_is_asked(world: World) -> None:
     assert prompt(Figure("unit", "red"), background="gray") == "a red unit on a gray background"
     assert prompt(Figure("grapes"), size="small") == "small grapes"
     assert prompt(Figure("grapes", "blue"), Figure("unit"), size="small") == "blue grapes and a unit"
-    with pytest.raises(InvalidInputError, match="no thing 'cow'"):
+    with pytest.raises(InvalidInputError, match="'cow' must be a thing of the world"):
         prompt(Figure("cow"))
 
 
@@ -240,7 +240,7 @@ def test_the_shipped_sheets_are_half_seen_and_half_held_out(shipped: World, tmp_
     assert len(set(prompts)) == 24
     wrong = tmp_path / "wrong.toml"
     wrong.write_text('seen = [{ things = ["cat"], colours = ["purple"] }]\nheld_out = []')
-    with pytest.raises(InvalidInputError, match="'a purple cat' does not belong to 'seen'"):
+    with pytest.raises(InvalidInputError, match="seen: 'a purple cat' belongs in the other set"):
         sheet_questions(shipped, wrong)
     wrong.write_text("seen = 3\nheld_out = []")
     with pytest.raises(InvalidInputError, match=r"wrong\.toml: seen: "):
@@ -251,7 +251,9 @@ def test_many_prompts_at_once_are_drawn_as_each_alone(folder: Path, world: World
     pipeline = Pipeline.load(folder / "model", slots=3)
     asked = [ask(world, (Figure(thing),)) for thing in ("box", "ball", "star")]
     sampling = SamplingParameters(guidance_scale=2)
-    for seed, drawn in zip((5, 6, 7), draw(pipeline, asked, sampling, 2, (5, 6, 7)), strict=True):
+    for seed, drawn in zip(
+        (5, 6, 7), generate_candidates(pipeline, asked, sampling, 2, (5, 6, 7)), strict=True
+    ):
         alone = pipeline.generate(drawn.question.prompt, 2, 2, seed, guidance_scale=2)
         by_candidate = sorted(alone, key=lambda picture: picture.candidate)
         np.testing.assert_array_equal(
@@ -351,12 +353,12 @@ def test_a_sweep_tells_the_shares_of_every_choice(
 
 
 def test_the_minutes_of_a_run_follow_from_its_log(folder: Path) -> None:
-    recipe = read_recipe(folder / "judge", tokens=64)
+    recipe = load_recipe(folder / "judge", tokens=64)
     # Steps of four pictures: one at 8 pictures a second, one at 4.
     assert recipe.minutes == pytest.approx((4 / 8 + 4 / 4) / 60)
     assert (recipe.steps, recipe.of, recipe.pictures) == (2, 2, 8)
-    with pytest.raises(InvalidInputError, match="is no run that can be read"):
-        read_recipe(folder / "data", tokens=64)
+    with pytest.raises(InvalidInputError, match="must be the folder of a run"):
+        load_recipe(folder / "data", tokens=64)
 
 
 @pytest.mark.parametrize(
@@ -386,9 +388,9 @@ def test_bad_input_is_told_in_one_line(
 
 
 def test_what_choosing_is_worth_is_counted_by_prompt() -> None:
-    def right(*everything: int) -> Right:
+    def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
-        return Right(whole, whole, whole)
+        return Correctness(whole, whole, whole)
 
     scores = np.array([0.9, 0.8, 0.2, 0.1])
     judged = [(right(1, 1, 0, 0), scores), (right(1, 1, 1, 1), scores), (right(0, 1, 1, 0), scores)]

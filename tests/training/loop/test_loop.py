@@ -18,10 +18,10 @@ from rich.console import Console
 from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
 from smalti.models.layers import Parameters
 from smalti.training.loop.monitor import Monitor
-from smalti.training.loop.run_folder import RunFolder, read_best, read_run_settings
-from smalti.training.loop.running import Outcome, train
+from smalti.training.loop.run_folder import RunFolder, load_best, load_run_settings
 from smalti.training.loop.settings import RunSettings
-from smalti.training.loop.step import State
+from smalti.training.loop.step import TrainState
+from smalti.training.loop.train import TrainingEnd, train
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),
@@ -43,7 +43,7 @@ class Line:
     def __init__(self, seed: int = 0, width: int = 3, press: int | None = None) -> None:
         self.optimizer = optax.adam(0.1)
         params = {"w": jnp.zeros(width)}
-        self.state = State(jnp.int32(0), params, self.optimizer.init(params), {})
+        self.state = TrainState(jnp.int32(0), params, self.optimizer.init(params), {})
         self.seed, self.width, self.press = seed, width, press
         self.losses = [3.0, 1.0, 2.0, 1.5]
 
@@ -62,7 +62,7 @@ class Line:
         value, gradient = jax.value_and_grad(loss)(self.state.params)
         updates, optimizer = self.optimizer.update(gradient, self.state.optimizer, self.state.params)
         params = optax.apply_updates(self.state.params, updates)
-        self.state = State(self.state.step + 1, params, optimizer, {})
+        self.state = TrainState(self.state.step + 1, params, optimizer, {})
         return {"loss": value}
 
     def evaluate(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ def run_line(
     *,
     resume: bool = False,
     minutes: float | None = None,
-) -> Outcome:
+) -> TrainingEnd:
     run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, file)
     try:
         monitor = Monitor(run, settings, line.tokens_per_step, Console(stderr=True, quiet=True))
@@ -123,12 +123,12 @@ def test_a_run_in_parts_has_the_curve_of_a_run_in_one(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_line(whole, file, settings, Line()) == Outcome(16, "finished")
+    assert run_line(whole, file, settings, Line()) == TrainingEnd(16, "finished")
     # Time is over at once, so each part takes one step.
-    assert run_line(parts, file, settings, Line(), minutes=0) == Outcome(1, "time")
+    assert run_line(parts, file, settings, Line(), minutes=0) == TrainingEnd(1, "time")
     for step in (2, 3):
-        assert run_line(parts, file, settings, Line(), resume=True, minutes=0) == Outcome(step, "time")
-    assert run_line(parts, file, settings, Line(), resume=True) == Outcome(16, "finished")
+        assert run_line(parts, file, settings, Line(), resume=True, minutes=0) == TrainingEnd(step, "time")
+    assert run_line(parts, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
     assert curve(parts) == curve(whole)
     assert len(curve(whole)) == 16
     for name in ("checkpoints", "best"):
@@ -153,15 +153,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
         run_line(killed, file, settings, Killed())
     assert max(curve(killed)) == 10
     # Steps 9 and 10 are not in a checkpoint, and are taken again.
-    assert run_line(killed, file, settings, Line(), resume=True) == Outcome(16, "finished")
+    assert run_line(killed, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
     assert curve(killed) == curve(whole)
 
 
 def test_ctrl_c_saves_and_stops(tmp_path: Path, file: Path, settings: LineSettings) -> None:
     before = signal.getsignal(signal.SIGINT)
-    assert run_line(tmp_path / "run", file, settings, Line(press=5)) == Outcome(6, "interrupted")
+    assert run_line(tmp_path / "run", file, settings, Line(press=5)) == TrainingEnd(6, "interrupted")
     assert signal.getsignal(signal.SIGINT) is before
-    assert run_line(tmp_path / "run", file, settings, Line(), resume=True) == Outcome(16, "finished")
+    assert run_line(tmp_path / "run", file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
 
 
 def test_the_best_checkpoint_is_that_of_the_smallest_held_out_loss(
@@ -171,7 +171,7 @@ def test_the_best_checkpoint_is_that_of_the_smallest_held_out_loss(
     line = Line()
     like = jax.eval_shape(lambda: line.weights)
     run_line(out, file, settings, line)
-    best = read_best(out, like)
+    best = load_best(out, like)
     # The losses are 3, 1, 2, 1.5 at the steps 4, 8, 12, 16.
     again = Line()
     for number in range(8):
@@ -216,7 +216,7 @@ def test_sheets_and_tensorboard_are_written(tmp_path: Path, file: Path, settings
 
 def test_a_new_run_leaves_an_old_one_alone(tmp_path: Path, file: Path, settings: LineSettings) -> None:
     run_line(tmp_path / "run", file, settings, Line())
-    with pytest.raises(InvalidInputError, match=r"holds a run already; go on with --resume"):
+    with pytest.raises(InvalidInputError, match=r"already holds a run; continue it with --resume"):
         run_line(tmp_path / "run", file, settings, Line())
 
 
@@ -227,7 +227,7 @@ def test_resuming_needs_a_run_with_the_same_settings(
         run_line(tmp_path / "none", file, settings, Line(), resume=True)
     run_line(tmp_path / "run", file, settings, Line(), minutes=0)
     other = settings.model_copy(update={"seed": 7})
-    with pytest.raises(InvalidInputError, match=r"^seed: .* was started with 0, not 7"):
+    with pytest.raises(InvalidInputError, match=r"^seed: .* was started with 0; .* not 7"):
         run_line(tmp_path / "run", file, other, Line(), resume=True)
 
 
@@ -237,12 +237,12 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(
     out = tmp_path / "run"
     run_line(out, file, settings, Line())
     with pytest.raises(
-        CheckpointError, match=r"of another model: .*/w has the shape \(3,\), not \(5,\)"
+        CheckpointError, match=r"belongs to another model: .*/w has the shape \(3,\), not \(5,\)"
     ) as error:
         run_line(out, file, settings, Line(width=5), resume=True)
     assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match=r"damaged or of another model"):
-        read_best(out, {"v": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    with pytest.raises(CheckpointError, match=r"damaged or belongs to another model"):
+        load_best(out, {"v": jax.ShapeDtypeStruct((3,), jnp.float32)})
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
@@ -257,7 +257,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(
-            SmaltiError, match=r"step 2 cannot be written .* the last one is of step 1"
+            SmaltiError, match=r"step 2 cannot be written .* the newest one is that of step 1"
         ) as error:
             run.save(2, large)
     finally:
@@ -265,7 +265,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
     assert "\n" not in str(error.value)
     assert run.newest_step == 1
     run.close()
-    assert run_line(out, file, settings, Line(), resume=True) == Outcome(16, "finished")
+    assert run_line(out, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
 
 
 def test_a_run_without_an_evaluation_has_nothing_to_export(
@@ -273,5 +273,5 @@ def test_a_run_without_an_evaluation_has_nothing_to_export(
 ) -> None:
     run_line(tmp_path / "run", file, settings, Line(), minutes=0)
     with pytest.raises(InvalidInputError, match="has no evaluated checkpoint yet"):
-        read_best(tmp_path / "run", {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
-    assert read_run_settings(tmp_path / "run", LineSettings).steps == 16
+        load_best(tmp_path / "run", {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert load_run_settings(tmp_path / "run", LineSettings).steps == 16

@@ -14,10 +14,11 @@ from harness.paths import ROOT
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 from smalti.models.layers import flatten
+from smalti.training.batches.batch import Batch
 from smalti.training.loop.optimizers import make_optimizer
 from smalti.training.loop.settings import OptimizerSettings
-from smalti.training.loop.step import Batch, Stepper
-from smalti.training.trainers.generator import GeneratorTask
+from smalti.training.loop.step import Stepper
+from smalti.training.trainers.generator import GeneratorObjective
 
 CONFIG = DalleBartConfig(
     encoder_vocab_size=40, image_vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=2,
@@ -42,7 +43,7 @@ def stepper(accumulate: int, optimizer: str, weight_decay: float = 0.1) -> Stepp
     settings = OptimizerSettings.check(
         name=optimizer, learning_rate=1e-2, warmup_steps=1, weight_decay=weight_decay
     )
-    return Stepper(GeneratorTask(CONFIG), make_optimizer(settings, STEPS), accumulate)
+    return Stepper(GeneratorObjective(CONFIG), make_optimizer(settings, STEPS), accumulate)
 
 
 def losses(accumulate: int, optimizer: str = "adamw") -> list[float]:
@@ -90,7 +91,7 @@ def held_by_a_device() -> tuple[int, ...]:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"batch_size: 16 pictures in 3 parts"):
+    with pytest.raises(InvalidInputError, match=r"batch_size: must be a multiple of .*, 3 x \d+, not 16"):
         stepper(3, "adamw").step(batch(0))
 
 

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from smalti.errors import InvalidInputError
 from smalti.text.tokenizer import SPECIAL_TOKENS, TextTokenizer
-from smalti.training.batches.captioned import CaptionBatches, Captioned, evaluation_batches
-from smalti.training.batches.sources import Order
+from smalti.training.batches.captioned import CaptionBatches, CaptionedTokens, evaluation_batches
+from smalti.training.batches.sources import ShuffledRows
 from smalti.training.batches.text_tokenizer import load_tokenizer, make_tokenizer
 from smalti.training.data.shards import ShardWriter
 
@@ -47,8 +47,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(
     shards: Path, tokenizer: TextTokenizer, blank: float = 0.0, replaced: float = 0.0
 ) -> CaptionBatches:
-    data = Captioned.read(shards, "train", TOKENS, CODES)
-    return CaptionBatches(data, tokenizer, CODES, 20, 5, blank, replaced)
+    data = CaptionedTokens.load(shards, "train", TOKENS, CODES)
+    return CaptionBatches(
+        data, tokenizer, codes=CODES, size=20, seed=5, blank_captions=blank, replaced_tokens=replaced
+    )
 
 
 def test_the_text_tokenizer_has_the_ids_of_dalle_mini(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_the_decoder_is_given_what_comes_before_each_token(shards: Path, tokeniz
 
 
 def test_captions_stay_with_their_tokens(shards: Path, tokenizer: TextTokenizer) -> None:
-    data = Captioned.read(shards, "train", TOKENS, CODES)
+    data = CaptionedTokens.load(shards, "train", TOKENS, CODES)
     captions, encodings = data.take(np.arange(40))
     rows = {
         tuple(row): tokenizer([caption]).input_ids[0]
@@ -110,13 +112,13 @@ def test_a_batch_is_a_function_of_its_step(shards: Path, tokenizer: TextTokenize
 
 
 def test_every_epoch_has_every_row_in_another_order() -> None:
-    order = Order(10, seed=1)
+    order = ShuffledRows(10, seed=1)
     epochs = [order.rows_at(start, 10) for start in (0, 10)]
     for rows in epochs:
         assert sorted(rows) == list(range(10))
     assert not np.array_equal(epochs[0], epochs[1])
-    np.testing.assert_array_equal(Order(10, seed=1).rows_at(7, 6), [*epochs[0][7:], *epochs[1][:3]])
-    assert not np.array_equal(Order(10, seed=2).rows_at(0, 10), epochs[0])
+    np.testing.assert_array_equal(ShuffledRows(10, seed=1).rows_at(7, 6), [*epochs[0][7:], *epochs[1][:3]])
+    assert not np.array_equal(ShuffledRows(10, seed=2).rows_at(0, 10), epochs[0])
 
 
 def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
@@ -128,7 +130,7 @@ def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
         "shuffled": 2,
         "seen_combinations": 2,
     }
-    held_out = Captioned.read(shards, "held_out", TOKENS, CODES).take(np.arange(10))[1]
+    held_out = CaptionedTokens.load(shards, "held_out", TOKENS, CODES).take(np.arange(10))[1]
     np.testing.assert_array_equal(made["loss"][0]["labels"], held_out)
     np.testing.assert_array_equal(made["shuffled"][0]["labels"], held_out)
     same = (made["shuffled"][0]["input_ids"] == made["loss"][0]["input_ids"]).all(1)
@@ -137,19 +139,21 @@ def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
     own = write_shards(tmp_path / "own", 12, ("train", "validation"))
     assert set(evaluation_batches(own, tokenizer, TOKENS, CODES, 10, 25)) == {"loss", "shuffled"}
     nothing = write_shards(tmp_path / "nothing", 12, ("train",))
-    with pytest.raises(InvalidInputError, match="holds nothing out"):
+    with pytest.raises(InvalidInputError, match="must have a held-out split"):
         evaluation_batches(nothing, tokenizer, TOKENS, CODES, 10, 25)
 
 
 @pytest.mark.parametrize(
     ("tokens", "codes", "message"),
-    [(9, CODES, r"have \[16\] tokens, .* have 9"), (TOKENS, 30, "the tokenizer has 30")],
+    [(9, CODES, r"must have 9 tokens, .*, not \[16\]"), (TOKENS, 30, "must be below 30")],
 )
 def test_tokens_of_another_tokenizer_are_refused(shards: Path, tokens: int, codes: int, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        Captioned.read(shards, "train", tokens, codes)
+        CaptionedTokens.load(shards, "train", tokens, codes)
 
 
 def test_a_folder_without_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"data: .* has no world and no Parquet shards train-00000"):
-        Captioned.read(tmp_path, "train", TOKENS, CODES)
+    with pytest.raises(
+        InvalidInputError, match=r"data: .* must have a world, or Parquet shards named train-00000"
+    ):
+        CaptionedTokens.load(tmp_path, "train", TOKENS, CODES)

@@ -24,15 +24,16 @@ from smalti.training.batches.clip_tokenizer import (
     make_merges,
     vocabulary_of,
 )
-from smalti.training.batches.pairs import ComposedPairs, Pairs
+from smalti.training.batches.pairs import ComposedPairs, Pairs, PairSource
 from smalti.training.data.world.composition import World
 from smalti.training.loop.monitor import Monitor
 from smalti.training.loop.optimizers import schedule
 from smalti.training.loop.run_folder import RunFolder
-from smalti.training.loop.running import train
-from smalti.training.loop.settings import read_settings
+from smalti.training.loop.settings import load_settings
+from smalti.training.loop.train import train
 from smalti.training.trainers.ranker import RankerLoss, RankerSettings, RankerTrainee
-from smalti.training.trainers.ranker_run import RankerParts, TrainedRanker, open_parts
+from smalti.training.trainers.ranker_export import TrainedRanker
+from smalti.training.trainers.ranker_inputs import make_trainee, open_vqgan
 
 # Once `smalti.models.clip` is imported.
 import open_clip  # isort: skip
@@ -49,7 +50,7 @@ SCHEMA = pa.schema([("image", pa.binary()), ("caption", pa.string())])
 
 @pytest.fixture(scope="module")
 def settings() -> RankerSettings:
-    return read_settings(CONFIG, RankerSettings)
+    return load_settings(CONFIG, RankerSettings)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +105,19 @@ def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path:
 
 
 def train_in(
-    run: Path, parts: RankerParts, *, resume: bool = False, minutes: float | None = None
+    run: Path,
+    settings: RankerSettings,
+    pairs: PairSource,
+    vqgan: VQGAN | None,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
 ) -> RankerTrainee:
-    folder = RunFolder.resume(run, parts.settings) if resume else RunFolder.create(run, CONFIG)
+    folder = RunFolder.resume(run, settings) if resume else RunFolder.create(run, CONFIG)
     try:
-        trainee = parts.trainee(run)
-        monitor = Monitor(folder, parts.settings, trainee.tokens_per_step, Console(quiet=True))
-        train(trainee, parts.settings, folder, monitor, minutes)
+        trainee = make_trainee(settings, pairs, vqgan, run)
+        monitor = Monitor(folder, settings, trainee.tokens_per_step, Console(quiet=True))
+        train(trainee, settings, folder, monitor, minutes)
         return trainee
     finally:
         folder.close()
@@ -119,12 +126,12 @@ def train_in(
 def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
     settings: RankerSettings, world: World, network: VQGAN, tmp_path: Path
 ) -> None:
-    parts = RankerParts(settings, ComposedPairs(world, SIZE, 0, 3), network)
-    whole = train_in(tmp_path / "whole", parts)
+    inputs = (settings, ComposedPairs(world, SIZE, 0, 3), network)
+    whole = train_in(tmp_path / "whole", *inputs)
     # Time is over at once, so each part takes one step.
-    train_in(tmp_path / "parts", parts, minutes=0)
-    train_in(tmp_path / "parts", parts, resume=True, minutes=0)
-    resumed = train_in(tmp_path / "parts", parts, resume=True)
+    train_in(tmp_path / "parts", *inputs, minutes=0)
+    train_in(tmp_path / "parts", *inputs, resume=True, minutes=0)
+    resumed = train_in(tmp_path / "parts", *inputs, resume=True)
     assert resumed.state["step"] == settings.steps == 3
     curves = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
     assert len(curves[0].splitlines()) == len(curves[1].splitlines()) == 4
@@ -157,7 +164,7 @@ def trained(
         settings, steps=60, evaluate_every=30, save_every=60, sheet_every=60, redrawn=0.0, damaged=0.0
     )
     run = tmp_path_factory.mktemp("ranker") / "run"
-    trainee = train_in(run, RankerParts(longer, Few(world, SIZE, 0, 3), None))
+    trainee = train_in(run, longer, Few(world, SIZE, 0, 3), None)
     return trainee, run, three.batch(1)
 
 
@@ -182,7 +189,7 @@ def test_the_sheet_shows_pictures_beside_those_that_score_best(
 def folder(trained: tuple[RankerTrainee, Path, Pairs], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported folder; not to be changed."""
     out = tmp_path_factory.mktemp("exported") / "clip"
-    TrainedRanker.read(trained[1]).write(out)
+    TrainedRanker.load(trained[1]).write(out)
     return out
 
 
@@ -245,8 +252,8 @@ def test_words_that_are_not_in_the_folder_are_refused(
     ("changes", "message"),
     [
         ({"accumulate": 2}, "accumulate"),
-        ({"optimizer": {"name": "muon"}}, "the ranker is trained with adamw alone"),
-        ({"damaged": 0.6}, r"damaged: 0\.6 is more than redrawn, 0\.5"),
+        ({"optimizer": {"name": "muon"}}, "must be 'adamw' for the ranker"),
+        ({"damaged": 0.6}, r"damaged: must be at most redrawn, 0\.5, not 0\.6"),
         ({"vocabulary_size": 100}, "vocabulary_size"),
     ],
 )
@@ -262,29 +269,28 @@ def test_sizes_that_open_clip_does_not_have_are_told_in_one_line(
 ) -> None:
     model = settings.model.model_dump()
     model["text_cfg"]["heads"] = 3
-    wrong = RankerParts(
-        changed(settings, model=model, redrawn=0, damaged=0), ComposedPairs(world, SIZE, 0, 3), None
-    )
-    with pytest.raises(ConfigError, match=r"model: open_clip cannot make one of these sizes") as error:
-        wrong.trainee(tmp_path)
+    wrong = changed(settings, model=model, redrawn=0, damaged=0)
+    with pytest.raises(ConfigError, match=r"model: open_clip has no model of these sizes") as error:
+        make_trainee(wrong, ComposedPairs(world, SIZE, 0, 3), None, tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_the_tokenizer_must_be_given_as_the_settings_want_it(
-    settings: RankerSettings, world_data: Path, network: VQGAN, tmp_path: Path
+    settings: RankerSettings, network: VQGAN, tmp_path: Path
 ) -> None:
     network.save(tmp_path / "vqgan")
     other = VQGANConfig.from_fields({**network.config.fields(), "resolution": 128})
     VQGAN(other, network.params).save(tmp_path / "larger")
     plain = changed(settings, redrawn=0, damaged=0)
-    with pytest.raises(InvalidInputError, match=r"vqgan: redrawn is 0\.5: give the tokenizer"):
-        open_parts(settings, world_data, None, tmp_path / "run")
-    with pytest.raises(InvalidInputError, match=r"vqgan: redrawn is 0, so it draws nothing"):
-        open_parts(plain, world_data, tmp_path / "vqgan", tmp_path / "run")
-    with pytest.raises(InvalidInputError, match=r"vqgan: its pictures have 128 pixels, image_size is 64"):
-        open_parts(settings, world_data, tmp_path / "larger", tmp_path / "run")
-    assert open_parts(settings, world_data, tmp_path / "vqgan", tmp_path / "run").vqgan is not None
-    assert open_parts(plain, world_data, None, tmp_path / "run").vqgan is None
+    run = tmp_path / "run"
+    with pytest.raises(InvalidInputError, match=r"vqgan: must be given, since redrawn is 0\.5"):
+        open_vqgan(settings, None, run)
+    with pytest.raises(InvalidInputError, match=r"vqgan: must not be given, since redrawn is 0"):
+        open_vqgan(plain, tmp_path / "vqgan", run)
+    with pytest.raises(InvalidInputError, match=r"vqgan: .* resolution of image_size, 64, not 128"):
+        open_vqgan(settings, tmp_path / "larger", run)
+    assert open_vqgan(settings, tmp_path / "vqgan", run) is not None
+    assert open_vqgan(plain, None, run) is None
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(
@@ -293,11 +299,11 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(
     run = Path(shutil.copytree(trained[1], tmp_path / "run"))
     text = (run / "settings.toml").read_text()
     (run / "settings.toml").write_text(text.replace("embed_dim = 16", "embed_dim = 8"))
-    with pytest.raises(CheckpointError, match=r"of another model: .* has the shape") as error:
-        TrainedRanker.read(run)
+    with pytest.raises(CheckpointError, match=r"belongs to another model: .* has the shape") as error:
+        TrainedRanker.load(run)
     assert "\n" not in str(error.value)
     (run / "text" / MERGES_FILE).unlink()
-    with pytest.raises(InvalidInputError, match="lost its words"):
-        TrainedRanker.read(run)
+    with pytest.raises(InvalidInputError, match="has lost its words"):
+        TrainedRanker.load(run)
     with pytest.raises(InvalidInputError, match="holds no run"):
-        TrainedRanker.read(tmp_path)
+        TrainedRanker.load(tmp_path)

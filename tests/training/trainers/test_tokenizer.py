@@ -9,12 +9,12 @@ from harness.paths import SAMPLES
 from smalti.models.vqgan import VQGAN
 from smalti.training.batches.sources import ComposedPictures
 from smalti.training.data.world.composition import World
-from smalti.training.data.world.description import read_description
+from smalti.training.data.world.description import load_description
 from smalti.training.data.world.sprites import make_sprites
-from smalti.training.loop.step import State
+from smalti.training.loop.step import TrainState
 from smalti.training.similarity import psnr, ssim
 from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
-from smalti.training.trainers.tokenizer import TokenizerSettings, TokenizerTask, TokenizerTrainee
+from smalti.training.trainers.tokenizer import TokenizerObjective, TokenizerSettings, TokenizerTrainee
 
 SETTINGS = TokenizerSettings.check(
     steps=40,
@@ -30,16 +30,16 @@ SETTINGS = TokenizerSettings.check(
 
 @pytest.fixture(scope="module")
 def pictures() -> ComposedPictures:
-    description = read_description(SAMPLES / "world.json")
+    description = load_description(SAMPLES / "world.json")
     return ComposedPictures(World(description, make_sprites(SAMPLES / "packages", description, 64)), seed=0)
 
 
 def test_the_nearest_code_by_direction_is_the_exported_models(pictures: ComposedPictures) -> None:
-    task = TokenizerTask(SETTINGS)
-    params, _ = task.initialize()
+    objective = TokenizerObjective(SETTINGS)
+    params, _ = objective.initialize()
     pixels = pictures.batch(0, 4)
-    _, (_, extra) = task.loss(params, {"pixels": jnp.asarray(pixels)})
-    exported = VQGAN(task.config, params).encode(pixels.astype(np.float32) / 255)
+    _, (_, extra) = objective.loss(params, {"pixels": jnp.asarray(pixels)})
+    exported = VQGAN(objective.config, params).encode(pixels.astype(np.float32) / 255)
     np.testing.assert_array_equal(np.asarray(extra["codes"]).reshape(4, -1), exported)
     assert len(np.unique(exported)) > 1
 
@@ -80,12 +80,12 @@ def test_dead_codes_move_to_where_vectors_are_and_others_stay() -> None:
 
 
 def test_codes_are_restarted_when_it_is_time() -> None:
-    task = TokenizerTask(SETTINGS)
-    params, memory = task.initialize()
+    objective = TokenizerObjective(SETTINGS)
+    params, memory = objective.initialize()
     extra = {"vectors": jnp.ones((4, 4, 4, 4)), "codes": jnp.zeros((4, 4, 4), jnp.int32)}
 
     def dead_after(step: int) -> tuple[int, int]:
-        new, remembered = task.after_update(jnp.int32(step), params, memory, extra)
+        new, remembered = objective.after_update(jnp.int32(step), params, memory, extra)
         codebooks = [np.asarray(tree["quantize"]["embedding"]["embedding"]) for tree in (params, new)]
         return int((np.abs(codebooks[0] - codebooks[1]) > 1e-4).any(-1).sum()), int(remembered["used"].sum())
 
@@ -100,7 +100,7 @@ def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(pictures: ComposedP
     whole = TokenizerTrainee(SETTINGS, pictures)
     before = whole.evaluate()
     losses = [float(whole.step(number)["loss"]) for number in range(4)]
-    halfway = State(*jax.device_get(whole.state))
+    halfway = TrainState(*jax.device_get(whole.state))
     losses += [float(whole.step(number)["loss"]) for number in range(4, 12)]
     after = whole.evaluate()
     assert after["loss"] < before["loss"]

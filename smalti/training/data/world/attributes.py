@@ -1,4 +1,4 @@
-"""What is on a composed picture."""
+"""Attributes of a composed picture: what it shows."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,20 +13,20 @@ SIZES: tuple[Size, ...] = get_args(Size)
 
 
 def check_split(name: str) -> Split:
-    """Returns the split of that name.
+    """Returns the split with this name.
 
     Raises:
-        InvalidInputError: there is none.
+        InvalidInputError: there is no such split.
     """
     for split in SPLITS:
         if split == name:
             return split
-    raise InvalidInputError("split", f"{name!r} is not one of {', '.join(SPLITS)}")
+    raise InvalidInputError("split", f"must be one of {', '.join(SPLITS)}, not {name!r}")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing on a picture."""
+    """One thing in a picture."""
 
     thing: str
     colour: str = NATURAL
@@ -34,13 +34,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is on a picture, whole: equal attributes are equal pictures."""
+    """Everything that a picture shows: equal attributes give equal pictures."""
 
     figures: tuple[Figure, ...]
-    """One, or two from left to right."""
+    """One figure, or two from left to right."""
     style: str
     background: str = PLAIN
     size: Size = "big"
-    """Of a single figure; two figures share a picture as "small"."""
+    """Size of a single figure; two figures are always small."""
     offset: tuple[int, int] = (0, 0)
-    """How far to the right and down of its usual place the whole lies, in pixels of a picture of 64."""
+    """Shift of all figures to the right and down, in pixels of a picture of 64."""

@@ -1,4 +1,4 @@
-"""The shipped data set, from pinned packages to a world and a set of named pictograms, in one go."""
+"""Building the shipped data set: pinned packages in, a world and a set of named pictograms out."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from smalti.training.data.splits import choose, refuse_empty, share_of, split_cl
 from smalti.training.data.world.attributes import SPLITS
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.description import Pictograms, WorldDescription
-from smalti.training.data.world.licences import credits_markdown, read_credits
+from smalti.training.data.world.licences import credits_markdown, load_credits
 from smalti.training.data.world.pictograms import Names, Pictogram, rasterise, read_pictograms
 from smalti.training.data.world.sprites import make_sprites
 from smalti.training.data.world.words import make_words
@@ -37,10 +37,10 @@ PICTOGRAM_SCHEMA = pa.schema(
     ]
 )
 _OVERSAMPLING = 2
-_FEWEST_VISIBLE = 0.01
+_MIN_VISIBLE = 0.01
 
 Advance = Callable[[int, int], None]
-"""Is told how many pictograms are drawn, and how many there are."""
+"""Called with the number of pictograms drawn so far, and with how many there are."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ def build(
 ) -> Report:
     """Builds the data set from installed packages; the same packages and arguments give the same bytes.
 
-    `out` gets `world/` (sprites, description, words, credits), `pictograms/` (every named picture of the
-    packages, as Parquet shards), a report and its contact sheets.
+    `out` receives `world/` (sprites, description, words, credits), `pictograms/` (every named picture of the packages,
+    as Parquet shards), a report and its contact sheets.
 
     Args:
-        out: the folder of the data set.
-        packages: the folder that `install_packages` returned.
+        out: folder of the data set.
+        packages: folder that `install_packages` returned.
         description: the world.
-        resolution: the largest side of the pictures that will be made from it, 64 or 128.
-        with_pictograms: whether `pictograms/` is wanted too; it takes most of the time.
-        overwrite: whether what is in `out` may go away.
-        advance: hears of the progress.
+        resolution: largest side of the pictures that will be composed from it, 64 or 128.
+        with_pictograms: whether to make `pictograms/` too, which takes most of the time.
+        overwrite: whether the content of `out` may be replaced.
+        advance: called with the progress.
 
     Raises:
-        InvalidInputError: a package, or a thing's picture in it, is missing.
+        InvalidInputError: a package is missing, or has no picture of a thing.
         SmaltiError: the disk is full or cannot be written.
     """
     report = Report("Data set of composed pictures and pictograms")
@@ -95,7 +95,7 @@ def _build_world(
     sprites.save(target / "sprites.npz")
     _write_json(target / "world.json", description.model_dump(mode="json", exclude_defaults=True))
     _write_json(target / "words.json", make_words(description, Names(packages)))
-    credits = read_credits(packages, description)
+    credits = load_credits(packages, description)
     _write_json(target / "credits.json", [credit.record() for credit in credits])
     (target / "credits.md").write_text(credits_markdown(credits), "utf-8")
     counts = report.step("world")
@@ -143,12 +143,14 @@ def _build_pictograms(
     counts["dropped: near copy of a held-out picture"] = splits.count(None)
     refuse_empty([split for split in splits if split], SPLITS)
     for split in SPLITS:
-        chosen = [picture for picture, side in zip(pictures, splits, strict=True) if side == split]
+        chosen = [
+            picture for picture, chosen_split in zip(pictures, splits, strict=True) if chosen_split == split
+        ]
         with ShardWriter(target, split, PICTOGRAM_SCHEMA) as writer:
             for picture in chosen:
                 writer.write(_row(picture))
         report.step("split")[split] = writer.rows
-        # In the order of their digests, which is none: a sheet then shows all kinds.
+        # In the order of their digests, which is random, so that a sheet shows all kinds.
         shown = sorted(chosen, key=lambda picture: picture.digest)[:SHEET_PICTURES]
         sheet = [pixels_of(picture.png) for picture in shown]
         report.add_sheet(folder, f"pictograms-{split}", sheet, [_caption(picture) for picture in shown])
@@ -162,7 +164,7 @@ def _draw(pictogram: Pictogram, resolution: int, report: Report) -> _Picture | N
         report.drop("rasterise", name, "cannot be drawn", str(error))
         return None
     visible = np.mean(np.array(drawn.getchannel("A")) > 0)
-    if visible < _FEWEST_VISIBLE:
+    if visible < _MIN_VISIBLE:
         report.drop("rasterise", name, "nothing to see")
         return None
     report.step("rasterise")["pictures"] += 1
@@ -173,18 +175,21 @@ def _draw(pictogram: Pictogram, resolution: int, report: Report) -> _Picture | N
 def _split(
     pictures: Sequence[_Picture], clusters: Int[np.ndarray, " pictures"], shares: Pictograms
 ) -> list[str | None]:
-    """Holds out some names whole, some pictures of the others, and drops near copies of held-out names."""
+    """Returns the split of each picture, or None for near copies of pictures with held-out names.
+
+    Some names are held out with all their pictures, and some pictures of the other names go to validation.
+    """
     by_name = [
         choose({"held_out": shares.held_out_names}, share_of(0, picture.pictogram.code))
         for picture in pictures
     ]
     digests = [picture.digest for picture in pictures]
     by_picture = split_clusters(clusters, digests, {"validation": shares.validation})
-    sides: dict[int, set[str]] = defaultdict(set)
-    for cluster, side in zip(clusters.tolist(), by_name, strict=True):
-        sides[cluster].add(side)
+    splits: dict[int, set[str]] = defaultdict(set)
+    for cluster, split in zip(clusters.tolist(), by_name, strict=True):
+        splits[cluster].add(split)
     return [
-        "held_out" if name == "held_out" else None if "held_out" in sides[cluster] else picture
+        "held_out" if name == "held_out" else None if "held_out" in splits[cluster] else picture
         for cluster, name, picture in zip(clusters.tolist(), by_name, by_picture, strict=True)
     ]
 

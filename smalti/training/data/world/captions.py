@@ -1,6 +1,6 @@
-"""Captions of composed pictures: many ways to say it, every word true.
+"""Captions of composed pictures: many wordings, and every word is true.
 
-Two things are named from left to right, except where the caption says which stands where.
+Two things are named from left to right, unless the caption says where each of them is.
 """
 
 from collections.abc import Set
@@ -15,7 +15,7 @@ _SAYS_BIG = 0.15
 _SAYS_WHITE = 0.25
 _SAYS_STYLE = 0.4
 
-# Each with its weight.
+# Each wording with its probability.
 _OPENINGS = {
     "{a}": 0.55,
     "{bare}": 0.2,
@@ -35,12 +35,12 @@ _STYLES = {" in {style} style": 0.7, ", {style} style": 0.3}
 
 
 def write(attributes: Attributes, generator: np.random.Generator, plurals: Set[str]) -> str:
-    """Says what is on a picture.
+    """Writes a caption.
 
     Args:
-        attributes: what is on it.
-        generator: chooses the way to say it.
-        plurals: the things whose word takes no "a".
+        attributes: attributes of the picture.
+        generator: chooses the wording.
+        plurals: things whose word takes no "a".
     """
     opening, pair, background, style, says_size, says_white, says_style = generator.random(7).tolist()
     frame = _choose(_OPENINGS, opening)
@@ -61,7 +61,7 @@ def write(attributes: Attributes, generator: np.random.Generator, plurals: Set[s
 
 
 def grammar_words() -> tuple[str, ...]:
-    """The words of the ways to say it, without those of a world."""
+    """Returns all words of the wordings, without those of a world."""
     frames = [*_OPENINGS, *_PAIRS, *_BACKGROUNDS, *_STYLES, "an"]
     words = {word.strip(",") for frame in frames for word in frame.split()}
     return tuple(sorted(word for word in words if "{" not in word and word))

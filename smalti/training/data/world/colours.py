@@ -1,7 +1,7 @@
-"""Colours as the eye compares them: sRGB to and from OKLab, and ramps that keep a hue from dark to light.
+"""Perceptual colours: conversion between sRGB and OKLab, and ramps with one hue from dark to light.
 
-The formulas are Björn Ottosson's, "A perceptual color space for image processing" (2020). In OKLab the
-Euclidean distance of two colours says how different they look, and a straight line keeps its hue.
+The formulas are from Björn Ottosson, "A perceptual color space for image processing" (2020). In OKLab the Euclidean
+distance of two colours measures how different they look, and colours on a straight line share a hue.
 """
 
 from functools import cache
@@ -25,22 +25,22 @@ _TO_LAB = np.array(
 )
 
 DARK_END = 0.35
-"""Lightness of a ramp's dark end, as a share of the colour's own."""
+"""Lightness of the dark end of a ramp, as a share of the colour's lightness."""
 LIGHT_END = 0.75
-"""How far a ramp's light end goes from the colour's lightness towards white."""
+"""Position of the light end of a ramp between the colour's lightness (0) and white (1)."""
 _DARK_CHROMA = 0.7
 _LIGHT_CHROMA = 0.5
 
 
 def to_oklab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
-    """Converts sRGB to OKLab: lightness in [0, 1], then the green-red and the blue-yellow axis."""
+    """Converts sRGB to OKLab: lightness in [0, 1], green-red axis, blue-yellow axis."""
     encoded = pixels.astype(np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     return np.cbrt(linear @ _TO_CONE.T) @ _TO_LAB.T
 
 
 def to_srgb(lab: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """Converts OKLab to sRGB; what sRGB cannot show is clipped."""
+    """Converts OKLab to sRGB; colours outside sRGB are clipped."""
     linear = ((lab @ np.linalg.inv(_TO_LAB).T) ** 3) @ np.linalg.inv(_TO_CONE).T
     linear = linear.clip(0, 1)
     encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -49,9 +49,9 @@ def to_srgb(lab: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]
 
 @cache
 def ramp(colour: tuple[int, int, int]) -> UInt8[np.ndarray, "256 3"]:
-    """Makes 256 tones of a colour, from dark through the colour itself at 128 to light.
+    """Returns 256 tones of a colour, from dark to light, with the colour itself at 128.
 
-    The ends stay short of black and white, so that even the lightest and the darkest tone shows the hue.
+    The ends are not black and white, so that even the lightest and the darkest tone show the hue.
     """
     middle = to_oklab(np.array(colour, np.uint8))
     dark = middle * [DARK_END, _DARK_CHROMA, _DARK_CHROMA]

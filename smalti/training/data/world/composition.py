@@ -1,11 +1,11 @@
-"""Pictures of a world, composed with captions that say exactly what is on them.
+"""Pictures of a world, composed with captions that say exactly what they show.
 
-Every sample is a function of (world, seed, split, index) alone: a trainer composes on the fly, stores
-nothing, and resumes at any index. The splits never share a picture:
+Each sample is a function of (world, seed, split, index) alone: a trainer composes pictures on the fly, stores nothing,
+and can resume at any index. The splits share no picture:
 
-* `train`: no held-out combination, and not the pictures of `validation`;
-* `validation`: combinations that training sees, in pictures (style, size, place) that it does not;
-* `held_out`: at least one held-out (thing, colour) or (thing, background) in every picture.
+* `train`: no held-out combination, and no picture of `validation`;
+* `validation`: combinations that training sees, in pictures (style, size, position) that it does not see;
+* `held_out`: at least one held-out (thing, colour) or (thing, background) in each picture.
 """
 
 import zlib
@@ -23,34 +23,35 @@ from smalti.training.data.world.description import (
     NATURAL,
     PLAIN,
     WorldDescription,
-    read_description,
+    load_description,
 )
 from smalti.training.data.world.sprites import RESOLUTIONS, Sprites, resize
 from smalti.training.data.world.tinting import contrasts, tint
 
 _REFERENCE = 64
 _VALIDATION_SHARE = 16
-"""One picture in so many of the seen combinations belongs to `validation`."""
+"""One picture in this many, of combinations that are not held out, belongs to `validation`."""
 _MAX_ATTEMPTS = 10_000
 _DRAWS = 14
 
 
 class World:
-    """A description with its sprites at one resolution."""
+    """A description with its sprites, for pictures of one resolution."""
 
     def __init__(self, description: WorldDescription, sprites: Sprites, resolution: int = 64) -> None:
         if resolution not in RESOLUTIONS:
-            raise InvalidInputError("resolution", f"{resolution} is not one of {RESOLUTIONS}")
+            raise InvalidInputError("resolution", f"must be one of {RESOLUTIONS}, not {resolution}")
         if resolution > sprites.resolution:
             raise InvalidInputError(
-                "resolution", f"the sprites were made for {sprites.resolution}, so not for {resolution}"
+                "resolution",
+                f"must be at most {sprites.resolution}, for which the sprites were made, not {resolution}",
             )
         self.description = description
         self.resolution = resolution
         self.things = tuple(thing.word for thing in description.things)
         self.styles = tuple(style.word for style in description.styles)
         if (self.things, self.styles) != (sprites.things, sprites.styles):
-            raise InvalidInputError("sprites", "they are of other things or styles than the world describes")
+            raise InvalidInputError("sprites", "must have the things and styles of the world's description")
         self.colours = (NATURAL, *description.colours)
         self.backgrounds = (PLAIN, *description.backgrounds)
         self.plurals = frozenset(thing.word for thing in description.things if thing.plural)
@@ -58,7 +59,7 @@ class World:
         self._row = {word: row for row, word in enumerate(self.things)}
         self._column = {word: column for column, word in enumerate(self.styles)}
         colours = {PLAIN: (255, 255, 255), **description.backgrounds}
-        # Whole pictures of every background: filling one with three numbers takes as long as all the rest.
+        # A whole picture of each background: filling one from three numbers takes as long as everything else.
         self.grounds: dict[str, UInt16[np.ndarray, "side side 3"]] = {
             word: np.full((resolution, resolution, 3), colour, np.uint16) for word, colour in colours.items()
         }
@@ -68,15 +69,15 @@ class World:
 
     @classmethod
     def load(cls, folder: Path, resolution: int = 64) -> "World":
-        """Reads a world from the folder that `smalti data build` wrote.
+        """Loads a world from the folder that `smalti data build` wrote.
 
         Raises:
-            InvalidInputError: a file is missing or damaged, or the resolution is not one of the sprites'.
+            InvalidInputError: a file is missing or damaged, or the sprites are too small for the resolution.
         """
-        return cls(read_description(folder / "world.json"), Sprites.load(folder / "sprites.npz"), resolution)
+        return cls(load_description(folder / "world.json"), Sprites.load(folder / "sprites.npz"), resolution)
 
     def is_held_out(self, attributes: Attributes) -> bool:
-        """Says whether a picture shows a combination that training never sees."""
+        """Returns whether a picture shows a held-out combination."""
         return any(
             figure.colour == self._by_word[figure.thing].held_out.colour
             or attributes.background == self._by_word[figure.thing].held_out.background
@@ -84,16 +85,16 @@ class World:
         )
 
     def split_of(self, attributes: Attributes) -> Split:
-        """Says on which side a picture stands."""
+        """Returns the split that a picture belongs to."""
         if self.is_held_out(attributes):
             return "held_out"
         chosen = zlib.crc32(repr(attributes).encode()) % _VALIDATION_SHARE == 0
         return "validation" if chosen else "train"
 
     def is_visible(self, attributes: Attributes) -> bool:
-        """Says whether every figure stands out from the background.
+        """Returns whether all figures stand out from the background.
 
-        A thing in its own colours on white always counts: a cloud on white is what "a cloud" means.
+        A thing in its own colours on white always does: "a cloud" means a cloud on white.
         """
         ground = self.backgrounds.index(attributes.background)
         return all(
@@ -109,14 +110,14 @@ class World:
         )
 
     def side(self, size: Size) -> int:
-        """The side of a figure's square, in pixels."""
+        """Returns the side of a figure's square, in pixels."""
         layout = self.description.layout
         return (layout.big if size == "big" else layout.small) * self.resolution // _REFERENCE
 
     def figure(
         self, thing: str, style: str, size: Size, colour: str
     ) -> tuple[UInt16[np.ndarray, "side side 3"], UInt16[np.ndarray, "side side 3"]]:
-        """Returns a thing as `compose` needs it; kept, because there are few and they come often.
+        """Returns a figure in the form that `compose` needs, from a cache.
 
         Returns:
             colours times alpha plus 128, and 255 - alpha.
@@ -134,9 +135,9 @@ class World:
 
     @cached_property
     def _contrasts(self) -> np.ndarray:
-        """Contrast of every outline, `[thing, style, colour, background]`.
+        """Contrast of each outline, `[thing, style, colour, background]`.
 
-        Measured at one size for every resolution, so that a seed draws the same attributes at each.
+        Measured at the same size for all resolutions, so that a seed draws the same attributes at each of them.
         """
         grounds = np.array([self.grounds[word][0, 0] for word in self.backgrounds], np.uint8)
         side = self.description.layout.big
@@ -149,15 +150,15 @@ class World:
 
 
 def draw_attributes(world: World, seed: int, index: int, split: Split = "train") -> Attributes:
-    """Draws what is on a picture; a function of its arguments alone."""
+    """Draws the attributes of a picture; a function of the arguments alone."""
     return _draw(world, _Stream(seed, split).at(index), split)
 
 
 def compose(world: World, attributes: Attributes) -> UInt8[np.ndarray, "size size 3"]:
-    """Lays a picture.
+    """Composes a picture.
 
     Raises:
-        KeyError: the world has no such thing, style, colour or background.
+        KeyError: the world lacks the thing, style, colour or background.
     """
     resolution = world.resolution
     side = world.side(attributes.size)
@@ -166,10 +167,10 @@ def compose(world: World, attributes: Attributes) -> UInt8[np.ndarray, "size siz
     ground = world.grounds[attributes.background]
     picture = ground.astype(np.uint8)
     top = (resolution - side) // 2 + down
-    for place, figure in enumerate(attributes.figures):
-        left = place * cell + (cell - side) // 2 + right
+    for index, figure in enumerate(attributes.figures):
+        left = index * cell + (cell - side) // 2 + right
         colours, kept = world.figure(figure.thing, attributes.style, attributes.size, figure.colour)
-        # (x + 128) / 255 in 16 bits without a division: exact for every x up to 255 * 255.
+        # (x + 128) / 255 in 16 bits without a division; exact for all x up to 255 * 255.
         mixed = kept * ground[:side, :side]
         mixed += colours
         mixed += mixed >> 8
@@ -179,17 +180,17 @@ def compose(world: World, attributes: Attributes) -> UInt8[np.ndarray, "size siz
 
 
 def caption(attributes: Attributes, generator: np.random.Generator, world: World) -> str:
-    """Says what is on a picture in one of many ways; every word is true of it."""
+    """Writes a caption in one of many wordings; every word is true."""
     return captions.write(attributes, generator, world.plurals)
 
 
 class CompositionDataset:
-    """An endless data set of composed pictures, by index.
+    """An endless data set of composed pictures, addressed by index.
 
     Args:
-        world: what is drawn, at its resolution.
-        seed: another seed, other samples.
-        split: see the module.
+        world: the world, at the resolution of the pictures.
+        seed: seed of the samples.
+        split: name of the split.
 
     Raises:
         InvalidInputError: there is no such split.
@@ -203,31 +204,30 @@ class CompositionDataset:
     def batch(
         self, start: int, count: int
     ) -> tuple[UInt8[np.ndarray, "count height width 3"], list[str], list[Attributes]]:
-        """Composes the samples `start`, `start + 1`, ... `start + count - 1`."""
+        """Returns pixels, captions and attributes of the samples `start` to `start + count - 1`."""
         return self.samples(range(start, start + count))
 
     def samples(
         self, indices: Sequence[int]
     ) -> tuple[UInt8[np.ndarray, "count height width 3"], list[str], list[Attributes]]:
-        """Composes the samples of any indices, in their order."""
+        """Returns pixels, captions and attributes of the samples with the given indices, in their order."""
         resolution = self.world.resolution
         pixels = np.empty((len(indices), resolution, resolution, 3), np.uint8)
         texts, drawn = [], []
         stream = _Stream(self.seed, self.split)
-        for place, index in enumerate(indices):
+        for row, index in enumerate(indices):
             generator = stream.at(index)
             attributes = _draw(self.world, generator, self.split)
-            pixels[place] = compose(self.world, attributes)
+            pixels[row] = compose(self.world, attributes)
             texts.append(caption(attributes, generator, self.world))
             drawn.append(attributes)
         return pixels, texts, drawn
 
 
 class _Stream:
-    """The random numbers of a data set: sample i has its own, reached at once.
+    """The random numbers of a data set, reached at once by the index of a sample.
 
-    Philox is counter-based, and the index is the highest word of the counter. It counts in the lowest, so a sample
-    never runs into the next one's numbers.
+    Philox counts in the lowest word of its counter. The index is the highest word, so no two samples share a number.
     """
 
     def __init__(self, seed: int, split: Split) -> None:
@@ -235,8 +235,8 @@ class _Stream:
         self._start = self._bits.state
 
     def at(self, index: int) -> np.random.Generator:
-        """Returns the numbers of a sample, which end those of the sample before."""
-        # Ten times as fast as a new Philox.
+        """Returns the numbers of a sample. They invalidate those that were returned before."""
+        # Ten times faster than a new Philox.
         self._start["state"]["counter"][:] = (0, 0, 0, index)
         self._bits.state = self._start
         return np.random.Generator(self._bits)
@@ -247,11 +247,11 @@ def _draw(world: World, generator: np.random.Generator, split: Split) -> Attribu
         attributes = _propose(world, generator.random(_DRAWS).tolist())
         if world.split_of(attributes) == split and world.is_visible(attributes):
             return attributes
-    raise InvalidInputError("world", f"no picture of the split {split!r} was found: too much is held out")
+    raise InvalidInputError("world", f"has no picture of the split {split!r}; hold out fewer combinations")
 
 
 def _propose(world: World, draws: list[float]) -> Attributes:
-    """Turns numbers in [0, 1) into attributes; each number has its own meaning, whatever the others say."""
+    """Turns numbers in [0, 1) into attributes; the meaning of a number does not depend on the others."""
     kind, first, second, first_tint, second_tint, first_hue, second_hue, grounded, ground, style = draws[:10]
     small, centred, right, down = draws[10:]
     chances, layout = world.description.chances, world.description.layout
@@ -266,8 +266,8 @@ def _propose(world: World, draws: list[float]) -> Attributes:
     size: Size = "small" if len(figures) == 2 or small < chances.small else "big"
     offset = (0, 0)
     if centred >= chances.centred:
-        step, most = (layout.small_step, 2) if size == "small" else (layout.big_step, 1)
-        across, along = (step * (int(draw * (2 * most + 1)) - most) for draw in (right, down))
+        step, max_steps = (layout.small_step, 2) if size == "small" else (layout.big_step, 1)
+        across, along = (step * (int(draw * (2 * max_steps + 1)) - max_steps) for draw in (right, down))
         offset = (0 if len(figures) == 2 else across, along)
     return Attributes(
         figures=figures,

@@ -1,22 +1,21 @@
-"""The world that the shipped model draws, as data: `world.json` and the models that check it.
+"""The description of a world, `world.json`, and the models that check it.
 
-A `WorldDescription` says which things there are, in which styles, colours, backgrounds and sizes they come,
-and which combinations training never sees. It has no pictures; `smalti.training.data.world.sprites` makes them from it.
+A `WorldDescription` lists the things, their styles, colours, backgrounds and sizes, and the combinations that training
+never sees. It has no pictures; `smalti.training.data.world.sprites` makes them from it.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from smalti.errors import InvalidInputError
-from smalti.validation import Strict, first_problem
+from smalti.training.checked_files import check_fields, load_json
+from smalti.validation import Strict
 
 NATURAL = "natural"
 """The colour of a thing that keeps its own colours."""
 PLAIN = "white"
-"""The background of a picture whose caption need not name one."""
+"""The background that a caption may leave out."""
 SHIPPED = Path(__file__).with_name("world.json")
 
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -25,21 +24,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Style(Strict):
-    """A hand that draws all things: the word captions use, and the package that holds its pictures."""
+    """A style in which all things are drawn: its word in captions, and the package of its pictures."""
 
     word: str
     package: str
 
 
 class HeldOut(Strict):
-    """The combinations with one thing that training never sees."""
+    """The colour and the background that training never combines with a thing."""
 
     colour: str
     background: str
 
 
 class Thing(Strict):
-    """A thing of the world: its word, its pictogram's name in emojibase, and what else people call it."""
+    """A thing of the world: its word in captions, its label in emojibase, and other words for it."""
 
     word: str
     label: str
@@ -49,14 +48,14 @@ class Thing(Strict):
 
 
 class Layout(Strict):
-    """Lengths in pixels of a picture of 64; other resolutions scale them."""
+    """Lengths in pixels of a picture of 64; they are scaled for other resolutions."""
 
     big: int = Field(gt=0, le=64)
     small: int = Field(gt=0, le=32)
     big_step: int = Field(ge=0)
-    """A big figure lies in the middle, or one such step beside it."""
+    """Step of a big figure, which lies in the middle or one step beside it."""
     small_step: int = Field(ge=0)
-    """Small ones lie in the middle, or up to two such steps beside it."""
+    """Step of a small figure, which lies in the middle or up to two steps beside it."""
 
     @model_validator(mode="after")
     def _stays_inside(self) -> "Layout":
@@ -65,15 +64,17 @@ class Layout(Strict):
             ("small", self.small, 2 * self.small_step),
         ):
             if reach > (64 - side) // 2:
-                raise ValueError(f"{name}_step moves a {name} figure out of the picture")
+                raise ValueError(
+                    f"{name}_step: must keep a {name} figure inside the picture; make it smaller"
+                )
         return self
 
 
 class Chances(Strict):
-    """How often each kind of picture is drawn, each in [0, 1].
+    """Probability of each kind of picture.
 
-    Of the single things `tinted` have a colour; `tinted_background` and `natural_background` are the shares
-    on a coloured background among the tinted and among the others.
+    `tinted` is the share of things in a tint instead of their own colours. `tinted_background` and
+    `natural_background` are the shares of pictures with a coloured background, with and without a tinted thing.
     """
 
     pair: Share
@@ -85,16 +86,16 @@ class Chances(Strict):
 
 
 class Pictograms(Strict):
-    """How the set of all named pictograms is split."""
+    """Splits of the set of all named pictograms."""
 
     held_out_names: Share
-    """The share of names that training sees in no style."""
+    """Share of the names that are held out in all styles."""
     validation: Share
-    """The share of the other pictures that training does not see."""
+    """Share of the other pictures that are held out for validation."""
 
 
 class WorldDescription(Strict):
-    """Everything that `world.json` says; the order of things and styles is the order of the sprites."""
+    """Content of a `world.json`; things and styles are in the order of the sprites."""
 
     styles: tuple[Style, ...] = Field(min_length=1)
     colours: dict[str, Rgb] = Field(min_length=1)
@@ -104,9 +105,9 @@ class WorldDescription(Strict):
     chances: Chances
     pictograms: Pictograms
     synonyms: dict[str, str] = Field(default_factory=dict)
-    """Words for colours, sizes, styles and the rest of the captions, with the known word for each."""
+    """Other words for colours, sizes, styles and the rest of the captions, each with the known word."""
     not_synonyms: tuple[str, ...] = ()
-    """Keywords of the packages that stand for no thing, such as "pretty" of the butterfly."""
+    """Keywords of the packages that are not words for a thing, such as "pretty" of the butterfly."""
     things: tuple[Thing, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -115,36 +116,27 @@ class WorldDescription(Strict):
         for kind, words in (("thing", things), ("style", styles)):
             for word in words:
                 if words.count(word) > 1:
-                    raise ValueError(f"the {kind} {word!r} stands twice")
+                    raise ValueError(f"{kind}s: {word!r} must be listed only once")
         if PLAIN in self.backgrounds:
-            raise ValueError(f"the background {PLAIN!r} is always there and must not be listed")
+            raise ValueError(f"backgrounds: {PLAIN!r} always exists and must not be listed")
         if NATURAL in self.colours:
-            raise ValueError(f"the colour {NATURAL!r} is always there and must not be listed")
+            raise ValueError(f"colours: {NATURAL!r} always exists and must not be listed")
         for thing in self.things:
             if thing.held_out.colour not in self.colours:
-                raise ValueError(f"{thing.word!r} holds out {thing.held_out.colour!r}, which is no colour")
+                raise ValueError(
+                    f"{thing.word!r} holds out {thing.held_out.colour!r}, which must be one of the colours"
+                )
             if thing.held_out.background not in self.backgrounds:
                 raise ValueError(
-                    f"{thing.word!r} holds out {thing.held_out.background!r}, which is no background"
+                    f"{thing.word!r} holds out {thing.held_out.background!r}, which must be one of the backgrounds"
                 )
         return self
 
 
-def read_description(path: Path = SHIPPED) -> WorldDescription:
-    """Reads and checks a `world.json`.
+def load_description(path: Path = SHIPPED) -> WorldDescription:
+    """Loads and checks a `world.json`.
 
     Raises:
-        InvalidInputError: the file cannot be read, is no JSON, has an unknown key or a wrong value.
+        InvalidInputError: the file cannot be read or is not valid JSON, or has an unknown key or a wrong value.
     """
-    try:
-        return WorldDescription.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidInputError(str(path), f"cannot be read as JSON ({error})") from None
-    except ValidationError as error:
-        raise problem_of(path, error) from None
-
-
-def problem_of(path: Path, error: ValidationError) -> InvalidInputError:
-    """Turns the first problem that pydantic found in a file into one line that names the key."""
-    problem = first_problem(error)
-    return InvalidInputError(f"{path}: {problem.field}" if problem.field else str(path), problem.message)
+    return check_fields(path, WorldDescription, load_json(path))

@@ -1,10 +1,10 @@
-"""Whose work a data set is made of, in the words that the licences ask for."""
+"""Credits for the work that a data set is made from, in the words that the licences require."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smalti.training.data.world.description import WorldDescription
-from smalti.training.data.world.pictograms import read_json
+from smalti.training.data.world.pictograms import load_json
 
 NAME_PACKAGES = ("emojibase-data", "emojilib")
 _CHANGES = "The pictures were cropped, scaled, recoloured and composed."
@@ -17,7 +17,7 @@ _LICENCES = {
 
 @dataclass(frozen=True)
 class Credit:
-    """One package: what it is, whose it is, and under which licence."""
+    """Title, author and licence of a package."""
 
     package: str
     version: str
@@ -26,28 +26,28 @@ class Credit:
     source: str
     licence: str
     notice: str
-    """The copyright line of the package's licence file, or one made of its author."""
+    """Copyright line of the package's licence file, or one with the author."""
 
     def record(self) -> dict[str, str]:
-        """Returns the credit as plain data."""
+        """Returns the credit as a dictionary for JSON."""
         return asdict(self)
 
 
-def read_credits(packages: Path, description: WorldDescription) -> list[Credit]:
-    """Reads who made the installed packages of a world.
+def load_credits(packages: Path, description: WorldDescription) -> list[Credit]:
+    """Loads the credits of a world's installed packages.
 
     Raises:
         InvalidInputError: a package is not installed.
     """
     credits = []
     for name in [style.package for style in description.styles]:
-        info = read_json(packages / name / "info.json")
+        info = load_json(packages / name / "info.json")
         author = info["author"]
         credits.append(
             _credit(packages / name, info["name"], author["name"], author["url"], info["license"]["spdx"])
         )
     for name in NAME_PACKAGES:
-        manifest = read_json(packages / name / "package.json")
+        manifest = load_json(packages / name / "package.json")
         author = manifest["author"].partition(" <")[0]
         source = _web_address(manifest["repository"]["url"])
         credits.append(
@@ -57,7 +57,7 @@ def read_credits(packages: Path, description: WorldDescription) -> list[Credit]:
 
 
 def credits_markdown(credits: list[Credit]) -> str:
-    """Writes the credits as a section that can stand in a model card."""
+    """Returns the credits as a Markdown section for a model card."""
     lines = ["## Pictures and words", "", f"Made from these packages. {_CHANGES}", ""]
     lines += ["| package | version | work | by | licence |", "|---|---|---|---|---|"]
     for credit in credits:
@@ -79,7 +79,7 @@ def credits_markdown(credits: list[Credit]) -> str:
 
 
 def _credit(folder: Path, title: str, author: str, source: str, licence: str) -> Credit:
-    manifest = read_json(folder / "package.json")
+    manifest = load_json(folder / "package.json")
     path = folder / "LICENSE"
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     notices = [line.strip() for line in lines if line.startswith("Copyright (c)")]

@@ -1,7 +1,7 @@
-"""Which colours of a thing look alike: a heart in its own colours and a red heart are one picture to the eye.
+"""Colours of a thing that look alike, such as a heart in its own colours and a red heart.
 
-A judge of colour must not be asked to tell such pictures apart, nor may a model be blamed for drawing the one for
-the other. Which they are follows from the world's pictures alone, so no model has a say in it.
+A judge cannot tell such pictures apart, and a model that draws one for the other is right. Which colours look alike
+follows from the world's pictures alone; no model influences it.
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ from smalti.training.data.world.composition import World, compose
 from smalti.training.data.world.description import PLAIN
 
 MAX_DISTANCE = 0.08
-"""Mean OKLab distance over a thing's pixels up to which two colours of it look alike. The nearest two tints of the
-shipped world are farther apart for every thing, so only a tint and a thing's own colours can look alike."""
+"""Maximal mean OKLab distance, over the pixels of a thing, of two colours that look alike. In the shipped world all
+tints of a thing are farther apart than this, so only a tint and the thing's own colours can look alike."""
 _GROUND_DISTANCE = 0.02
-"""Pixels that differ less from the background belong to it."""
+"""Pixels with at most this OKLab distance from the background belong to it."""
 
 
 def acceptable_colours(world: World) -> Bool[np.ndarray, "things colours colours"]:
-    """Says for every thing and every colour asked for which colours are right: itself, and those that look like it.
+    """Returns which colours count as right, for each thing and requested colour: that colour and its lookalikes.
 
-    Two colours look alike if they do in one of the styles, since a prompt leaves the style open.
+    Colours that look alike in one style are lookalikes, since a prompt leaves the style open.
     """
     count = len(world.colours)
     alike = np.zeros((len(world.things), count, count), bool)
@@ -33,7 +33,7 @@ def acceptable_colours(world: World) -> Bool[np.ndarray, "things colours colours
 
 
 def _distances(world: World, thing: str, style: str) -> Float[np.ndarray, "colours colours"]:
-    """Mean OKLab distances between a thing's colours, over the pixels that it covers in any of them."""
+    """Returns the mean OKLab distances between the colours of a thing, over the pixels that it covers in any colour."""
     pictures = [compose(world, Attributes((Figure(thing, colour),), style)) for colour in world.colours]
     labs = to_oklab(np.stack(pictures))
     ground = to_oklab(world.grounds[PLAIN].astype(np.uint8))

@@ -1,8 +1,8 @@
-"""From pinned packages of pictograms to named pictures.
+"""Named pictures from pinned packages of pictograms.
 
-Every picture package is one of Iconify's: `icons.json` has SVG bodies, `chars.json` says which code points
-each stands for, `info.json` has author and licence. The code points lead to a name in `emojibase-data` and to
-keywords in `emojilib`. What would blur the names (skin tones, flags, clock faces ...) is dropped and counted.
+Each picture package is one of Iconify's: `icons.json` has the SVG bodies, `chars.json` maps code points to them, and
+`info.json` has author and licence. The code points lead to a label in `emojibase-data` and to keywords in `emojilib`.
+Pictures that would blur the names (skin tones, flags, clock faces ...) are dropped and counted.
 """
 
 import io
@@ -30,13 +30,13 @@ _COMPONENT_GROUP, _PERSON_GROUP, _SYMBOL_GROUP, _FLAG_GROUP = 2, 1, 8, 9
 
 
 def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> Path:
-    """Installs the packages of the lock file into `folder`, unless just these are there already.
+    """Installs the packages of the lock file into `folder`, unless exactly these are installed there.
 
     Returns:
         the folder of the installed packages.
 
     Raises:
-        SmaltiError: npm is not there, or it failed.
+        SmaltiError: npm is not installed, or it failed.
     """
     installed = folder / "node_modules"
     lock = (manifests / "package-lock.json").read_bytes()
@@ -45,7 +45,7 @@ def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> P
         return installed
     npm = shutil.which("npm")
     if npm is None:
-        raise SmaltiError("npm is not installed: it fetches the pinned packages of pictograms")
+        raise SmaltiError("npm is not installed; install it to download the pinned packages of pictograms")
     folder.mkdir(parents=True, exist_ok=True)
     for name in _MANIFESTS:
         shutil.copyfile(manifests / name, folder / name)
@@ -60,12 +60,12 @@ def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> P
 
 @dataclass(frozen=True)
 class Pictogram:
-    """One named picture of a package, still as SVG."""
+    """One named picture of a package, as SVG."""
 
     code: str
-    """Its code points in hexadecimal, joined by "-", without variation selectors."""
+    """Code points in hexadecimal, joined by "-", without variation selectors."""
     label: str
-    """The English name of the code points in emojibase."""
+    """English name of the code points in emojibase."""
     keywords: tuple[str, ...]
     style: str
     svg: str
@@ -73,13 +73,13 @@ class Pictogram:
 
 @dataclass
 class Names:
-    """What emojibase and emojilib say about code points."""
+    """Labels and keywords of code points, from emojibase and emojilib."""
 
     packages: Path
 
     @cached_property
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The entries of emojibase by code."""
+        """Entries of emojibase by code."""
         return {_normal(entry["hexcode"]): entry for entry in self._emojibase}
 
     @cached_property
@@ -96,7 +96,7 @@ class Names:
         }
 
     def agreed(self, code: str) -> tuple[str, ...]:
-        """Returns the keywords that both sources give: one alone also has slang and brands."""
+        """Returns the keywords that both sources list; each source alone also lists slang and brands."""
         both = set(self.entries[code].get("tags", ())) & set(self._emojilib.get(code, ()))
         return tuple(sorted(both))
 
@@ -106,11 +106,11 @@ class Names:
             _normal("-".join(f"{ord(character):X}" for character in emoji)): tuple(
                 word.replace("_", " ") for word in words
             )
-            for emoji, words in read_json(self.packages / "emojilib/dist/emoji-en-US.json").items()
+            for emoji, words in load_json(self.packages / "emojilib/dist/emoji-en-US.json").items()
         }
 
     def reason_to_drop(self, code: str) -> str | None:
-        """Says why pictures of a code are not used, or `None` when they are."""
+        """Returns why pictures of a code are dropped, or None if they are used."""
         if code in self._skin_tones:
             return "skin tone"
         entry = self.entries.get(code)
@@ -133,7 +133,7 @@ class Names:
 
     @cached_property
     def _emojibase(self) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = read_json(self.packages / "emojibase-data/en/data.json")
+        entries: list[dict[str, Any]] = load_json(self.packages / "emojibase-data/en/data.json")
         return entries
 
     @cached_property
@@ -144,15 +144,15 @@ class Names:
 def read_pictograms(
     packages: Path, package: str, style: str, names: Names, counts: Counter[str]
 ) -> Iterator[Pictogram]:
-    """Yields a package's named pictures in the order of their codes, counting what is dropped and why.
+    """Yields the named pictures of a package in the order of their codes, and counts the dropped ones by reason.
 
     Raises:
-        InvalidInputError: the package is not installed or not one of Iconify's.
+        InvalidInputError: the package is not installed, or is not one of Iconify's.
     """
     folder = packages / package
-    icons = read_json(folder / "icons.json")
+    icons = load_json(folder / "icons.json")
     codes: dict[str, str] = {}
-    for characters, name in read_json(folder / "chars.json").items():
+    for characters, name in load_json(folder / "chars.json").items():
         codes.setdefault(_normal(characters), name)
     counts["icons"] += len(icons["icons"])
     unused = set(icons["icons"]) - set(codes.values())
@@ -160,7 +160,7 @@ def read_pictograms(
     for code, name in sorted(codes.items()):
         icon = icons["icons"].get(name)
         if icon is None:
-            continue  # an alias: the same drawing stands under another name, or is only mirrored
+            continue  # An alias, whose drawing has another name or is only mirrored.
         reason = names.reason_to_drop(code)
         if reason:
             counts[f"dropped: {reason}"] += 1
@@ -171,7 +171,7 @@ def read_pictograms(
 
 
 def rasterise(svg: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
-    """Draws an SVG on a transparent square; straight (not premultiplied) alpha.
+    """Rasterises an SVG to a transparent square with straight (not premultiplied) alpha.
 
     Raises:
         ValueError: the SVG cannot be drawn.
@@ -180,11 +180,11 @@ def rasterise(svg: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
     return np.array(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of a package.
+def load_json(path: Path) -> Any:
+    """Loads a JSON file of a package.
 
     Raises:
-        InvalidInputError: it is not there or no JSON.
+        InvalidInputError: the file is missing or is not valid JSON.
     """
     try:
         return json.loads(path.read_text("utf-8"))

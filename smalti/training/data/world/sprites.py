@@ -1,7 +1,7 @@
-"""The things of a world as pictures with alpha, and the file that keeps them.
+"""Sprites: the things of a world as pictures with alpha, and the file that holds them.
 
-A sprite is cropped to what is visible and fills its square. Sprites are kept at twice the largest size at
-which they are composed, so that every size comes from more pixels than it has.
+A sprite is cropped to its visible part and fills its square. Sprites are stored at twice the largest size at which
+they are composed, so that they are always scaled down.
 """
 
 import io
@@ -31,12 +31,12 @@ class Sprites:
     things: tuple[str, ...]
     styles: tuple[str, ...]
     resolution: int
-    """The largest side of the pictures that are to be composed from them."""
+    """Largest side of the pictures that can be composed from the sprites."""
     pixels: UInt8[np.ndarray, "things styles side side 4"]
-    """Straight alpha."""
+    """Pixels with straight alpha."""
 
     def save(self, path: Path) -> None:
-        """Writes an .npz of the same bytes for the same sprites."""
+        """Writes an .npz file; the same sprites give the same bytes."""
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -49,13 +49,13 @@ class Sprites:
 
     @classmethod
     def load(cls, path: Path) -> "Sprites":
-        """Reads what `save` wrote.
+        """Loads what `save` wrote.
 
         Raises:
-            InvalidInputError: the file is not there, is damaged, or is something else.
+            InvalidInputError: the file is missing, damaged, or of another kind.
         """
         try:
-            # Opened here: numpy leaves the file of a damaged archive open.
+            # Opened here, since numpy does not close the file of a damaged archive.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(
                     things=tuple(arrays["things"].tolist()),
@@ -64,17 +64,17 @@ class Sprites:
                     pixels=arrays["pixels"],
                 )
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InvalidInputError(str(path), f"is no file of sprites ({error})") from None
+            raise InvalidInputError(str(path), f"cannot be read as a file of sprites ({error})") from None
 
 
 def make_sprites(packages: Path, description: WorldDescription, resolution: int) -> Sprites:
     """Draws the sprites of a world from the installed packages.
 
     Raises:
-        InvalidInputError: a thing has no picture in a style, or the resolution is not one of `RESOLUTIONS`.
+        InvalidInputError: a thing has no picture in a style, or the resolution is not in `RESOLUTIONS`.
     """
     if resolution not in RESOLUTIONS:
-        raise InvalidInputError("resolution", f"{resolution} is not one of {RESOLUTIONS}")
+        raise InvalidInputError("resolution", f"must be one of {RESOLUTIONS}, not {resolution}")
     names = Names(packages)
     side = _OVERSAMPLING * description.layout.big * resolution // _REFERENCE
     pixels = np.zeros((len(description.things), len(description.styles), side, side, 4), np.uint8)
@@ -83,7 +83,9 @@ def make_sprites(packages: Path, description: WorldDescription, resolution: int)
         by_label = {icon.label: icon for icon in icons}
         for row, thing in enumerate(description.things):
             if thing.label not in by_label:
-                raise InvalidInputError(thing.word, f"{style.package} has no picture named {thing.label!r}")
+                raise InvalidInputError(
+                    thing.word, f"{style.package} must have a picture named {thing.label!r}"
+                )
             try:
                 picture = rasterise(by_label[thing.label].svg, _OVERSAMPLING * side)
                 pixels[row, column] = fill_square(picture, side)
@@ -98,7 +100,7 @@ def make_sprites(packages: Path, description: WorldDescription, resolution: int)
 
 
 def fill_square(picture: UInt8[np.ndarray, "height width 4"], side: int) -> UInt8[np.ndarray, "side side 4"]:
-    """Crops a picture to what is visible and fits that into a square, centred.
+    """Crops a picture to its visible part and scales that to a square, centred.
 
     Raises:
         ValueError: nothing is visible.
@@ -119,5 +121,5 @@ def fill_square(picture: UInt8[np.ndarray, "height width 4"], side: int) -> UInt
 def resize(
     picture: UInt8[np.ndarray, "height width 4"], new_width: int, new_height: int
 ) -> UInt8[np.ndarray, "new_height new_width 4"]:
-    """Scales a picture; Pillow premultiplies alpha meanwhile, so that no dark fringe appears."""
+    """Scales a picture. Pillow premultiplies alpha for it, so that no dark fringe appears."""
     return np.array(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS))

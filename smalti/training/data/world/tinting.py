@@ -1,4 +1,4 @@
-"""Things in another colour, and how well an outline stands out from a background."""
+"""Tinting: things in another colour, and how well their outlines stand out from a background."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,15 @@ from jaxtyping import Bool, Float, UInt8
 from smalti.training.data.world.colours import ramp, to_oklab
 
 _GAIN = 0.9
-"""How much of a thing's own light and shade its tint shows."""
+"""Share of a thing's own light and shade that its tint keeps."""
 _RIM_DEPTH = 2
 
 
 def tones(sprite: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width"]:
-    """Places the pixels of a sprite on a ramp of tones.
+    """Returns the position of each pixel of a sprite on a ramp of tones.
 
-    Light and shade are taken relative to the thing's own middle: a ghost and a top hat both get the colour
-    itself, not its lightest or darkest tone.
+    Light and shade are relative to the mean lightness of the thing, so that a ghost and a top hat both get the colour
+    itself, and not its lightest or darkest tone.
     """
     lightness = to_oklab(sprite[..., :3])[..., 0]
     weight = sprite[..., 3].astype(np.float64)
@@ -27,7 +27,7 @@ def tones(sprite: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "hei
 def tint(
     sprite: UInt8[np.ndarray, "height width 4"], colour: tuple[int, int, int]
 ) -> UInt8[np.ndarray, "height width 4"]:
-    """Gives a thing another colour and keeps its light, shade and outline."""
+    """Returns a sprite in another colour, with its light, shade and outline."""
     return np.concatenate([ramp(colour)[tones(sprite)], sprite[..., 3:]], axis=-1)
 
 
@@ -36,7 +36,7 @@ def contrasts(
     colours: Iterable[tuple[int, int, int]],
     backgrounds: UInt8[np.ndarray, "backgrounds 3"],
 ) -> Float[np.ndarray, "tints backgrounds"]:
-    """Measures how well a thing stands out, in its own colours (first) and in others.
+    """Measures how well a thing stands out in its own colours (first) and in others.
 
     Returns:
         the OKLab distance to each background that three quarters of the outline's pixels exceed.
@@ -50,7 +50,7 @@ def contrasts(
 
 
 def rim(alpha: UInt8[np.ndarray, "height width"], depth: int) -> Bool[np.ndarray, "height width"]:
-    """Marks the visible pixels that are at most `depth` pixels from the transparent ones around them."""
+    """Returns a mask of the visible pixels that are at most `depth` pixels away from transparent ones."""
     inside = np.pad(alpha > 127, depth)
     core = inside
     for _ in range(depth):

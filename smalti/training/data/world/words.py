@@ -1,6 +1,6 @@
-"""The words a model of a world knows, and the nearest known word for many that it does not.
+"""The words that a model of a world knows, and the nearest known word for many others.
 
-`words.json` travels with the model, so that "a kitten" is drawn as a cat, with a warning.
+`words.json` is exported with the model, so that "a kitten" is drawn as a cat, with a warning.
 """
 
 import re
@@ -14,19 +14,21 @@ from smalti.training.data.world.description import PLAIN, WorldDescription
 from smalti.training.data.world.pictograms import Names
 
 _MAX_PICTOGRAMS = 12
-"""A keyword of more pictograms than this ("animal", "face") stands for none of them."""
-_SHORTEST = 3
+"""A keyword of more pictograms than this ("animal", "face") is not used as a word for any of them."""
+_MIN_LETTERS = 3
 _GROUPS_OF_THINGS = frozenset(range(3, 8))
-"""Animals and plants, food, travel, activities and objects; not faces, persons, symbols and flags."""
+"""Groups of animals and plants, food, travel, activities and objects; not of faces, persons, symbols and flags."""
 _FACES_GROUP = 0
 _FOLLOWS_HEAD = re.compile(r" (?:and|in|of|on|with|without|behind|showing|facing|\w+creasing|fluttering)\b")
 _BEHIND = 3
+"""Weight of the distance to a thing that comes later in the order."""
 _LABEL = 4
+"""Weight of a pictogram's label among its names; the others have the weight 1."""
 _WORD = re.compile(r"[a-z][a-z'’-]*(?: [a-z'’-]+){0,2}")
 
 
 def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
-    """Lists the known words of a world by kind, and the synonyms with the known word for each."""
+    """Returns the known words of a world by kind, and other words with the known word for each."""
     known: dict[str, Any] = {
         "things": [thing.word for thing in description.things],
         "plurals": [thing.word for thing in description.things if thing.plural],
@@ -40,7 +42,7 @@ def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
     taken = whole | {part for word in whole for part in word.split()}
     synonyms = {word: target for word, target in description.synonyms.items() if word not in taken}
     own, *others = _layers(description, names)
-    # The description may say what a part of a word ("palm") stands for; the packages say much ("light").
+    # The description may use a part of a word ("palm") as a synonym; the packages have unwanted ones ("light").
     by_chance = taken | set(description.not_synonyms)
     for layer, refused in ((own, whole), *((layer, by_chance) for layer in others)):
         for word, things in layer.items():
@@ -55,11 +57,11 @@ def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
 
 
 def _neighbours(description: WorldDescription, names: Names, known: Set[str]) -> dict[str, str]:
-    """Returns names of other pictograms, with the thing that stands nearest in the order of all of them.
+    """Returns names of other pictograms, each with the thing that is nearest in the order of all pictograms.
 
-    Unicode's order puts like beside like, and the best known first: elephant, mammoth, rhinoceros,
-    hippopotamus. So a thing before is nearer than one behind. Only things of the same subgroup
-    ("animal-mammal") are near, or, where it has none, of the same group.
+    Unicode's order puts similar pictograms side by side, the best known first: elephant, mammoth, rhinoceros,
+    hippopotamus. So a thing before a pictogram is nearer than one after it. Only things of the same subgroup
+    ("animal-mammal") count, or of the same group if the subgroup has no things.
     """
 
     def distance(start: int, end: int) -> int:
@@ -73,39 +75,39 @@ def _neighbours(description: WorldDescription, names: Names, known: Set[str]) ->
         and not (entry["group"] == _FACES_GROUP and entry["label"].endswith(" face"))
     )
     things = [
-        (group, subgroup, place, words[code])
-        for place, (group, subgroup, _, code) in enumerate(order)
+        (group, subgroup, position, words[code])
+        for position, (group, subgroup, _, code) in enumerate(order)
         if code in words
     ]
     votes: dict[str, Counter[str]] = defaultdict(Counter)
-    for place, (group, subgroup, _, code) in enumerate(order):
+    for position, (group, subgroup, _, code) in enumerate(order):
         near = [thing for thing in things if thing[:2] == (group, subgroup)]
         if not near and group in _GROUPS_OF_THINGS:
             near = [thing for thing in things if thing[0] == group]
         if near:
-            *_, nearest = min(near, key=lambda thing: distance(place, thing[2]))
+            *_, nearest = min(near, key=lambda thing: distance(position, thing[2]))
             for word, weight in _names_of(code, names).items():
                 votes[word][nearest] += weight
     return {
         word: counts.most_common(1)[0][0]
         for word, counts in votes.items()
-        # "red envelope" is an envelope that is red.
+        # Without names such as "red envelope", which is an envelope that is red.
         if known.isdisjoint((word, *word.split())) and _WORD.fullmatch(word)
     }
 
 
 def _names_of(code: str, names: Names) -> dict[str, int]:
-    """Returns what people call a pictogram, and how surely: its label, or "truck" for "delivery truck"
-    and "hippo" for "hippopotamus".
+    """Returns the names of a pictogram with their weights: its label, and short forms such as "truck" for
+    "delivery truck" and "hippo" for "hippopotamus".
     """
     label = names.entries[code]["label"].lower()
     head = _FOLLOWS_HEAD.split(label.removesuffix(" face"))[0].split()[-1]
-    short = (word for word in names.agreed(code) if len(word) > _SHORTEST and head.startswith(word))
+    short = (word for word in names.agreed(code) if len(word) > _MIN_LETTERS and head.startswith(word))
     return {**dict.fromkeys((head, *short), 1), label: _LABEL}
 
 
 def _layers(description: WorldDescription, names: Names) -> Iterator[dict[str, set[str]]]:
-    """Yields words with the things they may mean, the surest first."""
+    """Yields words with the things that they may mean, from the most to the least reliable source."""
     uses = Counter(word for code in names.entries for word in names.agreed(code))
     own, labels, keywords = defaultdict(set), defaultdict(set), defaultdict(set)
     for thing in description.things:
@@ -113,7 +115,7 @@ def _layers(description: WorldDescription, names: Names) -> Iterator[dict[str, s
             own[word].add(thing.word)
         labels[thing.label.lower()].add(thing.word)
         for word in names.agreed(names.codes[thing.label]):
-            if uses[word] <= _MAX_PICTOGRAMS and len(word) >= _SHORTEST and _WORD.fullmatch(word):
+            if uses[word] <= _MAX_PICTOGRAMS and len(word) >= _MIN_LETTERS and _WORD.fullmatch(word):
                 keywords[word].add(thing.word)
     yield from (own, labels, keywords)
 

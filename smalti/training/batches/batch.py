@@ -1,14 +1,19 @@
-"""Making the next batch while the device works on this one."""
+"""What a step of training is given, made while the device still works on the step before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+import numpy as np
+
+Batch = Mapping[str, np.ndarray]
+"""Arrays whose first axis is the pictures of a step."""
 
 T = TypeVar("T")
 
 
 class Prefetched(Generic[T]):
-    """A function of the step's number whose next value is already being made."""
+    """A function of the step's number that computes its next value in the background."""
 
     def __init__(self, make: Callable[[int], T]) -> None:
         self._make = make
@@ -16,7 +21,7 @@ class Prefetched(Generic[T]):
         self._next: tuple[int, Future[T]] | None = None
 
     def __call__(self, step: int) -> T:
-        """Returns the value of a step, and begins that of the one after."""
+        """Returns the value of a step and starts computing the value of the step after it."""
         value = (
             self._next[1].result() if self._next is not None and self._next[0] == step else self._make(step)
         )

@@ -1,27 +1,30 @@
-"""Pictures as the image tokenizer draws them, whole or with tokens mixed up: what a ranker meets when it serves."""
+"""Pictures reconstructed from their tokens, intact or with tokens mixed up: such pictures a ranker has to compare."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from smalti.models.vqgan import VQGAN
+from smalti.training.batches.random_numbers import generator_at
 
 _MIXED = (0.1, 0.5)
-"""The share of a picture's tokens that are another picture's."""
+"""Range of the share of a damaged picture's tokens that come from another picture."""
+_STREAM = 2
+"""Stream of random numbers of the reconstructions; see `generator_at`."""
 
 Pixels = UInt8[np.ndarray, "pictures height width 3"]
 
 
-class Redrawing:
-    """Draws some pictures of a batch again from their tokens, and adds damaged ones."""
+class Reconstructor:
+    """Replaces some pictures of a batch by their reconstructions, and adds damaged ones."""
 
     def __init__(self, vqgan: VQGAN, seed: int, redrawn: float, damaged: float) -> None:
-        """Keeps how much is done.
+        """Makes the reconstructor of a run.
 
         Args:
-            vqgan: the image tokenizer.
-            seed: of everything random.
-            redrawn: the share of the pictures that are drawn again.
-            damaged: how many damaged pictures are added, as a share of the others; at most `redrawn`.
+            vqgan: image tokenizer.
+            seed: seed of everything random.
+            redrawn: share of the pictures that are reconstructed.
+            damaged: number of damaged pictures to add, as a share of the others; at most `redrawn`.
         """
         self._vqgan = vqgan
         self._seed = seed
@@ -29,12 +32,12 @@ class Redrawing:
         self._damaged = damaged
 
     def __call__(self, pixels: Pixels, number: int) -> Pixels:
-        """Returns the pictures of a batch, and after them damaged ones; a function of its arguments and the seed.
+        """Returns the pictures of a batch, followed by damaged ones; a function of the arguments and the seed.
 
-        A damaged picture has some tokens of its neighbour's, which is like it but for one aspect, as a rule. It is
-        made of one that is drawn again, so that what the tokenizer does to every picture does not tell it.
+        A damaged picture takes some tokens from its neighbour, which usually differs from it in one aspect. Only
+        reconstructed pictures are damaged, so that the traces of the tokenizer do not give damaged ones away.
         """
-        generator = np.random.Generator(np.random.Philox(key=(self._seed, 2), counter=(0, 0, 0, number)))
+        generator = generator_at(self._seed, _STREAM, number)
         redrawn, damaged = round(self._redrawn * len(pixels)), round(self._damaged * len(pixels))
         if not redrawn:
             return pixels
@@ -54,7 +57,7 @@ def mix(
     chosen: Int[np.ndarray, " chosen"],
     generator: np.random.Generator,
 ) -> Int[np.ndarray, "chosen tokens"]:
-    """Replaces some tokens of the chosen pictures by those of the next one at the same places."""
+    """Returns the codes of the chosen pictures, with some replaced by the next picture's at the same positions."""
     shares = generator.uniform(*_MIXED, (len(chosen), 1))
     replaced = generator.random((len(chosen), codes.shape[1])) < shares
     return np.where(replaced, codes[(chosen + 1) % len(codes)], codes[chosen])

@@ -3,69 +3,41 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, Protocol
-
-from PIL import Image
+from typing import Literal
 
 from smalti.training.loop.monitor import Monitor
 from smalti.training.loop.run_folder import RunFolder
 from smalti.training.loop.settings import RunSettings
-
-
-class Trainee(Protocol):
-    """What is trained, in whatever framework: the loop tells it when."""
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Image tokens, or whatever else the trainee counts its work in."""
-
-    @property
-    def state(self) -> Any:
-        """Everything that the next step depends on, as a tree of arrays."""
-
-    @state.setter
-    def state(self, state: Any) -> None: ...
-
-    @property
-    def weights(self) -> Any:
-        """What is kept of the best state: the part of it that export needs."""
-
-    def step(self, number: int) -> Mapping[str, Any]:
-        """Takes step `number`, from 0, and returns its metrics, "loss" among them."""
-
-    def evaluate(self) -> dict[str, float]:
-        """Returns metrics on held-out data; "loss" chooses the best checkpoint. Must leave the state alone."""
-
-    def sheet(self) -> Image.Image | None:
-        """Returns a picture to judge by eye, if there is one to make. Must leave the state alone."""
+from smalti.training.loop.trainee import Trainee
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingEnd:
     """How training ended."""
 
     step: int
-    why: Literal["finished", "time", "interrupted"]
+    """Step of the newest checkpoint."""
+    reason: Literal["finished", "time", "interrupted"]
 
 
 def train(
     trainee: Trainee, settings: RunSettings, run: RunFolder, monitor: Monitor, minutes: float | None = None
-) -> Outcome:
+) -> TrainingEnd:
     """Trains from the run's newest checkpoint, or from the start, until the schedule or the time ends.
 
-    Learning rates, batches and random numbers follow from the step alone, never from the clock: a run in two parts
-    has the loss curve of a run in one. Ctrl-C ends after the step in progress, with a checkpoint.
+    Learning rates, batches and random numbers depend on the step alone, never on the clock: a run in two parts has
+    the loss curve of a run in one. Ctrl-C ends training after the current step, with a checkpoint.
 
     Args:
-        trainee: what is trained; it is at its start.
-        settings: when what happens.
-        run: where everything is kept.
-        monitor: is told how it goes.
-        minutes: stop and save after so long; None for no limit.
+        trainee: the network, in its untrained state.
+        settings: number of steps, and the intervals between evaluations, sheets and checkpoints.
+        run: where checkpoints and the log are kept.
+        monitor: shows and logs the progress.
+        minutes: time after which to save and stop; None for no limit.
 
     Raises:
         SmaltiError: a checkpoint cannot be read or written.
@@ -98,24 +70,24 @@ def train(
                     run.save(step, trainee.state)
                     saved = step
     if step == settings.steps:
-        return Outcome(saved, "finished")
-    return Outcome(saved, "interrupted" if interrupted() else "time")
+        return TrainingEnd(saved, "finished")
+    return TrainingEnd(saved, "interrupted" if interrupted() else "time")
 
 
 @contextmanager
-def _interruptible() -> "Iterator[Any]":
-    """Gives a function that tells whether Ctrl-C was pressed or the process told to end; a second one ends at once."""
-    pressed = False
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM has arrived; a second one raises KeyboardInterrupt."""
+    received = False
 
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
             raise KeyboardInterrupt
-        pressed = True
+        received = True
 
-    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: pressed
+        yield lambda: received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

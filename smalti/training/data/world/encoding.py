@@ -1,0 +1,82 @@
+"""Encoding composed pictures as image tokens, with a column for each of their attributes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from smalti.files import staged
+from smalti.training.data.encoding import BATCH, ENCODING_COLUMN, Advance, Encoder, encode_batch
+from smalti.training.data.shards import Row, ShardWriter
+from smalti.training.data.world.attributes import Attributes
+from smalti.training.data.world.composition import CompositionDataset
+
+COMPOSITION_SCHEMA = pa.schema(
+    [
+        ("caption", pa.string()),
+        ENCODING_COLUMN,
+        ("thing", pa.string()),
+        ("colour", pa.string()),
+        ("second_thing", pa.string()),
+        ("second_colour", pa.string()),
+        ("background", pa.string()),
+        ("style", pa.string()),
+        ("size", pa.string()),
+        ("right", pa.int32()),
+        ("down", pa.int32()),
+    ]
+)
+
+
+def encode_compositions(
+    data: Iterable[tuple[CompositionDataset, int]],
+    encoder: Encoder,
+    out: Path,
+    overwrite: bool = False,
+    advance: Advance = lambda count: None,
+) -> dict[str, int]:
+    """Composes and encodes the first samples of each given data set.
+
+    Args:
+        data: data sets of different splits, each with the number of its samples.
+        encoder: turns pictures into tokens.
+        out: folder of the encoded data set.
+        overwrite: whether the content of `out` may be replaced.
+        advance: called with the number of rows encoded so far.
+
+    Returns:
+        the number of rows of each split.
+
+    Raises:
+        SmaltiError: the disk is full or cannot be written.
+    """
+    counts: dict[str, int] = {}
+    with staged(out, overwrite) as folder:
+        for dataset, count in data:
+            with ShardWriter(folder, dataset.split, COMPOSITION_SCHEMA) as writer:
+                for start in range(0, count, BATCH):
+                    pixels, captions, drawn = dataset.batch(start, min(BATCH, count - start))
+                    codes = encode_batch(encoder, pixels)
+                    for caption, attributes, row in zip(captions, drawn, codes, strict=True):
+                        writer.write({"caption": caption, "encoding": row, **columns_of(attributes)})
+                    advance(sum(counts.values()) + writer.rows)
+            counts[dataset.split] = writer.rows
+    return counts
+
+
+def columns_of(attributes: Attributes) -> Row:
+    """Returns the attributes of a picture as columns of a table, with null for a missing second thing."""
+    first, *others = attributes.figures
+    second = others[0] if others else None
+    right, down = attributes.offset
+    return {
+        "thing": first.thing,
+        "colour": first.colour,
+        "second_thing": second.thing if second else None,
+        "second_colour": second.colour if second else None,
+        "background": attributes.background,
+        "style": attributes.style,
+        "size": attributes.size,
+        "right": right,
+        "down": down,
+    }

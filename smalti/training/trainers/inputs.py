@@ -1,0 +1,44 @@
+"""What a run is trained from, and what its folder keeps of it.
+
+A run keeps the tokenizers that it is trained with, so that it can be resumed and exported without their originals:
+
+vqgan/    the image tokenizer
+text/     the text tokenizer, learned from the captions
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smalti.files import staged
+
+VQGAN_FOLDER = "vqgan"
+TEXT_FOLDER = "text"
+
+Advance = Callable[[int, int], None]
+"""Called with the number of pictures encoded so far, and with how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the user gives a trainer beside its settings."""
+
+    data: Path
+    """Data folder: a world, or Parquet shards."""
+    vqgan: Path | None = None
+    """Image tokenizer: the run that trained it, or a folder with a VQGAN. None for a trainer that needs none."""
+
+
+def keep(folder: Path, write: Callable[[Path], object]) -> None:
+    """Makes a folder of a run, unless an earlier part of the run made it.
+
+    Args:
+        folder: the folder to make, whole or not at all.
+        write: fills the folder that it is given.
+
+    Raises:
+        SmaltiError: the disk is full or cannot be written.
+    """
+    if not folder.is_dir():
+        with staged(folder) as partial:
+            write(partial)
