@@ -27,7 +27,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         help="Smalti: prompts to pictures, laid one tile at a time.",
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",  # "rich" would take "[default: ...]" in a help text for a tag and drop it.
     )
 
     @app.callback(invoke_without_command=True)

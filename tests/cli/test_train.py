@@ -19,7 +19,7 @@ pytestmark = [
 CONFIGS = SAMPLES / "runs"
 TRAINERS = ("tokenizer", "generator", "ranker")
 
-# The trainer's name and its options to (status, standard output, standard error).
+# From the name of a trainer and its options to (status, standard output, standard error).
 Train = Callable[..., tuple[int, str, str]]
 
 
@@ -54,8 +54,13 @@ def config(path: Path, name: str, *changes: tuple[str, str]) -> Path:
     return path
 
 
+def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "tokenizer", "--help"]) == 0
+    assert "[default: at" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_run_keeps_all_that_it_is_repeated_and_judged_by(runs: Path, name: str) -> None:
+def test_a_run_keeps_its_settings_checkpoints_and_log(runs: Path, name: str) -> None:
     folder = runs / name
     assert (folder / "settings.toml").read_bytes() == (CONFIGS / f"{name}.toml").read_bytes()
     assert set(curve(folder)) == {1, 2, 3}
@@ -67,23 +72,25 @@ def test_a_run_keeps_all_that_it_is_repeated_and_judged_by(runs: Path, name: str
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_run_in_two_parts_goes_on_where_it_was(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_in_two_parts_continues_where_it_stopped(
+    train: Train, runs: Path, tmp_path: Path, name: str
+) -> None:
     status, output, _ = train(name, "--minutes", "0")
     assert status == 0
     assert output == "the time is over; saved at step 1 of 3, continue with --resume\n"
-    # What it was trained with is in the run; the ranker's tokenizer need not be named again.
+    # The run keeps what it is trained with, so the ranker's tokenizer need not be given again.
     rest = {"vqgan": None} if name == "ranker" else {}
     status, output, error = train(name, "--resume", **rest)
     assert status == 0
     assert output == f"finished after 3 steps: {tmp_path / 'run'}\n"
     assert "step 3 held out: loss" in error
     assert curve(tmp_path / "run") == pytest.approx(curve(runs / name), rel=1e-4)
-    # It ends at the end of its schedule.
+    # A finished run ends at once.
     assert train(name, "--resume", **rest)[1] == output
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_run_is_not_begun_twice(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_is_not_started_twice(train: Train, runs: Path, tmp_path: Path, name: str) -> None:
     before = sorted(path for path in (runs / name).rglob("*"))
     status, _, error = train(name, out=runs / name)
     assert status == 2
@@ -97,7 +104,7 @@ def test_a_run_is_not_begun_twice(train: Train, runs: Path, tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_a_wrong_config_is_told_in_one_line_and_nothing_is_made(
+def test_a_wrong_config_is_reported_in_one_line_and_leaves_nothing_behind(
     train: Train, tmp_path: Path, name: str
 ) -> None:
     other = TRAINERS[TRAINERS.index(name) - 1]
@@ -118,7 +125,7 @@ def test_a_wrong_config_is_told_in_one_line_and_nothing_is_made(
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_data_without_pictures_is_told_in_one_line_and_nothing_is_made(
+def test_data_without_pictures_is_reported_in_one_line_and_leaves_nothing_behind(
     train: Train, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -129,7 +136,18 @@ def test_data_without_pictures_is_told_in_one_line_and_nothing_is_made(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_another_config_does_not_go_on_with_a_run(train: Train, runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_run_that_cannot_start_keeps_the_files_of_an_existing_folder(
+    train: Train, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    assert train(name, data=tmp_path / "empty")[0] == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_is_not_resumed_with_another_config(train: Train, runs: Path, tmp_path: Path) -> None:
     run_folder = Path(shutil.copytree(runs / "tokenizer", tmp_path / "run"))
     faster = config(tmp_path / "faster.toml", "tokenizer", ("batch_size = 4", "batch_size = 8"))
     status, _, error = train("tokenizer", "--resume", config=faster)
@@ -167,7 +185,7 @@ def test_a_config_that_does_not_fit_leaves_no_run(
     assert [path.name for path in tmp_path.iterdir()] == ["other.toml"]
 
 
-def test_a_tokenizer_that_is_none_is_named(train: Train, runs: Path, tmp_path: Path) -> None:
+def test_an_unusable_tokenizer_is_named(train: Train, runs: Path, tmp_path: Path) -> None:
     for name, option in (("generator", "tokenizer"), ("ranker", "vqgan")):
         status, _, error = train(name, **{option: runs / "ranker"})
         assert status == 2
@@ -183,7 +201,7 @@ def test_a_tokenizer_that_is_none_is_named(train: Train, runs: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_writes_a_model_that_generate_draws_with(
+def test_generate_works_with_an_exported_model(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(*more: str) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""What several rooms of the training's tests share."""
+"""Fixtures that several rooms of the training tests share."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""From runs to a model folder that draws; what does not belong together is refused, and nothing is half-written."""
+"""Export: runs become a working model folder, mismatches are refused, and nothing is half-written."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """The exported model; not to be changed."""
+    """The exported model; tests must not change it."""
     return export(
         runs / "generator",
         str(runs / "ranker"),
@@ -81,7 +81,9 @@ def test_three_runs_become_a_model_that_draws(model: ModelFolder) -> None:
     assert model.defaults == Counts(n=2, candidates=3)
 
 
-def test_its_parts_are_those_of_the_runs(model: ModelFolder, runs: Path, world_data: Path) -> None:
+def test_the_parts_of_the_model_are_those_of_the_runs(
+    model: ModelFolder, runs: Path, world_data: Path
+) -> None:
     images = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
     exported, trained = VQGAN.load(model.vqgan_folder), load_vqgan(runs / "tokenizer")
     np.testing.assert_array_equal(exported.encode(images), trained.encode(images))
@@ -98,7 +100,7 @@ def test_exporting_again_gives_the_same_bytes(model: ModelFolder, call: Export) 
     assert call().revision == model.revision
 
 
-def test_a_folder_of_open_clip_is_taken_as_it_is(call: Export, tmp_path: Path) -> None:
+def test_a_folder_of_open_clip_is_copied(call: Export, tmp_path: Path) -> None:
     tiny_clip(tmp_path / "clip")
     made = call(ranker=str(tmp_path / "clip"))
     assert made.clip_source == made.path / "clip"
@@ -162,7 +164,7 @@ def test_a_generator_of_other_sizes_is_refused(call: Export, runs: Path, tmp_pat
     assert leftovers(tmp_path) == ["other"]
 
 
-def test_what_is_there_already_stays_unless_it_may_go(call: Export, tmp_path: Path) -> None:
+def test_an_existing_folder_is_kept_unless_overwriting_is_allowed(call: Export, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     with pytest.raises(InvalidInputError, match=r"out: .*model is not empty; .*--overwrite"):
@@ -173,13 +175,13 @@ def test_what_is_there_already_stays_unless_it_may_go(call: Export, tmp_path: Pa
     assert "mine.txt" not in leftovers(tmp_path / "model")
 
 
-def test_a_model_that_cannot_be_described_leaves_nothing(call: Export, tmp_path: Path) -> None:
+def test_an_invalid_manifest_leaves_nothing_behind(call: Export, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="name"):
         call(name="no such name/")
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(call: Export, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(call: Export, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SmaltiError, match="file") as error:
         call(out=tmp_path / "file" / "model")

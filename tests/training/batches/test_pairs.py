@@ -1,4 +1,4 @@
-"""What the ranker learns from: batches of pictures that are nearly alike, as the tokenizer draws them, and damaged."""
+"""Batches of the ranker: pictures that are nearly alike, reconstructed and damaged."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -44,11 +44,11 @@ def test_no_two_samples_of_a_batch_mean_the_same(pairs: ComposedPairs) -> None:
     for number in range(20):
         drawn, captions = pairs.draw("train", 3, number)
         assert len(drawn) == len(captions) == SIZE
-        # Style, size and place may stay unsaid, so they tell no two captions apart.
+        # A caption may leave out style, size and position, so they do not distinguish captions.
         assert len({(each.figures, each.background) for each in drawn}) == SIZE
 
 
-def test_a_thing_is_no_wrong_picture_for_a_colour_that_looks_like_its_own(pairs: ComposedPairs) -> None:
+def test_lookalike_colours_do_not_occur_together_in_a_batch(pairs: ComposedPairs) -> None:
     # The sample world's grapes are blue.
     drawn = [pairs.draw("train", 3, number)[0] for number in range(30)]
     grapes = [
@@ -66,7 +66,7 @@ def test_a_thing_is_no_wrong_picture_for_a_colour_that_looks_like_its_own(pairs:
         assert len(set(seen)) == len(seen)
 
 
-def test_many_samples_differ_from_the_one_before_in_one_aspect_alone(world: World) -> None:
+def test_many_samples_differ_from_the_previous_one_in_one_aspect(world: World) -> None:
     def differences(one: Attributes, other: Attributes) -> int:
         if len(one.figures) != len(other.figures):
             return 9
@@ -84,7 +84,7 @@ def test_many_samples_differ_from_the_one_before_in_one_aspect_alone(world: Worl
         return float(np.mean([differences(*two) == 1 for drawn in batches for two in pairwise(drawn)]))
 
     assert share(1) < 0.15
-    # At most every other one follows the first of its group.
+    # At most every second sample follows the first one of its group.
     assert share(2) > 0.3
     assert share(2, "held_out") > 0.2
 
@@ -103,7 +103,7 @@ def test_a_batch_is_a_function_of_its_number_and_training_sees_no_held_out_combi
         assert {world.split_of(each) for each in one.draw("held_out", 3, number)[0]} == {"held_out"}
     first, second = one.held_out(2 * SIZE)
     assert first.captions != second.captions
-    # Runs of any seed are measured on the same.
+    # Runs with any seed are measured on the same pictures.
     assert ComposedPairs(world, SIZE, 4, 3).held_out(SIZE)[0].captions == first.captions
 
 
@@ -118,8 +118,8 @@ def write_shards(folder: Path, rows: list[tuple[int, str]], splits: tuple[str, .
     return folder
 
 
-def test_stored_pictures_come_once_an_epoch_and_never_twice_in_a_batch(tmp_path: Path) -> None:
-    # Every picture has two captions, and every caption two pictures.
+def test_stored_pictures_occur_once_per_epoch_and_never_twice_in_a_batch(tmp_path: Path) -> None:
+    # Each picture has two captions, and each caption two pictures.
     rows = [(10 * (row % 12), f"gray {row // 2}") for row in range(24)]
     folder = write_shards(tmp_path / "data", rows, ("train", "validation"))
     pairs = open_pairs(folder, 32, 4, seed=1, alike=4)
@@ -139,16 +139,16 @@ def test_stored_pictures_come_once_an_epoch_and_never_twice_in_a_batch(tmp_path:
         assert len(set(batch.captions)) == len(batch.captions) > 1
 
 
-# Pictures as the tokenizer draws them
+# Reconstructed pictures
 
 
-def test_a_share_is_drawn_again_and_damaged_ones_come_after(pairs: ComposedPairs, network: VQGAN) -> None:
+def test_a_share_is_reconstructed_and_damaged_pictures_follow(pairs: ComposedPairs, network: VQGAN) -> None:
     pixels = pairs.batch(0).pixels
     seen = Reconstructor(network, 1, redrawn=0.5, damaged=0.25)(pixels, 0)
     assert seen.shape == (SIZE + 3, 64, 64, 3)
     whole = np.asarray(network.decode(network.encode(pixels.astype(np.float32) / 255))).clip(0, 1) * 255
     as_it_is = (seen[:SIZE] == pixels).all((1, 2, 3))
-    # The last bit depends on how many pictures are drawn at once.
+    # The last bit depends on how many pictures are decoded at once.
     again = (np.abs(seen[:SIZE] - whole) < 1).all((1, 2, 3))
     assert as_it_is.sum() == again.sum() == 6
     assert (as_it_is ^ again).all()
@@ -179,7 +179,7 @@ def test_a_reconstruction_is_a_function_of_seed_and_number(pairs: ComposedPairs,
     np.testing.assert_array_equal(Reconstructor(network, 1, 0, 0)(pixels, 7), pixels)
 
 
-def test_data_that_cannot_be_used_is_named(tmp_path: Path, world_data: Path) -> None:
+def test_unusable_data_is_named(tmp_path: Path, world_data: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"data: .* must have a world, or Parquet shards"):
         open_pairs(tmp_path, 64, 4, 0, 4)
     with pytest.raises(InvalidInputError, match=r"resolution: must be one of .*, not 32"):

@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_twice_the_same_bytes(
+def test_the_same_input_gives_the_same_bytes(
     report: Report, data: Path, description: WorldDescription, tmp_path: Path
 ) -> None:
     build(tmp_path / "elsewhere", PACKAGES, description)
@@ -137,7 +137,7 @@ def test_near_copies_of_held_out_names_are_dropped(report: Report, data: Path) -
     assert report.counts["compare"]["dropped: near copy of a held-out picture"] == 2
 
 
-def test_the_world_folder_is_all_a_trainer_needs(report: Report, data: Path) -> None:
+def test_a_trainer_needs_only_the_folder_of_the_world(report: Report, data: Path) -> None:
     world = World.load(data / "world")
     pixels, captions, attributes = CompositionDataset(world).batch(0, 5)
     assert pixels.shape == (5, 64, 64, 3)
@@ -154,16 +154,16 @@ def test_words(report: Report, data: Path) -> None:
     assert words["backgrounds"] == ["white", "red", "blue", "gray"]
     assert {"a", "an", "picture", "background", "style", "next"} <= set(words["grammar"])
     synonyms = words["synonyms"]
-    # From the description, the labels, the plural, and keywords on which both sources agree.
+    # From the description, the labels, the plurals, and keywords that both sources list.
     assert synonyms["grey"] == "gray"
     assert synonyms["globe"] == synonyms["soccer ball"] == synonyms["balls"] == "ball"
     assert synonyms["boxes"] == synonyms["parcel"] == "box"
     assert synonyms["fir"] == "tree"
-    # One source alone, refused by the description, known itself.
+    # Listed by one source alone, refused by the description, or a known word itself.
     for word in ("sparkle", "carton", "night", "star", "grapeses"):
         assert word not in synonyms
-    # The nearest in the order of pictograms; what stands before is nearer (the moon is between star and drop),
-    # and what is of the same kind.
+    # The nearest thing of the same kind in the order of pictograms, where a thing before is nearer than one after
+    # (the moon is between star and drop).
     assert words["neighbours"] == {
         **{"moon": "star", "crescent moon": "star", "kite": "box", "house": "tree", "mountain": "tree"},
         **{"heart": "grapes", "diamond": "grapes", "mark": "grapes", "cross mark": "grapes", "fish": "tree"},
@@ -198,7 +198,7 @@ def test_the_shipped_packages_are_pinned() -> None:
         assert style.package in manifest["dependencies"]
 
 
-def test_installed_packages_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_not_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SmaltiError, match="npm is not installed"):
         install_packages(tmp_path / "packages")
@@ -206,7 +206,7 @@ def test_installed_packages_are_taken_as_they_are(tmp_path: Path, monkeypatch: p
     assert install_packages(tmp_path / "packages") == tmp_path / "packages" / "node_modules"
 
 
-def test_npm_failing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_npm_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error no network' >&2\necho more >&2\nexit 1\n")
     npm.chmod(0o755)
@@ -217,7 +217,7 @@ def test_npm_failing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def prepared(folder: Path) -> None:
-    """Makes a folder look as `npm ci` leaves it, with the sample packages in it."""
+    """Makes a folder look like `npm ci` leaves it, with the sample packages."""
     folder.mkdir()
     (folder / "node_modules").symlink_to(PACKAGES)
     (folder / ".installed-lock.json").write_bytes((MANIFESTS / "package-lock.json").read_bytes())

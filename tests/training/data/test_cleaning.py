@@ -1,4 +1,4 @@
-"""Captions, hosts and sizes: what is good enough to learn from."""
+"""Cleaning: captions, hosts and sizes."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Composed pictures: the same for the same index, true to their captions, and apart between the splits."""
+"""Composed pictures: functions of their index, true to their captions, and disjoint between splits."""
 
 import re
 from collections import Counter
@@ -65,8 +65,8 @@ def test_seeds_and_splits_draw_other_samples(world: World) -> None:
     assert len({tuple(captions) for captions in drawn}) == 6
 
 
-def test_the_first_samples_stay_what_they_are(world: World) -> None:
-    # Whoever changes how samples are drawn makes every earlier training run irreproducible: on purpose only.
+def test_the_first_samples_never_change(world: World) -> None:
+    # A change of these samples makes all earlier runs irreproducible, so it must be deliberate.
     assert CompositionDataset(world, seed=0).batch(0, 6)[1] == FIRST_CAPTIONS
 
 
@@ -77,7 +77,7 @@ def test_no_split_shares_a_picture_with_another(world: World) -> None:
     assert not drawn["validation"] & drawn["held_out"]
 
 
-def test_held_out_combinations_are_kept_whole(world: World, description: WorldDescription) -> None:
+def test_held_out_combinations_occur_in_no_other_split(world: World, description: WorldDescription) -> None:
     held_out = {(thing.word, thing.held_out.colour) for thing in description.things}
     held_out |= {(thing.word, "on " + thing.held_out.background) for thing in description.things}
 
@@ -167,7 +167,7 @@ def test_both_resolutions_show_the_same(
     assert np.abs(shrunk - small[0]).mean() < 3
 
 
-def test_placing(world: World) -> None:
+def test_figures_are_placed(world: World) -> None:
     alone = Attributes((Figure("box"),), "plain", "gray")
     ground = np.array([206, 206, 206])
 
@@ -190,8 +190,8 @@ def test_placing(world: World) -> None:
     assert picture[32, 10, 2] > 60 > picture[32, 48, 2]
 
 
-def test_nothing_dark_around_a_figure(world: World, description: WorldDescription) -> None:
-    # A white-hot mix of a light figure and a light background must stay between the two.
+def test_a_figure_has_no_dark_fringe(world: World, description: WorldDescription) -> None:
+    # A mix of a light figure and a light background must not overflow.
     for background in description.backgrounds:
         picture = compose(world, Attributes((Figure("star"),), "plain", background)).astype(int)
         low = np.minimum(description.backgrounds[background], (245, 184, 32))
@@ -204,7 +204,7 @@ def test_low_contrast_is_not_drawn(description: WorldDescription, sprites: Sprit
     assert World(description, sprites).is_visible(red)
     assert not strict.is_visible(red)
     assert not strict.is_visible(Attributes((Figure("box"), Figure("star", "red")), "plain", "red", "small"))
-    # A pale thing in its own colours on white is what its name means.
+    # A pale thing in its own colours may be on white.
     impossible = World(description.model_copy(update={"smallest_contrast": 9}), sprites)
     assert impossible.is_visible(Attributes((Figure("star"),), "plain"))
     drawn = CompositionDataset(strict).batch(0, 300)[2]
@@ -238,7 +238,7 @@ def test_a_ramp_goes_from_dark_to_light_through_its_colour() -> None:
     assert lightness[-1] > 0.85
 
 
-def test_oklab_there_and_back() -> None:
+def test_oklab_is_reversible() -> None:
     # White, and red as Ottosson gives it.
     assert to_oklab(np.array([255, 255, 255], np.uint8)) == pytest.approx([1, 0, 0], abs=1e-6)
     assert to_oklab(np.array([255, 0, 0], np.uint8)) == pytest.approx([0.628, 0.225, 0.126], abs=1e-3)
@@ -252,14 +252,14 @@ def test_a_sprite_fills_its_square() -> None:
     square = fill_square(picture, 60)
     assert (square[20:40, 2:-2, 3] > 250).all()
     assert not square[:19, :, 3].any()
-    # What is barely visible at the edge has the colour of the thing, not of the nothing around it.
+    # Barely visible pixels at the edge have the colour of the thing, not of the transparent ones around it.
     edge = (square[..., 3] > 20) & (square[..., 3] < 235)
     assert (square[edge][:, 0] > 180).all()
     with pytest.raises(ValueError, match="empty"):
         fill_square(np.zeros((9, 9, 4), np.uint8), 60)
 
 
-def test_sprites_come_back_from_their_file(sprites: Sprites, tmp_path: Path) -> None:
+def test_sprites_can_be_saved_and_loaded(sprites: Sprites, tmp_path: Path) -> None:
     sprites.save(tmp_path / "sprites.npz")
     loaded = Sprites.load(tmp_path / "sprites.npz")
     assert (loaded.pixels == sprites.pixels).all()
@@ -275,7 +275,7 @@ def test_sprites_come_back_from_their_file(sprites: Sprites, tmp_path: Path) -> 
         Sprites.load(tmp_path / "missing.npz")
 
 
-def test_what_does_not_fit_together_is_refused(description: WorldDescription, sprites: Sprites) -> None:
+def test_parts_that_do_not_fit_together_are_refused(description: WorldDescription, sprites: Sprites) -> None:
     with pytest.raises(InvalidInputError, match="resolution: 96"):
         World(description, sprites, 96)
     with pytest.raises(InvalidInputError, match="must be at most 64"):

@@ -1,4 +1,4 @@
-"""Pictures to image tokens, once, as Parquet with the columns of the original's data sets."""
+"""Encoding pictures as image tokens, in Parquet shards with the columns of the original's data sets."""
 
 import io
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_compositions(world: World, tmp_path: Path) -> None:
     train, held_out = CompositionDataset(world, 1), CompositionDataset(world, 1, "held_out")
     counts = encode_compositions([(train, 70), (held_out, 5)], encoder, tmp_path / "tokens")
     assert counts == {"train": 70, "held_out": 5}
-    # Every batch has the same shape, so that an encoder is compiled once.
+    # All batches have the same shape, so that an encoder is compiled once.
     assert encoder.batches == [(BATCH, 64, 64, 3)] * 3
     table = pq.read_table(tmp_path / "tokens" / "train-00000.parquet")
     assert table.column_names[:2] == ["caption", "encoding"]
@@ -104,7 +104,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert table.to_pylist()[69] == {"caption": "grey 69", "encoding": [69] * 4, "name": "69.png"}
 
 
-def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInputError, match="must have Parquet shards"):
         encode_pictures(tmp_path / "empty", Quarters(), tmp_path / "tokens", 16)

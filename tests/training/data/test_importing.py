@@ -1,4 +1,4 @@
-"""Importing anybody's pictures as a whole: the same bytes again, all or nothing, its settings and command."""
+"""Import of a user's own pictures: reproducible, all or nothing, its settings and command."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from smalti.training.data.shards import splits_in
 SETTINGS = ImportSettings(resolution=32, smallest_side=32, validation=0.3)
 
 
-def test_twice_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", 12)
     for name in ("one", "two"):
         import_pictures(source, tmp_path / name, SETTINGS)
@@ -58,7 +58,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
         import_pictures(source, tmp_path / "list.xml", SETTINGS)
 
 
-def test_overwriting_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> None:
+def test_overwriting_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", 12)
     import_pictures(source, tmp_path / "data", SETTINGS)
     old = {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.parquet")}
@@ -85,7 +85,7 @@ except SmaltiError as error:
 """
 
 
-def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", 12)
     for path in source.rglob("*.png"):
         picture(int(path.stem), (80, 80)).save(path)

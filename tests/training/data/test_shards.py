@@ -1,4 +1,4 @@
-"""Parquet shards: cut at their size, and read in order."""
+"""Parquet shards: their size and order."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from smalti.errors import InvalidInputError
 from smalti.training.data.shards import ShardWriter, read_rows, shard_paths, splits_in
 
 
-def test_shards_are_cut_and_read_in_order(tmp_path: Path) -> None:
+def test_shards_have_their_size_and_are_read_in_order(tmp_path: Path) -> None:
     import pyarrow as pa
 
     schema = pa.schema([("number", pa.int64())])

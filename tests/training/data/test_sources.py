@@ -1,4 +1,4 @@
-"""Where anybody's pictures come from: every kind is read, and what is unusable counted and named."""
+"""Sources of pictures: each kind is read, and unusable entries are counted and named."""
 
 import json
 import tarfile
@@ -65,7 +65,7 @@ def test_several_captions_of_one_picture(tmp_path: Path) -> None:
     assert report.counts["compare"]["different pictures"] == 12
 
 
-def test_what_cannot_be_used_is_named_and_ends_nothing(tmp_path: Path) -> None:
+def test_unusable_entries_are_named_and_stop_nothing(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", 12)
     bad = {
         "caption-only.txt": b"a caption without its picture",
@@ -183,7 +183,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tars"]
 
 
-def test_pictures_of_every_mode_lie_on_white() -> None:
+def test_pictures_of_every_mode_are_placed_on_white() -> None:
     transparent = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert decode(encoded(transparent)).getpixel((0, 0)) == (255, 255, 255)
     half = Image.new("LA", (4, 4), (0, 128))

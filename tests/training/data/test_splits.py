@@ -1,4 +1,4 @@
-"""Splits by picture: near copies are found and stay on one side, which follows from the pictures."""
+"""Splits: near copies are found and kept in one split, which depends on the pictures alone."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_the_split_follows_from_the_pictures(tmp_path: Path) -> None:
     assert folder.counts["split"]["validation"] == list(sides("from-folder").values()).count("validation")
 
 
-def test_near_copies_stay_on_one_side(tmp_path: Path) -> None:
+def test_near_copies_are_in_one_split(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for number in range(16):
@@ -61,7 +61,7 @@ def test_near_copies_stay_on_one_side(tmp_path: Path) -> None:
     assert sorted(names) == [f"{number:02}a.png" for number in range(16)]  # type: ignore[type-var]
 
 
-def test_colour_alone_makes_another_picture() -> None:
+def test_pictures_that_differ_only_in_colour_are_not_copies() -> None:
     fingerprints = Fingerprints()
     for colour in ((200, 30, 30), (30, 30, 200), (203, 32, 28)):
         fingerprints.add(Image.new("RGB", (40, 40), colour))

@@ -1,4 +1,4 @@
-"""Measuring a model: what is asked, how it is counted, and the page and the card that say so."""
+"""Measuring a model: the prompts, the figures, the page and the card."""
 
 import json
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def shipped() -> World:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
-    """A data folder, a judge's run, prompts, and a tiny model of pictures of 64 pixels."""
+    """A data folder, a judge's run, prompts, and a tiny model for pictures of 64 pixels."""
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "data").mkdir()
     (folder / "data" / "world.json").write_bytes((SAMPLES / "world.json").read_bytes())
@@ -104,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
 
 
 class Oracle:
-    """A judge that knows the pictures by heart."""
+    """A judge that knows what each picture shows."""
 
     def __init__(self, world: World, known: Sequence[Attributes]) -> None:
         self.world = world
@@ -128,7 +128,7 @@ def judged(world: World, question_of: Attributes, drawn: Sequence[Attributes]) -
     return Scorer(Oracle(world, drawn), world, acceptable_colours(world))(question, pictures)
 
 
-def test_what_is_right_on_pictures_of_one_thing(world: World) -> None:
+def test_pictures_of_one_thing_are_scored(world: World) -> None:
     asked = Attributes((Figure("box", "green"),), "plain", "red")
     right = judged(
         world,
@@ -156,7 +156,7 @@ def test_colours_that_look_alike_are_both_right(world: World) -> None:
     assert judged(world, red, [natural, red, blue]).colour.tolist() == [True, True, False]
 
 
-def test_of_two_things_each_must_be_right_on_its_own_side(world: World) -> None:
+def test_each_of_two_things_must_be_right_on_its_own_side(world: World) -> None:
     asked = Attributes((Figure("box"), Figure("star", "blue")), "plain", "gray", "small")
     right = judged(
         world,
@@ -172,7 +172,7 @@ def test_of_two_things_each_must_be_right_on_its_own_side(world: World) -> None:
     assert right.background.tolist() == [True, True, True]
 
 
-def test_shares_are_those_worked_out_by_hand() -> None:
+def test_shares_equal_those_computed_by_hand() -> None:
     def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
         return Correctness(whole, np.ones_like(whole), np.ones_like(whole))
@@ -189,7 +189,7 @@ def test_shares_are_those_worked_out_by_hand() -> None:
 
 def test_intervals() -> None:
     interval = wilson(np.array([1.0] * 8 + [0.0] * 2))
-    # Worked out by hand for 8 of 10.
+    # Computed by hand for 8 of 10.
     assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     certain = wilson(np.ones(10))
     assert certain.high == pytest.approx(1)
@@ -201,7 +201,7 @@ def test_intervals() -> None:
     assert (difference.low, difference.high) == pytest.approx((0.1 - 0.0196, 0.1 + 0.0196), abs=0.002)
 
 
-def test_questions_are_of_their_kind(shipped: World) -> None:
+def test_questions_match_their_kind(shipped: World) -> None:
     held_out = {thing.word: thing.held_out for thing in shipped.description.things}
     for kind in PROMPT_KINDS:
         asked = questions(shipped, kind, 120)
@@ -220,7 +220,7 @@ def test_questions_are_of_their_kind(shipped: World) -> None:
     assert len({question.prompt for question in questions(shipped, "seen", 120)}) > 100
 
 
-def test_prompts_say_what_is_asked(world: World) -> None:
+def test_prompts_name_what_the_picture_must_show(world: World) -> None:
     def prompt(*figures: Figure, background: str = PLAIN, size: str = "big") -> str:
         return ask(world, figures, background, size).prompt  # type: ignore[arg-type]
 
@@ -247,7 +247,7 @@ def test_the_shipped_sheets_are_half_seen_and_half_held_out(shipped: World, tmp_
         sheet_questions(shipped, wrong)
 
 
-def test_many_prompts_at_once_are_drawn_as_each_alone(folder: Path, world: World) -> None:
+def test_prompts_generated_together_equal_those_generated_alone(folder: Path, world: World) -> None:
     pipeline = Pipeline.load(folder / "model", slots=3)
     asked = [ask(world, (Figure(thing),)) for thing in ("box", "ball", "star")]
     sampling = SamplingParameters(guidance_scale=2)
@@ -263,7 +263,7 @@ def test_many_prompts_at_once_are_drawn_as_each_alone(folder: Path, world: World
 
 
 def words_for(folder: Path) -> list[str]:
-    """What the commands have in common."""
+    """Options that all commands have."""
     return [
         *("--model", f"{folder}/model", "--judge", f"{folder}/judge"),
         *("--data", f"{folder}/data", "--slots", "8"),
@@ -298,7 +298,7 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     with Image.open(tmp_path / "pictures/quality/seen.png") as sheet:
         assert sheet.size == (4 * (130 + 10) + 10, 130 + 34 + 10)
 
-    # What was written by hand survives, the rest is made again.
+    # The section written by hand is kept, the rest is made again.
     page.write_text(
         text.replace("Nobody has looked at these pictures yet.", "Blobs.\n\nAll of them.").replace(
             "CLIP's", "X"
@@ -336,7 +336,7 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert BEGIN in page.read_text()
 
 
-def test_a_sweep_tells_the_shares_of_every_choice(
+def test_a_sweep_reports_the_shares_of_each_choice(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = words_for(folder)
@@ -370,7 +370,7 @@ def test_the_minutes_of_a_run_follow_from_its_log(folder: Path) -> None:
         ({"--model": "data"}, "not a model folder"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str
 ) -> None:
     options = {
@@ -387,7 +387,7 @@ def test_bad_input_is_told_in_one_line(
     assert not (tmp_path / "docs").exists()
 
 
-def test_what_choosing_is_worth_is_counted_by_prompt() -> None:
+def test_the_value_of_the_choice_is_counted_by_prompt() -> None:
     def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
         return Correctness(whole, whole, whole)
@@ -400,5 +400,5 @@ def test_what_choosing_is_worth_is_counted_by_prompt() -> None:
     assert result.choice.value == pytest.approx(0.5 / 3)
     assert result.shares["best"].everything.value == pytest.approx(2.5 / 3)
     assert result.shares["worst"].everything.value == pytest.approx(1.5 / 3)
-    # All are kept: nothing is left out.
+    # All candidates are kept, so none is left out.
     assert "worst" not in _kind_result(judged, gains, 4).shares

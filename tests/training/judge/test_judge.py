@@ -29,7 +29,7 @@ def test_a_things_own_colours_may_look_like_a_tint_and_tints_never_do(world: Wor
     assert not alike[at[1], 0, red]
 
 
-def test_every_damage_keeps_the_background_and_most_of_it_the_colour(world: World) -> None:
+def test_damage_keeps_the_background_and_mostly_the_colour(world: World) -> None:
     numbers = np.random.default_rng(0)
     alone = Attributes((Figure("box", "blue"),), "plain", "gray")
     picture = compose(world, alone)
@@ -56,7 +56,7 @@ def test_half_of_a_pair_is_a_picture_of_one_small_thing(world: World) -> None:
     assert view(pair, "whole") is pair
 
 
-def test_samples_say_what_is_on_them(world: World, network: VQGAN) -> None:
+def test_samples_say_what_they_show(world: World, network: VQGAN) -> None:
     acceptable = acceptable_colours(world)
     maker = SampleMaker(world, acceptable)
     plain = maker.exact(range(30), 64, "held_out")
@@ -97,7 +97,7 @@ def test_a_sample_depends_on_its_index_alone(world: World) -> None:
 def test_accuracy_is_counted(world: World) -> None:
     samples = SampleMaker(world, acceptable_colours(world)).exact(range(5), 64, "held_out")
     sizes, counts = JudgeSizes(width=16, blocks=(1, 1, 1)), counts_of(world.description)
-    # With all weights zero it says the first thing, colour and background, and that nothing is whole.
+    # With all weights zero the judge says the first thing, colour and background, and that nothing is whole.
     params = jax.tree.map(jnp.zeros_like, JudgeObjective(sizes, counts).initialize()[0])
     measured = accuracy(Judge(sizes, counts, params), samples)
     assert (measured.pictures, measured.thing) == (5, 0)

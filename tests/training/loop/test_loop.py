@@ -1,4 +1,4 @@
-"""The shared loop: a run in parts is the run in one, and nothing is lost on the way."""
+"""The shared loop: a run in parts equals a run in one, and nothing is lost."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class LineSettings(RunSettings):
 
 
 class Line:
-    """Fits a line to noisy points; counts how often it was asked what."""
+    """Fits a line to noisy points, with given held-out losses."""
 
     tokens_per_step = 4
 
@@ -124,7 +124,7 @@ def test_a_run_in_parts_has_the_curve_of_a_run_in_one(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run_line(whole, file, settings, Line()) == TrainingEnd(16, "finished")
-    # Time is over at once, so each part takes one step.
+    # The time is over at once, so each part takes one step.
     assert run_line(parts, file, settings, Line(), minutes=0) == TrainingEnd(1, "time")
     for step in (2, 3):
         assert run_line(parts, file, settings, Line(), resume=True, minutes=0) == TrainingEnd(step, "time")
@@ -137,7 +137,7 @@ def test_a_run_in_parts_has_the_curve_of_a_run_in_one(
         )
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
+def test_a_killed_run_continues_from_its_newest_checkpoint(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     with pytest.raises(RuntimeError, match="killed"):
         run_line(killed, file, settings, Killed())
     assert max(curve(killed)) == 10
-    # Steps 9 and 10 are not in a checkpoint, and are taken again.
+    # Steps 9 and 10 are in no checkpoint, so they are repeated.
     assert run_line(killed, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
     assert curve(killed) == curve(whole)
 
@@ -195,7 +195,7 @@ def test_a_resumed_run_remembers_its_best_loss(tmp_path: Path, file: Path, setti
     assert [path.name for path in (out / "best").iterdir() if path.is_dir()] == ["8"]
 
 
-def test_a_loss_that_is_no_number_is_never_the_best(
+def test_a_loss_that_is_not_finite_is_never_the_best(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
     line = Line()
@@ -245,14 +245,14 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(
         load_best(out, {"v": jax.ShapeDtypeStruct((3,), jnp.float32)})
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_checkpoint(
+def test_a_full_disk_is_reported_in_one_line_and_leaves_the_newest_checkpoint(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
     out = tmp_path / "run"
     run_line(out, file, settings, Line(), minutes=0)
     run = RunFolder.resume(out, settings)
     large = Line().state._replace(memory=np.random.default_rng(0).random(200_000))
-    # No file may grow past 100 kB: to a program that is the same as a disk that is full.
+    # No file may grow beyond 100 kB, which has the same effect as a full disk.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Settings files: a mistake is told by the name of its key, and every shipped run can be read."""
+"""Settings files: errors name the key, all keys are documented, and the shipped runs are valid."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def write(path: Path, text: str) -> Path:
         ),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_a_wrong_key_or_value_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message) as error:
         load_settings(write(tmp_path, TOKENIZER.replace(*change)), TokenizerSettings)
     assert "\n" not in str(error.value)
@@ -95,7 +95,7 @@ def test_every_shipped_run_is_of_a_possible_model(file: Path) -> None:
 
 
 def keys(settings: type[BaseModel], above: str = "") -> Iterator[tuple[str, object]]:
-    """Gives the keys of a settings file with their defaults."""
+    """Yields the keys of a settings file with their defaults."""
     for name, field in settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from keys(field.annotation, f"{above}{name}.")

@@ -1,4 +1,4 @@
-"""A step of the optimizer: the same in parts, the same on many devices."""
+"""A step of the optimizer: accumulated, on many devices, with Muon."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def losses(accumulate: int, optimizer: str = "adamw") -> list[float]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_gradient_in_parts_is_that_of_the_whole_batch(optimizer: str) -> None:
+def test_an_accumulated_gradient_equals_that_of_the_whole_batch(optimizer: str) -> None:
     whole = losses(1, optimizer)
     assert len(set(whole)) == STEPS
     np.testing.assert_allclose(losses(4, optimizer), whole, rtol=2e-5)
@@ -90,12 +90,12 @@ def held_by_a_device() -> tuple[int, ...]:
     return parts["labels"].addressable_shards[0].data.shape
 
 
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"batch_size: must be a multiple of .*, 3 x \d+, not 16"):
         stepper(3, "adamw").step(batch(0))
 
 
-def test_muon_moves_the_products_of_the_layers_and_adam_the_rest() -> None:
+def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest() -> None:
     trained = stepper(1, "muon", weight_decay=0)
     before = flatten(jax.device_get(trained.state.params))
     trained.step(batch(0))

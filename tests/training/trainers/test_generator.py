@@ -1,4 +1,4 @@
-"""Training the generator: what its batches hold, and from captions to a folder that draws."""
+"""Training the generator: its text tokenizer, its batches and its evaluation."""
 
 from pathlib import Path
 
@@ -60,13 +60,13 @@ def test_the_text_tokenizer_has_the_ids_of_dalle_mini(tmp_path: Path) -> None:
     assert 261 < made.get_vocab_size() <= 300
     assert (tmp_path / "vocab.json").is_file()
     assert (tmp_path / "merges.txt").is_file()
-    # A word that all captions have is one token; one that none has is still spelt, byte by byte.
+    # A word of all captions is one token; a word of no caption is spelled byte by byte.
     text = load_tokenizer(tmp_path, 12)(["background", "zebra"])
     assert text.attention_mask.sum(1).tolist()[0] < text.attention_mask.sum(1).tolist()[1]
     assert 3 not in text.input_ids
 
 
-def test_the_decoder_is_given_what_comes_before_each_token(shards: Path, tokenizer: TextTokenizer) -> None:
+def test_the_decoder_gets_the_tokens_before_each_token(shards: Path, tokenizer: TextTokenizer) -> None:
     batch = batches(shards, tokenizer)(0)
     assert (batch["decoder_input_ids"][:, 0] == CODES).all()
     np.testing.assert_array_equal(batch["decoder_input_ids"][:, 1:], batch["labels"][:, :-1])
@@ -85,9 +85,7 @@ def test_captions_stay_with_their_tokens(shards: Path, tokenizer: TextTokenizer)
         np.testing.assert_array_equal(ids, rows[tuple(labels)])
 
 
-def test_blank_captions_and_replaced_tokens_come_as_often_as_asked(
-    shards: Path, tokenizer: TextTokenizer
-) -> None:
+def test_blank_captions_and_replaced_tokens_have_their_shares(shards: Path, tokenizer: TextTokenizer) -> None:
     made = [batches(shards, tokenizer, 0.2, 0.1)(step) for step in range(100)]
     blank = np.concatenate([batch["attention_mask"].sum(1) == 2 for batch in made])
     assert blank.mean() == pytest.approx(0.2, abs=0.03)
@@ -96,7 +94,7 @@ def test_blank_captions_and_replaced_tokens_come_as_often_as_asked(
     given = np.concatenate([batch["decoder_input_ids"] for batch in made])
     labels = np.concatenate([batch["labels"] for batch in made])
     changed = given[:, 1:] != labels[:, :-1]
-    # One in fifty of the random tokens is the one that it replaces.
+    # One random token in fifty equals the token that it replaces.
     assert changed.mean() == pytest.approx(0.1 * (1 - 1 / CODES), abs=0.01)
     assert (given[:, 0] == CODES).all()
     assert given[:, 1:].max() < CODES
@@ -121,7 +119,7 @@ def test_every_epoch_has_every_row_in_another_order() -> None:
     assert not np.array_equal(ShuffledRows(10, seed=2).rows_at(0, 10), epochs[0])
 
 
-def test_evaluation_shuffles_captions_and_prefers_what_is_held_out(
+def test_evaluation_shuffles_captions_and_prefers_held_out_combinations(
     shards: Path, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     made = evaluation_batches(shards, tokenizer, TOKENS, CODES, 10, 25)

@@ -26,7 +26,7 @@ SETTINGS = JudgeSettings.check(
 )  # fmt: skip
 
 
-def test_the_loss_counts_what_it_says(world: World) -> None:
+def test_the_loss_is_the_sum_of_its_parts(world: World) -> None:
     objective = JudgeObjective(SETTINGS.model, counts_of(world.description))
     params, _ = objective.initialize()
     # With all weights zero every class has the same probability.
@@ -38,14 +38,14 @@ def test_the_loss_counts_what_it_says(world: World) -> None:
         "backgrounds": jnp.array([0, 3]),
     }
     _, (losses, _) = objective.loss(params, batch)
-    # The second is damaged, so nobody asks for its thing; of four colours two are right, then all four.
+    # The second is damaged, so its thing does not count. Two of four colours are right, then all four.
     assert float(losses["thing"]) == pytest.approx(np.log(6) / 2, rel=1e-5)
     assert float(losses["whole"]) == pytest.approx(np.log(2), rel=1e-5)
     assert float(losses["colour"]) == pytest.approx(np.log(2) / 2, rel=1e-5)
     assert float(losses["background"]) == pytest.approx(np.log(4), rel=1e-5)
 
 
-def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(world: World, network: VQGAN) -> None:
+def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(world: World, network: VQGAN) -> None:
     whole = JudgeTrainee(SETTINGS, {64: world}, network)
     before = whole.evaluate()
     losses = [float(whole.step(number)["loss"]) for number in range(4)]

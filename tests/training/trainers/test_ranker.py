@@ -1,4 +1,4 @@
-"""Training the ranker: what its batches hold, its loss, and from pictures and captions to a folder that scores."""
+"""Training the ranker: its loss, its words, resuming, and the exported folder."""
 
 import shutil
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from smalti.training.trainers.ranker import RankerLoss, RankerSettings, RankerTr
 from smalti.training.trainers.ranker_export import TrainedRanker
 from smalti.training.trainers.ranker_inputs import make_trainee, open_vqgan
 
-# Once `smalti.models.clip` is imported.
+# After `smalti.models.clip`, which makes open_clip importable.
 import open_clip  # isort: skip
 
 pytestmark = [
@@ -70,7 +70,7 @@ def changed(settings: RankerSettings, **changes: object) -> RankerSettings:
 # The loss and the words
 
 
-def test_pictures_without_a_caption_stand_against_captions_alone() -> None:
+def test_pictures_without_a_caption_are_compared_only_by_captions() -> None:
     generator = torch.Generator().manual_seed(0)
     pictures, texts = torch.randn(7, 4, generator=generator), torch.randn(5, 4, generator=generator)
     scale = torch.tensor(1.5)
@@ -82,7 +82,7 @@ def test_pictures_without_a_caption_stand_against_captions_alone() -> None:
     assert float(RankerLoss()(pictures, texts, scale)) == pytest.approx(float((by_text + by_picture) / 2))
 
 
-def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path: Path) -> None:
+def test_words_of_the_captions_are_one_token_and_others_are_spelled(tmp_path: Path) -> None:
     captions = ["A red cat's house", "a blue dog on a yellow background", "an owl, in flat style"] * 4
     make_merges(captions, 800, tmp_path / MERGES_FILE)
     tokenizer = load_merges(tmp_path / MERGES_FILE, 16)
@@ -91,7 +91,7 @@ def test_words_of_the_captions_are_one_token_each_and_others_are_spelt(tmp_path:
         "a</w>", "blue</w>", "owl</w>", ",</w>", "flat</w>",
     ]  # fmt: skip
     assert tokenizer.decode(tokenizer.encode("zebra café 7")) == "zebra café 7 "
-    # The end has the highest id: open_clip finds it so.
+    # The end has the highest id, by which open_clip finds it.
     assert tokenizer(["zebra"]).max() == vocabulary_of(tokenizer) - 1
     make_merges(captions, 800, tmp_path / "again.gz")
     assert (tmp_path / "again.gz").read_bytes() == (tmp_path / MERGES_FILE).read_bytes()
@@ -123,12 +123,12 @@ def train_in(
         folder.close()
 
 
-def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
     settings: RankerSettings, world: World, network: VQGAN, tmp_path: Path
 ) -> None:
     inputs = (settings, ComposedPairs(world, SIZE, 0, 3), network)
     whole = train_in(tmp_path / "whole", *inputs)
-    # Time is over at once, so each part takes one step.
+    # The time is over at once, so each part takes one step.
     train_in(tmp_path / "parts", *inputs, minutes=0)
     train_in(tmp_path / "parts", *inputs, resume=True, minutes=0)
     resumed = train_in(tmp_path / "parts", *inputs, resume=True)
@@ -150,7 +150,7 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(
 def trained(
     settings: RankerSettings, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RankerTrainee, Path, Pairs]:
-    """A ranker that has learnt three batches by heart, with its run and one of the batches."""
+    """A ranker that has memorized three batches, with its run and one of the batches."""
     three = ComposedPairs(world, SIZE, 0, 3)
 
     class Few(ComposedPairs):
@@ -176,7 +176,7 @@ def test_the_loss_falls(trained: tuple[RankerTrainee, Path, Pairs]) -> None:
     assert trained[0].evaluate() == measured
 
 
-def test_the_sheet_shows_pictures_beside_those_that_score_best(
+def test_the_sheet_shows_pictures_beside_the_best_scoring_ones(
     trained: tuple[RankerTrainee, Path, Pairs],
 ) -> None:
     pixels = np.asarray(trained[0].sheet())
@@ -187,7 +187,7 @@ def test_the_sheet_shows_pictures_beside_those_that_score_best(
 
 @pytest.fixture(scope="module")
 def folder(trained: tuple[RankerTrainee, Path, Pairs], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exported folder; not to be changed."""
+    """The exported folder; tests must not change it."""
     out = tmp_path_factory.mktemp("exported") / "clip"
     TrainedRanker.load(trained[1]).write(out)
     return out
@@ -203,12 +203,12 @@ def test_the_folder_scores_as_the_trainee_does(
     scores = np.stack([clip.scores(caption, pictures) for caption in pairs.captions])
     _, cosines = trainee._score(trainee._prepared(pairs, 0))
     np.testing.assert_allclose(scores, cosines * trainee.model.logit_scale.exp().item(), atol=0.05)
-    # By heart: the right picture comes first.
+    # The ranker has memorized the batch, so the right picture comes first.
     assert (scores.argmax(1) == np.arange(SIZE)).mean() > 0.8
     assert np.ptp(scores) > 5
 
 
-def test_the_folder_is_small_and_lies_anywhere(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_folder_is_small_and_can_be_moved(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, MERGES_FILE}
     weights = sum(parameter.numel() for parameter in Clip.load(folder).model.parameters())
     assert (folder / WEIGHTS_FILE).stat().st_size < 2.5 * weights
@@ -235,7 +235,7 @@ def test_the_folder_is_small_and_lies_anywhere(folder: Path, tmp_path: Path, mon
     ],
     ids=["missing", "outside"],
 )
-def test_words_that_are_not_in_the_folder_are_refused(
+def test_merges_outside_the_folder_are_refused(
     folder: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     shutil.copytree(folder, tmp_path / "other")
@@ -257,14 +257,14 @@ def test_words_that_are_not_in_the_folder_are_refused(
         ({"vocabulary_size": 100}, "vocabulary_size"),
     ],
 )
-def test_settings_that_cannot_be_followed_are_refused(
+def test_impossible_settings_are_refused(
     settings: RankerSettings, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         RankerSettings.check(**{**settings.model_dump(), **changes})
 
 
-def test_sizes_that_open_clip_does_not_have_are_told_in_one_line(
+def test_sizes_that_open_clip_lacks_are_reported_in_one_line(
     settings: RankerSettings, world: World, tmp_path: Path
 ) -> None:
     model = settings.model.model_dump()
@@ -275,7 +275,7 @@ def test_sizes_that_open_clip_does_not_have_are_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_the_tokenizer_must_be_given_as_the_settings_want_it(
+def test_the_tokenizer_must_be_given_if_the_settings_need_it(
     settings: RankerSettings, network: VQGAN, tmp_path: Path
 ) -> None:
     network.save(tmp_path / "vqgan")

@@ -1,4 +1,4 @@
-"""Training the image tokenizer: its codebook, and that a resumed run goes on exactly."""
+"""Training the image tokenizer: its codebook, and that a resumed run continues exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def pictures() -> ComposedPictures:
     return ComposedPictures(World(description, make_sprites(SAMPLES / "packages", description, 64)), seed=0)
 
 
-def test_the_nearest_code_by_direction_is_the_exported_models(pictures: ComposedPictures) -> None:
+def test_the_exported_model_finds_the_nearest_code_by_direction(pictures: ComposedPictures) -> None:
     objective = TokenizerObjective(SETTINGS)
     params, _ = objective.initialize()
     pixels = pictures.batch(0, 4)
@@ -57,7 +57,7 @@ def test_the_gradient_goes_straight_through_the_codes() -> None:
     np.testing.assert_array_equal(codes, distances.argmin(-1))
 
 
-def test_the_codebook_loss_draws_both_sides_together() -> None:
+def test_the_codebook_loss_moves_codes_and_vectors_together() -> None:
     vectors, codebook = jnp.full((1, 1, 1, 2), 1.0), jnp.array([[1.0, -1.0]])
     loss = quantize(vectors, codebook, 0.25)[2]
     assert float(loss) == pytest.approx(1.25 * 2)
@@ -67,7 +67,7 @@ def test_the_codebook_loss_draws_both_sides_together() -> None:
     np.testing.assert_allclose(to_vectors.ravel(), [0, -2])
 
 
-def test_dead_codes_move_to_where_vectors_are_and_others_stay() -> None:
+def test_unused_codes_move_to_vectors_and_others_stay() -> None:
     codebook = on_sphere(jax.random.normal(jax.random.key(0), (16, 4)))
     vectors = on_sphere(jnp.abs(jax.random.normal(jax.random.key(1), (50, 4))))
     used = jnp.arange(16) % 2
@@ -89,14 +89,14 @@ def test_codes_are_restarted_when_it_is_time() -> None:
         codebooks = [np.asarray(tree["quantize"]["embedding"]["embedding"]) for tree in (params, new)]
         return int((np.abs(codebooks[0] - codebooks[1]) > 1e-4).any(-1).sum()), int(remembered["used"].sum())
 
-    # All codes but one are unused. Every third step until half of the forty; not in between, not after.
+    # All codes but one are unused. Restarts happen at every third step, until step 20 of 40.
     assert dead_after(3) == (31, 0)
     assert dead_after(18) == (31, 0)
     assert dead_after(4) == (0, 64)
     assert dead_after(21) == (0, 64)
 
 
-def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(pictures: ComposedPictures) -> None:
+def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(pictures: ComposedPictures) -> None:
     whole = TokenizerTrainee(SETTINGS, pictures)
     before = whole.evaluate()
     losses = [float(whole.step(number)["loss"]) for number in range(4)]
@@ -112,7 +112,7 @@ def test_a_few_steps_learn_and_a_resumed_run_goes_on_exactly(pictures: ComposedP
     assert [float(resumed.step(number)["loss"]) for number in range(4, 12)] == losses[4:]
 
 
-def test_the_sheet_shows_pictures_above_what_comes_back(pictures: ComposedPictures) -> None:
+def test_the_sheet_shows_pictures_above_their_reconstructions(pictures: ComposedPictures) -> None:
     sheet = np.asarray(TokenizerTrainee(SETTINGS, pictures).sheet())
     assert sheet.shape == (2 * 66 + 2, 6 * 66 + 2, 3)
     np.testing.assert_array_equal(sheet[2:66, 2:66], pictures.held_out(1)[0])
@@ -125,6 +125,6 @@ def test_quality_of_equal_and_of_noisy_pictures() -> None:
     np.testing.assert_allclose(psnr(noisy, pictures), 20, atol=0.2)
     np.testing.assert_allclose(ssim(pictures, pictures), 1)
     assert (ssim(noisy, pictures) < 0.98).all()
-    # The mean of a flat picture alone counts: (2ab + c) / (a² + b² + c).
+    # Only the means of flat pictures count: (2ab + c) / (a² + b² + c).
     flat = np.full((1, 8, 8, 3), 0.5), np.full((1, 8, 8, 3), 0.25)
     np.testing.assert_allclose(ssim(*flat), (0.25 + 1e-4) / (0.3125 + 1e-4))
