@@ -276,14 +276,14 @@ def test_sprites_can_be_saved_and_loaded(sprites: Sprites, tmp_path: Path) -> No
 
 
 def test_parts_that_do_not_fit_together_are_refused(description: WorldDescription, sprites: Sprites) -> None:
-    with pytest.raises(InvalidInputError, match="resolution: 96"):
+    with pytest.raises(InvalidInputError, match=r"resolution: must be .*, not 96"):
         World(description, sprites, 96)
     with pytest.raises(InvalidInputError, match="must be at most 64"):
         World(description, replace(sprites, resolution=64), 128)
     fewer = description.model_copy(update={"things": description.things[1:]})
-    with pytest.raises(InvalidInputError, match="other things"):
+    with pytest.raises(InvalidInputError, match="must have the things and styles"):
         World(fewer, sprites)
-    with pytest.raises(InvalidInputError, match="split: 'test'"):
+    with pytest.raises(InvalidInputError, match="split: must be .*, not 'test'"):
         CompositionDataset(World(description, sprites), split="test")
 
 
