@@ -155,7 +155,7 @@ def _train(
             stack.callback(run.close)
             with _encoding(console) as advance:
                 trainee = trainer.prepare(settings, inputs, out, advance)
-        monitor = Monitor(run, settings, trainee.tokens_per_step, console)
+        monitor = Monitor(run, settings, tokens_per_step=trainee.tokens_per_step, console=console)
         end = train(trainee, settings, run, monitor, minutes)
     if end.reason == "finished":
         print(f"finished after {end.step:,} steps: {out}")

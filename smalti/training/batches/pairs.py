@@ -81,14 +81,14 @@ def open_pairs(folder: Path, resolution: int, batch_size: int, seed: int, alike:
     """
     world = find_world(folder)
     if world is not None:
-        return ComposedPairs(World.load(world, resolution), batch_size, seed, alike)
-    return StoredPairs(folder, resolution, batch_size, seed)
+        return ComposedPairs(World.load(world, resolution), batch_size=batch_size, seed=seed, alike=alike)
+    return StoredPairs(folder, resolution=resolution, batch_size=batch_size, seed=seed)
 
 
 class ComposedPairs:
     """Pictures of a world, composed on demand."""
 
-    def __init__(self, world: World, batch_size: int, seed: int, alike: int) -> None:
+    def __init__(self, world: World, *, batch_size: int, seed: int, alike: int) -> None:
         """Makes the source; `open_pairs` explains the arguments."""
         self._world = world
         self._size = batch_size
@@ -188,7 +188,7 @@ def neighbour(first: Attributes, other: Attributes, aspect: Aspect, figure: int)
 class StoredPairs:
     """Pictures and captions of Parquet shards; pictures are decoded on demand."""
 
-    def __init__(self, folder: Path, resolution: int, batch_size: int, seed: int) -> None:
+    def __init__(self, folder: Path, *, resolution: int, batch_size: int, seed: int) -> None:
         """Opens the splits; `open_pairs` explains the arguments."""
         self._train = _Split.load(folder, "train")
         self._held_out = _Split.load(folder, held_out_splits(folder)[0])

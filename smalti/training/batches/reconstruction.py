@@ -17,7 +17,7 @@ Pixels = UInt8[np.ndarray, "pictures height width 3"]
 class Reconstructor:
     """Replaces some pictures of a batch by their reconstructions, and adds damaged ones."""
 
-    def __init__(self, vqgan: VQGAN, seed: int, redrawn: float, damaged: float) -> None:
+    def __init__(self, vqgan: VQGAN, seed: int, *, redrawn: float, damaged: float) -> None:
         """Makes the reconstructor of a run.
 
         Args:

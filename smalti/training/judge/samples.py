@@ -42,7 +42,7 @@ _BLEMISHED = 0.2
 _VQGAN_BATCH = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Samples:
     """Pictures of single figures, with what a judge should say about them."""
 
@@ -71,7 +71,7 @@ class Samples:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Sample:
     """One picture, and the figure in it that is judged."""
 
@@ -189,11 +189,18 @@ class SampleMaker:
         elif not exact and generator.random() < _BENT:
             picture = warp(picture, generator, generator.uniform(0, _MAX_BEND) * self._scale)
         if not exact:
-            most = _MAX_SHIFT * self._scale
-            down, right = generator.integers(-most, most + 1, 2)
+            reach = _MAX_SHIFT * self._scale
+            down, right = generator.integers(-reach, reach + 1, 2)
             # Two things leave no room on the sides.
             picture = _shift(picture, int(down), int(right) if len(attributes.figures) == 1 else 0)
-        return _Sample(picture, region, whole, meant, attributes.background, attributes.size == "small")
+        return _Sample(
+            picture=picture,
+            region=region,
+            whole=whole,
+            figure=meant,
+            background=attributes.background,
+            small=attributes.size == "small",
+        )
 
     def _views(
         self, made: Sequence[_Sample], pixels: UInt8[np.ndarray, "samples height width 3"], side: int

@@ -19,7 +19,9 @@ from smalti.training.loop.settings import RunSettings
 class Monitor:
     """Shows the progress of a run, and writes it to the run's folder."""
 
-    def __init__(self, run: RunFolder, settings: RunSettings, tokens_per_step: int, console: Console) -> None:
+    def __init__(
+        self, run: RunFolder, settings: RunSettings, *, tokens_per_step: int, console: Console
+    ) -> None:
         """Makes the monitor.
 
         Args:

@@ -113,7 +113,7 @@ class GeneratorTrainee(JaxTrainee):
     """A generator in training."""
 
     def __init__(
-        self, settings: GeneratorSettings, data: Path, tokenizer: TextTokenizer, vqgan: VQGAN
+        self, settings: GeneratorSettings, *, data: Path, tokenizer: TextTokenizer, vqgan: VQGAN
     ) -> None:
         """Makes the untrained model and opens the data.
 

@@ -62,4 +62,4 @@ def prepare(settings: GeneratorSettings, inputs: Inputs, run: Path, advance: Adv
         ),
     )
     tokenizer = load_tokenizer(run / TEXT_FOLDER, settings.model.max_text_length)
-    return GeneratorTrainee(settings, encoded, tokenizer, vqgan)
+    return GeneratorTrainee(settings, data=encoded, tokenizer=tokenizer, vqgan=vqgan)

@@ -140,6 +140,7 @@ class RankerTrainee:
     def __init__(
         self,
         settings: RankerSettings,
+        *,
         pairs: PairSource,
         tokenizer: SimpleTokenizer,
         reconstructor: Reconstructor | None = None,

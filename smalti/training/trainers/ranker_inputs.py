@@ -87,5 +87,7 @@ def make_trainee(
     tokenizer = load_merges(run / TEXT_FOLDER / MERGES_FILE, settings.model.text_cfg.context_length)
     reconstructor = None
     if vqgan is not None:
-        reconstructor = Reconstructor(vqgan, settings.seed, settings.redrawn, settings.damaged)
-    return RankerTrainee(settings, pairs, tokenizer, reconstructor)
+        reconstructor = Reconstructor(
+            vqgan, settings.seed, redrawn=settings.redrawn, damaged=settings.damaged
+        )
+    return RankerTrainee(settings, pairs=pairs, tokenizer=tokenizer, reconstructor=reconstructor)

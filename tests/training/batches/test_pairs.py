@@ -32,7 +32,7 @@ def world(world_data: Path) -> World:
 
 @pytest.fixture(scope="module")
 def pairs(world: World) -> ComposedPairs:
-    return ComposedPairs(world, SIZE, seed=3, alike=3)
+    return ComposedPairs(world, batch_size=SIZE, seed=3, alike=3)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_many_samples_differ_from_the_previous_one_in_one_aspect(world: World) -
         )
 
     def share(alike: int, split: Any = "train") -> float:
-        pairs = ComposedPairs(world, SIZE, 3, alike)
+        pairs = ComposedPairs(world, batch_size=SIZE, seed=3, alike=alike)
         batches = [pairs.draw(split, 3, number)[0] for number in range(20)]
         return float(np.mean([differences(*two) == 1 for drawn in batches for two in pairwise(drawn)]))
 
@@ -90,21 +90,21 @@ def test_many_samples_differ_from_the_previous_one_in_one_aspect(world: World) -
 
 
 def test_a_batch_is_a_function_of_its_number_and_training_sees_no_held_out_combination(world: World) -> None:
-    one, other = (ComposedPairs(world, SIZE, 3, 3) for _ in range(2))
+    one, other = (ComposedPairs(world, batch_size=SIZE, seed=3, alike=3) for _ in range(2))
     made = [one.batch(number) for number in range(4)]
     for number in (3, 0):
         again = other.batch(number)
         np.testing.assert_array_equal(again.pixels, made[number].pixels)
         assert again.captions == made[number].captions
     assert made[0].captions != made[1].captions
-    assert ComposedPairs(world, SIZE, 4, 3).batch(0).captions != made[0].captions
+    assert ComposedPairs(world, batch_size=SIZE, seed=4, alike=3).batch(0).captions != made[0].captions
     for number in range(10):
         assert {world.split_of(each) for each in one.draw("train", 3, number)[0]} == {"train"}
         assert {world.split_of(each) for each in one.draw("held_out", 3, number)[0]} == {"held_out"}
     first, second = one.held_out(2 * SIZE)
     assert first.captions != second.captions
     # Runs with any seed are measured on the same pictures.
-    assert ComposedPairs(world, SIZE, 4, 3).held_out(SIZE)[0].captions == first.captions
+    assert ComposedPairs(world, batch_size=SIZE, seed=4, alike=3).held_out(SIZE)[0].captions == first.captions
 
 
 def write_shards(folder: Path, rows: list[tuple[int, str]], splits: tuple[str, ...]) -> Path:
@@ -169,14 +169,14 @@ def test_a_damaged_picture_has_some_tokens_of_the_next_one() -> None:
 
 def test_a_reconstruction_is_a_function_of_seed_and_number(pairs: ComposedPairs, network: VQGAN) -> None:
     pixels = pairs.batch(0).pixels
-    first = Reconstructor(network, 1, 0.5, 0.25)(pixels, 7)
-    np.testing.assert_array_equal(Reconstructor(network, 1, 0.5, 0.25)(pixels, 7), first)
+    first = Reconstructor(network, 1, redrawn=0.5, damaged=0.25)(pixels, 7)
+    np.testing.assert_array_equal(Reconstructor(network, 1, redrawn=0.5, damaged=0.25)(pixels, 7), first)
     for other in (
-        Reconstructor(network, 1, 0.5, 0.25)(pixels, 8),
-        Reconstructor(network, 2, 0.5, 0.25)(pixels, 7),
+        Reconstructor(network, 1, redrawn=0.5, damaged=0.25)(pixels, 8),
+        Reconstructor(network, 2, redrawn=0.5, damaged=0.25)(pixels, 7),
     ):
         assert not np.array_equal(other, first)
-    np.testing.assert_array_equal(Reconstructor(network, 1, 0, 0)(pixels, 7), pixels)
+    np.testing.assert_array_equal(Reconstructor(network, 1, redrawn=0, damaged=0)(pixels, 7), pixels)
 
 
 def test_unusable_data_is_named(tmp_path: Path, world_data: Path) -> None:

@@ -283,7 +283,7 @@ def test_parts_that_do_not_fit_together_are_refused(description: WorldDescriptio
     fewer = description.model_copy(update={"things": description.things[1:]})
     with pytest.raises(InvalidInputError, match="must have the things and styles"):
         World(fewer, sprites)
-    with pytest.raises(InvalidInputError, match="split: must be .*, not 'test'"):
+    with pytest.raises(InvalidInputError, match=r"split: must be .*, not 'test'"):
         CompositionDataset(World(description, sprites), split="test")
 
 

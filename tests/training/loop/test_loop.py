@@ -106,7 +106,8 @@ def run_line(
 ) -> TrainingEnd:
     run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, file)
     try:
-        monitor = Monitor(run, settings, line.tokens_per_step, Console(stderr=True, quiet=True))
+        console = Console(stderr=True, quiet=True)
+        monitor = Monitor(run, settings, tokens_per_step=line.tokens_per_step, console=console)
         return train(line, settings, run, monitor, minutes)
     finally:
         run.close()

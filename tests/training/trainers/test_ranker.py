@@ -116,7 +116,8 @@ def train_in(
     folder = RunFolder.resume(run, settings) if resume else RunFolder.create(run, CONFIG)
     try:
         trainee = make_trainee(settings, pairs, vqgan, run)
-        monitor = Monitor(folder, settings, trainee.tokens_per_step, Console(quiet=True))
+        console = Console(quiet=True)
+        monitor = Monitor(folder, settings, tokens_per_step=trainee.tokens_per_step, console=console)
         train(trainee, settings, folder, monitor, minutes)
         return trainee
     finally:
@@ -126,7 +127,7 @@ def train_in(
 def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
     settings: RankerSettings, world: World, network: VQGAN, tmp_path: Path
 ) -> None:
-    inputs = (settings, ComposedPairs(world, SIZE, 0, 3), network)
+    inputs = (settings, ComposedPairs(world, batch_size=SIZE, seed=0, alike=3), network)
     whole = train_in(tmp_path / "whole", *inputs)
     # The time is over at once, so each part takes one step.
     train_in(tmp_path / "parts", *inputs, minutes=0)
@@ -151,7 +152,7 @@ def trained(
     settings: RankerSettings, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RankerTrainee, Path, Pairs]:
     """A ranker that has memorized three batches, with its run and one of the batches."""
-    three = ComposedPairs(world, SIZE, 0, 3)
+    three = ComposedPairs(world, batch_size=SIZE, seed=0, alike=3)
 
     class Few(ComposedPairs):
         def batch(self, number: int) -> Pairs:
@@ -164,7 +165,7 @@ def trained(
         settings, steps=60, evaluate_every=30, save_every=60, sheet_every=60, redrawn=0.0, damaged=0.0
     )
     run = tmp_path_factory.mktemp("ranker") / "run"
-    trainee = train_in(run, longer, Few(world, SIZE, 0, 3), None)
+    trainee = train_in(run, longer, Few(world, batch_size=SIZE, seed=0, alike=3), None)
     return trainee, run, three.batch(1)
 
 
@@ -271,7 +272,7 @@ def test_sizes_that_open_clip_lacks_are_reported_in_one_line(
     model["text_cfg"]["heads"] = 3
     wrong = changed(settings, model=model, redrawn=0, damaged=0)
     with pytest.raises(ConfigError, match=r"model: open_clip has no model of these sizes") as error:
-        make_trainee(wrong, ComposedPairs(world, SIZE, 0, 3), None, tmp_path)
+        make_trainee(wrong, ComposedPairs(world, batch_size=SIZE, seed=0, alike=3), None, tmp_path)
     assert "\n" not in str(error.value)
 
 

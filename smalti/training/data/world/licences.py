@@ -15,7 +15,7 @@ _LICENCES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Credit:
     """Title, author and licence of a package."""
 
@@ -84,7 +84,15 @@ def _credit(folder: Path, title: str, author: str, source: str, licence: str) ->
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     notices = [line.strip() for line in lines if line.startswith("Copyright (c)")]
     notice = notices[0] if notices else f"Copyright (c) {author}"
-    return Credit(manifest["name"], manifest["version"], title, author, source, licence, notice)
+    return Credit(
+        package=manifest["name"],
+        version=manifest["version"],
+        title=title,
+        author=author,
+        source=source,
+        licence=licence,
+        notice=notice,
+    )
 
 
 def _web_address(repository: str) -> str:

@@ -58,7 +58,7 @@ def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> P
     return installed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pictogram:
     """One named picture of a package, as SVG."""
 
@@ -167,7 +167,13 @@ def read_pictograms(
             continue
         entry = names.entries[code]
         counts["named"] += 1
-        yield Pictogram(code, entry["label"], names.keywords[code], style, _svg(icon, icons))
+        yield Pictogram(
+            code=code,
+            label=entry["label"],
+            keywords=names.keywords[code],
+            style=style,
+            svg=_svg(icon, icons),
+        )
 
 
 def rasterise(svg: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
