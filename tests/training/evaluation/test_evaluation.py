@@ -327,12 +327,12 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "quality.json").write_text(json.dumps({**figures, "revision": "sha256:" + 64 * "0"}))
     capsys.readouterr()
     assert run([*card, "--run", f"{folder}/judge"]) == 2
-    assert "evaluate it" in capsys.readouterr().err
+    assert "evaluate the model again" in capsys.readouterr().err
     assert (folder / "model" / "README.md").read_text() == told
 
     page.write_text(text.replace(END, ""))
     assert run(evaluate) == 2
-    assert "has lost the marks around what was written by hand" in capsys.readouterr().err
+    assert "has lost the marks around the section written by hand" in capsys.readouterr().err
     assert BEGIN in page.read_text()
 
 
