@@ -266,7 +266,9 @@ async def test_stream_that_would_not_end_is_handed_on_when_the_server_drains() -
 @asynchronous
 async def test_second_server_on_a_port_is_refused() -> None:
     async with served() as (server, _):
-        with pytest.raises(InvalidInputError, match=rf"^SMALTI_RPC_PORT: .*:{server.port}: the port is in use"):
+        with pytest.raises(
+            InvalidInputError, match=rf"^SMALTI_RPC_PORT: .*:{server.port}: the port is in use"
+        ):
             async with served(RpcSettings(port=server.port)):
                 pass
         with pytest.raises(InvalidInputError, match=r"^SMALTI_RPC_HEALTH_PORT: "):
