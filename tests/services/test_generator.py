@@ -146,15 +146,15 @@ async def test_bad_requests_name_their_fields(register: Register, encoding: Enco
     good: dict[str, Any] = {"encoding": encoding, "candidates": [0]}
     long = Encoding()
     long.CopyFrom(encoding)
-    places, width = encoding.states.shape
-    long.states.shape[0] = long.mask.shape[0] = places + 1
+    length, width = encoding.states.shape
+    long.states.shape[0] = long.mask.shape[0] = length + 1
     long.states.data += bytes(4 * width)
     long.mask.data += bytes(4)
     async with called(register) as channel:
         stub = GeneratorServiceStub(channel)
         for changes, problem in (
             ({"encoding": None}, r"encoding.model.revision: is missing"),
-            ({"encoding": long}, rf"encoding.states.shape: has {places + 1} places"),
+            ({"encoding": long}, rf"encoding.states.shape: is {length + 1} long"),
             ({"candidates": []}, r"candidates: has 0 indices; must have 1 to 64"),
             ({"candidates": range(65)}, r"candidates: has 65 indices"),
             ({"candidates": [1, -1]}, r"candidates\[1\]: -1 is not between"),
