@@ -93,7 +93,7 @@ def objects_harmed(trial: Trial) -> None:
 
 
 def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: str) -> None:
-    """Asks for jobs, and harms for each what a stage has written, while the stage sleeps and has told nobody.
+    """Submits jobs, and harms the output of a stage for each, while the stage sleeps before it reports the output.
 
     Args:
         trial: the row.

@@ -103,7 +103,7 @@ class BrokerPublisher:
         """Sends a message that may be lost, such as progress, in the background; never waits.
 
         Returns:
-            False when it was dropped at once, since so many are on their way already.
+            False when it was dropped at once because too many are waiting already.
         """
         with self._lock:
             if self._offered >= MAX_OFFERED:
