@@ -86,25 +86,12 @@ class BrokerPublisher:
         self._offered = 0
 
     def publish(self, message: Message, *, timeout: float | None = None) -> None:
-        """Sends a message and waits until the broker has it.
-
-        Args:
-            message: goes to the queue of its stage and priority.
-            timeout: in seconds; None is the settings'.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer, or not in time. It may have the message nevertheless.
-            OversizedMessageError: the message is too large; nothing was sent.
-        """
+        """Sends a message and waits for the confirmation; see `Publisher`."""
         with sending(message) as traced:
             self.publish_text(traced.stage_queue, traced.queue, traced.to_json(), timeout=timeout)
 
     def offer(self, message: Message) -> bool:
-        """Sends a message that may be lost, such as progress, in the background; never waits.
-
-        Returns:
-            False when it was dropped at once because too many are waiting already.
-        """
+        """Sends a message in the background; returns False if too many wait already."""
         with self._lock:
             if self._offered >= MAX_OFFERED:
                 return False
