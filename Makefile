@@ -9,7 +9,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo test check docs bench faults format protos model evaluate constraints clean
+.PHONY: demo test test-fast test-slow check docs bench faults format protos model evaluate constraints clean
 
 # Starts the whole system on free ports, generates nine pictures, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -17,9 +17,20 @@ demo: $(INSTALLED)
 	$(BIN)/smalti up --ports free --data build/demo -- \
 		smalti generate "a blue cat on a yellow background" --seed 1 --out pictures
 
-# The whole test suite.
+# Two processes; one that has no tests left takes over some of the other's.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+
+# Every test but the slow ones; the goal is five minutes on two idle cores.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2
+	$(PYTEST) -m "not slow"
+
+# What needs no server, no training and no process of its own; the goal is a minute.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not server and not training and not process"
+
+# The slow tests; CI does not run them.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 # Checks style, types, links, the public contract and the documentation site.
 check: $(INSTALLED)

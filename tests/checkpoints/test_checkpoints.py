@@ -415,6 +415,7 @@ def test_saving_is_reproducible(tmp_path: Path, tensors: Tensors) -> None:
 # Memory.
 
 
+@pytest.mark.process
 def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
     """The promised bound is 1.3; converting takes the largest tensor, here half of the file."""
     sizes = ("--d-model", "256", "--layers", "3", "--folder", str(tmp_path))

@@ -157,6 +157,7 @@ def test_folder_that_cannot_be_created_is_refused_before_the_work(
     assert "out: " in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_ctrl_c_leaves_only_complete_files(tiny: ModelFolder, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "smalti", "generate", *(f"fox {i}" for i in range(500)), "--json"]
@@ -202,6 +203,7 @@ def test_ctrl_c_that_python_loses_is_recorded(
     assert len(list((tmp_path / "out").iterdir())) < 500
 
 
+@pytest.mark.process
 def test_terminal_gets_a_preview(tiny: ModelFolder, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "smalti", "generate", "fox", "--n", "1"]
     status, text = run_at_terminal(

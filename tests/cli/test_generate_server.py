@@ -180,6 +180,7 @@ def test_missing_server_is_one_line(generate: Generate) -> None:
         assert error.count("\n") == 1
 
 
+@pytest.mark.process
 def test_libraries_of_engines_and_services_are_not_needed(wire: ServedGateway, tmp_path: Path) -> None:
     refused = {"jax", "flax", "torch", "celery", "minio", "grpc_health", "grpc_reflection", "sqlalchemy"}
     script = f"""
@@ -200,6 +201,7 @@ main()
     assert "3 of 4 drawn" in done.stdout
 
 
+@pytest.mark.process
 def test_ctrl_c_cancels_the_job_and_says_so(wire: ServedGateway, tmp_path: Path) -> None:
     wire.gateway.watching.clear()
     command = [sys.executable, "-m", "smalti", "generate", "wait", "--server", wire.address]
@@ -218,6 +220,7 @@ def test_ctrl_c_cancels_the_job_and_says_so(wire: ServedGateway, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_terminal_shows_where_the_job_is(wire: ServedGateway, tmp_path: Path) -> None:
     wire.gateway.go_on.clear()
     command = [sys.executable, "-m", "smalti", "generate", "queue", "--server", wire.address]

@@ -106,6 +106,7 @@ def start(golden: Path) -> list[Any]:
     return [*counted.values(), drawn]
 
 
+@pytest.mark.process
 def test_next_start_compiles_nothing_and_draws_the_same(golden: Path, tmp_path: Path) -> None:
     def run(cache: str) -> list[Any]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SMALTI_COMPILATION_CACHE": cache}

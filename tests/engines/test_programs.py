@@ -87,7 +87,7 @@ def test_place_is_put_into_its_block_alone() -> None:
         np.testing.assert_array_equal(np.asarray(after.values == -9), ~untouched)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_more_blocks_change_no_bit(dtype: Any) -> None:
     """A neighbour that is further along makes the step attend over more blocks."""
     states = {}
@@ -123,7 +123,7 @@ def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPat
     assert attended == [1, 1, 2, 2, 3, 3, 4, 4, 2, 3]
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_tokens_are_the_same_with_any_number_of_blocks(count: int) -> None:
     drawn = []
     for each in (4, count):
@@ -145,7 +145,7 @@ def test_blocks_behind_the_furthest_place_are_not_read(furthest: int) -> None:
     np.testing.assert_array_equal(drawn, jax.jit(attend_to_blocks)(queries, parts[:needed], position))
 
 
-@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("groups", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
     """The slots stand at different places, some behind tokens that were given."""
     drawn = []

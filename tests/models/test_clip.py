@@ -280,6 +280,7 @@ def test_operators_are_declared_once() -> None:
     assert declare_missing_operators() is False
 
 
+@pytest.mark.process
 def test_operators_that_are_there_are_left_alone() -> None:
     # In a process of its own, where torchvision's own library has registered one already.
     program = """

@@ -1,4 +1,4 @@
-"""The benchmark runs, with tiny shapes, and keeps its table in a page."""
+"""The benchmark runs with tiny shapes and writes its table into a page."""
 
 import subprocess
 import sys
@@ -17,10 +17,12 @@ from smalti.registry.published import MEGA
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the benchmark with tiny shapes."""
     command = [sys.executable, "-m", "benchmarks", "--quick", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
@@ -44,14 +46,23 @@ def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
         assert f"\n{fact}" in text
 
 
-def test_way_through_the_system_is_measured() -> None:
+@pytest.mark.process
+def test_decoding_is_measured() -> None:
+    done = run("--parts", "decode")
+    assert done.returncode == 0, done.stderr
+    assert "VQGAN decode of 9" in done.stdout
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_jobs_through_the_whole_system_are_measured() -> None:
     done = run("--parts", "system")
     assert done.returncode == 0, done.stderr
     for work in ("one job of 4", "one job of 16", "8 jobs of 16", "acknowledgement", "50 waiting jobs"):
         assert work in done.stdout
 
 
-def test_page_without_a_place_for_the_table_is_left_as_it_is(tmp_path: Path) -> None:
+def test_page_without_the_marks_of_the_table_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(InvalidInputError, match=r"^--write: .*page\.md has no lines"):
@@ -59,21 +70,21 @@ def test_page_without_a_place_for_the_table_is_left_as_it_is(tmp_path: Path) -> 
     assert page.read_text(encoding="utf-8") == "nothing\n"
 
 
-def test_page_of_the_documentation_has_a_place_for_it() -> None:
+def test_page_of_the_documentation_has_the_marks() -> None:
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert page.index(BEGIN) < page.index(END)
 
 
-def test_floor_is_that_of_the_slower_of_both() -> None:
+def test_floor_is_the_slower_of_computing_and_reading() -> None:
     limits = Limits(operations=10.0, bandwidth=4.0)
     assert limits.floor(50, 8) == 5
     assert limits.floor(5, 8) == 2
 
 
-def test_work_of_a_step_is_that_of_the_published_weights() -> None:
-    # 2.95 GB of decoder weights in bfloat16, less the embeddings and the projections that a prompt needs only once, are
-    # read for a token; beside them the keys and values of 16 slots:
-    # 24 layers, keys and values, 2048 wide, 128.5 places of 32 rows and 64 of 16.
+def test_work_of_a_step_follows_from_the_published_weights() -> None:
+    # A step reads the 2.95 GB of decoder weights in bfloat16, without the embeddings and the projections that a prompt
+    # needs only once, and the keys and values of 16 slots: 24 layers, 2048 wide, 128.5 positions of 32 rows and 64
+    # of 16.
     _, size = step_work(DalleBartConfig.from_fields(MEGA), 16, "bfloat16")
     kept = 2 * 24 * 2 * 2048 * (32 * 128.5 + 16 * 64)
     assert size - kept == pytest.approx(2.48e9, rel=0.01)

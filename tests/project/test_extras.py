@@ -1,7 +1,7 @@
-"""An installation can hold one service's dependencies: everything imports with those of its own extra alone.
+"""Each module imports with the dependencies of its own extra alone.
 
-What an extra brings is found out from `pyproject.toml` and what the installed packages say that they need; all else is
-refused to the interpreter that imports.
+`pyproject.toml` and the metadata of the installed packages say what an extra installs; the importing interpreter is
+refused everything else.
 """
 
 import subprocess
@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 
 from harness.paths import ROOT
 from smalti.registry.folder import ModelFolder
+
+pytestmark = pytest.mark.process
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STAGES = ("encoder", "generator", "decoder", "ranker")
@@ -39,14 +41,14 @@ importlib.import_module({module!r})
 
 
 def needed(name: str, extras: set[str]) -> list[Requirement]:
-    """Returns what a distribution asks for with some of its extras."""
+    """Returns the requirements of a distribution with some of its extras."""
     if name == "smalti":
         lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
         return [Requirement(line) for lines in lists for line in lines]
     try:
         found = [Requirement(line) for line in requires(name) or ()]
     except PackageNotFoundError:
-        return []  # It is for another platform.
+        return []  # A requirement for another platform.
     return [
         each
         for each in found
@@ -55,8 +57,8 @@ def needed(name: str, extras: set[str]) -> list[Requirement]:
 
 
 @cache
-def brought_by(extra: str | None) -> frozenset[str]:
-    """Returns the distributions that `pip install smalti[extra]` brings."""
+def installed_by(extra: str | None) -> frozenset[str]:
+    """Returns the distributions that `pip install smalti[extra]` installs."""
     seen: set[tuple[str, str]] = set()
     waiting = [("smalti", extra or "")]
     while waiting:
@@ -70,8 +72,8 @@ def brought_by(extra: str | None) -> frozenset[str]:
 
 
 def refused(extra: str | None) -> set[str]:
-    """Returns what can be imported here, and could not where only this extra is installed."""
-    there = brought_by(extra)
+    """Returns the modules that are installed here, and would not be with this extra alone."""
+    there = installed_by(extra)
     return {
         module
         for module, owners in packages_distributions().items()
@@ -80,7 +82,7 @@ def refused(extra: str | None) -> set[str]:
 
 
 def run_with(extra: str | None, module: str, script: str = "") -> None:
-    """Imports a module, and runs a script after it, with what an extra brings."""
+    """Imports a module and runs a script, with only what an extra installs."""
     code = IMPORT.format(refused=refused(extra), module=module) + script
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
@@ -88,9 +90,9 @@ def run_with(extra: str | None, module: str, script: str = "") -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_extras_bring_what_they_name() -> None:
-    assert {"jax", "jaxlib", "celery", "redis", "grpcio"} <= brought_by("encoder")
-    assert not {"torch", "sqlalchemy"} & brought_by("encoder")
+def test_extras_install_what_they_name() -> None:
+    assert {"jax", "jaxlib", "celery", "redis", "grpcio"} <= installed_by("encoder")
+    assert not {"torch", "sqlalchemy"} & installed_by("encoder")
     assert {"torch", "jax"} <= refused("gateway")
     assert {"grpc", "jax", "torch", "celery"} <= refused(None)
 
@@ -116,7 +118,7 @@ def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder
 
 
 @pytest.mark.parametrize("module", ["smalti.registry.spec", "smalti.service.model", "smalti.service.stage"])
-def test_sizes_and_process_need_no_engine(module: str) -> None:
+def test_model_specification_and_process_need_no_engine(module: str) -> None:
     run_with("service", module)
 
 
@@ -130,6 +132,6 @@ def test_client_imports_with_its_own_extra(module: str) -> None:
 
 
 @pytest.mark.parametrize("extra", ["local", "up", "training"])
-def test_command_imports_with_what_is_for_one_machine(extra: str) -> None:
+def test_command_imports_with_its_own_extra(extra: str) -> None:
     module = {"local": "smalti.cli.generate", "up": "smalti.up", "training": "smalti.cli.train"}[extra]
     run_with(extra, module)

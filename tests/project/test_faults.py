@@ -1,4 +1,4 @@
-"""The short part of the fault matrix, on every kind of broker and database; `make faults` runs all of it."""
+"""The short fault matrix, on each kind of broker and database; `make faults` runs the whole matrix."""
 
 import ast
 import os
@@ -16,19 +16,23 @@ from harness.paths import TESTS
 from harness.servers import PostgresServer, RabbitMQServer
 
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
-# Where RabbitMQ and PostgreSQL are not installed, CI fails, and anybody else tests what they have.
+# On a machine without RabbitMQ and PostgreSQL their tests are left out; in CI they fail instead.
 DEBIAN = (RabbitMQServer.installed() and PostgresServer.programs() is not None) or "CI" in os.environ
-KINDS = [("valkey", "sqlite"), *([("rabbitmq", "postgres")] if DEBIAN else [])]
+KINDS = [
+    ("valkey", "sqlite"),
+    *([pytest.param("rabbitmq", "postgres", marks=pytest.mark.slow)] if DEBIAN else []),
+]
 
 
 def troubles(result: Result) -> list[str]:
-    """Returns what is against a row."""
+    """Returns what is wrong with the result of a row."""
     tally = result.tally
     lost = [f"{tally.states['lost']} jobs are lost"] * bool(tally.states["lost"])
     return [*result.problems, *lost, *tally.unexpected, *tally.wrong]
 
 
-# One test for all rows of a kind: they have one system, whose start takes longer than they do.
+# One test for all rows of a kind: they share one system, whose start takes longer than they do.
+@pytest.mark.server
 @pytest.mark.parametrize(("broker", "database"), KINDS)
 def test_no_fault_loses_a_job_or_makes_a_wrong_picture(broker: str, database: str, tmp_path: Path) -> None:
     runner = Runner(tmp_path, broker=broker, database=database, jobs=4, long=False, say=print)

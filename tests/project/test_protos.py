@@ -72,7 +72,7 @@ def protos_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of all that the script reads and writes."""
+    """A copy of everything that the script reads and writes."""
     shutil.copytree(PROTOS, tmp_path / "protos")
     shutil.copytree(ROOT / "smalti" / "v1", tmp_path / "smalti" / "v1")
     (tmp_path / "scripts").mkdir()
@@ -86,17 +86,19 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_contract_is_in_order_and_current() -> None:
+@pytest.mark.process
+def test_contract_passes_its_own_check() -> None:
     done = protos_script(ROOT, "--check")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_forgotten_generation_is_found_and_made_up_for(copy: Path) -> None:
+@pytest.mark.process
+def test_outdated_generated_code_is_found_and_replaced(copy: Path) -> None:
     file = copy / "protos" / "smalti" / "v1" / "tokens.proto"
     edit(
         file, "  repeated int32 tokens = 3;\n", "  repeated int32 tokens = 3;\n  // New.\n  bool last = 4;\n"
     )
-    (copy / "smalti" / "v1" / "left_pb2.py").write_text("# Of a file that is gone.\n")
+    (copy / "smalti" / "v1" / "left_pb2.py").write_text("# Generated from a file that was removed.\n")
     done = protos_script(copy, "--check")
     assert done.returncode == 1
     assert (
@@ -108,7 +110,8 @@ def test_forgotten_generation_is_found_and_made_up_for(copy: Path) -> None:
     assert protos_script(copy, "--check").returncode == 0
 
 
-def test_change_that_breaks_clients_is_refused_until_it_is_accepted(copy: Path) -> None:
+@pytest.mark.process
+def test_breaking_change_is_refused_until_it_is_accepted(copy: Path) -> None:
     edit(copy / "protos" / "smalti" / "v1" / "tokens.proto", "int32 start = 2", "int64 start = 2")
     before = (copy / "smalti" / "v1" / "tokens_pb2.py").read_bytes()
     for arguments in ((), ("--check",)):
@@ -120,6 +123,7 @@ def test_change_that_breaks_clients_is_refused_until_it_is_accepted(copy: Path) 
     assert protos_script(copy, "--check").returncode == 0
 
 
+@pytest.mark.process
 def test_missing_comment_is_found(copy: Path) -> None:
     edit(copy / "protos" / "smalti" / "v1" / "tokens.proto", "  // The tokens.\n", "")
     done = protos_script(copy, "--check")
@@ -127,7 +131,7 @@ def test_missing_comment_is_found(copy: Path) -> None:
     assert 'Field "tokens" should have a non-empty comment' in done.stdout
 
 
-def test_google_files_are_googles_own() -> None:
+def test_copies_of_google_files_are_unchanged() -> None:
     ours = sorted(PROTOS.glob("google/*/*.proto"))
     assert ours
     for file in ours:
@@ -136,7 +140,7 @@ def test_google_files_are_googles_own() -> None:
 
 
 def value_of(field: FieldDescriptor, depth: int) -> object:
-    """Returns some value of a field that is not its default."""
+    """Returns a value of a field that differs from its default."""
     if field.message_type is not None:
         return filled(field.message_type, depth + 1)
     if field.enum_type is not None:
@@ -151,7 +155,7 @@ def value_of(field: FieldDescriptor, depth: int) -> object:
 
 
 def filled(descriptor: Descriptor, depth: int = 0) -> Message:
-    """Returns a message in which every field is set; of a oneof the last."""
+    """Returns a message with every field set; in a oneof, the last one."""
     message = message_factory.GetMessageClass(descriptor)()
     if descriptor.full_name == "google.protobuf.Any":
         return message
@@ -184,7 +188,7 @@ def test_message_survives_the_wire_and_json(descriptor: Descriptor) -> None:
 
 
 def requests() -> Iterator[Descriptor]:
-    """Yields every message that is a part of some request."""
+    """Yields every message that is part of a request."""
     waiting = [method.input_type for service in SERVICES.values() for method in service.methods]
     seen: set[str] = set()
     while waiting:
@@ -197,11 +201,11 @@ def requests() -> Iterator[Descriptor]:
         waiting += [field.message_type for field in message.fields if field.message_type is not None]
 
 
-# Parts of answers that are sent back in a request as they were received.
+# Parts of responses that a client sends back unchanged in a request.
 RECEIVED = {"smalti.v1.PromptReading"}
 
 
-def test_every_field_of_a_request_says_whether_it_is_needed() -> None:
+def test_every_field_of_a_request_is_marked_required_or_optional() -> None:
     for message in requests():
         for field in message.fields:
             options: Any = field.GetOptions()
@@ -210,7 +214,7 @@ def test_every_field_of_a_request_says_whether_it_is_needed() -> None:
             assert behaviour in known or message.full_name in RECEIVED, field.full_name
 
 
-def test_reasons_are_those_of_the_table() -> None:
+def test_error_reasons_match_the_table() -> None:
     reasons: EnumDescriptor = errors_pb2.DESCRIPTOR.enum_types_by_name["ErrorReason"]
     names = {value.name.removeprefix("ERROR_REASON_") for value in reasons.values if value.number}
     assert names == {reason.name for reason in REASONS}
@@ -224,7 +228,7 @@ def test_reasons_are_those_of_the_table() -> None:
             assert f'of type "{reason.resource}"' in comment[1]
 
 
-def test_document_for_client_authors_is_whole() -> None:
+def test_api_page_lists_every_method_and_reason() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"^\| `(\w+\.\w+)` \|", text, re.MULTILINE))
     methods = {f"{name}.{method.name}" for name, service in SERVICES.items() for method in service.methods}

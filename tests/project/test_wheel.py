@@ -12,6 +12,8 @@ import pytest
 
 from harness.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 
 def build(target: str, source: Path, folder: Path) -> Path:
     """Builds an sdist or a wheel with the project's own build backend, without a network."""

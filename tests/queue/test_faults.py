@@ -1,14 +1,13 @@
 """Delivery guarantees when workers and brokers fail, on real brokers."""
 
 import contextlib
-import gc
 import itertools
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -42,12 +41,6 @@ from smalti.up.command import guarded
 WORKER = Path(__file__).parent / "queue_worker.py"
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collect_garbage() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:

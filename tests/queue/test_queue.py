@@ -1,11 +1,10 @@
 """Handling of messages on real brokers."""
 
-import gc
 import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,6 @@ from smalti.queue.delivery import DEAD_REASON_HEADER
 from smalti.storage import ObjectRef
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collect_garbage() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def test_message_is_handled_and_its_followers_are_sent(queue_harness: QueueHarness) -> None:

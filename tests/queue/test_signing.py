@@ -1,7 +1,5 @@
 """The queues, on real brokers: only messages that somebody trusted has signed are taken."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +17,6 @@ from smalti.queue import (
 from smalti.queue.delivery import DEAD_REASON_HEADER
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collect_garbage() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def test_only_signed_messages_are_accepted(broker: Server, tmp_path: Path) -> None:

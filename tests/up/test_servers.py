@@ -14,6 +14,8 @@ from redis.retry import Retry
 from harness.servers import HOST, PostgresServer, ValkeyServer
 from smalti.errors import ServerStartError
 
+pytestmark = pytest.mark.server
+
 STARTER = """
 import os, signal
 from harness.servers import ValkeyServer

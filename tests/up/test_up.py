@@ -24,6 +24,8 @@ from smalti.up.command import guarded
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
 from smalti.up.servers import free_port, is_free
 
+pytestmark = pytest.mark.server
+
 LIMIT = 60.0
 
 

@@ -270,6 +270,7 @@ def words_for(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_for(folder)
     evaluate = [

@@ -51,7 +51,7 @@ def losses(accumulate: int, optimizer: str = "adamw") -> list[float]:
     return [float(trained.step(batch(step))["loss"]) for step in range(STEPS)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_an_accumulated_gradient_equals_that_of_the_whole_batch(optimizer: str) -> None:
     whole = losses(1, optimizer)
     assert len(set(whole)) == STEPS

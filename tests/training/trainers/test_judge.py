@@ -28,16 +28,16 @@ SETTINGS = JudgeSettings.check(
 
 def test_the_loss_is_the_sum_of_its_parts(world: World) -> None:
     objective = JudgeObjective(SETTINGS.model, counts_of(world.description))
-    params, _ = objective.initialize()
     # With all weights zero every class has the same probability.
-    params = jax.tree.map(jnp.zeros_like, params)
+    shapes = jax.eval_shape(lambda: objective.initialize()[0])
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     batch = {
         "pixels": jnp.zeros((2, 64, 64, 3), jnp.uint8),
         "things": jnp.array([1, 6]),
         "colours": jnp.array([[True, True, False, False], [True, True, True, True]]),
         "backgrounds": jnp.array([0, 3]),
     }
-    _, (losses, _) = objective.loss(params, batch)
+    _, (losses, _) = jax.jit(objective.loss)(params, batch)
     # The second is damaged, so its thing does not count. Two of four colours are right, then all four.
     assert float(losses["thing"]) == pytest.approx(np.log(6) / 2, rel=1e-5)
     assert float(losses["whole"]) == pytest.approx(np.log(2), rel=1e-5)

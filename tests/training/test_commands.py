@@ -71,7 +71,15 @@ def test_a_run_keeps_its_settings_checkpoints_and_log(runs: Path, name: str) -> 
     assert b"held_out/loss" in events.read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+# Exact resumption of the other trainers is tested in `trainers/`.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generator",
+        pytest.param("tokenizer", marks=pytest.mark.slow),
+        pytest.param("ranker", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_in_two_parts_continues_where_it_stopped(
     train: Train, runs: Path, tmp_path: Path, name: str
 ) -> None:

@@ -1,0 +1,45 @@
+"""What the tests of the queues share: a broker of each kind, and a worker on it."""
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from harness.queue import QueueHarness, clear, settings_for
+from harness.servers import RabbitMQServer, Server
+
+# On a machine without RabbitMQ its tests are left out; in CI they fail instead.
+BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    """A broker; a test that stops it starts it again."""
+    with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture(params=BROKERS)
+def broker(request: pytest.FixtureRequest) -> Server:
+    """A broker of each kind, with empty queues."""
+    server: Server = request.getfixturevalue(request.param)
+    if not server.running:
+        server.start()
+    clear(settings_for(server))
+    return server
+
+
+@pytest.fixture
+def queue_harness(broker: Server) -> Iterator[QueueHarness]:
+    """A publisher, and a worker once the test asks for one."""
+    made = QueueHarness(settings_for(broker))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collect_broken_connections() -> Iterator[None]:
+    """Collects the sockets that py-amqp leaves open, so that their warnings do not reach a test of another room."""
+    yield
+    gc.collect()

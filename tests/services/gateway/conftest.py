@@ -1,0 +1,52 @@
+"""What the tests of the gateway share: a database of each kind, and a gateway whose threads do not run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.gateway import GatewayHarness, MakeGateway, emptied_database, sqlite_database
+from harness.servers import PostgresServer
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.database.connection import Database
+
+# On a machine without PostgreSQL its tests are left out; in CI they fail instead.
+DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.environ else ["sqlite"]
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A gateway's database of each kind, empty."""
+    if request.param == "sqlite":
+        made = sqlite_database(tmp_path)
+        yield made
+        made.close()
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    if not server.running:
+        server.start()
+    with emptied_database(Database(server.url)) as lent:
+        yield lent
+
+
+@pytest.fixture
+def make_gateway(database: Database, tiny: ModelFolder) -> Iterator[MakeGateway]:
+    """Makes gateways on one database."""
+    made: list[GatewayHarness] = []
+
+    def another(**settings: Any) -> GatewayHarness:
+        made.append(GatewayHarness(database, ModelSpec.load(tiny), **settings))
+        return made[-1]
+
+    yield another
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def gateway(make_gateway: MakeGateway) -> GatewayHarness:
+    """A gateway whose threads do not run."""
+    return make_gateway()
