@@ -286,3 +286,11 @@ def test_warning_about_a_long_prompt_is_one_line(generate: Generate) -> None:
     assert error.count("\n") == 1
     assert "warning: " in error
     assert "64" in error
+
+
+def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["generate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for default in ("random", "the model's, usually 9", "the shipped model, or the gateway's", "pictures"):
+        assert f"[default: {default}]" in shown
