@@ -1,4 +1,4 @@
-"""A batch that fails where a failpoint says so, for tests of faults."""
+"""A batch with a failpoint, for fault tests."""
 
 from collections.abc import Sequence
 
@@ -15,32 +15,26 @@ STEP = "generate.engine-step"
 
 
 class FailingBatch:
-    """Passes a failpoint before every step; otherwise the batch that it is given."""
+    """Wraps a batch, and triggers a failpoint before every step."""
 
     def __init__(self, batch: Batch) -> None:
-        """Takes the batch."""
         self._batch = batch
         self.slots, self.quantum, self.image_length = batch.slots, batch.quantum, batch.image_length
 
-    def warm_up(self) -> None:
-        """See `Batch`."""
+    def warm_up(self) -> None:  # noqa: D102
         self._batch.warm_up()
 
-    def prefill(self, encoding: Encoding) -> Prefix:
-        """See `Batch`."""
+    def prefill(self, encoding: Encoding) -> Prefix:  # noqa: D102
         return self._batch.prefill(encoding)
 
-    def insert(
+    def insert(  # noqa: D102
         self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
     ) -> None:
-        """See `Batch`."""
         self._batch.insert(prefix, slots, candidates, given)
 
-    def release(self, slots: Sequence[int]) -> None:
-        """See `Batch`."""
+    def release(self, slots: Sequence[int]) -> None:  # noqa: D102
         self._batch.release(slots)
 
-    def step(self) -> Int[np.ndarray, "slots quantum"]:
-        """See `Batch`."""
+    def step(self) -> Int[np.ndarray, "slots quantum"]:  # noqa: D102
         failpoints.reach(STEP)
         return self._batch.step()
