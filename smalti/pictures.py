@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -64,6 +64,7 @@ class Drawing(Strict):
     """The prompt in the model's own words; None if the model reads the prompt as it is."""
 
 
+@runtime_checkable
 class Picture(Protocol):
     """A generated picture, from the pipeline (`LocalPicture`) or from a gateway (`RemotePicture`)."""
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from jaxtyping import install_import_hook
 
 from harness.paths import GOLDEN
+from harness.shapes import check_annotations
 
 if TYPE_CHECKING:
     from harness.servers import PostgresServer, S3Server, ValkeyServer
@@ -33,12 +33,8 @@ os.environ.pop("SMALTI_SERVER", None)
 # Inherited by every process that a test starts, so that one that outlives its parent is still found.
 ME = os.environ["PYTEST_PROCESS"] = str(os.getpid())
 
-# Before anything of these is imported: every shape in a signature is then checked on every call.
-SHAPED = [
-    "smalti.engines",
-    *(f"smalti.models.{name}" for name in ("bart", "clip", "layers", "text", "vqgan")),
-]
-install_import_hook(SHAPED, "beartype.beartype")
+# Before any module with shapes is imported.
+check_annotations()
 
 SERVERS = {"valkey", "rabbitmq", "s3", "postgres", "system"}
 """Fixtures that start real servers; a parameter that chooses one has the fixture's name."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import amqp
 import redis
@@ -40,6 +40,7 @@ _ERRORS = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, r
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Publisher(Protocol):
     """Sends messages; thread-safe. `smalti.testing.publisher.MemoryPublisher` keeps them in memory."""
 

@@ -1,8 +1,9 @@
 """What the shell of a service needs to know of its engine."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Engine(Protocol):
     """The engine of a service."""
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn, Protocol, Self
+from typing import NoReturn, Protocol, Self, runtime_checkable
 
 from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError, StoreUnavailableError
 from smalti.messages import Stage
@@ -48,6 +48,7 @@ DEAD_SECONDS = 5.0
 """Time for a process whose engine has died to answer its callers; then it ends in any case."""
 
 
+@runtime_checkable
 class BackgroundTask(Protocol):
     """Something else that runs in the process, such as an HTTP server."""
 

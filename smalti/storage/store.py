@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from smalti.errors import DamagedObjectError
 from smalti.storage.keys import JOBS, ObjectRef, is_intermediate
@@ -23,6 +23,7 @@ class ObjectInfo:
     """SHA-256 of the content; None in a listing."""
 
 
+@runtime_checkable
 class ObjectStore(Protocol):
     """Stores objects by key; thread-safe. Calls block.
 

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from smalti.errors import UnavailableError
 from smalti.messages import Progress
@@ -91,6 +91,7 @@ class PreviewTokens:
             ]
 
 
+@runtime_checkable
 class ReadVersions(Protocol):
     """Reads the versions of jobs from the database."""
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -34,6 +34,7 @@ RowsDrawn = Callable[[int, int], None]
 """Called with the tokens drawn so far and the tokens there will be, over all candidates of a request."""
 
 
+@runtime_checkable
 class EngineObserver(Protocol):
     """Told of what the engine does, for metrics."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import Literal, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ class Pairs(NamedTuple):
     captions: list[str]
 
 
+@runtime_checkable
 class PairSource(Protocol):
     """A source of pictures with captions."""
 

@@ -4,7 +4,7 @@ A source returns the samples from any position on, so that a resumed run continu
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from smalti.training.data.world.composition import CompositionDataset, World
 WORLD_FILE = "world.json"
 
 
+@runtime_checkable
 class PictureSource(Protocol):
     """Pictures of one resolution, for training and for evaluation."""
 

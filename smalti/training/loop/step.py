@@ -6,7 +6,7 @@ run's seed and the step's number, so a resumed run draws the same ones.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
     """What the objective keeps between steps beside the weights; see `Objective.after_update`."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A network with the loss that it is trained to minimize."""
 

@@ -1,7 +1,7 @@
 """What the loop trains: the protocol that every trainer fulfils, and the trainee of the networks in JAX."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from PIL import Image
@@ -13,6 +13,7 @@ from smalti.training.loop.settings import RunSettings
 from smalti.training.loop.step import Metrics, Objective, Stepper
 
 
+@runtime_checkable
 class Trainee(Protocol):
     """A network in training, in any framework. The loop says when to step, evaluate and save."""
 

@@ -1,0 +1,26 @@
+"""Checks annotations on every call while tests run: shapes and types of arrays, and everything else."""
+
+from typing import Self
+
+from beartype import BeartypeConf, FrozenDict, beartype
+from jaxtyping import install_import_hook
+
+PACKAGES = [
+    "smalti.engines",
+    "smalti.models",
+    "smalti.pipeline",
+    "smalti.rpc",
+    "smalti.service",
+    "smalti.services",
+    "smalti.text",
+    "smalti.training",
+]
+"""The packages whose annotations have shapes."""
+
+# jaxtyping decorates each method by itself, and beartype knows what `Self` is only in a class that it decorates.
+check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: object})))
+
+
+def check_annotations() -> None:
+    """Checks the annotations of `PACKAGES`; to be called before any of them is imported."""
+    install_import_hook(PACKAGES, f"{__name__}.check")
