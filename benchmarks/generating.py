@@ -99,15 +99,17 @@ def arrival_rate(
 
     def read(handle: GenerationHandle) -> None:
         try:
-            for row in handle.rows():
-                drawn.append((time.perf_counter(), len(row.tokens)))
+            for run in handle.runs():
+                drawn.append((time.perf_counter(), len(run.tokens)))
         except Exception:  # What is left at the end is cancelled.
             if time.perf_counter() < last:
                 raise
 
     def arrive(number: int) -> None:
         wanted = tuple(Candidate(number, index, SAMPLING) for index in range(int(numbers.choice(sizes))))
-        handles.append(made.submit(GenerationRequest(prompts[number % len(prompts)], wanted)))
+        handles.append(
+            made.submit(GenerationRequest(encoding=prompts[number % len(prompts)], candidates=wanted))
+        )
         readers.append(threading.Thread(target=read, args=(handles[-1],)))
         readers[-1].start()
 

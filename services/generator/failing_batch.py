@@ -19,7 +19,8 @@ class FailingBatch:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self.slots, self.quantum, self.image_length = batch.slots, batch.quantum, batch.image_length
+        self.slots, self.image_length = batch.slots, batch.image_length
+        self.steps_per_dispatch = batch.steps_per_dispatch
 
     def warm_up(self) -> None:  # noqa: D102
         self._batch.warm_up()
@@ -35,6 +36,6 @@ class FailingBatch:
     def release(self, slots: Sequence[int]) -> None:  # noqa: D102
         self._batch.release(slots)
 
-    def step(self) -> Int[np.ndarray, "slots quantum"]:  # noqa: D102
+    def step(self) -> Int[np.ndarray, "slots steps"]:  # noqa: D102
         failpoints.reach(STEP)
         return self._batch.step()

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import Candidate, TokenRun, GenerationHandle, GenerationRequest
 from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
 from smalti.queue import GiveBackError
@@ -71,7 +71,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
             deadline=time.monotonic() + task.expires - time.time(),
             given=task.given,
         )
-        events: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
+        events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
         began = time.monotonic()
         handle = self._submit(context, request, events)
         tracing.event(tracing.COMPUTE_BEGINS)
@@ -107,7 +107,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         self,
         context: TaskContext[GenerateTask],
         request: GenerationRequest,
-        events: "queue.SimpleQueue[Drawn | None]",
+        events: "queue.SimpleQueue[TokenRun | None]",
     ) -> GenerationHandle:
         """Submits the request to the engine; waits while the engine's queue is full of calls.
 
@@ -134,7 +134,7 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         self,
         context: TaskContext[GenerateTask],
         handle: GenerationHandle,
-        events: "queue.SimpleQueue[Drawn | None]",
+        events: "queue.SimpleQueue[TokenRun | None]",
     ) -> None:
         """Waits until all tokens are generated, and sends progress events.
 
@@ -169,8 +169,8 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         left = context.seconds_left()
         if left is None:
             return
-        quanta = -(-tokens.missing // self._engine.batch.quantum)
-        if tokens.waiting or quanta * self._engine.progress.quantum_seconds > left:
+        dispatches = -(-tokens.missing // self._engine.batch.steps_per_dispatch)
+        if tokens.waiting or dispatches * self._engine.timing.dispatch_seconds > left:
             raise GiveBackError("the worker stops")
 
 
@@ -201,7 +201,7 @@ class _ChunkTokens:
         """Whether a candidate still waits for a slot."""
         return bool(self._positions.min() == self._given)
 
-    def add(self, drawn: Drawn) -> None:
+    def add(self, drawn: TokenRun) -> None:
         """Adds tokens from the engine."""
         end = drawn.start + len(drawn.tokens)
         self._tokens[drawn.candidate, drawn.start : end] = drawn.tokens

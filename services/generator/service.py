@@ -5,7 +5,7 @@ import jax
 
 from smalti.engines.compilation import use_compilation_cache
 from smalti.engines.encoder import unconditional_encoding
-from smalti.engines.generator.engine import DEFAULT_WAITING, GeneratorEngine
+from smalti.engines.generator.engine import DEFAULT_MAX_WAITING, GeneratorEngine
 from smalti.errors import ModelError
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
@@ -30,7 +30,7 @@ def build(process: Process) -> Service:
         spec,
         unconditional_encoding(spec),
         slots=settings.slots,
-        max_waiting=settings.waiting or DEFAULT_WAITING,
+        max_waiting=settings.waiting or DEFAULT_MAX_WAITING,
         stall_seconds=settings.stall,
     )
     engine.observer = process.telemetry.engine_observer

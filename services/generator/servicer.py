@@ -8,7 +8,7 @@ import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import Candidate, TokenRun, GenerationHandle, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
 from smalti.parameters import SamplingParameters, check_seed
@@ -31,7 +31,7 @@ from smalti.v1.generator_pb2 import (
     GenerationStarted,
     RowsDrawn,
 )
-from smalti.v1.tokens_pb2 import TokenRun
+from smalti.v1.tokens_pb2 import TokenRun as TokenRunMessage
 
 
 class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
@@ -54,9 +54,9 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
     ) -> AsyncIterator[GenerateResponse]:
         seed, sampling, wanted = self._read(request)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Drawn | None] = asyncio.Queue()
+        events: asyncio.Queue[TokenRun | None] = asyncio.Queue()
 
-        def tell(event: Drawn | None) -> None:
+        def tell(event: TokenRun | None) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -124,9 +124,9 @@ def _padded(encoding: Encoding, length: int) -> Encoding:
     return Encoding(states, np.concatenate([encoding.mask, np.zeros(missing, np.int32)]), encoding.cut)
 
 
-async def _next_runs(events: "asyncio.Queue[Drawn | None]") -> list[Drawn]:
+async def _next_runs(events: "asyncio.Queue[TokenRun | None]") -> list[TokenRun]:
     """Waits for tokens and returns all that are available; an empty list if no more will come."""
-    found: list[Drawn] = []
+    found: list[TokenRun] = []
     event = await events.get()
     while event is not None:
         found.append(event)
@@ -138,13 +138,13 @@ async def _next_runs(events: "asyncio.Queue[Drawn | None]") -> list[Drawn]:
     return found
 
 
-def _runs(handle: GenerationHandle, drawn: list[Drawn]) -> list[TokenRun]:
+def _runs(handle: GenerationHandle, drawn: list[TokenRun]) -> list[TokenRunMessage]:
     """Returns tokens as one run for each candidate; the tokens of a candidate are contiguous."""
-    by_candidate: dict[int, list[Drawn]] = {}
+    by_candidate: dict[int, list[TokenRun]] = {}
     for each in drawn:
         by_candidate.setdefault(each.candidate, []).append(each)
     return [
-        TokenRun(
+        TokenRunMessage(
             candidate=handle.request.candidates[place].index,
             start=parts[0].start,
             tokens=np.concatenate([part.tokens for part in parts]).tolist(),

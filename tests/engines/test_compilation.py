@@ -62,9 +62,11 @@ def test_nothing_compiles_after_warm_up(golden: Path, compilations: list[str]) -
         )
         candidates = tuple(Candidate(2**62 - number, index, sampling) for index in range(1 + number))
         given = tuple(range(3 * number % 16))
-        handles.append(engine.submit(GenerationRequest(encoding, candidates, given=given)))
-    cancelled = engine.submit(GenerationRequest(prompts[0], candidates))
-    next(handles[0].rows())
+        handles.append(
+            engine.submit(GenerationRequest(encoding=encoding, candidates=candidates, given=given))
+        )
+    cancelled = engine.submit(GenerationRequest(encoding=prompts[0], candidates=candidates))
+    next(handles[0].runs())
     cancelled.cancel()
     for handle in handles:
         assert handle.result(WAIT).shape[1] == 16
@@ -99,7 +101,9 @@ def start(golden: Path) -> list[Any]:
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     candidates = tuple(Candidate(5, index, sampling) for index in range(4))
     drawn = [
-        engine.submit(GenerationRequest(prompts[0], candidates, given=given)).result(WAIT).tolist()
+        engine.submit(GenerationRequest(encoding=prompts[0], candidates=candidates, given=given))
+        .result(WAIT)
+        .tolist()
         for given in ((), (1, 2))
     ]
     engine.close()

@@ -26,7 +26,7 @@ WAIT = 60.0
 
 
 class GatedBatch(DecodeBatch):
-    """A batch that draws a quantum only when it is let, and remembers what began and what was freed."""
+    """A batch whose dispatches wait at a gate; records what began and what was freed."""
 
     gate: threading.Semaphore
     stepping: threading.Semaphore
@@ -34,7 +34,7 @@ class GatedBatch(DecodeBatch):
     freed: list[int]
     error: BaseException | None = None
 
-    def step(self) -> Int[np.ndarray, "slots quantum"]:
+    def step(self) -> Int[np.ndarray, "slots steps"]:
         self.stepping.release()
         self.gate.acquire()
         if self.error is not None:
@@ -51,8 +51,8 @@ class GatedBatch(DecodeBatch):
         self.freed += slots
         super().release(slots)
 
-    def open_gate(self, quanta: int = 10**6) -> None:
-        self.gate.release(quanta)
+    def open_gate(self, dispatches: int = 10**6) -> None:
+        self.gate.release(dispatches)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,8 @@ def request(
 ) -> GenerationRequest:
     _, expected = model
     encoding = Encoding(expected["encoder_hidden"][row], expected["attention_mask"][row])
-    return GenerationRequest(
-        encoding, tuple(Candidate(seed, index, VARIED) for index in range(count)), **options
-    )
+    candidates = tuple(Candidate(seed, index, VARIED) for index in range(count))
+    return GenerationRequest(encoding=encoding, candidates=candidates, **options)
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +99,18 @@ def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
     engine = GeneratorEngine(batch)
     whole = request(model, 10)
     drawn = [
-        engine.submit(GenerationRequest(whole.encoding, (one,))).result(WAIT) for one in whole.candidates
+        engine.submit(GenerationRequest(encoding=whole.encoding, candidates=(one,))).result(WAIT)
+        for one in whole.candidates
     ]
     engine.close()
     return np.concatenate(drawn)
 
 
-@pytest.mark.parametrize("quantum", [1, 3, 4, 16])
-def test_tokens_are_the_same_with_any_quantum_and_in_a_full_batch(
-    model: tuple[DalleBart, Any], alone: np.ndarray, quantum: int
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3, 4, 16])
+def test_tokens_are_the_same_with_any_steps_per_dispatch_and_in_a_full_batch(
+    model: tuple[DalleBart, Any], alone: np.ndarray, steps_per_dispatch: int
 ) -> None:
-    batch = make(model, quantum=quantum)
+    batch = make(model, steps_per_dispatch=steps_per_dispatch)
     batch.open_gate()
     engine = GeneratorEngine(batch)
     np.testing.assert_array_equal(engine.submit(request(model, 10)).result(WAIT), alone)
@@ -139,7 +139,7 @@ def test_rows_are_handed_over_as_they_are_drawn(
 ) -> None:
     engine, batch = gated
     handle = engine.submit(request(model, 1))
-    rows = handle.rows()
+    rows = handle.runs()
     for number in range(4):
         batch.open_gate(1)
         drawn = next(rows)
@@ -163,7 +163,7 @@ def test_given_tokens_are_continued(model: tuple[DalleBart, Any], alone: np.ndar
     engine.close()
 
 
-def test_cancelled_request_frees_its_slots_within_a_quantum(
+def test_cancelled_request_frees_its_slots_within_one_dispatch(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch], alone: np.ndarray
 ) -> None:
     engine, batch = gated
@@ -189,7 +189,7 @@ def test_request_that_waits_can_be_cancelled(
     second = engine.submit(request(model, 2, seed=3))
     second.cancel()
     with pytest.raises(RequestCancelledError):
-        next(second.rows())
+        next(second.runs())
     batch.open_gate()
     first.result(WAIT)
     assert {seed for seed, _ in batch.begun} == {2}
@@ -251,7 +251,7 @@ def test_batch_gets_its_share_while_interactive_requests_wait(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
-    engine._line.max_candidates = 1000
+    engine._queue.max_candidates = 1000
     blocker = engine.submit(request(model, SLOTS, seed=100))
     assert batch.stepping.acquire(timeout=WAIT)
     slow = engine.submit(request(model, 3, seed=200, priority=Priority.BATCH))
@@ -300,11 +300,11 @@ def test_idle_engine_is_not_taken_for_a_hanging_one(model: tuple[DalleBart, Any]
     batch.open_gate()
     engine = GeneratorEngine(batch, stall_seconds=4.0)
     engine.submit(request(model, 1)).result(WAIT)
-    engine.progress.heartbeat -= 1000
+    engine.timing.last_beat -= 1000
     # The watch looks every second: an event that never comes keeps the time.
     assert not threading.Event().wait(2.5)
     assert engine.healthy
-    engine.progress.heartbeat -= 1000
+    engine.timing.last_beat -= 1000
     engine.submit(request(model, 1)).result(WAIT)
     engine.close()
 
@@ -332,4 +332,4 @@ def test_request_without_candidates_is_done_at_once(
     engine, _ = gated
     handle = engine.submit(request(model, 0))
     assert handle.result(0.0).shape == (0, 16)
-    assert list(handle.rows()) == []
+    assert list(handle.runs()) == []

@@ -11,7 +11,7 @@ from smalti.engines.encoding import Encoding
 from smalti.engines.generator import programs
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.requests import Candidate
-from smalti.engines.generator.sampling import draw, guide, seed_words, uniforms
+from smalti.engines.generator.sampling import guide, sample, seed_words, uniforms
 from smalti.errors import ConfigError
 from smalti.models import bart
 from smalti.models.bart import DalleBart
@@ -62,7 +62,7 @@ def test_sampled_tokens_are_those_of_the_whole_model(
         )
         guided = guide(conditional, unconditional, jnp.array([VARIED.guidance_scale]))
         uniform = uniforms(seeds, jnp.array([3]), jnp.array([position]))
-        token = draw(
+        token = sample(
             guided,
             uniform,
             jnp.array([VARIED.temperature]),

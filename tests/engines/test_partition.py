@@ -74,7 +74,10 @@ def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
     engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=Partition.parse(mesh))
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     candidates = tuple(Candidate(7, index, sampling) for index in range(10))
-    handles = [engine.submit(GenerationRequest(encoding, candidates, given=given)) for given in ((), (5, 6))]
+    handles = [
+        engine.submit(GenerationRequest(encoding=encoding, candidates=candidates, given=given))
+        for given in ((), (5, 6))
+    ]
     drawn = np.concatenate([handle.result(600.0) for handle in handles])
     engine.close()
     return drawn

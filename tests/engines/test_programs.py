@@ -12,7 +12,7 @@ from smalti.engines.encoding import Encoding
 from smalti.engines.generator.attention import (
     attend,
     attend_to_blocks,
-    attend_to_drawn_blocks,
+    attend_to_filled_blocks,
     put_into_blocks,
 )
 from smalti.engines.generator.batch import DecodeBatch, default_groups
@@ -104,7 +104,7 @@ def test_more_blocks_change_no_bit(dtype: Any) -> None:
 
 
 def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = make(quantum=8)
+    batch = make(steps_per_dispatch=8)
     attended: list[int] = []
     original = DecodeBatch._step
 
@@ -114,8 +114,8 @@ def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(DecodeBatch, "_step", note)
     begin(batch, range(2))
-    for quantum in range(8):
-        if quantum == 5:
+    for dispatch in range(8):
+        if dispatch == 5:
             begin(batch, range(2, 3))  # A slot that begins later does not shorten what the others need.
         batch.step()
     for _ in range(2):  # Now it is the only one.
@@ -141,7 +141,7 @@ def test_blocks_behind_the_furthest_place_are_not_read(furthest: int) -> None:
     needed = furthest // 8 + 1
     for part in range(needed, 3):  # What is not a number would show, whatever it is weighted with.
         parts[part] = KeysValues(*(jnp.full((2, 4, (8, 8, 5)[part], 16), jnp.nan) for _ in range(2)))
-    drawn = jax.jit(attend_to_drawn_blocks)(queries, parts, position, jnp.int32(furthest))
+    drawn = jax.jit(attend_to_filled_blocks)(queries, parts, position, jnp.int32(furthest))
     np.testing.assert_array_equal(drawn, jax.jit(attend_to_blocks)(queries, parts[:needed], position))
 
 

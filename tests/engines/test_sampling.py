@@ -12,7 +12,7 @@ from smalti.engines.generator import sampling
 from smalti.engines.generator.sampling import guide, seed_words, uniforms
 
 VOCAB = 300
-draw = jax.jit(sampling.draw)
+draw = jax.jit(sampling.sample)
 
 
 def reference_probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:

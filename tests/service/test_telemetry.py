@@ -25,10 +25,10 @@ def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
     tokens = engine.generate(prompt, candidates)
     engine.observer = None
     value = sample_reader(telemetry.metrics)
-    quanta = -(-tokens.shape[1] // engine.batch.quantum)
+    dispatches = -(-tokens.shape[1] // engine.batch.steps_per_dispatch)
     assert value("tokens_generated_total") == tokens.size
-    assert value("engine_step_seconds_count") == quanta
-    assert value("batch_occupancy_sum") == pytest.approx(quanta * 3 / engine.slots)
+    assert value("engine_step_seconds_count") == dispatches
+    assert value("batch_occupancy_sum") == pytest.approx(dispatches * 3 / engine.slots)
     assert value("engine_compilations_total") == 0
     assert (value("slots_total"), value("slots_active"), value("requests_waiting")) == (engine.slots, 0, 0)
     import jax

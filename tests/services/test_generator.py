@@ -63,7 +63,7 @@ def engine(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[GeneratorEngine]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets every quantum take a while."""
+    """Lets every dispatch take a while."""
     monkeypatch.setenv(failpoints.VARIABLE, "generate.engine-step=sleep:0.1")
     failpoints.arm()
     yield
@@ -319,10 +319,10 @@ def test_worker_that_stops_finishes_what_it_can(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
     work = Work(engine, tiny, pipeline)
-    wait_until(lambda: engine.active == SLOTS and engine.progress.quantum_seconds > 0)
+    wait_until(lambda: engine.active == SLOTS and engine.timing.dispatch_seconds > 0)
     # Only what has begun is worth finishing: all of it has, when its first row is there.
-    began = engine.progress.heartbeat
-    wait_until(lambda: engine.progress.heartbeat > began + 0.15)
+    began = engine.timing.last_beat
+    wait_until(lambda: engine.timing.last_beat > began + 0.15)
     work.draining.set()
     _, done = work.messages.result(60)
     assert isinstance(done, StageDone)
@@ -334,7 +334,7 @@ def test_message_waits_for_room_and_that_costs_no_attempt(
 ) -> None:
 
     candidates = tuple(Candidate(1, index, tiny.sampling) for index in range(10))
-    flood = engine.submit(GenerationRequest(pipeline.encoder.encode("flood"), candidates))
+    flood = engine.submit(GenerationRequest(encoding=pipeline.encoder.encode("flood"), candidates=candidates))
     wait_until(lambda: engine.waiting == 6)
     work = Work(engine, tiny, pipeline)
     _, done = work.messages.result(60)

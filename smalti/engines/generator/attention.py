@@ -1,4 +1,4 @@
-"""The attention of a decode step: one query a row, over keys and values that are kept."""
+"""Attention of a decode step: one query per row, over cached keys and values."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -14,33 +14,35 @@ _NEVER = jnp.finfo(jnp.float32).min
 
 
 def split_heads(x: Float[Array, "features rows"], heads: int) -> Float[Array, "rows heads head_size"]:
-    """Gives each head its part of the features."""
+    """Splits the features into heads."""
     return x.reshape(heads, -1, x.shape[1]).transpose(2, 0, 1)
 
 
-def heads_first(x: Float[Array, "features places"], heads: int) -> Float[Array, "1 heads places head_size"]:
-    """Gives each head its part of the features, for one row whose places stand side by side."""
+def heads_first(
+    x: Float[Array, "features positions"], heads: int
+) -> Float[Array, "1 heads positions head_size"]:
+    """Splits the features of one row's positions into heads."""
     return split_heads(x, heads).transpose(1, 0, 2)[None]
 
 
 def attend(
     queries: Float[Array, "rows heads head_size"],
     past: KeysValues,
-    mask: Bool[Array, "#rows places"],
+    mask: Bool[Array, "#rows positions"],
 ) -> Float[Array, "d_model rows"]:
-    """Attends from one query a row over that row's places; softmax in float32.
+    """Attends from one query per row over the positions that `mask` allows; softmax in float32.
 
     Keys and values with a single row are shared by all rows.
     """
     rows, _, head_size = queries.shape
     shared = past.keys.shape[0] == 1
     keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
-    places = "hld" if shared else "rhld"
+    axes = "hld" if shared else "rhld"
     exact = precision(queries.dtype)
-    scores = jnp.einsum(f"rhd,{places}->rhl", queries * head_size**-0.5, keys, precision=exact)
+    scores = jnp.einsum(f"rhd,{axes}->rhl", queries * head_size**-0.5, keys, precision=exact)
     scores = jnp.where(mask[:, None], scores.astype(jnp.float32), _NEVER)
     weights = jax.nn.softmax(scores).astype(queries.dtype)
-    return jnp.einsum(f"rhl,{places}->rhd", weights, values, precision=exact).reshape(rows, -1).T
+    return jnp.einsum(f"rhl,{axes}->rhd", weights, values, precision=exact).reshape(rows, -1).T
 
 
 def put_into_blocks(
@@ -49,19 +51,19 @@ def put_into_blocks(
     values: Float[Array, "rows heads head_size"],
     position: Int[Array, " rows"],
 ) -> Blocks:
-    """Returns the blocks with the keys and values of one place of every row; one beyond the blocks is dropped."""
+    """Returns the blocks with one more position per row written; a position beyond the blocks is dropped."""
     placed: list[KeysValues] = []
     start = 0
     for block in blocks:
         length = block.keys.shape[2]
         inside = position - start
-        # A negative index would count from the end.
+        # An index past the end is dropped; a negative one would count from the end.
         inside = jnp.where(inside < 0, length, inside)
 
-        def put(cache: Array, new: Array, place: Array) -> Array:
-            return cache.at[:, place].set(new, mode="drop")
+        def put(cache: Array, new: Array, index: Array) -> Array:
+            return cache.at[:, index].set(new, mode="drop")
 
-        # By row, so that rows on different devices stay there.
+        # Mapped over rows, so that rows stay on their devices.
         by_row = jax.vmap(put)
         placed.append(KeysValues(by_row(block.keys, keys, inside), by_row(block.values, values, inside)))
         start += length
@@ -73,10 +75,10 @@ def attend_to_blocks(
     blocks: Sequence[KeysValues],
     position: Int[Array, " rows"],
 ) -> Float[Array, "d_model rows"]:
-    """Attends from one query a row over that row's places up to its position; softmax in float32.
+    """Attends from one query per row over the row's positions up to `position`; softmax in float32.
 
-    Each block is computed by itself and the sums over blocks go from the first to the last. A block in which a row has
-    no place adds zeros to that row, so its result is the same to the last bit however many blocks there are.
+    Each block is computed separately, and the sums over blocks run from the first to the last. A block past a row's
+    position adds zeros, so the result is bit-identical however many blocks follow.
     """
     rows, _, head_size = queries.shape
     exact = precision(queries.dtype)
@@ -108,19 +110,19 @@ def attend_to_blocks(
     return together.astype(queries.dtype).reshape(rows, -1).T
 
 
-def attend_to_drawn_blocks(
+def attend_to_filled_blocks(
     queries: Float[Array, "rows heads head_size"],
     blocks: Sequence[KeysValues],
     position: Int[Array, " rows"],
     furthest: Int[Array, ""],
 ) -> Float[Array, "d_model rows"]:
-    """Does what `attend_to_blocks` does, and reads no block but those that are needed.
+    """Like `attend_to_blocks`, but reads only the blocks up to `furthest`.
 
     Args:
-        queries: of one place of each row.
+        queries: one query per row.
         blocks: all keys and values.
-        position: the places of the rows.
-        furthest: the largest place of a row whose result is wanted.
+        position: position of each row.
+        furthest: largest position among the rows whose results are used.
     """
     lengths = [block.keys.shape[2] for block in blocks]
     branches = [

@@ -1,4 +1,4 @@
-"""The generator's batch on its device: weights, state, and the compiled programs, behind a few host-side calls."""
+"""The generator's batch on its devices: weights, state and compiled programs behind a few calls from the host."""
 
 import math
 from collections.abc import Sequence
@@ -23,49 +23,49 @@ from smalti.models.layers import compute_dtype
 from smalti.settings import settings
 
 BLOCKS = 4
-"""Into how many parts the places of self-attention are cut; each is a program more to compile."""
-GROUPS, GROUP_SLOTS = 4, 4
-"""Into how many groups slots are put at most, on a CPU, and how many slots a group has at least."""
+"""Default number of blocks in self-attention; each one is another program to compile."""
+MAX_GROUPS, MIN_GROUP_SLOTS = 4, 4
+"""Maximum number of groups of slots on a CPU, and minimum number of slots in a group."""
 
 
 def default_groups(slots: int, partition: Partition) -> int:
-    """Returns into how many groups slots are put: more than one on a single CPU only.
+    """Returns the default number of groups of slots: more than one only on a single CPU.
 
-    There a group's attention goes over what its own slots have drawn. A GPU would have to ask the host for every group
-    and layer which way to go; on several devices groups would be in other places than their slots' other arrays.
+    There, a group attends only over the blocks that its own slots have filled. A GPU would have to consult the host for
+    every group and layer; on several devices, groups would not be on the devices of their slots' other arrays.
     """
     alone = jax.default_backend() == "cpu" and partition.mesh.size == 1
-    return math.gcd(slots // GROUP_SLOTS, GROUPS) if alone and slots % GROUP_SLOTS == 0 else 1
+    return math.gcd(slots // MIN_GROUP_SLOTS, MAX_GROUPS) if alone and slots % MIN_GROUP_SLOTS == 0 else 1
 
 
 @runtime_checkable
 class Batch(Protocol):
-    """What the engine's loop needs of a batch; `DecodeBatch` is the real one."""
+    """What the engine's loop needs of a batch; `DecodeBatch` implements it."""
 
     slots: int
-    quantum: int
+    steps_per_dispatch: int
     image_length: int
 
     def warm_up(self) -> None:
-        """Compiles every program, so that no request waits for it."""
+        """Compiles every program, so that no request has to wait for compilation."""
 
     def prefill(self, encoding: Encoding) -> Prefix:
-        """Computes what a prompt leaves behind for its candidates."""
+        """Computes the cross-attention keys and values of a prompt."""
 
     def insert(
         self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
     ) -> None:
-        """Lets candidates of a prompt begin, behind the tokens that are given."""
+        """Starts candidates of one prompt in slots, after the given tokens."""
 
     def release(self, slots: Sequence[int]) -> None:
-        """Frees slots before they are finished."""
+        """Frees slots whose candidates are not finished."""
 
-    def step(self) -> Int[np.ndarray, "slots quantum"]:
-        """Draws the next tokens of every slot, and returns them."""
+    def step(self) -> Int[np.ndarray, "slots steps"]:
+        """Generates the next tokens of every slot and returns them."""
 
 
 class DecodeBatch:
-    """A fixed number of slots on the device."""
+    """A fixed number of slots on the devices."""
 
     def __init__(
         self,
@@ -73,28 +73,28 @@ class DecodeBatch:
         unconditional: Encoding,
         *,
         slots: int,
-        quantum: int | None = None,
+        steps_per_dispatch: int | None = None,
         dtype: DTypeLike | None = None,
         partition: Partition | None = None,
         blocks: int = BLOCKS,
         groups: int | None = None,
     ) -> None:
-        """Arranges the decoder's weights and computes what all prompts share.
+        """Arranges the decoder's weights and computes the prefix of the empty prompt.
 
         Args:
-            bart: the model; its decoder is read.
-            unconditional: the encoding of the empty prompt.
-            slots: how many candidates are drawn at the same time.
-            quantum: the tokens of one dispatch; one row of tiles by default.
-            dtype: the type to compute in; by default that of `compute_dtype`.
+            bart: the model; only its decoder is used.
+            unconditional: encoding of the empty prompt.
+            slots: number of candidates that are generated at the same time.
+            steps_per_dispatch: tokens per slot and dispatch; by default one row of tiles.
+            dtype: the type to compute in; by default `compute_dtype()`.
             partition: the devices; by default those of the settings.
-            blocks: into how many parts the places of self-attention are cut, at most. A step attends over the parts up
-                to the slot that is furthest; more of them save more work, and take longer to compile.
-            groups: the groups of slots for each of which it is found by itself how many parts it needs; a divisor of
-                the slots, by default that of `default_groups`.
+            blocks: maximum number of blocks in self-attention. A step attends over the blocks up to the slot that is
+                furthest ahead; more blocks save more work but take longer to compile.
+            groups: number of groups of slots, each of which attends only over the blocks that it needs; must divide
+                `slots`; by default `default_groups()`.
 
         Raises:
-            ConfigError: the model's image length is no square.
+            ConfigError: the model's image length is not a square number.
             InvalidInputError: the devices cannot share the model or the slots evenly.
         """
         self.config = bart.config
@@ -103,27 +103,27 @@ class DecodeBatch:
         if side**2 != self.image_length:
             raise ConfigError(f"image_length: {self.image_length} tokens do not make a square picture")
         self.slots = slots
-        self.quantum = quantum or side
+        self.steps_per_dispatch = steps_per_dispatch or side
         self._partition = partition or Partition.parse(settings().generator_mesh)
         self._partition.check(bart.config, slots)
         dtype = jnp.dtype(compute_dtype() if dtype is None else dtype)
         self._block_length = block_length(bart.config, blocks)
-        # The loop knows where every slot stands, so that nothing has to come from the device for it.
+        # Position of each slot, tracked on the host to avoid copies from the device.
         self._positions = np.full(slots, self.image_length)
         self._weights = decoder_weights(bart.config, bart.params, dtype, self._partition)
-        # Only the real tokens of the empty prompt are kept: attention gives padding a weight of exactly 0.
+        # Padding of the empty prompt is dropped: attention gives it a weight of exactly 0.
         real = int(unconditional.mask.sum())
         self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
         self._groups = default_groups(slots, self._partition) if groups is None else groups
         self._state = empty_state(self._partition, bart.config, slots, dtype, blocks, self._groups)
 
     def warm_up(self) -> None:
-        """Runs every program once, on slots that are free and stay so."""
-        places, d_model = self.config.max_text_length, self.config.d_model
-        empty = Encoding(np.zeros((places, d_model), np.float32), np.ones(places, np.int32))
+        """Compiles every program by running it once, on free slots that stay free."""
+        length, d_model = self.config.max_text_length, self.config.d_model
+        empty = Encoding(np.zeros((length, d_model), np.float32), np.ones(length, np.int32))
         self.insert(self.prefill(empty), (), (), given=(0,))
         self.release(())
-        for blocks in sorted({self._blocks_for(places) for places in range(1, self.image_length + 1)}):
+        for blocks in sorted({self._blocks_for(length) for length in range(1, self.image_length + 1)}):
             self._step(blocks)
 
     def prefill(self, encoding: Encoding) -> Prefix:
@@ -134,7 +134,7 @@ class DecodeBatch:
     def insert(
         self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
     ) -> None:
-        """Lets candidates of a prompt begin in the slots, behind the tokens that are given."""
+        """Starts candidates of one prompt in slots, after the given tokens."""
         where = self._indices(slots)
         self._positions[list(slots)] = len(given)
         self._state = insert(self._partition, self._state, prefix, where, self._sampling(candidates))
@@ -149,58 +149,58 @@ class DecodeBatch:
             self._state = insert_primed(self._partition, self._state, primed, on_device, length, where)
 
     def release(self, slots: Sequence[int]) -> None:
-        """Frees slots before they are finished."""
+        """Frees slots whose candidates are not finished."""
         self._positions[list(slots)] = self.image_length
         self._state = release(self._partition, self._state, self._indices(slots))
 
-    def step(self) -> Int[np.ndarray, "slots quantum"]:
-        """Draws the next tokens of every slot; one copy from the device brings all of them."""
+    def step(self) -> Int[np.ndarray, "slots steps"]:
+        """Generates the next tokens of every slot, and copies all of them from the device at once."""
         active = self._positions[self._positions < self.image_length]
-        drawn = self._step(self._blocks_for(int(active.max(initial=0)) + self.quantum))
-        self._positions = np.minimum(self._positions + self.quantum, self.image_length)
-        return drawn
+        tokens = self._step(self._blocks_for(int(active.max(initial=0)) + self.steps_per_dispatch))
+        self._positions = np.minimum(self._positions + self.steps_per_dispatch, self.image_length)
+        return tokens
 
-    def _blocks_for(self, places: int) -> int:
-        """Returns how many blocks hold so many places of a picture; all, where the program finds it out by itself."""
+    def _blocks_for(self, length: int) -> int:
+        """Returns how many blocks hold `length` tokens; all blocks if each group of slots selects its own."""
         if self._groups > 1:
-            places = self.image_length
-        return -(-min(places, self.image_length) // self._block_length)
+            length = self.image_length
+        return -(-min(length, self.image_length) // self._block_length)
 
-    def _step(self, blocks: int) -> Int[np.ndarray, "slots quantum"]:
-        self._state, drawn = step(
+    def _step(self, blocks: int) -> Int[np.ndarray, "slots steps"]:
+        self._state, tokens = step(
             self._partition,
             self.config,
             self._weights,
             self._unconditional,
             self._state,
-            self.quantum,
+            self.steps_per_dispatch,
             blocks,
         )
-        return np.asarray(drawn)
+        return np.asarray(tokens)
 
     def _indices(self, slots: Sequence[int]) -> Int[Array, " slots"]:
-        """Slots as an array of always the same length; an index past the last slot stands for none."""
+        """Returns slots as an array of fixed length, padded with an index past the last slot."""
         indices = np.full(self.slots, self.slots, np.int32)
         indices[: len(slots)] = slots
         return jnp.asarray(indices)
 
     def _sampling(self, candidates: Sequence[Candidate]) -> Sampling:
-        """Lays the candidates' parameters out as arrays of always the same length."""
+        """Returns the candidates' sampling parameters as arrays of fixed length."""
 
-        def laid(values: Sequence[int | float], dtype: DTypeLike) -> Array:
+        def pad(values: Sequence[int | float], dtype: DTypeLike) -> Array:
             padded = np.zeros(self.slots, dtype)
             padded[: len(values)] = values
             return jnp.asarray(padded)
 
         seeds = np.zeros((self.slots, 2), np.uint32)
-        for place, candidate in enumerate(candidates):
-            seeds[place] = seed_words(candidate.seed)
+        for index, candidate in enumerate(candidates):
+            seeds[index] = seed_words(candidate.seed)
         parameters = [candidate.sampling for candidate in candidates]
         return Sampling(
             seed=jnp.asarray(seeds),
-            candidate=laid([candidate.index for candidate in candidates], np.int32),
-            guidance_scale=laid([each.guidance_scale for each in parameters], np.float32),
-            temperature=laid([each.temperature for each in parameters], np.float32),
-            top_k=laid([each.top_k for each in parameters], np.int32),
-            top_p=laid([each.top_p for each in parameters], np.float32),
+            candidate=pad([candidate.index for candidate in candidates], np.int32),
+            guidance_scale=pad([each.guidance_scale for each in parameters], np.float32),
+            temperature=pad([each.temperature for each in parameters], np.float32),
+            top_k=pad([each.top_k for each in parameters], np.int32),
+            top_p=pad([each.top_p for each in parameters], np.float32),
         )

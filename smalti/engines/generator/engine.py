@@ -1,8 +1,8 @@
 """The image-token generator: encodings in, image tokens out, many requests in one batch.
 
-A loop thread owns the batch. Between two quanta it frees the slots of requests that nobody wants any more and fills
-free slots from the waiting line, so that a new request never waits for an old one to finish. When a candidate is
-finished follows from where it began, so nothing but the tokens has to come back from the device.
+A loop thread owns the batch. Between two dispatches it frees the slots of cancelled and expired requests and fills free
+slots from the request queue, so that a new request never waits for an old one to finish. The host knows the position of
+every slot, so only tokens are copied from the device.
 """
 
 import atexit
@@ -19,7 +19,13 @@ from jaxtyping import Int
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import Batch, DecodeBatch
 from smalti.engines.generator.partition import Partition
-from smalti.engines.generator.requests import Candidate, Drawn, GenerationHandle, GenerationRequest, OnDrawn
+from smalti.engines.generator.requests import (
+    Candidate,
+    GenerationHandle,
+    GenerationRequest,
+    TokenCallback,
+    TokenRun,
+)
 from smalti.engines.generator.scheduler import RequestQueue
 from smalti.engines.generator.state import Prefix
 from smalti.errors import EngineError, EngineFailedError, RequestCancelledError, RequestExpiredError
@@ -27,82 +33,88 @@ from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
 
 DEFAULT_SLOTS = 16
-DEFAULT_WAITING = 1024
+DEFAULT_MAX_WAITING = 1024
 STALL_SECONDS = 120.0
 
-RowsDrawn = Callable[[int, int], None]
-"""Called with the tokens drawn so far and the tokens there will be, over all candidates of a request."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of tokens generated so far and in total, over all candidates of a request."""
 
 
 @runtime_checkable
 class EngineObserver(Protocol):
-    """Told of what the engine does, for metrics."""
+    """Receives measurements of the engine."""
 
     def stepped(self, seconds: float, active: int, slots: int, tokens: int) -> None:
-        """A quantum has been drawn; called by the loop, so it must be quick.
+        """Called by the loop after every dispatch; must be quick.
 
         Args:
-            seconds: what it took.
-            active: the slots that were in use.
-            slots: the slots that there are.
-            tokens: image tokens that came of it.
+            seconds: duration of the dispatch.
+            active: slots in use.
+            slots: slots in total.
+            tokens: image tokens that the dispatch generated.
         """
         ...
 
 
 @dataclass
 class Slot:
-    """What the loop knows of a slot that is in use."""
+    """The candidate in a slot, as the loop tracks it."""
 
     handle: GenerationHandle
     candidate: int
-    """The place among the request's candidates."""
+    """Index among the candidates of the request."""
     position: int
-    """The place in the picture of the next token."""
+    """Position of the next token in the picture."""
 
 
 @dataclass
-class Progress:
-    """What the loop last did, for those who watch it."""
+class LoopTiming:
+    """When the loop last made progress, and how fast it is."""
 
-    heartbeat: float = field(default_factory=time.monotonic)
-    quantum_seconds: float = 0.0
-    """The time of a quantum, smoothed."""
+    last_beat: float = field(default_factory=time.monotonic)
+    dispatch_seconds: float = 0.0
+    """Duration of a dispatch, smoothed; 0 before the first one."""
 
     def beat(self) -> None:
-        """Says that the loop is alive."""
-        self.heartbeat = time.monotonic()
+        """Records that the loop is alive."""
+        self.last_beat = time.monotonic()
 
-    def took(self, seconds: float) -> None:
-        """Notes the time of one quantum."""
-        self.quantum_seconds = 0.8 * self.quantum_seconds + 0.2 * seconds if self.quantum_seconds else seconds
+    def record(self, seconds: float) -> None:
+        """Records the duration of one dispatch."""
+        self.dispatch_seconds = (
+            0.8 * self.dispatch_seconds + 0.2 * seconds if self.dispatch_seconds else seconds
+        )
 
 
 class GeneratorEngine:
-    """Draws the tokens of candidates, in a fixed number of slots, a quantum at a time.
+    """Generates the tokens of candidates in a fixed number of slots, a fixed number of steps per dispatch.
 
-    The same program runs whatever a request asks for, and always over all slots, so that a candidate's tokens are the
-    same alone and among others.
+    The same program runs for every request and always over all slots, so a candidate gets the same tokens alone and
+    among others.
     """
 
     def __init__(
-        self, batch: Batch, *, max_waiting: int = DEFAULT_WAITING, stall_seconds: float = STALL_SECONDS
+        self,
+        batch: Batch,
+        *,
+        max_waiting: int = DEFAULT_MAX_WAITING,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        """Takes charge of a batch; `GeneratorEngine.of` makes one from a model.
+        """Takes ownership of a batch; `of` and `load` make one from a model.
 
         Args:
-            batch: nobody else may use it from now on.
-            max_waiting: candidates that may wait; past it `submit` raises.
-            stall_seconds: a loop that has work and makes no progress for so long is given up. It must be longer than
-                a quantum; the compilation of the programs does not count.
+            batch: the batch; nothing else may use it from now on.
+            max_waiting: limit of waiting candidates, beyond which `submit` raises.
+            stall_seconds: the engine fails when its loop has work but makes no progress for this long. Must be longer
+                than one dispatch; compilation does not count.
         """
         self.batch = batch
         self.slots = batch.slots
-        self.progress = Progress()
+        self.timing = LoopTiming()
         self.observer: EngineObserver | None = None
-        """Told of every quantum, where it is set before the first one."""
+        """Notified of every dispatch; set it before the first one."""
         self._stall_seconds = stall_seconds
-        self._line = RequestQueue(max_waiting)
+        self._queue = RequestQueue(max_waiting)
         self._in_use: dict[int, Slot] = {}
         self._prefixes: dict[GenerationHandle, Prefix] = {}
         self._cancelled: set[GenerationHandle] = set()
@@ -121,14 +133,20 @@ class GeneratorEngine:
         unconditional: Encoding,
         *,
         slots: int = DEFAULT_SLOTS,
-        quantum: int | None = None,
+        steps_per_dispatch: int | None = None,
         dtype: DTypeLike | None = None,
         partition: Partition | None = None,
     ) -> "GeneratorEngine":
-        """Makes the engine of a model; see `DecodeBatch` for the arguments and what is raised."""
-        return cls(
-            DecodeBatch(bart, unconditional, slots=slots, quantum=quantum, dtype=dtype, partition=partition)
+        """Makes the engine of a model in memory; `DecodeBatch` documents the arguments and errors."""
+        batch = DecodeBatch(
+            bart,
+            unconditional,
+            slots=slots,
+            steps_per_dispatch=steps_per_dispatch,
+            dtype=dtype,
+            partition=partition,
         )
+        return cls(batch)
 
     @classmethod
     def load(
@@ -137,29 +155,29 @@ class GeneratorEngine:
         unconditional: Encoding,
         *,
         slots: int = DEFAULT_SLOTS,
-        max_waiting: int = DEFAULT_WAITING,
+        max_waiting: int = DEFAULT_MAX_WAITING,
         stall_seconds: float = STALL_SECONDS,
     ) -> "GeneratorEngine":
         """Loads the engine of a model.
 
         Args:
-            spec: the model's.
-            unconditional: the encoding of its empty prompt.
-            slots: how many candidates are drawn at the same time.
-            max_waiting: see `GeneratorEngine`.
-            stall_seconds: see `GeneratorEngine`.
+            spec: the model.
+            unconditional: encoding of the model's empty prompt.
+            slots: number of candidates that are generated at the same time.
+            max_waiting: limit of waiting candidates, beyond which `submit` raises.
+            stall_seconds: time without progress after which the engine fails.
 
         Raises:
             ModelError: a file of the model cannot be used.
         """
-        # The generator arranges its half anew: loaded by itself, the original of it is free once that is done.
+        # The batch makes its own arrangement of the decoder's weights, after which the originals are freed.
         half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
         batch = DecodeBatch(half, unconditional, slots=slots)
         return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds)
 
     @property
     def healthy(self) -> bool:
-        """Whether requests are drawn: the loop runs, or will at the first request."""
+        """Whether the engine serves requests; it does before `start`, too."""
         return self._failure is None
 
     @property
@@ -169,44 +187,46 @@ class GeneratorEngine:
 
     @property
     def waiting(self) -> int:
-        """The candidates that have no slot yet."""
-        return len(self._line)
+        """Number of candidates without a slot."""
+        return len(self._queue)
 
     @property
     def active(self) -> int:
-        """The slots in use."""
+        """Number of slots in use."""
         return len(self._in_use)
 
     def start(self) -> None:
-        """Starts the loop, which compiles the programs first; `submit` does it too."""
+        """Starts the loop, which first compiles the programs; `submit` calls this too."""
         with self._wake:
             if self._thread is not None:
                 return
             self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
             self._thread.start()
             threading.Thread(target=self._watch, name="generator-watch", daemon=True).start()
-        # A daemon thread that computes while the interpreter ends would take the process down with it.
+        # A daemon thread that computes during interpreter shutdown would crash the process.
         atexit.register(self.close)
 
-    def submit(self, request: GenerationRequest, on_drawn: OnDrawn | None = None) -> GenerationHandle:
-        """Takes a request; never waits.
+    def submit(self, request: GenerationRequest, on_tokens: TokenCallback | None = None) -> GenerationHandle:
+        """Queues a request; never blocks.
 
         Args:
-            request: what to draw.
-            on_drawn: see `GenerationHandle`.
+            request: what to generate.
+            on_tokens: called with tokens as they are generated; without it, `GenerationHandle.runs` yields them.
 
         Raises:
-            EngineFullError: the waiting line is full.
+            EngineFullError: the queue is full.
             EngineFailedError: the engine has stopped.
         """
-        handle = GenerationHandle(request, self.cancel, self.batch.image_length, on_drawn)
+        handle = GenerationHandle(
+            request, image_length=self.batch.image_length, cancel=self.cancel, on_tokens=on_tokens
+        )
         if handle.done:
             return handle
         with self._wake:
             self._raise_if_stopped()
-            self._line.join(handle, self._seconds_until_room)
+            self._queue.put(handle, self._seconds_until_room)
             if not self._open:
-                self.progress.beat()  # Idleness is not the loop's, and does not count against it.
+                self.timing.beat()  # The time without requests must not count as a stall.
             self._open.add(handle)
             handle.future.add_done_callback(lambda _: self._open.discard(handle))
             self._wake.notify_all()
@@ -214,28 +234,31 @@ class GeneratorEngine:
         return handle
 
     def generate(
-        self, encoding: Encoding, candidates: Sequence[Candidate], rows_drawn: RowsDrawn | None = None
+        self,
+        encoding: Encoding,
+        candidates: Sequence[Candidate],
+        on_progress: ProgressCallback | None = None,
     ) -> Int[np.ndarray, "candidates tokens"]:
-        """Draws the candidates of one prompt and waits for them; see `submit`.
+        """Generates the candidates of one prompt and waits for them; raises what `submit` and the handle raise.
 
         Args:
-            encoding: the prompt's encoding.
-            candidates: what to draw.
-            rows_drawn: told of the progress.
+            encoding: encoding of the prompt.
+            candidates: what to generate.
+            on_progress: called after every dispatch for each candidate.
         """
-        handle = self.submit(GenerationRequest(encoding, tuple(candidates)))
-        done, of = 0, len(candidates) * self.batch.image_length
+        handle = self.submit(GenerationRequest(encoding=encoding, candidates=tuple(candidates)))
+        done, total = 0, len(candidates) * self.batch.image_length
         try:
-            for drawn in handle.rows():
-                done += len(drawn.tokens)
-                if rows_drawn:
-                    rows_drawn(done, of)
+            for run in handle.runs():
+                done += len(run.tokens)
+                if on_progress:
+                    on_progress(done, total)
         finally:
-            handle.cancel()  # Where the caller stopped on the way; it does nothing to a finished request.
+            handle.cancel()  # In case the caller was interrupted; has no effect on a finished request.
         return handle.result()
 
     def cancel(self, handle: GenerationHandle) -> None:
-        """Takes a request back; its slots are free within one quantum."""
+        """Cancels a request; its slots are free after the current dispatch."""
         if handle.done:
             return
         with self._wake:
@@ -244,7 +267,7 @@ class GeneratorEngine:
         handle.fail(RequestCancelledError("the request was cancelled"))
 
     def close(self) -> None:
-        """Stops the loop after the quantum it is in; requests that are not finished fail."""
+        """Stops the loop after the current dispatch; unfinished requests fail."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -254,36 +277,36 @@ class GeneratorEngine:
         self._fail_everything(EngineFailedError("the engine was closed"))
 
     def _run(self) -> None:
-        """The loop."""
+        """The loop thread."""
         try:
             self.batch.warm_up()
-            self.progress.beat()
+            self.timing.beat()
             self.ready.set()
             while self._wait_for_work():
                 self._drop_unwanted()
                 self._admit()
                 if self._in_use:
                     began = time.monotonic()
-                    drawn = self.batch.step()
+                    tokens = self.batch.step()
                     seconds = time.monotonic() - began
-                    self.progress.took(seconds)
+                    self.timing.record(seconds)
                     active = len(self._in_use)
-                    tokens = self._deliver(drawn)
+                    count = self._deliver(tokens)
                     if self.observer is not None:
-                        self.observer.stepped(seconds, active, self.slots, tokens)
-                self.progress.beat()
+                        self.observer.stepped(seconds, active, self.slots, count)
+                self.timing.beat()
         except BaseException as error:
             self._stop_for(error)
 
     def _wait_for_work(self) -> bool:
         """Waits until there is something to do; returns False when the engine is closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._in_use or len(self._line) or self._cancelled)
-            self.progress.beat()
+            self._wake.wait_for(lambda: self._closing or self._in_use or len(self._queue) or self._cancelled)
+            self.timing.beat()
             return not self._is_over()
 
     def _drop_unwanted(self) -> None:
-        """Frees what belongs to requests that were cancelled or have expired."""
+        """Frees the slots and queue entries of cancelled and expired requests."""
         now = time.monotonic()
         with self._wake:
             cancelled, self._cancelled = self._cancelled, set()
@@ -293,50 +316,46 @@ class GeneratorEngine:
             return handle in cancelled or (deadline is not None and deadline <= now)
 
         freed = [slot for slot, held in self._in_use.items() if unwanted(held.handle)]
-        gone = {self._in_use.pop(slot).handle for slot in freed} | set(self._line.leave(unwanted))
+        gone = {self._in_use.pop(slot).handle for slot in freed} | set(self._queue.remove(unwanted))
         if freed:
             self.batch.release(freed)
         for handle in gone:
             self._prefixes.pop(handle, None)
-            handle.fail(RequestExpiredError("the time for the request ran out before it was drawn"))
+            handle.fail(RequestExpiredError("the deadline passed before the request was finished"))
 
     def _admit(self) -> None:
-        """Fills free slots from the waiting line."""
+        """Fills free slots from the queue."""
         free = [slot for slot in range(self.slots) if slot not in self._in_use]
-        for handle, places in self._line.take(len(free)):
+        for handle, indices in self._queue.take(len(free)):
             request = handle.request
             if handle not in self._prefixes:
                 self._prefixes[handle] = self.batch.prefill(request.encoding)
-            slots, free = free[: len(places)], free[len(places) :]
-            candidates = [request.candidates[place] for place in places]
+            slots, free = free[: len(indices)], free[len(indices) :]
+            candidates = [request.candidates[index] for index in indices]
             self.batch.insert(self._prefixes[handle], slots, candidates, request.given)
-            for slot, place in zip(slots, places, strict=True):
-                self._in_use[slot] = Slot(handle, place, len(request.given))
-            if places[-1] == len(request.candidates) - 1:
+            for slot, index in zip(slots, indices, strict=True):
+                self._in_use[slot] = Slot(handle, index, len(request.given))
+            if indices[-1] == len(request.candidates) - 1:
                 del self._prefixes[handle]
 
-    def _deliver(self, drawn: Int[np.ndarray, "slots quantum"]) -> int:
-        """Hands the tokens of one quantum to their requests and frees the slots that are finished.
-
-        Returns:
-            How many tokens there were.
-        """
+    def _deliver(self, tokens: Int[np.ndarray, "slots steps"]) -> int:
+        """Delivers the tokens of one dispatch, frees finished slots, and returns the number of tokens."""
         total = 0
         for slot, held in list(self._in_use.items()):
-            tokens = drawn[slot, : self.batch.image_length - held.position]
+            new = tokens[slot, : self.batch.image_length - held.position]
             start = held.position
-            held.position += len(tokens)
-            total += len(tokens)
+            held.position += len(new)
+            total += len(new)
             if held.position == self.batch.image_length:
                 del self._in_use[slot]
-            held.handle.deliver(Drawn(held.candidate, start, tokens))
+            held.handle.deliver(TokenRun(held.candidate, start, new))
         return total
 
     def _watch(self) -> None:
-        """Finds a loop that hangs: the thread that could say so is the one that cannot."""
+        """Detects a loop that hangs, on a thread of its own."""
         with self._wake:
             while not self._wake.wait_for(self._is_over, self._stall_seconds / 4):
-                still = time.monotonic() - self.progress.heartbeat
+                still = time.monotonic() - self.timing.last_beat
                 if self.ready.is_set() and self._open and still > self._stall_seconds:
                     break
             else:
@@ -347,7 +366,7 @@ class GeneratorEngine:
         return self._closing or self._failure is not None
 
     def _stop_for(self, error: BaseException) -> None:
-        """Gives the engine up: from now on it is unhealthy and every request fails with the cause."""
+        """Marks the engine as failed and fails every open request with the cause."""
         with self._wake:
             if self._failure is None:
                 self._failure = error
@@ -357,7 +376,7 @@ class GeneratorEngine:
         self._fail_everything(failed)
 
     def _fail_everything(self, error: EngineError) -> None:
-        self._line.leave(lambda _: True)
+        self._queue.remove(lambda _: True)
         for handle in list(self._open):
             handle.fail(error)
 
@@ -368,5 +387,5 @@ class GeneratorEngine:
             raise EngineFailedError("the engine was closed")
 
     def _seconds_until_room(self, waiting: int) -> float:
-        quanta = -(-self.batch.image_length // self.batch.quantum)
-        return max(1.0, waiting / self.slots * quanta * self.progress.quantum_seconds)
+        dispatches = -(-self.batch.image_length // self.batch.steps_per_dispatch)
+        return max(1.0, waiting / self.slots * dispatches * self.timing.dispatch_seconds)

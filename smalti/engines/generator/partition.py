@@ -1,9 +1,9 @@
-"""Laying a model over several devices: which axis of an array is split over which axis of the mesh.
+"""Partitioning a model over several devices: which axis of an array is split over which axis of the mesh.
 
-A mesh has two axes. `data` splits the slots: each part of the devices draws its own candidates. `model` splits every
+A mesh has two axes. `data` splits the slots: each group of devices generates its own candidates. `model` splits every
 layer, its heads and the width of its feed-forward block (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053,
-section 3), so that a model larger than one device fits. What an array's split is follows from its name, by the first
-rule that its name matches; the compiler then finds which partial sums the devices have to exchange.
+section 3), so that a model larger than one device fits. The first rule that matches an array's name gives its split;
+the compiler derives which partial sums the devices exchange.
 """
 
 import re
@@ -19,13 +19,13 @@ from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 
 Rules = tuple[tuple[str, PartitionSpec], ...]
-"""Regular expressions for the end of a name, and the split of what they match."""
+"""Regular expressions for the end of a name, each with the split of the arrays that it matches."""
 Tree = TypeVar("Tree")
 
 DATA, MODEL = "data", "model"
 
 WEIGHT_RULES: Rules = (
-    # What goes into a block is split by its outputs, what leaves it by its inputs: one sum over the devices for both.
+    # The first product of a block is split by its outputs, the last by its inputs: one sum over devices per block.
     (r"(self_qkv|cross_kv|glu_in)", PartitionSpec(None, MODEL)),
     (r"(self_out|cross_out|glu_out)", PartitionSpec(None, MODEL)),
     (r"(cross_q|head)", PartitionSpec(MODEL)),
@@ -44,40 +44,41 @@ STATE_RULES: Rules = (
 
 @dataclass(frozen=True)
 class Partition:
-    """A mesh of devices, and how arrays are laid over it."""
+    """A mesh of devices, and how arrays are split over it."""
 
     mesh: Mesh
 
     @classmethod
     def over(cls, data: int = 1, model: int = 1) -> "Partition":
-        """Takes the first `data * model` devices.
+        """Makes a mesh of the first `data * model` devices.
 
         Raises:
-            InvalidInputError: there are fewer.
+            InvalidInputError: there are fewer devices.
         """
         devices = jax.devices()
         if data < 1 or model < 1 or data * model > len(devices):
             raise InvalidInputError(
-                "mesh", f"{data}x{model} devices are asked for, and there are {len(devices)}; ask for fewer"
+                "mesh",
+                f"{data}x{model} needs {data * model} devices, but there are {len(devices)}; use a smaller mesh",
             )
         return cls(Mesh(np.array(devices[: data * model]).reshape(data, model), (DATA, MODEL)))
 
     @classmethod
     def parse(cls, text: str) -> "Partition":
-        """Reads `DATAxMODEL`, such as `2x4`; raises `InvalidInputError`, as `over` does."""
+        """Parses `DATAxMODEL`, such as `2x4`; raises `InvalidInputError`, as `over` does."""
         sizes = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip())
         if sizes is None:
             raise InvalidInputError(
                 "mesh",
-                f"{text!r} is not two numbers such as 1x8: devices that share the slots, and each layer",
+                f"{text!r} must have the form DATAxMODEL: devices that share the slots, and devices per layer; try 1x8",
             )
         return cls.over(int(sizes[1]), int(sizes[2]))
 
     def check(self, config: DalleBartConfig, slots: int) -> None:
-        """Makes sure that everything which is split can be.
+        """Checks that every size that is split is divisible.
 
         Raises:
-            InvalidInputError: a size does not divide; names it.
+            InvalidInputError: a size is not divisible; names it.
         """
         model, data = self.mesh.shape[MODEL], self.mesh.shape[DATA]
         divided = {
@@ -90,23 +91,23 @@ class Partition:
             if size % devices:
                 raise InvalidInputError(
                     "mesh",
-                    f"{data}x{model} does not fit: {devices} devices cannot share {name}, {size}, evenly",
+                    f"{data}x{model} does not fit: {name} is {size}, which {devices} devices cannot share evenly",
                 )
 
     def sharding(self, rules: Rules, name: str) -> NamedSharding:
-        """Returns how the array of a name is laid out."""
+        """Returns how the array with this name is split."""
         spec = next(
             spec for pattern, spec in rules if re.search(rf"(^|/){pattern}$" if pattern else "", name)
         )
         return NamedSharding(self.mesh, spec)
 
     def place(self, array: np.ndarray, rules: Rules, name: str) -> Array:
-        """Returns an array that is on the host on the devices; each gets its part alone."""
+        """Copies an array from the host to the devices, to each only its part."""
         placed: Array = jax.device_put(array, self.sharding(rules, name))
         return placed
 
     def constrain(self, tree: Tree, rules: Rules) -> Tree:
-        """Tells the compiler how the arrays of a tree are laid out, inside a program."""
+        """Tells the compiler, inside a program, how the arrays of a tree are split."""
         named, structure = jax.tree_util.tree_flatten_with_path(tree)
         leaves = [
             jax.lax.with_sharding_constraint(
@@ -118,9 +119,9 @@ class Partition:
         return constrained
 
     def gather(self, array: Array) -> Array:
-        """Tells the compiler that every device is to have the whole array, inside a program."""
+        """Tells the compiler, inside a program, that every device holds the whole array."""
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec()))
 
     def by_slot(self, array: Array) -> Array:
-        """Tells the compiler that the first axis is that of the slots, and no other is split, inside a program."""
+        """Tells the compiler, inside a program, that only the first axis, the slots, is split."""
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec(DATA)))

@@ -1,9 +1,9 @@
-"""The compiled programs of the generator: prefill, prime, insert, step.
+"""The compiled programs of the generator: prefill, prime, insert, release, step.
 
-They compute what `smalti.models.bart.logits` does, one token at a time: self-attention keys and values are kept, those
-of cross-attention are computed once per prompt. `tests/engines/test_generator.py` holds one against the other.
+They compute what `smalti.models.bart.logits` computes, one token at a time: keys and values of self-attention are
+cached, those of cross-attention are computed once per prompt. `tests/engines/test_generator.py` compares the two.
 
-Hidden states are `[d_model, rows]`: see `decode_weights` for why the kernel stands on the left.
+Hidden states are `[d_model, rows]`; `smalti.engines.generator.weights` explains why the kernel stands on the left.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 from smalti.engines.generator.attention import (
     attend,
     attend_to_blocks,
-    attend_to_drawn_blocks,
+    attend_to_filled_blocks,
     heads_first,
     put_into_blocks,
     split_heads,
 )
 from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
-from smalti.engines.generator.sampling import draw, guide, uniforms
+from smalti.engines.generator.sampling import guide, sample, uniforms
 from smalti.engines.generator.state import Blocks, DecodeState, KeysValues, Prefix, Sampling
 from smalti.engines.generator.weights import DecoderWeights, LayerWeights, Norm
 from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
@@ -40,7 +40,7 @@ def project(
 
 
 def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "features rows"]:
-    """Layer norm of every column, its statistics in float32."""
+    """Layer norm of every column; statistics in float32."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(0)
     variance = jnp.maximum(jnp.square(wide).mean(0) - jnp.square(mean), 0)
@@ -53,7 +53,7 @@ def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "fea
 def run_layer(
     x: Float[Array, "d_model rows"], layer: LayerWeights, attend_self: Attention, attend_cross: Attention
 ) -> Float[Array, "d_model rows"]:
-    """One decoder layer; how its two attentions see their places is the caller's business."""
+    """Runs one decoder layer with the given self-attention and cross-attention."""
     attended = project(layer.self_out, attend_self(normalize(x, layer.self_norm), layer))
     x = x + normalize(attended, layer.self_out_norm)
     attended = project(layer.cross_out, attend_cross(normalize(x, layer.cross_norm), layer))
@@ -77,8 +77,8 @@ def prefill(
     partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
-    encoding: Float[Array, "places d_model"],
-    attention_mask: Int[Array, " places"],
+    encoding: Float[Array, "positions d_model"],
+    attention_mask: Int[Array, " positions"],
 ) -> Prefix:
     """Computes the cross-attention keys and values of one prompt, for all layers."""
 
@@ -100,43 +100,43 @@ def prime(
     unconditional: Prefix,
     tokens: Int[Array, " image_length"],
 ) -> tuple[KeysValues, ...]:
-    """Computes the self-attention keys and values of tokens that are given, all places at once.
+    """Computes the self-attention keys and values of given tokens, all positions at once.
 
     Args:
         partition: the devices.
-        config: the model's sizes.
+        config: configuration of the model.
         weights: the decoder's weights.
-        prefix: the prompt's.
-        unconditional: the empty prompt's.
-        tokens: the picture so far; what stands behind it does not matter, since a place sees only those before it.
+        prefix: prefix of the prompt.
+        unconditional: prefix of the empty prompt.
+        tokens: the given tokens. Values after them do not matter, since a position attends only to earlier ones.
 
     Returns:
-        By layer, for the conditional and for the unconditional half.
+        Keys and values by layer, with two rows: the conditional and the unconditional half.
     """
     positions = jnp.arange(config.image_length)
     previous = jnp.where(positions == 0, config.decoder_start_token_id, jnp.roll(tokens, 1))
     causal = positions <= positions[:, None]
-    halves = [_run_places(config, weights, half, previous, causal) for half in (prefix, unconditional)]
+    halves = [_run_positions(config, weights, half, previous, causal) for half in (prefix, unconditional)]
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
     return partition.constrain(joined, PREFIX_RULES)
 
 
-def _run_places(
+def _run_positions(
     config: DalleBartConfig,
     weights: DecoderWeights,
     prefix: Prefix,
     previous: Int[Array, " image_length"],
     causal: Bool[Array, "image_length image_length"],
 ) -> tuple[KeysValues, ...]:
-    """Runs the decoder over all places of one picture; here a row is a place."""
+    """Runs the decoder over all positions of one picture; a row of `x` is a position."""
     heads = config.decoder_attention_heads
     x = embed(weights, previous, jnp.arange(config.image_length))
-    kept: list[KeysValues] = []
+    cache: list[KeysValues] = []
 
     def attend_self(x: Array, layer: LayerWeights) -> Array:
         q, k, v = project(layer.self_qkv, x)
-        kept.append(KeysValues(heads_first(k, heads), heads_first(v, heads)))
-        return attend(split_heads(q, heads), kept[-1], causal)
+        cache.append(KeysValues(heads_first(k, heads), heads_first(v, heads)))
+        return attend(split_heads(q, heads), cache[-1], causal)
 
     for layer, cross in zip(weights.layers, prefix.layers, strict=True):
 
@@ -144,7 +144,7 @@ def _run_places(
             return attend(split_heads(project(layer.cross_q, x), heads), cross, prefix.mask)
 
         x = run_layer(x, layer, attend_self, attend_cross)
-    return tuple(kept)
+    return tuple(cache)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -155,14 +155,14 @@ def insert(
     slots: Int[Array, " slots"],
     sampling: Sampling,
 ) -> DecodeState:
-    """Puts one prompt into many slots, which start at the first tile.
+    """Puts one prompt into several slots, which start at the first token.
 
     Args:
         partition: the devices.
-        state: is given up.
-        prefix: what `prefill` made of the prompt.
-        slots: the slots' indices; an index past the last slot stands for none.
-        sampling: the i-th entries belong to the i-th of `slots`.
+        state: the state; donated.
+        prefix: prefix of the prompt, from `prefill`.
+        slots: indices of the slots, padded with an index past the last slot.
+        sampling: sampling parameters; the i-th entries are for the i-th of `slots`.
     """
 
     def put(all_slots: Array, new: Array) -> Array:
@@ -187,33 +187,33 @@ def insert_primed(
     length: Int[Array, ""],
     slots: Int[Array, " slots"],
 ) -> DecodeState:
-    """Lets slots, into which their prompt was just inserted, start behind tokens that are given.
+    """Lets slots that were just inserted start after given tokens.
 
     Args:
         partition: the devices.
-        state: is given up.
-        primed: what `prime` made of the tokens.
-        tokens: the picture so far.
-        length: how many of them are given.
-        slots: the slots' indices; an index past the last slot stands for none.
+        state: the state; donated.
+        primed: keys and values of the tokens, from `prime`.
+        tokens: the given tokens, padded.
+        length: number of given tokens.
+        slots: indices of the slots, padded with an index past the last slot.
     """
     rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
 
     def put(groups: tuple[Blocks, ...], new: KeysValues) -> tuple[Blocks, ...]:
         size = groups[0][0].keys.shape[0]
         return tuple(
-            # A negative index would count from the end.
+            # An index past the end is dropped; a negative one would count from the end.
             put_rows(blocks, new, jnp.where(rows < group * size, size, rows - group * size))
             for group, blocks in enumerate(groups)
         )
 
-    def put_rows(blocks: Blocks, new: KeysValues, rows: Int[Array, "rows"]) -> Blocks:
+    def put_rows(blocks: Blocks, new: KeysValues, rows: Int[Array, " rows"]) -> Blocks:
         placed: list[KeysValues] = []
         start = 0
         for block in blocks:
-            places = slice(start, start := start + block.keys.shape[2])
+            positions = slice(start, start := start + block.keys.shape[2])
             keys, values = (
-                jnp.tile(each[:, :, places], (len(slots), 1, 1, 1)) for each in (new.keys, new.values)
+                jnp.tile(each[:, :, positions], (len(slots), 1, 1, 1)) for each in (new.keys, new.values)
             )
             placed.append(
                 KeysValues(
@@ -236,7 +236,7 @@ def insert_primed(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def release(partition: Partition, state: DecodeState, slots: Int[Array, " slots"]) -> DecodeState:
-    """Frees slots before they are finished; an index past the last slot stands for none."""
+    """Frees slots whose candidates are not finished; `slots` is padded with an index past the last slot."""
     finished = state.tokens.shape[1]
     state = replace(state, position=state.position.at[slots].set(finished, mode="drop"))
     return partition.constrain(state, STATE_RULES)
@@ -249,38 +249,38 @@ def step(
     weights: DecoderWeights,
     unconditional: Prefix,
     state: DecodeState,
-    quantum: int,
+    steps: int,
     blocks: int,
-) -> tuple[DecodeState, Int[Array, "slots quantum"]]:
-    """Draws the next tokens of every slot that is not finished.
+) -> tuple[DecodeState, Int[Array, "slots steps"]]:
+    """Generates the next tokens of every unfinished slot.
 
     Args:
         partition: the devices.
-        config: the model's sizes.
+        config: configuration of the model.
         weights: the decoder's weights.
-        unconditional: the prefix of the empty prompt, shared by all slots.
-        state: is given up.
-        quantum: how many tokens.
-        blocks: how many blocks of places are attended over; no slot may get beyond them. Where the state has several
-            groups of slots it has to be all, and each group is attended over as far as it has got.
+        unconditional: prefix of the empty prompt, shared by all slots.
+        state: the state; donated.
+        steps: number of tokens per slot.
+        blocks: number of blocks to attend over; no slot may advance beyond them. A state with several groups of slots
+            needs all blocks, and each group attends only over those that it has filled.
 
     Returns:
-        The state, and what was drawn: of each slot the tokens from where it stood, of a slot that has finished on the
-        way only the first ones of them.
+        The new state, and the generated tokens. A slot that finishes on the way has fewer than `steps`; the rest of
+        its row is undefined.
     """
     before = state.position
     state = jax.lax.fori_loop(
         0,
-        quantum,
-        lambda _, state: _draw_one(partition, config, weights, unconditional, state, blocks),
+        steps,
+        lambda _, state: _generate_one(partition, config, weights, unconditional, state, blocks),
         state,
     )
-    places = jnp.minimum(before[:, None] + jnp.arange(quantum), config.image_length - 1)
-    drawn = jnp.take_along_axis(state.tokens, places, axis=1)
-    return partition.constrain(state, STATE_RULES), partition.gather(drawn)
+    positions = jnp.minimum(before[:, None] + jnp.arange(steps), config.image_length - 1)
+    tokens = jnp.take_along_axis(state.tokens, positions, axis=1)
+    return partition.constrain(state, STATE_RULES), partition.gather(tokens)
 
 
-def _draw_one(
+def _generate_one(
     partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
@@ -288,7 +288,7 @@ def _draw_one(
     state: DecodeState,
     blocks: int,
 ) -> DecodeState:
-    """Draws one token for every slot that is not finished."""
+    """Generates one token for every unfinished slot."""
     slots = jnp.arange(state.position.shape[0])
     active = state.position < config.image_length
     position = jnp.minimum(state.position, config.image_length - 1)
@@ -303,11 +303,11 @@ def _draw_one(
     conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
     guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
     uniform = uniforms(sampling.seed, sampling.candidate, position)
-    drawn = draw(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
-    drawn = jnp.where(active, drawn, state.tokens[slots, position])
+    token = sample(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+    token = jnp.where(active, token, state.tokens[slots, position])
     state = replace(
         state,
-        tokens=state.tokens.at[slots, position].set(drawn),
+        tokens=state.tokens.at[slots, position].set(token),
         position=state.position + active,
         self_attention=self_attention,
     )
@@ -324,17 +324,17 @@ def _decode(
     furthest: Int[Array, " slots"],
     blocks: int,
 ) -> tuple[Float[Array, "vocab slots 2"], tuple[tuple[Blocks, ...], ...]]:
-    """Runs the decoder for one place of every slot; returns the logits and the keys and values with that place.
+    """Runs the decoder for one position of every slot; returns the logits and the updated keys and values.
 
-    `furthest` is the place of a slot that is not finished, and 0 for others, whose results nobody reads.
+    `furthest` is the position of an unfinished slot, and 0 for the others, whose results are ignored.
     """
     heads, slots = config.decoder_attention_heads, position.shape[0]
-    both = jnp.repeat(position, 2)  # A slot's conditional half, then its unconditional one.
+    both = jnp.repeat(position, 2)  # The conditional half of a slot, then its unconditional half.
     x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
     groups = len(state.self_attention[0])
     size = len(both) // groups
-    of_groups = [slice(group * size, (group + 1) * size) for group in range(groups)]
-    furthest_of_groups = furthest.reshape(groups, -1).max(1)
+    group_rows = [slice(group * size, (group + 1) * size) for group in range(groups)]
+    furthest_by_group = furthest.reshape(groups, -1).max(1)
     self_attention: list[tuple[Blocks, ...]] = []
     for layer, past, cross, cross_unconditional in zip(
         weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
@@ -347,10 +347,10 @@ def _decode(
                 self_attention.append((seen + past[0][blocks:],))
                 return attend_to_blocks(q, seen, both)
             placed, attended = [], []
-            for group, rows in enumerate(of_groups):
+            for group, rows in enumerate(group_rows):
                 placed.append(put_into_blocks(past[group], k[rows], v[rows], both[rows]))
                 attended.append(
-                    attend_to_drawn_blocks(q[rows], placed[-1], both[rows], furthest_of_groups[group])
+                    attend_to_filled_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group])
                 )
             self_attention.append(tuple(placed))
             return jnp.concatenate(attended, axis=1)
@@ -367,6 +367,6 @@ def _decode(
 
         x = run_layer(x, layer, attend_self, attend_cross)
     logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
-    # Without the barrier the transposition that follows becomes part of the product, which is then several times
-    # slower on a CPU.
+    # Without the barrier, XLA fuses the following transposition into the product, which is then several times slower
+    # on a CPU.
     return jax.lax.optimization_barrier(logits).reshape(-1, slots, 2), tuple(self_attention)

@@ -1,4 +1,4 @@
-"""What is asked of the generator, and what the asker holds in return."""
+"""Requests to the generator, and the handles that their callers wait on."""
 
 import queue
 import threading
@@ -16,14 +16,14 @@ from smalti.parameters import Priority, SamplingParameters
 
 @dataclass(frozen=True)
 class Candidate:
-    """One picture to draw: its random numbers follow from seed and index alone."""
+    """One picture to generate: its random numbers follow from seed and index alone."""
 
     seed: int
     index: int
     sampling: SamplingParameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """Candidates of one prompt."""
 
@@ -31,58 +31,66 @@ class GenerationRequest:
     candidates: tuple[Candidate, ...]
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
-    """On the clock of `time.monotonic`; what has not been drawn by then is dropped."""
+    """Time of `time.monotonic` at which the request is dropped if it is not finished."""
     given: tuple[int, ...] = ()
-    """Tokens of the first places, the same for all candidates: drawing goes on behind them."""
+    """The first tokens of every candidate; generation continues after them."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Tokens of one candidate, as they come out of one quantum."""
+class TokenRun:
+    """Consecutive tokens of one candidate, from one dispatch."""
 
     candidate: int
-    """Its place among the request's candidates."""
+    """Index among the candidates of the request."""
     start: int
-    """The place of the first of the tokens in the picture."""
+    """Position of the first token in the picture."""
     tokens: Int[np.ndarray, " tokens"]
 
 
-OnDrawn = Callable[[Drawn], None]
-"""Is told of tokens as they are drawn, by the engine's thread, so it must not wait."""
+TokenCallback = Callable[[TokenRun], None]
+"""Called with tokens as they are generated, on the engine's thread; it must not block."""
 
 
 class GenerationHandle:
-    """A request on its way. Every handle ends: with all tokens, or with an error that says why not."""
+    """A request in progress. Every handle ends, with all tokens or with an error that states the reason."""
 
     def __init__(
         self,
         request: GenerationRequest,
-        cancel: "Callable[[GenerationHandle], None]",
+        *,
         image_length: int,
-        on_drawn: OnDrawn | None = None,
+        cancel: "Callable[[GenerationHandle], None]",
+        on_tokens: TokenCallback | None = None,
     ) -> None:
-        """Is made by `GeneratorEngine.submit`; with `on_drawn`, `rows` has nothing to yield."""
+        """Made by `GeneratorEngine.submit`.
+
+        Args:
+            request: the request.
+            image_length: tokens per picture.
+            cancel: cancels this handle in the engine.
+            on_tokens: receives the tokens; without it, `runs` yields them.
+        """
         self.request = request
         self.future: Future[Int[np.ndarray, "candidates tokens"]] = Future()
-        """The finished tokens, for those who would rather wait in another way than `result` does."""
+        """The finished tokens; `result` waits for it."""
         self._cancel = cancel
         self._tokens = np.zeros((len(request.candidates), image_length), np.int32)
         self._tokens[:, : len(request.given)] = request.given
         self._missing = len(request.candidates) * (image_length - len(request.given))
-        self._events: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
-        self._on_drawn = on_drawn or self._events.put
-        # The loop delivers and whoever finds it dead fails the handle: it must end once.
+        self._events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
+        self._on_tokens = on_tokens or self._events.put
+        # The loop delivers while another thread may fail the handle; it must end only once.
         self._lock = threading.Lock()
         self._finish_if_complete()
 
-    def rows(self) -> Iterator[Drawn]:
-        """Yields tokens as they are drawn, until all are there; to be read once.
+    def runs(self) -> Iterator[TokenRun]:
+        """Yields tokens as they are generated, until the request is finished; can be iterated once.
 
         Raises:
             EngineError: the request was cancelled, has expired, or the engine has failed.
         """
-        while (drawn := self._events.get()) is not None:
-            yield drawn
+        while (run := self._events.get()) is not None:
+            yield run
         self.result()
 
     def result(self, timeout: float | None = None) -> Int[np.ndarray, "candidates tokens"]:
@@ -90,31 +98,31 @@ class GenerationHandle:
 
         Raises:
             EngineError: the request was cancelled, has expired, or the engine has failed.
-            TimeoutError: they are not there in time; the request goes on.
+            TimeoutError: the request is not finished in time; it continues.
         """
         return self.future.result(timeout)
 
     def cancel(self) -> None:
-        """Takes the request back; its slots are free within one quantum."""
+        """Cancels the request; its slots are free after the current dispatch."""
         self._cancel(self)
 
     @property
     def done(self) -> bool:
-        """Whether the handle has ended, well or not."""
+        """Whether the handle has ended, with tokens or with an error."""
         return self.future.done()
 
-    def deliver(self, drawn: Drawn) -> None:
-        """Takes tokens from the engine, in order for each candidate."""
+    def deliver(self, run: TokenRun) -> None:
+        """Accepts tokens from the engine, which come in order for each candidate."""
         with self._lock:
             if self.done:
                 return
-            self._tokens[drawn.candidate, drawn.start : drawn.start + len(drawn.tokens)] = drawn.tokens
-            self._missing -= len(drawn.tokens)
-            self._on_drawn(drawn)
+            self._tokens[run.candidate, run.start : run.start + len(run.tokens)] = run.tokens
+            self._missing -= len(run.tokens)
+            self._on_tokens(run)
             self._finish_if_complete()
 
     def fail(self, error: EngineError) -> None:
-        """Ends the handle with an error, if it has not ended."""
+        """Ends the handle with an error, unless it has ended already."""
         with self._lock:
             if not self.done:
                 self.future.set_exception(error)

@@ -1,11 +1,11 @@
-"""Drawing a token from logits: guidance, temperature, top-k, top-p, with a value of each for every row.
+"""Sampling a token from logits: guidance, temperature, top-k and top-p, with separate values for every row.
 
-Nothing is sorted. The k-th largest logit, and the smallest logit that top-p keeps, are found by bisection over the
-ordered bit patterns of float32: 32 counts (or sums) over the row, exact, whatever the values of k and p. Sorting
-16,384 logits for every token costs several times more.
+Nothing is sorted. The k-th largest weight, and the smallest weight that top-p keeps, are found by bisection over the
+ordered bit patterns of float32: 30 counts (or sums) over the row, exact for every k and p. Sorting 16,384 logits per
+token costs several times more.
 
-The uniform number of a token is a function of (seed, candidate, position) alone, and one number draws one token (by
-inversion of the cumulative distribution), so a token does not depend on the slot, the batch or the quantum.
+The random number of a token depends only on (seed, candidate, position), and one number samples one token (by inversion
+of the cumulative distribution), so a token does not depend on the slot, the batch or the steps per dispatch.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-# What stands for "no limit".
+# The values for "no limit".
 NO_TOP_K = 0
 NO_TOP_P = 1.0
 
 
 def seed_words(seed: int) -> UInt32[np.ndarray, "2"]:
-    """Returns the two words of a seed in [0, 2^63), the form in which a decode state holds it."""
+    """Returns the high and the low word of a seed in [0, 2^63), as `Sampling.seed` holds it."""
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
 def uniforms(
     seeds: UInt32[Array, "rows 2"], candidates: Int[Array, " rows"], positions: Int[Array, " rows"]
 ) -> Float[Array, " rows"]:
-    """Returns one number in [0, 1) for each (seed, candidate, position), by Threefry."""
+    """Returns one random number in [0, 1) for each (seed, candidate, position), by Threefry."""
 
     def one(
         seed: UInt32[Array, "2"], candidate: Int[Array, ""], position: Int[Array, ""]
@@ -44,26 +44,26 @@ def guide(
     unconditional: Float[Array, "rows vocab"],
     guidance_scale: Float[Array, " rows"],
 ) -> Float[Array, "rows vocab"]:
-    """Returns `uncond + scale * (cond - uncond)`: super conditioning; scale 1 is no guidance."""
+    """Returns `uncond + scale * (cond - uncond)` (super conditioning); scale 1 is no guidance."""
     return unconditional + guidance_scale[:, None] * (conditional - unconditional)
 
 
-def draw(
+def sample(
     logits: Float[Array, "rows vocab"],
     uniform: Float[Array, " rows"],
     temperature: Float[Array, " rows"],
     top_k: Int[Array, " rows"],
     top_p: Float[Array, " rows"],
 ) -> Int[Array, " rows"]:
-    """Draws one token a row.
+    """Samples one token per row.
 
     Args:
-        logits: after guidance.
-        uniform: in [0, 1).
+        logits: logits after guidance.
+        uniform: random numbers in [0, 1).
         temperature: divides the logits; 0 takes the largest logit (greedy).
-        top_k: only this many largest logits stay (and those equal to the last of them); 0 keeps all.
-        top_p: of what stays, only the most probable tokens that together reach this probability
-            (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751); 1 keeps all.
+        top_k: keeps this many largest logits, and any that equal the last of them; 0 keeps all.
+        top_p: of those, keeps the most probable tokens that together reach this probability (Holtzman et al. 2020,
+            https://arxiv.org/abs/1904.09751); 1 keeps all.
     """
     greedy = temperature == 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
@@ -73,17 +73,17 @@ def draw(
     weights = jnp.where(kept, weights, 0.0)
     kept = order >= _nucleus_floor(order, weights, top_p)[:, None]
     weights = jnp.where(kept, weights, 0.0)
-    drawn = _invert(weights, uniform)
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    sampled = _invert(weights, uniform)
+    return jnp.where(greedy, jnp.argmax(logits, axis=-1), sampled).astype(jnp.int32)
 
 
 def ordered_bits(values: Float[Array, "rows vocab"]) -> UInt32[Array, "rows vocab"]:
-    """Maps non-negative float32 to whole numbers in the same order: their bits are in order as they are."""
+    """Returns the bits of non-negative float32 as integers, which are in the same order as the numbers."""
     return jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
 
 
 def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> UInt32[Array, " rows"]:
-    """Returns, per row, the largest number that is not too high, of those up to `largest`; 0 always passes."""
+    """Returns, per row, the largest number up to `largest` that is not too high; 0 always qualifies."""
 
     def narrow(bit: Int[Array, ""], found: UInt32[Array, "rows"]) -> UInt32[Array, "rows"]:
         trial = found | (jnp.uint32(1) << (jnp.uint32(largest.bit_length() - 1) - bit.astype(jnp.uint32)))
@@ -92,12 +92,12 @@ def _bisect(largest: int, rows: int, is_too_high: Callable[[Array], Array]) -> U
     return jax.lax.fori_loop(0, largest.bit_length(), narrow, jnp.zeros(rows, jnp.uint32))
 
 
-# The weights are exp(x - max), in [0, 1]: no bit pattern is above that of 1.0.
+# Weights are exp(x - max), in [0, 1], so no bit pattern exceeds that of 1.0.
 _MAX_WEIGHT = int(np.float32(1.0).view(np.uint32))
 
 
 def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"]) -> UInt32[Array, " rows"]:
-    """Returns the largest threshold that at least k numbers reach; 0 where there is no limit."""
+    """Returns, per row, the largest threshold that at least k numbers reach; 0 without a limit."""
     vocab = order.shape[1]
     wanted = jnp.where(top_k == NO_TOP_K, vocab, jnp.minimum(top_k, vocab))
     return _bisect(
@@ -110,7 +110,7 @@ def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"])
 def _nucleus_floor(
     order: UInt32[Array, "rows vocab"], weights: Float[Array, "rows vocab"], top_p: Float[Array, " rows"]
 ) -> UInt32[Array, " rows"]:
-    """Returns the largest threshold whose tokens together reach the probability p; 0 where there is no limit."""
+    """Returns, per row, the largest threshold whose tokens together reach probability p; 0 without a limit."""
     wanted = top_p * weights.sum(-1)
 
     def is_too_high(trial: UInt32[Array, " rows"]) -> Array:
@@ -121,26 +121,26 @@ def _nucleus_floor(
 
 
 def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, " rows"]) -> Int[Array, " rows"]:
-    """Returns, per row, the first token at which the running sum of the weights passes `uniform` of their total.
+    """Returns, per row, the first token at which the cumulative weight exceeds `uniform` times the total.
 
-    The running sum goes in two levels, blocks and then the tokens of one block: a running sum over a whole row is
-    slow on a CPU, and adds up more rounding.
+    The cumulative sum has two levels, blocks and then the tokens of one block: over a whole row it would be slow on a
+    CPU and accumulate more rounding error.
     """
     rows, vocab = weights.shape
     block = 128
     padded = jnp.pad(weights, ((0, 0), (0, -vocab % block))).reshape(rows, -1, block)
     ends = jnp.cumsum(padded.sum(-1), axis=-1)
     target = uniform * ends[:, -1]
-    # Rounding may put the target on the very end: the last block with any weight is then meant.
+    # Rounding may put the target at the very end; then the last block with any weight is the right one.
     chosen = jnp.minimum((ends <= target[:, None]).sum(-1), _last_positive(padded.sum(-1)))
     start = jnp.where(
         chosen > 0, jnp.take_along_axis(ends, jnp.maximum(chosen - 1, 0)[:, None], axis=1)[:, 0], 0.0
     )
     inside = jnp.take_along_axis(padded, chosen[:, None, None], axis=1)[:, 0]
-    place = (jnp.cumsum(inside, axis=-1) <= (target - start)[:, None]).sum(-1)
-    return chosen * block + jnp.minimum(place, _last_positive(inside))
+    index = (jnp.cumsum(inside, axis=-1) <= (target - start)[:, None]).sum(-1)
+    return chosen * block + jnp.minimum(index, _last_positive(inside))
 
 
-def _last_positive(values: Float[Array, "rows places"]) -> Int[Array, " rows"]:
-    """Returns the index of each row's last positive value."""
+def _last_positive(values: Float[Array, "rows columns"]) -> Int[Array, " rows"]:
+    """Returns the index of the last positive value in each row."""
     return values.shape[1] - 1 - jnp.argmax(values[:, ::-1] > 0, axis=-1)

@@ -1,4 +1,4 @@
-"""Who is drawn next: a bounded line in two priorities."""
+"""Which candidate gets the next free slot: a bounded queue with two priorities."""
 
 import threading
 from collections import deque
@@ -8,36 +8,37 @@ from smalti.engines.generator.requests import GenerationHandle
 from smalti.errors import EngineFullError
 from smalti.parameters import Priority
 
-# Of so many slots that are given away while both kinds wait, one goes to a batch request.
 BATCH_TURN = 8
+"""While both priorities wait, one slot in this many goes to a batch request."""
 
 
 class RequestQueue:
-    """Requests with candidates that have no slot yet.
+    """Requests with candidates that have no slot yet; first come, first served within a priority. Thread-safe.
 
-    Within a priority it is first come, first served. A request may be of any size when nobody waits; otherwise the
-    candidates that wait are bounded, so that memory and waiting time are.
+    The number of waiting candidates is bounded, so that memory and waiting time are. An empty queue accepts a request
+    of any size.
     """
 
     def __init__(self, max_candidates: int) -> None:
-        """Makes an empty line for at most so many candidates."""
+        """Makes an empty queue for at most `max_candidates` candidates."""
         self.max_candidates = max_candidates
-        self._lines: dict[Priority, deque[GenerationHandle]] = {priority: deque() for priority in Priority}
+        self._queues: dict[Priority, deque[GenerationHandle]] = {priority: deque() for priority in Priority}
+        # Index of the next candidate of each request.
         self._next: dict[GenerationHandle, int] = {}
-        self._given_away = 0
+        self._contended = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """The candidates that wait."""
+        """The number of waiting candidates."""
         with self._lock:
             return self._waiting()
 
-    def join(self, handle: GenerationHandle, retry_after: Callable[[int], float]) -> None:
-        """Puts a request at the end.
+    def put(self, handle: GenerationHandle, retry_after: Callable[[int], float]) -> None:
+        """Appends a request.
 
         Args:
-            handle: the request's.
-            retry_after: from the number of waiting candidates to the seconds after which there should be room.
+            handle: handle of the request.
+            retry_after: returns, for a number of waiting candidates, the seconds after which there should be room.
 
         Raises:
             EngineFullError: there is no room.
@@ -46,40 +47,40 @@ class RequestQueue:
             waiting = self._waiting()
             if waiting and waiting + len(handle.request.candidates) > self.max_candidates:
                 raise EngineFullError(waiting, retry_after(waiting))
-            self._lines[handle.request.priority].append(handle)
+            self._queues[handle.request.priority].append(handle)
             self._next[handle] = 0
 
     def take(self, slots: int) -> Iterator[tuple[GenerationHandle, list[int]]]:
-        """Yields who gets up to `slots` slots: a handle, and the places of its candidates in the request."""
+        """Takes up to `slots` candidates; yields each handle with the indices of its candidates."""
         taken: dict[GenerationHandle, list[int]] = {}
         with self._lock:
             for _ in range(slots):
-                line = self._whose_turn()
-                if line is None:
+                waiting = self._choose_queue()
+                if waiting is None:
                     break
-                handle = line[0]
+                handle = waiting[0]
                 taken.setdefault(handle, []).append(self._next[handle])
                 self._next[handle] += 1
                 if self._next[handle] == len(handle.request.candidates):
-                    line.popleft()
+                    waiting.popleft()
                     del self._next[handle]
         yield from taken.items()
 
-    def leave(self, unwanted: Callable[[GenerationHandle], bool]) -> list[GenerationHandle]:
-        """Takes requests out of the line and returns them."""
+    def remove(self, unwanted: Callable[[GenerationHandle], bool]) -> list[GenerationHandle]:
+        """Removes the requests for which `unwanted` is true, and returns them."""
         with self._lock:
-            gone = [handle for line in self._lines.values() for handle in line if unwanted(handle)]
+            gone = [handle for waiting in self._queues.values() for handle in waiting if unwanted(handle)]
             for handle in gone:
-                self._lines[handle.request.priority].remove(handle)
+                self._queues[handle.request.priority].remove(handle)
                 del self._next[handle]
         return gone
 
-    def _whose_turn(self) -> deque[GenerationHandle] | None:
-        interactive, batch = self._lines[Priority.INTERACTIVE], self._lines[Priority.BATCH]
+    def _choose_queue(self) -> deque[GenerationHandle] | None:
+        interactive, batch = self._queues[Priority.INTERACTIVE], self._queues[Priority.BATCH]
         if interactive and batch:
-            self._given_away += 1
-            return batch if self._given_away % BATCH_TURN == 0 else interactive
+            self._contended += 1
+            return batch if self._contended % BATCH_TURN == 0 else interactive
         return interactive or batch or None
 
     def _waiting(self) -> int:
-        return sum(len(handle.request.candidates) - drawn for handle, drawn in self._next.items())
+        return sum(len(handle.request.candidates) - taken for handle, taken in self._next.items())

@@ -1,4 +1,4 @@
-"""The state of the generator's batch: fixed shapes, donated to every step, its rows at different positions."""
+"""State of the generator's batch: fixed shapes, donated to every step, each slot at its own position."""
 
 import math
 from dataclasses import dataclass
@@ -16,67 +16,77 @@ from smalti.models.bart import DalleBartConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of one attention, heads before places so that each head's places lie together."""
+    """Keys and values of one attention; heads before positions, so that a head's positions are contiguous."""
 
-    keys: Float[Array, "rows heads places head_size"]
-    values: Float[Array, "rows heads places head_size"]
+    keys: Float[Array, "rows heads positions head_size"]
+    values: Float[Array, "rows heads positions head_size"]
 
 
 Blocks = tuple[KeysValues, ...]
-"""Keys and values of one attention, cut into blocks of places that are arrays of their own.
+"""Keys and values of one attention, split along the positions into separate arrays.
 
-A step attends over the first blocks alone, those that are drawn already. A part of one large array would have to be
-copied for that, and a block's sums would depend on what is attended to beside it.
+A step attends only over the first blocks, those that already hold tokens. With one large array, that part would have to
+be copied, and the sums over a block would depend on which other blocks are attended to.
 """
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix:
-    """What a prompt leaves behind for every token of its candidates: cross-attention keys and values, one row."""
+    """Cross-attention keys and values of one prompt, shared by all tokens of its candidates."""
 
     layers: tuple[KeysValues, ...]
-    mask: Bool[Array, "1 places"]
+    """By layer, each with a single row."""
+    mask: Bool[Array, "1 positions"]
+    """True at text, False at padding."""
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the tokens of each slot are drawn; see `smalti.engines.generator.sampling.draw`."""
+    """Sampling parameters of each slot, for `smalti.engines.generator.sampling.sample`."""
 
     seed: UInt32[Array, "slots 2"]
+    """High and low word of the seed."""
     candidate: Int[Array, " slots"]
+    """Index of the candidate, which selects its random numbers."""
     guidance_scale: Float[Array, " slots"]
+    """1 is no guidance."""
     temperature: Float[Array, " slots"]
+    """0 is greedy."""
     top_k: Int[Array, " slots"]
+    """0 is no limit."""
     top_p: Float[Array, " slots"]
+    """1 is no limit."""
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeState:
     """Everything that changes from token to token.
 
-    A slot holds one candidate, its conditional and its unconditional half together: both see the same image tokens,
-    and one token is drawn for both. A slot whose position is `image_length` is finished, or free; it is computed with
-    the others, since shapes are fixed, and nothing reads what comes out.
+    A slot holds one candidate with its conditional and its unconditional half: both see the same image tokens, and one
+    token is sampled for both. A slot at position `image_length` is finished or free. It is still computed, since shapes
+    are fixed, but its results are ignored.
     """
 
     tokens: Int[Array, "slots image_length"]
-    """The tokens drawn so far; meaningless from `position` on."""
+    """Image tokens so far; undefined from `position` on."""
     position: Int[Array, " slots"]
-    """The place of the next token."""
+    """Position of the next token."""
     sampling: Sampling
+    """Sampling parameters of each slot's candidate."""
     self_attention: tuple[tuple[Blocks, ...], ...]
-    """By layer and group of slots, `[2 * slots_of_group, ...]`: of each slot the conditional half, then the
-    unconditional one; what stands at the places up to `position` is the slot's."""
+    """By layer and group of slots. Rows are `[2 * slots_in_group, ...]`: for each slot its conditional half, then its
+    unconditional half. Undefined from `position` on."""
     cross_attention: tuple[KeysValues, ...]
-    """By layer, of each slot's prompt. The unconditional half's are the same for all slots and not held here."""
+    """By layer, for each slot's prompt. The unconditional half is the same for all slots and is not stored here."""
     cross_mask: Bool[Array, "slots text_length"]
+    """True where a slot's prompt has text, False at padding."""
 
 
 def block_length(config: DalleBartConfig, blocks: int) -> int:
-    """Returns the places of one block: whole rows of tiles, so many that there are at most `blocks` blocks."""
+    """Returns the positions per block: as few whole rows of tiles as make at most `blocks` blocks."""
     side = math.isqrt(config.image_length)
     return min(config.image_length, side * -(-side // blocks))
 
@@ -89,17 +99,17 @@ def empty_state(
 
     Args:
         partition: the devices.
-        config: the model's sizes.
-        slots: how many.
-        dtype: of keys and values.
-        blocks: into how many blocks those of self-attention are cut, at most.
-        groups: into how many groups the slots are put, for each of which it is found how many blocks it needs.
+        config: configuration of the model.
+        slots: number of slots.
+        dtype: type of keys and values.
+        blocks: maximum number of blocks in self-attention.
+        groups: number of groups of slots, each of which attends only over the blocks that it needs.
     """
     heads, length = config.decoder_attention_heads, block_length(config, blocks)
 
-    def keys_values(rows: int, places: int) -> KeysValues:
-        shape = (rows, heads, places, config.d_model // heads)
-        # Every array of its own: a donated buffer may stand in one place only.
+    def keys_values(rows: int, positions: int) -> KeysValues:
+        shape = (rows, heads, positions, config.d_model // heads)
+        # Separate arrays: a buffer can be donated only once.
         return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     starts = range(0, config.image_length, length)

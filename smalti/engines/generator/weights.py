@@ -1,11 +1,11 @@
-"""The decoder's parameters in the form the generator computes with.
+"""The decoder's parameters in the form that the generator computes with.
 
-The checkpoint stacks its layers; here each layer has arrays of its own, since in a compiled program for CPUs a slice
-of a stacked array is a copy. Products that share their input are fused into one, q with k and v, and both branches of
-GLU: with few rows a product costs the reading of its weights, and one long read is faster than three short ones.
+The checkpoint stacks its layers. Here each layer has its own arrays, since slicing a stacked array inside a program
+copies it on a CPU. Products with the same input are fused (q, k and v; both branches of GLU): with few rows, a product
+costs as much as reading its weights, and one long read is faster than several short ones.
 
 Kernels are `[outputs, inputs]`, the transpose of the checkpoint's, and stand on the left of the product: with the few
-rows of a decode step XLA's matrix product on a CPU is about twice as fast that way.
+rows of a decode step, XLA's matrix product on a CPU is about twice as fast that way.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ from smalti.models.layers import Parameters
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Norm:
-    """A layer norm's parameters; `scale` is None where the checkpoint has none."""
+    """Parameters of a layer norm; `scale` is None where the checkpoint has none."""
 
     bias: Float[Array, " features"]
     scale: Float[Array, " features"] | None = None
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """One decoder layer. Kernels are `[outputs, inputs]`; those that were fused have an axis for it in front."""
+    """Parameters of one decoder layer. Kernels are `[outputs, inputs]`, with a leading axis where several are fused."""
 
     self_norm: Norm
     self_qkv: Float[Array, "3 d_model d_model"]
@@ -46,15 +46,15 @@ class LayerWeights:
     cross_out_norm: Norm
     glu_norm: Norm
     glu_in: Float[Array, "2 ffn d_model"]
-    """The activated branch, then the linear one."""
+    """The activated branch, then the linear branch."""
     glu_inner_norm: Norm
     glu_out: Float[Array, "d_model ffn"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoderWeights:
-    """The whole decoder."""
+    """Parameters of the whole decoder."""
 
     embed_tokens: Float[Array, "vocab_and_start d_model"]
     embed_positions: Float[Array, "image_length d_model"]
@@ -62,7 +62,7 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     final_norm: Norm
     head: Float[Array, "vocab d_model"]
-    """Only the image tokens' rows: the start token is never drawn."""
+    """Only the rows of image tokens: the start token is never sampled."""
 
 
 def decoder_weights(
@@ -70,17 +70,17 @@ def decoder_weights(
 ) -> DecoderWeights:
     """Arranges a checkpoint's decoder parameters for the generator.
 
-    They are arranged on the host, one array after the other, so that a device never holds more than its part.
+    Arrays are arranged on the host, one at a time, so that a device never holds more than its part.
 
     Args:
-        config: the model's sizes.
-        params: the checkpoint's parameters, on the host or on a device.
+        config: configuration of the model.
+        params: parameters of the checkpoint, on the host or on a device.
         dtype: the type to compute in.
         partition: the devices.
     """
 
     def place(name: str, *parts: Any) -> Array:
-        """Several parts are fused into one array."""
+        """Puts an array on the devices; several parts are fused into one array first."""
         array = np.stack(parts) if len(parts) > 1 else parts[0]
         return partition.place(np.ascontiguousarray(array, dtype), WEIGHT_RULES, name)
 
