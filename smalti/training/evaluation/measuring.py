@@ -231,7 +231,7 @@ def generate_candidates(
     ahead = max(_QUEUED_CANDIDATES // candidates, 1)
     for start, question in enumerate(asked):
         wanted = tuple(Candidate(seeds[start], index, sampling) for index in range(candidates))
-        request = GenerationRequest(pipeline.encoder.encode(question.prompt), wanted)
+        request = GenerationRequest(encoding=pipeline.encoder.encode(question.prompt), candidates=wanted)
         waiting.append((question, pipeline.generator.submit(request)))
         if len(waiting) > ahead:
             yield _finish(pipeline, *waiting.popleft())
