@@ -17,8 +17,9 @@ PACKAGES = [
 ]
 """The packages whose annotations have shapes."""
 
-# jaxtyping decorates each method by itself, and beartype knows what `Self` is only in a class that it decorates.
-check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: object})))
+# As for mypy, an int may stand for a float. jaxtyping decorates each method by itself, where beartype cannot resolve
+# `Self`.
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: object})))
 
 
 def check_annotations() -> None:

@@ -1,1 +1,1 @@
-"""Files of weights: every format that is read, the names of tensors in each, and our own format, safetensors."""
+"""Files of weights: reading every supported format, and writing safetensors."""

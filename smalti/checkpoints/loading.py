@@ -1,9 +1,8 @@
-"""Loading weights from every format they come in, and saving them as `model.safetensors`.
+"""Loading weights from every supported format, and saving them as `model.safetensors`.
 
-A checkpoint is opened by its headers alone: the name, shape and type of every tensor are held against what
-the configuration asks for before any weight is read. Then each tensor is read from its place in the file
-straight into its array, so that loading takes little more memory than the weights. No code of a file is ever
-run.
+Opening a checkpoint reads only headers: the name, shape and type of every tensor are compared with the configuration
+before any weight is read. Then each tensor is read from the file straight into its array, so that loading takes little
+more memory than the weights. Code in a file is never run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,57 +51,54 @@ def load_parameters(
     """Reads the weights of a network.
 
     Args:
-        folder: the folder that holds them, or a file that holds all of them.
-        expected: the shape of every parameter by its name, layers stacked on axis 0.
+        folder: the folder of the weights, or a single file.
+        expected: shape of every parameter by its name, layers stacked on axis 0.
         layout: the formats to look for: `DALLEBART_LAYOUT` or `VQGAN_LAYOUT`.
-        select: tells of a name whether the tensor is to be read; a file with none of them need not be there.
+        select: returns whether to read the tensor with this name; a file without selected tensors may be missing.
 
     Returns:
-        The selected tensors by their names, in the type the file has: float32, float16 or bfloat16. What the
-        layout calls optional is left out where the file does not have it.
+        The selected tensors by their names, in the type of the file: float32, float16 or bfloat16. Optional tensors
+        are left out if the file does not have them.
 
     Raises:
-        ModelError: there is no such folder, no weights in it, or more than one file they may be in.
-        CheckpointError: a file is damaged, cut short, or does not fit what is expected; names the tensor.
+        ModelError: the folder does not exist, has no weights, or has several files that may be meant.
+        CheckpointError: a file is damaged, truncated, or does not match `expected`; names the tensor.
     """
     checkpoint = open_checkpoint(folder, expected, layout, select=select)
     return {name: checkpoint.read(name) for name in checkpoint}
 
 
 def save_parameters(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes `model.safetensors` into a folder: the whole file, or, when it fails or is stopped, none of it.
+    """Writes `model.safetensors` into a folder atomically.
 
     Raises:
-        CheckpointError: a tensor holds something other than float32, float16 or bfloat16.
+        CheckpointError: the type of a tensor is not float32, float16 or bfloat16.
     """
     sizes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     write_safetensors(Path(folder) / WEIGHTS_FILE, sizes, tensors.__getitem__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
-    """Where one of our tensors comes from.
-
-    Attributes:
-        shape: its shape.
-        pieces: the tensor in the file, or those of its layers in order.
-        stacked: whether the pieces are layers, to be stacked on axis 0.
-        axes: the axis of a piece that each axis of ours (of its layer) is; None for the same order.
-    """
+    """Where one of our tensors comes from."""
 
     shape: Shape
+    """Shape of our tensor."""
     pieces: tuple[StoredTensor, ...]
+    """The tensor in the file, or its layers in order."""
     stacked: bool
+    """Whether the pieces are layers, to be stacked on axis 0."""
     axes: Axes | None
+    """For each axis of our tensor (or layer) the axis of the piece; None if the order is the same."""
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of its numbers, which is the same in all pieces."""
+        """Type of the numbers, the same in all pieces."""
         return self.pieces[0].dtype
 
 
 class Checkpoint(Mapping[str, Part]):
-    """A network's weights in their files: checked by the headers, not yet read."""
+    """A network's weights in their files, checked by the headers but not read yet."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = dict(parts)
@@ -118,14 +114,14 @@ class Checkpoint(Mapping[str, Part]):
 
     @property
     def files(self) -> set[Path]:
-        """The files that hold them."""
+        """The files that contain the tensors."""
         return {piece.path for part in self._parts.values() for piece in part.pieces}
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor.
 
         Raises:
-            CheckpointError: the file has become shorter since it was opened.
+            CheckpointError: the file has been truncated since it was opened.
         """
         part = self._parts[name]
         tensor = np.empty(part.shape, part.dtype)
@@ -137,10 +133,10 @@ class Checkpoint(Mapping[str, Part]):
         return tensor
 
     def save(self, folder: Path) -> None:
-        """Writes `model.safetensors` into a folder, with one tensor in memory at a time; whole or not at all.
+        """Writes `model.safetensors` into a folder atomically, with one tensor in memory at a time.
 
         Raises:
-            CheckpointError: as `read`.
+            CheckpointError: a file has been truncated since it was opened.
         """
         sizes = {name: (part.dtype, part.shape) for name, part in self._parts.items()}
         write_safetensors(folder / WEIGHTS_FILE, sizes, self.read)
@@ -149,10 +145,12 @@ class Checkpoint(Mapping[str, Part]):
 def open_checkpoint(
     folder: Path, expected: Mapping[str, Shape], layout: Layout, *, select: Selector = every
 ) -> Checkpoint:
-    """Finds a network's weights in a folder and checks them by their headers; see `load_parameters`."""
+    """Finds a network's weights and checks them by their headers; arguments and errors as in `load_parameters`."""
     folder = Path(folder)
     if not folder.exists():
-        raise ModelError(f"{folder}: no such folder; it should hold the weights of a {layout.network} model")
+        raise ModelError(
+            f"{folder}: no such folder; give the folder with the weights of a {layout.network} model"
+        )
     parts: dict[str, Part] = {}
     for source, path in _find_files(folder, layout, [name for name in expected if select(name)]):
         theirs = {name: shape for name, shape in expected.items() if name.startswith(source.prefixes)}
@@ -161,19 +159,19 @@ def open_checkpoint(
 
 
 def has_optional_part(folder: Path, layout: Layout) -> bool:
-    """Says whether a network's weights hold what its layout calls optional; reads no more than a file's header.
+    """Returns whether a network's weights contain its optional tensors; reads only the header of the file.
 
     Raises:
-        ModelError: there are no weights, or their file cannot be read.
+        ModelError: there are no weights, or the file cannot be read.
     """
     prefix = layout.optional[0]
     names = (name for source, path in _find_files(folder, layout, [prefix]) for name in _index(path, source))
-    # torch's names have dots where ours have slashes.
+    # Names in torch have dots instead of slashes.
     return any(name.replace(".", "/").startswith(prefix) for name in names)
 
 
 def _find_files(folder: Path, layout: Layout, wanted: list[str]) -> list[tuple[Source, Path]]:
-    """Returns the files of the first format that is there, of those that hold something wanted."""
+    """Returns the files of the first format that is present, without files that hold nothing wanted."""
     for sources in layout.formats:
         found = {source: source.find(folder) for source in sources}
         if not any(found.values()):
@@ -181,16 +179,18 @@ def _find_files(folder: Path, layout: Layout, wanted: list[str]) -> list[tuple[S
         for paths in found.values():
             if len(paths) > 1:
                 names = " and ".join(path.name for path in paths)
-                raise ModelError(f"{folder}: {names} are both there; leave only that of the model you mean")
+                raise ModelError(f"{folder}: has both {names}; keep only one of them")
         needed = [source for source in sources if any(name.startswith(source.prefixes) for name in wanted)]
         for source in needed:
             if not found[source]:
                 others = ", ".join(path.name for paths in found.values() for path in paths)
-                raise ModelError(f"{folder}: {' or '.join(source.file_names)} is missing beside {others}")
+                raise ModelError(
+                    f"{folder}: {' or '.join(source.file_names)} is missing beside {others}; add it"
+                )
         return [(source, found[source][0]) for source in needed]
     choices = (" with ".join(" or ".join(source.file_names) for source in files) for files in layout.formats)
-    problem = "no weights" if folder.is_dir() else "not one of the files of weights"
-    raise ModelError(f"{folder}: {problem} of a {layout.network} model; looked for {'; '.join(choices)}")
+    problem = "has no weights" if folder.is_dir() else "not a file of weights"
+    raise ModelError(f"{folder}: {problem} of a {layout.network} model; expected {'; '.join(choices)}")
 
 
 def _index(path: Path, source: Source) -> dict[str, StoredTensor]:
@@ -198,9 +198,7 @@ def _index(path: Path, source: Source) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise CheckpointError(
-                    f"{path}: a Git LFS pointer, not the weights; `git lfs pull` fetches them"
-                )
+                raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
         return READERS[source.kind](path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -213,9 +211,9 @@ def _fit(
     source: Source,
     layout: Layout,
 ) -> dict[str, Part]:
-    """Finds each expected tensor among those of a file, and refuses what does not fit."""
+    """Matches expected tensors with those of a file; raises `CheckpointError` if they differ."""
     plans = [(table, table.spell(expected)) for table in source.tables]
-    # Of a file that keeps its layers apart hardly a name is that of a stacked one, and the other way round.
+    # Files with stacked layers and files with separate layers have hardly a name in common.
     table, plan = max(plans, key=lambda choice: len(found.keys() & _shapes(choice[1]).keys()))
     optional = {name: spelling for name, spelling in plan.items() if name.startswith(layout.optional)}
     if found.keys().isdisjoint(_shapes(optional)):
@@ -229,14 +227,14 @@ def _fit(
     for name, spelling in plan.items():
         pieces = tuple(found[their_name] for their_name in spelling.names)
         _refuse_other_sizes(pieces, spelling.shape)
-        parts[name] = Part(expected[name], pieces, spelling.stacked, spelling.axes)
+        parts[name] = Part(shape=expected[name], pieces=pieces, stacked=spelling.stacked, axes=spelling.axes)
     for tensor in neutral:
         _refuse_other_numbers_than_one(tensor)
     return parts
 
 
 def _shapes(plan: Mapping[str, Spelling]) -> dict[str, Shape]:
-    """Returns the shapes that the tensors of a file should have, by their names in it."""
+    """Returns the expected shapes of the tensors in a file, by their names there."""
     return {their_name: spelling.shape for spelling in plan.values() for their_name in spelling.names}
 
 
@@ -244,7 +242,7 @@ def _refuse_missing(names: list[str], path: Path, shapes: Mapping[str, Shape]) -
     if names:
         raise CheckpointError(
             f"{path}: tensor {names[0]} of shape {shapes[names[0]]} is missing{_and_more(names)}; "
-            "the model of config.json has it"
+            "config.json requires it"
         )
 
 
@@ -253,7 +251,7 @@ def _refuse_unexpected(tensors: list[StoredTensor]) -> None:
         first = tensors[0]
         raise CheckpointError(
             f"{first.path}: tensor {first.name} of shape {first.shape} is unexpected{_and_more(tensors)}; "
-            "the model of config.json has none of that name"
+            "config.json does not allow it"
         )
 
 
@@ -261,12 +259,12 @@ def _refuse_other_sizes(pieces: Sequence[StoredTensor], shape: Shape) -> None:
     for piece in pieces:
         if piece.shape != shape:
             raise CheckpointError(
-                f"{piece.path}: tensor {piece.name} has the shape {piece.shape}, config.json asks for {shape}"
+                f"{piece.path}: tensor {piece.name} has shape {piece.shape}, but config.json requires {shape}"
             )
         if piece.dtype != pieces[0].dtype:
             raise CheckpointError(
-                f"{piece.path}: tensor {piece.name} holds {piece.type_name}, "
-                f"expected {pieces[0].type_name} as in {pieces[0].name}"
+                f"{piece.path}: tensor {piece.name} has type {piece.type_name}, "
+                f"but {pieces[0].name} has {pieces[0].type_name}; they must be the same"
             )
 
 
@@ -275,8 +273,8 @@ def _refuse_other_numbers_than_one(tensor: StoredTensor) -> None:
     tensor.read_into(numbers)
     if not (numbers == 1).all():
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} is a scale that the model does not have; "
-            "expected ones, found other numbers"
+            f"{tensor.path}: tensor {tensor.name} must contain only ones, "
+            "since the model does not have this scale"
         )
 
 

@@ -1,10 +1,10 @@
 """Flax's msgpack checkpoints (`flax_model.msgpack`), read without loading them.
 
-The file is one msgpack value (https://github.com/msgpack/msgpack/blob/master/spec.md): nested maps from names
-to tensors. A tensor is an extension value of type 1 (3 for a scalar) whose content is again msgpack: the
-array (shape, name of the type, bytes). One above 1 GiB is a map with the key `__msgpack_chunked_array__`, its
-shape, and its numbers in flat chunks. Walking the headers and skipping the bytes gives the place of every
-tensor; a library would have to hold the whole file.
+The file is one msgpack value (https://github.com/msgpack/msgpack/blob/master/spec.md): nested maps from names to
+tensors. A tensor is an extension value of type 1 (3 for a scalar) whose content is again msgpack: the array (shape,
+type name, bytes). A tensor above 1 GiB is a map with the key `__msgpack_chunked_array__`, its shape, and its numbers
+in flat chunks. Reading the headers and skipping the bytes gives the offset of every tensor; the msgpack library would
+have to load the whole file.
 """
 
 import struct
@@ -16,10 +16,10 @@ from smalti.errors import CheckpointError
 
 CHUNKED = "__msgpack_chunked_array__"
 TENSOR_TYPES = (1, 3)
-DEEPEST = 32
+MAX_DEPTH = 32
 MAX_NAME_LENGTH = 1024
 
-# What a first byte announces: the kind of value, and the struct format of its length or of its number.
+# Kind of a value by its first byte, with the struct format of the length or number that follows.
 KINDS: dict[int, tuple[str, str]] = {
     0xC4: ("bytes", ">B"),
     0xC5: ("bytes", ">H"),
@@ -39,8 +39,7 @@ KINDS: dict[int, tuple[str, str]] = {
     0xDE: ("map", ">H"),
     0xDF: ("map", ">I"),
 }
-# The same for values whose length, or number, is in the first byte itself: (from, to, kind, value of the
-# first).
+# Values whose length or number is in the first byte itself: (first byte from, to, kind, value of the first).
 SHORT_KINDS = (
     (0x00, 0x7F, "number", 0),
     (0x80, 0x8F, "map", 0),
@@ -48,7 +47,7 @@ SHORT_KINDS = (
     (0xA0, 0xBF, "text", 0),
     (0xC2, 0xC3, "truth", 0),
 )
-# Extensions of a fixed length.
+# Lengths of extensions of fixed length, by their first byte.
 FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
@@ -56,16 +55,16 @@ def index_msgpack(path: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a Flax checkpoint by their names, joined with "/".
 
     Raises:
-        CheckpointError: the file is damaged, cut short, or holds something other than tensors.
+        CheckpointError: the file is damaged, truncated, or contains something other than tensors.
     """
     with path.open("rb") as file:
         return _Walker(path, file, path.stat().st_size).tensors()
 
 
 class _Walker:
-    """One pass over the file's headers.
+    """One pass over the headers of a file.
 
-    For messages, `keys` is the way to the value that is being read, and `last` the last tensor that was.
+    For messages, `keys` is the path of the current value, and `last` the name of the last complete tensor.
     """
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
@@ -78,7 +77,7 @@ class _Walker:
     def tensors(self) -> dict[str, StoredTensor]:
         root = self.value()
         if not isinstance(root, dict):
-            self.damaged("a map from names to tensors is expected")
+            self.damaged("expected a map from names to tensors")
         if self.file.tell() != self.size:
             self.damaged(f"{self.size - self.file.tell()} bytes follow the last tensor")
         found: dict[str, StoredTensor] = {}
@@ -93,7 +92,7 @@ class _Walker:
             elif isinstance(child, StoredTensor):
                 found[child.name] = child
             else:
-                self.damaged(f"{'/'.join(self.keys)} is no tensor")
+                self.damaged(f"{'/'.join(self.keys)} is not a tensor")
             self.keys.pop()
 
     def value(self) -> dict[str, Any] | StoredTensor | int:
@@ -104,23 +103,23 @@ class _Walker:
             return self.tensor(length)
         if kind in ("number", "truth"):
             return length
-        return self.damaged(f"{kind} where a tensor is expected")
+        return self.damaged(f"expected a tensor, found {kind}")
 
     def map(self, length: int) -> dict[str, Any] | StoredTensor:
-        if len(self.keys) == DEEPEST:
-            self.damaged(f"maps are nested deeper than {DEEPEST}")
+        if len(self.keys) == MAX_DEPTH:
+            self.damaged(f"maps are nested more than {MAX_DEPTH} deep")
         entries: dict[str, Any] = {}
         for _ in range(length):
             key = self.text()
             if key in entries:
-                self.damaged(f"the name {key} is there twice")
+                self.damaged(f"the name {key} occurs twice")
             self.keys.append(key)
             entries[key] = self.value()
             self.keys.pop()
         return self.chunked(entries) if CHUNKED in entries else entries
 
     def chunked(self, entries: dict[str, Any]) -> StoredTensor:
-        """Joins the chunks of one tensor above 1 GiB."""
+        """Joins the chunks of a tensor above 1 GiB."""
         try:
             shape = tuple(entries["shape"][str(axis)] for axis in range(len(entries["shape"])))
             chunks = [entries["chunks"][str(index)] for index in range(len(entries["chunks"]))]
@@ -129,24 +128,24 @@ class _Walker:
             whole = StoredTensor(self.path, "/".join(self.keys), type_name, shape, segments)
             return check_extent(whole, self.size)
         except (KeyError, TypeError, AttributeError, ValueError):
-            return self.damaged("a tensor in chunks is expected")
+            return self.damaged("expected a tensor in chunks")
 
     def tensor(self, length: int) -> StoredTensor:
         code = self.read(1)[0]
         if code not in TENSOR_TYPES:
-            self.damaged(f"an extension of type {code} where a tensor is expected")
+            self.damaged(f"expected a tensor, found an extension of type {code}")
         end = self.file.tell() + length
         if self.header() != ("array", 3):
-            self.damaged("a tensor is (shape, type, bytes)")
+            self.damaged("expected (shape, type, bytes)")
         kind, axes = self.header()
-        if kind != "array" or axes > DEEPEST:
-            self.damaged("a shape is expected")
+        if kind != "array" or axes > MAX_DEPTH:
+            self.damaged("expected a shape")
         shape = tuple(self.number() for _ in range(axes))
         type_name = self.text()
         kind, size = self.header()
         offset = self.file.tell()
         if kind != "bytes" or offset + size != end:
-            self.damaged("the lengths of a tensor and of its bytes contradict each other")
+            self.damaged("the length of a tensor does not match its bytes")
         stored = StoredTensor(self.path, "/".join(self.keys), type_name, shape, ((offset, size),))
         self.file.seek(end)
         self.last = stored.name
@@ -154,19 +153,19 @@ class _Walker:
 
     def number(self) -> int:
         kind, value = self.header()
-        return value if kind == "number" else self.damaged(f"{kind} where a number is expected")
+        return value if kind == "number" else self.damaged(f"expected a number, found {kind}")
 
     def text(self) -> str:
         kind, length = self.header()
         if kind not in ("text", "bytes") or length > MAX_NAME_LENGTH:
-            self.damaged(f"{kind} where a name is expected")
+            self.damaged(f"expected a name, found {kind}")
         try:
             return self.read(length).decode()
         except UnicodeDecodeError:
-            return self.damaged("a name is no text")
+            return self.damaged("a name is not valid UTF-8")
 
     def header(self) -> tuple[str, int]:
-        """Returns the kind of the next value, and its length or, of a number, what it is."""
+        """Returns the kind of the next value, with its length, or with the value of a number."""
         first = self.read(1)[0]
         for lowest, highest, kind, value in SHORT_KINDS:
             if lowest <= first <= highest:
@@ -174,7 +173,7 @@ class _Walker:
         if first in FIXED_EXTENSIONS:
             return "extension", FIXED_EXTENSIONS[first]
         if first not in KINDS:
-            self.damaged(f"the byte 0x{first:02x} where a tensor is expected")
+            self.damaged(f"expected a tensor, found byte 0x{first:02x}")
         kind, form = KINDS[first]
         (value,) = struct.unpack(form, self.read(struct.calcsize(form)))
         return kind, value
@@ -183,9 +182,11 @@ class _Walker:
         content = self.file.read(size)
         if len(content) != size:
             where = f"after tensor {self.last}" if self.last else "before its first tensor"
-            raise CheckpointError(f"{self.path}: cut short {where}: it ends at byte {self.size}")
+            raise CheckpointError(f"{self.path}: truncated {where}, at byte {self.size}; copy it again")
         return content
 
     def damaged(self, problem: str) -> NoReturn:
         where = f" in {'/'.join(self.keys)}" if self.keys else ""
-        raise CheckpointError(f"{self.path}: damaged at byte {self.file.tell()}{where}: {problem}")
+        raise CheckpointError(
+            f"{self.path}: damaged at byte {self.file.tell()}{where}: {problem}; copy it again"
+        )

@@ -1,8 +1,8 @@
-"""The names of tensors: what each of ours is called in each format that is read.
+"""Names of tensors in each supported format.
 
-Our names are those of the original Flax checkpoints, joined with "/", with the layers of a stack stacked on
-axis 0. A table is a list of substitutions, applied in order to our name; they give the name in the other
-format, with `{layer}` in it where the other format keeps each layer by itself.
+Our names are those of the original Flax checkpoints, joined with "/", with layers stacked on axis 0. A table is a list
+of substitutions that turn our name into the name in another format; the result contains `{layer}` if that format stores
+each layer separately.
 """
 
 import re
@@ -15,44 +15,38 @@ Shape = tuple[int, ...]
 Axes = tuple[int, ...]
 
 LAYER = "{layer}"
-"""Stands for a layer's number in the name of a tensor that a format keeps for each layer."""
+"""Placeholder for the index of a layer in names of formats that store layers separately."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spelling:
-    """How a format keeps one of our tensors.
-
-    Attributes:
-        names: its name there, or those of its layers in order.
-        shape: the shape it, or each layer, has there.
-        axes: the axis of theirs that each axis of ours (of its layer) is; None for the same order.
-        stacked: whether the names are those of layers, which ours has stacked on axis 0.
-    """
+    """How a format stores one of our tensors."""
 
     names: tuple[str, ...]
+    """Name of the tensor in the format, or the names of its layers in order."""
     shape: Shape
+    """Shape of the tensor, or of each layer, in the format."""
     axes: Axes | None
+    """For each axis of our tensor (or layer) the axis in the format; None if the order is the same."""
     stacked: bool
+    """Whether the names are those of layers, which we stack on axis 0."""
 
 
 @dataclass(frozen=True)
 class NameTable:
-    """How one format names the tensors.
-
-    Attributes:
-        substitutions: (regular expression, replacement), applied in order to our name of a tensor.
-        kernel_axes: for a kernel of that many axes, the axis of theirs that each axis of ours is.
-        ignored: their names that belong to something else, such as the losses of a training.
-        neutral: their names of scales that our network does not have; each number of theirs has to be one.
-    """
+    """How one format names the tensors."""
 
     substitutions: tuple[tuple[str, str], ...] = ()
+    """Pairs of regular expression and replacement, applied to our name in order."""
     kernel_axes: tuple[tuple[int, Axes], ...] = ()
+    """For kernels with this number of axes, the axis in the format for each of our axes."""
     ignored: str | None = None
+    """Pattern for names of tensors that are not part of the network, such as training losses."""
     neutral: str | None = None
+    """Pattern for names of scales that our network does not have; all their numbers must be one."""
 
     def spell(self, expected: Mapping[str, Shape]) -> dict[str, Spelling]:
-        """Returns how the format keeps our tensors, which are given by names and shapes."""
+        """Returns how the format stores our tensors, given by names and shapes."""
         return {name: self._spell(name, shape) for name, shape in expected.items()}
 
     def _spell(self, name: str, shape: Shape) -> Spelling:
@@ -66,57 +60,50 @@ class NameTable:
         if axes is not None:
             layer_shape = tuple(layer_shape[axes.index(axis)] for axis in range(len(axes)))
         names = tuple(their_name.replace(LAYER, str(layer)) for layer in layers)
-        return Spelling(names, layer_shape, axes, stacked)
+        return Spelling(names=names, shape=layer_shape, axes=axes, stacked=stacked)
 
     def ignores(self, their_name: str) -> bool:
-        """Tells whether a tensor belongs to something else."""
+        """Returns whether a tensor is not part of the network."""
         return self.ignored is not None and re.search(self.ignored, their_name) is not None
 
     def is_neutral(self, their_name: str) -> bool:
-        """Tells whether a tensor is a scale that our network does not have."""
+        """Returns whether a tensor is a scale that our network does not have."""
         return self.neutral is not None and re.search(self.neutral, their_name) is not None
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a checkpoint, and the tensors it holds.
-
-    Attributes:
-        file_names: its possible names; a `*` stands for anything. Two that are there at once are ambiguous.
-        kind: "safetensors", "msgpack" or "torch".
-        tables: the ways its tensors may be named; the one that fits best is taken.
-        prefixes: the beginnings of our names of the tensors it holds.
-    """
+    """One file of a checkpoint, and the tensors that it contains."""
 
     file_names: tuple[str, ...]
+    """Possible file names, as patterns with `*`; several files that match are ambiguous."""
     kind: str
+    """ "safetensors", "msgpack" or "torch"."""
     tables: tuple[NameTable, ...]
+    """Possible naming schemes; the one that fits best is used."""
     prefixes: tuple[str, ...] = ("",)
+    """Prefixes of our names of the tensors in this file."""
 
-    def find(self, place: Path) -> list[Path]:
-        """Returns the files of a folder that have one of the names; or the file itself, if it has one."""
-        files = place.iterdir() if place.is_dir() else [place]
-        named = {path for path in files for name in self.file_names if fnmatchcase(path.name, name)}
-        return sorted(path for path in named if path.is_file())
+    def find(self, path: Path) -> list[Path]:
+        """Returns the files with a matching name: those in a folder, or the given file itself."""
+        files = path.iterdir() if path.is_dir() else [path]
+        named = {file for file in files for name in self.file_names if fnmatchcase(file.name, name)}
+        return sorted(file for file in named if file.is_file())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The formats in which a network's weights come.
-
-    Attributes:
-        network: what the network is called, for messages.
-        formats: the formats, in the order in which they are looked for; each is the files it consists of.
-        optional: the beginnings of our names of tensors that may be absent, all of them together.
-    """
+    """The supported file formats of a network's weights."""
 
     network: str
+    """Name of the network, for messages."""
     formats: tuple[tuple[Source, ...], ...]
+    """The files of each format, in order of preference."""
     optional: tuple[str, ...] = ()
+    """Prefixes of our names of tensors that may be absent, but only all together."""
 
 
-# torch keeps the kernel of a product as (outputs, inputs), of a convolution as (outputs, inputs, height,
-# width).
+# Kernels in torch are (outputs, inputs) for products, and (outputs, inputs, height, width) for convolutions.
 TORCH_KERNELS = ((2, (1, 0)), (4, (2, 3, 1, 0)))
 TORCH_LEAVES = (("/(kernel|scale|embedding)$", ".weight"), ("/", "."))
 
@@ -140,7 +127,7 @@ MIN_DALLE_BART = NameTable(
         *TORCH_LEAVES,
     ),
     TORCH_KERNELS,
-    # min-dalle's norms all have a scale, which stays one where the original has none.
+    # All norms of min-dalle have a scale; it is one where the original has none.
     neutral=r"(^final_ln|\.pre_self_attn_layer_norm|\.pre_encoder_attn_layer_norm|\.glu\.ln[01])\.weight$",
 )
 
@@ -168,7 +155,7 @@ DALLEBART_LAYOUT = Layout(
         ),
     ),
 )
-"""The weights of `smalti.models.bart`."""
+"""Formats of the weights of `smalti.models.bart`."""
 
 VQGAN_LAYOUT = Layout(
     "VQGAN",
@@ -178,7 +165,7 @@ VQGAN_LAYOUT = Layout(
         (Source(("detoker.pt",), "torch", (MIN_DALLE_VQGAN,)),),
         (Source(("*.ckpt",), "torch", (TAMING_VQGAN,)),),
     ),
-    # min-dalle keeps the half that makes pictures from codes.
+    # min-dalle's files contain only the decoder.
     optional=("encoder/", "quant_conv/"),
 )
-"""The weights of `smalti.models.vqgan`."""
+"""Formats of the weights of `smalti.models.vqgan`."""

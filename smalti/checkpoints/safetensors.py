@@ -1,7 +1,7 @@
 """safetensors files (https://github.com/huggingface/safetensors#format): a JSON header, then the bytes.
 
-The library maps the file or copies it, and either counts in the process's memory beside the tensors
-themselves; here the header gives the place of each tensor, which is then read straight into its array.
+The library maps or copies the whole file, which counts towards the process's memory in addition to the tensors. Here
+the header gives the offset of each tensor, which is read straight into its array.
 """
 
 import json
@@ -18,7 +18,7 @@ from smalti.checkpoints.tensor import FLOAT_TYPES, FLOATS, StoredTensor, check_e
 from smalti.errors import CheckpointError
 from smalti.files import atomic_path
 
-# The library refuses a larger header.
+# The limit of the library.
 MAX_HEADER_BYTES = 100_000_000
 TYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {type_name: code for code, type_name in TYPE_NAMES.items()}
@@ -28,27 +28,27 @@ def index_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a file by their names.
 
     Raises:
-        CheckpointError: the file is damaged or cut short.
+        CheckpointError: the file is damaged or truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            raise CheckpointError(f"{path}: cut short before its first tensor: it ends at byte {size}")
+            raise CheckpointError(f"{path}: truncated before its first tensor, at byte {size}; copy it again")
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path}: damaged: its header cannot be {length} bytes long")
+            raise CheckpointError(f"{path}: damaged: its header claims {length} bytes; copy it again")
         header = file.read(length)
         if len(header) < length:
             raise CheckpointError(
-                f"{path}: cut short in its header: {length} bytes expected, {len(header)} found"
+                f"{path}: truncated in its header: expected {length} bytes, found {len(header)}; copy it again"
             )
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: its header is not that of a safetensors file") from error
+        raise CheckpointError(f"{path}: damaged: its header is not valid; copy it again") from error
     return {name: check_extent(tensor, size) for name, tensor in tensors.items()}
 
 
@@ -56,7 +56,7 @@ def _stored(path: Path, name: str, entry: dict[str, Any], base: int) -> StoredTe
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end - begin)):
-        raise ValueError("sizes are whole numbers")
+        raise ValueError("sizes must be non-negative integers")
     type_name = TYPE_NAMES.get(entry["dtype"], entry["dtype"])
     return StoredTensor(path, name, type_name, shape, ((base + begin, end - begin),))
 
@@ -64,26 +64,24 @@ def _stored(path: Path, name: str, entry: dict[str, Any], base: int) -> StoredTe
 def write_safetensors(
     path: Path, sizes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Writes a file, one tensor after the other, so that no more than one has to be in memory.
-
-    A failure, or Ctrl-C, leaves what was there before.
+    """Writes a file atomically, one tensor at a time, so that only one has to be in memory.
 
     Args:
         path: the file.
-        sizes: the type and the shape of each tensor by its name.
-        read: gives a tensor when its turn comes.
+        sizes: type and shape of each tensor by its name.
+        read: returns a tensor by its name.
 
     Raises:
-        CheckpointError: a type that weights cannot have.
+        CheckpointError: a type is not supported.
     """
-    # The widest types first, as the library does it, so that every tensor is aligned to its own type.
+    # Widest types first, as in the library, so that every tensor is aligned.
     names = sorted(sizes, key=lambda name: (-sizes[name][0].itemsize, name))
     header: dict[str, Any] = {}
     end = 0
     for name in names:
         dtype, shape = sizes[name]
         if dtype not in FLOAT_TYPES.values():
-            raise CheckpointError(f"{path}: tensor {name} holds {dtype}, expected {FLOATS}")
+            raise CheckpointError(f"{path}: tensor {name} has type {dtype}, must be {FLOATS}")
         begin, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -98,5 +96,5 @@ def write_safetensors(
 
 
 def _write_tensor(file: BinaryIO, tensor: np.ndarray) -> None:
-    # A function of its own, so that a tensor is gone before the next one is read.
+    # A separate function, so that a tensor is freed before the next one is read.
     file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

@@ -1,4 +1,4 @@
-"""A tensor in a file: what the file's header says of it, and the reading of its bytes into their place."""
+"""A tensor in a file, as described by the file's header, and reading it into an array."""
 
 import math
 from dataclasses import dataclass
@@ -14,41 +14,37 @@ FLOAT_TYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The types that weights may have, by the name that msgpack, torch and numpy give them."""
+"""Supported types of weights, by their names in msgpack, torch and NumPy."""
 
 FLOATS = "float32, float16 or bfloat16"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, known from the header alone.
-
-    Attributes:
-        path: the file.
-        name: the tensor's name in that file.
-        type_name: the name of its numbers' type; one of `FLOAT_TYPES` if it can be read.
-        shape: its shape.
-        segments: where its bytes are: (offset in the file, number of bytes), in the order of the numbers.
-        strides: the distance in numbers between neighbours on each axis; None where rows follow rows.
-    """
+    """A tensor in a file, known from the header alone."""
 
     path: Path
+    """The file."""
     name: str
+    """Name of the tensor in the file."""
     type_name: str
+    """Type of the numbers; one of `FLOAT_TYPES` if the tensor can be read."""
     shape: tuple[int, ...]
     segments: tuple[tuple[int, int], ...]
+    """Where the bytes are: (offset in the file, number of bytes), in order."""
     strides: tuple[int, ...] | None = None
+    """Distance between neighbours on each axis, in numbers; None if the tensor is contiguous."""
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of its numbers.
+        """Type of the numbers.
 
         Raises:
-            CheckpointError: weights cannot have this type.
+            CheckpointError: the type is not supported.
         """
         if self.type_name not in FLOAT_TYPES:
             raise CheckpointError(
-                f"{self.path}: tensor {self.name} holds {self.type_name}, expected {FLOATS}"
+                f"{self.path}: tensor {self.name} has type {self.type_name}, must be {FLOATS}"
             )
         return FLOAT_TYPES[self.type_name]
 
@@ -56,14 +52,14 @@ class StoredTensor:
         """Reads the numbers into an array of the same type.
 
         Args:
-            target: the array, or a part of one; of this tensor's shape, transposed by `axes`.
-            axes: the axis of this tensor that each axis of the target is; None for the same order.
+            target: the array, or a view of one; has this tensor's shape, transposed by `axes`.
+            axes: for each axis of the target the axis of this tensor; None if the order is the same.
 
         Raises:
-            CheckpointError: the file ends before the tensor does.
+            CheckpointError: the file is truncated.
         """
         if axes is None and self.strides is None and target.flags.c_contiguous:
-            # Straight into its last place: a second copy of a large tensor is what the memory bound forbids.
+            # Read directly into the array, to avoid a second copy of a large tensor.
             self._read_bytes(target.reshape(-1).view(np.uint8))
             return
         stored = np.empty(sum(size for _, size in self.segments), np.uint8)
@@ -85,15 +81,16 @@ class StoredTensor:
                 read += file.readinto(target[read : read + size].data)
         if read != target.nbytes:
             raise CheckpointError(
-                f"{self.path}: cut short in tensor {self.name}: {target.nbytes} bytes expected, {read} found"
+                f"{self.path}: truncated in tensor {self.name}: expected {target.nbytes} bytes, found {read}; "
+                "copy it again"
             )
 
 
 def check_extent(tensor: StoredTensor, file_size: int) -> StoredTensor:
-    """Returns the tensor, if the file holds all of its bytes and they are as many as its shape needs.
+    """Returns the tensor after checking that its size matches its shape and that the file contains all of it.
 
     Raises:
-        CheckpointError: the file is cut short, or the header contradicts itself.
+        CheckpointError: the file is truncated, or its header is inconsistent.
     """
     stored = sum(size for _, size in tensor.segments)
     if tensor.strides is None and tensor.type_name in FLOAT_TYPES:
@@ -101,11 +98,11 @@ def check_extent(tensor: StoredTensor, file_size: int) -> StoredTensor:
         if stored != needed:
             raise CheckpointError(
                 f"{tensor.path}: damaged: tensor {tensor.name} has {stored} bytes, "
-                f"its shape {tensor.shape} in {tensor.type_name} needs {needed}"
+                f"but shape {tensor.shape} in {tensor.type_name} needs {needed}; copy it again"
             )
     found = sum(max(0, min(size, file_size - offset)) for offset, size in tensor.segments)
     if found != stored:
         raise CheckpointError(
-            f"{tensor.path}: cut short in tensor {tensor.name}: {stored} bytes expected, {found} found"
+            f"{tensor.path}: truncated in tensor {tensor.name}: expected {stored} bytes, found {found}; copy it again"
         )
     return tensor

@@ -1,1 +1,1 @@
-"""The four stages as compute: compiled programs, batching, sampling; no network."""
+"""The four stages as computation in this process: compiled programs, batching, sampling."""

@@ -1,4 +1,4 @@
-"""The VQGAN's two ways: image tokens to pictures, and pictures to image tokens."""
+"""The VQGAN in both directions: image tokens to pictures, and pictures to image tokens."""
 
 import jax
 import numpy as np
@@ -9,38 +9,39 @@ from smalti.registry.spec import ModelSpec
 
 
 def default_batch_size() -> int:
-    """Returns how many pictures one run of the program takes: 1 on a CPU, 4 on a device that computes more at once.
+    """Returns the default number of pictures per run of the program: 1 on a CPU, 4 on other devices.
 
-    A picture by itself fills the cores of a CPU; with the published VQGAN four together took longer on two cores, and
-    what a batch lacks in pictures is computed in vain.
+    One picture keeps the cores of a CPU busy; with the published VQGAN, batches of four were slower on two cores.
+    Computation for the empty rows of a partial batch is wasted.
     """
     return 1 if jax.default_backend() == "cpu" else 4
 
 
 class DecoderEngine:
-    """Decodes and encodes in batches of one fixed size, so that one program serves all and no picture depends on
-    how many others are decoded with it.
+    """Decodes and encodes in batches of a fixed size.
+
+    One program serves every call, and a picture does not depend on the number of pictures decoded with it.
     """
 
     def __init__(self, vqgan: VQGAN, *, batch_size: int | None = None) -> None:
-        """Keeps the model.
+        """Makes the engine of a VQGAN.
 
         Args:
             vqgan: the model.
-            batch_size: pictures in one run of the program, by default `default_batch_size()`; memory grows with it.
+            batch_size: pictures per run of the program; by default `default_batch_size()`. Memory grows with it.
         """
         self.vqgan = vqgan
         self.batch_size = batch_size or default_batch_size()
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "DecoderEngine":
-        """Loads the engine of a model; raises `ModelError` when a file of it cannot be used."""
+        """Loads the engine of a model; raises `ModelError` if a file cannot be used."""
         return cls(VQGAN.load(spec.folder.vqgan_folder))
 
     def decode(
         self, tokens: Int[np.ndarray, "pictures tokens"]
     ) -> UInt8[np.ndarray, "pictures height width 3"]:
-        """Returns the pictures of image tokens; a pixel is cut off to a whole number, as in the original."""
+        """Returns the pictures of image tokens; pixel values are truncated, not rounded, as in the original."""
         batches = [
             np.asarray(self.vqgan.decode(_padded(batch, self.batch_size)))[: len(batch)]
             for batch in self._batches(tokens)
@@ -52,7 +53,7 @@ class DecoderEngine:
     def encode(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"]
     ) -> Int[np.ndarray, "pictures tokens"]:
-        """Returns the image tokens of pictures of the model's own resolution; raises `ModelError` without encoder."""
+        """Returns the image tokens of pictures of the model's resolution; raises `ModelError` if it has no encoder."""
         batches = [
             np.asarray(self.vqgan.encode(_padded(batch, self.batch_size).astype(np.float32) / 255))[
                 : len(batch)
@@ -66,5 +67,5 @@ class DecoderEngine:
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Fills a batch up with zeros."""
+    """Pads a batch with zeros."""
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

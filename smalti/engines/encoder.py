@@ -11,10 +11,10 @@ from smalti.text.tokenizer import TextTokenizer, TokenizedText
 
 
 class EncoderEngine:
-    """Encodes prompts one at a time, always in the same shape, so that one program serves all."""
+    """Encodes prompts one at a time, always in the same shape, so that one program serves all prompts."""
 
     def __init__(self, bart: DalleBart, tokenizer: TextTokenizer) -> None:
-        """Keeps the model's encoder and the tokenizer."""
+        """Combines a model's encoder with its tokenizer."""
         self._bart = bart
         self._tokenizer = tokenizer
 
@@ -32,16 +32,16 @@ class EncoderEngine:
         return cls(DalleBart.load(folder.bart_folder, part="encoder"), tokenizer)
 
     def is_cut(self, prompt: str) -> bool:
-        """Says whether a prompt is longer than the model reads; encodes nothing."""
+        """Returns whether a prompt is too long for the model, without encoding it."""
         return self._tokenizer([prompt]).cut[0]
 
     def encode(self, prompt: str) -> Encoding:
-        """Returns the encoding of a prompt; one that is too long is cut."""
+        """Returns the encoding of a prompt; the end of a long prompt is cut off."""
         return self._encode(self._tokenizer([prompt]))
 
     @cached_property
     def unconditional(self) -> Encoding:
-        """The encoding of the empty prompt, which guidance leads away from; computed once."""
+        """Encoding of the empty prompt, for guidance; computed once."""
         return self._encode(self._tokenizer.unconditional())
 
     def _encode(self, text: TokenizedText) -> Encoding:
@@ -50,9 +50,9 @@ class EncoderEngine:
 
 
 def unconditional_encoding(spec: ModelSpec) -> Encoding:
-    """Returns the encoding of a model's empty prompt, and keeps nothing of the encoder.
+    """Returns the encoding of a model's empty prompt, without keeping the encoder.
 
-    It needs no normaliser of text, whose libraries a generator does without.
+    Does not load the text normaliser, whose libraries are not installed with a generator.
 
     Raises:
         ModelError: a file of the model cannot be used.

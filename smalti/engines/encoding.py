@@ -1,4 +1,4 @@
-"""What the text encoder leaves behind of a prompt."""
+"""The encoding of a prompt."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True)
 class Encoding:
-    """The text encoder's hidden states for one prompt, and which of its places hold text."""
+    """Hidden states of the text encoder for one prompt."""
 
-    states: Float[np.ndarray, "places d_model"]
-    mask: Int[np.ndarray, " places"]
+    states: Float[np.ndarray, "positions d_model"]
+    mask: Int[np.ndarray, " positions"]
+    """1 at text, 0 at padding."""
     cut: bool = False
-    """Whether the prompt was longer than the model reads, so that its end is missing."""
+    """Whether the prompt was too long for the model and its end was cut off."""

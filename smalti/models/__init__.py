@@ -1,1 +1,1 @@
-"""The networks and their files."""
+"""The networks and their configurations."""

@@ -5,8 +5,8 @@ https://arxiv.org/abs/2110.09456, figure 1), GLU feed-forward (Shazeer 2020, htt
 equation 6, with GELU), learned absolute positions, no biases in the products. Names of modules and parameters are
 those of the original checkpoint, so that loading one is a table of names.
 
-A layer is a Flax module over one layer's parameters. A stack keeps the parameters of its layers stacked on axis 0,
-as the checkpoint has them, and scans over them.
+A layer is a Flax module over one layer's parameters. A stack keeps its layers' parameters stacked on axis 0, as in the
+checkpoint, and scans over them.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ from smalti.models.network_files import load_network, save_network
 
 LAYER_NORM_EPSILON = 1e-5
 
-# Where the checkpoint keeps the stacked parameters of the layers.
+# Path of the stacked layer parameters in the checkpoint.
 ENCODER_LAYERS = ("model", "encoder", "layers", "FlaxBartEncoderLayers")
 DECODER_LAYERS = ("model", "decoder", "layers", "FlaxBartDecoderLayers")
 
 
 def layer_norm(name: str, dtype: DTypeLike, *, scale: bool) -> nn.LayerNorm:
-    """Makes a layer norm; one whose output feeds products only has no scale, since the kernels hold it."""
+    """Makes a layer norm; without a scale where only products follow, since their kernels contain it."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, use_scale=scale, dtype=dtype, name=name)
 
 
@@ -53,11 +53,13 @@ class Attention(nn.Module):
         context: Float[Array, "batch length d_model"],
         mask: Bool[Array, "#batch 1 #tokens length"],
     ) -> Float[Array, "batch tokens d_model"]:
-        """Attends from `queries` over the places of `context` that `mask` allows; softmax in float32."""
+        """Attends from `queries` over the positions of `context` that `mask` allows; softmax in float32."""
         d_model = queries.shape[-1]
         project = partial(Dense, d_model, self.dtype, self.init_std)
 
-        def split(x: Float[Array, "batch places d_model"]) -> Float[Array, "batch places heads head_size"]:
+        def split(
+            x: Float[Array, "batch positions d_model"],
+        ) -> Float[Array, "batch positions heads head_size"]:
             return x.reshape(*x.shape[:2], self.heads, d_model // self.heads)
 
         q = split(project(name="q_proj")(queries))
@@ -79,7 +81,7 @@ class GLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens d_model"]) -> Float[Array, "batch tokens d_model"]:
-        """Returns the block's output, without the residual."""
+        """Returns the output of the block, without the residual."""
         dense = partial(Dense, dtype=self.dtype, init_std=self.init_std)
         h = layer_norm("LayerNorm_0", self.dtype, scale=False)(x)
         gate = nn.gelu(dense(self.width, name="Dense_0")(h), approximate=False)
@@ -109,7 +111,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the image-token decoder, for teacher forcing: all positions at once."""
+    """One layer of the image-token decoder, over all positions at once (teacher forcing)."""
 
     config: DalleBartConfig
     dtype: DTypeLike
@@ -141,10 +143,10 @@ def _normalize(
 
 
 def _embed(
-    parameters: Parameters, ids: Int[Array, "batch places"], dtype: DTypeLike
-) -> Float[Array, "batch places d_model"]:
-    """Token embedding, plus that of the position, through the first layer norm."""
-    # Cast before the sum: parameters may be float16 in the file, while the sum belongs to the computation.
+    parameters: Parameters, ids: Int[Array, "batch positions"], dtype: DTypeLike
+) -> Float[Array, "batch positions d_model"]:
+    """Returns the layer norm of token embedding plus position embedding."""
+    # Cast before the sum: parameters may be float16 in the file, but the sum is computed in `dtype`.
     x = parameters["embed_tokens"]["embedding"][ids].astype(dtype)
     x = x + parameters["embed_positions"]["embedding"][: ids.shape[1]].astype(dtype)
     return _normalize(x, parameters["layernorm_embedding"], dtype)
@@ -153,7 +155,7 @@ def _embed(
 def _run_stack(
     layer: Callable[[Parameters, Array], Array], stacked: Parameters, x: Array, *, remat: bool, unroll: bool
 ) -> Array:
-    """Runs the layers one after the other, by one scan over their stacked parameters."""
+    """Runs the layers in order, by a scan over their stacked parameters."""
     body = jax.checkpoint(layer) if remat else layer
     x, _ = jax.lax.scan(lambda x, parameters: (body(parameters, x), None), x, stacked, unroll=unroll)
     return x
@@ -172,13 +174,13 @@ def encode(
     """Runs the text encoder.
 
     Args:
-        config: the model's sizes.
-        params: the parameters, layers stacked; only `model/encoder` is read.
-        input_ids: text tokens; at most `max_text_length` a row.
+        config: configuration of the model.
+        params: the parameters, layers stacked; only `model/encoder` is used.
+        input_ids: text tokens; at most `max_text_length` per row.
         attention_mask: 1 at text, 0 at padding.
         dtype: the type to compute in.
-        remat: compute activations again in the backward pass, to save memory in training.
-        unroll: compile every layer by itself; faster on a CPU, which runs what is in a loop on fewer threads.
+        remat: recompute activations in the backward pass, to save memory in training.
+        unroll: compile every layer separately; faster on a CPU, where a loop runs on fewer threads.
     """
     parameters = params["model"]["encoder"]
     mask = attention_mask[:, None, None, :].astype(bool)
@@ -204,17 +206,17 @@ def logits(
     remat: bool = False,
     unroll: bool = False,
 ) -> Float[Array, "batch tokens vocab"]:
-    """Runs the decoder over all positions at once, each seeing those before it.
+    """Runs the decoder over all positions at once; each attends to those before it.
 
     Args:
-        config: the model's sizes.
-        params: the parameters, layers stacked; `model/decoder` and `lm_head` are read.
-        encoding: the text encoder's hidden states.
+        config: configuration of the model.
+        params: the parameters, layers stacked; `model/decoder` and `lm_head` are used.
+        encoding: hidden states of the text encoder.
         attention_mask: 1 at text, 0 at padding.
-        decoder_input_ids: the start token, then image tokens; at most `image_length` a row.
+        decoder_input_ids: the start token, then image tokens; at most `image_length` per row.
         dtype: the type to compute in; the logits are float32.
-        remat: compute activations again in the backward pass, to save memory in training.
-        unroll: compile every layer by itself; faster on a CPU, which runs what is in a loop on fewer threads.
+        remat: recompute activations in the backward pass, to save memory in training.
+        unroll: compile every layer separately; faster on a CPU, where a loop runs on fewer threads.
     """
     parameters = params["model"]["decoder"]
     tokens = decoder_input_ids.shape[1]
@@ -236,7 +238,7 @@ def logits(
 
 @partial(jax.jit, static_argnums=0)
 def initialize(config: DalleBartConfig, key: Array) -> dict[str, Any]:
-    """Draws the parameters of an untrained model (normal with `init_std`), layers stacked."""
+    """Returns random parameters for an untrained model (normal with `init_std`), layers stacked."""
     keys = iter(jax.random.split(key, 8))
     d_model, dtype = config.d_model, jnp.float32
     states, mask = jnp.zeros((1, 1, d_model)), jnp.ones((1, 1, 1, 1), bool)
@@ -244,11 +246,11 @@ def initialize(config: DalleBartConfig, key: Array) -> dict[str, Any]:
     def stack(layers: int, module: nn.Module, *inputs: Array) -> Any:
         return jax.vmap(lambda key: module.init(key, *inputs)["params"])(jax.random.split(next(keys), layers))
 
-    def half(vocab: int, places: int, layers: dict[str, Any]) -> dict[str, Any]:
+    def half(vocab: int, positions: int, layers: dict[str, Any]) -> dict[str, Any]:
         normal = nn.initializers.normal(config.init_std)
         return {
             "embed_tokens": {"embedding": normal(next(keys), (vocab, d_model))},
-            "embed_positions": {"embedding": normal(next(keys), (places, d_model))},
+            "embed_positions": {"embedding": normal(next(keys), (positions, d_model))},
             "layernorm_embedding": {"bias": jnp.zeros(d_model), "scale": jnp.ones(d_model)},
             "layers": layers,
             "final_ln": {"bias": jnp.zeros(d_model)},
@@ -283,7 +285,7 @@ _logits = jax.jit(logits, static_argnums=0, static_argnames="dtype")
 class DalleBart:
     """A DALL·E mini transformer: its configuration and its parameters.
 
-    Parameters stay in the type the file has (float32, float16, bfloat16); `dtype` is what is computed in.
+    Parameters keep the type they have in the file (float32, float16, bfloat16); `dtype` is the type to compute in.
     """
 
     config: DalleBartConfig
@@ -304,11 +306,11 @@ class DalleBart:
         Args:
             folder: the folder.
             dtype: the type to compute in.
-            part: "encoder" or "decoder", to read only that half of the weights.
-            on_host: leave the weights in the host's memory, for a model that is larger than one device.
+            part: "encoder" or "decoder" reads only that half of the weights; None reads both.
+            on_host: keep the weights in the host's memory, for a model that is larger than one device.
 
         Raises:
-            ConfigError: the configuration asks for what the published models do not have.
+            ConfigError: the configuration has an option that is not supported.
             ModelError: the folder has no configuration or no weights.
             CheckpointError: a file is damaged or does not fit the configuration; names the tensor.
         """
@@ -320,7 +322,7 @@ class DalleBart:
         return cls(config, params, dtype)
 
     def save(self, folder: Path | str) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
+        """Writes `config.json` and `model.safetensors` into a folder, which is created if necessary."""
         save_network(Path(folder), self.params, self.config.fields())
 
     def encode(
@@ -328,7 +330,7 @@ class DalleBart:
         input_ids: Int[Array | np.ndarray, "batch length"],
         attention_mask: Int[Array | np.ndarray, "batch length"],
     ) -> Float[Array, "batch length d_model"]:
-        """Returns the encoding of text tokens; see the function `encode`."""
+        """Returns the encoding of text tokens; the function `encode` documents the arguments."""
         return _encode(self.config, self.params, input_ids, attention_mask, dtype=self.dtype)
 
     def logits(
@@ -337,7 +339,7 @@ class DalleBart:
         attention_mask: Int[Array | np.ndarray, "batch length"],
         decoder_input_ids: Int[Array | np.ndarray, "batch tokens"],
     ) -> Float[Array, "batch tokens vocab"]:
-        """Returns the logits of the token after each of the given ones; see the function `logits`."""
+        """Returns the logits of each next token; the function `logits` documents the arguments."""
         return _logits(
             self.config, self.params, encoding, attention_mask, decoder_input_ids, dtype=self.dtype
         )
@@ -347,6 +349,6 @@ def _part_selector(part: str | None) -> Callable[[str], bool]:
     if part is None:
         return lambda name: True
     if part not in ("encoder", "decoder"):
-        raise ValueError(f"part: {part!r} is neither 'encoder' nor 'decoder'")
+        raise ValueError(f"part: {part!r} must be 'encoder' or 'decoder'")
     prefixes = ("model/encoder/",) if part == "encoder" else ("model/decoder/", "lm_head/")
     return lambda name: name.startswith(prefixes)

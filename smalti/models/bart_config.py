@@ -1,4 +1,4 @@
-"""The sizes of DALL·E mini's transformer; apart from the network, so that who only wants to know them needs no JAX."""
+"""Configuration of DALL·E mini's transformer; separate from the network because it needs no JAX."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from smalti.errors import ConfigError
-from smalti.models.configuration import read_config, refuse_other_options, whole_number
+from smalti.models.configuration import check_options, positive_integer, read_config
 
-# Every option of the original's configuration that changes the graph, and the value the published models have.
+# Every option of the original configuration that changes the graph, with the value of the published models.
 PUBLISHED: dict[str, Any] = {
     "activation_function": "gelu",
     "force_ln_scale": False,
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DalleBartConfig:
-    """The sizes of a model, by their names in `config.json`."""
+    """Sizes of the transformer, named as in `config.json`."""
 
     encoder_vocab_size: int
     image_vocab_size: int
@@ -48,55 +48,53 @@ class DalleBartConfig:
     max_text_length: int = 64
     image_length: int = 256
     decoder_start_token_id: int = 0
-    """The token before the first tile; image tokens are the ids below it."""
+    """The token before the first image token; all ids below it are image tokens."""
     normalize_text: bool = False
     init_std: float = 0.02
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "DalleBartConfig":
-        """Makes the configuration from the fields of an original or own `config.json`.
+        """Makes the configuration from the fields of `config.json`, the original's or ours.
 
-        A field that is absent takes the original library's default.
+        Missing fields take the defaults of the original library.
 
         Raises:
-            ConfigError: an option asks for what the published models do not have, or a size is impossible.
+            ConfigError: an option is not supported, or a size is invalid.
         """
-        refuse_other_options("DalleBart", fields, PUBLISHED)
-        image_vocab_size = whole_number(fields, "image_vocab_size", 16384)
+        check_options("DalleBart", fields, PUBLISHED)
+        image_vocab_size = positive_integer(fields, "image_vocab_size", 16384)
         config = cls(
-            encoder_vocab_size=whole_number(fields, "encoder_vocab_size", 50264),
+            encoder_vocab_size=positive_integer(fields, "encoder_vocab_size", 50264),
             image_vocab_size=image_vocab_size,
-            d_model=whole_number(fields, "d_model", 1024),
-            encoder_layers=whole_number(fields, "encoder_layers", 12),
-            decoder_layers=whole_number(fields, "decoder_layers", 12),
-            encoder_attention_heads=whole_number(fields, "encoder_attention_heads", 16),
-            decoder_attention_heads=whole_number(fields, "decoder_attention_heads", 16),
-            encoder_ffn_dim=whole_number(fields, "encoder_ffn_dim", 4096),
-            decoder_ffn_dim=whole_number(fields, "decoder_ffn_dim", 4096),
-            max_text_length=whole_number(fields, "max_text_length", 64),
-            image_length=whole_number(fields, "image_length", 256),
-            decoder_start_token_id=whole_number(fields, "decoder_start_token_id", image_vocab_size),
+            d_model=positive_integer(fields, "d_model", 1024),
+            encoder_layers=positive_integer(fields, "encoder_layers", 12),
+            decoder_layers=positive_integer(fields, "decoder_layers", 12),
+            encoder_attention_heads=positive_integer(fields, "encoder_attention_heads", 16),
+            decoder_attention_heads=positive_integer(fields, "decoder_attention_heads", 16),
+            encoder_ffn_dim=positive_integer(fields, "encoder_ffn_dim", 4096),
+            decoder_ffn_dim=positive_integer(fields, "decoder_ffn_dim", 4096),
+            max_text_length=positive_integer(fields, "max_text_length", 64),
+            image_length=positive_integer(fields, "image_length", 256),
+            decoder_start_token_id=positive_integer(fields, "decoder_start_token_id", image_vocab_size),
             normalize_text=bool(fields.get("normalize_text", False)),
             init_std=float(fields.get("init_std", 0.02)),
         )
         for stack in ("encoder", "decoder"):
             heads = getattr(config, f"{stack}_attention_heads")
             if config.d_model % heads:
-                raise ConfigError(
-                    f"{stack}_attention_heads: {heads} does not divide d_model, {config.d_model}"
-                )
+                raise ConfigError(f"{stack}_attention_heads: {heads} must divide d_model, {config.d_model}")
         if config.decoder_start_token_id > image_vocab_size:
             raise ConfigError(
                 f"decoder_start_token_id: {config.decoder_start_token_id} has no embedding; "
-                f"ids go to image_vocab_size, {image_vocab_size}"
+                f"must be at most image_vocab_size, {image_vocab_size}"
             )
         return config
 
     @classmethod
     def load(cls, folder: Path) -> "DalleBartConfig":
-        """Reads `config.json` of a folder; raises `ModelError` or `ConfigError`."""
+        """Reads the `config.json` of a folder; raises `ModelError` or `ConfigError`."""
         return cls.from_fields(read_config(folder))
 
     def fields(self) -> dict[str, Any]:
-        """Returns what `config.json` says, the options of the published graph included."""
+        """Returns the fields of `config.json`, including the fixed options of the published graph."""
         return {"model_type": "dallebart", **PUBLISHED, "use_scan": True, **vars(self)}

@@ -11,28 +11,28 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Parameters = Mapping[str, Any]
-"""A tree of arrays, as Flax keeps them; a leaf's path joined by "/" is its name in the checkpoint."""
+"""A tree of arrays as in Flax; the path of a leaf, joined by "/", is its name in the checkpoint."""
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision:
     """Returns the matrix-multiply precision for a compute type.
 
-    float32 means float32: GPUs and TPUs would otherwise multiply in a shorter type, and a code on the edge
-    between two tiles would differ from machine to machine.
+    With float32, GPUs and TPUs would otherwise multiply in a shorter type, and a code that is almost as near as another
+    would differ between machines.
     """
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def compute_dtype() -> DTypeLike:
-    """Returns the type to compute in: bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    """Returns the type to compute in: bfloat16 on GPUs and TPUs, float32 elsewhere."""
     return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
 
 
 class Dense(nn.Module):
     """`x @ kernel`, without bias, kernel `[inputs, features]`.
 
-    The leading axes are flattened to one: on XLA's CPU backend the gradient of a product with a
-    three-dimensional input is several times slower than with a two-dimensional one.
+    Leading axes are flattened into one: on XLA's CPU backend, the gradient of a product is several times slower with a
+    three-dimensional input.
     """
 
     features: int
@@ -51,19 +51,19 @@ class Dense(nn.Module):
 def join_patches(
     x: Float[Array, "batch height width channels"], size: int
 ) -> Float[Array, "batch rows columns patch_channels"]:
-    """Makes each square of `size` by `size` places one place, with the channels of all of them."""
+    """Joins each square of `size` by `size` pixels into one, concatenating their channels."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
 
 
 def flatten(tree: Parameters) -> dict[str, Any]:
-    """Returns the leaves of a tree by their path joined with "/"."""
+    """Returns the leaves of a tree by their paths, joined with "/"."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree whose leaves have these paths; the inverse of `flatten`."""
+    """Returns the tree with these leaves; the inverse of `flatten`."""
     return traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 

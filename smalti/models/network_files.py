@@ -1,4 +1,4 @@
-"""A network's folder: `config.json` beside its weights."""
+"""Loading and saving the folder of a network: `config.json` and weights."""
 
 import json
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ def load_network(
     select: Selector = every,
     on_host: bool = False,
 ) -> Parameters:
-    """Loads the weights of a folder onto JAX's device, or leaves them in the host's memory.
+    """Loads the weights of a folder onto JAX's device, or into the host's memory with `on_host`.
 
-    See `load_parameters` for the other arguments and what is raised.
+    `load_parameters` documents the other arguments and the errors.
     """
     leaves = load_parameters(folder, expected, layout, select=select)
     if on_host:
         return unflatten(leaves)
-    # Taken out one by one, so that host copies do not all live beside the device's.
+    # Popped one by one, so that each host copy is freed once its device copy exists.
     return unflatten({name: jnp.asarray(leaves.pop(name)) for name in list(leaves)})
 
 
 def save_network(folder: Path, params: Parameters, fields: Mapping[str, Any]) -> None:
-    """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there.
+    """Writes `config.json` and `model.safetensors` into a folder, which is created if necessary.
 
     Args:
-        folder: where.
+        folder: the folder.
         params: the weights.
-        fields: what `config.json` says.
+        fields: the fields of `config.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_parameters(folder, {name: jax.device_get(leaf) for name, leaf in flatten(params).items()})

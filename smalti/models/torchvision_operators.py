@@ -1,9 +1,9 @@
 """torchvision beside a CPU build of torch.
 
-torchvision's wheel from the package index is a CUDA build: beside a CPU build of torch its native library
-does not load, its operators are not there, and importing it fails with `operator torchvision::nms does not
-exist`, since it describes the shapes of two of them at import. open_clip imports torchvision, and uses none
-of them. So where they are missing these two are declared, by name and types alone; calling one still fails.
+torchvision's wheel on the package index is a CUDA build. Beside a CPU build of torch, its native library does not load,
+and importing it fails with `operator torchvision::nms does not exist`, because it registers the shapes of two operators
+at import. open_clip imports torchvision but uses neither operator. So the two are declared where they are missing, by
+name and types only; calling one still fails.
 """
 
 import importlib.util
@@ -16,10 +16,10 @@ _TYPES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def declare_missing_operators() -> bool:
-    """Declares torchvision's operators where its own library does not load; to be called before its import.
+    """Declares torchvision's operators where its native library does not load; call it before importing torchvision.
 
     Returns:
-        Whether anything was declared; False where torchvision loads by itself, and from the second call on.
+        Whether anything was declared: False where the library loads, and from the second call on.
     """
     if _registered() or (_native_library_loads() and _registered()):
         return False
@@ -33,7 +33,7 @@ def _registered() -> bool:
 
 
 def _native_library_loads() -> bool:
-    """Loads the library with the operators, as torchvision itself does at its import."""
+    """Loads the library with the operators, as torchvision does when it is imported."""
     package = importlib.util.find_spec("torchvision")
     if package is None or package.origin is None:
         return False

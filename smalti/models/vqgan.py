@@ -1,6 +1,6 @@
 """VQGAN: pictures to image tokens and back (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
-The convention is DALL·E mini's: pixels are in [0, 1] on both sides, with no shift to [-1, 1]. Arrays are
+As in DALL·E mini, pixels are in [0, 1] for both encoder and decoder, without a shift to [-1, 1]. Arrays are
 `[batch, height, width, channels]`. Names of modules and parameters are those of the original Flax checkpoint.
 """
 
@@ -28,12 +28,12 @@ GROUP_NORM_EPSILON = 1e-6
 
 
 class Block(nn.Module):
-    """What the blocks have in common: the compute type, and layers made in the checkpoint's way."""
+    """Base of the blocks: the compute type, and layers that match the checkpoint."""
 
     dtype: DTypeLike
 
     def conv(self, features: int, size: int, name: str, **options: Any) -> nn.Conv:
-        """Makes a convolution with bias; padding 1 for 3 by 3 unless said otherwise."""
+        """Makes a convolution with bias; by default its padding keeps height and width."""
         options.setdefault("padding", size // 2)
         return nn.Conv(
             features, (size, size), dtype=self.dtype, precision=precision(self.dtype), name=name, **options
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class ResnetBlock(Block):
-    """Two 3 by 3 convolutions, each after group norm and swish, around a residual."""
+    """Two 3 by 3 convolutions, each after group norm and swish, with a residual connection."""
 
     features: int
 
@@ -53,7 +53,7 @@ class ResnetBlock(Block):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch height width features"]:
-        """Returns the block's output with the residual added."""
+        """Returns the output of the block with the residual added."""
         h = self.conv(self.features, 3, "conv1")(nn.swish(self.norm("norm1")(x)))
         h = self.conv(self.features, 3, "conv2")(nn.swish(self.norm("norm2")(h)))
         if x.shape[-1] != self.features:
@@ -62,13 +62,13 @@ class ResnetBlock(Block):
 
 
 class AttnBlock(Block):
-    """Single-head attention over all places of the picture, around a residual."""
+    """Single-head attention over all positions of the picture, with a residual connection."""
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Returns the block's output with the residual added; softmax in float32."""
+        """Returns the output of the block with the residual added; softmax in float32."""
         batch, height, width, channels = x.shape
         h = self.norm("norm")(x)
         q, k, v = (self.conv(channels, 1, name)(h).reshape(batch, height * width, channels) for name in "qkv")
@@ -92,7 +92,7 @@ class Mid(Block):
 
 
 class Downsample(Block):
-    """Halves height and width: one line of zeros at the bottom and the right, then a convolution of stride 2."""
+    """Halves height and width: zero padding at the bottom and the right, then a convolution of stride 2."""
 
     @nn.compact
     def __call__(
@@ -103,7 +103,7 @@ class Downsample(Block):
 
 
 class Upsample(Block):
-    """Doubles height and width: each pixel four times, then a convolution."""
+    """Doubles height and width: nearest-neighbour upsampling, then a convolution."""
 
     @nn.compact
     def __call__(
@@ -114,7 +114,7 @@ class Upsample(Block):
 
 
 class Level(Block):
-    """The blocks of one resolution, with the change of resolution that follows."""
+    """The blocks of one resolution, followed by the change of resolution."""
 
     features: int
     blocks: int
@@ -136,7 +136,7 @@ class Level(Block):
 
 
 class Encoder(Block):
-    """Pixels to the vectors that are quantized, before the 1 by 1 convolution."""
+    """Pixels to vectors, before the 1 by 1 convolution and the quantization."""
 
     config: VQGANConfig
 
@@ -162,7 +162,7 @@ class Encoder(Block):
 
 
 class Decoder(Block):
-    """Quantized vectors, after their 1 by 1 convolution, to pixels."""
+    """Quantized vectors, after the 1 by 1 convolution, to pixels."""
 
     config: VQGANConfig
 
@@ -202,18 +202,18 @@ class Codebook(nn.Module):
     config: VQGANConfig
 
     def setup(self) -> None:
-        """Declares the codebook; untrained it is uniform in ±1/codes, as in the original."""
+        """Declares the codebook; initially uniform in ±1/codes, as in the original."""
         bound = 1 / self.config.n_embed
         uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
         self.embedding = nn.Embed(self.config.n_embed, self.config.embed_dim, embedding_init=uniform)
 
-    def nearest(self, z: Float[Array, "*places embed_dim"]) -> Int[Array, "*places"]:
-        """Returns the code nearest to each vector: argmin of |z|² + |e|² - 2 z·e; the first summand is left out."""
+    def nearest(self, z: Float[Array, "*positions embed_dim"]) -> Int[Array, "*positions"]:
+        """Returns the code nearest to each vector: argmin of |e|² - 2 z·e, since |z|² is the same for all codes."""
         codebook = self.embedding.embedding
         products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmin(jnp.square(codebook).sum(-1) - 2 * products, axis=-1)
 
-    def __call__(self, codes: Int[Array, "*places"]) -> Float[Array, "*places embed_dim"]:
+    def __call__(self, codes: Int[Array, "*positions"]) -> Float[Array, "*positions embed_dim"]:
         """Returns the vectors of codes."""
         return self.embedding(codes)
 
@@ -253,14 +253,14 @@ class VQGANModule(Block):
         return self.pixels(self.quantize(codes))
 
     def __call__(self, pixels: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
-        """Returns the picture after the way to codes and back."""
+        """Returns the picture, encoded to codes and decoded again."""
         vectors = self.vectors(pixels)
         return self.pixels(self.quantize(self.quantize.nearest(vectors)))
 
 
 @partial(jax.jit, static_argnums=0)
 def initialize(config: VQGANConfig, key: Array) -> dict[str, Any]:
-    """Draws the parameters of an untrained VQGAN."""
+    """Returns random parameters for an untrained VQGAN."""
     pixels = jnp.zeros((1, config.resolution, config.resolution, 3))
     return VQGANModule(jnp.float32, config).init(key, pixels)["params"]
 
@@ -288,7 +288,7 @@ def decode(
 
 @dataclass(frozen=True)
 class VQGAN:
-    """A VQGAN: its configuration and its parameters; `dtype` is what is computed in."""
+    """A VQGAN: its configuration and its parameters; `dtype` is the type to compute in."""
 
     config: VQGANConfig
     params: Parameters
@@ -299,7 +299,7 @@ class VQGAN:
         """Loads a folder: `config.json` beside the weights in one of the formats of `docs/models.md`.
 
         Raises:
-            ConfigError: the configuration asks for what the published model does not have.
+            ConfigError: the configuration has an option that is not supported.
             ModelError: the folder has no configuration or no weights.
             CheckpointError: a file is damaged or does not fit the configuration; names the tensor.
         """
@@ -307,12 +307,12 @@ class VQGAN:
         return cls(config, load_network(Path(folder), parameter_shapes(config), VQGAN_LAYOUT), dtype)
 
     def save(self, folder: Path | str) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there."""
+        """Writes `config.json` and `model.safetensors` into a folder, which is created if necessary."""
         save_network(Path(folder), self.params, self.config.fields())
 
     @property
     def has_encoder(self) -> bool:
-        """Whether pictures can be encoded; min-dalle's files hold the decoder alone."""
+        """Whether pictures can be encoded; min-dalle's files contain only the decoder."""
         return "encoder" in self.params
 
     def encode(self, pixels: Float[Array | np.ndarray, "batch height width 3"]) -> Int[Array, "batch tokens"]:
@@ -322,17 +322,19 @@ class VQGAN:
             pixels: in [0, 1]; height and width multiples of `config.tile_size`.
 
         Raises:
-            ModelError: the file held no encoder.
+            ModelError: the weights contain no encoder.
         """
         if not self.has_encoder:
-            raise ModelError("this VQGAN has no encoder: its file holds the decoder alone")
+            raise ModelError(
+                "this VQGAN has no encoder: its weights contain only the decoder; use another VQGAN"
+            )
         return encode(self.config, self.params, pixels, dtype=self.dtype)
 
     def decode(self, codes: Int[Array | np.ndarray, "batch tokens"]) -> Float[Array, "batch height width 3"]:
         """Returns the square pictures of codes, not yet clipped to [0, 1].
 
         Raises:
-            ValueError: the number of tokens is no square.
+            ValueError: the number of tokens is not a square number.
         """
         side = math.isqrt(codes.shape[1])
         if side * side != codes.shape[1]:

@@ -199,7 +199,7 @@ def test_unexpected_tensor(tmp_path: Path, tensors: Tensors, expected: Mapping[s
 def test_wrong_shape(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     write_msgpack(tmp_path, tensors | {QUERY: np.zeros((3, 32, 31), np.float32)})
     message = refusal(tmp_path, expected)
-    assert f"tensor {QUERY} has the shape (3, 32, 31), config.json asks for (3, 32, 32)" in message
+    assert f"tensor {QUERY} has shape (3, 32, 31), but config.json requires (3, 32, 32)" in message
 
 
 @pytest.mark.parametrize("name", [MSGPACK, SAFETENSORS])
@@ -212,15 +212,15 @@ def test_numbers_that_are_no_floats(
     else:
         safetensors.numpy.save_file(whole, tmp_path / name)
     message = refusal(tmp_path, expected)
-    assert f"tensor {QUERY} holds " in message
-    assert "expected float32, float16 or bfloat16" in message
+    assert f"tensor {QUERY} has type " in message
+    assert "must be float32, float16 or bfloat16" in message
 
 
 def test_layers_of_different_types(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     apart = by_layer(tensors)
     odd = QUERY.replace("coderLayers", "coderLayer_1")
     write_msgpack(tmp_path, apart | {odd: apart[odd].astype(np.float16)})
-    assert f"tensor {odd} holds float16, expected float32 as in " in refusal(tmp_path, expected)
+    assert f"tensor {odd} has type float16, but " in refusal(tmp_path, expected)
 
 
 def test_everything_is_checked_before_anything_is_read(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_everything_is_checked_before_anything_is_read(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     os.truncate(path, 8 + len(header) + size + 12)
     message = refusal(tmp_path, {"first": (size // 4,), "last": (4,)})
-    assert "tensor last has the shape (3,), config.json asks for (4,)" in message
+    assert "tensor last has shape (3,), but config.json requires (4,)" in message
 
 
 # Damage.
@@ -248,14 +248,14 @@ def test_cut_short_says_in_which_tensor(
     place = index_msgpack(original)[QUERY].segments[0]
     (tmp_path / MSGPACK).write_bytes(content[: place[0] + 1000])
     message = refusal(tmp_path, expected)
-    assert f"{MSGPACK}: cut short in tensor {QUERY}: 12288 bytes expected, 1000 found" in message
+    assert f"{MSGPACK}: truncated in tensor {QUERY}: expected 12288 bytes, found 1000" in message
     (tmp_path / MSGPACK).unlink()
 
     save_parameters(tmp_path, tensors)
     path = tmp_path / SAFETENSORS
     begin = index_safetensors(path)[QUERY].segments[0][0]
     path.write_bytes(path.read_bytes()[: begin + 1000])
-    assert f"{SAFETENSORS}: cut short in tensor {QUERY}: 12288 bytes expected, 1000 found" in refusal(
+    assert f"{SAFETENSORS}: truncated in tensor {QUERY}: expected 12288 bytes, found 1000" in refusal(
         tmp_path, expected
     )
 
@@ -264,7 +264,7 @@ def test_cut_short_while_it_is_read(tmp_path: Path, tensors: Tensors, expected: 
     save_parameters(tmp_path, tensors)
     checkpoint = open_checkpoint(tmp_path, expected, DALLEBART_LAYOUT)
     os.truncate(tmp_path / SAFETENSORS, 10_000)
-    with pytest.raises(CheckpointError, match="cut short in tensor"):
+    with pytest.raises(CheckpointError, match="truncated in tensor"):
         checkpoint.save(tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_every_cut_is_noticed(
         content = original.read_bytes()
     for end in [*range(0, 200), *range(200, len(content), 997), len(content) - 1]:
         (tmp_path / name).write_bytes(content[:end])
-        assert "cut short" in refusal(tmp_path, expected)
+        assert "truncated" in refusal(tmp_path, expected)
 
 
 @pytest.mark.parametrize(("name", "header"), [(MSGPACK, 2000), (SAFETENSORS, 6000)])
@@ -312,14 +312,14 @@ def test_damaged_headers_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\x81\xa1a\x05", "a is no tensor"),
-        (b"\x81\xa1a\xa1b", "text where a tensor is expected"),
-        (b"\x82\xa1a\x80\xa1a\x80", "the name a is there twice"),
+        (b"\x81\xa1a\x05", "a is not a tensor"),
+        (b"\x81\xa1a\xa1b", "expected a tensor, found text"),
+        (b"\x82\xa1a\x80\xa1a\x80", "the name a occurs twice"),
         (b"\x81\xa1a\xd4\x05\x00", "an extension of type 5"),
-        (b"\x81\xa1a" * 40 + b"\x80", "nested deeper than 32"),
+        (b"\x81\xa1a" * 40 + b"\x80", "nested more than 32 deep"),
         (b"\x80\x80", "1 bytes follow the last tensor"),
-        (b"\x05", "a map from names to tensors is expected"),
-        (b"\xc1", "the byte 0xc1"),
+        (b"\x05", "expected a map from names to tensors"),
+        (b"\xc1", "expected a tensor, found byte 0xc1"),
     ],
 )
 def test_msgpack_of_something_else(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -332,19 +332,19 @@ def test_msgpack_of_something_else(tmp_path: Path, content: bytes, problem: str)
 def test_headers_that_contradict_themselves(tmp_path: Path) -> None:
     stored = msgpack.packb(((2,), "float32", bytes(12)))
     (tmp_path / MSGPACK).write_bytes(msgpack.packb({"a": msgpack.ExtType(1, stored)}))
-    assert "damaged: tensor a has 12 bytes, its shape (2,) in float32 needs 8" in refusal(
+    assert "damaged: tensor a has 12 bytes, but shape (2,) in float32 needs 8" in refusal(
         tmp_path, {"a": (2,)}
     )
     header = json.dumps({"a": {"dtype": "F16", "shape": [3], "data_offsets": [0, 8]}}).encode()
     (tmp_path / SAFETENSORS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    assert "damaged: tensor a has 8 bytes, its shape (3,) in float16 needs 6" in refusal(
+    assert "damaged: tensor a has 8 bytes, but shape (3,) in float16 needs 6" in refusal(
         tmp_path, {"a": (3,)}
     )
 
 
 def test_pointer_of_git_lfs(tmp_path: Path) -> None:
     (tmp_path / MSGPACK).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1673\n")
-    assert "a Git LFS pointer, not the weights" in refusal(tmp_path, ANYTHING)
+    assert "is a Git LFS pointer, not the weights" in refusal(tmp_path, ANYTHING)
 
 
 # Which files.
@@ -356,13 +356,13 @@ def test_no_weights(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
         assert name in message
     assert "no such folder" in refusal(tmp_path / "nowhere", expected)
     (tmp_path / "weights.bin").touch()
-    assert "not one of the files of weights" in refusal(tmp_path / "weights.bin", expected)
+    assert "not a file of weights" in refusal(tmp_path / "weights.bin", expected)
 
 
 def test_two_models_in_one_folder(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
     for name in ("encoder.pt", "decoder.pt", "encoder_mini.pt"):
         (tmp_path / name).touch()
-    assert "encoder.pt and encoder_mini.pt are both there; leave only" in refusal(tmp_path, expected)
+    assert "has both encoder.pt and encoder_mini.pt; keep only" in refusal(tmp_path, expected)
 
 
 def test_half_a_model(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
@@ -398,7 +398,7 @@ def test_interrupted_saving_leaves_what_was_there(
 
 def test_saving_refuses_other_types(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="tensor a holds float64, expected float32, float16 or bfloat16"
+        CheckpointError, match="tensor a has type float64, must be float32, float16 or bfloat16"
     ):
         save_parameters(tmp_path, {"a": np.zeros(3)})
     assert not list(tmp_path.iterdir())

@@ -180,9 +180,9 @@ def test_misfits_are_told_in_the_names_of_the_file(bart_folder: Path) -> None:
     name = "layers.1.glu.fc2.weight"
     torch.save(state | {name: state[name].T.contiguous()}, path)
     message = refusal(lambda: DalleBart.load(bart_folder))
-    assert f"encoder.pt: tensor {name} has the shape (40, 48), config.json asks for (48, 40)" in message
+    assert f"encoder.pt: tensor {name} has shape (40, 48), but config.json requires (48, 40)" in message
     torch.save(state | {name: state[name].double()}, path)
-    assert f"tensor {name} holds float64" in refusal(lambda: DalleBart.load(bart_folder))
+    assert f"tensor {name} has type float64" in refusal(lambda: DalleBart.load(bart_folder))
     torch.save(state | {"layers.3.glu.fc2.weight": state[name]}, path)
     assert "tensor layers.3.glu.fc2.weight of shape (48, 40) is unexpected" in refusal(
         lambda: DalleBart.load(bart_folder)
@@ -247,7 +247,7 @@ def test_lightning_checkpoint_of_taming(
 def test_two_checkpoints_are_ambiguous(tmp_path: Path, golden: Path) -> None:
     for name in ("last.ckpt", "epoch=3.ckpt"):
         (tmp_path / name).touch()
-    assert "epoch=3.ckpt and last.ckpt are both there" in refusal(lambda: load_vqgan(tmp_path, golden))
+    assert "has both epoch=3.ckpt and last.ckpt" in refusal(lambda: load_vqgan(tmp_path, golden))
 
 
 # Files that would run code.
@@ -288,7 +288,7 @@ def test_calls_of_a_file_are_not_made(
         state: dict[str, Any] = taming | {name: call} if inside else {"state_dict": taming, name: call}
         torch.save(state, tmp_path / CKPT)
         if inside:
-            assert f"'{name}' is no tensor" in refusal(lambda: load_vqgan(tmp_path, golden))
+            assert f"'{name}' is not a dense tensor" in refusal(lambda: load_vqgan(tmp_path, golden))
         else:
             load_vqgan(tmp_path, golden)
         assert not witness.exists()
@@ -302,7 +302,7 @@ def test_calls_of_a_file_are_not_made(
 def test_calls_of_the_system_are_refused(tmp_path: Path, golden: Path, taming: State, witness: Path) -> None:
     torch.save({"state_dict": taming, "call": Calling(os.system, f"touch '{witness}'")}, tmp_path / CKPT)
     message = refusal(lambda: load_vqgan(tmp_path, golden))
-    assert "last.ckpt: damaged, or it would run code: " in message
+    assert "last.ckpt: damaged, or it would run code (" in message
     assert "posix.system" in message
     assert not witness.exists()
 
@@ -316,7 +316,7 @@ def test_cut_short(bart_folder: Path) -> None:
     for end in (0, 3, 30, 1000, len(content) // 2, len(content) - 1000, len(content) - 1):
         path.write_bytes(content[:end])
         message = refusal(lambda: DalleBart.load(bart_folder))
-        assert "decoder.pt: cut short" in message if end > 3 else "not a file of torch.save" in message
+        assert "decoder.pt: truncated" in message if end > 3 else "not written by torch.save" in message
 
 
 def test_every_damaged_byte_is_refused_in_one_line_or_is_a_number(bart_folder: Path) -> None:
@@ -340,7 +340,7 @@ def test_formats_that_cannot_be_read_by_offset(bart_folder: Path) -> None:
     path = bart_folder / "encoder.pt"
     state = torch.load(path)
     torch.save(state, path, _use_new_zipfile_serialization=False)
-    assert "torch before 1.6" in refusal(lambda: DalleBart.load(bart_folder))
+    assert "torch 1.6 or newer" in refusal(lambda: DalleBart.load(bart_folder))
     torch.save(state, path)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -351,7 +351,7 @@ def test_formats_that_cannot_be_read_by_offset(bart_folder: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, entry in entries.items():
             archive.writestr(name, b"big" if name.endswith("byteorder") else entry)
-    assert "another order than little-endian" in refusal(lambda: DalleBart.load(bart_folder))
+    assert "not little-endian" in refusal(lambda: DalleBart.load(bart_folder))
 
 
 @pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), {"state_dict": [1]}, {"epoch": 3}])

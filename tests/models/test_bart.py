@@ -114,11 +114,11 @@ def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"d_model": "large"}, "d_model: .*whole number"),
-        ({"decoder_layers": 0}, "decoder_layers: .*above zero"),
+        ({"d_model": "large"}, "d_model: .*must be a positive integer"),
+        ({"decoder_layers": 0}, "decoder_layers: .*must be a positive integer"),
         (
             {"d_model": 30, "encoder_attention_heads": 4},
-            "encoder_attention_heads: 4 does not divide d_model, 30",
+            "encoder_attention_heads: 4 must divide d_model, 30",
         ),
         ({"decoder_start_token_id": 99999}, "decoder_start_token_id: 99999 has no embedding"),
     ],

@@ -170,20 +170,20 @@ def test_weights_that_cannot_be_fetched_are_told(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     register(monkeypatch, folder, url=(tmp_path / "none.pt").as_uri())
-    with pytest.raises(ModelError, match=r"^CLIP Tiny-8:local: the weights cannot be fetched .*network"):
+    with pytest.raises(ModelError, match=r"^CLIP Tiny-8:local: the weights cannot be downloaded .*network"):
         Clip.load("Tiny-8:local")
 
 
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("VIT-B-23:openai", "no model of that name; try ViT-B-32"),
-        ("nothing like it:openai", "no model of that name; try RN50"),
-        ("ViT-B-32:opnai", "no weights of that tag; try openai"),
-        ("ViT-B/32:opnai", "no weights of that tag; try openai"),
-        ("ViT-B-32", "no weights of that tag; try openai"),
-        ("no/such/folder", "no/such/folder: there is no such folder"),
-        (Path("ViT-B-32:openai"), "there is no such folder"),
+        ("VIT-B-23:openai", "unknown to open_clip; try ViT-B-32"),
+        ("nothing like it:openai", "unknown to open_clip; try RN50"),
+        ("ViT-B-32:opnai", "no weights with this tag; try openai"),
+        ("ViT-B/32:opnai", "no weights with this tag; try openai"),
+        ("ViT-B-32", "no weights with this tag; try openai"),
+        ("no/such/folder", "no/such/folder: no such folder"),
+        (Path("ViT-B-32:openai"), "no such folder"),
     ],
 )
 def test_what_does_not_exist_is_told_with_what_does(source: str | Path, problem: str) -> None:
@@ -202,11 +202,17 @@ def cut_short(path: Path) -> None:
         (lambda folder: (folder / CONFIG_FILE).unlink(), f"no {CONFIG_FILE} in it"),
         (lambda folder: cut_short(folder / CONFIG_FILE), "cannot be read as JSON"),
         (lambda folder: (folder / CONFIG_FILE).write_bytes(b"\xff"), "cannot be read as JSON"),
-        (lambda folder: (folder / CONFIG_FILE).write_text("[]"), "no model_cfg with text_cfg and vision_cfg"),
-        (lambda folder: change_config(folder, lambda config: config.clear()), "no model_cfg with text_cfg"),
+        (
+            lambda folder: (folder / CONFIG_FILE).write_text("[]"),
+            "has no model_cfg with text_cfg and vision_cfg",
+        ),
+        (
+            lambda folder: change_config(folder, lambda config: config.clear()),
+            "has no model_cfg with text_cfg",
+        ),
         (
             lambda folder: change_config(folder, lambda config: config["model_cfg"].update(vision_cfg=[1])),
-            "no model_cfg with text_cfg and vision_cfg",
+            "has no model_cfg with text_cfg and vision_cfg",
         ),
         (
             lambda folder: change_config(folder, lambda config: config["model_cfg"].update(embed_dim=17)),
@@ -216,9 +222,9 @@ def cut_short(path: Path) -> None:
             lambda folder: change_config(folder, lambda config: config["model_cfg"].update(unknown=1)),
             "unexpected keyword argument 'unknown'",
         ),
-        (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"no weights in it; {WEIGHTS_FILE} is expected"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"has no weights; add {WEIGHTS_FILE}"),
         # open_clip does not look at `.pt` and would score with random weights.
-        (lambda folder: (folder / WEIGHTS_FILE).rename(folder / "weights.pt"), "no weights in it"),
+        (lambda folder: (folder / WEIGHTS_FILE).rename(folder / "weights.pt"), "has no weights"),
         (lambda folder: cut_short(folder / WEIGHTS_FILE), "cannot be loaded"),
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b""), "cannot be loaded"),
     ],

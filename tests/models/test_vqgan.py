@@ -75,10 +75,10 @@ def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ch": 48}, "ch: 48 times 1 of ch_mult is not a multiple of 32"),
-        ({"ch_mult": []}, "ch_mult: it is empty"),
-        ({"attn_resolutions": 16}, "attn_resolutions: 16 is not a list"),
-        ({"resolution": 100}, "resolution: 100 is not a multiple of 16"),
+        ({"ch": 48}, "ch: 48 times 1 of ch_mult must be a multiple of 32"),
+        ({"ch_mult": []}, "ch_mult: must not be empty"),
+        ({"attn_resolutions": 16}, "attn_resolutions: 16 must be a list"),
+        ({"resolution": 100}, "resolution: 100 must be a multiple of 16"),
     ],
 )
 def test_impossible_sizes_are_refused(fields: dict[str, Any], message: str) -> None:

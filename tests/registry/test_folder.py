@@ -203,9 +203,9 @@ def edit_config(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "found"),
     [
-        ("bart", {"encoder_ffn_dim": 47}, "config.json asks for"),
+        ("bart", {"encoder_ffn_dim": 47}, "but config.json requires"),
         ("bart", {"use_bias": True}, "bart/config.json: use_bias: true is not implemented"),
-        ("vqgan", {"n_embed": 65}, "config.json asks for (65, 8)"),
+        ("vqgan", {"n_embed": 65}, "but config.json requires (65, 8)"),
         (
             "vqgan",
             {"resolution": 64, "attn_resolutions": [8]},
@@ -252,7 +252,7 @@ def test_clip_that_cannot_be_used(copy: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     create(copy)
     (problem,) = problems(copy)
-    assert "cut short in tensor" in problem
+    assert "truncated in tensor" in problem
     (copy / "clip" / "open_clip_config.json").unlink()
     create(copy)
     (problem,) = problems(copy)

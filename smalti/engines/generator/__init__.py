@@ -1,1 +1,1 @@
-"""The image-token generator: many requests in one batch of compiled programs."""
+"""The image-token generator: many requests in one batch."""

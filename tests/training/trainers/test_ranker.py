@@ -242,7 +242,7 @@ def test_merges_outside_the_folder_are_refused(
     shutil.copytree(folder, tmp_path / "other")
     copied = Path(shutil.copytree(folder, tmp_path / "copied"))
     damage(copied)
-    with pytest.raises(ModelError, match=r"bpe_path: .* is not merges\.txt\.gz in the folder"):
+    with pytest.raises(ModelError, match=r"bpe_path: .* must be merges\.txt\.gz in the folder"):
         Clip.load(copied)
 
 
