@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, TokenRun, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest, TokenRun
 from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
 from smalti.queue import GiveBackError
