@@ -199,7 +199,7 @@ def cut_short(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / CONFIG_FILE).unlink(), f"no {CONFIG_FILE} in it"),
+        (lambda folder: (folder / CONFIG_FILE).unlink(), f"has no {CONFIG_FILE}"),
         (lambda folder: cut_short(folder / CONFIG_FILE), "cannot be read as JSON"),
         (lambda folder: (folder / CONFIG_FILE).write_bytes(b"\xff"), "cannot be read as JSON"),
         (
