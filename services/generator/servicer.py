@@ -8,7 +8,7 @@ import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, TokenRun, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest, TokenRun
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
 from smalti.parameters import SamplingParameters, check_seed

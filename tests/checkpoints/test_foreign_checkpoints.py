@@ -362,4 +362,6 @@ def test_something_else_than_a_state_dict(tmp_path: Path, golden: Path, content:
 
 def test_without_torch_the_extra_is_named(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "torch is needed to read this file; pip install 'smalti[ranker]'" in refusal(lambda: DalleBart.load(golden / BART))
+    assert "torch is needed to read this file; pip install 'smalti[ranker]'" in refusal(
+        lambda: DalleBart.load(golden / BART)
+    )
