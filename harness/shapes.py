@@ -8,14 +8,12 @@ from jaxtyping import install_import_hook
 PACKAGES = [
     "smalti.engines",
     "smalti.models",
-    "smalti.pipeline",
-    "smalti.rpc",
-    "smalti.service",
-    "smalti.services",
+    "smalti.services.decoder",
+    "smalti.services.generator",
+    "smalti.services.ranker",
     "smalti.text",
-    "smalti.training",
 ]
-"""The packages whose annotations have shapes."""
+"""Packages whose annotations are checked."""
 
 # As for mypy, an int may stand for a float. jaxtyping decorates each method by itself, where beartype cannot resolve
 # `Self`.
