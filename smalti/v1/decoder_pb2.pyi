@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DecodeRequest(_message.Message):
-    """What to decode."""
+    """A request to decode tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,7 +30,7 @@ class DecodeRequest(_message.Message):
     PICTURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model that must be loaded; any if it is left out."""
+        """The model that must be loaded. If omitted, the loaded model is used."""
 
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.ImageTokens]:
@@ -52,14 +52,14 @@ Global___DecodeRequest: _TypeAlias = DecodeRequest  # noqa: Y015
 
 @_typing.final
 class DecodeResponse(_message.Message):
-    """One picture."""
+    """A decoded picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its place in `DecodeRequest.pictures`."""
+    """The index of the picture in `DecodeRequest.pictures`."""
     @_builtins.property
     def image(self) -> Global___EncodedImage:
         """The picture."""
@@ -80,7 +80,7 @@ Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
 
 @_typing.final
 class EncodedImage(_message.Message):
-    """A picture as a file."""
+    """A picture in a file format."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -89,13 +89,13 @@ class EncodedImage(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The file's content."""
+    """The content of the file."""
     media_type: _builtins.str
-    """Its media type: "image/png"."""
+    """The media type of the file: "image/png"."""
     width: _builtins.int
-    """The width in pixels."""
+    """The width of the picture in pixels."""
     height: _builtins.int
-    """The height in pixels."""
+    """The height of the picture in pixels."""
     def __init__(
         self,
         *,
@@ -114,7 +114,7 @@ Global___EncodedImage: _TypeAlias = EncodedImage  # noqa: Y015
 
 @_typing.final
 class EncodeImagesRequest(_message.Message):
-    """Which pictures to turn into tokens."""
+    """A request to encode pictures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -122,11 +122,13 @@ class EncodeImagesRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model that must be loaded; any if it is left out."""
+        """The model that must be loaded. If omitted, the loaded model is used."""
 
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The content of 1 to 16 files in PNG, JPEG or WebP, each of at most `Limits.image_bytes` and 4096 x 4096 pixels."""
+        """The content of 1 to 16 files in PNG, JPEG or WebP format, each of at most `Limits.image_bytes` bytes and 4096 x
+        4096 pixels.
+        """
 
     def __init__(
         self,
@@ -144,14 +146,14 @@ Global___EncodeImagesRequest: _TypeAlias = EncodeImagesRequest  # noqa: Y015
 
 @_typing.final
 class EncodeImagesResponse(_message.Message):
-    """The tokens of the pictures."""
+    """The encoded pictures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PICTURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.ImageTokens]:
-        """In the order of the request."""
+        """The tokens of each picture, in the order of the request."""
 
     def __init__(
         self,

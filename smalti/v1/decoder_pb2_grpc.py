@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DecoderServiceStub:
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated.
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
     """
 
     def __init__(self, channel):
@@ -48,26 +49,27 @@ class DecoderServiceStub:
 
 
 class DecoderServiceServicer:
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated.
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
     """
 
     def Decode(self, request, context):
-        """Turns tokens into pictures, one picture a message, in order. The same tokens give the same bytes.
+        """Decodes tokens into pictures and sends one picture per message, in order. The same tokens give the same bytes.
 
-        To look at a picture that is not finished, fill the places that are missing with any token and cut their rows off.
+        To preview an unfinished picture, fill the missing positions with any token and crop their rows.
 
-        INVALID_ARGUMENT: names the field. NOT_FOUND: not the model that is loaded. RESOURCE_EXHAUSTED: all places are taken.
-        UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: names the field. NOT_FOUND: the requested model is not the loaded one. RESOURCE_EXHAUSTED: too
+        many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EncodeImages(self, request, context):
-        """Turns pictures into tokens, to draw on from a part of them. A picture of another size than the model's is cut to a
-        square around its centre and scaled; transparency becomes white.
+        """Encodes pictures into tokens, for example to continue from a part of one. A picture that does not have the model's
+        size is cropped to a centred square and scaled; transparency becomes white.
 
-        INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no encoder, see
+        INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no image encoder; see
         `Model.encodes_images`. NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE: as for Decode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -96,7 +98,8 @@ def add_DecoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecoderService:
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated.
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
     """
 
     @staticmethod

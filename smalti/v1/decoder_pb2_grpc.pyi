@@ -27,51 +27,57 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DecoderServiceStub:
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated."""
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecoderServiceAsyncStub: ...
     Decode: _grpc.UnaryStreamMultiCallable[_decoder_pb2.DecodeRequest, _decoder_pb2.DecodeResponse]
-    """Turns tokens into pictures, one picture a message, in order. The same tokens give the same bytes.
+    """Decodes tokens into pictures and sends one picture per message, in order. The same tokens give the same bytes.
 
-    To look at a picture that is not finished, fill the places that are missing with any token and cut their rows off.
+    To preview an unfinished picture, fill the missing positions with any token and crop their rows.
 
-    INVALID_ARGUMENT: names the field. NOT_FOUND: not the model that is loaded. RESOURCE_EXHAUSTED: all places are taken.
-    UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: names the field. NOT_FOUND: the requested model is not the loaded one. RESOURCE_EXHAUSTED: too
+    many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
     """
     EncodeImages: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.EncodeImagesRequest, _decoder_pb2.EncodeImagesResponse]
-    """Turns pictures into tokens, to draw on from a part of them. A picture of another size than the model's is cut to a
-    square around its centre and scaled; transparency becomes white.
+    """Encodes pictures into tokens, for example to continue from a part of one. A picture that does not have the model's
+    size is cropped to a centred square and scaled; transparency becomes white.
 
-    INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no encoder, see
+    INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no image encoder; see
     `Model.encodes_images`. NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE: as for Decode.
     """
 
 @_typing.type_check_only
 class DecoderServiceAsyncStub(DecoderServiceStub):
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated."""
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decode: _aio.UnaryStreamMultiCallable[_decoder_pb2.DecodeRequest, _decoder_pb2.DecodeResponse]  # type: ignore[assignment]
-    """Turns tokens into pictures, one picture a message, in order. The same tokens give the same bytes.
+    """Decodes tokens into pictures and sends one picture per message, in order. The same tokens give the same bytes.
 
-    To look at a picture that is not finished, fill the places that are missing with any token and cut their rows off.
+    To preview an unfinished picture, fill the missing positions with any token and crop their rows.
 
-    INVALID_ARGUMENT: names the field. NOT_FOUND: not the model that is loaded. RESOURCE_EXHAUSTED: all places are taken.
-    UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: names the field. NOT_FOUND: the requested model is not the loaded one. RESOURCE_EXHAUSTED: too
+    many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
     """
     EncodeImages: _aio.UnaryUnaryMultiCallable[_decoder_pb2.EncodeImagesRequest, _decoder_pb2.EncodeImagesResponse]  # type: ignore[assignment]
-    """Turns pictures into tokens, to draw on from a part of them. A picture of another size than the model's is cut to a
-    square around its centre and scaled; transparency becomes white.
+    """Encodes pictures into tokens, for example to continue from a part of one. A picture that does not have the model's
+    size is cropped to a centred square and scaled; transparency becomes white.
 
-    INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no encoder, see
+    INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no image encoder; see
     `Model.encodes_images`. NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE: as for Decode.
     """
 
 class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The VQGAN: image tokens to pictures, and pictures to image tokens. It holds no state; every call may be repeated."""
+    """The VQGAN: converts image tokens to pictures, and pictures to image tokens. The service is stateless; every call is
+    safe to repeat.
+    """
 
     @_abc_1.abstractmethod
     def Decode(
@@ -79,12 +85,12 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decoder_pb2.DecodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.DecodeResponse], _abc.AsyncIterator[_decoder_pb2.DecodeResponse]]:
-        """Turns tokens into pictures, one picture a message, in order. The same tokens give the same bytes.
+        """Decodes tokens into pictures and sends one picture per message, in order. The same tokens give the same bytes.
 
-        To look at a picture that is not finished, fill the places that are missing with any token and cut their rows off.
+        To preview an unfinished picture, fill the missing positions with any token and crop their rows.
 
-        INVALID_ARGUMENT: names the field. NOT_FOUND: not the model that is loaded. RESOURCE_EXHAUSTED: all places are taken.
-        UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: names the field. NOT_FOUND: the requested model is not the loaded one. RESOURCE_EXHAUSTED: too
+        many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
         """
 
     @_abc_1.abstractmethod
@@ -93,10 +99,10 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decoder_pb2.EncodeImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decoder_pb2.EncodeImagesResponse, _abc.Awaitable[_decoder_pb2.EncodeImagesResponse]]:
-        """Turns pictures into tokens, to draw on from a part of them. A picture of another size than the model's is cut to a
-        square around its centre and scaled; transparency becomes white.
+        """Encodes pictures into tokens, for example to continue from a part of one. A picture that does not have the model's
+        size is cropped to a centred square and scaled; transparency becomes white.
 
-        INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no encoder, see
+        INVALID_ARGUMENT: names the picture that cannot be read. UNIMPLEMENTED: the model has no image encoder; see
         `Model.encodes_images`. NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE: as for Decode.
         """
 

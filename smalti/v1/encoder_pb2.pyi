@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EncodeRequest(_message.Message):
-    """What to encode."""
+    """A request to encode a prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,11 +33,11 @@ class EncodeRequest(_message.Message):
     """A prompt of 1 to `Limits.prompt_characters` characters, not blank."""
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model that must be loaded; any if it is left out."""
+        """The model that must be loaded. If omitted, the loaded model is used."""
 
     @_builtins.property
     def unconditional(self) -> _empty_pb2.Empty:
-        """The empty prompt in the form which guidance leads away from."""
+        """The empty prompt, encoded as the unconditional input of classifier-free guidance."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
 class EncodeResponse(_message.Message):
-    """The encoding."""
+    """The encoded prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ENCODING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def encoding(self) -> Global___Encoding:
-        """The encoding."""
+        """The encoding of the prompt."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
 
 @_typing.final
 class Encoding(_message.Message):
-    """What the text encoder leaves behind of a prompt: hand it to GeneratorService.Generate as it is."""
+    """The encoder's output for a prompt. Pass it to GeneratorService.Generate unchanged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,19 +92,19 @@ class Encoding(_message.Message):
     READING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model that made it; no other can read it."""
+        """The model that produced the encoding. No other model can use it."""
 
     @_builtins.property
     def states(self) -> _tensor_pb2.Tensor:
-        """The hidden states, `[places, Model.encoding_width]`, FLOAT32, FLOAT16 or BFLOAT16."""
+        """The hidden states, `[positions, Model.encoding_width]`, FLOAT32, FLOAT16 or BFLOAT16."""
 
     @_builtins.property
     def mask(self) -> _tensor_pb2.Tensor:
-        """Which places hold text, `[places]`, INT32: 1 for text, 0 for padding."""
+        """The attention mask, `[positions]`, INT32: 1 for text, 0 for padding."""
 
     @_builtins.property
     def reading(self) -> _prompt_pb2.PromptReading:
-        """How the prompt was read."""
+        """How the model read the prompt."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub:
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated.
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat.
     """
 
     def __init__(self, channel):
@@ -43,14 +43,14 @@ class EncoderServiceStub:
 
 
 class EncoderServiceServicer:
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated.
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat.
     """
 
     def Encode(self, request, context):
         """Encodes one prompt. The same prompt gives the same encoding.
 
-        INVALID_ARGUMENT: an empty prompt, or one over the limit. NOT_FOUND: not the model that is loaded.
-        RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: the prompt is empty or too long. NOT_FOUND: the requested model is not the loaded one.
+        RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,7 +73,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService:
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated.
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated."""
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,24 +36,24 @@ class EncoderServiceStub:
     Encode: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]
     """Encodes one prompt. The same prompt gives the same encoding.
 
-    INVALID_ARGUMENT: an empty prompt, or one over the limit. NOT_FOUND: not the model that is loaded.
-    RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: the prompt is empty or too long. NOT_FOUND: the requested model is not the loaded one.
+    RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
     """
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated."""
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes one prompt. The same prompt gives the same encoding.
 
-    INVALID_ARGUMENT: an empty prompt, or one over the limit. NOT_FOUND: not the model that is loaded.
-    RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: the prompt is empty or too long. NOT_FOUND: the requested model is not the loaded one.
+    RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
     """
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The text encoder: prompts in, encodings out. It holds no state; every call may be repeated."""
+    """The text encoder: converts prompts to encodings. The service is stateless; every call is safe to repeat."""
 
     @_abc_1.abstractmethod
     def Encode(
@@ -63,8 +63,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_encoder_pb2.EncodeResponse, _abc.Awaitable[_encoder_pb2.EncodeResponse]]:
         """Encodes one prompt. The same prompt gives the same encoding.
 
-        INVALID_ARGUMENT: an empty prompt, or one over the limit. NOT_FOUND: not the model that is loaded.
-        RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: the prompt is empty or too long. NOT_FOUND: the requested model is not the loaded one.
+        RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is draining.
         """
 
 def add_EncoderServiceServicer_to_server(servicer: EncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

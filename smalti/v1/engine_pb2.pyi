@@ -27,32 +27,32 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_UNSPECIFIED: _Stage.ValueType  # 0
     """Not used."""
     STAGE_ENCODE: _Stage.ValueType  # 1
-    """Prompts to encodings."""
+    """Converts prompts to encodings."""
     STAGE_GENERATE: _Stage.ValueType  # 2
-    """Encodings to tokens."""
+    """Generates image tokens from encodings."""
     STAGE_DECODE: _Stage.ValueType  # 3
-    """Tokens to pictures."""
+    """Decodes tokens to pictures."""
     STAGE_RANK: _Stage.ValueType  # 4
-    """Pictures to scores."""
+    """Scores pictures against a prompt."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
-    """Which stage an engine computes."""
+    """The pipeline stage that an engine computes."""
 
 STAGE_UNSPECIFIED: Stage.ValueType  # 0
 """Not used."""
 STAGE_ENCODE: Stage.ValueType  # 1
-"""Prompts to encodings."""
+"""Converts prompts to encodings."""
 STAGE_GENERATE: Stage.ValueType  # 2
-"""Encodings to tokens."""
+"""Generates image tokens from encodings."""
 STAGE_DECODE: Stage.ValueType  # 3
-"""Tokens to pictures."""
+"""Decodes tokens to pictures."""
 STAGE_RANK: Stage.ValueType  # 4
-"""Pictures to scores."""
+"""Scores pictures against a prompt."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
 class GetEngineRequest(_message.Message):
-    """Asks for the engine."""
+    """A request for the engine's description."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,7 +69,7 @@ Global___GetEngineRequest: _TypeAlias = GetEngineRequest  # noqa: Y015
 
 @_typing.final
 class GetEngineResponse(_message.Message):
-    """The engine."""
+    """The engine's description."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -93,7 +93,7 @@ Global___GetEngineResponse: _TypeAlias = GetEngineResponse  # noqa: Y015
 
 @_typing.final
 class Engine(_message.Message):
-    """An engine."""
+    """An engine and its load."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -105,20 +105,20 @@ class Engine(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
-    """Its stage."""
+    """The stage that the engine computes."""
     version: _builtins.str
     """The version of Smalti."""
     device: _builtins.str
-    """What it computes on, such as "cpu" or "NVIDIA H100"."""
+    """The device that the engine runs on, such as "cpu" or "NVIDIA H100"."""
     slots: _builtins.int
-    """How many pieces of work it does at the same time: candidates for a generator."""
+    """The number of work items processed at the same time; for a generator, of candidates."""
     active: _builtins.int
-    """How many of the slots are in use."""
+    """The number of slots in use."""
     waiting: _builtins.int
-    """How many pieces of work wait for a slot."""
+    """The number of work items that wait for a slot."""
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model that is loaded. `default` and `limits` are the gateway's and not set here."""
+        """The loaded model. `default` and `limits` belong to the gateway and are not set here."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EngineServiceStub:
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def __init__(self, channel):
@@ -44,12 +44,12 @@ class EngineServiceStub:
 
 
 class EngineServiceServicer:
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def GetEngine(self, request, context):
-        """Describes the engine. UNAVAILABLE: the engine has stopped.
+        """Returns a description of the engine. UNAVAILABLE: the engine has stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,8 @@ def add_EngineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngineService:
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EngineServiceStub:
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @_typing.overload
@@ -36,21 +36,21 @@ class EngineServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EngineServiceAsyncStub: ...
     GetEngine: _grpc.UnaryUnaryMultiCallable[_engine_pb2.GetEngineRequest, _engine_pb2.GetEngineResponse]
-    """Describes the engine. UNAVAILABLE: the engine has stopped."""
+    """Returns a description of the engine. UNAVAILABLE: the engine has stopped."""
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.GetEngineRequest, _engine_pb2.GetEngineResponse]  # type: ignore[assignment]
-    """Describes the engine. UNAVAILABLE: the engine has stopped."""
+    """Returns a description of the engine. UNAVAILABLE: the engine has stopped."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What an engine behind a service is and how busy it is. The encoder, generator, decoder and ranker each serve it beside
-    their own service. Whether an engine is well is asked of grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
+    their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @_abc_1.abstractmethod
@@ -59,6 +59,6 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _engine_pb2.GetEngineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.GetEngineResponse, _abc.Awaitable[_engine_pb2.GetEngineResponse]]:
-        """Describes the engine. UNAVAILABLE: the engine has stopped."""
+        """Returns a description of the engine. UNAVAILABLE: the engine has stopped."""
 
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

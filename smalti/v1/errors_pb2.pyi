@@ -25,118 +25,126 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Not used."""
     ERROR_REASON_INVALID_INPUT: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT, with google.rpc.BadRequest: the path of each field that cannot be used, such as
-    "parameters.sampling.top_p", and what is wrong with it. Nothing was begun.
+    """INVALID_ARGUMENT, with google.rpc.BadRequest: a field is invalid. The details hold the path of the field, such as
+    "parameters.sampling.top_p", and the problem. No work was started.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 2
-    """NOT_FOUND, with google.rpc.ResourceInfo of type "model": the service has no model of that name, or not in that
+    """NOT_FOUND, with google.rpc.ResourceInfo of type "model": the service does not have this model, or not in this
     revision.
     """
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND, with google.rpc.ResourceInfo of type "job": there is no such job, or it has been deleted."""
+    """NOT_FOUND, with google.rpc.ResourceInfo of type "job": the job does not exist, or it was deleted."""
     ERROR_REASON_PICTURE_NOT_FOUND: _ErrorReason.ValueType  # 4
-    """NOT_FOUND, with google.rpc.ResourceInfo of type "picture": the job has no such picture, or the picture is no longer
-    kept.
-    """
+    """NOT_FOUND, with google.rpc.ResourceInfo of type "picture": the job has no such picture, or the picture was deleted."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 5
-    """ALREADY_EXISTS, with google.rpc.ResourceInfo of type "job", the earlier job: a request_id was used again for
-    another request.
+    """ALREADY_EXISTS, with google.rpc.ResourceInfo of type "job", which names the earlier job: the request_id was used
+    before for a different request.
     """
     ERROR_REASON_JOB_NOT_SUCCEEDED: _ErrorReason.ValueType  # 6
     """FAILED_PRECONDITION: the job has not succeeded, so it has no pictures. Watch it until it has ended."""
     ERROR_REASON_MODEL_MISMATCH: _ErrorReason.ValueType  # 7
-    """FAILED_PRECONDITION: an encoding or tokens of another model, or of another revision of it, than the one that is
-    loaded. Make them again.
+    """FAILED_PRECONDITION: the encoding or the tokens come from another model, or another revision, than the loaded one.
+    Produce them again with the loaded model.
     """
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 8
-    """UNIMPLEMENTED: the loaded model cannot do this; its VQGAN was published without its encoder, for example."""
+    """UNIMPLEMENTED: the loaded model does not support the operation; for example, its VQGAN was published without the
+    encoder.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 9
-    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: all places are taken. Nothing was begun; repeat after the delay."""
+    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: the service is at its limit. No work was started; retry after the
+    delay.
+    """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 10
-    """UNAVAILABLE: the service is draining before it stops. Repeat; another instance will answer."""
+    """UNAVAILABLE: the service is draining before it stops. Retry; another instance may answer."""
     ERROR_REASON_ENGINE_STOPPED: _ErrorReason.ValueType  # 11
-    """UNAVAILABLE: the engine behind the service has stopped, and the process ends with it. Repeat with back-off."""
+    """UNAVAILABLE: the engine behind the service has stopped, and its process is about to exit. Retry with back-off."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 12
-    """UNAVAILABLE, with google.rpc.RetryInfo where a time is known: the broker, the object store, the database or another
-    service does not answer. Repeat with back-off.
+    """UNAVAILABLE, with google.rpc.RetryInfo if a delay is known: the broker, the object store, the database or another
+    service does not respond. Retry with back-off.
     """
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 13
-    """CANCELLED: the work was taken back before it was done."""
+    """CANCELLED: the work was cancelled before it finished."""
     ERROR_REASON_EXPIRED: _ErrorReason.ValueType  # 14
-    """DEADLINE_EXCEEDED: the time ran out before the work was done: the call's deadline, the service's limit for a call,
-    or a job's time limit.
+    """DEADLINE_EXCEEDED: the work did not finish in time. The limit is the call's deadline, the service's maximum for a
+    call, or the job's time limit.
     """
     ERROR_REASON_MODEL_UNUSABLE: _ErrorReason.ValueType  # 15
-    """INTERNAL: the model that is loaded, or asked for, is damaged. It takes its operator to repair it."""
+    """INTERNAL: the model is damaged. The operator must repair it."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
-    """INTERNAL: a fault of the service. `metadata["error_id"]` of the ErrorInfo is in the service's log beside the cause."""
+    """INTERNAL: an error in the service. The service logs the cause under the id in `metadata["error_id"]` of the
+    ErrorInfo.
+    """
     ERROR_REASON_ATTEMPTS_EXHAUSTED: _ErrorReason.ValueType  # 17
-    """INTERNAL: only as the error of a job whose work failed as often as it is tried, each time with the loss of the
-    process that did it.
+    """INTERNAL: the work was lost in every permitted attempt, usually because its worker crashed. Only used as the error
+    of a job.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed, or a job did.
+    """The reason why a call or a job failed.
 
-    Every status that a service answers other than OK carries a google.rpc.ErrorInfo in its details whose domain is
-    "smalti" and whose reason is the name of one of these values without "ERROR_REASON_". Decide by the status code and
-    the reason; the message is one line for people and may change. A status without ErrorInfo comes from gRPC itself: the
-    connection, a deadline that passed in the client, a message over the size limit, a call over the server's limit.
+    Every status other than OK carries a google.rpc.ErrorInfo in its details. Its domain is "smalti", and its reason is
+    the name of one of these values without "ERROR_REASON_". Clients should act on the status code and the reason; the
+    message is one line for people and may change. A status without ErrorInfo comes from gRPC itself: for example a
+    broken connection, the client's own deadline, or a message over the size limit.
 
-    Only UNAVAILABLE is worth repeating at once (with exponential back-off), and RESOURCE_EXHAUSTED after the time that
-    its google.rpc.RetryInfo says. A repeated CreateImages must carry the same request_id.
+    Only two codes are worth retrying: UNAVAILABLE, with exponential back-off, and RESOURCE_EXHAUSTED, after the delay in
+    its google.rpc.RetryInfo. A repeated CreateImages must carry the same request_id.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Not used."""
 ERROR_REASON_INVALID_INPUT: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT, with google.rpc.BadRequest: the path of each field that cannot be used, such as
-"parameters.sampling.top_p", and what is wrong with it. Nothing was begun.
+"""INVALID_ARGUMENT, with google.rpc.BadRequest: a field is invalid. The details hold the path of the field, such as
+"parameters.sampling.top_p", and the problem. No work was started.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 2
-"""NOT_FOUND, with google.rpc.ResourceInfo of type "model": the service has no model of that name, or not in that
+"""NOT_FOUND, with google.rpc.ResourceInfo of type "model": the service does not have this model, or not in this
 revision.
 """
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND, with google.rpc.ResourceInfo of type "job": there is no such job, or it has been deleted."""
+"""NOT_FOUND, with google.rpc.ResourceInfo of type "job": the job does not exist, or it was deleted."""
 ERROR_REASON_PICTURE_NOT_FOUND: ErrorReason.ValueType  # 4
-"""NOT_FOUND, with google.rpc.ResourceInfo of type "picture": the job has no such picture, or the picture is no longer
-kept.
-"""
+"""NOT_FOUND, with google.rpc.ResourceInfo of type "picture": the job has no such picture, or the picture was deleted."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 5
-"""ALREADY_EXISTS, with google.rpc.ResourceInfo of type "job", the earlier job: a request_id was used again for
-another request.
+"""ALREADY_EXISTS, with google.rpc.ResourceInfo of type "job", which names the earlier job: the request_id was used
+before for a different request.
 """
 ERROR_REASON_JOB_NOT_SUCCEEDED: ErrorReason.ValueType  # 6
 """FAILED_PRECONDITION: the job has not succeeded, so it has no pictures. Watch it until it has ended."""
 ERROR_REASON_MODEL_MISMATCH: ErrorReason.ValueType  # 7
-"""FAILED_PRECONDITION: an encoding or tokens of another model, or of another revision of it, than the one that is
-loaded. Make them again.
+"""FAILED_PRECONDITION: the encoding or the tokens come from another model, or another revision, than the loaded one.
+Produce them again with the loaded model.
 """
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 8
-"""UNIMPLEMENTED: the loaded model cannot do this; its VQGAN was published without its encoder, for example."""
+"""UNIMPLEMENTED: the loaded model does not support the operation; for example, its VQGAN was published without the
+encoder.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 9
-"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: all places are taken. Nothing was begun; repeat after the delay."""
+"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: the service is at its limit. No work was started; retry after the
+delay.
+"""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 10
-"""UNAVAILABLE: the service is draining before it stops. Repeat; another instance will answer."""
+"""UNAVAILABLE: the service is draining before it stops. Retry; another instance may answer."""
 ERROR_REASON_ENGINE_STOPPED: ErrorReason.ValueType  # 11
-"""UNAVAILABLE: the engine behind the service has stopped, and the process ends with it. Repeat with back-off."""
+"""UNAVAILABLE: the engine behind the service has stopped, and its process is about to exit. Retry with back-off."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 12
-"""UNAVAILABLE, with google.rpc.RetryInfo where a time is known: the broker, the object store, the database or another
-service does not answer. Repeat with back-off.
+"""UNAVAILABLE, with google.rpc.RetryInfo if a delay is known: the broker, the object store, the database or another
+service does not respond. Retry with back-off.
 """
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 13
-"""CANCELLED: the work was taken back before it was done."""
+"""CANCELLED: the work was cancelled before it finished."""
 ERROR_REASON_EXPIRED: ErrorReason.ValueType  # 14
-"""DEADLINE_EXCEEDED: the time ran out before the work was done: the call's deadline, the service's limit for a call,
-or a job's time limit.
+"""DEADLINE_EXCEEDED: the work did not finish in time. The limit is the call's deadline, the service's maximum for a
+call, or the job's time limit.
 """
 ERROR_REASON_MODEL_UNUSABLE: ErrorReason.ValueType  # 15
-"""INTERNAL: the model that is loaded, or asked for, is damaged. It takes its operator to repair it."""
+"""INTERNAL: the model is damaged. The operator must repair it."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
-"""INTERNAL: a fault of the service. `metadata["error_id"]` of the ErrorInfo is in the service's log beside the cause."""
+"""INTERNAL: an error in the service. The service logs the cause under the id in `metadata["error_id"]` of the
+ErrorInfo.
+"""
 ERROR_REASON_ATTEMPTS_EXHAUSTED: ErrorReason.ValueType  # 17
-"""INTERNAL: only as the error of a job whose work failed as often as it is tried, each time with the loss of the
-process that did it.
+"""INTERNAL: the work was lost in every permitted attempt, usually because its worker crashed. Only used as the error
+of a job.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """What to draw."""
+    """A request to generate tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,26 +34,28 @@ class GenerateRequest(_message.Message):
     GIVEN_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
-    """The seed, from 0 to 2^63 - 1; a random one if it is not set."""
+    """The seed, from 0 to 2^63 - 1. If omitted, a random seed is used."""
     priority: _sampling_pb2.Priority.ValueType
-    """Who is served first."""
+    """The priority of the request."""
     @_builtins.property
     def encoding(self) -> _encoder_pb2.Encoding:
-        """The prompt's encoding, from EncoderService.Encode of the same model."""
+        """The encoding of the prompt, from EncoderService.Encode of the same model."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The indices of the candidates to draw, 1 to 64 different ones from 0 to 2^20 - 1. A candidate follows from seed and
-        index, so a call for [3] draws the fourth picture of a call for [0, 1, 2, 3].
+        """The indices of the candidates: 1 to 64 distinct integers from 0 to 2^20 - 1. The seed and the index determine a
+        candidate, so a call for [3] generates the fourth picture of a call for [0, 1, 2, 3].
         """
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParameters:
-        """How tokens are drawn; what is not set is the model's own."""
+        """The sampling parameters. If a parameter is omitted, the model's default is used."""
 
     @_builtins.property
     def given(self) -> _tokens_pb2.ImageTokens:
-        """Tokens of the first places, the same for all candidates: drawing goes on behind them. Fewer than a whole picture."""
+        """The tokens of the first positions, the same for all candidates. Generation continues after them. Must be fewer than
+        a whole picture has.
+        """
 
     def __init__(
         self,
@@ -86,15 +88,15 @@ class GenerateResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___GenerationStarted:
-        """The request was taken; comes first, once."""
+        """The request was accepted. Sent once, first."""
 
     @_builtins.property
     def rows(self) -> Global___RowsDrawn:
-        """Tokens were drawn."""
+        """New tokens."""
 
     @_builtins.property
     def finished(self) -> Global___GenerationFinished:
-        """All tokens are there; comes last, once."""
+        """All tokens. Sent once, last."""
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class GenerationStarted(_message.Message):
-    """The request was taken."""
+    """The request was accepted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -124,14 +126,14 @@ class GenerationStarted(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
-    """The seed."""
+    """The seed in use."""
     rows: _builtins.int
-    """Rows of tiles in a picture."""
+    """The number of rows of tiles in a picture."""
     columns: _builtins.int
-    """Tiles in a row."""
+    """The number of tiles in a row."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParameters:
-        """The sampling parameters; all fields are set."""
+        """The sampling parameters in use; all fields are set."""
 
     def __init__(
         self,
@@ -151,14 +153,14 @@ Global___GenerationStarted: _TypeAlias = GenerationStarted  # noqa: Y015
 
 @_typing.final
 class RowsDrawn(_message.Message):
-    """Tokens that were drawn together. Those that were given are not sent."""
+    """Tokens that were generated together, without given tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.TokenRun]:
-        """At most one run for each candidate."""
+        """The tokens by candidate: at most one run for each."""
 
     def __init__(
         self,
@@ -175,14 +177,14 @@ Global___RowsDrawn: _TypeAlias = RowsDrawn  # noqa: Y015
 
 @_typing.final
 class GenerationFinished(_message.Message):
-    """All tokens are there."""
+    """The request is finished."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PICTURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.ImageTokens]:
-        """Whole pictures, in the order of `GenerateRequest.candidates`; given tokens are included."""
+        """The tokens of whole pictures, in the order of `GenerateRequest.candidates`, including given tokens."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GeneratorServiceStub:
-    """The image-token generator: an encoding in, image tokens out. It holds no state between calls.
+    """The image-token generator: generates image tokens from an encoding. The service keeps no state between calls.
     """
 
     def __init__(self, channel):
@@ -43,23 +43,24 @@ class GeneratorServiceStub:
 
 
 class GeneratorServiceServicer:
-    """The image-token generator: an encoding in, image tokens out. It holds no state between calls.
+    """The image-token generator: generates image tokens from an encoding. The service keeps no state between calls.
     """
 
     def Generate(self, request, context):
-        """Draws candidates of one prompt and sends their tokens as they are drawn.
+        """Generates candidates for one prompt and streams their tokens.
 
-        First comes `started`, then `rows` as often as the engine delivers, usually one row of tiles of several candidates
-        at a time, and at the end `finished` with all tokens. Runs of one candidate come in order and without gaps, those of
-        different candidates in any mixture. A stream that ends without `finished` has failed.
+        The stream starts with `started`. Then come `rows` messages, usually with one row of tiles for several candidates
+        each, and at the end `finished` with all tokens. The runs of one candidate arrive in order and without gaps; runs
+        of different candidates may be interleaved. A stream that ends without `finished` has failed.
 
-        The same model, encoding, seed, candidate index, given tokens and sampling parameters give the same tokens, alone or
-        among others, so a call may be repeated if its stream breaks: with `seed` set, or with the seed that `started` said.
-        The call's deadline is the request's: what has not been drawn by then is dropped. Cancelling the call frees its
-        slots within one quantum (a row of tiles).
+        The same model, encoding, seed, candidate index, given tokens and sampling parameters give the same tokens,
+        whatever else the engine generates at the same time. So a call is safe to repeat after its stream broke: with
+        `seed` set, or with the seed from `started`. The engine stops the request when the call's deadline passes.
+        Cancelling the call frees its slots within one dispatch (about one row of tiles).
 
-        INVALID_ARGUMENT: names the field. FAILED_PRECONDITION: an encoding of another model than the one that is loaded.
-        RESOURCE_EXHAUSTED with RetryInfo: too many candidates wait. UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: names the field. FAILED_PRECONDITION: the encoding comes from another model than the loaded one.
+        RESOURCE_EXHAUSTED with RetryInfo: too many candidates are waiting. UNAVAILABLE: the engine has stopped, or the
+        service is draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,7 +83,7 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GeneratorService:
-    """The image-token generator: an encoding in, image tokens out. It holds no state between calls.
+    """The image-token generator: generates image tokens from an encoding. The service keeps no state between calls.
     """
 
     @staticmethod

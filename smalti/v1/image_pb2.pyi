@@ -33,26 +33,26 @@ class _JobView:
 class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_VIEW_UNSPECIFIED: _JobView.ValueType  # 0
-    """JOB_VIEW_FULL for one job, JOB_VIEW_BASIC in lists."""
+    """JOB_VIEW_FULL for a single job, JOB_VIEW_BASIC in lists."""
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
-    """Without `pictures` and `parameters.initial_image`."""
+    """All fields except `pictures` and `parameters.initial_image`."""
     JOB_VIEW_FULL: _JobView.ValueType  # 2
-    """Everything."""
+    """All fields."""
 
 class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
-    """How much of a job is wanted."""
+    """The amount of detail in a job."""
 
 JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
-"""JOB_VIEW_FULL for one job, JOB_VIEW_BASIC in lists."""
+"""JOB_VIEW_FULL for a single job, JOB_VIEW_BASIC in lists."""
 JOB_VIEW_BASIC: JobView.ValueType  # 1
-"""Without `pictures` and `parameters.initial_image`."""
+"""All fields except `pictures` and `parameters.initial_image`."""
 JOB_VIEW_FULL: JobView.ValueType  # 2
-"""Everything."""
+"""All fields."""
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
 
 @_typing.final
 class CreateImagesRequest(_message.Message):
-    """A job to accept."""
+    """A request to create a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,32 +83,32 @@ class CreateImagesRequest(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID, version 4, in its usual form with hyphens, made anew for each job and kept for repetitions of the call. A
-    request with the same id and the same content gets the same job, for as long as the job is kept. Without it a
-    repeated call makes a second job.
+    """A version 4 UUID in the usual form with hyphens. Use a new one for each job, and the same one when the call is
+    repeated. A request with the same id and the same content returns the same job, for as long as the job is kept.
+    Without an id, a repeated call creates a second job.
     """
     priority: _sampling_pb2.Priority.ValueType
-    """Who is served first."""
+    """The priority of the job."""
     @_builtins.property
     def parameters(self) -> _job_pb2.ImageParameters:
-        """What to draw."""
+        """The parameters of the pictures."""
 
     @_builtins.property
     def time_limit(self) -> _duration_pb2.Duration:
-        """How long the job may take from now on, waiting included, before it becomes EXPIRED. From 1 second to
-        `Limits.time_limit`; `Limits.default_time_limit` if it is left out.
+        """The time limit of the job, including its time in the queue; a job that takes longer becomes EXPIRED. From 1 second
+        to `Limits.time_limit`. If omitted, `Limits.default_time_limit`.
         """
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long the job and its pictures are kept after it has ended. From 1 minute to `Limits.retention`;
-        `Limits.default_retention` if it is left out.
+        """How long the job and its pictures are kept after the job has ended. From 1 minute to `Limits.retention`. If
+        omitted, `Limits.default_retention`.
         """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For the user's own order, and for ListJobs. At most `Limits.labels`; a key is 1 to 63 of a-z, 0-9, "_", "-", ".",
-        and "/", a value at most 256 characters.
+        """Labels chosen by the user, which ListJobs can filter by. At most `Limits.labels`. A key has 1 to 63 characters from
+        a-z, 0-9, "_", "-", "." and "/"; a value has at most 256 characters.
         """
 
     def __init__(
@@ -131,14 +131,14 @@ Global___CreateImagesRequest: _TypeAlias = CreateImagesRequest  # noqa: Y015
 
 @_typing.final
 class CreateImagesResponse(_message.Message):
-    """The job that was accepted."""
+    """The accepted job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job; the earlier one, as it is now, if the request_id was used before."""
+        """The job. If the request_id was used before, the earlier job in its current state."""
 
     def __init__(
         self,
@@ -155,16 +155,16 @@ Global___CreateImagesResponse: _TypeAlias = CreateImagesResponse  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
-    """Which job to return."""
+    """A request for a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """`Job.id`."""
+    """The job's id, `Job.id`."""
     view: Global___JobView.ValueType
-    """How much of it."""
+    """The amount of detail. If omitted, JOB_VIEW_FULL."""
     def __init__(
         self,
         *,
@@ -181,7 +181,7 @@ Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
 
 @_typing.final
 class GetJobResponse(_message.Message):
-    """A job."""
+    """The requested job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -205,7 +205,7 @@ Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
 
 @_typing.final
 class ListJobsRequest(_message.Message):
-    """Which jobs to return: those that meet all conditions that are set."""
+    """A request for a page of jobs: those that meet all given conditions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -237,11 +237,15 @@ class ListJobsRequest(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Jobs on a page; fewer may come before the last. From 1 to 1000, larger values are taken as 1000; 50 if it is 0."""
+    """The maximum number of jobs on the page, up to 1000; larger values mean 1000, and 0 means 50. A page may hold fewer
+    even if it is not the last.
+    """
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same conditions; empty for the first page."""
+    """`next_page_token` of the previous page, with the same conditions. Empty for the first page."""
     view: Global___JobView.ValueType
-    """How much of each. A page with JOB_VIEW_FULL may end early, at the size limit."""
+    """The amount of detail for each job. If omitted, JOB_VIEW_BASIC. With JOB_VIEW_FULL, a page may be shorter because of
+    the message size limit.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
         """Only jobs in one of these states."""
@@ -286,12 +290,12 @@ class ListJobsResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty on the last. Opaque. A job that is created while pages are read does not move others from
-    page to page.
+    """The token for the next page; empty on the last page. Opaque. Jobs created while pages are read do not move other
+    jobs to another page.
     """
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
-        """The jobs, the newest first."""
+        """The jobs, newest first."""
 
     def __init__(
         self,
@@ -309,13 +313,13 @@ Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
 
 @_typing.final
 class CancelJobRequest(_message.Message):
-    """Which job to cancel."""
+    """A request to cancel a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """`Job.id`."""
+    """The job's id, `Job.id`."""
     def __init__(
         self,
         *,
@@ -331,7 +335,7 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class CancelJobResponse(_message.Message):
-    """A job that is cancelled, or had ended before."""
+    """The job after the call: cancelled, or as it had ended before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -355,7 +359,7 @@ Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):
-    """Which job to watch."""
+    """A request to watch a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,15 +368,15 @@ class WatchJobRequest(_message.Message):
     INCLUDE_ROWS_FIELD_NUMBER: _builtins.int
     INCLUDE_PREVIEWS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """`Job.id`."""
+    """The job's id, `Job.id`."""
     since_version: _builtins.int
-    """Begin with the first version after this one, and send nothing until there is one; except that a job in a final state
-    is always sent. Not set, the stream begins with the job as it is.
+    """Start with the first version after this one and send nothing until it exists; a job in a final state is always
+    sent. If omitted, the stream starts with the current state of the job.
     """
     include_rows: _builtins.bool
-    """Also send the tokens as they are drawn (`rows`)."""
+    """Whether to also send new tokens (`rows`)."""
     include_previews: _builtins.bool
-    """Also send pictures that are not finished (`preview`)."""
+    """Whether to also send previews of unfinished pictures (`preview`)."""
     def __init__(
         self,
         *,
@@ -402,17 +406,17 @@ class WatchJobResponse(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job has changed."""
+        """The job, after a change."""
 
     @_builtins.property
     def rows(self) -> _generator_pb2.RowsDrawn:
-        """Tokens were drawn. Sent as far as they are at hand: some may be left out, and after a break or lost work some may
-        come again, so put them by their places. Never needed for the result.
+        """New tokens. Best effort: some may be missing, and some may be repeated after a reconnection or lost work, so
+        place them by their positions. The result does not depend on them.
         """
 
     @_builtins.property
     def preview(self) -> Global___Preview:
-        """How a candidate looks so far. Sent as often as there is time for; may be left out altogether under load."""
+        """A preview of an unfinished candidate. Best effort: under load, previews may be rare or missing."""
 
     def __init__(
         self,
@@ -433,7 +437,7 @@ Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):
-    """A picture that is not finished."""
+    """A preview of an unfinished picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -441,12 +445,12 @@ class Preview(_message.Message):
     ROWS_DRAWN_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
-    """The candidate's index."""
+    """The index of the candidate."""
     rows_drawn: _builtins.int
-    """How many rows of tiles are drawn; the rest of the picture is grey."""
+    """The number of finished rows of tiles; the rest of the picture is grey."""
     @_builtins.property
     def image(self) -> _decoder_pb2.EncodedImage:
-        """The picture."""
+        """The preview."""
 
     def __init__(
         self,
@@ -465,17 +469,19 @@ Global___Preview: _TypeAlias = Preview  # noqa: Y015
 
 @_typing.final
 class DownloadImagesRequest(_message.Message):
-    """Which pictures to send."""
+    """A request to download pictures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """`Job.id` of a job that has succeeded."""
+    """The id, `Job.id`, of a job that has succeeded."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only the pictures with these `Picture.candidate`, to take up a broken download; all if there are none."""
+        """Only the pictures with these values of `Picture.candidate`, for example to resume a broken download. If empty, all
+        pictures.
+        """
 
     def __init__(
         self,
@@ -493,17 +499,17 @@ Global___DownloadImagesRequest: _TypeAlias = DownloadImagesRequest  # noqa: Y015
 
 @_typing.final
 class DownloadImagesResponse(_message.Message):
-    """A piece of a file. The pieces of a picture follow each other; those of the next picture come after them."""
+    """A chunk of a file. All chunks of a picture are sent before those of the next."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PICTURE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The piece, at most 1 MiB; the pieces make up `Picture.size_bytes` bytes."""
+    """At most 1 MiB of the file; all chunks of a picture together have `Picture.size_bytes` bytes."""
     @_builtins.property
     def picture(self) -> _job_pb2.Picture:
-        """The picture of this and the following pieces; set on the first piece of each."""
+        """The picture that this and the following chunks belong to; set in its first chunk only."""
 
     def __init__(
         self,
@@ -521,16 +527,18 @@ Global___DownloadImagesResponse: _TypeAlias = DownloadImagesResponse  # noqa: Y0
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Which models to return."""
+    """A request for a page of models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Models on a page; fewer may come before the last. From 1 to 1000, larger values are taken as 1000; 50 if it is 0."""
+    """The maximum number of models on the page, up to 1000; larger values mean 1000, and 0 means 50. A page may hold
+    fewer even if it is not the last.
+    """
     page_token: _builtins.str
-    """`next_page_token` of the page before; empty for the first page."""
+    """`next_page_token` of the previous page. Empty for the first page."""
     def __init__(
         self,
         *,
@@ -554,7 +562,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """For the next page; empty on the last. Opaque."""
+    """The token for the next page; empty on the last page. Opaque."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
         """The models, without `vocabulary`."""
@@ -575,14 +583,14 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Which model to return."""
+    """A request for a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """Its name; the one that is used where a request names none if it is left out."""
+        """The model. If omitted, the default model."""
 
     def __init__(
         self,
@@ -599,7 +607,7 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """A model."""
+    """The requested model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -27,12 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ImageServiceStub:
-    """The front door: prompts in, ranked pictures out. Work is a job that outlives its client: create it, watch it until it
-    has ended, and take its pictures.
+    """The public entry point: turns prompts into ranked pictures. Each request becomes a job that continues when the client
+    disconnects: create it, watch it until it ends, then download its pictures.
 
-    Any call may answer INVALID_ARGUMENT with the fields that cannot be used, RESOURCE_EXHAUSTED with RetryInfo,
-    UNAVAILABLE, DEADLINE_EXCEEDED and INTERNAL; see ErrorReason. A call without a deadline gets the server's, 10 minutes
-    where it is not set otherwise. No message of an answer is larger than 4 MiB, what gRPC clients take by default.
+    Any call may fail with INVALID_ARGUMENT (which names the field), RESOURCE_EXHAUSTED with RetryInfo, UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL; see ErrorReason. If a call has no deadline, the server's default applies, 10 minutes
+    unless configured otherwise. No response message is larger than 4 MiB, the default limit of gRPC clients.
     """
 
     @_typing.overload
@@ -40,97 +40,99 @@ class ImageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImageServiceAsyncStub: ...
     CreateImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.CreateImagesRequest, _image_pb2.CreateImagesResponse]
-    """Accepts a job and returns at once. When this returns, the job is stored and will reach a final state whatever
-    happens to the machines.
+    """Accepts a job and returns at once. When the call returns, the job is stored and will reach a final state even if
+    machines fail.
 
-    With `request_id` the call may be repeated: the same request gets the job that was made the first time.
+    With a `request_id` the call is safe to repeat: the same request returns the job that was created the first time.
 
-    ALREADY_EXISTS: the request_id was used for another request. NOT_FOUND: no such model, or no such initial picture.
-    UNIMPLEMENTED: an initial picture as a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED: too many jobs
-    are open; RetryInfo says when to come again. Nothing is stored on any of these.
+    ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
+    not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
+    too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetJobRequest, _image_pb2.GetJobResponse]
-    """Returns a job as it is now. NOT_FOUND: there is no such job, or it has been deleted."""
+    """Returns the current state of a job. NOT_FOUND: the job does not exist, or it was deleted."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListJobsRequest, _image_pb2.ListJobsResponse]
-    """Returns jobs, the newest first, a page at a time."""
+    """Returns a page of jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_image_pb2.CancelJobRequest, _image_pb2.CancelJobResponse]
-    """Cancels a job and returns it. One that has ended stays as it is, so the call may be repeated. What is being drawn
-    stops within one quantum; no later stage runs. NOT_FOUND: there is no such job.
+    """Cancels a job and returns it. A job that has ended does not change, so the call is safe to repeat. Running
+    generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
+    exist.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]
-    """Sends the job as it is, then again after each change, and ends with OK after it has sent the job in a final state.
-    Changes in quick succession may be sent as one.
+    """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
+    the job in a final state. Changes in quick succession may be merged into one message.
 
-    A stream that breaks is taken up again with `since_version`, the highest version that was received: nothing that
-    matters is missed, because every message holds the whole job. When nothing has happened for 15 seconds, a message
-    without an event is a sign of life. A call that reaches its deadline ends with DEADLINE_EXCEEDED; take it up again.
-    NOT_FOUND: there is no such job.
+    After a broken stream, call again with `since_version` set to the highest version received. Missed messages do not
+    matter, because every message holds the whole job. After 15 seconds without a change, the server sends a message
+    without an event as a heartbeat. A call that reaches its deadline ends with DEADLINE_EXCEEDED; call again to
+    continue. NOT_FOUND: the job does not exist.
     """
     DownloadImages: _grpc.UnaryStreamMultiCallable[_image_pb2.DownloadImagesRequest, _image_pb2.DownloadImagesResponse]
-    """Sends the files of a job's pictures, the best first, verified against their checksums.
+    """Streams the files of a job's pictures, best first. The server verifies their checksums.
 
-    FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: there is no such job or picture, or it is no longer kept.
+    FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: the job or the picture does not exist, or was deleted.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListModelsRequest, _image_pb2.ListModelsResponse]
-    """Returns the models that can be asked for, in alphabetical order, a page at a time."""
+    """Returns a page of the available models, in alphabetical order."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetModelRequest, _image_pb2.GetModelResponse]
-    """Returns one model, with the words it knows. NOT_FOUND: there is no such model."""
+    """Returns one model with its vocabulary. NOT_FOUND: the model does not exist."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
-    """The front door: prompts in, ranked pictures out. Work is a job that outlives its client: create it, watch it until it
-    has ended, and take its pictures.
+    """The public entry point: turns prompts into ranked pictures. Each request becomes a job that continues when the client
+    disconnects: create it, watch it until it ends, then download its pictures.
 
-    Any call may answer INVALID_ARGUMENT with the fields that cannot be used, RESOURCE_EXHAUSTED with RetryInfo,
-    UNAVAILABLE, DEADLINE_EXCEEDED and INTERNAL; see ErrorReason. A call without a deadline gets the server's, 10 minutes
-    where it is not set otherwise. No message of an answer is larger than 4 MiB, what gRPC clients take by default.
+    Any call may fail with INVALID_ARGUMENT (which names the field), RESOURCE_EXHAUSTED with RetryInfo, UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL; see ErrorReason. If a call has no deadline, the server's default applies, 10 minutes
+    unless configured otherwise. No response message is larger than 4 MiB, the default limit of gRPC clients.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateImages: _aio.UnaryUnaryMultiCallable[_image_pb2.CreateImagesRequest, _image_pb2.CreateImagesResponse]  # type: ignore[assignment]
-    """Accepts a job and returns at once. When this returns, the job is stored and will reach a final state whatever
-    happens to the machines.
+    """Accepts a job and returns at once. When the call returns, the job is stored and will reach a final state even if
+    machines fail.
 
-    With `request_id` the call may be repeated: the same request gets the job that was made the first time.
+    With a `request_id` the call is safe to repeat: the same request returns the job that was created the first time.
 
-    ALREADY_EXISTS: the request_id was used for another request. NOT_FOUND: no such model, or no such initial picture.
-    UNIMPLEMENTED: an initial picture as a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED: too many jobs
-    are open; RetryInfo says when to come again. Nothing is stored on any of these.
+    ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
+    not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
+    too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_image_pb2.GetJobRequest, _image_pb2.GetJobResponse]  # type: ignore[assignment]
-    """Returns a job as it is now. NOT_FOUND: there is no such job, or it has been deleted."""
+    """Returns the current state of a job. NOT_FOUND: the job does not exist, or it was deleted."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_image_pb2.ListJobsRequest, _image_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Returns jobs, the newest first, a page at a time."""
+    """Returns a page of jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_image_pb2.CancelJobRequest, _image_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Cancels a job and returns it. One that has ended stays as it is, so the call may be repeated. What is being drawn
-    stops within one quantum; no later stage runs. NOT_FOUND: there is no such job.
+    """Cancels a job and returns it. A job that has ended does not change, so the call is safe to repeat. Running
+    generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
+    exist.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Sends the job as it is, then again after each change, and ends with OK after it has sent the job in a final state.
-    Changes in quick succession may be sent as one.
+    """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
+    the job in a final state. Changes in quick succession may be merged into one message.
 
-    A stream that breaks is taken up again with `since_version`, the highest version that was received: nothing that
-    matters is missed, because every message holds the whole job. When nothing has happened for 15 seconds, a message
-    without an event is a sign of life. A call that reaches its deadline ends with DEADLINE_EXCEEDED; take it up again.
-    NOT_FOUND: there is no such job.
+    After a broken stream, call again with `since_version` set to the highest version received. Missed messages do not
+    matter, because every message holds the whole job. After 15 seconds without a change, the server sends a message
+    without an event as a heartbeat. A call that reaches its deadline ends with DEADLINE_EXCEEDED; call again to
+    continue. NOT_FOUND: the job does not exist.
     """
     DownloadImages: _aio.UnaryStreamMultiCallable[_image_pb2.DownloadImagesRequest, _image_pb2.DownloadImagesResponse]  # type: ignore[assignment]
-    """Sends the files of a job's pictures, the best first, verified against their checksums.
+    """Streams the files of a job's pictures, best first. The server verifies their checksums.
 
-    FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: there is no such job or picture, or it is no longer kept.
+    FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: the job or the picture does not exist, or was deleted.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_image_pb2.ListModelsRequest, _image_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Returns the models that can be asked for, in alphabetical order, a page at a time."""
+    """Returns a page of the available models, in alphabetical order."""
     GetModel: _aio.UnaryUnaryMultiCallable[_image_pb2.GetModelRequest, _image_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns one model, with the words it knows. NOT_FOUND: there is no such model."""
+    """Returns one model with its vocabulary. NOT_FOUND: the model does not exist."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The front door: prompts in, ranked pictures out. Work is a job that outlives its client: create it, watch it until it
-    has ended, and take its pictures.
+    """The public entry point: turns prompts into ranked pictures. Each request becomes a job that continues when the client
+    disconnects: create it, watch it until it ends, then download its pictures.
 
-    Any call may answer INVALID_ARGUMENT with the fields that cannot be used, RESOURCE_EXHAUSTED with RetryInfo,
-    UNAVAILABLE, DEADLINE_EXCEEDED and INTERNAL; see ErrorReason. A call without a deadline gets the server's, 10 minutes
-    where it is not set otherwise. No message of an answer is larger than 4 MiB, what gRPC clients take by default.
+    Any call may fail with INVALID_ARGUMENT (which names the field), RESOURCE_EXHAUSTED with RetryInfo, UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL; see ErrorReason. If a call has no deadline, the server's default applies, 10 minutes
+    unless configured otherwise. No response message is larger than 4 MiB, the default limit of gRPC clients.
     """
 
     @_abc_1.abstractmethod
@@ -139,14 +141,14 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.CreateImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.CreateImagesResponse, _abc.Awaitable[_image_pb2.CreateImagesResponse]]:
-        """Accepts a job and returns at once. When this returns, the job is stored and will reach a final state whatever
-        happens to the machines.
+        """Accepts a job and returns at once. When the call returns, the job is stored and will reach a final state even if
+        machines fail.
 
-        With `request_id` the call may be repeated: the same request gets the job that was made the first time.
+        With a `request_id` the call is safe to repeat: the same request returns the job that was created the first time.
 
-        ALREADY_EXISTS: the request_id was used for another request. NOT_FOUND: no such model, or no such initial picture.
-        UNIMPLEMENTED: an initial picture as a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED: too many jobs
-        are open; RetryInfo says when to come again. Nothing is stored on any of these.
+        ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
+        not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
+        too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
         """
 
     @_abc_1.abstractmethod
@@ -155,7 +157,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.GetJobResponse, _abc.Awaitable[_image_pb2.GetJobResponse]]:
-        """Returns a job as it is now. NOT_FOUND: there is no such job, or it has been deleted."""
+        """Returns the current state of a job. NOT_FOUND: the job does not exist, or it was deleted."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -163,7 +165,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ListJobsResponse, _abc.Awaitable[_image_pb2.ListJobsResponse]]:
-        """Returns jobs, the newest first, a page at a time."""
+        """Returns a page of jobs, newest first."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -171,8 +173,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.CancelJobResponse, _abc.Awaitable[_image_pb2.CancelJobResponse]]:
-        """Cancels a job and returns it. One that has ended stays as it is, so the call may be repeated. What is being drawn
-        stops within one quantum; no later stage runs. NOT_FOUND: there is no such job.
+        """Cancels a job and returns it. A job that has ended does not change, so the call is safe to repeat. Running
+        generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
+        exist.
         """
 
     @_abc_1.abstractmethod
@@ -181,13 +184,13 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.WatchJobResponse], _abc.AsyncIterator[_image_pb2.WatchJobResponse]]:
-        """Sends the job as it is, then again after each change, and ends with OK after it has sent the job in a final state.
-        Changes in quick succession may be sent as one.
+        """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
+        the job in a final state. Changes in quick succession may be merged into one message.
 
-        A stream that breaks is taken up again with `since_version`, the highest version that was received: nothing that
-        matters is missed, because every message holds the whole job. When nothing has happened for 15 seconds, a message
-        without an event is a sign of life. A call that reaches its deadline ends with DEADLINE_EXCEEDED; take it up again.
-        NOT_FOUND: there is no such job.
+        After a broken stream, call again with `since_version` set to the highest version received. Missed messages do not
+        matter, because every message holds the whole job. After 15 seconds without a change, the server sends a message
+        without an event as a heartbeat. A call that reaches its deadline ends with DEADLINE_EXCEEDED; call again to
+        continue. NOT_FOUND: the job does not exist.
         """
 
     @_abc_1.abstractmethod
@@ -196,9 +199,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.DownloadImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.DownloadImagesResponse], _abc.AsyncIterator[_image_pb2.DownloadImagesResponse]]:
-        """Sends the files of a job's pictures, the best first, verified against their checksums.
+        """Streams the files of a job's pictures, best first. The server verifies their checksums.
 
-        FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: there is no such job or picture, or it is no longer kept.
+        FAILED_PRECONDITION: the job has not succeeded. NOT_FOUND: the job or the picture does not exist, or was deleted.
         """
 
     @_abc_1.abstractmethod
@@ -207,7 +210,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ListModelsResponse, _abc.Awaitable[_image_pb2.ListModelsResponse]]:
-        """Returns the models that can be asked for, in alphabetical order, a page at a time."""
+        """Returns a page of the available models, in alphabetical order."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -215,6 +218,6 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.GetModelResponse, _abc.Awaitable[_image_pb2.GetModelResponse]]:
-        """Returns one model, with the words it knows. NOT_FOUND: there is no such model."""
+        """Returns one model with its vocabulary. NOT_FOUND: the model does not exist."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

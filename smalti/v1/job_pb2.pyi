@@ -34,41 +34,41 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
     """Not used."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
-    """Accepted and stored; no work has been done on it yet."""
+    """The job is accepted and stored; work has not started."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
-    """Work has begun. It does not go back to QUEUED, though work that is lost with its worker is done again."""
+    """Work has started. If work is lost with its worker, it is repeated, but the job does not return to QUEUED."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 3
-    """Its pictures are there."""
+    """The pictures are ready."""
     JOB_STATE_FAILED: _JobState.ValueType  # 4
-    """It cannot be done; `Job.error` says why."""
+    """The job failed; `Job.error` has the reason."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 5
-    """It was cancelled."""
+    """The job was cancelled."""
     JOB_STATE_EXPIRED: _JobState.ValueType  # 6
-    """It had not ended when its time ran out (`Job.expire_time`)."""
+    """The job did not end before its `Job.expire_time`."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
-    """Where a job is on its way. QUEUED and RUNNING are open; a job reaches exactly one of the others, and stays there."""
+    """The state of a job. QUEUED and RUNNING are open states; the others are final, and a job reaches exactly one of them."""
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
 """Not used."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
-"""Accepted and stored; no work has been done on it yet."""
+"""The job is accepted and stored; work has not started."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
-"""Work has begun. It does not go back to QUEUED, though work that is lost with its worker is done again."""
+"""Work has started. If work is lost with its worker, it is repeated, but the job does not return to QUEUED."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 3
-"""Its pictures are there."""
+"""The pictures are ready."""
 JOB_STATE_FAILED: JobState.ValueType  # 4
-"""It cannot be done; `Job.error` says why."""
+"""The job failed; `Job.error` has the reason."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
-"""It was cancelled."""
+"""The job was cancelled."""
 JOB_STATE_EXPIRED: JobState.ValueType  # 6
-"""It had not ended when its time ran out (`Job.expire_time`)."""
+"""The job did not end before its `Job.expire_time`."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class ImageParameters(_message.Message):
-    """What to draw. In a request a field that is not set is the model's own; in a job every field that has a value is set,
-    so that `Job.parameters` sent back draws the same pictures again.
+    """The parameters of pictures. If a field is omitted in a request, the model's default is used. A job has the value of
+    every field filled in, so sending `Job.parameters` back generates the same pictures again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -82,31 +82,33 @@ class ImageParameters(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     INITIAL_IMAGE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """What to draw: 1 to `Limits.prompt_characters` characters, not blank. Space around it is taken away."""
+    """The prompt: 1 to `Limits.prompt_characters` characters, not blank. Surrounding white space is removed."""
     n: _builtins.int
-    """How many pictures to return, the best of the candidates. From 1 to the number of candidates."""
+    """The number of pictures to return, the best of the candidates. From 1 to the number of candidates."""
     candidates: _builtins.int
-    """How many candidates to draw, for the ranker to choose from: exactly so many, from `n` to `Limits.candidates`. Where
-    it is not set, it is the model's number, or more while the system is idle; the job says how many.
+    """The number of candidates to generate, from which the ranker chooses. From `n` to `Limits.candidates`. If omitted,
+    the model's default, or more while the system is idle; the job has the number.
     """
     first_candidate: _builtins.int
-    """The index of the first candidate, 0 if it is not set; the others follow it without gaps. From 0 to 2^20 - 1024. A
-    candidate follows from seed and index: with 3 and `candidates` 1 the candidate 3 of an earlier job is drawn again,
-    with 16 further ones than those of a job that drew sixteen.
+    """The index of the first candidate, from 0 to 2^20 - 1024. The others follow without gaps. If omitted, 0. The seed
+    and the index determine a candidate. So 3 with `candidates` 1 repeats candidate 3 of an earlier job, and 16
+    generates more candidates for a job that had sixteen.
     """
     seed: _builtins.int
-    """The seed, from 0 to 2^63 - 1; a random one if it is not set. Other languages' JSON numbers end at 2^53."""
+    """The seed, from 0 to 2^63 - 1. If omitted, a random seed is used. In JSON, note that some languages read numbers
+    exactly only up to 2^53.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model; the gateway's own if it is left out."""
+        """The model. If omitted, the default model."""
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParameters:
-        """How tokens are drawn."""
+        """The sampling parameters."""
 
     @_builtins.property
     def initial_image(self) -> Global___InitialImage:
-        """A picture to draw on from, for variations and completions; an empty canvas if it is left out."""
+        """A picture to start from, for variations and completions. If omitted, the whole picture is generated."""
 
     def __init__(
         self,
@@ -145,7 +147,7 @@ Global___ImageParameters: _TypeAlias = ImageParameters  # noqa: Y015
 
 @_typing.final
 class InitialImage(_message.Message):
-    """A picture of which the upper part is kept while the rest is drawn anew, by the prompt."""
+    """A picture whose upper rows are kept; the prompt determines the rest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -154,19 +156,19 @@ class InitialImage(_message.Message):
     PICTURE_FIELD_NUMBER: _builtins.int
     KEEP_ROWS_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
-    """The content of a PNG, JPEG or WebP file of at most `Limits.image_bytes` and 4096 x 4096 pixels; it is cut to a
-    square around its centre and scaled to the model's size. In a job it is replaced by its `tokens` once they are
-    known, and `source` is not set before. Needs `Model.encodes_images`.
+    """The content of a PNG, JPEG or WebP file of at most `Limits.image_bytes` bytes and 4096 x 4096 pixels. It is
+    cropped to a centred square and scaled to the model's size. In a job, its `tokens` replace it once they are
+    known; until then `source` is not set. Requires `Model.encodes_images`.
     """
     keep_rows: _builtins.int
-    """How many rows of tiles are kept, counted from the top: from 1 to `Model.rows` - 1."""
+    """The number of rows of tiles to keep, counted from the top: from 1 to `Model.rows` - 1."""
     @_builtins.property
     def tokens(self) -> _tokens_pb2.ImageTokens:
-        """The tokens of a whole picture, or of as many rows as are kept."""
+        """The tokens of a whole picture, or of its first `keep_rows` rows."""
 
     @_builtins.property
     def picture(self) -> Global___PictureReference:
-        """A picture of an earlier job that was drawn by the same model. In a job it is replaced like `image`."""
+        """A picture of an earlier job by the same model. In a job, its tokens replace it, as for `image`."""
 
     def __init__(
         self,
@@ -188,16 +190,16 @@ Global___InitialImage: _TypeAlias = InitialImage  # noqa: Y015
 
 @_typing.final
 class PictureReference(_message.Message):
-    """Names a picture of a job."""
+    """A reference to a picture of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """The job."""
+    """The job's id, `Job.id`."""
     candidate: _builtins.int
-    """`Picture.candidate`."""
+    """The candidate's index, `Picture.candidate`."""
     def __init__(
         self,
         *,
@@ -214,7 +216,7 @@ Global___PictureReference: _TypeAlias = PictureReference  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
-    """A prompt on its way to pictures."""
+    """A request for pictures, and its progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -256,60 +258,60 @@ class Job(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The name, given by the gateway: 1 to 64 of a-z, 0-9 and "-"."""
+    """The id, assigned by the gateway: 1 to 64 characters from a-z, 0-9 and "-"."""
     version: _builtins.int
-    """Grows with every change of the job; for WatchJob. Unchanged versions are unchanged jobs."""
+    """The version, which increases with every change of the job; see WatchJob. The same version means the same content."""
     state: Global___JobState.ValueType
-    """Where it is."""
+    """The state."""
     request_id: _builtins.str
-    """The request_id that it was made with; empty if there was none."""
+    """The request_id of the request; empty if it had none."""
     priority: _sampling_pb2.Priority.ValueType
-    """Who is served first."""
+    """The priority."""
     jobs_ahead: _builtins.int
-    """Open jobs that are served before it, an estimate; set while it is QUEUED, and then where it is known."""
+    """An estimate of the number of open jobs ahead of this one. Only set while the job is QUEUED, and only if known."""
     @_builtins.property
     def parameters(self) -> Global___ImageParameters:
-        """What is drawn, with the seed, the model's revision and the number of candidates."""
+        """The parameters, with the seed, the model's revision and the number of candidates filled in."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The user's labels."""
+        """The labels chosen by the user."""
 
     @_builtins.property
     def prompt_reading(self) -> _prompt_pb2.PromptReading:
-        """How the model has read the prompt; set once it is encoded."""
+        """How the model read the prompt; set once the prompt is encoded."""
 
     @_builtins.property
     def progress(self) -> Global___JobProgress:
-        """How far it is."""
+        """The progress."""
 
     @_builtins.property
     def pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Picture]:
-        """The pictures, the best first; set once it has SUCCEEDED. Left out in lists, see JobView."""
+        """The pictures, best first. Only set once the job has SUCCEEDED, and omitted in lists; see JobView."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why it FAILED: code, message and details as those of a failed call, see ErrorReason. Not set in other states."""
+        """Why the job FAILED. Code, message and details are as for a failed call; see ErrorReason. Not set in other states."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was accepted."""
+        """When the job was accepted."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When work on it began first."""
+        """When work on the job first started."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it reached its last state."""
+        """When the job reached its final state."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """A job that is open at this time becomes EXPIRED."""
+        """When the job becomes EXPIRED, if it has not ended before."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When the job and its pictures are deleted; set once it has ended."""
+        """When the job and its pictures are deleted; set once the job has ended."""
 
     def __init__(
         self,
@@ -344,7 +346,7 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class JobProgress(_message.Message):
-    """How far a job is. Numbers only grow, except where work was lost and is done again."""
+    """The progress of a job. Values only increase, unless lost work is repeated."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -358,17 +360,17 @@ class JobProgress(_message.Message):
     prompt_encoded: _builtins.bool
     """Whether the prompt is encoded."""
     candidates: _builtins.int
-    """Candidates there will be."""
+    """The total number of candidates."""
     rows: _builtins.int
-    """Rows of tiles to draw, over all candidates; kept rows of an initial picture do not count."""
+    """The total number of rows of tiles to generate for all candidates, without the kept rows of an initial picture."""
     rows_drawn: _builtins.int
-    """Rows that are drawn."""
+    """The number of rows generated so far."""
     candidates_drawn: _builtins.int
-    """Candidates whose tokens are complete."""
+    """The number of candidates with all tokens."""
     candidates_decoded: _builtins.int
-    """Candidates that are pictures."""
+    """The number of decoded candidates."""
     candidates_ranked: _builtins.int
-    """Candidates that have a score."""
+    """The number of candidates with a score."""
     def __init__(
         self,
         *,
@@ -406,30 +408,34 @@ class Picture(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     URL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
-    """Its index among the candidates; with the seed it draws the same picture again (`ImageParameters.first_candidate`)."""
+    """The index among the candidates. With the seed, it generates the same picture again
+    (`ImageParameters.first_candidate`).
+    """
     rank: _builtins.int
-    """Its place among the job's pictures: 0 is the best."""
+    """The rank among the job's pictures, starting with 0 for the best."""
     score: _builtins.float
-    """The ranker's score, comparable among the pictures of one prompt and one model."""
+    """The ranker's score, comparable only among pictures of the same prompt and model."""
     width: _builtins.int
     """The width in pixels."""
     height: _builtins.int
     """The height in pixels."""
     media_type: _builtins.str
-    """The file's media type: "image/png". The file carries how it was drawn, as JSON in a text chunk named "smalti"."""
+    """The media type of the file: "image/png". A text chunk named "smalti" in the file records how it was generated, as
+    JSON.
+    """
     size_bytes: _builtins.int
-    """The file's size in bytes."""
+    """The size of the file in bytes."""
     sha256: _builtins.str
-    """The SHA-256 of the file, 64 hexadecimal digits in lower case."""
+    """The SHA-256 of the file, as 64 lower-case hexadecimal digits."""
     object_key: _builtins.str
-    """Where the file is in the object store, for those who have access to it."""
+    """The key of the file in the object store, for clients with access to it."""
     url: _builtins.str
-    """An address from which anybody may fetch the file with GET. Empty where the store gives no addresses; DownloadImages
-    always works.
+    """A URL from which anyone can download the file with GET. Empty if the store has no URLs; DownloadImages always
+    works.
     """
     @_builtins.property
     def url_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the address ceases to work; ask for the job again for a new one."""
+        """When the URL expires. Request the job again to get a new one."""
 
     def __init__(
         self,

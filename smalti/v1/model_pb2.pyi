@@ -22,17 +22,17 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ModelReference(_message.Message):
-    """Names a model. Where a request may leave it out, the service's own is meant."""
+    """A reference to a model. Where a request may omit it, the default is the service's own model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name: 1 to 100 letters, digits, ".", "_" and "-", the first of them a letter or a digit."""
+    """The name: 1 to 100 letters, digits, ".", "_" and "-", starting with a letter or a digit."""
     revision: _builtins.str
-    """The revision, "sha256:" and 64 hexadecimal digits; it follows from the weights, so the same revision gives the same
-    pictures. Empty in a request for whichever is there; a service always fills it in.
+    """The revision: "sha256:" and 64 hexadecimal digits, computed from the weights, so the same revision gives the same
+    pictures. If empty in a request, any revision is accepted. Responses always have it.
     """
     def __init__(
         self,
@@ -50,7 +50,7 @@ Global___ModelReference: _TypeAlias = ModelReference  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model that can be asked for."""
+    """A model that requests can name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,48 +73,48 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     VOCABULARY_FIELD_NUMBER: _builtins.int
     description: _builtins.str
-    """A sentence on the model."""
+    """A description in one sentence."""
     licence: _builtins.str
-    """Its licence, such as "Apache-2.0"."""
+    """The licence, such as "Apache-2.0"."""
     source: _builtins.str
-    """Where its original files are from."""
+    """Where the original files come from."""
     default: _builtins.bool
-    """Whether it is the one that is used where a request names none."""
+    """Whether this model is used if a request does not name one."""
     image_width: _builtins.int
-    """The width of its pictures in pixels."""
+    """The width of pictures in pixels."""
     image_height: _builtins.int
-    """The height of its pictures in pixels."""
+    """The height of pictures in pixels."""
     rows: _builtins.int
-    """Rows of tiles in a picture."""
+    """The number of rows of tiles in a picture."""
     columns: _builtins.int
-    """Tiles in a row."""
+    """The number of tiles in a row."""
     codebook_size: _builtins.int
-    """Tokens are indices below this."""
+    """The number of entries in the codebook. A token is an index from 0 to `codebook_size` - 1."""
     text_length: _builtins.int
-    """Text tokens the model reads of a prompt, the start and the end included; what is beyond is cut."""
+    """The maximum number of text tokens in a prompt, including start and end. Longer prompts are truncated."""
     encoding_width: _builtins.int
-    """The width of the text encoder's hidden states, the last axis of `Encoding.states`."""
+    """The width of the text encoder's hidden states, which is the last axis of `Encoding.states`."""
     encodes_images: _builtins.bool
-    """Whether pictures can be turned into tokens: the VQGAN's encoder is there."""
+    """Whether the model can encode pictures into tokens, that is, includes the VQGAN's encoder."""
     default_n: _builtins.int
-    """How many pictures are returned where nothing is asked for."""
+    """The default number of pictures to return."""
     default_candidates: _builtins.int
-    """How many candidates are drawn where nothing is asked for; the gateway may draw more while it is idle."""
+    """The default number of candidates; the gateway may generate more while it is idle."""
     @_builtins.property
     def reference(self) -> Global___ModelReference:
-        """Its name and revision."""
+        """The name and the revision."""
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParameters:
-        """What a drawing takes where nothing is asked for: all fields are set."""
+        """The default sampling parameters; all fields are set."""
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """What a request may ask for at most."""
+        """The limits of a request."""
 
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
-        """The words it knows. Left out in lists; see GetModel."""
+        """The words that the model knows. Omitted in lists; see GetModel."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """What the gateway takes at most. Past it a request is refused with INVALID_ARGUMENT and the field's name."""
+    """The limits of the gateway. A request over a limit fails with INVALID_ARGUMENT, which names the field."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -162,32 +162,32 @@ class Limits(_message.Message):
     DEFAULT_RETENTION_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
     prompt_characters: _builtins.int
-    """Characters (Unicode code points) of a prompt."""
+    """The maximum number of characters (Unicode code points) in a prompt."""
     candidates: _builtins.int
-    """Candidates of a job, and so also `n`."""
+    """The maximum number of candidates of a job, and so also of `n`."""
     image_bytes: _builtins.int
-    """Bytes of an initial picture's file."""
+    """The maximum size of an initial picture's file in bytes."""
     labels: _builtins.int
-    """Labels of a job."""
+    """The maximum number of labels of a job."""
     open_jobs: _builtins.int
-    """Jobs that may be open (queued or running) at a time, all users together; past it CreateImages answers
+    """The maximum number of open (queued or running) jobs of all users together. At this limit, CreateImages fails with
     RESOURCE_EXHAUSTED.
     """
     @_builtins.property
     def time_limit(self) -> _duration_pb2.Duration:
-        """`CreateImagesRequest.time_limit`, at most."""
+        """The maximum `CreateImagesRequest.time_limit`."""
 
     @_builtins.property
     def default_time_limit(self) -> _duration_pb2.Duration:
-        """`CreateImagesRequest.time_limit` where none is asked for."""
+        """The default `CreateImagesRequest.time_limit`."""
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """`CreateImagesRequest.retention`, at most."""
+        """The maximum `CreateImagesRequest.retention`."""
 
     @_builtins.property
     def default_retention(self) -> _duration_pb2.Duration:
-        """`CreateImagesRequest.retention` where none is asked for."""
+        """The default `CreateImagesRequest.retention`."""
 
     def __init__(
         self,
@@ -219,12 +219,12 @@ class Vocabulary(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     closed: _builtins.bool
-    """Whether the model knows no other words, so that others are replaced or passed over (`PromptReading`). False for
-    models that learned from texts of all kinds: `groups` is then empty.
+    """Whether the vocabulary is closed, so that unknown words are replaced or ignored (`PromptReading`). False for a
+    model that was trained on free text; `groups` is empty then.
     """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordGroup]:
-        """The words by what they are for."""
+        """The words, grouped by their purpose."""
 
     def __init__(
         self,
@@ -242,17 +242,17 @@ Global___Vocabulary: _TypeAlias = Vocabulary  # noqa: Y015
 
 @_typing.final
 class WordGroup(_message.Message):
-    """Words that are for the same."""
+    """Words with the same purpose."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What they are for: "things", "colours", "backgrounds", "styles", "sizes", "grammar"; more may come."""
+    """The purpose: "things", "colours", "backgrounds", "styles", "sizes" or "grammar". More may be added."""
     @_builtins.property
     def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The words, in alphabetical order. One may be several ("ice cream")."""
+        """The words, in alphabetical order. An entry may consist of several words ("ice cream")."""
 
     def __init__(
         self,

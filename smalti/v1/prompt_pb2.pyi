@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PromptReading(_message.Message):
-    """How the model has read a prompt; tell the user where it is not what was written."""
+    """How the model read a prompt. Clients should tell the user if it differs from what was written."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,22 +30,22 @@ class PromptReading(_message.Message):
     LEFT_OUT_WORDS_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     drawn: _builtins.str
-    """What is drawn: the prompt as it was written, or, for a model with a closed vocabulary, put together anew from what
-    the model knows of it. Pictures are ranked by this.
+    """The effective prompt. It is the prompt as written, or, for a model with a closed vocabulary, rebuilt from the words
+    that the model knows. The ranker uses it too.
     """
     cut: _builtins.bool
-    """Whether the prompt is longer than the model reads, so that its end is not drawn."""
+    """Whether the prompt was truncated because it is longer than the model can read."""
     notice: _builtins.str
-    """One line for people on what is drawn instead of what; empty when nothing is lost."""
+    """One line for people that describes the differences; empty if nothing was lost."""
     @_builtins.property
     def unknown_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Words that the model does not know, in the order of the prompt; another one is drawn in their place, or none. Always
-        empty for a model with an open vocabulary.
+        """Words that the model does not know, in the order of the prompt. Each was replaced by another word or removed.
+        Always empty for a model with an open vocabulary.
         """
 
     @_builtins.property
     def left_out_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Words that the model knows but cannot draw here: a third thing, a second background."""
+        """Words that the model knows but cannot use here, such as a third thing or a second background."""
 
     def __init__(
         self,

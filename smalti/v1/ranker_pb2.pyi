@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ScoreRequest(_message.Message):
-    """What to score."""
+    """A request to score pictures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -29,17 +29,17 @@ class ScoreRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """The prompt, 1 to `Limits.prompt_characters` characters, not blank. `PromptReading.drawn` where pictures of a model
-    with a closed vocabulary are compared.
+    """The prompt: 1 to `Limits.prompt_characters` characters, not blank. For pictures of a model with a closed
+    vocabulary, pass `PromptReading.drawn`.
     """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
-        """The model that must be loaded; any if it is left out."""
+        """The model that must be loaded. If omitted, the loaded model is used."""
 
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The content of 1 to 64 files in PNG, JPEG or WebP, each of at most `Limits.image_bytes` and 4096 x 4096 pixels; all
-        together at most the service's message limit (16 MiB where it is not set otherwise).
+        """The content of 1 to 64 files in PNG, JPEG or WebP format, each of at most `Limits.image_bytes` bytes and 4096 x
+        4096 pixels. All together must fit the service's message size limit, 16 MiB unless configured otherwise.
         """
 
     def __init__(
@@ -59,14 +59,16 @@ Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
 
 @_typing.final
 class ScoreResponse(_message.Message):
-    """The scores."""
+    """The scores of the pictures."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """In the order of the request; higher is a better fit. Comparable among the pictures of one prompt and one model only."""
+        """One score for each picture, in the order of the request; higher is better. Comparable only among pictures of the
+        same prompt and model.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RankerServiceStub:
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated.
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat.
     """
 
     def __init__(self, channel):
@@ -43,14 +43,15 @@ class RankerServiceStub:
 
 
 class RankerServiceServicer:
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated.
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat.
     """
 
     def Score(self, request, context):
-        """Scores pictures against a prompt. A picture's score does not depend on which others it is scored with.
+        """Scores pictures against a prompt. A picture's score does not depend on the other pictures in the call.
 
-        INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: not the model that is loaded.
-        RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: the requested model is not the
+        loaded one. RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is
+        draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,7 +74,7 @@ def add_RankerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RankerService:
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated.
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat.
     """
 
     @staticmethod

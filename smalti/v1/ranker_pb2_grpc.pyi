@@ -27,33 +27,35 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RankerServiceStub:
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated."""
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RankerServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_ranker_pb2.ScoreRequest, _ranker_pb2.ScoreResponse]
-    """Scores pictures against a prompt. A picture's score does not depend on which others it is scored with.
+    """Scores pictures against a prompt. A picture's score does not depend on the other pictures in the call.
 
-    INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: not the model that is loaded.
-    RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: the requested model is not the
+    loaded one. RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is
+    draining.
     """
 
 @_typing.type_check_only
 class RankerServiceAsyncStub(RankerServiceStub):
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated."""
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_ranker_pb2.ScoreRequest, _ranker_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Scores pictures against a prompt. A picture's score does not depend on which others it is scored with.
+    """Scores pictures against a prompt. A picture's score does not depend on the other pictures in the call.
 
-    INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: not the model that is loaded.
-    RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+    INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: the requested model is not the
+    loaded one. RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is
+    draining.
     """
 
 class RankerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """CLIP: how well pictures fit a prompt. It holds no state; every call may be repeated."""
+    """CLIP: scores how well pictures match a prompt. The service is stateless; every call is safe to repeat."""
 
     @_abc_1.abstractmethod
     def Score(
@@ -61,10 +63,11 @@ class RankerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ranker_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ranker_pb2.ScoreResponse, _abc.Awaitable[_ranker_pb2.ScoreResponse]]:
-        """Scores pictures against a prompt. A picture's score does not depend on which others it is scored with.
+        """Scores pictures against a prompt. A picture's score does not depend on the other pictures in the call.
 
-        INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: not the model that is loaded.
-        RESOURCE_EXHAUSTED: all places are taken. UNAVAILABLE: the engine has stopped, or is draining.
+        INVALID_ARGUMENT: names the field, or the picture that cannot be read. NOT_FOUND: the requested model is not the
+        loaded one. RESOURCE_EXHAUSTED: too many calls are waiting. UNAVAILABLE: the engine has stopped, or the service is
+        draining.
         """
 
 def add_RankerServiceServicer_to_server(servicer: RankerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

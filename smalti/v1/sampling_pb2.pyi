@@ -26,24 +26,26 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """The same as PRIORITY_INTERACTIVE."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
-    """Somebody is waiting."""
+    """A person is waiting for the result."""
     PRIORITY_BATCH: _Priority.ValueType  # 2
-    """Takes what interactive work leaves, and a small share in any case."""
+    """Uses the capacity that interactive work leaves, and always a small share."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Who is served first."""
+    """The priority of work."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """The same as PRIORITY_INTERACTIVE."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
-"""Somebody is waiting."""
+"""A person is waiting for the result."""
 PRIORITY_BATCH: Priority.ValueType  # 2
-"""Takes what interactive work leaves, and a small share in any case."""
+"""Uses the capacity that interactive work leaves, and always a small share."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 @_typing.final
 class SamplingParameters(_message.Message):
-    """How image tokens are drawn from the model's logits. A field that is not set is the model's own, `Model.sampling`."""
+    """How image tokens are sampled from the model's logits. If a field is omitted in a request, the default from
+    `Model.sampling` is used.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -52,13 +54,17 @@ class SamplingParameters(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     guidance_scale: _builtins.float
-    """Super conditioning: `unconditional + guidance_scale * (conditional - unconditional)`; 1 is none. From 0 to 100."""
+    """The scale of classifier-free guidance: `unconditional + guidance_scale * (conditional - unconditional)`. From 0 to
+    100; 1 disables guidance.
+    """
     temperature: _builtins.float
-    """Divides the logits; 0 always takes the most probable token. From 0 to 100."""
+    """The divisor of the logits. From 0 to 100; 0 always selects the most probable token."""
     top_k: _builtins.int
-    """Draw among the k most probable tokens only; 0 is no limit. From 0 to 2^20."""
+    """Sample only from the k most probable tokens. From 0 to 2^20; 0 disables the limit."""
     top_p: _builtins.float
-    """Draw among the most probable tokens that together reach this probability; 1 is no limit. Above 0, up to 1."""
+    """Sample only from the most probable tokens whose probabilities add up to this value. Above 0, at most 1; 1 disables
+    the limit.
+    """
     def __init__(
         self,
         *,

@@ -26,46 +26,46 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """Refused."""
+    """Not valid."""
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
     """IEEE 754 binary32, 4 bytes."""
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
     """IEEE 754 binary16, 2 bytes."""
     DATA_TYPE_BFLOAT16: _DataType.ValueType  # 3
-    """The upper half of a binary32, 2 bytes."""
+    """The upper half of IEEE 754 binary32, 2 bytes."""
     DATA_TYPE_INT32: _DataType.ValueType  # 4
-    """Two's complement, 4 bytes."""
+    """Two's complement integer, 4 bytes."""
     DATA_TYPE_INT64: _DataType.ValueType  # 5
-    """Two's complement, 8 bytes."""
+    """Two's complement integer, 8 bytes."""
     DATA_TYPE_UINT8: _DataType.ValueType  # 6
-    """Unsigned, 1 byte."""
+    """Unsigned integer, 1 byte."""
     DATA_TYPE_BOOL: _DataType.ValueType  # 7
-    """1 byte, 0 or 1."""
+    """Boolean, 1 byte: 0 or 1."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
-    """The type of a tensor's elements. All are little-endian."""
+    """The type of a tensor's elements. Multi-byte types are little-endian."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""Refused."""
+"""Not valid."""
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
 """IEEE 754 binary32, 4 bytes."""
 DATA_TYPE_FLOAT16: DataType.ValueType  # 2
 """IEEE 754 binary16, 2 bytes."""
 DATA_TYPE_BFLOAT16: DataType.ValueType  # 3
-"""The upper half of a binary32, 2 bytes."""
+"""The upper half of IEEE 754 binary32, 2 bytes."""
 DATA_TYPE_INT32: DataType.ValueType  # 4
-"""Two's complement, 4 bytes."""
+"""Two's complement integer, 4 bytes."""
 DATA_TYPE_INT64: DataType.ValueType  # 5
-"""Two's complement, 8 bytes."""
+"""Two's complement integer, 8 bytes."""
 DATA_TYPE_UINT8: DataType.ValueType  # 6
-"""Unsigned, 1 byte."""
+"""Unsigned integer, 1 byte."""
 DATA_TYPE_BOOL: DataType.ValueType  # 7
-"""1 byte, 0 or 1."""
+"""Boolean, 1 byte: 0 or 1."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
-    """An array of numbers."""
+    """An array of numbers with any number of axes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,10 +75,10 @@ class Tensor(_message.Message):
     data_type: Global___DataType.ValueType
     """The type of the elements."""
     data: _builtins.bytes
-    """The elements in row-major order without gaps: exactly the product of `shape` times the size of an element."""
+    """The elements in row-major order without padding. The size is the product of `shape` times the size of an element."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The length of each axis, the slowest first; none for a single number. At most 8 axes."""
+        """The length of each axis, slowest first; empty for a scalar. At most 8 axes."""
 
     def __init__(
         self,

@@ -20,14 +20,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ImageTokens(_message.Message):
-    """The image tokens of one picture: indices into the VQGAN's codebook, one for each tile, row by row from the top left."""
+    """The image tokens of one picture: one index into the VQGAN's codebook for each tile, row by row from the top left."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """From 0 to `Model.codebook_size` - 1. `Model.rows * Model.columns` of them where a whole picture is meant."""
+        """The tokens, each from 0 to `Model.codebook_size` - 1. A whole picture has `Model.rows * Model.columns` tokens."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ Global___ImageTokens: _TypeAlias = ImageTokens  # noqa: Y015
 
 @_typing.final
 class TokenRun(_message.Message):
-    """Tokens of one candidate that follow each other."""
+    """Consecutive tokens of one candidate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -52,9 +52,9 @@ class TokenRun(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
-    """The candidate's index."""
+    """The index of the candidate."""
     start: _builtins.int
-    """The place of the first of them in the picture, counted from 0 row by row."""
+    """The position of the first token in the picture, counted from 0 row by row."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens."""
