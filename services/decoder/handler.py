@@ -12,10 +12,10 @@ from smalti.engines.decoder import DecoderEngine
 from smalti.messages import DecodeTask, Message, Stage
 from smalti.pictures import Drawing, png_bytes
 from smalti.registry.spec import ModelSpec
+from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import load_tokens
-from smalti.service.process import Process
 from smalti.service.prompts import effective_prompt
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef

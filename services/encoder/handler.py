@@ -13,10 +13,10 @@ from smalti.messages import (
     Stage,
 )
 from smalti.registry.folder import ModelFolder
+from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import encoding_bytes
-from smalti.service.process import Process
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter

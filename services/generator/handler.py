@@ -13,9 +13,9 @@ from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
 from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec
+from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import load_encoding, tokens_bytes
-from smalti.service.process import Process
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.telemetry import tracing

@@ -11,9 +11,9 @@ from smalti.errors import DamagedObjectError
 from smalti.messages import Message, RankTask, Stage
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoredPicture, ScoresFile
+from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.process import Process
 from smalti.service.prompts import effective_prompt
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef

@@ -1,1 +1,3 @@
 """The image-token generator: many requests in one batch."""
+
+__all__ = ["batch", "engine", "requests", "state"]

@@ -1,0 +1,190 @@
+"""The house: imports run one way, through the doors, and no room is too large."""
+
+import importlib
+import shutil
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from harness.imports import Import, Module, read_package
+from harness.paths import ROOT
+
+MAX_LINES = 400
+MAX_MODULES = 15
+
+GENERATED = "smalti.v1"
+MIGRATIONS = "smalti.services.gateway.database.migrations"
+
+# The floors of each building, lowest first. A room may import from the floors below its own; rooms of one floor do not
+# know each other.
+FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "smalti": (
+        ("errors", "v1"),
+        ("files", "validation"),
+        ("parameters", "settings"),
+        ("pictures", "telemetry"),
+        ("checkpoints", "storage"),
+        ("messages", "models", "text"),
+        ("registry", "results"),
+        ("engines",),
+        ("pipeline", "queue", "rpc"),
+        ("client", "service"),
+        ("testing",),
+        ("services", "training", "up"),
+        ("cli",),
+        ("__main__",),
+    ),
+    "smalti.engines": (
+        ("compilation", "encoding", "decoder", "ranker"),
+        ("encoder",),
+        ("generator",),
+    ),
+    "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker"),),
+    "smalti.services.gateway": (
+        ("settings",),
+        ("database",),
+        ("jobs",),
+        ("work",),
+        ("gateway",),
+        ("metrics",),
+        ("api",),
+        ("service",),
+        ("__main__",),
+    ),
+    "smalti.training": (
+        ("checked_files", "similarity"),
+        ("data",),
+        ("batches",),
+        ("loop",),
+        ("judge",),
+        ("trainers",),
+        ("evaluation", "export"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def house() -> dict[str, Module]:
+    return read_package(ROOT / "smalti")
+
+
+def arrows_up(house: Mapping[str, Module]) -> list[str]:
+    """Returns the imports that run to the same floor or a higher one."""
+    wrong = []
+    for building, floors in FLOORS.items():
+        floor_of = {room: floor for floor, rooms in enumerate(floors) for room in rooms}
+        for each in every_import(house):
+            importer, imported = room_in(building, each.importer), room_in(building, each.module)
+            if importer is None or imported is None or importer == imported:
+                continue
+            if not floor_of[imported] < floor_of[importer]:
+                wrong.append(f"{each.importer}:{each.line} imports {each.module}")
+    return wrong
+
+
+def cycles(house: Mapping[str, Module]) -> list[str]:
+    """Returns the modules of a cycle; nothing if there is none."""
+    graph = {name: {each.module for each in module.imports} - {name} for name, module in house.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def imports_past_a_door(house: Mapping[str, Module]) -> list[str]:
+    """Returns the imports from another room of what its door does not name."""
+    wrong = []
+    for each in every_import(house):
+        if GENERATED in each.module:
+            continue
+        path = each.module.split(".") + ([each.name] if each.name else [])
+        for depth in range(1, len(path)):
+            package, name = ".".join(path[:depth]), path[depth]
+            if package not in house or not house[package].is_package or package == "smalti":
+                continue
+            inside = each.importer == package or each.importer.startswith(f"{package}.")
+            if not inside and name not in (house[package].door or ()):
+                wrong.append(f"{each.importer}:{each.line}: {package} does not name {name}")
+    return wrong
+
+
+def every_import(house: Mapping[str, Module]) -> Iterator[Import]:
+    for module in house.values():
+        yield from module.imports
+
+
+def by_kind(name: str) -> tuple[int, str]:
+    """Sorts names as the linter does: constants, classes, then functions and modules."""
+    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
+
+
+def room_in(building: str, module: str) -> str | None:
+    """Returns the room of a building that a module is in; None for the building itself and what is outside of it."""
+    return module.removeprefix(f"{building}.").split(".")[0] if module.startswith(f"{building}.") else None
+
+
+def test_every_room_has_its_floor(house: Mapping[str, Module]) -> None:
+    for building, floors in FLOORS.items():
+        placed = [room for rooms in floors for room in rooms]
+        there = {room for name in house if (room := room_in(building, name)) is not None}
+        assert sorted(placed) == sorted(there), building
+
+
+def test_imports_run_downwards(house: Mapping[str, Module]) -> None:
+    assert arrows_up(house) == []
+
+
+def test_no_modules_import_each_other_in_a_circle(house: Mapping[str, Module]) -> None:
+    assert cycles(house) == []
+
+
+def test_rooms_are_entered_through_their_doors(house: Mapping[str, Module]) -> None:
+    assert imports_past_a_door(house) == []
+
+
+def test_every_room_has_a_door_that_is_sorted_and_opens(house: Mapping[str, Module]) -> None:
+    for name, module in house.items():
+        if not module.is_package or name.startswith((GENERATED, MIGRATIONS)):
+            continue
+        assert module.door is not None, f"{name} has no __all__"
+        assert list(module.door) == sorted(module.door, key=by_kind), name
+        for exported in module.door:
+            if f"{name}.{exported}" not in house:
+                assert hasattr(importlib.import_module(name), exported), f"{name} has no {exported}"
+
+
+def test_no_module_and_no_room_is_too_large(house: Mapping[str, Module]) -> None:
+    large = [name for name, module in house.items() if module.lines > MAX_LINES and GENERATED not in name]
+    assert large == []
+    for name, module in house.items():
+        if module.is_package and name not in ("smalti", GENERATED):
+            prefix = f"{name}."
+            rooms = {other.removeprefix(prefix).split(".")[0] for other in house if other.startswith(prefix)}
+            assert len(rooms) <= MAX_MODULES, name
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "find"),
+    [
+        ("storage/store.py", "from smalti.queue import Publisher", arrows_up),
+        ("storage/store.py", "from smalti.checkpoints import loading", arrows_up),
+        ("engines/encoder.py", "from smalti.engines.generator.engine import GeneratorEngine", arrows_up),
+        ("registry/manifest.py", "from smalti.registry.folder import ModelFolder", cycles),
+        ("services/encoder/handler.py", "from smalti.services.decoder import handler", arrows_up),
+        ("cli/generate.py", "from smalti.queue.worker import Worker", imports_past_a_door),
+    ],
+)
+def test_a_wrong_arrow_is_found(tmp_path: Path, module: str, line: str, find: "object") -> None:
+    copy = tmp_path / "smalti"
+    shutil.copytree(
+        ROOT / "smalti",
+        copy,
+        ignore=lambda folder, names: [n for n in names if n in ("assets", "__pycache__")],
+    )
+    file = copy / module
+    file.write_text(f"{file.read_text()}\n\ndef wrong() -> None:\n    {line}\n")
+    assert callable(find)
+    assert find(read_package(copy)) != []
