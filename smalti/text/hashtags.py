@@ -17,15 +17,15 @@ _BETWEEN_PARTS = re.compile("[^a-zA-Z0-9']+")
 class WordRanks:
     """The rank of each word of a list that is sorted by how often the words occur.
 
-    The published list has 34 MB and millions of words: a dictionary of them takes 300 MB. Here the words of
-    one length lie sorted in one array, beside the array of their ranks, and are found by bisection: 50 MB.
+    The published list has millions of words in 34 MB, and a dictionary of them would take 300 MB. Here the words of
+    each length are in a sorted array, with their ranks in a second one, and are found by bisection. This takes 50 MB.
 
-    Arguments:
-        path: the list; the first field of line n is the word of rank n. Of a word that is there twice, the
-            last line counts.
+    Args:
+        path: the list; the first field of line n is the word of rank n. For a word that occurs twice, the last line
+            counts.
 
     Raises:
-        ModelError: the file cannot be read, or holds no word.
+        ModelError: the file cannot be read, or contains no words.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,15 +35,17 @@ class WordRanks:
             with path.open("rb") as lines:
                 for rank, line in enumerate(lines, start=1):
                     fields = line.split(None, 1)
-                    # A hashtag is split after it was transliterated: no other word can be in it.
+                    # Hashtags are transliterated before they are split, so they contain only ASCII words.
                     if fields and fields[0].isascii():
                         letters[len(fields[0])] += fields[0]
                         ranks[len(fields[0])].append(rank)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror}); hashtags need it") from error
+            raise ModelError(
+                f"{path}: cannot be read ({error.strerror}); it is needed to split hashtags"
+            ) from error
         if not ranks:
-            raise ModelError(f"{path}: no word in it; each line is expected to be a word and its count")
-        self.longest = max(ranks)
+            raise ModelError(f"{path}: contains no words; each line must be a word and its count")
+        self.max_length = max(ranks)
         self._by_length: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for length in ranks:
             words = np.frombuffer(letters[length], dtype=f"S{length}")
@@ -61,20 +63,20 @@ class WordRanks:
 
 
 class HashtagSplitter:
-    """Splits a text without spaces where the words that result are the most frequent together.
+    """Splits a text without spaces into the words with the lowest total cost (`WordRanks.cost`).
 
-    The list of words is read at the first call, since few prompts have a hashtag.
+    The list of words is read at the first call, since few prompts contain a hashtag.
 
-    Arguments:
-        words: the list for `WordRanks`.
+    Args:
+        words: the file that `WordRanks` reads.
 
     Raises:
-        ModelError: the file is missing; at the first call, that it cannot be used.
+        ModelError: the file is missing; the first call raises it if the file cannot be used.
     """
 
     def __init__(self, words: Path) -> None:
         if not words.is_file():
-            raise ModelError(f"{words}: no such file; without a list of words hashtags are kept in one piece")
+            raise ModelError(f"{words}: no such file; it is needed to split hashtags into words")
         self._path = words
         self._ranks: WordRanks | None = None
         self._lock = threading.Lock()
@@ -84,16 +86,16 @@ class HashtagSplitter:
         return " ".join(word for part in _BETWEEN_PARTS.split(hashtag) for word in self._words(part))
 
     def _words(self, text: str) -> list[str]:
-        """Returns the pieces of the least cost, by dynamic programming over the ends of the pieces."""
+        """Returns the pieces with the lowest cost, by dynamic programming over their ends."""
         ranks = self._load()
-        # For each end: the cost of the cheapest split of text[:end], and the length of its last piece. Of
-        # equally cheap pieces the shorter is taken, so what is not in the list falls into single characters.
+        # For each end: the cost of the cheapest split of text[:end], and the length of its last piece. If two are
+        # equally cheap, the shorter last piece is taken, so that unknown text is split into single characters.
         best = [(0.0, 0)]
         for end in range(1, len(text) + 1):
             best.append(
                 min(
                     (best[end - length][0] + ranks.cost(text[end - length : end].lower()), length)
-                    for length in range(1, min(end, ranks.longest) + 1)
+                    for length in range(1, min(end, ranks.max_length) + 1)
                 )
             )
         pieces: list[str] = []
@@ -108,7 +110,7 @@ class HashtagSplitter:
         return pieces
 
     def _load(self) -> WordRanks:
-        # Two threads that meet their first hashtag at the same time read the list once.
+        # Two threads with their first hashtag at the same time must not both read the list.
         with self._lock:
             if self._ranks is None:
                 self._ranks = WordRanks(self._path)

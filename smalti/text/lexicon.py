@@ -1,4 +1,4 @@
-"""What the words of a prompt mean to a model of a small world: the word itself, or the nearest known one."""
+"""Mapping the words of a prompt to the words that a model of a small world knows."""
 
 import difflib
 import re
@@ -15,22 +15,22 @@ Kind = Literal["thing", "colour", "size", "style", "grammar"]
 Phrase = tuple[str, ...]
 
 MAX_PROMPT_LENGTH = 64
-"""Words that are looked at: as many as the text encoder has tokens."""
+"""Number of words that are read; the text encoder has as many tokens."""
 
-_SHORTEST, _LONGEST = 4, 40
-"""Letters of what may be misspelt."""
-_LONG = 6
-"""Letters of a word in which one may be wrong: of shorter ones, too many are words of their own."""
-_LETTERS_COMPARED = 64
-_SAME = 0.75
-"""A synonym as much like its word as this is only another form or spelling of it: "cats", "grey"."""
+_MIN_MISSPELT_LENGTH = 4
+"""Shortest known word that is found by its spelling, in letters."""
+_MIN_WRONG_LETTER_LENGTH, _MAX_WRONG_LETTER_LENGTH = 6, 40
+"""Lengths of words in which one letter may be wrong. Shorter ones too often become a different word."""
+_MAX_COMPARED_LENGTH = 64
+_MIN_SAME_RATIO = 0.75
+"""A synonym with at least this similarity is only another form or spelling of its word: "cats", "grey"."""
 
-# One letter away from words of the shipped world (sailing, elephant, castle, lock ...), but not meant as them.
+# Correct words that are one letter away from words of the shipped world (sailing, elephant, castle, lock ...).
 _NOT_MISSPELT = frozenset(
     {"clever", "cover", "elegant", "leave", "look", "looks", "place", "places", "smiling", "violent"}
 )
-# Without these, too, a prompt says the same to a model that draws things.
-_SAYING_NOTHING = frozenset({
+# Words that make no difference to a model that draws things.
+_IGNORED = frozenset({
     "at", "be", "draw", "for", "from", "is", "it", "its", "me", "my", "our", "please", "some", "that", "this", "your",
 })  # fmt: skip
 
@@ -47,42 +47,42 @@ class Token:
 
     said: str
     phrase: Phrase
-    """The word alone; of a symbol the words of its Unicode name."""
+    """The word alone, or the words of a symbol's Unicode name."""
     is_symbol: bool = False
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a part of a prompt means to the model."""
+    """What the model knows about a part of a prompt."""
 
     said: str
     kind: Kind | None
-    """None for what the model does not know anything like."""
+    """None if the model knows nothing similar."""
     word: str
-    """The known word; empty without one."""
+    """The known word; empty if there is none."""
     exact: bool = False
-    """Whether it was said with the known word itself."""
+    """Whether the prompt contains the known word itself."""
     same: bool = False
-    """Whether nothing is lost with the known word: it is the one said, or another form of it."""
+    """Whether the known word loses nothing: it is the same word, or another form of it."""
 
 
 @dataclass(frozen=True)
 class _Known:
     kind: Kind
     word: str
-    surely: bool = True
-    """Whether it is what was meant, and not only like it."""
+    certain: bool = True
+    """Whether it has the same meaning; False if it is only similar."""
 
 
 class Lexicon:
-    """Finds the meaning of words, however they are written.
+    """Finds known words for the words of a prompt.
 
-    Case, accents and hyphens do not matter. What is not known itself is looked for among synonyms and
-    neighbours, in the plural too, and at last by its spelling. An emoji means what its name in Unicode does.
+    Case, accents and hyphens do not matter. An unknown word is looked up among synonyms and neighbours, also as a
+    plural, and finally by its spelling. An emoji is looked up by its Unicode name.
     """
 
     def __init__(self, words: Words) -> None:
-        """Makes the tables of a model's words."""
+        """Builds the tables of a model's words."""
         self.words = words
         kinds: dict[str, Kind] = {}
         by_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (
@@ -97,28 +97,28 @@ class Lexicon:
                 kinds.setdefault(word, kind)
         self._exact = {split(word): _Known(kind, word) for word, kind in kinds.items()}
         self._near: dict[Phrase, _Known] = {}
-        for others, surely in ((words.synonyms, True), (words.neighbours, False)):
+        for others, certain in ((words.synonyms, True), (words.neighbours, False)):
             for other, word in others.items():
-                # A phrase of known words means what they do: "red apple" is no other word for "apple".
+                # A phrase of known words keeps their meaning: "red apple" is not a synonym of "apple".
                 if not self._all_known(split(other)):
-                    self._near.setdefault(split(other), _Known(kinds[word], word, surely))
-        self._longest = max(map(len, (*self._exact, *self._near)))
+                    self._near.setdefault(split(other), _Known(kinds[word], word, certain))
+        self._max_phrase_length = max(map(len, (*self._exact, *self._near)))
 
     def meanings(self, tokens: list[Token]) -> Iterator[Meaning]:
-        """Yields the meaning of tokens, in order; one may be that of several ("ice cream")."""
+        """Yields the meanings of tokens in order; one meaning may cover several tokens ("ice cream")."""
         start = 0
         while start < len(tokens):
             if tokens[start].is_symbol:
                 yield self._of_symbol(tokens[start])
                 start += 1
                 continue
-            length, meaning = self._of_words(tokens[start : start + self._longest])
+            length, meaning = self._of_words(tokens[start : start + self._max_phrase_length])
             yield meaning
             start += length
 
     def nearest_thing(self, text: str) -> str:
-        """Returns the thing whose word has most in common with a text; the first one if none has."""
-        ratio = difflib.SequenceMatcher(None, "", text[:_LETTERS_COMPARED])
+        """Returns the thing whose name is most similar to a text; the first thing if none is similar."""
+        ratio = difflib.SequenceMatcher(None, "", text[:_MAX_COMPARED_LENGTH])
 
         def likeness(thing: str) -> float:
             ratio.set_seq1(thing)
@@ -127,7 +127,7 @@ class Lexicon:
         return max(self.words.things, key=likeness)
 
     def _of_words(self, tokens: list[Token]) -> tuple[int, Meaning]:
-        """Returns the meaning of the longest phrase that the tokens begin with, and its length."""
+        """Returns the longest phrase at the start of the tokens that has a meaning: its length and the meaning."""
         phrase = tuple(token.phrase[0] for token in takewhile(lambda token: not token.is_symbol, tokens))
         for length in range(len(phrase), 0, -1):
             part = phrase[:length]
@@ -138,17 +138,17 @@ class Lexicon:
                 return length, Meaning(said, found.kind, found.word, same=_is_same(said, found))
             if not any((word,) in self._exact for word in part) and (found := self._by_spelling(part)):
                 return length, Meaning(said, found.kind, found.word)
-        return 1, Meaning(phrase[0], None, "", same=phrase[0] in _SAYING_NOTHING)
+        return 1, Meaning(phrase[0], None, "", same=phrase[0] in _IGNORED)
 
     def _of_symbol(self, token: Token) -> Meaning:
-        """Returns the meaning of the longest part of its name: "cat face" of "smiling cat face"."""
+        """Returns the meaning of the longest known part of a symbol's name: "cat face" of "smiling cat face"."""
         name = token.phrase
         for length in range(len(name), 0, -1):
             for start in range(len(name) - length + 1):
                 part = name[start : start + length]
                 found = self._exact.get(part) or self._near.get(part)
                 if found and found.kind == "thing":
-                    return Meaning(token.said, found.kind, found.word, same=found.surely)
+                    return Meaning(token.said, found.kind, found.word, same=found.certain)
         return Meaning(token.said, None, "")
 
     def _all_known(self, phrase: Phrase) -> bool:
@@ -161,18 +161,18 @@ class Lexicon:
         return None
 
     def _by_spelling(self, phrase: Phrase) -> _Known | None:
-        if phrase[0] in _NOT_MISSPELT | _SAYING_NOTHING:
+        if phrase[0] in _NOT_MISSPELT | _IGNORED:
             return None
         found = (self._spellings.get(spelling) for spelling in _spellings(" ".join(phrase)))
         return next(filter(None, found), None)
 
     @cached_property
     def _spellings(self) -> Mapping[str, _Known]:
-        """What is known by all its spellings; what is only like something known would be too far away."""
+        """Known words by each of their spellings; without neighbours, whose spellings would be too far away."""
         spellings: dict[str, _Known] = {}
         for phrase, known in (*self._exact.items(), *self._near.items()):
-            if known.surely and len("".join(phrase)) >= _SHORTEST:
-                # In one word too: "icecreem".
+            if known.certain and len("".join(phrase)) >= _MIN_MISSPELT_LENGTH:
+                # Also as one word: "icecreem".
                 for word in (" ".join(phrase), "".join(phrase)):
                     for spelling in _spellings(word):
                         spellings.setdefault(spelling, known)
@@ -180,7 +180,7 @@ class Lexicon:
 
 
 def read_tokens(text: str) -> list[Token]:
-    """Splits a text into words in lower case without accents, and symbols; all else separates words."""
+    """Splits a text into symbols and words in lower case without accents; everything else separates words."""
     tokens = []
     for match in _WORD_OR_SIGN.finditer(_fold(text)):
         said = match[0]
@@ -204,28 +204,28 @@ def _fold(text: str) -> str:
 
 
 def _singulars(word: str) -> Iterator[str]:
-    """Yields what a word may be the plural of."""
+    """Yields the possible singular forms of a word."""
     for plural, singular in (("ies", "y"), ("ves", "f"), ("men", "man"), ("es", ""), ("s", "")):
         if word.endswith(plural) and len(word) > len(plural) + 1:
             yield word.removesuffix(plural) + singular
 
 
 def _spellings(word: str) -> Iterator[str]:
-    """Yields a word, how it sounds, and each of these with one letter missing; the first letter stays.
+    """Yields a word, its simplified sound, and both with any one letter but the first removed.
 
-    Two words have one of these in common when one letter is missing, too many, wrong, or has changed place.
+    Two words share one of these if they differ by one letter that is missing, added, wrong, or swapped with the next.
     """
     sound = _DOUBLED.sub(r"\1", word.replace("ph", "f").replace("ck", "k"))
     yield from (word, sound)
-    for form in (word, sound) if _LONG <= len(word) <= _LONGEST else ():
-        yield from (form[:place] + form[place + 1 :] for place in range(1, len(form)))
+    for form in (word, sound) if _MIN_WRONG_LETTER_LENGTH <= len(word) <= _MAX_WRONG_LETTER_LENGTH else ():
+        yield from (form[:index] + form[index + 1 :] for index in range(1, len(form)))
 
 
 def _is_same(said: str, found: _Known) -> bool:
-    """Says whether nothing is lost when a known word stands for what was said."""
-    if not found.surely:
+    """Returns whether replacing the words of the prompt by a known word loses nothing."""
+    if not found.certain:
         return False
-    # "photo" for "picture" and "huge" for "big" change no picture.
+    # "photo" instead of "picture" or "huge" instead of "big" makes no difference to the picture.
     if found.kind in ("grammar", "size", "style"):
         return True
-    return difflib.SequenceMatcher(None, said, found.word).ratio() >= _SAME
+    return difflib.SequenceMatcher(None, said, found.word).ratio() >= _MIN_SAME_RATIO

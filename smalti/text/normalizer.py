@@ -1,4 +1,4 @@
-"""The form in which DALL·E mini has seen its captions; a prompt is brought into the same form."""
+"""Normalising prompts in the same way as DALL·E mini normalised its captions."""
 
 import html
 import random
@@ -11,7 +11,7 @@ from unidecode import unidecode
 
 from smalti.text.hashtags import HashtagSplitter
 
-# CC12M has "<person>" in place of each name. What it becomes is drawn with these weights: how often each
+# CC12M has "<person>" instead of names. It is replaced by one of these phrases, drawn with weights: how often the
 # phrase occurs in Wikipedia.
 _PERSON_WEIGHTS = {"a person": 282265, "someone": 121194, "somebody": 12219}
 _PERSON = re.compile("<person>")
@@ -23,8 +23,8 @@ _TAG = re.compile("<[^<]+?>")
 _ADDRESS = re.compile(r"http\S+")
 _THOUSANDS = re.compile(r"(\d),(\d{3})")
 
-# Punctuation that belongs to its word is set aside as a word while all other punctuation is rewritten; the
-# placeholders are those of the original, since hashtags are split while they are in the text.
+# Punctuation inside a word is replaced by a placeholder while all other punctuation is rewritten. The placeholders are
+# those of the original, because hashtags are split while the text contains them.
 _DOT, _APOSTROPHE, _SLASH = "xtokxdotxtokx", "xtokxquotextokx", "xtokxslashxtokx"
 _INNER_DOT = re.compile(r"(\w)\.(\w)")
 _INNER_APOSTROPHE = re.compile(r"'(?=(?:[stdm]|ll|re|ve)\b)")
@@ -37,7 +37,7 @@ _IGNORED = re.compile(r"[_#\\]")
 _QUOTE = re.compile("['\"`]")
 _PUNCTUATION = re.compile(r"[()\[\].,|:;?!=+~\-/{}]")
 
-# Three are kept, for the sake of "viii".
+# Up to three are kept, because of "viii".
 _REPEATED = re.compile(r"(\D)\1{3,}")
 _QUOTES_AND_SPACES = re.compile(r'[\s"]+')
 _COMMAS_AND_SPACES = re.compile(r"[\s,]+")
@@ -45,17 +45,17 @@ _SPACES = re.compile(r"\s+")
 
 
 class TextNormalizer:
-    """Brings a text into lower-case ASCII in which little is left of markup and punctuation.
+    """Turns a text into lower-case ASCII with little markup and punctuation.
 
-    The rules and their order are those of DALL·E mini, with one difference: where the original draws a phrase
-    for "<person>" at random, here the text itself is the seed, so that a prompt always gives the same tokens.
+    The rules and their order are those of DALL·E mini, with one difference: the original draws a phrase for "<person>"
+    at random; here the text itself is the seed, so that a prompt always gives the same tokens.
 
-    Arguments:
-        words: a list of words, the most frequent first, by which hashtags are split into words
-            (`enwiki-words-frequency.txt` of the published models). Without it a hashtag is kept in one piece.
+    Args:
+        words: a list of words, the most frequent first, for splitting hashtags into words (`enwiki-words-frequency.txt`
+            of the published models). Without it, hashtags are not split.
 
     Raises:
-        ModelError: `words` is missing; at the first hashtag, that it cannot be used.
+        ModelError: `words` is missing; the first hashtag raises it if the file cannot be used.
     """
 
     def __init__(self, words: Path | None = None) -> None:
@@ -83,9 +83,9 @@ class TextNormalizer:
 
 def _to_ascii(text: str) -> str:
     text = ftfy.fix_text(text)
-    # Twice: captions from the web are often escaped twice.
+    # Captions from the web are often escaped twice.
     text = html.unescape(html.unescape(text))
-    # An emoji has a name in words, which transliteration would lose.
+    # Emoji become their names first, since transliteration would drop them.
     return unidecode(emoji.demojize(text)).lower()
 
 

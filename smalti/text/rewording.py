@@ -1,8 +1,8 @@
-"""A prompt in the words that a model of a small world knows.
+"""Rewording prompts for models of a small world, which know only the words of their captions.
 
-A prompt whose words are all known is drawn as it is. Of any other one, what is known or like something known
-is put together anew, in the form in which most captions were that the model has seen: "a red cat and a dog
-on a blue background". What the model has never read would be noise to it.
+A prompt whose words are all known stays as it is. Any other prompt becomes a new caption from the words that are known
+or have a known replacement, in the form of most captions that the model was trained on: "a red cat and a dog on a blue
+background". Words that the model has never read would be noise to it.
 """
 
 import unicodedata
@@ -14,7 +14,7 @@ from smalti.text.lexicon import MAX_PROMPT_LENGTH, Lexicon, Meaning, read_tokens
 from smalti.text.vocabulary import Words, article, load_words
 
 MAX_THINGS = 2
-"""Captions have no more of them."""
+"""Maximum number of things in a caption."""
 _MAX_NAMED = 6
 _MAX_NAMED_LENGTH = 30
 
@@ -24,28 +24,28 @@ _ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True)
 class Rewording:
-    """What a model is given to draw for a prompt."""
+    """The prompt that a model gets instead of the user's."""
 
     prompt: str
-    """In words that it knows; the user's own for a model that reads any text."""
+    """In words that the model knows; the user's prompt for a model that reads any text."""
     unknown: tuple[str, ...] = ()
-    """Words of the user's for which there is another one, or none."""
+    """Words of the user's prompt that were replaced or dropped because the model does not know them."""
     left_out: tuple[str, ...] = ()
-    """Words that the model knows, but cannot draw here: a third thing, a second background."""
+    """Known words that do not fit into a caption, such as a third thing or a second background."""
     notice: str = ""
-    """One line on what is drawn instead of what; empty when nothing is lost."""
+    """One line on what was replaced; empty if nothing is lost."""
 
 
 class Rewriter:
-    """Says prompts in a model's words; needs no other part of the model."""
+    """Rewords prompts; needs only `words.json` of the model."""
 
     def __init__(self, words: Words | None) -> None:
-        """Takes a model's words; None for a model that reads any text, whose prompts stay as they are."""
+        """Makes the tables for a model's words; None is a model that reads any text, whose prompts stay the same."""
         self._lexicon = Lexicon(words) if words else None
 
     @classmethod
     def load(cls, file: Path | None) -> Self:
-        """Reads a model's `words.json`; None is a model that reads any text.
+        """Reads a model's `words.json`; None is for a model that reads any text.
 
         Raises:
             ModelError: the file cannot be used.
@@ -53,7 +53,7 @@ class Rewriter:
         return cls(load_words(file))
 
     def __call__(self, prompt: str) -> Rewording:
-        """Returns what to draw; the same for the same words, whatever the machine."""
+        """Returns the rewording of a prompt; the same on every machine."""
         if self._lexicon is None:
             return Rewording(prompt)
         tokens = read_tokens(prompt)
@@ -63,19 +63,19 @@ class Rewriter:
         names_something = bool(scene.figures)
         if not names_something:
             scene.add_figure(self._lexicon.nearest_thing(" ".join(unknown)))
-        as_it_is = (
+        unchanged = (
             names_something
             and all(meaning.exact for meaning in meanings)
             and not (scene.left_out or scene.has_implied_background or len(tokens) > MAX_PROMPT_LENGTH)
         )
-        drawn = _as_it_is(prompt) if as_it_is else scene.caption()
+        drawn = _lower_case(prompt) if unchanged else scene.caption()
         left_out = tuple(dict.fromkeys(scene.left_out))
         problems = [f"does not know {_named(unknown)}"] if unknown else []
         if left_out:
             problems.append(f"cannot draw {_named(left_out)} here")
         if len(tokens) > MAX_PROMPT_LENGTH:
-            problems.append(f"reads no more than {MAX_PROMPT_LENGTH} words")
-        problem = f"the model {' and '.join(problems)}" if problems else "the prompt names no thing"
+            problems.append(f"reads at most {MAX_PROMPT_LENGTH} words")
+        problem = f"the model {' and '.join(problems)}" if problems else "the prompt names no known thing"
         notice = f'{problem}; drawing "{drawn}". It knows {len(self._lexicon.words.things)} things'
         return Rewording(drawn, unknown, left_out, notice if problems or not names_something else "")
 
@@ -94,18 +94,18 @@ class _Figure:
 
 @dataclass
 class _Scene:
-    """What a prompt asks for, read from left to right."""
+    """The things of a prompt with their attributes, read from left to right."""
 
     words: Words
     meanings: list[Meaning]
-    """Of a kind, all of them."""
+    """The meanings of the prompt that have a kind."""
     figures: list[_Figure] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     has_implied_background: bool = False
-    """Whether the background was said without "background": "on yellow"."""
+    """Whether the prompt has a background without the word "background": "on yellow"."""
     _background: Meaning | None = None
     _style: Meaning | None = None
-    # Said before the thing that they belong to.
+    # Read before the thing that they belong to.
     _colour: Meaning | None = None
     _size: Meaning | None = None
     _second_is_left: bool = False
@@ -126,12 +126,12 @@ class _Scene:
             self._leave_out(self._size, self._colour)
 
     def add_figure(self, thing: str) -> None:
-        """Adds a thing with the colour and size that have been said for it."""
+        """Adds a thing with the colour and size that were read before it."""
         self.figures.append(_Figure(thing, self._colour, self._size))
         self._colour = self._size = None
 
     def caption(self) -> str:
-        """Says it in the commonest form."""
+        """Returns the caption in its most common form."""
         figures = reversed(self.figures) if self._second_is_left else self.figures
         text = " and ".join(figure.noun(self.words.plurals) for figure in figures)
         if self._background:
@@ -177,7 +177,7 @@ class _Scene:
             self.figures[-1].size = self._first(self.figures[-1].size, size)
 
     def _first(self, before: Meaning | None, now: Meaning) -> Meaning:
-        """Returns what was said first; another word than that is left out."""
+        """Returns the first of two meanings; the second is left out if its word differs."""
         if before and before.word != now.word:
             self._leave_out(now)
         return before or now
@@ -186,14 +186,14 @@ class _Scene:
         self.left_out += [meaning.said for meaning in meanings if meaning]
 
     def _following(self, index: int) -> Meaning | None:
-        """Returns what comes next, apart from other colours and sizes."""
+        """Returns the next meaning that is neither a colour nor a size."""
         for meaning in self.meanings[index + 1 :]:
             if meaning.kind not in ("colour", "size"):
                 return meaning
         return None
 
     def _follows_on(self, index: int) -> bool:
-        """Says whether a colour stands behind "on", "in" or "with"."""
+        """Returns whether a colour follows "on", "in" or "with"."""
         before = index - 1 if self._word(index - 1) not in _ARTICLES else index - 2
         return self._word(before) in _BEFORE_BACKGROUNDS
 
@@ -201,14 +201,14 @@ class _Scene:
         return self.meanings[index].word if 0 <= index < len(self.meanings) else ""
 
 
-def _as_it_is(prompt: str) -> str:
-    """Writes a prompt as captions are: in lower case, and of all punctuation with commas alone."""
+def _lower_case(prompt: str) -> str:
+    """Returns a prompt in the form of a caption: in lower case, without punctuation except commas."""
     parts = (" ".join(token.said for token in read_tokens(part)) for part in prompt.split(","))
     return ", ".join(part for part in parts if part)
 
 
 def _named(words: tuple[str, ...]) -> str:
-    """Writes words for a message of one line."""
+    """Returns words as a list for a message of one line."""
     shown = [
         word if len(word) <= _MAX_NAMED_LENGTH else f"{word[: _MAX_NAMED_LENGTH - 1]}…"
         for word in words[:_MAX_NAMED]

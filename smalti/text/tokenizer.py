@@ -1,4 +1,4 @@
-"""Text to the ids that the text encoder reads: normalised, then split by byte-level BPE."""
+"""Tokenizing prompts for the text encoder: normalisation, then byte-level BPE."""
 
 import shutil
 import tempfile
@@ -27,15 +27,15 @@ START, PAD, END, UNKNOWN, MASK = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """Prompts as the text encoder reads them, padded to one length."""
+    """Tokenized prompts, padded to one length."""
 
     input_ids: Int[np.ndarray, "batch length"]
     attention_mask: Int[np.ndarray, "batch length"]
-    """1 at text, `<s>` and `</s>` included; 0 at padding."""
+    """1 at text, including `<s>` and `</s>`; 0 at padding."""
     cut: tuple[bool, ...]
-    """Which prompts did not fit, so that their end is missing."""
+    """Whether each prompt was too long, so that its end is missing."""
     normalized: tuple[str, ...]
-    """The prompts as they were split."""
+    """The prompts after normalisation."""
 
 
 class TextTokenizer:
@@ -44,10 +44,10 @@ class TextTokenizer:
     def __init__(
         self, tokenizer: Tokenizer, *, max_text_length: int, normalizer: "TextNormalizer | None"
     ) -> None:
-        """Joins the parts; `TextTokenizer.load` makes them from a model's files.
+        """Combines the parts; `TextTokenizer.load` reads them from a model's files.
 
         Raises:
-            ModelError: the vocabulary has no `<s>`, `</s>` or `<pad>`, or the length has no room for text.
+            ModelError: the vocabulary has no `<s>`, `</s>` or `<pad>`, or the length leaves no room for text.
         """
         if max_text_length < 3:
             raise ModelError(
@@ -60,20 +60,20 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: Path, *, max_text_length: int, normalize: bool) -> "TextTokenizer":
-        """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, of a folder.
+        """Reads `tokenizer.json` of a folder, or else `vocab.json` and `merges.txt`.
 
         Args:
-            folder: the folder; the list of words for hashtags, `enwiki-words-frequency.txt`, is taken from it
-                too, if it is there.
-            max_text_length: how many tokens the model reads, `<s>` and `</s>` included.
-            normalize: whether prompts are normalised first; see `TextNormalizer`.
+            folder: the folder; if it contains the list of words for hashtags, `enwiki-words-frequency.txt`, that is
+                used too.
+            max_text_length: number of tokens that the model reads, including `<s>` and `</s>`.
+            normalize: whether `TextNormalizer` normalises prompts first.
 
         Raises:
             ModelError: files are missing or cannot be read.
         """
         normalizer = None
         if normalize:
-            from smalti.text.normalizer import TextNormalizer  # A generator does without its libraries.
+            from smalti.text.normalizer import TextNormalizer  # Generators do not have its libraries.
 
             words = folder / WORDS_FILE
             normalizer = TextNormalizer(words if words.is_file() else None)
@@ -81,26 +81,27 @@ class TextTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """The number of ids, special tokens included."""
+        """Number of ids, including special tokens."""
         return int(self._tokenizer.get_vocab_size())
 
     def __call__(self, prompts: Sequence[str]) -> TokenizedText:
-        """Returns prompts as ids; of one that is too long the end is cut off, and `</s>` closes what is left.
+        """Returns the ids of prompts; the end of a prompt that is too long is cut off before `</s>`.
 
-        As in the original, `</s>` and its like in a prompt are read as special tokens; normalising removes them.
+        As in the original, `</s>` and the like in a prompt are read as special tokens, unless normalisation
+        removes them.
 
         Raises:
-            InvalidInputError: a prompt that is not normalised holds half of a surrogate pair.
+            InvalidInputError: a prompt that is not normalised contains half of a surrogate pair.
         """
         normalized = tuple(self._normalizer(prompt) if self._normalizer else prompt for prompt in prompts)
         return self._lay_out(normalized)
 
     def unconditional(self) -> TokenizedText:
-        """Returns the empty prompt, a batch of one; as in the original it is not normalised (to a space)."""
+        """Returns the empty prompt as a batch of one; as in the original, it is not normalised (to a space)."""
         return self._lay_out(("",))
 
     def save(self, folder: Path) -> None:
-        """Writes the files that `TextTokenizer.load` reads, each whole or not at all."""
+        """Writes the files that `TextTokenizer.load` reads, each atomically."""
         save_tokenizer(self._tokenizer, folder)
         if self._normalizer and self._normalizer.words:
             _copy(self._normalizer.words, folder / WORDS_FILE)
@@ -108,10 +109,10 @@ class TextTokenizer:
     def _lay_out(self, texts: tuple[str, ...]) -> TokenizedText:
         room = self.max_text_length - 2  # for <s> and </s>
         try:
-            # Without the file's own special tokens: where they stand is settled by the model, below.
+            # Without the file's special tokens: the model determines their positions, see below.
             encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        except TypeError:  # What the library raises at a string that has no UTF-8.
-            problem = "it holds half of a surrogate pair; send valid Unicode"
+        except TypeError:  # The library raises it for a string that cannot be encoded as UTF-8.
+            problem = "contains half of a surrogate pair; send valid Unicode"
             raise InvalidInputError("prompt", problem) from None
         pieces = [encoding.ids for encoding in encodings]
         input_ids = np.full((len(texts), self.max_text_length), self._pad, np.int32)
@@ -125,23 +126,25 @@ class TextTokenizer:
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
-            raise ModelError(f"the text tokenizer's vocabulary has no {token}; it is none of DALL·E mini's")
+            raise ModelError(
+                f"the text tokenizer's vocabulary has no {token}; use the files of a DALL·E mini model"
+            )
         return int(number)
 
 
 def byte_level(model: models.BPE) -> Tokenizer:
-    """Makes a tokenizer with GPT-2's alphabet of bytes and its split into words; the first gets no space."""
+    """Makes a tokenizer with GPT-2's byte alphabet and pre-tokenization; the first word gets no leading space."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # <mask> stands for a word, so the space before the word is its own; as in BART.
+    # <mask> replaces a word together with the space before it, as in BART.
     special = [AddedToken(token, special=True, lstrip=token == MASK) for token in SPECIAL_TOKENS]
     tokenizer.add_special_tokens([token for token in special if model.token_to_id(token.content) is not None])
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes `tokenizer.json`, `vocab.json` and `merges.txt`, each whole or not at all."""
+    """Writes `tokenizer.json`, `vocab.json` and `merges.txt`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
         temporary = Path(name)
@@ -152,7 +155,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def copy_text_files(source: Path, target: Path) -> None:
-    """Copies a text tokenizer's files, and the list of words if it is there, from one folder to another."""
+    """Copies the files of a text tokenizer, and the list of words if there is one, from one folder to another."""
     for name in (TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE, WORDS_FILE):
         if (source / name).is_file():
             _copy(source / name, target / name)
@@ -168,18 +171,18 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     if whole.is_file():
         try:
             tokenizer = Tokenizer.from_file(str(whole))
-        except Exception as error:  # The library raises nothing narrower.
+        except Exception as error:  # The library raises a plain Exception.
             raise ModelError(f"{whole}: cannot be read as a tokenizer ({error}); fetch it again") from None
-        # The length is the model's, whatever the file says.
+        # The model determines the length, not the file.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
         needed = f"{TOKENIZER_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE}"
-        raise ModelError(f"{folder}: no text tokenizer in it; put {needed} there")
+        raise ModelError(f"{folder}: has no text tokenizer; add {needed}")
     try:
         return byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:
         raise ModelError(
-            f"{folder}: {VOCABULARY_FILE} and {MERGES_FILE} are no tokenizer ({error}); fetch them again"
+            f"{folder}: {VOCABULARY_FILE} and {MERGES_FILE} are not a valid tokenizer ({error}); fetch them again"
         ) from None

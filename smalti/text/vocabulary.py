@@ -1,6 +1,6 @@
-"""`words.json`: the words that a model of a small world knows, and the nearest of them for many others.
+"""`words.json`: the words that a model of a small world knows, and the nearest known words for many others.
 
-Models that read any text, such as DALL·E mini, have no such file.
+Models that read any text, such as DALL·E mini, do not have this file.
 """
 
 import re
@@ -18,31 +18,31 @@ KNOWN_WORDS_FILE = "words.json"
 _WORD = re.compile(r"[^\W_]+(?:[ '’-][^\W_]+)*")
 
 CAPTION_WORDS = frozenset({"a", "an", "and", "background", "in", "on", "style"})
-"""What `smalti.text.rewording` makes a caption with, beside things and what they look like."""
+"""Words that `smalti.text.rewording` uses in captions, besides things and their attributes."""
 
 
 class Words(Strict):
-    """What `words.json` holds."""
+    """The content of `words.json`."""
 
     things: tuple[str, ...] = Field(min_length=1)
     plurals: tuple[str, ...] = ()
-    """The things whose word takes no "a"."""
+    """Things that take no article, such as "grapes"."""
     colours: tuple[str, ...] = ()
-    """Of things."""
+    """Colours of things."""
     backgrounds: tuple[str, ...] = ()
     """Colours of backgrounds."""
     styles: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     grammar: tuple[str, ...] = ()
-    """The other words of the captions."""
+    """Other words of the captions."""
     synonyms: dict[str, str] = Field(default_factory=dict)
-    """Other words for what is known, each with the known word."""
+    """Known word for each synonym."""
     neighbours: dict[str, str] = Field(default_factory=dict)
-    """Words for what is not known, each with the known thing that is most like it."""
+    """Most similar known thing for each unknown one."""
 
     @property
     def known(self) -> frozenset[str]:
-        """Every word that the model has learnt; those of several words ("ice cream") as they are."""
+        """Everything that the model knows; terms of several words ("ice cream") are not split."""
         return frozenset().union(
             self.things, self.colours, self.backgrounds, self.styles, self.sizes, self.grammar
         )
@@ -51,26 +51,26 @@ class Words(Strict):
     def _belong_together(self) -> Self:
         missing = CAPTION_WORDS - set(self.grammar)
         if missing:
-            raise ValueError(f"grammar lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"grammar must contain {', '.join(sorted(missing))}")
         for word in sorted(self.known):
             if word != word.lower() or not _WORD.fullmatch(word):
-                raise ValueError(f"{word!r} is no word in lower case")
-        for kind, targets, among in (
-            ("plurals", self.plurals, set(self.things)),
-            ("synonyms", self.synonyms.values(), self.known),
-            ("neighbours", self.neighbours.values(), set(self.things)),
+                raise ValueError(f"{word!r} must be a word in lower case")
+        for kind, targets, among, noun in (
+            ("plurals", self.plurals, set(self.things), "thing"),
+            ("synonyms", self.synonyms.values(), self.known, "word"),
+            ("neighbours", self.neighbours.values(), set(self.things), "thing"),
         ):
             for word in targets:
                 if word not in among:
-                    raise ValueError(f"{kind} lead to {word!r}, which is not known")
+                    raise ValueError(f"{kind} refer to {word!r}, which is not a known {noun}")
         return self
 
 
 def load_words(file: Path | None) -> Words | None:
-    """Reads the words that a model knows from its `words.json`; None for a model that reads any text.
+    """Reads a model's `words.json`; returns None without one, for a model that reads any text.
 
     Raises:
-        ModelError: the file cannot be used; says which field.
+        ModelError: the file cannot be used; names the field.
     """
     if file is None:
         return None
@@ -82,6 +82,6 @@ def load_words(file: Path | None) -> Words | None:
 
 
 def article(noun: str) -> str:
-    """Returns "a" or "an", as it stands before a noun."""
-    # "unicorn" begins with the sound of "you".
+    """Returns the article of a noun, "a" or "an"."""
+    # "unicorn" begins with a consonant sound.
     return "an" if noun[0] in "aeio" or (noun[0] == "u" and not noun.startswith("uni")) else "a"

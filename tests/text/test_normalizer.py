@@ -1,4 +1,4 @@
-"""Text in the form of DALL·E mini's captions."""
+"""Normalising prompts."""
 
 import json
 import math
@@ -22,7 +22,7 @@ CASES = json.loads((VALUES / "normalizer.json").read_text(encoding="utf-8"))
 with_words = TextNormalizer(VALUES / "words-frequency.txt")
 without_words = TextNormalizer()
 
-# What the rules are about, in any order and number, and anything else between it.
+# The text that the rules apply to, in any order and number, with anything else in between.
 PIECES = st.sampled_from([
     "<person>", ", ", " and ", "[12]", "<b>", "</b>", "&amp;", "&lt;", "http://a.b/c", "#dogoftheday",
     "1,000", "v1.2", "it's", "1/2", "--", "\"'`", "....", "_", "\\", "#", " \t\n", "VIIII", "xtokx",
@@ -38,7 +38,7 @@ def word_list(folder: Path, *words: str) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["text"] or "empty" for case in CASES])
-def test_as_the_original_does(case: dict[str, str]) -> None:
+def test_text_is_normalised_as_by_the_original(case: dict[str, str]) -> None:
     assert with_words(case["text"]) == case["normalized"]
 
 
@@ -71,7 +71,7 @@ def test_each_rule(text: str, normalized: str) -> None:
 
 @settings(deadline=None)
 @given(TEXTS)
-def test_only_plain_words_are_left(text: str) -> None:
+def test_normalised_text_is_plain(text: str) -> None:
     normalized = with_words(text)
     assert normalized[0] == " "
     assert normalized[1:] == normalized.strip()
@@ -87,12 +87,12 @@ def test_only_plain_words_are_left(text: str) -> None:
     ("start", "run", "end", "normalized"),
     [("a", " ", "b", " a b"), ("a", ' "', "b", ' a " b'), ("a", ", ", "b", " a, b"), ("a[1]", " ", "", " a")],
 )
-def test_a_run_of_a_hundred_thousand_is_no_trouble(start: str, run: str, end: str, normalized: str) -> None:
-    # An expression that tries each way to divide the run would be busy for minutes.
+def test_run_of_a_hundred_thousand_takes_no_longer(start: str, run: str, end: str, normalized: str) -> None:
+    # An expression that tries every way to divide the run would take minutes.
     assert with_words(start + run * 100_000 + end) == normalized
 
 
-def test_a_run_after_a_person_is_no_trouble() -> None:
+def test_run_after_a_person_takes_no_longer() -> None:
     assert with_words("<person>" + ", " * 100_000 + "b").endswith(", b")
 
 
@@ -105,11 +105,11 @@ def test_a_run_after_a_person_is_no_trouble() -> None:
         ("two<person>s", " two a person s"),
     ],
 )
-def test_a_person_is_drawn_by_the_text(text: str, normalized: str) -> None:
+def test_phrase_for_a_person_depends_on_the_text(text: str, normalized: str) -> None:
     assert without_words(text) == normalized
 
 
-def test_persons_are_drawn_with_their_weights() -> None:
+def test_phrases_for_persons_follow_their_weights() -> None:
     drawn = Counter(without_words(f"{number}:<person>").split(", ")[1] for number in range(4000))
     assert set(drawn) == {"a person", "someone", "somebody"}
     for phrase, weight in ("a person", 282265), ("someone", 121194), ("somebody", 12219):
@@ -117,11 +117,11 @@ def test_persons_are_drawn_with_their_weights() -> None:
         assert abs(drawn[phrase] - expected) < 4 * math.sqrt(expected)
 
 
-def test_without_words_a_hashtag_stays_in_one_piece() -> None:
+def test_without_words_hashtags_are_not_split() -> None:
     assert without_words("#throwbackthursday at #the_beach") == " throwbackthursday at the beach"
 
 
-def test_the_list_is_not_read_before_the_first_hashtag(tmp_path: Path) -> None:
+def test_list_is_not_read_before_the_first_hashtag(tmp_path: Path) -> None:
     words = word_list(tmp_path, "red", "cat")
     normalizer = TextNormalizer(words)
     words.unlink()
@@ -130,28 +130,28 @@ def test_the_list_is_not_read_before_the_first_hashtag(tmp_path: Path) -> None:
         normalizer("a #redcat")
 
 
-def test_a_missing_list_is_told_at_once(tmp_path: Path) -> None:
+def test_missing_list_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"words\.txt: no such file"):
         TextNormalizer(tmp_path / "words.txt")
 
 
-def test_a_list_without_words_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"words\.txt: no word in it"):
+def test_list_without_words_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"words\.txt: contains no words"):
         TextNormalizer(word_list(tmp_path))("#redcat")
 
 
 @pytest.mark.parametrize(
     ("words", "hashtag", "split"),
     [
-        # ln 2 + ln 3 > ln 1; ln 2 + ln 3 < ln 7: of a word that is there twice the later line counts.
+        # ln 2 + ln 3 > ln 1; ln 2 + ln 3 < ln 7: the later line of a repeated word counts.
         (("ab", "a", "b"), "ab", "ab"),
         (("ab", "a", "b", "c", "d", "e", "ab"), "ab", "a b"),
         # Equally cheap (ln 2 + ln 6 = ln 3 + ln 4): the shorter last piece.
         (("x", "ab", "a", "bc", "y", "c"), "abc", "ab c"),
-        # A line counts that holds no word which could be in a hashtag.
+        # Lines whose words cannot occur in hashtags are counted too.
         (("a", "é", "b", "ab"), "ab", "a b"),
         (("a", "b", "é", "c", "ab"), "ab", "a b"),
-        # What is not in the list falls into characters, from there on.
+        # Unknown text is split into characters.
         (("red", "cat"), "redxcat", "red x c a t"),
         (("throw", "back"), "ThrowBack", "Throw Back"),
         (("of", "dogs"), "dogs_of", "dogs of"),
@@ -160,13 +160,13 @@ def test_a_list_without_words_is_refused(tmp_path: Path) -> None:
         (("a", "'", "'s"), "a''s", "a ' 's"),
     ],
 )
-def test_a_hashtag_is_split_by_the_ranks_of_its_words(
+def test_hashtag_is_split_by_the_ranks_of_its_words(
     tmp_path: Path, words: tuple[str, ...], hashtag: str, split: str
 ) -> None:
     assert HashtagSplitter(word_list(tmp_path, *words))(hashtag) == split
 
 
-def test_of_a_word_that_is_there_often_the_last_line_counts(tmp_path: Path) -> None:
+def test_last_line_of_a_repeated_word_counts(tmp_path: Path) -> None:
     ranks = WordRanks(word_list(tmp_path, *["red", "cat"] * 1000))
     assert ranks.cost("red") == math.log(1999)
     assert ranks.cost("cat") == math.log(2000)
@@ -186,14 +186,14 @@ def test_no_split_is_cheaper(
 
     pieces = HashtagSplitter(word_list(tmp_path_factory.mktemp("words"), *words))(hashtag).split()
     assert "".join(pieces) == hashtag
-    places = range(1, len(hashtag))
+    positions = range(1, len(hashtag))
     every_split = [
         [hashtag[start:end] for start, end in zip((0, *cuts), (*cuts, len(hashtag)), strict=True)]
         for count in range(len(hashtag))
-        for cuts in combinations(places, count)
+        for cuts in combinations(positions, count)
     ]
     assert cost(pieces) == pytest.approx(min(map(cost, every_split)))
 
 
-def test_a_long_hashtag_is_split_in_reasonable_time() -> None:
+def test_long_hashtag_is_split_in_reasonable_time() -> None:
     assert with_words("#" + string.ascii_lowercase * 100).replace(" ", "") == string.ascii_lowercase * 100

@@ -1,4 +1,4 @@
-"""A prompt in the words of a model of a small world: what is drawn, and what the user is told."""
+"""Prompts reworded for models of a small world, and the notices about it."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ Change = Callable[[dict[str, Any]], object]
         ("the cat's tree", "the cat tree"),
     ],
 )
-def test_known_words_are_drawn_as_they_are(prompt: str, drawn: str) -> None:
+def test_known_words_stay_the_same(prompt: str, drawn: str) -> None:
     rewording = rewrite(prompt)
     assert rewording.prompt == drawn
     assert rewording.notice == ""
@@ -66,7 +66,7 @@ def test_known_words_are_drawn_as_they_are(prompt: str, drawn: str) -> None:
         ("a cat that is blue, huge", "a big blue cat"),
     ],
 )
-def test_other_forms_of_known_words_are_told_of_only_where_something_is_lost(prompt: str, drawn: str) -> None:
+def test_other_forms_of_known_words_are_noticed_only_if_something_is_lost(prompt: str, drawn: str) -> None:
     rewording = rewrite(prompt)
     assert rewording.prompt == drawn
     assert ("two" in rewording.notice) == ("two" in prompt)
@@ -96,7 +96,7 @@ def test_other_forms_of_known_words_are_told_of_only_where_something_is_lost(pro
         ("an icecreem", "an ice cream", ["icecreem"]),
         ("an ice crem", "an ice cream", ["ice crem"]),
         ("a cat on a yellow backgroud", "a cat on a yellow background", ["backgroud"]),
-        # Nothing near: left out beside a thing, or else the thing that has most letters in common.
+        # Nothing similar: left out if there is a thing, otherwise replaced by the thing with the most similar name.
         ("a cute cat with a zeppelin", "a cat", ["cute", "zeppelin"]),
         ("a cat on a yellow sofa", "a cat on a yellow background", ["sofa"]),
         ("a dog without hat", "a dog and a hat", ["without"]),
@@ -134,7 +134,7 @@ def test_unknown_words_get_the_nearest(prompt: str, drawn: str, unknown: list[st
         ("a cat in flat style, twemoji style", "a cat in flat style", ["twemoji"]),
     ],
 )
-def test_what_cannot_be_drawn_is_left_out(prompt: str, drawn: str, left_out: list[str]) -> None:
+def test_words_that_cannot_be_drawn_are_left_out(prompt: str, drawn: str, left_out: list[str]) -> None:
     rewording = rewrite(prompt)
     assert rewording.prompt == drawn
     assert list(rewording.left_out) == left_out
@@ -151,10 +151,10 @@ def test_what_cannot_be_drawn_is_left_out(prompt: str, drawn: str, left_out: lis
         ("!?", "a cat"),
     ],
 )
-def test_a_prompt_without_things_gets_one(prompt: str, drawn: str) -> None:
+def test_prompt_without_things_gets_one(prompt: str, drawn: str) -> None:
     rewording = rewrite(prompt)
     assert rewording.prompt == drawn
-    assert rewording.notice == f'the prompt names no thing; drawing "{drawn}". It knows 16 things'
+    assert rewording.notice == f'the prompt names no known thing; drawing "{drawn}". It knows 16 things'
 
 
 @given(
@@ -187,14 +187,14 @@ def test_any_text_is_drawn_in_known_words(prompt: str) -> None:
     assert (again.prompt, again.notice) == (rewording.prompt, "")
 
 
-def test_long_prompts_are_read_to_their_64th_word_and_told_in_one_line() -> None:
+def test_long_prompts_are_read_up_to_64_words_with_a_notice_of_one_line() -> None:
     rewording = rewrite(" ".join(f"{'w' * number}" for number in range(1, 3000)))
     assert "the model does not know" in rewording.notice
-    assert f"and {MAX_PROMPT_LENGTH - 6} more and reads no more than 64 words" in rewording.notice
+    assert f"and {MAX_PROMPT_LENGTH - 6} more and reads at most 64 words" in rewording.notice
     assert len(rewording.notice) < 300
     rewording = rewrite("a cat " + "the " * 100 + "dog")
     assert rewording.prompt == "a cat"
-    assert rewording.notice == 'the model reads no more than 64 words; drawing "a cat". It knows 16 things'
+    assert rewording.notice == 'the model reads at most 64 words; drawing "a cat". It knows 16 things'
     assert rewrite("z" * 100_000).prompt == "a cat"
 
 
@@ -202,7 +202,7 @@ def test_articles() -> None:
     assert [article(noun) for noun in ("apple", "unicorn", "umbrella", "cat")] == ["an", "a", "an", "a"]
 
 
-def test_a_model_without_words_reads_any_text(tiny: ModelFolder) -> None:
+def test_model_without_words_reads_any_text(tiny: ModelFolder) -> None:
     assert load_words(tiny.words_file) is None
     rewording = Rewriter.load(tiny.words_file)(" A hippo, in\na pool! ")
     assert (rewording.prompt, rewording.notice) == (" A hippo, in\na pool! ", "")
@@ -216,7 +216,7 @@ def test_rewording_needs_neither_jax_nor_torch() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_the_words_of_a_model_are_read(worded: ModelFolder) -> None:
+def test_words_of_a_model_are_read(worded: ModelFolder) -> None:
     assert load_words(worded.words_file) == SMALL_WORLD
     assert Rewriter.load(worded.words_file)("a kitten").prompt == "a cat"
 
@@ -228,21 +228,27 @@ def test_the_words_of_a_model_are_read(worded: ModelFolder) -> None:
         (lambda words: words.update(things=[]), "things: tuple should have at least 1 item"),
         (lambda words: words.update(things="cat"), "things: input should be a valid tuple"),
         (lambda words: words["things"].append(3), "things.16: input should be a valid string, not 3"),
-        (lambda words: words["things"].append("Cow"), "'Cow' is no word in lower case"),
-        (lambda words: words["things"].append(""), "'' is no word in lower case"),
-        (lambda words: words["things"].append("a  b"), "'a  b' is no word in lower case"),
-        (lambda words: words["things"].append("?"), "'?' is no word in lower case"),
+        (lambda words: words["things"].append("Cow"), "'Cow' must be a word in lower case"),
+        (lambda words: words["things"].append(""), "'' must be a word in lower case"),
+        (lambda words: words["things"].append("a  b"), "'a  b' must be a word in lower case"),
+        (lambda words: words["things"].append("?"), "'?' must be a word in lower case"),
         (lambda words: words.update(colors=[]), "colors: there is no such key"),
-        (lambda words: words["grammar"].remove("and"), "grammar lacks and"),
+        (lambda words: words["grammar"].remove("and"), "grammar must contain and"),
         (
             lambda words: words["plurals"].append("cows"),
-            "plurals lead to 'cows', which is not known",
+            "plurals refer to 'cows', which is not a known thing",
         ),
-        (lambda words: words["synonyms"].update(calf="cow"), "synonyms lead to 'cow'"),
-        (lambda words: words["neighbours"].update(calf="red"), "neighbours lead to 'red'"),
+        (
+            lambda words: words["synonyms"].update(calf="cow"),
+            "synonyms refer to 'cow', which is not a known word",
+        ),
+        (
+            lambda words: words["neighbours"].update(calf="red"),
+            "neighbours refer to 'red', which is not a known thing",
+        ),
     ],
 )
-def test_words_that_cannot_be_used(worded: ModelFolder, tmp_path: Path, edit: Change, problem: str) -> None:
+def test_invalid_words_are_refused(worded: ModelFolder, tmp_path: Path, edit: Change, problem: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(worded.path, folder)
     file = folder / KNOWN_WORDS_FILE
@@ -257,7 +263,7 @@ def test_words_that_cannot_be_used(worded: ModelFolder, tmp_path: Path, edit: Ch
     assert str(caught.value) in problems
 
 
-def test_words_that_are_no_json_or_gone(worded: ModelFolder, tmp_path: Path) -> None:
+def test_words_that_are_invalid_json_or_missing(worded: ModelFolder, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(worded.path, folder)
     file = folder / KNOWN_WORDS_FILE
@@ -273,5 +279,5 @@ def test_words_that_are_no_json_or_gone(worded: ModelFolder, tmp_path: Path) -> 
         load_words(ModelFolder.open(folder).words_file)
 
 
-def test_a_caption_can_be_made_of_any_words() -> None:
+def test_small_world_has_the_words_of_captions() -> None:
     assert set(SMALL_WORLD.grammar) >= CAPTION_WORDS

@@ -1,4 +1,4 @@
-"""Prompts to ids."""
+"""Tokenizing prompts."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def tokenizer(folder: Path) -> TextTokenizer:
 
 @pytest.fixture(scope="module")
 def literal(folder: Path) -> TextTokenizer:
-    """As the files say, without normalising."""
+    """Tokenizer without normalisation."""
     return TextTokenizer.load(folder, max_text_length=64, normalize=False)
 
 
@@ -55,7 +55,7 @@ def copy(folder: Path, target: Path, *names: str) -> Path:
     return target
 
 
-def test_a_prompt_becomes_words_between_start_and_end(
+def test_prompt_becomes_words_between_start_and_end(
     tokenizer: TextTokenizer, vocabulary: dict[str, int]
 ) -> None:
     text = tokenizer(["A red cat!"])
@@ -66,7 +66,7 @@ def test_a_prompt_becomes_words_between_start_and_end(
     assert text.normalized == (" a red cat",)
 
 
-def test_what_is_too_long_is_cut_and_still_ends(tokenizer: TextTokenizer, vocabulary: dict[str, int]) -> None:
+def test_long_prompt_is_cut_and_still_ends(tokenizer: TextTokenizer, vocabulary: dict[str, int]) -> None:
     text = tokenizer(["a " * 6, "a " * 7])
     assert text.cut == (False, True)
     assert text.input_ids.tolist() == [[START, *[vocabulary["Ġa"]] * 6, END]] * 2
@@ -74,7 +74,7 @@ def test_what_is_too_long_is_cut_and_still_ends(tokenizer: TextTokenizer, vocabu
     assert text.normalized[1] == " a a a a a a a"
 
 
-def test_each_prompt_of_a_batch_is_as_alone(tokenizer: TextTokenizer) -> None:
+def test_prompts_do_not_depend_on_their_batch(tokenizer: TextTokenizer) -> None:
     prompts = ["a red cat", "the blue dog on the car by night", ""]
     together = tokenizer(prompts)
     for row, prompt in enumerate(prompts):
@@ -84,15 +84,13 @@ def test_each_prompt_of_a_batch_is_as_alone(tokenizer: TextTokenizer) -> None:
         assert (together.cut[row], together.normalized[row]) == (alone.cut[0], alone.normalized[0])
 
 
-def test_no_prompts_are_an_empty_batch(tokenizer: TextTokenizer) -> None:
+def test_no_prompts_give_an_empty_batch(tokenizer: TextTokenizer) -> None:
     text = tokenizer([])
     assert text.input_ids.shape == text.attention_mask.shape == (0, 8)
     assert text.cut == text.normalized == ()
 
 
-def test_the_unconditional_prompt_is_not_normalised(
-    tokenizer: TextTokenizer, vocabulary: dict[str, int]
-) -> None:
+def test_unconditional_prompt_is_not_normalised(tokenizer: TextTokenizer, vocabulary: dict[str, int]) -> None:
     text = tokenizer.unconditional()
     assert text.input_ids.tolist() == [[START, END, PAD, PAD, PAD, PAD, PAD, PAD]]
     assert text.attention_mask.tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]]
@@ -101,7 +99,7 @@ def test_the_unconditional_prompt_is_not_normalised(
     assert tokenizer([""]).input_ids[0, :3].tolist() == [START, vocabulary["Ġ"], END]
 
 
-def test_without_normalising_the_prompt_is_taken_as_it_is(
+def test_without_normalisation_the_prompt_is_unchanged(
     literal: TextTokenizer, vocabulary: dict[str, int]
 ) -> None:
     text = literal(["A red cat"])
@@ -127,7 +125,7 @@ def has_no_special_token(prompt: str) -> bool:
     st.text(max_size=10).filter(has_no_special_token)
     | st.lists(st.sampled_from([" red", " cat", "avo", "ado", "  "])).map("".join)
 )
-def test_any_text_is_split_as_by_the_library_and_can_be_read_back(
+def test_any_text_is_split_as_by_the_library_and_decodes_to_itself(
     folder: Path, literal: TextTokenizer, prompt: str
 ) -> None:
     text = literal([prompt])
@@ -141,7 +139,7 @@ def test_any_text_is_split_as_by_the_library_and_can_be_read_back(
 def test_a_special_token_in_the_prompt_is_read_as_one(
     literal: TextTokenizer, vocabulary: dict[str, int]
 ) -> None:
-    # <mask> stands for a word and its space, as in BART.
+    # <mask> replaces a word together with its space, as in BART.
     ids = literal([" red <mask></s> cat"]).input_ids[0, :6].tolist()
     assert ids == [START, vocabulary["Ġred"], vocabulary["<mask>"], END, vocabulary["Ġcat"], END]
 
@@ -157,7 +155,7 @@ def test_both_forms_of_files_are_the_same_tokenizer(folder: Path, tmp_path: Path
     assert first.vocabulary_size == second.vocabulary_size
 
 
-def test_lengths_and_layout_in_the_file_do_not_count(
+def test_lengths_and_layout_in_the_file_are_ignored(
     folder: Path, tmp_path: Path, vocabulary: dict[str, int]
 ) -> None:
     file = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
@@ -192,7 +190,7 @@ def test_words_beside_the_tokenizer_split_hashtags(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("words", ["red 2\ncat 1\n", None])
-def test_what_was_saved_is_read_again(folder: Path, tmp_path: Path, words: str | None) -> None:
+def test_saved_tokenizer_is_the_same(folder: Path, tmp_path: Path, words: str | None) -> None:
     source, target = tmp_path / "source", tmp_path / "made" / "target"
     source.mkdir()
     copy(folder, source, TOKENIZER_FILE)
@@ -207,7 +205,7 @@ def test_what_was_saved_is_read_again(folder: Path, tmp_path: Path, words: str |
     assert {path.name for path in target.iterdir()} == names
 
 
-def test_the_files_are_copied_as_they_are(folder: Path, tmp_path: Path) -> None:
+def test_files_are_copied_unchanged(folder: Path, tmp_path: Path) -> None:
     (folder / "else.txt").write_text("of another kind")
     copy_text_files(folder, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE}
@@ -225,18 +223,19 @@ def test_the_tiny_tokenizer_is_the_same_each_time(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "no text tokenizer in it; put tokenizer.json, or vocab.json and merges.txt there"),
-        ({VOCABULARY_FILE: "{}"}, "no text tokenizer in it"),
+        ({}, "has no text tokenizer; add tokenizer.json, or vocab.json and merges.txt"),
+        ({VOCABULARY_FILE: "{}"}, "has no text tokenizer"),
         ({TOKENIZER_FILE: '{"version": "1.0"'}, "tokenizer.json: cannot be read as a tokenizer"),
         ({TOKENIZER_FILE: "{}"}, "tokenizer.json: cannot be read as a tokenizer"),
-        ({VOCABULARY_FILE: "[]", MERGES_FILE: ""}, "vocab.json and merges.txt are no tokenizer"),
-        ({VOCABULARY_FILE: '{"a": 0}', MERGES_FILE: "a b"}, "vocab.json and merges.txt are no tokenizer"),
+        ({VOCABULARY_FILE: "[]", MERGES_FILE: ""}, "vocab.json and merges.txt are not a valid tokenizer"),
+        (
+            {VOCABULARY_FILE: '{"a": 0}', MERGES_FILE: "a b"},
+            "vocab.json and merges.txt are not a valid tokenizer",
+        ),
         ({VOCABULARY_FILE: '{"<s>": 0, "<pad>": 1}', MERGES_FILE: ""}, "vocabulary has no </s>"),
     ],
 )
-def test_files_that_cannot_be_used_are_told_in_one_line(
-    tmp_path: Path, files: dict[str, str], problem: str
-) -> None:
+def test_invalid_files_are_refused_in_one_line(tmp_path: Path, files: dict[str, str], problem: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ModelError) as raised:
