@@ -6,9 +6,15 @@ from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
 
 PACKAGES = [
+    "smalti.checkpoints",
     "smalti.engines",
     "smalti.models",
+    "smalti.pictures",
+    "smalti.pipeline",
+    "smalti.rpc",
+    "smalti.service",
     "smalti.services.decoder",
+    "smalti.services.encoder",
     "smalti.services.generator",
     "smalti.services.ranker",
     "smalti.text",

@@ -11,8 +11,6 @@ _MIXED = (0.1, 0.5)
 _STREAM = 2
 """Stream of random numbers of the reconstructions; see `generator_at`."""
 
-Pixels = UInt8[np.ndarray, "pictures height width 3"]
-
 
 class Reconstructor:
     """Replaces some pictures of a batch by their reconstructions, and adds damaged ones."""
@@ -31,7 +29,9 @@ class Reconstructor:
         self._redrawn = redrawn
         self._damaged = damaged
 
-    def __call__(self, pixels: Pixels, number: int) -> Pixels:
+    def __call__(
+        self, pixels: UInt8[np.ndarray, "pictures height width 3"], number: int
+    ) -> UInt8[np.ndarray, "result height width 3"]:
         """Returns the pictures of a batch, followed by damaged ones; a function of the arguments and the seed.
 
         A damaged picture takes some tokens from its neighbour, which usually differs from it in one aspect. Only
