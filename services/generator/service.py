@@ -47,7 +47,7 @@ def build(process: Process) -> Service:
     device = jax.devices()[0].device_kind
 
     def register(server: grpc.aio.Server) -> None:
-        servicer = GeneratorServicer(engine, spec, model.reference)
+        servicer = GeneratorServicer(engine=engine, spec=spec, model=model.reference)
         add_GeneratorServiceServicer_to_server(servicer, server)
         described = EngineServicer(stage=engine_pb2.STAGE_GENERATE, model=model, engine=engine, device=device)
         add_EngineServiceServicer_to_server(described, server)

@@ -37,7 +37,7 @@ from smalti.v1.tokens_pb2 import TokenRun as TokenRunMessage
 class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
     """Generates image tokens for gRPC calls."""
 
-    def __init__(self, engine: GeneratorEngine, spec: ModelSpec, model: model_pb2.ModelReference) -> None:
+    def __init__(self, *, engine: GeneratorEngine, spec: ModelSpec, model: model_pb2.ModelReference) -> None:
         """Serves a loaded engine.
 
         Args:

@@ -45,7 +45,8 @@ def build(process: Process) -> Service:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
     def register(server: grpc.aio.Server) -> None:
-        add_RankerServiceServicer_to_server(RankerServicer(engine, compute, model.reference), server)
+        servicer = RankerServicer(engine=engine, compute=compute, model=model.reference)
+        add_RankerServiceServicer_to_server(servicer, server)
         described = EngineServicer(stage=engine_pb2.STAGE_RANK, model=model, engine=compute, device=device)
         add_EngineServiceServicer_to_server(described, server)
 

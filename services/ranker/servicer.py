@@ -16,7 +16,9 @@ from smalti.v1.ranker_pb2 import ScoreRequest, ScoreResponse
 class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
     """Scores the pictures of gRPC calls."""
 
-    def __init__(self, engine: RankerEngine, compute: ComputeThread, model: model_pb2.ModelReference) -> None:
+    def __init__(
+        self, *, engine: RankerEngine, compute: ComputeThread, model: model_pb2.ModelReference
+    ) -> None:
         """Serves a loaded engine.
 
         Args:

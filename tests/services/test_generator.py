@@ -1,4 +1,4 @@
-"""The generator's calls and messages; in this process, and in one that dies and is told to end."""
+"""The generator's calls and messages, in this process, and in one that crashes and drains."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 
 @pytest.fixture(scope="module")
 def engine(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[GeneratorEngine]:
-    """A generator of few slots, with a short line before it; failpoints can slow it down."""
+    """A generator with few slots and a short queue; failpoints can slow it down."""
     made = GeneratorEngine.load(
         ModelSpec.load(tiny), pipeline.encoder.unconditional, slots=SLOTS, max_waiting=6, stall_seconds=60.0
     )
@@ -63,7 +63,7 @@ def engine(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[GeneratorEngine]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets every dispatch take a while."""
+    """Slows down every dispatch."""
     monkeypatch.setenv(failpoints.VARIABLE, "generate.engine-step=sleep:0.1")
     failpoints.arm()
     yield
@@ -72,7 +72,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Counter:
-    """Counts the tokens that were drawn."""
+    """Counts generated tokens."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -82,8 +82,8 @@ class Counter:
 
 
 @pytest.fixture
-def drawn(engine: GeneratorEngine) -> Iterator[Counter]:
-    """How much the engine draws while the test runs: of what was taken back, not all."""
+def generated(engine: GeneratorEngine) -> Iterator[Counter]:
+    """Counts the tokens that the engine generates during the test."""
     engine.observer = counter = Counter()
     yield counter
     engine.observer = None
@@ -97,7 +97,9 @@ def encoding(tiny: ModelFolder, pipeline: Pipeline) -> Encoding:
 
 @pytest.fixture
 def register(engine: GeneratorEngine, tiny: ModelFolder) -> Register:
-    servicer = GeneratorServicer(engine, ModelSpec.load(tiny), model_reference(tiny.name, tiny.revision))
+    servicer = GeneratorServicer(
+        engine=engine, spec=ModelSpec.load(tiny), model=model_reference(tiny.name, tiny.revision)
+    )
     return lambda server: add_GeneratorServiceServicer_to_server(servicer, server)
 
 
@@ -106,9 +108,7 @@ def is_idle(engine: GeneratorEngine) -> bool:
 
 
 @asynchronous
-async def test_rows_come_as_they_are_drawn(
-    register: Register, encoding: Encoding, pipeline: Pipeline
-) -> None:
+async def test_rows_are_streamed(register: Register, encoding: Encoding, pipeline: Pipeline) -> None:
     expected = pipeline.generate_candidates(
         PROMPT, [0, 5, 9], seed=SEED, sampling=pipeline.folder.sampling, total=10
     )
@@ -128,13 +128,13 @@ async def test_rows_come_as_they_are_drawn(
                 drawn[run.candidate] += run.tokens
         for picture, tokens in zip(expected, last.finished.pictures, strict=True):
             assert list(tokens.tokens) == drawn[picture.candidate] == picture.tokens.tolist()
-        # Drawn on from tokens that are given: those are not sent again.
+        # Given tokens are not sent.
         onward = GenerateRequest(encoding=encoding, seed=SEED, candidates=[0], given=given)
         first, *between, last = await answer(stub.Generate(onward))
         assert sum(len(run.tokens) for message in between for run in message.rows.runs) == 13
         assert between[0].rows.runs[0].start == 3
         assert list(last.finished.pictures[0].tokens) == expected[0].tokens.tolist()
-        # A seed that nobody has chosen is told, and draws the same again.
+        # A random seed is reported, and gives the same tokens again.
         request.ClearField("seed")
         first, *_, last = await answer(stub.Generate(request))
         request.seed = first.started.seed
@@ -179,7 +179,7 @@ async def test_bad_requests_name_their_fields(register: Register, encoding: Enco
 
 
 @asynchronous
-async def test_short_encoding_draws_the_same(
+async def test_unpadded_encoding_gives_the_same_tokens(
     register: Register, encoding: Encoding, pipeline: Pipeline
 ) -> None:
     real = int(np.frombuffer(encoding.mask.data, np.int32).sum())
@@ -198,8 +198,8 @@ async def test_short_encoding_draws_the_same(
 
 
 @asynchronous
-async def test_call_that_is_left_or_whose_time_is_over_frees_its_slots(
-    register: Register, encoding: Encoding, engine: GeneratorEngine, slow: None, drawn: Counter
+async def test_cancelled_or_expired_call_frees_its_slots(
+    register: Register, encoding: Encoding, engine: GeneratorEngine, slow: None, generated: Counter
 ) -> None:
     request = GenerateRequest(encoding=encoding, seed=1, candidates=range(6))
     async with called(register) as channel:
@@ -216,11 +216,11 @@ async def test_call_that_is_left_or_whose_time_is_over_frees_its_slots(
             await answer(stub.Generate(request, timeout=0.25))
         while not is_idle(engine):
             await asyncio.sleep(0.01)
-    assert drawn.tokens < 6 * 16
+    assert generated.tokens < 6 * 16
 
 
 @asynchronous
-async def test_call_past_the_places_is_told_when_to_come_again(
+async def test_call_above_the_limit_gets_a_retry_delay(
     register: Register, encoding: Encoding, engine: GeneratorEngine, slow: None
 ) -> None:
     request = GenerateRequest(encoding=encoding, seed=1, candidates=range(10))
@@ -236,7 +236,7 @@ async def test_call_past_the_places_is_told_when_to_come_again(
 
 
 class Work:
-    """A message that is handled in a thread."""
+    """Handles a message in a thread."""
 
     def __init__(
         self, engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, **changes: Any
@@ -276,8 +276,8 @@ def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
     return EncodeTask(**{**fields, **changes})
 
 
-def test_cancelled_job_frees_its_slots_and_goes_no_further(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, drawn: Counter
+def test_cancelled_job_frees_its_slots_and_stops(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, generated: Counter
 ) -> None:
     work = Work(engine, tiny, pipeline, chunks=(MANY,))
     wait_until(lambda: engine.active == SLOTS)
@@ -287,11 +287,11 @@ def test_cancelled_job_frees_its_slots_and_goes_no_further(
     assert caught.value.reason == "cancelled"
     wait_until(lambda: is_idle(engine))
     assert not find(work.store, work.task.keys.tokens(0))
-    assert drawn.tokens < 40 * 16
+    assert generated.tokens < 40 * 16
     work.close()
 
 
-def test_job_whose_time_is_over_is_dropped(
+def test_expired_job_is_dropped(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
     work = Work(engine, tiny, pipeline, expires=time.time() + 0.15)
@@ -302,8 +302,8 @@ def test_job_whose_time_is_over_is_dropped(
     work.close()
 
 
-def test_worker_that_stops_gives_back_what_would_take_too_long(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, drawn: Counter
+def test_draining_worker_gives_back_long_work(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, generated: Counter
 ) -> None:
     work = Work(engine, tiny, pipeline, chunks=(MANY,))
     wait_until(lambda: engine.active == SLOTS)
@@ -311,16 +311,16 @@ def test_worker_that_stops_gives_back_what_would_take_too_long(
     with pytest.raises(GiveBackError):
         work.messages.result(60)
     wait_until(lambda: is_idle(engine))
-    assert drawn.tokens < 40 * 16
+    assert generated.tokens < 40 * 16
     work.close()
 
 
-def test_worker_that_stops_finishes_what_it_can(
+def test_draining_worker_finishes_short_work(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
     work = Work(engine, tiny, pipeline)
     wait_until(lambda: engine.active == SLOTS and engine.timing.dispatch_seconds > 0)
-    # Only what has begun is worth finishing: all of it has, when its first row is there.
+    # A draining worker finishes only candidates that have started; after the first row, all have.
     began = engine.timing.last_beat
     wait_until(lambda: engine.timing.last_beat > began + 0.15)
     work.draining.set()
@@ -329,7 +329,7 @@ def test_worker_that_stops_finishes_what_it_can(
     work.close()
 
 
-def test_message_waits_for_room_and_that_costs_no_attempt(
+def test_waiting_for_a_full_engine_costs_no_attempt(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
 
@@ -345,7 +345,7 @@ def test_message_waits_for_room_and_that_costs_no_attempt(
 
 
 @pytest.mark.parametrize(("given", "problem"), [((0,) * 16, "the limit is 15"), ((64,), "must be below 64")])
-def test_given_tokens_that_cannot_be_used_are_refused(
+def test_invalid_given_tokens_are_refused(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, given: tuple[int, ...], problem: str
 ) -> None:
     work = Work(engine, tiny, pipeline, given=given)
@@ -362,7 +362,7 @@ def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
     made.close()
 
 
-def test_generator_that_dies_or_is_told_to_end_loses_nothing(
+def test_generator_loses_nothing_when_it_crashes_or_drains(
     valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder, publisher: BrokerPublisher, pipeline: Pipeline
 ) -> None:
     store = open_store(StoreSettings(url=s3.url))  # type: ignore[arg-type]
@@ -379,7 +379,7 @@ def test_generator_that_dies_or_is_told_to_end_loses_nothing(
         assert next(healths).status == NOT_SERVING
         assert generator.wait() == 1
         assert "its engine has stopped" in generator.log.read_text()
-        # Now it is slow, and told to end in the middle: the work goes back, and that is no attempt.
+        # Now it is slow, and stopped in the middle of the work. Giving work back does not count as an attempt.
         generator.environment = {
             "SMALTI_FAILPOINTS": "generate.engine-step=sleep:2",
             "SMALTI_BROKER_DRAIN": "1",

@@ -21,7 +21,9 @@ from smalti.v1.ranker_pb2_grpc import RankerServiceStub, add_RankerServiceServic
 @pytest.fixture
 def servicer(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[RankerServicer]:
     compute = ComputeThread(max_permits=2, stall_seconds=60)
-    yield RankerServicer(pipeline.ranker, compute, model_reference(tiny.name, tiny.revision))
+    yield RankerServicer(
+        engine=pipeline.ranker, compute=compute, model=model_reference(tiny.name, tiny.revision)
+    )
     compute.close()
 
 
@@ -35,7 +37,7 @@ async def test_score_does_not_depend_on_the_other_pictures(
     files = [plain_png_bytes(picture.image) for picture in pictures]
     async with called(lambda server: add_RankerServiceServicer_to_server(servicer, server)) as channel:
         stub = RankerServiceStub(channel)
-        # More than one run of the model takes.
+        # More pictures than one batch holds.
         scores = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files)))).scores
         [alone] = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files[18:19])))).scores
     assert list(scores) == pytest.approx([picture.score for picture in pictures], abs=1e-4)
