@@ -1,6 +1,6 @@
-"""A scripted gateway in memory for tests of clients: its jobs take a fixed course, and its streams break on demand.
+"""A scripted gateway in memory for tests of clients.
 
-It tests how a client handles broken streams, which a real gateway does not produce on demand.
+Its jobs go through fixed states, and its streams break on demand, which those of a real gateway do not.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ from smalti.v1.model_pb2 import Model, ModelReference
 MODEL = Model(reference=ModelReference(name="wire", revision=f"sha256:{'0' * 64}"), default=True)
 ROWS = 4
 HOLDS = {"queue": 1, "wait": 2}
-"""The version after which a job waits for `go_on`, by its prompt."""
-PIECE = 100
-"""Bytes of a file in one message."""
+"""The version after which a job waits for `go_on`, by prompt."""
+CHUNK_BYTES = 100
+"""The size in bytes of a chunk of a file."""
 
 Context = Any
 
@@ -47,14 +47,14 @@ def png(candidate: int) -> bytes:
     """Returns the file of a candidate's picture."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (candidate, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue() + bytes(3 * PIECE)
+    return buffer.getvalue() + bytes(3 * CHUNK_BYTES)
 
 
-class WireGateway(ImageServiceServicer):
-    """The servicer. Jobs for the prompts "queue" and "wait" wait for `go_on`; a job for "fail" fails."""
+class ScriptedGateway(ImageServiceServicer):
+    """An image service with a script. Jobs with the prompts "queue" and "wait" wait for `go_on`; "fail" fails."""
 
     def __init__(self) -> None:
-        """Starts without jobs and faults."""
+        """Creates a service without jobs and faults."""
         self.jobs: dict[str, list[job_pb2.Job]] = {}
         """The versions of each job."""
         self.calls: dict[str, list[Any]] = defaultdict(list)
@@ -84,7 +84,7 @@ class WireGateway(ImageServiceServicer):
                 raise InvalidInputError("parameters.sampling.top_p", "is not between 0 and 1")
             if request.parameters.model.name not in ("", "wire"):
                 raise ModelNotFoundError("there is no such model", request.parameters.model.name)
-            known = self.jobs[f"job-{len(self.jobs)}"] = self._versions(request, f"job-{len(self.jobs)}")
+            known = self.jobs[f"job-{len(self.jobs)}"] = self._new_versions(request, f"job-{len(self.jobs)}")
         elif known[0].parameters.prompt != request.parameters.prompt:
             raise RequestIdReusedError(known[0].id)
         self._lose("CreateImages")
@@ -95,12 +95,12 @@ class WireGateway(ImageServiceServicer):
     ) -> image_pb2.GetJobResponse:
         """Returns the last version of a job."""
         self._begin("GetJob", request)
-        return image_pb2.GetJobResponse(job=self._of(request.job_id)[-1])
+        return image_pb2.GetJobResponse(job=self._versions_of(request.job_id)[-1])
 
     async def ListJobs(  # noqa: N802
         self, request: image_pb2.ListJobsRequest, context: Context
     ) -> image_pb2.ListJobsResponse:
-        """Returns pages of two."""
+        """Returns a page of two jobs."""
         self._begin("ListJobs", request)
         start = int(request.page_token or 0)
         jobs = [versions[-1] for versions in reversed(self.jobs.values())]
@@ -112,7 +112,7 @@ class WireGateway(ImageServiceServicer):
     ) -> image_pb2.CancelJobResponse:
         """Replaces the remaining versions of a job by its cancellation."""
         self._begin("CancelJob", request)
-        versions = self._of(request.job_id)
+        versions = self._versions_of(request.job_id)
         cancelled = job_pb2.Job()
         cancelled.CopyFrom(versions[1])
         cancelled.state, cancelled.version = job_pb2.JOB_STATE_CANCELLED, versions[1].version + 1
@@ -125,7 +125,7 @@ class WireGateway(ImageServiceServicer):
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:
         """Sends the versions of a job, with heartbeats in between."""
         self._begin("WatchJob", request)
-        versions = self._of(request.job_id)
+        versions = self._versions_of(request.job_id)
         since = request.since_version if request.HasField("since_version") else 0
         ends = self.silent_ends.pop(0) if self.silent_ends else None
         breaks = self._breaks("WatchJob")
@@ -145,14 +145,14 @@ class WireGateway(ImageServiceServicer):
             if since == versions[-1].version or sent == ends:
                 return
             if sent == breaks:
-                raise UnavailableError("the wire is broken")
+                raise UnavailableError("the connection broke")
 
     async def DownloadImages(  # noqa: N802
         self, request: image_pb2.DownloadImagesRequest, context: Context
     ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
         """Sends files in chunks."""
         self._begin("DownloadImages", request)
-        job = self._of(request.job_id)[-1]
+        job = self._versions_of(request.job_id)[-1]
         if job.state != job_pb2.JOB_STATE_SUCCEEDED:
             raise JobNotSucceededError(f"job {job.id} has not succeeded")
         breaks, sent = self._breaks("DownloadImages"), 0
@@ -163,24 +163,26 @@ class WireGateway(ImageServiceServicer):
             if self.damaged:
                 self.damaged -= 1
                 content = content[:-1] + b"x"
-            for start in range(0, len(content), PIECE):
+            for start in range(0, len(content), CHUNK_BYTES):
                 first = picture if start == 0 else None
-                yield image_pb2.DownloadImagesResponse(picture=first, data=content[start : start + PIECE])
+                yield image_pb2.DownloadImagesResponse(
+                    picture=first, data=content[start : start + CHUNK_BYTES]
+                )
                 sent += 1
                 if sent == breaks:
-                    raise UnavailableError("the wire is broken")
+                    raise UnavailableError("the connection broke")
 
     async def ListModels(  # noqa: N802
         self, request: image_pb2.ListModelsRequest, context: Context
     ) -> image_pb2.ListModelsResponse:
-        """Returns the one model."""
+        """Returns the only model."""
         self._begin("ListModels", request)
         return image_pb2.ListModelsResponse(models=[MODEL])
 
     async def GetModel(  # noqa: N802
         self, request: image_pb2.GetModelRequest, context: Context
     ) -> image_pb2.GetModelResponse:
-        """Returns the one model."""
+        """Returns the only model."""
         self._begin("GetModel", request)
         if request.model.name not in ("", "wire"):
             raise ModelNotFoundError("there is no such model", request.model.name)
@@ -194,17 +196,17 @@ class WireGateway(ImageServiceServicer):
     def _lose(self, method: str) -> None:
         if self.lost_answers[method]:
             self.lost_answers[method] -= 1
-            raise UnavailableError("the answer was lost")
+            raise UnavailableError("the response was lost")
 
     def _breaks(self, method: str) -> int | None:
         return self.breaks[method].pop(0) if self.breaks[method] else None
 
-    def _of(self, job_id: str) -> list[job_pb2.Job]:
+    def _versions_of(self, job_id: str) -> list[job_pb2.Job]:
         if job_id not in self.jobs:
             raise JobNotFoundError(job_id)
         return self.jobs[job_id]
 
-    def _versions(self, request: image_pb2.CreateImagesRequest, name: str) -> list[job_pb2.Job]:
+    def _new_versions(self, request: image_pb2.CreateImagesRequest, name: str) -> list[job_pb2.Job]:
         """Returns all versions of a job: queued, running, one for each row, ended."""
         base = job_pb2.Job(id=name, request_id=request.request_id, parameters=request.parameters)
         base.parameters.n, base.parameters.candidates = request.parameters.n or 3, 4
@@ -242,11 +244,11 @@ class WireGateway(ImageServiceServicer):
 
 
 class ServedGateway:
-    """Runs a `WireGateway` in its own thread."""
+    """Runs a `ScriptedGateway` in a thread."""
 
     def __init__(self, settings: RpcSettings | None = None) -> None:
         """Starts serving, by default on a free port."""
-        self.gateway = WireGateway()
+        self.gateway = ScriptedGateway()
         self._settings = settings or RpcSettings()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)

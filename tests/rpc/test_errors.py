@@ -1,4 +1,4 @@
-"""Exceptions to statuses and back: on the wire through a real server, and as they are."""
+"""Conversion of exceptions to statuses and back, with and without a real server."""
 
 import asyncio
 import logging
@@ -52,7 +52,7 @@ ERRORS: dict[str, SmaltiError] = {
     "JOB_NOT_SUCCEEDED": JobNotSucceededError("job j1 is RUNNING"),
     "MODEL_MISMATCH": ModelMismatchError("another model"),
     "NOT_SUPPORTED": NotSupportedError("no encoder"),
-    "OVERLOADED": OverloadedError("all places are taken", 2.5),
+    "OVERLOADED": OverloadedError("2 calls are already waiting", 2.5),
     "DRAINING": DrainingError("about to stop"),
     "ENGINE_STOPPED": EngineFailedError("the engine has stopped; try again, another instance may answer"),
     "DEPENDENCY_UNAVAILABLE": UnavailableError("the store does not answer", 4),
@@ -62,7 +62,7 @@ ERRORS: dict[str, SmaltiError] = {
 }
 
 
-def test_every_reason_with_an_error_of_its_own_is_tried_here() -> None:
+def test_every_reason_with_its_own_error_is_tested() -> None:
     assert {*ERRORS, "INTERNAL", "MODEL_UNUSABLE"} == set(BY_NAME)
     assert len(REASONS) == len(BY_NAME)
 
@@ -83,7 +83,7 @@ async def test_error_crosses_the_wire(name: str) -> None:
 
 
 @asynchronous
-async def test_error_of_a_stream_crosses_the_wire_to_threads_too() -> None:
+async def test_stream_error_crosses_the_wire_to_a_blocking_client() -> None:
     async with served() as (server, servicer):
         servicer.error = EngineFullError(7, 3.0)
 
@@ -102,7 +102,7 @@ async def test_error_of_a_stream_crosses_the_wire_to_threads_too() -> None:
 
 
 @asynchronous
-async def test_details_are_read_by_grpcs_own_library() -> None:
+async def test_grpc_status_library_reads_the_details() -> None:
     async with served() as (server, servicer):
         servicer.error = InvalidInputError("prompt", "it is empty")
 
@@ -133,30 +133,30 @@ SECRET = "postgresql://admin:hunter2@db"
     ids=lambda error: type(error).__name__,
 )
 @asynchronous
-async def test_what_is_not_meant_for_callers_stays_in_the_log(
+async def test_internal_error_is_logged_and_hidden_from_the_caller(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served() as (server, servicer), channel(server.address, ONCE) as aio_channel:
         servicer.error = error
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await EncoderServiceStub(aio_channel).Encode(EncodeRequest(prompt="x"))
-        told = error_of(caught.value)
+        translated_error = error_of(caught.value)
     everything = f"{caught.value} {caught.value.trailing_metadata()}"
     assert SECRET not in everything
     assert "Traceback" not in everything
     assert "File " not in everything
-    assert isinstance(told, RemoteError)
-    assert told.code == "INTERNAL"
-    assert len(told.error_id) == 16
-    assert told.error_id in str(told)
-    records = [record for record in caplog.records if told.error_id in record.getMessage()]
+    assert isinstance(translated_error, RemoteError)
+    assert translated_error.code == "INTERNAL"
+    assert len(translated_error.error_id) == 16
+    assert translated_error.error_id in str(translated_error)
+    records = [record for record in caplog.records if translated_error.error_id in record.getMessage()]
     assert [record.levelno for record in records] == [logging.ERROR]
     assert "/smalti.v1.EncoderService/Encode" in records[0].getMessage()
     assert records[0].exc_info is not None
     assert records[0].exc_info[1] is error
 
 
-def test_error_of_the_engine_stays_in_the_log_too() -> None:
+def test_cause_of_an_engine_failure_is_hidden_from_the_caller() -> None:
     status = status_of(EngineFailedError(f"the generator has stopped: RuntimeError({SECRET!r})"))
     assert SECRET not in str(status)
 
@@ -171,7 +171,7 @@ async def test_long_text_does_not_break_the_status() -> None:
 
 
 @asynchronous
-async def test_what_grpc_itself_answers_has_an_error_too() -> None:
+async def test_errors_of_grpc_itself_are_translated() -> None:
     async with (
         served(RpcSettings(receive_bytes=2048)) as (server, servicer),
         channel(server.address, ONCE) as aio_channel,
@@ -196,7 +196,7 @@ async def test_what_grpc_itself_answers_has_an_error_too() -> None:
         assert refused.value.retry_after is None
 
 
-def test_status_of_another_kind_of_server_is_understood() -> None:
+def test_foreign_status_is_translated() -> None:
     foreign = error_details_pb2.ErrorInfo(reason="QUOTA", domain="example.com")
     packed = any_pb2.Any()
     packed.Pack(foreign)
@@ -209,12 +209,12 @@ def test_status_of_another_kind_of_server_is_understood() -> None:
     assert isinstance(error_of_status(status_pb2.Status(code=99)), RemoteError)
 
 
-def test_error_of_a_job_is_told_as_that_of_a_call() -> None:
+def test_job_error_has_the_form_of_a_call_error() -> None:
     error = AttemptsExhaustedError("its worker was lost 5 times")
     assert reason_of(error_of_status(status_of(error))).name == "ATTEMPTS_EXHAUSTED"
 
 
-def test_path_is_put_before_the_field() -> None:
+def test_within_prefixes_the_field() -> None:
     with pytest.raises(InvalidInputError) as caught, within("parameters"), within("sampling"):
         raise InvalidInputError("top_p", "is 0")
     assert caught.value.field == "parameters.sampling.top_p"

@@ -24,7 +24,7 @@ TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
 @asynchronous
-async def test_calls_are_counted_by_their_status() -> None:
+async def test_calls_are_counted_by_status() -> None:
     metrics = Metrics("generator")
     value = sample_reader(metrics)
     async with (
@@ -58,7 +58,7 @@ async def test_calls_are_counted_by_their_status() -> None:
         if sample.name == "smalti_requests_total"
     }
     late = {key for key in counted if key[0] == "Encode" and key[1] in ("expired", "cancelled")}
-    assert len(late) == 1  # By whichever of the two deadlines, the server's or the client's, struck first.
+    assert len(late) == 1  # The server's deadline or the client's, whichever came first.
     assert counted == {
         ("Encode", "done", ""): 1,
         ("Encode", "failed", "invalid_argument"): 1,
@@ -72,7 +72,7 @@ async def test_calls_are_counted_by_their_status() -> None:
 
 
 @asynchronous
-async def test_calls_belong_to_the_trace_of_the_caller() -> None:
+async def test_calls_join_the_trace_of_the_caller() -> None:
     metrics = Metrics("generator")
     with recording("generator") as (collector, traced):
         options = {"settings": RpcSettings(attempts=1), "interceptors": client_interceptors()}
@@ -112,7 +112,7 @@ async def test_calls_belong_to_the_trace_of_the_caller() -> None:
 
 
 @asynchronous
-async def test_log_of_a_call_names_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_log_of_a_call_has_its_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics("generator")
     async with (
         served(interceptors=[CallObserver(metrics)]) as (server, servicer),

@@ -1,4 +1,4 @@
-"""What every server of ours does around its calls, seen by real clients over 127.0.0.1."""
+"""What every gRPC server does around its calls, tested by real clients over 127.0.0.1."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ async def health(address: str, service: str = "") -> int:
 
 
 @asynchronous
-async def test_health_is_what_the_engine_says() -> None:
+async def test_health_follows_the_engine() -> None:
     async with served(RpcSettings(health_port=0)) as (server, servicer):
         assert server.health_port is not None
         for well, status in ((True, SERVING), (False, NOT_SERVING)):
@@ -58,7 +58,7 @@ async def test_health_is_what_the_engine_says() -> None:
 
 
 @asynchronous
-async def test_health_that_cannot_be_asked_is_none(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_health_check_means_not_serving(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> bool:
         raise RuntimeError("no answer")
 
@@ -68,7 +68,7 @@ async def test_health_that_cannot_be_asked_is_none(caplog: pytest.LogCaptureFixt
 
 
 @asynchronous
-async def test_health_port_has_nothing_else() -> None:
+async def test_health_port_serves_only_health() -> None:
     async with served(RpcSettings(health_port=0)) as (server, _):
         async with channel(f"127.0.0.1:{server.health_port}", ONCE) as to_server:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -77,7 +77,7 @@ async def test_health_port_has_nothing_else() -> None:
 
 
 @asynchronous
-async def test_who_watches_health_is_told_of_changes_and_of_the_end() -> None:
+async def test_health_watch_reports_changes_and_ends_when_the_server_stops() -> None:
     async with (
         served(RpcSettings(max_deadline=0.2)) as (server, servicer),
         channel(server.address, ONCE) as to_server,
@@ -86,9 +86,8 @@ async def test_who_watches_health_is_told_of_changes_and_of_the_end() -> None:
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=ENCODER))
         assert (await watch.read()).status == SERVING
         servicer.healthy = False
-        assert (
-            await watch.read()
-        ).status == NOT_SERVING  # Later than the longest deadline, which is not its.
+        # The maximum deadline has passed; it does not apply to health watches.
+        assert (await watch.read()).status == NOT_SERVING
         servicer.healthy = True
         assert (await watch.read()).status == SERVING
         began = time.monotonic()
@@ -96,11 +95,11 @@ async def test_who_watches_health_is_told_of_changes_and_of_the_end() -> None:
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
         await stopping
-        assert time.monotonic() - began < 10  # It did not wait for those who watch.
+        assert time.monotonic() - began < 10  # Open watches do not delay the stop.
 
 
 @asynchronous
-async def test_reflection_is_there_only_where_it_is_switched_on() -> None:
+async def test_reflection_must_be_enabled() -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     for settings in (RpcSettings(reflection=True), RpcSettings()):
         async with served(settings) as (server, _), channel(server.address, ONCE) as to_server:
@@ -132,7 +131,7 @@ async def test_call_ends_at_its_deadline(asked: float | None, seconds: float) ->
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         while server.running:
             await asyncio.sleep(0.01)
-        # What the engine is told; gRPC rounds what is left of a deadline up, by less than a millisecond.
+        # The time limit given to the engine. gRPC rounds the remaining time up, by less than a millisecond.
         assert servicer.seconds <= seconds + 0.01
         assert servicer.cancelled == servicer.calls
 
@@ -150,13 +149,13 @@ async def test_slow_reader_does_not_hold_a_stream_past_its_deadline() -> None:
     ):
         stream = GeneratorServiceStub(to_server).Generate(GenerateRequest())
         await servicer.begun.wait()
-        while server.running:  # Nobody reads.
+        while server.running:  # The client does not read.
             await asyncio.sleep(0.01)
         stream.cancel()
 
 
 @asynchronous
-async def test_client_that_goes_away_ends_its_call() -> None:
+async def test_call_ends_when_its_client_cancels() -> None:
     async with served() as (server, servicer), channel(server.address, ONCE) as to_server:
         stream = GeneratorServiceStub(to_server).Generate(GenerateRequest())
         await stream.read()
@@ -168,7 +167,7 @@ async def test_client_that_goes_away_ends_its_call() -> None:
 
 
 @asynchronous
-async def test_calls_past_the_limit_are_refused_at_once_but_not_probes() -> None:
+async def test_calls_above_the_limit_are_refused_but_probes_are_not() -> None:
     async with (
         served(RpcSettings(max_calls=2)) as (server, servicer),
         channel(server.address, ONCE) as to_server,
@@ -187,14 +186,14 @@ async def test_calls_past_the_limit_are_refused_at_once_but_not_probes() -> None
 
 
 @asynchronous
-async def test_message_over_the_limit_of_the_receiver_is_refused() -> None:
+async def test_message_over_the_receive_limit_is_refused() -> None:
     async with (
         served(RpcSettings(receive_bytes=5 * 2**20)) as (server, _),
         channel(server.address, RpcSettings(attempts=1, receive_bytes=2**20)) as to_server,
     ):
         stub = EncoderServiceStub(to_server)
         await stub.Encode(EncodeRequest(prompt="x" * 2**19))
-        for size in (2 * 2**20, 6 * 2**20):  # The client's limit, on what comes back; the server's.
+        for size in (2 * 2**20, 6 * 2**20):  # Over the client's limit for responses; over the server's limit.
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Encode(EncodeRequest(prompt="x" * size))
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -207,7 +206,7 @@ async def repeat(stub: Any) -> None:
 
 
 @asynchronous
-async def test_drain_finishes_what_runs_and_takes_nothing_new() -> None:
+async def test_drain_finishes_running_calls_and_refuses_new_ones() -> None:
     async with (
         served(RpcSettings(drain_delay=1.5)) as (server, servicer),
         channel(server.address, ONCE) as to_server,
@@ -222,8 +221,8 @@ async def test_drain_finishes_what_runs_and_takes_nothing_new() -> None:
         stopping = asyncio.create_task(server.stop(30))
         while await health(server.address) != NOT_SERVING:
             await asyncio.sleep(0.01)
-        await stub.Encode(EncodeRequest(prompt="x"))  # Load balancers have not noticed yet.
-        # A call that is on its way while the server closes its doors is cancelled; later ones find nobody.
+        await stub.Encode(EncodeRequest(prompt="x"))  # Load balancers may still send calls.
+        # A call that arrives while the server stops listening is cancelled; later ones cannot connect.
         with pytest.raises((UnavailableError, RequestCancelledError)), translated():
             await repeat(stub)
         assert not stopping.done()
@@ -234,11 +233,11 @@ async def test_drain_finishes_what_runs_and_takes_nothing_new() -> None:
         await stopping
         assert servicer.cancelled == 0
         await server.wait()
-        await server.stop()  # Once more does nothing.
+        await server.stop()  # A second stop does nothing.
 
 
 @asynchronous
-async def test_what_is_not_finished_within_the_grace_is_broken_off() -> None:
+async def test_calls_are_cancelled_after_the_grace_period() -> None:
     async with served() as (server, servicer), channel(server.address, ONCE) as to_server:
         running = asyncio.ensure_future(EncoderServiceStub(to_server).Encode(EncodeRequest(prompt="wait")))
         await servicer.begun.wait()
@@ -251,7 +250,7 @@ async def test_what_is_not_finished_within_the_grace_is_broken_off() -> None:
 
 
 @asynchronous
-async def test_stream_that_would_not_end_is_handed_on_when_the_server_drains() -> None:
+async def test_draining_server_ends_endless_streams() -> None:
     async with served(endless=(GENERATE,)) as (server, servicer), channel(server.address, ONCE) as to_server:
         stream = GeneratorServiceStub(to_server).Generate(GenerateRequest())
         await stream.read()
@@ -277,7 +276,7 @@ async def test_second_server_on_a_port_is_refused() -> None:
 
 
 @asynchronous
-async def test_call_is_tried_again_when_the_server_was_unavailable_and_not_otherwise() -> None:
+async def test_call_is_retried_only_when_the_server_is_unavailable() -> None:
     away, full = UnavailableError("the store does not answer"), OverloadedError("full", 1.0)
     async with served() as (server, servicer), channel(server.address, RpcSettings(attempts=3)) as to_server:
         stub = EncoderServiceStub(to_server)
@@ -291,7 +290,7 @@ async def test_call_is_tried_again_when_the_server_was_unavailable_and_not_other
             assert servicer.calls == calls
 
 
-def test_service_config_tries_again_for_unavailable_alone() -> None:
+def test_service_config_retries_only_unavailable() -> None:
     policy = service_config(RpcSettings())["methodConfig"][0]["retryPolicy"]
     assert policy["retryableStatusCodes"] == ["UNAVAILABLE"]
     assert policy["maxAttempts"] == 4
@@ -302,7 +301,7 @@ def test_service_config_tries_again_for_unavailable_alone() -> None:
 @pytest.mark.parametrize(
     "target", ["", "host", ":9000", "host:", "host:70000", "http://host:1", "a b:1", "::1:9000"]
 )
-def test_target_that_is_none_is_refused(target: str) -> None:
+def test_invalid_target_is_refused(target: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^server: .* must have the form host:port"):
         channel(target, RpcSettings(plaintext=True))
 
@@ -318,7 +317,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 FOREIGN_CLIENT = '''
-"""Knows the address and the contract's image, and nothing of Smalti."""
+"""Knows only the address and the compiled contract, and imports nothing of Smalti."""
 import sys
 
 class Refuse:
@@ -363,7 +362,7 @@ with grpc.insecure_channel(sys.argv[2]) as channel:
 
 
 @asynchronous
-async def test_client_that_has_only_the_contract_can_call_and_read_errors(tmp_path: Path) -> None:
+async def test_client_with_only_the_contract_can_call_and_read_errors(tmp_path: Path) -> None:
     script = tmp_path / "client.py"
     script.write_text(FOREIGN_CLIENT, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Arrays, encodings, tokens and sampling parameters in the contract's words, and what is refused of them."""
+"""Conversion of arrays, encodings, tokens and sampling parameters to messages and back, and what is refused."""
 
 import ml_dtypes
 import numpy as np
@@ -23,15 +23,15 @@ WIDTH = 4
 
 @pytest.mark.parametrize("name", ["float32", "float16", "int32", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
-def test_array_comes_back(name: str, shape: tuple[int, ...]) -> None:
+def test_array_round_trips(name: str, shape: tuple[int, ...]) -> None:
     array = (np.arange(np.prod(shape, dtype=int)) % 7).reshape(shape).astype(name)
     back = to_array(Tensor.FromString(to_tensor(array).SerializeToString()), "field")
     assert back.dtype == array.dtype
     np.testing.assert_array_equal(back, array)
-    back[...] = 1  # It is nobody else's.
+    back[...] = 1  # Fails if the array shares memory with the message.
 
 
-def test_layout_is_the_documented_one() -> None:
+def test_tensor_has_the_documented_layout() -> None:
     tensor = to_tensor(np.array([[1, 2], [3, 258]], ">i4").T)
     assert tensor.data_type == tensor_pb2.DATA_TYPE_INT32
     assert list(tensor.shape) == [2, 2]
@@ -48,7 +48,7 @@ def test_bfloat16_becomes_float32_without_loss() -> None:
     np.testing.assert_array_equal(back, values.astype(np.float32))
 
 
-def test_type_that_the_contract_lacks_is_refused() -> None:
+def test_unsupported_element_type_is_refused() -> None:
     with pytest.raises(TypeError, match="no element type complex64"):
         to_tensor(np.zeros(1, np.complex64))
 
@@ -65,7 +65,7 @@ def test_type_that_the_contract_lacks_is_refused() -> None:
         (Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, shape=[2**62], data=b"\0" * 8), "f.data"),
     ],
 )
-def test_tensor_that_does_not_agree_with_itself_is_refused(tensor: Tensor, field: str) -> None:
+def test_invalid_tensor_is_refused(tensor: Tensor, field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         to_array(tensor, "f", types=("float32",), axes=1)
     assert caught.value.field == field
@@ -77,14 +77,14 @@ def test_too_many_axes_are_refused() -> None:
         to_array(tensor, "f")
 
 
-def encoding(places: int = 3) -> Encoding:
-    states = np.linspace(-1, 1, places * WIDTH, dtype=np.float32).reshape(places, WIDTH)
-    mask = np.ones(places, np.int64)
+def encoding(positions: int = 3) -> Encoding:
+    states = np.linspace(-1, 1, positions * WIDTH, dtype=np.float32).reshape(positions, WIDTH)
+    mask = np.ones(positions, np.int64)
     mask[-1] = 0
     return Encoding(states, mask, cut=True)
 
 
-def test_encoding_comes_back() -> None:
+def test_encoding_round_trips() -> None:
     message = conversion.encoding_message(encoding(), LOADED, REWORDING)
     back = conversion.encoding_of(message, ModelReference(name="alias", revision="sha256:1"), WIDTH)
     np.testing.assert_array_equal(back.states, encoding().states)
@@ -115,7 +115,7 @@ def changed(**parts: Tensor | ModelReference) -> encoder_pb2.Encoding:
         (encoder_pb2.Encoding(model=LOADED), "encoding.states.data_type"),
     ],
 )
-def test_encoding_that_cannot_be_one_is_refused(message: encoder_pb2.Encoding, field: str) -> None:
+def test_invalid_encoding_is_refused(message: encoder_pb2.Encoding, field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         conversion.encoding_of(message, LOADED, WIDTH)
     assert caught.value.field == field
@@ -127,7 +127,7 @@ def test_encoding_of_another_model_is_refused() -> None:
         conversion.encoding_of(conversion.encoding_message(encoding(), LOADED, REWORDING), other, WIDTH)
 
 
-def test_model_that_is_asked_for_must_be_loaded() -> None:
+def test_requested_model_must_be_loaded() -> None:
     for asked in (ModelReference(), ModelReference(name="tiny"), ModelReference(revision="sha256:1"), LOADED):
         conversion.check_asked_model(asked, LOADED)
     for asked, name in (
@@ -139,7 +139,7 @@ def test_model_that_is_asked_for_must_be_loaded() -> None:
         assert caught.value.name == name
 
 
-def test_sampling_takes_the_models_where_nothing_is_set() -> None:
+def test_omitted_sampling_parameters_get_the_model_defaults() -> None:
     defaults = SamplingParameters(guidance_scale=7.5, top_k=12)
     asked = sampling_pb2.SamplingParameters(temperature=0.0, top_p=0.9)
     sampling = conversion.sampling_of(asked, defaults)
@@ -153,7 +153,7 @@ def test_sampling_out_of_range_names_the_field() -> None:
         conversion.sampling_of(asked, SamplingParameters(), "parameters.sampling")
 
 
-def test_tokens_come_back() -> None:
+def test_tokens_round_trip() -> None:
     tokens = np.array([[0, 1, 9], [2, 3, 4]], np.int32)
     messages = [conversion.tokens_message(row) for row in tokens]
     np.testing.assert_array_equal(conversion.tokens_of(messages, 3, 10, field="pictures"), tokens)
@@ -169,7 +169,7 @@ def test_tokens_come_back() -> None:
         ([0, -1, 0], "pictures[1].tokens[1]"),
     ],
 )
-def test_tokens_that_are_no_picture_are_refused(tokens: list[int], field: str) -> None:
+def test_invalid_tokens_are_refused(tokens: list[int], field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         conversion.tokens_of(
             [ImageTokens(tokens=[0] * 3), ImageTokens(tokens=tokens)], 3, 10, field="pictures"
@@ -177,12 +177,12 @@ def test_tokens_that_are_no_picture_are_refused(tokens: list[int], field: str) -
     assert caught.value.field == field
 
 
-def test_given_tokens_leave_something_to_draw() -> None:
+def test_given_tokens_must_be_fewer_than_a_picture() -> None:
     with pytest.raises(InvalidInputError, match="must be fewer than"):
         conversion.given_tokens(ImageTokens(tokens=[0, 0, 0]), 3, 10, field="given")
 
 
-def test_priorities_come_back() -> None:
+def test_priorities_round_trip() -> None:
     for priority in Priority:
         assert conversion.priority_of(conversion.priority_number(priority)) == priority
     assert conversion.priority_of(sampling_pb2.PRIORITY_UNSPECIFIED) == Priority.INTERACTIVE

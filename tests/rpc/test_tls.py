@@ -1,4 +1,4 @@
-"""TLS and mTLS with certificates made here: who is let in, who is not, and what is said of files that do not do."""
+"""TLS and mTLS with generated certificates: accepted and refused peers, and errors about unusable files."""
 
 import datetime
 import ipaddress
@@ -34,7 +34,7 @@ from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 
 @dataclass(frozen=True)
 class Identity:
-    """A certificate and its key, in memory and as files."""
+    """A certificate and its key, in memory and in files."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -43,7 +43,7 @@ class Identity:
 
 
 def make(folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1") -> Identity:
-    """Makes an identity, and writes it; its own authority if it is signed by nobody."""
+    """Creates an identity and writes its files; without `signed_by`, a certificate authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -73,7 +73,7 @@ def private(key: ec.EllipticCurvePrivateKey, encryption: KeySerializationEncrypt
 
 @dataclass(frozen=True)
 class Identities:
-    """Who there is."""
+    """The identities of the tests."""
 
     authority: Identity
     server: Identity
@@ -84,7 +84,7 @@ class Identities:
 
 
 @pytest.fixture(scope="module")
-def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     folder = tmp_path_factory.mktemp("certificates")
     authority, other = make(folder, "authority"), make(folder, "other-authority")
     return Identities(
@@ -120,32 +120,30 @@ async def call(address: str, settings: RpcSettings) -> str:
 
 
 @asynchronous
-async def test_server_proves_itself(all_of_them: Identities) -> None:
-    them = all_of_them
-    async with served(serving(them)) as (server, _):
-        assert await call(server.address, calling(them.authority)) == "hello"
+async def test_client_verifies_the_server(identities: Identities) -> None:
+    async with served(serving(identities)) as (server, _):
+        assert await call(server.address, calling(identities.authority)) == "hello"
         for wrong in (
-            calling(them.other_authority),
-            calling(None, tls=True),  # The authorities that gRPC comes with.
+            calling(identities.other_authority),
+            calling(None, tls=True),  # Trusts only the authorities that gRPC includes.
             calling(None),  # Without TLS.
-            calling(them.authority, tls_server_name="elsewhere.example"),
+            calling(identities.authority, tls_server_name="elsewhere.example"),
         ):
             with pytest.raises(UnavailableError):
                 await call(server.address, wrong)
 
 
-def test_gateways_client_takes_the_settings_of_the_environment(
-    all_of_them: Identities, monkeypatch: pytest.MonkeyPatch
+def test_client_reads_tls_settings_from_the_environment(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    them = all_of_them
-    settings = serving(them, tls_client_ca=them.authority.certificate_file)
+    settings = serving(identities, tls_client_ca=identities.authority.certificate_file)
     with served_gateway(settings) as gateway:
         with Client(gateway.address) as client, pytest.raises(UnavailableError):
             client.model()
         for variable, file in (
-            ("CA", them.authority.certificate_file),
-            ("CLIENT_CERTIFICATE", them.client.certificate_file),
-            ("CLIENT_KEY", them.client.key_file),
+            ("CA", identities.authority.certificate_file),
+            ("CLIENT_CERTIFICATE", identities.client.certificate_file),
+            ("CLIENT_KEY", identities.client.key_file),
         ):
             monkeypatch.setenv(f"SMALTI_RPC_TLS_{variable}", str(file))
         with Client(gateway.address) as client:
@@ -153,31 +151,32 @@ def test_gateways_client_takes_the_settings_of_the_environment(
 
 
 @asynchronous
-async def test_clients_prove_themselves_too(all_of_them: Identities) -> None:
-    them = all_of_them
-    settings = serving(them, tls_client_ca=them.authority.certificate_file, health_port=0)
+async def test_server_verifies_clients(identities: Identities) -> None:
+    settings = serving(identities, tls_client_ca=identities.authority.certificate_file, health_port=0)
     async with served(settings) as (server, servicer):
-        assert await call(server.address, calling(them.authority, them.client)) == "hello"
-        for wrong in (calling(them.authority), calling(them.authority, them.stranger), calling(None)):
+        assert await call(server.address, calling(identities.authority, identities.client)) == "hello"
+        for wrong in (
+            calling(identities.authority),
+            calling(identities.authority, identities.stranger),
+            calling(None),
+        ):
             with pytest.raises(UnavailableError):
                 await call(server.address, wrong)
         assert servicer.calls == 1
-        # A kubelet has no certificate.
+        # The health port requires no certificate, because a kubelet has none.
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as to_health:
             check: Any = to_health.unary_unary("/grpc.health.v1.Health/Check")
             assert await check(b"") == b"\x08\x01"
 
 
 @asynchronous
-async def test_server_of_another_name_is_known_by_the_setting(
-    all_of_them: Identities, tmp_path: Path
-) -> None:
-    elsewhere = make(tmp_path, "elsewhere", signed_by=all_of_them.authority, host="192.0.2.1")
+async def test_server_name_setting_overrides_the_host(identities: Identities, tmp_path: Path) -> None:
+    elsewhere = make(tmp_path, "elsewhere", signed_by=identities.authority, host="192.0.2.1")
     settings = RpcSettings(tls_certificate=elsewhere.certificate_file, tls_key=elsewhere.key_file)
     async with served(settings) as (server, _):
         with pytest.raises(UnavailableError):
-            await call(server.address, calling(all_of_them.authority))
-        named = calling(all_of_them.authority, tls_server_name="192.0.2.1")
+            await call(server.address, calling(identities.authority))
+        named = calling(identities.authority, tls_server_name="192.0.2.1")
         assert await call(server.address, named) == "hello"
 
 
@@ -212,7 +211,7 @@ async def test_server_of_another_name_is_known_by_the_setting(
         ),
     ],
 )
-def test_file_that_cannot_be_used_is_named(changes: dict[str, str | None], line: str, tmp_path: Path) -> None:
+def test_unusable_file_is_named(changes: dict[str, str | None], line: str, tmp_path: Path) -> None:
     server = make(tmp_path, "server")
     make(tmp_path, "other")
     (tmp_path / "folder").mkdir()
@@ -228,7 +227,7 @@ def test_file_that_cannot_be_used_is_named(changes: dict[str, str | None], line:
 
 
 @asynchronous
-async def test_plaintext_leaves_the_machine_only_where_that_is_said() -> None:
+async def test_plaintext_beyond_localhost_must_be_enabled() -> None:
     with pytest.raises(
         InvalidInputError,
         match=r"^SMALTI_RPC_TLS_CERTIFICATE: is not set, so others could read the traffic",

@@ -1,6 +1,6 @@
-"""A service without an engine, for tests of the process: `python stage_process.py`.
+"""A service without an engine, for tests of the service process: `python stage_process.py`.
 
-What a job asks for is in its prompt: `sleep N` takes so many seconds, `hang` never ends, `die` lets the companion die.
+The prompt selects what a job does: `sleep N` takes N seconds, `hang` never ends, and `die` stops the background task.
 """
 
 import sys
@@ -17,14 +17,14 @@ class BackgroundTask:
     healthy = True
 
     async def start(self) -> None:
-        """Nothing has to be started."""
+        """Does nothing."""
 
     async def stop(self, grace: float) -> None:
-        """Nothing runs."""
+        """Does nothing."""
 
 
 def build(process: Process) -> Service:
-    companion = BackgroundTask()
+    background_task = BackgroundTask()
 
     def handle(delivery: Delivery) -> Iterable[Message]:
         task = delivery.message
@@ -33,7 +33,7 @@ def build(process: Process) -> Service:
         if task.prompt == "hang":
             threading.Event().wait()
         if task.prompt == "die":
-            companion.healthy = False
+            background_task.healthy = False
         if task.prompt.startswith("sleep"):
             time.sleep(float(task.prompt.split()[1]))
         return [task.done()]
@@ -42,7 +42,7 @@ def build(process: Process) -> Service:
         register=lambda server: None,
         handler=handle,
         concurrency=2,
-        background_tasks=[companion],
+        background_tasks=[background_task],
     )
 
 

@@ -1,4 +1,4 @@
-"""The thread in which an engine computes."""
+"""Tests of the thread in which an engine computes."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ def broken() -> None:
     raise MemoryError("the device is gone")
 
 
-def test_one_thing_is_computed_after_the_other(compute: ComputeThread) -> None:
+def test_tasks_run_one_at_a_time(compute: ComputeThread) -> None:
     running, most = 0, 0
 
     def count(number: int) -> int:
@@ -38,7 +38,7 @@ def test_one_thing_is_computed_after_the_other(compute: ComputeThread) -> None:
     assert most == 1
 
 
-def test_places_are_bounded(compute: ComputeThread) -> None:
+def test_permits_are_limited(compute: ComputeThread) -> None:
     with compute.permit(), compute.permit():
         with pytest.raises(OverloadedError) as caught, compute.permit():
             pass
@@ -47,7 +47,7 @@ def test_places_are_bounded(compute: ComputeThread) -> None:
         pass
 
 
-def test_what_was_taken_back_is_not_computed(compute: ComputeThread) -> None:
+def test_cancelled_task_does_not_run(compute: ComputeThread) -> None:
     go_on, computed = threading.Event(), []
     first = compute.submit(go_on.wait)
     second = compute.submit(lambda: computed.append(2))
@@ -58,7 +58,7 @@ def test_what_was_taken_back_is_not_computed(compute: ComputeThread) -> None:
     assert not computed
 
 
-def test_engine_lives_on_after_an_error_of_one_and_is_dead_after_many(compute: ComputeThread) -> None:
+def test_engine_survives_one_failure_and_is_dead_after_many(compute: ComputeThread) -> None:
     for _ in range(MAX_FAILURES - 1):
         with pytest.raises(MemoryError):
             compute.run(broken)
@@ -73,9 +73,9 @@ def test_engine_lives_on_after_an_error_of_one_and_is_dead_after_many(compute: C
         compute.run(lambda: 1)
 
 
-def test_refusals_are_no_fault_of_the_engine(compute: ComputeThread) -> None:
+def test_invalid_input_does_not_count_as_an_engine_failure(compute: ComputeThread) -> None:
     def refuse() -> None:
-        raise InvalidInputError("prompt", "is none")
+        raise InvalidInputError("prompt", "is empty")
 
     for _ in range(MAX_FAILURES + 1):
         with pytest.raises(InvalidInputError):
@@ -83,7 +83,7 @@ def test_refusals_are_no_fault_of_the_engine(compute: ComputeThread) -> None:
     assert compute.healthy
 
 
-def test_engine_that_hangs_is_given_up_and_all_who_wait_are_told() -> None:
+def test_hanging_engine_fails_running_and_waiting_tasks() -> None:
     compute = ComputeThread(max_permits=2, stall_seconds=0.05)
     go_on = threading.Event()
     running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)
@@ -95,7 +95,7 @@ def test_engine_that_hangs_is_given_up_and_all_who_wait_are_told() -> None:
     compute.close()
 
 
-def test_those_who_wait_when_it_is_closed_are_told() -> None:
+def test_closing_fails_waiting_tasks() -> None:
     compute = ComputeThread(max_permits=2, stall_seconds=60)
     go_on = threading.Event()
     running, waiting = compute.submit(go_on.wait), compute.submit(lambda: 1)

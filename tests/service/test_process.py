@@ -1,4 +1,4 @@
-"""The process of a service: how it starts, what its health says, how it ends."""
+"""A service process: start, health, drain and exit."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from smalti.queue import BrokerPublisher
 from smalti.service import failpoints
 from smalti.storage import LocalStore
 
-BARE = str(Path(__file__).with_name("stage_process.py"))
+STAGE_PROCESS = str(Path(__file__).with_name("stage_process.py"))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def service(valkey: ValkeyServer, store: LocalStore, tmp_path: Path) -> Iterator
         broker=valkey.url,
         store=store.folder.as_uri(),
         model=tmp_path,
-        command=(sys.executable, BARE),
+        command=(sys.executable, STAGE_PROCESS),
     )
     yield process
     process.close()
@@ -34,9 +34,9 @@ def service(valkey: ValkeyServer, store: LocalStore, tmp_path: Path) -> Iterator
 
 @pytest.fixture
 def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
-    made = BrokerPublisher(settings_for(valkey))
-    yield made
-    made.close()
+    broker_publisher = BrokerPublisher(settings_for(valkey))
+    yield broker_publisher
+    broker_publisher.close()
 
 
 @pytest.fixture
@@ -44,18 +44,20 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def test_it_serves_and_drains(service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore) -> None:
+def test_service_serves_and_drains(
+    service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
+) -> None:
     service.start()
     assert service.health() == SERVING
     publisher.publish(task("j1", "sleep 0.5"))
     wait_until(lambda: store.stat("begun/j1"))
     assert service.end() == 0
-    # What had begun was finished, and nothing is left.
+    # The running task was finished, and the queue is empty.
     assert [type(event) for event in events(publisher.settings)] == [StageDone]
     assert not read_all(publisher.settings, "encode.interactive")
 
 
-def test_drain_that_hangs_ends_with_the_message_in_its_queue(
+def test_hanging_drain_leaves_the_message_in_its_queue(
     service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
 ) -> None:
     service.environment = {"SMALTI_SERVICE_GRACE": "3", "SMALTI_BROKER_DRAIN": "0.5"}
@@ -66,7 +68,7 @@ def test_drain_that_hangs_ends_with_the_message_in_its_queue(
     assert len(gather(lambda: read_all(publisher.settings, "encode.interactive"), bool)) == 1
 
 
-def test_what_hangs_for_good_is_ended_with_its_stacks_in_the_log(
+def test_hanging_process_logs_its_stacks_and_exits(
     service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
 ) -> None:
     service.environment = {"SMALTI_SERVICE_GRACE": "1"}
@@ -78,7 +80,9 @@ def test_what_hangs_for_good_is_ended_with_its_stacks_in_the_log(
     assert "handle" in service.log.read_text()
 
 
-def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: BrokerPublisher) -> None:
+def test_stopped_background_task_ends_the_process(
+    service: ServiceProcess, publisher: BrokerPublisher
+) -> None:
     service.start()
     publisher.publish(task("j1", "die"))
     assert service.wait() == 1
@@ -95,7 +99,7 @@ def test_part_that_dies_ends_the_process(service: ServiceProcess, publisher: Bro
         ("SMALTI_FAILPOINTS", "encode=boom", "SMALTI_FAILPOINTS: 'encode=boom' must have "),
     ],
 )
-def test_setting_that_cannot_be_used_is_one_line(
+def test_invalid_setting_is_reported_in_one_line(
     service: ServiceProcess, variable: str, value: str, problem: str
 ) -> None:
     service.environment = {variable: value, "SMALTI_LOG_LEVEL": "error"}
@@ -105,7 +109,7 @@ def test_setting_that_cannot_be_used_is_one_line(
     assert done.stderr.count("\n") == 1
 
 
-def test_failpoints_are_read() -> None:
+def test_failpoints_are_parsed() -> None:
     failpoint = failpoints.parse("decode.after-read=sleep:1.5@2?prompt=a cat")
     assert (failpoint.point, failpoint.action, failpoint.seconds) == ("decode.after-read", "sleep", 1.5)
     assert [failpoint.concerns({"prompt": prompt}) for prompt in ("a cat sleeps", "a dog")] == [True, False]
@@ -114,6 +118,6 @@ def test_failpoints_are_read() -> None:
         failpoints.parse("decode.after-read=explode")
 
 
-def test_failpoint_counts_over_all_processes(tmp_path: Path) -> None:
+def test_failpoint_count_is_shared_by_all_processes(tmp_path: Path) -> None:
     first, second = (failpoints.parse("rank.before-write=kill@2") for _ in range(2))
     assert [each.take(tmp_path) for each in (first, second, first, second)] == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""The telemetry of a service's process."""
+"""Telemetry of a service process."""
 
 import pytest
 import structlog
@@ -18,7 +18,7 @@ def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
     engine = pipeline.generator
     prompt = pipeline.encoder.unconditional
     candidates = [Candidate(1, index, SamplingParameters()) for index in range(3)]
-    engine.generate(prompt, candidates)  # What is not compiled yet is now.
+    engine.generate(prompt, candidates)  # Compiles what is not compiled yet.
     telemetry = Telemetry(Metrics("generator"))
     telemetry.watch_engine(engine)
     engine.observer = telemetry.engine_observer
@@ -38,7 +38,7 @@ def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
     telemetry.close()
 
 
-def test_compute_thread_has_the_context_of_the_caller() -> None:
+def test_compute_thread_runs_in_the_context_of_the_caller() -> None:
     with recording() as (collector, traced):
         compute = ComputeThread(max_permits=1, stall_seconds=WAIT)
         for job in ("one", "two"):

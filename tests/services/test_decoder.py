@@ -1,4 +1,4 @@
-"""The decoder's calls, in this process, and what is read of pictures from outside."""
+"""The decoder's calls, in this process, and reading of pictures from outside."""
 
 import asyncio
 import io
@@ -48,7 +48,7 @@ def register(servicer: DecoderServicer) -> Register:
 
 
 def file(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """Returns a picture as a file: its left half is blue, the right half red; or see-through, where it can be."""
+    """Returns a picture as a file. Its left half is blue; its right half is red, or transparent in mode RGBA."""
     image = Image.new(mode, (width, height), "blue")
     image.paste((0, 0, 0, 0) if mode == "RGBA" else (255, 0, 0), (width // 2, 0, width, height))
     buffer = io.BytesIO()
@@ -87,7 +87,7 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
 
 
 @asynchronous
-async def test_picture_becomes_the_tokens_of_its_middle(
+async def test_image_is_cropped_to_its_centre_and_encoded(
     servicer: DecoderServicer, pipeline: Pipeline
 ) -> None:
     async with called(register(servicer)) as channel:
@@ -99,7 +99,7 @@ async def test_picture_becomes_the_tokens_of_its_middle(
 
 
 @asynchronous
-async def test_model_without_an_encoder_decodes_and_says_what_it_cannot(
+async def test_model_without_an_image_encoder_only_decodes(
     tiny: ModelFolder, pipeline: Pipeline, compute: ComputeThread
 ) -> None:
     vqgan = pipeline.decoder.vqgan
@@ -116,7 +116,7 @@ async def test_model_without_an_encoder_decodes_and_says_what_it_cannot(
 
 
 @asynchronous
-async def test_call_without_a_place_is_told_when_to_come_again(
+async def test_call_above_the_limit_gets_a_retry_delay(
     servicer: DecoderServicer, compute: ComputeThread
 ) -> None:
     go_on = threading.Event()
@@ -142,16 +142,16 @@ def test_transparency_becomes_white() -> None:
     assert image.getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_picture_lies_as_its_camera_held_it() -> None:
+def test_exif_orientation_is_applied() -> None:
     turned = Image.new("RGB", (4, 2), "blue")
     exif = turned.getexif()
-    exif[0x0112] = 6  # To be turned by a quarter.
+    exif[0x0112] = 6  # Rotated by 90 degrees.
     buffer = io.BytesIO()
     turned.save(buffer, "JPEG", exif=exif)
     assert read_image(buffer.getvalue(), "image").size == (2, 4)
 
 
-def test_square_is_the_middle_and_one_of_that_size_stays_as_it_is() -> None:
+def test_square_crops_to_the_centre_and_keeps_the_right_size() -> None:
     image = read_image(file(8, 8), "image")
     assert square(image, 8).tobytes() == image.tobytes()
     wide = Image.new("RGB", (24, 8), "green")

@@ -39,7 +39,7 @@ def compute() -> Iterator[ComputeThread]:
 
 @pytest.fixture
 def servicer(worded: ModelFolder, pipeline: Pipeline, compute: ComputeThread) -> EncoderServicer:
-    """Serves the tiny model's encoder with the words of a small world."""
+    """Serves the tiny model's encoder with a closed vocabulary."""
     model = model_reference(worded.name, worded.revision)
     return EncoderServicer(
         engine=pipeline.encoder, compute=compute, rewriter=Rewriter.load(worded.words_file), model=model
@@ -51,7 +51,7 @@ def register(servicer: EncoderServicer) -> Register:
 
 
 @asynchronous
-async def test_prompt_is_encoded_as_it_is_read(
+async def test_effective_prompt_is_encoded(
     servicer: EncoderServicer, worded: ModelFolder, pipeline: Pipeline
 ) -> None:
     async with called(register(servicer)) as channel:
@@ -70,7 +70,7 @@ async def test_prompt_is_encoded_as_it_is_read(
 
 
 @asynchronous
-async def test_unconditional_encoding_is_that_of_the_generator(
+async def test_unconditional_encoding_matches_the_generator(
     servicer: EncoderServicer, tiny: ModelFolder, pipeline: Pipeline
 ) -> None:
     request = EncodeRequest()
@@ -100,7 +100,7 @@ async def test_bad_requests_name_their_fields(servicer: EncoderServicer) -> None
             await answer(stub.Encode(EncodeRequest(prompt="a cat", model=ModelReference(name="mega"))))
 
 
-def test_message_is_handled_and_its_reading_is_told_even_where_it_was_encoded_before(
+def test_reading_is_reported_even_when_the_encoding_exists(
     worded: ModelFolder, compute: ComputeThread
 ) -> None:
     process, spec = bare_process(), ModelSpec.load(worded)

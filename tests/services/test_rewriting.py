@@ -1,4 +1,4 @@
-"""The prompt is rewritten once for a job, by the encoder, and the other stages use what it passes on."""
+"""The encoder rewrites the prompt once for a job, and the other stages use its result."""
 
 import io
 import threading
@@ -33,7 +33,7 @@ CHUNKS = tuple(Chunk(chunk=chunk, candidates=tuple(range(4 * chunk, 4 * chunk + 
 
 
 class CountingRewriter(Rewriter):
-    """Remembers the prompts that it has rewritten."""
+    """Records the prompts that it rewrites."""
 
     def __init__(self, words: Any) -> None:
         super().__init__(words)
@@ -67,7 +67,7 @@ class Stages:
         }
 
     def run(self, first: EncodeTask) -> list[Event]:
-        """Handles a task and all that follow from it; returns the events."""
+        """Handles a task and all tasks that follow from it; returns the events."""
         waiting: deque[Message] = deque([first])
         events: list[Event] = []
         while waiting:
@@ -75,7 +75,7 @@ class Stages:
             if isinstance(message, Event):
                 events.append(message)
                 continue
-            # As a worker of another process receives it.
+            # Serialized, as a worker in another process receives it.
             received = parse(message.to_json())
             waiting += self.handlers[message.stage_queue](Delivery(received, threading.Event()))
         return events
@@ -137,7 +137,7 @@ def test_prompt_is_rewritten_once_for_a_job(stages: Stages, asked: EncodeTask) -
     for index in range(16):
         with Image.open(io.BytesIO(stages.objects("rewritten")[f"candidates/{index}.png"])) as image:
             assert f'"drawn": "{reading.effective_prompt}"' in image.info["smalti"]
-    # Objects that are there already do not hold the words of the prompt.
+    # The existing objects do not contain the reading of the prompt, so the encoder rewrites it again.
     again = stages.run(asked)
     assert all(event.skipped for event in again if isinstance(event, StageDone))
     assert [event.reading for event in again if isinstance(event, StageDone) and event.reading] == [reading]

@@ -1,4 +1,4 @@
-"""The four stages as processes: through the queue and over gRPC they draw what the pipeline draws."""
+"""The four stages as processes: through the queue and over gRPC they give the same pictures as the pipeline."""
 
 import io
 import time
@@ -60,12 +60,12 @@ def services(valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> Iterator[
         made = {name: process(name, valkey, s3, tiny) for name in SERVICES}
         for each in made.values():
             stack.callback(each.close)
-            each.launch()  # All at once: importing takes most of the time.
+            each.launch()  # All in parallel, because imports take most of the time.
         for each in made.values():
             each.wait_until_ready()
         yield made
         for each in made.values():
-            each.tell()  # All at once here as well.
+            each.tell()  # All in parallel as well.
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
     return EncodeTask(**{**fields, **changes})
 
 
-def told(publisher: BrokerPublisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
-    """Reads the events until they are enough, or one says that something has failed."""
+def read_events(publisher: BrokerPublisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
+    """Reads events until `enough` returns true; fails on a `Failed` event."""
     found = gather(
         lambda: events(publisher.settings),
         lambda found: enough(found) or any(isinstance(event, Failed) for event in found),
@@ -126,7 +126,7 @@ def objects(store: ObjectStore, job: str) -> dict[str, bytes]:
     return {info.key: store.get(info.key) for info in store.objects(f"jobs/{job}/")}
 
 
-def test_queue_draws_what_the_pipeline_draws(
+def test_queue_gives_the_pictures_of_the_pipeline(
     services: dict[str, ServiceProcess],
     publisher: BrokerPublisher,
     store: ObjectStore,
@@ -135,7 +135,7 @@ def test_queue_draws_what_the_pipeline_draws(
     tmp_path: Path,
 ) -> None:
     publisher.publish(task(tiny, "whole"))
-    found = told(publisher, ranked(2))
+    found = read_events(publisher, ranked(2))
     keys = JobKeys("whole")
     scores = [
         picture
@@ -153,7 +153,7 @@ def test_queue_draws_what_the_pipeline_draws(
         file = tmp_path / "picture.png"
         file.write_bytes(content)
         assert load_drawing(file) == picture.drawing.model_copy(update={"score": None})
-    # Each stage told the gateway of each chunk, and where its objects are.
+    # Each stage reported each chunk and its objects to the gateway.
     done = [event for event in found if isinstance(event, StageDone)]
     assert sorted((event.stage.value, event.chunk) for event in done if event.chunk is not None) == [
         (stage, chunk) for stage in ("decode", "generate", "rank") for chunk in (0, 1)
@@ -164,25 +164,25 @@ def test_queue_draws_what_the_pipeline_draws(
     assert {ref.key for event in done for ref in event.objects} == set(objects(store, "whole"))
 
 
-def test_same_work_again_is_skipped_and_same_objects_again_have_the_same_bytes(
+def test_repeated_work_is_skipped_or_gives_the_same_bytes(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     asked = task(tiny, "again")
     publisher.publish(asked)
-    told(publisher, ranked(2))
+    read_events(publisher, ranked(2))
     first = objects(store, "again")
     publisher.publish(asked)
-    found = told(publisher, ranked(2))
+    found = read_events(publisher, ranked(2))
     assert all(event.skipped for event in found if isinstance(event, StageDone))
     store.delete(*first)
     publisher.publish(asked)
-    found = told(publisher, ranked(2))
+    found = read_events(publisher, ranked(2))
     assert not any(event.skipped for event in found if isinstance(event, StageDone))
     assert objects(store, "again") == first
 
 
 @pytest.mark.parametrize("damage", ["missing", "other content", "no picture"])
-def test_object_that_is_missing_or_damaged_is_made_again(
+def test_missing_or_damaged_object_is_recreated(
     services: dict[str, ServiceProcess],
     publisher: BrokerPublisher,
     store: ObjectStore,
@@ -191,7 +191,7 @@ def test_object_that_is_missing_or_damaged_is_made_again(
 ) -> None:
     job = damage.replace(" ", "-")
     publisher.publish(task(tiny, job, chunks=CHUNKS[:1]))
-    found = told(publisher, ranked(1))
+    found = read_events(publisher, ranked(1))
     whole, keys = objects(store, job), JobKeys(job)
     decoded = next(event for event in found if _is(event, Stage.DECODE))
     assert isinstance(decoded, StageDone)
@@ -209,24 +209,24 @@ def test_object_that_is_missing_or_damaged_is_made_again(
         store.delete(keys.scores(0))
         pictures = [*decoded.objects[:3], store.put(decoded.objects[3].key, b"this is no picture")]
         publisher.publish(again.next(tuple(pictures)))
-    found = told(publisher, ranked(1))
+    found = read_events(publisher, ranked(1))
     assert objects(store, job) == whole
-    # It went back to the start once, which counts as an attempt.
+    # The work was restarted once, which counts as an attempt.
     assert {event.attempt for event in found if _is(event, Stage.RANK)} == {2}
 
 
-def test_work_that_is_done_is_passed_on_though_what_it_was_made_of_is_gone(
+def test_finished_work_is_passed_on_without_its_inputs(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     publisher.publish(task(tiny, "done", chunks=CHUNKS[:1]))
-    told(publisher, ranked(1))
+    read_events(publisher, ranked(1))
     keys = JobKeys("done")
     whole = objects(store, "done")
     tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
     carried = task(tiny, "done", chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
     store.delete(keys.encoding, keys.tokens(0))
     publisher.publish(DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens))
-    found = told(publisher, ranked(1))
+    found = read_events(publisher, ranked(1))
     assert [(event.stage, event.skipped) for event in found if isinstance(event, StageDone)] == [
         (Stage.DECODE, True),
         (Stage.RANK, True),
@@ -238,7 +238,7 @@ def test_work_that_is_done_is_passed_on_though_what_it_was_made_of_is_gone(
     } == whole
 
 
-def test_object_that_is_lost_each_time_comes_to_an_end(
+def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, tiny: ModelFolder
 ) -> None:
     carried = task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
@@ -252,7 +252,7 @@ def test_object_that_is_lost_each_time_comes_to_an_end(
     assert len(read_all(publisher.settings, "generate.dead")) == 1
 
 
-def test_work_of_another_model_or_of_a_cancelled_job_is_refused(
+def test_task_for_another_model_or_a_cancelled_job_is_refused(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     publisher.publish(task(tiny, "other", revision="sha256:" + "0" * 64))
@@ -267,7 +267,7 @@ def test_work_of_another_model_or_of_a_cancelled_job_is_refused(
     assert not objects(store, "other")
 
 
-def test_calls_draw_what_the_pipeline_draws(
+def test_calls_give_the_pictures_of_the_pipeline(
     services: dict[str, ServiceProcess], tiny: ModelFolder, expected: list[LocalPicture]
 ) -> None:
     with ExitStack() as stack:
@@ -292,7 +292,7 @@ def test_calls_draw_what_the_pipeline_draws(
         assert [len(each.tokens) for each in encoded.pictures] == [16, 16]
 
 
-def test_each_is_well_and_describes_its_engine(
+def test_each_service_is_healthy_and_describes_its_engine(
     services: dict[str, ServiceProcess], tiny: ModelFolder
 ) -> None:
     for stage, (name, service) in enumerate(services.items(), 1):
