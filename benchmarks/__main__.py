@@ -1,12 +1,12 @@
-"""Measures the generator and the decoder, beside min-dalle where it is installed, and the way through the system.
+"""Measures the generator and the decoder, compared with min-dalle if it is installed, and the overhead of the system.
 
-    python -m benchmarks                                  the whole table: half an hour on two cores
+    python -m benchmarks                                  the whole table; half an hour on two cores
     python -m benchmarks --parts tokens single            some of it
-    python -m benchmarks --write docs/performance.md      keeps the table in that page
+    python -m benchmarks --write docs/performance.md      writes the table into this page
     python -m benchmarks --variants                       the generator with other numbers of blocks
-    python -m benchmarks --quick                          tiny shapes, to see that it runs
+    python -m benchmarks --quick                          tiny shapes, to check that it runs
 
-Nothing else may compute meanwhile; how much of the cores others took stands under the table.
+Nothing else may compute at the same time; the share of the cores that other processes used is below the table.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PICTURES = 9
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how long."""
+    """The sizes and durations of the measurements."""
 
     config: DalleBartConfig
     vqgan: VQGANConfig
@@ -51,12 +51,13 @@ class Plan:
     peer_steps: int
     peer_pictures: int
     batches: float
-    """How long requests arrive at random, in times of a full batch."""
+    """Duration of the random requests, in multiples of the time of a full batch."""
     load: system.Load
-    """Of the way through the system."""
+    """Load for measuring the overhead of the system."""
     square: int
-    """The side of the matrices, and below the bytes that are read, to find the machine's limits."""
+    """Rows and columns of the matrices for measuring the machine's limits."""
     reading: int
+    """Number of bytes to read for measuring the machine's limits."""
 
 
 QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, 256, 2**22)
@@ -70,16 +71,16 @@ def full_plan(repeats: int, peer_steps: int) -> Plan:
 
 
 class Bench:
-    """Measures the parts that are asked for; what several need is measured once."""
+    """Measures the chosen parts; measurements that several parts need are made once."""
 
     def __init__(self, plan: Plan, parts: frozenset[str]) -> None:
-        """Keeps what is to be measured."""
+        """Prepares the measurement of the given parts."""
         self.plan = plan
         self.parts = parts
         self.rows: list[Row] = []
 
     def run(self) -> None:
-        """Fills the rows."""
+        """Measures the parts and fills `rows`."""
         if self.parts & {"tokens", "arrivals"}:
             self._many()
         if "single" in self.parts:
@@ -92,7 +93,7 @@ class Bench:
             self.rows += system.measure(self.plan.load)
 
     def variants(self) -> None:
-        """Fills the rows with the time of a full batch with other numbers of blocks."""
+        """Fills `rows` with the time of a full batch for other numbers of blocks."""
         plan = self.plan
         for blocks in (1, 2, 4, 8, 16):
             with generating.engine(self._model, plan.slots, jnp.float32, blocks) as engine:
@@ -101,7 +102,7 @@ class Bench:
 
     @cached_property
     def peer(self) -> PeerTimes | None:
-        """What min-dalle takes, of all parts that compare with it."""
+        """Times of min-dalle for all parts that are compared with it; None if it is not installed."""
         config, plan = self.plan.config, self.plan
         counts = {"tokens": PICTURES, "single": 1}
         return measure_peer(
@@ -128,7 +129,7 @@ class Bench:
         return generating.random_prompt(self.plan.config)
 
     def _many(self) -> None:
-        """Several candidates in the engine as it is by default: against the peer, the machine, and random arrivals."""
+        """Measures several candidates with the default engine, and requests at random times."""
         plan = self.plan
         limits = measure_limits(jnp.float32, side=plan.square, size=plan.reading)
         with generating.engine(self._model, plan.slots, jnp.float32) as engine:
@@ -198,7 +199,7 @@ class Bench:
         self.rows.append(Row(work, str(ours), str(theirs), *compared(theirs.median / ours.median, 1.2, "x")))
 
     def _gpu(self) -> None:
-        """The mega shape where there is a GPU; what was measured elsewhere is no answer."""
+        """Measures the mega shape if there is a GPU."""
         work = "tokens of 16 candidates with guidance, mega shape, bfloat16, one GPU"
         if jax.default_backend() != "gpu":
             self.rows.append(Row(work, "no GPU here", "", "", "1 s, and at least 10x"))
@@ -237,7 +238,7 @@ class Bench:
 
 
 def facts(plan: Plan, bystanders: Bystanders) -> Mapping[str, str]:
-    """Returns what the numbers depend on."""
+    """Returns the facts on which the results depend."""
     packages = ("smalti", "jax", "jaxlib", "numpy", "torch", "min-dalle")
     versions = [f"{package} {_version(package)}" for package in packages]
     others = bystanders.share()
@@ -246,9 +247,9 @@ def facts(plan: Plan, bystanders: Bystanders) -> Mapping[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **describe_machine(),
         "versions": f"Python {platform.python_version()}, " + ", ".join(versions),
-        "times": f"the median of {plan.repeats} runs after one that is not counted (the least to the most); of "
-        f"min-dalle's tokens {plan.peer_steps} steps, times {plan.config.image_length}",
-        "other processes": f"took {others:.0%} of the cores meanwhile{verdict}",
+        "times": f"median of {plan.repeats} runs after a warm-up run (minimum to maximum); for min-dalle's tokens, "
+        f"{plan.peer_steps} steps are timed and a step counts {plan.config.image_length} times",
+        "other processes": f"used {others:.0%} of the cores during the runs{verdict}",
     }
 
 
@@ -266,14 +267,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs of each measurement")
     parser.add_argument(
-        "--peer-steps", type=int, default=32, help="steps of min-dalle's decoder that are timed"
+        "--peer-steps", type=int, default=32, help="number of timed steps of min-dalle's decoder"
     )
-    parser.add_argument("--variants", action="store_true", help="other numbers of blocks instead")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="keep the table in this page")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes: it shows nothing but that it runs")
+    parser.add_argument("--variants", action="store_true", help="measure other numbers of blocks instead")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table into this page")
+    parser.add_argument("--quick", action="store_true", help="use tiny shapes, only to check that it runs")
     options = parser.parse_args()
     plan = QUICK if options.quick else full_plan(options.repeats, options.peer_steps)
     bystanders, bench = Bystanders(), Bench(plan, frozenset(options.parts))

@@ -1,4 +1,4 @@
-"""How long an acknowledgement waits in a worker, and a free thread for its next message."""
+"""Measures how long an acknowledgement waits in a worker, and how long a free thread waits for its next message."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ def measure_acknowledgements(folder: Path, messages: int) -> Iterator[Row]:
     """Measures both on Valkey, with handlers that do nothing.
 
     Args:
-        folder: where the broker keeps its data.
-        messages: how many are sent.
+        folder: folder for the data of the broker.
+        messages: number of messages.
     """
     with ValkeyServer(folder) as server:
         settings = settings_for(server)
@@ -37,7 +37,7 @@ def measure_acknowledgements(folder: Path, messages: int) -> Iterator[Row]:
 def _work(
     settings: BrokerSettings, messages: int, *, threads: int, one_by_one: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns how long acknowledgements have waited, and the times between two handlers."""
+    """Returns the waiting times of acknowledgements, and the times between two handlers, in seconds."""
     begins: list[float] = []
     ends: list[float] = []
 
@@ -54,7 +54,7 @@ def _work(
         with consume(Stage.ENCODE, handle, concurrency=threads, publisher=publisher, settings=settings):
             for number in range(messages if one_by_one else 0):
                 publisher.publish(task(f"j{number}"))
-                wait_until(lambda: len(waits) > number)  # noqa: B023 - It is called in this turn.
+                wait_until(lambda: len(waits) > number)  # noqa: B023 - It is called in the same iteration.
             wait_until(lambda: len(waits) == messages)
     publisher.close()
     return tuple(waits), tuple(begin - end for begin, end in zip(begins[1:], ends, strict=False))
@@ -62,7 +62,7 @@ def _work(
 
 @contextmanager
 def _timed_acknowledgements() -> Iterator[list[float]]:
-    """Gives a list that gets the seconds from the moment when an acknowledgement is due to the broker's answer."""
+    """Yields a list that collects the seconds from each handler's end to the broker's answer to its acknowledgement."""
     waits: list[float] = []
     due: dict[int, float] = {}
     ask, acknowledge = DeadLetteringConsumer.call_soon_ack, DeadLetteringConsumer._acknowledge

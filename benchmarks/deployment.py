@@ -1,4 +1,4 @@
-"""The system as real processes on this machine, to be measured: broker, store, stages and gateway."""
+"""The whole system as processes on this machine: broker, store, stages and gateway."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ STAGES: Final = ("encoder", "generator", "decoder", "ranker")
 
 
 class Deployment:
-    """Runs while it is entered."""
+    """Runs the system while its context is entered."""
 
     def __init__(
         self,
@@ -26,13 +26,13 @@ class Deployment:
         idle: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts nothing yet.
+        """Prepares the processes without starting them.
 
         Args:
-            folder: where everything keeps its data and its log.
-            model: the folder of the model.
-            stages: those that run.
-            idle: the stages' engines do no work; see `benchmarks.idle`.
+            folder: folder for data and logs.
+            model: folder of the model.
+            stages: the stages to run.
+            idle: use engines that do no work (`benchmarks.idle`).
             settings: further settings of the services.
         """
         self.valkey = ValkeyServer(folder / "valkey")
@@ -51,7 +51,7 @@ class Deployment:
 
     @property
     def gateway(self) -> str:
-        """Where the gateway is called."""
+        """URL of the gateway."""
         return self.services["gateway"].url
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class Deployment:
             for name in (*self._stages, "gateway"):
                 self.services[name] = self._service(name)
                 stack.callback(self.services[name].close)
-            # Side by side: most of a start is importing.
+            # In parallel, since most of a start is importing.
             with ThreadPoolExecutor(2) as starters:
                 list(starters.map(ServiceProcess.start, self.services.values()))
             self._running = stack.pop_all()

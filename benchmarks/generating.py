@@ -1,4 +1,4 @@
-"""The generator and the decoder against the clock, with random weights: speed does not depend on what is drawn."""
+"""Timing the generator and the decoder with random weights, since speed does not depend on the weights."""
 
 import threading
 import time
@@ -21,12 +21,12 @@ from smalti.models.layers import unflatten
 from smalti.parameters import SamplingParameters
 
 SAMPLING = SamplingParameters(guidance_scale=16, temperature=1, top_k=256, top_p=1)
-"""What min-dalle draws with by default."""
+"""The defaults of min-dalle."""
 DECODER = ("model/decoder/", "lm_head/")
 
 
 def random_decoder(config: DalleBartConfig, dtype: DTypeLike) -> DalleBart:
-    """Returns a model without its encoder, its weights on the host."""
+    """Returns a model without its encoder, with random weights in the host's memory."""
     numbers = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -42,20 +42,20 @@ def random_decoder(config: DalleBartConfig, dtype: DTypeLike) -> DalleBart:
 
 
 def random_prompt(config: DalleBartConfig, seed: int = 1) -> Encoding:
-    """Returns the encoding of a prompt that is as long as prompts may be."""
+    """Returns a random encoding of a prompt of maximum length."""
     states = np.random.default_rng(seed).standard_normal((config.max_text_length, config.d_model), np.float32)
     return Encoding(states, np.ones(config.max_text_length, np.int32))
 
 
 def empty_prompt(config: DalleBartConfig) -> Encoding:
-    """Returns an encoding with two places of text, as the empty prompt has."""
+    """Returns a random encoding with two positions of text, like that of the empty prompt."""
     mask = (np.arange(config.max_text_length) < 2).astype(np.int32)
     return Encoding(random_prompt(config, 0).states, mask)
 
 
 @contextmanager
 def engine(model: DalleBart, slots: int, dtype: DTypeLike, blocks: int = BLOCKS) -> Iterator[GeneratorEngine]:
-    """Makes an engine and compiles its programs; closes it at the end."""
+    """Yields an engine with compiled programs, and closes it at the end."""
     batch = DecodeBatch(model, empty_prompt(model.config), slots=slots, dtype=dtype, blocks=blocks)
     made = GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600)
     made.start()
@@ -65,7 +65,7 @@ def engine(model: DalleBart, slots: int, dtype: DTypeLike, blocks: int = BLOCKS)
 
 
 def time_tokens(made: GeneratorEngine, prompt: Encoding, candidates: int, repeats: int) -> Times:
-    """Draws all tokens of so many candidates of one prompt."""
+    """Times the generation of all tokens for a number of candidates of one prompt."""
     wanted = [Candidate(1, index, SAMPLING) for index in range(candidates)]
     return measure(lambda: made.generate(prompt, wanted), repeats)
 
@@ -73,16 +73,16 @@ def time_tokens(made: GeneratorEngine, prompt: Encoding, candidates: int, repeat
 def arrival_rate(
     made: GeneratorEngine, config: DalleBartConfig, batch_seconds: float, batches: float
 ) -> float:
-    """Draws requests of 1 to 9 candidates that arrive at random, each with a prompt of its own.
+    """Generates requests of 1 to 9 candidates that arrive at random times, each with its own prompt.
 
-    They arrive as a Poisson process, a third more of them than the engine can draw. None wait at the beginning, so that
-    slots are filled one after the other and stand at different places from then on.
+    They arrive as a Poisson process, with a third more candidates than the engine can generate. No requests wait at the
+    beginning, so that slots are filled one after the other and are at different positions from then on.
 
     Args:
         made: the engine, idle.
-        config: the model's sizes.
-        batch_seconds: the time of one full batch.
-        batches: how long it is measured, in times of a full batch, after two such times to fill the slots.
+        config: configuration of the model.
+        batch_seconds: time of one full batch.
+        batches: duration of the measurement, in multiples of `batch_seconds`, after two more to fill the slots.
 
     Returns:
         Tokens per second.
@@ -101,7 +101,7 @@ def arrival_rate(
         try:
             for run in handle.runs():
                 drawn.append((time.perf_counter(), len(run.tokens)))
-        except Exception:  # What is left at the end is cancelled.
+        except Exception:  # Requests that run at the end are cancelled.
             if time.perf_counter() < last:
                 raise
 
@@ -127,23 +127,23 @@ def arrival_rate(
 
 
 def step_work(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> tuple[float, float]:
-    """Returns the operations and the bytes that a step of all slots needs on average over a picture.
+    """Returns the number of operations and bytes that a step of all slots needs, averaged over a picture.
 
-    Counted are the decoder's products and attention with their weights, keys and values, each read once; not what is
-    written, the embeddings, the norms, or the drawing.
+    Counts the decoder's products and attention with their weights, keys and values, each read once; without writes,
+    embeddings, norms and sampling.
     """
     d_model, rows = config.d_model, 2 * slots
     layer = 6 * d_model**2 + 3 * d_model * config.decoder_ffn_dim
     weights = config.decoder_layers * layer + d_model * config.decoder_start_token_id
-    places = (config.image_length + 1) / 2
-    self_attention = rows * places
+    positions = (config.image_length + 1) / 2
+    self_attention = rows * positions
     cross_attention = slots * config.max_text_length
     attended = 2 * config.decoder_layers * d_model * (self_attention + cross_attention)
     return 2 * weights * rows + 2 * attended, (weights + attended) * jnp.dtype(dtype).itemsize
 
 
 def time_decode(config: vqgan.VQGANConfig, pictures: int, repeats: int) -> Times:
-    """Decodes so many pictures with a VQGAN of random weights."""
+    """Times the decoding of pictures with a VQGAN of random weights."""
     numbers = np.random.default_rng(0)
     shapes = vqgan.parameter_shapes(config)
     weights = {

@@ -1,6 +1,6 @@
-"""A stage whose engine does no work: `python -m benchmarks.idle encoder`. All else is that of the real service.
+"""Services whose engine does no work: `python -m benchmarks.idle encoder`. Everything else is the real service.
 
-It reads what its stage reads, and writes as many objects as its stage writes, with nothing in them that was computed.
+They read the same objects as the real stage and write the same number of objects, with constant content.
 """
 
 import io
@@ -23,7 +23,7 @@ from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 
 CONCURRENCY: Final = {"encoder": 4, "generator": 6, "decoder": 2, "ranker": 4}
-"""Messages at the same time, as many as the real services have."""
+"""Concurrent messages, as in the real services."""
 
 
 class IdleEncode(StageHandler[EncodeTask, None]):
@@ -32,7 +32,7 @@ class IdleEncode(StageHandler[EncodeTask, None]):
     stage = Stage.ENCODE
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
-        """Makes the encoding."""
+        """Prepares the encoding."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         config = spec.transformer
         states = np.zeros((config.max_text_length, config.d_model), np.float32)
@@ -57,12 +57,12 @@ class IdleEncode(StageHandler[EncodeTask, None]):
 
 
 class IdleGenerate(StageHandler[GenerateTask, Encoding]):
-    """Draws the same token everywhere."""
+    """Writes tokens that are all zero."""
 
     stage = Stage.GENERATE
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
-        """Takes the sizes of what it draws."""
+        """Keeps the sizes of the model."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
 
@@ -89,7 +89,7 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
     stage = Stage.DECODE
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
-        """Makes the picture."""
+        """Prepares the picture."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
         file = io.BytesIO()
@@ -115,12 +115,12 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
 
 
 class IdleRank(StageHandler[RankTask, list[bytes]]):
-    """Gives each candidate its index as its score."""
+    """Uses the index of each candidate as its score."""
 
     stage = Stage.RANK
 
     def __init__(self, process: Process, spec: ModelSpec, cancellations: Cancellations) -> None:
-        """Takes the sizes of the pictures."""
+        """Keeps the size of the pictures."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._side = spec.resolution
 
@@ -163,7 +163,7 @@ STAGES: Final[
 
 
 def main(name: str) -> int:
-    """Runs the stage of a service until it is told to end."""
+    """Runs an idle service until it is stopped; returns the exit code."""
     stage, kind = STAGES[name]
 
     def build(process: Process) -> Service:

@@ -1,10 +1,10 @@
 """Measures how much memory loading a checkpoint takes, as a multiple of the size of its files.
 
-Writes weights with the shapes of DALL·E mini in each format into a temporary folder. For each, and each of
-three actions, a process of its own prints the peak of its memory (VmHWM, which counts the pages of mapped
-files too) above what it had before the action began: "load" reads all tensors into the host's memory,
-"convert" writes them again as `model.safetensors`, "model" loads them onto JAX's device, which on a CPU is
-the same memory. With the default size, 15 layers where DALL·E mini has 12, the file has 2 GB.
+Writes weights with the shapes of DALL·E mini in each format into a temporary folder. For each format and each of three
+actions, a separate process prints its peak memory (VmHWM, which includes the pages of mapped files) minus its memory
+before the action: "load" reads all tensors into the host's memory, "convert" writes them as `model.safetensors`, and
+"model" loads them onto JAX's device, which on a CPU is the same memory. With the default of 15 layers (DALL·E mini has
+12), the file has 2 GB.
 
     python benchmarks/loading_memory.py
     python benchmarks/loading_memory.py --d-model 256 --layers 6 --json
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=15)
     parser.add_argument("--formats", nargs="*", choices=list(WRITERS), default=list(WRITERS))
     parser.add_argument("--actions", nargs="*", choices=ACTIONS, default=ACTIONS)
-    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary files")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each line of the table"
     )
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def sizes(d_model: int, layers: int) -> dict[str, int]:
-    """Returns DALL·E mini's configuration, but for the width and the number of layers."""
+    """Returns DALL·E mini's configuration with another width and number of layers."""
     width = d_model * 8 // 3
     layer_sizes = {"encoder_layers": layers, "decoder_layers": layers}
     return {"d_model": d_model, "encoder_ffn_dim": width, "decoder_ffn_dim": width} | layer_sizes
@@ -78,17 +78,17 @@ def parameter_shapes(d_model: int, layers: int) -> dict[str, Shape]:
 
 
 def run_apart(action: str, folder: Path) -> dict[str, Any]:
-    """Measures in a fresh process, so that its peak is that of the action alone."""
+    """Measures in a new process, so that its peak is that of the action."""
     command = [sys.executable, __file__, "--measure", action, str(folder)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return result
 
 
 def measure(action: str, folder: Path) -> dict[str, Any]:
-    """Does one of the actions with the weights of a folder, and returns what it took."""
+    """Runs an action on the weights of a folder; returns its memory and time."""
     shapes = {name: tuple(shape) for name, shape in json.loads((folder / "shapes.json").read_text()).items()}
     weights = [path for path in folder.iterdir() if path.suffix != ".json"]
-    # The libraries' own size is no part of the loading.
+    # The memory of the libraries does not count.
     if any(path.suffix == ".pt" for path in weights):
         import torch  # noqa: F401
     if action == "model":
@@ -113,7 +113,7 @@ def measure(action: str, folder: Path) -> dict[str, Any]:
 
 
 def memory(field: str) -> int:
-    """Returns a figure of this process's memory in bytes."""
+    """Returns a field of this process's memory status, in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
@@ -132,7 +132,7 @@ def report(form: str, result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def draw(shape: Shape, dtype: type = np.float32) -> np.ndarray:
-    """Draws numbers; a file of zeros could be sparse."""
+    """Returns random numbers, since a file of zeros could be sparse."""
     return np.random.default_rng(0).random(shape, np.float32).astype(dtype, copy=False)
 
 
@@ -143,7 +143,7 @@ def write_own(folder: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def write_msgpack(folder: Path, shapes: Mapping[str, Shape], table: NameTable) -> None:
-    """Writes `flax_model.msgpack` as Flax does, but one tensor after the other."""
+    """Writes `flax_model.msgpack` as Flax does, but one tensor at a time."""
     tree: dict[str, Any] = {}
     for name, shape in their_shapes(shapes, table).items():
         node = tree
@@ -171,7 +171,7 @@ def write_map(file: BinaryIO, tree: Mapping[str, Any]) -> None:
 
 
 def write_torch(folder: Path, shapes: Mapping[str, Shape]) -> None:
-    """Writes `encoder.pt` and `decoder.pt` in float16, as min-dalle has them."""
+    """Writes `encoder.pt` and `decoder.pt` in float16, as in min-dalle."""
     import torch
 
     for stem, prefixes in (("encoder", ("model/encoder/",)), ("decoder", ("model/decoder/", "lm_head/"))):
@@ -184,7 +184,7 @@ def write_torch(folder: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def their_shapes(shapes: Mapping[str, Shape], table: NameTable) -> dict[str, Shape]:
-    """Returns the names and shapes of a format that may keep layers apart and kernels transposed."""
+    """Returns the names and shapes in a format that may have separate layers and transposed kernels."""
     return {name: spelling.shape for spelling in table.spell(shapes).values() for name in spelling.names}
 
 

@@ -1,4 +1,4 @@
-"""Times with their spread, and what the machine itself can do at best."""
+"""Times with their spread, and the limits of the machine."""
 
 import os
 import statistics
@@ -17,13 +17,13 @@ from smalti.models.layers import precision
 
 @dataclass(frozen=True)
 class Times:
-    """How long the same work took, several times, in seconds."""
+    """Times of several runs of the same work, in seconds."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median, in seconds."""
         return statistics.median(self.seconds)
 
     def scaled(self, factor: float) -> "Times":
@@ -31,17 +31,17 @@ class Times:
         return Times(tuple(factor * each for each in self.seconds))
 
     def __str__(self) -> str:
-        least, most = min(self.seconds), max(self.seconds)
-        return f"{format_seconds(self.median)} ({format_seconds(least)} to {format_seconds(most)})"
+        lowest, highest = min(self.seconds), max(self.seconds)
+        return f"{format_seconds(self.median)} ({format_seconds(lowest)} to {format_seconds(highest)})"
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns seconds with three digits that count, in milliseconds where they are few."""
+    """Returns a time with three significant digits, in milliseconds below one second."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def measure(work: Callable[[], object], repeats: int) -> Times:
-    """Does the work once to warm up, then `repeats` times against the clock."""
+    """Runs the work once to warm up, then times `repeats` runs."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -53,30 +53,30 @@ def measure(work: Callable[[], object], repeats: int) -> Times:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine reaches at best, in JAX, on work that does nothing else."""
+    """The highest rates that the machine reaches with JAX."""
 
     operations: float
-    """Of a large matrix product, in 1/s; a multiplication and an addition are two."""
+    """Operations per second in a large matrix product; a multiplication and an addition are two operations."""
     bandwidth: float
-    """Of reading a large array, in bytes/s."""
+    """Bytes per second when a large array is read."""
 
     def floor(self, operations: float, size: float) -> float:
-        """Returns the seconds that work cannot be faster than: as if its operations hid all reading, or the reverse."""
+        """Returns the minimum time of work in seconds, if it overlaps all its operations with all its reads."""
         return max(operations / self.operations, size / self.bandwidth)
 
 
 def measure_limits(dtype: DTypeLike, *, side: int, size: int) -> Limits:
-    """Measures both limits; the best of several runs counts.
+    """Measures both limits as the best of several runs.
 
     Args:
         dtype: the type to compute in.
-        side: of the square matrices.
-        size: of the array that is read, in bytes; well above the processor's cache.
+        side: rows and columns of the matrices.
+        size: size of the array that is read, in bytes; must be well above the processor's cache.
     """
     square = jnp.ones((side, side), dtype)
     array = jnp.ones(size // jnp.dtype(dtype).itemsize, dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, precision=precision(dtype)))
-    # A sum in float32 of each of many rows: all cores read, and nothing is written.
+    # A sum in float32 over each of many rows, so that all cores read and almost nothing is written.
     total = jax.jit(lambda a: a.reshape(1024, -1).astype(jnp.float32).sum(axis=1))
 
     def best(function: Any, argument: Any) -> float:
@@ -86,18 +86,18 @@ def measure_limits(dtype: DTypeLike, *, side: int, size: int) -> Limits:
 
 
 class Bystanders:
-    """How much of the cores other processes take meanwhile: times measured beside them mean little."""
+    """Measures the share of the cores that other processes use; if it is large, times are not meaningful."""
 
     def __init__(self) -> None:
         self._begin = self._read()
 
     def share(self) -> float:
-        """Returns the share of all cores that others have used since this object was made, 0 to 1."""
+        """Returns the share of all cores that other processes have used since this object was made, 0 to 1."""
         busy, total, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
         return max(0.0, busy - own) / total if total else 0.0
 
     def _read(self) -> tuple[float, float, float]:
-        """Returns seconds since the start: all cores busy, all cores in all, and this process with its children."""
+        """Returns processor seconds since boot: busy, total, and those of this process and its children."""
         fields = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
         ticks = os.sysconf("SC_CLK_TCK")
         idle = fields[3] + fields[4]
@@ -107,7 +107,7 @@ class Bystanders:
 
 
 def describe_machine() -> dict[str, str]:
-    """Returns what a reader has to know of the machine."""
+    """Returns the facts about the machine on which results depend."""
     cpu = next(
         (
             line.partition(":")[2].strip()

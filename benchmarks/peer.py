@@ -1,8 +1,8 @@
-"""What the package min-dalle takes for the same work, with random weights of the same shapes.
+"""Timing the package min-dalle on the same work, with random weights of the same shapes.
 
-It runs in a process of its own, so that neither library's threads get in the other's way, and prints one line of JSON.
-It is no dependency of Smalti; `INSTALL` is how to get it. Every step of it costs the same: it attends over all
-positions at each, so that some of them stand for all.
+It runs in a separate process, so that the threads of the two libraries do not interfere, and prints one line of JSON.
+min-dalle is not a dependency of Smalti; `INSTALL` installs it. All its steps take the same time, since each attends
+over all positions, so only some of them are timed.
 """
 
 import json
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "0.4.11"
-# Without its dependencies, so that it leaves the installed torch alone.
+# Without its dependencies, so that the installed torch is kept.
 INSTALL = f"pip install --no-deps min-dalle=={VERSION} && pip install emoji requests"
 MISSING = 3
-"""The exit status where the package is not installed."""
+"""The exit code if the package is not installed."""
 
 
 @dataclass(frozen=True)
 class PeerWork:
-    """What is measured, and the sizes of the model."""
+    """The work to measure, and the sizes of the model."""
 
     d_model: int
     layers: int
@@ -32,24 +32,24 @@ class PeerWork:
     text_length: int
     candidates: tuple[int, ...]
     steps: int
-    """How many steps of the decoder are timed."""
+    """Number of timed steps of the decoder."""
     pictures: int
-    """How many pictures the VQGAN decodes; its shape is always the published one. 0: none."""
+    """Number of pictures that the VQGAN decodes, or 0 for none; its shape is always the published one."""
     repeats: int
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class PeerTimes:
-    """What it took, in seconds."""
+    """The times of min-dalle, in seconds."""
 
     steps: dict[int, list[float]]
-    """By the number of candidates, one step of the decoder."""
+    """Times of single steps of the decoder, by the number of candidates."""
     decodes: list[float]
 
 
 def measure_peer(work: PeerWork) -> PeerTimes | None:
-    """Measures min-dalle in a process of its own; returns None where it is not installed."""
+    """Measures min-dalle in a separate process; returns None if it is not installed."""
     command = [sys.executable, "-m", "benchmarks.peer", json.dumps(asdict(work))]
     folder = Path(__file__).parent.parent
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=folder)
@@ -88,16 +88,16 @@ def _measure(work: PeerWork) -> PeerTimes:
 
 
 def _time_steps(torch: Any, decoder: Any, work: PeerWork, count: int, dtype: Any) -> list[float]:
-    """Draws the first tokens as `MinDalle.generate_raw_image_stream` does."""
-    places = {"device": work.device}
-    encoder_state = torch.randn(2 * count, work.text_length, work.d_model, dtype=dtype, **places)
-    attention_mask = torch.ones(2 * count, 1, 1, work.text_length, dtype=torch.bool, **places)
-    attention_state = torch.zeros(work.layers, 4 * count, 256, work.d_model, dtype=dtype, **places)
-    tokens = torch.full((count, 257), work.vocabulary - 1, **places)
-    indices = torch.arange(256, **places)
-    settings = torch.tensor([1.0, min(256, work.vocabulary), 16.0], **places)
+    """Generates the first tokens as `MinDalle.generate_raw_image_stream` does; returns the seconds of each step."""
+    options = {"device": work.device}
+    encoder_state = torch.randn(2 * count, work.text_length, work.d_model, dtype=dtype, **options)
+    attention_mask = torch.ones(2 * count, 1, 1, work.text_length, dtype=torch.bool, **options)
+    attention_state = torch.zeros(work.layers, 4 * count, 256, work.d_model, dtype=dtype, **options)
+    tokens = torch.full((count, 257), work.vocabulary - 1, **options)
+    indices = torch.arange(256, **options)
+    settings = torch.tensor([1.0, min(256, work.vocabulary), 16.0], **options)
     seconds = []
-    # The first two are not counted: memory is fetched, threads are started.
+    # The first two do not count: they allocate memory and start threads.
     for index in range(work.steps + 2):
         begin = time.perf_counter()
         tokens[:, index + 1], attention_state = decoder.sample_tokens(
@@ -108,13 +108,13 @@ def _time_steps(torch: Any, decoder: Any, work: PeerWork, count: int, dtype: Any
             prev_tokens=tokens[:, [index]],
             token_index=indices[[index]],
         )
-        tokens[0, index + 1].item()  # Waits for the device.
+        tokens[0, index + 1].item()  # Wait for the device.
         seconds.append(time.perf_counter() - begin)
     return seconds[2:]
 
 
 def main() -> None:
-    """Measures what the argument says, and prints it."""
+    """Measures the work that the argument describes, and prints the times."""
     try:
         import min_dalle  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""The table: on the terminal, and in a page of the documentation between two marks."""
+"""Reports the table on the terminal, and in a page of the documentation between two markers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- measured: written by make bench -->", "<!-- end of what is me
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as it is printed."""
+    """One line of the table."""
 
     work: str
     ours: str
@@ -27,12 +27,12 @@ class Row:
 
 
 def compared(value: float, goal: float, unit: str = "") -> tuple[str, str]:
-    """Returns how a result is printed beside its goal, and whether it was reached."""
+    """Returns the texts of a result and of its goal, which says whether it was reached."""
     return f"{value:.2f}{unit}", f"at least {goal:g}{unit}: {'reached' if value >= goal else 'missed'}"
 
 
 def show(rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    """Prints the table, and under it what it depends on."""
+    """Prints the table, and below it the facts on which it depends."""
     table = Table(*COLUMNS)
     for row in rows:
         table.add_row(*astuple(row))
@@ -43,17 +43,15 @@ def show(rows: Sequence[Row], facts: Mapping[str, str]) -> None:
 
 
 def write(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    """Puts the table into a page, in the place of the one that is there.
+    """Writes the table into a page, in place of the last one.
 
     Raises:
-        InvalidInputError: the page has no place for it.
+        InvalidInputError: the page has no markers.
     """
     page = path.read_text(encoding="utf-8")
     place = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
     if not place.search(page):
-        raise InvalidInputError(
-            "--write", f"{path} has no lines {BEGIN!r} and {END!r}; the table goes between them"
-        )
+        raise InvalidInputError("--write", f"{path} must have the lines {BEGIN!r} and {END!r}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(astuple(row)) + " |" for row in rows]
     listed = [f"* {name}: {fact}" for name, fact in facts.items()]

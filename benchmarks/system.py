@@ -1,4 +1,4 @@
-"""The way through the system: what it takes beyond what the engines compute, on real processes of this machine."""
+"""Measures the overhead of the system beyond its engines' compute, with real processes on this machine."""
 
 import asyncio
 import tempfile
@@ -27,23 +27,23 @@ from smalti.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 PROMPT = "a blue cat on a yellow background"
 GOAL_SECONDS = 0.06
 CALLERS = 32
-"""Jobs that are asked for at the same time."""
+"""Number of concurrent jobs."""
 EXPORT_MILLISECONDS = 1000
-"""Between two of what each service tells of its spans, which takes time from the jobs."""
+"""Interval between exports of spans, which take time from the jobs."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is measured."""
+    """The numbers of jobs that are measured."""
 
     jobs: int
-    """One after the other."""
+    """Jobs one at a time."""
     warm_up: int
-    """Before them, not counted."""
+    """Jobs before these that do not count."""
     many: int
-    """Many at a time."""
+    """Concurrent jobs, and messages for measuring acknowledgements."""
     waiting: int
-    """In the queue, while nobody works."""
+    """Jobs that wait while no stage runs."""
 
 
 FULL = Load(40, 10, 150, 10_000)
@@ -51,7 +51,7 @@ QUICK = Load(3, 1, 8, 50)
 
 
 def measure(load: Load) -> list[Row]:
-    """Measures all of it; a few minutes."""
+    """Measures everything; takes a few minutes."""
     with tempfile.TemporaryDirectory(prefix="smalti-bench-") as name:
         folder = Path(name)
         model = tiny_model(folder / "model").path
@@ -64,7 +64,7 @@ def measure(load: Load) -> list[Row]:
 
 
 def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
-    """One job at a time with the tiny model: what is left of its time when that of the engines is taken away."""
+    """Measures one job at a time with the tiny model, without the time of the engines."""
     with Collector() as collector:
         tracing = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
@@ -74,7 +74,7 @@ def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
             for candidates in (4, 16):
                 took: dict[str, float] = {}
                 for number in range(load.warm_up + load.jobs):
-                    job, seconds = _draw(client, number, candidates)
+                    job, seconds = _run_job(client, number, candidates)
                     if number >= load.warm_up:
                         took[job] = seconds
                 _wait_for_spans(collector, set(took), chunks=candidates // 4)
@@ -91,8 +91,8 @@ def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
                 collector.clear()
 
 
-def _draw(client: Client, number: int, candidates: int) -> tuple[str, float]:
-    """Draws one job; returns its id, and the seconds from its request to the news of its end."""
+def _run_job(client: Client, number: int, candidates: int) -> tuple[str, float]:
+    """Runs one job; returns its id, and the seconds from the request until the client knows that it has ended."""
     begin = time.perf_counter()
     job = client.create(PROMPT, seed=number, candidates=candidates, n=min(9, candidates))
     for version in client.watch(job.id, since_version=job.version):
@@ -103,19 +103,19 @@ def _draw(client: Client, number: int, candidates: int) -> tuple[str, float]:
 
 
 def _wait_for_spans(collector: Collector, jobs: set[str], *, chunks: int) -> None:
-    """Waits until all work that was done for the jobs has been told: one encoding, and three stages of each chunk."""
+    """Waits for the spans of all work for the jobs: one encoding, and three stages for each chunk."""
     expected = len(jobs) * (1 + 3 * chunks)
 
-    def told() -> bool:
+    def complete() -> bool:
         processed = (span for span in collector.spans if span.name.startswith("process "))
         stages = [span for span in processed if span.name != "process events"]
         return sum(span.attributes["smalti.job"] in jobs for span in stages) >= expected
 
-    wait_until(told)
+    wait_until(complete)
 
 
 def _computing(spans: Sequence[RecordedSpan]) -> dict[str, float]:
-    """Returns for how many seconds any engine worked for each job: the spans of time in one."""
+    """Returns the seconds during which at least one engine worked for each job."""
     intervals: dict[str, list[tuple[float, float]]] = {}
     for span in spans:
         begins = [moment for name, moment in span.events if name == COMPUTE_BEGINS]
@@ -126,7 +126,7 @@ def _computing(spans: Sequence[RecordedSpan]) -> dict[str, float]:
 
 
 def covered(intervals: Sequence[tuple[float, float]]) -> float:
-    """Returns how much of time intervals cover together."""
+    """Returns the length of the union of intervals."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted(intervals):
         total += max(0.0, end - max(begin, until))
@@ -135,14 +135,14 @@ def covered(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def _idle_engines(load: Load, folder: Path, model: Path) -> Iterator[Row]:
-    """Engines that do no work: what the system itself takes, and how many jobs it carries."""
+    """Measures the time of a job and the number of jobs per second with engines that do no work."""
     with Deployment(folder, model, idle=True) as system, Client(system.gateway) as client:
         for candidates in (4, 16):
-            seconds = [_draw(client, number, candidates)[1] for number in range(load.warm_up + load.jobs)]
+            seconds = [_run_job(client, number, candidates)[1] for number in range(load.warm_up + load.jobs)]
             times = Times(tuple(seconds[load.warm_up :]))
             yield Row(f"one job of {candidates} candidates, engines that do no work", str(times))
         for candidates in (4, 16):
-            elapsed = asyncio.run(_draw_many(system.gateway, load.many, candidates))
+            elapsed = asyncio.run(_run_jobs(system.gateway, load.many, candidates))
             rate = f"{load.many / elapsed:.3g} jobs/s"
             yield Row(
                 f"{load.many} jobs of {candidates} candidates, {CALLERS} at a time, engines that do no work",
@@ -150,30 +150,30 @@ def _idle_engines(load: Load, folder: Path, model: Path) -> Iterator[Row]:
             )
 
 
-async def _draw_many(gateway: str, jobs: int, candidates: int) -> float:
-    places = asyncio.Semaphore(CALLERS)
+async def _run_jobs(gateway: str, jobs: int, candidates: int) -> float:
+    permits = asyncio.Semaphore(CALLERS)
     async with AsyncClient(gateway) as client:
 
-        async def draw(number: int) -> None:
-            async with places:
+        async def run(number: int) -> None:
+            async with permits:
                 job = await client.create(PROMPT, seed=number, candidates=candidates, n=min(9, candidates))
                 async for version in client.watch(job.id, since_version=job.version):
                     job = version
                 _check(job)
 
         begin = time.perf_counter()
-        await asyncio.gather(*(draw(number) for number in range(jobs)))
+        await asyncio.gather(*(run(number) for number in range(jobs)))
         return time.perf_counter() - begin
 
 
 def _waiting(load: Load, folder: Path, model: Path) -> Iterator[Row]:
-    """Jobs that nobody works on: what they cost in memory."""
+    """Measures the memory that waiting jobs need."""
     port = free_port()
     settings = {"SMALTI_METRICS_PORT": str(port)}
     with Deployment(folder, model, stages=(), settings=settings) as system:
-        asyncio.run(_create_many(system.gateway, CALLERS))
+        asyncio.run(_create_jobs(system.gateway, CALLERS))
         before = _memory(system, port)
-        elapsed = asyncio.run(_create_many(system.gateway, load.waiting - CALLERS))
+        elapsed = asyncio.run(_create_jobs(system.gateway, load.waiting - CALLERS))
         after = _memory(system, port)
         database = sum(each.stat().st_size for each in folder.glob("gateway.sqlite3*"))
     work = f"{load.waiting} waiting jobs of 16 candidates"
@@ -183,12 +183,12 @@ def _waiting(load: Load, folder: Path, model: Path) -> Iterator[Row]:
     yield Row(f"{work}: accepted", f"{(load.waiting - CALLERS) / elapsed:.3g} jobs/s")
 
 
-async def _create_many(gateway: str, jobs: int) -> float:
-    places = asyncio.Semaphore(CALLERS)
+async def _create_jobs(gateway: str, jobs: int) -> float:
+    permits = asyncio.Semaphore(CALLERS)
     async with AsyncClient(gateway) as client:
 
         async def create(number: int) -> None:
-            async with places:
+            async with permits:
                 await client.create(PROMPT, seed=number, candidates=16, n=9)
 
         begin = time.perf_counter()
@@ -220,4 +220,4 @@ def _at_most(value: float, goal: float) -> str:
 
 def _check(job: Job) -> None:
     if not has_ended(job) or job.state != JOB_STATE_SUCCEEDED:
-        raise RuntimeError(f"job {job.id} has not succeeded: {job}")
+        raise RuntimeError(f"job {job.id} did not succeed: {job}")

@@ -46,7 +46,7 @@ class Row:
 
     name: str
     fault: str
-    promise: str
+    guarantee: str
     run: Callable[[Trial], None]
     failpoints: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -79,9 +79,9 @@ class Result:
         return not (self.problems or tally.states["lost"] or tally.unexpected or tally.wrong)
 
 
-def row(name: str, fault: str, promise: str, **options: Any) -> Callable[[Callable[[Trial], None]], Row]:
+def row(name: str, fault: str, guarantee: str, **options: Any) -> Callable[[Callable[[Trial], None]], Row]:
     """Turns a function that injects faults and states expectations into a row; `options` are fields of `Row`."""
-    return lambda run: Row(name, fault, promise, run, **options)
+    return lambda run: Row(name, fault, guarantee, run, **options)
 
 
 def killing(row_name: str, point: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ WORK_STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
 @row(
     "5",
     "broker killed and started again; stopped for 30 s",
-    "no accepted job is lost; submitting goes on",
+    "no accepted job is lost; jobs are accepted meanwhile",
 )
 def broker_away(trial: Trial) -> None:
     """Submits jobs before, while and after the broker is away."""
@@ -46,8 +46,8 @@ def broker_away(trial: Trial) -> None:
 
 @row(
     "6",
-    "broker out of reach when a chunk is sent; a chunk is sent, and the answer lost",
-    "it is sent again; what is sent twice is done once, or gives the same bytes",
+    "connection to the broker cut when a chunk is sent; answer of the broker lost",
+    "the message is sent again; duplicates are harmless",
 )
 def broker_out_of_reach(trial: Trial) -> None:
     """The connections to the broker are cut, then lose responses: first the gateway's, then those of the stages."""
@@ -71,8 +71,8 @@ _ENCODING, _ENCODED_ONCE = sleeping("row 7", "encode.after-read", 3)
 
 @row(
     "7",
-    "the same message three times more, at the same time",
-    "one result; the duplicates are counted",
+    "three duplicates of a message at the same time",
+    "the work is done once; the duplicates are counted",
     failpoints=(_DRAWING, _ENCODING),
 )
 def duplicates(trial: Trial) -> None:
@@ -87,7 +87,7 @@ def duplicates(trial: Trial) -> None:
     system.wait_until_reached(_DRAWING)
     found = system.store.stat(JobKeys(drawn.job).encoding)
     if found is None or found.sha256 is None:
-        raise AssertionError("the encoding is not there")
+        raise AssertionError("the encoding is missing")
     encoding = ObjectRef(key=found.key, sha256=found.sha256)
     copies = _encode_task(trial, drawn).next(encoding, drawn.prompt)
     _send(trial, [*copies] * 3)
@@ -105,8 +105,8 @@ def duplicates(trial: Trial) -> None:
 
 @row(
     "8",
-    "messages that cannot be worked on: no JSON, unknown task or version, oversized, a foreign key",
-    "they are in the dead-letter queues, the processes live, and jobs go on",
+    "messages that are not JSON, too large, of an unknown task or version, or with the key of another job",
+    "they go to the dead-letter queues with the reason; no process ends; other jobs continue",
 )
 def poison(trial: Trial) -> None:
     """Sends rubbish to every queue while jobs run."""
@@ -125,7 +125,8 @@ def poison(trial: Trial) -> None:
         found = _dead(trial, stage, number)
         trial.expect(len(found) == number, f"{len(found)} of {number} messages are in {stage}.dead")
         trial.expect(
-            all("smalti_why_dead" in headers for _, headers in found), f"one in {stage}.dead says not why"
+            all("smalti_why_dead" in headers for _, headers in found),
+            f"a message in {stage}.dead has no reason",
         )
     alive = {name: process.pid for name, process in system.processes.items()}
     trial.expect(alive == processes, "a process has ended")
@@ -143,8 +144,8 @@ def _signing(folder: Path) -> dict[str, str]:
 
 @row(
     "8 signed",
-    "messages that nobody has signed, where signing is on",
-    "they are in the dead-letter queues; what is signed is worked on",
+    "unsigned messages with signing on",
+    "they go to the dead-letter queues; signed messages are processed",
     prepare=_signing,
 )
 def unsigned(trial: Trial) -> None:
@@ -166,8 +167,8 @@ _SLOW = [sleeping("row 15", "decode.after-read", 4, str(number)) for number in r
 
 @row(
     "15",
-    "work that takes longer than the visibility time-out and the lease",
-    "a second worker does it as well: the same bytes, and the metrics tell",
+    "work that takes longer than the visibility timeout and the lease",
+    "a second worker does it too and writes the same bytes; the metrics show it",
     settings={"SMALTI_BROKER_VISIBILITY_TIMEOUT": "1", "SMALTI_GATEWAY_LEASE": "2"},
     services=(*STAGES, "decoder-2"),
     failpoints=tuple(failpoint for failpoint, _ in _SLOW),
@@ -176,10 +177,10 @@ def too_slow(trial: Trial) -> None:
     """Decoding takes four seconds; one second is allowed."""
     submitted = [trial.account.submit(prompt) for _, prompt in _SLOW]
     trial.expect_states("succeeded", *submitted)
-    told = _suppressed(trial) + trial.system.metric("gateway", "lease_losses_total")
-    told += sum(trial.system.metric(name, "redeliveries_total") for name in trial.system.layout.services)
-    trial.expect(told > 0, "no metric shows it")
-    trial.notes.append(f"the metrics tell of {told:.0f} redeliveries, duplicates and lost leases")
+    counted = _suppressed(trial) + trial.system.metric("gateway", "lease_losses_total")
+    counted += sum(trial.system.metric(name, "redeliveries_total") for name in trial.system.layout.services)
+    trial.expect(counted > 0, "no metric shows it")
+    trial.notes.append(f"the metrics show {counted:.0f} redeliveries, duplicates and lost leases")
 
 
 def _dead(trial: Trial, stage: Stage, number: int) -> list[tuple[str, dict[str, Any]]]:

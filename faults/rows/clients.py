@@ -22,8 +22,8 @@ CALLERS = 32
 
 @row(
     "13",
-    "10,000 jobs at once, and no workers",
-    "RESOURCE_EXHAUSTED past the limit, and when to come again; bounded memory; all accepted are drawn",
+    "10,000 jobs at once and no workers",
+    "RESOURCE_EXHAUSTED above the limit, with the time after which to retry; bounded memory; accepted jobs are done",
     settings={"SMALTI_GATEWAY_OPEN_JOBS": str(OPEN_JOBS), "SMALTI_GATEWAY_LEASE": "120"},
     held=STAGES,
 )
@@ -64,7 +64,7 @@ def burst(trial: Trial) -> None:
     quarter = len(ends) // 4
     trial.expect(
         max(ends[:quarter], default=0) < max(ends[-quarter:], default=1),
-        "those who came first were not served first",
+        "the first jobs were not done first",
     )
 
 
@@ -77,8 +77,8 @@ _WATCHED = sleeping("row 14", "decode.after-read", 2, "watched")
 
 @row(
     "14",
-    "cancel in every state, time limit, client that goes away",
-    "later stages are not run; slots are free within a quantum; a job goes on without its client",
+    "cancel in every state; time limit; a client that goes away",
+    "later stages are skipped; slots are free within one dispatch; a job continues without its client",
     failpoints=(*(failpoint for failpoint, _ in _CANCELLED.values()), _EXPIRED[0], _WATCHED[0]),
 )
 def taken_back(trial: Trial) -> None:
@@ -113,7 +113,7 @@ def taken_back(trial: Trial) -> None:
             for (job, name, _) in counts
             if job == submission.job and order.index(name) >= order.index(stage)
         ]
-        trial.expect(not late, f"{submission.prompt!r}: {', '.join(late)} was done nevertheless")
+        trial.expect(not late, f"{submission.prompt!r}: {', '.join(late)} ran nevertheless")
 
 
 def _cancel(trial: Trial, submission: Submission) -> None:
@@ -152,8 +152,8 @@ def _free_slots(trial: Trial) -> None:
         before = system.metric("generator", "engine_step_seconds_count")
         _cancel(trial, full)
         wait_until(lambda: system.metric("generator", "slots_active") == 0, PATIENCE)
-        quanta = system.metric("generator", "engine_step_seconds_count") - before
-        trial.notes.append(f"the slots were free after {quanta:.0f} quanta")
+        dispatches = system.metric("generator", "engine_step_seconds_count") - before
+        trial.notes.append(f"dispatches until the slots were free: {dispatches:.0f}")
         # The running dispatch, and one that started before the marker was found.
-        trial.expect(quanta <= 2, f"the slots were free after {quanta:.0f} quanta")
+        trial.expect(dispatches <= 2, f"dispatches until the slots were free: {dispatches:.0f}")
         trial.expect_states("cancelled", full)

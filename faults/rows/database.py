@@ -11,8 +11,8 @@ LOCKED_SECONDS, SHORT_LOCKED_SECONDS = 8.0, 4.5
 
 @row(
     "12",
-    "disk full, under the database, the broker and the store; database locked, or killed",
-    "submitting is refused, nothing is lost, and all goes on without repair",
+    "disk full under database, store and broker; database locked (SQLite), killed or hanging (PostgreSQL)",
+    "submitting fails with UNAVAILABLE in time; the system recovers without repair",
 )
 def no_room(trial: Trial) -> None:
     """Submits jobs before and while the database cannot write."""

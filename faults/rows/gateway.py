@@ -18,8 +18,8 @@ _KILLED = [killing("row gateway", point) for point in _POINTS]
 
 @row(
     "gateway",
-    "gateway killed between commit, publish, result and acknowledge",
-    "no accepted job is lost; who repeats a call with its request_id gets the same job",
+    "gateway killed after accepting, before and after sending, and at each step of ending a job",
+    "nothing is lost; a repeated call with the same request_id gets the same job",
     failpoints=tuple(failpoint for failpoint, _ in _KILLED),
 )
 def gateway_killed(trial: Trial) -> None:
@@ -38,5 +38,5 @@ def kill_gateway(trial: Trial, failpoint: str, prompt: str) -> None:
     with trial.system.client(attempts=4, retry_seconds=60) as client:
         trial.account.ask(submission, client)
         known = [job.id for job in client.list() if job.request_id == submission.request_id]
-    trial.expect(known == [submission.job], f"{prompt!r} has made the jobs {known}")
+    trial.expect(known == [submission.job], f"{prompt!r} made the jobs {known}")
     trial.expect_states("succeeded", submission)

@@ -64,7 +64,7 @@ def objects(trial: Trial) -> None:
     trial.expect_states("succeeded")
     again = begun_again(trial.system) - before
     trial.expect(
-        again >= len(_HARMED), f"chunks began again {again} times, for {len(_HARMED)} objects harmed"
+        again >= len(_HARMED), f"chunks were restarted {again} times, for {len(_HARMED)} damaged objects"
     )
 
 
@@ -73,8 +73,8 @@ _DRAWING = sleeping("short", "generate.after-read", 2, "cancelled")
 
 @row(
     "cancel",
-    "cancelled while it is drawn",
-    "nothing more is done for it",
+    "cancelled during generation",
+    "later stages are skipped",
     failpoints=(_DRAWING[0],),
 )
 def cancel(trial: Trial) -> None:
@@ -100,7 +100,7 @@ _GATEWAY_KILLED = [
 @row(
     "gateway",
     "gateway killed before it answers, before it sends, and before it ends a job",
-    "nothing is lost; who asks again gets the same job",
+    "nothing is lost; a repeated call gets the same job",
     failpoints=tuple(failpoint for failpoint, _ in _GATEWAY_KILLED),
 )
 def gateway(trial: Trial) -> None:

@@ -24,15 +24,15 @@ TROUBLES = {
     "cut": {"cut": True},
     "slow": {"delay": 0.2},
     "answers 503": {"answer": NOT_NOW},
-    "does what it is asked, and does not say so": {"lose_responses": True},
+    "does not answer although it does the work": {"lose_responses": True},
     "breaks off its answers": {"most": 300},
 }
 
 
 @row(
     "10",
-    "store down, slow, 503, done without an answer, answers that break off; killed and started again",
-    "bounded tries, then the work is done later; a part of an object is never taken for it",
+    "store down, slow, answering 503, not answering although it does the work, breaking off its answers, killed",
+    "the work is done when the store is back; a truncated object is never accepted",
 )
 def store_in_trouble(trial: Trial) -> None:
     """Every network fault of the store, with running jobs and new ones."""
@@ -68,8 +68,8 @@ _LAST = sleeping("row 11", "rank.after-write", 3, "tokens")
 
 @row(
     "11",
-    "objects missing, damaged, or replaced between the stages, and after the end",
-    "what is missing is made again; a damaged picture is never handed out",
+    "objects missing, damaged, or replaced, between the stages and at the end",
+    "they are made again; a damaged picture is never served",
     failpoints=(*(failpoint for failpoint, _ in _HARMED.values()), _LAST[0]),
 )
 def objects_harmed(trial: Trial) -> None:
@@ -82,9 +82,9 @@ def objects_harmed(trial: Trial) -> None:
     harm_object(system, JobKeys(last.job).tokens(0), "damaged")
     trial.expect_states("succeeded")
     again = begun_again(system)
-    trial.notes.append(f"chunks began again {again} times")
+    trial.notes.append(f"chunks were restarted {again} times")
     trial.expect(
-        again >= len(_HARMED), f"chunks began again {again} times, for {len(_HARMED)} objects harmed"
+        again >= len(_HARMED), f"chunks were restarted {again} times, for {len(_HARMED)} damaged objects"
     )
     done = account.submit("row 11 damaged at the end")
     trial.expect_states("succeeded", done)
@@ -140,7 +140,7 @@ def harm_object(system: System, key: str, harm: str) -> None:
     )
     found = system.store.stat(key)
     if found is None:
-        raise AssertionError(f"{key} is not there, so it cannot be damaged")
+        raise AssertionError(f"{key} is missing, so it cannot be damaged")
     content = bytearray(system.store.get(key))
     content[len(content) // 2] ^= 1
     client.put_object(

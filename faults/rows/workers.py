@@ -48,7 +48,7 @@ _BETWEEN = [
 @row(
     "2",
     "kill -9 of each worker between read, compute, write, publish and acknowledge",
-    "the work may be done twice; there is one result",
+    "the work may be done twice, with one result",
     failpoints=tuple(failpoint for failpoint, _ in _BETWEEN),
 )
 def killed_between(trial: Trial) -> None:
@@ -74,7 +74,7 @@ _UNDER_LOAD = tuple(f"{stage}.before-write=sleep:0.2?prompt=row 3" for stage in 
 @row(
     "3",
     "SIGTERM to every process, one after the other, under load",
-    "nothing fails; each process ends by itself, with exit code 0, in its time of grace",
+    "nothing fails; exit code 0 within the grace period",
     failpoints=_UNDER_LOAD,
 )
 def told_to_end(trial: Trial) -> None:
@@ -118,7 +118,7 @@ _HANGS = "rank.engine-step=hang@1?prompt=row 4 rank.engine-step hangs"
 @row(
     "4",
     "engine that raises, or hangs",
-    "health says NOT_SERVING, the process ends with exit code 1 and is started again; the work is done then",
+    "health is NOT_SERVING, exit code 1; the work is done after the restart",
     failpoints=(_RAISES, _HANGS),
 )
 def engine_fails(trial: Trial) -> None:
@@ -151,7 +151,7 @@ _KILLER = "row 9 kills every worker"
 @row(
     "9",
     "prompt that kills its worker each time",
-    "its job fails with a reason, its message is in the dead-letter queue; neighbours complete",
+    "its job fails with a reason, its message is in the dead-letter queue; its neighbours succeed",
     failpoints=(f"generate.before-write=kill?prompt={_KILLER}",),
 )
 def deadly_prompt(trial: Trial) -> None:
@@ -177,8 +177,8 @@ _SAME = "row 19 the same request"
 
 @row(
     "19",
-    "the same request alone, in company, and after a redelivery",
-    "the same bytes",
+    "the same request alone, among others, and after a redelivery",
+    "the same files",
 )
 def same_request(trial: Trial) -> None:
     """Submits a request four times and compares the files of the pictures."""
@@ -198,4 +198,4 @@ def same_request(trial: Trial) -> None:
         for each in (alone, among, redelivered)
         if each.end
     }
-    trial.expect(len(files) == 1, f"the files are of {len(files)} kinds")
+    trial.expect(len(files) == 1, f"there are {len(files)} different sets of files")

@@ -23,7 +23,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
+def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
     done = run("--write", str(page), "--parts", *(part for part in PARTS if part != "system"))
@@ -42,7 +42,7 @@ def test_every_part_is_measured_and_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [row[0].startswith(begin) for begin, row in zip(begins, cells[2:], strict=True)] == [True] * 7
     assert all(row[1] for row in cells[2:])
-    for fact in ("* date: 20", "* processor: ", "* versions: Python 3", "* other processes: took "):
+    for fact in ("* date: 20", "* processor: ", "* versions: Python 3", "* other processes: used "):
         assert f"\n{fact}" in text
 
 
@@ -62,15 +62,15 @@ def test_jobs_through_the_whole_system_are_measured() -> None:
         assert work in done.stdout
 
 
-def test_page_without_the_marks_of_the_table_is_left_alone(tmp_path: Path) -> None:
+def test_page_without_markers_is_not_changed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing\n", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match=r"^--write: .*page\.md has no lines"):
+    with pytest.raises(InvalidInputError, match=r"^--write: .*page\.md must have the lines"):
         write(page, [Row("work", "1 s")], {})
     assert page.read_text(encoding="utf-8") == "nothing\n"
 
 
-def test_page_of_the_documentation_has_the_marks() -> None:
+def test_page_of_the_documentation_has_the_markers() -> None:
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert page.index(BEGIN) < page.index(END)
 
