@@ -1,4 +1,4 @@
-"""Reading and writing weights: every format of ours and Flax's, damage, misfits, and the memory it takes."""
+"""Reading and writing weights in our formats and those of Flax: mismatches, damage, and memory."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def original(golden: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tensors(original: Path) -> Tensors:
-    """What Flax itself reads out of the original file."""
+    """The tensors of the original file, as read by Flax."""
     tree = serialization.msgpack_restore(original.read_bytes())
     return traverse_util.flatten_dict(tree, sep="/")
 
@@ -63,7 +63,7 @@ def write_msgpack(folder: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def by_layer(tensors: Tensors) -> Tensors:
-    """The names and tensors of a file that keeps each layer by itself."""
+    """Returns the tensors of a file with separate layers, by name."""
     apart: Tensors = {}
     for name, tensor in tensors.items():
         if "coderLayers/" in name:
@@ -86,7 +86,7 @@ def load(folder: Path, expected: Mapping[str, Shape]) -> Tensors:
 
 
 def refusal(folder: Path, expected: Mapping[str, Shape]) -> str:
-    """The one line with which a folder is refused."""
+    """Returns the line with which a folder is refused."""
     with pytest.raises(ModelError) as caught:
         load(folder, expected)
     message = str(caught.value)
@@ -95,14 +95,14 @@ def refusal(folder: Path, expected: Mapping[str, Shape]) -> str:
     return message
 
 
-def test_original_msgpack_is_read_as_flax_reads_it(
+def test_original_msgpack_is_read_as_by_flax(
     original: Path, tensors: Tensors, expected: Mapping[str, Shape]
 ) -> None:
     assert_same(load(original.parent, expected), tensors)
     assert_same(load(original, expected), tensors)
 
 
-def test_layers_apart_are_stacked(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_separate_layers_are_stacked(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     write_msgpack(tmp_path, by_layer(tensors))
     assert_same(load(tmp_path, expected), tensors)
 
@@ -110,7 +110,7 @@ def test_layers_apart_are_stacked(tmp_path: Path, tensors: Tensors, expected: Ma
 def test_tensors_in_chunks_are_joined(
     tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Flax cuts tensors above 1 GiB into chunks; here above 1000 bytes.
+    # Flax splits tensors above 1 GiB into chunks; here above 1000 bytes.
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
     write_msgpack(tmp_path, tensors)
     assert b"__msgpack_chunked_array__" in (tmp_path / MSGPACK).read_bytes()
@@ -118,9 +118,7 @@ def test_tensors_in_chunks_are_joined(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_types_stay_what_they_are(
-    tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape], dtype: type
-) -> None:
+def test_types_are_kept(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape], dtype: type) -> None:
     converted: Tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     write_msgpack(tmp_path, converted)
     assert_same(load(tmp_path, expected), converted)
@@ -129,7 +127,7 @@ def test_types_stay_what_they_are(
     assert_same(load(tmp_path, expected), converted)
 
 
-def test_our_file_and_that_of_the_library_are_the_same_format(
+def test_our_file_has_the_format_of_the_library(
     tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]
 ) -> None:
     save_parameters(tmp_path, tensors)
@@ -138,7 +136,7 @@ def test_our_file_and_that_of_the_library_are_the_same_format(
     assert_same(load(tmp_path, expected), tensors)
 
 
-def test_our_file_goes_before_the_original(
+def test_our_file_has_precedence_over_the_original(
     tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]
 ) -> None:
     doubled = {name: tensor * 2 for name, tensor in tensors.items()}
@@ -156,7 +154,7 @@ def test_scalars_and_empty_tensors_survive(tmp_path: Path) -> None:
     assert_same(load(tmp_path, {"scalar": (), "empty": (0, 4)}), odd)
 
 
-def test_only_what_is_selected_is_read(
+def test_only_selected_tensors_are_read(
     original: Path, tensors: Tensors, expected: Mapping[str, Shape]
 ) -> None:
     encoder = {name: tensor for name, tensor in tensors.items() if name.startswith("model/encoder/")}
@@ -175,15 +173,15 @@ def test_checkpoint_is_saved_tensor_by_tensor(
     assert_same(load(tmp_path, expected), tensors)
 
 
-# What does not fit.
+# Mismatches.
 
 
-def test_missing_tensor(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_missing_tensor_is_refused(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     write_msgpack(tmp_path, {name: tensor for name, tensor in tensors.items() if name != QUERY})
     assert f"tensor {QUERY} of shape (3, 32, 32) is missing;" in refusal(tmp_path, expected)
 
 
-def test_missing_layer(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_missing_layer_is_refused(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     apart = by_layer(tensors)
     write_msgpack(tmp_path, {name: tensor for name, tensor in apart.items() if "EncoderLayer_2/" not in name})
     message = refusal(tmp_path, expected)
@@ -191,19 +189,21 @@ def test_missing_layer(tmp_path: Path, tensors: Tensors, expected: Mapping[str, 
     assert "is missing (and 11 more)" in message
 
 
-def test_unexpected_tensor(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_unexpected_tensor_is_refused(
+    tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]
+) -> None:
     write_msgpack(tmp_path, tensors | {"model/decoder/rel_bias": np.zeros((4, 2), np.float32)})
     assert "tensor model/decoder/rel_bias of shape (4, 2) is unexpected;" in refusal(tmp_path, expected)
 
 
-def test_wrong_shape(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_wrong_shape_is_refused(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
     write_msgpack(tmp_path, tensors | {QUERY: np.zeros((3, 32, 31), np.float32)})
     message = refusal(tmp_path, expected)
     assert f"tensor {QUERY} has shape (3, 32, 31), but config.json requires (3, 32, 32)" in message
 
 
 @pytest.mark.parametrize("name", [MSGPACK, SAFETENSORS])
-def test_numbers_that_are_no_floats(
+def test_other_types_than_floats_are_refused(
     tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape], name: str
 ) -> None:
     whole = tensors | {QUERY: np.zeros((3, 32, 32), np.int32)}
@@ -216,7 +216,9 @@ def test_numbers_that_are_no_floats(
     assert "must be float32, float16 or bfloat16" in message
 
 
-def test_layers_of_different_types(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_layers_of_different_types_are_refused(
+    tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]
+) -> None:
     apart = by_layer(tensors)
     odd = QUERY.replace("coderLayers", "coderLayer_1")
     write_msgpack(tmp_path, apart | {odd: apart[odd].astype(np.float16)})
@@ -224,7 +226,7 @@ def test_layers_of_different_types(tmp_path: Path, tensors: Tensors, expected: M
 
 
 def test_everything_is_checked_before_anything_is_read(tmp_path: Path) -> None:
-    # Eight terabytes of holes: reading the first tensor would never end.
+    # A sparse file of eight terabytes: reading the first tensor would never end.
     size = 2**43
     entries = {
         "first": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]},
@@ -241,7 +243,7 @@ def test_everything_is_checked_before_anything_is_read(tmp_path: Path) -> None:
 # Damage.
 
 
-def test_cut_short_says_in_which_tensor(
+def test_truncated_file_names_the_tensor(
     tmp_path: Path, original: Path, tensors: Tensors, expected: Mapping[str, Shape]
 ) -> None:
     content = original.read_bytes()
@@ -260,7 +262,9 @@ def test_cut_short_says_in_which_tensor(
     )
 
 
-def test_cut_short_while_it_is_read(tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]) -> None:
+def test_truncation_during_reading_is_noticed(
+    tmp_path: Path, tensors: Tensors, expected: Mapping[str, Shape]
+) -> None:
     save_parameters(tmp_path, tensors)
     checkpoint = open_checkpoint(tmp_path, expected, DALLEBART_LAYOUT)
     os.truncate(tmp_path / SAFETENSORS, 10_000)
@@ -269,7 +273,7 @@ def test_cut_short_while_it_is_read(tmp_path: Path, tensors: Tensors, expected: 
 
 
 @pytest.mark.parametrize("name", [MSGPACK, SAFETENSORS])
-def test_every_cut_is_noticed(
+def test_every_truncation_is_noticed(
     tmp_path: Path, original: Path, tensors: Tensors, expected: Mapping[str, Shape], name: str
 ) -> None:
     if name == SAFETENSORS:
@@ -300,9 +304,9 @@ def test_damaged_headers_are_refused_in_one_line(
 
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(st.integers(0, header), st.binary(min_size=1, max_size=8))
-    def check(place: int, noise: bytes) -> None:
-        (folder / name).write_bytes(content[:place] + noise + content[place + len(noise) :])
-        # Noise that hits numbers, or is what had been there, is no damage.
+    def check(offset: int, noise: bytes) -> None:
+        (folder / name).write_bytes(content[:offset] + noise + content[offset + len(noise) :])
+        # Noise may only change numbers, or equal the old content.
         with contextlib.suppress(CheckpointError):
             assert load(folder, expected).keys() == tensors.keys()
 
@@ -322,14 +326,14 @@ def test_damaged_headers_are_refused_in_one_line(
         (b"\xc1", "expected a tensor, found byte 0xc1"),
     ],
 )
-def test_msgpack_of_something_else(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_msgpack_of_something_else_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / MSGPACK).write_bytes(content)
     message = refusal(tmp_path, ANYTHING)
     assert "damaged at byte" in message
     assert problem in message
 
 
-def test_headers_that_contradict_themselves(tmp_path: Path) -> None:
+def test_inconsistent_headers_are_refused(tmp_path: Path) -> None:
     stored = msgpack.packb(((2,), "float32", bytes(12)))
     (tmp_path / MSGPACK).write_bytes(msgpack.packb({"a": msgpack.ExtType(1, stored)}))
     assert "damaged: tensor a has 12 bytes, but shape (2,) in float32 needs 8" in refusal(
@@ -342,15 +346,15 @@ def test_headers_that_contradict_themselves(tmp_path: Path) -> None:
     )
 
 
-def test_pointer_of_git_lfs(tmp_path: Path) -> None:
+def test_pointer_of_git_lfs_is_refused(tmp_path: Path) -> None:
     (tmp_path / MSGPACK).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1673\n")
     assert "is a Git LFS pointer, not the weights" in refusal(tmp_path, ANYTHING)
 
 
-# Which files.
+# Choosing files.
 
 
-def test_no_weights(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
+def test_folder_without_weights_is_refused(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
     message = refusal(tmp_path, expected)
     for name in (SAFETENSORS, MSGPACK, "encoder.pt", "encoder_mini.pt", "decoder.pt", "decoder_mini.pt"):
         assert name in message
@@ -359,13 +363,13 @@ def test_no_weights(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
     assert "not a file of weights" in refusal(tmp_path / "weights.bin", expected)
 
 
-def test_two_models_in_one_folder(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
+def test_two_models_in_one_folder_are_refused(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
     for name in ("encoder.pt", "decoder.pt", "encoder_mini.pt"):
         (tmp_path / name).touch()
     assert "has both encoder.pt and encoder_mini.pt; keep only" in refusal(tmp_path, expected)
 
 
-def test_half_a_model(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
+def test_half_a_model_is_refused(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
     (tmp_path / "encoder_mini.pt").touch()
     message = refusal(tmp_path, expected)
     assert "decoder.pt or decoder_mini.pt is missing beside encoder_mini.pt" in message
@@ -375,7 +379,7 @@ def test_half_a_model(tmp_path: Path, expected: Mapping[str, Shape]) -> None:
 
 
 class Interrupted(Checkpoint):
-    """Weights that somebody presses Ctrl-C at."""
+    """Weights whose reading is interrupted with Ctrl-C."""
 
     def read(self, name: str) -> np.ndarray:
         if name == QUERY:
@@ -383,7 +387,7 @@ class Interrupted(Checkpoint):
         return super().read(name)
 
 
-def test_interrupted_saving_leaves_what_was_there(
+def test_interrupted_saving_keeps_the_old_file(
     tmp_path: Path, original: Path, expected: Mapping[str, Shape]
 ) -> None:
     checkpoint = Interrupted(open_checkpoint(original.parent, expected, DALLEBART_LAYOUT))
@@ -417,7 +421,7 @@ def test_saving_is_reproducible(tmp_path: Path, tensors: Tensors) -> None:
 
 @pytest.mark.process
 def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
-    """The promised bound is 1.3; converting takes the largest tensor, here half of the file."""
+    """The limit is 1.3 times the file; converting needs the largest tensor, here half of the file."""
     sizes = ("--d-model", "256", "--layers", "3", "--folder", str(tmp_path))
     choice = ("--formats", "safetensors", "msgpack-by-layer", "--actions", "load", "convert")
     command = [sys.executable, str(BENCHMARK), "--json", *sizes, *choice]

@@ -1,8 +1,8 @@
-"""Weights in torch's files: min-dalle's and taming-transformers', and files that would run code.
+"""Weights in torch files, of min-dalle and of taming-transformers, and files that try to run code.
 
-`golden/min_dalle_bart` and `golden/min_dalle_vqgan` were made with the modules of min-dalle 0.4.11, small and
-with random weights: `encoder.pt`, `decoder.pt` and `detoker.pt` in float16 as the published files, and
-`expected.npz` with what those modules compute of them in float32, the decoder step by step with its cache.
+`golden/min_dalle_bart` and `golden/min_dalle_vqgan` were made with small modules of min-dalle 0.4.11 and random
+weights: `encoder.pt`, `decoder.pt` and `detoker.pt` in float16, like the published files, and `expected.npz` with the outputs
+of these modules in float32, the decoder step by step with its cache.
 """
 
 import os
@@ -32,7 +32,7 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture
 def bart_folder(golden: Path, tmp_path: Path) -> Path:
-    """A copy of min-dalle's transformer, to be changed."""
+    """A copy of min-dalle's transformer that tests may change."""
     for file in (golden / BART).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -46,7 +46,7 @@ def vqgan_tensors(golden: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def taming(vqgan_tensors: Mapping[str, np.ndarray]) -> State:
-    """The same weights under the names, and in the order of axes, of taming-transformers."""
+    """The same weights with the names and the order of axes of taming-transformers."""
     state: State = {}
     for name, tensor in vqgan_tensors.items():
         path, _, leaf = name.rpartition("/")
@@ -60,7 +60,7 @@ def taming(vqgan_tensors: Mapping[str, np.ndarray]) -> State:
 
 @pytest.fixture
 def lightning() -> Iterator[types.ModuleType]:
-    """A module that is there while a checkpoint is written, as PyTorch Lightning was for its writer."""
+    """A module that exists only while a checkpoint is written, like PyTorch Lightning."""
     module = types.ModuleType("pytorch_lightning_callbacks")
     sys.modules[module.__name__] = module
     yield module
@@ -93,7 +93,7 @@ def test_transformer_agrees_with_min_dalle(golden: Path) -> None:
 
 def test_detokenizer_agrees_with_min_dalle(golden: Path) -> None:
     model, expected = VQGAN.load(golden / DETOKER), np.load(golden / DETOKER / "expected.npz")
-    # min-dalle's group norms have an epsilon of 1e-5 where the original has 1e-6.
+    # min-dalle's group norms have an epsilon of 1e-5 instead of the original's 1e-6.
     np.testing.assert_allclose(model.decode(expected["codes"]), expected["decoded"], atol=3e-4)
 
 
@@ -103,12 +103,12 @@ def test_detokenizer_has_no_encoder(golden: Path, tmp_path: Path) -> None:
     assert "quant_conv" not in model.params
     with pytest.raises(ModelError, match="no encoder"):
         model.encode(np.zeros((1, 32, 32, 3), np.float32))
-    # Nor does it come back when it is saved as our own file.
+    # A file that we save does not have one either.
     model.save(tmp_path)
     assert not VQGAN.load(tmp_path).has_encoder
 
 
-def test_half_an_encoder_is_none(golden: Path, tmp_path: Path) -> None:
+def test_half_an_encoder_is_refused(golden: Path, tmp_path: Path) -> None:
     state = torch.load(golden / DETOKER / "detoker.pt")
     torch.save(state | {"encoder.conv_in.bias": torch.zeros(32)}, tmp_path / "detoker.pt")
     message = refusal(lambda: load_vqgan(tmp_path, golden))
@@ -117,12 +117,12 @@ def test_half_an_encoder_is_none(golden: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_one_half_needs_only_its_own_file(bart_folder: Path, part: str) -> None:
+def test_half_of_the_model_needs_only_its_file(bart_folder: Path, part: str) -> None:
     (bart_folder / f"{'decoder' if part == 'encoder' else 'encoder'}.pt").unlink()
     assert list(DalleBart.load(bart_folder, part=part).params["model"]) == [part]
 
 
-def test_the_smaller_model_has_names_of_its_own(bart_folder: Path, golden: Path) -> None:
+def test_file_names_of_the_smaller_model_are_read(bart_folder: Path, golden: Path) -> None:
     wanted = DalleBart.load(golden / BART)
     for part in ("encoder", "decoder"):
         (bart_folder / f"{part}.pt").rename(bart_folder / f"{part}_mini.pt")
@@ -130,8 +130,8 @@ def test_the_smaller_model_has_names_of_its_own(bart_folder: Path, golden: Path)
     np.testing.assert_array_equal(found.params["lm_head"]["kernel"], wanted.params["lm_head"]["kernel"])
 
 
-def test_scales_that_the_original_has_not_may_be_there(bart_folder: Path, golden: Path) -> None:
-    """As when min-dalle's modules are saved themselves: each of their norms has a scale."""
+def test_neutral_scales_are_accepted(bart_folder: Path, golden: Path) -> None:
+    """Every norm of min-dalle's modules has a scale, which their state dict contains."""
     for name in ("encoder.pt", "decoder.pt"):
         state = torch.load(bart_folder / name)
         biases = {key.removesuffix("bias"): bias for key, bias in state.items() if key.endswith("bias")}
@@ -143,7 +143,7 @@ def test_scales_that_the_original_has_not_may_be_there(bart_folder: Path, golden
 
 
 @pytest.mark.parametrize("name", ["final_ln", "layers.2.glu.ln1", "layers.0.pre_self_attn_layer_norm"])
-def test_scales_that_the_original_has_not_must_be_one(bart_folder: Path, name: str) -> None:
+def test_other_scales_than_one_are_refused(bart_folder: Path, name: str) -> None:
     path = bart_folder / "encoder.pt"
     state = torch.load(path)
     scale = torch.ones_like(state[f"{name}.bias"])
@@ -156,7 +156,7 @@ def test_scales_that_the_original_has_not_must_be_one(bart_folder: Path, name: s
 
 
 def test_views_and_shared_storages_are_read(bart_folder: Path, golden: Path) -> None:
-    """torch keeps a transposed tensor, or a slice, as a view of the storage it was made of."""
+    """torch saves a transposed tensor or a slice as a view of its original storage."""
     path = bart_folder / "decoder.pt"
     state = torch.load(path)
     state["lm_head.weight"] = state["lm_head.weight"].T.contiguous().T
@@ -174,7 +174,7 @@ def test_views_and_shared_storages_are_read(bart_folder: Path, golden: Path) -> 
         np.testing.assert_array_equal(found[name], tensor)
 
 
-def test_misfits_are_told_in_the_names_of_the_file(bart_folder: Path) -> None:
+def test_mismatches_are_reported_with_the_names_of_the_file(bart_folder: Path) -> None:
     path = bart_folder / "encoder.pt"
     state = torch.load(path)
     name = "layers.1.glu.fc2.weight"
@@ -200,7 +200,7 @@ def assert_vqgan(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarra
         np.testing.assert_array_equal(found[name], tensor)
 
 
-def test_state_dict_of_taming(
+def test_state_dict_of_taming_is_read(
     tmp_path: Path, golden: Path, taming: State, vqgan_tensors: Mapping[str, np.ndarray]
 ) -> None:
     assert "decoder.up.1.attn.0.proj_out.weight" in taming
@@ -210,20 +210,20 @@ def test_state_dict_of_taming(
     assert_vqgan(load_vqgan(tmp_path, golden), vqgan_tensors)
 
 
-def test_lightning_checkpoint_of_taming(
+def test_lightning_checkpoint_of_taming_is_read(
     tmp_path: Path,
     golden: Path,
     taming: State,
     vqgan_tensors: Mapping[str, np.ndarray],
     lightning: types.ModuleType,
 ) -> None:
-    """With its losses, its optimizers, and classes of the training that are nowhere to be found here."""
+    """The checkpoint has losses, optimizers, and classes of the training code, which does not exist here."""
 
     class ModelCheckpoint:
-        """A key of the callbacks."""
+        """A class that is a key of the callbacks."""
 
     class AttributeDict(dict[str, Any]):
-        """How Lightning keeps hyper-parameters."""
+        """The class of Lightning for hyper-parameters."""
 
     for kind in (ModelCheckpoint, AttributeDict):
         kind.__module__, kind.__qualname__ = lightning.__name__, kind.__name__
@@ -244,22 +244,22 @@ def test_lightning_checkpoint_of_taming(
     assert_vqgan(load_vqgan(tmp_path / CKPT, golden), vqgan_tensors)
 
 
-def test_two_checkpoints_are_ambiguous(tmp_path: Path, golden: Path) -> None:
+def test_two_checkpoints_are_refused(tmp_path: Path, golden: Path) -> None:
     for name in ("last.ckpt", "epoch=3.ckpt"):
         (tmp_path / name).touch()
     assert "has both epoch=3.ckpt and last.ckpt" in refusal(lambda: load_vqgan(tmp_path, golden))
 
 
-# Files that would run code.
+# Files that try to run code.
 
 
 def touch(path: str) -> None:
-    """What a file of the tests below would call."""
+    """A function that the files of the tests below try to call."""
     Path(path).touch()
 
 
 class Calling:
-    """Pickled as a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -270,7 +270,7 @@ class Calling:
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Path:
-    """What is there once code has run."""
+    """A file that exists only if code has run."""
     return tmp_path / "code has run"
 
 
@@ -292,7 +292,7 @@ def test_calls_of_a_file_are_not_made(
         else:
             load_vqgan(tmp_path, golden)
         assert not witness.exists()
-    # The file is what it is taken for: torch without its check does run the code.
+    # Without the check, torch does run the code.
     torch.load(tmp_path / CKPT, weights_only=False)
     torch.save(calls["function"], tmp_path / CKPT)
     torch.load(tmp_path / CKPT, weights_only=False)
@@ -310,7 +310,7 @@ def test_calls_of_the_system_are_refused(tmp_path: Path, golden: Path, taming: S
 # Damage.
 
 
-def test_cut_short(bart_folder: Path) -> None:
+def test_truncated_file_is_refused(bart_folder: Path) -> None:
     path = bart_folder / "decoder.pt"
     content = path.read_bytes()
     for end in (0, 3, 30, 1000, len(content) // 2, len(content) - 1000, len(content) - 1):
@@ -319,24 +319,24 @@ def test_cut_short(bart_folder: Path) -> None:
         assert "decoder.pt: truncated" in message if end > 3 else "not written by torch.save" in message
 
 
-def test_every_damaged_byte_is_refused_in_one_line_or_is_a_number(bart_folder: Path) -> None:
+def test_damage_is_refused_in_one_line_or_changes_only_numbers(bart_folder: Path) -> None:
     path = bart_folder / "decoder.pt"
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         begin = archive.getinfo("decoder/data.pkl").header_offset
     expected = bart.parameter_shapes(bart.DalleBartConfig.load(bart_folder))
     refused = 0
-    places = [*range(begin, begin + 3000, 41), *range(len(content) - 3000, len(content), 41)]
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
+    offsets = [*range(begin, begin + 3000, 41), *range(len(content) - 3000, len(content), 41)]
+    for offset in offsets:
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 0x5A]) + content[offset + 1 :])
         try:
             load_parameters(bart_folder, expected, DALLEBART_LAYOUT)
         except CheckpointError as error:
             refused += "\n" not in str(error)
-    assert refused > len(places) // 2
+    assert refused > len(offsets) // 2
 
 
-def test_formats_that_cannot_be_read_by_offset(bart_folder: Path) -> None:
+def test_formats_that_cannot_be_read_by_offset_are_refused(bart_folder: Path) -> None:
     path = bart_folder / "encoder.pt"
     state = torch.load(path)
     torch.save(state, path, _use_new_zipfile_serialization=False)
@@ -355,7 +355,7 @@ def test_formats_that_cannot_be_read_by_offset(bart_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.ones(3)], torch.ones(3), {"state_dict": [1]}, {"epoch": 3}])
-def test_something_else_than_a_state_dict(tmp_path: Path, golden: Path, content: object) -> None:
+def test_other_content_than_a_state_dict_is_refused(tmp_path: Path, golden: Path, content: object) -> None:
     torch.save(content, tmp_path / CKPT)
     assert "a state dict" in refusal(lambda: load_vqgan(tmp_path, golden))
 

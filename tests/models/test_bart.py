@@ -1,4 +1,4 @@
-"""The transformer against the original's values, and what its configuration refuses."""
+"""The transformer: agreement with the original's values, and configurations that are refused."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_saved_model_loads_back_the_same(scan: tuple[DalleBart, Any], tmp_path: 
 
 
 @pytest.mark.parametrize(("part", "absent"), [("encoder", "decoder"), ("decoder", "encoder")])
-def test_one_half_can_be_loaded_alone(golden: Path, part: str, absent: str) -> None:
+def test_either_half_can_be_loaded_alone(golden: Path, part: str, absent: str) -> None:
     model = DalleBart.load(golden / "dallebart_scan", part=part)
     assert set(model.params["model"]) == {part}
     assert ("lm_head" in model.params) == (part == "decoder")
@@ -103,7 +103,9 @@ def test_rematerialised_gradient_is_the_same(scan: tuple[DalleBart, Any]) -> Non
         ("use_absolute_position_embeddings", False), ("is_encoder_decoder", False),
     ],
 )  # fmt: skip
-def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option: str, value: Any) -> None:
+def test_unsupported_options_are_refused_by_name(
+    golden: Path, tmp_path: Path, option: str, value: Any
+) -> None:
     shutil.copytree(golden / "dallebart_scan", tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), option: value}))
@@ -128,7 +130,7 @@ def test_impossible_sizes_are_refused(fields: dict[str, Any], message: str) -> N
         DalleBartConfig.from_fields(fields)
 
 
-def test_weights_of_other_sizes_name_the_tensor(golden: Path, tmp_path: Path) -> None:
+def test_weights_of_other_sizes_are_refused_with_the_tensor(golden: Path, tmp_path: Path) -> None:
     shutil.copytree(golden / "dallebart_scan", tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_ffn_dim": 57}))

@@ -1,4 +1,4 @@
-"""CLIP's scores, and the files it is read from."""
+"""CLIP: scores, files, and names of open_clip."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ from smalti.models.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, write_folder
 from smalti.models.torchvision_operators import declare_missing_operators
 from smalti.testing.clip import tiny_clip
 
-# Once `smalti.models.clip` is imported; see `declare_missing_operators`.
+# After `smalti.models.clip`, because of `declare_missing_operators`.
 import open_clip  # isort: skip
 
 PROMPT = "a red cat on the moon"
@@ -28,7 +28,7 @@ PROMPT = "a red cat on the moon"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """A folder of the tiny CLIP that tests must not change."""
     folder = tmp_path_factory.mktemp("clip")
     tiny_clip(folder)
     return folder
@@ -41,7 +41,7 @@ def clip(folder: Path) -> Clip:
 
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
-    """To be damaged."""
+    """A copy of the tiny CLIP that tests may damage."""
     return Path(shutil.copytree(folder, tmp_path / "copied"))
 
 
@@ -59,10 +59,10 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def logits_per_image(folder: Path, prompt: str, pictures: list[Image.Image]) -> list[float]:
-    """What open_clip itself computes."""
-    place = f"local-dir:{folder}"
-    model, prepare = open_clip.create_model_from_pretrained(place)
-    tokens = open_clip.get_tokenizer(place)([prompt])
+    """Returns the scores that open_clip computes."""
+    source = f"local-dir:{folder}"
+    model, prepare = open_clip.create_model_from_pretrained(source)
+    tokens = open_clip.get_tokenizer(source)([prompt])
     with torch.no_grad():
         logits, _ = model.eval().get_logits(torch.stack([prepare(picture) for picture in pictures]), tokens)
     return [float(logit) for logit in logits[:, 0]]
@@ -75,10 +75,10 @@ def test_scores_are_logits_per_image(
     scores = clip.scores(PROMPT, pictures, batch_size=batch_size)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, logits_per_image(folder, PROMPT, pictures), atol=1e-5)
-    assert np.ptp(scores) > 1  # Else equal scores would pass.
+    assert np.ptp(scores) > 1  # Otherwise equal scores would pass.
 
 
-def test_a_bias_is_part_of_the_logit(copied: Path, pictures: list[Image.Image]) -> None:
+def test_bias_is_part_of_the_logit(copied: Path, pictures: list[Image.Image]) -> None:
     config = json.loads((copied / CONFIG_FILE).read_text(encoding="utf-8"))
     config["model_cfg"]["init_logit_bias"] = -10.0
     write_folder(copied, open_clip.CLIP(**config["model_cfg"]), config)
@@ -86,12 +86,12 @@ def test_a_bias_is_part_of_the_logit(copied: Path, pictures: list[Image.Image]) 
     np.testing.assert_allclose(scores, logits_per_image(copied, PROMPT, pictures), atol=1e-5)
 
 
-def test_no_pictures_have_no_scores(clip: Clip) -> None:
+def test_no_pictures_give_no_scores(clip: Clip) -> None:
     assert clip.scores(PROMPT, []).shape == (0,)
 
 
-def test_a_long_prompt_is_cut(clip: Clip, pictures: list[Image.Image]) -> None:
-    # 77 tokens, the start and the end among them.
+def test_long_prompt_is_cut(clip: Clip, pictures: list[Image.Image]) -> None:
+    # 77 tokens, including the start and the end.
     fits = clip.scores("cat " * 75, pictures)
     assert clip.scores("cat " * 75 + "dog " * 100, pictures).tolist() == fits.tolist()
     assert clip.scores("cat " * 74 + "dog", pictures).tolist() != fits.tolist()
@@ -103,24 +103,24 @@ def test_pictures_of_any_mode_are_scored_as_rgb(clip: Clip, mode: str) -> None:
     assert clip.scores(PROMPT, [picture]).tolist() == clip.scores(PROMPT, [picture.convert("RGB")]).tolist()
 
 
-def test_it_is_ready_to_score_and_not_to_train(clip: Clip) -> None:
+def test_model_is_in_evaluation_mode(clip: Clip) -> None:
     assert not any(module.training for module in clip.model.modules())
     assert {parameter.device.type for parameter in clip.model.parameters()} == {"cpu"}
 
 
-def test_without_a_choice_the_gpu_is_taken_if_there_is_one(folder: Path) -> None:
+def test_default_device_is_the_gpu_if_there_is_one(folder: Path) -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert Clip.load(folder).model.logit_scale.device.type == expected
 
 
-def test_what_was_saved_scores_the_same(clip: Clip, pictures: list[Image.Image], tmp_path: Path) -> None:
+def test_saved_model_gives_the_same_scores(clip: Clip, pictures: list[Image.Image], tmp_path: Path) -> None:
     clip.save(tmp_path / "made" / "clip")
     again = Clip.load(tmp_path / "made" / "clip", device="cpu")
     assert again.scores(PROMPT, pictures).tolist() == clip.scores(PROMPT, pictures).tolist()
     assert {path.name for path in (tmp_path / "made" / "clip").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
-def test_saving_that_fails_leaves_what_was_there(copied: Path) -> None:
+def test_failed_saving_keeps_the_old_files(copied: Path) -> None:
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     clip = Clip.load(copied, device="cpu")
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_saving_that_fails_leaves_what_was_there(copied: Path) -> None:
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
-def test_the_tiny_clip_follows_from_its_seed(folder: Path, tmp_path: Path) -> None:
+def test_tiny_clip_depends_only_on_its_seed(folder: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     tiny_clip(tmp_path / "same")
     tiny_clip(tmp_path / "other", seed=1)
@@ -141,13 +141,13 @@ def test_the_tiny_clip_follows_from_its_seed(folder: Path, tmp_path: Path) -> No
 
 
 def register(monkeypatch: pytest.MonkeyPatch, folder: Path, **tag: object) -> None:
-    """Gives the tiny CLIP a name and a tag in open_clip's own lists, as `Tiny-8:local`."""
+    """Adds the tiny CLIP to open_clip's lists as `Tiny-8:local`."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-8", config)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-8", {"local": tag})
 
 
-def test_a_name_with_tag_has_the_activation_its_weights_need(
+def test_name_with_tag_uses_the_activation_of_its_weights(
     monkeypatch: pytest.MonkeyPatch, copied: Path, tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     register(monkeypatch, copied, file=str(copied / WEIGHTS_FILE), quick_gelu=True, mean=(0.1, 0.2, 0.3))
@@ -159,15 +159,13 @@ def test_a_name_with_tag_has_the_activation_its_weights_need(
     change_config(copied, lambda config: config["preprocess_cfg"].update(mean=(0.1, 0.2, 0.3)))
     expected = logits_per_image(copied, PROMPT, pictures)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert np.abs(np.subtract(plain, expected)).max() > 1e-2  # Else the activation would not matter.
-    # What is saved is as complete as what was fetched.
+    assert np.abs(np.subtract(plain, expected)).max() > 1e-2  # Otherwise the activation would not matter.
+    # The saved folder is as complete as the downloaded model.
     saved = Clip.load(tmp_path / "saved", device="cpu").scores(PROMPT, pictures)
     assert saved.tolist() == scores.tolist()
 
 
-def test_weights_that_cannot_be_fetched_are_told(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
-) -> None:
+def test_failed_download_is_reported(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     register(monkeypatch, folder, url=(tmp_path / "none.pt").as_uri())
     with pytest.raises(ModelError, match=r"^CLIP Tiny-8:local: the weights cannot be downloaded .*network"):
@@ -186,7 +184,7 @@ def test_weights_that_cannot_be_fetched_are_told(
         (Path("ViT-B-32:openai"), "no such folder"),
     ],
 )
-def test_what_does_not_exist_is_told_with_what_does(source: str | Path, problem: str) -> None:
+def test_unknown_names_are_reported_with_similar_ones(source: str | Path, problem: str) -> None:
     with pytest.raises(ModelError) as raised:
         Clip.load(source)
     assert problem in str(raised.value)
@@ -229,7 +227,7 @@ def cut_short(path: Path) -> None:
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b""), "cannot be loaded"),
     ],
 )
-def test_a_damaged_folder_is_told_in_one_line(
+def test_damaged_folder_is_reported_in_one_line(
     copied: Path, damage: Callable[[Path], object], problem: str
 ) -> None:
     damage(copied)
@@ -241,7 +239,7 @@ def test_a_damaged_folder_is_told_in_one_line(
 
 
 class Intruder:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -257,18 +255,18 @@ def test_weights_cannot_run_code(copied: Path, tmp_path: Path) -> None:
         Clip.load(copied)
     assert not (tmp_path / "intruded").exists()
     pickle.loads(pickle.dumps(Intruder(tmp_path / "intruded")))
-    assert (tmp_path / "intruded").exists()  # It would have.
+    assert (tmp_path / "intruded").exists()  # Without the check, torch runs the code.
 
 
 class AutoTokenizer:
-    """In place of that of `transformers`, which runs a folder's code where it is told to trust it."""
+    """Replaces the class of `transformers`, which runs the code of a folder that it is asked to trust."""
 
     @staticmethod
     def from_pretrained(place: Path, **options: object) -> None:
         raise OSError(f"trusted: {options.get('trust_remote_code')}")
 
 
-def test_a_tokenizer_cannot_bring_code(monkeypatch: pytest.MonkeyPatch, copied: Path) -> None:
+def test_tokenizer_cannot_run_code(monkeypatch: pytest.MonkeyPatch, copied: Path) -> None:
     transformers: Any = ModuleType("transformers")
     transformers.AutoTokenizer = AutoTokenizer
     monkeypatch.setitem(sys.modules, "transformers", transformers)
@@ -287,8 +285,8 @@ def test_operators_are_declared_once() -> None:
 
 
 @pytest.mark.process
-def test_operators_that_are_there_are_left_alone() -> None:
-    # In a process of its own, where torchvision's own library has registered one already.
+def test_existing_operators_are_not_replaced() -> None:
+    # In a separate process, in which the library of torchvision has registered one.
     program = """
 import torch
 from smalti.models.torchvision_operators import declare_missing_operators

@@ -1,4 +1,4 @@
-"""The VQGAN against the original's values, and what its configuration refuses."""
+"""The VQGAN: agreement with the original's values, and configurations that are refused."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def tiny_vqgan(golden: Path) -> tuple[VQGAN, Any]:
     return VQGAN.load(folder), np.load(folder / "expected.npz")
 
 
-def test_codes_are_the_originals(tiny_vqgan: tuple[VQGAN, Any]) -> None:
+def test_codes_equal_those_of_the_original(tiny_vqgan: tuple[VQGAN, Any]) -> None:
     model, expected = tiny_vqgan
     np.testing.assert_array_equal(model.encode(expected["pixels"]), expected["indices"])
 
@@ -49,7 +49,7 @@ def test_published_sizes_have_the_published_parameters() -> None:
     assert shapes["quantize/embedding/embedding"] == (16384, 256)
 
 
-def test_tokens_that_make_no_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -> None:
+def test_tokens_that_do_not_make_a_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -> None:
     with pytest.raises(ValueError, match="255 tokens"):
         tiny_vqgan[0].decode(np.zeros((1, 255), np.int32))
 
@@ -64,7 +64,9 @@ def test_tokens_that_make_no_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -
         ("out_ch", 1),
     ],
 )
-def test_other_options_are_refused_by_name(golden: Path, tmp_path: Path, option: str, value: Any) -> None:
+def test_unsupported_options_are_refused_by_name(
+    golden: Path, tmp_path: Path, option: str, value: Any
+) -> None:
     shutil.copytree(golden / "vqgan_tiny", tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), option: value}))

@@ -1,4 +1,4 @@
-"""A model folder: what `model.json` may say, and what `verify` finds."""
+"""Model folders: the fields of `model.json`, and the problems that `verify` finds."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def copy(tiny: ModelFolder, tmp_path: Path) -> Path:
-    """A copy of the tiny model, to be changed."""
+    """A copy of the tiny model that tests may change."""
     return Path(shutil.copytree(tiny.path, tmp_path / "copy"))
 
 
@@ -46,7 +46,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_created_folder_opens_with_all_that_it_was_given(copy: Path) -> None:
+def test_created_folder_keeps_its_arguments(copy: Path) -> None:
     sampling, defaults = SamplingParameters(guidance_scale=3.5, top_k=0), Counts(n=4, candidates=8)
     made = create(copy, description="Ünlaid.", source="here", sampling=sampling, defaults=defaults)
     found = ModelFolder.open(copy)
@@ -62,7 +62,7 @@ def test_created_folder_opens_with_all_that_it_was_given(copy: Path) -> None:
     assert find_problems(found) == []
 
 
-def test_text_tokenizer_may_have_a_folder_of_its_own(copy: Path) -> None:
+def test_text_tokenizer_may_be_in_a_separate_folder(copy: Path) -> None:
     (copy / "text").mkdir()
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (copy / "bart" / name).rename(copy / "text" / name)
@@ -84,7 +84,7 @@ def test_clip_may_be_a_name(copy: Path) -> None:
         create(copy, clip="ViT-B-32")
 
 
-def test_revision_is_of_the_content_alone(copy: Path, tmp_path: Path) -> None:
+def test_revision_depends_only_on_the_content(copy: Path, tmp_path: Path) -> None:
     first = create(copy).revision
     assert (
         create(copy, name="other", licence="CC0-1.0", sampling=SamplingParameters(top_k=9)).revision == first
@@ -102,7 +102,7 @@ def test_revision_is_of_the_content_alone(copy: Path, tmp_path: Path) -> None:
     assert len({first, renamed, changed, *named}) == 5
 
 
-def test_what_is_no_model(copy: Path) -> None:
+def test_folder_without_a_model_is_refused(copy: Path) -> None:
     assert "no such folder" in refusal(copy / "nowhere")
     assert "not a folder" in refusal(copy / MANIFEST_FILE)
     assert "bart: not a model folder: it has no model.json; make one with `smalti import`" in refusal(
@@ -137,26 +137,26 @@ def test_what_is_no_model(copy: Path) -> None:
         (lambda m: m["parts"]["clip"].update(folder="gone"), "part clip is missing: no folder "),
     ],
 )  # fmt: skip
-def test_fields_that_cannot_be_used(copy: Path, edit: Change, problem: str) -> None:
+def test_invalid_fields_are_refused(copy: Path, edit: Change, problem: str) -> None:
     change(copy, edit)
     message = refusal(copy)
     assert str(copy) in message
     assert problem in message
 
 
-def test_part_that_is_a_link_out_of_the_folder(copy: Path, tmp_path: Path) -> None:
+def test_part_that_links_outside_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "vqgan").rename(tmp_path / "elsewhere")
     (copy / "vqgan").symlink_to(tmp_path / "elsewhere")
     assert "part vqgan is outside the model folder" in refusal(copy)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "ä", "x" * 101, "a\n"])
-def test_names_that_no_model_can_have(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^name: "):
         check_name(name)
 
 
-def test_part_that_is_missing_cannot_be_created(copy: Path) -> None:
+def test_folder_without_a_part_cannot_be_created(copy: Path) -> None:
     before = (copy / MANIFEST_FILE).read_bytes()
     shutil.rmtree(copy / "vqgan")
     with pytest.raises(ModelError, match="part vqgan is missing"):
@@ -164,7 +164,7 @@ def test_part_that_is_missing_cannot_be_created(copy: Path) -> None:
     assert (copy / MANIFEST_FILE).read_bytes() == before
 
 
-# What `verify` finds.
+# Problems that `verify` finds.
 
 
 def problems(path: Path) -> list[str]:
@@ -173,7 +173,7 @@ def problems(path: Path) -> list[str]:
     return found
 
 
-def test_missing_changed_and_extra_files(copy: Path) -> None:
+def test_missing_changed_and_extra_files_are_found(copy: Path) -> None:
     create(copy)
     (copy / "bart" / "merges.txt").unlink()
     vocabulary = copy / "bart" / "vocab.json"
@@ -190,7 +190,7 @@ def test_missing_changed_and_extra_files(copy: Path) -> None:
     assert found[3].startswith(f"{config}: changed: SHA-256 is ")
 
 
-def test_revision_of_other_files(copy: Path) -> None:
+def test_wrong_revision_is_found(copy: Path) -> None:
     change(copy, lambda fields: fields.update(revision="sha256:" + "0" * 64))
     assert problems(copy) == [f"{copy / MANIFEST_FILE}: revision: does not match the listed files"]
 
@@ -213,14 +213,16 @@ def edit_config(path: Path, **changes: Any) -> None:
         ),
     ],
 )
-def test_weights_that_do_not_fit(copy: Path, part: str, changes: dict[str, Any], found: str) -> None:
+def test_weights_that_do_not_fit_are_found(
+    copy: Path, part: str, changes: dict[str, Any], found: str
+) -> None:
     edit_config(copy / part / "config.json", **changes)
     create(copy)
     (problem,) = problems(copy)
     assert found in problem
 
 
-def test_generator_and_codebook_of_different_models(copy: Path, tiny: ModelFolder) -> None:
+def test_parts_of_different_models_are_found(copy: Path, tiny: ModelFolder) -> None:
     model = DalleBart.load(tiny.bart_folder)
     tensors = {
         "lm_head/kernel": np.zeros((model.config.d_model, 129), np.float32),
@@ -233,7 +235,7 @@ def test_generator_and_codebook_of_different_models(copy: Path, tiny: ModelFolde
     assert "generates 128 different tokens, but the VQGAN's codebook has 64" in problem
 
 
-def test_text_tokenizer_that_cannot_be_used(copy: Path) -> None:
+def test_invalid_text_tokenizer_is_found(copy: Path) -> None:
     vocabulary = json.loads((copy / "bart" / "vocab.json").read_text())
     for name in ("tokenizer.json", "vocab.json"):
         (copy / "bart" / name).unlink()
@@ -247,7 +249,7 @@ def test_text_tokenizer_that_cannot_be_used(copy: Path) -> None:
     assert "the text tokenizer has" in problem
 
 
-def test_clip_that_cannot_be_used(copy: Path) -> None:
+def test_invalid_clip_is_found(copy: Path) -> None:
     weights = copy / "clip" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     create(copy)

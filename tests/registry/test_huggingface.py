@@ -1,4 +1,4 @@
-"""Pulling models: from a hub in this process, which speaks what of the hub's protocol a download needs."""
+"""Pulling models from a local server that implements the part of the hub's protocol that downloads need."""
 
 import json
 import re
@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
 GATED = "somebody/gated"
 
-# What a repository answers in place of an error page.
+# Answers for the errors of the hub: status and error code.
 ERRORS = {
     "repository": (404, "RepoNotFound"),
     "revision": (404, "RevisionNotFound"),
@@ -33,7 +33,7 @@ ERRORS = {
 
 
 class LocalHub(ThreadingHTTPServer):
-    """A hub with repositories of files, all at one commit; `asked` are the paths that were asked for."""
+    """A hub with repositories of files, all at one commit; `asked` are the requested paths."""
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -91,12 +91,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(b"", status, **{"X-Error-Code": code})
 
     def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
 def repositories(tiny: ModelFolder) -> dict[str, dict[str, bytes]]:
-    """The tiny model, as a Smalti model and in the format of the original."""
+    """A hub with the tiny model, as a Smalti model and in the original format."""
     whole = {
         path.relative_to(tiny.path).as_posix(): path.read_bytes()
         for path in tiny.path.rglob("*")
@@ -134,7 +134,7 @@ def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[LocalHub]:
 
 @pytest.fixture(autouse=True)
 def user(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user of that hub, with an empty cache and no models yet."""
+    """The folder of a user with an empty cache and no models."""
     monkeypatch.setenv("SMALTI_HUB_ENDPOINT", hub.address)
     monkeypatch.setenv("SMALTI_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SMALTI_MODELS", str(tmp_path / "models"))
@@ -142,14 +142,14 @@ def user(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def test_smalti_model_is_taken_as_it_is(hub: LocalHub, user: Path, tiny: ModelFolder) -> None:
+def test_smalti_model_is_copied_unchanged(hub: LocalHub, user: Path, tiny: ModelFolder) -> None:
     pulled = pull_model("somebody/mosaic")
     assert pulled.path == user / "models" / tiny.name
     assert pulled.manifest == tiny.manifest
     assert find_problems(pulled) == []
     assert not (pulled.path / "training.log").exists()
     assert not any("training.log" in path for path in hub.asked)
-    # It is no second copy of what the cache holds, but it stays when the cache goes.
+    # The model shares its files with the cache, but keeps them when the cache is deleted.
     shutil.rmtree(user / "cache")
     assert find_problems(pulled) == []
 
@@ -176,7 +176,7 @@ def test_second_pull_needs_no_network(hub: LocalHub, user: Path, monkeypatch: py
         assert not hub.asked
 
 
-def test_name_revision_licence_and_place_can_be_given(user: Path) -> None:
+def test_name_revision_licence_and_folder_can_be_given(user: Path) -> None:
     pulled = pull_model("somebody/mosaic", name="tiles", revision=COMMIT)
     assert (pulled.path, pulled.name) == (user / "models" / "tiles", "tiles")
     assert find_problems(pulled) == []
@@ -192,20 +192,20 @@ def refusal(user: Path, repository: str, **options: object) -> str:
     return str(caught.value)
 
 
-def test_what_the_hub_does_not_give(user: Path) -> None:
+def test_unavailable_repositories_are_refused(user: Path) -> None:
     assert "somebody/none: not found on the hub; if it is private, run" in refusal(user, "somebody/none")
     assert "access is restricted; request it on the hub" in refusal(user, GATED)
     assert "there is no revision v9" in refusal(user, "somebody/mosaic", revision="v9")
     assert "'a/b/c' must have the form owner/name" in refusal(user, "a/b/c")
 
 
-def test_cache_that_does_not_hold_it(user: Path) -> None:
+def test_offline_pull_needs_the_cache(user: Path) -> None:
     message = refusal(user, "somebody/mosaic", offline=True)
     assert message == "somebody/mosaic: not in the cache; pull it once without offline mode"
 
 
-def test_hub_that_cannot_be_reached(hub: LocalHub, user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody listens at port 1.
+def test_unreachable_hub_is_reported(hub: LocalHub, user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No server listens on port 1.
     monkeypatch.setenv("SMALTI_HUB_ENDPOINT", "http://127.0.0.1:1")
     message = refusal(user, "somebody/mosaic")
     assert message == (
@@ -213,7 +213,7 @@ def test_hub_that_cannot_be_reached(hub: LocalHub, user: Path, monkeypatch: pyte
     )
 
 
-def test_repositories_that_are_no_models(hub: LocalHub, user: Path) -> None:
+def test_repositories_without_a_model_are_refused(hub: LocalHub, user: Path) -> None:
     for card in (None, b"---\nlicense: [\n---\n", b"# No licence\n", b"\xff"):
         if card is not None:
             hub.repositories["somebody/nothing"]["README.md"] = card
@@ -227,7 +227,7 @@ def test_repositories_that_are_no_models(hub: LocalHub, user: Path) -> None:
     assert "merges.txt: changed" in refusal(user, "somebody/mosaic")
 
 
-def test_listed_file_that_is_not_there(hub: LocalHub, user: Path) -> None:
+def test_missing_listed_file_is_refused(hub: LocalHub, user: Path) -> None:
     del hub.repositories["somebody/mosaic"]["bart/merges.txt"]
     assert "bart/merges.txt is missing, although model.json lists it" in refusal(user, "somebody/mosaic")
     hub.repositories["somebody/mosaic"][MANIFEST_FILE] = b'{"format": 9}'

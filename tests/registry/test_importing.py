@@ -1,4 +1,4 @@
-"""Making a model of original files, and of repositories of the hub."""
+"""Importing models from original files."""
 
 import json
 import math
@@ -33,7 +33,7 @@ WORDS_FILE = "enwiki-words-frequency.txt"
 
 @pytest.fixture
 def originals(tiny: ModelFolder, golden: Path, tmp_path: Path) -> Path:
-    """The tiny model as the original has it: a folder for the transformer, one for the VQGAN, and a CLIP."""
+    """The tiny model in the original format: folders for the transformer, the VQGAN, and CLIP."""
     folder = tmp_path / "originals"
     shutil.copytree(tiny.clip_source, folder / "clip")
     for part, params in (
@@ -52,7 +52,7 @@ def originals(tiny: ModelFolder, golden: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(originals: Path, tmp_path: Path) -> Callable[..., ModelFolder]:
-    """Imports the originals into `tmp_path / "made"`, with changes to the arguments."""
+    """A function that imports the originals into `tmp_path / "made"`, with changes to the arguments."""
 
     def run(**changes: Any) -> ModelFolder:
         arguments: dict[str, Any] = {
@@ -70,7 +70,7 @@ def make(originals: Path, tmp_path: Path) -> Callable[..., ModelFolder]:
 
 
 def refusal(action: Callable[[], object], place: Path) -> str:
-    """The line with which an import is refused; nothing of it may stay."""
+    """Returns the line with which an import is refused; asserts that it leaves nothing behind."""
     before = sorted(place.rglob("*"))
     with pytest.raises((ModelError, InvalidInputError)) as caught:
         action()
@@ -117,14 +117,14 @@ def test_originals_become_a_model(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "originals"]
 
 
-def test_model_goes_among_those_of_the_user(
+def test_model_is_imported_into_the_folder_of_the_user(
     make: Callable[..., ModelFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMALTI_MODELS", str(tmp_path / "not yet" / "there"))
     assert make(out=None).path == tmp_path / "not yet" / "there" / "mosaic"
 
 
-def test_same_originals_make_the_same_revision(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
+def test_same_originals_give_the_same_revision(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
     assert make().revision == make(out=tmp_path / "again", name="again").revision
 
 
@@ -134,7 +134,7 @@ def test_clip_by_name_is_not_copied(make: Callable[..., ModelFolder]) -> None:
     assert not (made.path / "clip").exists()
 
 
-def test_file_of_a_vqgan_and_text_from_elsewhere(
+def test_vqgan_file_and_separate_text_folder_are_imported(
     make: Callable[..., ModelFolder], originals: Path, tiny: ModelFolder
 ) -> None:
     (originals / "text").mkdir()
@@ -148,7 +148,7 @@ def test_file_of_a_vqgan_and_text_from_elsewhere(
 
 
 def write_min_dalle(originals: Path, suffix: str) -> None:
-    """Turns the transformer into min-dalle's files of the larger or the smaller model."""
+    """Turns the transformer into min-dalle's files, of the larger or the smaller model."""
     folder = originals / "bart"
     weights = flatten(DalleBart.load(folder).params)
     (folder / "flax_model.msgpack").unlink()
@@ -170,7 +170,7 @@ def write_min_dalle(originals: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "_mini"])
-def test_files_of_min_dalle(
+def test_files_of_min_dalle_are_imported(
     make: Callable[..., ModelFolder], originals: Path, tiny: ModelFolder, suffix: str
 ) -> None:
     write_min_dalle(originals, suffix)
@@ -186,7 +186,7 @@ def test_files_of_min_dalle(
     )
 
 
-# What is refused, before anything is written.
+# Imports that are refused before anything is written.
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ def test_files_of_min_dalle(
         ({"text": "vqgan"}, "no text tokenizer"),
     ],
 )
-def test_parts_that_cannot_be_used(
+def test_invalid_parts_are_refused(
     make: Callable[..., ModelFolder], originals: Path, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     paths = {part: originals / place for part, place in changes.items()}
     assert message in refusal(lambda: make(**paths), tmp_path)
 
 
-def test_names_and_places_that_cannot_be_used(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
+def test_invalid_names_and_folders_are_refused(make: Callable[..., ModelFolder], tmp_path: Path) -> None:
     assert "name: '../x' is not valid; use up to 100 letters" in refusal(lambda: make(name="../x"), tmp_path)
     assert "licence: must not be empty" in refusal(lambda: make(licence=""), tmp_path)
     assert "clip: 'CLIP' is neither a folder nor NAME:TAG" in refusal(lambda: make(clip="CLIP"), tmp_path)
@@ -217,20 +217,24 @@ def test_names_and_places_that_cannot_be_used(make: Callable[..., ModelFolder], 
     assert "made: already exists; remove it, or" in refusal(make, tmp_path)
 
 
-def test_damaged_weights(make: Callable[..., ModelFolder], originals: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
+) -> None:
     path = originals / "vqgan" / "flax_model.msgpack"
     os.truncate(path, path.stat().st_size // 2)
     assert "truncated in tensor" in refusal(make, tmp_path)
 
 
-def test_parts_of_different_models(make: Callable[..., ModelFolder], originals: Path, tmp_path: Path) -> None:
+def test_parts_of_other_models_are_refused(
+    make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
+) -> None:
     config = originals / "vqgan" / "config.json"
     fields = json.loads(config.read_text())
     config.write_text(json.dumps(fields | {"resolution": 64, "attn_resolutions": [8]}))
     assert "they are parts of different models" in refusal(make, tmp_path)
 
 
-def test_weights_without_a_configuration(
+def test_weights_without_a_configuration_are_refused(
     make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
 ) -> None:
     (originals / "vqgan" / "config.json").unlink()
@@ -238,10 +242,10 @@ def test_weights_without_a_configuration(
     assert "there is no config.json beside it, and no published model fits" in message
 
 
-def test_import_that_fails_at_its_end_leaves_nothing(
+def test_import_that_fails_late_leaves_nothing(
     make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
 ) -> None:
-    # CLIP is copied last; a pipe cannot be.
+    # CLIP is copied last, and a pipe cannot be copied.
     os.mkfifo(originals / "clip" / "pipe")
     assert "is a named pipe" in refusal(make, tmp_path)
 
@@ -272,7 +276,7 @@ def test_published_sizes_have_the_published_numbers_of_weights() -> None:
 def test_weights_without_a_configuration_may_be_those_of_a_published_model(
     make: Callable[..., ModelFolder], originals: Path, tmp_path: Path
 ) -> None:
-    """A file of the VQGAN's true size, all holes; it fits, so that only the transformer is in the way."""
+    """A sparse file of the published VQGAN's size fits, so that only the transformer does not match."""
     shapes = vqgan.parameter_shapes(vqgan.VQGANConfig.from_fields(VQGAN_F16_16384))
     entries, end = {}, 0
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Models by name: where they are looked for, and what is said when there is none."""
+"""Finding models by name."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from smalti.registry.verify import find_problems
 
 @pytest.fixture
 def models(tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder of models, with one in it."""
+    """The user's folder of models, which contains one model."""
     folder = tmp_path / "models"
     shutil.copytree(tiny.path, folder / "mosaic")
     monkeypatch.setenv("SMALTI_MODELS", str(folder))
@@ -37,19 +37,17 @@ def test_model_is_found_by_name_and_by_folder(models: Path, monkeypatch: pytest.
     assert library.find("here").path == Path("here")
 
 
-def test_name_goes_before_a_folder_of_that_name(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_has_precedence_over_a_folder(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (models.parent / "mosaic").mkdir()
     monkeypatch.chdir(models.parent)
     assert library.find("mosaic").path == models / "mosaic"
 
 
-def test_no_name_is_the_setting_or_what_comes_with_smalti(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_is_the_setting_or_the_shipped_model(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = shipped_names()
     default = library.DEFAULT if library.DEFAULT in shipped else shipped[0]
     assert library.find().path == library.SHIPPED / default
-    # A model of the user that has its name must not be taken for it unasked.
+    # A user's model with the same name does not become the default.
     shutil.copytree(models / "mosaic", models / default)
     assert library.find().path == library.SHIPPED / default
     monkeypatch.setenv("SMALTI_MODEL", "mosaic")
@@ -59,7 +57,7 @@ def test_no_name_is_the_setting_or_what_comes_with_smalti(
         library.find()
 
 
-def test_model_of_the_user_goes_before_one_that_comes_with_smalti(models: Path) -> None:
+def test_model_of_the_user_has_precedence_over_a_shipped_one(models: Path) -> None:
     (name, *_) = shipped_names()
     assert library.find(name).path == library.SHIPPED / name
     shutil.copytree(models / "mosaic", models / name)
@@ -67,7 +65,7 @@ def test_model_of_the_user_goes_before_one_that_comes_with_smalti(models: Path) 
     assert {entry.name: entry.path for entry in library.list_models()}[name] == models / name
 
 
-def test_unknown_name_gets_the_near_ones_and_the_list(models: Path) -> None:
+def test_unknown_name_gets_similar_names_and_the_list(models: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         library.find("mosiac")
     known = ", ".join(sorted(["mosaic", *shipped_names()]))
@@ -79,12 +77,12 @@ def test_unknown_name_gets_the_near_ones_and_the_list(models: Path) -> None:
         library.find(models / "zzz")
 
 
-def test_folder_that_is_no_model(models: Path) -> None:
+def test_folder_without_a_model_is_refused(models: Path) -> None:
     with pytest.raises(ModelError, match=r"not a model folder: it has no model\.json"):
         library.find(models)
 
 
-def test_list_holds_what_cannot_be_used_too(models: Path) -> None:
+def test_list_contains_invalid_models(models: Path) -> None:
     (models / "broken").mkdir()
     (models / "broken" / MANIFEST_FILE).write_text("{")
     (models / "no model").mkdir()
@@ -96,12 +94,12 @@ def test_list_holds_what_cannot_be_used_too(models: Path) -> None:
     assert "cannot be read as JSON" in mine["broken"].problem
 
 
-def test_no_folder_of_models_is_an_empty_one(models: Path) -> None:
+def test_missing_folder_of_models_is_empty(models: Path) -> None:
     shutil.rmtree(models)
     assert [entry.name for entry in library.list_models()] == shipped_names()
 
 
-def test_what_comes_with_smalti_is_whole() -> None:
+def test_shipped_models_are_intact() -> None:
     for entry in library.list_models():
         if entry.shipped:
             assert entry.model is not None
