@@ -1,8 +1,8 @@
 """Weights in torch files, of min-dalle and of taming-transformers, and files that try to run code.
 
 `golden/min_dalle_bart` and `golden/min_dalle_vqgan` were made with small modules of min-dalle 0.4.11 and random
-weights: `encoder.pt`, `decoder.pt` and `detoker.pt` in float16, like the published files, and `expected.npz` with the outputs
-of these modules in float32, the decoder step by step with its cache.
+weights: `encoder.pt`, `decoder.pt` and `detoker.pt` in float16, like the published files, and `expected.npz` with the
+outputs of these modules in float32, the decoder step by step with its cache.
 """
 
 import os

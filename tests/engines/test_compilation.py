@@ -1,4 +1,4 @@
-"""Compilation: nothing after warm-up, nothing at the next start, and the same tokens then."""
+"""Compilation: none after warm-up, none at the next start, and the same tokens."""
 
 import json
 import os
@@ -27,7 +27,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
-    """The programs that JAX compiles, or takes from its cache, from here on."""
+    """The programs that JAX compiles or reads from its cache during the test."""
     counted: list[str] = []
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -49,7 +49,7 @@ def make(golden: Path) -> tuple[GeneratorEngine, list[Encoding]]:
 
 def test_nothing_compiles_after_warm_up(golden: Path, compilations: list[str]) -> None:
     engine, prompts = make(golden)
-    # Another test may have compiled the same programs in this process; these cannot be left over.
+    # Another test may have compiled the same programs in this process.
     jax.clear_caches()
     engine.start()
     assert engine.ready.wait(WAIT)
@@ -88,7 +88,7 @@ print(json.dumps(start.start(Path({golden!r}))))
 
 
 def start(golden: Path) -> list[Any]:
-    """Starts an engine in this process; returns the programs found in the cache, those not, and tokens."""
+    """Starts an engine in this process; returns the numbers of cache hits and misses, and tokens."""
     counted = {"/jax/compilation_cache/cache_hits": 0, "/jax/compilation_cache/cache_misses": 0}
 
     def listen(event: str, **_: Any) -> None:
@@ -111,7 +111,7 @@ def start(golden: Path) -> list[Any]:
 
 
 @pytest.mark.process
-def test_next_start_compiles_nothing_and_draws_the_same(golden: Path, tmp_path: Path) -> None:
+def test_next_start_compiles_nothing_and_gives_the_same_tokens(golden: Path, tmp_path: Path) -> None:
     def run(cache: str) -> list[Any]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SMALTI_COMPILATION_CACHE": cache}
         program = PROGRAM.format(here=str(Path(__file__)), golden=str(golden))

@@ -1,4 +1,4 @@
-"""The generator's loop: who is drawn when, and what happens when something ends early or breaks."""
+"""The generator's loop: scheduling, cancellation, and failures."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ WAIT = 60.0
 
 
 class GatedBatch(DecodeBatch):
-    """A batch whose dispatches wait at a gate; records what began and what was freed."""
+    """A batch whose dispatches wait at a gate; records the candidates that begin and the slots that are freed."""
 
     gate: threading.Semaphore
     stepping: threading.Semaphore
@@ -72,7 +72,7 @@ def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
 
 @pytest.fixture
 def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, GatedBatch]]:
-    """An engine that is warm, with its gate closed."""
+    """An engine that is warmed up, with its gate closed."""
     batch = make(model)
     engine = GeneratorEngine(batch, max_waiting=8)
     engine.start()
@@ -93,7 +93,7 @@ def request(
 
 @pytest.fixture(scope="module")
 def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
-    """The tokens of ten candidates, drawn one after the other."""
+    """The tokens of ten candidates, generated one after the other."""
     batch = make(model)
     batch.open_gate()
     engine = GeneratorEngine(batch)
@@ -123,7 +123,9 @@ def test_tokens_are_the_same_when_admitted_late(
     engine, batch = gated
     early = engine.submit(request(model, 2, seed=9, row=1))
     batch.stepping.acquire(timeout=WAIT)
-    batch.open_gate(2)  # The late request begins at another place of the picture, in the slots that are left.
+    batch.open_gate(
+        2
+    )  # The late request begins while the others are in the middle of a picture, in the free slots.
     for _ in range(2):
         assert batch.stepping.acquire(timeout=WAIT)
     late = engine.submit(request(model, 3))
@@ -134,7 +136,7 @@ def test_tokens_are_the_same_when_admitted_late(
     )
 
 
-def test_rows_are_handed_over_as_they_are_drawn(
+def test_tokens_are_yielded_as_they_are_generated(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch], alone: np.ndarray
 ) -> None:
     engine, batch = gated
@@ -154,7 +156,7 @@ def test_given_tokens_are_continued(model: tuple[DalleBart, Any], alone: np.ndar
     engine = GeneratorEngine(batch)
     for length in (1, 6, 15):
         given = tuple(int(token) for token in alone[0, :length])
-        # Candidate 0 goes on as it did by itself; candidate 1 goes on from another's beginning.
+        # Candidate 0 continues its own tokens, candidate 1 those of another candidate.
         drawn = engine.submit(request(model, 2, given=given)).result(WAIT)
         np.testing.assert_array_equal(drawn[0], alone[0])
         np.testing.assert_array_equal(drawn[1, :length], alone[0, :length])
@@ -181,7 +183,7 @@ def test_cancelled_request_frees_its_slots_within_one_dispatch(
     np.testing.assert_array_equal(waiting.result(WAIT), alone[:2])
 
 
-def test_request_that_waits_can_be_cancelled(
+def test_waiting_request_can_be_cancelled(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
@@ -195,7 +197,7 @@ def test_request_that_waits_can_be_cancelled(
     assert {seed for seed, _ in batch.begun} == {2}
 
 
-def test_expired_request_costs_nothing(
+def test_expired_request_is_not_generated(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
@@ -207,7 +209,7 @@ def test_expired_request_costs_nothing(
     assert {seed for seed, _ in batch.begun} == {1}
 
 
-def test_full_line_refuses_at_once_with_the_time_to_wait(
+def test_full_queue_refuses_at_once_with_a_retry_delay(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
@@ -223,7 +225,7 @@ def test_full_line_refuses_at_once_with_the_time_to_wait(
     engine.submit(request(model, 1, seed=3)).result(WAIT)
 
 
-def test_request_larger_than_slots_and_line_is_drawn(
+def test_request_larger_than_slots_and_queue_is_generated(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated
@@ -260,7 +262,7 @@ def test_batch_gets_its_share_while_interactive_requests_wait(
     for handle in (blocker, slow, quick):
         handle.result(WAIT)
     order = [seed for seed, _ in batch.begun[SLOTS:]]
-    assert [place for place, seed in enumerate(order) if seed == 200] == [
+    assert [index for index, seed in enumerate(order) if seed == 200] == [
         turn * BATCH_TURN - 1 for turn in range(1, 4)
     ]
 
@@ -282,7 +284,7 @@ def test_dead_loop_fails_every_request_with_the_cause(
         engine.submit(request(model, 1))
 
 
-def test_hanging_loop_is_given_up(model: tuple[DalleBart, Any]) -> None:
+def test_hanging_loop_fails_its_requests(model: tuple[DalleBart, Any]) -> None:
     batch = make(model)
     engine = GeneratorEngine(batch, stall_seconds=0.5)
     engine.start()
@@ -295,13 +297,13 @@ def test_hanging_loop_is_given_up(model: tuple[DalleBart, Any]) -> None:
     engine.close()
 
 
-def test_idle_engine_is_not_taken_for_a_hanging_one(model: tuple[DalleBart, Any]) -> None:
+def test_idle_engine_is_healthy(model: tuple[DalleBart, Any]) -> None:
     batch = make(model)
     batch.open_gate()
     engine = GeneratorEngine(batch, stall_seconds=4.0)
     engine.submit(request(model, 1)).result(WAIT)
     engine.timing.last_beat -= 1000
-    # The watch looks every second: an event that never comes keeps the time.
+    # The watchdog checks every second; this event is never set.
     assert not threading.Event().wait(2.5)
     assert engine.healthy
     engine.timing.last_beat -= 1000
@@ -309,7 +311,7 @@ def test_idle_engine_is_not_taken_for_a_hanging_one(model: tuple[DalleBart, Any]
     engine.close()
 
 
-def test_closed_engine_fails_what_is_left_and_takes_nothing(
+def test_closed_engine_fails_its_requests_and_accepts_no_others(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:
     engine, batch = gated

@@ -1,4 +1,4 @@
-"""The generator against the model it speeds up, and what a candidate's tokens may depend on."""
+"""The generator: agreement with the whole model, and independence of candidates."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def prompt(expected: Any, row: int) -> Encoding:
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])
-def test_greedy_tokens_are_the_originals(
+def test_greedy_tokens_equal_those_of_the_original(
     golden_engine: tuple[GeneratorEngine, DalleBart, Any], row: int
 ) -> None:
     engine, _, expected = golden_engine
@@ -44,10 +44,10 @@ def test_greedy_tokens_are_the_originals(
     np.testing.assert_array_equal(drawn[0], expected["greedy_scale10"][row])
 
 
-def test_sampled_tokens_are_those_of_the_whole_model(
+def test_sampled_tokens_equal_those_of_the_whole_model(
     golden_engine: tuple[GeneratorEngine, DalleBart, Any],
 ) -> None:
-    """Draws without any cache, from the logits of all positions, and compares."""
+    """Compares with tokens that are sampled without caches, from the logits of all positions."""
     engine, model, expected = golden_engine
     drawn = engine.generate(prompt(expected, 0), [Candidate(99, 3, VARIED)])[0]
     start = model.config.decoder_start_token_id
@@ -87,7 +87,7 @@ def test_tokens_do_not_depend_on_neighbours_or_slots(
     np.testing.assert_array_equal(backwards[::-1], together)
 
 
-def test_parameters_are_values_of_each_candidate(
+def test_each_candidate_has_its_own_parameters(
     golden_engine: tuple[GeneratorEngine, DalleBart, Any],
 ) -> None:
     engine, _, expected = golden_engine
@@ -117,16 +117,16 @@ def test_progress_counts_the_tokens_of_all_candidates(
     golden_engine: tuple[GeneratorEngine, DalleBart, Any],
 ) -> None:
     engine, _, expected = golden_engine
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     engine.generate(
         prompt(expected, 0),
         [Candidate(0, i, GREEDY) for i in range(6)],
-        lambda done, of: told.append((done, of)),
+        lambda done, of: reported.append((done, of)),
     )
-    assert told == [(done, 96) for done in range(4, 97, 4)]
+    assert reported == [(done, 96) for done in range(4, 97, 4)]
 
 
-def test_interrupted_engine_draws_again(golden_engine: tuple[GeneratorEngine, DalleBart, Any]) -> None:
+def test_interrupted_engine_can_generate_again(golden_engine: tuple[GeneratorEngine, DalleBart, Any]) -> None:
     engine, _, expected = golden_engine
 
     def interrupt(done: int, of: int) -> None:
@@ -143,7 +143,7 @@ def test_no_candidates_give_no_tokens(golden_engine: tuple[GeneratorEngine, Dall
     assert engine.generate(prompt(expected, 0), []).shape == (0, 16)
 
 
-def test_picture_that_is_no_square_is_refused(pipeline: Pipeline) -> None:
+def test_picture_that_is_not_square_is_refused(pipeline: Pipeline) -> None:
     config = tiny_bart_config(300, image_length=15)
     model = DalleBart(config, random_parameters(bart.parameter_shapes(config), 0))
     with pytest.raises(ConfigError, match="image_length: 15 tokens"):

@@ -1,4 +1,4 @@
-"""A generator laid over several devices: which array is split how, what does not fit, and that the tokens stay."""
+"""A generator on several devices: how arrays are split, meshes that do not fit, and equal tokens."""
 
 import json
 import os
@@ -44,24 +44,24 @@ SLOTS = 8
         (STATE_RULES, "cross_mask", ("data",)),
     ],
 )
-def test_split_follows_from_the_name(rules: Rules, name: str, split: tuple[str | None, ...]) -> None:
+def test_split_depends_on_the_name(rules: Rules, name: str, split: tuple[str | None, ...]) -> None:
     assert Partition.over().sharding(rules, name).spec == PartitionSpec(*split)
 
 
 @pytest.mark.parametrize("text", ["", "8", "1x", "axb", "0x1", "-1x8", "1x2x4"])
-def test_mesh_that_is_none_is_refused(text: str) -> None:
+def test_invalid_mesh_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^mesh: ") as refused:
         Partition.parse(text)
     assert "\n" not in str(refused.value)
 
 
-def test_more_devices_than_there_are_are_refused() -> None:
+def test_mesh_with_too_many_devices_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=f"^mesh: 1x1000 devices .* there are {jax.device_count()};"):
         Partition.parse("1x1000")
 
 
 def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
-    """Draws more candidates than slots, some of them behind tokens that are given."""
+    """Generates more candidates than there are slots, some of them after given tokens."""
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
     numbers = np.random.default_rng(1)
     encoding, empty = (
@@ -84,8 +84,8 @@ def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
 
 
 def problems() -> list[str]:
-    """Returns what is said of meshes that do not fit; there are eight devices."""
-    said: list[str] = []
+    """Returns the errors for meshes that do not fit on eight devices."""
+    messages: list[str] = []
     for mesh, slots, changes in (
         ("8x1", 9, {}),
         ("1x8", 8, {"decoder_attention_heads": 4}),
@@ -96,12 +96,12 @@ def problems() -> list[str]:
         try:
             Partition.parse(mesh).check(config, slots)
         except InvalidInputError as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 def held() -> dict[str, list[int]]:
-    """Returns the shape of what one of eight devices holds of some arrays."""
+    """Returns the shapes of the parts of some arrays on one of eight devices."""
     partition = Partition.parse("2x4")
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
     empty = Encoding(np.zeros((CONFIG.max_text_length, CONFIG.d_model), np.float32), np.ones(64, np.int32))
@@ -121,7 +121,7 @@ def held() -> dict[str, list[int]]:
     "mesh",
     ["2x4", pytest.param("1x8", marks=pytest.mark.slow), pytest.param("8x1", marks=pytest.mark.slow)],
 )
-def test_eight_devices_draw_the_tokens_of_one(mesh: str) -> None:
+def test_eight_devices_give_the_tokens_of_one(mesh: str) -> None:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

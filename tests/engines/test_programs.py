@@ -1,4 +1,4 @@
-"""The step's numbers: to the last bit the same over more blocks, and the types in which it computes."""
+"""The step: equal results with any blocks and groups, and the types that it computes in."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from smalti.models.layers import compute_dtype
 from smalti.parameters import SamplingParameters
 from smalti.testing.model import random_parameters, tiny_bart_config
 
-# Wide enough for the products to go the way that those of a large model go.
+# Wide enough for XLA to compute the products as for a large model.
 CONFIG = tiny_bart_config(
     300, d_model=128, decoder_ffn_dim=320, image_length=64, image_vocab_size=512, decoder_start_token_id=512
 )
@@ -58,7 +58,7 @@ def blocks(rows: int, lengths: list[int], dtype: Any = jnp.float32) -> list[Keys
     ]
 
 
-def test_blocks_together_are_the_attention_over_all_places() -> None:
+def test_attention_to_all_blocks_equals_plain_attention() -> None:
     queries = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4, 16)), jnp.float32)
     parts = blocks(6, [8, 8, 5])
     position = jnp.array([0, 7, 8, 12, 16, 20])
@@ -69,18 +69,18 @@ def test_blocks_together_are_the_attention_over_all_places() -> None:
     np.testing.assert_allclose(attend_to_blocks(queries, parts, position), expected, rtol=2e-5, atol=2e-6)
 
 
-def test_place_is_put_into_its_block_alone() -> None:
+def test_position_is_written_to_its_block_only() -> None:
     parts = blocks(3, [4, 4, 4])
     new = jnp.full((3, 4, 16), 9.0)
     placed = put_into_blocks(parts[:2], new, -new, jnp.array([0, 6, 11]))
     changed = [
         [
-            tuple(int(index) for index in place)
-            for place in np.argwhere(np.asarray(after.keys == 9)[:, 0, :, 0])
+            tuple(int(index) for index in indices)
+            for indices in np.argwhere(np.asarray(after.keys == 9)[:, 0, :, 0])
         ]
         for after in placed
     ]
-    assert changed == [[(0, 0)], [(1, 2)]]  # The last row's place is in the block that is left out.
+    assert changed == [[(0, 0)], [(1, 2)]]  # The position of the last row is in the block that was left out.
     for before, after in zip(parts, placed, strict=False):
         untouched = np.asarray(after.keys != 9)
         np.testing.assert_array_equal(np.asarray(after.keys)[untouched], np.asarray(before.keys)[untouched])
@@ -88,13 +88,13 @@ def test_place_is_put_into_its_block_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
-def test_more_blocks_change_no_bit(dtype: Any) -> None:
-    """A neighbour that is further along makes the step attend over more blocks."""
+def test_more_blocks_do_not_change_a_bit(dtype: Any) -> None:
+    """A step attends to more blocks if another slot is further along."""
     states = {}
     for count in (1, 2, 4):
         batch = make(dtype=dtype)
         begin(batch)
-        for _ in range(2):  # As far as the first block goes.
+        for _ in range(2):  # Up to the end of the first block.
             batch._step(count)
         states[count] = [np.asarray(leaf) for leaf in jax.tree.leaves(batch._state)]
     assert block_length(CONFIG, 4) == 16
@@ -103,7 +103,7 @@ def test_more_blocks_change_no_bit(dtype: Any) -> None:
             assert one.tobytes() == other.tobytes()
 
 
-def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_attends_to_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make(steps_per_dispatch=8)
     attended: list[int] = []
     original = DecodeBatch._step
@@ -116,9 +116,9 @@ def test_step_attends_over_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPat
     begin(batch, range(2))
     for dispatch in range(8):
         if dispatch == 5:
-            begin(batch, range(2, 3))  # A slot that begins later does not shorten what the others need.
+            begin(batch, range(2, 3))  # A slot that begins later does not reduce the number of blocks.
         batch.step()
-    for _ in range(2):  # Now it is the only one.
+    for _ in range(2):  # Now it is the only one that runs.
         batch.step()
     assert attended == [1, 1, 2, 2, 3, 3, 4, 4, 2, 3]
 
@@ -134,12 +134,12 @@ def test_tokens_are_the_same_with_any_number_of_blocks(count: int) -> None:
 
 
 @pytest.mark.parametrize("furthest", [0, 7, 8, 15, 16, 20])
-def test_blocks_behind_the_furthest_place_are_not_read(furthest: int) -> None:
+def test_blocks_after_the_furthest_position_are_not_read(furthest: int) -> None:
     queries = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 16)), jnp.float32)
     parts = blocks(2, [8, 8, 5])
     position = jnp.array([furthest // 2, furthest])
     needed = furthest // 8 + 1
-    for part in range(needed, 3):  # What is not a number would show, whatever it is weighted with.
+    for part in range(needed, 3):  # NaN would spread whatever its weight.
         parts[part] = KeysValues(*(jnp.full((2, 4, (8, 8, 5)[part], 16), jnp.nan) for _ in range(2)))
     drawn = jax.jit(attend_to_filled_blocks)(queries, parts, position, jnp.int32(furthest))
     np.testing.assert_array_equal(drawn, jax.jit(attend_to_blocks)(queries, parts[:needed], position))
@@ -147,7 +147,7 @@ def test_blocks_behind_the_furthest_place_are_not_read(furthest: int) -> None:
 
 @pytest.mark.parametrize("groups", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
-    """The slots stand at different places, some behind tokens that were given."""
+    """The slots are at different positions, some after given tokens."""
     drawn = []
     for each in (1, groups):
         batch = make(slots=8, groups=each)
@@ -166,12 +166,12 @@ def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
 
 
 @pytest.mark.parametrize(("slots", "groups"), [(1, 1), (4, 1), (8, 2), (12, 1), (16, 4), (18, 1), (64, 4)])
-def test_slots_are_put_into_groups_on_a_single_cpu_alone(slots: int, groups: int) -> None:
+def test_slots_are_grouped_on_a_single_cpu(slots: int, groups: int) -> None:
     assert jax.default_backend() == "cpu"
     assert default_groups(slots, Partition.over()) == groups
 
 
-def test_type_to_compute_in_is_the_backends() -> None:
+def test_compute_type_depends_on_the_backend() -> None:
     expected = {"cpu": jnp.float32, "gpu": jnp.bfloat16, "tpu": jnp.bfloat16}[jax.default_backend()]
     assert compute_dtype() == expected
     batch = make()
@@ -179,7 +179,7 @@ def test_type_to_compute_in_is_the_backends() -> None:
     assert held == {jnp.dtype(expected)}
 
 
-def test_bfloat16_is_computed_with_softmax_and_logits_in_float32() -> None:
+def test_with_bfloat16_softmax_and_logits_are_float32() -> None:
     batch = make(dtype=jnp.bfloat16)
     held = jax.tree.leaves((batch._weights, batch._state.self_attention, batch._state.cross_attention))
     assert {leaf.dtype for leaf in held} == {jnp.dtype(jnp.bfloat16)}
@@ -189,7 +189,7 @@ def test_bfloat16_is_computed_with_softmax_and_logits_in_float32() -> None:
         (equation.primitive.name, *(variable.aval.dtype.name for variable in equation.invars[:1]))
         for equation in every_equation(program.jaxpr)
     }
-    # The weights of attention and of sampling are made by exp, the token of greedy drawing is found by argmax.
+    # Softmax and sampling use exp; greedy sampling uses argmax.
     assert [kind for kind in kinds if kind[0] == "exp"] == [("exp", "float32")]
     assert ("argmax", "float32") in kinds
     assert ("argmax", "bfloat16") not in kinds
@@ -198,7 +198,7 @@ def test_bfloat16_is_computed_with_softmax_and_logits_in_float32() -> None:
 
 
 def every_equation(program: Any) -> list[Any]:
-    """Returns the equations of a program and of those within it."""
+    """Returns the equations of a program and of its inner programs."""
     found = []
     for equation in program.eqns:
         found.append(equation)
@@ -207,7 +207,7 @@ def every_equation(program: Any) -> list[Any]:
     return found
 
 
-def test_bfloat16_draws_from_nearly_the_same_logits() -> None:
+def test_bfloat16_keys_are_close_to_float32() -> None:
     drawn = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         batch = make(dtype=dtype)
@@ -215,6 +215,6 @@ def test_bfloat16_draws_from_nearly_the_same_logits() -> None:
         batch.step()
         drawn[dtype] = batch._state.self_attention[-1][0][0].keys[:, :, 0]
     exact, rounded = (np.asarray(drawn[dtype], np.float32) for dtype in (jnp.float32, jnp.bfloat16))
-    # The keys of the last layer have come through all of the first one; bfloat16 has 8 bits.
+    # The keys of the last layer depend on the whole first layer; bfloat16 has 8 bits.
     assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
     assert (exact != rounded).any()

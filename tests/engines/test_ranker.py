@@ -1,4 +1,4 @@
-"""Which pictures fit best."""
+"""Ranking pictures by their scores."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_pictures_are_ranked_by_their_score(clip: Clip, batch_size: int) -> None
     assert best(scores, 5) == sorted(range(5), key=lambda index: -alone[index])
 
 
-def test_no_pictures_have_no_scores(clip: Clip) -> None:
+def test_no_pictures_give_no_scores(clip: Clip) -> None:
     scores = RankerEngine(clip).rank("a red cat", [])
     assert scores.shape == (0,)
     assert best(scores, 9) == []
@@ -45,7 +45,9 @@ def test_no_pictures_have_no_scores(clip: Clip) -> None:
         ([], 4, []),
     ],
 )
-def test_the_best_come_first_and_equals_in_order(scores: list[float], n: int, indices: list[int]) -> None:
+def test_best_come_first_and_equal_scores_stay_in_order(
+    scores: list[float], n: int, indices: list[int]
+) -> None:
     assert best(scores, n) == indices
     assert best(np.asarray(scores, np.float32), n) == indices
 

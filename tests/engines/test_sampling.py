@@ -1,4 +1,4 @@
-"""Sampling against a plain NumPy reference that sorts."""
+"""Sampling, compared with a NumPy reference that sorts."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ draw = jax.jit(sampling.sample)
 
 
 def reference_probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Temperature, then top-k, then top-p, in float64, by sorting."""
+    """Applies temperature, top-k and top-p in this order, in float64, by sorting."""
     scaled = logits.astype(np.float64) / temperature
     order = np.argsort(-scaled, kind="stable")
     keep = np.ones(len(logits), bool)
@@ -31,7 +31,7 @@ def reference_probabilities(logits: np.ndarray, temperature: float, top_k: int, 
 
 
 def draws(logits: np.ndarray, count: int, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Tokens drawn with uniforms spread evenly over [0, 1), so that frequencies are nearly exact."""
+    """Returns tokens sampled with uniforms spread evenly over [0, 1), so that frequencies are nearly exact."""
     rows = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
     every = jnp.ones(count)
     uniform = (jnp.arange(count) + 0.5) / count
@@ -48,18 +48,18 @@ def draws(logits: np.ndarray, count: int, temperature: float, top_k: int, top_p:
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
 )
 @settings(max_examples=40, deadline=None)
-def test_frequencies_are_the_references(
+def test_frequencies_equal_those_of_the_reference(
     seed: int, spread: float, temperature: float, top_k: int, top_p: float
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, spread, VOCAB).astype(np.float32)
     count = 4096
     expected = reference_probabilities(logits, temperature, top_k, top_p)
     frequencies = np.bincount(draws(logits, count, temperature, top_k, top_p), minlength=VOCAB) / count
-    # Evenly spread uniforms put a token's share within one draw of its probability at either end.
+    # With evenly spread uniforms, a token's count is off by at most one at either end of its interval.
     np.testing.assert_allclose(frequencies, expected, atol=2.5 / count)
 
 
-# What chi-square exceeds once in ten thousand times if the tokens are drawn as they should be; seeds are fixed.
+# Probability of a larger chi-square if the distribution is right; seeds are fixed.
 IMPROBABLE = 1e-4
 
 
@@ -68,10 +68,10 @@ IMPROBABLE = 1e-4
     [(1.0, 1.0, 0, 1.0), (3.0, 1.0, 0, 1.0), (1.0, 0.5, 0, 1.0), (1.0, 1.0, 20, 1.0), (1.0, 1.0, 0, 0.8),
      (0.0, 2.0, 0, 1.0), (2.0, 0.8, 50, 0.9)],
 )  # fmt: skip
-def test_tokens_of_many_candidates_have_the_references_distribution(
+def test_tokens_of_many_candidates_have_the_distribution_of_the_reference(
     guidance_scale: float, temperature: float, top_k: int, top_p: float
 ) -> None:
-    """The whole way from two rows of logits to a token, with the random numbers that candidates have."""
+    """Covers everything from two rows of logits to a token, with the random numbers of candidates."""
     count = 20_000
     conditional, unconditional = np.random.default_rng(11).normal(0, 1.5, (2, VOCAB)).astype(np.float32)
     guided = unconditional.astype(np.float64) + guidance_scale * (
@@ -90,7 +90,7 @@ def test_tokens_of_many_candidates_have_the_references_distribution(
     observed = np.bincount(np.asarray(tokens), minlength=VOCAB)
 
     assert observed[expected == 0].sum() == 0
-    # Rare tokens are counted together: chi-square wants five of each kind.
+    # Rare tokens are counted together, since chi-square needs at least five of each kind.
     rare = expected < 5
     observed = np.append(observed[~rare], observed[rare].sum())
     expected = np.append(expected[~rare], expected[rare].sum())
@@ -117,7 +117,7 @@ def test_equal_logits_are_all_kept_by_top_k() -> None:
     assert set(draws(logits, 512, 1.0, 2, 1.0)) == {3, 30, 299}
 
 
-def test_last_token_is_drawn_by_the_largest_uniform() -> None:
+def test_largest_uniform_gives_the_last_token() -> None:
     logits = jnp.zeros((1, VOCAB))
     uniform = jnp.array([np.nextafter(np.float32(1), np.float32(0))])
     one = jnp.ones(1)
@@ -126,7 +126,7 @@ def test_last_token_is_drawn_by_the_largest_uniform() -> None:
     assert draw(only_first, uniform, one, jnp.zeros(1, jnp.int32), one)[0] == 0
 
 
-def test_uniforms_depend_on_seed_candidate_and_position_alone() -> None:
+def test_uniforms_depend_only_on_seed_candidate_and_position() -> None:
     seeds = jnp.asarray(np.stack([seed_words(seed) for seed in (5, 5, 5, 5, 6, 5 + 2**32)]))
     numbers = np.asarray(uniforms(seeds, jnp.array([0, 0, 1, 0, 0, 0]), jnp.array([0, 0, 0, 1, 0, 0])))
     assert numbers[0] == numbers[1]
@@ -139,11 +139,11 @@ def test_uniforms_are_uniform() -> None:
     candidates, positions = (axis.reshape(-1) for axis in np.mgrid[:64, :64])
     numbers = np.asarray(uniforms(seeds, jnp.asarray(candidates), jnp.asarray(positions)))
     counts, _ = np.histogram(numbers, bins=16, range=(0, 1))
-    # 15 degrees of freedom: above 37.7 once in a thousand, and the numbers are always the same.
+    # With 15 degrees of freedom, 37.7 is exceeded once in a thousand times; the numbers are always the same.
     assert ((counts - 256) ** 2 / 256).sum() < 37.7
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 3.0), (10.0, 21.0)])
-def test_guidance_leads_from_the_unconditional_logits(scale: float, expected: float) -> None:
+def test_guidance_extrapolates_from_the_unconditional_logits(scale: float, expected: float) -> None:
     guided = guide(jnp.full((1, 2), 3.0), jnp.full((1, 2), 1.0), jnp.array([scale]))
     np.testing.assert_allclose(guided, expected)
