@@ -317,7 +317,7 @@ class System:
         return counts
 
     def metric(self, name: str, metric: str, **labels: str) -> float:
-        """Returns the sum of the series of a metric that have the labels; 0 without any."""
+        """Returns the sum of the series of a metric that have the labels; 0 if there are none."""
         import urllib.request
 
         from prometheus_client.parser import text_string_to_metric_families

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 STAGED = ROOT / "build" / "docs"
 SITE = ROOT / "build" / "site"
-# Files outside `docs/` and their places in the site.
+# Paths in the site of files outside `docs/`.
 ELSEWHERE = {
     ROOT / "README.md": "index.md",
     ROOT / "CHANGELOG.md": "changelog.md",
@@ -30,14 +30,14 @@ ELSEWHERE = {
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
-def places() -> dict[Path, str]:
-    """Returns the place in the site of each file that belongs to it."""
+def site_paths() -> dict[Path, str]:
+    """Returns the path in the site of each file that belongs to it."""
     files = (path for path in DOCS.rglob("*") if path.is_file())
     return {path: path.relative_to(DOCS).as_posix() for path in files} | ELSEWHERE
 
 
 def adjusted(source: Path, text: str, files: dict[Path, str]) -> str:
-    """Returns a page's text with its relative links leading to the places in the site."""
+    """Returns a page's text with its relative links adjusted to the paths in the site."""
     folder = Path(files[source]).parent
 
     def target(match: re.Match[str]) -> str:
@@ -50,7 +50,7 @@ def adjusted(source: Path, text: str, files: dict[Path, str]) -> str:
 def stage() -> None:
     """Fills `build/docs`."""
     shutil.rmtree(STAGED, ignore_errors=True)
-    files = places()
+    files = site_paths()
     for source, place in files.items():
         staged = STAGED / place
         staged.parent.mkdir(parents=True, exist_ok=True)

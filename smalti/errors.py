@@ -36,7 +36,7 @@
         ├── AttemptsExhaustedError    the work failed as many times as it may be tried
         └── RemoteError               any other error that a server answered
 
-SmaltiWarning is for what a user should know although the work goes on.
+SmaltiWarning is for problems that do not stop the work.
 """
 
 from typing import Any
@@ -302,4 +302,4 @@ class StoreUnavailableError(StorageError, UnavailableError):
 
 
 class SmaltiWarning(UserWarning):
-    """What a user should know although the work goes on; its text is one line."""
+    """A problem that does not stop the work; its text is one line."""

@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked at run time, marks, golden values, the tiny model, servers."""
+"""Fixtures and settings for all tests: shape checks, marks, golden values, the tiny model, servers."""
 
 import contextlib
 import faulthandler
@@ -27,7 +27,7 @@ os.environ.setdefault("SMALTI_COMPILATION_CACHE", COMPILED)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Tests draw in this process, not at a gateway that happens to be set.
+# Tests generate in this process, even if a gateway is set.
 os.environ.pop("SMALTI_SERVER", None)
 
 # Inherited by every process that a test starts, so that one that outlives its parent is still found.
@@ -45,7 +45,7 @@ EXIT_SECONDS = 120.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that use a server's fixture as `server`; what starts servers without one is marked by hand."""
+    """Marks the tests that use a server's fixture as `server`; other tests that start servers are marked by hand."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         parameters = {value for value in _parameters(item) if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""The tree of errors: what its docstring draws is what the classes are."""
+"""The tree of errors in the docstring equals that of the classes."""
 
 import importlib
 import pkgutil
@@ -9,11 +9,11 @@ from smalti import errors
 from smalti.errors import SmaltiError, SmaltiWarning
 
 INTERNAL = {"GiveBackError", "HandlerError", "PermanentError", "RetryError"}
-"""What handlers of the queue raise to their consumer; no caller ever sees one."""
+"""Errors that handlers of the queue raise to their consumer; no caller sees them."""
 
 
 def drawn() -> dict[str, tuple[str, set[str]]]:
-    """Returns the parent of each class in the docstring's tree, and what else the tree says that it is."""
+    """Returns the parent and the other bases of each class in the docstring's tree."""
     tree: dict[str, tuple[str, set[str]]] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -43,7 +43,7 @@ def test_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
 
 def test_every_public_error_is_in_the_tree() -> None:
     for module in pkgutil.walk_packages(smalti.__path__, "smalti."):
-        # A program of its own, and what another package brings.
+        # Programs, and modules that only Alembic imports.
         if not module.name.endswith("__main__") and "migrations" not in module.name:
             importlib.import_module(module.name)
     elsewhere = {kind.__name__ for kind in subclasses(SmaltiError) if kind.__module__ != "smalti.errors"}

@@ -1,4 +1,4 @@
-"""`import smalti`: what it offers, and what it does not load."""
+"""`import smalti`: its names, and the modules that it must not load."""
 
 import ast
 import subprocess
@@ -45,7 +45,7 @@ def test_all_is_sorted_and_every_name_resolves() -> None:
     assert set(smalti.__all__) <= set(dir(smalti))
 
 
-def test_every_public_error_is_offered() -> None:
+def test_every_public_error_is_exported() -> None:
     assert set(errors.__all__) <= set(smalti.__all__)
     assert all(getattr(smalti, name) is getattr(errors, name) for name in errors.__all__)
 
@@ -95,7 +95,7 @@ def test_type_checkers_see_every_lazy_name() -> None:
     assert (ROOT / "smalti" / "py.typed").is_file()
 
 
-def test_version_stands_in_one_place() -> None:
+def test_version_is_defined_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dynamic"] == ["version"]
     assert "version" not in project["project"]

@@ -1,4 +1,4 @@
-"""The settings: where they come from, and that each of them is documented."""
+"""Reading the settings, and their documentation."""
 
 import re
 from pathlib import Path

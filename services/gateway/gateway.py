@@ -136,7 +136,7 @@ class Gateway:
                 log.info("deleted %d objects older than %d days", removed, days)
 
     def cancel(self, job_id: str) -> JobSnapshot:
-        """Cancels a job and tells the stages; a job that has ended does not change. Raises `JobNotFoundError`."""
+        """Cancels a job and notifies the stages; a job that has ended does not change. Raises `JobNotFoundError`."""
         snapshot = self.jobs.cancel(job_id)
         if snapshot.job.state is JobState.CANCELLED:
             # The marker frees slots, so it is written at once. If that fails, the store task writes it later.
@@ -146,7 +146,7 @@ class Gateway:
             try:
                 marking.result(MARKER_SECONDS)
             except (TimeoutError, StoreUnavailableError) as error:
-                log.warning("the stages are told later: %s", error, extra={"job": job_id})
+                log.warning("the stages are notified later: %s", error, extra={"job": job_id})
         return snapshot
 
     def stop(self) -> None:

@@ -168,7 +168,7 @@ class AsyncClient(ClientBase):
 
         Args:
             job_id: the job.
-            since_version: yields only later versions, and a job that has ended in any case.
+            since_version: yields only later versions; a job that has ended is always yielded.
 
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.

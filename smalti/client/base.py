@@ -39,14 +39,14 @@ class ClientBase:
 
 
 def cancellation_note(job_id: str, result: Job | SmaltiError) -> str:
-    """Says what became of the job of an interrupted call.
+    """Returns a note on the job of an interrupted call: cancelled, ended, or still running.
 
     Args:
         job_id: the job.
         result: the answer to the attempt to cancel it.
     """
     if isinstance(result, SmaltiError):
-        return f"job {job_id} could not be cancelled and goes on: {result}"
+        return f"job {job_id} could not be cancelled and continues: {result}"
     if result.state == JOB_STATE_CANCELLED:
         return f"job {job_id} is cancelled"
     return f"job {job_id} had already ended"

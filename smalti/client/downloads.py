@@ -108,7 +108,7 @@ class PictureDownload:
         Args:
             job: the job, with its pictures.
             candidates: candidates whose pictures to download; None for all pictures of the job.
-            budget: how long to go on when the stream breaks.
+            budget: how long to retry when the stream breaks.
         """
         self._job = job
         self._budget = budget

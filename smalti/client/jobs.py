@@ -31,12 +31,12 @@ OnProgress: TypeAlias = Callable[[Job], object]
 _FINAL_STATES: Final = {JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED}
 
 WATCH_SECONDS: Final = 60.0
-"""How long a watch stays open before it is renewed, because a connection can die unnoticed. A server that is alive
-sends a keep-alive message every 15 seconds."""
+"""Time until a watch is renewed, because a connection can die unnoticed. A server that is alive sends a keep-alive
+message every 15 seconds."""
 
 
 def has_ended(job: Job) -> bool:
-    """Tells whether a job is in a final state; a state that this version does not know is not final."""
+    """Returns whether a job is in a final state; a state that this version does not know is not final."""
     return job.state in _FINAL_STATES
 
 
@@ -51,7 +51,7 @@ class JobWatch:
         Args:
             job_id: the job.
             since_version: yields only later versions; None for the job as it is, and then every change.
-            budget: how long to go on when the stream breaks.
+            budget: how long to retry when the stream breaks.
             include_tokens: also yields new tokens, and previews of unfinished pictures.
         """
         self._job_id = job_id

@@ -1,4 +1,4 @@
-"""Retries: how long to go on with a server that does not answer, and streams that resume after they break."""
+"""Retries of calls to a server that does not answer, and streams that resume after they break."""
 
 import random
 import time

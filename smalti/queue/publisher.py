@@ -134,7 +134,7 @@ class BrokerPublisher:
         self._wait(sent, None)
 
     def close(self) -> None:
-        """Finishes what is being sent, and closes the connections."""
+        """Waits for messages that are being sent, and closes the connections."""
         self._senders.shutdown(cancel_futures=True)
         while not self._idle.empty():
             self._close(self._idle.get())

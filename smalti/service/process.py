@@ -45,7 +45,7 @@ DONE, DIED, UNUSABLE = 0, 1, 2
 WATCH_SECONDS = 0.1
 """Interval between liveness checks."""
 DEAD_SECONDS = 5.0
-"""Time for a process whose engine has died to answer its callers; then it ends in any case."""
+"""Time for a process whose engine has died to answer its callers; then the process is ended."""
 
 
 @runtime_checkable

@@ -288,7 +288,7 @@ def test_watch_yields_every_version_once_and_ends(client: AnyClient) -> None:
     job = client.create("a fox")
     assert versions(client.watch(job.id)) == ALL
     assert versions(client.watch(job.id, since_version=4)) == ALL[4:]
-    # A job that has ended is yielded in any case.
+    # A job that has ended is always yielded.
     assert versions(client.watch(job.id, since_version=ALL[-1])) == ALL[-1:]
 
 
@@ -391,7 +391,7 @@ def test_interruption_says_if_the_job_cannot_be_cancelled(client: AnyClient, ser
 
     with pytest.raises(KeyboardInterrupt) as caught:
         client.generate("wait", on_progress=press)
-    assert caught.value.__notes__ == ["job job-0 could not be cancelled and goes on: not today"]
+    assert caught.value.__notes__ == ["job job-0 could not be cancelled and continues: not today"]
     served.go_on()
 
 

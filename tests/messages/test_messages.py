@@ -1,4 +1,4 @@
-"""Messages: which are accepted or refused, which follow from which, and that old versions stay readable."""
+"""Messages: validation, the messages that follow from others, and reading old versions."""
 
 import json
 import time
@@ -69,7 +69,7 @@ def ref(key: str) -> ObjectRef:
 
 
 def one_of_each() -> list[Any]:
-    """The messages of one chunk from the prompt to the scores, as the stages make them."""
+    """Returns the messages of one chunk from the prompt to the scores, as the stages make them."""
     encode = encode_task()
     generate = encode.next(ref(encode.keys.encoding), "an armchair")[0]
     decode = generate.next(ref(generate.keys.tokens(0)))
@@ -95,12 +95,12 @@ def one_of_each() -> list[Any]:
     ]
 
 
-def test_messages_come_out_as_they_went_in() -> None:
+def test_messages_survive_serialization() -> None:
     for message in one_of_each():
         assert parse(message.to_json()) == message
 
 
-def test_what_follows_carries_everything_on() -> None:
+def test_following_messages_keep_all_fields() -> None:
     encode = encode_task()
     generates = encode.next(ref("jobs/7f3a/encoding.safetensors"), "an armchair")
     assert [(task.chunk, task.candidates) for task in generates] == [(0, (0, 1)), (1, (2,))]
@@ -138,7 +138,7 @@ def test_effective_prompt_is_sent_only_if_it_differs_from_the_prompt() -> None:
     assert "effective_prompt" not in generate.to_json()
 
 
-def test_what_follows_from_version_1_is_version_1() -> None:
+def test_messages_that_follow_from_version_1_are_version_1() -> None:
     encode = parse((OLD_MESSAGES / "1.EncodeTask.json").read_text(encoding="utf-8"), now=0)
     assert isinstance(encode, EncodeTask)
     generate = encode.next(ref(encode.keys.encoding), "an armchair")[0]
@@ -150,7 +150,7 @@ def test_what_follows_from_version_1_is_version_1() -> None:
         parse(json.dumps({**json.loads(decode.to_json()), "effective_prompt": "an armchair"}))
 
 
-def test_events_say_what_they_are_about() -> None:
+def test_events_name_their_work() -> None:
     encode, generate, decode, _, done, progress, failed = one_of_each()
     assert isinstance(done, StageDone)
     assert isinstance(progress, Progress)
@@ -170,7 +170,7 @@ def test_chunk_can_be_made_again_from_the_prompt() -> None:
         assert (again.prompt, again.seed, again.lease) == (task.prompt, task.seed, task.lease)
 
 
-def test_same_work_is_known_by_whatever_message_it_comes() -> None:
+def test_messages_for_the_same_work_have_the_same_key() -> None:
     for message in one_of_each()[:4]:
         assert message.work_key == message.next_attempt().work_key
         assert message.next_attempt().attempt == message.attempt + 1
@@ -252,7 +252,7 @@ def test_largest_task_fits_into_a_message(letter: str) -> None:
     chunks = tuple(Chunk(chunk=number, candidates=(2**20 - 1 - number,)) for number in range(MAX_CHUNKS))
     largest = encode_task(prompt=letter * 4000, chunks=chunks, given=(16383,) * MAX_GIVEN_TOKENS)
     assert parse(largest.to_json()) == largest
-    # If the prompt is rewritten, then in few words: at most 64 that the model knows.
+    # A rewritten prompt has at most 64 words.
     generate = largest.next(ref(largest.keys.encoding), "armadillo " * 64)[0]
     assert parse(generate.to_json()) == generate
 
@@ -273,7 +273,7 @@ def test_old_message_is_still_read(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     message = parse(text, now=0)
     assert type(message).__name__ == path.stem.partition(".")[2]
-    # Every field has arrived, and what has a default is written out.
+    # Every field is read, and fields with defaults are written.
     assert json.loads(message.to_json()) == json.loads(text)
 
 

@@ -1,4 +1,4 @@
-"""What contributors and CI run is the same: the Makefile's commands, on the Pythons that the package claims."""
+"""Contributors and CI run the same commands, on the Python versions that the package supports."""
 
 import re
 import tomllib
@@ -32,7 +32,7 @@ def test_pre_commit_runs_the_commands_of_make_check() -> None:
         assert any(entry.startswith(f".venv/bin/{check}") for entry in entries), check
 
 
-def test_workflow_runs_the_ci_script_on_every_python_that_is_claimed() -> None:
+def test_workflow_runs_the_ci_script_on_every_supported_python() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     job = workflow["jobs"]["test"]
     assert ".ci/run" in [step.get("run") for step in job["steps"]]

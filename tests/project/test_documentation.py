@@ -58,12 +58,12 @@ def test_files_that_pages_name_exist() -> None:
 
 
 def test_names_of_the_package_that_pages_use_exist() -> None:
-    """Of a dotted name the module must exist, and the first part after it must be in the module's text."""
+    """The module of a dotted name must exist, and its text must contain the first part after the module."""
     named = re.compile(r"(?:\b(?:from|import) |`)(smalti(?:\.\w+){2,})")
     gone = [
         f"{page.relative_to(ROOT)}: {name}"
         for page in PAGES
-        if page.name != "CHANGELOG.md"  # It names what was renamed.
+        if page.name != "CHANGELOG.md"  # It contains old names.
         for name in named.findall(page.read_text(encoding="utf-8"))
         if not is_there(name)
     ]

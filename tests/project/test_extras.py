@@ -1,4 +1,4 @@
-"""Each module imports with the dependencies of its own extra alone.
+"""Each module can be imported with only the dependencies of its own extra.
 
 `pyproject.toml` and the metadata of the installed packages say what an extra installs; the importing interpreter is
 refused everything else.
@@ -72,7 +72,7 @@ def installed_by(extra: str | None) -> frozenset[str]:
 
 
 def refused(extra: str | None) -> set[str]:
-    """Returns the modules that are installed here, and would not be with this extra alone."""
+    """Returns the installed modules that this extra does not install."""
     there = installed_by(extra)
     return {
         module

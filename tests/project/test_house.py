@@ -95,7 +95,7 @@ def cycles(house: Mapping[str, Module]) -> list[str]:
 
 
 def imports_past_a_door(house: Mapping[str, Module]) -> list[str]:
-    """Returns the imports from another room of what its door does not name."""
+    """Returns the imports from other rooms of names that are not in `__all__`."""
     wrong = []
     for each in every_import(house):
         if GENERATED in each.module:
@@ -122,7 +122,7 @@ def by_kind(name: str) -> tuple[int, str]:
 
 
 def room_in(building: str, module: str) -> str | None:
-    """Returns the room of a building that a module is in; None for the building itself and what is outside of it."""
+    """Returns the room of a building that contains a module; None for the building itself and modules outside."""
     return module.removeprefix(f"{building}.").split(".")[0] if module.startswith(f"{building}.") else None
 
 
@@ -137,7 +137,7 @@ def test_imports_run_downwards(house: Mapping[str, Module]) -> None:
     assert arrows_up(house) == []
 
 
-def test_no_modules_import_each_other_in_a_circle(house: Mapping[str, Module]) -> None:
+def test_there_are_no_import_cycles(house: Mapping[str, Module]) -> None:
     assert cycles(house) == []
 
 
@@ -177,7 +177,7 @@ def test_no_module_and_no_room_is_too_large(house: Mapping[str, Module]) -> None
         ("cli/generate.py", "from smalti.queue.worker import Worker", imports_past_a_door),
     ],
 )
-def test_a_wrong_arrow_is_found(tmp_path: Path, module: str, line: str, find: "object") -> None:
+def test_wrong_arrow_is_found(tmp_path: Path, module: str, line: str, find: "object") -> None:
     copy = tmp_path / "smalti"
     shutil.copytree(
         ROOT / "smalti",

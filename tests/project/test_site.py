@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.paths import DOCS, ROOT
-from scripts.build_docs import adjusted, places
+from scripts.build_docs import adjusted, site_paths
 
 
 def pages(navigation: Any) -> Iterator[str]:
@@ -21,11 +21,11 @@ def pages(navigation: Any) -> Iterator[str]:
 def test_every_page_is_in_the_navigation_once() -> None:
     project = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
     listed = sorted(pages(project["nav"]))
-    assert listed == sorted(place for place in places().values() if place.endswith(".md"))
+    assert listed == sorted(place for place in site_paths().values() if place.endswith(".md"))
 
 
-def test_links_lead_to_the_places_in_the_site() -> None:
-    files = places()
+def test_links_are_adjusted_to_the_site() -> None:
+    files = site_paths()
     text = "![](docs/pictures/demo.png) [jobs](docs/jobs.md#states) [web](https://example.com/a.md) [no](gone.md)"
     expected = "![](pictures/demo.png) [jobs](jobs.md#states) [web](https://example.com/a.md) [no](gone.md)"
     assert adjusted(ROOT / "README.md", text, files) == expected

@@ -1,4 +1,4 @@
-"""What is installed: the package `smalti`, whole, and nothing else at the top of site-packages."""
+"""The wheel installs the whole package `smalti`, and nothing else at the top of site-packages."""
 
 import os
 import shutil

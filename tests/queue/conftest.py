@@ -1,4 +1,4 @@
-"""What the tests of the queues share: a broker of each kind, and a worker on it."""
+"""Fixtures for the tests of the queues: a broker of each kind, and a worker."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""The queues, on real brokers: only messages that somebody trusted has signed are taken."""
+"""Signed messages on real brokers: only messages with a trusted signature are accepted."""
 
 from pathlib import Path
 

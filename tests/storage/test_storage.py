@@ -82,7 +82,7 @@ def test_content_with_another_checksum_is_refused(store: ObjectStore) -> None:
 
 
 def test_listing_is_complete_and_sorted(store: ObjectStore) -> None:
-    # More than S3 gives at a time.
+    # More than S3 returns per request.
     keys = [KEYS.candidate(index) for index in range(1005)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda key: store.put(key, key.encode()), keys))
@@ -158,7 +158,7 @@ def test_damage_in_s3_is_detected(s3: S3Server) -> None:
     assert isinstance(store, S3Store)
     ref = store.put(KEYS.tokens(0), b"0123456789")
     other = store.put(KEYS.tokens(1), b"other")
-    # What another program has put there, with a checksum that is not its own, and with none.
+    # Objects of another program: one with a wrong checksum, and one without a checksum.
     client = Minio(f"{HOST}:{s3.port}", access_key=s3.access_key, secret_key=s3.secret_key, secure=False)
     client.put_object(
         s3.bucket, ref.key, io.BytesIO(b"9876543210"), 10, metadata={"x-amz-meta-sha256": ref.sha256}

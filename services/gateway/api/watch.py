@@ -57,7 +57,7 @@ class WatchHandler:
 
         Args:
             job_id: the job.
-            since: a version that the client has seen. Only later versions are sent, and the final state in any case.
+            since: a version that the client has seen. Only later versions are sent; the final state is always sent.
             rows: whether to send the tokens of new rows.
             previews: whether to send previews.
 

@@ -214,9 +214,9 @@ class Chunk(Base):
     heard: Mapped[bool] = mapped_column(Boolean)
     """Whether a stage has sent an event under this lease. If not, perhaps no worker has begun the chunk."""
     losses: Mapped[int] = mapped_column(SmallInteger)
-    """How many of its leases have expired."""
+    """Number of expired leases."""
     attempts: Mapped[int] = mapped_column(SmallInteger)
-    """How many attempts at it have failed."""
+    """Number of failed attempts."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why the last attempt failed, if known."""
 
@@ -254,4 +254,4 @@ class StoreTask(Base):
     chunks: Mapped[int]
     """Number of chunks of the job."""
     tries: Mapped[int] = mapped_column(SmallInteger)
-    """How often it has failed."""
+    """Number of failures."""

@@ -112,7 +112,7 @@ class EventHandler:
             outcome = None
             match event.reason:
                 case FailureReason.CANCELLED:
-                    # The marker exists, so no stage works on the job any more, though the database was not told.
+                    # The marker exists, so no stage works on the job any more, although it is open in the database.
                     outcome = end(session, job, JobState.CANCELLED, now)
                 case FailureReason.INVALID | FailureReason.MODEL | FailureReason.POISON:
                     outcome = end(session, job, JobState.FAILED, now, error=_error(event))

@@ -17,15 +17,15 @@ from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_o
 from smalti.services.gateway.settings import GatewaySettings
 
 MAX_DOUBLINGS: Final = 6
-"""How often the length of a lease can double."""
+"""Number of times that the length of a lease can double."""
 
 
 @dataclass
 class _Entry:
-    """What is known of a chunk and not stored yet."""
+    """The progress of a chunk that is not stored yet."""
 
     heard: bool = False
-    """Whether a stage has sent an event, and not only the broker has confirmed the message."""
+    """Whether a stage has sent an event; False if only the broker has confirmed the message."""
     reached: ChunkProgress = ChunkProgress.NOTHING
     rows: int = 0
     """Rows of each candidate that are complete, including those kept of an initial image."""
