@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions whose text is one line that a user can act on.
+"""The errors of Smalti. The text of each is one line that a user can act on.
 
     SmaltiError
     ├── InvalidInputError             a value from the user cannot be used; names the field and the remedy
@@ -93,7 +93,7 @@ class InvalidInputError(SmaltiError):
         self.field = field
         """The name of the value where the user gave it: an argument, an option, a variable, a field of a request."""
         self.problem = problem
-        """What is wrong with the value, and how to correct it."""
+        """The problem with the value, and how to correct it."""
 
 
 class ModelError(SmaltiError):

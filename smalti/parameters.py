@@ -1,4 +1,4 @@
-"""What a user can choose for a picture, with the range of each value, the same on every surface."""
+"""The parameters of a picture with their ranges, the same for Python, the command, and gRPC."""
 
 import secrets
 from enum import Enum
@@ -13,7 +13,7 @@ MAX_SEED: Final = 2**63 - 1
 
 
 class Priority(Enum):
-    """Which requests are served first."""
+    """The priority of a request."""
 
     INTERACTIVE = "interactive"
     """A user is waiting."""

@@ -18,7 +18,7 @@ class Problem:
     field: str
     """Path of the field, its parts joined by dots; empty if the problem is the value as a whole."""
     message: str
-    """What is wrong, with the value that was given where that helps."""
+    """The problem, with the given value if that helps."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message

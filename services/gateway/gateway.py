@@ -128,7 +128,7 @@ class Gateway:
             pass
 
     def expire_objects(self) -> None:
-        """Lets the store delete old objects, or deletes them if the store cannot do so by itself."""
+        """Lets the store delete old objects, or deletes them if the store has no expiry."""
         store, days = self.context.store, self.context.expiry_days
         if not store.expire_after(days) and days:
             now = datetime.fromtimestamp(self.context.clock(), UTC)

@@ -28,7 +28,7 @@ class PictureFile:
     """A picture that the decoder has written."""
 
     image: Image.Image
-    """In RGB mode."""
+    """The picture, in RGB mode."""
     size: int
     """Bytes of the file."""
     sha256: str

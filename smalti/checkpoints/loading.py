@@ -80,7 +80,7 @@ def save_parameters(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Where one of our tensors comes from."""
+    """The source of one of our tensors in a file."""
 
     shape: Shape
     """Shape of our tensor."""

@@ -31,7 +31,7 @@ class StoredTensor:
     """Type of the numbers; one of `FLOAT_TYPES` if the tensor can be read."""
     shape: tuple[int, ...]
     segments: tuple[tuple[int, int], ...]
-    """Where the bytes are: (offset in the file, number of bytes), in order."""
+    """Segments of the bytes: (offset in the file, number of bytes), in order."""
     strides: tuple[int, ...] | None = None
     """Distance between neighbours on each axis, in numbers; None if the tensor is contiguous."""
 

@@ -1,4 +1,4 @@
-"""What `smalti generate` shows and writes, whether the pictures come from this process or from a gateway."""
+"""The output of `smalti generate`, for pictures of this process and of a gateway."""
 
 import json
 import os

@@ -113,7 +113,7 @@ def run_system(
 
 
 class _Stopping:
-    """What signals have asked for."""
+    """The requests of signals to stop."""
 
     def __init__(self) -> None:
         self.requested = threading.Event()

@@ -1,4 +1,4 @@
-"""What both clients share: the address of the server, and how long to wait for it."""
+"""The shared part of both clients: the address of the server, and how long to wait for it."""
 
 from typing import Final
 

@@ -24,7 +24,7 @@ from smalti.v1.job_pb2 import (
 )
 
 Event: TypeAlias = Job | RowsDrawn | Preview
-"""What a watched job sends: a new version of itself, new tokens, or a preview of an unfinished picture."""
+"""An event of a watched job: a new version of the job, new tokens, or a preview of an unfinished picture."""
 OnProgress: TypeAlias = Callable[[Job], object]
 """Called with every new version of a job."""
 

@@ -1,4 +1,4 @@
-"""What every message carries, and the queue that it goes to."""
+"""The fields of every message, and the queue that it goes to."""
 
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -61,7 +61,7 @@ class Chunk(Strict):
 
 
 class Envelope(Strict):
-    """What every message carries."""
+    """The fields of every message."""
 
     stage_queue: ClassVar[Stage]
 
@@ -73,7 +73,7 @@ class Envelope(Strict):
     lease: Count = 0
     """The lease under which the gateway sent the work; the gateway ignores results of an older lease."""
     expires: Annotated[float, Field(ge=0)]
-    """When the result is no longer wanted, in seconds since 1970 (UTC)."""
+    """Time after which the result is not needed, in seconds since 1970 (UTC)."""
     priority: Priority = Priority.INTERACTIVE
     trace: Trace | None = None
 

@@ -48,7 +48,7 @@ class FailureReason(StrEnum):
 
 
 class Event(Envelope):
-    """What a stage tells the gateway; events never expire, whatever `expires` says of the work."""
+    """A message from a stage to the gateway; events never expire, although they have the task's `expires`."""
 
     stage_queue = Stage.EVENTS
 
@@ -68,7 +68,7 @@ class Event(Envelope):
 
 
 class PromptReading(Strict):
-    """How the model reads the prompt."""
+    """The prompt as the model reads it."""
 
     model_config = ConfigDict(populate_by_name=True)
 

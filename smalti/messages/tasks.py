@@ -23,7 +23,7 @@ from smalti.storage import ObjectRef
 
 
 class StageTask(Envelope):
-    """What the tasks of all stages carry."""
+    """The fields of the tasks of all stages."""
 
     model: ShortText
     """Name of the model."""
@@ -112,7 +112,7 @@ class EncodeTask(StageTask):
 
 
 class ChunkTask(StageTask):
-    """What the tasks for one chunk carry."""
+    """The fields of the tasks for one chunk."""
 
     kind: str
     chunk: Index
@@ -198,7 +198,7 @@ class RankTask(ChunkTask):
 
     kind: Literal["rank"] = "rank"
     pictures: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
-    """In the order of the candidates."""
+    """The pictures, in the order of the candidates."""
 
     @model_validator(mode="after")
     def _check_pictures(self) -> Self:

@@ -213,7 +213,7 @@ class WorkerThread:
         self.ready = threading.Event()
         """Set when the worker consumes for the first time."""
         self.ended = threading.Event()
-        """Set when the worker has ended, by itself or by `stop`."""
+        """Set when the worker has ended, with or without `stop`."""
         self._worker = WorkController(
             app=application,
             queues=queues,

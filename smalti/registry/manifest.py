@@ -73,12 +73,12 @@ class Manifest(Strict):
     """Identifies the content: the same files and the same CLIP give the same revision, whatever the name."""
     description: str = ""
     source: str = ""
-    """Where the original files come from."""
+    """Source of the original files."""
     parts: Parts
     sampling: SamplingParameters = SamplingParameters()
-    """Used where a request sets nothing else."""
+    """Default sampling parameters."""
     defaults: Counts = Counts()
-    """Used where a request sets nothing else."""
+    """Default numbers of pictures and candidates."""
     files: dict[InnerPath, FileRecord]
     """Every file of the folder except `model.json`, the model card and hidden files."""
 

@@ -1,4 +1,4 @@
-"""What gRPC servers and clients share: errors, settings, TLS, health, deadlines, conversion of messages."""
+"""The shared part of gRPC servers and clients: errors, settings, TLS, health, deadlines, conversion of messages."""
 
 __all__ = [
     "calls",

@@ -1,4 +1,4 @@
-"""What happens around every call of a server: the limit of calls, the deadline, errors, and the drain."""
+"""Handling every call of a server: the limit of calls, the deadline, errors, and the drain."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What the shell of a service needs to know of its engine."""
+"""The interface of an engine for the shell of a service."""
 
 from typing import Protocol, runtime_checkable
 

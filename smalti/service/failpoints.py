@@ -45,11 +45,11 @@ _FORM = re.compile(
 
 
 class FailpointError(Exception):
-    """What a failpoint raises; handled like any unexpected error."""
+    """The error that a failpoint raises; handled like any unexpected error."""
 
 
 class Action(StrEnum):
-    """What happens at a failpoint."""
+    """The action of a failpoint."""
 
     KILL = "kill"
     RAISE = "raise"
@@ -65,7 +65,7 @@ class Failpoint:
     action: Action
     seconds: float = 0.0
     times: int | None = None
-    """How often the failpoint acts; None for every time."""
+    """Number of times that the failpoint acts; None for every time."""
     about: str = ""
     """The field that selects tasks: `job`, `prompt` or `chunk`; empty for all tasks."""
     text: str = ""

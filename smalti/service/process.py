@@ -68,7 +68,7 @@ class BackgroundTask(Protocol):
 
 @dataclass(frozen=True)
 class Process:
-    """What every process has: its settings, the broker and the store."""
+    """The shared part of every process: its settings, the broker and the store."""
 
     name: str
     settings: ServiceSettings
@@ -96,7 +96,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Service:
-    """What is particular to one service."""
+    """The parts that differ between services."""
 
     register: Register
     """Adds the gRPC services to the server."""
@@ -110,7 +110,7 @@ class Service:
     background_tasks: Sequence[BackgroundTask] = ()
     """Started in this order once gRPC listens, and stopped together with it."""
     endless: Collection[str] = ()
-    """gRPC methods without an end of their own, which the drain interrupts; see `smalti.rpc.server.serve`."""
+    """gRPC methods that do not end by themselves, which the drain interrupts; see `smalti.rpc.server.serve`."""
     close: Callable[[], None] = field(default=lambda: None)
     """Called last, when nothing runs any more."""
 

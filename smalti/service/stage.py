@@ -1,4 +1,4 @@
-"""What the four stages share when they handle a message.
+"""The shared part of the four stages: handling a message.
 
 A stage checks whether its work is already done, loads its inputs, computes, writes, and sends the messages that follow.
 The handlers in `services/` add what is particular to encoding, generating, decoding and ranking.
@@ -29,7 +29,7 @@ DRAIN_SHARE = 0.8
 
 TaskType = TypeVar("TaskType", bound=StageTask)
 Inputs = TypeVar("Inputs")
-"""What a stage loads."""
+"""The inputs that a stage loads."""
 
 
 class TaskContext(Generic[TaskType]):
@@ -102,7 +102,7 @@ class TaskContext(Generic[TaskType]):
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage has written."""
+    """The objects that a stage has written."""
 
     objects: tuple[ObjectRef, ...]
     seconds: float

@@ -16,7 +16,7 @@ class ObjectInfo:
 
     key: str
     size: int
-    """In bytes."""
+    """Size of the object in bytes."""
     modified: datetime
     """Time of the last write, with time zone."""
     sha256: str | None = None

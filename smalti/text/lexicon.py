@@ -53,7 +53,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the model knows about a part of a prompt."""
+    """The known word for a part of a prompt."""
 
     said: str
     kind: Kind | None

@@ -27,7 +27,7 @@ class Rewording:
     """The prompt that a model gets instead of the user's."""
 
     prompt: str
-    """In words that the model knows; the user's prompt for a model that reads any text."""
+    """The prompt in words that the model knows; the user's prompt for a model that reads any text."""
     unknown: tuple[str, ...] = ()
     """Words of the user's prompt that were replaced or dropped because the model does not know them."""
     left_out: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Renders previews of unfinished pictures: the rows drawn so far, and grey below."""
+"""Renders previews of unfinished pictures: the rows generated so far, and grey below."""
 
 import asyncio
 import io
@@ -99,7 +99,7 @@ class PreviewRenderer:
         }
 
     def _paint_grey(self, content: bytes, rows: int) -> EncodedImage:
-        """Paints the rows that are not drawn yet grey."""
+        """Paints the rows that are not generated yet grey."""
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             image = opened.convert("RGB")
         image.paste(GREY, (0, image.height * rows // self._spec.side, image.width, image.height))

@@ -25,7 +25,7 @@ from smalti.v1 import image_pb2, job_pb2
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
 MIN_TIME_LIMIT, MIN_RETENTION = 1.0, 60.0
-"""In seconds."""
+"""Minimum time limit and retention of a job, in seconds."""
 MAX_FIRST_CANDIDATE: Final = MAX_CANDIDATES - 1024
 MAX_VALUE_LENGTH: Final = 256
 

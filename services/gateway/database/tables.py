@@ -67,7 +67,7 @@ class ChunkProgress(IntEnum):
 
 
 class StoreAction(StrEnum):
-    """What to do in the object store after the end of a job."""
+    """A change of the object store that is due after the end of a job."""
 
     WRITE_MARKER = "mark"
     """Write the marker that tells the stages to stop."""
@@ -151,7 +151,7 @@ class Job(Base):
     retention: Mapped[int]
     """Time for which the job is kept after its end, in microseconds."""
     delete_at: Mapped[int | None]
-    """When the job is deleted; set when it ends."""
+    """Time at which the job is deleted; set when it ends."""
     candidates: Mapped[int]
     rows: Mapped[int]
     """Rows of tokens to generate, over all candidates."""
@@ -208,7 +208,7 @@ class Chunk(Base):
     lease: Mapped[int]
     """Lease under which the chunk was last sent; 0 before."""
     deadline: Mapped[int | None]
-    """When the lease expires."""
+    """Time at which the lease expires."""
     sent: Mapped[bool] = mapped_column(Boolean)
     """Whether the broker has confirmed the message of this lease."""
     heard: Mapped[bool] = mapped_column(Boolean)

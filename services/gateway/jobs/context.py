@@ -1,4 +1,4 @@
-"""What all parts of the gateway share."""
+"""The context that all parts of the gateway share."""
 
 from dataclasses import dataclass, field
 

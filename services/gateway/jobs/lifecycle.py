@@ -1,4 +1,4 @@
-"""What can happen to a job within a transaction: it is locked, it changes, it ends once.
+"""Changes of a job within a transaction: locking it, advancing it, and ending it once.
 
 A transaction locks the job's row before it changes the job or its chunks. This order prevents deadlocks.
 """

@@ -7,7 +7,7 @@ from smalti.services.gateway.database.tables import JobState
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """How a job has ended."""
+    """The end of a job."""
 
     job_id: str
     state: JobState

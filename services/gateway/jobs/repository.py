@@ -56,14 +56,14 @@ class PageCursor:
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """Which jobs to list; empty fields match every job."""
+    """A filter for the jobs to list; empty fields match every job."""
 
     states: tuple[JobState, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     created_since: int | None = None
-    """In microseconds, inclusive."""
+    """Earliest time of creation in microseconds, inclusive."""
     created_before: int | None = None
-    """In microseconds, exclusive."""
+    """Latest time of creation in microseconds, exclusive."""
 
 
 class JobRepository:

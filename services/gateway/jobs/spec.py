@@ -10,7 +10,7 @@ from smalti.validation import Strict
 
 
 class JobParameters(Strict):
-    """What a job generates. With `Job.given` it is all that is needed to generate the same pictures again."""
+    """The parameters of a job. Together with `Job.given`, they are sufficient to generate the same pictures again."""
 
     model: ShortText
     revision: ShortText

@@ -40,7 +40,7 @@ def default_groups(slots: int, partition: Partition) -> int:
 
 @runtime_checkable
 class Batch(Protocol):
-    """What the engine's loop needs of a batch; `DecodeBatch` implements it."""
+    """The interface of a batch for the engine's loop; `DecodeBatch` implements it."""
 
     slots: int
     steps_per_dispatch: int

@@ -69,7 +69,7 @@ class Slot:
 
 @dataclass
 class LoopTiming:
-    """When the loop last made progress, and how fast it is."""
+    """The time of the loop's last progress, and its speed."""
 
     last_beat: float = field(default_factory=time.monotonic)
     dispatch_seconds: float = 0.0
@@ -352,7 +352,7 @@ class GeneratorEngine:
         return total
 
     def _watch(self) -> None:
-        """Detects a loop that hangs, on a thread of its own."""
+        """Detects a loop that hangs; runs on a separate thread."""
         with self._wake:
             while not self._wake.wait_for(self._is_over, self._stall_seconds / 4):
                 still = time.monotonic() - self.timing.last_beat

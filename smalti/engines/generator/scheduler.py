@@ -1,4 +1,4 @@
-"""Which candidate gets the next free slot: a bounded queue with two priorities."""
+"""The scheduler of candidates: a bounded queue with two priorities."""
 
 import threading
 from collections import deque

@@ -36,7 +36,7 @@ class Prefix:
     """Cross-attention keys and values of one prompt, shared by all tokens of its candidates."""
 
     layers: tuple[KeysValues, ...]
-    """By layer, each with a single row."""
+    """Keys and values of each layer, with a single row."""
     mask: Bool[Array, "1 positions"]
     """True at text, False at padding."""
 
@@ -51,13 +51,13 @@ class Sampling:
     candidate: Int[Array, " slots"]
     """Index of the candidate, which selects its random numbers."""
     guidance_scale: Float[Array, " slots"]
-    """1 is no guidance."""
+    """Guidance scale; 1 for no guidance."""
     temperature: Float[Array, " slots"]
-    """0 is greedy."""
+    """Temperature; 0 for greedy sampling."""
     top_k: Int[Array, " slots"]
-    """0 is no limit."""
+    """Number of tokens to sample from; 0 for no limit."""
     top_p: Float[Array, " slots"]
-    """1 is no limit."""
+    """Probability that the tokens to sample from reach together; 1 for no limit."""
 
 
 @jax.tree_util.register_dataclass
@@ -77,10 +77,11 @@ class DecodeState:
     sampling: Sampling
     """Sampling parameters of each slot's candidate."""
     self_attention: tuple[tuple[Blocks, ...], ...]
-    """By layer and group of slots. Rows are `[2 * slots_in_group, ...]`: for each slot its conditional half, then its
-    unconditional half. Undefined from `position` on."""
+    """Keys and values of each layer and group of slots. Rows are `[2 * slots_in_group, ...]`: for each slot its
+    conditional half, then its unconditional half. Undefined from `position` on."""
     cross_attention: tuple[KeysValues, ...]
-    """By layer, for each slot's prompt. The unconditional half is the same for all slots and is not stored here."""
+    """Keys and values of each layer, for each slot's prompt. The unconditional half is the same for all slots and is
+    not stored here."""
     cross_mask: Bool[Array, "slots text_length"]
     """True where a slot's prompt has text, False at padding."""
 

@@ -1,4 +1,4 @@
-"""What a step of training is given, made while the device still works on the step before."""
+"""The inputs of a training step, made while the device works on the previous step."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -38,7 +38,7 @@ Advance = Callable[[int], None]
 
 @dataclass
 class _Seen:
-    """What is remembered about the kept pictures."""
+    """The data for comparing new pictures with the kept ones."""
 
     fingerprints: Fingerprints = field(default_factory=Fingerprints)
     digests: dict[str, int] = field(default_factory=dict)

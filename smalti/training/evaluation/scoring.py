@@ -24,7 +24,7 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Correctness:
-    """What is right in the pictures of one prompt."""
+    """Whether thing, colour and background are right in the pictures of one prompt."""
 
     thing: Bool[np.ndarray, " candidates"]
     colour: Bool[np.ndarray, " candidates"]

@@ -79,7 +79,7 @@ class JudgeModule(nn.Module):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge says about some pictures."""
+    """The verdicts of a judge on some pictures."""
 
     things: Int[np.ndarray, " pictures"]
     """Index of the thing in the world, or the number of things if there is no whole thing."""

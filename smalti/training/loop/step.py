@@ -26,14 +26,14 @@ Extra = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint holds."""
+    """The state that a step changes and a checkpoint contains."""
 
     step: Int[Array, ""]
     """Number of steps done. It and the seed determine the next batch and every random number."""
     params: Parameters
     optimizer: Any
     memory: Any
-    """What the objective keeps between steps beside the weights; see `Objective.after_update`."""
+    """State of the objective between steps, besides the weights; see `Objective.after_update`."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""What the loop trains: the protocol that every trainer fulfils, and the trainee of the networks in JAX."""
+"""The protocol of trainees, which the loop trains, and the trainee of the networks in JAX."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""What a generator is trained with, made once and kept in its run.
+"""The inputs of a generator's training, made once and kept in its run.
 
 vqgan/                    the image tokenizer
 text/                     the text tokenizer, learned from the captions

@@ -1,4 +1,4 @@
-"""What a run is trained from, and what its folder keeps of it.
+"""The inputs of a training run, and their copies in its folder.
 
 A run keeps the tokenizers that it is trained with, so that it can be resumed and exported without their originals:
 
@@ -16,12 +16,12 @@ VQGAN_FOLDER = "vqgan"
 TEXT_FOLDER = "text"
 
 Advance = Callable[[int, int], None]
-"""Called with the number of pictures encoded so far, and with how many there are."""
+"""Called with the number of pictures encoded so far, and the total number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the user gives a trainer beside its settings."""
+    """The inputs of a trainer besides its settings."""
 
     data: Path
     """Data folder: a world, or Parquet shards."""

@@ -126,7 +126,7 @@ class RankerLoss(open_clip.ClipLoss):
 
 
 class RankerBatch(NamedTuple):
-    """What a step is computed on."""
+    """The inputs of a step."""
 
     pixels: UInt8[np.ndarray, "pictures height width 3"]
     """Pictures in the order of their captions, followed by damaged ones."""

@@ -1,4 +1,4 @@
-"""What a ranker is trained with, made once and kept in its run.
+"""The inputs of a ranker's training, made once and kept in its run.
 
 text/merges.txt.gz    the ranker's words, learned from the captions
 vqgan/                the image tokenizer, if some pictures are reconstructed from their tokens

@@ -61,7 +61,7 @@ class LossWeights(Strict):
 
 
 class RestartSettings(Strict):
-    """When unused codes are moved to where the encoder's vectors are."""
+    """The schedule for moving unused codes to vectors of the encoder."""
 
     every: Count = 50
     """Interval in steps; at most 20 in the first 200 steps, in which most codes die."""

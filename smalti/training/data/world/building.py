@@ -40,7 +40,7 @@ _OVERSAMPLING = 2
 _MIN_VISIBLE = 0.01
 
 Advance = Callable[[int, int], None]
-"""Called with the number of pictograms drawn so far, and with how many there are."""
+"""Called with the number of pictograms drawn so far, and the total number."""
 
 
 @dataclass(frozen=True)
