@@ -22,7 +22,7 @@ class Priority(Enum):
 
 
 class SamplingParameters(Strict):
-    """How image tokens are sampled from logits."""
+    """Parameters for sampling image tokens from logits."""
 
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 10.0
     """Super conditioning: `unconditional + scale * (conditional - unconditional)`; 1 turns guidance off."""

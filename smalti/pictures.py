@@ -45,7 +45,7 @@ CHUNK: Final = "smalti"
 
 
 class Drawing(Strict):
-    """How a picture, or a grid of pictures, was made: everything that is needed to make it again."""
+    """The record of how a picture or a grid was made: everything that is needed to make it again."""
 
     prompt: str
     seed: Seed
@@ -90,7 +90,7 @@ class Picture(Protocol):
 
     @property
     def drawing(self) -> Drawing:
-        """How it was made, as its PNG file records it."""
+        """The record in the PNG file of how the picture was made."""
 
     def to_png(self) -> bytes:
         """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""

@@ -46,7 +46,7 @@ class LocalPicture:
     tokens: Int[np.ndarray, " tokens"]
     """Its image tokens, row by row."""
     drawing: Drawing
-    """How it was made, as its PNG file records it."""
+    """The record in the PNG file of how the picture was made."""
 
     def to_png(self) -> bytes:
         """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""

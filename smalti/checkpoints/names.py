@@ -20,7 +20,7 @@ LAYER = "{layer}"
 
 @dataclass(frozen=True, kw_only=True)
 class Spelling:
-    """How a format stores one of our tensors."""
+    """The representation of one of our tensors in a format."""
 
     names: tuple[str, ...]
     """Name of the tensor in the format, or the names of its layers in order."""
@@ -34,7 +34,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class NameTable:
-    """How one format names the tensors."""
+    """The names of the tensors in one format."""
 
     substitutions: tuple[tuple[str, str], ...] = ()
     """Pairs of regular expression and replacement, applied to our name in order."""

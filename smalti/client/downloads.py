@@ -19,7 +19,7 @@ from smalti.v1 import job_pb2
 from smalti.v1.image_pb2 import DownloadImagesRequest, DownloadImagesResponse
 
 DOWNLOAD_SECONDS: Final = 300.0
-"""How long a download stays open before it is renewed for the pictures that are missing."""
+"""Time until a download is renewed for the missing pictures."""
 MAX_DAMAGED: Final = 3
 """Number of damaged files after which a download fails."""
 
@@ -71,7 +71,7 @@ class RemotePicture:
 
     @cached_property
     def drawing(self) -> Drawing:
-        """How it was made, as its PNG file records it."""
+        """The record in the PNG file of how the picture was made."""
         parameters, effective = self.job.parameters, self.job.prompt_reading.drawn
         return Drawing(
             prompt=parameters.prompt,

@@ -106,7 +106,7 @@ class StageDone(Event):
 
 
 class Progress(Event):
-    """How far a chunk is; losing one does no harm."""
+    """The progress of a chunk; losing such a message does no harm."""
 
     kind: Literal["progress"] = "progress"
     candidates: Indices

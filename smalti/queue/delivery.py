@@ -55,7 +55,7 @@ done already. Raises a subclass of `HandlerError` when the work is not done."""
 
 
 class Outcome(StrEnum):
-    """How a delivery ended; each is counted."""
+    """The possible ends of a delivery; each is counted."""
 
     DONE = "done"
     RETRIED = "retried"
@@ -75,7 +75,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Completion:
-    """How a delivery ended, and why."""
+    """The end of a delivery, and its reason."""
 
     outcome: Outcome
     reason: FailureReason | None = None

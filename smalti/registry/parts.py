@@ -39,7 +39,7 @@ class OpenedNetwork(Generic[Config]):
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Generic[Config]):
-    """How to open the weights of one kind of network."""
+    """The functions and formats for opening one kind of network."""
 
     parse: Callable[[Mapping[str, Any]], Config]
     """Makes the configuration from the fields of `config.json`."""

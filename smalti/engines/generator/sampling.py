@@ -44,7 +44,7 @@ def guide(
     unconditional: Float[Array, "rows vocab"],
     guidance_scale: Float[Array, " rows"],
 ) -> Float[Array, "rows vocab"]:
-    """Returns `uncond + scale * (cond - uncond)` (super conditioning); scale 1 is no guidance."""
+    """Returns `uncond + scale * (cond - uncond)` (super conditioning); scale 1 means no guidance."""
     return unconditional + guidance_scale[:, None] * (conditional - unconditional)
 
 

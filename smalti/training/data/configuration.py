@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ImportSettings(Strict):
-    """How pictures from outside are cleaned, compared and split."""
+    """Settings for cleaning, comparing and splitting imported pictures."""
 
     resolution: int = Field(default=256, ge=16, le=1024)
     """Side of the stored pictures: the short side is scaled to it, and the middle is kept."""

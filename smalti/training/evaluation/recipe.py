@@ -1,4 +1,4 @@
-"""How a run was trained, read from its folder for the model card."""
+"""The recipe of a run for the model card, read from its folder."""
 
 import json
 import re

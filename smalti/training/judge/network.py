@@ -132,11 +132,11 @@ class Accuracy(Strict):
 
     pictures: int
     thing: float
-    """For damaged pictures: how often the judge says that there is no whole thing."""
+    """For damaged pictures: share for which the judge says that there is no whole thing."""
     colour: float
     background: float
     fooled: float
-    """How often a damaged picture is taken for the thing that it was made from; equals `thing` for whole ones."""
+    """Share of damaged pictures taken for the thing that they were made from; equals `thing` for whole pictures."""
 
 
 def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:

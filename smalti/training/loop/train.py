@@ -17,7 +17,7 @@ from smalti.training.loop.trainee import Trainee
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """How training ended."""
+    """The end of a training run."""
 
     step: int
     """Step of the newest checkpoint."""

@@ -19,7 +19,7 @@ argument is called while pictures are encoded. Raises `SmaltiError` if an input 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer(Generic[Settings]):
-    """How one kind of network is trained."""
+    """The settings and the entry function for training one kind of network."""
 
     settings: type[Settings]
     prepare: Prepare[Settings]

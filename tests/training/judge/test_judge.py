@@ -63,10 +63,10 @@ def test_samples_say_what_they_show(world: World, network: VQGAN) -> None:
     pictures, _, drawn = CompositionDataset(world, 0, "held_out").batch(0, 30)
     pairs = 0
     for row, (picture, attributes) in enumerate(zip(pictures, drawn, strict=True)):
-        places = [view(picture, place) for place in ("left", "right")]
+        views = [view(picture, side) for side in ("left", "right")]
         pair = len(attributes.figures) == 2
         pairs += pair
-        at = [place for place in (0, 1) if (plain.pixels[row] == places[place]).all()] if pair else [0]
+        at = [index for index in (0, 1) if (plain.pixels[row] == views[index]).all()] if pair else [0]
         if not pair:
             assert (plain.pixels[row] == picture).all()
         meant = attributes.figures[at[0]]

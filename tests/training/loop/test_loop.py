@@ -116,7 +116,7 @@ def run_line(
 def curve(run: Path) -> dict[int, float]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
-    assert len(dict(losses)) == len(losses), "a step stands in the log twice"
+    assert len(dict(losses)) == len(losses), "a step is in the log twice"
     return dict(losses)
 
 
