@@ -13,11 +13,9 @@ PACKAGES = [
     "smalti.pipeline",
     "smalti.rpc",
     "smalti.service",
-    "smalti.services.decoder",
-    "smalti.services.encoder",
-    "smalti.services.generator",
-    "smalti.services.ranker",
+    "smalti.services",
     "smalti.text",
+    "smalti.training",
 ]
 """Packages whose annotations are checked."""
 

@@ -56,7 +56,7 @@ def test_invalid_mesh_is_refused(text: str) -> None:
 
 
 def test_mesh_with_too_many_devices_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=f"^mesh: 1x1000 devices .* there are {jax.device_count()};"):
+    with pytest.raises(InvalidInputError, match=f"^mesh: 1x1000 needs .* there are {jax.device_count()};"):
         Partition.parse("1x1000")
 
 
@@ -157,8 +157,8 @@ print(json.dumps([jax.device_count(), laid.draw({mesh!r}).tolist(), laid.problem
     assert shapes["keys"] == [SLOTS, heads // 4, 4, head_size]
     assert shapes["tokens"] == [SLOTS // 2, CONFIG.image_length]
     assert said == [
-        "mesh: 8x1 does not fit: 8 devices cannot share slots, 9, evenly",
-        "mesh: 1x8 does not fit: 8 devices cannot share decoder_attention_heads, 4, evenly",
-        "mesh: 1x8 does not fit: 8 devices cannot share decoder_ffn_dim, 44, evenly",
-        "mesh: 1x3 does not fit: 3 devices cannot share decoder_start_token_id, 64, evenly",
+        "mesh: 8x1 does not fit: slots is 9, which 8 devices cannot share evenly",
+        "mesh: 1x8 does not fit: decoder_attention_heads is 4, which 8 devices cannot share evenly",
+        "mesh: 1x8 does not fit: decoder_ffn_dim is 44, which 8 devices cannot share evenly",
+        "mesh: 1x3 does not fit: decoder_start_token_id is 64, which 3 devices cannot share evenly",
     ]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -296,7 +296,7 @@ def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: _array(tensor) for name, tensor in model.state_dict().items()}
 
 
-def load_weights(model: torch.nn.Module, weights: Mapping[str, Float[np.ndarray, "..."]]) -> None:
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Num[Array | np.ndarray, "..."]]) -> None:
     """Replaces the weights of a model.
 
     Raises:
