@@ -36,9 +36,8 @@ def first_problem(error: ValidationError, *, show_value: bool = True) -> Problem
     if first["type"] == "extra_forbidden":
         return Problem(field=field, message="there is no such key")
     message = first["msg"].removeprefix("Value error, ")
-    if (
-        first["type"] != "value_error"
-    ):  # Our own messages begin as they should, some with the name of a variable.
+    # Messages of our own validators begin as they should, some with the name of a variable.
+    if first["type"] != "value_error":
         message = message[:1].lower() + message[1:]
     # A problem of the whole names what it found itself, and a missing field has no value.
     if show_value and field and first["type"] != "missing":
