@@ -28,6 +28,7 @@ from smalti.queue import (
     consume,
 )
 from smalti.queue.application import all_queues
+from smalti.registry.folder import ModelFolder
 
 Item = TypeVar("Item")
 
@@ -94,20 +95,30 @@ def dead(settings: BrokerSettings, stage: Stage = Stage.ENCODE) -> list[tuple[st
     return read_all(settings, dead_queue_name(stage))
 
 
-def task(job: str = "j1", prompt: str = "a cat", **changes: Any) -> EncodeTask:
-    """Returns a task for the encoder."""
+def task(
+    job: str = "j1", prompt: str = "a cat", *, model: ModelFolder | None = None, **changes: Any
+) -> EncodeTask:
+    """Returns a task for the encoder.
+
+    Args:
+        job: the job's identifier.
+        prompt: the prompt.
+        model: the model that is asked for, with its sampling parameters; None asks for a model that does not exist.
+        changes: fields of the task.
+    """
     fields: dict[str, Any] = {
         "job": job,
         "expires": time.time() + 3600,
-        "model": "tiny",
-        "revision": "r",
+        "model": model.name if model else "tiny",
+        "revision": model.revision if model else "r",
         "prompt": prompt,
         "seed": 1,
-        "sampling": SamplingParameters(),
-        "candidates_in_job": 2,
+        "sampling": model.sampling if model else SamplingParameters(),
         "chunks": (Chunk(chunk=0, candidates=(0, 1)),),
+        **changes,
     }
-    return EncodeTask(**{**fields, **changes})
+    fields.setdefault("candidates_in_job", sum(len(chunk.candidates) for chunk in fields["chunks"]))
+    return EncodeTask(**fields)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:

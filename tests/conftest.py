@@ -18,6 +18,7 @@ from harness.shapes import check_annotations
 if TYPE_CHECKING:
     from harness.servers import PostgresServer, S3Server, ValkeyServer
     from smalti.pipeline import Pipeline
+    from smalti.queue import BrokerPublisher
     from smalti.registry.folder import ModelFolder
 
 # All processes of a test run, and the next run, share compiled programs: compiling takes most of the time.
@@ -140,6 +141,18 @@ def valkey() -> Iterator["ValkeyServer"]:
 
     with ValkeyServer() as server:
         yield server
+
+
+@pytest.fixture
+def publisher(valkey: "ValkeyServer") -> Iterator["BrokerPublisher"]:
+    """A publisher to the broker, whose queues are empty."""
+    from harness.queue import clear, settings_for
+    from smalti.queue import BrokerPublisher
+
+    clear(settings_for(valkey))
+    opened = BrokerPublisher(settings_for(valkey))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -203,17 +203,13 @@ def _encode_task(trial: Trial, submission: Submission) -> EncodeTask:
     """Returns the message that the gateway sent for a job of one chunk."""
     with trial.system.client() as client:
         job = client.get(submission.job)
-    model = trial.system.model
-    return EncodeTask(
-        job=job.id,
+    return task(
+        job.id,
+        submission.prompt,
+        model=trial.system.model,
         lease=1,
         expires=job.expire_time.seconds,
-        model=model.name,
-        revision=model.revision,
-        prompt=submission.prompt,
         seed=submission.seed,
-        sampling=model.sampling,
-        candidates_in_job=submission.candidates,
         chunks=(Chunk(chunk=0, candidates=tuple(range(submission.candidates))),),
     )
 

@@ -33,13 +33,6 @@ def service(valkey: ValkeyServer, store: LocalStore, tmp_path: Path) -> Iterator
 
 
 @pytest.fixture
-def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
-    broker_publisher = BrokerPublisher(settings_for(valkey))
-    yield broker_publisher
-    broker_publisher.close()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 

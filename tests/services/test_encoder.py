@@ -113,7 +113,7 @@ def test_reading_is_reported_even_when_the_encoding_exists(
         compute=compute,
         rewriter=Rewriter.load(worded.words_file),
     )
-    asked = task(prompt="a red zeppelin", model=worded.name, revision=worded.revision)
+    asked = task(prompt="a red zeppelin", model=worded)
     assert isinstance(asked, EncodeTask)
     first, second = (list(handle(Delivery(asked, threading.Event()))) for _ in range(2))
     for messages, skipped in ((first, False), (second, True)):

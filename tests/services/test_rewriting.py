@@ -116,15 +116,7 @@ def stages(worded: ModelFolder, pipeline: Pipeline) -> Iterator[Stages]:
 def asked(worded: ModelFolder, stages: Stages) -> EncodeTask:
     """A job of 16 candidates in four chunks; its prompt has a word that the model does not know."""
     stages.rewriter.prompts.clear()
-    return task(
-        "rewritten",
-        PROMPT,
-        model=worded.name,
-        revision=worded.revision,
-        sampling=worded.sampling,
-        candidates_in_job=16,
-        chunks=CHUNKS,
-    )
+    return task("rewritten", PROMPT, model=worded, chunks=CHUNKS)
 
 
 def test_prompt_is_rewritten_once_for_a_job(stages: Stages, asked: EncodeTask) -> None:

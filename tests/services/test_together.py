@@ -1,7 +1,6 @@
 """The four stages as processes: through the queue and over gRPC they give the same pictures as the pipeline."""
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.queue import clear, events, gather, read_all, settings_for
+from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ONCE, SERVING, ServiceProcess
 from smalti.messages import (
@@ -30,7 +29,7 @@ from smalti.queue import BrokerPublisher
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
 from smalti.rpc.channel import blocking_channel
-from smalti.storage import JobKeys, ObjectRef, ObjectStore, StoreSettings, digest, open_store
+from smalti.storage import JobKeys, ObjectRef, ObjectStore, digest
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.encoder_pb2 import EncodeRequest
@@ -68,19 +67,6 @@ def services(valkey: ValkeyServer, s3: S3Server, tiny: ModelFolder) -> Iterator[
             each.tell()  # All in parallel as well.
 
 
-@pytest.fixture
-def publisher(valkey: ValkeyServer) -> Iterator[BrokerPublisher]:
-    clear(settings_for(valkey))
-    made = BrokerPublisher(settings_for(valkey))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def store(s3: S3Server) -> ObjectStore:
-    return open_store(StoreSettings(url=s3.url))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def expected(pipeline: Pipeline) -> list[LocalPicture]:
     """The pictures that the pipeline generates."""
@@ -89,19 +75,10 @@ def expected(pipeline: Pipeline) -> list[LocalPicture]:
     )
 
 
-def task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
-    fields: dict[str, Any] = {
-        "job": job,
-        "expires": time.time() + 600,
-        "model": tiny.name,
-        "revision": tiny.revision,
-        "prompt": PROMPT,
-        "seed": SEED,
-        "sampling": tiny.sampling,
-        "candidates_in_job": 6,
-        "chunks": CHUNKS,
-    }
-    return EncodeTask(**{**fields, **changes})
+def encode_task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
+    """Returns a job of two chunks, or of those that are given."""
+    fields: dict[str, Any] = {"seed": SEED, "chunks": CHUNKS, **changes}
+    return task(job, PROMPT, model=tiny, **fields)
 
 
 def read_events(publisher: BrokerPublisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
@@ -134,7 +111,7 @@ def test_queue_gives_the_pictures_of_the_pipeline(
     expected: list[LocalPicture],
     tmp_path: Path,
 ) -> None:
-    publisher.publish(task(tiny, "whole"))
+    publisher.publish(encode_task(tiny, "whole"))
     found = read_events(publisher, ranked(2))
     keys = JobKeys("whole")
     scores = [
@@ -167,7 +144,7 @@ def test_queue_gives_the_pictures_of_the_pipeline(
 def test_repeated_work_is_skipped_or_gives_the_same_bytes(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
-    asked = task(tiny, "again")
+    asked = encode_task(tiny, "again")
     publisher.publish(asked)
     read_events(publisher, ranked(2))
     first = objects(store, "again")
@@ -190,13 +167,13 @@ def test_missing_or_damaged_object_is_recreated(
     damage: str,
 ) -> None:
     job = damage.replace(" ", "-")
-    publisher.publish(task(tiny, job, chunks=CHUNKS[:1]))
+    publisher.publish(encode_task(tiny, job, chunks=CHUNKS[:1]))
     found = read_events(publisher, ranked(1))
     whole, keys = objects(store, job), JobKeys(job)
     decoded = next(event for event in found if _is(event, Stage.DECODE))
     assert isinstance(decoded, StageDone)
     tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
-    carried = task(tiny, job, chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
+    carried = encode_task(tiny, job, chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
     again = DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens)
     if damage == "missing":
         store.delete(*whole)
@@ -218,12 +195,12 @@ def test_missing_or_damaged_object_is_recreated(
 def test_finished_work_is_passed_on_without_its_inputs(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
-    publisher.publish(task(tiny, "done", chunks=CHUNKS[:1]))
+    publisher.publish(encode_task(tiny, "done", chunks=CHUNKS[:1]))
     read_events(publisher, ranked(1))
     keys = JobKeys("done")
     whole = objects(store, "done")
     tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
-    carried = task(tiny, "done", chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
+    carried = encode_task(tiny, "done", chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
     store.delete(keys.encoding, keys.tokens(0))
     publisher.publish(DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens))
     found = read_events(publisher, ranked(1))
@@ -241,7 +218,7 @@ def test_finished_work_is_passed_on_without_its_inputs(
 def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, tiny: ModelFolder
 ) -> None:
-    carried = task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
+    carried = encode_task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
     lost = ObjectRef(key=JobKeys("lost").encoding, sha256="0" * 64)
     publisher.publish(
         GenerateTask(**carried, chunk=0, candidates=(0,), encoding=lost, attempt=publisher.settings.attempts)
@@ -255,9 +232,9 @@ def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
 def test_task_for_another_model_or_a_cancelled_job_is_refused(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
-    publisher.publish(task(tiny, "other", revision="sha256:" + "0" * 64))
+    publisher.publish(encode_task(tiny, "other", revision="sha256:" + "0" * 64))
     store.put(JobKeys("cancelled").cancelled, b'{"reason": "cancelled"}')
-    publisher.publish(task(tiny, "cancelled"))
+    publisher.publish(encode_task(tiny, "cancelled"))
     found = gather(lambda: events(publisher.settings), lambda found: len(found) == 2)
     assert {(event.job, event.reason) for event in found if isinstance(event, Failed)} == {
         ("other", "model"),

@@ -1,0 +1,132 @@
+"""The generator's messages."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from harness.generator import TokenCounter, is_idle
+from harness.queue import task, wait_until
+from harness.service import bare_process
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.errors import InvalidInputError
+from smalti.messages import Chunk, StageDone
+from smalti.pipeline import Pipeline
+from smalti.queue import Delivery, GiveBackError, PermanentError
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
+from smalti.service.cancellation import Cancellations
+from smalti.service.objects import encoding_bytes
+from smalti.services.generator.handler import GenerateHandler
+from smalti.storage import JobKeys, MemoryStore, find
+
+PROMPT = "a red fox"
+SLOTS = 4
+MANY = Chunk(chunk=0, candidates=tuple(range(40)))
+
+
+class Work:
+    """Handles a message in a thread."""
+
+    def __init__(
+        self, engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, **changes: Any
+    ) -> None:
+        self.store = MemoryStore()
+        process = bare_process(self.store)
+        handle = GenerateHandler(
+            process=process,
+            spec=ModelSpec.load(tiny),
+            cancellations=Cancellations(process.store, 0.02),
+            engine=engine,
+        )
+        encoding = self.store.put(JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
+        whole: dict[str, Any] = {"chunks": (Chunk(chunk=0, candidates=(0, 1, 2, 3)),), **changes}
+        [self.task] = task("j1", PROMPT, model=tiny, **whole).next(encoding, PROMPT)
+        self.draining = threading.Event()
+        self.handler = handle
+        self.pool = ThreadPoolExecutor(1)
+        self.messages = self.pool.submit(lambda: list(handle(Delivery(self.task, self.draining))))
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        self.handler.close()
+
+
+def test_cancelled_job_frees_its_slots_and_stops(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, generated: TokenCounter
+) -> None:
+    work = Work(engine, tiny, pipeline, chunks=(MANY,))
+    wait_until(lambda: engine.active == SLOTS)
+    work.store.put(JobKeys("j1").cancelled, b'{"reason": "cancelled"}')
+    with pytest.raises(PermanentError) as caught:
+        work.messages.result(60)
+    assert caught.value.reason == "cancelled"
+    wait_until(lambda: is_idle(engine))
+    assert not find(work.store, work.task.keys.tokens(0))
+    assert generated.tokens < 40 * 16
+    work.close()
+
+
+def test_expired_job_is_dropped(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
+) -> None:
+    work = Work(engine, tiny, pipeline, expires=time.time() + 0.15)
+    with pytest.raises(PermanentError) as caught:
+        work.messages.result(60)
+    assert caught.value.reason == "expired"
+    wait_until(lambda: is_idle(engine))
+    work.close()
+
+
+def test_draining_worker_gives_back_long_work(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, generated: TokenCounter
+) -> None:
+    work = Work(engine, tiny, pipeline, chunks=(MANY,))
+    wait_until(lambda: engine.active == SLOTS)
+    work.draining.set()
+    with pytest.raises(GiveBackError):
+        work.messages.result(60)
+    wait_until(lambda: is_idle(engine))
+    assert generated.tokens < 40 * 16
+    work.close()
+
+
+def test_draining_worker_finishes_short_work(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
+) -> None:
+    work = Work(engine, tiny, pipeline)
+    wait_until(lambda: engine.active == SLOTS and engine.timing.dispatch_seconds > 0)
+    # A draining worker finishes only candidates that have started; after the first row, all have.
+    began = engine.timing.last_beat
+    wait_until(lambda: engine.timing.last_beat > began + 0.15)
+    work.draining.set()
+    _, done = work.messages.result(60)
+    assert isinstance(done, StageDone)
+    work.close()
+
+
+def test_waiting_for_a_full_engine_costs_no_attempt(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
+) -> None:
+    candidates = tuple(Candidate(1, index, tiny.sampling) for index in range(10))
+    flood = engine.submit(GenerationRequest(encoding=pipeline.encoder.encode("flood"), candidates=candidates))
+    wait_until(lambda: engine.waiting == 6)
+    work = Work(engine, tiny, pipeline)
+    _, done = work.messages.result(60)
+    assert isinstance(done, StageDone)
+    assert done.attempt == 1
+    assert flood.done
+    work.close()
+
+
+@pytest.mark.parametrize(("given", "problem"), [((0,) * 16, "the limit is 15"), ((64,), "must be below 64")])
+def test_invalid_given_tokens_are_refused(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, given: tuple[int, ...], problem: str
+) -> None:
+    work = Work(engine, tiny, pipeline, given=given)
+    with pytest.raises(InvalidInputError, match=problem):
+        work.messages.result(60)
+    work.close()
