@@ -53,20 +53,10 @@ class Proxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     @contextlib.contextmanager
-    def faulty(
-        self,
-        *,
-        cut: bool = False,
-        delay: float = 0.0,
-        lose_responses: bool = False,
-        answer: bytes | None = None,
-        max_bytes: int | None = None,
-    ) -> Iterator[None]:
-        """Injects a fault (see `NetworkFault`) while the block runs."""
-        self.fault = NetworkFault(
-            cut=cut, delay=delay, lose_responses=lose_responses, answer=answer, max_bytes=max_bytes
-        )
-        if cut:
+    def faulty(self, fault: NetworkFault) -> Iterator[None]:
+        """Injects a fault while the block runs."""
+        self.fault = fault
+        if fault.cut:
             self.break_connections()
         try:
             yield

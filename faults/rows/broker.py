@@ -10,6 +10,7 @@ from typing import Any
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGES
+from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task, wait_until
 from harness.signing import certificate
 from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
@@ -53,13 +54,14 @@ def broker_out_of_reach(trial: Trial) -> None:
     """The connections to the broker are cut, then lose responses: first the gateway's, then those of the stages."""
     system, account = trial.system, trial.account
     for side in ("gateway-broker", "stages-broker"):
-        for fault in ("cut", "lose_responses"):
+        for fault in (NetworkFault(cut=True), NetworkFault(lose_responses=True)):
+            name = "cut" if fault.cut else "lose_responses"
             before = account.submit_many(
-                [f"row 6 before {side} {fault} {number}" for number in range(trial.jobs // 4)]
+                [f"row 6 before {side} {name} {number}" for number in range(trial.jobs // 4)]
             )
-            with system.proxies[side].faulty(cut=fault == "cut", lose_responses=fault == "lose_responses"):
+            with system.proxies[side].faulty(fault):
                 during = account.submit_many(
-                    [f"row 6 {side} {fault} {number}" for number in range(trial.jobs // 4)]
+                    [f"row 6 {side} {name} {number}" for number in range(trial.jobs // 4)]
                 )
                 time.sleep(5 if trial.long else 2)  # The duration of the fault.
             trial.expect_states("succeeded", *before, *during)

@@ -10,6 +10,7 @@ from minio import Minio
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import System
+from harness.proxy import NetworkFault
 from harness.servers import HOST, S3Server
 from smalti.errors import SmaltiError
 from smalti.storage import JobKeys
@@ -21,11 +22,11 @@ NOT_NOW = (
     b"Connection: close\r\n\r\n"
 )
 TROUBLES = {
-    "cut": {"cut": True},
-    "slow": {"delay": 0.2},
-    "answers 503": {"answer": NOT_NOW},
-    "does not answer although it does the work": {"lose_responses": True},
-    "breaks off its answers": {"most": 300},
+    "cut": NetworkFault(cut=True),
+    "slow": NetworkFault(delay=0.2),
+    "answers 503": NetworkFault(answer=NOT_NOW),
+    "does not answer although it does the work": NetworkFault(lose_responses=True),
+    "breaks off its answers": NetworkFault(max_bytes=300),
 }
 
 
@@ -41,7 +42,7 @@ def store_in_trouble(trial: Trial) -> None:
     for name, trouble in TROUBLES.items():
         count = max(1, trial.jobs // 6)
         account.submit_many([f"row 10 before {name} {number}" for number in range(count)])
-        with proxies[0].faulty(**trouble), proxies[1].faulty(**trouble):  # type: ignore[arg-type]
+        with proxies[0].faulty(trouble), proxies[1].faulty(trouble):
             account.submit_many([f"row 10 {name} {number}" for number in range(count)])
             time.sleep(SECONDS if trial.long else SHORT_SECONDS)
         trial.expect_states("succeeded")
