@@ -7,25 +7,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import psutil
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
+from faults.processes import Ended, RestartedService
 from harness.proxy import Proxy
 from harness.queue import wait_until
 from harness.servers import HOST, PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer
-from harness.service_process import ONCE, ServiceProcess
 from smalti.client import Client
 from smalti.queue import BrokerSettings, celery_application
 from smalti.registry.folder import ModelFolder
-from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
 from smalti.storage import ObjectStore, StoreSettings, open_store
@@ -73,60 +70,6 @@ class Layout:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of all processes, which override `SETTINGS`."""
     failpoints: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended."""
-
-    name: str
-    code: int
-    """The exit code; negative for a signal."""
-    when: float
-
-
-class RestartedService(ServiceProcess):
-    """A service that is restarted whenever it ends, as by an orchestrator."""
-
-    held = False
-    """Whether it must not be restarted."""
-
-    @property
-    def pid(self) -> int:
-        """The id of the running process; 0 without one."""
-        return next(iter(self.pids), 0)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process, if it runs."""
-        for process in list(self._processes):
-            process.send_signal(number)
-
-    def ended(self) -> int | None:
-        """Returns the exit code of a process that has ended; None while it runs or before it was started."""
-        if not self._processes or (code := self._processes[0].poll()) is None:
-            return None
-        self._processes = []
-        return code
-
-    def state(self) -> str:
-        """Returns its health, such as SERVING; "away" if it does not answer."""
-        try:
-            return health_pb2.HealthCheckResponse.ServingStatus.Name(self.health())
-        except grpc.RpcError:
-            return "away"
-
-    def states(self, seconds: float) -> list[str]:
-        """Returns the changes of its health until it stops answering, for at most `seconds`."""
-        seen: list[str] = []
-        with blocking_channel(self.url, ONCE) as channel, suppress(grpc.RpcError):
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            for said in stub.Watch(health_pb2.HealthCheckRequest(), timeout=seconds):
-                seen.append(health_pb2.HealthCheckResponse.ServingStatus.Name(said.status))
-        return seen
-
-    def serves(self) -> bool:
-        """Returns whether its health is SERVING."""
-        return self.running and self.state() == "SERVING"
 
 
 class System:

@@ -1,18 +1,15 @@
-"""`smalti.client` against a real gRPC server: both clients behave alike, also when the connection breaks."""
+"""`smalti.client` against a real gRPC server: both clients behave alike, from the prompt to the pictures."""
 
 import asyncio
 import hashlib
-import inspect
-import threading
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.image_service import ROWS, ServedGateway, png, served_gateway
+from harness.clients import ALL_VERSIONS, ONCE, AnyClient, versions
+from harness.image_service import ServedGateway, png
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.errors import (
     InvalidInputError,
@@ -20,87 +17,13 @@ from smalti.errors import (
     JobNotSucceededError,
     ModelNotFoundError,
     NotSupportedError,
-    OverloadedError,
     RemoteError,
     RequestCancelledError,
-    RequestExpiredError,
-    RequestIdReusedError,
     SmaltiWarning,
-    UnavailableError,
 )
 from smalti.parameters import SamplingParameters
 from smalti.pictures import Drawing, load_drawing
-from smalti.rpc.settings import RpcSettings
-from smalti.up.servers import free_port
-from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, Job, PictureReference
-from smalti.v1.sampling_pb2 import PRIORITY_BATCH
-from smalti.v1.tokens_pb2 import ImageTokens
-
-# Without gRPC's own retries, so that every retry is the client's.
-ONCE = RpcSettings(attempts=1)
-
-
-class AnyClient:
-    """Calls either client in the same way: runs coroutines, and returns iterators as lists."""
-
-    def __init__(self, kind: str, address: str, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop() if kind == "async" else None
-        self.client: Any
-        if self._loop is None:
-            self.client = Client(address, **options)
-        else:
-
-            async def make() -> AsyncClient:
-                return AsyncClient(address, **options)
-
-            self.client = self._loop.run_until_complete(make())
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            result = getattr(self.client, name)(*arguments, **named)
-            if inspect.isasyncgen(result):
-                result = self._collect(result)
-            if self._loop is not None:
-                return self._loop.run_until_complete(result)
-            return list(result) if inspect.isgenerator(result) else result
-
-        return call
-
-    @staticmethod
-    async def _collect(items: Any) -> list[Any]:
-        return [item async for item in items]
-
-    def end(self) -> None:
-        self.close()
-        if self._loop is not None:
-            self._loop.close()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServedGateway]:
-    with served_gateway() as served:
-        yield served
-
-
-@pytest.fixture
-def served(server: ServedGateway) -> ServedGateway:
-    """The gateway, without jobs, and with a connection that does not break."""
-    server.gateway.__init__()  # type: ignore[misc]
-    return server
-
-
-@pytest.fixture(params=["blocking", "async"])
-def client(request: pytest.FixtureRequest, served: ServedGateway) -> Iterator[AnyClient]:
-    uniform = AnyClient(request.param, served.address, settings=ONCE, retry_seconds=20)
-    yield uniform
-    uniform.end()
-
-
-def versions(jobs: list[Job]) -> list[int]:
-    return [job.version for job in jobs]
-
-
-ALL = list(range(1, ROWS + 4))
+from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, Job
 
 
 def test_prompt_becomes_pictures_best_first(client: AnyClient, tmp_path: Path) -> None:
@@ -112,7 +35,7 @@ def test_prompt_becomes_pictures_best_first(client: AnyClient, tmp_path: Path) -
     assert [picture.content for picture in pictures] == [png(10), png(11), png(12)]
     assert pictures[0].score > pictures[1].score
     assert pictures[1].image.getpixel((0, 0)) == (11, 0, 0)
-    assert versions(seen) == ALL
+    assert versions(seen) == ALL_VERSIONS
     assert seen[0].jobs_ahead == 2
     pictures[2].save(tmp_path / "fox.png")
     assert (tmp_path / "fox.png").read_bytes() == pictures[2].to_png()
@@ -122,219 +45,6 @@ def test_prompt_becomes_pictures_best_first(client: AnyClient, tmp_path: Path) -
         candidates=4, candidate=12, score=0.8,
     )  # fmt: skip
     assert pictures[2].tokens is None
-
-
-def test_every_option_arrives(client: AnyClient, served: ServedGateway) -> None:
-    tokens = ImageTokens(tokens=[1, 2, 3])
-    job = client.create(
-        "a fox", n=0, candidates=4, first_candidate=16, seed=0, guidance_scale=0, temperature=0.5, top_k=0,
-        top_p=0.9, model="wire", revision="sha256:1", initial_image=tokens, keep_rows=2, priority="batch",
-        time_limit=1.5, retention=60, labels={"a": "b"}, request_id="theirs",
-    )  # fmt: skip
-    (request,) = served.gateway.calls["CreateImages"]
-    parameters = request.parameters
-    assert job.id == "job-0"
-    assert (parameters.prompt, parameters.n, parameters.candidates) == ("a fox", 0, 4)
-    # A value of 0 is sent, unlike one that is left out.
-    assert all(parameters.HasField(name) for name in ("n", "seed", "first_candidate"))
-    sampling = parameters.sampling
-    assert (sampling.guidance_scale, sampling.temperature, sampling.top_k, sampling.top_p) == (0, 0.5, 0, 0.9)
-    assert sampling.HasField("top_k")
-    assert (parameters.model.name, parameters.model.revision) == ("wire", "sha256:1")
-    assert (parameters.initial_image.tokens, parameters.initial_image.keep_rows) == (tokens, 2)
-    assert (request.priority, dict(request.labels), request.request_id) == (
-        PRIORITY_BATCH, {"a": "b"}, "theirs",
-    )  # fmt: skip
-    assert (request.time_limit.ToMilliseconds(), request.retention.seconds) == (1500, 60)
-
-
-def test_options_that_are_left_out_stay_unset(client: AnyClient, served: ServedGateway) -> None:
-    client.create("a fox", n=None, labels=None)
-    (request,) = served.gateway.calls["CreateImages"]
-    assert [field.name for field, _ in request.ListFields()] == ["request_id", "parameters"]
-    assert [field.name for field, _ in request.parameters.ListFields()] == ["prompt"]
-
-
-def test_initial_image_is_a_file_its_content_or_a_picture_of_a_job(
-    client: AnyClient, served: ServedGateway, tmp_path: Path
-) -> None:
-    (tmp_path / "fox.png").write_bytes(b"content")
-    reference = PictureReference(job_id="job-0", candidate=3)
-    for image in (tmp_path / "fox.png", b"content", reference):
-        client.create("a fox", initial_image=image, keep_rows=1)
-    asked = [call.parameters.initial_image for call in served.gateway.calls["CreateImages"]]
-    assert [image.image for image in asked] == [b"content", b"content", b""]
-    assert asked[2].picture == reference
-    for wrong in (tmp_path / "none.png", 7):
-        with pytest.raises(InvalidInputError, match=r"^initial_image: "):
-            client.create("a fox", initial_image=wrong)
-
-
-@pytest.mark.parametrize(
-    ("asked", "field"),
-    [
-        ({"seed": 2**64}, "seed"),
-        ({"n": "many"}, "n"),
-        ({"prompt": "\ud800"}, "prompt"),
-        ({"time_limit": "long"}, "time_limit"),
-        ({"labels": {"a": 1}}, "labels"),
-        ({"priority": "high"}, "priority"),
-        ({"top_p": 7.0}, "top_p"),  # The server checks ranges.
-    ],
-)
-def test_bad_input_names_the_argument(client: AnyClient, asked: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInputError) as caught:
-        client.create(**{"prompt": "a fox", **asked})
-    assert caught.value.field == field
-
-
-def test_errors_name_arguments_instead_of_fields_of_the_contract(
-    client: AnyClient, served: ServedGateway
-) -> None:
-    for field, name in (
-        ("parameters.model.name", "model"),
-        ("parameters.initial_image.image", "initial_image"),
-        ("parameters.initial_image.keep_rows", "keep_rows"),
-        ("parameters.prompt", "prompt"),
-        ("time_limit", "time_limit"),
-    ):
-        served.gateway.failures["CreateImages"].append(InvalidInputError(field, "is wrong"))
-        with pytest.raises(InvalidInputError, match=f"^{name}: is wrong$"):
-            client.create("a fox")
-
-
-def test_unknown_argument_is_a_type_error(client: AnyClient) -> None:
-    with pytest.raises(TypeError, match="'steps'"):
-        client.create("a fox", steps=3)
-
-
-def test_every_job_has_its_own_request_id(client: AnyClient, served: ServedGateway) -> None:
-    client.create("a fox")
-    client.create("a fox")
-    first, second = (call.request_id for call in served.gateway.calls["CreateImages"])
-    assert len(first) == 36
-    assert first != second
-
-
-def test_create_is_repeated_with_the_same_id_when_the_answer_is_lost(
-    client: AnyClient, served: ServedGateway
-) -> None:
-    client.model()
-    served.gateway.lost_answers["CreateImages"] = 2
-    job = client.create("a fox")
-    assert list(served.gateway.jobs) == [job.id]
-    assert len({call.request_id for call in served.gateway.calls["CreateImages"]}) == 1
-    assert len(served.gateway.calls["CreateImages"]) == 3
-
-
-def test_request_id_of_the_user_returns_the_same_job(client: AnyClient) -> None:
-    assert client.create("a fox", request_id="mine").id == client.create("a fox", request_id="mine").id
-    with pytest.raises(RequestIdReusedError) as caught:
-        client.create("a cat", request_id="mine")
-    assert caught.value.name == "job-0"
-
-
-def test_only_unavailable_is_retried(client: AnyClient, served: ServedGateway) -> None:
-    client.model()
-    for error in (JobNotSucceededError("no"), NotSupportedError("no"), RuntimeError("no")):
-        served.gateway.failures["GetJob"].append(error)
-        before = len(served.gateway.calls["GetJob"])
-        with pytest.raises((JobNotSucceededError, NotSupportedError, RemoteError)):
-            client.get("job-0")
-        assert len(served.gateway.calls["GetJob"]) == before + 1
-
-
-def test_server_that_has_never_answered_is_given_up_at_once(client: AnyClient) -> None:
-    nobody = AnyClient("blocking", f"127.0.0.1:{free_port()}", settings=ONCE, retry_seconds=3600)
-    try:
-        with pytest.raises(UnavailableError):
-            nobody.model()
-        with pytest.raises(UnavailableError):
-            nobody.watch("job-0")
-    finally:
-        nobody.end()
-
-
-def test_retries_end(served: ServedGateway) -> None:
-    client = AnyClient("blocking", served.address, settings=ONCE, retry_seconds=0.5)
-    try:
-        client.model()
-        served.gateway.failures["GetJob"] += [UnavailableError("down")] * 50
-        with pytest.raises(UnavailableError, match="down"):
-            client.get("job-0")
-        assert 1 < len(served.gateway.calls["GetJob"]) < 10
-    finally:
-        client.end()
-
-
-def test_full_server_says_when_to_retry(client: AnyClient, served: ServedGateway) -> None:
-    served.gateway.failures["CreateImages"].append(OverloadedError("full", 0.3))
-    with pytest.raises(OverloadedError) as caught:
-        client.create("a fox")
-    assert caught.value.retry_after == 0.3
-    assert len(served.gateway.calls["CreateImages"]) == 1
-
-
-def test_wait_waits_for_a_full_server(client: AnyClient, served: ServedGateway) -> None:
-    served.gateway.failures["CreateImages"] += [OverloadedError("full", 0.1)] * 2
-    assert client.create("a fox", wait=10).id == "job-0"
-    assert len(served.gateway.calls["CreateImages"]) == 3
-    served.gateway.failures["CreateImages"].append(OverloadedError("full", 60))
-    with pytest.raises(OverloadedError):
-        client.create("a fox", wait=10)
-
-
-def test_watch_yields_every_version_once_and_ends(client: AnyClient) -> None:
-    job = client.create("a fox")
-    assert versions(client.watch(job.id)) == ALL
-    assert versions(client.watch(job.id, since_version=4)) == ALL[4:]
-    # A job that has ended is always yielded.
-    assert versions(client.watch(job.id, since_version=ALL[-1])) == ALL[-1:]
-
-
-def test_watch_that_breaks_resumes_where_it_was(client: AnyClient, served: ServedGateway) -> None:
-    job = client.create("a fox")
-    served.gateway.breaks["WatchJob"] = [2, 3]
-    assert versions(client.watch(job.id)) == ALL
-    calls = served.gateway.calls["WatchJob"]
-    assert [call.since_version for call in calls] == [0, 2, 5]
-    assert not calls[0].HasField("since_version")
-
-
-def test_watch_that_ends_too_early_resumes(client: AnyClient, served: ServedGateway) -> None:
-    job = client.create("a fox")
-    served.gateway.silent_ends = [2]
-    assert versions(client.watch(job.id)) == ALL
-
-
-def test_watch_that_is_refused_for_a_while_resumes(client: AnyClient, served: ServedGateway) -> None:
-    job = client.create("a fox")
-    served.gateway.failures["WatchJob"] += [OverloadedError("full", 0.1), RequestExpiredError("late")]
-    assert versions(client.watch(job.id)) == ALL
-
-
-def test_watch_outlives_the_server(served: ServedGateway) -> None:
-    """The server stops and starts again on its port while a job is watched."""
-    with Client(served.address, settings=ONCE, retry_seconds=30) as client:
-        job = client.create("wait")
-        seen: list[Job] = []
-        thread = threading.Thread(target=lambda: seen.extend(client.watch(job.id)))
-        thread.start()
-        assert served.gateway.watching.wait(30)
-        served.stop()
-        served.start()
-        served.go_on()
-        thread.join(30)
-        assert versions(seen) == ALL
-
-
-def test_events_request_tokens_and_previews(client: AnyClient, served: ServedGateway) -> None:
-    job = client.create("a fox")
-    assert versions(client.events(job.id)) == ALL
-    assert served.gateway.calls["WatchJob"][-1].include_rows
-    assert served.gateway.calls["WatchJob"][-1].include_previews
-    client.watch(job.id)
-    assert not served.gateway.calls["WatchJob"][-1].include_rows
 
 
 def test_failed_job_raises_its_error_with_a_note(client: AnyClient) -> None:
@@ -471,19 +181,3 @@ def test_default_address(served: ServedGateway, monkeypatch: pytest.MonkeyPatch)
         Client("nowhere")
     with pytest.raises(InvalidInputError, match=r"^SMALTI_RPC_TLS: "):
         Client("example.org:50050")
-
-
-def test_close_ends_threads_and_streams(served: ServedGateway) -> None:
-    """Threads end with the client, and a watch that was closed makes no more calls."""
-    before = set(threading.enumerate())
-    with Client(served.address, settings=ONCE) as client:
-        job = client.create("wait")
-        watch = client.watch(job.id)
-        assert next(watch).id == job.id
-        during = set(threading.enumerate()) - before
-        assert during
-        watch.close()
-    served.go_on()
-    for thread in during:
-        thread.join(10)
-        assert not thread.is_alive()

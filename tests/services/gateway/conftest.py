@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.en
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A gateway's database of each kind, empty."""
     if request.param == "sqlite":
-        made = sqlite_database(tmp_path)
-        yield made
-        made.close()
+        with closing(sqlite_database(tmp_path)) as opened:
+            yield opened
         return
     server: PostgresServer = request.getfixturevalue("postgres")
     if not server.running:
         server.start()
     with emptied_database(Database(server.url)) as lent:
         yield lent
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    """A SQLite database that waits only shortly for its lock."""
+    with closing(sqlite_database(tmp_path, timeout=0.2)) as opened:
+        yield opened
 
 
 @pytest.fixture
