@@ -17,8 +17,7 @@ BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.env
 def rabbitmq() -> Iterator[RabbitMQServer]:
     """A broker; a test that stops it starts it again."""
     with RabbitMQServer() as server:
-        # RabbitMQ 3.10 keeps the newest quorum queue's registration in memory for minutes. A crash before an orderly
-        # stop loses it, and the queue never gets a leader again; so the queues are made and the broker restarted first.
+        # A crash before the first orderly stop would lose the newest queue of RabbitMQ 3.10: see docs/queue.md.
         clear(settings_for(server))
         server.stop()
         server.start()
