@@ -57,6 +57,14 @@ def join_patches(
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
 
 
+def average_squares(
+    x: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch rows columns channels"]:
+    """Returns the mean of each square of `size` by `size` pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
+
+
 def flatten(tree: Parameters) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths, joined with "/"."""
     return traverse_util.flatten_dict(tree, sep="/")

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from smalti.checkpoints.loading import VQGAN_LAYOUT
 from smalti.errors import ModelError
-from smalti.models.layers import Parameters, apply, join_patches, precision, shapes
+from smalti.models.layers import Parameters, apply, average_squares, join_patches, precision, shapes
 from smalti.models.network_files import load_network, save_network
-from smalti.models.vqgan_config import GROUPS
+from smalti.models.vqgan_config import GROUPS, Levels
 from smalti.models.vqgan_config import VQGANConfig as VQGANConfig
 
 GROUP_NORM_EPSILON = 1e-6
@@ -138,53 +138,54 @@ class Level(Block):
 class Encoder(Block):
     """Pixels to vectors, before the 1 by 1 convolution and the quantization."""
 
-    config: VQGANConfig
+    levels: Levels
+    z_channels: int
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch rows columns z_channels"]:
         """Returns one vector for each tile."""
-        config, last = self.config, len(self.config.ch_mult) - 1
-        x = self.conv(config.ch, 3, "conv_in")(join_patches(x, config.patch_size))
+        levels, last = self.levels, len(self.levels.ch_mult) - 1
+        x = self.conv(levels.ch, 3, "conv_in")(join_patches(x, levels.patch_size))
         for level in range(last + 1):
             resample = Downsample if level < last else None
             x = Level(
                 self.dtype,
-                config.channels(level),
-                config.num_res_blocks,
-                config.has_attention(level),
+                levels.channels(level),
+                levels.num_res_blocks,
+                levels.has_attention(level),
                 resample,
                 name=f"down_{level}",
             )(x)
         x = Mid(self.dtype, name="mid")(x)
-        return self.conv(config.z_channels, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
+        return self.conv(self.z_channels, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
 
 
 class Decoder(Block):
     """Quantized vectors, after the 1 by 1 convolution, to pixels."""
 
-    config: VQGANConfig
+    levels: Levels
 
     @nn.compact
     def __call__(
         self, z: Float[Array, "batch rows columns z_channels"]
     ) -> Float[Array, "batch height width 3"]:
         """Returns pixels, not yet clipped to [0, 1]."""
-        config, last = self.config, len(self.config.ch_mult) - 1
-        x = Mid(self.dtype, name="mid")(self.conv(config.channels(last), 3, "conv_in")(z))
+        levels, last = self.levels, len(self.levels.ch_mult) - 1
+        x = Mid(self.dtype, name="mid")(self.conv(levels.channels(last), 3, "conv_in")(z))
         for level in reversed(range(last + 1)):
             resample = Upsample if level > 0 else None
             x = Level(
                 self.dtype,
-                config.channels(level),
-                config.num_res_blocks + 1,
-                config.has_attention(level),
+                levels.channels(level),
+                levels.num_res_blocks + 1,
+                levels.has_attention(level),
                 resample,
                 name=f"up_{level}",
             )(x)
-        x = self.conv(3 * config.patch_size**2, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
-        return _patches_to_pixels(x, config.patch_size)
+        x = self.conv(3 * levels.patch_size**2, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
+        return _patches_to_pixels(x, levels.patch_size)
 
 
 def _patches_to_pixels(
@@ -225,8 +226,8 @@ class VQGANModule(Block):
 
     def setup(self) -> None:
         """Declares the parts."""
-        self.encoder = Encoder(self.dtype, self.config)
-        self.decoder = Decoder(self.dtype, self.config)
+        self.encoder = Encoder(self.dtype, self.config.encoder_levels, self.config.z_channels)
+        self.decoder = Decoder(self.dtype, self.config.decoder_levels)
         self.quantize = Codebook(self.config)
         one_by_one = partial(nn.Conv, kernel_size=(1, 1), dtype=self.dtype, precision=precision(self.dtype))
         self.quant_conv = one_by_one(self.config.embed_dim)
@@ -236,7 +237,8 @@ class VQGANModule(Block):
         self, pixels: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch rows columns embed_dim"]:
         """Returns the vectors before they are quantized, in float32."""
-        return self.quant_conv(self.encoder(pixels)).astype(jnp.float32)
+        reduced = average_squares(pixels, self.config.reduction)
+        return self.quant_conv(self.encoder(reduced)).astype(jnp.float32)
 
     def pixels(
         self, vectors: Float[Array, "batch rows columns embed_dim"]

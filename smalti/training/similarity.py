@@ -1,7 +1,7 @@
-"""Similarity of pictures: PSNR and SSIM."""
+"""Similarity of pictures: PSNR and SSIM, and how sharp they are."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
 _WINDOW = 7
@@ -31,3 +31,10 @@ def ssim(a: Pictures, b: Pictures) -> Float[np.ndarray, " pictures"]:
     likeness = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
     likeness /= (mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2)
     return likeness.mean((1, 2))
+
+
+def sharpness(pixels: UInt8[np.ndarray, "pictures height width 3"]) -> Float[np.ndarray, " pictures"]:
+    """Returns the 99th percentile of the gray value's gradient, of 255: the contrast of a picture's outlines."""
+    gray = pixels.astype(np.float64).mean(-1)
+    down, across = np.gradient(gray, axis=(1, 2))
+    return np.percentile(np.hypot(down, across).reshape(len(pixels), -1), 99, axis=1)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,6 +50,51 @@ def test_published_sizes_have_the_published_parameters() -> None:
     assert shapes["quantize/embedding/embedding"] == (16384, 256)
 
 
+DECODER: dict[str, Any] = {
+    "ch": 32, "ch_mult": [1, 2, 3], "num_res_blocks": 2, "attn_resolutions": [4, 16], "patch_size": 2,
+}  # fmt: skip
+WIDER: dict[str, Any] = {
+    "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [4], "resolution": 32, "z_channels": 8,
+    "embed_dim": 8, "n_embed": 16, "patch_size": 2, "reduction": 2,
+    "decoder": DECODER,
+}  # fmt: skip
+
+
+def test_a_decoder_has_sizes_of_its_own() -> None:
+    config = VQGANConfig.from_fields(WIDER)
+    assert (config.tile_size, config.tokens) == (8, 16)
+    shapes = vqgan.parameter_shapes(config)
+    # The encoder reads 16 pixels in patches of 2, at sides of 8 and 4; the decoder draws 32, at 4, 8 and 16.
+    assert shapes["encoder/down_1/attn_0/q/kernel"] == (1, 1, 32, 32)
+    assert "encoder/down_0/attn_0/q/kernel" not in shapes
+    assert shapes["decoder/up_2/attn_2/q/kernel"] == (1, 1, 96, 96)
+    assert "decoder/up_1/attn_0/q/kernel" not in shapes
+    assert shapes["decoder/up_0/attn_0/q/kernel"] == (1, 1, 32, 32)
+    assert shapes["decoder/conv_out/kernel"] == (3, 3, 32, 12)
+
+
+def test_a_decoder_draws_larger_pictures_than_its_encoder_reads(tmp_path: Path) -> None:
+    config = VQGANConfig.from_fields(WIDER)
+    model = VQGAN(config, vqgan.initialize(config, jax.random.key(0)))
+    small = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    codes = np.asarray(model.encode(small.repeat(2, 1).repeat(2, 2)))
+    assert codes.shape == (2, 16)
+    assert model.decode(codes).shape == (2, 32, 32, 3)
+    # An encoder for the small pictures alone has the same weights, and finds the same codes.
+    reads_small = VQGANConfig.from_fields({**WIDER, "resolution": 16, "reduction": 1, "decoder": None})
+    np.testing.assert_array_equal(VQGAN(reads_small, model.params).encode(small), codes)
+    model.save(tmp_path)
+    again = VQGAN.load(tmp_path)
+    assert again.config == config
+    np.testing.assert_array_equal(again.decode(codes), model.decode(codes))
+
+
+def test_the_file_of_a_model_without_the_additions_does_not_name_them(
+    tiny_vqgan: tuple[VQGAN, Any],
+) -> None:
+    assert not {"decoder", "reduction"} & tiny_vqgan[0].config.fields().keys()
+
+
 def test_tokens_that_do_not_make_a_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -> None:
     with pytest.raises(ValueError, match="255 tokens"):
         tiny_vqgan[0].decode(np.zeros((1, 255), np.int32))
@@ -81,6 +127,12 @@ def test_unsupported_options_are_refused_by_name(
         ({"ch_mult": []}, "ch_mult: must not be empty"),
         ({"attn_resolutions": 16}, "attn_resolutions: 16 must be a list"),
         ({"resolution": 100}, "resolution: 100 must be a multiple of 16"),
+        ({"reduction": 2}, "decoder: draws tiles of 16 pixels, but a token of the encoder stands for 32"),
+        ({"decoder": 3}, "decoder: 3 must be an object"),
+        ({"decoder": {"ch": 32}}, r"decoder\.ch_mult: must be a list"),
+        ({"decoder": {**DECODER, "ch": 40}}, r"decoder\.ch: 40 times 1"),
+        ({"decoder": {**DECODER, "dropout": 0.1}}, r"decoder\.dropout: is not implemented"),
+        ({"decoder": DECODER}, "decoder: draws tiles of 8 pixels"),
     ],
 )
 def test_impossible_sizes_are_refused(fields: dict[str, Any], message: str) -> None:

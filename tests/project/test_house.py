@@ -56,7 +56,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "smalti.training": (
-        ("checked_files", "similarity"),
+        ("checked_files", "losses", "similarity"),
         ("data",),
         ("batches",),
         ("loop",),

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
-from pydantic import Field
 
-from smalti.errors import InvalidInputError
+from smalti.errors import ConfigError, InvalidInputError
 from smalti.models import vqgan
 from smalti.models.layers import Parameters, apply, compute_dtype
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
@@ -23,7 +22,8 @@ from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import compare
 from smalti.training.loop.step import Extra, Metrics, Objective
 from smalti.training.loop.trainee import JaxTrainee
-from smalti.training.similarity import psnr, ssim
+from smalti.training.losses.reconstruction import COARSEST, LossWeights, reconstruction_loss
+from smalti.training.similarity import psnr, sharpness, ssim
 from smalti.training.trainers.inputs import Advance, Inputs
 from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
 from smalti.validation import Strict
@@ -33,6 +33,16 @@ _EARLY_STEPS = 200
 """Most codes die in these steps."""
 _EARLY_RESTARTS = 20
 """Interval between restarts in the early steps."""
+
+
+class DecoderTable(Strict):
+    """Sizes of a decoder that is not the mirror of the encoder, with their names in `config.json`."""
+
+    ch: Count
+    ch_mult: tuple[Count, ...]
+    num_res_blocks: Count
+    attn_resolutions: tuple[Count, ...] = ()
+    patch_size: Count = 1
 
 
 class VQGANSizes(Strict):
@@ -47,17 +57,8 @@ class VQGANSizes(Strict):
     embed_dim: Count
     n_embed: Count
     patch_size: Count = 1
-
-
-class LossWeights(Strict):
-    """Weights of the terms of the loss. They compare a picture with its reconstruction, with pixels in [-1, 1]."""
-
-    absolute: Annotated[float, Field(ge=0)] = 1.0
-    square: Annotated[float, Field(ge=0)] = 2.0
-    edges: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the absolute error of the differences between neighbouring pixels, across and down."""
-    codebook: Annotated[float, Field(ge=0)] = 0.5
-    commitment: Annotated[float, Field(ge=0)] = 0.25
+    reduction: Count = 1
+    decoder: DecoderTable | None = None
 
 
 class RestartSettings(Strict):
@@ -79,7 +80,12 @@ class TokenizerSettings(RunSettings):
 
     def config(self) -> VQGANConfig:
         """Returns the configuration of the model; raises `ConfigError` if the sizes do not fit together."""
-        return VQGANConfig.from_fields(self.model.model_dump())
+        config = VQGANConfig.from_fields(self.model.model_dump())
+        if self.loss.coarse and config.resolution % COARSEST:
+            raise ConfigError(
+                f"loss.coarse: needs a resolution that is a multiple of {COARSEST}, not {config.resolution}"
+            )
+        return config
 
 
 class TokenizerObjective(Objective):
@@ -106,11 +112,8 @@ class TokenizerObjective(Objective):
         vectors = on_sphere(apply(self._module, params, pixels, method=VQGANModule.vectors))
         nearest, codes, codebook_loss = quantize(vectors, _codebook(params), weights.commitment)
         reconstructed = apply(self._module, params, nearest, method=VQGANModule.pixels)
-        error = 2 * (reconstructed - pixels)
-        absolute, square = jnp.abs(error).mean(), jnp.square(error).mean()
-        edges = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
-        loss = weights.absolute * absolute + weights.square * square + weights.edges * edges
-        metrics = {"absolute": absolute, "square": square, "edges": edges, "codebook": codebook_loss}
+        loss, terms = reconstruction_loss(weights, reconstructed, pixels)
+        metrics = {**terms, "codebook": codebook_loss}
         return loss + weights.codebook * codebook_loss, (metrics, {"vectors": vectors, "codes": codes})
 
     def after_update(
@@ -151,21 +154,31 @@ class TokenizerTrainee(JaxTrainee):
         self._size = settings.batch_size
 
     def evaluate(self) -> dict[str, float]:
-        """Measures the absolute error of pixels, PSNR, SSIM and the share of codes in use on held-out pictures."""
+        """Compares held-out pictures with their reconstructions, and measures how the codes are used.
+
+        Returns:
+            "loss", the absolute error of pixels; PSNR and SSIM; "sharpness" as a share of that of the pictures;
+            "codes_used", the share of codes in use; "perplexity", the number of equally frequent codes with the same
+            entropy.
+        """
+        pictures = self._held_out.astype(np.float32) / 255
         reconstructed, codes = self._reconstruct(self._held_out)
-        error = 2 * (reconstructed - self._held_out / 255)
+        shares = np.bincount(codes.ravel(), minlength=self._config.n_embed) / codes.size
+        used = shares[shares > 0]
         return {
-            "loss": float(np.abs(error).mean()),
-            "psnr": float(psnr(reconstructed, self._held_out / 255).mean()),
-            "ssim": float(ssim(reconstructed, self._held_out / 255).mean()),
-            "codes_used": len(np.unique(codes)) / self._config.n_embed,
+            "loss": float(np.abs(2 * (reconstructed - pictures)).mean()),
+            "psnr": float(psnr(reconstructed, pictures).mean()),
+            "ssim": float(ssim(reconstructed, pictures).mean()),
+            "sharpness": float(sharpness(_bytes(reconstructed)).mean() / sharpness(self._held_out).mean()),
+            "codes_used": len(used) / self._config.n_embed,
+            "perplexity": float(np.exp(-(used * np.log(used)).sum())),
         }
 
     def sheet(self) -> Image.Image:
         """Shows held-out pictures, each row above the row of its reconstructions."""
         pictures = self._held_out[:_SHEET_PICTURES]
         reconstructed, _ = self._reconstruct(pictures)
-        return compare(pictures, (reconstructed * 255).round().astype(np.uint8))
+        return compare(pictures, _bytes(reconstructed))
 
     def _reconstruct(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"]
@@ -225,6 +238,11 @@ def load_vqgan(path: Path) -> VQGAN:
 
 def _make_batch(pictures: PictureSource, size: int, step: int) -> Batch:
     return {"pixels": pictures.batch(step * size, size)}
+
+
+def _bytes(pixels: Float[np.ndarray, "*pictures 3"]) -> UInt8[np.ndarray, "*pictures 3"]:
+    """Converts pixels in [0, 1] to bytes."""
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def _codebook(params: Parameters) -> Float[Array, "codes embed_dim"]:

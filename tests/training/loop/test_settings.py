@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -97,8 +98,14 @@ def test_every_shipped_run_is_of_a_possible_model(file: Path) -> None:
 def keys(settings: type[BaseModel], above: str = "") -> Iterator[tuple[str, object]]:
     """Yields the keys of a settings file with their defaults."""
     for name, field in settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{above}{name}.")
+        # A table that may be left out is a union with None.
+        tables = [
+            kind
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if tables:
+            yield from keys(tables[0], f"{above}{name}.")
         else:
             yield above + name, field.default
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from harness.paths import SAMPLES
+from smalti.errors import ConfigError
 from smalti.models.vqgan import VQGAN
 from smalti.training.batches.sources import ComposedPictures
 from smalti.training.data.world.composition import World
 from smalti.training.data.world.description import load_description
 from smalti.training.data.world.sprites import make_sprites
 from smalti.training.loop.step import TrainState
-from smalti.training.similarity import psnr, ssim
+from smalti.training.similarity import psnr, sharpness, ssim
 from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
 from smalti.training.trainers.tokenizer import TokenizerObjective, TokenizerSettings, TokenizerTrainee
 
@@ -106,10 +107,36 @@ def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(pictures: Compose
     assert after["loss"] < before["loss"]
     assert after["psnr"] > before["psnr"]
     assert 0 < after["codes_used"] <= 1
+    assert 1 <= after["perplexity"] <= 32 * after["codes_used"] + 1e-6
+    assert after["sharpness"] > 0
 
     resumed = TokenizerTrainee(SETTINGS, pictures)
     resumed.state = halfway
     assert [float(resumed.step(number)["loss"]) for number in range(4, 12)] == losses[4:]
+
+
+def test_a_decoder_of_its_own_learns_with_all_terms_of_the_loss(pictures: ComposedPictures) -> None:
+    decoder = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "attn_resolutions": (4,), "patch_size": 8}
+    model = {**SETTINGS.model.model_dump(), "patch_size": 8, "reduction": 2, "decoder": decoder}
+    loss, optimizer = {"coarse": 1, "colour": 1}, {"learning_rate": 1e-2, "warmup_steps": 1}
+    settings = TokenizerSettings.check(
+        **{**SETTINGS.model_dump(), "model": model, "loss": loss, "optimizer": optimizer}
+    )
+    trainee = TokenizerTrainee(settings, pictures)
+    before = trainee.evaluate()
+    steps = [trainee.step(number) for number in range(8)]
+    assert {"coarse", "colour"} < steps[0].keys()
+    assert trainee.evaluate()["loss"] < before["loss"]
+    assert np.asarray(trainee.sheet()).shape == (2 * 66 + 2, 6 * 66 + 2, 3)
+
+
+def test_coarse_errors_need_whole_squares() -> None:
+    model = {**SETTINGS.model.model_dump(), "resolution": 20, "patch_size": 4}
+    settings = TokenizerSettings.check(**{**SETTINGS.model_dump(), "model": model, "loss": {"coarse": 1}})
+    with pytest.raises(
+        ConfigError, match=r"^loss\.coarse: needs a resolution that is a multiple of 8, not 20"
+    ):
+        settings.config()
 
 
 def test_the_sheet_shows_pictures_above_their_reconstructions(pictures: ComposedPictures) -> None:
@@ -122,6 +149,9 @@ def test_quality_of_equal_and_of_noisy_pictures() -> None:
     pictures = np.random.default_rng(0).random((2, 32, 32, 3))
     noisy = pictures + np.random.default_rng(1).normal(0, 0.1, pictures.shape)
     np.testing.assert_allclose(psnr(pictures, pictures), 100)
+    board = np.indices((32, 32)).sum(0) // 4 % 2 * np.ones((1, 1, 1))
+    half = (board[..., None] * np.array([100, 100, 100])).astype(np.uint8)
+    assert sharpness(2 * half)[0] == pytest.approx(2 * sharpness(half)[0])
     np.testing.assert_allclose(psnr(noisy, pictures), 20, atol=0.2)
     np.testing.assert_allclose(ssim(pictures, pictures), 1)
     assert (ssim(noisy, pictures) < 0.98).all()

@@ -1,0 +1,3 @@
+"""The losses of the image tokenizer: what a reconstruction is compared by."""
+
+__all__ = ["colour", "reconstruction"]
