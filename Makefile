@@ -72,7 +72,8 @@ model: $(INSTALLED)
 evaluate: $(INSTALLED)
 	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
 	$(call train,judge,--vqgan $(SHIPPED)/vqgan)
-	$(BIN)/smalti evaluate --model $(SHIPPED) --judge $(RUNS)/judge --data $(DATA) --out docs
+	$(BIN)/smalti evaluate --model $(SHIPPED) --judge $(RUNS)/judge --data $(DATA) --out docs \
+		--before docs/quality-pictograms-1.json
 	test ! -d $(RUNS)/generator || $(BIN)/smalti card --model $(SHIPPED) --data $(DATA) --evaluated docs \
 		$(foreach run,tokenizer generator ranker judge,--run $(RUNS)/$(run))
 

@@ -51,10 +51,16 @@ def evaluate(
         Path | None,
         typer.Option(help="Prompts to show, a TOML file. [default: 24 prompts of the shipped world]"),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(help="quality.json of an earlier evaluation, to compare with. [default: none]"),
+    ] = None,
     slots: Slots = _SLOTS,
 ) -> None:
     """Measure a model with fixed prompts and an independent judge, and write a page with the results."""
     _require_training()
+    from smalti.training.evaluation.features import FeatureNetwork
+    from smalti.training.evaluation.goals import load_earlier
     from smalti.training.evaluation.measuring import count_prompts
     from smalti.training.evaluation.measuring import evaluate as measure
     from smalti.training.evaluation.page import PAGE, observations, write_page
@@ -62,14 +68,16 @@ def evaluate(
 
     shown = sheet_prompts or SHEET_PROMPTS
     observations(out / PAGE)  # Fails before the work if the existing page cannot be kept.
+    earlier = load_earlier(before) if before is not None else None
+    network = FeatureNetwork.load()
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
         _progress("Drawing", count_prompts(world, shown, prompts_per_kind)) as advance,
     ):
         quality, sheets = measure(
-            pipeline, known, world, prompts_per_kind, sheet_prompts=shown, advance=advance
+            pipeline, known, network, world, prompts_per_kind, sheet_prompts=shown, advance=advance
         )
-    page = write_page(out, quality, sheets)
+    page = write_page(out, quality, sheets, earlier)
     for kind, result in quality.kinds.items():
         best = result.shares["best"].everything
         print(f"{kind.replace('_', ' ')}: {best.value:.1%} of the best {quality.counts.n} are right")
@@ -95,17 +103,19 @@ def sweep(
 ) -> None:
     """Judge a model's pictures over a grid of sampling values, to choose the model's own."""
     _require_training()
+    from smalti.training.evaluation.features import FeatureNetwork
     from smalti.training.evaluation.questions import PROMPT_KINDS
     from smalti.training.evaluation.sweep import sampling_grid, sweep_table
     from smalti.training.evaluation.sweep import sweep as measure
 
     sampling = library.find(model).sampling
     grid = sampling_grid(sampling, guidance_scale or [], temperature or [], top_k or [])
+    network = FeatureNetwork.load()
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
         _progress("Drawing", len(grid) * len(PROMPT_KINDS) * prompts_per_kind) as advance,
     ):
-        rows = list(measure(pipeline, known, world, grid, prompts_per_kind, advance=advance))
+        rows = list(measure(pipeline, known, network, world, grid, prompts_per_kind, advance=advance))
     table = sweep_table(rows)
     print(table, end="")
     if out is not None:

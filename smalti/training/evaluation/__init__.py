@@ -1,3 +1,3 @@
 """Evaluation: measuring a model with the judge, and the pages that report it."""
 
-__all__ = ["measuring", "model_card", "page", "questions", "sweep"]
+__all__ = ["features", "goals", "measuring", "model_card", "page", "questions", "sweep"]

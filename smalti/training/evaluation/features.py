@@ -28,7 +28,8 @@ FEATURES = 40 + 112 + 320
 """Length of a feature vector: channels of the three stages whose means it holds."""
 
 _EPSILON = 1e-3
-_BATCH = 32
+_BATCH = 8
+"""Pictures that pass at once: the outputs of so few stay in the processor's cache, which halves the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def _scaled(pixels: UInt8[np.ndarray, "pictures side side 3"], side: int | None)
     x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
     if side is not None and x.shape[-1] != side:
         x = functional.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True)
-    return (x.clamp(0, 255) - 127) / 128
+    # Depthwise convolutions are much faster with the channels of a pixel side by side in memory.
+    return ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def _convolved(x: torch.Tensor, kernel: torch.Tensor, *, stride: int, groups: int = 1) -> torch.Tensor:

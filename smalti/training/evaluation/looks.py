@@ -33,10 +33,14 @@ def wobble(pixels: Pixels) -> Float[np.ndarray, " pictures"]:
 def variety(features: Features, deviation: Float[np.ndarray, " features"]) -> float:
     """Returns the mean distance between the pictures of one prompt.
 
+    The distance of two pictures is the root mean square, over the features, of their difference in deviations.
+
     Args:
-        features: of the pictures; at least two.
+        features: of the pictures; the variety of a single one is 0.
         deviation: each feature's standard deviation over real pictures, the unit of the distance.
     """
+    if len(features) < 2:
+        return 0.0
     scaled = features.astype(np.float64) / deviation
     square = np.square(scaled[:, None] - scaled[None]).mean(-1)
     upper = np.triu_indices(len(features), 1)
@@ -48,8 +52,10 @@ def distinct(tokens: Int[np.ndarray, "candidates tokens"]) -> int:
     return len(np.unique(tokens, axis=0))
 
 
-def frechet_distance(a: Features, b: Features, deviation: Float[np.ndarray, " features"]) -> float:
-    """Returns the Fréchet distance of two sets of pictures (Heusel et al. 2017, https://arxiv.org/abs/1706.08500, eq. 6).
+def frechet_distance(
+    a: Features, b: Float[np.ndarray, "others features"], deviation: Float[np.ndarray, " features"]
+) -> float:
+    """Returns the Fréchet distance of two sets of pictures (Heusel et al. 2017, arXiv 1706.08500, equation 6).
 
     |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), with every feature in units of its deviation over real pictures. It falls
     with the number of pictures, so only sets of equal size compare.
@@ -69,7 +75,9 @@ def frechet_distance(a: Features, b: Features, deviation: Float[np.ndarray, " fe
 
 
 def nearest_distance(
-    features: Features, others: Features, deviation: Float[np.ndarray, " features"]
+    features: Features,
+    others: Float[np.ndarray, "others features"],
+    deviation: Float[np.ndarray, " features"],
 ) -> Float[np.ndarray, " pictures"]:
     """Returns each picture's distance to the nearest of other pictures, for finding copies of training pictures."""
     a, b = features.astype(np.float64) / deviation, others.astype(np.float64) / deviation

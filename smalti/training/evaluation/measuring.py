@@ -4,26 +4,25 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
-from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.lookalikes import acceptable_colours
+from smalti.training.evaluation.appearance import Appearance, AppearanceMeter
+from smalti.training.evaluation.candidates import generate_candidates
+from smalti.training.evaluation.features import FeatureNetwork
 from smalti.training.evaluation.questions import (
     PROMPT_KINDS,
     SHEET_PROMPTS,
     PromptKind,
-    Question,
     questions,
     sheet_questions,
 )
@@ -34,7 +33,7 @@ from smalti.training.evaluation.scoring import (
     Scorer,
     Selection,
     Shares,
-    paired_difference,
+    bootstrap,
     select,
     shares,
 )
@@ -45,21 +44,10 @@ from smalti.validation import Strict
 
 SHEET_SEED = 1
 """Seed of all sheets: the first one that was tried."""
-_QUEUED_CANDIDATES = 512
-"""Number of candidates that are submitted to the generator ahead of time."""
 _PACKAGES = ("smalti", "jax", "flax", "torch", "open_clip_torch", "numpy")
 
 Advance = Callable[[int], None]
 """Called with the number of prompts generated so far."""
-
-
-@dataclass(frozen=True)
-class RankedCandidates:
-    """The generated candidates of one prompt, with the ranker's scores."""
-
-    question: Question
-    pixels: UInt8[np.ndarray, "candidates side side 3"]
-    scores: Float[np.ndarray, " candidates"]
 
 
 class KindResult(Strict):
@@ -112,6 +100,7 @@ class Quality(Strict):
     judge: dict[str, Accuracy]
     """Accuracy on held-out combinations: plain, reconstructed (all, big and small figures), and damaged."""
     reconstruction: Reconstruction
+    appearance: Appearance
 
 
 @dataclass(frozen=True)
@@ -125,6 +114,7 @@ class Sheets:
 def evaluate(
     pipeline: Pipeline,
     judge: PictureJudge,
+    network: FeatureNetwork,
     world: World,
     prompts_per_kind: int,
     *,
@@ -137,6 +127,7 @@ def evaluate(
     Args:
         pipeline: the model.
         judge: says what a picture shows.
+        network: measures how different pictures look.
         world: the world, at the resolution of the model's image tokenizer.
         prompts_per_kind: number of prompts of each kind.
         sheet_prompts: file with the prompts of the sheets.
@@ -166,6 +157,7 @@ def evaluate(
             advance(done := done + 1)
         results[side] = tuple(rows)
     measured: dict[PromptKind, KindResult] = {}
+    appearance = AppearanceMeter(network, world, len(PROMPT_KINDS) * prompts_per_kind)
     gained: list[float] = []
     is_open: list[bool] = []
     for kind in PROMPT_KINDS:
@@ -174,6 +166,7 @@ def evaluate(
         numbers = range(1, len(asked) + 1)
         for candidates in generate_candidates(pipeline, asked, folder.sampling, counts.candidates, numbers):
             judged.append((scorer(candidates.question, candidates.pixels), candidates.scores))
+            appearance.add(candidates, select(candidates.scores, "best", counts.n))
             advance(done := done + 1)
         gains = [_gain(right, scores, counts.n) for right, scores in judged]
         measured[kind] = _kind_result(judged, gains, counts.n)
@@ -194,12 +187,13 @@ def evaluate(
         sampling=folder.sampling,
         counts=counts,
         kinds=measured,
-        choice=paired_difference(np.array(gained)),
+        choice=bootstrap(np.array(gained)),
         open_prompts=sum(is_open),
-        open_choice=paired_difference(np.array(gained)[is_open]) if any(is_open) else None,
+        open_choice=bootstrap(np.array(gained)[is_open]) if any(is_open) else None,
         sheets=results,
         judge={name: accuracy(judge, samples) for name, samples in real.items()},
         reconstruction=reconstruction(pipeline, world, real_pictures),
+        appearance=appearance.result(vqgan),
     )
     return quality, shown
 
@@ -209,34 +203,6 @@ def count_prompts(world: World, sheet_prompts: Path, prompts_per_kind: int) -> i
     return (
         sum(map(len, sheet_questions(world, sheet_prompts).values())) + len(PROMPT_KINDS) * prompts_per_kind
     )
-
-
-def generate_candidates(
-    pipeline: Pipeline,
-    asked: Sequence[Question],
-    sampling: SamplingParameters,
-    candidates: int,
-    seeds: Sequence[int],
-) -> Iterator[RankedCandidates]:
-    """Generates the candidates of many prompts and yields them in order; prompts are submitted ahead of time.
-
-    Args:
-        pipeline: the model.
-        asked: the prompts, in words that the model knows.
-        sampling: sampling values.
-        candidates: number of candidates of each prompt.
-        seeds: seed of each prompt; `smalti generate` gives the same pictures with it.
-    """
-    waiting: deque[tuple[Question, GenerationHandle]] = deque()
-    ahead = max(_QUEUED_CANDIDATES // candidates, 1)
-    for start, question in enumerate(asked):
-        wanted = tuple(Candidate(seeds[start], index, sampling) for index in range(candidates))
-        request = GenerationRequest(encoding=pipeline.encoder.encode(question.prompt), candidates=wanted)
-        waiting.append((question, pipeline.generator.submit(request)))
-        if len(waiting) > ahead:
-            yield _finish(pipeline, *waiting.popleft())
-    while waiting:
-        yield _finish(pipeline, *waiting.popleft())
 
 
 def reconstruction(pipeline: Pipeline, world: World, pictures: int) -> Reconstruction:
@@ -265,12 +231,6 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {cores} CPU cores{accelerator}"
 
 
-def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) -> RankedCandidates:
-    pixels = pipeline.decoder.decode(handle.result())
-    scores = pipeline.ranker.rank(question.prompt, [Image.fromarray(picture) for picture in pixels])
-    return RankedCandidates(question, pixels, scores)
-
-
 def _gain(right: Correctness, scores: Float[np.ndarray, " candidates"], n: int) -> float:
     """Returns the share of the best n with everything right, minus that share of all candidates."""
     return float(right.everything[select(scores, "best", n)].mean() - right.everything.mean())
@@ -284,4 +244,4 @@ def _kind_result(
         chosen = [(right, select(scores, selection, n)) for right, scores in judged]
         if all(rows for _, rows in chosen):
             by_selection[selection] = shares(chosen)
-    return KindResult(prompts=len(judged), shares=by_selection, choice=paired_difference(np.array(gains)))
+    return KindResult(prompts=len(judged), shares=by_selection, choice=bootstrap(np.array(gains)))

@@ -1,7 +1,8 @@
 """The results of an evaluation as a page with pictures: `docs/quality.md`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,7 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import atomic_path, write_atomically
+from smalti.parameters import Counts
 from smalti.pictures import grid
+from smalti.training.evaluation.appearance import Appearance, Compared
+from smalti.training.evaluation.goals import goals_table
 from smalti.training.evaluation.measuring import Quality, Sheets
 from smalti.training.evaluation.questions import PromptKind
 from smalti.training.evaluation.scoring import Interval, Selection, Shares
@@ -35,9 +39,6 @@ KIND_NAMES: dict[PromptKind, str] = {
     "held_out_background": "a background that training never combines with this thing",
     "pairs": "two things side by side, in combinations seen in training",
 }
-_GOALS: dict[PromptKind, float] = {
-    "natural": 0.95, "seen": 0.9, "held_out_colour": 0.7, "held_out_background": 0.7,
-}  # fmt: skip
 _JUDGE_NAMES = {
     "plain": "as composed",
     "tokens": "reconstructed from their tokens",
@@ -46,8 +47,14 @@ _JUDGE_NAMES = {
 }
 
 
-def write_page(out: Path, quality: Quality, sheets: Sheets) -> Path:
+def write_page(out: Path, quality: Quality, sheets: Sheets, earlier: Mapping[str, Any] | None = None) -> Path:
     """Writes the page, its figures as JSON, and its pictures; the section written by hand is kept.
+
+    Args:
+        out: folder of the page.
+        quality: figures.
+        sheets: pictures.
+        earlier: figures of an earlier evaluation to compare with, from `load_earlier`.
 
     Returns:
         the path of the page.
@@ -66,7 +73,7 @@ def write_page(out: Path, quality: Quality, sheets: Sheets) -> Path:
         with atomic_path(out / PICTURES / FIRSTS) as partial:
             first_of_each(sheets).save(partial, "PNG", optimize=True)
         write_atomically(out / FIGURES, quality.model_dump_json(indent=1) + "\n")
-        write_atomically(page, _page(quality, seen))
+        write_atomically(page, _page(quality, seen, earlier))
     except OSError as error:
         raise SmaltiError(f"{out}: cannot be written ({error.strerror or error})") from error
     return page
@@ -136,7 +143,7 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
     return [line for line in (" ".join(first), " ".join(rest)) if line]
 
 
-def _page(quality: Quality, seen: str) -> str:
+def _page(quality: Quality, seen: str, earlier: Mapping[str, Any] | None) -> str:
     counts, sampling, damaged = quality.counts, quality.sampling, quality.judge["damaged"]
     drawn = sum(kind.prompts for kind in quality.kinds.values())
     open_prompts = f"the {quality.open_prompts} of them with both right and wrong pictures"
@@ -164,6 +171,7 @@ def _page(quality: Quality, seen: str) -> str:
         "",
         END,
         "",
+        *_goals(quality, earlier),
         "## Sheets",
         "",
         f"For each prompt the best {counts.n} of {counts.candidates} pictures by CLIP, best first, with seed 1; none "
@@ -180,11 +188,10 @@ def _page(quality: Quality, seen: str) -> str:
         "",
     ]
     for kind, result in quality.kinds.items():
-        goal = f" Goal for the best {counts.n}: {_GOALS[kind]:.0%}." if kind in _GOALS else ""
         lines += [
             f"### {KIND_NAMES[kind][0].upper()}{KIND_NAMES[kind][1:]}",
             "",
-            f"{result.prompts} prompts.{goal}",
+            f"{result.prompts} prompts.",
             "",
             "| pictures | thing | colour | background | all three |",
             "|---|---|---|---|---|",
@@ -203,6 +210,7 @@ def _page(quality: Quality, seen: str) -> str:
         f"| all {drawn} | {_points(quality.choice)} |",
         *([f"| {open_prompts} | {_points(quality.open_choice)} |"] if quality.open_choice else []),
         "",
+        *_appearance(quality.appearance, counts),
         "## The judge",
         "",
         f"Accuracy of the judge itself on {quality.judge['plain'].pictures} real pictures of combinations on which "
@@ -225,6 +233,50 @@ def _page(quality: Quality, seen: str) -> str:
         f"have a PSNR of {quality.reconstruction.psnr:.2f} dB and an SSIM of {quality.reconstruction.ssim:.3f}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _goals(quality: Quality, earlier: Mapping[str, Any] | None) -> list[str]:
+    n = quality.counts.n
+    before = (
+        f' "Before" is `{earlier["model"]}` of revision `{earlier["revision"][:19]}`, measured {earlier["date"]}.'
+        if earlier is not None
+        else ""
+    )
+    return [
+        "## Goals",
+        "",
+        f"What the shipped model should reach. Shares, sharpness, wobble and distance are those of the best {n} "
+        f"pictures.{before}",
+        "",
+        *goals_table(quality.model_dump(mode="json"), earlier),
+        "",
+    ]
+
+
+def _appearance(looks: Appearance, counts: Counts) -> list[str]:
+    n, frechet = counts.n, looks.frechet
+    rows = [
+        ("sharpness", *_compared(looks.sharpness, 1)),
+        ("wobble", *_compared(looks.wobble, 2)),
+        ("Fréchet distance", f"{frechet.generated:.1f}", f"{frechet.tokens:.1f}", f"{frechet.real:.1f}"),
+        (f"variety among the best {n}", _mean(looks.variety, 2), "", f"{looks.variety_real:.2f}"),
+        (f"variety among all {counts.candidates}", _mean(looks.variety_all, 2), "", ""),
+        (f"different candidates of {counts.candidates}", _mean(looks.distinct, 1), "", ""),
+        *([("copies, in percent", percent(looks.copies), "", "1.0")] if looks.copies else []),
+    ]  # fmt: skip
+    return [
+        "## How the pictures look",
+        "",
+        f"The best {n} pictures of each prompt, real pictures of the same prompts that passed through the image "
+        "tokenizer's tokens, and real pictures as they are. What the tokens lose, the generator cannot draw. The 95 % "
+        f"confidence interval is in brackets. A distance is between two sets of {frechet.pictures} pictures; that of "
+        "real pictures from other real ones is due to chance.",
+        "",
+        "| | generated | real, through the tokens | real |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
 
 
 def _sheet(title: str, side: str, quality: Quality) -> list[str]:
@@ -252,6 +304,14 @@ def _shares_row(selection: Selection, shares: Shares, quality: Quality) -> str:
 def percent(share: Interval) -> str:
     """Formats a share with its interval in percent."""
     return f"{100 * share.value:.1f} ({100 * share.low:.0f}–{100 * share.high:.0f})"
+
+
+def _compared(figure: Compared, digits: int) -> tuple[str, str, str]:
+    return _mean(figure.generated, digits), f"{figure.tokens:.{digits}f}", f"{figure.real:.{digits}f}"
+
+
+def _mean(mean: Interval, digits: int) -> str:
+    return f"{mean.value:.{digits}f} ({mean.low:.{digits}f}–{mean.high:.{digits}f})"
 
 
 def _points(difference: Interval) -> str:

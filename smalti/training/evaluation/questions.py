@@ -96,9 +96,14 @@ def sheet_questions(world: World, path: Path = SHEET_PROMPTS) -> dict[str, list[
     for side in ("seen", "held_out"):
         sides[side] = [_described(world, each) for each in getattr(described, side)]
         for question in sides[side]:
-            if _is_held_out(world, question) != (side == "held_out"):
+            if is_held_out(world, question) != (side == "held_out"):
                 raise InvalidInputError(str(path), f"{side}: {question.prompt!r} belongs in the other set")
     return sides
+
+
+def is_held_out(world: World, question: Question) -> bool:
+    """Returns whether training never shows a combination that the prompt asks for."""
+    return world.is_held_out(Attributes(question.figures, world.styles[0], question.background))
 
 
 def _described(world: World, described: _Described) -> Question:
@@ -148,10 +153,6 @@ def _is_of(world: World, question: Question, kind: PromptKind) -> bool:
 
 def _held_out(world: World) -> dict[str, HeldOut]:
     return {thing.word: thing.held_out for thing in world.description.things}
-
-
-def _is_held_out(world: World, question: Question) -> bool:
-    return world.is_held_out(Attributes(question.figures, world.styles[0], question.background))
 
 
 def _stands_out(world: World, question: Question) -> bool:

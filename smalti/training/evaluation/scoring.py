@@ -37,7 +37,7 @@ class Correctness:
 
 
 class Interval(Strict):
-    """A share or a difference, with its 95 % confidence interval."""
+    """A share, a difference or a mean, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -125,8 +125,8 @@ def wilson(by_prompt: Float[np.ndarray, " prompts"]) -> Interval:
     return Interval(value=mean, low=max(float(middle - half), 0.0), high=min(float(middle + half), 1.0))
 
 
-def paired_difference(differences: Float[np.ndarray, " prompts"], seed: int = 0) -> Interval:
-    """Returns the mean of the prompts' differences, with a bootstrap interval over the prompts."""
-    rows = np.random.default_rng(seed).integers(0, len(differences), (_RESAMPLES, len(differences)))
-    low, high = np.quantile(differences[rows].mean(1), (0.025, 0.975))
-    return Interval(value=float(differences.mean()), low=float(low), high=float(high))
+def bootstrap(by_prompt: Float[np.ndarray, " prompts"], seed: int = 0) -> Interval:
+    """Returns the mean of the prompts' values, with a bootstrap interval over the prompts."""
+    rows = np.random.default_rng(seed).integers(0, len(by_prompt), (_RESAMPLES, len(by_prompt)))
+    low, high = np.quantile(by_prompt[rows].mean(1), (0.025, 0.975))
+    return Interval(value=float(by_prompt.mean()), low=float(low), high=float(high))

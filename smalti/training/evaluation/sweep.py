@@ -9,7 +9,11 @@ from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import World
 from smalti.training.data.world.lookalikes import acceptable_colours
-from smalti.training.evaluation.measuring import Advance, RankedCandidates, generate_candidates
+from smalti.training.evaluation.appearance import deviation_of, training_features
+from smalti.training.evaluation.candidates import generate_candidates
+from smalti.training.evaluation.features import FeatureNetwork
+from smalti.training.evaluation.looks import distinct, variety
+from smalti.training.evaluation.measuring import Advance
 from smalti.training.evaluation.questions import PROMPT_KINDS, PromptKind, questions
 from smalti.training.evaluation.scoring import Scorer, select
 from smalti.training.judge.network import PictureJudge
@@ -26,7 +30,9 @@ class SweepRow(Strict):
     kinds: dict[PromptKind, float]
     """Share of the best pictures, by kind of prompt."""
     variety: float
-    """Root mean square deviation of a prompt's candidates from their mean, with pixels in [0, 1]."""
+    """Mean distance between the best pictures of a prompt, as `smalti evaluate` measures it."""
+    distinct: float
+    """Mean number of a prompt's candidates with different tokens."""
 
 
 def sampling_grid(
@@ -50,6 +56,7 @@ def sampling_grid(
 def sweep(
     pipeline: Pipeline,
     judge: PictureJudge,
+    network: FeatureNetwork,
     world: World,
     grid: Iterable[SamplingParameters],
     prompts_per_kind: int,
@@ -57,21 +64,23 @@ def sweep(
     kinds: Sequence[PromptKind] = PROMPT_KINDS,
     advance: Advance = lambda done: None,
 ) -> Iterator[SweepRow]:
-    """Generates the same prompts with each choice of values and judges them; the arguments are those of `evaluate`."""
+    """Generates the same prompts with each choice of values and measures them; the arguments are `evaluate`'s."""
     counts = pipeline.folder.defaults
     scorer = Scorer(judge, world, acceptable_colours(world))
     asked = {kind: questions(world, kind, prompts_per_kind) for kind in kinds}
+    deviation = deviation_of(training_features(network, world, len(kinds) * prompts_per_kind))
     done = 0
     for sampling in grid:
         shares: dict[PromptKind, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
-        varieties = []
+        varieties, distincts = [], []
         for kind in kinds:
             seeds = range(1, prompts_per_kind + 1)
             for candidates in generate_candidates(pipeline, asked[kind], sampling, counts.candidates, seeds):
                 right = scorer(candidates.question, candidates.pixels).everything
                 chosen = select(candidates.scores, "best", counts.n)
                 shares[kind].append((right.mean(), right[chosen].mean(), right[chosen[0]]))
-                varieties.append(_variety(candidates))
+                varieties.append(variety(network.features(candidates.pixels[chosen]), deviation))
+                distincts.append(distinct(candidates.tokens))
                 advance(done := done + 1)
         everything = np.array([each for kind in kinds for each in shares[kind]], np.float64).mean(0)
         yield SweepRow(
@@ -81,6 +90,7 @@ def sweep(
             first=float(everything[2]),
             kinds={kind: float(np.mean([best for _, best, _ in shares[kind]])) for kind in kinds},
             variety=float(np.mean(varieties)),
+            distinct=float(np.mean(distincts)),
         )
 
 
@@ -96,15 +106,11 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
         "first",
         *(f"best: {kind}" for kind in kinds),
     ]
-    lines = ["| " + " | ".join([*names, "variety"]) + " |", "|" + "---|" * (len(names) + 1)]
+    names += ["variety", "different"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in sorted(rows, key=lambda row: -row.best):
         values = [row.all, row.best, row.first, *(row.kinds[kind] for kind in kinds)]
         cells = [f"{row.sampling.guidance_scale:g}", f"{row.sampling.temperature:g}", f"{row.sampling.top_k}"]
         cells += [f"{100 * value:.1f}" for value in values]
-        lines.append("| " + " | ".join([*cells, f"{row.variety:.3f}"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{row.variety:.3f}", f"{row.distinct:.1f}"]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _variety(candidates: RankedCandidates) -> float:
-    pixels = candidates.pixels.astype(np.float64) / 255
-    return float(np.sqrt(np.square(pixels - pixels.mean(0)).mean()))

@@ -15,7 +15,9 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.verify import find_problems
 from smalti.training.data.world.attributes import Figure
 from smalti.training.data.world.composition import World
-from smalti.training.evaluation.measuring import Quality, generate_candidates
+from smalti.training.evaluation.candidates import generate_candidates
+from smalti.training.evaluation.goals import GOALS
+from smalti.training.evaluation.measuring import Quality
 from smalti.training.evaluation.page import BEGIN, END
 from smalti.training.evaluation.questions import ask
 from smalti.training.evaluation.recipe import load_recipe
@@ -61,7 +63,12 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert (quality.revision, quality.counts) == (model.revision, Counts(n=3, candidates=4))
     assert [kind.prompts for kind in quality.kinds.values()] == [2] * 5
     assert quality.reconstruction.psnr > 0
+    assert quality.appearance.frechet.pictures == 3 * 10
     text = page.read_text()
+    assert "| PSNR of the image tokenizer | at least 28 dB |" in text
+    assert "before" not in text
+    goals = text.partition("## Goals")[2].partition("##")[0]
+    assert goals.count("| yes |") + goals.count("| no |") == len(GOALS)
     for part in (
         model.revision,
         "a box (",
@@ -83,6 +90,14 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     )
     assert run(evaluate) == 0
     assert page.read_text() == text.replace(_UNSEEN, "Blobs.\n\nAll of them.")
+
+    # An earlier evaluation stands beside this one.
+    (tmp_path / "earlier.json").write_text(
+        json.dumps({"model": "old", "revision": "r1", "date": "2026-01-02", "size": 2**21})
+    )
+    assert run([*evaluate, "--before", f"{tmp_path}/earlier.json"]) == 0
+    assert '"Before" is `old` of revision `r1`, measured 2026-01-02.' in page.read_text()
+    assert "| size of the model | at most 24 MiB | 2.0 MiB |" in page.read_text()
 
     card = ["card", "--model", f"{folder}/model", "--data", f"{folder}/data", "--evaluated", f"{tmp_path}"]
     assert run([*card, "--run", f"{folder}/judge"]) == 0
@@ -124,7 +139,7 @@ def test_a_sweep_reports_the_shares_of_each_choice(
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert sorted(row[:3] for row in rows) == [["1", "0", "50"], ["3", "0", "50"]]
     # At temperature 0 all candidates of a prompt are one picture.
-    assert {row[-1] for row in rows} == {"0.000"}
+    assert {tuple(row[-2:]) for row in rows} == {("0.000", "1.0")}
     assert run(["sweep", *words, "--temperature", "-1"]) == 2
     assert "temperature" in capsys.readouterr().err
 
@@ -145,6 +160,8 @@ def test_the_minutes_of_a_run_follow_from_its_log(folder: Path) -> None:
         ({"--data": "judge/sheets"}, "has no world"),
         ({"--sheet-prompts": "none.toml"}, "cannot be read as TOML"),
         ({"--model": "data"}, "not a model folder"),
+        ({"--before": "none.json"}, "cannot be read"),
+        ({"--before": "sheets.toml"}, "must be a quality.json of `smalti evaluate`"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(

@@ -13,7 +13,7 @@ from smalti.training.data.world.description import NATURAL, PLAIN
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.evaluation.measuring import _gain, _kind_result
 from smalti.training.evaluation.questions import ask
-from smalti.training.evaluation.scoring import Correctness, Scorer, paired_difference, select, shares, wilson
+from smalti.training.evaluation.scoring import Correctness, Scorer, bootstrap, select, shares, wilson
 from smalti.training.judge.network import Verdicts
 from smalti.training.judge.samples import Region
 
@@ -111,7 +111,7 @@ def test_intervals() -> None:
     assert certain.low == pytest.approx(0.7225, abs=1e-4)
     # 0.1 with a deviation of 0.2 over 400 prompts: its own is 0.01.
     differences = np.tile([0.3, -0.1], 200)
-    difference = paired_difference(differences)
+    difference = bootstrap(differences)
     assert difference.value == pytest.approx(0.1)
     assert (difference.low, difference.high) == pytest.approx((0.1 - 0.0196, 0.1 + 0.0196), abs=0.002)
 
