@@ -13,7 +13,6 @@ from smalti.training.evaluation.looks import (
     distinct,
     frechet_distance,
     nearest_distance,
-    sharpness,
     variety,
     wobble,
 )
@@ -21,6 +20,7 @@ from smalti.training.evaluation.questions import is_held_out
 from smalti.training.evaluation.real_pictures import pictures_of, training_pictures
 from smalti.training.evaluation.scoring import Interval, bootstrap
 from smalti.training.judge.samples import round_trip
+from smalti.training.similarity import sharpness
 from smalti.validation import Strict
 
 TRAINING_PICTURES = 8

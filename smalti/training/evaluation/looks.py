@@ -1,4 +1,4 @@
-"""How pictures look, as numbers: variety, copies, sharpness, wobble, and the distance between two sets of pictures."""
+"""How pictures look, as numbers: variety, copies, wobble, and the distance between two sets of pictures."""
 
 import numpy as np
 import scipy.linalg
@@ -9,13 +9,6 @@ FLAT = 12.0
 
 Pixels = UInt8[np.ndarray, "pictures side side 3"]
 Features = Float[np.ndarray, "pictures features"]
-
-
-def sharpness(pixels: Pixels) -> Float[np.ndarray, " pictures"]:
-    """Returns the 99th percentile of the gray value's gradient, of 255: the contrast of a picture's outlines."""
-    gray = pixels.astype(np.float64).mean(-1)
-    down, across = np.gradient(gray, axis=(1, 2))
-    return np.percentile(np.hypot(down, across).reshape(len(pixels), -1), 99, axis=1)
 
 
 def wobble(pixels: Pixels) -> Float[np.ndarray, " pictures"]:

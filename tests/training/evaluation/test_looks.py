@@ -8,10 +8,10 @@ from smalti.training.evaluation.looks import (
     distinct,
     frechet_distance,
     nearest_distance,
-    sharpness,
     variety,
     wobble,
 )
+from smalti.training.similarity import sharpness
 
 ONES = np.ones(4)
 
