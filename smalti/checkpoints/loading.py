@@ -25,6 +25,7 @@ __all__ = [
     "Layout",
     "has_optional_part",
     "load_parameters",
+    "load_tensors",
     "open_checkpoint",
     "save_parameters",
 ]
@@ -66,6 +67,23 @@ def load_parameters(
     """
     checkpoint = open_checkpoint(folder, expected, layout, select=select)
     return {name: checkpoint.read(name) for name in checkpoint}
+
+
+def load_tensors(path: Path, select: Selector = every) -> dict[str, np.ndarray]:
+    """Reads the selected tensors of a file of torch or safetensors, under their names there.
+
+    Raises:
+        ModelError: the file is missing, cannot be read, or has another format.
+        CheckpointError: the file is damaged or truncated, or a tensor has another type than floating point.
+    """
+    kind = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".ckpt": "torch"}.get(path.suffix)
+    if kind is None:
+        raise ModelError(f"{path}: must be a .safetensors file or a .pt, .pth or .ckpt file of torch")
+    found = {name: tensor for name, tensor in _index(path, kind).items() if select(name)}
+    tensors = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in found.items()}
+    for name, tensor in found.items():
+        tensor.read_into(tensors[name])
+    return tensors
 
 
 def save_parameters(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -154,7 +172,7 @@ def open_checkpoint(
     parts: dict[str, Part] = {}
     for source, path in _find_files(folder, layout, [name for name in expected if select(name)]):
         theirs = {name: shape for name, shape in expected.items() if name.startswith(source.prefixes)}
-        parts |= _fit(_index(path, source), path, theirs, source, layout)
+        parts |= _fit(_index(path, source.kind), path, theirs, source, layout)
     return Checkpoint({name: parts[name] for name in expected if name in parts and select(name)})
 
 
@@ -165,7 +183,9 @@ def has_optional_part(folder: Path, layout: Layout) -> bool:
         ModelError: there are no weights, or the file cannot be read.
     """
     prefix = layout.optional[0]
-    names = (name for source, path in _find_files(folder, layout, [prefix]) for name in _index(path, source))
+    names = (
+        name for source, path in _find_files(folder, layout, [prefix]) for name in _index(path, source.kind)
+    )
     # Names in torch have dots instead of slashes.
     return any(name.replace(".", "/").startswith(prefix) for name in names)
 
@@ -193,13 +213,13 @@ def _find_files(folder: Path, layout: Layout, wanted: list[str]) -> list[tuple[S
     raise ModelError(f"{folder}: {problem} of a {layout.network} model; expected {'; '.join(choices)}")
 
 
-def _index(path: Path, source: Source) -> dict[str, StoredTensor]:
+def _index(path: Path, kind: str) -> dict[str, StoredTensor]:
     """Reads the headers of a file."""
     try:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`")
-        return READERS[source.kind](path)
+        return READERS[kind](path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
 

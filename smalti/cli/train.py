@@ -40,9 +40,22 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
 
 
-def tokenizer(config: Config, data: Data, out: Out, minutes: Minutes = None, resume: Resume = False) -> None:
+def tokenizer(
+    config: Config,
+    data: Data,
+    out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Run of a tokenizer, a model, or a folder with a VQGAN, to start from its weights. [default: none]",
+        ),
+    ] = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+) -> None:
     """Train the image tokenizer, a VQGAN, on pictures."""
-    _train("tokenizer", config, data, None, out, minutes, resume)
+    _train("tokenizer", config, data, start, out, minutes, resume)
 
 
 def generator(
@@ -91,7 +104,8 @@ def export(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Run of the tokenizer, to check that the generator was trained with it. [default: none]"
+            help="Run of the tokenizer, to export its decoder; its tokens must be those of the generator. "
+            "[default: the generator's own]"
         ),
     ] = None,
     description: Annotated[str, typer.Option(help="One sentence about the model.")] = "",

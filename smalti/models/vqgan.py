@@ -246,9 +246,15 @@ class VQGANModule(Block):
         """Returns the picture of quantized vectors, not yet clipped."""
         return self.decoder(self.post_quant_conv(vectors)).astype(jnp.float32)
 
+    def nearest(
+        self, vectors: Float[Array, "batch rows columns embed_dim"]
+    ) -> Int[Array, "batch rows columns"]:
+        """Returns the code nearest to each vector."""
+        return self.quantize.nearest(vectors)
+
     def encode(self, pixels: Float[Array, "batch height width 3"]) -> Int[Array, "batch tokens"]:
         """Returns the codes of a picture, row by row."""
-        return self.quantize.nearest(self.vectors(pixels)).reshape(pixels.shape[0], -1)
+        return self.nearest(self.vectors(pixels)).reshape(pixels.shape[0], -1)
 
     def decode(self, codes: Int[Array, "batch rows columns"]) -> Float[Array, "batch height width 3"]:
         """Returns the picture of codes, not yet clipped."""

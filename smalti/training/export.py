@@ -25,7 +25,8 @@ from smalti.training.trainers.generator import GeneratorSettings
 from smalti.training.trainers.generator_inputs import CARRIED_FILES
 from smalti.training.trainers.inputs import TEXT_FOLDER, VQGAN_FOLDER
 from smalti.training.trainers.ranker_export import TrainedRanker
-from smalti.training.trainers.tokenizer import load_vqgan
+from smalti.training.trainers.tokenizer import load_vqgan, sizes_of_codes
+from smalti.training.trainers.tokenizer_objective import CODES
 
 Stored = Literal["float32", "float16"]
 """Type of the weights in the files; the machine determines the type of the computation."""
@@ -54,7 +55,8 @@ def export(
         out: the folder to make.
         name: name of the model.
         licence: licence of the model, an SPDX identifier.
-        tokenizer: run of the tokenizer, to check that the generator was trained with it.
+        tokenizer: run of the tokenizer, whose decoder is exported. It must make the tokens that the generator was
+            trained with. By default the generator's own.
         description: one sentence about the model.
         source: where the model comes from.
         defaults: default numbers of candidates and pictures.
@@ -69,7 +71,9 @@ def export(
     settings = load_run_settings(generator, GeneratorSettings)
     vqgan = VQGAN.load(generator / VQGAN_FOLDER)
     if tokenizer is not None:
-        _require_same(load_vqgan(tokenizer), vqgan, tokenizer, generator)
+        given = load_vqgan(tokenizer)
+        _require_same_codes(given, vqgan, tokenizer, generator)
+        vqgan = given
     text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
     config = settings.config(text.vocabulary_size, vqgan.config)
     untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
@@ -116,9 +120,13 @@ def _clip_writer(ranker: str) -> Callable[[Path], object] | None:
     return None
 
 
-def _require_same(given: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
-    theirs, ours = flatten(given.params), flatten(trained_with.params)
-    if given.config != trained_with.config or not all(
+def _require_same_codes(given: VQGAN, trained_with: VQGAN, tokenizer: Path, generator: Path) -> None:
+    """Raises `InvalidInputError` if two tokenizers do not make the same tokens; their decoders may differ."""
+    theirs, ours = (
+        {name: leaf for name, leaf in flatten(each.params).items() if name.startswith(CODES)}
+        for each in (given, trained_with)
+    )
+    if sizes_of_codes(given.config) != sizes_of_codes(trained_with.config) or not all(
         np.array_equal(theirs[name], ours[name]) for name in ours
     ):
         raise InvalidInputError(

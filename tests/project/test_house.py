@@ -56,11 +56,11 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "smalti.training": (
-        ("checked_files", "losses", "similarity"),
+        ("checked_files", "similarity"),
         ("data",),
         ("batches",),
         ("loop",),
-        ("judge",),
+        ("judge", "losses"),
         ("trainers",),
         ("evaluation", "export"),
     ),

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import pytest
@@ -17,9 +18,13 @@ from smalti.training.data.world.composition import World
 from smalti.training.data.world.description import load_description
 from smalti.training.data.world.sprites import make_sprites
 
+if TYPE_CHECKING:
+    import torch
+
 ROOM = Path(__file__).parent
 TRAINS = [
-    ROOM / name for name in ("trainers", "loop", "judge", "evaluation", "test_commands.py", "test_export.py")
+    ROOM / name
+    for name in ("trainers", "losses", "loop", "judge", "evaluation", "test_commands.py", "test_export.py")
 ]
 """What trains, if only for a few steps; the other folders make data and batches."""
 
@@ -62,6 +67,22 @@ def runs(world_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths = ["--config", SAMPLES / "runs" / f"{name}.toml", "--data", world_data, "--out", folder / name]
         assert run(["train", name, *map(str, paths), *more]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def thin_vgg() -> "dict[str, torch.Tensor]":
+    """A VGG16 of torchvision's layout with few channels and random weights; tests must not change it."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    stages = {4: (0, 2), 6: (5, 7), 8: (10, 12, 14), 5: (17, 19, 21), 7: (24, 26, 28)}
+    state, channels = {"classifier.0.weight": torch.zeros(2, 2)}, 3
+    for width, indices in stages.items():
+        for index in indices:
+            state[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * 0.3
+            state[f"features.{index}.bias"] = torch.randn(width, generator=generator) * 0.1
+            channels = width
+    return state
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.paths import SAMPLES
 from smalti.cli import run
 from smalti.models.clip import CONFIG_FILE
+from smalti.training.trainers.tokenizer import load_vqgan
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),
@@ -207,6 +209,32 @@ def test_an_unusable_tokenizer_is_named(train: Train, runs: Path, tmp_path: Path
         "smalti: vqgan: must be given, since redrawn is 0.5; give it, or set redrawn = 0\n",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_decoder_is_trained_on_the_codes_of_another_run_in_parts(
+    train: Train, runs: Path, tmp_path: Path
+) -> None:
+    stage = (
+        'freeze = "codes"\naverage = 0.5\n[adversarial]\ncrop = 32\nlayers = 2\nch = 8\nstart = 1\n[model]'
+    )
+    file = config(tmp_path / "stage.toml", "tokenizer", ("[model]", stage))
+    start = ("--from", str(runs / "tokenizer"))
+    status, _, error = train("tokenizer", config=file)
+    assert status == 2
+    assert 'smalti: from: must be given, since freeze is "codes"' in error
+    assert train("tokenizer", *start, config=file)[0] == 0
+    parts = tmp_path / "parts"
+    assert train("tokenizer", *start, "--minutes", "0", config=file, out=parts)[0] == 0
+    # The tokenizer that the run started from is in its folder now.
+    for _ in range(2):
+        assert train("tokenizer", "--minutes", "0", "--resume", config=file, out=parts)[0] == 0
+    assert curve(parts) == curve(tmp_path / "run")
+    ours, theirs, before = (load_vqgan(folder) for folder in (tmp_path / "run", parts, runs / "tokenizer"))
+    pixels = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
+    codes = np.asarray(before.encode(pixels))
+    np.testing.assert_array_equal(ours.encode(pixels), codes)
+    np.testing.assert_array_equal(ours.decode(codes), theirs.decode(codes))
+    assert not np.array_equal(ours.decode(codes), before.decode(codes))
 
 
 def test_generate_works_with_an_exported_model(

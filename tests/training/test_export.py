@@ -6,21 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from smalti.errors import CheckpointError, InvalidInputError, ModelError, SmaltiError
+from smalti.models import vqgan
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, Clip
-from smalti.models.vqgan import VQGAN
+from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.parameters import Counts, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.registry.verify import find_problems
 from smalti.testing.clip import tiny_clip
 from smalti.training.export import export
 from smalti.training.loop.run_folder import load_run_settings
 from smalti.training.trainers.ranker_export import TrainedRanker
-from smalti.training.trainers.tokenizer import TokenizerSettings, load_vqgan
+from smalti.training.trainers.tokenizer import load_vqgan
+from smalti.training.trainers.tokenizer_objective import CODES
+from smalti.training.trainers.tokenizer_settings import TokenizerSettings
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),
@@ -111,6 +116,32 @@ def test_a_name_with_a_tag_is_left_to_open_clip(call: Export) -> None:
     made = call(ranker="ViT-B-32:openai")
     assert made.clip_source == "ViT-B-32:openai"
     assert not (made.path / "clip").exists()
+
+
+def test_another_decoder_of_the_same_tokens_is_exported(call: Export, runs: Path, tmp_path: Path) -> None:
+    own = load_vqgan(runs / "tokenizer")
+    # Twice as large, as the encoder sees the mean of two by two pixels.
+    sizes = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "patch_size": 16}
+    config = VQGANConfig.from_fields(
+        {**own.config.fields(), "resolution": 128, "reduction": 2, "decoder": sizes}
+    )
+    untrained = vqgan.initialize(config, jax.random.key(0))
+    larger = VQGAN(config, {**untrained, **{name: own.params[name] for name in CODES}})
+    larger.save(tmp_path / "larger")
+    made = call(tokenizer=tmp_path / "larger")
+    assert find_problems(made) == []
+    assert ModelSpec.load(made).resolution == 128
+    pipeline = Pipeline.load(made.path, slots=2)
+    try:
+        pictures = pipeline.generate("a red ball", seed=1, n=1, candidates=1)
+        shown = pictures[0].image
+        assert shown.size == (128, 128)
+        tokens = pipeline.decoder.encode(np.asarray(shown)[None])
+        assert tokens.shape == (1, 16)
+        assert pipeline.decoder.decode(tokens).shape == (1, 128, 128, 3)
+        assert pipeline.decoder.decode(tokens[:0]).shape == (0, 128, 128, 3)
+    finally:
+        pipeline.generator.close()
 
 
 def test_another_tokenizer_is_refused(call: Export, runs: Path, tmp_path: Path) -> None:

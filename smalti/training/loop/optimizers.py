@@ -1,5 +1,6 @@
 """The optimizers: AdamW, or Muon for the matrices and AdamW for the rest. The rate is a function of the step."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -40,6 +41,22 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
             rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays
         )
     return optax.chain(optax.clip_by_global_norm(settings.largest_gradient), update)
+
+
+def freeze(optimizer: optax.GradientTransformation, frozen: Collection[str]) -> optax.GradientTransformation:
+    """Returns an optimizer that leaves some parts of a network as they are, to the bit.
+
+    Args:
+        optimizer: for the other parts.
+        frozen: names of the parts, the first ones in the paths of their weights.
+    """
+    if not frozen:
+        return optimizer
+
+    def labels(params: Parameters) -> dict[str, str]:
+        return {name: "frozen" if name in frozen else "trained" for name in params}
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
 def _by_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -2,7 +2,7 @@
 
 settings.toml    copy of the settings file
 checkpoints/     the newest states, from which the run can be resumed (orbax)
-best/            the weights with the smallest held-out loss (orbax)
+best/            the weights with the smallest held-out loss, or the newest of an adversarial run (orbax)
 metrics.jsonl    every logged number
 tensorboard/     the same numbers for TensorBoard
 sheets/          sample sheets by step
@@ -83,8 +83,8 @@ class RunFolder:
         return self._newest.latest_step()
 
     @property
-    def best_loss(self) -> float:
-        """Smallest held-out loss so far; infinite before the first evaluation."""
+    def best_value(self) -> float:
+        """Value of the best weights so far, the smallest; infinite before the first evaluation."""
         step = self._best.latest_step()
         return float("inf") if step is None else float(self._best.metrics(step)["loss"])
 
@@ -105,9 +105,9 @@ class RunFolder:
         """
         self._save(self._newest, step, state, None)
 
-    def save_best(self, step: int, weights: Any, loss: float) -> None:
-        """Writes the weights with the smallest held-out loss; raises what `save` raises."""
-        self._save(self._best, step, weights, {"loss": loss})
+    def save_best(self, step: int, weights: Any, value: float) -> None:
+        """Writes weights with a smaller value than all before, usually the held-out loss; raises what `save` raises."""
+        self._save(self._best, step, weights, {"loss": value})
 
     def append(self, record: Mapping[str, float]) -> None:
         """Appends a line to the log."""

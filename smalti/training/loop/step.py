@@ -4,7 +4,7 @@ A step is a function of the state and the batch alone. Random numbers are drawn 
 run's seed and the step's number, so a resumed run draws the same ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -48,11 +48,30 @@ class Objective(Protocol):
     ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
         """Returns the loss of a batch, averaged over its pictures, with its metrics and extra arrays."""
 
+    def phase(self, step: int) -> Hashable:
+        """Returns the kind of a step; a program of its own is compiled for each kind.
+
+        XLA's CPU backend runs the branches of a condition inside a program several times slower.
+        """
+        return None
+
+    def gradient(
+        self, state: TrainState, batch: Mapping[str, Array], phase: Hashable
+    ) -> tuple[Parameters, tuple[Metrics, Extra]]:
+        """Returns the gradient for the weights, with metrics and extra arrays; by default that of `loss`."""
+
+        def with_loss(params: Parameters) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
+            loss, (metrics, extra) = self.loss(params, batch)
+            return loss, ({"loss": loss, **metrics}, extra)
+
+        gradient, aux = jax.grad(with_loss, has_aux=True)(state.params)
+        return gradient, aux
+
     def after_update(
         self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
-    ) -> tuple[Parameters, Any]:
-        """Returns weights and memory after changes beyond the optimizer's; part of the compiled step."""
-        return params, memory
+    ) -> tuple[Parameters, Any, Metrics]:
+        """Returns weights and memory after changes beyond the optimizer's, and metrics; part of the compiled step."""
+        return params, memory, {}
 
 
 class Stepper:
@@ -72,7 +91,9 @@ class Stepper:
         mesh = Mesh(np.array(jax.devices()), ("data",))
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._sharded = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self._step = jax.jit(partial(_step, objective, optimizer), donate_argnums=0)
+        self._step = jax.jit(
+            partial(_step, objective, optimizer), donate_argnums=0, static_argnames=("phase",)
+        )
         params, memory = objective.initialize()
         self.state = self.place(TrainState(jnp.int32(0), params, optimizer.init(params), memory))
 
@@ -80,13 +101,17 @@ class Stepper:
         """Copies a state to all devices."""
         return jax.device_put(state, self._replicated)
 
-    def step(self, batch: Batch) -> Metrics:
+    def step(self, batch: Batch, phase: Hashable = None) -> Metrics:
         """Starts one step without waiting for it to finish.
+
+        Args:
+            batch: the batch.
+            phase: kind of the step; see `Objective.phase`.
 
         Raises:
             InvalidInputError: the batch cannot be divided evenly among parts and devices.
         """
-        self.state, metrics = self._step(self.state, self._split(batch))
+        self.state, metrics = self._step(self.state, self._split(batch), phase=phase)
         return metrics
 
     def _split(self, batch: Batch) -> dict[str, Array]:
@@ -111,19 +136,17 @@ def _step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     parts: Mapping[str, Array],
+    phase: Hashable,
 ) -> tuple[TrainState, Metrics]:
-    gradient_of: Callable[..., Any] = jax.grad(
-        lambda params, part: _with_loss(objective, params, part), has_aux=True
-    )
-
     def add(total: Parameters, part: Mapping[str, Array]) -> tuple[Parameters, tuple[Metrics, Extra]]:
-        gradient, aux = gradient_of(state.params, part)
+        gradient, aux = objective.gradient(state, part, phase)
         return jax.tree.map(jnp.add, total, gradient), aux
 
     count = len(next(iter(parts.values())))
     if count == 1:
         # XLA's CPU backend runs the body of a loop several times slower.
-        gradient, aux = gradient_of(state.params, {name: rows[0] for name, rows in parts.items()})
+        first = {name: rows[0] for name, rows in parts.items()}
+        gradient, aux = objective.gradient(state, first, phase)
         metrics, extra = jax.tree.map(lambda leaf: leaf[None], aux)
     else:
         total, (metrics, extra) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), parts)
@@ -132,14 +155,7 @@ def _step(
     params = optax.apply_updates(state.params, updates)
     extra = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in extra.items()}
     step = state.step + 1
-    params, memory = objective.after_update(step, params, state.memory, extra)
-    metrics = {name: values.mean() for name, values in metrics.items()}
+    params, memory, more = objective.after_update(step, params, state.memory, extra)
+    metrics = {name: values.mean() for name, values in metrics.items()} | more
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     return TrainState(step, params, optimizer_state, memory), metrics
-
-
-def _with_loss(
-    objective: Objective, params: Parameters, part: Mapping[str, Array]
-) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
-    loss, (metrics, extra) = objective.loss(params, part)
-    return loss, ({"loss": loss, **metrics}, extra)

@@ -43,7 +43,7 @@ def train(
         SmaltiError: a checkpoint cannot be read or written.
     """
     started = time.monotonic()
-    step, best = run.newest_step or 0, run.best_loss
+    step, best = run.newest_step or 0, run.best_value
     if run.newest_step is not None:
         trainee.state = run.restore(trainee.state)
     run.cut_log(step)
@@ -61,8 +61,9 @@ def train(
                 if step % settings.evaluate_every == 0 or last:
                     measured = trainee.evaluate()
                     monitor.log_evaluation(step, measured)
-                    if measured["loss"] < best and math.isfinite(measured["loss"]):
-                        best = measured["loss"]
+                    value = float(-step) if trainee.keeps_newest else measured["loss"]
+                    if value < best and math.isfinite(measured["loss"]):
+                        best = value
                         run.save_best(step, trainee.weights, best)
                 if (step % settings.sheet_every == 0 or last) and (sheet := trainee.sheet()) is not None:
                     monitor.show(step, sheet)

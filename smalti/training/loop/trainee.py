@@ -1,6 +1,6 @@
 """The protocol of trainees, which the loop trains, and the trainee of the networks in JAX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -8,7 +8,7 @@ from PIL import Image
 
 from smalti.models.layers import Parameters
 from smalti.training.batches.batch import Batch, Prefetched
-from smalti.training.loop.optimizers import make_optimizer
+from smalti.training.loop.optimizers import freeze, make_optimizer
 from smalti.training.loop.settings import RunSettings
 from smalti.training.loop.step import Metrics, Objective, Stepper
 
@@ -20,6 +20,10 @@ class Trainee(Protocol):
     @property
     def tokens_per_step(self) -> int:
         """Work of one step, in the unit that `RunSettings.counted` names."""
+
+    @property
+    def keeps_newest(self) -> bool:
+        """Whether the newest weights are the best, whatever their held-out loss is."""
 
     @property
     def state(self) -> Any:
@@ -45,6 +49,8 @@ class Trainee(Protocol):
 class JaxTrainee:
     """The part of a trainee that all networks in JAX share: the state and the steps."""
 
+    keeps_newest = False
+
     def __init__(
         self,
         objective: Objective,
@@ -52,6 +58,7 @@ class JaxTrainee:
         batch: Callable[[int], Batch],
         *,
         tokens_per_step: int,
+        frozen: Collection[str] = (),
     ) -> None:
         """Initializes the untrained state.
 
@@ -60,9 +67,11 @@ class JaxTrainee:
             settings: of the run.
             batch: makes the batch of a step from the step's number; called ahead of time in another thread.
             tokens_per_step: work of one step, in the unit that `RunSettings.counted` names.
+            frozen: names of the parts of the network that the optimizer leaves as they are.
         """
-        optimizer = make_optimizer(settings.optimizer, settings.steps)
+        optimizer = freeze(make_optimizer(settings.optimizer, settings.steps), frozen)
         self.tokens_per_step = tokens_per_step
+        self._objective = objective
         self._stepper = Stepper(objective, optimizer, settings.accumulate)
         self._batch = Prefetched(batch)
         self._loss = jax.jit(lambda params, batch: objective.loss(params, batch)[0])
@@ -83,7 +92,7 @@ class JaxTrainee:
 
     def step(self, number: int) -> Metrics:
         """Takes a step on the batch of that number."""
-        return self._stepper.step(self._batch(number))
+        return self._stepper.step(self._batch(number), self._objective.phase(number))
 
     def loss_of(self, batch: Batch) -> float:
         """Returns the loss of a batch under the current weights."""

@@ -1,3 +1,3 @@
 """The losses of the image tokenizer: what a reconstruction is compared by."""
 
-__all__ = ["colour", "reconstruction"]
+__all__ = ["adversarial", "colour", "crops", "perceptual", "reconstruction"]

@@ -9,4 +9,6 @@ __all__ = [
     "ranker",
     "ranker_export",
     "tokenizer",
+    "tokenizer_objective",
+    "tokenizer_settings",
 ]

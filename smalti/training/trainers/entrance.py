@@ -29,9 +29,9 @@ def find_trainer(network: Network) -> Trainer[Any]:
     """Returns the trainer of a network. Only its own module is imported: the ranker needs torch, the others JAX."""
     match network:
         case "tokenizer":
-            from smalti.training.trainers import tokenizer
+            from smalti.training.trainers import tokenizer, tokenizer_settings
 
-            return Trainer(settings=tokenizer.TokenizerSettings, prepare=tokenizer.prepare)
+            return Trainer(settings=tokenizer_settings.TokenizerSettings, prepare=tokenizer.prepare)
         case "generator":
             from smalti.training.trainers import generator, generator_inputs
 

@@ -2,7 +2,7 @@
 
 A run keeps the tokenizers that it is trained with, so that it can be resumed and exported without their originals:
 
-vqgan/    the image tokenizer
+vqgan/    the image tokenizer; of a tokenizer's run, the one that it started from
 text/     the text tokenizer, learned from the captions
 """
 
@@ -26,7 +26,8 @@ class Inputs:
     data: Path
     """Data folder: a world, or Parquet shards."""
     vqgan: Path | None = None
-    """Image tokenizer: the run that trained it, or a folder with a VQGAN. None for a trainer that needs none."""
+    """Image tokenizer: the run that trained it, or a folder with a VQGAN. None for a trainer that needs none. The
+    trainer of tokenizers starts from its weights."""
 
 
 def keep(folder: Path, write: Callable[[Path], object]) -> None:

@@ -137,6 +137,8 @@ class RankerBatch(NamedTuple):
 class RankerTrainee:
     """A ranker in training."""
 
+    keeps_newest = False
+
     def __init__(
         self,
         settings: RankerSettings,

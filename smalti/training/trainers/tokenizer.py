@@ -1,157 +1,72 @@
 """Training the image tokenizer: a VQGAN that learns to reconstruct pictures from their tokens."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from smalti.errors import ConfigError, InvalidInputError
+from smalti.errors import InvalidInputError
 from smalti.models import vqgan
-from smalti.models.layers import Parameters, apply, compute_dtype
-from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
+from smalti.models.layers import Parameters
+from smalti.models.vqgan import VQGAN, VQGANConfig
+from smalti.registry.folder import ModelFolder
+from smalti.registry.manifest import MANIFEST_FILE
 from smalti.training.batches.batch import Batch
+from smalti.training.batches.random_numbers import generator_at
 from smalti.training.batches.sources import PictureSource, open_pictures
 from smalti.training.loop.run_folder import SETTINGS_FILE, load_best, load_run_settings
-from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import compare
-from smalti.training.loop.step import Extra, Metrics, Objective
 from smalti.training.loop.trainee import JaxTrainee
-from smalti.training.losses.reconstruction import COARSEST, LossWeights, reconstruction_loss
 from smalti.training.similarity import psnr, sharpness, ssim
-from smalti.training.trainers.inputs import Advance, Inputs
-from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
-from smalti.validation import Strict
+from smalti.training.trainers.inputs import VQGAN_FOLDER, Advance, Inputs, keep
+from smalti.training.trainers.tokenizer_objective import CODES, DECODER, TokenizerObjective
+from smalti.training.trainers.tokenizer_settings import TokenizerSettings
 
 _SHEET_PICTURES = 48
-_EARLY_STEPS = 200
-"""Most codes die in these steps."""
-_EARLY_RESTARTS = 20
-"""Interval between restarts in the early steps."""
-
-
-class DecoderTable(Strict):
-    """Sizes of a decoder that is not the mirror of the encoder, with their names in `config.json`."""
-
-    ch: Count
-    ch_mult: tuple[Count, ...]
-    num_res_blocks: Count
-    attn_resolutions: tuple[Count, ...] = ()
-    patch_size: Count = 1
-
-
-class VQGANSizes(Strict):
-    """Sizes of the network, with their names in `config.json`."""
-
-    ch: Count
-    ch_mult: tuple[Count, ...]
-    num_res_blocks: Count
-    attn_resolutions: tuple[Count, ...] = ()
-    resolution: Count
-    z_channels: Count
-    embed_dim: Count
-    n_embed: Count
-    patch_size: Count = 1
-    reduction: Count = 1
-    decoder: DecoderTable | None = None
-
-
-class RestartSettings(Strict):
-    """The schedule for moving unused codes to vectors of the encoder."""
-
-    every: Count = 50
-    """Interval in steps; at most 20 in the first 200 steps, in which most codes die."""
-    until: Share = 0.6
-    """Share of the run after which no code is moved any more, so that the decoder can learn all of them."""
-
-
-class TokenizerSettings(RunSettings):
-    """Settings of a tokenizer's run."""
-
-    trains: Literal["tokenizer"] = "tokenizer"
-    model: VQGANSizes
-    loss: LossWeights = LossWeights()
-    restart: RestartSettings = RestartSettings()
-
-    def config(self) -> VQGANConfig:
-        """Returns the configuration of the model; raises `ConfigError` if the sizes do not fit together."""
-        config = VQGANConfig.from_fields(self.model.model_dump())
-        if self.loss.coarse and config.resolution % COARSEST:
-            raise ConfigError(
-                f"loss.coarse: needs a resolution that is a multiple of {COARSEST}, not {config.resolution}"
-            )
-        return config
-
-
-class TokenizerObjective(Objective):
-    """The network and its loss."""
-
-    def __init__(self, settings: TokenizerSettings) -> None:
-        self.config = settings.config()
-        self._settings = settings
-        self._module = VQGANModule(compute_dtype(), self.config)
-
-    def initialize(self) -> tuple[Parameters, Any]:
-        """Returns untrained weights with a codebook on the sphere, and a count of 0 for every code."""
-        weights_key, codes_key = jax.random.split(jax.random.key(self._settings.seed))
-        codebook = on_sphere(jax.random.normal(codes_key, (self.config.n_embed, self.config.embed_dim)))
-        params = _with_codebook(vqgan.initialize(self.config, weights_key), codebook)
-        return params, {"used": jnp.zeros(self.config.n_embed, jnp.int32)}
-
-    def loss(
-        self, params: Parameters, batch: Mapping[str, Array]
-    ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
-        """Compares pictures with their reconstructions."""
-        weights = self._settings.loss
-        pixels = batch["pixels"].astype(jnp.float32) / 255
-        vectors = on_sphere(apply(self._module, params, pixels, method=VQGANModule.vectors))
-        nearest, codes, codebook_loss = quantize(vectors, _codebook(params), weights.commitment)
-        reconstructed = apply(self._module, params, nearest, method=VQGANModule.pixels)
-        loss, terms = reconstruction_loss(weights, reconstructed, pixels)
-        metrics = {**terms, "codebook": codebook_loss}
-        return loss + weights.codebook * codebook_loss, (metrics, {"vectors": vectors, "codes": codes})
-
-    def after_update(
-        self, step: Int[Array, ""], params: Parameters, memory: Any, extra: Extra
-    ) -> tuple[Parameters, Any]:
-        """Projects the codes back onto the sphere, and restarts unused ones when it is time."""
-        settings = self._settings
-        codebook = on_sphere(_codebook(params))
-        used = memory["used"].at[extra["codes"].reshape(-1)].add(1)
-        early = jnp.minimum(_EARLY_RESTARTS, settings.restart.every)
-        every = jnp.where(step <= _EARLY_STEPS, early, settings.restart.every)
-        due = (step % every == 0) & (step <= settings.restart.until * settings.steps)
-        vectors = jax.lax.stop_gradient(extra["vectors"]).reshape(-1, self.config.embed_dim)
-        key = jax.random.fold_in(jax.random.key(settings.seed), step)
-        codebook = jnp.where(due, restart_dead(codebook, used, vectors, key), codebook)
-        return _with_codebook(params, codebook), {"used": jnp.where(due, 0, used)}
+_STREAM = 16
+"""Stream of random numbers of the crops; see `generator_at`."""
 
 
 class TokenizerTrainee(JaxTrainee):
     """A tokenizer in training."""
 
-    def __init__(self, settings: TokenizerSettings, pictures: PictureSource) -> None:
-        """Makes the untrained model and the held-out pictures.
+    def __init__(
+        self, settings: TokenizerSettings, pictures: PictureSource, start: VQGAN | None = None
+    ) -> None:
+        """Makes the model before its first step, and the held-out pictures.
 
         Args:
             settings: of the run.
             pictures: pictures with the model's resolution.
+            start: tokenizer whose weights the run starts from; by default they are untrained.
+
+        Raises:
+            ConfigError: the sizes do not fit together.
+            InvalidInputError: `start` does not fit the settings.
+            ModelError: the weights of the perceptual loss cannot be used.
         """
-        objective = TokenizerObjective(settings)
+        objective = TokenizerObjective(settings, None if start is None else starting_weights(start, settings))
         super().__init__(
             objective,
             settings,
-            partial(_make_batch, pictures, settings.batch_size),
+            partial(_make_batch, pictures, settings),
             tokens_per_step=settings.batch_size * objective.config.tokens,
+            frozen=objective.frozen,
         )
+        # A discriminator trades error for sharpness, so the smallest error would choose what was before it.
+        self.keeps_newest = settings.adversarial is not None
         self._config = objective.config
         self._held_out = pictures.held_out(settings.held_out)
         self._size = settings.batch_size
+
+    @property
+    def weights(self) -> Parameters:
+        """Weights of the network, with the moving average of the decoder if there is one."""
+        return {**self.state.params, **self.state.memory.get("average", {})}
 
     def evaluate(self) -> dict[str, float]:
         """Compares held-out pictures with their reconstructions, and measures how the codes are used.
@@ -198,16 +113,72 @@ def prepare(settings: TokenizerSettings, inputs: Inputs, run: Path, advance: Adv
 
     Args:
         settings: of the run.
-        inputs: a world or Parquet shards with the column `image`; no image tokenizer.
-        run: folder of the run; a tokenizer keeps nothing there.
+        inputs: a world or Parquet shards with the column `image`, and the tokenizer to start from, if there is one; a
+            resumed run uses the one that it kept.
+        run: folder of the run.
         advance: not called, since no pictures are encoded.
 
     Raises:
         ConfigError: the sizes do not fit together.
-        InvalidInputError: the data folder cannot be used.
+        InvalidInputError: the data folder or the tokenizer to start from cannot be used, or is missing.
+        ModelError: a file of weights cannot be used.
+        SmaltiError: the disk is full or cannot be written.
     """
+    kept, given = run / VQGAN_FOLDER, inputs.vqgan
+    if given is not None:
+        keep(kept, lambda folder: load_vqgan(given).save(folder))
+    start = VQGAN.load(kept) if kept.is_dir() else None
+    if start is None and settings.freeze == "codes":
+        raise InvalidInputError(
+            "from", 'must be given, since freeze is "codes": a tokenizer\'s run or a model'
+        )
     pictures = open_pictures(inputs.data, settings.config().resolution, settings.seed)
-    return TokenizerTrainee(settings, pictures)
+    return TokenizerTrainee(settings, pictures, start)
+
+
+def starting_weights(start: VQGAN, settings: TokenizerSettings) -> Parameters:
+    """Returns the weights of a tokenizer for a run that starts from it.
+
+    A decoder of other sizes than the tokenizer's starts untrained.
+
+    Raises:
+        ConfigError: the sizes of the settings do not fit together.
+        InvalidInputError: the tokenizer has no encoder, or its codes do not fit the settings.
+    """
+    config = settings.config()
+    if not start.has_encoder:
+        raise InvalidInputError("from", "must have an encoder; this VQGAN contains only the decoder")
+    sizes = sizes_of_codes(config)
+    for name, theirs in sizes_of_codes(start.config).items():
+        if theirs != sizes[name]:
+            raise InvalidInputError(
+                "from",
+                f"must have the encoder and the codes of the settings: its {name} is {theirs}, not {sizes[name]}",
+            )
+    lengths = np.linalg.norm(
+        np.asarray(start.params["quantize"]["embedding"]["embedding"], np.float32), axis=1
+    )
+    if settings.freeze == "nothing" and not np.allclose(lengths, lengths[0], rtol=0.01):
+        raise InvalidInputError(
+            "from",
+            'must have codes of equal length to train them further; set freeze = "codes" to train the decoder',
+        )
+    untrained = vqgan.initialize(config, jax.random.key(settings.seed))
+    same = (
+        start.config.decoder_levels == config.decoder_levels and start.config.z_channels == config.z_channels
+    )
+    taken = CODES + DECODER if same else CODES
+    # Copies, since a step gives up the memory of the weights.
+    weights = {
+        name: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), start.params[name]) for name in taken
+    }
+    return {**untrained, **weights}
+
+
+def sizes_of_codes(config: VQGANConfig) -> dict[str, object]:
+    """Returns the sizes of the part of a VQGAN that makes tokens, by their names."""
+    names = ("z_channels", "embed_dim", "n_embed")
+    return {**vars(config.encoder_levels), **{name: getattr(config, name) for name in names}}
 
 
 def require_vqgan(inputs: Inputs) -> VQGAN:
@@ -223,12 +194,14 @@ def require_vqgan(inputs: Inputs) -> VQGAN:
 
 
 def load_vqgan(path: Path) -> VQGAN:
-    """Loads the best weights of a tokenizer's run, or a folder with a VQGAN in any format.
+    """Loads the best weights of a tokenizer's run, the tokenizer of a model, or a folder with a VQGAN in any format.
 
     Raises:
         InvalidInputError: the run is not a tokenizer's, or has not been evaluated yet.
         ModelError: the folder holds no VQGAN.
     """
+    if (path / MANIFEST_FILE).is_file():
+        return VQGAN.load(ModelFolder.open(path).vqgan_folder)
     if not (path / SETTINGS_FILE).is_file():
         return VQGAN.load(path)
     config = load_run_settings(path, TokenizerSettings).config()
@@ -236,18 +209,14 @@ def load_vqgan(path: Path) -> VQGAN:
     return VQGAN(config, load_best(path, untrained))
 
 
-def _make_batch(pictures: PictureSource, size: int, step: int) -> Batch:
-    return {"pixels": pictures.batch(step * size, size)}
+def _make_batch(pictures: PictureSource, settings: TokenizerSettings, step: int) -> Batch:
+    size = settings.batch_size
+    batch = {"pixels": pictures.batch(step * size, size)}
+    if settings.perceptual or settings.adversarial:
+        batch["corners"] = generator_at(settings.seed, _STREAM, step).random((size, 2), np.float32)
+    return batch
 
 
 def _bytes(pixels: Float[np.ndarray, "*pictures 3"]) -> UInt8[np.ndarray, "*pictures 3"]:
     """Converts pixels in [0, 1] to bytes."""
     return (pixels * 255).round().astype(np.uint8)
-
-
-def _codebook(params: Parameters) -> Float[Array, "codes embed_dim"]:
-    return params["quantize"]["embedding"]["embedding"]
-
-
-def _with_codebook(params: Parameters, codebook: Float[Array, "codes embed_dim"]) -> Parameters:
-    return {**params, "quantize": {"embedding": {"embedding": codebook}}}

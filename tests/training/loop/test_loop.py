@@ -39,6 +39,7 @@ class Line:
     """Fits a line to noisy points, with given held-out losses."""
 
     tokens_per_step = 4
+    keeps_newest = False
 
     def __init__(self, seed: int = 0, width: int = 3, press: int | None = None) -> None:
         self.optimizer = optax.adam(0.1)
@@ -180,6 +181,14 @@ def test_the_best_checkpoint_is_that_of_the_smallest_held_out_loss(
     twin = again.weights["w"]
     np.testing.assert_array_equal(best["w"], twin)
     assert not np.array_equal(best["w"], line.weights["w"])
+
+
+def test_a_trainee_may_keep_its_newest_weights(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+    class Newest(Line):
+        keeps_newest = True
+
+    run_line(tmp_path / "run", file, settings, Newest())
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["16"]
 
 
 def test_a_resumed_run_remembers_its_best_loss(tmp_path: Path, file: Path, settings: LineSettings) -> None:

@@ -17,7 +17,7 @@ from smalti.training.loop.optimizers import schedule
 from smalti.training.loop.settings import OptimizerSettings, RunSettings, load_settings
 from smalti.training.trainers.generator import GeneratorSettings
 from smalti.training.trainers.ranker import RankerSettings, untrained
-from smalti.training.trainers.tokenizer import TokenizerSettings
+from smalti.training.trainers.tokenizer_settings import TokenizerSettings
 
 DOCUMENT = ROOT / "docs" / "training.md"
 NETWORKS: dict[str, type[RunSettings]] = {

@@ -15,7 +15,9 @@ from smalti.training.data.world.sprites import make_sprites
 from smalti.training.loop.step import TrainState
 from smalti.training.similarity import psnr, sharpness, ssim
 from smalti.training.trainers.quantizer import on_sphere, quantize, restart_dead
-from smalti.training.trainers.tokenizer import TokenizerObjective, TokenizerSettings, TokenizerTrainee
+from smalti.training.trainers.tokenizer import TokenizerTrainee
+from smalti.training.trainers.tokenizer_objective import TokenizerObjective
+from smalti.training.trainers.tokenizer_settings import TokenizerSettings
 
 SETTINGS = TokenizerSettings.check(
     steps=40,
@@ -86,7 +88,7 @@ def test_codes_are_restarted_when_it_is_time() -> None:
     extra = {"vectors": jnp.ones((4, 4, 4, 4)), "codes": jnp.zeros((4, 4, 4), jnp.int32)}
 
     def dead_after(step: int) -> tuple[int, int]:
-        new, remembered = objective.after_update(jnp.int32(step), params, memory, extra)
+        new, remembered, _ = objective.after_update(jnp.int32(step), params, memory, extra)
         codebooks = [np.asarray(tree["quantize"]["embedding"]["embedding"]) for tree in (params, new)]
         return int((np.abs(codebooks[0] - codebooks[1]) > 1e-4).any(-1).sum()), int(remembered["used"].sum())
 
