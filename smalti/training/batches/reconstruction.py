@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from smalti.models.layers import average_squares
 from smalti.models.vqgan import VQGAN
 from smalti.training.batches.random_numbers import generator_at
 
@@ -19,7 +20,8 @@ class Reconstructor:
         """Makes the reconstructor of a run.
 
         Args:
-            vqgan: image tokenizer.
+            vqgan: image tokenizer, for pictures of the batches' size; or for larger ones, if its encoder reads at most
+                the batches' size.
             seed: seed of everything random.
             redrawn: share of the pictures that are reconstructed.
             damaged: number of damaged pictures to add, as a share of the others; at most `redrawn`.
@@ -42,11 +44,14 @@ class Reconstructor:
         if not redrawn:
             return pixels
         rows = np.sort(generator.permutation(len(pixels))[:redrawn])
-        codes = np.asarray(self._vqgan.encode(pixels[rows].astype(np.float32) / 255))
+        factor = self._vqgan.config.resolution // pixels.shape[1]
+        # The encoder takes the means of squares, so it sees enlarged pictures as they were.
+        read = pixels[rows].repeat(factor, 1).repeat(factor, 2)
+        codes = np.asarray(self._vqgan.encode(read.astype(np.float32) / 255))
         chosen = generator.permutation(redrawn)[:damaged]
         mixed = mix(codes, chosen, generator)
-        drawn = np.asarray(self._vqgan.decode(np.concatenate([codes, mixed])))
-        drawn = (drawn.clip(0, 1) * 255).round().astype(np.uint8)
+        decoded = self._vqgan.decode(np.concatenate([codes, mixed])).clip(0, 1)
+        drawn = (np.asarray(average_squares(decoded, factor)) * 255).round().astype(np.uint8)
         result = np.concatenate([pixels, drawn[redrawn:]])
         result[rows] = drawn[:redrawn]
         return result

@@ -60,10 +60,12 @@ def open_vqgan(settings: RankerSettings, given: Path | None, run: Path) -> VQGAN
             "vqgan", "must not be given, since redrawn is 0; leave it out, or set redrawn"
         )
     vqgan = load_vqgan(given)
-    side = settings.model.vision_cfg.image_size
-    if vqgan.config.resolution != side:
+    side, sizes = settings.model.vision_cfg.image_size, vqgan.config
+    factor, rest = divmod(sizes.resolution, side)
+    # The pictures of a decoder that draws larger ones than its encoder reads are reduced.
+    if rest or not factor or sizes.reduction % factor:
         raise InvalidInputError(
-            "vqgan", f"must have the resolution of image_size, {side}, not {vqgan.config.resolution}"
+            "vqgan", f"must have the resolution of image_size, {side}, not {sizes.resolution}"
         )
     return vqgan
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.models import vqgan
-from smalti.models.vqgan import VQGAN
+from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from smalti.training.batches.pairs import ComposedPairs, StoredPairs, open_pairs
 from smalti.training.batches.reconstruction import Reconstructor, mix
@@ -177,6 +177,21 @@ def test_a_reconstruction_is_a_function_of_seed_and_number(pairs: ComposedPairs,
     ):
         assert not np.array_equal(other, first)
     np.testing.assert_array_equal(Reconstructor(network, 1, redrawn=0, damaged=0)(pixels, 7), pixels)
+
+
+def test_a_decoder_that_draws_larger_pictures_is_reduced_to_the_size_of_the_batch(network: VQGAN) -> None:
+    sizes = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "patch_size": 16}
+    config = VQGANConfig.from_fields(
+        {**network.config.fields(), "resolution": 128, "reduction": 2, "decoder": sizes}
+    )
+    untrained = random_parameters(vqgan.parameter_shapes(config), 0)
+    codes_of = {name: network.params[name] for name in ("encoder", "quant_conv", "quantize")}
+    larger = VQGAN(config, {**untrained, **codes_of})
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    seen = Reconstructor(larger, 1, redrawn=1.0, damaged=0)(pixels, 0)
+    drawn = np.asarray(larger.decode(network.encode(pixels.astype(np.float32) / 255))).clip(0, 1)
+    means = drawn.reshape(4, 64, 2, 64, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(seen, means * 255, atol=0.51)
 
 
 def test_unusable_data_is_named(tmp_path: Path, world_data: Path) -> None:

@@ -291,6 +291,12 @@ def test_the_tokenizer_must_be_given_if_the_settings_need_it(
     with pytest.raises(InvalidInputError, match=r"vqgan: .* resolution of image_size, 64, not 128"):
         open_vqgan(settings, tmp_path / "larger", run)
     assert open_vqgan(settings, tmp_path / "vqgan", run) is not None
+    decoder = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "patch_size": 16}
+    sharper = VQGANConfig.from_fields(
+        {**network.config.fields(), "resolution": 128, "reduction": 2, "decoder": decoder}
+    )
+    VQGAN(sharper, random_parameters(vqgan.parameter_shapes(sharper), 0)).save(tmp_path / "sharper")
+    assert open_vqgan(settings, tmp_path / "sharper", run) is not None
     assert open_vqgan(plain, None, run) is None
 
 
