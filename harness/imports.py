@@ -2,6 +2,7 @@
 
 import ast
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,14 @@ def read_package(folder: Path) -> dict[str, Module]:
                 path = Path(parent) / name
                 parts = path.relative_to(folder.parent).with_suffix("").parts
                 files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return {name: _read_module(name, path, files) for name, path in sorted(files.items())}
+    return {
+        name: read_module(name, path, path.read_text(encoding="utf-8"), files.keys())
+        for name, path in sorted(files.items())
+    }
 
 
-def _read_module(name: str, path: Path, files: dict[str, Path]) -> Module:
-    source = path.read_text(encoding="utf-8")
+def read_module(name: str, path: Path, source: str, modules: Set[str]) -> Module:
+    """Reads one module of a package from its source, given the names of all modules."""
     tree = ast.parse(source)
     imports: list[Import] = []
     found: list[tuple[str, str | None]]
@@ -56,13 +60,13 @@ def _read_module(name: str, path: Path, files: dict[str, Path]) -> Module:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import; name the module in full"
             assert node.module is not None
-            found = [_resolve(node.module, alias.name, files) for alias in node.names]
+            found = [_resolve(node.module, alias.name, modules) for alias in node.names]
         else:
             continue
         imports += [
             Import(importer=name, module=module, name=imported, line=node.lineno)
             for module, imported in found
-            if module in files
+            if module in modules
         ]
     return Module(
         name=name,
@@ -74,9 +78,9 @@ def _read_module(name: str, path: Path, files: dict[str, Path]) -> Module:
     )
 
 
-def _resolve(module: str, name: str, files: dict[str, Path]) -> tuple[str, str | None]:
+def _resolve(module: str, name: str, modules: Set[str]) -> tuple[str, str | None]:
     """Tells `from package import module` from `from module import name`."""
-    return (f"{module}.{name}", None) if f"{module}.{name}" in files else (module, name)
+    return (f"{module}.{name}", None) if f"{module}.{name}" in modules else (module, name)
 
 
 def _door(tree: ast.Module) -> tuple[str, ...] | None:

@@ -1,6 +1,7 @@
 """A worker and its publisher on a real broker, and access to the content of the queues."""
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
-from harness.servers import Server
+from harness.servers import RabbitMQServer, Server
 from smalti.messages import (
     Chunk,
     EncodeTask,
@@ -32,6 +33,8 @@ from smalti.registry.folder import ModelFolder
 
 Item = TypeVar("Item")
 
+BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
+"""The fixtures of the brokers. Without RabbitMQ on a machine its tests are left out; in CI they fail instead."""
 WAIT = 60.0
 """Time limit in seconds for anything that a test waits for, on a busy machine."""
 HARMLESS_WARNINGS = (

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from smalti.queue import BrokerPublisher
     from smalti.registry.folder import ModelFolder
 
+# Containers often switch off the cache of bytecode. Then each of the many processes of a test run, and the next run,
+# would compile the whole package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Two processes of a test run share two cores, so a pool of threads in each only costs time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # All processes of a test run, and the next run, share compiled programs: compiling takes most of the time.
 COMPILED = str(Path(tempfile.gettempdir()) / "smalti-tests-compiled")
 os.environ.setdefault("SMALTI_COMPILATION_CACHE", COMPILED)

@@ -36,7 +36,8 @@ class Without:
         return getattr(self.finder, name)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-importlib.import_module({module!r})
+for module in {modules!r}:
+    importlib.import_module(module)
 """
 
 
@@ -81,9 +82,9 @@ def refused(extra: str | None) -> set[str]:
     }
 
 
-def run_with(extra: str | None, module: str, script: str = "") -> None:
-    """Imports a module and runs a script, with only what an extra installs."""
-    code = IMPORT.format(refused=refused(extra), module=module) + script
+def run_with(extra: str | None, *modules: str, script: str = "") -> None:
+    """Imports modules and runs a script, with only what an extra installs."""
+    code = IMPORT.format(refused=refused(extra), modules=modules) + script
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
     )
@@ -98,14 +99,13 @@ def test_extras_install_what_they_name() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_engine_imports_with_its_own_extra(stage: str) -> None:
-    module = "generator.engine" if stage == "generator" else stage
-    run_with(stage, f"smalti.engines.{module}")
+def test_engine_and_service_import_with_their_own_extra(stage: str) -> None:
+    engine = "generator.engine" if stage == "generator" else stage
+    run_with(stage, f"smalti.engines.{engine}", f"smalti.services.{stage}.service")
 
 
-@pytest.mark.parametrize("service", [*STAGES, "gateway"])
-def test_service_imports_with_its_own_extra(service: str) -> None:
-    run_with(service, f"smalti.services.{service}.service")
+def test_gateway_imports_with_its_own_extra() -> None:
+    run_with("gateway", "smalti.services.gateway.service")
 
 
 def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:
@@ -115,21 +115,19 @@ def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder
         "from smalti.registry.spec import ModelSpec\n"
         f"unconditional_encoding(ModelSpec.load(ModelFolder.open({str(tiny.path)!r})))\n"
     )
-    run_with("generator", "smalti.engines.encoder", script)
+    run_with("generator", "smalti.engines.encoder", script=script)
 
 
-@pytest.mark.parametrize("module", ["smalti.registry.spec", "smalti.service.model", "smalti.service.stage"])
-def test_model_specification_and_process_need_no_engine(module: str) -> None:
-    run_with("service", module)
+def test_model_specification_and_process_need_no_engine() -> None:
+    run_with("service", "smalti.registry.spec", "smalti.service.model", "smalti.service.stage")
 
 
 def test_command_starts_without_any_extra() -> None:
     run_with(None, "smalti.cli")
 
 
-@pytest.mark.parametrize("module", ["smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion"])
-def test_client_imports_with_its_own_extra(module: str) -> None:
-    run_with("client", module)
+def test_client_imports_with_its_own_extra() -> None:
+    run_with("client", "smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion")
 
 
 @pytest.mark.parametrize("extra", ["local", "up", "training"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from faults.command import choose, main
-from faults.matrix import Result
-from faults.rows import ROWS
+from faults.matrix import Result, Row
+from faults.rows import ROWS, short
 from faults.rows.short import SHORT
 from faults.running import Runner
 from harness.paths import TESTS
@@ -18,9 +18,16 @@ from harness.servers import PostgresServer, RabbitMQServer
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
 # On a machine without RabbitMQ and PostgreSQL their tests are left out; in CI they fail instead.
 DEBIAN = (RabbitMQServer.installed() and PostgresServer.programs() is not None) or "CI" in os.environ
+KILLED = (short.workers, short.broker, short.gateway)
+"""The rows for `make test`. Duplicates, damaged objects and cancelled jobs have tests of their own beside it."""
 KINDS = [
-    ("valkey", "sqlite"),
-    *([pytest.param("rabbitmq", "postgres", marks=pytest.mark.slow)] if DEBIAN else []),
+    pytest.param("valkey", "sqlite", KILLED, id="killed"),
+    pytest.param("valkey", "sqlite", SHORT, id="valkey-sqlite", marks=pytest.mark.slow),
+    *(
+        [pytest.param("rabbitmq", "postgres", SHORT, id="rabbitmq-postgres", marks=pytest.mark.slow)]
+        if DEBIAN
+        else []
+    ),
 ]
 
 
@@ -33,14 +40,16 @@ def troubles(result: Result) -> list[str]:
 
 # One test for all rows of a kind: they share one system, whose start takes longer than they do.
 @pytest.mark.server
-@pytest.mark.parametrize(("broker", "database"), KINDS)
-def test_no_fault_loses_a_job_or_makes_a_wrong_picture(broker: str, database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("broker", "database", "rows"), KINDS)
+def test_no_fault_loses_a_job_or_makes_a_wrong_picture(
+    broker: str, database: str, rows: tuple[Row, ...], tmp_path: Path
+) -> None:
     runner = Runner(tmp_path, broker=broker, database=database, jobs=4, long=False, say=print)
     try:
-        results = runner.run(SHORT)
+        results = runner.run(rows)
     finally:
         runner.close()
-    assert {result.row.name: troubles(result) for result in results} == {row.name: [] for row in SHORT}
+    assert {result.row.name: troubles(result) for result in results} == {row.name: [] for row in rows}
     assert all(result.tally.accepted for result in results)
 
 

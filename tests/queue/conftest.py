@@ -1,16 +1,12 @@
 """Fixtures for the tests of the queues: a broker of each kind, and a worker."""
 
 import gc
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from harness.queue import QueueHarness, clear, settings_for
+from harness.queue import BROKERS, QueueHarness, clear, settings_for
 from harness.servers import RabbitMQServer, Server
-
-# On a machine without RabbitMQ its tests are left out; in CI they fail instead.
-BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
 
 
 @pytest.fixture(scope="session")

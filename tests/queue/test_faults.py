@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.queue import (
+    BROKERS,
     HARMLESS_WARNINGS,
     WAIT,
     QueueHarness,
@@ -42,7 +43,16 @@ WORKER = Path(__file__).parent / "queue_worker.py"
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
+# RabbitMQ takes long to start, and a worker's process too; what does not depend on the kind of broker is tested on
+# RabbitMQ with the slow tests.
+mostly_on_valkey = pytest.mark.parametrize(
+    "broker",
+    [name if name == "valkey" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS],
+    indirect=True,
+)
 
+
+@mostly_on_valkey
 def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
     publisher = BrokerPublisher(settings_for(broker, timeout=2.0))
     publisher.publish(task("before"), timeout=WAIT)
@@ -73,6 +83,7 @@ def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
     assert "down" not in found
 
 
+@mostly_on_valkey
 def test_no_message_is_lost_when_the_broker_crashes_or_hangs(
     queue_harness: QueueHarness, broker: Server
 ) -> None:
@@ -177,6 +188,7 @@ def test_crash_before_the_acknowledgement_loses_nothing(queue_harness: QueueHarn
     assert [event.job for event in events(queue_harness.settings)] == ["fatal"]
 
 
+@mostly_on_valkey
 def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
     settings = settings_for(broker, deliveries=3)
     clear(settings)
@@ -212,6 +224,7 @@ def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Ser
     publisher.close()
 
 
+@mostly_on_valkey
 def test_worker_drains_on_sigterm(queue_harness: QueueHarness, tmp_path: Path) -> None:
     for number in range(8):
         queue_harness.publisher.publish(task(f"j{number}", "sleep 0.5"))
