@@ -210,7 +210,8 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Float[Array, "*positions embed_dim"]) -> Int[Array, "*positions"]:
         """Returns the code nearest to each vector: argmin of |e|² - 2 z·e, since |z|² is the same for all codes."""
-        codebook = self.embedding.embedding
+        # In float32 for half weights too: the sums of squares would otherwise be rounded, and other codes be nearest.
+        codebook = self.embedding.embedding.astype(jnp.float32)
         products = jnp.einsum("...d,kd->...k", z, codebook, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmin(jnp.square(codebook).sum(-1) - 2 * products, axis=-1)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from smalti.errors import ConfigError
 from smalti.models import vqgan
-from smalti.models.layers import flatten
-from smalti.models.vqgan import VQGAN, VQGANConfig
+from smalti.models.layers import apply, flatten
+from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,19 @@ def test_the_file_of_a_model_without_the_additions_does_not_name_them(
     tiny_vqgan: tuple[VQGAN, Any],
 ) -> None:
     assert not {"decoder", "reduction"} & tiny_vqgan[0].config.fields().keys()
+
+
+def test_half_codes_are_as_near_as_the_same_codes_in_float32() -> None:
+    module = VQGANModule(jnp.float32, VQGANConfig.from_fields({**WIDER, "n_embed": 2048}))
+    half = (4 * jax.random.normal(jax.random.key(0), (2048, 8))).astype(jnp.float16)
+    vectors = 4 * jax.random.normal(jax.random.key(1), (4, 32, 32, 8))
+
+    def nearest(codebook: jax.Array) -> jax.Array:
+        return apply(
+            module, {"quantize": {"embedding": {"embedding": codebook}}}, vectors, method=module.nearest
+        )
+
+    np.testing.assert_array_equal(nearest(half), nearest(half.astype(jnp.float32)))
 
 
 def test_tokens_that_do_not_make_a_square_are_refused(tiny_vqgan: tuple[VQGAN, Any]) -> None:

@@ -88,7 +88,7 @@ class Monitor:
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics on held-out data."""
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
-        self._console.print(f"step {step:,} held out: {shown}", highlight=False)
+        self._console.print(f"step {step:,} held out: {shown}", highlight=False, soft_wrap=True)
         self._write("held_out", step, metrics)
 
     def show(self, step: int, sheet: Image.Image) -> None:
