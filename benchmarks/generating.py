@@ -108,7 +108,7 @@ def arrival_rate(
     def arrive(number: int) -> None:
         wanted = tuple(Candidate(number, index, SAMPLING) for index in range(int(numbers.choice(sizes))))
         handles.append(
-            made.submit(GenerationRequest(encoding=prompts[number % len(prompts)], candidates=wanted))
+            made.submit(GenerationRequest(encodings=(prompts[number % len(prompts)],), candidates=wanted))
         )
         readers.append(threading.Thread(target=read, args=(handles[-1],)))
         readers[-1].start()

@@ -15,7 +15,7 @@ from smalti.engines.encoding import Encoding
 from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, PromptReading, RankTask, Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
-from smalti.results import ScoredPicture, ScoresFile
+from smalti.results import RankedPicture, ScoresFile
 from smalti.service import Process, Service, run
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import encoding_bytes, load_encoding, load_tokens, tokens_bytes
@@ -70,7 +70,7 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
         return (task.keys.tokens(task.chunk),)
 
     def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
-        return load_encoding(self.store, task.encoding, self._sizes)
+        return load_encoding(self.store, task.encoding_refs[0], self._sizes)
 
     def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
         task = context.task
@@ -133,7 +133,7 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
     def run(self, context: TaskContext[RankTask], inputs: list[bytes]) -> StageOutput:  # noqa: D102
         task = context.task
         scored = tuple(
-            ScoredPicture(
+            RankedPicture(
                 index=index,
                 score=index,
                 sha256=ref.sha256,

@@ -2,7 +2,7 @@
 
 import secrets
 from enum import Enum
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 
@@ -32,6 +32,17 @@ class SamplingParameters(Strict):
     """Sample among the k most probable tokens; 0 for no limit."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample among the most probable tokens that together reach this probability; 1 for no limit."""
+    # Left out of JSON where they change nothing, so that files and messages without a layout part stay the same.
+    layout_share: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    """Share of the tokens, the first ones, that are sampled with the two values below: they decide the layout."""
+    layout_temperature: Annotated[float, Field(ge=0, le=100, exclude_if=lambda value: value == 1)] = 1.0
+    """Temperature of the layout part."""
+    layout_guidance_scale: Annotated[float, Field(ge=0, le=100, exclude_if=lambda value: value == 1)] = 1.0
+    """Guidance scale of the layout part."""
+
+    def every_value(self) -> dict[str, Any]:
+        """Returns the values by name, with those that JSON leaves out."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     def replace(self, **changes: float | None) -> Self:
         """Returns these parameters with changes; None leaves a parameter as it is.
@@ -40,7 +51,7 @@ class SamplingParameters(Strict):
             InvalidInputError: a value is out of range; names the field.
         """
         given = {name: value for name, value in changes.items() if value is not None}
-        return self.check(**{**self.model_dump(), **given})
+        return self.check(**{**self.every_value(), **given})
 
 
 class Counts(Strict):
@@ -48,6 +59,15 @@ class Counts(Strict):
 
     n: Annotated[int, Field(ge=1, le=1024)] = 9
     candidates: Annotated[int, Field(ge=1, le=1024)] = 16
+
+
+class Defaults(Counts):
+    """What a request gets that does not say otherwise."""
+
+    vary: Annotated[bool, Field(exclude_if=lambda vary: not vary)] = False
+    """Whether candidates differ in what the prompt leaves open, such as the style."""
+    diversity: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    """Weight of difference from each other when the pictures are chosen; 0 chooses by score alone."""
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -65,6 +85,18 @@ def check_counts(n: int, candidates: int) -> Counts:
             "n", f"{n} pictures cannot be chosen from {candidates} candidates; use more candidates"
         )
     return counts
+
+
+def check_diversity(diversity: float) -> float:
+    """Returns the weight of difference among the chosen pictures.
+
+    Raises:
+        InvalidInputError: the weight is out of range.
+    """
+    # Written so that NaN is refused too.
+    if not 0 <= diversity <= 1:
+        raise InvalidInputError("diversity", f"must be from 0 to 1, not {diversity}")
+    return float(diversity)
 
 
 def check_prompt(prompt: str) -> str:

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine
-from smalti.engines.generator.requests import Candidate
-from smalti.engines.ranker import RankerEngine, best
+from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.engines.ranker import RankerEngine
 from smalti.errors import SmaltiWarning
 from smalti.files import write_atomically
-from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
+from smalti.parameters import SamplingParameters, check_counts, check_diversity, check_prompt, check_seed
 from smalti.pictures import Drawing, png_bytes
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
+from smalti.selection import SCORE_DIGITS, choose
 from smalti.text.rewording import Rewriter
 
 __all__ = ["LocalPicture", "OnProgress", "Pipeline"]
@@ -122,6 +123,11 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        layout_share: float | None = None,
+        layout_temperature: float | None = None,
+        layout_guidance_scale: float | None = None,
+        vary: bool | None = None,
+        diversity: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[LocalPicture]:
         """Generates `candidates` pictures of a prompt and returns the `n` with the highest scores, best first.
@@ -139,6 +145,13 @@ class Pipeline:
             temperature: divides the logits; 0 always takes the most probable token.
             top_k: samples among the k most probable tokens; 0 for no limit.
             top_p: samples among the most probable tokens that together reach this probability; 1 for no limit.
+            layout_share: share of the tokens, the first ones, to which the next two apply; 0 for none.
+            layout_temperature: the temperature of these tokens.
+            layout_guidance_scale: the guidance scale of these tokens.
+            vary: whether candidates differ in what the prompt leaves open, such as the style; see
+                `LocalPicture.drawing.wording`. Does nothing for a model that has no list of what it may vary.
+            diversity: weight of difference from each other when pictures are chosen; 0 chooses by score alone.
+                With more, the pictures come in the order in which they are chosen; the first has the highest score.
             on_progress: called after each row of tiles.
 
         Raises:
@@ -150,17 +163,26 @@ class Pipeline:
             defaults.n if n is None else n, defaults.candidates if candidates is None else candidates
         )
         sampling = self.folder.sampling.replace(
-            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            layout_share=layout_share,
+            layout_temperature=layout_temperature,
+            layout_guidance_scale=layout_guidance_scale,
         )
-        pictures = self.generate_candidates(
+        diversity = check_diversity(defaults.diversity if diversity is None else diversity)
+        pictures, features = self._generate(
             prompt,
             range(counts.candidates),
             seed=check_seed(seed),
             sampling=sampling,
             total=counts.candidates,
+            vary=defaults.vary if vary is None else vary,
             on_progress=on_progress,
         )
-        return [pictures[index] for index in best([picture.score for picture in pictures], counts.n)]
+        chosen = choose([picture.score for picture in pictures], features, counts.n, diversity)
+        return [pictures[index] for index in chosen]
 
     def generate_candidates(
         self,
@@ -170,6 +192,7 @@ class Pipeline:
         seed: int,
         sampling: SamplingParameters,
         total: int,
+        vary: bool = False,
         on_progress: OnProgress | None = None,
     ) -> list[LocalPicture]:
         """Generates chosen candidates of a prompt, unranked; does not check its arguments.
@@ -180,26 +203,75 @@ class Pipeline:
             seed: the seed of all candidates.
             sampling: how tokens are sampled.
             total: number of candidates to record in the pictures' drawings.
+            vary: whether candidates differ in what the prompt leaves open.
             on_progress: called after each row of tiles.
 
         Returns:
             The pictures, in the order of `candidates`.
         """
+        pictures, _ = self._generate(
+            prompt,
+            candidates,
+            seed=seed,
+            sampling=sampling,
+            total=total,
+            vary=vary,
+            on_progress=on_progress,
+        )
+        return pictures
+
+    def request(
+        self, prompt: str, candidates: Sequence[int], *, seed: int, sampling: SamplingParameters, vary: bool
+    ) -> tuple[GenerationRequest, Sequence[str]]:
+        """Returns the request to the generator for candidates of a prompt, and the wording of each candidate.
+
+        Args:
+            prompt: the prompt in words that the model knows.
+            candidates: indices of the candidates.
+            seed: the seed of all candidates.
+            sampling: how tokens are sampled.
+            vary: whether candidates differ in what the prompt leaves open; otherwise all have the prompt as wording.
+        """
+        wordings: Sequence[str] = [prompt] * len(candidates)
+        if vary:
+            wordings = self.rewriter.wordings(prompt, seed, candidates)
+        places = {wording: place for place, wording in enumerate(dict.fromkeys(wordings))}
+        wanted = tuple(
+            Candidate(seed, index, sampling, places[wording])
+            for index, wording in zip(candidates, wordings, strict=True)
+        )
+        encodings = tuple(self.encoder.encode(wording) for wording in places)
+        return GenerationRequest(encodings=encodings, candidates=wanted), wordings
+
+    def _generate(
+        self,
+        prompt: str,
+        candidates: Sequence[int],
+        *,
+        seed: int,
+        sampling: SamplingParameters,
+        total: int,
+        vary: bool,
+        on_progress: OnProgress | None,
+    ) -> tuple[list[LocalPicture], Float[np.ndarray, "candidates features"]]:
+        """Generates candidates as `generate_candidates` does; also returns their features."""
         rewording = self.rewriter(prompt)
         if rewording.notice:
-            warnings.warn(f"{rewording.notice}: {_words_command(self.folder)}", SmaltiWarning, stacklevel=2)
-        encoding = self.encoder.encode(rewording.prompt)
-        if encoding.cut:
+            warnings.warn(f"{rewording.notice}: {_words_command(self.folder)}", SmaltiWarning, stacklevel=3)
+        request, wordings = self.request(
+            rewording.prompt, candidates, seed=seed, sampling=sampling, vary=vary
+        )
+        if self.encoder.is_cut(rewording.prompt):
+            length = len(request.encodings[0].mask)
             warnings.warn(
-                f"the prompt is longer than the {len(encoding.mask)} tokens that the model reads; its end is ignored",
+                f"the prompt is longer than the {length} tokens that the model reads; its end is ignored",
                 SmaltiWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        requested = [Candidate(seed, index, sampling) for index in candidates]
-        tokens = self.generator.generate(encoding, requested, on_progress)
+        tokens = self.generator.generate(request.encodings, request.candidates, on_progress)
         images = [Image.fromarray(pixels) for pixels in self.decoder.decode(tokens)]
-        scores = self.ranker.rank(rewording.prompt, images)
-        return [
+        ranking = self.ranker.look(rewording.prompt, images)
+        pictures = [
             LocalPicture(
                 image=image,
                 score=float(score),
@@ -214,12 +286,17 @@ class Pipeline:
                     sampling=sampling,
                     candidates=total,
                     candidate=index,
-                    score=round(float(score), 4),
+                    score=round(float(score), SCORE_DIGITS),
                     drawn=None if rewording.prompt == prompt else rewording.prompt,
+                    vary=vary,
+                    wording=wording if vary else None,
                 ),
             )
-            for image, score, index, row in zip(images, scores, candidates, tokens, strict=True)
+            for image, score, index, row, wording in zip(
+                images, ranking.scores, candidates, tokens, wordings, strict=True
+            )
         ]
+        return pictures, ranking.features
 
 
 def _words_command(folder: ModelFolder) -> str:

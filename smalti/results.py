@@ -1,17 +1,24 @@
 """The JSON files of a job in the object store: the scores of a chunk, and the result of the job."""
 
-from typing import Annotated, Literal, Self
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, ValidationError
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, StringConstraints, ValidationError
 
 from smalti.errors import DamagedObjectError
 from smalti.messages import MAX_GIVEN_TOKENS, MAX_IN_CHUNK, CandidateIndex, Prompt, ShortText
 from smalti.parameters import SamplingParameters, Seed
+from smalti.selection import FEATURE_TYPE
 from smalti.storage import Key, Sha256
 from smalti.validation import Strict, first_problem
 
 Pixels = Annotated[int, Field(ge=1, le=2**20)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MAX_FEATURES_LENGTH: Final = 2**16
+"""Characters of packed features."""
 
 
 class ScoredPicture(Strict):
@@ -25,6 +32,8 @@ class ScoredPicture(Strict):
     """Bytes of the file."""
     width: Pixels
     height: Pixels
+    wording: Prompt | None = None
+    """What was encoded for the candidate; None in a job whose candidates have no wordings of their own."""
 
 
 class _JsonFile(Strict):
@@ -45,10 +54,17 @@ class _JsonFile(Strict):
             raise DamagedObjectError(key, str(first_problem(error))) from None
 
 
+class RankedPicture(ScoredPicture):
+    """What the ranker finds out about the picture of a candidate."""
+
+    features: Annotated[str, StringConstraints(max_length=MAX_FEATURES_LENGTH)] | None = None
+    """What the picture looks like, from `pack_features`; None in a job that chooses by score alone."""
+
+
 class ScoresFile(_JsonFile):
     """`scores/<chunk>.json`: the scores of a chunk."""
 
-    pictures: Annotated[tuple[ScoredPicture, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
+    pictures: Annotated[tuple[RankedPicture, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 
 
 class ResultPicture(ScoredPicture):
@@ -71,5 +87,37 @@ class ResultFile(_JsonFile):
     sampling: SamplingParameters
     candidates: int
     """Number of candidates from which the pictures were selected."""
+    vary: Annotated[bool, Field(exclude_if=lambda vary: not vary)] = False
+    """Whether candidates have wordings of their own."""
+    diversity: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    """Weight of difference from each other in the selection."""
     pictures: tuple[ResultPicture, ...]
     """The selected pictures, best first."""
+
+
+def pack_features(features: Float[np.ndarray, " features"]) -> str:
+    """Returns the features of a picture as text: base64 of float16, as they are compared."""
+    return base64.b64encode(features.astype(FEATURE_TYPE).tobytes()).decode("ascii")
+
+
+def unpack_features(key: str, texts: Sequence[str | None]) -> Float[np.ndarray, "pictures features"]:
+    """Returns the features of pictures.
+
+    Args:
+        key: the object that they were read from.
+        texts: the features of each picture, from `pack_features`.
+
+    Raises:
+        DamagedObjectError: some are missing, are no numbers, or have another length.
+    """
+    try:
+        rows = [
+            np.frombuffer(base64.b64decode(text or "", validate=True), FEATURE_TYPE).astype(np.float32)
+            for text in texts
+        ]
+        features = np.stack(rows)
+    except ValueError as error:
+        raise DamagedObjectError(key, f"features: {error}") from None
+    if not features.size or not np.isfinite(features).all():
+        raise DamagedObjectError(key, "features: missing, or not finite")
+    return features

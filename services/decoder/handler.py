@@ -16,7 +16,7 @@ from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.objects import load_tokens
-from smalti.service.prompts import effective_prompt
+from smalti.service.prompts import effective_prompt, wordings_of
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
@@ -67,6 +67,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         context.reach("after-read")
         context.check_begin()
         prompt = effective_prompt(task, self._rewriter)
+        wordings = dict(zip(task.candidates, wordings_of(task, prompt, self._rewriter), strict=True))
         seconds = 0.0
         written: list[Future[ObjectRef]] = []
         # One batch of the program at a time, so that other tasks and calls get their turn in between.
@@ -78,7 +79,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
                 context.check()
                 context.reach("before-write")
                 for index, pixels in zip(task.candidates[start : start + step], pictures, strict=True):
-                    write = partial(self._write, task, prompt, index, pixels)
+                    write = partial(self._write, task, prompt, wordings[index], index, pixels)
                     written.append(self.store_executor.submit(write))
             return StageOutput(tuple(each.result() for each in written), seconds)
         finally:
@@ -103,13 +104,19 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         return self._compute.run(decode)
 
     def _write(
-        self, task: DecodeTask, prompt: str, index: int, pixels: UInt8[np.ndarray, "height width 3"]
+        self,
+        task: DecodeTask,
+        prompt: str,
+        wording: str | None,
+        index: int,
+        pixels: UInt8[np.ndarray, "height width 3"],
     ) -> ObjectRef:
         """Writes the PNG of a candidate with its record; the record has no score yet.
 
         Args:
             task: the task.
             prompt: the effective prompt.
+            wording: what was encoded for the candidate; None if it has no wording of its own.
             index: the candidate's index in the job.
             pixels: the picture.
         """
@@ -122,6 +129,8 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
             candidates=task.candidates_in_job,
             candidate=index,
             drawn=None if prompt == task.prompt else prompt,
+            vary=task.vary,
+            wording=wording,
         )
         content = png_bytes(Image.fromarray(pixels), drawing)
         return self.store.put(task.keys.candidate(index), content, content_type="image/png")

@@ -1,6 +1,7 @@
-"""The stage that encodes prompts: `jobs/<job>/encoding.safetensors`."""
+"""The stage that encodes prompts: `jobs/<job>/encoding.safetensors`, or an object for each wording of the prompt."""
 
 import time
+from collections.abc import Iterable
 
 from smalti.engines.encoder import EncoderEngine
 from smalti.messages import (
@@ -53,7 +54,9 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         self._rewriter = rewriter
 
     def output_keys(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
-        return (task.keys.encoding,)
+        if not task.vary:
+            return (task.keys.encoding,)
+        return tuple(self._prompts(task, self._rewriter(task.prompt).prompt))
 
     def read_prompt(self, task: EncodeTask) -> PromptReading:
         """Rewrites the prompt; also needed if the encoding is already there, which does not hold the words."""
@@ -70,25 +73,47 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         """Loads nothing: the task holds all that the encoder needs."""
 
     def run(self, context: TaskContext[EncodeTask], inputs: None) -> StageOutput:  # noqa: D102
-        task, prompt = context.task, _reading(context).effective_prompt
+        prompts = self._prompts(context.task, _reading(context).effective_prompt)
         context.reach("after-read")
 
-        def encode() -> tuple[bytes, float]:
+        def encode() -> tuple[dict[str, bytes], float]:
             context.check_begin()
             context.reach("engine-step")
             began = time.monotonic()
-            encoding = self._engine.encode(prompt)
-            return encoding_bytes(encoding), time.monotonic() - began
+            encoded = {key: encoding_bytes(self._engine.encode(prompt)) for key, prompt in prompts.items()}
+            return encoded, time.monotonic() - began
 
-        content, seconds = self._compute.run(encode)
+        encoded, seconds = self._compute.run(encode)
         context.check()
         context.reach("before-write")
-        return StageOutput((self.store.put(task.keys.encoding, content),), seconds)
+        written = self.store_executor.map(lambda each: self.store.put(*each), encoded.items())
+        return StageOutput(tuple(written), seconds)
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[EncodeTask], objects: tuple[ObjectRef, ...]
     ) -> tuple[Message, ...]:
-        return context.task.next(objects[0], _reading(context).effective_prompt)
+        task, prompt = context.task, _reading(context).effective_prompt
+        if not task.vary:
+            return task.next(objects[0], prompt)
+        refs = {ref.key: ref for ref in objects}
+        wordings = self._wordings(task, prompt)
+        return task.next(
+            {candidate: refs[task.keys.encoding_of(wording)] for candidate, wording in wordings}, prompt
+        )
+
+    def _prompts(self, task: EncodeTask, effective_prompt: str) -> dict[str, str]:
+        """Returns what is encoded for a task, by the key of the encoding; equal wordings are encoded once."""
+        if not task.vary:
+            return {task.keys.encoding: effective_prompt}
+        return {
+            task.keys.encoding_of(wording): wording for _, wording in self._wordings(task, effective_prompt)
+        }
+
+    def _wordings(self, task: EncodeTask, effective_prompt: str) -> Iterable[tuple[int, str]]:
+        """Returns the candidates of a task with their wordings."""
+        candidates = [candidate for chunk in task.chunks for candidate in chunk.candidates]
+        wordings = self._rewriter.wordings(effective_prompt, task.seed, candidates)
+        return zip(candidates, wordings, strict=True)
 
 
 def _reading(context: TaskContext[EncodeTask]) -> PromptReading:

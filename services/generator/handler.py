@@ -28,7 +28,7 @@ MAX_ROW_LENGTH = 64
 """Tokens of a row that an event can hold."""
 
 
-class GenerateHandler(StageHandler[GenerateTask, Encoding]):
+class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
     """Generates the tokens of a chunk."""
 
     stage = Stage.GENERATE
@@ -56,17 +56,22 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
     def output_keys(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
 
-    def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
+    def load(self, task: GenerateTask) -> tuple[Encoding, ...]:
+        """Loads the encodings that the candidates are generated from, each once."""
         self._check_given(task.given)
-        return load_encoding(self.store, task.encoding, self._spec)
+        return tuple(
+            self.store_executor.map(lambda ref: load_encoding(self.store, ref, self._spec), _distinct(task))
+        )
 
-    def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
+    def run(  # noqa: D102
+        self, context: TaskContext[GenerateTask], inputs: tuple[Encoding, ...]
+    ) -> StageOutput:
         task = context.task
         context.reach("after-read")
         context.check_begin()
         request = GenerationRequest(
-            encoding=inputs,
-            candidates=tuple(Candidate(task.seed, index, task.sampling) for index in task.candidates),
+            encodings=inputs,
+            candidates=_candidates(task),
             priority=task.priority,
             deadline=time.monotonic() + task.expires - time.time(),
             given=task.given,
@@ -172,6 +177,21 @@ class GenerateHandler(StageHandler[GenerateTask, Encoding]):
         dispatches = -(-tokens.missing // self._engine.batch.steps_per_dispatch)
         if tokens.waiting or dispatches * self._engine.timing.dispatch_seconds > left:
             raise GiveBackError("the worker stops")
+
+
+def _distinct(task: GenerateTask) -> list[ObjectRef]:
+    """Returns the references to the encodings of a task, each once."""
+    return list({ref.key: ref for ref in task.encoding_refs}.values())
+
+
+def _candidates(task: GenerateTask) -> tuple[Candidate, ...]:
+    """Returns the candidates of a task, each with its encoding's place among the distinct ones."""
+    places = {ref.key: place for place, ref in enumerate(_distinct(task))}
+    refs = task.encodings or task.encoding_refs * len(task.candidates)
+    return tuple(
+        Candidate(task.seed, index, task.sampling, places[ref.key])
+        for index, ref in zip(task.candidates, refs, strict=True)
+    )
 
 
 class _ChunkTokens:

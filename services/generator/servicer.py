@@ -102,7 +102,7 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             seed,
             sampling,
             GenerationRequest(
-                encoding=_padded(encoding, spec.transformer.max_text_length),
+                encodings=(_padded(encoding, spec.transformer.max_text_length),),
                 candidates=tuple(Candidate(seed, index, sampling) for index in request.candidates),
                 priority=priority_of(request.priority),
                 deadline=deadline(),

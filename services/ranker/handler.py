@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -9,18 +10,17 @@ from PIL import Image
 from smalti.engines.ranker import RankerEngine
 from smalti.errors import DamagedObjectError
 from smalti.messages import Message, RankTask, Stage
+from smalti.models.clip import Ranking
 from smalti.registry.folder import ModelFolder
-from smalti.results import ScoredPicture, ScoresFile
+from smalti.results import RankedPicture, ScoresFile, pack_features
+from smalti.selection import SCORE_DIGITS
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.prompts import effective_prompt
+from smalti.service.prompts import effective_prompt, wordings_of
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
-
-DIGITS = 4
-"""Decimal places of a score; further ones differ between machines."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,14 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         prompt = effective_prompt(task, self._rewriter)
         context.reach("after-read")
 
-        def rank() -> tuple[list[float], float]:
+        def rank() -> tuple[Ranking, float]:
             context.check_begin()
             context.reach("engine-step")
             began = time.monotonic()
-            return self._engine.rank(prompt, images).tolist(), time.monotonic() - began
+            return self._engine.look(prompt, images), time.monotonic() - began
 
-        scores, seconds = self._compute.run(rank)
-        scored = ScoresFile(
-            pictures=tuple(
-                ScoredPicture(
-                    index=index,
-                    score=round(score, DIGITS),
-                    sha256=picture.sha256,
-                    size=picture.size,
-                    width=picture.image.width,
-                    height=picture.image.height,
-                )
-                for index, score, picture in zip(task.candidates, scores, inputs, strict=True)
-            )
-        ).to_bytes()
+        ranking, seconds = self._compute.run(rank)
+        scored = self._scores_file(task, prompt, inputs, ranking).to_bytes()
         context.check()
         context.reach("before-write")
         key = task.keys.scores(task.chunk)
@@ -109,6 +97,28 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
     ) -> tuple[Message, ...]:
         """Returns nothing: the gateway learns from the event that the chunk is finished."""
         return ()
+
+    def _scores_file(
+        self, task: RankTask, prompt: str, pictures: Sequence[PictureFile], ranking: Ranking
+    ) -> ScoresFile:
+        """Returns the scores of a task's pictures; with their wordings and features if the task wants them."""
+        wordings = wordings_of(task, prompt, self._rewriter)
+        rows = zip(task.candidates, pictures, ranking.scores, ranking.features, wordings, strict=True)
+        return ScoresFile(
+            pictures=tuple(
+                RankedPicture(
+                    index=index,
+                    score=round(float(score), SCORE_DIGITS),
+                    sha256=picture.sha256,
+                    size=picture.size,
+                    width=picture.image.width,
+                    height=picture.image.height,
+                    wording=wording,
+                    features=pack_features(features) if task.keep_features else None,
+                )
+                for index, picture, score, features, wording in rows
+            )
+        )
 
     def _read_picture(self, ref: ObjectRef) -> PictureFile:
         content = self.store.get(ref.key, sha256=ref.sha256)

@@ -3,10 +3,14 @@
 import asyncio
 from typing import Any
 
+import numpy as np
+
 from smalti.engines.ranker import RankerEngine
 from smalti.messages import MAX_IN_CHUNK
+from smalti.models.clip import Ranking
 from smalti.pictures import read_image
 from smalti.rpc.conversion import check_asked_model
+from smalti.rpc.tensors import to_tensor
 from smalti.service.checks import check_count, checked_prompt
 from smalti.service.compute import ComputeThread
 from smalti.v1 import model_pb2, ranker_pb2_grpc
@@ -34,7 +38,7 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
         check_asked_model(request.model, self._model)
         prompt = checked_prompt(request.prompt)
         check_count(len(request.images), MAX_IN_CHUNK, field="images", noun="pictures")
-        scores: list[float] = []
+        rankings: list[Ranking] = []
         with self._compute.permit():
             # One batch at a time, because decompressed pictures may be large.
             step = self._engine.batch_size
@@ -44,7 +48,11 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
                     for index in range(start, min(start + step, len(request.images)))
                 ]
                 ranking = self._compute.submit(
-                    lambda pictures=pictures: self._engine.rank(prompt, pictures)  # type: ignore[misc]
+                    lambda pictures=pictures: self._engine.look(prompt, pictures)  # type: ignore[misc]
                 )
-                scores += (await asyncio.wrap_future(ranking)).tolist()
-        return ScoreResponse(scores=scores)
+                rankings.append(await asyncio.wrap_future(ranking))
+        features = np.concatenate([ranking.features for ranking in rankings])
+        return ScoreResponse(
+            scores=[score for ranking in rankings for score in ranking.scores.tolist()],
+            features=to_tensor(features) if request.include_features else None,
+        )

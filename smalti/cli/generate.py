@@ -8,6 +8,7 @@ import typer
 from smalti.cli import generate_local, generate_remote
 from smalti.cli.generate_output import Options
 from smalti.errors import InvalidInputError
+from smalti.parameters import check_diversity
 from smalti.pictures import Drawing, load_drawing
 from smalti.settings import settings
 
@@ -54,6 +55,32 @@ def generate(
             help="Sample among the most probable tiles that together reach this probability. [default: the model's]"
         ),
     ] = None,
+    layout_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the tiles, the first ones, that the next two options are for; 0 for none. "
+            "[default: the model's]"
+        ),
+    ] = None,
+    layout_temperature: Annotated[
+        float | None, typer.Option(help="Temperature of these tiles. [default: the model's]")
+    ] = None,
+    layout_guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance scale of these tiles. [default: the model's]")
+    ] = None,
+    vary: Annotated[
+        bool | None,
+        typer.Option(
+            "--vary/--no-vary",
+            help="Let candidates differ in what the prompt leaves open, such as the style. [default: the model's]",
+        ),
+    ] = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of difference when pictures are chosen, from 0 (the best ones) to 1. [default: the model's]"
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -81,12 +108,16 @@ def generate(
     original = _original(prompts, like)
     sampling = {
         "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "layout_share": layout_share, "layout_temperature": layout_temperature,
+        "layout_guidance_scale": layout_guidance_scale,
     }  # fmt: skip
     options = Options(
         n=n,
         candidates=candidates,
         seed=seed,
         sampling=sampling,
+        vary=vary,
+        diversity=None if diversity is None else check_diversity(diversity),
         model=model,
         out=out,
         with_grid=with_grid,

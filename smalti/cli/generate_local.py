@@ -42,6 +42,9 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
         folder.defaults.candidates if candidates is None else candidates,
     )
     seed = check_seed(seed)
+    recorded = original or folder.defaults
+    vary = recorded.vary if options.vary is None else options.vary
+    diversity = recorded.diversity if options.diversity is None else options.diversity
     check_folder(options.out)
 
     # Not before: importing JAX and torch takes seconds, and wrong options should be refused at once.
@@ -60,11 +63,19 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     seed=seed,
                     sampling=sampling,
                     total=counts.candidates,
+                    vary=vary,
                     on_progress=bar.update,
                 )
             else:
                 pictures = pipeline.generate(
-                    prompt, counts.n, counts.candidates, seed, **sampling.model_dump(), on_progress=bar.update
+                    prompt,
+                    counts.n,
+                    counts.candidates,
+                    seed,
+                    **sampling.every_value(),
+                    vary=vary,
+                    diversity=diversity,
+                    on_progress=bar.update,
                 )
         interrupts.check()
-        write(pictures, candidates=counts.candidates, options=options, warned=warned)
+        write(pictures, candidates=counts.candidates, diversity=diversity, options=options, warned=warned)

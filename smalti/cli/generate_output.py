@@ -30,6 +30,8 @@ class Options:
     seed: int | None
     sampling: dict[str, float | None]
     """Values of `SamplingParameters` by name."""
+    vary: bool | None
+    diversity: float | None
     model: str | None
     out: Path
     """The folder for the pictures."""
@@ -113,12 +115,20 @@ def check_revision(original: Drawing, revision: str) -> None:
         )
 
 
-def write(pictures: Sequence[Picture], *, candidates: int, options: Options, warned: Sequence[str]) -> None:
+def write(
+    pictures: Sequence[Picture],
+    *,
+    candidates: int,
+    diversity: float,
+    options: Options,
+    warned: Sequence[str],
+) -> None:
     """Writes the pictures and their grid, and prints where they are.
 
     Args:
         pictures: the pictures, best first.
         candidates: number of candidates that were generated.
+        diversity: weight of difference in the choice of the pictures.
         options: where to write, and what to print.
         warned: the warnings that the user has seen, for JSON.
 
@@ -128,24 +138,31 @@ def write(pictures: Sequence[Picture], *, candidates: int, options: Options, war
     out = options.out
     first = pictures[0].drawing
     stem = f"{slug(first.prompt)}-{first.seed}"
+    whole = first.model_copy(
+        update={
+            "candidate": None,
+            "score": None,
+            "wording": None,
+            "n": len(pictures),
+            "candidates": candidates,
+            "diversity": diversity,
+        }
+    )
     written: list[dict[str, Any]] = []
     try:
         for picture in pictures:
             path = save_png(out, f"{stem}-{picture.candidate}", picture.to_png())
-            written.append(
-                {"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)}
-            )
+            entry = {"file": str(path), "candidate": picture.candidate, "score": round(picture.score, 4)}
+            wording = picture.drawing.wording
+            written.append({**entry, "wording": wording} if wording is not None else entry)
         sheet = grid([picture.image for picture in pictures])
         grid_path = None
         if options.with_grid and len(pictures) > 1:
-            whole = first.model_copy(
-                update={"candidate": None, "score": None, "n": len(pictures), "candidates": candidates}
-            )
             grid_path = save_png(out, f"{stem}-grid", png_bytes(sheet, whole))
     except OSError as error:
         raise InvalidInputError("out", f"{out}: a picture cannot be written ({error.strerror})") from None
     if options.as_json:
-        shared = first.model_dump(exclude={"candidate", "score", "n"})
+        shared = whole.model_dump(exclude={"candidate", "score", "n", "wording"})
         results = {
             "pictures": written,
             "grid": str(grid_path) if grid_path else None,

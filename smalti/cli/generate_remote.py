@@ -46,6 +46,8 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         "candidates": options.candidates,
         "seed": seed,
         "model": options.model,
+        "vary": options.vary,
+        "diversity": options.diversity,
         **options.sampling,  # type: ignore[typeddict-item]
     }
     check_folder(options.out)
@@ -59,17 +61,26 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         for prompt in prompts:
             with collected_warnings() as warned, progress_bar(console, prompt) as bar:
                 pictures = _generate(client, prompt, request, bar, console)
-            candidates = total or pictures[0].job.parameters.candidates
+            parameters = pictures[0].job.parameters
+            candidates = total or parameters.candidates
             # A candidate that is generated again keeps the number of candidates of its original.
             pictures = [dataclasses.replace(picture, total=candidates) for picture in pictures]
-            write(pictures, candidates=candidates, options=options, warned=warned)
+            write(
+                pictures,
+                candidates=candidates,
+                diversity=parameters.diversity,
+                options=options,
+                warned=warned,
+            )
 
 
 def _options_of(original: Drawing, options: Options, total: int) -> "GenerateOptions":
     """Returns the options that generate an original again, with the user's own options in place of its own."""
     again: GenerateOptions = {
         "model": options.model or original.model,
-        **original.sampling.replace(**options.sampling).model_dump(),  # type: ignore[typeddict-item]
+        "vary": original.vary if options.vary is None else options.vary,
+        "diversity": original.diversity if options.diversity is None else options.diversity,
+        **original.sampling.replace(**options.sampling).every_value(),  # type: ignore[typeddict-item]
     }
     n = (original.n or 1) if options.n is None else options.n
     check_counts(n, total)

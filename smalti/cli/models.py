@@ -174,6 +174,7 @@ def _print_words(folder: ModelFolder, as_json: bool) -> None:
         "in the colours": words.colours,
         "on a background": words.backgrounds,
         "in the sizes": words.sizes,
+        "at the places": words.places,
         "in the styles": words.styles,
     }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

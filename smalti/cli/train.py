@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smalti.cli.extras import require_training
-from smalti.parameters import Counts, check_counts
+from smalti.parameters import Defaults, check_counts, check_diversity
 
 if TYPE_CHECKING:
     from smalti.training.loop.settings import Network
@@ -112,10 +112,19 @@ def export(
     source: Annotated[str, typer.Option(help="Where the model comes from.")] = "",
     n: Annotated[
         int, typer.Option("--n", help="Number of pictures that the model returns by default.")
-    ] = Counts().n,
+    ] = Defaults().n,
     candidates: Annotated[
         int, typer.Option(help="Number of candidates that the model generates by default.")
-    ] = Counts().candidates,
+    ] = Defaults().candidates,
+    vary: Annotated[
+        bool,
+        typer.Option(
+            "--vary/--no-vary", help="By default, candidates differ in what the prompt leaves open."
+        ),
+    ] = Defaults().vary,
+    diversity: Annotated[
+        float, typer.Option(help="Default weight of difference when pictures are chosen, from 0 to 1.")
+    ] = Defaults().diversity,
     half: Annotated[
         bool, typer.Option("--half", help="Store weights as float16, which halves the files.")
     ] = False,
@@ -134,7 +143,9 @@ def export(
         tokenizer=tokenizer,
         description=description,
         source=source,
-        defaults=check_counts(n, candidates),
+        defaults=Defaults.check(
+            **check_counts(n, candidates).model_dump(), vary=vary, diversity=check_diversity(diversity)
+        ),
         stored="float16" if half else "float32",
         overwrite=overwrite,
     )

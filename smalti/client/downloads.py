@@ -79,15 +79,15 @@ class RemotePicture:
             model=parameters.model.name,
             revision=parameters.model.revision,
             sampling=SamplingParameters(
-                guidance_scale=parameters.sampling.guidance_scale,
-                temperature=parameters.sampling.temperature,
-                top_k=parameters.sampling.top_k,
-                top_p=parameters.sampling.top_p,
+                # A gateway of an earlier version leaves out what it does not know.
+                **{field.name: value for field, value in parameters.sampling.ListFields()}
             ),
             candidates=self.total or parameters.candidates,
             candidate=self.candidate,
             score=round(self.score, 4),
             drawn=effective if effective and effective != parameters.prompt else None,
+            vary=parameters.vary,
+            wording=self.message.wording or None,
         )
 
     def to_png(self) -> bytes:

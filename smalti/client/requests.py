@@ -45,6 +45,16 @@ class GenerateOptions(TypedDict, total=False):
     """Sample among the k most probable tokens; 0 for no limit."""
     top_p: float | None
     """Sample among the most probable tokens that together reach this probability; 1 for no limit."""
+    layout_share: float | None
+    """Share of the tokens, the first ones, to which the next two apply; 0 for none."""
+    layout_temperature: float | None
+    """The temperature of these tokens."""
+    layout_guidance_scale: float | None
+    """The guidance scale of these tokens."""
+    vary: bool | None
+    """Whether candidates differ in what the prompt leaves open, such as the style."""
+    diversity: float | None
+    """Weight of difference from each other when pictures are chosen; 0 chooses by score alone."""
     model: str | None
     """Name of the model."""
     revision: str | None
@@ -97,7 +107,10 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         "model": (parameters.model, "name"),
         "revision": (parameters.model, "revision"),
         "keep_rows": (parameters.initial_image, "keep_rows"),
-        **{name: (parameters, name) for name in ("n", "candidates", "first_candidate", "seed")},
+        **{
+            name: (parameters, name)
+            for name in ("n", "candidates", "first_candidate", "seed", "vary", "diversity")
+        },
         **{name: (parameters.sampling, name) for name in SamplingParameters.DESCRIPTOR.fields_by_name},
     }
     given: dict[str, Any] = {"prompt": prompt, "request_id": str(uuid.uuid4())}

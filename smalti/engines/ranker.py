@@ -1,4 +1,4 @@
-"""The ranker: how well pictures fit their prompt."""
+"""The ranker: how well pictures fit their prompt, and what they look like."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from smalti.models.clip import DEFAULT_BATCH_SIZE, Clip
+from smalti.models.clip import DEFAULT_BATCH_SIZE, Clip, Ranking
 from smalti.registry.folder import ModelFolder
 
 
@@ -30,12 +30,8 @@ class RankerEngine:
 
     def rank(self, prompt: str, pictures: Sequence[Image.Image]) -> Float[np.ndarray, " pictures"]:
         """Returns the score of each picture; higher is better."""
-        return self.clip.scores(prompt, pictures, batch_size=self.batch_size)
+        return self.look(prompt, pictures).scores
 
-
-def best(scores: Sequence[float] | Float[np.ndarray, " pictures"], n: int) -> list[int]:
-    """Returns the indices of the n highest scores, best first; all of them if there are fewer.
-
-    Equal scores are ordered by index. NaN comes last.
-    """
-    return [int(index) for index in np.argsort(-np.asarray(scores, np.float64), kind="stable")[:n]]
+    def look(self, prompt: str, pictures: Sequence[Image.Image]) -> Ranking:
+        """Returns the score of each picture, and its features, for `smalti.selection.choose`."""
+        return self.clip.rank(prompt, pictures, batch_size=self.batch_size)

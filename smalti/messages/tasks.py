@@ -1,5 +1,6 @@
 """The tasks of the four stages, and which task or event follows from which."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from smalti.messages.envelope import (
     MAX_CHUNKS,
     MAX_GIVEN_TOKENS,
     MAX_IN_CHUNK,
+    CandidateIndex,
     Chunk,
     Count,
     Envelope,
@@ -20,6 +22,9 @@ from smalti.messages.envelope import (
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
 from smalti.parameters import SamplingParameters, Seed
 from smalti.storage import ObjectRef
+
+Flag = Annotated[bool, Field(exclude_if=lambda flag: not flag)]
+"""A field that is in the JSON only if it is true: a message that needs nothing new stays as it was."""
 
 
 class StageTask(Envelope):
@@ -36,6 +41,18 @@ class StageTask(Envelope):
     """Number of candidates in the whole job, for the record in each picture."""
     given: Annotated[tuple[Count, ...], Field(max_length=MAX_GIVEN_TOKENS)] = ()
     """Image tokens of the first positions, the same for all candidates; generation continues after them."""
+    vary: Flag = False
+    """Whether each candidate is generated from a wording of its own, which says what the prompt leaves open. Since
+    version 2."""
+    keep_features: Flag = False
+    """Whether the ranker also writes what the pictures look like, for a choice of different ones. Since version 2."""
+
+    @model_validator(mode="after")
+    def _check_version(self) -> Self:
+        for name in ("vary", "keep_features"):
+            if self.version < 2 and getattr(self, name):
+                raise ValueError(f"{name} needs version 2")
+        return self
 
     def done(
         self,
@@ -89,24 +106,37 @@ class EncodeTask(StageTask):
         candidates = [index for chunk in self.chunks for index in chunk.candidates]
         if len(set(numbers)) < len(numbers) or len(set(candidates)) < len(candidates):
             raise ValueError("a chunk or a candidate occurs twice")
+        # The event that follows names the encodings.
+        if self.vary and len(candidates) > MAX_IN_CHUNK:
+            raise ValueError(f"a task with wordings has {len(candidates)} candidates; at most {MAX_IN_CHUNK}")
         return self
 
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
         return self.job, self.kind, *(str(chunk.chunk) for chunk in self.chunks)
 
-    def next(self, encoding: ObjectRef, effective_prompt: str) -> "tuple[GenerateTask, ...]":
+    def next(
+        self, encoding: ObjectRef | Mapping[CandidateIndex, ObjectRef], effective_prompt: str
+    ) -> "tuple[GenerateTask, ...]":
         """Returns the tasks that follow.
 
         Args:
-            encoding: the encoding; must be durable.
-            effective_prompt: what was encoded.
+            encoding: the encoding; must be durable. With `vary`, the encoding of each candidate.
+            effective_prompt: the prompt in words that the model knows.
         """
         carried = self._carried()
         if self.version > 1 and effective_prompt != self.prompt:
             carried["effective_prompt"] = effective_prompt
+
+        def encodings(candidates: Indices) -> dict[str, Any]:
+            if isinstance(encoding, ObjectRef):
+                return {"encoding": encoding}
+            return {"encodings": tuple(encoding[candidate] for candidate in candidates)}
+
         return tuple(
-            GenerateTask(**carried, chunk=chunk.chunk, candidates=chunk.candidates, encoding=encoding)
+            GenerateTask(
+                **carried, chunk=chunk.chunk, candidates=chunk.candidates, **encodings(chunk.candidates)
+            )
             for chunk in self.chunks
         )
 
@@ -157,12 +187,28 @@ class GenerateTask(ChunkTask):
     stage_queue = Stage.GENERATE
 
     kind: Literal["generate"] = "generate"
-    encoding: ObjectRef
+    encoding: ObjectRef | None = None
+    """The encoding of the prompt; None with `vary`."""
+    encodings: Annotated[
+        tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK, exclude_if=lambda refs: not refs)
+    ] = ()
+    """With `vary`, the encodings of the candidates' wordings, in the order of the candidates; some may be equal."""
 
     @model_validator(mode="after")
     def _check_encoding(self) -> Self:
-        _check_keys((self.encoding,), (self.keys.encoding,))
+        if not self.vary:
+            _check_keys(self.encoding_refs, (self.keys.encoding,))
+        elif self.encoding is not None or len(self.encodings) != len(self.candidates):
+            raise ValueError("a task with wordings must have an encoding for each candidate")
+        for ref in self.encodings:
+            if ref.key not in self.keys or not ref.key.startswith(self.keys.encodings):
+                raise ValueError(f"{ref.key} must be in {self.keys.encodings}")
         return self
+
+    @property
+    def encoding_refs(self) -> tuple[ObjectRef, ...]:
+        """References to the encodings: one for all candidates, or one for each."""
+        return self.encodings if self.encoding is None else (self.encoding, *self.encodings)
 
     def next(self, tokens: ObjectRef) -> "DecodeTask":
         """Returns the task that follows; the tokens must be durable."""

@@ -4,6 +4,7 @@ import difflib
 import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ DEFAULT_BATCH_SIZE = 16
 # Files that open_clip looks for in a folder. It reads the last two with `weights_only`, so they cannot run code.
 _WEIGHTS_PATTERNS = ("*.safetensors", "*.bin", "*.pth")
 _TOWERS = ("text_cfg", "vision_cfg")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What CLIP finds out about pictures."""
+
+    scores: Float[np.ndarray, " pictures"]
+    """How well each picture fits the prompt; higher is better."""
+    features: Float[np.ndarray, "pictures features"]
+    """Each picture's features, of length 1: the product of two is how similar the pictures look."""
 
 
 class Clip:
@@ -114,10 +125,10 @@ class Clip:
             ) from error
         return cls(model=model, prepare=prepare, tokenizer=tokenizer, config=config, device=device)
 
-    def scores(
+    def rank(
         self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int = DEFAULT_BATCH_SIZE
-    ) -> Float[np.ndarray, " pictures"]:
-        """Returns CLIP's `logits_per_image`: exp(logit_scale) * cosine(picture features, text features).
+    ) -> Ranking:
+        """Returns CLIP's `logits_per_image`, exp(logit_scale) * cosine(picture features, text features).
 
         DALL·E mini ranks by these. For OpenAI's models the scale is 100.
 
@@ -127,7 +138,7 @@ class Clip:
             batch_size: pictures per run of the model.
         """
         if not pictures:
-            return np.zeros(0, np.float32)
+            return Ranking(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
         with torch.inference_mode():
             text = self.model.encode_text(self._tokenizer([prompt]).to(self._device), normalize=True)
             features = torch.cat(
@@ -138,7 +149,14 @@ class Clip:
             )
             logits = self.model.logit_scale.exp() * (features @ text[0])
             bias = getattr(self.model, "logit_bias", None)  # SigLIP has one.
-            return (logits if bias is None else logits + bias).float().cpu().numpy()
+            scores = logits if bias is None else logits + bias
+            return Ranking(scores.float().cpu().numpy(), features.float().cpu().numpy())
+
+    def scores(
+        self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[np.ndarray, " pictures"]:
+        """Returns the scores that `rank` returns."""
+        return self.rank(prompt, pictures, batch_size=batch_size).scores
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `Clip.load` reads; each file atomically."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from smalti.errors import ModelError
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -72,7 +72,7 @@ class ModelFolder:
         description: str = "",
         source: str = "",
         sampling: SamplingParameters | None = None,
-        defaults: Counts | None = None,
+        defaults: Defaults | None = None,
     ) -> Self:
         """Writes `model.json` into a folder that holds the parts of a model, and returns the model.
 
@@ -87,7 +87,7 @@ class ModelFolder:
             description: one sentence about the model.
             source: where the original files come from.
             sampling: default sampling parameters.
-            defaults: default numbers of pictures and candidates.
+            defaults: what a request gets that does not say otherwise.
 
         Raises:
             InvalidInputError: `clip` has no pretrained tag.
@@ -110,7 +110,7 @@ class ModelFolder:
             "source": source,
             "parts": parts,
             "sampling": (sampling or SamplingParameters()).model_dump(),
-            "defaults": (defaults or Counts()).model_dump(),
+            "defaults": (defaults or Defaults()).model_dump(),
             "files": {
                 file: {"size": (path / file).stat().st_size, "sha256": digest}
                 for file, digest in digests.items()
@@ -138,8 +138,8 @@ class ModelFolder:
         return self.manifest.sampling
 
     @property
-    def defaults(self) -> Counts:
-        """Default numbers of pictures and candidates."""
+    def defaults(self) -> Defaults:
+        """What a request gets that does not say otherwise: numbers of pictures and candidates, and their variety."""
         return self.manifest.defaults
 
     @property

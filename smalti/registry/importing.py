@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.files import write_atomically
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import check_name, clip_name
 from smalti.registry.spec import find_mismatches
@@ -47,7 +47,7 @@ def import_model(
     description: str = "",
     source: str = "",
     sampling: SamplingParameters | None = None,
-    defaults: Counts | None = None,
+    defaults: Defaults | None = None,
 ) -> ModelFolder:
     """Makes a model folder from original files, completely or not at all.
 

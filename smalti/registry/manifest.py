@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.files import read_json_object, write_atomically
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.validation import Strict, first_problem
 
 MANIFEST_FILE = "model.json"
@@ -77,8 +77,8 @@ class Manifest(Strict):
     parts: Parts
     sampling: SamplingParameters = SamplingParameters()
     """Default sampling parameters."""
-    defaults: Counts = Counts()
-    """Default numbers of pictures and candidates."""
+    defaults: Defaults = Defaults()
+    """What a request gets that does not say otherwise."""
     files: dict[InnerPath, FileRecord]
     """Every file of the folder except `model.json`, the model card and hidden files."""
 

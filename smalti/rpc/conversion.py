@@ -29,7 +29,7 @@ _PRIORITY_NUMBERS = {
 
 def sampling_message(sampling: SamplingParameters) -> sampling_pb2.SamplingParameters:
     """Returns sampling parameters as a message in which every field is set."""
-    return sampling_pb2.SamplingParameters(**sampling.model_dump())
+    return sampling_pb2.SamplingParameters(**sampling.every_value())
 
 
 def sampling_of(
@@ -47,7 +47,7 @@ def sampling_of(
     """
     given = {descriptor.name: value for descriptor, value in message.ListFields()}
     with within(field):
-        return SamplingParameters.check(**{**defaults.model_dump(), **given})
+        return SamplingParameters.check(**{**defaults.every_value(), **given})
 
 
 def encoding_message(

@@ -31,6 +31,8 @@ def model_message(spec: ModelSpec) -> model_pb2.Model:
         encoding_width=spec.transformer.d_model,
         encodes_images=spec.encodes_images,
         sampling=sampling_message(folder.sampling),
+        default_vary=folder.defaults.vary,
+        default_diversity=folder.defaults.diversity,
         default_n=folder.defaults.n,
         default_candidates=folder.defaults.candidates,
     )

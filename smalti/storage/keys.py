@@ -1,5 +1,6 @@
 """The keys of objects, which follow from the job alone."""
 
+import hashlib
 import re
 from typing import Annotated
 
@@ -60,8 +61,14 @@ class JobKeys:
             )
         self.folder = f"{JOBS}{job}/"
         self.encoding = f"{self.folder}encoding.safetensors"
+        self.encodings = f"{self.folder}encodings/"
+        """The prefix of the encodings of a job whose candidates have wordings of their own."""
         self.result = f"{self.folder}result.json"
         self.cancelled = f"{self.folder}cancelled.json"
+
+    def encoding_of(self, wording: str) -> str:
+        """Returns the key of the encoding of one wording; equal wordings of a job share it."""
+        return f"{self.encodings}{hashlib.sha256(wording.encode()).hexdigest()[:32]}.safetensors"
 
     def tokens(self, chunk: int) -> str:
         """Returns the key of a chunk's image tokens."""
@@ -94,7 +101,7 @@ def is_intermediate(key: str) -> bool:
     name = key.removeprefix(JOBS).partition("/")[2]
     return key.startswith(JOBS) and (
         name in ("encoding.safetensors", "cancelled.json")
-        or name.startswith(("tokens/", "scores/", "suspects/"))
+        or name.startswith(("encodings/", "tokens/", "scores/", "suspects/"))
     )
 
 

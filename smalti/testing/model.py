@@ -10,7 +10,7 @@ import numpy as np
 
 from smalti.models import bart, vqgan
 from smalti.models.layers import Parameters, unflatten
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.testing.clip import tiny_clip
 from smalti.testing.tokenizer import tiny_tokenizer_files
@@ -79,5 +79,5 @@ def tiny_model(folder: Path, seed: int = 0, words: Words | None = None) -> Model
         licence="Apache-2.0",
         description="Random weights, for tests.",
         sampling=SamplingParameters(),
-        defaults=Counts(),
+        defaults=Defaults(),
     )

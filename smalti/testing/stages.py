@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Float
 from safetensors.numpy import save
 
 from smalti.messages import (
@@ -15,11 +16,21 @@ from smalti.messages import (
     RankTask,
     StageDone,
 )
-from smalti.results import ScoredPicture, ScoresFile
+from smalti.results import RankedPicture, ScoresFile, pack_features
 from smalti.storage import ObjectStore
 
 SIDE = 8
 """The width and height that are reported of pictures, which have no pixels."""
+
+
+def wording(prompt: str, index: int) -> str:
+    """Returns what is encoded for a candidate of a varied job: one of two wordings."""
+    return f"{prompt} in {'flat' if index % 2 else '3d'} style"
+
+
+def one_look(index: int) -> Float[np.ndarray, " features"]:
+    """Returns the features of a candidate; all pictures look the same."""
+    return np.ones(1, np.float32)
 
 
 def rising(index: int) -> float:
@@ -41,14 +52,24 @@ class FakeStages:
         self.store = store
         self.tokens = tokens
         self.score = score
+        self.features: Callable[[int], Float[np.ndarray, " features"]] = one_look
+        """Returns the features of a candidate by its index."""
         self.picture: Callable[[int, int], bytes] = picture_bytes
         """Returns the file of a candidate for a seed and an index."""
 
     def encode(self, task: EncodeTask) -> tuple[tuple[GenerateTask, ...], StageDone]:
         """Encodes a prompt; returns the next tasks and the event."""
-        ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
         reading = PromptReading(effective_prompt=task.prompt, cut=False)
-        return task.next(ref, task.prompt), task.done(ref, reading=reading)
+        if not task.vary:
+            ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
+            return task.next(ref, task.prompt), task.done(ref, reading=reading)
+        wordings = {index: wording(task.prompt, index) for chunk in task.chunks for index in chunk.candidates}
+        refs = {
+            each: self.store.put(task.keys.encoding_of(each), f"encoding of {each}".encode())
+            for each in dict.fromkeys(wordings.values())
+        }
+        encodings = {index: refs[each] for index, each in wordings.items()}
+        return task.next(encodings, task.prompt), task.done(*refs.values(), reading=reading)
 
     def draw_rows(self, task: GenerateTask, rows: int) -> Progress:
         """Returns the progress event for a number of finished rows of a chunk."""
@@ -77,13 +98,15 @@ class FakeStages:
         """Scores a chunk."""
         scores = ScoresFile(
             pictures=tuple(
-                ScoredPicture(
+                RankedPicture(
                     index=index,
                     score=self.score(index),
                     sha256=ref.sha256,
                     size=len(self.picture(task.seed, index)),
                     width=SIDE,
                     height=SIDE,
+                    wording=wording(task.prompt, index) if task.vary else None,
+                    features=pack_features(self.features(index)) if task.keep_features else None,
                 )
                 for index, ref in zip(task.candidates, task.pictures, strict=True)
             )

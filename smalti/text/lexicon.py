@@ -11,7 +11,7 @@ from typing import Literal
 
 from smalti.text.vocabulary import Words
 
-Kind = Literal["thing", "colour", "size", "style", "grammar"]
+Kind = Literal["thing", "colour", "size", "place", "style", "grammar"]
 Phrase = tuple[str, ...]
 
 MAX_PROMPT_LENGTH = 64
@@ -89,6 +89,7 @@ class Lexicon:
             ("thing", words.things),
             ("colour", words.colours + words.backgrounds),
             ("size", words.sizes),
+            ("place", words.places),
             ("style", words.styles),
             ("grammar", words.grammar),
         )
@@ -226,6 +227,6 @@ def _is_same(said: str, found: _Known) -> bool:
     if not found.certain:
         return False
     # "photo" instead of "picture" or "huge" instead of "big" makes no difference to the picture.
-    if found.kind in ("grammar", "size", "style"):
+    if found.kind in ("grammar", "size", "place", "style"):
         return True
     return difflib.SequenceMatcher(None, said, found.word).ratio() >= _MIN_SAME_RATIO

@@ -6,11 +6,13 @@ background". Words that the model has never read would be noise to it.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from smalti.text.lexicon import MAX_PROMPT_LENGTH, Lexicon, Meaning, read_tokens
+from smalti.text.variation import Variations
 from smalti.text.vocabulary import Words, article, load_words
 
 MAX_THINGS = 2
@@ -42,6 +44,7 @@ class Rewriter:
     def __init__(self, words: Words | None) -> None:
         """Makes the tables for a model's words; None is a model that reads any text, whose prompts stay the same."""
         self._lexicon = Lexicon(words) if words else None
+        self._variations = Variations(self._lexicon) if self._lexicon else None
 
     @classmethod
     def load(cls, file: Path | None) -> Self:
@@ -79,6 +82,18 @@ class Rewriter:
         notice = f'{problem}; drawing "{drawn}". It knows {len(self._lexicon.words.things)} things'
         return Rewording(drawn, unknown, left_out, notice if problems or not names_something else "")
 
+    def wordings(self, prompt: str, seed: int, candidates: Sequence[int]) -> tuple[str, ...]:
+        """Returns what is encoded for each candidate: the prompt, and words for what it leaves open.
+
+        Args:
+            prompt: the prompt of a rewording.
+            seed: the seed of the candidates.
+            candidates: the candidates' indices.
+        """
+        if self._variations is None:
+            return (prompt,) * len(candidates)
+        return self._variations(prompt, seed, candidates)
+
 
 @dataclass
 class _Figure:
@@ -104,6 +119,7 @@ class _Scene:
     has_implied_background: bool = False
     """Whether the prompt has a background without the word "background": "on yellow"."""
     _background: Meaning | None = None
+    _place: Meaning | None = None
     _style: Meaning | None = None
     # Read before the thing that they belong to.
     _colour: Meaning | None = None
@@ -118,10 +134,15 @@ class _Scene:
                 self._take_colour(index)
             elif meaning.kind == "size":
                 self._take_size(index)
+            elif meaning.kind == "place":
+                self._place = self._first(self._place, meaning)
             elif meaning.kind == "style":
                 self._style = self._first(self._style, meaning)
             elif len(self.figures) == 1 and (meaning.word, self._word(index + 1)) == ("right", "of"):
                 self._second_is_left = True
+        if len(self.figures) > 1:
+            self._leave_out(self._place)
+            self._place = None
         if self.figures:
             self._leave_out(self._size, self._colour)
 
@@ -134,6 +155,8 @@ class _Scene:
         """Returns the caption in its most common form."""
         figures = reversed(self.figures) if self._second_is_left else self.figures
         text = " and ".join(figure.noun(self.words.plurals) for figure in figures)
+        if self._place:
+            text += f" {self._place.word}"
         if self._background:
             text += f" on {article(self._background.word)} {self._background.word} background"
         return f"{text} in {self._style.word} style" if self._style else text

@@ -5,7 +5,7 @@ Models that read any text, such as DALL·E mini, do not have this file.
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -15,10 +15,27 @@ from smalti.validation import Strict, first_problem
 
 KNOWN_WORDS_FILE = "words.json"
 
+Weight = Annotated[float, Field(gt=0)]
+
 _WORD = re.compile(r"[^\W_]+(?:[ '’-][^\W_]+)*")
 
 CAPTION_WORDS = frozenset({"a", "an", "and", "background", "in", "on", "style"})
 """Words that `smalti.text.rewording` uses in captions, besides things and their attributes."""
+
+
+class Layout(Strict):
+    """A size and a place of a single thing, as words of a caption; None leaves it open."""
+
+    size: str | None = None
+    place: str | None = None
+    weight: Weight = 1.0
+
+
+class Variation(Strict):
+    """What the candidates of a prompt may be drawn as where the prompt leaves it open; weights are relative."""
+
+    styles: dict[str, Weight] = Field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
 
 
 class Words(Strict):
@@ -33,18 +50,22 @@ class Words(Strict):
     """Colours of backgrounds."""
     styles: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    """Where a single thing is, such as "in the top left corner"."""
     grammar: tuple[str, ...] = ()
     """Other words of the captions."""
     synonyms: dict[str, str] = Field(default_factory=dict)
     """Known word for each synonym."""
     neighbours: dict[str, str] = Field(default_factory=dict)
     """Most similar known thing for each unknown one."""
+    variation: Variation | None = None
+    """Words that may be added to a prompt; None for a model whose prompts are always encoded as they are."""
 
     @property
     def known(self) -> frozenset[str]:
         """Everything that the model knows; terms of several words ("ice cream") are not split."""
         return frozenset().union(
-            self.things, self.colours, self.backgrounds, self.styles, self.sizes, self.grammar
+            self.things, self.colours, self.backgrounds, self.styles, self.sizes, self.places, self.grammar
         )
 
     @model_validator(mode="after")
@@ -63,6 +84,21 @@ class Words(Strict):
             for word in targets:
                 if word not in among:
                     raise ValueError(f"{kind} refer to {word!r}, which is not a known {noun}")
+        return self
+
+    @model_validator(mode="after")
+    def _varies_by_known_words(self) -> Self:
+        if self.variation is None:
+            return self
+        layouts = self.variation.layouts
+        for noun, chosen, known in (
+            ("style", self.variation.styles, self.styles),
+            ("size", [layout.size for layout in layouts], self.sizes),
+            ("place", [layout.place for layout in layouts], self.places),
+        ):
+            for word in chosen:
+                if word is not None and word not in known:
+                    raise ValueError(f"variation refers to {word!r}, which is not a known {noun}")
         return self
 
 

@@ -16,7 +16,7 @@ from smalti.models.bart import DalleBart
 from smalti.models.clip import CONFIG_FILE
 from smalti.models.layers import Parameters, flatten
 from smalti.models.vqgan import VQGAN
-from smalti.parameters import Counts
+from smalti.parameters import Defaults
 from smalti.registry.folder import ModelFolder
 from smalti.text.tokenizer import copy_text_files
 from smalti.training.batches.text_tokenizer import load_tokenizer
@@ -42,7 +42,7 @@ def export(
     tokenizer: Path | None = None,
     description: str = "",
     source: str = "",
-    defaults: Counts | None = None,
+    defaults: Defaults | None = None,
     stored: Stored = "float32",
     overwrite: bool = False,
 ) -> ModelFolder:
@@ -59,7 +59,7 @@ def export(
             trained with. By default the generator's own.
         description: one sentence about the model.
         source: where the model comes from.
-        defaults: default numbers of candidates and pictures.
+        defaults: what a request gets that does not say otherwise.
         stored: type of the transformer's and the VQGAN's weights in the files; float16 halves the files.
         overwrite: whether the content of `out` may be replaced.
 

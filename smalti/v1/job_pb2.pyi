@@ -81,6 +81,8 @@ class ImageParameters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     INITIAL_IMAGE_FIELD_NUMBER: _builtins.int
+    VARY_FIELD_NUMBER: _builtins.int
+    DIVERSITY_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt: 1 to `Limits.prompt_characters` characters, not blank. Surrounding white space is removed."""
     n: _builtins.int
@@ -97,6 +99,15 @@ class ImageParameters(_message.Message):
     seed: _builtins.int
     """The seed, from 0 to 2^63 - 1. If omitted, a random seed is used. In JSON, note that some languages read numbers
     exactly only up to 2^53.
+    """
+    vary: _builtins.bool
+    """Whether candidates differ in what the prompt leaves open, such as the style, as far as the model has words for it.
+    The words are added to what is encoded (`Picture.wording`), and follow from the seed and the candidate's index. The
+    pictures are ranked by the prompt itself. If omitted, `Model.default_vary`.
+    """
+    diversity: _builtins.float
+    """The weight of difference from each other when the pictures are chosen from the candidates. From 0 to 1; 0 chooses by
+    score alone. If omitted, `Model.default_diversity`.
     """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
@@ -121,27 +132,37 @@ class ImageParameters(_message.Message):
         seed: _builtins.int | None = ...,
         sampling: _sampling_pb2.SamplingParameters | None = ...,
         initial_image: Global___InitialImage | None = ...,
+        vary: _builtins.bool | None = ...,
+        diversity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "candidates", b"candidates", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "sampling", b"sampling", "seed", b"seed", "vary", b"vary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "candidates", b"candidates", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "vary", b"vary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015
+    _WhichOneofReturnType__diversity: _TypeAlias = _typing.Literal["diversity"]  # noqa: Y015
+    _WhichOneofArgType__diversity: _TypeAlias = _typing.Literal["_diversity", b"_diversity"]  # noqa: Y015
     _WhichOneofReturnType__first_candidate: _TypeAlias = _typing.Literal["first_candidate"]  # noqa: Y015
     _WhichOneofArgType__first_candidate: _TypeAlias = _typing.Literal["_first_candidate", b"_first_candidate"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__vary: _TypeAlias = _typing.Literal["vary"]  # noqa: Y015
+    _WhichOneofArgType__vary: _TypeAlias = _typing.Literal["_vary", b"_vary"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidates) -> _WhichOneofReturnType__candidates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diversity) -> _WhichOneofReturnType__diversity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first_candidate) -> _WhichOneofReturnType__first_candidate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vary) -> _WhichOneofReturnType__vary | None: ...
 
 Global___ImageParameters: _TypeAlias = ImageParameters  # noqa: Y015
 
@@ -407,12 +428,15 @@ class Picture(_message.Message):
     OBJECT_KEY_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     URL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    WORDING_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
     """The index among the candidates. With the seed, it generates the same picture again
     (`ImageParameters.first_candidate`).
     """
     rank: _builtins.int
-    """The rank among the job's pictures, starting with 0 for the best."""
+    """The rank among the job's pictures, starting with 0 for the best. With `ImageParameters.diversity`, the others are in
+    the order in which they were chosen.
+    """
     score: _builtins.float
     """The ranker's score, comparable only among pictures of the same prompt and model."""
     width: _builtins.int
@@ -433,6 +457,10 @@ class Picture(_message.Message):
     """A URL from which anyone can download the file with GET. Empty if the store has no URLs; DownloadImages always
     works.
     """
+    wording: _builtins.str
+    """What was encoded for this candidate: the prompt as the model reads it, and words for what it leaves open. Empty
+    without `ImageParameters.vary`.
+    """
     @_builtins.property
     def url_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the URL expires. Request the job again to get a new one."""
@@ -451,10 +479,11 @@ class Picture(_message.Message):
         object_key: _builtins.str = ...,
         url: _builtins.str = ...,
         url_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        wording: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["url_expire_time", b"url_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "height", b"height", "media_type", b"media_type", "object_key", b"object_key", "rank", b"rank", "score", b"score", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url", "url_expire_time", b"url_expire_time", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "height", b"height", "media_type", b"media_type", "object_key", b"object_key", "rank", b"rank", "score", b"score", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url", "url_expire_time", b"url_expire_time", "width", b"width", "wording", b"wording"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,6 +72,8 @@ class Model(_message.Message):
     DEFAULT_CANDIDATES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     VOCABULARY_FIELD_NUMBER: _builtins.int
+    DEFAULT_VARY_FIELD_NUMBER: _builtins.int
+    DEFAULT_DIVERSITY_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """A description in one sentence."""
     licence: _builtins.str
@@ -100,6 +102,10 @@ class Model(_message.Message):
     """The default number of pictures to return."""
     default_candidates: _builtins.int
     """The default number of candidates; the gateway may generate more while it is idle."""
+    default_vary: _builtins.bool
+    """The default of `ImageParameters.vary`."""
+    default_diversity: _builtins.float
+    """The default of `ImageParameters.diversity`."""
     @_builtins.property
     def reference(self) -> Global___ModelReference:
         """The name and the revision."""
@@ -137,10 +143,12 @@ class Model(_message.Message):
         default_candidates: _builtins.int = ...,
         limits: Global___Limits | None = ...,
         vocabulary: Global___Vocabulary | None = ...,
+        default_vary: _builtins.bool = ...,
+        default_diversity: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reference", b"reference", "sampling", b"sampling", "vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_n", b"default_n", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "rows", b"rows", "sampling", b"sampling", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_diversity", b"default_diversity", "default_n", b"default_n", "default_vary", b"default_vary", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "rows", b"rows", "sampling", b"sampling", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -249,7 +257,7 @@ class WordGroup(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The purpose: "things", "colours", "backgrounds", "styles", "sizes" or "grammar". More may be added."""
+    """The purpose: "things", "colours", "backgrounds", "styles", "sizes", "places" or "grammar". More may be added."""
     @_builtins.property
     def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The words, in alphabetical order. An entry may consist of several words ("ice cream")."""

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from smalti.v1 import model_pb2 as _model_pb2
+from smalti.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,10 +29,13 @@ class ScoreRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    INCLUDE_FEATURES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt: 1 to `Limits.prompt_characters` characters, not blank. For pictures of a model with a closed
     vocabulary, pass `PromptReading.drawn`.
     """
+    include_features: _builtins.bool
+    """Whether to also return what the pictures look like."""
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model that must be loaded. If omitted, the loaded model is used."""
@@ -48,10 +52,11 @@ class ScoreRequest(_message.Message):
         model: _model_pb2.ModelReference | None = ...,
         prompt: _builtins.str = ...,
         images: _abc.Iterable[_builtins.bytes] | None = ...,
+        include_features: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "include_features", b"include_features", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -64,20 +69,28 @@ class ScoreResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORES_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One score for each picture, in the order of the request; higher is better. Comparable only among pictures of the
         same prompt and model.
         """
 
+    @_builtins.property
+    def features(self) -> _tensor_pb2.Tensor:
+        """The features of the pictures, `[pictures, features]`, FLOAT32, each row of length 1: the product of two rows tells how
+        similar the pictures look, 1 for equal ones. Only set if requested.
+        """
+
     def __init__(
         self,
         *,
         scores: _abc.Iterable[_builtins.float] | None = ...,
+        features: _tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

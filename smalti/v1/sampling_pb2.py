@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smalti/v1/sampling.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xc2\x01\n\x12SamplingParameters\x12!\n\x0eguidance_scale\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0btemperature\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\x05top_k\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x42\x11\n\x0f_guidance_scaleB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_p*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smalti/v1/sampling.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xf6\x02\n\x12SamplingParameters\x12!\n\x0eguidance_scale\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0btemperature\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\x05top_k\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x18\n\x05top_p\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1f\n\x0clayout_share\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12%\n\x12layout_temperature\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12(\n\x15layout_guidance_scale\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x42\x11\n\x0f_guidance_scaleB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x0f\n\r_layout_shareB\x15\n\x13_layout_temperatureB\x18\n\x16_layout_guidance_scale*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMETERS'].fields_by_name['top_k']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLINGPARAMETERS'].fields_by_name['top_p']._loaded_options = None
   _globals['_SAMPLINGPARAMETERS'].fields_by_name['top_p']._serialized_options = b'\342A\001\001'
-  _globals['_PRIORITY']._serialized_start=269
-  _globals['_PRIORITY']._serialized_end=351
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_share']._loaded_options = None
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_share']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_temperature']._loaded_options = None
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_temperature']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_guidance_scale']._loaded_options = None
+  _globals['_SAMPLINGPARAMETERS'].fields_by_name['layout_guidance_scale']._serialized_options = b'\342A\001\001'
+  _globals['_PRIORITY']._serialized_start=449
+  _globals['_PRIORITY']._serialized_end=531
   _globals['_SAMPLINGPARAMETERS']._serialized_start=73
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=267
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=447
 # @@protoc_insertion_point(module_scope)

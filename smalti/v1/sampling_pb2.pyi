@@ -53,6 +53,9 @@ class SamplingParameters(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
+    LAYOUT_SHARE_FIELD_NUMBER: _builtins.int
+    LAYOUT_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    LAYOUT_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     guidance_scale: _builtins.float
     """The scale of classifier-free guidance: `unconditional + guidance_scale * (conditional - unconditional)`. From 0 to
     100; 1 disables guidance.
@@ -65,6 +68,14 @@ class SamplingParameters(_message.Message):
     """Sample only from the most probable tokens whose probabilities add up to this value. Above 0, at most 1; 1 disables
     the limit.
     """
+    layout_share: _builtins.float
+    """The share of the tokens, the first ones of a picture, that are sampled with the two values below instead of
+    `temperature` and `guidance_scale`: they decide the layout. From 0 to 1; 0 means none.
+    """
+    layout_temperature: _builtins.float
+    """The divisor of the logits of the layout. From 0 to 100."""
+    layout_guidance_scale: _builtins.float
+    """The scale of classifier-free guidance of the layout. From 0 to 100."""
     def __init__(
         self,
         *,
@@ -72,13 +83,22 @@ class SamplingParameters(_message.Message):
         temperature: _builtins.float | None = ...,
         top_k: _builtins.int | None = ...,
         top_p: _builtins.float | None = ...,
+        layout_share: _builtins.float | None = ...,
+        layout_temperature: _builtins.float | None = ...,
+        layout_guidance_scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_layout_guidance_scale", b"_layout_guidance_scale", "_layout_share", b"_layout_share", "_layout_temperature", b"_layout_temperature", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "layout_guidance_scale", b"layout_guidance_scale", "layout_share", b"layout_share", "layout_temperature", b"layout_temperature", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_layout_guidance_scale", b"_layout_guidance_scale", "_layout_share", b"_layout_share", "_layout_temperature", b"_layout_temperature", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "layout_guidance_scale", b"layout_guidance_scale", "layout_share", b"layout_share", "layout_temperature", b"layout_temperature", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__layout_guidance_scale: _TypeAlias = _typing.Literal["layout_guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__layout_guidance_scale: _TypeAlias = _typing.Literal["_layout_guidance_scale", b"_layout_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__layout_share: _TypeAlias = _typing.Literal["layout_share"]  # noqa: Y015
+    _WhichOneofArgType__layout_share: _TypeAlias = _typing.Literal["_layout_share", b"_layout_share"]  # noqa: Y015
+    _WhichOneofReturnType__layout_temperature: _TypeAlias = _typing.Literal["layout_temperature"]  # noqa: Y015
+    _WhichOneofArgType__layout_temperature: _TypeAlias = _typing.Literal["_layout_temperature", b"_layout_temperature"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
@@ -87,6 +107,12 @@ class SamplingParameters(_message.Message):
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layout_guidance_scale) -> _WhichOneofReturnType__layout_guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layout_share) -> _WhichOneofReturnType__layout_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__layout_temperature) -> _WhichOneofReturnType__layout_temperature | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload

@@ -84,6 +84,40 @@ def test_like_draws_a_grid_again_byte_for_byte(generate: Generate, tmp_path: Pat
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+VARIED = [
+    "--vary", "--diversity", "0.4", "--temperature", "0.7", "--layout-share", "0.25", "--layout-temperature", "2",
+    "--layout-guidance-scale", "3",
+]  # fmt: skip
+
+
+def test_varied_pictures_tell_their_wording_and_are_drawn_again_byte_for_byte(
+    generate: Generate, worded: ModelFolder, tmp_path: Path
+) -> None:
+    options = ["--seed", "3", "--n", "4", "--candidates", "6", "--json", *VARIED]
+    status, output, _ = generate("a red cat", *options, model=str(worded.path))
+    assert status == 0
+    line = json.loads(output)
+    assert (line["prompt"], line["drawn"], line["vary"], line["diversity"]) == ("a red cat", None, True, 0.4)
+    wordings = {picture["wording"] for picture in line["pictures"]}
+    assert len(wordings) > 1
+    assert all("red cat" in wording and wording.endswith(" style") for wording in wordings)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out").rename(tmp_path / "kept")
+    for name in before:
+        assert generate("--like", str(tmp_path / "kept" / name), model=str(worded.path))[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    # Whatever the model's default is, the record decides.
+    _, output, _ = generate(
+        "--like",
+        str(tmp_path / "kept" / "a-red-cat-3-grid.png"),
+        "--no-vary",
+        "--json",
+        model=str(worded.path),
+    )
+    assert "vary" not in json.loads(output)
+    assert not any("wording" in picture for picture in json.loads(output)["pictures"])
+
+
 def test_options_beside_like_replace_recorded_values(generate: Generate, tmp_path: Path) -> None:
     generate("a fox", "--seed", "3", "--n", "1", "--candidates", "1")
     _, output, _ = generate("--like", str(tmp_path / "out" / "a-fox-3-0.png"), "--seed", "4", "--json")
@@ -118,6 +152,10 @@ def test_like_refuses_other_weights_unless_a_model_is_named(
         (["fox", "--temperature", "-1"], "temperature: "),
         (["fox", "--top-p", "0"], "top_p: "),
         (["fox", "--guidance-scale", "nan"], "guidance_scale: "),
+        (["fox", "--layout-share", "1.5"], "layout_share: "),
+        (["fox", "--layout-temperature", "-1"], "layout_temperature: "),
+        (["fox", "--layout-guidance-scale", "101"], "layout_guidance_scale: "),
+        (["fox", "--diversity", "2"], "diversity: must be from 0 to 1, not 2.0"),
         (["fox", "--like", "x.png"], "like: the picture has its own prompt"),
         (["--like", "x.png"], "like: x.png: there is no such file"),
         (["fox", "--unknown-option"], "--unknown-option"),

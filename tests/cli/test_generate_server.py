@@ -90,11 +90,14 @@ def assert_same(ours: Path, theirs: Path) -> None:
         assert (one_says.score or 0) == pytest.approx(other_says.score or 0, abs=2e-4)
 
 
+@pytest.mark.parametrize(
+    "variety", [[], ["--vary", "--layout-share", "0.25"], ["--vary", "--diversity", "0.4"]], ids=str
+)
 def test_server_draws_what_is_drawn_without_one(
-    generate: Generate, system: str, worded: ModelFolder, tmp_path: Path
+    generate: Generate, system: str, worded: ModelFolder, tmp_path: Path, variety: list[str]
 ) -> None:
     # All are kept: some pictures of the tiny model are equal, and their scores differ at most in the last digit.
-    options = ["--seed", "3", "--n", "6", "--candidates", "6", "--temperature", "0.7", "--json"]
+    options = ["--seed", "3", "--n", "6", "--candidates", "6", "--temperature", "0.7", "--json", *variety]
     status, far, error = generate("a cat", "A Hippo in a pool", *options, "--server", system)
     assert status == 0
     assert error.count("\n") == 1
@@ -106,8 +109,16 @@ def test_server_draws_what_is_drawn_without_one(
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - {"pictures", "grid", "warnings"}:
             assert ours[key] == theirs[key], key
+        wordings = [
+            {picture["candidate"]: picture.get("wording") for picture in each["pictures"]}
+            for each in (ours, theirs)
+        ]
+        assert wordings[0] == wordings[1]
+        assert (len({*wordings[0].values()}) > 1) == bool(variety)
         scores = [picture["score"] for picture in ours["pictures"]]
-        assert scores == sorted(scores, reverse=True)
+        if "--diversity" not in variety:
+            assert scores == sorted(scores, reverse=True)
+        assert scores[0] == max(scores)
         assert len(ours["warnings"]) == len(theirs["warnings"])
 
 

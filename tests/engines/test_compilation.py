@@ -63,9 +63,9 @@ def test_nothing_compiles_after_warm_up(golden: Path, compilations: list[str]) -
         candidates = tuple(Candidate(2**62 - number, index, sampling) for index in range(1 + number))
         given = tuple(range(3 * number % 16))
         handles.append(
-            engine.submit(GenerationRequest(encoding=encoding, candidates=candidates, given=given))
+            engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates, given=given))
         )
-    cancelled = engine.submit(GenerationRequest(encoding=prompts[0], candidates=candidates))
+    cancelled = engine.submit(GenerationRequest(encodings=(prompts[0],), candidates=candidates))
     next(handles[0].runs())
     cancelled.cancel()
     for handle in handles:
@@ -101,7 +101,7 @@ def start(golden: Path) -> list[Any]:
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     candidates = tuple(Candidate(5, index, sampling) for index in range(4))
     drawn = [
-        engine.submit(GenerationRequest(encoding=prompts[0], candidates=candidates, given=given))
+        engine.submit(GenerationRequest(encodings=(prompts[0],), candidates=candidates, given=given))
         .result(WAIT)
         .tolist()
         for given in ((), (1, 2))

@@ -88,7 +88,7 @@ def request(
     _, expected = model
     encoding = Encoding(expected["encoder_hidden"][row], expected["attention_mask"][row])
     candidates = tuple(Candidate(seed, index, VARIED) for index in range(count))
-    return GenerationRequest(encoding=encoding, candidates=candidates, **options)
+    return GenerationRequest(encodings=(encoding,), candidates=candidates, **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
     engine = GeneratorEngine(batch)
     whole = request(model, 10)
     drawn = [
-        engine.submit(GenerationRequest(encoding=whole.encoding, candidates=(one,))).result(WAIT)
+        engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(WAIT)
         for one in whole.candidates
     ]
     engine.close()

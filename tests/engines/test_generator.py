@@ -98,6 +98,47 @@ def test_each_candidate_has_its_own_parameters(
     )
 
 
+def test_each_candidate_has_its_own_encoding(golden_engine: tuple[GeneratorEngine, DalleBart, Any]) -> None:
+    engine, _, expected = golden_engine
+    prompts = [prompt(expected, row) for row in range(3)]
+    # More candidates than slots, so that some wait.
+    places = (2, 0, 1, 0, 2, 2, 1)
+    mixed = engine.generate(
+        prompts, [Candidate(7, index, VARIED, place) for index, place in enumerate(places)]
+    )
+    for index, place in enumerate(places):
+        alone = engine.generate(prompts[place], [Candidate(7, index, VARIED)])
+        np.testing.assert_array_equal(mixed[index], alone[0])
+    assert not np.array_equal(mixed[1], engine.generate(prompts[1], [Candidate(7, 1, VARIED)])[0])
+
+
+def test_first_tokens_are_sampled_with_the_values_of_the_layout(
+    golden_engine: tuple[GeneratorEngine, DalleBart, Any],
+) -> None:
+    engine, model, expected = golden_engine
+    greedy_first = VARIED.replace(layout_share=0.5, layout_temperature=0, layout_guidance_scale=10)
+    values = [
+        VARIED,
+        greedy_first,
+        greedy_first.replace(layout_share=1),
+        greedy_first.replace(layout_share=0),
+        # The same values as after the layout.
+        VARIED.replace(layout_share=0.5, layout_temperature=0.9, layout_guidance_scale=3),
+        # Guidance alone.
+        VARIED.replace(layout_share=0.5, layout_temperature=0.9, layout_guidance_scale=30),
+    ]
+    varied, half, whole, none, same, guided = engine.generate(
+        prompt(expected, 0), [Candidate(1, 0, each) for each in values]
+    )
+    greedy, middle = expected["greedy_scale10"][0], model.config.image_length // 2
+    np.testing.assert_array_equal(half[:middle], greedy[:middle])
+    assert not np.array_equal(half[middle:], greedy[middle:])
+    np.testing.assert_array_equal(whole, greedy)
+    np.testing.assert_array_equal(none, varied)
+    np.testing.assert_array_equal(same, varied)
+    assert not np.array_equal(guided[:middle], varied[:middle])
+
+
 def test_nothing_compiles_for_another_request(golden_engine: tuple[GeneratorEngine, DalleBart, Any]) -> None:
     engine, _, expected = golden_engine
     engine.generate(prompt(expected, 0), [Candidate(0, 0, GREEDY)])
@@ -108,7 +149,9 @@ def test_nothing_compiles_for_another_request(golden_engine: tuple[GeneratorEngi
         programs.release,
     )
     before = [program._cache_size() for program in compiled]
-    other = SamplingParameters(temperature=0.33, guidance_scale=1, top_k=7, top_p=0.5)
+    other = SamplingParameters(
+        temperature=0.33, guidance_scale=1, top_k=7, top_p=0.5, layout_share=0.3, layout_temperature=0.7
+    )
     engine.generate(prompt(expected, 2), [Candidate(2**62, index, other) for index in range(6)])
     assert [program._cache_size() for program in compiled] == before
 

@@ -75,7 +75,7 @@ def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     candidates = tuple(Candidate(7, index, sampling) for index in range(10))
     handles = [
-        engine.submit(GenerationRequest(encoding=encoding, candidates=candidates, given=given))
+        engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates, given=given))
         for given in ((), (5, 6))
     ]
     drawn = np.concatenate([handle.result(600.0) for handle in handles])

@@ -138,6 +138,63 @@ def test_effective_prompt_is_sent_only_if_it_differs_from_the_prompt() -> None:
     assert "effective_prompt" not in generate.to_json()
 
 
+def varied(**changes: Any) -> tuple[EncodeTask, dict[int, ObjectRef]]:
+    """Returns a task with wordings, and the encodings of its candidates; two of them share one."""
+    encode = encode_task(vary=True, keep_features=True, **changes)
+    two, one = (ref(encode.keys.encoding_of(wording)) for wording in ("a flat fox", "a big fox"))
+    return encode, {0: two, 1: one, 2: two}
+
+
+def test_each_candidate_has_the_encoding_of_its_wording() -> None:
+    encode, encodings = varied()
+    generates = encode.next(encodings, "an armchair")
+    assert [task.encodings for task in generates] == [(encodings[0], encodings[1]), (encodings[2],)]
+    for task in generates:
+        assert task.encoding is None
+        decode = task.next(ref(task.keys.tokens(task.chunk)))
+        rank = decode.next(tuple(ref(task.keys.candidate(index)) for index in task.candidates))
+        for message in (encode, task, decode, rank, rank.from_the_start()):
+            assert parse(message.to_json()) == message
+            assert message.vary
+            assert message.keep_features
+
+
+def test_a_message_without_wordings_is_as_it_was_before_there_were_any() -> None:
+    for message in one_of_each():
+        assert not {"vary", "keep_features", "encodings"} & json.loads(message.to_json()).keys()
+        if isinstance(message, EncodeTask):
+            assert json.loads(message.to_json())["sampling"].keys() == {
+                "guidance_scale", "temperature", "top_k", "top_p",
+            }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"encodings": []}, "an encoding for each candidate"),
+        ({"encodings": [{"key": "jobs/7f3a/encodings/a", "sha256": SHA}]}, "an encoding for each candidate"),
+        (
+            {"encodings": [{"key": "jobs/other/encodings/a", "sha256": SHA}] * 2},
+            "must be in jobs/7f3a/encodings/",
+        ),
+        (
+            {"encodings": [{"key": "jobs/7f3a/tokens/a", "sha256": SHA}] * 2},
+            "must be in jobs/7f3a/encodings/",
+        ),
+        ({"encoding": {"key": "jobs/7f3a/encoding.safetensors", "sha256": SHA}}, "an encoding for each"),
+        ({"vary": False}, "must be to jobs/7f3a/encoding.safetensors"),
+        ({"version": 1, "effective_prompt": None}, "vary needs version 2"),
+    ],
+)
+def test_a_task_names_the_encodings_of_its_own_job_one_for_each_candidate(
+    changes: dict[str, Any], problem: str
+) -> None:
+    encode, encodings = varied()
+    fields = json.loads(encode.next(encodings, "an armchair")[0].to_json())
+    with pytest.raises(MalformedMessageError, match=problem):
+        parse(json.dumps({**fields, **changes}))
+
+
 def test_messages_that_follow_from_version_1_are_version_1() -> None:
     encode = parse((OLD_MESSAGES / "1.EncodeTask.json").read_text(encoding="utf-8"), now=0)
     assert isinstance(encode, EncodeTask)

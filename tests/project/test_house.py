@@ -23,7 +23,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
         ("files", "validation"),
-        ("parameters", "settings"),
+        ("parameters", "selection", "settings"),
         ("pictures", "telemetry"),
         ("checkpoints", "storage"),
         ("messages", "models", "text"),

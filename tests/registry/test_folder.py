@@ -13,7 +13,7 @@ from smalti.checkpoints.loading import save_parameters
 from smalti.errors import InvalidInputError, ModelError
 from smalti.models.bart import DalleBart
 from smalti.models.layers import flatten
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import MANIFEST_FILE, check_name
 from smalti.registry.verify import find_problems
@@ -47,7 +47,7 @@ def refusal(path: Path) -> str:
 
 
 def test_created_folder_keeps_its_arguments(copy: Path) -> None:
-    sampling, defaults = SamplingParameters(guidance_scale=3.5, top_k=0), Counts(n=4, candidates=8)
+    sampling, defaults = SamplingParameters(guidance_scale=3.5, top_k=0), Defaults(n=4, candidates=8)
     made = create(copy, description="Ünlaid.", source="here", sampling=sampling, defaults=defaults)
     found = ModelFolder.open(copy)
     assert found == made

@@ -21,7 +21,7 @@ from smalti.models import bart, vqgan
 from smalti.models.bart import DalleBart
 from smalti.models.layers import flatten
 from smalti.models.vqgan import VQGAN
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.importing import DEFAULT_CLIP, import_model, new_folder
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
@@ -94,7 +94,7 @@ def same_weights(found: ModelFolder, wanted: ModelFolder) -> bool:
 def test_originals_become_a_model(
     make: Callable[..., ModelFolder], tiny: ModelFolder, tmp_path: Path, golden: Path
 ) -> None:
-    sampling, defaults = SamplingParameters(top_k=256), Counts(n=1, candidates=2)
+    sampling, defaults = SamplingParameters(top_k=256), Defaults(n=1, candidates=2)
     made = make(description="Small.", source="the tests", sampling=sampling, defaults=defaults)
     assert made == ModelFolder.open(tmp_path / "made")
     assert find_problems(made) == []

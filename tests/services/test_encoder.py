@@ -124,6 +124,6 @@ def test_reading_is_reported_even_when_the_encoding_exists(
         assert done.reading is not None
         assert done.reading.unknown == ("zeppelin",)
         assert done.reading.effective_prompt == Rewriter.load(worded.words_file)("a red zeppelin").prompt
-        encoding = load_encoding(process.store, generate.encoding, spec)
+        encoding = load_encoding(process.store, generate.encoding_refs[0], spec)
         np.testing.assert_array_equal(encoding.states, engine.encode(done.reading.effective_prompt).states)
     handle.close()

@@ -14,7 +14,7 @@ from smalti.errors import CheckpointError, InvalidInputError, ModelError, Smalti
 from smalti.models import vqgan
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, Clip
 from smalti.models.vqgan import VQGAN, VQGANConfig
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -68,7 +68,7 @@ def model(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
         tokenizer=runs / "tokenizer",
         description="Draws a little.",
         source="tests",
-        defaults=Counts(n=2, candidates=3),
+        defaults=Defaults(n=2, candidates=3),
     )
 
 
@@ -83,7 +83,7 @@ def test_three_runs_become_a_model_that_draws(model: ModelFolder) -> None:
     assert (model.name, model.manifest.licence) == ("sample", "CC0-1.0")
     assert (model.manifest.description, model.manifest.source) == ("Draws a little.", "tests")
     assert model.sampling == SamplingParameters(guidance_scale=1.5, temperature=0.5, top_k=8)
-    assert model.defaults == Counts(n=2, candidates=3)
+    assert model.defaults == Defaults(n=2, candidates=3)
 
 
 def test_the_parts_of_the_model_are_those_of_the_runs(

@@ -56,6 +56,7 @@ def _vocabulary(words: Words | None) -> model_pb2.Vocabulary:
         "backgrounds": words.backgrounds,
         "styles": words.styles,
         "sizes": words.sizes,
+        "places": words.places,
         "grammar": words.grammar,
     }
     return model_pb2.Vocabulary(

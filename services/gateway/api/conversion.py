@@ -98,6 +98,7 @@ def picture_message(picture: ScoredCandidate, url_of: UrlOf) -> job_pb2.Picture:
         object_key=picture.key,
         url=found[0] if found else "",
         url_expire_time=timestamp(found[1]) if found else None,
+        wording=picture.wording or "",
     )
 
 
@@ -120,6 +121,8 @@ def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
         first_candidate=parameters.first_candidate,
         seed=parameters.seed,
         sampling=sampling_message(parameters.sampling),
+        vary=parameters.vary,
+        diversity=parameters.diversity,
     )
     if parameters.keep_rows and full:
         message.initial_image.keep_rows = parameters.keep_rows

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_PROMPT_LENGTH
-from smalti.parameters import check_prompt, check_seed
+from smalti.parameters import check_diversity, check_prompt, check_seed
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
 from smalti.rpc.errors import within
@@ -71,6 +71,10 @@ def parse_job_spec(
         first = _number(parameters, "first_candidate", 0, MAX_FIRST_CANDIDATE)
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
         sampling = sampling_of(parameters.sampling, folder.sampling)
+        vary = parameters.vary if parameters.HasField("vary") else folder.defaults.vary
+        diversity = check_diversity(
+            parameters.diversity if parameters.HasField("diversity") else folder.defaults.diversity
+        )
         keep_rows = _keep_rows(parameters, spec)
     return JobSpec(
         prompt=prompt,
@@ -86,6 +90,8 @@ def parse_job_spec(
         candidates=candidates,
         first_candidate=first or 0,
         keep_rows=keep_rows,
+        vary=vary,
+        diversity=diversity,
         priority=priority_of(request.priority),
         labels=_labels(request, settings.labels),
     )

@@ -238,6 +238,8 @@ class ScoredCandidate(Base):
     """Size of the file, in bytes."""
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(Text)
+    wording: Mapped[str | None] = mapped_column(Text)
+    """What was encoded for the candidate; None in a job whose candidates have no wordings of their own."""
 
 
 class StoreTask(Base):
@@ -253,5 +255,7 @@ class StoreTask(Base):
     """Final state of the job."""
     chunks: Mapped[int]
     """Number of chunks of the job."""
+    varied: Mapped[bool] = mapped_column(Boolean)
+    """Whether the job has encodings of several wordings."""
     tries: Mapped[int] = mapped_column(SmallInteger)
     """Number of failures."""

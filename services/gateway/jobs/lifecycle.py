@@ -174,7 +174,15 @@ def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAc
     session.execute(
         insert(StoreTask),
         [
-            {"job_id": job.id, "action": action, "due": due, "state": job.state, "chunks": chunks, "tries": 0}
+            {
+                "job_id": job.id,
+                "action": action,
+                "due": due,
+                "state": job.state,
+                "chunks": chunks,
+                "varied": bool(job.parameters.get("vary")),
+                "tries": 0,
+            }
             for action, due in actions
         ],
     )

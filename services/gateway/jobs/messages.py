@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from smalti.errors import OversizedMessageError
-from smalti.messages import MAX_CHUNKS, MAX_MESSAGE_BYTES, EncodeTask, Trace
+from smalti.messages import MAX_CHUNKS, MAX_IN_CHUNK, MAX_MESSAGE_BYTES, EncodeTask, Trace
 from smalti.messages import Chunk as MessageChunk
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
@@ -18,8 +18,14 @@ REWORDING_BYTES: Final = 2048
 
 def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
     """Yields the messages for chunks of a job, each within the limits on chunks and bytes of a message."""
-    for start in range(0, len(chunks), MAX_CHUNKS):
-        yield from _within_limits(job, chunks[start : start + MAX_CHUNKS])
+    # With wordings, the encoder's event names an object for each candidate.
+    limit = (
+        max(MAX_IN_CHUNK // max(chunk.count for chunk in chunks), 1)
+        if job.parameters.get("vary")
+        else MAX_CHUNKS
+    )
+    for start in range(0, len(chunks), limit):
+        yield from _within_limits(job, chunks[start : start + limit])
 
 
 def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
@@ -51,6 +57,8 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
         sampling=parameters.sampling,
         candidates_in_job=parameters.candidates,
         given=tuple(job.given),
+        vary=parameters.vary,
+        keep_features=parameters.diversity > 0,
         chunks=tuple(
             MessageChunk(chunk=chunk.number, candidates=tuple(range(chunk.first, chunk.first + chunk.count)))
             for chunk in chunks

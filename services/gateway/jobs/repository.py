@@ -260,6 +260,8 @@ class JobRepository:
             seed=job_spec.seed,
             sampling=job_spec.sampling,
             keep_rows=job_spec.keep_rows,
+            vary=job_spec.vary,
+            diversity=job_spec.diversity,
         )
 
     def _new_chunks(self, job: Job) -> list[dict[str, Any]]:

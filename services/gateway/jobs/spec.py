@@ -22,6 +22,10 @@ class JobParameters(Strict):
     sampling: SamplingParameters
     keep_rows: int = Field(default=0, ge=0)
     """Rows of tokens that are kept of an initial image; 0 without one."""
+    vary: bool = False
+    """Whether candidates differ in what the prompt leaves open."""
+    diversity: float = 0.0
+    """Weight of difference from each other in the choice of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class JobSpec:
     keep_rows: int = 0
     given: tuple[int, ...] = ()
     """Image tokens of the rows that are kept."""
+    vary: bool = False
+    diversity: float = 0.0
     priority: Priority = Priority.INTERACTIVE
     labels: dict[str, str] = field(default_factory=dict)
     request_id: str | None = None

@@ -1,19 +1,21 @@
 """Fan-in: collects the scores of a job's chunks, in any order, and ends the job after the last one."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
 import safetensors.numpy
+from jaxtyping import Float
 from safetensors import SafetensorError
 from sqlalchemy import delete, insert, select, update
 
 from smalti.errors import DamagedObjectError, MissingObjectError
-from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile
+from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile, unpack_features
+from smalti.selection import best, choose
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
@@ -35,16 +37,19 @@ log = logging.getLogger(__name__)
 MAX_READS: Final = 8
 """Maximum number of objects that are read at the same time."""
 
+ChunkFeatures = Float[np.ndarray, "candidates features"] | None
+"""Features of each candidate of a chunk; None if the object is missing or damaged."""
 ChunkTokens = list[tuple[int, ...]] | None
 """Image tokens of each candidate of a chunk; None if the object is missing or damaged."""
 
 
-class _LostTokensError(Exception):
-    """The tokens of a job's pictures are missing or damaged."""
+class _LostObjectsError(Exception):
+    """Objects that the end of a job needs are missing or damaged."""
 
-    def __init__(self, chunks: Sequence[int]) -> None:
-        super().__init__()
-        self.chunks = chunks
+    def __init__(self, what: str, objects: Mapping[int, str]) -> None:
+        super().__init__(f"its {what} are missing or damaged")
+        self.objects = objects
+        """The key of the object, by chunk."""
 
 
 class FanIn:
@@ -124,17 +129,19 @@ class FanIn:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN_STATES or job.candidates_ranked < job.candidates:
                 return False
-            pictures = session.scalars(select(ScoredCandidate).where(ScoredCandidate.job_id == job_id)).all()
+            pictures = session.scalars(
+                select(ScoredCandidate)
+                .where(ScoredCandidate.job_id == job_id)
+                .order_by(ScoredCandidate.candidate)
+            ).all()
             chunks = chunks_of(session, job)
         parameters = JobParameters.model_validate(job.parameters)
         keys = JobKeys(job_id)
-        winners = best(pictures, parameters.n)
         try:
+            winners = self._choose(keys, chunks, pictures, parameters)
             tokens = self._read_tokens(keys, chunks, winners, reads)
-        except _LostTokensError as error:
-            self._redo(
-                job_id, error.chunks, "its tokens are missing or damaged", *(map(keys.tokens, error.chunks))
-            )
+        except _LostObjectsError as error:
+            self._redo(job_id, list(error.objects), str(error), *error.objects.values())
             return False
         result = _result(job_id, parameters, winners, tokens)
         fields = {"job": job_id, "prompt": parameters.prompt}
@@ -181,6 +188,47 @@ class FanIn:
         sha256 = next((ref.sha256 for ref in objects if ref.key == key), None)
         return ScoresFile.parse(key, self._store.get(key, sha256=sha256))
 
+    def _choose(
+        self,
+        keys: JobKeys,
+        chunks: Sequence[Chunk],
+        pictures: Sequence[ScoredCandidate],
+        parameters: JobParameters,
+    ) -> list[ScoredCandidate]:
+        """Returns the candidates that become pictures, in the order in which they are chosen.
+
+        Args:
+            keys: keys of the job's objects.
+            chunks: all chunks of the job.
+            pictures: all candidates, by index.
+            parameters: how to choose.
+
+        Raises:
+            _LostObjectsError: scores with the features of some candidates are missing or damaged.
+        """
+        scores = [picture.score for picture in pictures]
+        if parameters.diversity == 0:
+            return [pictures[index] for index in best(scores, parameters.n)]
+        reads = {
+            chunk.number: self._readers.submit(copy_context().run, self._read_features, keys, chunk.number)
+            for chunk in chunks
+        }
+        found = {number: read.result() for number, read in reads.items()}
+        lost = {number: keys.scores(number) for number, features in found.items() if features is None}
+        if lost:
+            raise _LostObjectsError("features", lost)
+        # Chunks, and the candidates in them, are in the order of the candidates.
+        features = np.concatenate([each for each in found.values() if each is not None])
+        return [pictures[index] for index in choose(scores, features, parameters.n, parameters.diversity)]
+
+    def _read_features(self, keys: JobKeys, number: int) -> ChunkFeatures:
+        try:
+            scores = self._read_scores(keys, number, ())
+            ordered = sorted(scores.pictures, key=lambda picture: picture.index)
+            return unpack_features(keys.scores(number), [picture.features for picture in ordered])
+        except (MissingObjectError, DamagedObjectError):
+            return None
+
     def _read_tokens(
         self,
         keys: JobKeys,
@@ -197,7 +245,7 @@ class FanIn:
             reads: pending reads, by chunk.
 
         Raises:
-            _LostTokensError: the tokens of some winners are missing or damaged.
+            _LostObjectsError: the tokens of some winners are missing or damaged.
         """
         wanted = {
             chunk.number: [
@@ -219,7 +267,7 @@ class FanIn:
                 continue
             found |= {first[number] + position: tokens[position] for position in positions}
         if lost:
-            raise _LostTokensError(lost)
+            raise _LostObjectsError("tokens", {number: keys.tokens(number) for number in lost})
         return found
 
     def _start_reads(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
@@ -262,16 +310,6 @@ class FanIn:
         self._events.changed(job_id)
 
 
-def best(pictures: Sequence[ScoredCandidate], n: int) -> list[ScoredCandidate]:
-    """Returns the n candidates with the highest scores, the best first; equal scores are ordered by index.
-
-    The order is the one of `smalti.engines.ranker.best`: NaN comes last.
-    """
-    return sorted(
-        pictures, key=lambda picture: (math.isnan(picture.score), -picture.score, picture.candidate)
-    )[:n]
-
-
 def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
     return {
         "job_id": job_id,
@@ -282,6 +320,7 @@ def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
         "size": scored.size,
         "sha256": scored.sha256,
         "key": keys.candidate(scored.index),
+        "wording": scored.wording,
     }
 
 
@@ -299,6 +338,8 @@ def _result(
         seed=parameters.seed,
         sampling=parameters.sampling,
         candidates=parameters.candidates,
+        vary=parameters.vary,
+        diversity=parameters.diversity,
         pictures=tuple(
             ResultPicture(
                 index=picture.candidate,
@@ -307,6 +348,7 @@ def _result(
                 size=picture.size,
                 width=picture.width,
                 height=picture.height,
+                wording=picture.wording,
                 key=picture.key,
                 tokens=tokens[picture.candidate],
             )

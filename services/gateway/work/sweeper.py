@@ -145,7 +145,7 @@ class Sweeper:
             case StoreAction.WRITE_MARKER:
                 write_marker(self._store, task.job_id, task.state)
             case StoreAction.CLEAN_UP:
-                self._store.delete(*(key for each in group for key in _intermediate_keys(each)))
+                self._store.delete(*(key for each in group for key in self._intermediate_keys(each)))
             case StoreAction.CLEAN_UP_LATE:
                 # Only a succeeded job keeps its pictures.
                 succeeded = task.state is JobState.SUCCEEDED
@@ -158,6 +158,14 @@ class Sweeper:
     def _delete(self, keys: JobKeys, which: Callable[[str], bool]) -> None:
         self._store.delete(*(info.key for info in self._store.objects(keys.folder) if which(info.key)))
 
+    def _intermediate_keys(self, task: StoreTask) -> list[str]:
+        keys, chunks = JobKeys(task.job_id), range(task.chunks)
+        # The keys of wordings' encodings do not follow from the job.
+        encodings = (
+            [info.key for info in self._store.objects(keys.encodings)] if task.varied else [keys.encoding]
+        )
+        return [*encodings, *map(keys.tokens, chunks), *map(keys.scores, chunks)]
+
 
 def _grouped(tasks: Sequence[StoreTask]) -> list[list[StoreTask]]:
     """Groups tasks in the order in which they run: all CLEAN_UP tasks are one group, any other task is its own."""
@@ -165,12 +173,6 @@ def _grouped(tasks: Sequence[StoreTask]) -> list[list[StoreTask]]:
     markers = [[task] for task in tasks if task.action is StoreAction.WRITE_MARKER]
     others = [[task] for task in tasks if task.action not in (StoreAction.WRITE_MARKER, StoreAction.CLEAN_UP)]
     return [*markers, *([clean_ups] if clean_ups else []), *others]
-
-
-def _intermediate_keys(task: StoreTask) -> list[str]:
-    keys = JobKeys(task.job_id)
-    chunks = range(task.chunks)
-    return [keys.encoding, *map(keys.tokens, chunks), *map(keys.scores, chunks)]
 
 
 def write_marker(store: ObjectStore, job_id: str, state: JobState) -> None:

@@ -203,4 +203,9 @@ class DecodeBatch:
             temperature=pad([each.temperature for each in parameters], np.float32),
             top_k=pad([each.top_k for each in parameters], np.int32),
             top_p=pad([each.top_p for each in parameters], np.float32),
+            layout_length=pad(
+                [round(each.layout_share * self.image_length) for each in parameters], np.int32
+            ),
+            layout_temperature=pad([each.layout_temperature for each in parameters], np.float32),
+            layout_guidance_scale=pad([each.layout_guidance_scale for each in parameters], np.float32),
         )

@@ -116,7 +116,8 @@ class GeneratorEngine:
         self._stall_seconds = stall_seconds
         self._queue = RequestQueue(max_waiting)
         self._in_use: dict[int, Slot] = {}
-        self._prefixes: dict[GenerationHandle, Prefix] = {}
+        # By encoding, as long as candidates of the request wait.
+        self._prefixes: dict[GenerationHandle, dict[int, Prefix]] = {}
         self._cancelled: set[GenerationHandle] = set()
         self._open: set[GenerationHandle] = set()
         self._failure: BaseException | None = None
@@ -235,18 +236,19 @@ class GeneratorEngine:
 
     def generate(
         self,
-        encoding: Encoding,
+        encodings: Encoding | Sequence[Encoding],
         candidates: Sequence[Candidate],
         on_progress: ProgressCallback | None = None,
     ) -> Int[np.ndarray, "candidates tokens"]:
         """Generates the candidates of one prompt and waits for them; raises what `submit` and the handle raise.
 
         Args:
-            encoding: encoding of the prompt.
+            encodings: encoding of the prompt, or encodings of its wordings.
             candidates: what to generate.
             on_progress: called after every dispatch for each candidate.
         """
-        handle = self.submit(GenerationRequest(encoding=encoding, candidates=tuple(candidates)))
+        encodings = (encodings,) if isinstance(encodings, Encoding) else tuple(encodings)
+        handle = self.submit(GenerationRequest(encodings=encodings, candidates=tuple(candidates)))
         done, total = 0, len(candidates) * self.batch.image_length
         try:
             for run in handle.runs():
@@ -327,14 +329,15 @@ class GeneratorEngine:
         """Fills free slots from the queue."""
         free = [slot for slot in range(self.slots) if slot not in self._in_use]
         for handle, indices in self._queue.take(len(free)):
-            request = handle.request
-            if handle not in self._prefixes:
-                self._prefixes[handle] = self.batch.prefill(request.encoding)
-            slots, free = free[: len(indices)], free[len(indices) :]
-            candidates = [request.candidates[index] for index in indices]
-            self.batch.insert(self._prefixes[handle], slots, candidates, request.given)
-            for slot, index in zip(slots, indices, strict=True):
-                self._in_use[slot] = Slot(handle, index, len(request.given))
+            request, prefixes = handle.request, self._prefixes.setdefault(handle, {})
+            for encoding, members in request.by_encoding(indices).items():
+                if encoding not in prefixes:
+                    prefixes[encoding] = self.batch.prefill(request.encodings[encoding])
+                slots, free = free[: len(members)], free[len(members) :]
+                candidates = [request.candidates[index] for index in members]
+                self.batch.insert(prefixes[encoding], slots, candidates, request.given)
+                for slot, index in zip(slots, members, strict=True):
+                    self._in_use[slot] = Slot(handle, index, len(request.given))
             if indices[-1] == len(request.candidates) - 1:
                 del self._prefixes[handle]
 

@@ -301,9 +301,12 @@ def _generate_one(
     )
     sampling = state.sampling
     conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
-    guided = guide(conditional, unconditional_logits, sampling.guidance_scale)
+    in_layout = position < sampling.layout_length
+    guidance_scale = jnp.where(in_layout, sampling.layout_guidance_scale, sampling.guidance_scale)
+    temperature = jnp.where(in_layout, sampling.layout_temperature, sampling.temperature)
+    guided = guide(conditional, unconditional_logits, guidance_scale)
     uniform = uniforms(sampling.seed, sampling.candidate, position)
-    token = sample(guided, uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+    token = sample(guided, uniform, temperature, sampling.top_k, sampling.top_p)
     token = jnp.where(active, token, state.tokens[slots, position])
     state = replace(
         state,

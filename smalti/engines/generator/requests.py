@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -21,19 +21,29 @@ class Candidate:
     seed: int
     index: int
     sampling: SamplingParameters
+    encoding: int = 0
+    """Its encoding's place among those of the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """Candidates of one prompt."""
+    """Candidates of one prompt, or of several wordings of it."""
 
-    encoding: Encoding
+    encodings: tuple[Encoding, ...]
+    """The encodings of the wordings."""
     candidates: tuple[Candidate, ...]
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
     """Time of `time.monotonic` at which the request is dropped if it is not finished."""
     given: tuple[int, ...] = ()
     """The first tokens of every candidate; generation continues after them."""
+
+    def by_encoding(self, indices: Sequence[int]) -> dict[int, list[int]]:
+        """Groups indices of candidates by the encoding that they are generated from."""
+        groups: dict[int, list[int]] = {}
+        for index in indices:
+            groups.setdefault(self.candidates[index].encoding, []).append(index)
+        return groups
 
 
 @dataclass(frozen=True)

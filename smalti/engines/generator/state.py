@@ -58,6 +58,12 @@ class Sampling:
     """Number of tokens to sample from; 0 for no limit."""
     top_p: Float[Array, " slots"]
     """Probability that the tokens to sample from reach together; 1 for no limit."""
+    layout_length: Int[Array, " slots"]
+    """Number of positions, the first ones, to which the two values below apply; 0 for none."""
+    layout_temperature: Float[Array, " slots"]
+    """Temperature of the layout."""
+    layout_guidance_scale: Float[Array, " slots"]
+    """Guidance scale of the layout."""
 
 
 @jax.tree_util.register_dataclass
@@ -124,6 +130,9 @@ def empty_state(
             temperature=jnp.ones(slots, jnp.float32),
             top_k=jnp.zeros(slots, jnp.int32),
             top_p=jnp.ones(slots, jnp.float32),
+            layout_length=jnp.zeros(slots, jnp.int32),
+            layout_temperature=jnp.ones(slots, jnp.float32),
+            layout_guidance_scale=jnp.ones(slots, jnp.float32),
         ),
         self_attention=tuple(
             tuple(

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from smalti.engines.ranker import best
+from smalti.selection import best
 from smalti.training.data.world.composition import World
 from smalti.training.evaluation.questions import Question
 from smalti.training.judge.network import PictureJudge

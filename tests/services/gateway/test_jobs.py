@@ -76,7 +76,7 @@ def test_equal_scores_keep_the_order_of_the_candidates(gateway: GatewayHarness) 
 
 
 def test_pictures_have_the_order_of_the_ranker(gateway: GatewayHarness) -> None:
-    from smalti.engines.ranker import best
+    from smalti.selection import best
 
     scores = [0.3, -0.1, 0.3, 0.7, 0.0, -0.0, 0.7, 0.1]
     gateway.stages.score = scores.__getitem__

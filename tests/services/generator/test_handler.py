@@ -112,7 +112,9 @@ def test_waiting_for_a_full_engine_costs_no_attempt(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
     candidates = tuple(Candidate(1, index, tiny.sampling) for index in range(10))
-    flood = engine.submit(GenerationRequest(encoding=pipeline.encoder.encode("flood"), candidates=candidates))
+    flood = engine.submit(
+        GenerationRequest(encodings=(pipeline.encoder.encode("flood"),), candidates=candidates)
+    )
     wait_until(lambda: engine.waiting == 6)
     work = Work(engine, tiny, pipeline)
     _, done = work.messages.result(60)

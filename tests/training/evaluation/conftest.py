@@ -7,7 +7,7 @@ import pytest
 
 from harness.paths import SAMPLES
 from smalti.models import bart, vqgan
-from smalti.parameters import Counts
+from smalti.parameters import Defaults
 from smalti.registry.folder import ModelFolder
 from smalti.testing.clip import tiny_clip
 from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
@@ -62,5 +62,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     vqgan.VQGAN(tokenizer, random_parameters(vqgan.parameter_shapes(tokenizer), 0)).save(model / "vqgan")
     tiny_clip(model / "clip", 0)
     (model / "credits.md").write_text("## Pictures and words\n\nDrawn by Somebody.\n")
-    ModelFolder.create(model, name="model", licence="Apache-2.0", defaults=Counts(n=3, candidates=4))
+    ModelFolder.create(model, name="model", licence="Apache-2.0", defaults=Defaults(n=3, candidates=4))
     return folder

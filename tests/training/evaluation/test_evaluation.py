@@ -9,7 +9,7 @@ from PIL import Image
 
 from smalti.cli import run
 from smalti.errors import InvalidInputError
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
 from smalti.registry.verify import find_problems
@@ -60,7 +60,7 @@ def test_the_page_and_the_card(folder: Path, tmp_path: Path, capsys: pytest.Capt
     page = tmp_path / "quality.md"
     quality = Quality.model_validate_json((tmp_path / "quality.json").read_text())
     model = ModelFolder.open(folder / "model")
-    assert (quality.revision, quality.counts) == (model.revision, Counts(n=3, candidates=4))
+    assert (quality.revision, quality.counts) == (model.revision, Defaults(n=3, candidates=4))
     assert [kind.prompts for kind in quality.kinds.values()] == [2] * 5
     assert quality.reconstruction.psnr > 0
     assert quality.appearance.frechet.pictures == 3 * 10

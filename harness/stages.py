@@ -1,0 +1,96 @@
+"""The real stages around one store in memory: what the workers do, without a broker and without processes."""
+
+import threading
+from collections import deque
+from typing import Any
+
+from harness.service import bare_process
+from smalti.engines.generator.engine import GeneratorEngine
+from smalti.messages import Event, Message, Stage, parse
+from smalti.pipeline import Pipeline
+from smalti.queue import Delivery
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
+from smalti.service.cancellation import Cancellations
+from smalti.service.compute import ComputeThread
+from smalti.service.stage import StageHandler
+from smalti.services.decoder.handler import DecodeHandler
+from smalti.services.encoder.handler import EncodeHandler
+from smalti.services.generator.handler import GenerateHandler
+from smalti.services.ranker.handler import RankHandler
+from smalti.storage import MemoryStore
+from smalti.text.rewording import Rewording, Rewriter
+
+
+class CountingRewriter(Rewriter):
+    """Records the prompts that it rewrites."""
+
+    def __init__(self, words: Any) -> None:
+        """Has rewritten nothing yet."""
+        super().__init__(words)
+        self.prompts: list[str] = []
+
+    def __call__(self, prompt: str) -> Rewording:
+        """Records a prompt, and rewrites it."""
+        self.prompts.append(prompt)
+        return super().__call__(prompt)
+
+
+class RealStages:
+    """The handlers of the four stages around one store, without a broker."""
+
+    def __init__(
+        self, *, folder: ModelFolder, pipeline: Pipeline, generator: GeneratorEngine, compute: ComputeThread
+    ) -> None:
+        """Makes the handlers.
+
+        Args:
+            folder: the model.
+            pipeline: its engines, except the generator.
+            generator: its generator.
+            compute: the thread in which the other engines run.
+        """
+        self.store = MemoryStore()
+        self.generator = generator
+        self.words_file = folder.words_file
+        self.rewriter = CountingRewriter.load(folder.words_file)
+        process, spec = bare_process(self.store), ModelSpec.load(folder)
+
+        def common() -> dict[str, Any]:
+            return {"process": process, "cancellations": Cancellations(self.store, 1.0)}
+
+        computing: dict[str, Any] = {"compute": compute, "rewriter": self.rewriter}
+        self.handlers: dict[Stage, StageHandler[Any, Any]] = {
+            Stage.ENCODE: EncodeHandler(folder=folder, engine=pipeline.encoder, **common(), **computing),
+            Stage.GENERATE: GenerateHandler(spec=spec, engine=generator, **common()),
+            Stage.DECODE: DecodeHandler(spec=spec, engine=pipeline.decoder, **common(), **computing),
+            Stage.RANK: RankHandler(folder=folder, engine=pipeline.ranker, **common(), **computing),
+        }
+
+    def run(self, first: Message) -> list[Event]:
+        """Handles a task and all tasks that follow from it; returns the events."""
+        return [message for message in self.messages(first) if isinstance(message, Event)]
+
+    def messages(self, first: Message) -> list[Message]:
+        """Handles a task and all tasks that follow from it; returns all messages."""
+        waiting: deque[Message] = deque([first])
+        handled: list[Message] = []
+        while waiting:
+            # Serialized, as a worker in another process receives it.
+            message = parse(waiting.popleft().to_json())
+            handled.append(message)
+            if not isinstance(message, Event):
+                waiting += self.handlers[message.stage_queue](Delivery(message, threading.Event()))
+        return handled
+
+    def objects(self, job: str) -> dict[str, bytes]:
+        """Returns the objects of a job by their names in its folder."""
+        folder = f"jobs/{job}/"
+        return {
+            info.key.removeprefix(folder): self.store.get(info.key) for info in self.store.objects(folder)
+        }
+
+    def close(self) -> None:
+        """Ends the threads of the handlers."""
+        for handler in self.handlers.values():
+            handler.close()
