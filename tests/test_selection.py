@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalti.selection import best, choose
@@ -27,6 +27,7 @@ def test_best_come_first_and_equal_scores_stay_in_order(
     assert best(np.asarray(scores, np.float32), n) == indices
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, 30.0])), st.integers(0, 12))
 def test_nothing_better_is_left_out(scores: list[float], n: int) -> None:
     chosen = best(scores, n)
@@ -63,6 +64,7 @@ def test_different_pictures_are_chosen_before_copies(diversity: float, order: li
         assert choose(SCORES, ALIKE, n, diversity) == order[:n]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-50, 50), st.floats(0, 360)), max_size=9),
     st.integers(0, 12),

@@ -9,8 +9,7 @@ from smalti.engines.ranker import RankerEngine
 from smalti.messages import MAX_IN_CHUNK
 from smalti.models.clip import Ranking
 from smalti.pictures import read_image
-from smalti.rpc.conversion import check_asked_model
-from smalti.rpc.tensors import to_tensor
+from smalti.rpc.conversion import check_asked_model, features_message
 from smalti.service.checks import check_count, checked_prompt
 from smalti.service.compute import ComputeThread
 from smalti.v1 import model_pb2, ranker_pb2_grpc
@@ -54,5 +53,5 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
         features = np.concatenate([ranking.features for ranking in rankings])
         return ScoreResponse(
             scores=[score for ranking in rankings for score in ranking.scores.tolist()],
-            features=to_tensor(features) if request.include_features else None,
+            features=features_message(features) if request.include_features else None,
         )

@@ -13,6 +13,7 @@ from smalti.cli import interrupts
 from smalti.cli.extras import require_training
 from smalti.errors import SmaltiError
 from smalti.files import write_atomically
+from smalti.parameters import check_diversity
 from smalti.registry import library
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ Data = Annotated[
     Path, typer.Option(help="Folder of the data set, with the world that the model was trained on.")
 ]
 PromptsPerKind = Annotated[int, typer.Option(min=1, help="Number of prompts of each kind.")]
+Values = Annotated[
+    list[float] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
+]
 Slots = Annotated[int, typer.Option(min=1, help="Number of candidates generated at the same time.")]
 
 _SLOTS = 64
@@ -88,14 +92,22 @@ def sweep(
     judge: JudgeRun,
     data: Data,
     model: Model = None,
-    guidance_scale: Annotated[
-        list[float] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
-    ] = None,
-    temperature: Annotated[
-        list[float] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
-    ] = None,
+    guidance_scale: Values = None,
+    temperature: Values = None,
     top_k: Annotated[
         list[int] | None, typer.Option(help="Value to try; repeat for several. [default: the model's]")
+    ] = None,
+    top_p: Values = None,
+    layout_share: Values = None,
+    layout_temperature: Values = None,
+    layout_guidance_scale: Values = None,
+    diversity: Values = None,
+    vary: Annotated[
+        bool | None,
+        typer.Option(
+            "--vary/--no-vary",
+            help="Let candidates differ in what the prompt leaves open. [default: the model's]",
+        ),
     ] = None,
     prompts_per_kind: PromptsPerKind = 10,
     out: Annotated[Path | None, typer.Option(help="Markdown file for the table. [default: none]")] = None,
@@ -108,14 +120,32 @@ def sweep(
     from smalti.training.evaluation.sweep import sampling_grid, sweep_table
     from smalti.training.evaluation.sweep import sweep as measure
 
-    sampling = library.find(model).sampling
-    grid = sampling_grid(sampling, guidance_scale or [], temperature or [], top_k or [])
+    folder = library.find(model)
+    tried = {
+        "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "layout_share": layout_share, "layout_temperature": layout_temperature,
+        "layout_guidance_scale": layout_guidance_scale,
+    }  # fmt: skip
+    grid = sampling_grid(folder.sampling, {name: values or [] for name, values in tried.items()})
+    diversities = [check_diversity(value) for value in diversity or [folder.defaults.diversity]]
     network = FeatureNetwork.load()
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
         _progress("Drawing", len(grid) * len(PROMPT_KINDS) * prompts_per_kind) as advance,
     ):
-        rows = list(measure(pipeline, known, network, world, grid, prompts_per_kind, advance=advance))
+        rows = list(
+            measure(
+                pipeline,
+                known,
+                network,
+                world,
+                grid,
+                prompts_per_kind,
+                vary=folder.defaults.vary if vary is None else vary,
+                diversities=diversities,
+                advance=advance,
+            )
+        )
     table = sweep_table(rows)
     print(table, end="")
     if out is not None:

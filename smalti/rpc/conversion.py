@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
@@ -11,7 +11,7 @@ from smalti.parameters import Priority, SamplingParameters
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.text.rewording import Rewording
-from smalti.v1 import encoder_pb2, model_pb2, prompt_pb2, sampling_pb2
+from smalti.v1 import encoder_pb2, model_pb2, prompt_pb2, sampling_pb2, tensor_pb2
 from smalti.v1.tokens_pb2 import ImageTokens
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -66,6 +66,11 @@ def encoding_message(
         mask=to_tensor(encoding.mask.astype(np.int32)),
         reading=reading_message(rewording, encoding.cut),
     )
+
+
+def features_message(features: Float[np.ndarray, "pictures features"]) -> tensor_pb2.Tensor:
+    """Returns what pictures look like as a message."""
+    return to_tensor(features.astype(np.float32))
 
 
 def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from harness.grpc_server import asynchronous
@@ -10,6 +11,7 @@ from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.pictures import plain_png_bytes
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
+from smalti.rpc.tensors import to_array
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
 from smalti.services.ranker.servicer import RankerServicer
@@ -40,8 +42,16 @@ async def test_score_does_not_depend_on_the_other_pictures(
         # More pictures than one batch holds.
         scores = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files)))).scores
         [alone] = (await answer(stub.Score(ScoreRequest(prompt="a fox", images=files[18:19])))).scores
+        looked = await answer(
+            stub.Score(ScoreRequest(prompt="a fox", images=[*files[:17], files[0]], include_features=True))
+        )
     assert list(scores) == pytest.approx([picture.score for picture in pictures], abs=1e-4)
     assert alone == pytest.approx(scores[18], abs=1e-4)
+    features = to_array(looked.features, "features", types=("float32",), axes=2)
+    assert features.shape == (18, 16)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(features[17], features[0], atol=1e-5)
+    assert looked.scores == pytest.approx([*scores[:17], scores[0]], abs=1e-4)
 
 
 @asynchronous

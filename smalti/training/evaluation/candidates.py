@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import GenerationHandle
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
+from smalti.selection import choose
 from smalti.training.evaluation.questions import Question
 
 _QUEUED_CANDIDATES = 512
@@ -25,6 +26,12 @@ class RankedCandidates:
     tokens: Int[np.ndarray, "candidates tokens"]
     pixels: UInt8[np.ndarray, "candidates side side 3"]
     scores: Float[np.ndarray, " candidates"]
+    features: Float[np.ndarray, "candidates features"]
+    """What the pictures look like to the ranker."""
+
+    def order(self, diversity: float = 0.0) -> list[int]:
+        """Returns all candidates in the order in which they are chosen as pictures; see `smalti.selection`."""
+        return choose(self.scores, self.features, len(self.scores), diversity)
 
 
 def generate_candidates(
@@ -33,6 +40,8 @@ def generate_candidates(
     sampling: SamplingParameters,
     candidates: int,
     seeds: Sequence[int],
+    *,
+    vary: bool = False,
 ) -> Iterator[RankedCandidates]:
     """Generates the candidates of many prompts and yields them in order; prompts are submitted ahead of time.
 
@@ -42,12 +51,14 @@ def generate_candidates(
         sampling: sampling values.
         candidates: number of candidates of each prompt.
         seeds: seed of each prompt; `smalti generate` gives the same pictures with it.
+        vary: whether candidates differ in what the prompt leaves open.
     """
     waiting: deque[tuple[Question, GenerationHandle]] = deque()
     ahead = max(_QUEUED_CANDIDATES // candidates, 1)
     for start, question in enumerate(asked):
-        wanted = tuple(Candidate(seeds[start], index, sampling) for index in range(candidates))
-        request = GenerationRequest(encoding=pipeline.encoder.encode(question.prompt), candidates=wanted)
+        request, _ = pipeline.request(
+            question.prompt, range(candidates), seed=seeds[start], sampling=sampling, vary=vary
+        )
         waiting.append((question, pipeline.generator.submit(request)))
         if len(waiting) > ahead:
             yield _finish(pipeline, *waiting.popleft())
@@ -58,5 +69,5 @@ def generate_candidates(
 def _finish(pipeline: Pipeline, question: Question, handle: GenerationHandle) -> RankedCandidates:
     tokens = handle.result()
     pixels = pipeline.decoder.decode(tokens)
-    scores = pipeline.ranker.rank(question.prompt, [Image.fromarray(picture) for picture in pixels])
-    return RankedCandidates(question, tokens, pixels, scores)
+    ranking = pipeline.ranker.look(question.prompt, [Image.fromarray(picture) for picture in pixels])
+    return RankedCandidates(question, tokens, pixels, ranking.scores, ranking.features)

@@ -6,13 +6,14 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from smalti.parameters import Counts, SamplingParameters
+from smalti.parameters import Defaults, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.lookalikes import acceptable_colours
@@ -88,7 +89,7 @@ class Quality(Strict):
     versions: dict[str, str]
     machine: str
     sampling: SamplingParameters
-    counts: Counts
+    counts: Defaults
     kinds: dict[PromptKind, KindResult]
     choice: Interval
     """`KindResult.choice` over all prompts."""
@@ -138,6 +139,13 @@ def evaluate(
         InvalidInputError: the world lacks something that a prompt of the sheets asks for.
     """
     folder, counts = pipeline.folder, pipeline.folder.defaults
+    draw = partial(
+        generate_candidates,
+        pipeline,
+        sampling=folder.sampling,
+        candidates=counts.candidates,
+        vary=counts.vary,
+    )
     acceptable = acceptable_colours(world)
     scorer = Scorer(judge, world, acceptable)
     sides = sheet_questions(world, sheet_prompts)
@@ -147,9 +155,9 @@ def evaluate(
     for side, asked in sides.items():
         rows, shown.prompts[side], shown.pixels[side] = [], [], []
         seeds = [SHEET_SEED] * len(asked)
-        for candidates in generate_candidates(pipeline, asked, folder.sampling, counts.candidates, seeds):
+        for candidates in draw(asked, seeds=seeds):
             prompt = candidates.question.prompt
-            chosen = select(candidates.scores, "best", counts.n)
+            chosen = candidates.order(counts.diversity)[: counts.n]
             right = scorer(candidates.question, candidates.pixels[chosen]).everything
             rows.append(SheetResult(prompt=prompt, right=int(right.sum()), shown=len(chosen)))
             shown.prompts[side].append(prompt)
@@ -164,11 +172,12 @@ def evaluate(
         asked = questions(world, kind, prompts_per_kind)
         judged = []
         numbers = range(1, len(asked) + 1)
-        for candidates in generate_candidates(pipeline, asked, folder.sampling, counts.candidates, numbers):
-            judged.append((scorer(candidates.question, candidates.pixels), candidates.scores))
-            appearance.add(candidates, select(candidates.scores, "best", counts.n))
+        for candidates in draw(asked, seeds=numbers):
+            order = candidates.order(counts.diversity)
+            judged.append((scorer(candidates.question, candidates.pixels), order))
+            appearance.add(candidates, order[: counts.n])
             advance(done := done + 1)
-        gains = [_gain(right, scores, counts.n) for right, scores in judged]
+        gains = [_gain(right, order[: counts.n]) for right, order in judged]
         measured[kind] = _kind_result(judged, gains, counts.n)
         gained += gains
         is_open += [bool(0 < right.everything.mean() < 1) for right, _ in judged]
@@ -231,17 +240,17 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {cores} CPU cores{accelerator}"
 
 
-def _gain(right: Correctness, scores: Float[np.ndarray, " candidates"], n: int) -> float:
-    """Returns the share of the best n with everything right, minus that share of all candidates."""
-    return float(right.everything[select(scores, "best", n)].mean() - right.everything.mean())
+def _gain(right: Correctness, chosen: Sequence[int]) -> float:
+    """Returns the share of the chosen candidates with everything right, minus that share of all candidates."""
+    return float(right.everything[list(chosen)].mean() - right.everything.mean())
 
 
 def _kind_result(
-    judged: Sequence[tuple[Correctness, Float[np.ndarray, " candidates"]]], gains: Sequence[float], n: int
+    judged: Sequence[tuple[Correctness, Sequence[int]]], gains: Sequence[float], n: int
 ) -> KindResult:
     by_selection: dict[Selection, Shares] = {}
     for selection in SELECTIONS:
-        chosen = [(right, select(scores, selection, n)) for right, scores in judged]
+        chosen = [(right, select(order, selection, n)) for right, order in judged]
         if all(rows for _, rows in chosen):
             by_selection[selection] = shares(chosen)
     return KindResult(prompts=len(judged), shares=by_selection, choice=bootstrap(np.array(gains)))

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from smalti.selection import best
 from smalti.training.data.world.composition import World
 from smalti.training.evaluation.questions import Question
 from smalti.training.judge.network import PictureJudge
@@ -87,12 +86,9 @@ class Scorer:
         return Correctness(*(np.logical_and.reduce(each) for each in zip(*parts, strict=True)))
 
 
-def select(
-    scores: Sequence[float] | Float[np.ndarray, " candidates"], selection: Selection, n: int
-) -> list[int]:
-    """Returns indices of candidates by the ranker's scores: all, the best n, the first, or all but the best n."""
-    order = best(scores, len(scores))
-    parts: Mapping[Selection, list[int]] = {
+def select(order: Sequence[int], selection: Selection, n: int) -> Sequence[int]:
+    """Returns a part of all candidates: all, the n that are chosen first, the first alone, or all but these n."""
+    parts: Mapping[Selection, Sequence[int]] = {
         "all": order, "best": order[:n], "first": order[:1], "worst": order[n:],
     }  # fmt: skip
     return parts[selection]

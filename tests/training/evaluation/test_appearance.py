@@ -38,7 +38,8 @@ def measured(
 
 def drawn(question: Question, pixels: np.ndarray, tokens: np.ndarray | None = None) -> RankedCandidates:
     tokens = np.arange(CANDIDATES)[:, None] if tokens is None else tokens
-    return RankedCandidates(question, tokens, pixels, np.zeros(len(pixels), np.float32))
+    scores, features = np.zeros(len(pixels), np.float32), np.ones((len(pixels), 1), np.float32)
+    return RankedCandidates(question, tokens, pixels, scores, features)
 
 
 def test_real_pictures_look_real(

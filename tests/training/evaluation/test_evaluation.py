@@ -140,6 +140,12 @@ def test_a_sweep_reports_the_shares_of_each_choice(
     assert sorted(row[:3] for row in rows) == [["1", "0", "50"], ["3", "0", "50"]]
     # At temperature 0 all candidates of a prompt are one picture.
     assert {tuple(row[-2:]) for row in rows} == {("0.000", "1.0")}
+    variety = ["--layout-share", "0.5", "--diversity", "0", "--diversity", "0.5", "--vary"]
+    assert run(["sweep", *words, *variety, "--prompts-per-kind", "1"]) == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert "| diversity |" in header
+    assert "layout share" not in header  # Only one value was tried.
+    assert sorted(line.split(" | ")[3] for line in lines) == ["0", "0.5"]
     assert run(["sweep", *words, "--temperature", "-1"]) == 2
     assert "temperature" in capsys.readouterr().err
 

@@ -92,13 +92,12 @@ def test_shares_equal_those_computed_by_hand() -> None:
         whole = np.array(everything, bool)
         return Correctness(whole, np.ones_like(whole), np.ones_like(whole))
 
-    prompts = [(right(1, 0, 1, 0), [0.9, 0.1, 0.8, 0.2]), (right(0, 0, 1, 1), [0.4, 0.9, 0.3, 0.6])]
+    prompts = [(right(1, 0, 1, 0), [0, 2, 3, 1]), (right(0, 0, 1, 1), [1, 3, 0, 2])]
     values = {}
     for selection in ("all", "best", "first", "worst"):
-        chosen = [(each, select(scores, selection, 2)) for each, scores in prompts]
+        chosen = [(each, select(order, selection, 2)) for each, order in prompts]
         values[selection] = shares(chosen).everything.value
         assert shares(chosen).colour.value == 1
-    # The order by score is 0, 2, 3, 1 and 1, 3, 0, 2.
     assert values == {"all": 0.5, "best": (1 + 0.5) / 2, "first": 0.5, "worst": (0 + 0.5) / 2}
 
 
@@ -121,9 +120,9 @@ def test_the_value_of_the_choice_is_counted_by_prompt() -> None:
         whole = np.array(everything, bool)
         return Correctness(whole, whole, whole)
 
-    scores = np.array([0.9, 0.8, 0.2, 0.1])
-    judged = [(right(1, 1, 0, 0), scores), (right(1, 1, 1, 1), scores), (right(0, 1, 1, 0), scores)]
-    gains = [_gain(each, scores, 2) for each, scores in judged]
+    order = [0, 1, 2, 3]
+    judged = [(right(1, 1, 0, 0), order), (right(1, 1, 1, 1), order), (right(0, 1, 1, 0), order)]
+    gains = [_gain(each, order[:2]) for each, order in judged]
     assert gains == [0.5, 0, 0]
     result = _kind_result(judged, gains, 2)
     assert result.choice.value == pytest.approx(0.5 / 3)
