@@ -34,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def build(
     out: Annotated[Path, typer.Argument(help="Folder of the data set.")] = _WORLD.parent,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels, 64 or 128.")] = 64,
+    resolution: Annotated[
+        int, typer.Option(help="Largest side of the pictures to compose, in pixels: 64, 96, 128 or 192.")
+    ] = 192,
     world: Annotated[Path | None, typer.Option(help="A world.json. [default: the shipped one]")] = None,
     pictograms: Annotated[bool, typer.Option(help="Also make the set of all named pictograms.")] = True,
     packages: Annotated[
@@ -46,7 +48,7 @@ def build(
     _require_training()
     from smalti.training.data.world.building import build as build_data
     from smalti.training.data.world.description import SHIPPED, load_description
-    from smalti.training.data.world.pictograms import install_packages
+    from smalti.training.data.world.packages.pictograms import install_packages
 
     description = load_description(world or SHIPPED)
     with Console(stderr=True).status("Fetching the packages ..."):
@@ -62,19 +64,22 @@ def compose(
     count: Annotated[int, typer.Option(min=1, max=1024, help="Number of pictures.")] = 64,
     start: Annotated[int, typer.Option(min=0, help="Index of the first picture.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels, 64 or 128.")] = 64,
+    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels: 64, 96, 128 or 192.")] = 96,
+    containing: Annotated[
+        str, typer.Option(help="Show only pictures whose caption contains this text.")
+    ] = "",
     out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("composed.png"),
 ) -> None:
-    """Show pictures that training composes: a contact sheet, and their captions in the same order."""
+    """Show pictures that training composes: a contact sheet with their captions, which are also printed."""
     _require_training()
     from smalti.training.data.report import contact_sheet
     from smalti.training.data.world.composition import CompositionDataset, World
 
     dataset = CompositionDataset(World.load(world, resolution), seed, split)
-    pixels, captions, _ = dataset.batch(start, count)
+    pictures, captions = dataset.find(containing, start, count)
     try:
         with atomic_path(out) as partial:
-            contact_sheet(list(pixels)).save(partial, "PNG")
+            contact_sheet(pictures, captions=captions).save(partial, "PNG")
     except OSError as error:
         raise InvalidInputError("out", f"{out}: the sheet cannot be written ({error.strerror})") from None
     for caption in captions:

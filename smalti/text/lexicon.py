@@ -11,7 +11,9 @@ from typing import Literal
 
 from smalti.text.vocabulary import Words
 
-Kind = Literal["thing", "colour", "size", "place", "style", "grammar"]
+Kind = Literal[
+    "thing", "colour", "pattern", "scene", "size", "style", "count", "place", "pose", "relation", "grammar"
+]
 Phrase = tuple[str, ...]
 
 MAX_PROMPT_LENGTH = 64
@@ -88,9 +90,14 @@ class Lexicon:
         by_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (
             ("thing", words.things),
             ("colour", words.colours + words.backgrounds),
+            ("pattern", (*words.patterns, *words.patterns.values())),
+            ("scene", words.scenes),
             ("size", words.sizes),
-            ("place", words.places),
             ("style", words.styles),
+            ("count", tuple(words.counts)),
+            ("place", words.places),
+            ("pose", words.poses),
+            ("relation", words.relations),
             ("grammar", words.grammar),
         )
         for kind, known in by_kind:

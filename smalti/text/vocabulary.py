@@ -44,14 +44,25 @@ class Words(Strict):
     things: tuple[str, ...] = Field(min_length=1)
     plurals: tuple[str, ...] = ()
     """Things that take no article, such as "grapes"."""
+    many: dict[str, str] = Field(default_factory=dict)
+    """Plural of each thing that the model draws several times."""
     colours: tuple[str, ...] = ()
     """Colours of things."""
     backgrounds: tuple[str, ...] = ()
     """Colours of backgrounds."""
+    patterns: dict[str, str] = Field(default_factory=dict)
+    """Patterns of coloured backgrounds ("striped"), each with its noun ("stripes")."""
+    scenes: tuple[str, ...] = ()
+    """Wordings of other backgrounds, such as "on a beach"."""
     styles: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Numbers of copies that the model draws, by their words and figures."""
     places: tuple[str, ...] = ()
-    """Where a single thing is, such as "in the top left corner"."""
+    """Wordings of the place of a small thing, such as "at the top"."""
+    poses: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    """Wordings between two things, such as "in front of"."""
     grammar: tuple[str, ...] = ()
     """Other words of the captions."""
     synonyms: dict[str, str] = Field(default_factory=dict)
@@ -65,7 +76,9 @@ class Words(Strict):
     def known(self) -> frozenset[str]:
         """Everything that the model knows; terms of several words ("ice cream") are not split."""
         return frozenset().union(
-            self.things, self.colours, self.backgrounds, self.styles, self.sizes, self.places, self.grammar
+            *(self.things, self.many.values(), self.colours, self.backgrounds),
+            *(self.patterns, self.patterns.values(), self.scenes, self.styles, self.sizes, self.counts),
+            *(self.places, self.poses, self.relations, self.grammar),
         )
 
     @model_validator(mode="after")
@@ -78,6 +91,7 @@ class Words(Strict):
                 raise ValueError(f"{word!r} must be a word in lower case")
         for kind, targets, among, noun in (
             ("plurals", self.plurals, set(self.things), "thing"),
+            ("many", self.many, set(self.things), "thing"),
             ("synonyms", self.synonyms.values(), self.known, "word"),
             ("neighbours", self.neighbours.values(), set(self.things), "thing"),
         ):

@@ -27,10 +27,10 @@ from smalti.training.data.world.composition import (
     compose,
     draw_attributes,
 )
-from smalti.training.data.world.description import NATURAL
+from smalti.training.data.world.description import NATURAL, Size
 from smalti.training.data.world.lookalikes import acceptable_colours
 
-Aspect = Literal["thing", "colour", "background"]
+Aspect = Literal["thing", "colour", "background", "count", "order"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 _MAX_TRIES = 200
 """Maximal number of samples that are drawn for each one that a batch needs."""
@@ -151,7 +151,7 @@ class ComposedPairs:
                 aspects.rotate()
 
     def _meaning(self, attributes: Attributes) -> tuple[Hashable]:
-        """Returns what every caption of a picture mentions; style and size may be left out of a caption.
+        """Returns what every caption of a picture mentions; style, size and place may be left out of a caption.
 
         A thing in a tint that looks like its own colours counts as the thing in its own colours.
         """
@@ -159,12 +159,11 @@ class ComposedPairs:
             replace(figure, colour=NATURAL) if (figure.thing, figure.colour) in self._natural else figure
             for figure in attributes.figures
         )
-        return ((figures, attributes.background),)
+        return ((figures, attributes.background, attributes.count, attributes.relation, attributes.pose),)
 
     def _belongs(self, attributes: Attributes, split: Split) -> bool:
-        things = [figure.thing for figure in attributes.figures]
         return (
-            len(set(things)) == len(things)
+            self._world.vocabulary.allows(attributes)
             and self._world.split_of(attributes) == split
             and self._world.is_visible(attributes)
         )
@@ -177,10 +176,21 @@ def neighbour(first: Attributes, other: Attributes, aspect: Aspect, figure: int)
         first: attributes to change in one aspect.
         other: attributes from which the aspect is taken.
         aspect: the aspect.
-        figure: index of the figure that is changed; ignored for the background.
+        figure: index of the figure that is changed, for its thing and colour.
+
+    Returns:
+        the changed attributes; `first` itself if it has no such aspect. The order is that of two things, which is
+        always reversed.
     """
     if aspect == "background":
         return replace(first, background=other.background)
+    if aspect == "order":
+        return replace(first, figures=first.figures[::-1])
+    if aspect == "count":
+        if first.is_pair or first.count == other.count:
+            return first
+        size: Size = "small" if other.count > 1 else "usual"
+        return replace(first, count=other.count, size=size, place="middle", pose="upright", offset=(0, 0))
     figures = list(first.figures)
     figures[figure] = replace(figures[figure], **{aspect: getattr(other.figures[0], aspect)})
     return replace(first, figures=tuple(figures))

@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SHEET_PICTURES = 96
 _SHEET_COLUMNS = 12
 _GAP = 2
 _SHEET_CELL = 128
+_SHEET_CAPTION = 120
+_FONT_SIZE, _LETTER_WIDTH, _CAPTION_LINES, _CAPTION_HEIGHT = 9, 5, 3, 32
 _NAMED_IN_MARKDOWN = 20
 
 
@@ -49,7 +52,7 @@ class Report:
         """Writes a contact sheet to `folder/sheets` and adds its captions to the report."""
         path = folder / "sheets" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        contact_sheet(pictures).save(path)
+        contact_sheet(pictures, captions=captions).save(path)
         self.sheets[name] = list(captions)
 
     def write(self, folder: Path) -> None:
@@ -82,18 +85,27 @@ class Report:
 
 
 def contact_sheet(
-    pictures: Sequence[UInt8[np.ndarray, "height width 3"]], columns: int = _SHEET_COLUMNS
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
+    columns: int = _SHEET_COLUMNS,
+    captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Arranges pictures in rows; pictures larger than 128 pixels are scaled down."""
+    """Arranges pictures in rows, with their captions below them; pictures larger than 128 pixels are scaled down."""
     images = [Image.fromarray(picture) for picture in pictures]
     for image in images:
         image.thumbnail((_SHEET_CELL, _SHEET_CELL))
-    width = max((image.width for image in images), default=1) + _GAP
-    height = max((image.height for image in images), default=1) + _GAP
+    side = max((image.width for image in images), default=1)
+    width = (max(side, _SHEET_CAPTION) if captions else side) + _GAP
+    height = max((image.height for image in images), default=1) + _GAP + (_CAPTION_HEIGHT if captions else 0)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (min(columns, max(len(images), 1)) * width, max(rows, 1) * height), "gray")
+    write = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * width, index // columns * height))
+        left, top = index % columns * width, index // columns * height
+        sheet.paste(image, (left, top))
+        if captions:
+            lines = wrap(captions[index], width // _LETTER_WIDTH)[:_CAPTION_LINES]
+            below = top + image.height
+            write.multiline_text((left, below), "\n".join(lines), "white", spacing=0, font_size=_FONT_SIZE)
     return sheet
 
 

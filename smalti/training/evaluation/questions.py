@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from smalti.errors import InvalidInputError
-from smalti.text.vocabulary import article
 from smalti.training.batches.random_numbers import generator_at
 from smalti.training.checked_files import check_fields, load_toml
-from smalti.training.data.world.attributes import Attributes, Figure, Size
+from smalti.training.data.world.attributes import Attributes, Figure
+from smalti.training.data.world.captions import usual_caption
 from smalti.training.data.world.composition import World
-from smalti.training.data.world.description import NATURAL, PLAIN, HeldOut
+from smalti.training.data.world.description import NATURAL, PLAIN, HeldOut, Size, base_colour
 from smalti.validation import Strict
 
 SHEET_PROMPTS = Path(__file__).with_name("sheet_prompts.toml")
@@ -34,7 +34,7 @@ class Question:
     figures: tuple[Figure, ...]
     """One figure, or two from left to right."""
     background: str
-    size: Size = "big"
+    size: Size = "usual"
 
 
 class _Described(Strict):
@@ -44,7 +44,7 @@ class _Described(Strict):
     colours: tuple[str, ...]
     """Colour of each thing; "natural" for its own colours."""
     background: str = PLAIN
-    size: Size = "big"
+    size: Size = "usual"
 
 
 class _SheetPrompts(Strict):
@@ -52,7 +52,7 @@ class _SheetPrompts(Strict):
     held_out: tuple[_Described, ...]
 
 
-def ask(world: World, figures: tuple[Figure, ...], background: str = PLAIN, size: Size = "big") -> Question:
+def ask(world: World, figures: tuple[Figure, ...], background: str = PLAIN, size: Size = "usual") -> Question:
     """Makes a prompt in the form that most captions have.
 
     Raises:
@@ -62,11 +62,8 @@ def ask(world: World, figures: tuple[Figure, ...], background: str = PLAIN, size
         _require(figure.thing, world.things, "thing")
         _require(figure.colour, world.colours, "colour")
     _require(background, world.backgrounds, "background")
-    small = size == "small" and len(figures) == 1
-    text = " and ".join(_noun(world, figure, small) for figure in figures)
-    if background != PLAIN:
-        text += f" on {article(background)} {background} background"
-    return Question(text, figures, background, size)
+    prompt = usual_caption(Attributes(figures, world.styles[0], background, size), world.vocabulary)
+    return Question(prompt, figures, background, size)
 
 
 def questions(world: World, kind: PromptKind, count: int) -> list[Question]:
@@ -103,7 +100,9 @@ def sheet_questions(world: World, path: Path = SHEET_PROMPTS) -> dict[str, list[
 
 def is_held_out(world: World, question: Question) -> bool:
     """Returns whether training never shows a combination that the prompt asks for."""
-    return world.is_held_out(Attributes(question.figures, world.styles[0], question.background))
+    # Some things have a held-out style, which a prompt leaves open.
+    aspects = world.held_out_aspects(Attributes(question.figures, world.styles[0], question.background))
+    return bool(aspects - {"style"})
 
 
 def _described(world: World, described: _Described) -> Question:
@@ -114,19 +113,21 @@ def _described(world: World, described: _Described) -> Question:
 def _one(world: World, kind: PromptKind, thing: str, index: int) -> Question:
     numbers = generator_at(PROMPT_KINDS.index(kind), 28, index)
     held_out = _held_out(world)[thing]
-    for _ in range(_MAX_ATTEMPTS):
+    for attempt in range(_MAX_ATTEMPTS):
+        # A white thing does not stand out from white, so the other aspect is drawn as well if it must be.
+        both = index % 2 or attempt
         colour, background = NATURAL, PLAIN
         if kind == "seen":
             # A colour, a background, or both.
             choice = index % 3
             colour = _pick(numbers, world.colours[1:]) if choice != 1 else NATURAL
-            background = _pick(numbers, world.backgrounds[1:]) if choice != 0 else PLAIN
+            background = _pick(numbers, world.plain_backgrounds[1:]) if choice != 0 else PLAIN
         elif kind == "held_out_colour":
             colour = held_out.colour
-            background = _pick(numbers, world.backgrounds[1:]) if index % 2 else PLAIN
+            background = _pick(numbers, world.plain_backgrounds[1:]) if both else PLAIN
         elif kind == "held_out_background":
             background = held_out.background
-            colour = _pick(numbers, world.colours[1:]) if index % 2 else NATURAL
+            colour = _pick(numbers, world.colours[1:]) if both else NATURAL
         figures: tuple[Figure, ...] = (Figure(thing, colour),)
         if kind == "pairs":
             others = [other for other in world.things if other != thing]
@@ -134,8 +135,8 @@ def _one(world: World, kind: PromptKind, thing: str, index: int) -> Question:
                 Figure(each, _pick(numbers, world.colours[1:]) if numbers.random() < 0.5 else NATURAL)
                 for each in (thing, _pick(numbers, others))
             )
-            background = _pick(numbers, world.backgrounds[1:]) if index % 3 == 2 else PLAIN
-        question = ask(world, figures, background, "small" if kind == "pairs" else "big")
+            background = _pick(numbers, world.plain_backgrounds[1:]) if index % 3 == 2 else PLAIN
+        question = ask(world, figures, background, "small" if kind == "pairs" else "usual")
         if _stands_out(world, question) and _is_of(world, question, kind):
             return question
     raise InvalidInputError(
@@ -146,7 +147,10 @@ def _one(world: World, kind: PromptKind, thing: str, index: int) -> Question:
 def _is_of(world: World, question: Question, kind: PromptKind) -> bool:
     """Returns whether exactly what the kind names is held out."""
     held_out = [_held_out(world)[figure.thing] for figure in question.figures]
-    colours = [figure.colour == held.colour for figure, held in zip(question.figures, held_out, strict=True)]
+    colours = [
+        base_colour(figure.colour) == held.colour
+        for figure, held in zip(question.figures, held_out, strict=True)
+    ]
     grounds = [question.background == held.background for held in held_out]
     return (any(colours), any(grounds)) == (kind == "held_out_colour", kind == "held_out_background")
 
@@ -156,16 +160,13 @@ def _held_out(world: World) -> dict[str, HeldOut]:
 
 
 def _stands_out(world: World, question: Question) -> bool:
-    return all(
-        world.is_visible(Attributes(question.figures, style, question.background, question.size))
+    """Returns whether the things stand out in at least half of the styles that draw them."""
+    drawings = [
+        Attributes(question.figures, style, question.background, question.size)
         for style in world.styles
-    )
-
-
-def _noun(world: World, figure: Figure, small: bool) -> str:
-    colour = "" if figure.colour == NATURAL else figure.colour
-    noun = " ".join(word for word in ("small" if small else "", colour, figure.thing) if word)
-    return noun if figure.thing in world.plurals else f"{article(noun)} {noun}"
+        if all(world.is_drawn(figure.thing, style) for figure in question.figures)
+    ]
+    return 2 * sum(map(world.is_visible, drawings)) >= len(drawings)
 
 
 def _pick(numbers: np.random.Generator, words: Any) -> str:

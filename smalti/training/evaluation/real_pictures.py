@@ -40,8 +40,13 @@ def pictures_of(
     composed = []
     for index in range(first, first + _MAX_DRAWS):
         drawn = draw_attributes(world, _SEED, index)
-        if len(drawn.figures) == len(question.figures) and drawn.size == question.size:
-            attributes = replace(drawn, figures=question.figures, background=question.background)
+        attributes = replace(drawn, figures=question.figures, background=question.background)
+        if (
+            len(drawn.figures) == len(question.figures)
+            and (drawn.size, drawn.count) == (question.size, 1)
+            and (drawn.relation, drawn.pose) == ("beside", "upright")
+            and all(world.is_drawn(figure.thing, drawn.style) for figure in question.figures)
+        ):
             composed.append(compose(world, attributes))
             if len(composed) == count:
                 return np.stack(composed)

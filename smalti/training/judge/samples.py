@@ -18,13 +18,13 @@ from smalti.training.batches.batch import Batch
 from smalti.training.batches.random_numbers import generator_at
 from smalti.training.data.world.attributes import Attributes, Figure, Split
 from smalti.training.data.world.composition import CompositionDataset, World, compose
+from smalti.training.data.world.layout import REFERENCE
 from smalti.training.judge.damage import damage, figure, ground_of, warp
 
 Region = Literal["whole", "left", "right"]
 """Part of a picture that a judge looks at."""
 REGIONS: tuple[Region, ...] = get_args(Region)
 
-_REFERENCE = 64
 _MAX_SHIFT = 4
 """Maximal shift of a picture, in pixels of a picture of 64: half a tile, so that tiles cut through it anywhere."""
 _BENT = 0.3
@@ -100,7 +100,7 @@ class SampleMaker:
         self.world = world
         self._acceptable = acceptable
         self._damaged = damaged
-        self._scale = world.resolution // _REFERENCE
+        self._scale = world.resolution / REFERENCE
 
     def fresh(self, seed: int, indices: Sequence[int], side: int, split: Split = "train") -> Samples:
         """Makes training samples of composed pictures, scaled to a side."""
@@ -155,11 +155,22 @@ class SampleMaker:
         return self._views(made, engine.decode(codes), side)
 
     def _make(self, seed: int, indices: Sequence[int], split: Split, exact: bool) -> list[_Sample]:
-        pictures, _, drawn = CompositionDataset(self.world, seed, split).samples(indices)
+        pictures, _, drawn = CompositionDataset(self.world, seed, split, self.can_be_judged).samples(indices)
         return [
             self._one(picture, attributes, _numbers(seed, 2, index), exact)
             for picture, attributes, index in zip(pictures, drawn, indices, strict=True)
         ]
+
+    def can_be_judged(self, attributes: Attributes) -> bool:
+        """Returns whether a picture shows one upright thing, or two side by side, on a plain background."""
+        return (
+            attributes.count == 1
+            and attributes.relation == "beside"
+            and attributes.pose == "upright"
+            and attributes.size in ("usual", "small")
+            and attributes.place == "middle"
+            and attributes.background in self.world.plain_backgrounds
+        )
 
     def _one(
         self,
@@ -178,9 +189,13 @@ class SampleMaker:
             # Two things have no single colour; a big thing that is cut in half keeps its colour.
             region, meant = ("whole", None) if pair else (REGIONS[1 + int(generator.integers(2))], meant)
             if not pair and attributes.size == "small":
-                picture = compose(self.world, replace(attributes, size="big", offset=(0, 0)))
+                picture = compose(self.world, replace(attributes, size="usual", offset=(0, 0)))
         elif not whole:
-            others = [thing for thing in self.world.things if thing != attributes.figures[which].thing]
+            others = [
+                thing
+                for thing in self.world.things
+                if thing != attributes.figures[which].thing and self.world.is_drawn(thing, attributes.style)
+            ]
             figures = list(attributes.figures)
             figures[which] = Figure(others[generator.integers(len(others))], figures[which].colour)
             other = compose(self.world, replace(attributes, figures=tuple(figures)))
@@ -189,7 +204,7 @@ class SampleMaker:
         elif not exact and generator.random() < _BENT:
             picture = warp(picture, generator, generator.uniform(0, _MAX_BEND) * self._scale)
         if not exact:
-            reach = _MAX_SHIFT * self._scale
+            reach = round(_MAX_SHIFT * self._scale)
             down, right = generator.integers(-reach, reach + 1, 2)
             # Two things leave no room on the sides.
             picture = _shift(picture, int(down), int(right) if len(attributes.figures) == 1 else 0)

@@ -45,7 +45,8 @@ def test_no_two_samples_of_a_batch_mean_the_same(pairs: ComposedPairs) -> None:
         drawn, captions = pairs.draw("train", 3, number)
         assert len(drawn) == len(captions) == SIZE
         # A caption may leave out style, size and position, so they do not distinguish captions.
-        assert len({(each.figures, each.background) for each in drawn}) == SIZE
+        meant = {(each.figures, each.background, each.count, each.relation, each.pose) for each in drawn}
+        assert len(meant) == SIZE
 
 
 def test_lookalike_colours_do_not_occur_together_in_a_batch(pairs: ComposedPairs) -> None:
@@ -53,16 +54,16 @@ def test_lookalike_colours_do_not_occur_together_in_a_batch(pairs: ComposedPairs
     drawn = [pairs.draw("train", 3, number)[0] for number in range(30)]
     grapes = [
         [
-            (each.figures[0].colour, each.background)
+            (each.figures[0].colour, each.background, each.pose)
             for each in batch
             if len(each.figures) == 1 and each.figures[0].thing == "grapes"
         ]
         for batch in drawn
     ]
-    colours = {colour for batch in grapes for colour, _ in batch}
+    colours = {colour for batch in grapes for colour, *_ in batch}
     assert {"natural", "blue"} <= colours
     for batch in grapes:
-        seen = [("blue" if colour == "natural" else colour, ground) for colour, ground in batch]
+        seen = [("blue" if colour == "natural" else colour, *others) for colour, *others in batch]
         assert len(set(seen)) == len(seen)
 
 
@@ -75,7 +76,8 @@ def test_many_samples_differ_from_the_previous_one_in_one_aspect(world: World) -
             sum((a.thing != b.thing) + (a.colour != b.colour) for a, b in pairs)
             + (one.background != other.background)
             + (one.style != other.style)
-            + (one.size != other.size)
+            + ((one.count, one.size) != (other.count, other.size))
+            + (one.relation != other.relation)
         )
 
     def share(alike: int, split: Any = "train") -> float:

@@ -14,16 +14,21 @@ from typer.testing import CliRunner
 from harness.paths import SAMPLES
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError, SmaltiError
+from smalti.text.vocabulary import Words
 from smalti.training.data.near_duplicates import Fingerprints
 from smalti.training.data.pictures import pixels_of
 from smalti.training.data.report import Report
-from smalti.training.data.world import pictograms as pictograms_module
 from smalti.training.data.world.building import build
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.description import WorldDescription, load_description
-from smalti.training.data.world.pictograms import install_packages
+from smalti.training.data.world.packages import pictograms as pictograms_module
+from smalti.training.data.world.packages.pictograms import install_packages
 
 SPLITS = ("train", "validation", "held_out")
+SHEETS = (
+    *("counts", "pairs", "sizes", "poses", "shades", "patterns", "scenes"),
+    *("style-plain", "style-round"),
+)
 PACKAGES = SAMPLES / "packages"
 MANIFESTS = Path(pictograms_module.__file__).parent
 
@@ -67,6 +72,7 @@ def test_the_same_input_gives_the_same_bytes(
         "report.json",
         "report.md",
         *(f"sheets/{kind}-{split}.png" for kind in ("world", "pictograms") for split in SPLITS),
+        *(f"sheets/world-{kind}.png" for kind in SHEETS),
         *(f"pictograms/{split}-00000.parquet" for split in SPLITS),
         *(
             f"world/{name}"
@@ -151,13 +157,23 @@ def test_words(report: Report, data: Path) -> None:
     words = json.loads((data / "world" / "words.json").read_text())
     assert words["things"] == ["ball", "box", "star", "tree", "grapes", "unit"]
     assert words["plurals"] == ["grapes"]
+    assert words["sizes"] == ["big", "small", "tiny"]
     assert words["backgrounds"] == ["white", "red", "blue", "gray"]
     assert {"a", "an", "picture", "background", "style", "next"} <= set(words["grammar"])
     synonyms = words["synonyms"]
     # From the description, the labels, the plurals, and keywords that both sources list.
     assert synonyms["grey"] == "gray"
-    assert synonyms["globe"] == synonyms["soccer ball"] == synonyms["balls"] == "ball"
-    assert synonyms["boxes"] == synonyms["parcel"] == "box"
+    assert synonyms["globe"] == synonyms["soccer ball"] == "ball"
+    assert synonyms["parcel"] == "box"
+    assert words["many"] == {
+        **{"ball": "balls", "box": "boxes", "star": "stars", "tree": "trees", "unit": "units"}
+    }
+    assert words["counts"] == {"one": 1, "1": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
+    assert words["scenes"] == ["on a meadow", "on grass", "at night"]
+    assert words["patterns"] == {"striped": "stripes", "gradient": "gradient"}
+    assert {"in front of", "next to", "to the left of"} <= set(words["relations"])
+    assert "in the top left corner" in words["places"]
+    Words.model_validate(words)
     assert synonyms["fir"] == "tree"
     # Listed by one source alone, refused by the description, or a known word itself.
     for word in ("sparkle", "carton", "night", "star", "grapeses"):
@@ -168,8 +184,6 @@ def test_words(report: Report, data: Path) -> None:
         **{"moon": "star", "crescent moon": "star", "kite": "box", "house": "tree", "mountain": "tree"},
         **{"heart": "grapes", "diamond": "grapes", "mark": "grapes", "cross mark": "grapes", "fish": "tree"},
     }
-    known = {word for kind in ("things", "colours", "backgrounds", "sizes", "styles") for word in words[kind]}
-    assert set(synonyms.values()) <= known | set(words["grammar"])
 
 
 def test_credits_name_everybody(report: Report, data: Path) -> None:
@@ -235,15 +249,26 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
     assert "is not empty; give another folder, or --overwrite" in str(again.exception)
     assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
     sheet = tmp_path / "sheet.png"
-    compose = ["data", "compose", str(tmp_path / "out" / "world"), "--out", str(sheet), "--split", "held_out"]
+    compose = [
+        "data",
+        "compose",
+        str(tmp_path / "out" / "world"),
+        "--out",
+        str(sheet),
+        "--split",
+        "held_out",
+        "--resolution",
+        "64",
+    ]
     result = CliRunner().invoke(app, [*compose, "--count", "13"])
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 13
     with Image.open(sheet) as image:
-        assert image.size == (12 * 66, 2 * 66)
+        assert image.size == (12 * 122, 2 * 98)
     for wrong, message in (
         (["--split", "test"], "split: must be one of train, validation, held_out, not 'test'"),
-        (["--resolution", "65"], r"resolution: must be one of \(64, 128\), not 65"),
+        (["--resolution", "65"], r"resolution: must be one of \(64, 96, 128, 192\), not 65"),
+        (["--containing", "a cow"], "containing: only 0 of 100,000 captions contain 'a cow', not 64"),
         (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*cannot be written"),
     ):
         result = CliRunner().invoke(app, [*compose, *wrong])
@@ -268,7 +293,7 @@ def test_a_wrong_description_names_the_key(tmp_path: Path) -> None:
         r"styles: 'plain' must be listed only once": changed(good, styles=good["styles"] * 2),
         r"colours\.red\.0: .*less than or equal to 255": changed(good, colours={"red": [256, 0, 0]}),
         r"'ball' holds out 'red', which must be one of the colours": changed(
-            good, colours={"green": [1, 2, 3]}
+            good, colours={"green": [1, 2, 3]}, shades={}
         ),
         r"'box' holds out 'gray', which must be one of the backgrounds": changed(
             good, backgrounds={"blue": [1, 2, 3], "red": [3, 2, 1]}
@@ -277,10 +302,30 @@ def test_a_wrong_description_names_the_key(tmp_path: Path) -> None:
             good, backgrounds={**good["backgrounds"], "white": [255, 255, 255]}
         ),
         r"'natural' always exists": changed(good, colours={**good["colours"], "natural": [1, 2, 3]}),
-        r"layout: .*big_step: must keep a big figure inside": changed(
-            good, layout={**good["layout"], "big_step": 6}
+        r"layout: .*step: must keep a figure of the usual size inside": changed(
+            good, layout={**good["layout"], "step": 9}
         ),
-        r"chances\.pair: .*less than or equal to 1": changed(good, chances={**good["chances"], "pair": 1.5}),
+        r"layout: .*must have tiny < few": changed(good, layout={**good["layout"], "tiny": 27}),
+        r"chances\.beside: .*less than or equal to 1": changed(
+            good, chances={**good["chances"], "beside": 1.5}
+        ),
+        r"chances: .*beside, above, front, counted: must add up to at most 1": changed(
+            good, chances={**good["chances"], "beside": 0.9}
+        ),
+        r"version: ": changed(good, version=1),
+        r"shades: 'dark mauve' must end in one of the colours": changed(
+            good, shades={"dark mauve": [1, 2, 3]}
+        ),
+        r"never_posed: 'cow' must be one of the things": changed(good, never_posed=["cow"]),
+        r"'ball' holds out 'beach', which must be one of the patterns or scenes": changed(
+            good, things=[{**thing, "held_out": {**thing["held_out"], "kind": "beach"}}, *good["things"][1:]]
+        ),
+        r"'ball' is without 'oil', which must be one of the styles": changed(
+            good, things=[{**thing, "without": ["oil"]}, *good["things"][1:]]
+        ),
+        r"'ball' must keep at least one style": changed(
+            good, things=[{**thing, "without": ["plain", "round"]}, *good["things"][1:]]
+        ),
     }
     path = tmp_path / "world.json"
     for message, content in cases.items():

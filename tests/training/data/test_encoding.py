@@ -74,12 +74,14 @@ def test_columns() -> None:
     one = Attributes((Figure("cat"),), "flat")
     assert columns_of(one) == {
         "thing": "cat", "colour": "natural", "second_thing": None, "second_colour": None,
-        "background": "white", "style": "flat", "size": "big", "right": 0, "down": 0,
+        "background": "white", "style": "flat", "size": "usual", "count": 1, "relation": None,
+        "place": "middle", "pose": "upright", "variant": 0, "right": 0, "down": 0,
     }  # fmt: skip
     two = Attributes((Figure("cat", "red"), Figure("dog", "blue")), "flat", "gray", "small", (0, -8))
     assert columns_of(two) == {
         "thing": "cat", "colour": "red", "second_thing": "dog", "second_colour": "blue",
-        "background": "gray", "style": "flat", "size": "small", "right": 0, "down": -8,
+        "background": "gray", "style": "flat", "size": "small", "count": 1, "relation": "beside",
+        "place": "middle", "pose": "upright", "variant": 0, "right": 0, "down": -8,
     }  # fmt: skip
 
 

@@ -3,10 +3,13 @@
 __all__ = [
     "attributes",
     "building",
+    "captions",
     "composition",
     "description",
     "encoding",
+    "grounds",
+    "layout",
     "lookalikes",
-    "pictograms",
+    "packages",
     "sprites",
 ]

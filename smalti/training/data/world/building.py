@@ -18,13 +18,20 @@ from smalti.training.data.pictures import flatten, pixels_of, png_bytes
 from smalti.training.data.report import SHEET_PICTURES, Report
 from smalti.training.data.shards import ShardWriter
 from smalti.training.data.splits import choose, refuse_empty, share_of, split_clusters
-from smalti.training.data.world.attributes import SPLITS
-from smalti.training.data.world.composition import CompositionDataset, World
-from smalti.training.data.world.description import Pictograms, WorldDescription
-from smalti.training.data.world.licences import credits_markdown, load_credits
-from smalti.training.data.world.pictograms import Names, Pictogram, rasterise, read_pictograms
+from smalti.training.data.world.attributes import SPLITS, Attributes
+from smalti.training.data.world.composition import Accept, CompositionDataset, World, draw_attributes
+from smalti.training.data.world.description import (
+    HELD_OUT_ASPECTS,
+    PATTERNS,
+    PLAIN,
+    SCENES,
+    Pictograms,
+    WorldDescription,
+)
+from smalti.training.data.world.packages.licences import credits_markdown, load_credits
+from smalti.training.data.world.packages.pictograms import Names, Pictogram, read_pictograms
+from smalti.training.data.world.packages.words import make_words
 from smalti.training.data.world.sprites import make_sprites
-from smalti.training.data.world.words import make_words
 
 PICTOGRAM_SCHEMA = pa.schema(
     [
@@ -37,6 +44,11 @@ PICTOGRAM_SCHEMA = pa.schema(
     ]
 )
 _OVERSAMPLING = 2
+_SHEET_RESOLUTION = 96
+_PICTOGRAM_RESOLUTION = 128
+"""Largest side of the stored pictograms."""
+_KIND_PICTURES = 64
+_COUNTED = 2000
 _MIN_VISIBLE = 0.01
 
 Advance = Callable[[int, int], None]
@@ -68,7 +80,7 @@ def build(
         out: folder of the data set.
         packages: folder that `install_packages` returned.
         description: the world.
-        resolution: largest side of the pictures that will be composed from it, 64 or 128.
+        resolution: largest side of the pictures that will be composed from it.
         with_pictograms: whether to make `pictograms/` too, which takes most of the time.
         overwrite: whether the content of `out` may be replaced.
         advance: called with the progress.
@@ -81,7 +93,8 @@ def build(
     with staged(out, overwrite) as folder:
         _build_world(folder, packages, description, resolution, report)
         if with_pictograms:
-            _build_pictograms(folder, packages, description, resolution, report, advance)
+            side = min(resolution, _PICTOGRAM_RESOLUTION)
+            _build_pictograms(folder, packages, description, side, report, advance)
         report.write(folder)
     return report
 
@@ -101,15 +114,67 @@ def _build_world(
     counts = report.step("world")
     counts["things"] = len(description.things)
     counts["styles"] = len(description.styles)
-    counts["sprites"] = len(description.things) * len(description.styles)
+    counts["sprites"] = sum(len(description.styles) - len(thing.without) for thing in description.things)
     counts["colours"] = len(description.colours)
+    counts["light and dark colours"] = len(description.shades)
     counts["coloured backgrounds"] = len(description.backgrounds)
-    counts["held-out pairs of thing and colour"] = len(description.things)
-    counts["held-out pairs of thing and background"] = len(description.things)
-    world = World(description, sprites, resolution)
+    counts["patterns"] = len(description.patterns)
+    counts["scenes"] = len(description.scenes)
+    for aspect in HELD_OUT_ASPECTS:
+        held = [thing for thing in description.things if getattr(thing.held_out, aspect)]
+        counts[f"things with a held-out {HELD_OUT_ASPECTS[aspect]}"] = len(held)
+    world = World(description, sprites, min(resolution, _SHEET_RESOLUTION))
+    report.step("kinds of training pictures, of the first 2,000").update(
+        kind for index in range(_COUNTED) for kind in _kinds(world, draw_attributes(world, 0, index))
+    )
     for split in SPLITS:
-        pixels, captions, _ = CompositionDataset(world, split=split).batch(0, SHEET_PICTURES)
-        report.add_sheet(folder, f"world-{split}", list(pixels), captions)
+        _add_sheet(folder, report, f"world-{split}", CompositionDataset(world, split=split))
+    for name, accept in _sheets(world).items():
+        _add_sheet(folder, report, f"world-{name}", CompositionDataset(world, accept=accept))
+
+
+def _add_sheet(folder: Path, report: Report, name: str, dataset: CompositionDataset) -> None:
+    pixels, captions, _ = dataset.batch(0, _KIND_PICTURES)
+    report.add_sheet(folder, name, list(pixels), captions)
+
+
+def _kinds(world: World, attributes: Attributes) -> list[str]:
+    """Returns the kinds of a picture that the report counts: of figures, of the background, and the style."""
+    ground = world.grounds[attributes.background]
+    if attributes.is_pair:
+        figures = f"two things, one {attributes.relation} the other"
+    elif attributes.count > 1:
+        figures = f"{attributes.count} copies"
+    else:
+        figures = f"one thing, {attributes.size} size"
+    if ground.kind:
+        background = f"background: {ground.kind}"
+    else:
+        background = "background: white" if ground.colour == PLAIN else "background: plain colour"
+    kinds = [figures, background, f"style: {attributes.style}"]
+    if attributes.pose != "upright":
+        kinds.append(f"pose: {attributes.pose}")
+    if attributes.place != "middle":
+        kinds.append("outside the middle")
+    return kinds
+
+
+def _sheets(world: World) -> dict[str, Accept]:
+    """Returns what the further sheets show: each kind of picture, and each style."""
+
+    def in_style(style: str) -> Accept:
+        return lambda each: each.style == style and each.count == 1 and not each.is_pair
+
+    return {
+        "counts": lambda each: each.count > 1,
+        "pairs": lambda each: each.is_pair,
+        "sizes": lambda each: each.count == 1 and not each.is_pair and each.size != "usual",
+        "poses": lambda each: each.pose != "upright",
+        "shades": lambda each: any(figure.colour in world.description.shades for figure in each.figures),
+        "patterns": lambda each: world.grounds[each.background].kind in PATTERNS,
+        "scenes": lambda each: world.grounds[each.background].kind in SCENES,
+        **{f"style-{style}": in_style(style) for style in world.styles},
+    }
 
 
 def _build_pictograms(
@@ -159,7 +224,7 @@ def _build_pictograms(
 def _draw(pictogram: Pictogram, resolution: int, report: Report) -> _Picture | None:
     name = f"{pictogram.label} ({pictogram.style})"
     try:
-        drawn = Image.fromarray(rasterise(pictogram.svg, _OVERSAMPLING * resolution))
+        drawn = Image.fromarray(pictogram.draw(_OVERSAMPLING * resolution))
     except ValueError as error:
         report.drop("rasterise", name, "cannot be drawn", str(error))
         return None

@@ -5,34 +5,54 @@ and can resume at any index. The splits share no picture:
 
 * `train`: no held-out combination, and no picture of `validation`;
 * `validation`: combinations that training sees, in pictures (style, size, position) that it does not see;
-* `held_out`: at least one held-out (thing, colour) or (thing, background) in each picture.
+* `held_out`: at least one held-out combination of a thing in each picture.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float, UInt8
 
 from smalti.errors import InvalidInputError
 from smalti.training.data.world import captions
-from smalti.training.data.world.attributes import SPLITS, Attributes, Figure, Size, Split, check_split
+from smalti.training.data.world.attributes import SPLITS, Attributes, Split, check_split
+from smalti.training.data.world.colours import ramp, to_oklab
 from smalti.training.data.world.description import (
     NATURAL,
     PLAIN,
     WorldDescription,
+    base_colour,
     load_description,
 )
-from smalti.training.data.world.sprites import RESOLUTIONS, Sprites, resize
-from smalti.training.data.world.tinting import contrasts, tint
+from smalti.training.data.world.grounds import draw_ground, ground_kinds
+from smalti.training.data.world.layout import REFERENCE, Placement, ground_variant, lay_out
+from smalti.training.data.world.proposals import propose
+from smalti.training.data.world.sprites import RESOLUTIONS, Sprites, resize, turn
+from smalti.training.data.world.tinting import ContrastMeter, tones
+from smalti.training.data.world.vocabulary import Vocabulary
 
-_REFERENCE = 64
 _VALIDATION_SHARE = 16
 """One picture in this many, of combinations that are not held out, belongs to `validation`."""
 _MAX_ATTEMPTS = 10_000
-_DRAWS = 14
+_MAX_SEARCHED = 100_000
+_MIN_OVERLAP_CONTRAST = 0.12
+"""Smallest OKLab distance of the mean colours of a figure and of the one behind it."""
+
+Accept = Callable[[Attributes], bool]
+"""Chooses among the pictures that a split may have."""
+
+
+class Drawn(NamedTuple):
+    """A figure at one size, with its colour channels apart."""
+
+    colours: UInt8[np.ndarray, "3 height width"]
+    alpha: UInt8[np.ndarray, "height width"]
+    tones: UInt8[np.ndarray, "height width"]
+    """Position of each pixel on the ramp of a tint."""
 
 
 class World:
@@ -52,20 +72,23 @@ class World:
         self.styles = tuple(style.word for style in description.styles)
         if (self.things, self.styles) != (sprites.things, sprites.styles):
             raise InvalidInputError("sprites", "must have the things and styles of the world's description")
-        self.colours = (NATURAL, *description.colours)
-        self.backgrounds = (PLAIN, *description.backgrounds)
+        self.colours = (NATURAL, *description.colours, *description.shades)
+        self.grounds = ground_kinds(description)
+        """What each background is made of."""
+        self.backgrounds = tuple(self.grounds)
+        self.plain_backgrounds = (PLAIN, *description.backgrounds)
         self.plurals = frozenset(thing.word for thing in description.things if thing.plural)
         self._sprites = sprites.pixels
         self._row = {word: row for row, word in enumerate(self.things)}
         self._column = {word: column for column, word in enumerate(self.styles)}
-        colours = {PLAIN: (255, 255, 255), **description.backgrounds}
-        # A whole picture of each background: filling one from three numbers takes as long as everything else.
-        self.grounds: dict[str, UInt16[np.ndarray, "side side 3"]] = {
-            word: np.full((resolution, resolution, 3), colour, np.uint16) for word, colour in colours.items()
-        }
-        self._by_word = {thing.word: thing for thing in description.things}
-        self._coloured: dict[tuple[str, str, Size, str], UInt16[np.ndarray, "side side 3"]] = {}
-        self._kept: dict[tuple[str, str, Size], UInt16[np.ndarray, "side side 3"]] = {}
+        self._thing = {thing.word: thing for thing in description.things}
+        self._rgb = {**description.colours, **description.shades}
+        self._ramps = {word: np.ascontiguousarray(ramp(rgb).T) for word, rgb in self._rgb.items()}
+        self._drawn: dict[tuple[str, str, int], Drawn] = {}
+        self._contrasts: dict[tuple[str, str], Float[np.ndarray, "colours backgrounds"]] = {}
+        self._mean_colours: dict[tuple[str, str, str], Float[np.ndarray, " 3"]] = {}
+        self._grounds: dict[tuple[str, int], UInt8[np.ndarray, "3 side side"]] = {}
+        self.vocabulary = Vocabulary.of(description)
 
     @classmethod
     def load(cls, folder: Path, resolution: int = 64) -> "World":
@@ -76,13 +99,29 @@ class World:
         """
         return cls(load_description(folder / "world.json"), Sprites.load(folder / "sprites.npz"), resolution)
 
+    def held_out_aspects(self, attributes: Attributes) -> frozenset[str]:
+        """Returns what of a picture is held out, in the words of `HELD_OUT_ASPECTS`."""
+        ground = self.grounds[attributes.background]
+        found = set()
+        for figure in attributes.figures:
+            held = self._thing[figure.thing].held_out
+            if base_colour(figure.colour) == held.colour:
+                found.add("colour")
+            if ground.colour == held.background:
+                found.add("background")
+            if ground.kind and ground.kind == held.kind:
+                found.add("kind")
+            if attributes.count > 1 and attributes.count == held.count:
+                found.add("count")
+            if attributes.is_pair and attributes.relation == held.relation:
+                found.add("relation")
+            if attributes.style == held.style:
+                found.add("style")
+        return frozenset(found)
+
     def is_held_out(self, attributes: Attributes) -> bool:
         """Returns whether a picture shows a held-out combination."""
-        return any(
-            figure.colour == self._by_word[figure.thing].held_out.colour
-            or attributes.background == self._by_word[figure.thing].held_out.background
-            for figure in attributes.figures
-        )
+        return bool(self.held_out_aspects(attributes))
 
     def split_of(self, attributes: Attributes) -> Split:
         """Returns the split that a picture belongs to."""
@@ -91,62 +130,96 @@ class World:
         chosen = zlib.crc32(repr(attributes).encode()) % _VALIDATION_SHARE == 0
         return "validation" if chosen else "train"
 
+    def is_drawn(self, thing: str, style: str) -> bool:
+        """Returns whether a style draws a thing."""
+        return style not in self._thing[thing].without
+
     def is_visible(self, attributes: Attributes) -> bool:
-        """Returns whether all figures stand out from the background.
+        """Returns whether the style draws all figures, and they stand out from the background and from each other.
 
-        A thing in its own colours on white always does: "a cloud" means a cloud on white.
+        A thing in its own colours on white always stands out: "a cloud" means a cloud on white.
         """
-        ground = self.backgrounds.index(attributes.background)
-        return all(
-            (figure.colour == NATURAL and attributes.background == PLAIN)
-            or self._contrasts[
-                self._row[figure.thing],
-                self._column[attributes.style],
-                self.colours.index(figure.colour),
-                ground,
-            ]
-            >= self.description.smallest_contrast
-            for figure in attributes.figures
-        )
+        style, background = attributes.style, attributes.background
+        if not all(self.is_drawn(figure.thing, style) for figure in attributes.figures):
+            return False
+        ground = self._ground_index[background]
+        for figure in attributes.figures:
+            if figure.colour == NATURAL and background == PLAIN:
+                continue
+            contrast = self._contrasts_of(figure.thing, style)[self._colour_index[figure.colour], ground]
+            if contrast < self.description.smallest_contrast:
+                return False
+        if attributes.is_pair and attributes.relation == "in front of":
+            front, behind = (self._mean_colour(each.thing, style, each.colour) for each in attributes.figures)
+            return float(np.linalg.norm(front - behind)) >= _MIN_OVERLAP_CONTRAST
+        return True
 
-    def side(self, size: Size) -> int:
-        """Returns the side of a figure's square, in pixels."""
-        layout = self.description.layout
-        return (layout.big if size == "big" else layout.small) * self.resolution // _REFERENCE
+    def sprite(
+        self, thing: str, style: str, side: int, colour: str = NATURAL
+    ) -> UInt8[np.ndarray, "side side 4"]:
+        """Returns a thing as a picture with straight alpha, at any size in pixels."""
+        drawn = self._at_size(thing, style, side)
+        colours = drawn.colours if colour == NATURAL else self._ramps[colour][:, drawn.tones]
+        return np.concatenate([colours, drawn.alpha[None]]).transpose(1, 2, 0)
 
-    def figure(
-        self, thing: str, style: str, size: Size, colour: str
-    ) -> tuple[UInt16[np.ndarray, "side side 3"], UInt16[np.ndarray, "side side 3"]]:
-        """Returns a figure in the form that `compose` needs, from a cache.
+    def ground(self, background: str, variant: int = 0) -> UInt8[np.ndarray, "3 side side"]:
+        """Returns the picture of a background, colour channels first, from a cache."""
+        key = (background, ground_variant(variant) if self.grounds[background].kind else 0)
+        if key not in self._grounds:
+            drawn = draw_ground(self.grounds[background], self.resolution, key[1])
+            self._grounds[key] = np.ascontiguousarray(drawn.transpose(2, 0, 1))
+        return self._grounds[key]
 
-        Returns:
-            colours times alpha plus 128, and 255 - alpha.
-        """
-        key = (thing, style, size, colour)
-        if key not in self._coloured:
-            side = self.side(size)
+    def figure(self, thing: str, style: str, colour: str, placement: Placement) -> Drawn:
+        """Returns a figure as it is placed: in its size and colour, mirrored and turned."""
+        drawn = self._at_size(thing, style, max(1, round(placement.side * self.resolution / REFERENCE)))
+        if placement.mirrored and thing not in self.vocabulary.never_mirrored:
+            drawn = Drawn(*(each[..., ::-1] for each in drawn))
+        natural = colour == NATURAL
+        if placement.turn == 180:
+            drawn = Drawn(*(each[..., ::-1, ::-1] for each in drawn))
+        elif placement.turn:
+            channels = drawn.colours if natural else drawn.tones[None]
+            turned = turn(np.concatenate([channels, drawn.alpha[None]]), placement.turn)
+            drawn = Drawn(turned[:-1], turned[-1], turned[0])
+        return drawn if natural else drawn._replace(colours=self._ramps[colour][:, drawn.tones])
+
+    def _at_size(self, thing: str, style: str, side: int) -> Drawn:
+        key = (thing, style, side)
+        if key not in self._drawn:
             sprite = resize(self._sprites[self._row[thing], self._column[style]], side, side)
-            if colour != NATURAL:
-                sprite = tint(sprite, self.description.colours[colour])
-            alpha = sprite[..., 3:].astype(np.uint16)
-            self._coloured[key] = sprite[..., :3] * alpha + np.uint16(128)
-            self._kept.setdefault(key[:3], np.repeat(255 - alpha, 3, axis=-1))
-        return self._coloured[key], self._kept[key[:3]]
+            planes = np.ascontiguousarray(sprite.transpose(2, 0, 1))
+            self._drawn[key] = Drawn(planes[:3], planes[3], tones(sprite))
+        return self._drawn[key]
 
     @cached_property
-    def _contrasts(self) -> np.ndarray:
-        """Contrast of each outline, `[thing, style, colour, background]`.
+    def _colour_index(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.colours)}
 
-        Measured at the same size for all resolutions, so that a seed draws the same attributes at each of them.
-        """
-        grounds = np.array([self.grounds[word][0, 0] for word in self.backgrounds], np.uint8)
-        side = self.description.layout.big
-        shape = (len(self.things), len(self.styles), len(self.colours), len(self.backgrounds))
-        table = np.zeros(shape)
-        for row, column in np.ndindex(shape[:2]):
-            sprite = resize(self._sprites[row, column], side, side)
-            table[row, column] = contrasts(sprite, self.description.colours.values(), grounds)
-        return table
+    @cached_property
+    def _ground_index(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.backgrounds)}
+
+    def _contrasts_of(self, thing: str, style: str) -> Float[np.ndarray, "colours backgrounds"]:
+        key = (thing, style)
+        if key not in self._contrasts:
+            self._contrasts[key] = self._meter(self._sprites[self._row[thing], self._column[style]])
+        return self._contrasts[key]
+
+    @cached_property
+    def _meter(self) -> ContrastMeter:
+        return ContrastMeter(list(self._rgb.values()), [ground.tones for ground in self.grounds.values()])
+
+    def _mean_colour(self, thing: str, style: str, colour: str) -> Float[np.ndarray, " 3"]:
+        key = (thing, style, colour)
+        if key not in self._mean_colours:
+            sprite = resize(
+                self._sprites[self._row[thing], self._column[style]], REFERENCE // 4, REFERENCE // 4
+            )
+            weight = sprite[..., 3].astype(float)
+            pixels = sprite[..., :3] if colour == NATURAL else ramp(self._rgb[colour])[tones(sprite)]
+            self._mean_colours[key] = (to_oklab(pixels) * weight[..., None]).sum((0, 1)) / weight.sum()
+        return self._mean_colours[key]
 
 
 def draw_attributes(world: World, seed: int, index: int, split: Split = "train") -> Attributes:
@@ -160,28 +233,31 @@ def compose(world: World, attributes: Attributes) -> UInt8[np.ndarray, "size siz
     Raises:
         KeyError: the world lacks the thing, style, colour or background.
     """
-    resolution = world.resolution
-    side = world.side(attributes.size)
-    right, down = (step * resolution // _REFERENCE for step in attributes.offset)
-    cell = resolution // len(attributes.figures)
-    ground = world.grounds[attributes.background]
-    picture = ground.astype(np.uint8)
-    top = (resolution - side) // 2 + down
-    for index, figure in enumerate(attributes.figures):
-        left = index * cell + (cell - side) // 2 + right
-        colours, kept = world.figure(figure.thing, attributes.style, attributes.size, figure.colour)
+    picture = world.ground(attributes.background, attributes.variant).copy()
+    scale = world.resolution / REFERENCE
+    for placement in lay_out(attributes, world.description.layout):
+        figure = attributes.figures[placement.figure]
+        drawn = world.figure(figure.thing, attributes.style, figure.colour, placement)
+        height, width = drawn.alpha.shape
+        # Half pixels are rounded up everywhere, so that mirrored layouts stay symmetric.
+        top = int(placement.down * scale - height / 2 + 0.5)
+        left = int(placement.right * scale - width / 2 + 0.5)
+        rows, columns = _overlap(top, height, world.resolution), _overlap(left, width, world.resolution)
+        part = picture[:, rows[0], columns[0]]
+        alpha = drawn.alpha[rows[1], columns[1]].astype(np.uint16)
         # (x + 128) / 255 in 16 bits without a division; exact for all x up to 255 * 255.
-        mixed = kept * ground[:side, :side]
-        mixed += colours
+        mixed = part * (255 - alpha)
+        mixed += drawn.colours[:, rows[1], columns[1]] * alpha
+        mixed += 128
         mixed += mixed >> 8
         mixed >>= 8
-        picture[top : top + side, left : left + side] = mixed
-    return picture
+        part[...] = mixed
+    return picture.transpose(1, 2, 0)
 
 
 def caption(attributes: Attributes, generator: np.random.Generator, world: World) -> str:
     """Writes a caption in one of many wordings; every word is true."""
-    return captions.write(attributes, generator, world.plurals)
+    return captions.write(attributes, generator, world.vocabulary)
 
 
 class CompositionDataset:
@@ -191,15 +267,19 @@ class CompositionDataset:
         world: the world, at the resolution of the pictures.
         seed: seed of the samples.
         split: name of the split.
+        accept: chooses among the pictures of the split; None for all of them.
 
     Raises:
         InvalidInputError: there is no such split.
     """
 
-    def __init__(self, world: World, seed: int = 0, split: str = "train") -> None:
+    def __init__(
+        self, world: World, seed: int = 0, split: str = "train", accept: Accept | None = None
+    ) -> None:
         self.world = world
         self.seed = seed
         self.split = check_split(split)
+        self._accept = accept
 
     def batch(
         self, start: int, count: int
@@ -217,11 +297,34 @@ class CompositionDataset:
         stream = _Stream(self.seed, self.split)
         for row, index in enumerate(indices):
             generator = stream.at(index)
-            attributes = _draw(self.world, generator, self.split)
+            attributes = _draw(self.world, generator, self.split, self._accept)
             pixels[row] = compose(self.world, attributes)
             texts.append(caption(attributes, generator, self.world))
             drawn.append(attributes)
         return pixels, texts, drawn
+
+    def find(
+        self, text: str, start: int, count: int
+    ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], list[str]]:
+        """Returns the first samples from `start` on whose caption contains a text: pictures and captions.
+
+        Raises:
+            InvalidInputError: there are too few of them.
+        """
+        pictures: list[UInt8[np.ndarray, "height width 3"]] = []
+        texts: list[str] = []
+        for index in range(start, start + _MAX_SEARCHED):
+            stream = _Stream(self.seed, self.split).at(index)
+            attributes = _draw(self.world, stream, self.split, self._accept)
+            said = caption(attributes, stream, self.world)
+            if text in said:
+                pictures.append(compose(self.world, attributes))
+                texts.append(said)
+            if len(texts) == count:
+                return pictures, texts
+        raise InvalidInputError(
+            "containing", f"only {len(texts)} of {_MAX_SEARCHED:,} captions contain {text!r}, not {count}"
+        )
 
 
 class _Stream:
@@ -242,45 +345,21 @@ class _Stream:
         return np.random.Generator(self._bits)
 
 
-def _draw(world: World, generator: np.random.Generator, split: Split) -> Attributes:
+def _draw(
+    world: World, generator: np.random.Generator, split: Split, accept: Accept | None = None
+) -> Attributes:
     for _ in range(_MAX_ATTEMPTS):
-        attributes = _propose(world, generator.random(_DRAWS).tolist())
-        if world.split_of(attributes) == split and world.is_visible(attributes):
+        attributes = propose(world.vocabulary, generator)
+        if (
+            (accept is None or accept(attributes))
+            and world.split_of(attributes) == split
+            and world.is_visible(attributes)
+        ):
             return attributes
     raise InvalidInputError("world", f"has no picture of the split {split!r}; hold out fewer combinations")
 
 
-def _propose(world: World, draws: list[float]) -> Attributes:
-    """Turns numbers in [0, 1) into attributes; the meaning of a number does not depend on the others."""
-    kind, first, second, first_tint, second_tint, first_hue, second_hue, grounded, ground, style = draws[:10]
-    small, centred, right, down = draws[10:]
-    chances, layout = world.description.chances, world.description.layout
-
-    first_thing = _pick(world.things, first)
-    figures: tuple[Figure, ...] = (Figure(first_thing, _colour(world, first_tint, first_hue)),)
-    if kind < chances.pair:
-        others = [thing for thing in world.things if thing != first_thing]
-        figures += (Figure(_pick(others, second), _colour(world, second_tint, second_hue)),)
-    tinted = any(figure.colour != NATURAL for figure in figures)
-    coloured = grounded < (chances.tinted_background if tinted else chances.natural_background)
-    size: Size = "small" if len(figures) == 2 or small < chances.small else "big"
-    offset = (0, 0)
-    if centred >= chances.centred:
-        step, max_steps = (layout.small_step, 2) if size == "small" else (layout.big_step, 1)
-        across, along = (step * (int(draw * (2 * max_steps + 1)) - max_steps) for draw in (right, down))
-        offset = (0 if len(figures) == 2 else across, along)
-    return Attributes(
-        figures=figures,
-        style=_pick(world.styles, style),
-        background=_pick(world.backgrounds[1:], ground) if coloured else PLAIN,
-        size=size,
-        offset=offset,
-    )
-
-
-def _colour(world: World, tint: float, hue: float) -> str:
-    return _pick(world.colours[1:], hue) if tint < world.description.chances.tinted else NATURAL
-
-
-def _pick(words: Sequence[str], draw: float) -> str:
-    return words[int(draw * len(words))]
+def _overlap(start: int, length: int, side: int) -> tuple[slice, slice]:
+    """Returns the part of a picture that a figure covers, and the part of the figure that is inside."""
+    first, last = max(start, 0), min(start + length, side)
+    return slice(first, last), slice(first - start, last - start)

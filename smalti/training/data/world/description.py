@@ -5,7 +5,7 @@ never sees. It has no pictures; `smalti.training.data.world.sprites` makes them 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -18,23 +18,54 @@ PLAIN = "white"
 """The background that a caption may leave out."""
 SHIPPED = Path(__file__).with_name("world.json")
 
+Size = Literal["usual", "big", "small", "tiny"]
+SIZES: tuple[Size, ...] = get_args(Size)
+Relation = Literal["beside", "above", "in front of"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Pattern = Literal["striped", "dotted", "checked", "gradient"]
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+SceneName = Literal["sky", "meadow", "beach", "sea", "underwater", "snow", "desert", "sunset", "night"]
+SCENES: tuple[SceneName, ...] = get_args(SceneName)
+MAX_COUNT = 4
+"""Largest number of copies of a thing in a picture."""
+
 Channel = Annotated[int, Field(ge=0, le=255)]
 Rgb = tuple[Channel, Channel, Channel]
 Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(gt=0, le=64)]
+
+
+class Credit(Strict):
+    """Credit for the pictures of a package that does not state it in the form of Iconify."""
+
+    title: str
+    author: str
+    source: str
+    notice: str
+    """Copyright line."""
 
 
 class Style(Strict):
-    """A style in which all things are drawn: its word in captions, and the package of its pictures."""
+    """A style in which things are drawn: its word in captions, and the package of its pictures."""
 
     word: str
     package: str
+    credit: Credit | None = None
 
 
 class HeldOut(Strict):
-    """The colour and the background that training never combines with a thing."""
+    """What training never combines with a thing."""
 
     colour: str
+    """A colour, with its light and dark shades."""
     background: str
+    """A colour of the background, plain and with patterns."""
+    kind: Pattern | SceneName | None = None
+    """A pattern or a scene."""
+    count: int | None = Field(default=None, ge=2, le=MAX_COUNT)
+    relation: Relation | None = None
+    """A relation in which the thing never stands, on either side."""
+    style: str | None = None
 
 
 class Thing(Strict):
@@ -44,45 +75,81 @@ class Thing(Strict):
     label: str
     also: tuple[str, ...] = ()
     plural: bool = False
+    """Whether the word takes no "a", such as "grapes" or "bread". Such things are never counted."""
+    many: str | None = None
+    """The irregular plural of the word."""
+    without: tuple[str, ...] = ()
+    """Styles that do not draw the thing, or draw something else."""
     held_out: HeldOut
 
 
-class Layout(Strict):
-    """Lengths in pixels of a picture of 64; they are scaled for other resolutions."""
+class Scene(Strict):
+    """A scenic background."""
 
-    big: int = Field(gt=0, le=64)
-    small: int = Field(gt=0, le=32)
-    big_step: int = Field(ge=0)
-    """Step of a big figure, which lies in the middle or one step beside it."""
-    small_step: int = Field(ge=0)
-    """Step of a small figure, which lies in the middle or up to two steps beside it."""
+    phrases: tuple[str, ...] = Field(min_length=1)
+    """Its wordings in captions; the first is the usual one."""
+    colours: tuple[Rgb, ...] = Field(min_length=3, max_length=3)
+    """Colours from which it is drawn; a thing stands out from all of them."""
+
+
+class Layout(Strict):
+    """Sides of figures in pixels of a picture of 64; they are scaled for other resolutions."""
+
+    usual: Side
+    big: Side
+    small: Side
+    """Also each of two things, and each of two copies."""
+    few: Side
+    """Each of three or four copies."""
+    tiny: Side
+    step: int = Field(ge=0)
+    """Maximal shift of a figure of the usual size."""
 
     @model_validator(mode="after")
     def _stays_inside(self) -> "Layout":
-        for name, side, reach in (
-            ("big", self.big, self.big_step),
-            ("small", self.small, 2 * self.small_step),
-        ):
-            if reach > (64 - side) // 2:
-                raise ValueError(
-                    f"{name}_step: must keep a {name} figure inside the picture; make it smaller"
-                )
+        if self.step > (64 - self.usual) // 2:
+            raise ValueError("step: must keep a figure of the usual size inside the picture; make it smaller")
+        if not self.tiny < self.few <= self.small <= 30 < self.usual <= self.big:
+            raise ValueError("must have tiny < few <= small <= 30 < usual <= big")
         return self
 
 
 class Chances(Strict):
     """Probability of each kind of picture.
 
-    `tinted` is the share of things in a tint instead of their own colours. `tinted_background` and
-    `natural_background` are the shares of pictures with a coloured background, with and without a tinted thing.
+    `tinted` is the share of things in a tint instead of their own colours, and `shaded` that of light and dark shades
+    among tints. `tinted_background` and `natural_background` are the shares of pictures with a background other than
+    white, with and without a tinted thing; `patterned` and `scenic` are shares of these backgrounds. `placed` is the
+    share of small and tiny things outside the middle, and `centred` the share of others exactly in the middle.
     """
 
-    pair: Share
-    small: Share
+    beside: Share
+    above: Share
+    front: Share
+    counted: Share
     tinted: Share
+    shaded: Share
     tinted_background: Share
     natural_background: Share
+    patterned: Share
+    scenic: Share
+    big: Share
+    small: Share
+    tiny: Share
+    placed: Share
+    posed: Share
     centred: Share
+
+    @model_validator(mode="after")
+    def _add_up(self) -> "Chances":
+        for names in (
+            ("beside", "above", "front", "counted"),
+            ("big", "small", "tiny"),
+            ("patterned", "scenic"),
+        ):
+            if sum(getattr(self, name) for name in names) > 1:
+                raise ValueError(f"{', '.join(names)}: must add up to at most 1")
+        return self
 
 
 class Pictograms(Strict):
@@ -97,9 +164,15 @@ class Pictograms(Strict):
 class WorldDescription(Strict):
     """Content of a `world.json`; things and styles are in the order of the sprites."""
 
+    version: Literal[2]
     styles: tuple[Style, ...] = Field(min_length=1)
     colours: dict[str, Rgb] = Field(min_length=1)
+    shades: dict[str, Rgb] = Field(default_factory=dict)
+    """Light and dark colours of things, such as "dark green"; the last word is one of the colours."""
     backgrounds: dict[str, Rgb] = Field(min_length=1)
+    patterns: dict[Pattern, str] = Field(default_factory=dict)
+    """Patterns of coloured backgrounds, each with its noun, such as "stripes"."""
+    scenes: dict[SceneName, Scene] = Field(default_factory=dict)
     smallest_contrast: float = Field(ge=0)
     layout: Layout
     chances: Chances
@@ -108,6 +181,10 @@ class WorldDescription(Strict):
     """Other words for colours, sizes, styles and the rest of the captions, each with the known word."""
     not_synonyms: tuple[str, ...] = ()
     """Keywords of the packages that are not words for a thing, such as "pretty" of the butterfly."""
+    never_mirrored: tuple[str, ...] = ()
+    """Things with letters, figures or a dial."""
+    never_posed: tuple[str, ...] = ()
+    """Things without a clear upright position, of which no caption says that they are tilted or upside down."""
     things: tuple[Thing, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -121,16 +198,49 @@ class WorldDescription(Strict):
             raise ValueError(f"backgrounds: {PLAIN!r} always exists and must not be listed")
         if NATURAL in self.colours:
             raise ValueError(f"colours: {NATURAL!r} always exists and must not be listed")
+        for word in self.shades:
+            if base_colour(word) not in self.colours or word in self.colours:
+                raise ValueError(f"shades: {word!r} must end in one of the colours")
+        for field in ("never_mirrored", "never_posed"):
+            for word in getattr(self, field):
+                if word not in things:
+                    raise ValueError(f"{field}: {word!r} must be one of the things")
         for thing in self.things:
-            if thing.held_out.colour not in self.colours:
-                raise ValueError(
-                    f"{thing.word!r} holds out {thing.held_out.colour!r}, which must be one of the colours"
-                )
-            if thing.held_out.background not in self.backgrounds:
-                raise ValueError(
-                    f"{thing.word!r} holds out {thing.held_out.background!r}, which must be one of the backgrounds"
-                )
+            self._check_thing(thing, styles)
         return self
+
+    def _check_thing(self, thing: Thing, styles: list[str]) -> None:
+        held_out = thing.held_out
+        for value, known, noun in (
+            (held_out.colour, self.colours, "colours"),
+            (held_out.background, self.backgrounds, "backgrounds"),
+            (held_out.kind, {*self.patterns, *self.scenes}, "patterns or scenes"),
+            (held_out.style, styles, "styles"),
+            *((style, styles, "styles") for style in thing.without),
+        ):
+            if value is not None and value not in known:
+                verb = "is without" if value in thing.without else "holds out"
+                raise ValueError(f"{thing.word!r} {verb} {value!r}, which must be one of the {noun}")
+        if not set(styles) - {*thing.without, held_out.style}:
+            raise ValueError(f"{thing.word!r} must keep at least one style")
+        if held_out.count and thing.plural:
+            raise ValueError(f"{thing.word!r} is never counted, so it must not hold out a count")
+
+
+HELD_OUT_ASPECTS = {
+    "colour": "colour",
+    "background": "background",
+    "kind": "pattern or scene",
+    "count": "count",
+    "relation": "relation",
+    "style": "style",
+}
+"""What may be held out of a thing, each with its name in reports."""
+
+
+def base_colour(colour: str) -> str:
+    """Returns the colour of a light or dark shade: "green" for "dark green"."""
+    return colour.rpartition(" ")[2]
 
 
 def load_description(path: Path = SHIPPED) -> WorldDescription:

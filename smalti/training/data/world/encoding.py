@@ -22,6 +22,11 @@ COMPOSITION_SCHEMA = pa.schema(
         ("background", pa.string()),
         ("style", pa.string()),
         ("size", pa.string()),
+        ("count", pa.int32()),
+        ("relation", pa.string()),
+        ("place", pa.string()),
+        ("pose", pa.string()),
+        ("variant", pa.int32()),
         ("right", pa.int32()),
         ("down", pa.int32()),
     ]
@@ -65,7 +70,7 @@ def encode_compositions(
 
 
 def columns_of(attributes: Attributes) -> Row:
-    """Returns the attributes of a picture as columns of a table, with null for a missing second thing."""
+    """Returns the attributes of a picture as columns of a table, with null for a missing second thing and relation."""
     first, *others = attributes.figures
     second = others[0] if others else None
     right, down = attributes.offset
@@ -77,6 +82,11 @@ def columns_of(attributes: Attributes) -> Row:
         "background": attributes.background,
         "style": attributes.style,
         "size": attributes.size,
+        "count": attributes.count,
+        "relation": attributes.relation if second else None,
+        "place": attributes.place,
+        "pose": attributes.pose,
+        "variant": attributes.variant,
         "right": right,
         "down": down,
     }

@@ -7,16 +7,13 @@ follows from the world's pictures alone; no model influences it.
 import numpy as np
 from jaxtyping import Bool, Float
 
-from smalti.training.data.world.attributes import Attributes, Figure
 from smalti.training.data.world.colours import to_oklab
-from smalti.training.data.world.composition import World, compose
-from smalti.training.data.world.description import PLAIN
+from smalti.training.data.world.composition import World
 
 MAX_DISTANCE = 0.08
-"""Maximal mean OKLab distance, over the pixels of a thing, of two colours that look alike. In the shipped world all
-tints of a thing are farther apart than this, so only a tint and the thing's own colours can look alike."""
-_GROUND_DISTANCE = 0.02
-"""Pixels with at most this OKLab distance from the background belong to it."""
+"""Maximal mean OKLab distance, over the pixels of a thing, of two colours that look alike."""
+_SIDE = 16
+"""Side of the pictures that are compared."""
 
 
 def acceptable_colours(world: World) -> Bool[np.ndarray, "things colours colours"]:
@@ -27,16 +24,16 @@ def acceptable_colours(world: World) -> Bool[np.ndarray, "things colours colours
     count = len(world.colours)
     alike = np.zeros((len(world.things), count, count), bool)
     for row, thing in enumerate(world.things):
-        distances = np.stack([_distances(world, thing, style) for style in world.styles])
+        styles = [style for style in world.styles if world.is_drawn(thing, style)]
+        distances = np.stack([_distances(world, thing, style) for style in styles])
         alike[row] = distances.min(0) <= MAX_DISTANCE
     return alike
 
 
 def _distances(world: World, thing: str, style: str) -> Float[np.ndarray, "colours colours"]:
-    """Returns the mean OKLab distances between the colours of a thing, over the pixels that it covers in any colour."""
-    pictures = [compose(world, Attributes((Figure(thing, colour),), style)) for colour in world.colours]
-    labs = to_oklab(np.stack(pictures))
-    ground = to_oklab(world.grounds[PLAIN].astype(np.uint8))
-    covered = (np.linalg.norm(labs - ground, axis=-1) > _GROUND_DISTANCE).any(0)
+    """Returns the mean OKLab distances between the colours of a thing, over the pixels that it covers."""
+    pictures = np.stack([world.sprite(thing, style, _SIDE, colour) for colour in world.colours])
+    alpha = pictures[0, ..., 3]
+    labs = to_oklab(pictures[:, alpha > 0, :3])
     apart = np.linalg.norm(labs[:, None] - labs[None], axis=-1)
-    return apart[..., covered].mean(-1)
+    return np.asarray(np.average(apart, axis=-1, weights=alpha[alpha > 0]))

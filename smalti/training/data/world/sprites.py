@@ -1,7 +1,7 @@
 """Sprites: the things of a world as pictures with alpha, and the file that holds them.
 
-A sprite is cropped to its visible part and fills its square. Sprites are stored at twice the largest size at which
-they are composed, so that they are always scaled down.
+A sprite is cropped to its visible part and fills its square. Sprites are stored at the largest size at which they are
+composed, so that they are never scaled up, and most are scaled down.
 """
 
 import io
@@ -16,9 +16,9 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.training.data.world.description import WorldDescription
-from smalti.training.data.world.pictograms import Names, rasterise, read_pictograms
+from smalti.training.data.world.packages.pictograms import Names, read_pictograms
 
-RESOLUTIONS = (64, 128)
+RESOLUTIONS = (64, 96, 128, 192)
 _VISIBLE_ALPHA = 8
 _REFERENCE = 64
 _OVERSAMPLING = 2
@@ -33,7 +33,7 @@ class Sprites:
     resolution: int
     """Largest side of the pictures that can be composed from the sprites."""
     pixels: UInt8[np.ndarray, "things styles side side 4"]
-    """Pixels with straight alpha."""
+    """Pixels with straight alpha; empty where a style does not draw a thing."""
 
     def save(self, path: Path) -> None:
         """Writes an .npz file; the same sprites give the same bytes."""
@@ -71,23 +71,26 @@ def make_sprites(packages: Path, description: WorldDescription, resolution: int)
     """Draws the sprites of a world from the installed packages.
 
     Raises:
-        InvalidInputError: a thing has no picture in a style, or the resolution is not in `RESOLUTIONS`.
+        InvalidInputError: a thing has no picture in a style that it is not without, or the resolution is not in
+            `RESOLUTIONS`.
     """
     if resolution not in RESOLUTIONS:
         raise InvalidInputError("resolution", f"must be one of {RESOLUTIONS}, not {resolution}")
     names = Names(packages)
-    side = _OVERSAMPLING * description.layout.big * resolution // _REFERENCE
+    side = description.layout.big * resolution // _REFERENCE
     pixels = np.zeros((len(description.things), len(description.styles), side, side, 4), np.uint8)
     for column, style in enumerate(description.styles):
         icons = read_pictograms(packages, style.package, style.word, names, Counter())
         by_label = {icon.label: icon for icon in icons}
         for row, thing in enumerate(description.things):
+            if style.word in thing.without:
+                continue
             if thing.label not in by_label:
                 raise InvalidInputError(
                     thing.word, f"{style.package} must have a picture named {thing.label!r}"
                 )
             try:
-                picture = rasterise(by_label[thing.label].svg, _OVERSAMPLING * side)
+                picture = by_label[thing.label].draw(_OVERSAMPLING * side)
                 pixels[row, column] = fill_square(picture, side)
             except ValueError as error:
                 raise InvalidInputError(thing.word, f"its picture in {style.package}: {error}") from None
@@ -122,4 +125,18 @@ def resize(
     picture: UInt8[np.ndarray, "height width 4"], new_width: int, new_height: int
 ) -> UInt8[np.ndarray, "new_height new_width 4"]:
     """Scales a picture. Pillow premultiplies alpha for it, so that no dark fringe appears."""
-    return np.array(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS))
+    image = Image.fromarray(picture)
+    return np.array(image.resize((new_width, new_height), Image.Resampling.LANCZOS, reducing_gap=2))
+
+
+def turn(
+    planes: UInt8[np.ndarray, "planes height width"], degrees: int
+) -> UInt8[np.ndarray, "planes new_height new_width"]:
+    """Turns a picture, whose last plane is its alpha, to the left; it grows so that nothing is cut off."""
+    # Without an empty rim, straight edges that touch the side of the picture would become jagged.
+    layers = np.pad(planes, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    layers[-1, [0, 1, -2, -1]] = layers[-1, :, [0, 1, -2, -1]] = 0
+    # Pillow premultiplies alpha for it, so that no dark fringe appears.
+    image = Image.fromarray(np.ascontiguousarray(layers.transpose(1, 2, 0)))
+    turned = np.asarray(image.rotate(degrees, Image.Resampling.BICUBIC, expand=True))
+    return np.ascontiguousarray(turned.transpose(2, 0, 1))

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
 from typing import Any
 
-from smalti.training.data.world.attributes import SIZES
-from smalti.training.data.world.captions import grammar_words
-from smalti.training.data.world.description import PLAIN, WorldDescription
-from smalti.training.data.world.pictograms import Names
+from smalti.training.data.world.captions import NUMBERS, grammar_words, phrases
+from smalti.training.data.world.description import PLAIN, SIZES, WorldDescription
+from smalti.training.data.world.packages.pictograms import Names
+from smalti.training.data.world.vocabulary import Vocabulary
 
 _MAX_PICTOGRAMS = 12
 """A keyword of more pictograms than this ("animal", "face") is not used as a word for any of them."""
@@ -29,18 +29,25 @@ _WORD = re.compile(r"[a-z][a-z'’-]*(?: [a-z'’-]+){0,2}")
 
 def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
     """Returns the known words of a world by kind, and other words with the known word for each."""
+    words = Vocabulary.of(description)
     known: dict[str, Any] = {
-        "things": [thing.word for thing in description.things],
+        "things": list(words.things),
         "plurals": [thing.word for thing in description.things if thing.plural],
-        "colours": list(description.colours),
-        "backgrounds": [PLAIN, *description.backgrounds],
-        "styles": [style.word for style in description.styles],
-        "sizes": list(SIZES),
+        "many": dict(words.plurals),
+        "colours": [*words.colours, *words.shades],
+        "backgrounds": [PLAIN, *words.grounds],
+        "patterns": {pattern: noun.rpartition(" ")[2] for pattern, noun in words.patterns.items()},
+        "scenes": [phrase for phrases in words.scenes.values() for phrase in phrases],
+        "styles": list(words.styles),
+        "sizes": [size for size in SIZES if size != "usual"],
+        "counts": {word: count for count, name in enumerate(NUMBERS, start=1) for word in (name, str(count))},
+        **phrases(),
         "grammar": list(grammar_words()),
     }
-    whole = {word for words in known.values() for word in words}
+    whole = {word for words in known.values() for word in words} | set(known["many"].values())
+    whole |= set(known["patterns"].values())
     taken = whole | {part for word in whole for part in word.split()}
-    synonyms = {word: target for word, target in description.synonyms.items() if word not in taken}
+    synonyms = {word: target for word, target in description.synonyms.items() if word not in whole}
     own, *others = _layers(description, names)
     # The description may use a part of a word ("palm") as a synonym; the packages have unwanted ones ("light").
     by_chance = taken | set(description.not_synonyms)
@@ -48,9 +55,6 @@ def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
         for word, things in layer.items():
             if len(things) == 1 and word not in refused and word not in synonyms:
                 synonyms[word] = next(iter(things))
-    for thing in description.things:
-        if not thing.plural:
-            synonyms.setdefault(_plural(thing.word), thing.word)
     known["synonyms"] = dict(sorted(synonyms.items()))
     known["neighbours"] = dict(sorted(_neighbours(description, names, taken | set(synonyms)).items()))
     return known
@@ -118,15 +122,3 @@ def _layers(description: WorldDescription, names: Names) -> Iterator[dict[str, s
             if uses[word] <= _MAX_PICTOGRAMS and len(word) >= _MIN_LETTERS and _WORD.fullmatch(word):
                 keywords[word].add(thing.word)
     yield from (own, labels, keywords)
-
-
-def _plural(word: str) -> str:
-    if word.endswith("man"):
-        return word[:-3] + "men"
-    if word.endswith("f"):
-        return word[:-1] + "ves"
-    if word.endswith(("s", "x", "ch", "sh")):
-        return word + "es"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"

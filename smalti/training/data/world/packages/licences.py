@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smalti.training.data.world.description import WorldDescription
-from smalti.training.data.world.pictograms import load_json
+from smalti.training.data.world.packages.pictograms import load_json
 
 NAME_PACKAGES = ("emojibase-data", "emojilib")
 _CHANGES = "The pictures were cropped, scaled, recoloured and composed."
@@ -40,7 +40,19 @@ def load_credits(packages: Path, description: WorldDescription) -> list[Credit]:
         InvalidInputError: a package is not installed.
     """
     credits = []
-    for name in [style.package for style in description.styles]:
+    for style in description.styles:
+        name = style.package
+        if style.credit:
+            manifest = load_json(packages / name / "package.json")
+            credits.append(
+                Credit(
+                    package=name,
+                    version=manifest["version"],
+                    licence=manifest["license"],
+                    **style.credit.model_dump(),
+                )
+            )
+            continue
         info = load_json(packages / name / "info.json")
         author = info["author"]
         credits.append(

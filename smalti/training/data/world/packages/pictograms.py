@@ -7,8 +7,10 @@ Pictures that would blur the names (skin tones, flags, clock faces ...) are drop
 
 import io
 import json
+import re
 import shutil
 import subprocess
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +62,7 @@ def install_packages(folder: Path, manifests: Path = Path(__file__).parent) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class Pictogram:
-    """One named picture of a package, as SVG."""
+    """One named picture of a package."""
 
     code: str
     """Code points in hexadecimal, joined by "-", without variation selectors."""
@@ -68,7 +70,23 @@ class Pictogram:
     """English name of the code points in emojibase."""
     keywords: tuple[str, ...]
     style: str
-    svg: str
+    image: str | Path
+    """An SVG, or the file of a picture with alpha."""
+
+    def draw(self, size: int) -> UInt8[np.ndarray, "size size 4"]:
+        """Draws the picture as a transparent square with straight (not premultiplied) alpha.
+
+        Raises:
+            ValueError: the picture cannot be drawn.
+        """
+        if isinstance(self.image, str):
+            return rasterise(self.image, size)
+        try:
+            with Image.open(self.image) as picture:
+                drawn = picture.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+        except OSError as error:
+            raise ValueError(str(error)) from None
+        return np.array(drawn)
 
 
 @dataclass
@@ -146,34 +164,64 @@ def read_pictograms(
 ) -> Iterator[Pictogram]:
     """Yields the named pictures of a package in the order of their codes, and counts the dropped ones by reason.
 
+    A package is one of Iconify's, or has pictures with alpha in a folder `assets`, named by their codes.
+
     Raises:
-        InvalidInputError: the package is not installed, or is not one of Iconify's.
+        InvalidInputError: the package is not installed, or is of another kind.
     """
     folder = packages / package
-    icons = load_json(folder / "icons.json")
-    codes: dict[str, str] = {}
-    for characters, name in load_json(folder / "chars.json").items():
-        codes.setdefault(_normal(characters), name)
-    counts["icons"] += len(icons["icons"])
-    unused = set(icons["icons"]) - set(codes.values())
-    counts["dropped: no code points"] += len(unused)
-    for code, name in sorted(codes.items()):
-        icon = icons["icons"].get(name)
-        if icon is None:
-            continue  # An alias, whose drawing has another name or is only mirrored.
+    images = _files(folder) if (folder / "assets").is_dir() else _icons(folder, names, counts)
+    for code, image in sorted(images.items()):
+        counts["icons"] += 1
         reason = names.reason_to_drop(code)
         if reason:
             counts[f"dropped: {reason}"] += 1
             continue
-        entry = names.entries[code]
         counts["named"] += 1
         yield Pictogram(
             code=code,
-            label=entry["label"],
+            label=names.entries[code]["label"],
             keywords=names.keywords[code],
             style=style,
-            svg=_svg(icon, icons),
+            image=image,
         )
+
+
+def _files(folder: Path) -> dict[str, str | Path]:
+    images: dict[str, str | Path] = {}
+    for path in sorted((folder / "assets").iterdir()):
+        images.setdefault(_normal(path.stem), path)
+    return images
+
+
+def _icons(folder: Path, names: Names, counts: Counter[str]) -> dict[str, str | Path]:
+    """Returns the drawings of a package of Iconify by code; other icons are counted as dropped.
+
+    Some packages list no code points. Their icons have the names of emojibase or of Unicode.
+    """
+    content = load_json(folder / "icons.json")
+    icons = content["icons"]
+    codes: dict[str, str] = {}
+    for characters, name in load_json(folder / "chars.json").items():
+        codes.setdefault(_normal(characters), name)
+    if not codes:
+        parents = {name: alias["parent"] for name, alias in content.get("aliases", {}).items()}
+        by_name = {
+            _squashed(name): icon for name, icon in (*parents.items(), *((each, each) for each in icons))
+        }
+        for code, entry in names.entries.items():
+            unicode_name = (
+                unicodedata.name(chr(int(code, 16)), "") if _JOINER not in code and "-" not in code else ""
+            )
+            for name in (entry["label"], unicode_name):
+                if name and _squashed(name) in by_name:
+                    codes[code] = by_name[_squashed(name)]
+                    break
+    unused = set(icons) - set(codes.values())
+    counts["icons"] += len(unused)
+    counts["dropped: no code points"] += len(unused)
+    # Some names are aliases, whose drawing has another name or is only mirrored.
+    return {code: _svg(icons[name], content) for code, name in codes.items() if name in icons}
 
 
 def rasterise(svg: str, size: int) -> UInt8[np.ndarray, "size size 4"]:
@@ -200,6 +248,10 @@ def load_json(path: Path) -> Any:
 
 def _normal(code: str) -> str:
     return "-".join(part for part in code.upper().split("-") if part != _VARIATION_SELECTOR)
+
+
+def _squashed(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", unicodedata.normalize("NFKD", name).lower())
 
 
 def _svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
