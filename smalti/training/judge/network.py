@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from smalti.models.layers import Dense, Parameters, apply, compute_dtype, join_patches, precision
 from smalti.training.data.world.description import WorldDescription
+from smalti.training.data.world.grounds import ground_kinds
 from smalti.training.judge.samples import Region, Samples, scaled, view
 from smalti.training.loop.settings import Count
 from smalti.validation import Strict
@@ -153,7 +154,8 @@ def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:
 
 def counts_of(description: WorldDescription) -> tuple[int, int, int]:
     """Returns the numbers of things, colours and backgrounds of a world, with a thing's own colours and white."""
-    return len(description.things), 1 + len(description.colours), 1 + len(description.backgrounds)
+    colours = 1 + len(description.colours) + len(description.shades)
+    return len(description.things), colours, len(ground_kinds(description))
 
 
 def _verdicts(

@@ -26,6 +26,7 @@ from smalti.training.batches.random_numbers import generator_at
 from smalti.training.batches.sources import WORLD_FILE, require_world
 from smalti.training.data.world.composition import World
 from smalti.training.data.world.description import WorldDescription, load_description
+from smalti.training.data.world.grounds import ground_kinds
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.judge.network import Judge, JudgeModule, JudgeSizes, Logits, accuracy, counts_of
 from smalti.training.judge.samples import SampleMaker, Samples, held_out_samples
@@ -199,7 +200,8 @@ def load_judge(run: Path, world: WorldDescription) -> Judge:
 def _words(description: WorldDescription) -> tuple[Sequence[Any], ...]:
     """Returns the words of a world in the order of the judge's classes."""
     things = [(thing.word, thing.label) for thing in description.things]
-    return things, list(description.colours.items()), list(description.backgrounds.items())
+    colours = [*description.colours.items(), *description.shades.items()]
+    return things, colours, list(ground_kinds(description).items())
 
 
 def _make_batch(maker: SampleMaker, pool: Samples, settings: JudgeSettings, step: int) -> Batch:
