@@ -34,15 +34,15 @@ def test_the_loss_is_the_sum_of_its_parts(world: World) -> None:
     batch = {
         "pixels": jnp.zeros((2, 64, 64, 3), jnp.uint8),
         "things": jnp.array([1, 6]),
-        "colours": jnp.array([[True, True, False, False], [True, True, True, True]]),
+        "colours": jnp.array([[True] * 2 + [False] * 3, [True] * 5]),
         "backgrounds": jnp.array([0, 3]),
     }
     _, (losses, _) = jax.jit(objective.loss)(params, batch)
-    # The second is damaged, so its thing does not count. Two of four colours are right, then all four.
+    # The second is damaged, so its thing does not count. Two of five colours are right, then all five.
     assert float(losses["thing"]) == pytest.approx(np.log(6) / 2, rel=1e-5)
     assert float(losses["whole"]) == pytest.approx(np.log(2), rel=1e-5)
-    assert float(losses["colour"]) == pytest.approx(np.log(2) / 2, rel=1e-5)
-    assert float(losses["background"]) == pytest.approx(np.log(4), rel=1e-5)
+    assert float(losses["colour"]) == pytest.approx(np.log(5 / 2) / 2, rel=1e-5)
+    assert float(losses["background"]) == pytest.approx(np.log(len(world.backgrounds)), rel=1e-5)
 
 
 def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(world: World, network: VQGAN) -> None:
