@@ -19,6 +19,11 @@ from smalti.text.vocabulary import Layout, article
 _STEPS: Final = {"style": 0xC13FA9A902A6328F, "layout": 0x91E10DA5C79E7B1D}
 _WHOLE: Final = 2**64
 _ARTICLES: Final = ("a", "an")
+# Not every model knows words of these kinds.
+_WITHOUT_LAYOUT: Final[frozenset[str]] = frozenset({"count", "relation"})
+"""Kinds of words that decide the layout: several copies, or two things."""
+_OF_THING: Final[frozenset[str]] = frozenset({"pose"})
+"""Kinds of words that belong to the thing before them."""
 
 Value = TypeVar("Value")
 
@@ -62,19 +67,23 @@ class Variations:
         # A word with a hyphen is several tokens.
         word_of = [index for index, word in enumerate(words) for _ in split(word)]
         named: dict[Kind, str] = {}
-        things, before, start = [], None, 0
+        things: list[tuple[int, int]] = []
+        before, start, follows, single = None, 0, False, True
         for meaning in self._lexicon.meanings(read_tokens(prompt)):
             end = start + max(len(meaning.said.split()), 1)
             if meaning.kind in ("size", "place", "style"):
                 named.setdefault(meaning.kind, meaning.word)
+            single &= meaning.kind not in _WITHOUT_LAYOUT
             if meaning.kind in ("colour", "size"):
                 before = start if before is None else before
             else:
                 if meaning.kind == "thing":
                     things.append((word_of[start if before is None else before], word_of[end - 1] + 1))
+                elif follows and meaning.kind in _OF_THING:
+                    things[-1] = things[-1][0], word_of[end - 1] + 1
                 before = None
-            start = end
-        return _Reading(words, named, things[0] if len(things) == 1 else None)
+            start, follows = end, meaning.kind == "thing"
+        return _Reading(words, named, things[0] if single and len(things) == 1 else None)
 
 
 def _fits(layout: Layout, reading: _Reading) -> bool:
