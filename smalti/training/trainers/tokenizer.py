@@ -23,7 +23,7 @@ from smalti.training.loop.sheets import compare
 from smalti.training.loop.trainee import JaxTrainee
 from smalti.training.similarity import psnr, sharpness, ssim
 from smalti.training.trainers.inputs import VQGAN_FOLDER, Advance, Inputs, keep
-from smalti.training.trainers.tokenizer_objective import CODES, DECODER, TokenizerObjective
+from smalti.training.trainers.tokenizer_objective import CODES, DECODER, TokenizerObjective, untrained_weights
 from smalti.training.trainers.tokenizer_settings import TokenizerSettings
 
 _SHEET_PICTURES = 48
@@ -163,7 +163,6 @@ def starting_weights(start: VQGAN, settings: TokenizerSettings) -> Parameters:
             "from",
             'must have codes of equal length to train them further; set freeze = "codes" to train the decoder',
         )
-    untrained = vqgan.initialize(config, jax.random.key(settings.seed))
     same = (
         start.config.decoder_levels == config.decoder_levels and start.config.z_channels == config.z_channels
     )
@@ -172,7 +171,7 @@ def starting_weights(start: VQGAN, settings: TokenizerSettings) -> Parameters:
     weights = {
         name: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), start.params[name]) for name in taken
     }
-    return {**untrained, **weights}
+    return {**untrained_weights(config, jax.random.key(settings.seed)), **weights}
 
 
 def sizes_of_codes(config: VQGANConfig) -> dict[str, object]:

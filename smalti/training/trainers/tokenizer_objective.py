@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from smalti.models import vqgan
 from smalti.models.layers import Parameters, apply, compute_dtype
-from smalti.models.vqgan import VQGANModule
+from smalti.models.vqgan import VQGANConfig, VQGANModule
 from smalti.training.loop.step import Extra, Metrics, Objective, TrainState
 from smalti.training.losses.adversarial import Adversary, adaptive_weight
 from smalti.training.losses.crops import crop
@@ -23,6 +23,8 @@ CODES = ("encoder", "quant_conv", "quantize")
 """The parts of a VQGAN that turn pictures into tokens."""
 DECODER = ("post_quant_conv", "decoder")
 """The parts that turn tokens into pictures."""
+_FAINT = 0.05
+"""Factor of the last layer's random weights."""
 _EARLY_STEPS = 200
 """Most codes die in these steps."""
 _EARLY_RESTARTS = 20
@@ -88,7 +90,7 @@ class TokenizerObjective(Objective):
         params = self._start
         if params is None:
             codebook = on_sphere(jax.random.normal(codes_key, (self.config.n_embed, self.config.embed_dim)))
-            params = _with_codebook(vqgan.initialize(self.config, weights_key), codebook)
+            params = _with_codebook(untrained_weights(self.config, weights_key), codebook)
         memory: dict[str, Any] = {"used": jnp.zeros(self.config.n_embed, jnp.int32)}
         if self._adversary is not None:
             memory["discriminator"] = self._adversary.initialize(judge_key)
@@ -225,6 +227,17 @@ class TokenizerObjective(Objective):
         key = jax.random.fold_in(jax.random.key(settings.seed), step)
         codebook = jnp.where(due, restart_dead(codebook, used, vectors, key), codebook)
         return _with_codebook(params, codebook), jnp.where(due, 0, used)
+
+
+def untrained_weights(config: VQGANConfig, key: Array) -> Parameters:
+    """Returns the random weights of a VQGAN whose pictures are nearly gray.
+
+    With random weights in its last layer, a decoder would first have to unlearn a strong pattern.
+    """
+    params = vqgan.initialize(config, key)
+    last = params["decoder"]["conv_out"]
+    gray = {"kernel": _FAINT * last["kernel"], "bias": jnp.full_like(last["bias"], 0.5)}
+    return {**params, "decoder": {**params["decoder"], "conv_out": gray}}
 
 
 def _codebook(params: Parameters) -> Float[Array, "codes embed_dim"]:

@@ -160,3 +160,12 @@ def test_quality_of_equal_and_of_noisy_pictures() -> None:
     # Only the means of flat pictures count: (2ab + c) / (a² + b² + c).
     flat = np.full((1, 8, 8, 3), 0.5), np.full((1, 8, 8, 3), 0.25)
     np.testing.assert_allclose(ssim(*flat), (0.25 + 1e-4) / (0.3125 + 1e-4))
+
+
+def test_an_untrained_decoder_draws_gray(pictures: ComposedPictures) -> None:
+    objective = TokenizerObjective(SETTINGS)
+    drawn = np.asarray(
+        VQGAN(objective.config, objective.initialize()[0]).decode(np.arange(32).reshape(2, 16))
+    )
+    assert np.abs(drawn - 0.5).mean() < 0.1
+    assert drawn.std() > 0
