@@ -11,11 +11,11 @@ SHIPPED ?= smalti/assets/pictograms
 
 .PHONY: demo test test-fast test-slow check docs bench faults format protos model evaluate constraints clean
 
-# Starts the whole system on free ports, generates nine pictures, and stops it. Their grid is
+# Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
 demo: $(INSTALLED)
 	$(BIN)/smalti up --ports free --data build/demo -- \
-		smalti generate "a blue cat on a yellow background" --seed 1 --out pictures
+		python scripts/demo.py
 
 # Two processes; one that has no tests left takes over some of the other's.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal

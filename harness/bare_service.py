@@ -1,4 +1,4 @@
-"""A service that only answers health checks, for tests of `smalti up`.
+"""A service that only answers health checks, for tests of `smalti up`; the web service does so over HTTP.
 
 `python -m harness.bare_service NAME` writes its events to the file `events` in the folder `BARE_FOLDER`. If that folder
 has a file `unusable-NAME`, it ends at once like a service with an invalid setting; with `stubborn-NAME` it ignores
@@ -10,7 +10,9 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,16 +41,38 @@ def run(name: str, folder: Path) -> None:
     if (folder / f"unusable-{name}").exists():
         sys.stderr.write(f"smalti {name}: SMALTI_MODEL: it is invalid\n")
         sys.exit(2)
-    server = grpc.server(ThreadPoolExecutor(2))
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    server.add_insecure_port(f"{os.environ['SMALTI_RPC_HOST']}:{os.environ['SMALTI_RPC_PORT']}")
-    server.start()
+    stop = serve_web() if name == "web" else serve_health()
     store = os.environ["SMALTI_STORE_URL"].split("@")[1]
     write(f"runs with {os.environ['SMALTI_MODEL']} {store}")
     while not ending.wait(60):
         pass
-    server.stop(0).wait()
+    stop()
     write("has ended")
+
+
+def serve_health() -> Callable[[], object]:
+    """Answers health checks; returns a function that ends it."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    server.add_insecure_port(f"{os.environ['SMALTI_RPC_HOST']}:{os.environ['SMALTI_RPC_PORT']}")
+    server.start()
+    return lambda: server.stop(0).wait()
+
+
+def serve_web() -> Callable[[], object]:
+    """Answers every GET with 200; returns a function that ends it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Logs nothing."""
+
+    server = ThreadingHTTPServer((os.environ["SMALTI_WEB_HOST"], int(os.environ["SMALTI_WEB_PORT"])), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.shutdown
 
 
 if __name__ == "__main__":

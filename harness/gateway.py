@@ -29,7 +29,13 @@ class GatewayHarness:
     """A gateway whose threads do not run: the test calls what they would call."""
 
     def __init__(
-        self, database: Database, spec: ModelSpec, *, store: ObjectStore | None = None, **settings: Any
+        self,
+        database: Database,
+        spec: ModelSpec,
+        *,
+        store: ObjectStore | None = None,
+        clock: ManualClock | None = None,
+        **settings: Any,
     ) -> None:
         """Creates the gateway.
 
@@ -37,9 +43,10 @@ class GatewayHarness:
             database: an empty database with tables.
             spec: the model.
             store: the object store; None creates one in memory.
+            clock: the clock; None creates one that stands still.
             settings: values that differ from the defaults.
         """
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.publisher = MemoryPublisher()
         self.store = store or MemoryStore()
         self.gateway = Gateway(

@@ -120,6 +120,15 @@ class ScriptedGateway(ImageServiceServicer):
         self.go_on.set()
         return image_pb2.CancelJobResponse(job=cancelled)
 
+    async def DeleteJob(  # noqa: N802
+        self, request: image_pb2.DeleteJobRequest, context: Context
+    ) -> image_pb2.DeleteJobResponse:
+        """Deletes a job."""
+        self._begin("DeleteJob", request)
+        self._versions_of(request.job_id)
+        del self.jobs[request.job_id]
+        return image_pb2.DeleteJobResponse()
+
     async def WatchJob(  # noqa: N802
         self, request: image_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:

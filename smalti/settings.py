@@ -56,7 +56,7 @@ class Settings(EnvironmentSettings):
     model: str | None = None
     """Default model, a name or a folder; unset for the model that comes with Smalti."""
     server: str | None = None
-    """Address of the gateway, HOST:PORT, for the clients and `smalti generate`."""
+    """Address of the gateway, HOST:PORT, for the clients, `smalti generate` and the web service."""
     offline: bool = False
     """Use only what the hub cache holds, without the network."""
     hub_cache: Path | None = None

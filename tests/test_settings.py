@@ -12,6 +12,7 @@ from smalti.queue.settings import BrokerSettings
 from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
 from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.web.settings import WebSettings
 from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings
 from smalti.telemetry.settings import LogSettings, MetricsSettings
@@ -24,6 +25,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
     BrokerSettings,
     StoreSettings,
     GatewaySettings,
+    WebSettings,
     LogSettings,
     MetricsSettings,
 )

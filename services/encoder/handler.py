@@ -67,6 +67,7 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
             unknown=_shortened(rewording.unknown),
             left_out=_shortened(rewording.left_out),
             notice=rewording.notice[:MAX_NOTICE_LENGTH],
+            text_tokens=self._engine.count_tokens(rewording.prompt),
         )
 
     def load(self, task: EncodeTask) -> None:

@@ -50,6 +50,9 @@ class _Wakeups(JobObserver):
         self.to_send.set()
         self.store_tasks.set()
 
+    def deleted(self, job_id: str) -> None:
+        self.store_tasks.set()
+
 
 class Gateway:
     """Jobs from their acceptance to their end. `start` starts the threads; `close` ends them."""
@@ -148,6 +151,11 @@ class Gateway:
             except (TimeoutError, StoreUnavailableError) as error:
                 log.warning("the stages are notified later: %s", error, extra={"job": job_id})
         return snapshot
+
+    def delete(self, job_id: str) -> None:
+        """Cancels a job if it is open, and deletes it with its pictures. Raises `JobNotFoundError`."""
+        self.cancel(job_id)
+        self.jobs.delete(job_id)
 
     def stop(self) -> None:
         """Stops the threads after their current call; the next start continues the rest."""

@@ -38,7 +38,7 @@ def up(
         list[str] | None,
         typer.Argument(
             metavar="[-- COMMAND...]",
-            help="Run this command with SMALTI_SERVER set, then stop the system; its exit status is the result.",
+            help="Run this command against the system, then stop; its exit status is the result.",
         ),
     ] = None,
     model: Annotated[
@@ -57,7 +57,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Start the whole system on this machine: a broker, an object store, the four stages, and the gateway."""
+    """Start the whole system on this machine: broker, object store, four stages, gateway, and web service."""
     with needs_extra("up"):
         from smalti.up.services import service_command
 
@@ -161,10 +161,20 @@ def _serve(
         stopping.requested.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
-    stopping.command = run_guarded(program, {"SMALTI_SERVER": system.gateway})
+    stopping.command = run_guarded(program, _addresses(system))
     code = stopping.command.wait()
     stopping.command = None
     return code if code >= 0 else 128 - code
+
+
+def _addresses(system: "System") -> dict[str, str]:
+    """Returns the variables by which a command finds the system; the last two are those of OpenAI's clients."""
+    return {
+        "SMALTI_SERVER": system.gateway,
+        "OPENAI_BASE_URL": f"{system.web.url}/v1",
+        # Any key will do, and the user's own is for somebody else.
+        "OPENAI_API_KEY": "smalti",
+    }
 
 
 def _stop(supervisor: "Supervisor", stopping: _Stopping, console: Console) -> None:
@@ -181,13 +191,15 @@ def _stop(supervisor: "Supervisor", stopping: _Stopping, console: Console) -> No
 
 def _show(system: "System", seconds: float, console: Console) -> None:
     """Prints the addresses of the system."""
+    from smalti.up.ports import WEB
     from smalti.up.servers import HOST
 
     table = Table("", "address", "metrics", box=None, header_style="bold", pad_edge=False)
-    for name, service in system.services.items():
+    for name, service in {WEB: system.web, **system.services}.items():
         table.add_row(name, service.url, f"http://{HOST}:{system.ports[f'{name}-metrics']}/metrics")
     table.add_row("broker", f"{HOST}:{system.valkey.port}")
     table.add_row("store", f"http://{HOST}:{system.s3.port}")
+    console.print(f"Open {system.web.url}", markup=False, style="bold")
     console.print(f"The system is ready after {seconds:.1f} s.")
     console.print(table)
     console.print(f"Data, keys and logs are in {system.data}.", markup=False, soft_wrap=True)

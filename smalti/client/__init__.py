@@ -3,8 +3,8 @@
 from smalti.client.asynchronous import AsyncClient
 from smalti.client.blocking import Client
 from smalti.client.downloads import RemotePicture
-from smalti.client.jobs import Event, has_ended
-from smalti.client.requests import DEFAULT_SERVER, GenerateOptions
+from smalti.client.jobs import Event, check_succeeded, has_ended
+from smalti.client.requests import DEFAULT_SERVER, GenerateOptions, ListOptions
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -12,6 +12,8 @@ __all__ = [
     "Client",
     "Event",
     "GenerateOptions",
+    "ListOptions",
     "RemotePicture",
+    "check_succeeded",
     "has_ended",
 ]

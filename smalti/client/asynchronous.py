@@ -1,26 +1,33 @@
 """The client for asyncio."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
-from grpc.aio import EOF
+from grpc.aio import EOF, ClientInterceptor
 
 from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, ClientBase, cancellation_note
 from smalti.client.downloads import DOWNLOAD_SECONDS, PictureDownload, RemotePicture
 from smalti.client.jobs import WATCH_SECONDS, Event, JobFollower, JobWatch, OnProgress
-from smalti.client.requests import GenerateOptions, create_request, list_request, translated_errors
+from smalti.client.requests import (
+    GenerateOptions,
+    ListOptions,
+    create_request,
+    list_request,
+    translated_errors,
+)
 from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
 from smalti.v1.image_pb2 import (
     CancelJobRequest,
+    DeleteJobRequest,
     GetJobRequest,
     GetModelRequest,
+    ListJobsResponse,
     ListModelsRequest,
 )
 from smalti.v1.image_pb2_grpc import ImageServiceStub
@@ -45,6 +52,7 @@ class AsyncClient(ClientBase):
         call_seconds: float = CALL_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         settings: RpcSettings | None = None,
+        interceptors: Sequence[ClientInterceptor] = (),
     ) -> None:
         """Connects on first use.
 
@@ -54,12 +62,13 @@ class AsyncClient(ClientBase):
             retry_seconds: how long to retry when a server that has answered before does not answer. One that has
                 never answered is given up after gRPC's own few tries, because its address may be wrong.
             settings: how to reach the gateway; None for the settings of the environment.
+            interceptors: interceptors of every call, such as those that add metadata.
 
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
         super().__init__(server, call_seconds=call_seconds, retry_seconds=retry_seconds)
-        self._channel = channel(self.server, settings)
+        self._channel = channel(self.server, settings, interceptors=interceptors)
         self._stub = ImageServiceStub(self._channel)
 
     async def generate(
@@ -123,37 +132,34 @@ class AsyncClient(ClientBase):
         """
         return (await self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))).job
 
-    async def list(
-        self,
-        *,
-        states: Sequence[str] = (),
-        labels: Mapping[str, str] | None = None,
-        created_since: datetime | None = None,
-        created_before: datetime | None = None,
-        with_pictures: bool = False,
-        page_size: int = 0,
-    ) -> AsyncIterator[Job]:
+    async def list(self, **filters: Unpack[ListOptions]) -> AsyncIterator[Job]:
         """Yields jobs, newest first; requests further pages as they are needed.
 
         Args:
-            states: only jobs in one of these states, such as "running".
-            labels: only jobs that have all of these labels.
-            created_since: only jobs that were created at this time or later.
-            created_before: only jobs that were created before this time.
-            with_pictures: include the pictures of each job.
-            page_size: number of jobs to request at a time; 0 for the server's default.
+            **filters: see `ListOptions`.
+
+        Raises:
+            InvalidInputError: a filter cannot be used; names it.
         """
-        request = list_request(
-            states=states,
-            labels=labels or {},
-            created_since=created_since,
-            created_before=created_before,
-            with_pictures=with_pictures,
-            page_size=page_size,
-        )
+        request = list_request(**filters)
         async for page in self._pages(self._stub.ListJobs, request):
             for job in page.jobs:
                 yield job
+
+    async def page(self, *, page_token: str = "", **filters: Unpack[ListOptions]) -> ListJobsResponse:
+        """Returns one page of what `list` yields, with the token of the next page.
+
+        Args:
+            page_token: `next_page_token` of the page before, which had the same filters; empty for the first page.
+            **filters: the arguments of `list`.
+
+        Raises:
+            InvalidInputError: a filter or the token cannot be used.
+        """
+        request = list_request(**filters)
+        request.page_token = page_token
+        page: ListJobsResponse = await self._call(self._stub.ListJobs, request)
+        return page
 
     async def cancel(self, job_id: str) -> Job:
         """Cancels a job and returns it; a job that has ended stays as it is.
@@ -162,6 +168,14 @@ class AsyncClient(ClientBase):
             JobNotFoundError: no job has this id, or the job was deleted.
         """
         return (await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id))).job
+
+    async def delete(self, job_id: str) -> None:
+        """Deletes a job and its pictures; an open job is cancelled first.
+
+        Raises:
+            JobNotFoundError: no job has this id, or the job was deleted before.
+        """
+        await self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     async def watch(self, job_id: str, *, since_version: int | None = None) -> AsyncGenerator[Job, None]:
         """Yields a job as it is, and again after each change, until it has ended.

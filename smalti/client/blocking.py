@@ -1,24 +1,31 @@
 """The blocking client."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
 from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, ClientBase, cancellation_note
 from smalti.client.downloads import DOWNLOAD_SECONDS, PictureDownload, RemotePicture
 from smalti.client.jobs import WATCH_SECONDS, Event, JobFollower, JobWatch, OnProgress
-from smalti.client.requests import GenerateOptions, create_request, list_request, translated_errors
+from smalti.client.requests import (
+    GenerateOptions,
+    ListOptions,
+    create_request,
+    list_request,
+    translated_errors,
+)
 from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
 from smalti.v1.image_pb2 import (
     CancelJobRequest,
+    DeleteJobRequest,
     GetJobRequest,
     GetModelRequest,
+    ListJobsResponse,
     ListModelsRequest,
 )
 from smalti.v1.image_pb2_grpc import ImageServiceStub
@@ -116,36 +123,33 @@ class Client(ClientBase):
         """
         return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
 
-    def list(
-        self,
-        *,
-        states: Sequence[str] = (),
-        labels: Mapping[str, str] | None = None,
-        created_since: datetime | None = None,
-        created_before: datetime | None = None,
-        with_pictures: bool = False,
-        page_size: int = 0,
-    ) -> Iterator[Job]:
+    def list(self, **filters: Unpack[ListOptions]) -> Iterator[Job]:
         """Yields jobs, newest first; requests further pages as they are needed.
 
         Args:
-            states: only jobs in one of these states, such as "running".
-            labels: only jobs that have all of these labels.
-            created_since: only jobs that were created at this time or later.
-            created_before: only jobs that were created before this time.
-            with_pictures: include the pictures of each job.
-            page_size: number of jobs to request at a time; 0 for the server's default.
+            **filters: see `ListOptions`.
+
+        Raises:
+            InvalidInputError: a filter cannot be used; names it.
         """
-        request = list_request(
-            states=states,
-            labels=labels or {},
-            created_since=created_since,
-            created_before=created_before,
-            with_pictures=with_pictures,
-            page_size=page_size,
-        )
+        request = list_request(**filters)
         for page in self._pages(self._stub.ListJobs, request):
             yield from page.jobs
+
+    def page(self, *, page_token: str = "", **filters: Unpack[ListOptions]) -> ListJobsResponse:
+        """Returns one page of what `list` yields, with the token of the next page.
+
+        Args:
+            page_token: `next_page_token` of the page before, which had the same filters; empty for the first page.
+            **filters: the arguments of `list`.
+
+        Raises:
+            InvalidInputError: a filter or the token cannot be used.
+        """
+        request = list_request(**filters)
+        request.page_token = page_token
+        page: ListJobsResponse = self._call(self._stub.ListJobs, request)
+        return page
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a job and returns it; a job that has ended stays as it is.
@@ -154,6 +158,14 @@ class Client(ClientBase):
             JobNotFoundError: no job has this id, or the job was deleted.
         """
         return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id)).job
+
+    def delete(self, job_id: str) -> None:
+        """Deletes a job and its pictures; an open job is cancelled first.
+
+        Raises:
+            JobNotFoundError: no job has this id, or the job was deleted before.
+        """
+        self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     def watch(self, job_id: str, *, since_version: int | None = None) -> Generator[Job, None, None]:
         """Yields a job as it is, and again after each change, until it has ended.

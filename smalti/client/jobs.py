@@ -40,6 +40,20 @@ def has_ended(job: Job) -> bool:
     return job.state in _FINAL_STATES
 
 
+def check_succeeded(job: Job) -> None:
+    """Checks that a job that has ended has pictures.
+
+    Raises:
+        SmaltiError: the job did not succeed; says why.
+    """
+    if job.state == JOB_STATE_FAILED:
+        raise error_of_status(job.error)
+    if job.state == JOB_STATE_CANCELLED:
+        raise RequestCancelledError(f"job {job.id} was cancelled")
+    if job.state == JOB_STATE_EXPIRED:
+        raise RequestExpiredError(f"job {job.id} had not ended when its time limit ran out")
+
+
 class JobWatch:
     """A watch over a job; a `ResumableStream` of events."""
 
@@ -130,14 +144,8 @@ class JobFollower:
         Raises:
             SmaltiError: the job did not succeed; says why.
         """
-        job = self.job
-        if job.state == JOB_STATE_FAILED:
-            raise error_of_status(job.error)
-        if job.state == JOB_STATE_CANCELLED:
-            raise RequestCancelledError(f"job {job.id} was cancelled")
-        if job.state == JOB_STATE_EXPIRED:
-            raise RequestExpiredError(f"job {job.id} had not ended when its time limit ran out")
-        return job
+        check_succeeded(self.job)
+        return self.job
 
     def should_cancel(self, error: BaseException) -> bool:
         """Tells whether to cancel the job after an error. If its server does not answer, it is left alone."""

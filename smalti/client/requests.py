@@ -75,6 +75,23 @@ class GenerateOptions(TypedDict, total=False):
     """A UUID that makes the call safe to repeat: the same id and content return the same job. The default is new."""
 
 
+class ListOptions(TypedDict, total=False):
+    """Filters and page size of a list of jobs; one that is missing matches every job."""
+
+    states: Sequence[str]
+    """Only jobs in one of these states, such as "running"."""
+    labels: Mapping[str, str]
+    """Only jobs that have all of these labels."""
+    created_since: datetime | None
+    """Only jobs that were created at this time or later."""
+    created_before: datetime | None
+    """Only jobs that were created before this time."""
+    with_pictures: bool
+    """Include the pictures of each job."""
+    page_size: int
+    """Number of jobs to request at a time; 0 for the server's default."""
+
+
 # Fields of the contract whose argument has another name.
 _ARGUMENTS: Final = {
     "parameters.model.name": "model",
@@ -132,21 +149,21 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
 
 def list_request(
     *,
-    states: Sequence[str],
-    labels: Mapping[str, str],
-    created_since: datetime | None,
-    created_before: datetime | None,
-    with_pictures: bool,
-    page_size: int,
+    states: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    created_since: datetime | None = None,
+    created_before: datetime | None = None,
+    with_pictures: bool = False,
+    page_size: int = 0,
 ) -> ListJobsRequest:
-    """Returns the request for a page of jobs; the arguments are those of `Client.list`.
+    """Returns the request for a page of jobs; the arguments are those of `ListOptions`.
 
     Raises:
         InvalidInputError: an argument has the wrong type, or names an unknown state.
     """
     request = ListJobsRequest(view=JOB_VIEW_FULL if with_pictures else JOB_VIEW_BASIC)
     request.states.extend(_enum_value(JobState, "JOB_STATE_", "states", state) for state in states)
-    _fill("labels", labels, request.labels.update)
+    _fill("labels", labels or {}, request.labels.update)
     _fill("page_size", page_size, partial(setattr, request, "page_size"))
     for name, time in (("created_since", created_since), ("created_before", created_before)):
         if time is not None:

@@ -35,6 +35,10 @@ class EncoderEngine:
         """Returns whether a prompt is too long for the model, without encoding it."""
         return self._tokenizer([prompt]).cut[0]
 
+    def count_tokens(self, prompt: str) -> int:
+        """Returns the number of text tokens that are read of a prompt, including start and end."""
+        return int(self._tokenizer([prompt]).attention_mask[0].sum())
+
     def encode(self, prompt: str) -> Encoding:
         """Returns the encoding of a prompt; the end of a long prompt is cut off."""
         return self._encode(self._tokenizer([prompt]))

@@ -64,21 +64,26 @@ def encoding_message(
         model=model,
         states=to_tensor(encoding.states),
         mask=to_tensor(encoding.mask.astype(np.int32)),
-        reading=reading_message(rewording, encoding.cut),
+        reading=reading_message(rewording, encoding.cut, int(encoding.mask.sum())),
     )
 
 
+<<<<<<< HEAD
 def features_message(features: Float[np.ndarray, "pictures features"]) -> tensor_pb2.Tensor:
     """Returns what pictures look like as a message."""
     return to_tensor(features.astype(np.float32))
 
 
 def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading:
+=======
+def reading_message(rewording: Rewording, cut: bool, text_tokens: int = 0) -> prompt_pb2.PromptReading:
+>>>>>>> 0216e0b (A web service: OpenAI's Images API and our own over HTTP, with streams, repeats, limits and graceful drain; smalti up starts it, make demo draws through it; DeleteJob)
     """Returns as a message how the model reads a prompt.
 
     Args:
         rewording: the prompt in words that the model knows.
         cut: whether the rewording is longer than the model reads.
+        text_tokens: number of text tokens that are read; 0 if it is not known.
     """
     return prompt_pb2.PromptReading(
         drawn=rewording.prompt,
@@ -86,6 +91,7 @@ def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading
         unknown_words=rewording.unknown,
         left_out_words=rewording.left_out,
         notice=rewording.notice,
+        text_tokens=text_tokens,
     )
 
 

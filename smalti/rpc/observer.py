@@ -18,6 +18,8 @@ from smalti.telemetry.logs import about
 
 REQUEST_ID = "x-request-id"
 """The metadata key with which a client names its call in the log."""
+CLIENT = "x-forwarded-for"
+"""The metadata key with which the web service names the address of its client."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 _OUTCOMES = {
@@ -66,8 +68,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _call(self, method: str, metadata: dict[str, str], context: Any) -> AsyncIterator[None]:
         service, _, entry = method.lstrip("/").partition("/")
-        asked = metadata.get(REQUEST_ID, "")
-        request = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        request = request_id(metadata.get(REQUEST_ID, ""))
         attributes = {
             "rpc.system": "grpc",
             "rpc.service": service,
@@ -78,7 +79,7 @@ class CallObserver(grpc.aio.ServerInterceptor):
         self._running[entry] += 1
         try:
             with (
-                about(request=request),
+                about(request=request, client=metadata.get(CLIENT)),
                 tracing.span(
                     method.lstrip("/"), SpanKind.SERVER, attributes, tracing.extract(metadata), fails=False
                 ) as span,
@@ -103,6 +104,11 @@ class CallObserver(grpc.aio.ServerInterceptor):
             seconds = time.perf_counter() - begin
             self._metrics.add("requests_total", entry=entry, outcome=outcome, reason=reason)
             self._metrics.observe("request_seconds", seconds, entry=entry, outcome=outcome)
+
+
+def request_id(asked: str) -> str:
+    """Returns the id of a request for the log: the one that the client has sent, or a new one."""
+    return asked if _ID.fullmatch(asked) else uuid.uuid4().hex
 
 
 def _code(context: Any, otherwise: grpc.StatusCode) -> grpc.StatusCode:

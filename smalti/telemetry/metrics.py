@@ -29,10 +29,13 @@ SECONDS: Final = (
 SHARES: Final = tuple(step / 10 for step in range(1, 11))
 """The bucket limits of shares."""
 
-GENERATOR, GATEWAY, DECODER, ENCODER, RANKER = "generator", "gateway", "decoder", "encoder", "ranker"
+GENERATOR, GATEWAY, DECODER, ENCODER = "generator", "gateway", "decoder", "encoder"
+RANKER, WEB = "ranker", "web"
 STAGES: Final = (ENCODER, GENERATOR, DECODER, RANKER)
 COMPILED: Final = (ENCODER, GENERATOR, DECODER)
-ALL: Final = (*STAGES, GATEWAY)
+QUEUED: Final = (*STAGES, GATEWAY)
+"""The services that work on messages of queues."""
+ALL: Final = (*QUEUED, WEB)
 
 
 class MetricKind(StrEnum):
@@ -83,21 +86,22 @@ def _histogram(
 DEFINITIONS: Final = (
     _counter(
         "requests_total",
-        "finished requests; `entry` is `queue` or the called method",
+        "finished requests; `entry` is `queue`, the called method, or the route",
         labels=("entry", "outcome", "reason"),
     ),
     _gauge("requests_running", "requests in progress", labels=("entry",)),
     _gauge(
         "requests_waiting",
         "work that waits for the engine (of a generator: candidates); of the gateway: jobs that wait to be sent",
+        QUEUED,
     ),
-    _histogram("request_queue_seconds", "time from sending a message to the start of its work"),
+    _histogram("request_queue_seconds", "time from sending a message to the start of its work", QUEUED),
     _histogram(
         "request_seconds",
         "duration of a request; for a message until its followers are sent",
         labels=("entry", "outcome"),
     ),
-    _histogram("stage_seconds", "engine time for one message", labels=("stage",)),
+    _histogram("stage_seconds", "engine time for one message", QUEUED, ("stage",)),
     _gauge("slots_total", "capacity of the engine: pieces of work at a time", STAGES),
     _gauge("slots_active", "slots in use", STAGES),
     _histogram("engine_step_seconds", "duration of one dispatch of the engine (several decoding steps)", (GENERATOR,)),
@@ -109,11 +113,15 @@ DEFINITIONS: Final = (
     ),
     _gauge("model_load_seconds", "time for loading the model and warming up", STAGES),
     _gauge("ready", "1 if the process accepts work, otherwise 0"),
-    _histogram("object_store_seconds", "duration of calls to the object store", labels=("op", "outcome")),
-    _counter("redeliveries_total", "redelivered messages"),
-    _counter("dead_lettered_total", "messages moved to a dead-letter queue"),
-    _counter("duplicates_suppressed_total", "deliveries of work that was already running or done"),
-    _counter("cancelled_total", "cancelled work; `where` is the stage at which it was cancelled", labels=("where",)),
+    _histogram("object_store_seconds", "duration of calls to the object store", QUEUED, ("op", "outcome")),
+    _counter("redeliveries_total", "redelivered messages", QUEUED),
+    _counter("dead_lettered_total", "messages moved to a dead-letter queue", QUEUED),
+    _counter("duplicates_suppressed_total", "deliveries of work that was already running or done", QUEUED),
+    _counter(
+        "cancelled_total",
+        "cancelled work; `where` is the stage at which it was cancelled, or `client gone`",
+        labels=("where",),
+    ),
     _counter("jobs_total", "finished jobs", (GATEWAY,), ("outcome", "reason")),
     _histogram("job_seconds", "time from accepting a job to its end", (GATEWAY,), ("outcome",)),
     _gauge("jobs_open", "open jobs by state", (GATEWAY,), ("state",)),

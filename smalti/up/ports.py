@@ -9,14 +9,18 @@ from smalti.errors import InvalidInputError
 from smalti.up.servers import HOST, free_port, is_free
 
 SERVICES = ("gateway", "encoder", "generator", "decoder", "ranker")
+"""The services that speak gRPC."""
+WEB = "web"
 
 DEFAULT_PORTS = {
     **{service: 50050 + place for place, service in enumerate(SERVICES)},
     **{f"{service}-metrics": 9150 + place for place, service in enumerate(SERVICES)},
+    WEB: 8080,
+    f"{WEB}-metrics": 9150 + len(SERVICES),
     "valkey": 6380,
     "s3": 8333,
 }
-"""The ports of all servers; each service has one for gRPC and one for metrics."""
+"""The ports of all servers; each service has one for gRPC or HTTP, and one for metrics."""
 
 FREE = "free"
 

@@ -1,6 +1,7 @@
 """Services as child processes: `python -m smalti.services.<name>` on 127.0.0.1."""
 
 import sys
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class ServiceServer(Server):
         Args:
             name: the name of the service, such as "encoder".
             folder: the folder of its data.
-            port: the gRPC port.
+            port: the port of its calls.
             environment: its settings, in addition to the environment of this process.
             command: the command line; by default `python -m smalti.services.<name>`.
         """
@@ -58,3 +59,16 @@ class ServiceServer(Server):
             stub: Any = health_pb2_grpc.HealthStub(channel)  # The types of the stub lack its methods.
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+class WebServer(ServiceServer):
+    """The web service; ready when it says so over HTTP."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the page and the HTTP API."""
+        return f"http://{HOST}:{self.port}"
+
+    def _answers(self) -> bool:
+        with urllib.request.urlopen(f"{self.url}/readyz", timeout=HEALTH_SECONDS) as answer:
+            return bool(answer.status == 200)

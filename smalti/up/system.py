@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from smalti.errors import ServerStartError
-from smalti.up.ports import SERVICES
+from smalti.up.ports import SERVICES, WEB
 from smalti.up.servers import HOST, S3Server, Server, ValkeyServer
-from smalti.up.services import ServiceServer, service_command
+from smalti.up.services import ServiceServer, WebServer, service_command
 
 WORKERS = SERVICES[1:]
 LOGS = "logs"
@@ -25,6 +25,7 @@ _CLEARED = (
     *(f"SMALTI_BROKER_{name}" for name in ("CA", "CERTIFICATE", "KEY")),
     *(f"SMALTI_BROKER_SIGNING_{name}" for name in ("KEY", "CERTIFICATE", "TRUSTED")),
     *(f"SMALTI_STORE_{name}" for name in ("ACCESS_KEY", "SECRET_KEY", "PUBLIC_URL", "CA")),
+    *(f"SMALTI_WEB_{name}" for name in ("PUBLIC_URL", "TLS_CERTIFICATE", "TLS_KEY", "PROXIES", "STORE_URLS")),
 )
 """Settings of systems on several machines, which are cleared here."""
 
@@ -33,6 +34,7 @@ _DEFAULTS = {
     "SMALTI_RPC_GRACE": "5",
     "SMALTI_BROKER_DRAIN": "5",
     "SMALTI_SERVICE_GRACE": "9",
+    "SMALTI_WEB_GRACE": "5",
     "SMALTI_RPC_REFLECTION": "1",
     # The services share the cores of one machine, so idle threads must not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -62,9 +64,11 @@ class System:
         self._command = command
         self.data = data
         self.ports = ports
-        access, secret = _keys(data / "keys.json")
+        keys = _keys(data / "keys.json")
         self.valkey = ValkeyServer(data / "valkey", ports["valkey"])
-        self.s3 = S3Server(data / "s3", ports["s3"], access_key=access, secret_key=secret)
+        self.s3 = S3Server(
+            data / "s3", ports["s3"], access_key=keys["access_key"], secret_key=keys["secret_key"]
+        )
         shared = {
             "SMALTI_MODEL": str(model),
             "SMALTI_BROKER_URL": self.valkey.url,
@@ -75,6 +79,7 @@ class System:
             **{name: value for name, value in _DEFAULTS.items() if name not in os.environ},
         }
         self.services = {name: self._service(name, shared) for name in SERVICES}
+        self.web = self._web(shared, keys["url_key"])
         for server in self.servers:
             server.log = data / LOGS / f"{server.name}.log"
 
@@ -85,9 +90,9 @@ class System:
 
     @property
     def groups(self) -> list[list[Server]]:
-        """The groups of servers for the `Supervisor`: infrastructure, stages, gateway."""
+        """The groups of servers for the `Supervisor`: infrastructure, stages, gateway, web."""
         workers: list[Server] = [self.services[name] for name in WORKERS]
-        return [[self.valkey, self.s3], workers, [self.services["gateway"]]]
+        return [[self.valkey, self.s3], workers, [self.services["gateway"]], [self.web]]
 
     @property
     def gateway(self) -> str:
@@ -107,6 +112,17 @@ class System:
                 "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",
             }
         return ServiceServer(name, folder, self.ports[name], environment, *self._command(name))
+
+    def _web(self, shared: Mapping[str, str], url_key: str) -> WebServer:
+        environment = {
+            **shared,
+            "SMALTI_SERVER": self.gateway,
+            "SMALTI_METRICS_PORT": str(self.ports[f"{WEB}-metrics"]),
+            "SMALTI_WEB_HOST": HOST,
+            "SMALTI_WEB_PORT": str(self.ports[WEB]),
+            "SMALTI_WEB_SIGNING_KEY": url_key,
+        }
+        return WebServer(WEB, self.data / WEB, self.ports[WEB], environment, *self._command(WEB))
 
 
 @contextmanager
@@ -144,13 +160,17 @@ def _process(pid: str) -> str:
         return "another process"
 
 
-def _keys(file: Path) -> tuple[str, str]:
-    """Returns the access key and the secret key of the store; creates them the first time, readable by their owner."""
-    if not file.exists():
-        keys = {"access_key": secrets.token_hex(8), "secret_key": secrets.token_hex(24)}
+def _keys(file: Path) -> dict[str, str]:
+    """Returns the keys of the store, and the key of the URLs of pictures; creates missing ones for their owner only."""
+    new = {
+        name: secrets.token_hex(size)
+        for name, size in (("access_key", 8), ("secret_key", 24), ("url_key", 32))
+    }
+    kept: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    keys = {**new, **kept}
+    if keys != kept:
         temporary = file.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             json.dump(keys, stream)
         temporary.replace(file)
-    kept = json.loads(file.read_text())
-    return kept["access_key"], kept["secret_key"]
+    return keys

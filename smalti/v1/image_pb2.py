@@ -32,7 +32,7 @@ from smalti.v1 import model_pb2 as smalti_dot_v1_dot_model__pb2
 from smalti.v1 import sampling_pb2 as smalti_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15smalti/v1/image.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17smalti/v1/decoder.proto\x1a\x19smalti/v1/generator.proto\x1a\x13smalti/v1/job.proto\x1a\x15smalti/v1/model.proto\x1a\x18smalti/v1/sampling.proto\"\xec\x02\n\x13\x43reateImagesRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\nparameters\x18\x02 \x01(\x0b\x32\x1a.smalti.v1.ImageParametersB\x04\xe2\x41\x01\x02\x12+\n\x08priority\x18\x03 \x01(\x0e\x32\x13.smalti.v1.PriorityB\x04\xe2\x41\x01\x01\x12\x33\n\ntime_limit\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x32\n\tretention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12@\n\x06labels\x18\x06 \x03(\x0b\x32*.smalti.v1.CreateImagesRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x14\x43reateImagesResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"M\n\rGetJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12&\n\x04view\x18\x02 \x01(\x0e\x32\x12.smalti.v1.JobViewB\x04\xe2\x41\x01\x01\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"\xf7\x02\n\x0fListJobsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x13.smalti.v1.JobStateB\x04\xe2\x41\x01\x01\x12<\n\x06labels\x18\x04 \x03(\x0b\x32&.smalti.v1.ListJobsRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12&\n\x04view\x18\x07 \x01(\x0e\x32\x12.smalti.v1.JobViewB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.smalti.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x10\x43\x61ncelJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"\x97\x01\n\x0fWatchJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12 \n\rsince_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x0cinclude_rows\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1e\n\x10include_previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x10\n\x0e_since_version\"\x87\x01\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.JobH\x00\x12$\n\x04rows\x18\x02 \x01(\x0b\x32\x14.smalti.v1.RowsDrawnH\x00\x12%\n\x07preview\x18\x03 \x01(\x0b\x32\x12.smalti.v1.PreviewH\x00\x42\x07\n\x05\x65vent\"X\n\x07Preview\x12\x11\n\tcandidate\x18\x01 \x01(\x05\x12\x12\n\nrows_drawn\x18\x02 \x01(\x05\x12&\n\x05image\x18\x03 \x01(\x0b\x32\x17.smalti.v1.EncodedImage\"G\n\x15\x44ownloadImagesRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\ncandidates\x18\x02 \x03(\x05\x42\x04\xe2\x41\x01\x01\"K\n\x16\x44ownloadImagesResponse\x12#\n\x07picture\x18\x01 \x01(\x0b\x32\x12.smalti.v1.Picture\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.smalti.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x0fGetModelRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.smalti.v1.Model*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\xdb\x04\n\x0cImageService\x12O\n\x0c\x43reateImages\x12\x1e.smalti.v1.CreateImagesRequest\x1a\x1f.smalti.v1.CreateImagesResponse\x12=\n\x06GetJob\x12\x18.smalti.v1.GetJobRequest\x1a\x19.smalti.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.smalti.v1.ListJobsRequest\x1a\x1b.smalti.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.smalti.v1.CancelJobRequest\x1a\x1c.smalti.v1.CancelJobResponse\x12\x45\n\x08WatchJob\x12\x1a.smalti.v1.WatchJobRequest\x1a\x1b.smalti.v1.WatchJobResponse0\x01\x12W\n\x0e\x44ownloadImages\x12 .smalti.v1.DownloadImagesRequest\x1a!.smalti.v1.DownloadImagesResponse0\x01\x12I\n\nListModels\x12\x1c.smalti.v1.ListModelsRequest\x1a\x1d.smalti.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.smalti.v1.GetModelRequest\x1a\x1b.smalti.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15smalti/v1/image.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17smalti/v1/decoder.proto\x1a\x19smalti/v1/generator.proto\x1a\x13smalti/v1/job.proto\x1a\x15smalti/v1/model.proto\x1a\x18smalti/v1/sampling.proto\"\xec\x02\n\x13\x43reateImagesRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\nparameters\x18\x02 \x01(\x0b\x32\x1a.smalti.v1.ImageParametersB\x04\xe2\x41\x01\x02\x12+\n\x08priority\x18\x03 \x01(\x0e\x32\x13.smalti.v1.PriorityB\x04\xe2\x41\x01\x01\x12\x33\n\ntime_limit\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x32\n\tretention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12@\n\x06labels\x18\x06 \x03(\x0b\x32*.smalti.v1.CreateImagesRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x14\x43reateImagesResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"M\n\rGetJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12&\n\x04view\x18\x02 \x01(\x0e\x32\x12.smalti.v1.JobViewB\x04\xe2\x41\x01\x01\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"\xf7\x02\n\x0fListJobsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x13.smalti.v1.JobStateB\x04\xe2\x41\x01\x01\x12<\n\x06labels\x18\x04 \x03(\x0b\x32&.smalti.v1.ListJobsRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x37\n\rcreated_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x63reated_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12&\n\x04view\x18\x07 \x01(\x0e\x32\x12.smalti.v1.JobViewB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.smalti.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x10\x43\x61ncelJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.Job\"(\n\x10\x44\x65leteJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x13\n\x11\x44\x65leteJobResponse\"\x97\x01\n\x0fWatchJobRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12 \n\rsince_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x0cinclude_rows\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1e\n\x10include_previews\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x10\n\x0e_since_version\"\x87\x01\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x0e.smalti.v1.JobH\x00\x12$\n\x04rows\x18\x02 \x01(\x0b\x32\x14.smalti.v1.RowsDrawnH\x00\x12%\n\x07preview\x18\x03 \x01(\x0b\x32\x12.smalti.v1.PreviewH\x00\x42\x07\n\x05\x65vent\"X\n\x07Preview\x12\x11\n\tcandidate\x18\x01 \x01(\x05\x12\x12\n\nrows_drawn\x18\x02 \x01(\x05\x12&\n\x05image\x18\x03 \x01(\x0b\x32\x17.smalti.v1.EncodedImage\"G\n\x15\x44ownloadImagesRequest\x12\x14\n\x06job_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\ncandidates\x18\x02 \x03(\x05\x42\x04\xe2\x41\x01\x01\"K\n\x16\x44ownloadImagesResponse\x12#\n\x07picture\x18\x01 \x01(\x0b\x32\x12.smalti.v1.Picture\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.smalti.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x0fGetModelRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.smalti.v1.Model*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\xa3\x05\n\x0cImageService\x12O\n\x0c\x43reateImages\x12\x1e.smalti.v1.CreateImagesRequest\x1a\x1f.smalti.v1.CreateImagesResponse\x12=\n\x06GetJob\x12\x18.smalti.v1.GetJobRequest\x1a\x19.smalti.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.smalti.v1.ListJobsRequest\x1a\x1b.smalti.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.smalti.v1.CancelJobRequest\x1a\x1c.smalti.v1.CancelJobResponse\x12\x46\n\tDeleteJob\x12\x1b.smalti.v1.DeleteJobRequest\x1a\x1c.smalti.v1.DeleteJobResponse\x12\x45\n\x08WatchJob\x12\x1a.smalti.v1.WatchJobRequest\x1a\x1b.smalti.v1.WatchJobResponse0\x01\x12W\n\x0e\x44ownloadImages\x12 .smalti.v1.DownloadImagesRequest\x1a!.smalti.v1.DownloadImagesResponse0\x01\x12I\n\nListModels\x12\x1c.smalti.v1.ListModelsRequest\x1a\x1d.smalti.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.smalti.v1.GetModelRequest\x1a\x1b.smalti.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,6 +75,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSREQUEST'].fields_by_name['view']._serialized_options = b'\342A\001\001'
   _globals['_CANCELJOBREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_CANCELJOBREQUEST'].fields_by_name['job_id']._serialized_options = b'\342A\001\002'
+  _globals['_DELETEJOBREQUEST'].fields_by_name['job_id']._loaded_options = None
+  _globals['_DELETEJOBREQUEST'].fields_by_name['job_id']._serialized_options = b'\342A\001\002'
   _globals['_WATCHJOBREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_WATCHJOBREQUEST'].fields_by_name['job_id']._serialized_options = b'\342A\001\002'
   _globals['_WATCHJOBREQUEST'].fields_by_name['since_version']._loaded_options = None
@@ -93,8 +95,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_GETMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_GETMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\001'
-  _globals['_JOBVIEW']._serialized_start=2152
-  _globals['_JOBVIEW']._serialized_end=2226
+  _globals['_JOBVIEW']._serialized_start=2215
+  _globals['_JOBVIEW']._serialized_end=2289
   _globals['_CREATEIMAGESREQUEST']._serialized_start=257
   _globals['_CREATEIMAGESREQUEST']._serialized_end=621
   _globals['_CREATEIMAGESREQUEST_LABELSENTRY']._serialized_start=576
@@ -115,24 +117,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELJOBREQUEST']._serialized_end=1295
   _globals['_CANCELJOBRESPONSE']._serialized_start=1297
   _globals['_CANCELJOBRESPONSE']._serialized_end=1345
-  _globals['_WATCHJOBREQUEST']._serialized_start=1348
-  _globals['_WATCHJOBREQUEST']._serialized_end=1499
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1502
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1637
-  _globals['_PREVIEW']._serialized_start=1639
-  _globals['_PREVIEW']._serialized_end=1727
-  _globals['_DOWNLOADIMAGESREQUEST']._serialized_start=1729
-  _globals['_DOWNLOADIMAGESREQUEST']._serialized_end=1800
-  _globals['_DOWNLOADIMAGESRESPONSE']._serialized_start=1802
-  _globals['_DOWNLOADIMAGESRESPONSE']._serialized_end=1877
-  _globals['_LISTMODELSREQUEST']._serialized_start=1879
-  _globals['_LISTMODELSREQUEST']._serialized_end=1949
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1951
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2030
-  _globals['_GETMODELREQUEST']._serialized_start=2032
-  _globals['_GETMODELREQUEST']._serialized_end=2097
-  _globals['_GETMODELRESPONSE']._serialized_start=2099
-  _globals['_GETMODELRESPONSE']._serialized_end=2150
-  _globals['_IMAGESERVICE']._serialized_start=2229
-  _globals['_IMAGESERVICE']._serialized_end=2832
+  _globals['_DELETEJOBREQUEST']._serialized_start=1347
+  _globals['_DELETEJOBREQUEST']._serialized_end=1387
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1389
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1408
+  _globals['_WATCHJOBREQUEST']._serialized_start=1411
+  _globals['_WATCHJOBREQUEST']._serialized_end=1562
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1565
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1700
+  _globals['_PREVIEW']._serialized_start=1702
+  _globals['_PREVIEW']._serialized_end=1790
+  _globals['_DOWNLOADIMAGESREQUEST']._serialized_start=1792
+  _globals['_DOWNLOADIMAGESREQUEST']._serialized_end=1863
+  _globals['_DOWNLOADIMAGESRESPONSE']._serialized_start=1865
+  _globals['_DOWNLOADIMAGESRESPONSE']._serialized_end=1940
+  _globals['_LISTMODELSREQUEST']._serialized_start=1942
+  _globals['_LISTMODELSREQUEST']._serialized_end=2012
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2014
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2093
+  _globals['_GETMODELREQUEST']._serialized_start=2095
+  _globals['_GETMODELREQUEST']._serialized_end=2160
+  _globals['_GETMODELRESPONSE']._serialized_start=2162
+  _globals['_GETMODELRESPONSE']._serialized_end=2213
+  _globals['_IMAGESERVICE']._serialized_start=2292
+  _globals['_IMAGESERVICE']._serialized_end=2967
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,11 @@ class ImageServiceStub:
                 request_serializer=smalti_dot_v1_dot_image__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=smalti_dot_v1_dot_image__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/smalti.v1.ImageService/DeleteJob',
+                request_serializer=smalti_dot_v1_dot_image__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=smalti_dot_v1_dot_image__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/smalti.v1.ImageService/WatchJob',
                 request_serializer=smalti_dot_v1_dot_image__pb2.WatchJobRequest.SerializeToString,
@@ -128,6 +133,14 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteJob(self, request, context):
+        """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
+        job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
         the job in a final state. Changes in quick succession may be merged into one message.
@@ -186,6 +199,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=smalti_dot_v1_dot_image__pb2.CancelJobRequest.FromString,
                     response_serializer=smalti_dot_v1_dot_image__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=smalti_dot_v1_dot_image__pb2.DeleteJobRequest.FromString,
+                    response_serializer=smalti_dot_v1_dot_image__pb2.DeleteJobResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -322,6 +340,33 @@ class ImageService:
             '/smalti.v1.ImageService/CancelJob',
             smalti_dot_v1_dot_image__pb2.CancelJobRequest.SerializeToString,
             smalti_dot_v1_dot_image__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalti.v1.ImageService/DeleteJob',
+            smalti_dot_v1_dot_image__pb2.DeleteJobRequest.SerializeToString,
+            smalti_dot_v1_dot_image__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

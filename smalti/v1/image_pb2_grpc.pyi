@@ -58,6 +58,10 @@ class ImageServiceStub:
     generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
     exist.
     """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteJobRequest, _image_pb2.DeleteJobResponse]
+    """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
+    job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]
     """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
     the job in a final state. Changes in quick succession may be merged into one message.
@@ -106,6 +110,10 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Cancels a job and returns it. A job that has ended does not change, so the call is safe to repeat. Running
     generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
     exist.
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteJobRequest, _image_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
+    job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
@@ -176,6 +184,16 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Cancels a job and returns it. A job that has ended does not change, so the call is safe to repeat. Running
         generation stops within one dispatch (about one row of tiles), and no later stage runs. NOT_FOUND: the job does not
         exist.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _image_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.DeleteJobResponse, _abc.Awaitable[_image_pb2.DeleteJobResponse]]:
+        """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
+        job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/prompt.proto\x12\tsmalti.v1\"j\n\rPromptReading\x12\r\n\x05\x64rawn\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x01(\x08\x12\x15\n\runknown_words\x18\x03 \x03(\t\x12\x16\n\x0eleft_out_words\x18\x04 \x03(\t\x12\x0e\n\x06notice\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/prompt.proto\x12\tsmalti.v1\"\x7f\n\rPromptReading\x12\r\n\x05\x64rawn\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x01(\x08\x12\x15\n\runknown_words\x18\x03 \x03(\t\x12\x16\n\x0eleft_out_words\x18\x04 \x03(\t\x12\x0e\n\x06notice\x18\x05 \x01(\t\x12\x13\n\x0btext_tokens\x18\x06 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smalti.v1.prompt_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMPTREADING']._serialized_start=37
-  _globals['_PROMPTREADING']._serialized_end=143
+  _globals['_PROMPTREADING']._serialized_end=164
 # @@protoc_insertion_point(module_scope)

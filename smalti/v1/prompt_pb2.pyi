@@ -29,6 +29,7 @@ class PromptReading(_message.Message):
     UNKNOWN_WORDS_FIELD_NUMBER: _builtins.int
     LEFT_OUT_WORDS_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    TEXT_TOKENS_FIELD_NUMBER: _builtins.int
     drawn: _builtins.str
     """The effective prompt. It is the prompt as written, or, for a model with a closed vocabulary, rebuilt from the words
     that the model knows. The ranker uses it too.
@@ -37,6 +38,8 @@ class PromptReading(_message.Message):
     """Whether the prompt was truncated because it is longer than the model can read."""
     notice: _builtins.str
     """One line for people that describes the differences; empty if nothing was lost."""
+    text_tokens: _builtins.int
+    """The number of text tokens that the encoder reads, including start and end; 0 if it is not known."""
     @_builtins.property
     def unknown_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Words that the model does not know, in the order of the prompt. Each was replaced by another word or removed.
@@ -55,10 +58,11 @@ class PromptReading(_message.Message):
         unknown_words: _abc.Iterable[_builtins.str] | None = ...,
         left_out_words: _abc.Iterable[_builtins.str] | None = ...,
         notice: _builtins.str = ...,
+        text_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "drawn", b"drawn", "left_out_words", b"left_out_words", "notice", b"notice", "unknown_words", b"unknown_words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "drawn", b"drawn", "left_out_words", b"left_out_words", "notice", b"notice", "text_tokens", b"text_tokens", "unknown_words", b"unknown_words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

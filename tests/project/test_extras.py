@@ -95,6 +95,7 @@ def test_extras_install_what_they_name() -> None:
     assert {"jax", "jaxlib", "celery", "redis", "grpcio"} <= installed_by("encoder")
     assert not {"torch", "sqlalchemy"} & installed_by("encoder")
     assert {"torch", "jax"} <= refused("gateway")
+    assert not {"celery", "minio", "sqlalchemy", "jax", "torch"} & installed_by("web")
     assert {"grpc", "jax", "torch", "celery"} <= refused(None)
 
 
@@ -104,8 +105,9 @@ def test_engine_and_service_import_with_their_own_extra(stage: str) -> None:
     run_with(stage, f"smalti.engines.{engine}", f"smalti.services.{stage}.service")
 
 
-def test_gateway_imports_with_its_own_extra() -> None:
-    run_with("gateway", "smalti.services.gateway.service")
+@pytest.mark.parametrize("service", ["gateway", "web"])
+def test_service_without_an_engine_imports_with_its_own_extra(service: str) -> None:
+    run_with(service, f"smalti.services.{service}.service")
 
 
 def test_generator_encodes_the_empty_prompt_with_its_own_extra(tiny: ModelFolder) -> None:

@@ -21,7 +21,7 @@ from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
 from smalti.up.command import guarded
-from smalti.up.ports import DEFAULT_PORTS, SERVICES, holder, read_ports
+from smalti.up.ports import DEFAULT_PORTS, SERVICES, WEB, holder, read_ports
 from smalti.up.servers import free_port, is_free
 
 pytestmark = pytest.mark.server
@@ -127,7 +127,7 @@ def test_everything_runs_is_shown_and_ends_in_order_on_ctrl_c(
     ports = {name: free_port() for name in DEFAULT_PORTS}
     text = ",".join(f"{name}={port}" for name, port in ports.items())
     system = up(ports=text).ready()
-    for name in SERVICES:
+    for name in (WEB, *SERVICES):
         assert f"127.0.0.1:{ports[name]}" in system.said
         assert f"http://127.0.0.1:{ports[f'{name}-metrics']}/metrics" in system.said
         assert f"{name} runs with {tiny.path} 127.0.0.1:{ports['s3']}/smalti" in system.events
@@ -136,7 +136,8 @@ def test_everything_runs_is_shown_and_ends_in_order_on_ctrl_c(
     assert stat.S_IMODE((system.data / "keys.json").stat().st_mode) == 0o600
     assert stat.S_IMODE(system.data.stat().st_mode) == 0o700
     children = system.children()
-    assert len(children) == 7
+    assert len(children) == 8
+    assert system.said.startswith(f"Open http://127.0.0.1:{ports[WEB]}\n")
     # A second system finds the ports taken, names the holder, and changes nothing.
     log = system.data / "logs" / "gateway.log"
     before = log.stat().st_ino
@@ -156,9 +157,13 @@ def test_everything_runs_is_shown_and_ends_in_order_on_ctrl_c(
     assert system.end() == 0
     assert gone(children)
     ends = [event for event in system.events if "end" in event]
-    assert ends[:2] == ["gateway ends while the broker is there", "gateway has ended"]
-    assert {event.split()[0] for event in ends[2:]} == set(SERVICES[1:])
-    assert len(ends) == 10
+    assert ends[:4] == [
+        f"{name} {what}"
+        for name in (WEB, "gateway")
+        for what in ("ends while the broker is there", "has ended")
+    ]
+    assert {event.split()[0] for event in ends[4:]} == set(SERVICES[1:])
+    assert len(ends) == 12
 
 
 def test_processes_that_die_are_restarted(up: Callable[..., Up]) -> None:
@@ -179,21 +184,24 @@ def test_kill_9_leaves_nothing(up: Callable[..., Up]) -> None:
     system = up("sleep", "1000")
     wait_until(lambda: any("sleep" in child.name() for child in system.children()), "no command")
     children = system.children()
-    assert len(children) == 8
+    assert len(children) == 9
     system.process.kill()
     wait_until(lambda: gone(children), "something is left")
 
 
 def test_command_has_the_system_and_its_status_is_the_result(up: Callable[..., Up], tmp_path: Path) -> None:
-    script = "import os, sys; print(os.environ['SMALTI_SERVER'], sys.executable, flush=True); sys.exit(7)"
-    ports = f"gateway={(port := free_port())}," + ",".join(
-        f"{name}=free" for name in DEFAULT_PORTS if name != "gateway"
+    script = (
+        "import os, sys; print(os.environ['SMALTI_SERVER'], os.environ['OPENAI_BASE_URL'], sys.executable, flush=True)"
+        "; sys.exit(7)"
+    )
+    ports = f"gateway={(port := free_port())},web={(web := free_port())}," + ",".join(
+        f"{name}=free" for name in DEFAULT_PORTS if name not in ("gateway", WEB)
     )
     system = up(Path(sys.executable).name, "-c", script, ports=ports)
     status, children = system.wait()
     assert status == 7
     # Standard output has nothing but the output of the command, whose programs are those of this installation.
-    assert system.said == f"127.0.0.1:{port} {sys.executable}\n"
+    assert system.said == f"127.0.0.1:{port} http://127.0.0.1:{web}/v1 {sys.executable}\n"
     assert gone(children)
     # The next start finds the data, such as the keys of the store.
     keys = json.loads((system.data / "keys.json").read_text())

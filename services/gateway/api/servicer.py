@@ -143,6 +143,12 @@ class ImageServicer(ImageServiceServicer):
         snapshot = await self._call(self._gateway.cancel, _job_id(request.job_id))
         return image_pb2.CancelJobResponse(job=await self._message(snapshot, full=True))
 
+    async def DeleteJob(  # noqa: D102, N802
+        self, request: image_pb2.DeleteJobRequest, context: Any
+    ) -> image_pb2.DeleteJobResponse:
+        await self._call(self._gateway.delete, _job_id(request.job_id))
+        return image_pb2.DeleteJobResponse()
+
     async def WatchJob(  # noqa: D102, N802
         self, request: image_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:

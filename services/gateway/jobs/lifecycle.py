@@ -160,7 +160,10 @@ def remove(session: Session, job: Job, now: float) -> None:
     """
     moment = to_microseconds(now)
     late = job.expires + to_microseconds(LATE_SECONDS)
-    session.execute(delete(StoreTask).where(StoreTask.job_id == job.id))
+    # A marker that is not written yet still has to stop the stages.
+    session.execute(
+        delete(StoreTask).where(StoreTask.job_id == job.id, StoreTask.action != StoreAction.WRITE_MARKER)
+    )
     actions = [(StoreAction.DELETE_LATE, max(moment, late))]
     if late > moment:
         actions.append((StoreAction.DELETE, moment))

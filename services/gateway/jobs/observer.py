@@ -34,6 +34,9 @@ class JobObserver:
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended, so there is room for others, and there are tasks in the object store."""
 
+    def deleted(self, job_id: str) -> None:
+        """A user has deleted a job, so there are tasks in the object store."""
+
     def lost(self, chunks: int) -> None:
         """The leases of this many chunks have expired; the chunks are sent again."""
 
@@ -59,6 +62,10 @@ class JobEvents(JobObserver):
     def ended(self, outcome: JobOutcome) -> None:  # noqa: D102
         for observer in self._observers:
             observer.ended(outcome)
+
+    def deleted(self, job_id: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.deleted(job_id)
 
     def lost(self, chunks: int) -> None:  # noqa: D102
         for observer in self._observers:

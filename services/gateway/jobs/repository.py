@@ -24,7 +24,7 @@ from smalti.services.gateway.database.tables import (
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import end, lock
+from smalti.services.gateway.jobs.lifecycle import end, lock, remove
 from smalti.services.gateway.jobs.messages import fits
 from smalti.services.gateway.jobs.spec import JobParameters, JobSpec
 
@@ -191,6 +191,15 @@ class JobRepository:
         if outcome:
             self._events.ended(outcome)
         return snapshot
+
+    def delete(self, job_id: str) -> None:
+        """Deletes a job that has ended, with its pictures; does nothing if it is gone already."""
+        with self._database.write() as session:
+            job = lock(session, job_id)
+            if job is None:
+                return
+            remove(session, job, self._clock())
+        self._events.deleted(job_id)
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Returns the versions by job; jobs that do not exist are left out."""

@@ -141,6 +141,9 @@ class WatcherHub(JobObserver):
         self.preview_tokens.discard(outcome.job_id)
         self.changed(outcome.job_id)
 
+    def deleted(self, job_id: str) -> None:  # noqa: D102
+        self.changed(job_id)
+
     def rows_drawn(self, progress: Progress) -> None:
         """Passes the rows of a progress event to the watchers. Any thread may call it."""
         if len(progress.tokens) != len(progress.candidates):

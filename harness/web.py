@@ -1,0 +1,236 @@
+"""The web service for tests: in this process, with a real gateway whose stages are played."""
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from PIL import Image
+
+from harness.gateway import GatewayHarness, sqlite_database
+from smalti.messages import EncodeTask, GenerateTask
+from smalti.registry.spec import ModelSpec
+from smalti.rpc.channel import channel
+from smalti.rpc.server import serve
+from smalti.rpc.settings import RpcSettings
+from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.database.clock import ManualClock
+from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
+from smalti.services.web.service import WebServer
+from smalti.services.web.settings import WebSettings
+from smalti.telemetry import Metrics
+from smalti.v1.decoder_pb2 import DecodeRequest, DecodeResponse, EncodedImage
+from smalti.v1.decoder_pb2_grpc import (
+    DecoderServiceServicer,
+    DecoderServiceStub,
+    add_DecoderServiceServicer_to_server,
+)
+from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
+
+SIZE = 64
+LIMIT = 30.0
+"""Seconds after which a wait fails."""
+PAUSE = 0.01
+# Streams end at once when the gateway stops, as those of a process that is killed.
+RPC = RpcSettings(grace=0, attempts=1)
+
+Result = TypeVar("Result")
+
+
+def picture_file(seed: int, index: int) -> bytes:
+    """Returns the file of a candidate; its colour is its index."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (index % 256, seed % 256, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class RunningClock(ManualClock):
+    """The machine's clock, which `advance` moves forward."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def __call__(self) -> float:  # noqa: D102
+        return time.time() + self.now
+
+
+class _Decoder(DecoderServiceServicer):
+    """Decodes every picture to white."""
+
+    async def Decode(self, request: DecodeRequest, context: Any) -> AsyncIterator[DecodeResponse]:  # type: ignore[override]  # noqa: N802
+        buffer = io.BytesIO()
+        Image.new("RGB", (SIZE, SIZE), "white").save(buffer, "PNG")
+        image = EncodedImage(data=buffer.getvalue(), media_type="image/png", width=SIZE, height=SIZE)
+        for index in range(len(request.pictures)):
+            yield DecodeResponse(index=index, image=image)
+
+
+class WebHarness:
+    """A web service and its gateway in a thread. Jobs are drawn at once, unless `paused` says otherwise."""
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, *, gateway: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """Starts serving.
+
+        Args:
+            folder: an empty folder for the database.
+            spec: the model.
+            gateway: settings of the gateway that differ from the defaults.
+            **settings: settings of the web service that differ from the defaults.
+        """
+        self._database = sqlite_database(folder)
+        options = {"previews": 0.02, "sweep": 0.05, **(gateway or {})}
+        self.gateway = GatewayHarness(self._database, spec, clock=RunningClock(), **options)
+        self.gateway.stages.picture = picture_file
+        self.metrics = Metrics("web")
+        self._settings = WebSettings(**{"port": 0, "grace": 5.0, "abandon": 0.3, "retry": 10.0, **settings})
+        self.paused = threading.Event()
+        """While set, jobs wait in the queue."""
+        self._ending = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("web", self._loop.run_forever), ("stages", self._draw))
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._rpc_port = 0
+        self.run(self._start_decoder())
+        self.start_gateway()
+        self.start()
+
+    @property
+    def jobs(self) -> list[JobSnapshot]:
+        """The jobs of the gateway, the newest first."""
+        return self.gateway.jobs.page(JobFilter(), after=None, limit=1000)
+
+    def states(self) -> list[str]:
+        """Returns the states of the jobs, the newest first."""
+        return [snapshot.job.state.value for snapshot in self.jobs]
+
+    def client(self, **options: Any) -> httpx2.Client:
+        """Returns a client of the service."""
+        return httpx2.Client(**{"base_url": self.url, "timeout": LIMIT, **options})
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs a coroutine in the event loop of the service."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT)
+
+    def start(self) -> None:
+        """Starts the web service, on the port that it had before."""
+
+        async def make() -> WebServer:
+            return WebServer(self._settings, self.metrics, server=self.address)
+
+        self.server = self.run(make())
+        self.url = self.server.url
+        self._settings = self._settings.model_copy(update={"port": int(self.url.rpartition(":")[2])})
+        self._serving = asyncio.run_coroutine_threadsafe(self.server.run(), self._loop)
+        self.wait(lambda: self.server.ready or self._serving.done())
+
+    def begin_stop(self) -> None:
+        """Begins to drain the web service."""
+        self._loop.call_soon_threadsafe(self.server.stop)
+
+    def stop(self) -> None:
+        """Drains and stops the web service."""
+        self.begin_stop()
+        self._serving.result(LIMIT)
+
+    def start_gateway(self) -> None:
+        """Serves the gateway, on the port that it had before."""
+        self._rpc = self.run(self._serve_gateway())
+        self.address = self._rpc.address
+        self._rpc_port = self._rpc.port
+
+    def stop_gateway(self) -> None:
+        """Stops serving the gateway; its jobs stay."""
+        self.run(self._rpc.stop(0))
+
+    def wait(self, condition: Callable[[], Any]) -> None:
+        """Waits until a condition holds."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(PAUSE)
+
+    def clear(self) -> None:
+        """Cancels and deletes all jobs."""
+        for snapshot in self.jobs:
+            self.gateway.gateway.delete(snapshot.job.id)
+
+    def draw_rows(self, rows: int) -> list[GenerateTask]:
+        """Sends what waits, and draws some rows of the first chunk of each job, while the stages are paused."""
+        tasks = [task for task in self.gateway.send() if isinstance(task, EncodeTask)]
+        first = []
+        for task in tasks:
+            generates, encoded = self.gateway.stages.encode(task)
+            progress = [self.gateway.stages.draw_rows(generates[0], row) for row in range(1, rows + 1)]
+            self.gateway.handle(encoded, *progress)
+            first.extend(generates)
+        return first
+
+    def finish(self, tasks: list[GenerateTask]) -> None:
+        """Draws chunks to their end."""
+        for task in tasks:
+            decode, generated = self.gateway.stages.generate(task)
+            rank, decoded = self.gateway.stages.decode(decode)
+            self.gateway.handle(generated, decoded, self.gateway.stages.rank(rank))
+
+    def close(self) -> None:
+        """Stops everything."""
+        if not self._serving.done():
+            self.stop()
+        self._ending.set()
+        self._threads[1].join(LIMIT)
+        self.stop_gateway()
+        self.run(self._end_decoder())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._threads[0].join(LIMIT)
+        self._loop.close()
+        self.gateway.close()
+        self._database.close()
+
+    def _draw(self) -> None:
+        while not self._ending.wait(PAUSE):
+            if not self.paused.is_set():
+                self.gateway.run_jobs()
+            self.gateway.gateway.run_store_tasks()
+
+    async def _start_decoder(self) -> None:
+        self._decoding = await serve(
+            lambda server: add_DecoderServiceServicer_to_server(_Decoder(), server),
+            healthy=lambda: True,
+            settings=RPC,
+        )
+        self._channel = channel(self._decoding.address, RPC)
+
+    async def _end_decoder(self) -> None:
+        await self._channel.close()
+        await self._decoding.stop(0)
+
+    async def _serve_gateway(self) -> Any:
+        servicer = ImageServicer(self.gateway.gateway, DecoderServiceStub(self._channel))
+        settings = RPC.model_copy(update={"port": self._rpc_port})
+        return await serve(
+            lambda server: add_ImageServiceServicer_to_server(servicer, server),
+            healthy=lambda: True,
+            settings=settings,
+            endless=ENDLESS,
+        )
+
+
+@contextmanager
+def served_web(folder: Path, spec: ModelSpec, **settings: Any) -> Iterator[WebHarness]:
+    """Serves a web service while the block runs."""
+    served = WebHarness(folder, spec, **settings)
+    try:
+        yield served
+    finally:
+        served.close()

@@ -1,0 +1,144 @@
+"""Errors as answers: OpenAI's four keys below `/v1`, problem details (RFC 9457) below `/api`."""
+
+import dataclasses
+import logging
+import math
+import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from smalti.errors import InvalidInputError, ModelNotFoundError, RemoteError
+from smalti.rpc.reasons import INTERNAL, INVALID_REQUEST, RATE_LIMIT, SERVER, reason_of
+
+log = logging.getLogger(__name__)
+
+NATIVE: Final = "/api"
+"""The paths whose errors are problem details."""
+
+_OPENAI_CODES: Final = {
+    "INVALID_INPUT": "invalid_value",
+    "OVERLOADED": "rate_limit_exceeded",
+}
+"""Codes of `error.code` that differ from the name of the reason."""
+
+
+class HttpError(HTTPException):
+    """A refusal that only HTTP knows, such as a body that is too large."""
+
+    def __init__(
+        self, status: int, problem: str, *, reason: str, field: str | None = None, **headers: str
+    ) -> None:
+        """Refuses a request.
+
+        Args:
+            status: the status of the answer.
+            problem: one line that says what is wrong.
+            reason: a name for programs, such as "BODY_TOO_LARGE".
+            field: the field or header that cannot be used.
+            **headers: headers of the answer.
+        """
+        super().__init__(status, problem, headers)
+        self.reason = reason
+        self.field = field
+
+
+class UnknownFieldError(InvalidInputError):
+    """The request has a field that does not exist."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An error as it is answered."""
+
+    status: int
+    message: str
+    reason: str
+    """The name of the reason, such as "INVALID_INPUT"."""
+    field: str | None = None
+    """The field of the request that cannot be used."""
+    retry_after: float | None = None
+    error_id: str = ""
+    """The id under which the log has the cause of an unexpected error."""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def openai(self) -> dict[str, Any]:
+        """The body of the OpenAI API."""
+        kind = INVALID_REQUEST if self.status < 500 else SERVER
+        kind = RATE_LIMIT if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
+        code = _OPENAI_CODES.get(self.reason, self.reason.lower())
+        return {"error": {"message": self.message, "type": kind, "param": self.field, "code": code}}
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """The body of our own API: problem details with the reason and the field."""
+        more = {"field": self.field, "retry_after": self.retry_after, "error_id": self.error_id}
+        return {
+            "type": "about:blank",
+            "title": _title(self.status),
+            "status": self.status,
+            "detail": self.message,
+            "reason": self.reason,
+            **{name: value for name, value in more.items() if value},
+        }
+
+    def response(self, path: str) -> Response:
+        """Returns the answer to a request for a path."""
+        headers = dict(self.headers)
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+            headers["retry-after-ms"] = str(max(1, round(self.retry_after * 1000)))
+        if path == NATIVE or path.startswith(f"{NATIVE}/"):
+            return JSONResponse(self.problem, self.status, headers, "application/problem+json")
+        return JSONResponse(self.openai, self.status, headers)
+
+
+def failure_of(error: BaseException, *, during: str = "") -> Failure:
+    """Returns the answer for an exception. An unexpected one is logged under an id, and the client sees only the id.
+
+    Args:
+        error: the exception.
+        during: what failed, for the log.
+    """
+    if isinstance(error, HTTPException):
+        return Failure(
+            status=error.status_code,
+            message=error.detail,
+            reason=getattr(error, "reason", _title(error.status_code).upper().replace(" ", "_")),
+            field=getattr(error, "field", None),
+            headers=error.headers or {},
+        )
+    reason = reason_of(error)
+    if reason is INTERNAL and not isinstance(error, RemoteError):
+        error_id = secrets.token_hex(8)
+        log.error("%s failed [%s]", during or "a request", error_id, exc_info=error)
+        message = f"internal error; the log of the web service has the cause under {error_id}"
+        return Failure(status=reason.http_status, message=message, reason=reason.name, error_id=error_id)
+    status, name = reason.http_status, reason.name
+    where = error.field if isinstance(error, InvalidInputError) else None
+    if isinstance(error, ModelNotFoundError):
+        where = "model"
+    if isinstance(error, UnknownFieldError):
+        name = "UNKNOWN_PARAMETER"
+    retry_after = getattr(error, "retry_after", None)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is None:
+        retry_after = 1.0
+    return Failure(
+        status=status,
+        message=str(error),
+        reason=name,
+        field=where,
+        retry_after=retry_after,
+        error_id=getattr(error, "error_id", ""),
+    )
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request"  # 499, which nginx has introduced.

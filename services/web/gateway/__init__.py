@@ -1,0 +1,6 @@
+"""The gateway as the web service calls it: on whose behalf, and which models it offers."""
+
+from smalti.services.web.gateway.caller import Caller, StreamMetadata, UnaryMetadata, current_caller
+from smalti.services.web.gateway.catalogue import Catalogue
+
+__all__ = ["Caller", "Catalogue", "StreamMetadata", "UnaryMetadata", "current_caller"]

@@ -1,0 +1,66 @@
+"""The caller of the current request, on whose behalf the gateway is called."""
+
+import ipaddress
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from smalti.rpc.observer import CLIENT, REQUEST_ID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who makes a request."""
+
+    address: str
+    """The address of the client; that of the proxy's client behind a trusted proxy."""
+    request_id: str
+    authorization: str = ""
+    """The header `Authorization`, which the gateway checks."""
+
+    @property
+    def network(self) -> str:
+        """The network that counts as one client: an IPv4 address, or 64 bits of an IPv6 address."""
+        try:
+            address = ipaddress.ip_address(self.address)
+        except ValueError:
+            return self.address
+        if isinstance(address, ipaddress.IPv6Address):
+            mapped = address.ipv4_mapped
+            return str(mapped) if mapped else str(ipaddress.ip_network((address, 64), strict=False))
+        return self.address
+
+    def metadata(self) -> Mapping[str, str]:
+        """Returns the metadata of calls to the gateway."""
+        given = {CLIENT: self.address, REQUEST_ID: self.request_id, "authorization": self.authorization}
+        return {key: value for key, value in given.items() if value}
+
+
+current_caller: ContextVar[Caller] = ContextVar("current_caller")
+
+
+class UnaryMetadata(grpc.aio.UnaryUnaryClientInterceptor):
+    """Adds the caller to calls with one response."""
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
+        return await continuation(_with_caller(client_call_details), request)
+
+
+class StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
+    """Adds the caller to calls with a stream of responses."""
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
+        return await continuation(_with_caller(client_call_details), request)
+
+
+def _with_caller(details: Any) -> Any:
+    caller = current_caller.get(None)
+    if caller is None:
+        return details
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    for key, value in caller.metadata().items():
+        metadata[key] = value
+    return details._replace(metadata=metadata)

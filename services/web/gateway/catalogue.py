@@ -1,0 +1,53 @@
+"""The models that the gateway offers, remembered for a few seconds."""
+
+import asyncio
+import time
+from typing import Final
+
+from smalti.client import AsyncClient
+from smalti.errors import ModelNotFoundError, UnavailableError
+from smalti.v1.model_pb2 import Model
+
+FRESH_SECONDS: Final = 3.0
+"""Time for which the models are remembered."""
+
+
+class Catalogue:
+    """The models of the gateway. Only the event loop may use it."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        """Asks the gateway when it is first used."""
+        self._client = client
+        self._lock = asyncio.Lock()
+        self._models: dict[str, Model] = {}
+        self._until = 0.0
+
+    async def models(self) -> list[Model]:
+        """Returns the models, without their vocabularies.
+
+        Raises:
+            SmaltiError: the gateway does not answer.
+        """
+        async with self._lock:
+            if time.monotonic() >= self._until:
+                self._models = {model.reference.name: model async for model in self._client.models()}
+                self._until = time.monotonic() + FRESH_SECONDS
+        return list(self._models.values())
+
+    async def find(self, name: str | None) -> Model:
+        """Returns a model; the default one for None.
+
+        Raises:
+            ModelNotFoundError: there is no such model; says which there are.
+            SmaltiError: the gateway does not answer.
+        """
+        models = await self.models()
+        found = next(
+            (each for each in models if (each.default if name is None else each.reference.name == name)), None
+        )
+        if found is None:
+            if name is None:
+                raise UnavailableError("the gateway has no model at the moment; try again")
+            there = ", ".join(sorted(each.reference.name for each in models))
+            raise ModelNotFoundError(f"there is no model {name!r:.100}; there is {there}", name[:100])
+        return found

@@ -1,0 +1,109 @@
+"""The limits of a request: refusals before it is read, the size and time of its body, the time of its answer."""
+
+import asyncio
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from smalti.errors import DrainingError
+from smalti.services.web.failures import HttpError
+from smalti.services.web.gateway import current_caller
+from smalti.services.web.limits.clients import ClientLimits
+from smalti.services.web.settings import WebSettings
+
+EXEMPT = ("/healthz", "/readyz")
+"""Paths that are answered whatever the limits."""
+
+
+class Guard:
+    """ASGI middleware that applies the limits. Refusals are raised; what is around it answers them."""
+
+    def __init__(
+        self, app: ASGIApp, settings: WebSettings, clients: ClientLimits, draining: asyncio.Event
+    ) -> None:
+        """Guards an application.
+
+        Args:
+            app: the application.
+            settings: the limits.
+            clients: counts the requests of each client.
+            draining: set once no new requests are taken.
+        """
+        self._app = app
+        self._settings = settings
+        self._clients = clients
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] != "http" or scope["path"] in EXEMPT:
+            await self._app(scope, receive, send)
+            return
+        if self._draining.is_set():
+            raise DrainingError("the service is shutting down; try again", 1.0)
+        with self._clients.request(current_caller.get().network):
+            self._check_length(Headers(scope=scope))
+            body = _Body(receive, self._settings.body_bytes, self._settings.body_timeout)
+            await self._app(scope, body.receive, self._limited(send))
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length[:19]) > self._settings.body_bytes:
+            raise _too_large(self._settings.body_bytes)
+
+    def _limited(self, send: Send) -> Send:
+        async def limited(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._settings.send_timeout):
+                    await send(message)
+            except TimeoutError:
+                # The server closes the connection of a request that was cancelled in mid-answer.
+                raise SlowClientError from None
+
+        return limited
+
+
+class SlowClientError(Exception):
+    """The client does not take the answer; the connection must be closed."""
+
+
+class _Body:
+    """The body of a request, which must arrive in time and be small enough."""
+
+    def __init__(self, receive: Receive, max_bytes: int, seconds: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._seconds = seconds
+        self._bytes = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()  # Waits for the end of the connection.
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise HttpError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body did not arrive within {self._seconds:g} s",
+                reason="BODY_TIMEOUT",
+                connection="close",
+            ) from None
+        if message["type"] == "http.request":
+            self._bytes += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._bytes > self._max_bytes:
+                raise _too_large(self._max_bytes)
+        return message
+
+
+def _too_large(max_bytes: int) -> HttpError:
+    return HttpError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body has more than {max_bytes} bytes, the maximum",
+        reason="BODY_TOO_LARGE",
+        connection="close",
+    )

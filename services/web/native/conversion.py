@@ -1,0 +1,97 @@
+"""Messages of the gateway as bodies of our own API, and the other way round."""
+
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from starlette.requests import Request
+
+from smalti.client import GenerateOptions
+from smalti.rpc.errors import error_of_status
+from smalti.services.web.context import WebContext
+from smalti.services.web.failures import failure_of
+from smalti.services.web.native.schema import JobRequest
+from smalti.services.web.pictures import PictureLink
+from smalti.v1 import job_pb2
+from smalti.v1.job_pb2 import Job, JobState, Picture, PictureReference
+from smalti.v1.sampling_pb2 import PRIORITY_BATCH
+
+
+def options_of(request: JobRequest) -> GenerateOptions:
+    """Returns a request as options of a job."""
+    given = request.model_dump(exclude={"prompt", "initial_image"}, exclude_none=True)
+    options: GenerateOptions = {**given}  # type: ignore[typeddict-item]
+    if source := request.initial_image:
+        options["initial_image"] = PictureReference(job_id=source.job_id, candidate=source.candidate)
+        options["keep_rows"] = source.keep_rows
+    return options
+
+
+def job_object(request: Request, context: WebContext, job: Job, *, full: bool = True) -> dict[str, Any]:
+    """Returns a job as JSON; with `full`, with its pictures."""
+    found: dict[str, Any] = {
+        "id": job.id,
+        "version": job.version,
+        "state": state_name(job.state),
+        "request_id": job.request_id,
+        "parameters": _parameters(job),
+        "priority": "batch" if job.priority == PRIORITY_BATCH else "interactive",
+        "labels": dict(job.labels),
+        "progress": {each.name: getattr(job.progress, each.name) for each in job.progress.DESCRIPTOR.fields},
+    }
+    if job.HasField("prompt_reading"):
+        found["reading"] = _reading(job)
+    if job.HasField("jobs_ahead"):
+        found["jobs_ahead"] = job.jobs_ahead
+    if full and job.state == job_pb2.JOB_STATE_SUCCEEDED:
+        found["pictures"] = [_picture(request, context, job, picture) for picture in job.pictures]
+    if job.HasField("error"):
+        found["error"] = failure_of(error_of_status(job.error)).problem
+    times = {"created": "create_time", "started": "start_time", "ended": "end_time"}
+    times |= {"expires": "expire_time", "deleted": "delete_time"}
+    return found | {
+        name: _time(getattr(job, field))
+        for name, field in times.items()
+        if job.HasField(field)  # type: ignore[arg-type]
+    }
+
+
+def state_name(state: int) -> str:
+    """Returns the name of a state, such as "queued"."""
+    return JobState.Name(state).removeprefix("JOB_STATE_").lower()  # type: ignore[arg-type]
+
+
+def _parameters(job: Job) -> dict[str, Any]:
+    parameters = job.parameters
+    sampling = parameters.sampling
+    return {
+        "prompt": parameters.prompt,
+        "model": parameters.model.name,
+        "revision": parameters.model.revision,
+        "n": parameters.n,
+        "candidates": parameters.candidates,
+        "first_candidate": parameters.first_candidate,
+        "seed": parameters.seed,
+        **{each.name: getattr(sampling, each.name) for each in sampling.DESCRIPTOR.fields},
+    }
+
+
+def _reading(job: Job) -> dict[str, Any]:
+    reading = job.prompt_reading
+    return {
+        "effective_prompt": reading.drawn,
+        "cut": reading.cut,
+        "unknown_words": list(reading.unknown_words),
+        "left_out_words": list(reading.left_out_words),
+        "notice": reading.notice,
+        "text_tokens": reading.text_tokens,
+    }
+
+
+def _picture(request: Request, context: WebContext, job: Job, picture: Picture) -> dict[str, Any]:
+    link = PictureLink(job_id=job.id, candidate=picture.candidate, expires=job.delete_time.seconds)
+    names = ("candidate", "rank", "score", "width", "height", "media_type", "size_bytes", "sha256")
+    return {**{name: getattr(picture, name) for name in names}, "url": context.links.url(request, link)}
+
+
+def _time(time: Timestamp) -> str:
+    return time.ToJsonString()

@@ -1,0 +1,147 @@
+"""The bodies of our own API. Names and ranges are those of the gRPC contract."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from smalti.validation import Strict
+
+
+class PictureSource(Strict):
+    """A picture of an earlier job, of which the upper rows are kept."""
+
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+    job_id: str
+    candidate: Annotated[int, Field(ge=0, lt=2**31)]
+    keep_rows: Annotated[int, Field(ge=1, lt=2**31)]
+    """Number of rows of tiles to keep, from the top."""
+
+
+class JobRequest(Strict):
+    """A job. What is missing takes the default of the model or of the gateway; an unknown field is refused."""
+
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+    prompt: str
+    """What to draw."""
+    model: str | None = None
+    """A model of `GET /v1/models`."""
+    revision: str | None = None
+    """The revision that the model must have."""
+    n: int | None = None
+    """Number of pictures to return, the best of the candidates."""
+    candidates: int | None = None
+    """Number of pictures to draw."""
+    first_candidate: int | None = None
+    """Index of the first candidate: with the same seed, 16 draws sixteen more."""
+    seed: int | None = None
+    """Equal seeds give equal pictures; random if it is missing."""
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    initial_image: PictureSource | None = None
+    """A picture to start from."""
+    priority: Literal["interactive", "batch"] | None = None
+    """`batch` uses what other jobs leave free."""
+    time_limit: float | None = None
+    """Time in seconds after which the job expires; waiting counts."""
+    retention: float | None = None
+    """Time in seconds for which the job and its pictures are kept after its end."""
+    labels: dict[str, str] | None = None
+    """Labels by which jobs can be listed."""
+    request_id: str | None = None
+    """A UUID that makes the call safe to repeat, in place of the header `Idempotency-Key`."""
+
+
+class Reading(BaseModel):
+    """How the model has read the prompt."""
+
+    effective_prompt: str
+    cut: bool
+    """Whether the end of the prompt was ignored, since it is too long."""
+    unknown_words: list[str]
+    left_out_words: list[str]
+    notice: str
+    """One line on what is drawn in place of the prompt; empty if nothing was lost."""
+    text_tokens: int
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    prompt_encoded: bool
+    candidates: int
+    rows: int
+    """Rows of tiles of all candidates."""
+    rows_drawn: int
+    candidates_drawn: int
+    candidates_decoded: int
+    candidates_ranked: int
+
+
+class PictureObject(BaseModel):
+    """A picture of a job that has succeeded."""
+
+    candidate: int
+    rank: int
+    """0 for the best."""
+    score: float
+    width: int
+    height: int
+    media_type: str
+    size_bytes: int
+    sha256: str
+    url: str
+    """The file; the URL works as long as the picture is kept."""
+
+
+class Problem(BaseModel):
+    """An error: problem details (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    reason: str
+    """The reason for programs, such as `INVALID_INPUT`; see the gRPC contract."""
+
+
+class JobObject(BaseModel):
+    """A job."""
+
+    id: str
+    version: int
+    """Grows with every change."""
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    request_id: str
+    parameters: dict[str, Any]
+    """What is drawn, with every default filled in. Sent back, it draws the same pictures."""
+    priority: str
+    labels: dict[str, str]
+    reading: Reading | None = None
+    progress: Progress
+    jobs_ahead: int | None = None
+    """Open jobs before this one, while it is queued."""
+    pictures: list[PictureObject] | None = None
+    """The best first, once the job has succeeded; missing in lists."""
+    error: Problem | None = None
+    """Why the job has failed."""
+    created: str
+    """Times are in UTC by RFC 3339."""
+    started: str | None = None
+    ended: str | None = None
+    expires: str | None = None
+    deleted: str | None = None
+    """When the job and its pictures are deleted."""
+
+
+class JobList(BaseModel):
+    """A page of jobs, the newest first."""
+
+    jobs: list[JobObject]
+    next_page_token: str
+    """For the parameter `page_token` of the next page; empty on the last one."""

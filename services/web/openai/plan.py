@@ -1,0 +1,102 @@
+"""A request of the OpenAI API as options of a job."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from smalti.client import GenerateOptions
+from smalti.errors import InvalidInputError
+from smalti.services.web.openai.schema import GenerationRequest
+from smalti.services.web.pictures import OutputFormat
+from smalti.v1.model_pb2 import Model
+
+DEFAULT_COUNT: Final = 1
+QUALITIES: Final = {
+    "auto": "medium", "standard": "medium", "hd": "high",
+}  # fmt: skip
+"""Other names of qualities."""
+MULTIPLES: Final = {"low": 0, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
+"""How many times the default number of candidates is drawn, by quality; 0 draws only what is returned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a request is carried out, and what the answer says about it."""
+
+    prompt: str
+    options: GenerateOptions
+    max_labels: int
+    output_format: OutputFormat
+    file_quality: int
+    """Of JPEG and WebP files, from 0 to 100."""
+    quality: str
+    """The quality as the answer names it."""
+    size: str
+    as_urls: bool
+    partial_images: int
+    safety_identifier: str | None
+
+
+def make_plan(request: GenerationRequest, model: Model, max_seconds: float) -> Plan:
+    """Returns the plan for a request.
+
+    Args:
+        request: the request.
+        model: the model that it names, or the default one.
+        max_seconds: the time limit of the job.
+
+    Raises:
+        InvalidInputError: the model cannot do what is asked.
+    """
+    size = f"{model.image_width}x{model.image_height}"
+    if request.size not in (None, "auto", size):
+        raise InvalidInputError(
+            "size",
+            f"{model.reference.name} draws {size}; ask for that or auto, not {request.size!r:.40}",
+        )
+    output_format = request.output_format or OutputFormat.PNG
+    if output_format is OutputFormat.PNG and request.output_compression not in (None, 100):
+        raise InvalidInputError(
+            "output_compression", "must be 100 for png, which loses nothing; use jpeg or webp"
+        )
+    if request.stream and request.response_format == "url":
+        raise InvalidInputError("response_format", "must be b64_json with stream")
+    if request.partial_images and not request.stream:
+        raise InvalidInputError("partial_images", "needs stream")
+    labels = {"user": request.user, "safety_identifier": request.safety_identifier}
+    count = request.n or DEFAULT_COUNT
+    return Plan(
+        prompt=request.prompt,
+        options={
+            "model": request.model,
+            "n": count,
+            "candidates": request.candidates or _candidates(request.quality, count, model),
+            "seed": request.seed,
+            "guidance_scale": request.guidance_scale,
+            "temperature": request.temperature,
+            "top_k": request.top_k,
+            "top_p": request.top_p,
+            "time_limit": min(max_seconds, model.limits.time_limit.ToTimedelta().total_seconds()),
+            "labels": {name: value for name, value in labels.items() if value},
+        },
+        max_labels=model.limits.labels,
+        output_format=output_format,
+        file_quality=100 if request.output_compression is None else request.output_compression,
+        quality=_quality(request.quality),
+        size=size,
+        as_urls=request.response_format == "url",
+        partial_images=request.partial_images or 0,
+        safety_identifier=request.safety_identifier or request.user or None,
+    )
+
+
+def _quality(asked: str | None) -> str:
+    return QUALITIES.get(asked or "auto", asked or "auto")
+
+
+def _candidates(asked: str | None, count: int, model: Model) -> int | None:
+    """Returns the number of candidates of a quality; None lets the gateway choose."""
+    if asked in (None, "auto"):
+        return None
+    wanted = max(count, MULTIPLES[_quality(asked)] * model.default_candidates)
+    # A count over the limit is refused by the gateway, which names it.
+    return max(count, min(wanted, model.limits.candidates))

@@ -1,0 +1,96 @@
+"""The routes below `/v1`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+
+from smalti.services.web.context import Context
+from smalti.services.web.jobs.following import wait_for, while_connected
+from smalti.services.web.openai.answers import response_of
+from smalti.services.web.openai.content import FileQuality, Format, parse_id, picture_file
+from smalti.services.web.openai.plan import make_plan
+from smalti.services.web.openai.schema import (
+    GenerationRequest,
+    ImagesResponse,
+    ModelList,
+    ModelObject,
+    OpenAIErrorBody,
+)
+from smalti.services.web.openai.stream import stream_of
+from smalti.services.web.pictures import PATH, PictureLink
+from smalti.v1.model_pb2 import Model
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": OpenAIErrorBody, "description": "The request cannot be carried out."},
+    "5XX": {"model": OpenAIErrorBody, "description": "The service cannot carry it out now."},
+}
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+
+
+@router.post(
+    "/images/generations",
+    response_model=ImagesResponse,
+    response_model_exclude_none=True,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Pictures, or events with `stream`."}
+    },
+)
+async def create_images(request: Request, body: GenerationRequest, context: Context) -> Any:
+    """Draws pictures of a prompt, and returns the best.
+
+    An `Idempotency-Key` makes the call safe to repeat. If the client closes the connection, the job is cancelled after
+    a while, unless `response_format` is `url`.
+    """
+    model = await context.catalogue.find(body.model)
+    plan = make_plan(body, model, context.settings.wait)
+    job = await context.repeats.create(request.headers, plan.prompt, plan.max_labels, **plan.options)
+    if body.stream:
+        return EventSourceResponse(
+            stream_of(context, job, plan, model), sep="\n", send_timeout=context.settings.send_timeout
+        )
+    with context.attendance.attend(job.id, keep=plan.as_urls):
+        job = await while_connected(request, wait_for(context.client, job), context.interrupted)
+        return await response_of(request, context, job, plan, model)
+
+
+@router.get("/models")
+async def list_models(context: Context) -> ModelList:
+    """Lists the models."""
+    return ModelList(data=[_model(each) for each in await context.catalogue.models()])
+
+
+@router.get("/models/{model}")
+async def get_model(model: str, context: Context) -> ModelObject:
+    """Returns a model."""
+    return _model(await context.catalogue.find(model))
+
+
+@router.api_route(
+    PATH.removeprefix("/v1"), methods=["GET", "HEAD"], response_class=Response, operation_id="get_picture"
+)
+async def get_content(
+    request: Request,
+    context: Context,
+    picture_id: Annotated[str, Path(alias="id")],
+    expires: Annotated[int, Query(ge=0, lt=2**53)],
+    signature: str,
+    output_format: Annotated[Format, Query(alias="format")],
+    quality: FileQuality = 100,
+) -> Response:
+    """Returns the file of a picture, at a URL from an answer."""
+    job_id, candidate = parse_id(picture_id)
+    link = PictureLink(
+        job_id=job_id, candidate=candidate, output_format=output_format, quality=quality, expires=expires
+    )
+    return await picture_file(request, context, link, signature)
+
+
+def _model(model: Model) -> ModelObject:
+    return ModelObject(
+        id=model.reference.name,
+        description=model.description,
+        size=f"{model.image_width}x{model.image_height}",
+    )

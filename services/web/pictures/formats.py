@@ -1,0 +1,47 @@
+"""The file formats of pictures in answers."""
+
+import asyncio
+import io
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from typing import Final
+
+from PIL import Image
+
+MAX_THREADS: Final = 2
+"""Conversions at the same time."""
+
+_THREADS: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="convert")
+
+
+class OutputFormat(StrEnum):
+    """The format of a picture's file."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """The media type of the file."""
+        return f"image/{self.value}"
+
+
+async def converted(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
+    """Returns a PNG file in another format; PNG files stay as they are.
+
+    Args:
+        png: the file.
+        output_format: the new format.
+        quality: from 0 to 100, the best.
+    """
+    if output_format is OutputFormat.PNG:
+        return png
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, _convert, png, output_format, quality)
+
+
+def _convert(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        image.convert("RGB").save(buffer, output_format.value.upper(), quality=quality)
+    return buffer.getvalue()

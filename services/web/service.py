@@ -1,0 +1,216 @@
+"""The process of the web service, from reading its settings to its exit code."""
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import uvicorn
+
+from smalti.client import AsyncClient
+from smalti.errors import InvalidInputError
+from smalti.rpc.observer import client_interceptors
+from smalti.services.web.app import build
+from smalti.services.web.context import WebContext
+from smalti.services.web.gateway import StreamMetadata, UnaryMetadata
+from smalti.services.web.limits import protocol_class
+from smalti.services.web.settings import WEB_PREFIX, WebSettings, listed, web_settings
+from smalti.telemetry import Endpoint, Metrics, logs, serve_metrics, tracing
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "web"
+DONE, DIED, UNUSABLE = 0, 1, 2
+"""Exit codes, as of every service: drained; the drain hung; an invalid setting."""
+BACKLOG: Final = 2048
+CALL_SECONDS: Final = 10.0
+"""Time limit for each try of a call of the gateway."""
+END_SECONDS: Final = 2.0
+"""Time for the last answers, once requests that wait for a job have been told to come back."""
+HANG_SECONDS: Final = 5.0
+"""Time after the grace period in which the process ends even if something hangs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebTelemetry:
+    """What the process records."""
+
+    metrics: Metrics
+    tracer: tracing.Tracing | None
+    endpoint: Endpoint | None
+
+    @classmethod
+    def start(cls) -> "WebTelemetry":
+        """Sets up the log, the traces and the metrics; raises `InvalidInputError` for an invalid setting."""
+        logs.set_up(NAME)
+        # Its lines repeat ours, and anyone can cause its warnings.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
+        metrics = Metrics(NAME)
+        return cls(metrics=metrics, tracer=tracing.start(NAME), endpoint=serve_metrics(metrics))
+
+    def close(self) -> None:
+        """Exports the remaining spans, and stops serving metrics."""
+        if self.endpoint:
+            self.endpoint.close()
+        if self.tracer:
+            self.tracer.close()
+
+
+class WebServer:
+    """The service in an event loop."""
+
+    def __init__(self, settings: WebSettings, metrics: Metrics, *, server: str | None = None) -> None:
+        """Listens, and answers once `run` is called.
+
+        Args:
+            settings: the settings.
+            metrics: what is counted.
+            server: the address of the gateway; None for `SMALTI_SERVER`, or the gateway of `smalti up`.
+
+        Raises:
+            InvalidInputError: a setting is invalid; names the variable.
+        """
+        check_certificate(settings)
+        self._settings = settings
+        self._metrics = metrics
+        self._server = server
+        self._socket = listening_socket(settings)
+        self.ready = False
+        self.context: WebContext | None = None
+        self._stop = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        """The URL of the service on this machine."""
+        host, port = self._socket.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._settings.tls_certificate else 'http'}://{host}:{port}"
+
+    def stop(self) -> None:
+        """Begins to drain; to be called in the event loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serves until `stop` is called, then finishes what has begun."""
+        settings = self._settings
+        interceptors = (UnaryMetadata(), StreamMetadata(), *client_interceptors())
+        async with AsyncClient(
+            self._server, call_seconds=CALL_SECONDS, retry_seconds=settings.retry, interceptors=interceptors
+        ) as client:
+            context = self.context = WebContext.make(settings, client, self._metrics)
+            self._metrics.watch("ready", lambda: float(self.ready))
+            server = _Uvicorn(self._config(context))
+            serving = asyncio.create_task(server.serve([self._socket]))
+            self.ready = True
+            log.info("%s is ready at %s", NAME, self.url)
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            await self._drain(context, server, serving)
+
+    async def _drain(
+        self, context: WebContext, server: uvicorn.Server, serving: "asyncio.Task[None]"
+    ) -> None:
+        log.info("%s drains", NAME)
+        self.ready = False
+        context.leaving.set()
+        await asyncio.sleep(self._settings.drain_delay)
+        context.draining.set()
+        server.should_exit = True
+        # Streams of events can be taken up elsewhere at once; other requests may finish.
+        _, running = await asyncio.wait({serving}, timeout=self._settings.grace)
+        context.stopping.set()
+        if running:
+            await asyncio.wait({serving}, timeout=END_SECONDS)
+        server.force_exit = True
+        await serving
+        await context.attendance.close()
+
+    def _config(self, context: WebContext) -> uvicorn.Config:
+        settings = self._settings
+        return uvicorn.Config(
+            build(context),
+            http=protocol_class(settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=listed(settings.proxies),
+            backlog=BACKLOG,
+            timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its handlers of signals, which end the process before everything is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listening_socket(settings: WebSettings) -> socket.socket:
+    """Returns a socket that listens; raises `InvalidInputError` if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{WEB_PREFIX}PORT",
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+        ) from None
+
+
+def check_certificate(settings: WebSettings) -> None:
+    """Raises `InvalidInputError` if the files of the certificate and its key cannot be used."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInputError(
+            f"{WEB_PREFIX}TLS_CERTIFICATE",
+            f"{settings.tls_certificate} with {settings.tls_key} cannot be used: {error.strerror or error}",
+        ) from None
+
+
+def run() -> int:
+    """Runs the service until SIGTERM or SIGINT; returns the process's exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(DONE))  # Nothing has begun yet that needs finishing.
+    try:
+        telemetry = WebTelemetry.start()
+        asyncio.run(_serve(web_settings(), telemetry.metrics))
+    except InvalidInputError as error:
+        sys.stderr.write(f"smalti {NAME}: {' '.join(str(error).split())}\n")
+        return UNUSABLE
+    telemetry.close()
+    log.info("%s has ended", NAME)
+    return DONE
+
+
+async def _serve(settings: WebSettings, metrics: Metrics) -> None:
+    server = WebServer(settings, metrics)
+    loop = asyncio.get_running_loop()
+
+    def stop(*_: object) -> None:
+        # The process ends in time even if something hangs; the log then has all stacks.
+        faulthandler.dump_traceback_later(settings.drain_delay + settings.grace + HANG_SECONDS, exit=True)
+        loop.call_soon_threadsafe(server.stop)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    await server.run()

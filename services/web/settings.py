@@ -1,0 +1,147 @@
+"""The settings of the web service. The variable of a field is `SMALTI_WEB_` and the field's name."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from smalti.rpc.tls import is_this_machine
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
+
+WEB_PREFIX = f"{PREFIX}WEB_"
+
+SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+
+
+class WebSettings(EnvironmentSettings):
+    """The settings; all times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=WEB_PREFIX)
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` or `::` for all of the machine's addresses, which needs `SMALTI_WEB_OPEN`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port to listen on; 0 picks a free one."""
+    open: bool = False
+    """Allow other machines to connect. Anyone who reaches the port can draw, since keys are not checked yet."""
+    public_url: str | None = None
+    """URL at which clients reach the service, such as `https://pictures.example`; URLs of pictures begin with it.
+    Unset: the scheme and host of each request."""
+    tls_certificate: Path | None = None
+    """PEM file with the certificate and its intermediate certificates; the service then speaks HTTPS only."""
+    tls_key: Path | None = None
+    """PEM file with the private key of the certificate, without a password."""
+    proxies: str = ""
+    """Addresses and networks of proxies, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are
+    believed. These headers are ignored from everybody else."""
+    origins: str = ""
+    """Origins, separated by commas, whose pages may use the API in a browser (CORS), such as `https://app.example`; `*`
+    for all. Pages of the service itself always may."""
+    signing_key: SecretStr | None = None
+    """Secret of at least 32 characters that signs the URLs of pictures; the same for all processes of the service.
+    Unset: a random one, so URLs become invalid when the process ends."""
+    url_lifetime: Seconds = 3600.0
+    """Lifetime of the URLs of pictures in answers of the OpenAI API."""
+    store_urls: bool = False
+    """Answer with URLs of the object store in place of our own, where the store has them. For stores that clients can
+    reach (`SMALTI_STORE_PUBLIC_URL`)."""
+    wait: Seconds = 600.0
+    """Time limit of a job that a client waits for in a call of the OpenAI API."""
+    abandon: SecondsOrNone = 15.0
+    """Time after which the job of a client that went away is cancelled. It must be longer than the client's delay
+    before a retry."""
+    body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
+    """Maximum size of the body of a request, in bytes."""
+    connections: Annotated[int, Field(ge=1, le=10**6)] = 2000
+    """Maximum number of connections; further ones are closed."""
+    client_requests: Annotated[int, Field(ge=1, le=10**6)] = 256
+    """Maximum number of concurrent requests of a client, event streams included. A client is an IPv4 address, or an
+    IPv6 network of 64 bits."""
+    client_rate: Annotated[float, Field(gt=0, le=10**6)] = 50.0
+    """Requests per second of a client, on average over twenty seconds."""
+    header_timeout: Seconds = 10.0
+    """Time in which the header of a request must arrive."""
+    body_timeout: Seconds = 30.0
+    """Time in which the body of a request must arrive."""
+    send_timeout: Seconds = 60.0
+    """Time in which a client must take each part of an answer."""
+    keep_alive: Seconds = 30.0
+    """Time for which an idle connection stays open."""
+    retry: Seconds = 20.0
+    """Time for which a gateway that does not answer is called again before a request fails."""
+    grace: SecondsOrNone = 25.0
+    """Time after SIGTERM that running requests have to finish."""
+    drain_delay: SecondsOrNone = 0.0
+    """Time for which a stopping service still accepts requests while `/readyz` says 503, so that load balancers
+    notice."""
+
+    @field_validator("proxies")
+    @classmethod
+    def _check_proxies(cls, text: str) -> str:
+        for each in listed(text):
+            try:
+                ipaddress.ip_network(each)
+            except ValueError:
+                raise ValueError(f"{each!r} must be an address such as 10.0.0.1 or a network") from None
+        return text
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, text: str) -> str:
+        for each in listed(text):
+            if each != "*" and not _is_origin(each):
+                raise ValueError(f"{each!r} must be an origin such as https://app.example, or *")
+        return text
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, url: str | None) -> str | None:
+        if url is not None and not _is_origin(url.rstrip("/")):
+            raise ValueError(f"{url!r} must be a URL without a path, such as https://pictures.example")
+        return url.rstrip("/") if url else None
+
+    @field_validator("signing_key")
+    @classmethod
+    def _check_signing_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < 32:
+            raise ValueError("must have at least 32 characters")
+        return key
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError(f"set both {WEB_PREFIX}TLS_CERTIFICATE and {WEB_PREFIX}TLS_KEY, or neither")
+        if not self.open and not is_this_machine(self.host):
+            raise ValueError(
+                f"{WEB_PREFIX}HOST={self.host} lets others draw without a key; set {WEB_PREFIX}OPEN=1 if they may"
+            )
+        return self
+
+
+def web_settings() -> WebSettings:
+    """Reads the settings from the environment.
+
+    Raises:
+        InvalidInputError: a value is invalid; names the variable.
+    """
+    return read_settings(WebSettings)
+
+
+def listed(text: str) -> list[str]:
+    """Returns the parts of a list that is separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            text == f"{parts.scheme}://{parts.netloc}"
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+        )
+    except ValueError:
+        return False

@@ -1,0 +1,61 @@
+"""What the tests of the web service share: one that is served in this process, with the specification of the shipped
+model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+import pytest
+
+from harness.web import WebHarness
+from smalti.registry import library
+from smalti.registry.spec import ModelSpec
+
+
+class MakeWeb(Protocol):
+    def __call__(self, **settings: Any) -> WebHarness: ...
+
+
+@pytest.fixture(scope="session")
+def spec() -> ModelSpec:
+    """The specification of the shipped model; nothing is computed with it."""
+    return ModelSpec.load(library.find("pictograms"))
+
+
+@pytest.fixture
+def make_web(tmp_path: Path, spec: ModelSpec) -> Iterator[MakeWeb]:
+    """Serves web services with settings, each with a gateway of its own."""
+    made: list[WebHarness] = []
+
+    def make(**settings: Any) -> WebHarness:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(WebHarness(folder, spec, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
+    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000)
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def web(shared: WebHarness) -> Iterator[WebHarness]:
+    """The web service of a module, without jobs."""
+    yield shared
+    shared.paused.clear()
+    shared.clear()
+
+
+@pytest.fixture
+def http(web: WebHarness) -> Iterator[httpx2.Client]:
+    """A client of the web service."""
+    with web.client() as client:
+        yield client

@@ -1,0 +1,68 @@
+"""OpenAI's own client for Python."""
+
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from harness.web import WebHarness, picture_file
+
+
+@pytest.fixture
+def client(web: WebHarness) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+def test_generates_files_and_lists_models(client: openai.OpenAI) -> None:
+    answer = client.images.generate(prompt="a cat", n=2, extra_body={"seed": 7, "candidates": 4})
+    assert answer.data is not None
+    assert answer.usage is not None
+    assert [b64decode(each.b64_json or "") for each in answer.data] == [
+        picture_file(7, 3),
+        picture_file(7, 2),
+    ]
+    assert answer.usage.output_tokens == 4 * 64
+    assert answer._request_id
+    assert [model.id for model in client.models.list()] == ["pictograms"]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a cat", extra_body={"steps": 3})
+    assert (refused.value.param, refused.value.code) == ("steps", "unknown_parameter")
+
+
+def test_streams_partial_pictures(client: openai.OpenAI, web: WebHarness) -> None:
+    web.paused.set()
+    stream = client.images.generate(
+        prompt="a cat", n=2, stream=True, partial_images=2, extra_body={"seed": 7, "candidates": 4}
+    )
+    tasks = web.draw_rows(6)
+    events: list[Any] = []
+    for event in stream:
+        events.append(event)
+        if event.type == "image_generation.partial_image" and event.partial_image_index == 1:
+            web.finish(tasks)
+    partial, completed = events[:-2], events[-2:]
+    assert [event.partial_image_index for event in partial] == [0, 1]
+    assert [event.type for event in completed] == ["image_generation.completed"] * 2
+    assert [b64decode(event.b64_json) for event in completed] == [picture_file(7, 3), picture_file(7, 2)]
+    assert [event.usage.output_tokens for event in completed] == [0, 4 * 64]
+
+
+def test_error_in_a_stream_is_raised(client: openai.OpenAI, web: WebHarness) -> None:
+    web.paused.set()
+    stream = client.images.generate(prompt="a cat", stream=True)
+    web.gateway.gateway.cancel(web.jobs[0].job.id)
+    with pytest.raises(openai.APIError, match="was cancelled"):
+        list(stream)
+
+
+def test_automatic_retry_makes_no_second_job(client: openai.OpenAI, web: WebHarness) -> None:
+    web.paused.set()
+    with (
+        openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=1, timeout=1.0) as hasty,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        hasty.images.generate(prompt="a cat")
+    assert len(web.jobs) == 1
