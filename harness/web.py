@@ -13,6 +13,7 @@ import httpx2
 from PIL import Image
 
 from harness.gateway import GatewayHarness, sqlite_database
+from smalti.errors import NotSupportedError
 from smalti.messages import EncodeTask, GenerateTask
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
@@ -24,7 +25,13 @@ from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
 from smalti.services.web.service import WebServer
 from smalti.services.web.settings import WebSettings
 from smalti.telemetry import Metrics
-from smalti.v1.decoder_pb2 import DecodeRequest, DecodeResponse, EncodedImage
+from smalti.v1.decoder_pb2 import (
+    DecodeRequest,
+    DecodeResponse,
+    EncodedImage,
+    EncodeImagesRequest,
+    EncodeImagesResponse,
+)
 from smalti.v1.decoder_pb2_grpc import (
     DecoderServiceServicer,
     DecoderServiceStub,
@@ -68,6 +75,9 @@ class _Decoder(DecoderServiceServicer):
         image = EncodedImage(data=buffer.getvalue(), media_type="image/png", width=SIZE, height=SIZE)
         for index in range(len(request.pictures)):
             yield DecodeResponse(index=index, image=image)
+
+    async def EncodeImages(self, request: EncodeImagesRequest, context: Any) -> EncodeImagesResponse:  # noqa: N802
+        raise NotSupportedError("the played decoder encodes no pictures")
 
 
 class WebHarness:
@@ -168,7 +178,7 @@ class WebHarness:
     def draw_rows(self, rows: int) -> list[GenerateTask]:
         """Sends what waits, and draws some rows of the first chunk of each job, while the stages are paused."""
         tasks = [task for task in self.gateway.send() if isinstance(task, EncodeTask)]
-        first = []
+        first: list[GenerateTask] = []
         for task in tasks:
             generates, encoded = self.gateway.stages.encode(task)
             progress = [self.gateway.stages.draw_rows(generates[0], row) for row in range(1, rows + 1)]
@@ -191,6 +201,7 @@ class WebHarness:
         self._threads[1].join(LIMIT)
         self.stop_gateway()
         self.run(self._end_decoder())
+        self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._threads[0].join(LIMIT)
         self._loop.close()
@@ -224,6 +235,14 @@ class WebHarness:
             settings=settings,
             endless=ENDLESS,
         )
+
+
+async def _cancel_others() -> None:
+    """Cancels what libraries have left running in the event loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 @contextmanager

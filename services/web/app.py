@@ -79,6 +79,8 @@ def _invalid(error: RequestValidationError) -> InvalidInputError:
             return InvalidInputError(where, "is missing")
         case "json_invalid":
             return InvalidInputError("body", f"is not JSON: {first['ctx']['error']}")
+        case "model_attributes_type":
+            return InvalidInputError(where, "must be a JSON object, sent with content-type: application/json")
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = f", not {given!r:.80}" if path[1:] and isinstance(given, str | int | float | bool) else ""

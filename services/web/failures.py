@@ -19,6 +19,13 @@ log = logging.getLogger(__name__)
 NATIVE: Final = "/api"
 """The paths whose errors are problem details."""
 
+RETRIED: Final = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+"""Statuses of requests that may succeed when they are sent again."""
+
 _OPENAI_CODES: Final = {
     "INVALID_INPUT": "invalid_value",
     "OVERLOADED": "rate_limit_exceeded",
@@ -88,7 +95,8 @@ class Failure:
 
     def response(self, path: str) -> Response:
         """Returns the answer to a request for a path."""
-        headers = dict(self.headers)
+        # OpenAI's clients would also repeat requests that fail again, such as one whose key belongs to another.
+        headers = {"x-should-retry": str(self.status in RETRIED).lower(), **self.headers}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
             headers["retry-after-ms"] = str(max(1, round(self.retry_after * 1000)))

@@ -12,6 +12,7 @@ from smalti.rpc.tls import is_this_machine
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
 
 WEB_PREFIX = f"{PREFIX}WEB_"
+MIN_KEY_LENGTH = 32
 
 SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 
@@ -103,15 +104,11 @@ class WebSettings(EnvironmentSettings):
             raise ValueError(f"{url!r} must be a URL without a path, such as https://pictures.example")
         return url.rstrip("/") if url else None
 
-    @field_validator("signing_key")
-    @classmethod
-    def _check_signing_key(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and len(key.get_secret_value()) < 32:
-            raise ValueError("must have at least 32 characters")
-        return key
-
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        # Here, since the message for a field quotes its value.
+        if self.signing_key is not None and len(self.signing_key.get_secret_value()) < MIN_KEY_LENGTH:
+            raise ValueError(f"{WEB_PREFIX}SIGNING_KEY must have at least {MIN_KEY_LENGTH} characters")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError(f"set both {WEB_PREFIX}TLS_CERTIFICATE and {WEB_PREFIX}TLS_KEY, or neither")
         if not self.open and not is_this_machine(self.host):

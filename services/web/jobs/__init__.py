@@ -1,6 +1,6 @@
 """Jobs for which a client waits: following them, and what happens when the client goes away or asks again."""
 
 from smalti.services.web.jobs.attendance import Attendance
-from smalti.services.web.jobs.repeats import Repeats
+from smalti.services.web.jobs.repeats import LABEL, Repeats
 
-__all__ = ["Attendance", "Repeats", "following"]
+__all__ = ["LABEL", "Attendance", "Repeats", "following"]

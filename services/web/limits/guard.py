@@ -1,13 +1,15 @@
 """The limits of a request: refusals before it is read, the size and time of its body, the time of its answer."""
 
 import asyncio
+from contextlib import ExitStack
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smalti.errors import DrainingError
-from smalti.services.web.failures import HttpError
+from smalti.errors import DrainingError, SmaltiError
+from smalti.services.web.failures import HttpError, failure_of
 from smalti.services.web.gateway import current_caller
 from smalti.services.web.limits.clients import ClientLimits
 from smalti.services.web.settings import WebSettings
@@ -17,7 +19,7 @@ EXEMPT = ("/healthz", "/readyz")
 
 
 class Guard:
-    """ASGI middleware that applies the limits. Refusals are raised; what is around it answers them."""
+    """ASGI middleware that applies the limits."""
 
     def __init__(
         self, app: ASGIApp, settings: WebSettings, clients: ClientLimits, draining: asyncio.Event
@@ -40,12 +42,20 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in EXEMPT:
             await self._app(scope, receive, send)
             return
-        if self._draining.is_set():
-            raise DrainingError("the service is shutting down; try again", 1.0)
-        with self._clients.request(current_caller.get().network):
-            self._check_length(Headers(scope=scope))
+        with ExitStack() as stack:
+            try:
+                self._check_draining()
+                stack.enter_context(self._clients.request(current_caller.get().network))
+                self._check_length(Headers(scope=scope))
+            except (SmaltiError, HTTPException) as error:
+                await failure_of(error).response(scope["path"])(scope, receive, send)
+                return
             body = _Body(receive, self._settings.body_bytes, self._settings.body_timeout)
             await self._app(scope, body.receive, self._limited(send))
+
+    def _check_draining(self) -> None:
+        if self._draining.is_set():
+            raise DrainingError("the service is shutting down; try again", 1.0)
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "")

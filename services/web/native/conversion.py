@@ -9,6 +9,7 @@ from smalti.client import GenerateOptions
 from smalti.rpc.errors import error_of_status
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import failure_of
+from smalti.services.web.jobs import LABEL
 from smalti.services.web.native.schema import JobRequest
 from smalti.services.web.pictures import PictureLink
 from smalti.v1 import job_pb2
@@ -35,7 +36,7 @@ def job_object(request: Request, context: WebContext, job: Job, *, full: bool = 
         "request_id": job.request_id,
         "parameters": _parameters(job),
         "priority": "batch" if job.priority == PRIORITY_BATCH else "interactive",
-        "labels": dict(job.labels),
+        "labels": {key: value for key, value in job.labels.items() if key != LABEL},
         "progress": {each.name: getattr(job.progress, each.name) for each in job.progress.DESCRIPTOR.fields},
     }
     if job.HasField("prompt_reading"):

@@ -27,6 +27,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": OpenAIErrorBody, "description": "The service cannot carry it out now."},
 }
 
+_CONTENT = PATH.removeprefix("/v1")
+
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
 
@@ -68,9 +70,8 @@ async def get_model(model: str, context: Context) -> ModelObject:
     return _model(await context.catalogue.find(model))
 
 
-@router.api_route(
-    PATH.removeprefix("/v1"), methods=["GET", "HEAD"], response_class=Response, operation_id="get_picture"
-)
+@router.head(_CONTENT, response_class=Response, include_in_schema=False)
+@router.get(_CONTENT, response_class=Response)
 async def get_content(
     request: Request,
     context: Context,

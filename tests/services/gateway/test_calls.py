@@ -143,6 +143,19 @@ async def test_cancelled_job_stays_cancelled(gateway: GatewayHarness) -> None:
         assert kept == other
 
 
+@asynchronous
+async def test_watch_of_a_deleted_job_ends(gateway: GatewayHarness) -> None:
+    async with served(gateway) as stub:
+        job = await create_job(stub)
+        watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
+        assert (await watch.read()).job == job
+        await answer(stub.DeleteJob(image_pb2.DeleteJobRequest(job_id=job.id)))
+        with pytest.raises(JobNotFoundError):
+            await answer(watch)
+        with pytest.raises(JobNotFoundError):
+            await answer(stub.DeleteJob(image_pb2.DeleteJobRequest(job_id=job.id)))
+
+
 # Downloading
 
 

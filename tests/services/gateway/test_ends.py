@@ -184,6 +184,33 @@ def test_job_is_deleted_with_its_pictures_after_its_retention(gateway: GatewayHa
     assert gateway.jobs.create(wanted).job.id != job  # Its request_id was deleted too.
 
 
+def test_user_deletes_an_open_job_and_one_that_has_ended(gateway: GatewayHarness) -> None:
+    done = gateway.create()
+    gateway.run_jobs()
+    running, _, generates = encoded_job(gateway)
+    for job in (done, running):
+        gateway.gateway.delete(job)
+        with pytest.raises(JobNotFoundError):
+            gateway.gateway.delete(job)
+    gateway.gateway.run_store_tasks()
+    # The marker stops the stages, which may still be at work.
+    assert [info.key for info in gateway.store.objects()] == [JobKeys(running).cancelled]
+    gateway.handle(finish_chunk(gateway, generates[0]))
+    gateway.pass_time(1100)
+    assert gateway.objects() == []
+
+
+def test_marker_of_a_deleted_job_is_written_once_the_store_is_back(make_gateway: MakeGateway) -> None:
+    store = FaultyStore()
+    gateway = make_gateway(store=store)
+    job, _, _ = encoded_job(gateway)
+    store.unavailable = True
+    gateway.gateway.delete(job)
+    store.unavailable = False
+    gateway.gateway.run_store_tasks()
+    assert store.stat(JobKeys(job).cancelled) is not None
+
+
 def test_objects_written_after_a_job_was_deleted_are_deleted_too(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway, retention=60.0, time_limit=1000.0)
     gateway.gateway.cancel(job)

@@ -92,7 +92,12 @@ def test_urls_are_signed_and_expire(http: httpx2.Client, make_web: MakeWeb) -> N
 
 @pytest.mark.parametrize(("output_format", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_files_in_other_formats(http: httpx2.Client, output_format: str, kind: str) -> None:
-    fields = {"n": 1, "candidates": 1, "output_format": output_format, "output_compression": 80}
+    fields: dict[str, Any] = {
+        "n": 1,
+        "candidates": 1,
+        "output_format": output_format,
+        "output_compression": 80,
+    }
     file = b64decode(generate(http, **fields).json()["data"][0]["b64_json"])
     assert Image.open(io.BytesIO(file)).format == kind
     url = generate(http, **fields, response_format="url").json()["data"][0]["url"]
@@ -102,7 +107,12 @@ def test_files_in_other_formats(http: httpx2.Client, output_format: str, kind: s
 
 
 def test_parameters_without_effect_are_accepted(http: httpx2.Client) -> None:
-    fields = {"background": "transparent", "style": "vivid", "moderation": "low", "size": "auto"}
+    fields: dict[str, Any] = {
+        "background": "transparent",
+        "style": "vivid",
+        "moderation": "low",
+        "size": "auto",
+    }
     assert generate(http, n=1, candidates=1, **fields).status_code == 200
 
 

@@ -170,7 +170,7 @@ def other_status(web: WebHarness) -> int:
         ({"PROXIES": "10.0.0.0/8, proxy"}, r"SMALTI_WEB_PROXIES: 'proxy' must be an address"),
         ({"ORIGINS": "https://a.example/"}, r"SMALTI_WEB_ORIGINS: 'https://a.example/' must be an origin"),
         ({"PUBLIC_URL": "pictures.example"}, r"SMALTI_WEB_PUBLIC_URL: .* must be a URL"),
-        ({"SIGNING_KEY": "short"}, r"SMALTI_WEB_SIGNING_KEY: must have at least 32"),
+        ({"SIGNING_KEY": "short"}, r"SMALTI_WEB_SIGNING_KEY must have at least 32"),
     ],
 )
 def test_invalid_setting_names_its_variable(

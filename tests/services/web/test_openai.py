@@ -56,13 +56,3 @@ def test_error_in_a_stream_is_raised(client: openai.OpenAI, web: WebHarness) -> 
     web.gateway.gateway.cancel(web.jobs[0].job.id)
     with pytest.raises(openai.APIError, match="was cancelled"):
         list(stream)
-
-
-def test_automatic_retry_makes_no_second_job(client: openai.OpenAI, web: WebHarness) -> None:
-    web.paused.set()
-    with (
-        openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=1, timeout=1.0) as hasty,
-        pytest.raises(openai.APITimeoutError),
-    ):
-        hasty.images.generate(prompt="a cat")
-    assert len(web.jobs) == 1
