@@ -69,7 +69,7 @@ class RunningClock(ManualClock):
 class _Decoder(DecoderServiceServicer):
     """Decodes every picture to white."""
 
-    async def Decode(self, request: DecodeRequest, context: Any) -> AsyncIterator[DecodeResponse]:  # type: ignore[override]  # noqa: N802
+    async def Decode(self, request: DecodeRequest, context: Any) -> AsyncIterator[DecodeResponse]:  # noqa: N802
         buffer = io.BytesIO()
         Image.new("RGB", (SIZE, SIZE), "white").save(buffer, "PNG")
         image = EncodedImage(data=buffer.getvalue(), media_type="image/png", width=SIZE, height=SIZE)

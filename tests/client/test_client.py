@@ -147,10 +147,10 @@ def test_download_of_chosen_candidates(client: AnyClient) -> None:
 def test_jobs_are_listed_over_pages(client: AnyClient, served: ServedGateway) -> None:
     made = [client.create(f"fox {number}").id for number in range(5)]
     assert [job.id for job in client.list()] == made[::-1]
+    assert len(served.gateway.calls["ListJobs"]) == 3
     first = client.page(page_size=2)
     assert [job.id for job in first.jobs] == made[:-3:-1]
     assert client.page(page_token=first.next_page_token).jobs[0].id == made[-3]
-    assert len(served.gateway.calls["ListJobs"]) == 3
     then = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     client.list(states=["queued"], labels={"a": "b"}, created_since=then, with_pictures=True, page_size=2)
     request = served.gateway.calls["ListJobs"][-1]

@@ -59,7 +59,7 @@ def test_python_up_to_ten_pictures_in_both_forms_and_all_formats(client: openai.
             with urllib.request.urlopen(picture.url or "") as response:
                 assert response.read() == content
     for output_format in ("jpeg", "webp"):
-        answer = client.images.generate(prompt="a cat", output_format=output_format, quality="low")  # type: ignore[call-overload]
+        answer = client.images.generate(prompt="a cat", output_format=output_format, quality="low")
         assert answer.output_format == output_format
 
 
