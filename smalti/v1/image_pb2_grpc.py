@@ -135,7 +135,7 @@ class ImageServiceServicer:
 
     def DeleteJob(self, request, context):
         """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
-        job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+        job ends, with the cancelled job or with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

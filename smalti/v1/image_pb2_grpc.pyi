@@ -60,7 +60,7 @@ class ImageServiceStub:
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteJobRequest, _image_pb2.DeleteJobResponse]
     """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
-    job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+    job ends, with the cancelled job or with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]
     """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
@@ -113,7 +113,7 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteJobRequest, _image_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
-    job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+    job ends, with the cancelled job or with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_image_pb2.WatchJobRequest, _image_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job: its current state, then its new state after each change. The stream ends with OK after it has sent
@@ -193,7 +193,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.DeleteJobResponse, _abc.Awaitable[_image_pb2.DeleteJobResponse]]:
         """Deletes a job and its pictures; an open job is cancelled first. URLs of its pictures stop working, and a watch of the
-        job ends with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
+        job ends, with the cancelled job or with NOT_FOUND. NOT_FOUND: the job does not exist, or it was deleted before.
         """
 
     @_abc_1.abstractmethod
