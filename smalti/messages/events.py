@@ -83,8 +83,8 @@ class PromptReading(Strict):
     """Words that the model knows but cannot draw here."""
     notice: Annotated[str, StringConstraints(max_length=MAX_NOTICE_LENGTH)] = ""
     """One line on what the effective prompt replaces; empty if nothing is lost."""
-    text_tokens: Annotated[int, Field(ge=0)] = 0
-    """Number of text tokens that the encoder reads; 0 if it is not known."""
+    text_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Number of text tokens that the encoder reads; None if an older encoder has not counted them."""
 
 
 class StageDone(Event):

@@ -68,16 +68,12 @@ def encoding_message(
     )
 
 
-<<<<<<< HEAD
 def features_message(features: Float[np.ndarray, "pictures features"]) -> tensor_pb2.Tensor:
     """Returns what pictures look like as a message."""
     return to_tensor(features.astype(np.float32))
 
 
-def reading_message(rewording: Rewording, cut: bool) -> prompt_pb2.PromptReading:
-=======
 def reading_message(rewording: Rewording, cut: bool, text_tokens: int = 0) -> prompt_pb2.PromptReading:
->>>>>>> 0216e0b (A web service: OpenAI's Images API and our own over HTTP, with streams, repeats, limits and graceful drain; smalti up starts it, make demo draws through it; DeleteJob)
     """Returns as a message how the model reads a prompt.
 
     Args:

@@ -59,8 +59,8 @@ class FakeStages:
 
     def encode(self, task: EncodeTask) -> tuple[tuple[GenerateTask, ...], StageDone]:
         """Encodes a prompt; returns the next tasks and the event."""
-<<<<<<< HEAD
-        reading = PromptReading(effective_prompt=task.prompt, cut=False)
+        words = len(task.prompt.split())
+        reading = PromptReading(effective_prompt=task.prompt, cut=False, text_tokens=words + 2)
         if not task.vary:
             ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
             return task.next(ref, task.prompt), task.done(ref, reading=reading)
@@ -71,13 +71,6 @@ class FakeStages:
         }
         encodings = {index: refs[each] for index, each in wordings.items()}
         return task.next(encodings, task.prompt), task.done(*refs.values(), reading=reading)
-=======
-        ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
-        reading = PromptReading(
-            effective_prompt=task.prompt, cut=False, text_tokens=len(task.prompt.split()) + 2
-        )
-        return task.next(ref, task.prompt), task.done(ref, reading=reading)
->>>>>>> 0216e0b (A web service: OpenAI's Images API and our own over HTTP, with streams, repeats, limits and graceful drain; smalti up starts it, make demo draws through it; DeleteJob)
 
     def draw_rows(self, task: GenerateTask, rows: int) -> Progress:
         """Returns the progress event for a number of finished rows of a chunk."""

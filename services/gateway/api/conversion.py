@@ -69,7 +69,7 @@ def job_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.
                 unknown_words=job.prompt_reading["unknown"],
                 left_out_words=job.prompt_reading["left_out"],
                 notice=job.prompt_reading["notice"],
-                text_tokens=job.prompt_reading.get("text_tokens", 0),
+                text_tokens=job.prompt_reading.get("text_tokens") or 0,
             )
         )
     if job.error is not None:

@@ -2,5 +2,6 @@
 
 from smalti.services.web.gateway.caller import Caller, StreamMetadata, UnaryMetadata, current_caller
 from smalti.services.web.gateway.catalogue import Catalogue
+from smalti.services.web.gateway.parameters import DrawingParameters
 
-__all__ = ["Caller", "Catalogue", "StreamMetadata", "UnaryMetadata", "current_caller"]
+__all__ = ["Caller", "Catalogue", "DrawingParameters", "StreamMetadata", "UnaryMetadata", "current_caller"]

@@ -73,6 +73,8 @@ def _parameters(job: Job) -> dict[str, Any]:
         "first_candidate": parameters.first_candidate,
         "seed": parameters.seed,
         **{each.name: getattr(sampling, each.name) for each in sampling.DESCRIPTOR.fields},
+        "vary": parameters.vary,
+        "diversity": parameters.diversity,
     }
 
 
@@ -90,7 +92,7 @@ def _reading(job: Job) -> dict[str, Any]:
 
 def _picture(request: Request, context: WebContext, job: Job, picture: Picture) -> dict[str, Any]:
     link = PictureLink(job_id=job.id, candidate=picture.candidate, expires=job.delete_time.seconds)
-    names = ("candidate", "rank", "score", "width", "height", "media_type", "size_bytes", "sha256")
+    names = ("candidate", "rank", "score", "width", "height", "media_type", "size_bytes", "sha256", "wording")
     return {**{name: getattr(picture, name) for name in names}, "url": context.links.url(request, link)}
 
 

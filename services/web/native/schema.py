@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smalti.services.web.gateway import DrawingParameters
 from smalti.validation import Strict
 
 
@@ -18,10 +19,8 @@ class PictureSource(Strict):
     """Number of rows of tiles to keep, from the top."""
 
 
-class JobRequest(Strict):
+class JobRequest(DrawingParameters):
     """A job. What is missing takes the default of the model or of the gateway; an unknown field is refused."""
-
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
     prompt: str
     """What to draw."""
@@ -31,16 +30,8 @@ class JobRequest(Strict):
     """The revision that the model must have."""
     n: int | None = None
     """Number of pictures to return, the best of the candidates."""
-    candidates: int | None = None
-    """Number of pictures to draw."""
     first_candidate: int | None = None
     """Index of the first candidate: with the same seed, 16 draws sixteen more."""
-    seed: int | None = None
-    """Equal seeds give equal pictures; random if it is missing."""
-    guidance_scale: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
     initial_image: PictureSource | None = None
     """A picture to start from."""
     priority: Literal["interactive", "batch"] | None = None
@@ -93,6 +84,8 @@ class PictureObject(BaseModel):
     media_type: str
     size_bytes: int
     sha256: str
+    wording: str
+    """What was drawn, with `vary`; empty if that is the prompt."""
     url: str
     """The file; the URL works as long as the picture is kept."""
 

@@ -18,16 +18,15 @@ async def response_of(
     request: Request, context: WebContext, job: Job, plan: Plan, model: Model
 ) -> ImagesResponse:
     """Returns the answer for a job that has succeeded, with URLs or with files."""
-    prompt = revised_prompt(job)
+    prompts = [revised_prompt(job, picture) for picture in job.pictures]
     if plan.as_urls:
-        data = [
-            ImageData(url=picture_url(request, context, job, picture, plan), revised_prompt=prompt)
-            for picture in job.pictures
-        ]
+        urls = [picture_url(request, context, job, picture, plan) for picture in job.pictures]
+        data = [ImageData(url=url, revised_prompt=prompt) for url, prompt in zip(urls, prompts, strict=True)]
     else:
+        files = [content async for content in files_of(context, job, plan)]
         data = [
             ImageData(b64_json=content, revised_prompt=prompt)
-            async for content in files_of(context, job, plan)
+            for content, prompt in zip(files, prompts, strict=True)
         ]
     return ImagesResponse(
         created=job.create_time.seconds,
@@ -79,9 +78,9 @@ def usage_of(job: Job, model: Model) -> Usage:
     )
 
 
-def revised_prompt(job: Job) -> str | None:
-    """Returns the prompt as the model has read it; None if that is the prompt as written."""
-    effective = job.prompt_reading.drawn
+def revised_prompt(job: Job, picture: Picture) -> str | None:
+    """Returns the words that were drawn in a picture; None if they are the prompt as written."""
+    effective = picture.wording or job.prompt_reading.drawn
     return effective if effective and effective != job.parameters.prompt else None
 
 

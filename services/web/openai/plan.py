@@ -67,14 +67,10 @@ def make_plan(request: GenerationRequest, model: Model, max_seconds: float) -> P
     return Plan(
         prompt=request.prompt,
         options={
+            **request.drawing_options(),
             "model": request.model,
             "n": count,
-            "candidates": request.candidates or _candidates(request.quality, count, model),
-            "seed": request.seed,
-            "guidance_scale": request.guidance_scale,
-            "temperature": request.temperature,
-            "top_k": request.top_k,
-            "top_p": request.top_p,
+            "candidates": _candidates(request, count, model),
             "time_limit": min(max_seconds, model.limits.time_limit.ToTimedelta().total_seconds()),
             "labels": {name: value for name, value in labels.items() if value},
         },
@@ -93,10 +89,10 @@ def _quality(asked: str | None) -> str:
     return QUALITIES.get(asked or "auto", asked or "auto")
 
 
-def _candidates(asked: str | None, count: int, model: Model) -> int | None:
-    """Returns the number of candidates of a quality; None lets the gateway choose."""
-    if asked in (None, "auto"):
-        return None
-    wanted = max(count, MULTIPLES[_quality(asked)] * model.default_candidates)
+def _candidates(request: GenerationRequest, count: int, model: Model) -> int | None:
+    """Returns the number of candidates that is asked for, or that of the quality; None lets the gateway choose."""
+    if request.candidates is not None or request.quality in (None, "auto"):
+        return request.candidates
+    wanted = max(count, MULTIPLES[_quality(request.quality)] * model.default_candidates)
     # A count over the limit is refused by the gateway, which names it.
     return max(count, min(wanted, model.limits.candidates))

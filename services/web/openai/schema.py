@@ -2,20 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from smalti.services.web.gateway import DrawingParameters
 from smalti.services.web.pictures import OutputFormat
-from smalti.validation import Strict
 
 Label = Annotated[str, Field(max_length=256)]
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
 
-class GenerationRequest(Strict):
-    """A request for pictures. An unknown parameter is refused."""
-
-    # Strict: a number that is sent as text is a mistake of the program.
-    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+class GenerationRequest(DrawingParameters):
+    """A request for pictures. An unknown parameter is refused. `DrawingParameters` are our extensions."""
 
     prompt: str
     """What to draw."""
@@ -49,18 +46,6 @@ class GenerationRequest(Strict):
     """Kept with the job as the label `user`."""
     safety_identifier: Label | None = None
     """Kept with the job as the label `safety_identifier`."""
-    seed: int | None = None
-    """Extension. Equal seeds give equal pictures; random if it is missing."""
-    candidates: Annotated[int, Field(ge=1)] | None = None
-    """Extension. Number of pictures to draw, of which the best `n` are returned; overrides `quality`."""
-    guidance_scale: float | None = None
-    """Extension. How strongly the prompt is followed, from 0 to 100; 1 turns guidance off."""
-    temperature: float | None = None
-    """Extension. Divisor of the logits, from 0 to 100; 0 always takes the most probable tile."""
-    top_k: int | None = None
-    """Extension. Sample among the k most probable tiles; 0 for no limit."""
-    top_p: float | None = None
-    """Extension. Sample among the most probable tiles that together reach this probability; 1 for no limit."""
 
 
 class InputTokens(BaseModel):

@@ -58,11 +58,11 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
                 yield _event(PARTIAL, {**fields, "partial_image_index": index})
     check_succeeded(job)
     finished = [content async for content in files_of(context, job, plan)]
-    more = {"id": job.id, "seed": job.parameters.seed, "revised_prompt": revised_prompt(job)}
-    more |= {"safety_identifier": plan.safety_identifier}
-    for number, content in enumerate(finished, 1):
+    more = {"id": job.id, "seed": job.parameters.seed, "safety_identifier": plan.safety_identifier}
+    for number, (picture, content) in enumerate(zip(job.pictures, finished, strict=True), 1):
         # The usage of the whole job is in the last event, so that the sum over the events is right.
         usage = usage_of(job, model) if number == len(finished) else NOTHING
+        more["revised_prompt"] = revised_prompt(job, picture)
         fields = event_fields(plan, int(time.time()), content)
         yield _event(COMPLETED, {**fields, **more, "usage": usage.model_dump()})
     yield ServerSentEvent(data="[DONE]")
