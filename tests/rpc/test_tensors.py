@@ -91,7 +91,12 @@ def test_encoding_round_trips() -> None:
     np.testing.assert_array_equal(back.mask, encoding().mask)
     assert back.cut
     assert message.reading == PromptReading(
-        drawn="a cat", cut=True, unknown_words=["hippo"], left_out_words=["dog"], notice="something is lost"
+        drawn="a cat",
+        cut=True,
+        unknown_words=["hippo"],
+        left_out_words=["dog"],
+        notice="something is lost",
+        text_tokens=int(encoding().mask.sum()),
     )
 
 
