@@ -19,10 +19,9 @@ from smalti.text.vocabulary import Layout, article
 _STEPS: Final = {"style": 0xC13FA9A902A6328F, "layout": 0x91E10DA5C79E7B1D}
 _WHOLE: Final = 2**64
 _ARTICLES: Final = ("a", "an")
-# Not every model knows words of these kinds.
-_WITHOUT_LAYOUT: Final[frozenset[str]] = frozenset({"count", "relation"})
+_WITHOUT_LAYOUT: Final[frozenset[Kind]] = frozenset({"count", "relation"})
 """Kinds of words that decide the layout: several copies, or two things."""
-_OF_THING: Final[frozenset[str]] = frozenset({"pose"})
+_OF_THING: Final[frozenset[Kind]] = frozenset({"pose"})
 """Kinds of words that belong to the thing before them."""
 
 Value = TypeVar("Value")

@@ -72,6 +72,32 @@ def test_what_is_left_open_is_said_and_what_is_said_is_kept(prompt: str, expecte
     assert wordings(prompt) == expected
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        # Several copies and two things have a layout of their own.
+        ("three cat, flat style", {"three cat, flat style"}),
+        ("a cat in front of a dog in flat style", {"a cat in front of a dog in flat style"}),
+        # A pose belongs to its thing.
+        ("a red cat upside down, flat style", {
+            "a big red cat upside down, flat style",
+            "a small red cat upside down in the top left corner, flat style",
+            "a small red cat upside down at the bottom, flat style",
+        }),
+        ("an upside down cat in flat style", {
+            "an upside down big cat in flat style",
+            "an upside down small cat in the top left corner in flat style",
+            "an upside down small cat at the bottom in flat style",
+        }),
+    ],
+)  # fmt: skip
+def test_numbers_relations_and_poses_keep_their_layout(prompt: str, expected: set[str]) -> None:
+    larger = SMALL_WORLD.model_copy(
+        update={"counts": {"three": 3}, "poses": ("upside down",), "relations": ("in front of",)}
+    )
+    assert set(Rewriter(larger).wordings(prompt, 7, range(64))) == expected
+
+
 def test_a_wording_follows_from_seed_and_candidate_alone() -> None:
     whole = rewriter.wordings("a cat", 7, range(64))
     assert rewriter.wordings("a cat", 7, [40, 3]) == (whole[40], whole[3])
