@@ -104,6 +104,8 @@ class Lexicon:
             for word in known:
                 kinds.setdefault(word, kind)
         self._exact = {split(word): _Known(kind, word) for word, kind in kinds.items()}
+        for thing, plural in words.many.items():
+            self._exact.setdefault(split(plural), _Known("thing", thing))
         self._near: dict[Phrase, _Known] = {}
         for others, certain in ((words.synonyms, True), (words.neighbours, False)):
             for other, word in others.items():

@@ -121,6 +121,8 @@ class _Scene:
     _background: Meaning | None = None
     _place: Meaning | None = None
     _style: Meaning | None = None
+    _others: dict[str, Meaning] = field(default_factory=dict)
+    """The count, pattern, pose, relation and scene."""
     # Read before the thing that they belong to.
     _colour: Meaning | None = None
     _size: Meaning | None = None
@@ -138,13 +140,36 @@ class _Scene:
                 self._place = self._first(self._place, meaning)
             elif meaning.kind == "style":
                 self._style = self._first(self._style, meaning)
+            elif meaning.kind in ("count", "pattern", "pose", "relation", "scene"):
+                self._others[meaning.kind] = self._first(self._others.get(meaning.kind), meaning)
             elif len(self.figures) == 1 and (meaning.word, self._word(index + 1)) == ("right", "of"):
                 self._second_is_left = True
         if len(self.figures) > 1:
             self._leave_out(self._place)
             self._place = None
+        self._drop_others()
         if self.figures:
             self._leave_out(self._size, self._colour)
+
+    def _drop_others(self) -> None:
+        """Leaves out what does not go together: a pair is not counted, and one thing has no relation."""
+        pair = len(self.figures) > 1
+        count = self._others.get("count")
+        copies = self.words.counts.get(count.word, 1) if count else 1
+        counted = copies > 1 and len(self.figures) == 1 and self.figures[0].thing in self.words.many
+        dropped = {
+            "count": copies > 1 and not counted,
+            "pose": pair or counted,
+            "relation": not pair,
+            "pattern": not self._background,
+            "scene": self._background is not None,
+        }
+        for kind, is_dropped in dropped.items():
+            if is_dropped and kind in self._others:
+                self._leave_out(self._others.pop(kind))
+        if counted:
+            self._leave_out(self.figures[0].size, self._place)
+            self.figures[0].size = self._place = None
 
     def add_figure(self, thing: str) -> None:
         """Adds a thing with the colour and size that were read before it."""
@@ -154,11 +179,23 @@ class _Scene:
     def caption(self) -> str:
         """Returns the caption in its most common form."""
         figures = reversed(self.figures) if self._second_is_left else self.figures
-        text = " and ".join(figure.noun(self.words.plurals) for figure in figures)
+        said = {kind: meaning.word for kind, meaning in self._others.items()}
+        link = f" {said.get('relation', 'and')} "
+        text = link.join(figure.noun(self.words.plurals) for figure in figures)
+        if self.words.counts.get(said.get("count", ""), 1) > 1:
+            thing, colour = self.figures[0].thing, self.figures[0].colour
+            text = " ".join((said["count"], *((colour.word,) if colour else ()), self.words.many[thing]))
+        if "pose" in said:
+            text += f" {said['pose']}"
         if self._place:
             text += f" {self._place.word}"
-        if self._background:
+        if self._background and "pattern" in said:
+            nouns = {noun: pattern for pattern, noun in self.words.patterns.items()}
+            text += f" on a {nouns.get(said['pattern'], said['pattern'])} {self._background.word} background"
+        elif self._background:
             text += f" on {article(self._background.word)} {self._background.word} background"
+        if "scene" in said:
+            text += f" {said['scene']}"
         return f"{text} in {self._style.word} style" if self._style else text
 
     def _take_thing(self, index: int) -> None:
@@ -211,7 +248,7 @@ class _Scene:
     def _following(self, index: int) -> Meaning | None:
         """Returns the next meaning that is neither a colour nor a size."""
         for meaning in self.meanings[index + 1 :]:
-            if meaning.kind not in ("colour", "size"):
+            if meaning.kind not in ("colour", "size", "pattern"):
                 return meaning
         return None
 

@@ -55,6 +55,9 @@ def make_words(description: WorldDescription, names: Names) -> dict[str, Any]:
         for word, things in layer.items():
             if len(things) == 1 and word not in refused and word not in synonyms:
                 synonyms[word] = next(iter(things))
+    # Small sizes are left out: they show a thing less well.
+    layouts = [{"weight": 3.0}, {"size": "big"}]
+    known["variation"] = {"styles": dict.fromkeys(words.styles, 1.0), "layouts": layouts}
     known["synonyms"] = dict(sorted(synonyms.items()))
     known["neighbours"] = dict(sorted(_neighbours(description, names, taken | set(synonyms)).items()))
     return known
