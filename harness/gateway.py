@@ -8,7 +8,7 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from smalti.errors import StoreUnavailableError
-from smalti.messages import EncodeTask, GenerateTask, Message, StageDone
+from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, StageDone
 from smalti.parameters import SamplingParameters
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
@@ -62,6 +62,8 @@ class GatewayHarness:
         )
         self.jobs = self.gateway.jobs
         self.stages = FakeStages(self.store, spec.tokens)
+        self.refine_tasks: list[RefineTask] = []
+        """Messages for the refiner that the gateway has sent."""
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
         """Accepts a job of 8 candidates, a microsecond after the previous one; returns its id."""
@@ -85,7 +87,15 @@ class GatewayHarness:
 
     def sent_tasks(self) -> list[EncodeTask]:
         """Returns the messages that the gateway has sent since the last call."""
-        return [message for message in self.publisher.take() if isinstance(message, EncodeTask)]
+        sent = self.publisher.take()
+        self.refine_tasks += [message for message in sent if isinstance(message, RefineTask)]
+        return [message for message in sent if isinstance(message, EncodeTask)]
+
+    def send_refining(self) -> list[RefineTask]:
+        """Lets the gateway send what is due; returns the messages for the refiner."""
+        assert self.send() == []
+        sent, self.refine_tasks = self.refine_tasks, []
+        return sent
 
     def handle(self, *events: Message) -> None:
         """Lets the gateway handle events of the stages."""
@@ -94,9 +104,12 @@ class GatewayHarness:
 
     def run_jobs(self) -> None:
         """Runs all jobs to their end."""
-        while tasks := self.send():
-            for task in tasks:
-                self.handle(*self.stages.run(task))
+        while (encode_tasks := self.send()) or self.refine_tasks:
+            refine_tasks, self.refine_tasks = self.refine_tasks, []
+            for encode in encode_tasks:
+                self.handle(*self.stages.run(encode))
+            for refine in refine_tasks:
+                self.handle(self.stages.refine(refine))
 
     def pass_time(self, seconds: float) -> None:
         """Advances the clock, and does what is due then."""

@@ -48,7 +48,7 @@ from smalti.errors import (
 
 if TYPE_CHECKING:
     from smalti.client import AsyncClient, Client
-    from smalti.parameters import SamplingParameters
+    from smalti.parameters import Refinement, SamplingParameters
     from smalti.pictures import Picture
     from smalti.pipeline import Pipeline
 
@@ -83,6 +83,7 @@ __all__ = [
     "Picture",
     "PictureNotFoundError",
     "Pipeline",
+    "Refinement",
     "RemoteError",
     "RequestCancelledError",
     "RequestExpiredError",
@@ -105,6 +106,7 @@ _LAZY = {
     "Client": ("smalti.client", "client"),
     "Picture": ("smalti.pictures", None),
     "Pipeline": ("smalti.pipeline", "local"),
+    "Refinement": ("smalti.parameters", None),
     "SamplingParameters": ("smalti.parameters", None),
 }
 

@@ -2,14 +2,16 @@
 
 import secrets
 from enum import Enum
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, NotSupportedError
 from smalti.validation import Strict
 
 MAX_SEED: Final = 2**63 - 1
+UPSCALES: Final = (1, 2, 4)
+"""The factors by which pictures can be enlarged."""
 
 
 class Priority(Enum):
@@ -52,6 +54,24 @@ class SamplingParameters(Strict):
         """
         given = {name: value for name, value in changes.items() if value is not None}
         return self.check(**{**self.every_value(), **given})
+
+
+class Refinement(Strict):
+    """Parameters of the refiner, which draws the details of a picture again."""
+
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the way from noise to picture that is run: 0 keeps the enlarged picture, 1 redraws the most."""
+    steps: Annotated[int, Field(ge=1, le=64)] = 4
+    """Number of evaluations of the network."""
+
+
+class SecondPass(Strict):
+    """What happens to the chosen pictures after ranking."""
+
+    upscale: Literal[1, 2, 4] = 1
+    """Factor by which width and height grow."""
+    refine: Refinement | None = None
+    """None enlarges without a network."""
 
 
 class Counts(Strict):
@@ -97,6 +117,33 @@ def check_diversity(diversity: float) -> float:
     if not 0 <= diversity <= 1:
         raise InvalidInputError("diversity", f"must be from 0 to 1, not {diversity}")
     return float(diversity)
+
+
+def check_second_pass(
+    refine: Refinement | bool | None, upscale: int | None, trained_upscale: int | None
+) -> SecondPass | None:
+    """Returns the second pass; None if there is none.
+
+    Args:
+        refine: the parameters of the refiner; True for the defaults, False or None for no refiner.
+        upscale: the factor by which pictures are enlarged; None for the refiner's own, or 1 without a refiner.
+        trained_upscale: the factor that the model's refiner was trained for; None if the model has no refiner.
+
+    Raises:
+        InvalidInputError: the factor cannot be used.
+        NotSupportedError: the model has no refiner.
+    """
+    if upscale is not None and (isinstance(upscale, bool) or upscale not in UPSCALES):
+        raise InvalidInputError("upscale", f"must be 1, 2 or 4, not {upscale}")
+    if refine is True:
+        refine = Refinement()
+    if not isinstance(refine, Refinement):
+        return SecondPass.check(upscale=upscale) if upscale not in (None, 1) else None
+    if trained_upscale is None:
+        raise NotSupportedError(
+            "the model has no refiner; leave refine out, or use upscale alone, which needs none"
+        )
+    return SecondPass.check(upscale=trained_upscale if upscale is None else upscale, refine=refine)
 
 
 def check_prompt(prompt: str) -> str:

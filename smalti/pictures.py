@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
-from smalti.parameters import SamplingParameters, Seed
+from smalti.parameters import SamplingParameters, SecondPass, Seed
 from smalti.validation import Strict, first_problem
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "load_drawing",
     "plain_png_bytes",
     "png_bytes",
+    "read_drawing",
     "read_image",
     "save_png",
     "slug",
@@ -69,6 +70,10 @@ class Drawing(Strict):
     """Weight of difference among the pictures of a grid; 0 for a single picture, which does not depend on it."""
     wording: str | None = None
     """What was encoded for this candidate; None for a grid, and without `vary`."""
+    second_pass: SecondPass | None = None
+    """What was done to the picture after ranking; None if nothing was."""
+    refiner: str | None = None
+    """Revision of the refiner; None if no refiner was used."""
 
 
 @runtime_checkable
@@ -170,22 +175,37 @@ def load_drawing(path: Path) -> Drawing:
         InvalidInputError: there is no such file, it is not a picture, or it holds no drawing.
     """
     try:
-        with Image.open(path) as image:
-            text = image.text.get(CHUNK) if isinstance(image, PngImageFile) else None
+        return read_drawing(path.read_bytes())[1]
     except FileNotFoundError:
         raise InvalidInputError("like", f"{path}: there is no such file") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise InvalidInputError("like", f"{path}: cannot be read as a picture ({error})") from None
+    except InvalidInputError as error:
+        raise InvalidInputError("like", f"{path}: {error.problem}") from None
+
+
+def read_drawing(content: bytes) -> tuple[Image.Image, Drawing]:
+    """Returns the picture of a PNG file in RGB, and how it was made.
+
+    Raises:
+        InvalidInputError: it is not a picture, or holds no drawing.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            text = opened.text.get(CHUNK) if isinstance(opened, PngImageFile) else None
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInputError("picture", f"cannot be read as a picture ({error})") from None
     if text is None:
         raise InvalidInputError(
-            "like", f"{path}: the file does not record how it was made; give a PNG as smalti wrote it"
+            "picture", "the file does not record how it was made; give a PNG as smalti wrote it"
         )
     try:
-        return Drawing.model_validate_json(text)
+        return image, Drawing.model_validate_json(text)
     except ValidationError as error:
         problem = first_problem(error, show_value=False)
         raise InvalidInputError(
-            "like", f"{path}: its record is damaged: {problem.field or CHUNK}: {problem.message}"
+            "picture", f"its record is damaged: {problem.field or CHUNK}: {problem.message}"
         ) from None
 
 

@@ -1,9 +1,9 @@
-"""All four stages in one process: a prompt in, ranked pictures out, without a queue or a network."""
+"""All stages in one process: a prompt in, ranked pictures out, without a queue or a network."""
 
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,9 +16,19 @@ from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.engines.ranker import RankerEngine
+from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import SmaltiWarning
 from smalti.files import write_atomically
-from smalti.parameters import SamplingParameters, check_counts, check_diversity, check_prompt, check_seed
+from smalti.parameters import (
+    Refinement,
+    SamplingParameters,
+    SecondPass,
+    check_counts,
+    check_diversity,
+    check_prompt,
+    check_second_pass,
+    check_seed,
+)
 from smalti.pictures import Drawing, png_bytes
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
@@ -69,6 +79,7 @@ class Pipeline:
         generator: GeneratorEngine,
         decoder: DecoderEngine,
         ranker: RankerEngine,
+        refiner: RefinerEngine,
         rewriter: Rewriter,
     ) -> None:
         """Joins the parts of a model; `Pipeline.load` loads them.
@@ -79,6 +90,7 @@ class Pipeline:
             generator: the image-token generator.
             decoder: the VQGAN decoder.
             ranker: the CLIP ranker.
+            refiner: refines and enlarges the chosen pictures, if that is asked for.
             rewriter: rewrites prompts in the words that the model knows.
         """
         self.folder = folder
@@ -86,6 +98,7 @@ class Pipeline:
         self.generator = generator
         self.decoder = decoder
         self.ranker = ranker
+        self.refiner = refiner
         self.rewriter = rewriter
 
     @classmethod
@@ -109,6 +122,7 @@ class Pipeline:
             generator=GeneratorEngine.load(spec, encoder.unconditional, slots=slots),
             ranker=RankerEngine.load(folder),
             decoder=DecoderEngine.load(spec),
+            refiner=RefinerEngine.load(spec),
             rewriter=rewriter,
         )
 
@@ -128,6 +142,8 @@ class Pipeline:
         layout_guidance_scale: float | None = None,
         vary: bool | None = None,
         diversity: float | None = None,
+        refine: Refinement | bool | None = None,
+        upscale: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[LocalPicture]:
         """Generates `candidates` pictures of a prompt and returns the `n` with the highest scores, best first.
@@ -152,10 +168,15 @@ class Pipeline:
                 `LocalPicture.drawing.wording`. Does nothing for a model that has no list of what it may vary.
             diversity: weight of difference from each other when pictures are chosen; 0 chooses by score alone.
                 With more, the pictures come in the order in which they are chosen; the first has the highest score.
+            refine: draws the details of the chosen pictures again; True for the defaults. The model must have a
+                refiner.
+            upscale: enlarges the chosen pictures by 1, 2 or 4. The default is the refiner's own factor with `refine`,
+                and otherwise 1. Without `refine`, pictures are resampled, which adds no detail.
             on_progress: called after each row of tiles.
 
         Raises:
             InvalidInputError: a value is out of range; names the argument.
+            NotSupportedError: the model has no refiner.
         """
         prompt = check_prompt(prompt)
         defaults = self.folder.defaults
@@ -172,6 +193,7 @@ class Pipeline:
             layout_guidance_scale=layout_guidance_scale,
         )
         diversity = check_diversity(defaults.diversity if diversity is None else diversity)
+        second_pass = check_second_pass(refine, upscale, self.refiner.trained_upscale)
         pictures, features = self._generate(
             prompt,
             range(counts.candidates),
@@ -181,8 +203,37 @@ class Pipeline:
             vary=defaults.vary if vary is None else vary,
             on_progress=on_progress,
         )
-        chosen = choose([picture.score for picture in pictures], features, counts.n, diversity)
-        return [pictures[index] for index in chosen]
+        scores = [picture.score for picture in pictures]
+        chosen = [pictures[index] for index in choose(scores, features, counts.n, diversity)]
+        return self.refine(chosen, second_pass) if second_pass else chosen
+
+    def refine(self, pictures: Sequence[LocalPicture], second_pass: SecondPass) -> list[LocalPicture]:
+        """Returns pictures of this model after a second pass.
+
+        Args:
+            pictures: at least one picture; all have the same seed.
+            second_pass: how to enlarge and refine them. A picture does not depend on the others.
+
+        Raises:
+            NotSupportedError: the model has no refiner.
+        """
+        encodings = {wording: self.encoder.encode(wording) for wording in map(_wording, pictures)}
+        refiner = self.folder.refiner_revision if second_pass.refine else None
+        inputs = [
+            RefinerInput(
+                pixels=np.asarray(picture.image),
+                candidate=picture.candidate,
+                tokens=picture.tokens,
+                encoding=encodings[_wording(picture)],
+            )
+            for picture in pictures
+        ]
+        refined = self.refiner.run(inputs, second_pass, pictures[0].seed)
+        record = {"second_pass": second_pass, "refiner": refiner}
+        return [
+            replace(picture, image=Image.fromarray(pixels), drawing=picture.drawing.model_copy(update=record))
+            for picture, pixels in zip(pictures, refined, strict=True)
+        ]
 
     def generate_candidates(
         self,
@@ -297,6 +348,11 @@ class Pipeline:
             )
         ]
         return pictures, ranking.features
+
+
+def _wording(picture: LocalPicture) -> str:
+    """Returns what was encoded for a picture."""
+    return picture.drawing.wording or picture.drawing.drawn or picture.drawing.prompt
 
 
 def _words_command(folder: ModelFolder) -> str:

@@ -124,12 +124,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "ModelFolder":
 
 
 @pytest.fixture(scope="session")
+def refining(tmp_path_factory: pytest.TempPathFactory) -> "ModelFolder":
+    """The folder of the tiny model with a refiner; tests must not change it."""
+    from smalti.testing.model import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=1, with_refiner=True)
+
+
+@pytest.fixture(scope="session")
 def worded(tmp_path_factory: pytest.TempPathFactory) -> "ModelFolder":
-    """The folder of a tiny model that knows the words of a small world; tests must not change it."""
+    """The folder of a tiny model with a refiner, which knows the words of a small world; tests must not change it."""
     from smalti.testing.model import tiny_model
     from smalti.testing.words import SMALL_WORLD
 
-    return tiny_model(tmp_path_factory.mktemp("models") / "worded", seed=1, words=SMALL_WORLD)
+    return tiny_model(
+        tmp_path_factory.mktemp("models") / "worded", seed=1, words=SMALL_WORLD, with_refiner=True
+    )
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from smalti.services.gateway.work.events import EventHandler
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop
 from smalti.services.gateway.work.progress import ProgressBuffer
+from smalti.services.gateway.work.refining import Refining
 from smalti.services.gateway.work.sweeper import BATCH_SIZE, Sweeper, write_marker
 from smalti.storage import sweep
 
@@ -46,6 +47,9 @@ class _Wakeups(JobObserver):
     def created(self, job_id: str) -> None:
         self.to_send.set()
 
+    def chosen(self, job_id: str) -> None:
+        self.to_send.set()
+
     def ended(self, outcome: JobOutcome) -> None:
         self.to_send.set()
         self.store_tasks.set()
@@ -69,9 +73,14 @@ class Gateway:
         context.events.subscribe(self.watchers)
         self.jobs = JobRepository(context)
         self.progress = ProgressBuffer(context)
-        self.fan_in = FanIn(context)
+        refining = Refining(context)
+        self.fan_in = FanIn(context, refining)
         self.events = EventHandler(
-            context, fan_in=self.fan_in, progress=self.progress, watchers=self.watchers
+            context,
+            fan_in=self.fan_in,
+            refining=refining,
+            progress=self.progress,
+            watchers=self.watchers,
         )
         self.dispatcher = Dispatcher(context, self.progress)
         self.sweeper = Sweeper(context, self.fan_in)

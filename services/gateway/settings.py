@@ -28,6 +28,8 @@ class GatewaySettings(EnvironmentSettings):
     """Time a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None
     """`HOST:PORT` of a decoder, for previews and for initial images given as files. Both are off when it is unset."""
+    refiner: bool = False
+    """Whether refiners take work from the queues. While it is off, jobs that refine or enlarge pictures are refused."""
     chunk: Annotated[int, Field(ge=1, le=MAX_IN_CHUNK)] = 4
     """Candidates per chunk. The candidates of a chunk travel through the queues together."""
     window: Annotated[int, Field(ge=1, le=2**20)] = 128

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from smalti.checkpoints.msgpack import index_msgpack
-from smalti.checkpoints.names import DALLEBART_LAYOUT, VQGAN_LAYOUT, Axes, Layout, Shape, Source, Spelling
+from smalti.checkpoints.names import (
+    DALLEBART_LAYOUT,
+    REFINER_LAYOUT,
+    VQGAN_LAYOUT,
+    Axes,
+    Layout,
+    Shape,
+    Source,
+    Spelling,
+)
 from smalti.checkpoints.safetensors import index_safetensors, write_safetensors
 from smalti.checkpoints.tensor import StoredTensor
 from smalti.checkpoints.torch import index_torch
@@ -20,6 +29,7 @@ from smalti.errors import CheckpointError, ModelError
 
 __all__ = [
     "DALLEBART_LAYOUT",
+    "REFINER_LAYOUT",
     "VQGAN_LAYOUT",
     "Checkpoint",
     "Layout",
@@ -54,7 +64,7 @@ def load_parameters(
     Args:
         folder: the folder of the weights, or a single file.
         expected: shape of every parameter by its name, layers stacked on axis 0.
-        layout: the formats to look for: `DALLEBART_LAYOUT` or `VQGAN_LAYOUT`.
+        layout: the formats to look for: `DALLEBART_LAYOUT`, `VQGAN_LAYOUT` or `REFINER_LAYOUT`.
         select: returns whether to read the tensor with this name; a file without selected tensors may be missing.
 
     Returns:

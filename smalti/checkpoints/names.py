@@ -169,3 +169,6 @@ VQGAN_LAYOUT = Layout(
     optional=("encoder/", "quant_conv/"),
 )
 """Formats of the weights of `smalti.models.vqgan`."""
+
+REFINER_LAYOUT = Layout("refiner", ((OURS,),))
+"""Formats of the weights of `smalti.models.refiner`."""

@@ -8,7 +8,7 @@ import typer
 from smalti.cli import generate_local, generate_remote
 from smalti.cli.generate_output import Options
 from smalti.errors import InvalidInputError
-from smalti.parameters import check_diversity
+from smalti.parameters import Refinement, check_diversity
 from smalti.pictures import Drawing, load_drawing
 from smalti.settings import settings
 
@@ -81,6 +81,28 @@ def generate(
             help="Weight of difference when pictures are chosen, from 0 (the best ones) to 1. [default: the model's]"
         ),
     ] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Draw the details of the kept pictures again, by diffusion. The model must have a refiner. "
+            "[default: no]",
+        ),
+    ] = None,
+    refine_strength: Annotated[
+        float | None,
+        typer.Option(help="How much the refiner may change, from 0 to 1; implies --refine. [default: 1]"),
+    ] = None,
+    refine_steps: Annotated[
+        int | None, typer.Option(help="Evaluations of the refiner; implies --refine. [default: 4]")
+    ] = None,
+    upscale: Annotated[
+        int | None,
+        typer.Option(
+            help="Enlarge the kept pictures by 2 or 4. Without --refine this adds no detail. "
+            "[default: the refiner's own factor with --refine, otherwise 1]"
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +140,8 @@ def generate(
         sampling=sampling,
         vary=vary,
         diversity=None if diversity is None else check_diversity(diversity),
+        refine=_refinement(refine, strength=refine_strength, steps=refine_steps),
+        upscale=upscale,
         model=model,
         out=out,
         with_grid=with_grid,
@@ -127,6 +151,26 @@ def generate(
         generate_remote.generate(server, prompts or [], original, options)
     else:
         generate_local.generate(prompts or [], original, options)
+
+
+def _refinement(
+    refine: bool | None, *, strength: float | None, steps: int | None
+) -> Refinement | bool | None:
+    """Returns how to refine: parameters, False for not at all, or None if no option says.
+
+    Raises:
+        InvalidInputError: a value is out of range, or contradicts --no-refine.
+    """
+    given = {name: value for name, value in (("strength", strength), ("steps", steps)) if value is not None}
+    if refine is False and given:
+        name = next(iter(given))
+        raise InvalidInputError(f"refine-{name}", "has no effect with --no-refine; leave one of them out")
+    if not refine and not given:
+        return refine
+    try:
+        return Refinement.check(**given)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"refine-{error.field}", error.problem) from None
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:

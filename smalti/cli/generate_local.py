@@ -12,9 +12,10 @@ from smalti.cli.generate_output import (
     check_revision,
     collected_warnings,
     progress_bar,
+    second_pass_of,
     write,
 )
-from smalti.parameters import check_counts, check_prompt, check_seed
+from smalti.parameters import check_counts, check_prompt, check_second_pass, check_seed
 from smalti.pictures import Drawing
 from smalti.registry import library
 
@@ -29,9 +30,12 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
     prompts = [check_prompt(prompt) for prompt in prompts]
     n, candidates, seed, model = options.n, options.candidates, options.seed, options.model
     folder = library.find(model if model is not None or original is None else original.model)
+    refine, upscale = second_pass_of(original, options)
+    # The factor that the refiner was trained for does not matter yet.
+    check_second_pass(refine, upscale, None if folder.refiner_folder is None else 1)
     if original is not None:
         if model is None:
-            check_revision(original, folder.revision)
+            check_revision(original, folder.revision, refine=refine, refiner=folder.refiner_revision)
         prompts = [original.prompt]
         seed = original.seed if seed is None else seed
         n = (original.n or 1) if n is None else n
@@ -66,6 +70,8 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     vary=vary,
                     on_progress=bar.update,
                 )
+                second_pass = check_second_pass(refine, upscale, pipeline.refiner.trained_upscale)
+                pictures = pipeline.refine(pictures, second_pass) if second_pass else pictures
             else:
                 pictures = pipeline.generate(
                     prompt,
@@ -75,6 +81,8 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     **sampling.every_value(),
                     vary=vary,
                     diversity=diversity,
+                    refine=refine,
+                    upscale=upscale,
                     on_progress=bar.update,
                 )
         interrupts.check()

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from smalti.cli import interrupts
 from smalti.cli.preview import preview
 from smalti.errors import InvalidInputError, SmaltiWarning
+from smalti.parameters import Refinement, SecondPass
 from smalti.pictures import Drawing, Picture, grid, png_bytes, save_png, slug
 
 MAX_SHOWN_PROMPT: Final = 48
@@ -32,6 +33,9 @@ class Options:
     """Values of `SamplingParameters` by name."""
     vary: bool | None
     diversity: float | None
+    refine: Refinement | bool | None
+    """How to refine the pictures; False for not at all."""
+    upscale: int | None
     model: str | None
     out: Path
     """The folder for the pictures."""
@@ -101,12 +105,35 @@ def check_folder(out: Path) -> None:
         raise InvalidInputError("out", f"{out}: the folder is not writable")
 
 
-def check_revision(original: Drawing, revision: str) -> None:
+def second_pass_of(original: Drawing | None, options: Options) -> tuple[Refinement | bool | None, int | None]:
+    """Returns how to refine and by how much to enlarge: the user's own options in place of an original's."""
+    before = (original.second_pass if original else None) or SecondPass()
+    refine = before.refine if options.refine is None else options.refine
+    upscale = before.upscale if options.upscale is None and original else options.upscale
+    return refine, upscale
+
+
+def check_revision(
+    original: Drawing, revision: str, *, refine: Refinement | bool | None, refiner: str | None
+) -> None:
     """Checks that the weights are those of the original; skipped if the user names a model with --model.
 
+    Args:
+        original: the picture to draw again.
+        revision: the revision of the model.
+        refine: how to refine the pictures.
+        refiner: the revision of the model's refiner.
+
     Raises:
-        InvalidInputError: the model has another revision.
+        InvalidInputError: the model, or its refiner, has another revision.
     """
+    if refine and original.refiner is not None and refiner != original.refiner:
+        raise InvalidInputError(
+            "like",
+            f"the picture was refined by a refiner of revision {original.refiner[:19]}, but that of {original.model} "
+            f"is now {(refiner or 'none')[:19]}; name a model with --model to draw it anyway, or leave the refiner out "
+            "with --no-refine",
+        )
     if revision != original.revision:
         raise InvalidInputError(
             "like",

@@ -14,6 +14,7 @@ from smalti.cli.generate_output import (
     check_revision,
     collected_warnings,
     progress_bar,
+    second_pass_of,
     write,
 )
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
@@ -41,6 +42,7 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         check_counts(options.n, options.candidates)
     SamplingParameters().replace(**options.sampling)
     seed = check_seed(original.seed if original and options.seed is None else options.seed)
+    refine, upscale = second_pass_of(original, options)
     request: GenerateOptions = {
         "n": options.n,
         "candidates": options.candidates,
@@ -48,6 +50,8 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         "model": options.model,
         "vary": options.vary,
         "diversity": options.diversity,
+        "refine": refine,
+        "upscale": upscale,
         **options.sampling,  # type: ignore[typeddict-item]
     }
     check_folder(options.out)
@@ -56,7 +60,13 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         if original is not None:
             total = original.candidates if options.candidates is None else options.candidates
             if options.model is None:
-                check_revision(original, client.model(original.model).reference.revision)
+                found = client.model(original.model)
+                check_revision(
+                    original,
+                    found.reference.revision,
+                    refine=refine,
+                    refiner=found.refiner.revision if found.HasField("refiner") else None,
+                )
             request |= _options_of(original, options, total)
         for prompt in prompts:
             with collected_warnings() as warned, progress_bar(console, prompt) as bar:
@@ -112,6 +122,8 @@ def _state(job: "Job") -> str:
         if not job.HasField("jobs_ahead"):
             return "waiting"
         return f"waiting, {job.jobs_ahead} {'job' if job.jobs_ahead == 1 else 'jobs'} ahead"
+    if progress.pictures_to_refine and progress.candidates_ranked == progress.candidates:
+        return "refining" if job.parameters.HasField("refine") else "enlarging"
     if progress.candidates and progress.candidates_drawn == progress.candidates:
         return "ranking"
     return "drawing" if progress.rows_drawn else ""

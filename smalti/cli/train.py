@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smalti.cli.extras import require_training
+from smalti.errors import InvalidInputError
 from smalti.parameters import Defaults, check_counts, check_diversity
+from smalti.registry import library
 
 if TYPE_CHECKING:
     from smalti.training.loop.settings import Network
@@ -36,6 +38,7 @@ def register(app: typer.Typer) -> None:
     train.command("generator")(generator)
     train.command("ranker")(ranker)
     train.command("judge")(judge)
+    train.command("refiner")(refiner)
     app.add_typer(train, name="train")
     app.command("export")(export)
 
@@ -90,17 +93,55 @@ def judge(
     _train("judge", config, data, vqgan, out, minutes, resume)
 
 
-def export(
-    generator: Annotated[Path, typer.Option(help="Run of the generator.")],
-    ranker: Annotated[
-        str,
+def refiner(
+    config: Config,
+    data: Data,
+    out: Out,
+    model: Annotated[
+        str | None,
         typer.Option(
-            help="Run of the ranker, a folder in open_clip's format, or a name with a tag: ViT-B-32:openai."
+            help="Model to refine for: a name that `smalti models` lists, or a folder. [default: the shipped model]"
         ),
-    ],
-    name: Annotated[str, typer.Option(help="Name of the model.")],
-    licence: Annotated[str, typer.Option(help="Licence of the model, an SPDX identifier.")],
+    ] = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+) -> None:
+    """Train the refiner of a model, a U-Net, on pictures and captions; `smalti export` adds it to a model."""
+    _train("refiner", config, data, None, out, minutes, resume, model=model)
+
+
+def export(
     out: Annotated[Path, typer.Option(help="Model folder to make.")],
+    generator: Annotated[
+        Path | None, typer.Option(help="Run of the generator. [default: none; give --model instead]")
+    ] = None,
+    ranker: Annotated[
+        str | None,
+        typer.Option(
+            help="Run of the ranker, a folder in open_clip's format, or a name with a tag: ViT-B-32:openai. Needed "
+            "with --generator. [default: none]"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the model. Needed with --generator. [default: that of --model]"),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the model, an SPDX identifier. Needed with --generator. [default: that of --model]"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to add the refiner to, instead of a new generator: a name that `smalti models` lists, or a "
+            "folder. [default: none]"
+        ),
+    ] = None,
+    refiner: Annotated[
+        Path | None, typer.Option(help="Run of the refiner. [default: a model without a refiner]")
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -130,8 +171,27 @@ def export(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the content of OUT.")] = False,
 ) -> None:
-    """Export runs as a model folder, which `smalti generate` and the services load."""
+    """Export runs as a model folder, which `smalti generate` and the services load.
+
+    The model is made of runs of a generator and a ranker, or it is --model with a refiner added.
+    """
     _require_training()
+    if model is not None:
+        unused = {"generator": generator, "ranker": ranker, "name": name, "licence": licence}
+        for option, value in unused.items():
+            if value is not None:
+                raise InvalidInputError(option, "has no effect with --model; leave one of them out")
+        if refiner is None:
+            raise InvalidInputError("refiner", "must be given with --model")
+        from smalti.training.refiner_export import add_refiner
+
+        folder = add_refiner(
+            library.find(model), refiner, out, stored="float16" if half else "float32", overwrite=overwrite
+        )
+        print(f"{folder.name}, {folder.size / 1e6:.1f} MB, refiner {folder.refiner_revision}: {out}")
+        return
+    if generator is None or ranker is None or name is None or licence is None:
+        raise InvalidInputError("generator", "must be given with ranker, name and licence; or give --model")
     from smalti.training.export import export as export_model
 
     folder = export_model(
@@ -141,6 +201,7 @@ def export(
         name=name,
         licence=licence,
         tokenizer=tokenizer,
+        refiner=refiner,
         description=description,
         source=source,
         defaults=Defaults.check(
@@ -160,6 +221,7 @@ def _train(
     out: Path,
     minutes: float | None,
     resume: bool,
+    model: str | None = None,
 ) -> None:
     """Trains a network in a new run or a resumed one, and prints how the training ended."""
     _require_training()
@@ -172,7 +234,7 @@ def _train(
 
     trainer = find_trainer(network)
     settings = load_settings(config, trainer.settings)
-    inputs = Inputs(data=data, vqgan=vqgan)
+    inputs = Inputs(data=data, vqgan=vqgan, model=model)
     console = Console(stderr=True)
     with ExitStack() as stack:
         with nullcontext() if resume else undone_on_failure(out):

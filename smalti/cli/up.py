@@ -57,7 +57,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Start the whole system on this machine: broker, object store, four stages, gateway, and web service."""
+    """Start the whole system on this machine: broker, object store, five stages, gateway, and web service."""
     with needs_extra("up"):
         from smalti.up.services import service_command
 

@@ -15,6 +15,7 @@ from smalti.errors import RemoteError, SmaltiError, UnavailableError
 from smalti.files import write_atomically
 from smalti.parameters import SamplingParameters
 from smalti.pictures import Drawing, png_bytes
+from smalti.rpc.conversion import second_pass_of
 from smalti.v1 import job_pb2
 from smalti.v1.image_pb2 import DownloadImagesRequest, DownloadImagesResponse
 
@@ -73,6 +74,7 @@ class RemotePicture:
     def drawing(self) -> Drawing:
         """The record in the PNG file of how the picture was made."""
         parameters, effective = self.job.parameters, self.job.prompt_reading.drawn
+        refine = parameters.refine if parameters.HasField("refine") else None
         return Drawing(
             prompt=parameters.prompt,
             seed=parameters.seed,
@@ -88,6 +90,8 @@ class RemotePicture:
             drawn=effective if effective and effective != parameters.prompt else None,
             vary=parameters.vary,
             wording=self.message.wording or None,
+            second_pass=second_pass_of(parameters, parameters.upscale),
+            refiner=refine.revision if refine else None,
         )
 
     def to_png(self) -> bytes:

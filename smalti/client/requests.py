@@ -12,10 +12,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from smalti.errors import InvalidInputError
+from smalti.parameters import Refinement
+from smalti.rpc.conversion import refinement_message
 from smalti.rpc.errors import translated
 from smalti.settings import settings
 from smalti.v1.image_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, CreateImagesRequest, ListJobsRequest
-from smalti.v1.job_pb2 import InitialImage, JobState, PictureReference
+from smalti.v1.job_pb2 import ImageParameters, InitialImage, JobState, PictureReference
 from smalti.v1.sampling_pb2 import Priority, SamplingParameters
 from smalti.v1.tokens_pb2 import ImageTokens
 
@@ -55,6 +57,10 @@ class GenerateOptions(TypedDict, total=False):
     """Whether candidates differ in what the prompt leaves open, such as the style."""
     diversity: float | None
     """Weight of difference from each other when pictures are chosen; 0 chooses by score alone."""
+    refine: Refinement | bool | None
+    """Draws the details of the chosen pictures again; True for the defaults. The model must have a refiner."""
+    upscale: int | None
+    """Enlarges the chosen pictures by 1, 2 or 4. The default is the refiner's own factor with `refine`, else 1."""
     model: str | None
     """Name of the model."""
     revision: str | None
@@ -98,6 +104,8 @@ _ARGUMENTS: Final = {
     "parameters.model.revision": "revision",
     "parameters.initial_image.image": "initial_image",
     "parameters.initial_image.keep_rows": "keep_rows",
+    "parameters.refine.strength": "refine",
+    "parameters.refine.steps": "refine",
 }
 
 
@@ -126,7 +134,7 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         "keep_rows": (parameters.initial_image, "keep_rows"),
         **{
             name: (parameters, name)
-            for name in ("n", "candidates", "first_candidate", "seed", "vary", "diversity")
+            for name in ("n", "candidates", "first_candidate", "seed", "vary", "diversity", "upscale")
         },
         **{name: (parameters.sampling, name) for name in SamplingParameters.DESCRIPTOR.fields_by_name},
     }
@@ -138,6 +146,8 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
                 _fill(name, value, partial(_set_initial_image, parameters.initial_image))
             case "time_limit" | "retention":
                 _fill(name, value, partial(_set_seconds, getattr(request, name)))
+            case "refine":
+                _fill(name, value, partial(_set_refinement, parameters))
             case "priority":
                 request.priority = _enum_value(Priority, "PRIORITY_", name, value)
             case "labels":
@@ -199,6 +209,18 @@ def _fill(name: str, value: Any, put: Callable[[Any], None]) -> None:
 
 def _set_seconds(duration: Duration, seconds: float) -> None:
     duration.FromNanoseconds(round(seconds * 1e9))
+
+
+def _set_refinement(parameters: ImageParameters, refine: Any) -> None:
+    match refine:
+        case False:
+            pass
+        case True:
+            parameters.refine.SetInParent()
+        case Refinement():
+            parameters.refine.CopyFrom(refinement_message(refine))
+        case _:
+            raise TypeError("must be a Refinement, or True or False")
 
 
 def _set_initial_image(source: InitialImage, image: Any) -> None:

@@ -1,3 +1,3 @@
-"""The four stages as computation in this process: compiled programs, batching, sampling."""
+"""The stages as computation in this process: compiled programs, batching, sampling."""
 
-__all__ = ["compilation", "decoder", "encoder", "encoding", "generator", "ranker"]
+__all__ = ["compilation", "decoder", "encoder", "encoding", "generator", "ranker", "refiner"]

@@ -14,6 +14,7 @@ from smalti.messages.envelope import (
     MAX_IN_CHUNK,
     MAX_MESSAGE_BYTES,
     MAX_PROMPT_LENGTH,
+    MAX_TO_REFINE,
     VERSION,
     CandidateIndex,
     Chunk,
@@ -36,7 +37,16 @@ from smalti.messages.events import (
     StageDone,
 )
 from smalti.messages.parsing import Message, Task, parse
-from smalti.messages.tasks import ChunkTask, DecodeTask, EncodeTask, GenerateTask, RankTask, StageTask
+from smalti.messages.tasks import (
+    ChunkTask,
+    DecodeTask,
+    EncodeTask,
+    GenerateTask,
+    PictureToRefine,
+    RankTask,
+    RefineTask,
+    StageTask,
+)
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -46,6 +56,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_NOTICE_LENGTH",
     "MAX_PROMPT_LENGTH",
+    "MAX_TO_REFINE",
     "MAX_WORDS",
     "MAX_WORD_LENGTH",
     "VERSION",
@@ -59,10 +70,12 @@ __all__ = [
     "FailureReason",
     "GenerateTask",
     "Message",
+    "PictureToRefine",
     "Progress",
     "Prompt",
     "PromptReading",
     "RankTask",
+    "RefineTask",
     "ShortText",
     "Stage",
     "StageDone",

@@ -18,6 +18,8 @@ MAX_PROMPT_LENGTH = 4000
 """Characters; more than the 64 tokens that a model reads can hold."""
 MAX_IN_CHUNK = 64
 """Candidates in one chunk."""
+MAX_TO_REFINE = 32
+"""Pictures in one task of the refiner; each needs three references."""
 MAX_CHUNKS = 256
 """Chunks in one message."""
 MAX_CANDIDATES = 2**20
@@ -27,7 +29,7 @@ MAX_GIVEN_TOKENS = 4096
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LENGTH)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Index = Annotated[int, Field(ge=0, lt=1024)]
+Index = Annotated[int, Field(ge=0, lt=2048)]
 CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
 Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
@@ -40,6 +42,8 @@ class Stage(StrEnum):
     GENERATE = "generate"
     DECODE = "decode"
     RANK = "rank"
+    REFINE = "refine"
+    """An optional step after the pictures are chosen."""
     EVENTS = "events"
     """The gateway's step: it receives the events that the other stages send."""
 

@@ -41,6 +41,8 @@ class FailureReason(StrEnum):
     """The task asks for something impossible."""
     MODEL = "model"
     """The service has another model, or another revision of it."""
+    INPUTS = "inputs"
+    """An object that the work needs is missing or damaged, and only the gateway can have it made again."""
     POISON = "poison"
     """The worker died at every attempt, and no attempt is left."""
     EXHAUSTED = "exhausted"

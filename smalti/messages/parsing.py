@@ -9,10 +9,10 @@ from pydantic_core import from_json
 from smalti.errors import ExpiredMessageError, MalformedMessageError, UnknownVersionError
 from smalti.messages.envelope import VERSION, check_size
 from smalti.messages.events import Event, Failed, Progress, StageDone
-from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask
+from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask, RefineTask
 from smalti.validation import first_problem
 
-Task = EncodeTask | GenerateTask | DecodeTask | RankTask
+Task = EncodeTask | GenerateTask | DecodeTask | RankTask | RefineTask
 Message = Task | StageDone | Progress | Failed
 
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

@@ -1,4 +1,4 @@
-"""The tasks of the four stages, and which task or event follows from which."""
+"""The tasks of the stages, and which task or event follows from which."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -9,6 +9,7 @@ from smalti.messages.envelope import (
     MAX_CHUNKS,
     MAX_GIVEN_TOKENS,
     MAX_IN_CHUNK,
+    MAX_TO_REFINE,
     CandidateIndex,
     Chunk,
     Count,
@@ -20,8 +21,9 @@ from smalti.messages.envelope import (
     Stage,
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
-from smalti.parameters import SamplingParameters, Seed
+from smalti.parameters import SamplingParameters, SecondPass, Seed
 from smalti.storage import ObjectRef
+from smalti.validation import Strict
 
 Flag = Annotated[bool, Field(exclude_if=lambda flag: not flag)]
 """A field that is in the JSON only if it is true: a message that needs nothing new stays as it was."""
@@ -250,6 +252,59 @@ class RankTask(ChunkTask):
     def _check_pictures(self) -> Self:
         _check_keys(self.pictures, tuple(self.keys.candidate(index) for index in self.candidates))
         return self
+
+
+class PictureToRefine(Strict):
+    """A chosen picture, and what the refiner needs to know of it."""
+
+    candidate: CandidateIndex
+    picture: ObjectRef
+    tokens: ObjectRef | None = None
+    """The tokens of the candidate's chunk; None if the picture is only enlarged."""
+    row: Annotated[int, Field(ge=0, lt=MAX_IN_CHUNK)] = 0
+    """The candidate's row in the tokens."""
+    encoding: ObjectRef | None = None
+    """The encoding that the candidate was generated from; None if the picture is only enlarged."""
+
+
+class RefineTask(StageTask):
+    """Enlarge chosen pictures, and refine them. Only the event `StageDone` follows.
+
+    It is not a task of a chunk of candidates: its pictures may come from several of them.
+    """
+
+    stage_queue = Stage.REFINE
+
+    kind: Literal["refine"] = "refine"
+    chunk: Index
+    """Number of these pictures among the chunks of the job."""
+    second_pass: SecondPass
+    refiner: ShortText | None = None
+    """Revision of the refiner's weights; None if the pictures are only enlarged."""
+    pictures: Annotated[tuple[PictureToRefine, ...], Field(min_length=1, max_length=MAX_TO_REFINE)]
+
+    @model_validator(mode="after")
+    def _check_pictures(self) -> Self:
+        if self.version < 2:
+            raise ValueError("refine needs version 2")
+        candidates = [each.candidate for each in self.pictures]
+        if len(set(candidates)) < len(candidates):
+            raise ValueError("a candidate occurs twice")
+        _check_keys(
+            tuple(each.picture for each in self.pictures), tuple(map(self.keys.candidate, candidates))
+        )
+        for each in self.pictures:
+            inputs = [ref for ref in (each.tokens, each.encoding) if ref is not None]
+            if self.second_pass.refine is not None and (len(inputs) < 2 or self.refiner is None):
+                raise ValueError("refine needs the tokens, the encoding, and the revision of the refiner")
+            for ref in inputs:
+                if ref.key not in self.keys:
+                    raise ValueError(f"{ref.key} is not in the job's folder")
+        return self
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return self.job, self.kind, str(self.chunk)
 
 
 def _check_keys(refs: tuple[ObjectRef, ...], keys: tuple[str, ...]) -> None:

@@ -1,3 +1,13 @@
 """The networks and their configurations."""
 
-__all__ = ["bart", "bart_config", "clip", "configuration", "layers", "vqgan", "vqgan_config"]
+__all__ = [
+    "bart",
+    "bart_config",
+    "clip",
+    "configuration",
+    "layers",
+    "refiner",
+    "refiner_config",
+    "vqgan",
+    "vqgan_config",
+]

@@ -65,6 +65,15 @@ def average_squares(
     return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
 
 
+def split_patches(
+    x: Float[Array, "batch rows columns patch_channels"], size: int
+) -> Float[Array, "batch height width channels"]:
+    """Splits each pixel into a square of `size` by `size` pixels; the inverse of `join_patches`."""
+    batch, rows, columns, channels = x.shape
+    x = x.reshape(batch, rows, columns, size, size, channels // size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels // size**2)
+
+
 def flatten(tree: Parameters) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths, joined with "/"."""
     return traverse_util.flatten_dict(tree, sep="/")

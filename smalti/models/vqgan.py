@@ -17,14 +17,25 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from smalti.checkpoints.loading import VQGAN_LAYOUT
+from smalti.checkpoints.loading import VQGAN_LAYOUT, load_parameters
 from smalti.errors import ModelError
-from smalti.models.layers import Parameters, apply, average_squares, join_patches, precision, shapes
+from smalti.models.layers import (
+    Parameters,
+    apply,
+    average_squares,
+    flatten,
+    join_patches,
+    precision,
+    shapes,
+    split_patches,
+)
 from smalti.models.network_files import load_network, save_network
 from smalti.models.vqgan_config import GROUPS, Levels
 from smalti.models.vqgan_config import VQGANConfig as VQGANConfig
 
 GROUP_NORM_EPSILON = 1e-6
+CODEBOOK = "quantize/embedding/embedding"
+"""Name of the codebook."""
 
 
 class Block(nn.Module):
@@ -185,16 +196,7 @@ class Decoder(Block):
                 name=f"up_{level}",
             )(x)
         x = self.conv(3 * levels.patch_size**2, 3, "conv_out")(nn.swish(self.norm("norm_out")(x)))
-        return _patches_to_pixels(x, levels.patch_size)
-
-
-def _patches_to_pixels(
-    x: Float[Array, "batch rows columns patch_channels"], size: int
-) -> Float[Array, "batch height width 3"]:
-    """The inverse of `join_patches`."""
-    batch, rows, columns, channels = x.shape
-    x = x.reshape(batch, rows, columns, size, size, channels // size**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels // size**2)
+        return split_patches(x, levels.patch_size)
 
 
 class Codebook(nn.Module):
@@ -279,6 +281,15 @@ def parameter_shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
     return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
 
 
+def load_codebook(folder: Path) -> Float[np.ndarray, "codes embed_dim"]:
+    """Loads the codebook of a VQGAN's folder, in float32, and no other weights; raises `ModelError`."""
+    expected = parameter_shapes(VQGANConfig.load(folder))
+    (codebook,) = load_parameters(
+        folder, expected, VQGAN_LAYOUT, select=lambda name: name == CODEBOOK
+    ).values()
+    return codebook.astype(np.float32)
+
+
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def encode(
     config: VQGANConfig, params: Parameters, pixels: Float[Array, "batch height width 3"], *, dtype: DTypeLike
@@ -323,6 +334,11 @@ class VQGAN:
     def has_encoder(self) -> bool:
         """Whether pictures can be encoded; min-dalle's files contain only the decoder."""
         return "encoder" in self.params
+
+    @property
+    def codebook(self) -> Float[np.ndarray, "codes embed_dim"]:
+        """The code vectors, in float32."""
+        return np.asarray(flatten(self.params)[CODEBOOK], np.float32)
 
     def encode(self, pixels: Float[Array | np.ndarray, "batch height width 3"]) -> Int[Array, "batch tokens"]:
         """Returns the codes of pictures, row by row.

@@ -5,6 +5,7 @@
 * `text/`, or together with `bart/`: `tokenizer.json`, or `vocab.json` and `merges.txt`
 * `vqgan/`: `config.json` and `model.safetensors`
 * `clip/`, unless open_clip downloads the CLIP: `open_clip_config.json` and `open_clip_model.safetensors`
+* `refiner/`, optional: `config.json` and `model.safetensors`
 * optionally the model card: `README.md` and `samples.png`, which are not part of the model
 """
 
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from smalti.errors import ModelError
 from smalti.parameters import Defaults, SamplingParameters
@@ -31,6 +32,8 @@ from smalti.text.vocabulary import KNOWN_WORDS_FILE
 
 CARD_FILE = "README.md"
 SAMPLES_FILE = "samples.png"
+REFINER = "refiner"
+"""Folder of the refiner."""
 _NOT_PARTS = {MANIFEST_FILE, CARD_FILE, SAMPLES_FILE}
 """The card quotes measurements of a revision, so writing the card must not change the revision."""
 
@@ -76,7 +79,8 @@ class ModelFolder:
     ) -> Self:
         """Writes `model.json` into a folder that holds the parts of a model, and returns the model.
 
-        The parts are the folders `bart`, `vqgan`, `clip` and `text`; without `text`, the tokenizer is in `bart`.
+        The parts are the folders `bart`, `vqgan`, `clip`, `text` and `refiner`. Without `text`, the tokenizer is in
+        `bart`; a model need not have a `refiner`.
 
         Args:
             path: the folder.
@@ -94,18 +98,22 @@ class ModelFolder:
             ModelError: a part is missing, or another value is invalid.
         """
         clip_entry = (ClipFolder(folder="clip") if clip is None else clip_name(clip)).model_dump()
-        parts = {
+        parts: dict[str, Any] = {
             "text": "text" if (path / "text").is_dir() else "bart",
             "bart": "bart",
             "vqgan": "vqgan",
             "clip": clip_entry,
         }
         digests = {file: sha256_of(path / file) for file in list_files(path)}
+        refiner = None
+        if (path / REFINER).is_dir():
+            refiner = REFINER
+            parts["refiner"] = {"folder": refiner, "revision": refiner_revision_of(digests, refiner)}
         fields = {
             "format": FORMAT,
             "name": name,
             "licence": licence,
-            "revision": revision_of(digests, clip_entry),
+            "revision": revision_of(digests, clip_entry, refiner),
             "description": description,
             "source": source,
             "parts": parts,
@@ -168,10 +176,24 @@ class ModelFolder:
         clip = self.manifest.parts.clip
         return self.path / clip.folder if isinstance(clip, ClipFolder) else f"{clip.name}:{clip.pretrained}"
 
+    @property
+    def refiner_folder(self) -> Path | None:
+        """Folder of the refiner; None if the model has none."""
+        refiner = self.manifest.parts.refiner
+        return self.path / refiner.folder if refiner else None
+
+    @property
+    def refiner_revision(self) -> str | None:
+        """Identifies the refiner's files, as `revision` does those of the model; None if it has no refiner."""
+        refiner = self.manifest.parts.refiner
+        return refiner.revision if refiner else None
+
     def _check_parts(self) -> None:
         parts = {"text": self.text_folder, "bart": self.bart_folder, "vqgan": self.vqgan_folder}
         if isinstance(self.clip_source, Path):
             parts["clip"] = self.clip_source
+        if self.refiner_folder is not None:
+            parts["refiner"] = self.refiner_folder
         for part, folder in parts.items():
             if not folder.is_dir():
                 raise ModelError(f"{self.path}: part {part} is missing: no folder {folder}")
@@ -198,13 +220,32 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def revision_of(digests: Mapping[str, str], clip: Mapping[str, str]) -> str:
-    """Returns the revision of a model: a SHA-256 over its files and its CLIP.
+def revision_of(digests: Mapping[str, str], clip: Mapping[str, str], refiner: str | None = None) -> str:
+    """Returns the revision of a model: a SHA-256 over its files and its CLIP, without those of its refiner.
 
     Args:
         digests: SHA-256 of each file by its path in the folder.
         clip: the entry `parts.clip` of the manifest.
+        refiner: folder of the refiner, if the model has one.
     """
-    content = {"files": [[path, digests[path]] for path in sorted(digests)], "clip": clip}
+    files = [[path, digests[path]] for path in sorted(digests) if not _is_inside(path, refiner)]
+    return _digest_of({"files": files, "clip": clip})
+
+
+def refiner_revision_of(digests: Mapping[str, str], refiner: str) -> str:
+    """Returns the revision of a refiner: a SHA-256 over its files; arguments as for `revision_of`."""
+    files = [
+        [path.removeprefix(f"{refiner}/"), digests[path]]
+        for path in sorted(digests)
+        if _is_inside(path, refiner)
+    ]
+    return _digest_of({"files": files})
+
+
+def _is_inside(path: str, folder: str | None) -> bool:
+    return folder is not None and path.startswith(f"{folder}/")
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
     encoded = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"

@@ -147,8 +147,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copies a folder without its hidden files; links become copies of the files that they point to."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".*"))
+    """Copies a folder without its hidden files; links become copies of the files that they point to.
+
+    Args:
+        source: the folder.
+        target: the copy; may exist already.
+    """
+    shutil.copytree(
+        source,
+        target,
+        copy_function=shutil.copyfile,
+        ignore=shutil.ignore_patterns(".*"),
+        dirs_exist_ok=True,
+    )
 
 
 def raise_first(problems: list[str]) -> None:

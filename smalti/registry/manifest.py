@@ -30,6 +30,7 @@ _NAME_RULE = "up to 100 letters, digits, '.', '_' and '-', a letter or digit fir
 Name = Annotated[str, Field(pattern=NAME)]
 InnerPath = Annotated[str, AfterValidator(_inside)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Revision = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
 class ClipFolder(Strict):
@@ -45,6 +46,14 @@ class ClipName(Strict):
     pretrained: Annotated[str, Field(min_length=1)]
 
 
+class RefinerFolder(Strict):
+    """A refiner in the model folder."""
+
+    folder: InnerPath
+    revision: Revision
+    """Identifies its files. They do not count for the revision of the model, whose pictures they do not change."""
+
+
 class Parts(Strict):
     """The parts of the model, as paths relative to its folder."""
 
@@ -52,6 +61,8 @@ class Parts(Strict):
     bart: InnerPath
     vqgan: InnerPath
     clip: ClipFolder | ClipName
+    refiner: RefinerFolder | None = None
+    """None for a model without a refiner."""
 
 
 class FileRecord(Strict):
@@ -69,7 +80,7 @@ class Manifest(Strict):
     format: Literal[1]
     name: Name
     licence: Annotated[str, Field(min_length=1)]
-    revision: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    revision: Revision
     """Identifies the content: the same files and the same CLIP give the same revision, whatever the name."""
     description: str = ""
     source: str = ""

@@ -9,24 +9,32 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from smalti.checkpoints.loading import DALLEBART_LAYOUT, VQGAN_LAYOUT, Checkpoint, Layout, open_checkpoint
+from smalti.checkpoints.loading import (
+    DALLEBART_LAYOUT,
+    REFINER_LAYOUT,
+    VQGAN_LAYOUT,
+    Checkpoint,
+    Layout,
+    open_checkpoint,
+)
 from smalti.checkpoints.names import Shape
 from smalti.checkpoints.safetensors import index_safetensors
 from smalti.errors import CheckpointError, ConfigError, ModelError
-from smalti.models import bart, vqgan
+from smalti.models import bart, refiner, vqgan
 from smalti.models.bart_config import DalleBartConfig
 from smalti.models.configuration import read_config
+from smalti.models.refiner_config import RefinerConfig
 from smalti.models.vqgan_config import VQGANConfig
 from smalti.registry.folder import ModelFolder
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
-from smalti.registry.spec import find_mismatches
+from smalti.registry.spec import find_mismatches, find_refiner_mismatches
 from smalti.text.tokenizer import TextTokenizer
 from smalti.text.vocabulary import load_words
 
 CLIP_CONFIG_FILE = "open_clip_config.json"
 CONFIG_FILE = "config.json"
 
-Config = TypeVar("Config", DalleBartConfig, VQGANConfig)
+Config = TypeVar("Config", DalleBartConfig, VQGANConfig, RefinerConfig)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,12 @@ VQGAN: Network[VQGANConfig] = Network(
     layout=VQGAN_LAYOUT,
     published=(VQGAN_F16_16384,),
 )
+REFINER: Network[RefinerConfig] = Network(
+    parse=RefinerConfig.from_fields,
+    shapes=cache(refiner.parameter_shapes),
+    layout=REFINER_LAYOUT,
+    published=(),
+)
 
 
 def find_part_problems(folder: ModelFolder) -> list[str]:
@@ -111,6 +125,11 @@ def find_part_problems(folder: ModelFolder) -> list[str]:
     problems += more
     if transformer and codebook:
         problems += find_mismatches(folder.path, transformer, codebook)
+    if folder.refiner_folder is not None:
+        second, more = _open(REFINER, folder.refiner_folder)
+        problems += more
+        if second and transformer and codebook:
+            problems += find_refiner_mismatches(folder.path, second, transformer, codebook)
     if transformer:
         problems += find_tokenizer_problems(folder.text_folder, transformer)
     if isinstance(folder.clip_source, Path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from smalti.errors import ModelError
-from smalti.registry.folder import ModelFolder, list_files, revision_of, sha256_of
+from smalti.registry.folder import ModelFolder, list_files, refiner_revision_of, revision_of, sha256_of
 from smalti.registry.manifest import MANIFEST_FILE
 
 
@@ -41,5 +41,9 @@ def _find_file_problems(folder: ModelFolder) -> Iterator[str]:
         elif (digest := sha256_of(path)) != record.sha256:
             yield f"{path}: changed: SHA-256 is {digest}, but {MANIFEST_FILE} says {record.sha256}"
     digests = {file: record.sha256 for file, record in recorded.items()}
-    if revision_of(digests, folder.manifest.parts.clip.model_dump()) != folder.revision:
+    refiner = folder.manifest.parts.refiner
+    clip = folder.manifest.parts.clip.model_dump()
+    if revision_of(digests, clip, refiner.folder if refiner else None) != folder.revision:
         yield f"{folder.path / MANIFEST_FILE}: revision: does not match the listed files"
+    if refiner and refiner_revision_of(digests, refiner.folder) != refiner.revision:
+        yield f"{folder.path / MANIFEST_FILE}: parts.refiner.revision: does not match the listed files"

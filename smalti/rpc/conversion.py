@@ -7,11 +7,11 @@ from jaxtyping import Float, Int
 
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
-from smalti.parameters import Priority, SamplingParameters
+from smalti.parameters import Priority, Refinement, SamplingParameters, SecondPass, check_second_pass
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.text.rewording import Rewording
-from smalti.v1 import encoder_pb2, model_pb2, prompt_pb2, sampling_pb2, tensor_pb2
+from smalti.v1 import encoder_pb2, job_pb2, model_pb2, prompt_pb2, refiner_pb2, sampling_pb2, tensor_pb2
 from smalti.v1.tokens_pb2 import ImageTokens
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -48,6 +48,45 @@ def sampling_of(
     given = {descriptor.name: value for descriptor, value in message.ListFields()}
     with within(field):
         return SamplingParameters.check(**{**defaults.every_value(), **given})
+
+
+def refinement_message(refine: Refinement, revision: str | None = None) -> refiner_pb2.Refinement:
+    """Returns the parameters of the refiner, and its revision if it is known, as a message."""
+    return refiner_pb2.Refinement(**refine.model_dump(), revision=revision or "")
+
+
+def second_pass_of(
+    message: job_pb2.ImageParameters | refiner_pb2.RefineRequest, trained_upscale: int | None
+) -> SecondPass | None:
+    """Returns the second pass that a message asks for; None if it asks for none.
+
+    Args:
+        message: has the fields `refine` and `upscale`.
+        trained_upscale: the factor that the model's refiner was trained for; None if the model has no refiner.
+
+    Raises:
+        InvalidInputError: a value is out of range; names the field by its path.
+        NotSupportedError: the model has no refiner.
+    """
+    refine = None
+    if message.HasField("refine"):
+        with within("refine"):
+            given = {field.name: value for field, value in message.refine.ListFields()}
+            given.pop("revision", None)
+            refine = Refinement.check(**given)
+    upscale = message.upscale if message.HasField("upscale") else None
+    return check_second_pass(refine, upscale, trained_upscale)
+
+
+def check_refiner(message: job_pb2.ImageParameters | refiner_pb2.RefineRequest, revision: str | None) -> None:
+    """Checks that the refiner has the revision that a message asks for, if it asks for one.
+
+    Raises:
+        ModelMismatchError: it has another revision.
+    """
+    asked = message.refine.revision if message.HasField("refine") else ""
+    if asked and asked != revision:
+        raise ModelMismatchError(f"refine.revision is {asked}, but the refiner has revision {revision}")
 
 
 def encoding_message(

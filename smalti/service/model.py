@@ -35,4 +35,8 @@ def model_message(spec: ModelSpec) -> model_pb2.Model:
         default_diversity=folder.defaults.diversity,
         default_n=folder.defaults.n,
         default_candidates=folder.defaults.candidates,
+        refiner=model_pb2.Refiner(revision=spec.refiner_revision or "", upscale=spec.refiner.upscale)
+        if spec.refiner
+        else None,
+        enlarges=True,
     )

@@ -16,9 +16,9 @@ class ServiceSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix=SERVICE_PREFIX)
 
     concurrency: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Maximum number of messages that a stage handles at the same time. If unset, 4 for an encoder, 2 for a decoder and
-    a ranker, and a quarter of the slots plus 2 for a generator: then chunks of 4 candidates fill the slots and the next
-    ones are ready."""
+    """Maximum number of messages that a stage handles at the same time. If unset, 4 for an encoder, 2 for a decoder, a
+    ranker and a refiner, and a quarter of the slots plus 2 for a generator: then chunks of 4 candidates fill the slots
+    and the next ones are ready."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
     """Number of candidates that a generator processes at the same time; memory grows with it."""
     waiting: Annotated[int, Field(ge=1, le=2**20)] | None = None

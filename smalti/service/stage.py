@@ -1,7 +1,7 @@
-"""The shared part of the four stages: handling a message.
+"""The shared part of the stages: handling a message.
 
 A stage checks whether its work is already done, loads its inputs, computes, writes, and sends the messages that follow.
-The handlers in `services/` add what is particular to encoding, generating, decoding and ranking.
+The handlers in `services/` add what is particular to encoding, generating, decoding, ranking and refining.
 """
 
 import logging
@@ -232,7 +232,9 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
     def _from_the_start(self, task: TaskType, error: MissingObjectError | DamagedObjectError) -> Message:
         """Deletes the damaged object, and returns the task that makes the chunk again from the prompt."""
         if not isinstance(task, ChunkTask):
-            raise error
+            # Its inputs come from several chunks, which only the gateway can have made again.
+            self.store.delete(error.key)
+            raise PermanentError(FailureReason.INPUTS, str(error)) from error
         if task.attempt >= self._broker.attempts:
             raise RetryError(str(error)) from error
         log.warning("chunk %d of %s starts again from the prompt: %s", task.chunk, task.job, error)

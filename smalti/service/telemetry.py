@@ -108,7 +108,7 @@ def start(
     """Sets up the log, the traces and the metrics of this process; to be called first of all.
 
     Args:
-        service: `encoder`, `generator`, `decoder`, `ranker` or `gateway`.
+        service: `encoder`, `generator`, `decoder`, `ranker`, `refiner` or `gateway`.
         model: the name of the model; where it is not known yet, set `Telemetry.metrics.model` later.
         log_settings: None reads them from the environment.
         metrics_settings: None reads them from the environment.

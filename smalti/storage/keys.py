@@ -78,6 +78,10 @@ class JobKeys:
         """Returns the key of a candidate's picture."""
         return f"{self.folder}candidates/{_number(index)}.png"
 
+    def refined(self, index: int) -> str:
+        """Returns the key of a candidate's picture after the second pass."""
+        return f"{self.folder}refined/{_number(index)}.png"
+
     def scores(self, chunk: int) -> str:
         """Returns the key of the scores of a chunk's pictures."""
         return f"{self.folder}scores/{_number(chunk)}.json"

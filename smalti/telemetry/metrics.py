@@ -30,8 +30,8 @@ SHARES: Final = tuple(step / 10 for step in range(1, 11))
 """The bucket limits of shares."""
 
 GENERATOR, GATEWAY, DECODER, ENCODER = "generator", "gateway", "decoder", "encoder"
-RANKER, WEB = "ranker", "web"
-STAGES: Final = (ENCODER, GENERATOR, DECODER, RANKER)
+RANKER, REFINER, WEB = "ranker", "refiner", "web"
+STAGES: Final = (ENCODER, GENERATOR, DECODER, RANKER, REFINER)
 COMPILED: Final = (ENCODER, GENERATOR, DECODER)
 QUEUED: Final = (*STAGES, GATEWAY)
 """The services that work on messages of queues."""
@@ -107,7 +107,7 @@ DEFINITIONS: Final = (
     _histogram("engine_step_seconds", "duration of one dispatch of the engine (several decoding steps)", (GENERATOR,)),
     _histogram("batch_occupancy", "share of the slots in use, per dispatch", (GENERATOR,), buckets=SHARES),
     _counter("tokens_generated_total", "generated image tokens", (GENERATOR,)),
-    _counter("images_total", "decoded pictures", (DECODER,)),
+    _counter("images_total", "decoded pictures; of a refiner: refined and enlarged ones", (DECODER, REFINER)),
     _counter(
         "engine_compilations_total", "programs compiled or read from the cache; constant after warm-up", COMPILED
     ),

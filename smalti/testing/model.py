@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smalti.models import bart, vqgan
+from smalti.models import bart, refiner, vqgan
 from smalti.models.layers import Parameters, unflatten
 from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
@@ -26,6 +26,13 @@ TINY_VQGAN_64 = vqgan.VQGANConfig(
     n_embed=32, patch_size=16,
 )  # fmt: skip
 """For 64-pixel pictures: 16 tokens, 32 codes."""
+
+
+TINY_REFINER = refiner.RefinerConfig(
+    code_dim=TINY_VQGAN.embed_dim, text_dim=32, channels=(16, 32), num_res_blocks=1, attention_heads=2, patch_size=4,
+    upscale=2,
+)  # fmt: skip
+"""Enlarges the pictures of the tiny model to 64 pixels."""
 
 
 def tiny_bart_config(vocabulary: int, **changes: int) -> bart.DalleBartConfig:
@@ -56,13 +63,16 @@ def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Param
     return unflatten({name: draw(name, shape) for name, shape in shapes.items()})
 
 
-def tiny_model(folder: Path, seed: int = 0, words: Words | None = None) -> ModelFolder:
+def tiny_model(
+    folder: Path, seed: int = 0, words: Words | None = None, *, with_refiner: bool = False
+) -> ModelFolder:
     """Writes the folder of a tiny model; a seed determines all bytes.
 
     Args:
         folder: the folder to create; must not exist.
         seed: the seed of the random weights.
         words: the words that the model knows; None for a model that accepts any text.
+        with_refiner: whether the model has a refiner.
     """
     folder.mkdir(parents=True)
     config = tiny_bart_config(tiny_tokenizer_files(folder / "bart"))
@@ -71,6 +81,9 @@ def tiny_model(folder: Path, seed: int = 0, words: Words | None = None) -> Model
         folder / "vqgan"
     )
     tiny_clip(folder / "clip", seed)
+    if with_refiner:
+        shapes = refiner.parameter_shapes(TINY_REFINER)
+        refiner.Refiner(TINY_REFINER, random_parameters(shapes, seed)).save(folder / "refiner")
     if words:
         (folder / KNOWN_WORDS_FILE).write_text(words.model_dump_json(indent=1), "utf-8")
     return ModelFolder.create(

@@ -14,6 +14,7 @@ from smalti.messages import (
     Progress,
     PromptReading,
     RankTask,
+    RefineTask,
     StageDone,
 )
 from smalti.results import RankedPicture, ScoresFile, pack_features
@@ -114,8 +115,16 @@ class FakeStages:
         )
         return task.done(self.store.put(task.keys.scores(task.chunk), scores.to_bytes()))
 
+    def refine(self, task: RefineTask) -> StageDone:
+        """Writes the refined files of chosen pictures."""
+        refs = [
+            self.store.put(task.keys.refined(each.candidate), refined_bytes(self.store.get(each.picture.key)))
+            for each in task.pictures
+        ]
+        return task.done(*refs)
+
     def run(self, task: EncodeTask) -> Iterator[Message]:
-        """Runs all stages for a task; yields the events in order."""
+        """Runs all stages from the encoder to the ranker for a task; yields the events in order."""
         generates, encoded = self.encode(task)
         yield encoded
         for generate in generates:
@@ -127,6 +136,11 @@ class FakeStages:
 
     def _token(self, index: int) -> int:
         return index % 16
+
+
+def refined_bytes(picture: bytes) -> bytes:
+    """Returns the refined file of a picture."""
+    return b"refined " + picture
 
 
 def picture_bytes(seed: int, index: int) -> bytes:

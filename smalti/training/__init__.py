@@ -7,9 +7,9 @@ data.world    the world of composed pictures, and the shipped data set
 batches       what a step of training is given
 loop          settings, steps, checkpoints, log, and the loop itself
 judge         the classifier that measures pictures
-trainers      the four trainers behind one entrance: tokenizer, generator, ranker, judge
+trainers      the trainers behind one entrance: tokenizer, generator, ranker, refiner, judge
 evaluation    measuring a model, and the pages about it
-export        runs to a model folder
+export        runs to a model folder; `refiner_export` adds a refiner to one
 """
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "export",
     "judge",
     "loop",
+    "refiner_export",
     "similarity",
     "trainers",
 ]

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -14,22 +13,20 @@ from smalti.files import staged
 from smalti.models import bart
 from smalti.models.bart import DalleBart
 from smalti.models.clip import CONFIG_FILE
-from smalti.models.layers import Parameters, flatten
+from smalti.models.layers import flatten
 from smalti.models.vqgan import VQGAN
 from smalti.parameters import Defaults
 from smalti.registry.folder import ModelFolder
 from smalti.text.tokenizer import copy_text_files
 from smalti.training.batches.text_tokenizer import load_tokenizer
 from smalti.training.loop.run_folder import SETTINGS_FILE, load_best, load_run_settings
+from smalti.training.refiner_export import Stored, convert, load_refiner, save_refiner
 from smalti.training.trainers.generator import GeneratorSettings
 from smalti.training.trainers.generator_inputs import CARRIED_FILES
 from smalti.training.trainers.inputs import TEXT_FOLDER, VQGAN_FOLDER
 from smalti.training.trainers.ranker_export import TrainedRanker
 from smalti.training.trainers.tokenizer import load_vqgan, sizes_of_codes
 from smalti.training.trainers.tokenizer_objective import CODES
-
-Stored = Literal["float32", "float16"]
-"""Type of the weights in the files; the machine determines the type of the computation."""
 
 
 def export(
@@ -40,6 +37,7 @@ def export(
     name: str,
     licence: str,
     tokenizer: Path | None = None,
+    refiner: Path | None = None,
     description: str = "",
     source: str = "",
     defaults: Defaults | None = None,
@@ -57,6 +55,7 @@ def export(
         licence: licence of the model, an SPDX identifier.
         tokenizer: run of the tokenizer, whose decoder is exported. It must make the tokens that the generator was
             trained with. By default the generator's own.
+        refiner: run of a refiner for a model with the same image tokenizer; None for a model without a refiner.
         description: one sentence about the model.
         source: where the model comes from.
         defaults: what a request gets that does not say otherwise.
@@ -77,14 +76,17 @@ def export(
     text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
     config = settings.config(text.vocabulary_size, vqgan.config)
     untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
-    model = DalleBart(config, _convert(stored, load_best(generator, untrained)))
+    model = DalleBart(config, convert(stored, load_best(generator, untrained)))
     write_clip = _clip_writer(ranker)
+    trained_refiner = None if refiner is None else load_refiner(refiner, vqgan)
     with staged(out, overwrite) as folder:
         model.save(folder / "bart")
         copy_text_files(generator / TEXT_FOLDER, folder / "bart")
-        VQGAN(vqgan.config, _convert(stored, vqgan.params)).save(folder / "vqgan")
+        VQGAN(vqgan.config, convert(stored, vqgan.params)).save(folder / "vqgan")
         if write_clip is not None:
             write_clip(folder / "clip")
+        if trained_refiner is not None:
+            save_refiner(trained_refiner, folder, stored)
         for file in CARRIED_FILES:
             if (generator / file).is_file():
                 shutil.copyfile(generator / file, folder / file)
@@ -99,10 +101,6 @@ def export(
             defaults=defaults,
         )
     return ModelFolder.open(out)
-
-
-def _convert(stored: Stored, params: Parameters) -> Parameters:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, stored), params)
 
 
 def _clip_writer(ranker: str) -> Callable[[Path], object] | None:

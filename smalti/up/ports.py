@@ -8,7 +8,7 @@ import psutil
 from smalti.errors import InvalidInputError
 from smalti.up.servers import HOST, free_port, is_free
 
-SERVICES = ("gateway", "encoder", "generator", "decoder", "ranker")
+SERVICES = ("gateway", "encoder", "generator", "decoder", "ranker", "refiner")
 """The services that speak gRPC."""
 WEB = "web"
 

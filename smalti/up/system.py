@@ -110,6 +110,7 @@ class System:
             environment |= {
                 "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'jobs.sqlite3'}",
                 "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",
+                "SMALTI_GATEWAY_REFINER": "1",
             }
         return ServiceServer(name, folder, self.ports[name], environment, *self._command(name))
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from smalti.v1 import model_pb2 as smalti_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/engine.proto\x12\tsmalti.v1\x1a\x15smalti/v1/model.proto\"\x12\n\x10GetEngineRequest\"6\n\x11GetEngineResponse\x12!\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x11.smalti.v1.Engine\"\x9b\x01\n\x06\x45ngine\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.smalti.v1.Stage\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.smalti.v1.Model\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05*f\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x12\n\x0eSTAGE_GENERATE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03\x12\x0e\n\nSTAGE_RANK\x10\x04\x32W\n\rEngineService\x12\x46\n\tGetEngine\x12\x1b.smalti.v1.GetEngineRequest\x1a\x1c.smalti.v1.GetEngineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/engine.proto\x12\tsmalti.v1\x1a\x15smalti/v1/model.proto\"\x12\n\x10GetEngineRequest\"6\n\x11GetEngineResponse\x12!\n\x06\x65ngine\x18\x01 \x01(\x0b\x32\x11.smalti.v1.Engine\"\x9b\x01\n\x06\x45ngine\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.smalti.v1.Stage\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.smalti.v1.Model\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05*x\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x12\n\x0eSTAGE_GENERATE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03\x12\x0e\n\nSTAGE_RANK\x10\x04\x12\x10\n\x0cSTAGE_REFINE\x10\x05\x32W\n\rEngineService\x12\x46\n\tGetEngine\x12\x1b.smalti.v1.GetEngineRequest\x1a\x1c.smalti.v1.GetEngineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smalti.v1.engine_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STAGE']._serialized_start=294
-  _globals['_STAGE']._serialized_end=396
+  _globals['_STAGE']._serialized_end=414
   _globals['_GETENGINEREQUEST']._serialized_start=60
   _globals['_GETENGINEREQUEST']._serialized_end=78
   _globals['_GETENGINERESPONSE']._serialized_start=80
   _globals['_GETENGINERESPONSE']._serialized_end=134
   _globals['_ENGINE']._serialized_start=137
   _globals['_ENGINE']._serialized_end=292
-  _globals['_ENGINESERVICE']._serialized_start=398
-  _globals['_ENGINESERVICE']._serialized_end=485
+  _globals['_ENGINESERVICE']._serialized_start=416
+  _globals['_ENGINESERVICE']._serialized_end=503
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,8 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     """Decodes tokens to pictures."""
     STAGE_RANK: _Stage.ValueType  # 4
     """Scores pictures against a prompt."""
+    STAGE_REFINE: _Stage.ValueType  # 5
+    """Refines and enlarges chosen pictures."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """The pipeline stage that an engine computes."""
@@ -48,6 +50,8 @@ STAGE_DECODE: Stage.ValueType  # 3
 """Decodes tokens to pictures."""
 STAGE_RANK: Stage.ValueType  # 4
 """Scores pictures against a prompt."""
+STAGE_REFINE: Stage.ValueType  # 5
+"""Refines and enlarges chosen pictures."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final

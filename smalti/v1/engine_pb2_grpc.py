@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EngineServiceStub:
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def __init__(self, channel):
@@ -44,8 +44,8 @@ class EngineServiceStub:
 
 
 class EngineServiceServicer:
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def GetEngine(self, request, context):
@@ -72,8 +72,8 @@ def add_EngineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngineService:
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EngineServiceStub:
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @_typing.overload
@@ -40,8 +40,8 @@ class EngineServiceStub:
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -49,8 +49,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """Returns a description of the engine. UNAVAILABLE: the engine has stopped."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Describes the engine behind a service and its load. The encoder, generator, decoder and ranker each offer it beside
-    their own service. For the engine's health, use grpc.health.v1.Health.
+    """Describes the engine behind a service and its load. The encoder, generator, decoder, ranker and refiner each offer
+    it beside their own service. For the engine's health, use grpc.health.v1.Health.
     """
 
     @_abc_1.abstractmethod

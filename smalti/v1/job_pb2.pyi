@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from smalti.v1 import model_pb2 as _model_pb2
 from smalti.v1 import prompt_pb2 as _prompt_pb2
+from smalti.v1 import refiner_pb2 as _refiner_pb2
 from smalti.v1 import sampling_pb2 as _sampling_pb2
 from smalti.v1 import tokens_pb2 as _tokens_pb2
 import builtins as _builtins
@@ -83,6 +84,8 @@ class ImageParameters(_message.Message):
     INITIAL_IMAGE_FIELD_NUMBER: _builtins.int
     VARY_FIELD_NUMBER: _builtins.int
     DIVERSITY_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
+    UPSCALE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt: 1 to `Limits.prompt_characters` characters, not blank. Surrounding white space is removed."""
     n: _builtins.int
@@ -109,6 +112,11 @@ class ImageParameters(_message.Message):
     """The weight of difference from each other when the pictures are chosen from the candidates. From 0 to 1; 0 chooses by
     score alone. If omitted, `Model.default_diversity`.
     """
+    upscale: _builtins.int
+    """The factor by which the chosen pictures are enlarged: 1, 2 or 4. If omitted, `Refiner.upscale` for a job that
+    refines its pictures, and otherwise 1. Without `refine`, pictures are resampled, which adds no detail. Requires
+    `Model.enlarges`.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model. If omitted, the default model."""
@@ -120,6 +128,10 @@ class ImageParameters(_message.Message):
     @_builtins.property
     def initial_image(self) -> Global___InitialImage:
         """A picture to start from, for variations and completions. If omitted, the whole picture is generated."""
+
+    @_builtins.property
+    def refine(self) -> _refiner_pb2.Refinement:
+        """Refines the pictures that the ranker has chosen. If omitted, they are not refined. Requires `Model.refiner`."""
 
     def __init__(
         self,
@@ -134,10 +146,12 @@ class ImageParameters(_message.Message):
         initial_image: Global___InitialImage | None = ...,
         vary: _builtins.bool | None = ...,
         diversity: _builtins.float | None = ...,
+        refine: _refiner_pb2.Refinement | None = ...,
+        upscale: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "sampling", b"sampling", "seed", b"seed", "vary", b"vary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_upscale", b"_upscale", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "refine", b"refine", "sampling", b"sampling", "seed", b"seed", "upscale", b"upscale", "vary", b"vary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "vary", b"vary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_first_candidate", b"_first_candidate", "_n", b"_n", "_seed", b"_seed", "_upscale", b"_upscale", "_vary", b"_vary", "candidates", b"candidates", "diversity", b"diversity", "first_candidate", b"first_candidate", "initial_image", b"initial_image", "model", b"model", "n", b"n", "prompt", b"prompt", "refine", b"refine", "sampling", b"sampling", "seed", b"seed", "upscale", b"upscale", "vary", b"vary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015
@@ -149,6 +163,8 @@ class ImageParameters(_message.Message):
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__upscale: _TypeAlias = _typing.Literal["upscale"]  # noqa: Y015
+    _WhichOneofArgType__upscale: _TypeAlias = _typing.Literal["_upscale", b"_upscale"]  # noqa: Y015
     _WhichOneofReturnType__vary: _TypeAlias = _typing.Literal["vary"]  # noqa: Y015
     _WhichOneofArgType__vary: _TypeAlias = _typing.Literal["_vary", b"_vary"]  # noqa: Y015
     @_typing.overload
@@ -161,6 +177,8 @@ class ImageParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upscale) -> _WhichOneofReturnType__upscale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vary) -> _WhichOneofReturnType__vary | None: ...
 
@@ -378,6 +396,8 @@ class JobProgress(_message.Message):
     CANDIDATES_DRAWN_FIELD_NUMBER: _builtins.int
     CANDIDATES_DECODED_FIELD_NUMBER: _builtins.int
     CANDIDATES_RANKED_FIELD_NUMBER: _builtins.int
+    PICTURES_TO_REFINE_FIELD_NUMBER: _builtins.int
+    PICTURES_REFINED_FIELD_NUMBER: _builtins.int
     prompt_encoded: _builtins.bool
     """Whether the prompt is encoded."""
     candidates: _builtins.int
@@ -392,6 +412,10 @@ class JobProgress(_message.Message):
     """The number of decoded candidates."""
     candidates_ranked: _builtins.int
     """The number of candidates with a score."""
+    pictures_to_refine: _builtins.int
+    """The number of chosen pictures to refine or to enlarge; 0 for a job that asks for neither."""
+    pictures_refined: _builtins.int
+    """The number of chosen pictures that are refined or enlarged."""
     def __init__(
         self,
         *,
@@ -402,10 +426,12 @@ class JobProgress(_message.Message):
         candidates_drawn: _builtins.int = ...,
         candidates_decoded: _builtins.int = ...,
         candidates_ranked: _builtins.int = ...,
+        pictures_to_refine: _builtins.int = ...,
+        pictures_refined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "candidates_decoded", b"candidates_decoded", "candidates_drawn", b"candidates_drawn", "candidates_ranked", b"candidates_ranked", "prompt_encoded", b"prompt_encoded", "rows", b"rows", "rows_drawn", b"rows_drawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "candidates_decoded", b"candidates_decoded", "candidates_drawn", b"candidates_drawn", "candidates_ranked", b"candidates_ranked", "pictures_refined", b"pictures_refined", "pictures_to_refine", b"pictures_to_refine", "prompt_encoded", b"prompt_encoded", "rows", b"rows", "rows_drawn", b"rows_drawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

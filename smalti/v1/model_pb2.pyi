@@ -74,6 +74,8 @@ class Model(_message.Message):
     VOCABULARY_FIELD_NUMBER: _builtins.int
     DEFAULT_VARY_FIELD_NUMBER: _builtins.int
     DEFAULT_DIVERSITY_FIELD_NUMBER: _builtins.int
+    REFINER_FIELD_NUMBER: _builtins.int
+    ENLARGES_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """A description in one sentence."""
     licence: _builtins.str
@@ -106,6 +108,8 @@ class Model(_message.Message):
     """The default of `ImageParameters.vary`."""
     default_diversity: _builtins.float
     """The default of `ImageParameters.diversity`."""
+    enlarges: _builtins.bool
+    """Whether pictures can be enlarged."""
     @_builtins.property
     def reference(self) -> Global___ModelReference:
         """The name and the revision."""
@@ -121,6 +125,10 @@ class Model(_message.Message):
     @_builtins.property
     def vocabulary(self) -> Global___Vocabulary:
         """The words that the model knows. Omitted in lists; see GetModel."""
+
+    @_builtins.property
+    def refiner(self) -> Global___Refiner:
+        """The refiner. Not set if the model has none, or if no refiner service runs."""
 
     def __init__(
         self,
@@ -145,14 +153,42 @@ class Model(_message.Message):
         vocabulary: Global___Vocabulary | None = ...,
         default_vary: _builtins.bool = ...,
         default_diversity: _builtins.float = ...,
+        refiner: Global___Refiner | None = ...,
+        enlarges: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reference", b"reference", "sampling", b"sampling", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reference", b"reference", "refiner", b"refiner", "sampling", b"sampling", "vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_diversity", b"default_diversity", "default_n", b"default_n", "default_vary", b"default_vary", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "rows", b"rows", "sampling", b"sampling", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_diversity", b"default_diversity", "default_n", b"default_n", "default_vary", b"default_vary", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "enlarges", b"enlarges", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "refiner", b"refiner", "rows", b"rows", "sampling", b"sampling", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Refiner(_message.Message):
+    """The refiner of a model, which draws the details of finished pictures again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    UPSCALE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The revision of its weights: "sha256:" and 64 hexadecimal digits. It is independent of the model's revision."""
+    upscale: _builtins.int
+    """The factor by which it was trained to enlarge pictures: 1, 2 or 4."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        upscale: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "upscale", b"upscale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refiner: _TypeAlias = Refiner  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -122,6 +122,34 @@ def test_server_draws_what_is_drawn_without_one(
         assert len(ours["warnings"]) == len(theirs["warnings"])
 
 
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        (["--refine-strength", "0.7", "--refine-steps", "2"], 64),
+        (["--refine"], 64),
+        (["--upscale", "4"], 128),
+    ],
+)
+def test_second_pass_of_the_server_is_that_of_the_pipeline(
+    generate: Generate, system: str, worded: ModelFolder, tmp_path: Path, options: list[str], side: int
+) -> None:
+    options = ["a cat", "--seed", "3", "--n", "3", "--candidates", "3", *options]
+    status, *_ = generate(*options, "--server", system)
+    assert status == 0
+    generate(*options, "--model", str(worded.path), out="local")
+    assert_same(tmp_path / "out", tmp_path / "local")
+    with Image.open(next((tmp_path / "out").glob("*-0.png"))) as picture:
+        assert picture.size == (side, side)
+    drawing = load_drawing(next((tmp_path / "out").glob("*-0.png")))
+    assert drawing.second_pass is not None
+    assert drawing.refiner == (worded.refiner_revision if drawing.second_pass.refine else None)
+    # The same again, from the record in a file.
+    (tmp_path / "out").rename(tmp_path / "kept")
+    kept = next((tmp_path / "kept").glob("*-2.png"))
+    assert generate("--like", str(kept), "--server", system)[0] == 0
+    assert (tmp_path / "out" / kept.name).read_bytes() == kept.read_bytes()
+
+
 def test_options_that_are_left_out_take_the_defaults_of_the_system(
     generate: Generate, system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from smalti.registry.folder import ModelFolder
 pytestmark = pytest.mark.process
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-STAGES = ("encoder", "generator", "decoder", "ranker")
+STAGES = ("encoder", "generator", "decoder", "ranker", "refiner")
 
 IMPORT = """
 import importlib, sys

@@ -38,10 +38,10 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
     "smalti.engines": (
         ("compilation", "encoding", "decoder", "ranker"),
-        ("encoder",),
+        ("encoder", "refiner"),
         ("generator",),
     ),
-    "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker", "web"),),
+    "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker", "refiner", "web"),),
     "smalti.services.gateway": (
         ("settings",),
         ("database",),
@@ -71,7 +71,8 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
         ("judge", "losses"),
         ("trainers",),
-        ("evaluation", "export"),
+        ("evaluation", "refiner_export"),
+        ("export",),
     ),
 }
 

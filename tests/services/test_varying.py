@@ -31,6 +31,7 @@ def one_process(worded: ModelFolder, pipeline: Pipeline, stages: RealStages) -> 
         generator=stages.generator,
         decoder=pipeline.decoder,
         ranker=pipeline.ranker,
+        refiner=pipeline.refiner,
         rewriter=stages.rewriter,
     )
 

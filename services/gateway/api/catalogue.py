@@ -20,6 +20,9 @@ def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
     message.default = True
     # The decoder service encodes initial images.
     message.encodes_images = message.encodes_images and settings.decoder is not None
+    if not settings.refiner:
+        message.ClearField("refiner")
+        message.enlarges = False
     message.limits.CopyFrom(_limits(settings))
     message.vocabulary.CopyFrom(_vocabulary(load_words(spec.folder.words_file)))
     return message

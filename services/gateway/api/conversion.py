@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from smalti.rpc.conversion import priority_number, sampling_message
+from smalti.rpc.conversion import priority_number, refinement_message, sampling_message
 from smalti.services.gateway.database.tables import OPEN_STATES, PRIORITIES, Job, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobParameters
@@ -53,6 +53,8 @@ def job_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.
             candidates_drawn=job.candidates_generated,
             candidates_decoded=job.candidates_decoded,
             candidates_ranked=job.candidates_ranked,
+            pictures_to_refine=job.pictures_to_refine,
+            pictures_refined=job.pictures_refined,
         ),
         jobs_ahead=snapshot.jobs_ahead,
         create_time=timestamp(job.created),
@@ -125,6 +127,10 @@ def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
         vary=parameters.vary,
         diversity=parameters.diversity,
     )
+    if parameters.second_pass is not None:
+        message.upscale = parameters.second_pass.upscale
+        if parameters.second_pass.refine is not None:
+            message.refine.CopyFrom(refinement_message(parameters.second_pass.refine, parameters.refiner))
     if parameters.keep_rows and full:
         message.initial_image.keep_rows = parameters.keep_rows
         message.initial_image.tokens.tokens.extend(job.given)

@@ -10,11 +10,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, NotSupportedError
 from smalti.messages import MAX_CANDIDATES, MAX_PROMPT_LENGTH
-from smalti.parameters import check_diversity, check_prompt, check_seed
+from smalti.parameters import SecondPass, check_diversity, check_prompt, check_seed
 from smalti.registry.spec import ModelSpec
-from smalti.rpc.conversion import check_asked_model, priority_of, sampling_of
+from smalti.rpc.conversion import check_asked_model, check_refiner, priority_of, sampling_of, second_pass_of
 from smalti.rpc.errors import within
 from smalti.service.model import model_reference
 from smalti.services.gateway.api.conversion import STATES
@@ -76,6 +76,7 @@ def parse_job_spec(
             parameters.diversity if parameters.HasField("diversity") else folder.defaults.diversity
         )
         keep_rows = _keep_rows(parameters, spec)
+        second_pass = _second_pass(parameters, spec, settings)
     return JobSpec(
         prompt=prompt,
         seed=seed,
@@ -92,6 +93,7 @@ def parse_job_spec(
         keep_rows=keep_rows,
         vary=vary,
         diversity=diversity,
+        second_pass=second_pass,
         priority=priority_of(request.priority),
         labels=_labels(request, settings.labels),
     )
@@ -196,6 +198,16 @@ def _keep_rows(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> int:
                 "keep_rows", f"must be between 1 and {spec.side - 1}, got {image.keep_rows}"
             )
     return image.keep_rows
+
+
+def _second_pass(
+    parameters: job_pb2.ImageParameters, spec: ModelSpec, settings: GatewaySettings
+) -> SecondPass | None:
+    second_pass = second_pass_of(parameters, spec.trained_upscale)
+    check_refiner(parameters, spec.refiner_revision)
+    if second_pass is not None and not settings.refiner:
+        raise NotSupportedError("this gateway has no refiner; leave out refine and upscale")
+    return second_pass
 
 
 def _seconds(request: Message, name: str, minimum: float, maximum: float, default: float) -> float:

@@ -51,7 +51,7 @@ class ChunkState(StrEnum):
     LEASED = "leased"
     """Sent, or about to be. It is sent again when its lease expires."""
     DONE = "done"
-    """All its candidates are ranked."""
+    """All its candidates are ranked, or all its pictures are refined."""
     DROPPED = "dropped"
     """Its job ended without it."""
 
@@ -160,6 +160,11 @@ class Job(Base):
     candidates_generated: Mapped[int] = mapped_column("drawn")
     candidates_decoded: Mapped[int] = mapped_column("decoded")
     candidates_ranked: Mapped[int] = mapped_column("ranked")
+    pictures_to_refine: Mapped[int] = mapped_column(default=0)
+    """Number of pictures that get a second pass after ranking; 0 for a job without one."""
+    pictures_refined: Mapped[int] = mapped_column(default=0)
+    refining: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether the pictures to refine are chosen, and have chunks of their own."""
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
     prompt_reading: Mapped[dict[str, Any] | None] = mapped_column("reading")
     """`smalti.messages.PromptReading` as JSON."""
@@ -183,7 +188,11 @@ class Label(Base):
 
 
 class Chunk(Base):
-    """Candidates of a job that travel together: `count` candidates, beginning with index `first`."""
+    """Pictures of a job that travel together.
+
+    Either `count` candidates, beginning with index `first`, from the prompt to their scores; or `count` chosen
+    pictures, which are refined. The numbers of the latter follow those of the former.
+    """
 
     __tablename__ = "chunks"
     __table_args__ = (
@@ -199,6 +208,7 @@ class Chunk(Base):
     """Priority of the job. Chunks are sent in the order of `priority` and `created`, which are copied from the job."""
     created: Mapped[int]
     first: Mapped[int]
+    """Index of the first candidate; 0 for pictures to refine."""
     count: Mapped[int] = mapped_column(SmallInteger)
     state: Mapped[ChunkState] = mapped_column(_enum_column(ChunkState))
     reached: Mapped[int] = mapped_column(SmallInteger)
@@ -217,6 +227,8 @@ class Chunk(Base):
     """Number of expired leases."""
     attempts: Mapped[int] = mapped_column(SmallInteger)
     """Number of failed attempts."""
+    pictures: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    """The pictures to refine, each a `smalti.messages.PictureToRefine` as JSON; None for a chunk of candidates."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why the last attempt failed, if known."""
 

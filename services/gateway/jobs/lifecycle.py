@@ -6,7 +6,7 @@ A transaction locks the job's row before it changes the job or its chunks. This 
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, null, select, update
 from sqlalchemy.orm import Session
 
 from smalti.rpc.errors import status_of
@@ -19,6 +19,7 @@ from smalti.services.gateway.database.tables import (
     ChunkState,
     Job,
     JobState,
+    ScoredCandidate,
     StoreAction,
     StoreTask,
 )
@@ -51,8 +52,9 @@ def lock_open(session: Session, job_id: str, *, skip_locked: bool = False) -> Jo
 
 
 def chunks_of(session: Session, job: Job) -> list[Chunk]:
-    """Returns the chunks of a job in the order of their numbers."""
-    return list(session.scalars(select(Chunk).where(Chunk.job_id == job.id).order_by(Chunk.number)))
+    """Returns the chunks of candidates of a job in the order of their numbers."""
+    query = select(Chunk).where(Chunk.job_id == job.id, Chunk.pictures.is_(null())).order_by(Chunk.number)
+    return list(session.scalars(query))
 
 
 def start(job: Job, now: int) -> bool:
@@ -104,6 +106,26 @@ def reset(job: Job, chunk: Chunk) -> None:
     job.rows_drawn -= chunk.rows_drawn * chunk.count
     chunk.rows_drawn = 0
     chunk.reached = int(ChunkProgress.NOTHING)
+
+
+def refined(job: Job, chunk: Chunk) -> bool:
+    """Marks a chunk of pictures as refined; late and duplicate events change nothing. Returns whether it changed."""
+    if chunk.state is ChunkState.DONE:
+        return False
+    chunk.state = ChunkState.DONE
+    chunk.deadline = None
+    job.pictures_refined += chunk.count
+    return True
+
+
+def forget_choice(session: Session, job: Job) -> None:
+    """Undoes the choice of the pictures to refine, since some of their candidates must be made again."""
+    if not job.refining:
+        return
+    job.refining = False
+    job.pictures_refined = 0
+    session.execute(delete(Chunk).where(Chunk.job_id == job.id, Chunk.pictures.is_not(null())))
+    session.execute(update(ScoredCandidate).where(ScoredCandidate.job_id == job.id).values(rank=None))
 
 
 def end(
@@ -173,7 +195,8 @@ def remove(session: Session, job: Job, now: float) -> None:
 
 def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAction, int]]) -> None:
     """Adds tasks, each an action and the time in microseconds when it is due."""
-    chunks = session.scalar(select(func.count()).select_from(Chunk).where(Chunk.job_id == job.id)) or 0
+    of_candidates = Chunk.job_id == job.id, Chunk.pictures.is_(null())
+    chunks = session.scalar(select(func.count()).select_from(Chunk).where(*of_candidates)) or 0
     session.execute(
         insert(StoreTask),
         [

@@ -1,10 +1,18 @@
-"""Builds the messages that send chunks of a job to the encoder."""
+"""Builds the messages that send chunks of a job to the encoder, or to the refiner."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from smalti.errors import OversizedMessageError
-from smalti.messages import MAX_CHUNKS, MAX_IN_CHUNK, MAX_MESSAGE_BYTES, EncodeTask, Trace
+from smalti.messages import (
+    MAX_CHUNKS,
+    MAX_IN_CHUNK,
+    MAX_MESSAGE_BYTES,
+    EncodeTask,
+    PictureToRefine,
+    RefineTask,
+    Trace,
+)
 from smalti.messages import Chunk as MessageChunk
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
@@ -16,11 +24,23 @@ REWORDING_BYTES: Final = 2048
 """Bytes by which a later stage's message may be larger for a rewritten prompt: at most 64 words of the model."""
 
 
-def encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
+def tasks_of(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask | RefineTask]:
     """Yields the messages for chunks of a job, each within the limits on chunks and bytes of a message."""
+    yield from _encode_tasks(job, [chunk for chunk in chunks if chunk.pictures is None])
+    for chunk in chunks:
+        if chunk.pictures is not None:
+            yield _refine_task(job, chunk, chunk.pictures)
+
+
+def chunk_numbers(task: EncodeTask | RefineTask) -> list[int]:
+    """Returns the numbers of the chunks that a message is for."""
+    return [task.chunk] if isinstance(task, RefineTask) else [chunk.chunk for chunk in task.chunks]
+
+
+def _encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
     # With wordings, the encoder's event names an object for each candidate.
     limit = (
-        max(MAX_IN_CHUNK // max(chunk.count for chunk in chunks), 1)
+        max(MAX_IN_CHUNK // max((chunk.count for chunk in chunks), default=1), 1)
         if job.parameters.get("vary")
         else MAX_CHUNKS
     )
@@ -45,17 +65,7 @@ def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
 def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
     parameters = JobParameters.model_validate(job.parameters)
     return EncodeTask(
-        job=job.id,
-        lease=job.lease,
-        expires=to_seconds(job.expires),
-        priority=PRIORITIES[job.priority],
-        trace=Trace(**job.trace) if job.trace else None,
-        model=parameters.model,
-        revision=parameters.revision,
-        prompt=parameters.prompt,
-        seed=parameters.seed,
-        sampling=parameters.sampling,
-        candidates_in_job=parameters.candidates,
+        **_shared_fields(job, parameters),
         given=tuple(job.given),
         vary=parameters.vary,
         keep_features=parameters.diversity > 0,
@@ -64,6 +74,35 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
             for chunk in chunks
         ),
     )
+
+
+def _refine_task(job: Job, chunk: Chunk, pictures: Sequence[Any]) -> RefineTask:
+    parameters = JobParameters.model_validate(job.parameters)
+    assert parameters.second_pass is not None  # Only such a job has pictures to refine.
+    return RefineTask(
+        **_shared_fields(job, parameters),
+        chunk=chunk.number,
+        second_pass=parameters.second_pass,
+        refiner=parameters.refiner,
+        pictures=tuple(PictureToRefine.model_validate(picture) for picture in pictures),
+    )
+
+
+def _shared_fields(job: Job, parameters: JobParameters) -> dict[str, Any]:
+    """Returns the fields that the messages for all stages have."""
+    return {
+        "job": job.id,
+        "lease": job.lease,
+        "expires": to_seconds(job.expires),
+        "priority": PRIORITIES[job.priority],
+        "trace": Trace(**job.trace) if job.trace else None,
+        "model": parameters.model,
+        "revision": parameters.revision,
+        "prompt": parameters.prompt,
+        "seed": parameters.seed,
+        "sampling": parameters.sampling,
+        "candidates_in_job": parameters.candidates,
+    }
 
 
 def fits(job: Job, chunk: Chunk) -> bool:

@@ -28,6 +28,9 @@ class JobObserver:
     def created(self, job_id: str) -> None:
         """A job was accepted, so there are chunks to send."""
 
+    def chosen(self, job_id: str) -> None:
+        """The pictures of a job are chosen, so there are chunks of them to refine."""
+
     def changed(self, job_id: str) -> None:
         """A job has a new version."""
 
@@ -54,6 +57,10 @@ class JobEvents(JobObserver):
     def created(self, job_id: str) -> None:  # noqa: D102
         for observer in self._observers:
             observer.created(job_id)
+
+    def chosen(self, job_id: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.chosen(job_id)
 
     def changed(self, job_id: str) -> None:  # noqa: D102
         for observer in self._observers:

@@ -229,7 +229,7 @@ class JobRepository:
             state=JobState.QUEUED,
             request_id=job_spec.request_id,
             request_hash=job_spec.request_hash,
-            parameters=parameters.model_dump(mode="json"),
+            parameters=parameters.model_dump(mode="json", exclude_none=True),
             given=list(job_spec.given),
             priority=PRIORITY_NUMBERS[job_spec.priority],
             labels=dict(job_spec.labels),
@@ -242,6 +242,9 @@ class JobRepository:
             candidates_generated=0,
             candidates_decoded=0,
             candidates_ranked=0,
+            pictures_to_refine=parameters.n if parameters.second_pass else 0,
+            pictures_refined=0,
+            refining=False,
             prompt_encoded=False,
             lease=0,
             trace=job_spec.trace.model_dump() if job_spec.trace else None,
@@ -259,6 +262,7 @@ class JobRepository:
             raise InvalidInputError(
                 "n", f"must not be greater than candidates ({candidates}), got {n}; raise candidates"
             )
+        refines = job_spec.second_pass is not None and job_spec.second_pass.refine is not None
         return JobParameters(
             model=folder.name,
             revision=folder.revision,
@@ -271,6 +275,8 @@ class JobRepository:
             keep_rows=job_spec.keep_rows,
             vary=job_spec.vary,
             diversity=job_spec.diversity,
+            second_pass=job_spec.second_pass,
+            refiner=self._model_spec.refiner_revision if refines else None,
         )
 
     def _new_chunks(self, job: Job) -> list[dict[str, Any]]:

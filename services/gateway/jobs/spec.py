@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from smalti.messages import Prompt, ShortText, Trace
-from smalti.parameters import Priority, SamplingParameters, Seed
+from smalti.parameters import Priority, SamplingParameters, SecondPass, Seed
 from smalti.validation import Strict
 
 
@@ -26,6 +26,10 @@ class JobParameters(Strict):
     """Whether candidates differ in what the prompt leaves open."""
     diversity: float = 0.0
     """Weight of difference from each other in the choice of pictures."""
+    second_pass: SecondPass | None = None
+    """What happens to the chosen pictures; None if nothing does."""
+    refiner: ShortText | None = None
+    """Revision of the refiner; None if no refiner is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class JobSpec:
     """Image tokens of the rows that are kept."""
     vary: bool = False
     diversity: float = 0.0
+    second_pass: SecondPass | None = None
     priority: Priority = Priority.INTERACTIVE
     labels: dict[str, str] = field(default_factory=dict)
     request_id: str | None = None

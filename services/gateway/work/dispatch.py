@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
-from smalti.messages import EncodeTask
+from smalti.messages import EncodeTask, RefineTask
 from smalti.parameters import Priority
 from smalti.queue import BatchTurns
 from smalti.service import failpoints
@@ -28,7 +28,7 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
-from smalti.services.gateway.jobs.messages import encode_tasks
+from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
 from smalti.services.gateway.work.progress import ProgressBuffer
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class Dispatcher:
             log.warning("the leases of %d chunks expired; resending them", len(lost), extra={"job": job_id})
         return self._publish(job_id, tasks)
 
-    def _lease(self, job: Job, chunks: Sequence[Chunk]) -> list[EncodeTask]:
+    def _lease(self, job: Job, chunks: Sequence[Chunk]) -> list[EncodeTask | RefineTask]:
         """Leases chunks of a locked job; returns their messages."""
         if not chunks:
             return []
@@ -213,9 +213,9 @@ class Dispatcher:
             chunk.lease = job.lease
             chunk.deadline = deadline
             chunk.sent = chunk.heard = False
-        return list(encode_tasks(job, chunks))
+        return list(tasks_of(job, chunks))
 
-    def _publish(self, job_id: str, tasks: Sequence[EncodeTask]) -> int:
+    def _publish(self, job_id: str, tasks: Sequence[EncodeTask | RefineTask]) -> int:
         """Sends messages and returns the number of chunks sent; chunks that cannot be sent are due at once."""
         sent: list[int] = []
         try:
@@ -223,9 +223,9 @@ class Dispatcher:
                 failpoints.reach("gateway.after-lease", job=job_id, prompt=task.prompt)
                 self._publisher.publish(task)
                 failpoints.reach("gateway.after-publish", job=job_id, prompt=task.prompt)
-                sent += [chunk.chunk for chunk in task.chunks]
+                sent += chunk_numbers(task)
         except BrokerUnavailableError:
-            unsent = [chunk.chunk for task in tasks for chunk in task.chunks if chunk.chunk not in sent]
+            unsent = [number for task in tasks for number in chunk_numbers(task) if number not in sent]
             with self._database.write() as session:
                 session.execute(
                     update(Chunk)

@@ -22,6 +22,7 @@ from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, star
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.progress import ProgressBuffer, renew_lease
+from smalti.services.gateway.work.refining import Refining
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,20 @@ class EventHandler:
     """Handles events; thread-safe."""
 
     def __init__(
-        self, context: GatewayContext, *, fan_in: FanIn, progress: ProgressBuffer, watchers: WatcherHub
+        self,
+        context: GatewayContext,
+        *,
+        fan_in: FanIn,
+        refining: Refining,
+        progress: ProgressBuffer,
+        watchers: WatcherHub,
     ) -> None:
         """Creates the handler.
 
         Args:
             context: shared by the parts of the gateway.
             fan_in: receives the scores of chunks.
+            refining: receives the refined pictures.
             progress: receives progress, which may be stored later.
             watchers: receives the rows that the generator has drawn.
         """
@@ -48,6 +56,7 @@ class EventHandler:
         self._database = context.database
         self._clock = context.clock
         self._fan_in = fan_in
+        self._refining = refining
         self._progress = progress
         self._watchers = watchers
 
@@ -67,6 +76,9 @@ class EventHandler:
                 self._encoded(message)
             case StageDone(stage=Stage.RANK, chunk=int(chunk)):
                 self._fan_in.ranked(message.job, chunk, message.objects)
+            case StageDone(stage=Stage.REFINE, chunk=int(chunk)):
+                if self._refining.refined(message.job, chunk, message.objects):
+                    self._fan_in.finish(message.job)
             case StageDone(chunk=int(chunk)) if message.stage in _PROGRESS:
                 self._progress.reached(message.job, chunk, _PROGRESS[message.stage])
             case Progress(chunk=int(chunk)):
@@ -109,7 +121,7 @@ class EventHandler:
             chunks = self._leased_chunks(session, job, event)
             if not chunks:
                 return  # The chunks were sent again since, or are done.
-            outcome = None
+            outcome, lost = None, list[int]()
             match event.reason:
                 case FailureReason.CANCELLED:
                     # The marker exists, so no stage works on the job any more, although it is open in the database.
@@ -122,6 +134,10 @@ class EventHandler:
                         outcome = end(session, job, JobState.EXPIRED, now)
                 case FailureReason.EXHAUSTED:
                     self._send_later(chunks, event, now)
+                case FailureReason.INPUTS:
+                    lost = [chunk.number for chunk in chunks]
+        if lost:
+            self._refining.inputs_lost(event.job, lost, event.detail)
         if outcome:
             log.info("the job ended: %s: %s", event.reason, event.detail, extra={"job": event.job})
             self._context.events.ended(outcome)

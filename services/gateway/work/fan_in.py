@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 from safetensors import SafetensorError
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import insert, select, update
 
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile, unpack_features
@@ -28,8 +28,10 @@ from smalti.services.gateway.database.tables import (
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, reset, start
+from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start
 from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.services.gateway.work.redoing import redo
+from smalti.services.gateway.work.refining import Refining
 from smalti.storage import JobKeys, ObjectRef
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,15 @@ class _LostObjectsError(Exception):
 class FanIn:
     """Stores the scores of chunks, and ends a job when all its candidates are ranked; thread-safe."""
 
-    def __init__(self, context: GatewayContext) -> None:
+    def __init__(self, context: GatewayContext, refining: Refining) -> None:
+        """Starts the threads.
+
+        Args:
+            context: shared by the parts of the gateway.
+            refining: receives the chosen pictures of jobs that refine them.
+        """
+        self._context = context
+        self._refining = refining
         self._database = context.database
         self._store = context.store
         self._events = context.events
@@ -87,7 +97,7 @@ class FanIn:
         try:
             scores = self._read_scores(keys, number, objects)
         except (MissingObjectError, DamagedObjectError) as error:
-            self._redo(job_id, [number], str(error), keys.scores(number))
+            redo(self._context, job_id, [number], str(error), keys.scores(number))
             return
         now = self._clock()
         with self._database.write() as session:
@@ -106,7 +116,9 @@ class FanIn:
             complete = job.candidates_ranked >= job.candidates
         failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
         if not fits:
-            self._redo(job_id, [number], "its scores belong to other candidates", keys.scores(number))
+            redo(
+                self._context, job_id, [number], "its scores belong to other candidates", keys.scores(number)
+            )
         elif complete:
             self.finish(job_id, reads)
         else:
@@ -115,12 +127,15 @@ class FanIn:
     def finish(self, job_id: str, reads: Mapping[int, Future[ChunkTokens]] = MappingProxyType({})) -> bool:
         """Ends a job whose candidates are all ranked: writes `result.json`, then sets the state.
 
+        A job with a second pass ends once its chosen pictures are refined; before that, they are sent to be refined.
+
         Args:
             job_id: the job.
             reads: pending reads of its tokens, by chunk.
 
         Returns:
-            Whether this call has ended the job. False if it had ended before, or if a chunk must be made again.
+            Whether this call has ended the job. False if it had ended before, if its pictures are still to be refined,
+            or if a chunk must be made again.
 
         Raises:
             UnavailableError: the store or the database does not answer; the sweeper tries again.
@@ -136,12 +151,17 @@ class FanIn:
             ).all()
             chunks = chunks_of(session, job)
         parameters = JobParameters.model_validate(job.parameters)
+        if job.refining and job.pictures_refined < job.pictures_to_refine:
+            return False
         keys = JobKeys(job_id)
         try:
-            winners = self._choose(keys, chunks, pictures, parameters)
+            winners = _chosen(pictures) if job.refining else self._choose(keys, chunks, pictures, parameters)
+            if parameters.second_pass and not job.refining:
+                self._refining.choose(job, chunks, winners)
+                return False
             tokens = self._read_tokens(keys, chunks, winners, reads)
         except _LostObjectsError as error:
-            self._redo(job_id, list(error.objects), str(error), *error.objects.values())
+            redo(self._context, job_id, list(error.objects), str(error), *error.objects.values())
             return False
         result = _result(job_id, parameters, winners, tokens)
         fields = {"job": job_id, "prompt": parameters.prompt}
@@ -151,6 +171,8 @@ class FanIn:
         with self._database.write() as session:
             job = lock_open(session, job_id)
             if job is None or job.candidates_ranked < job.candidates:
+                return False
+            if job.pictures_refined < job.pictures_to_refine:
                 return False
             ranks = [
                 {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
@@ -284,31 +306,6 @@ class FanIn:
         except (MissingObjectError, DamagedObjectError, SafetensorError, KeyError, TypeError):
             return None
 
-    def _redo(self, job_id: str, numbers: Sequence[int], problem: str, *damaged: str) -> None:
-        """Makes chunks again from the start.
-
-        Damaged objects are deleted; otherwise the stage that made them would find them and skip the work.
-        """
-        log.warning("chunks %s must be made again: %s", list(numbers), problem, extra={"job": job_id})
-        self._store.delete(*damaged)
-        now = to_microseconds(self._clock())
-        with self._database.write() as session:
-            job = lock_open(session, job_id)
-            if job is None:
-                return
-            for chunk in chunks_of(session, job):
-                if chunk.number not in numbers:
-                    continue
-                reset(job, chunk)
-                chunk.state = ChunkState.LEASED
-                chunk.sent = chunk.heard = True  # Counts as an attempt, so that the job fails in the end.
-                chunk.deadline = now
-                chunk.problem = problem
-                candidates = ScoredCandidate.candidate.between(chunk.first, chunk.first + chunk.count - 1)
-                session.execute(delete(ScoredCandidate).where(ScoredCandidate.job_id == job_id, candidates))
-            job.version += 1
-        self._events.changed(job_id)
-
 
 def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
     return {
@@ -322,6 +319,12 @@ def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
         "key": keys.candidate(scored.index),
         "wording": scored.wording,
     }
+
+
+def _chosen(pictures: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
+    """Returns the pictures that were chosen before, the best first."""
+    ranks = {picture.rank: picture for picture in pictures if picture.rank is not None}
+    return [ranks[rank] for rank in sorted(ranks)]
 
 
 def _result(
@@ -340,6 +343,8 @@ def _result(
         candidates=parameters.candidates,
         vary=parameters.vary,
         diversity=parameters.diversity,
+        second_pass=parameters.second_pass,
+        refiner=parameters.refiner,
         pictures=tuple(
             ResultPicture(
                 index=picture.candidate,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 
 from smalti.errors import StoreUnavailableError
 from smalti.services.gateway.database.clock import to_microseconds
@@ -62,10 +62,14 @@ class Sweeper:
         return expired
 
     def finish(self) -> int:
-        """Ends jobs whose candidates are all ranked but whose end has failed before; returns how many."""
+        """Finishes jobs whose candidates are all ranked but whose finish has failed before; returns how many ended."""
+        # While the refiner works on the chosen pictures, there is nothing to do.
+        is_due = or_(Job.pictures_refined >= Job.pictures_to_refine, Job.refining.is_(False))
         with self._database.read() as session:
             complete = session.scalars(
-                select(Job.id).where(IS_OPEN, Job.candidates_ranked >= Job.candidates).limit(BATCH_SIZE)
+                select(Job.id)
+                .where(IS_OPEN, Job.candidates_ranked >= Job.candidates, is_due)
+                .limit(BATCH_SIZE)
             ).all()
         return sum(self._fan_in.finish(job_id) for job_id in complete)
 

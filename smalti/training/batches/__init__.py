@@ -7,6 +7,7 @@ __all__ = [
     "pairs",
     "random_numbers",
     "reconstruction",
+    "second_pass",
     "sources",
     "text_tokenizer",
 ]

@@ -12,7 +12,7 @@ from smalti.validation import Strict
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
-Network = Literal["tokenizer", "generator", "ranker", "judge"]
+Network = Literal["tokenizer", "generator", "ranker", "judge", "refiner"]
 """A network that can be trained, by the name of its command."""
 
 

@@ -1,4 +1,4 @@
-"""The trainers of the networks: image tokenizer, generator, ranker and judge."""
+"""The trainers of the networks: image tokenizer, generator, ranker, refiner and judge."""
 
 __all__ = [
     "entrance",
@@ -8,6 +8,8 @@ __all__ = [
     "judge",
     "ranker",
     "ranker_export",
+    "refiner",
+    "refiner_inputs",
     "tokenizer",
     "tokenizer_objective",
     "tokenizer_settings",

@@ -44,3 +44,7 @@ def find_trainer(network: Network) -> Trainer[Any]:
             from smalti.training.trainers import judge
 
             return Trainer(settings=judge.JudgeSettings, prepare=judge.prepare)
+        case "refiner":
+            from smalti.training.trainers import refiner, refiner_inputs
+
+            return Trainer(settings=refiner.RefinerSettings, prepare=refiner_inputs.prepare)

@@ -28,6 +28,9 @@ class Inputs:
     vqgan: Path | None = None
     """Image tokenizer: the run that trained it, or a folder with a VQGAN. None for a trainer that needs none. The
     trainer of tokenizers starts from its weights."""
+    model: str | Path | None = None
+    """Model that a refiner is trained for: its name or its folder; None for the shipped model. Other trainers need
+    none."""
 
 
 def keep(folder: Path, write: Callable[[Path], object]) -> None:

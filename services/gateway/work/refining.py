@@ -1,0 +1,211 @@
+"""The second pass: sends the chosen pictures of a job to be refined, and takes the refined ones.
+
+The plain pictures stay in the store with the other candidates; `refined/` holds what the second pass makes of them.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from smalti.messages import MAX_TO_REFINE, PictureToRefine
+from smalti.service import failpoints
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import Chunk, ChunkState, Job, ScoredCandidate
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.lifecycle import chunks_of, lock_open, refined, start
+from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.services.gateway.work.redoing import redo
+from smalti.storage import JobKeys, ObjectRef
+
+log = logging.getLogger(__name__)
+
+
+class Refining:
+    """Chooses the pictures to refine, and takes the refined ones; thread-safe."""
+
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
+        self._database = context.database
+        self._store = context.store
+        self._events = context.events
+        self._clock = context.clock
+
+    def choose(self, job: Job, chunks: Sequence[Chunk], winners: Sequence[ScoredCandidate]) -> None:
+        """Adds the chunks of pictures to refine to a job, or makes chunks of candidates again whose objects are lost.
+
+        Args:
+            job: the job, detached from its transaction.
+            chunks: its chunks of candidates.
+            winners: the pictures, the best first.
+
+        Raises:
+            UnavailableError: the store or the database does not answer; the sweeper tries again.
+        """
+        job_id, prompt = job.id, job.parameters["prompt"]
+        second_pass = JobParameters.model_validate(job.parameters).second_pass
+        with_inputs = second_pass is not None and second_pass.refine is not None
+        found = {
+            picture.candidate: self._find(chunks, picture, with_inputs=with_inputs) for picture in winners
+        }
+        pictures = [each for each in found.values() if each is not None]
+        if len(pictures) < len(winners):
+            lost = {_chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
+            redo(self._context, job_id, sorted(lost), "objects of the chosen pictures are missing")
+            return
+        size, first = min(self._context.settings.chunk, MAX_TO_REFINE), len(chunks)
+        with self._database.write() as session:
+            locked = lock_open(session, job_id)
+            if locked is None or locked.refining or locked.candidates_ranked < locked.candidates:
+                return
+            locked.refining = True
+            locked.version += 1
+            ranks = [
+                {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
+                for rank, picture in enumerate(winners)
+            ]
+            session.execute(update(ScoredCandidate), ranks)
+            session.execute(
+                insert(Chunk),
+                [
+                    _row(job, first + number, pictures[begin : begin + size])
+                    for number, begin in enumerate(range(0, len(pictures), size))
+                ],
+            )
+        failpoints.reach("gateway.after-chosen", job=job_id, prompt=prompt)
+        self._events.chosen(job_id)
+        self._events.changed(job_id)
+
+    def refined(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> bool:
+        """Takes the refined pictures of a chunk; returns whether they were the last ones of the job.
+
+        Args:
+            job_id: the job.
+            number: the chunk.
+            objects: the refined pictures.
+
+        Raises:
+            UnavailableError: the store or the database does not answer.
+        """
+        infos = {ref.key: self._store.stat(ref.key) for ref in objects}
+        now = self._clock()
+        with self._database.write() as session:
+            job = lock_open(session, job_id)
+            chunk = session.get(Chunk, (job_id, number)) if job else None
+            if job is None or chunk is None or chunk.pictures is None:
+                return False
+            keys, side = JobKeys(job_id), self._side(job)
+            rows = []
+            for picture in chunk.pictures:
+                info = infos.get(keys.refined(picture["candidate"]))
+                if info is None or info.sha256 is None:
+                    # The event is about other pictures, or its objects are lost. They are made again when the
+                    # lease expires.
+                    log.warning("refined pictures of chunk %d are missing", number, extra={"job": job_id})
+                    return False
+                rows.append(
+                    {
+                        "job_id": job_id,
+                        "candidate": picture["candidate"],
+                        "key": info.key,
+                        "sha256": info.sha256,
+                        "size": info.size,
+                        "width": side,
+                        "height": side,
+                    }
+                )
+            if refined(job, chunk):
+                start(job, to_microseconds(now))
+                job.version += 1
+                session.execute(update(ScoredCandidate), rows)
+            complete = job.pictures_refined >= job.pictures_to_refine
+            prompt = job.parameters["prompt"]
+        failpoints.reach("gateway.after-refined", job=job_id, prompt=prompt)
+        if not complete:
+            self._events.changed(job_id)
+        return complete
+
+    def inputs_lost(self, job_id: str, numbers: Sequence[int], problem: str) -> None:
+        """Makes the candidates of pictures again whose objects the refiner has not found.
+
+        Stages whose objects are still there pass the work on.
+
+        Args:
+            job_id: the job.
+            numbers: the chunks of pictures.
+            problem: what the refiner reports.
+        """
+        with self._database.read() as session:
+            job = session.get(Job, job_id)
+            if job is None:
+                return
+            chunks = chunks_of(session, job)
+            lost = session.scalars(
+                select(Chunk).where(Chunk.job_id == job_id, Chunk.number.in_(numbers))
+            ).all()
+        candidates = [picture["candidate"] for chunk in lost for picture in chunk.pictures or ()]
+        again = {_chunk_of(chunks, candidate).number for candidate in candidates}
+        redo(self._context, job_id, sorted(again), problem)
+
+    def _find(
+        self, chunks: Sequence[Chunk], winner: ScoredCandidate, *, with_inputs: bool
+    ) -> PictureToRefine | None:
+        """Returns references to all that the refiner needs of a candidate; None if something is missing.
+
+        Args:
+            chunks: the chunks of candidates of its job.
+            winner: the candidate.
+            with_inputs: whether it needs the tokens and the encoding, too.
+        """
+        candidate = winner.candidate
+        keys, chunk = JobKeys(winner.job_id), _chunk_of(chunks, candidate)
+        picture = self._ref(keys.candidate(candidate))
+        if picture is None:
+            return None
+        if not with_inputs:
+            return PictureToRefine(candidate=candidate, picture=picture)
+        tokens = self._ref(keys.tokens(chunk.number))
+        encoding = self._ref(keys.encoding if winner.wording is None else keys.encoding_of(winner.wording))
+        if tokens is None or encoding is None:
+            return None
+        return PictureToRefine(
+            candidate=candidate,
+            picture=picture,
+            tokens=tokens,
+            row=candidate - chunk.first,
+            encoding=encoding,
+        )
+
+    def _ref(self, key: str) -> ObjectRef | None:
+        info = self._store.stat(key)
+        return ObjectRef(key=key, sha256=info.sha256) if info is not None and info.sha256 else None
+
+    def _side(self, job: Job) -> int:
+        """Returns width and height of the job's refined pictures."""
+        second_pass = JobParameters.model_validate(job.parameters).second_pass
+        return self._context.spec.resolution * (second_pass.upscale if second_pass else 1)
+
+
+def _chunk_of(chunks: Sequence[Chunk], candidate: int) -> Chunk:
+    return next(chunk for chunk in chunks if 0 <= candidate - chunk.first < chunk.count)
+
+
+def _row(job: Job, number: int, pictures: Sequence[PictureToRefine]) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "number": number,
+        "priority": job.priority,
+        "created": job.created,
+        "first": 0,
+        "count": len(pictures),
+        "state": ChunkState.WAITING,
+        "reached": 0,
+        "rows_drawn": 0,
+        "lease": 0,
+        "sent": False,
+        "heard": False,
+        "losses": 0,
+        "attempts": 0,
+        "pictures": [picture.model_dump(mode="json", exclude_none=True) for picture in pictures],
+    }

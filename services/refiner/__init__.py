@@ -1,0 +1,3 @@
+"""The refiner service: enlarges and refines chosen pictures, over gRPC and from its queues."""
+
+__all__ = ["service"]

@@ -1,0 +1,151 @@
+"""The stage that refines chosen pictures: `jobs/<job>/refined/<index>.png`."""
+
+import time
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from smalti.engines.refiner import RefinerEngine, RefinerInput
+from smalti.errors import DamagedObjectError, InvalidInputError
+from smalti.messages import FailureReason, Message, PictureToRefine, RefineTask, Stage
+from smalti.pictures import Drawing, png_bytes, read_drawing
+from smalti.queue import PermanentError
+from smalti.registry.spec import ModelSpec
+from smalti.service import Process
+from smalti.service.cancellation import Cancellations
+from smalti.service.compute import ComputeThread
+from smalti.service.objects import load_encoding, load_tokens_row
+from smalti.service.stage import StageHandler, StageOutput, TaskContext
+from smalti.storage import ObjectRef
+
+
+@dataclass(frozen=True)
+class ChosenPicture:
+    """A chosen picture that earlier stages have written."""
+
+    input: RefinerInput
+    drawing: Drawing
+    """The record in its file; the refined file repeats it."""
+
+
+class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
+    """Refines the chosen pictures of a job."""
+
+    stage = Stage.REFINE
+
+    def __init__(
+        self,
+        *,
+        process: Process,
+        spec: ModelSpec,
+        cancellations: Cancellations,
+        engine: RefinerEngine,
+        compute: ComputeThread,
+    ) -> None:
+        """Adds the refiner to what every stage needs.
+
+        Args:
+            process: provides the store, the publisher and the settings.
+            spec: the loaded model and its sizes.
+            cancellations: tells which jobs were cancelled; closed with the handler.
+            engine: the refiner.
+            compute: the thread in which the refiner runs.
+        """
+        super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
+        self._spec = spec
+        self._engine = engine
+        self._compute = compute
+
+    def output_keys(self, task: RefineTask) -> tuple[str, ...]:  # noqa: D102
+        return tuple(task.keys.refined(each.candidate) for each in task.pictures)
+
+    def load(self, task: RefineTask) -> list[ChosenPicture]:
+        """Loads the pictures, and what the network needs to know of them.
+
+        Raises:
+            PermanentError: the task needs another refiner.
+            MissingObjectError: an input is missing.
+            DamagedObjectError: an input is not what was written.
+        """
+        if task.refiner is not None and task.refiner != self._spec.refiner_revision:
+            raise PermanentError(
+                FailureReason.MODEL,
+                f"the task needs the refiner {task.refiner}; "
+                f"this service has loaded {self._spec.refiner_revision or 'none'}",
+            )
+        return self.store_executor.map(self._load_picture, task.pictures)
+
+    def run(self, context: TaskContext[RefineTask], inputs: list[ChosenPicture]) -> StageOutput:
+        """Refines the pictures in batches, and writes each batch while the next one is refined."""
+        task = context.task
+        context.reach("after-read")
+        context.check_begin()
+        seconds = 0.0
+        written: list[Future[ObjectRef]] = []
+        # One batch of the program at a time, so that other tasks and calls get their turn in between.
+        step = self._engine.batch_size
+        try:
+            for start in range(0, len(inputs), step):
+                batch = inputs[start : start + step]
+                pictures, batch_seconds = self._refine(context, batch)
+                seconds += batch_seconds
+                context.check()
+                context.reach("before-write")
+                for chosen, pixels in zip(batch, pictures, strict=True):
+                    write = partial(self._write, task, chosen, pixels)
+                    written.append(self.store_executor.submit(write))
+            return StageOutput(tuple(each.result() for each in written), seconds)
+        finally:
+            wait(written)  # No write outlives a task that was given up.
+
+    def next_tasks(
+        self, context: TaskContext[RefineTask], objects: tuple[ObjectRef, ...]
+    ) -> tuple[Message, ...]:
+        """Returns nothing: the gateway learns from the event that the pictures are refined."""
+        return ()
+
+    def _load_picture(self, source: PictureToRefine) -> ChosenPicture:
+        key = source.picture.key
+        content = self.store.get(key, sha256=source.picture.sha256)
+        try:
+            image, drawing = read_drawing(content)
+        except InvalidInputError as error:
+            raise DamagedObjectError(key, error.problem) from None
+        tokens = encoding = None
+        if source.tokens is not None and source.encoding is not None:
+            tokens = load_tokens_row(self.store, source.tokens, source.row, self._spec)
+            encoding = load_encoding(self.store, source.encoding, self._spec)
+        return ChosenPicture(
+            RefinerInput(
+                pixels=np.asarray(image), candidate=source.candidate, tokens=tokens, encoding=encoding
+            ),
+            drawing,
+        )
+
+    def _refine(
+        self, context: TaskContext[RefineTask], batch: list[ChosenPicture]
+    ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
+        """Returns the refined pictures, and the seconds that the engine took."""
+        task = context.task
+
+        def refine() -> tuple[np.ndarray, float]:
+            context.check()
+            context.reach("engine-step")
+            began = time.monotonic()
+            pictures = self._engine.run([each.input for each in batch], task.second_pass, task.seed)
+            return pictures, time.monotonic() - began
+
+        return self._compute.run(refine)
+
+    def _write(
+        self, task: RefineTask, chosen: ChosenPicture, pixels: UInt8[np.ndarray, "height width 3"]
+    ) -> ObjectRef:
+        """Writes the PNG of a refined picture with its record."""
+        drawing = chosen.drawing.model_copy(update={"second_pass": task.second_pass, "refiner": task.refiner})
+        key = task.keys.refined(chosen.input.candidate)
+        content = png_bytes(Image.fromarray(pixels), drawing)
+        return self.store.put(key, content, content_type="image/png")
