@@ -50,7 +50,7 @@ def evaluate(
     data: Data,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="Folder for quality.md and its pictures.")] = Path("docs"),
-    prompts_per_kind: PromptsPerKind = 100,
+    prompts_per_kind: PromptsPerKind = 50,
     sheet_prompts: Annotated[
         Path | None,
         typer.Option(help="Prompts to show, a TOML file. [default: 24 prompts of the shipped world]"),
@@ -116,7 +116,7 @@ def sweep(
     """Judge a model's pictures over a grid of sampling values, to choose the model's own."""
     _require_training()
     from smalti.training.evaluation.features import FeatureNetwork
-    from smalti.training.evaluation.questions import PROMPT_KINDS
+    from smalti.training.evaluation.questions import kinds_of
     from smalti.training.evaluation.sweep import sampling_grid, sweep_table
     from smalti.training.evaluation.sweep import sweep as measure
 
@@ -131,7 +131,7 @@ def sweep(
     network = FeatureNetwork.load()
     with (
         _opened(model, judge, data, slots) as (pipeline, world, known),
-        _progress("Drawing", len(grid) * len(PROMPT_KINDS) * prompts_per_kind) as advance,
+        _progress("Drawing", len(grid) * len(kinds_of(world)) * prompts_per_kind) as advance,
     ):
         rows = list(
             measure(

@@ -41,8 +41,8 @@ class Goal:
         return "–" if value is None else f"{value:.{self.digits}f}{self.unit}"
 
 
-def _right(kind: str, name: str, target: float) -> Goal:
-    path = f"kinds.{kind}.shares.best.everything.value"
+def _right(kind: str, name: str, target: float, aspect: str = "everything") -> Goal:
+    path = f"kinds.{kind}.shares.best.{aspect}.value"
     return Goal(name=f"right: {name}", path=path, target=target, scale=100, unit=" %")
 
 
@@ -52,6 +52,8 @@ GOALS: Sequence[Goal] = (
     _right("held_out_colour", "held-out colour", 90),
     _right("held_out_background", "held-out background", 90),
     _right("pairs", "two things", 85),
+    _right("counts", "number of things, one to four", 85, "arrangement"),
+    _right("relations", "relation of two things", 85, "arrangement"),
     Goal(
         name="variety among the best pictures of a prompt",
         path="appearance.variety.value",

@@ -16,14 +16,15 @@ from jaxtyping import UInt8
 from smalti.parameters import Defaults, SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.training.data.world.composition import CompositionDataset, World
+from smalti.training.data.world.description import SIZES
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.evaluation.appearance import Appearance, AppearanceMeter
 from smalti.training.evaluation.candidates import generate_candidates
 from smalti.training.evaluation.features import FeatureNetwork
 from smalti.training.evaluation.questions import (
-    PROMPT_KINDS,
     SHEET_PROMPTS,
     PromptKind,
+    kinds_of,
     questions,
     sheet_questions,
 )
@@ -99,7 +100,7 @@ class Quality(Strict):
     """`KindResult.choice` over those prompts; None if there are none."""
     sheets: dict[str, tuple[SheetResult, ...]]
     judge: dict[str, Accuracy]
-    """Accuracy on held-out combinations: plain, reconstructed (all, big and small figures), and damaged."""
+    """Accuracy on held-out combinations: plain, reconstructed (all, and by size of the figure), and damaged."""
     reconstruction: Reconstruction
     appearance: Appearance
 
@@ -138,6 +139,7 @@ def evaluate(
     Raises:
         InvalidInputError: the world lacks something that a prompt of the sheets asks for.
     """
+    kinds = kinds_of(world)
     folder, counts = pipeline.folder, pipeline.folder.defaults
     draw = partial(
         generate_candidates,
@@ -165,10 +167,10 @@ def evaluate(
             advance(done := done + 1)
         results[side] = tuple(rows)
     measured: dict[PromptKind, KindResult] = {}
-    appearance = AppearanceMeter(network, world, len(PROMPT_KINDS) * prompts_per_kind)
+    appearance = AppearanceMeter(network, world, len(kinds) * prompts_per_kind)
     gained: list[float] = []
     is_open: list[bool] = []
-    for kind in PROMPT_KINDS:
+    for kind in kinds:
         asked = questions(world, kind, prompts_per_kind)
         judged = []
         numbers = range(1, len(asked) + 1)
@@ -185,7 +187,10 @@ def evaluate(
     maker = SampleMaker(world, acceptable)
     real = held_out_samples(maker, maker, vqgan, world.resolution, real_pictures)
     tokens, damaged = real["tokens"], real.pop("damaged")
-    real |= {"big": tokens.take(~tokens.small), "small": tokens.take(tokens.small), "damaged": damaged}
+    for index, size in enumerate(SIZES):
+        if (tokens.sizes == index).any():
+            real[size] = tokens.take(tokens.sizes == index)
+    real["damaged"] = damaged
     quality = Quality(
         model=folder.name,
         revision=folder.revision,
@@ -210,7 +215,8 @@ def evaluate(
 def count_prompts(world: World, sheet_prompts: Path, prompts_per_kind: int) -> int:
     """Returns the number of prompts that `evaluate` generates; raises what it raises."""
     return (
-        sum(map(len, sheet_questions(world, sheet_prompts).values())) + len(PROMPT_KINDS) * prompts_per_kind
+        sum(map(len, sheet_questions(world, sheet_prompts).values()))
+        + len(kinds_of(world)) * prompts_per_kind
     )
 
 

@@ -146,8 +146,8 @@ def _card(
         "",
         "## Quality",
         "",
-        f"Share of the best {counts.n} of {counts.candidates} pictures in which an independent classifier finds thing, "
-        "colour and background right, in percent, with the 95 % confidence interval.",
+        f"Share of the best {counts.n} of {counts.candidates} pictures in which an independent classifier finds "
+        "everything right that the prompt names, in percent, with the 95 % confidence interval.",
         "",
         "| prompts | right |",
         "|---|---|",

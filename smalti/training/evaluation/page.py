@@ -17,6 +17,7 @@ from smalti.training.evaluation.goals import goals_table
 from smalti.training.evaluation.measuring import Quality, Sheets
 from smalti.training.evaluation.questions import PromptKind
 from smalti.training.evaluation.scoring import Interval, Selection, Shares
+from smalti.training.judge.network import Accuracy
 
 PAGE = "quality.md"
 FIGURES = "quality.json"
@@ -38,12 +39,19 @@ KIND_NAMES: dict[PromptKind, str] = {
     "held_out_colour": "a colour that training never combines with this thing",
     "held_out_background": "a background that training never combines with this thing",
     "pairs": "two things side by side, in combinations seen in training",
+    "relations": "a thing above or in front of another, in combinations seen in training",
+    "counts": "one to four of a thing, in numbers seen in training",
+    "held_out_pairs": "two things, one of them in a colour or on a background held out for it",
+    "held_out_relations": "a thing above or in front of another, held out for one of them",
+    "held_out_counts": "a number of a thing that training never shows",
 }
 _JUDGE_NAMES = {
     "plain": "as composed",
     "tokens": "reconstructed from their tokens",
     "big": "of these, one big thing",
-    "small": "of these, a small thing, or one of two",
+    "usual": "of these, one thing of the usual size",
+    "small": "of these, a small thing, or one of two or several",
+    "tiny": "of these, a tiny thing",
 }
 
 
@@ -175,7 +183,7 @@ def _page(quality: Quality, seen: str, earlier: Mapping[str, Any] | None) -> str
         "## Sheets",
         "",
         f"For each prompt the best {counts.n} of {counts.candidates} pictures by CLIP, best first, with seed 1; none "
-        f"was picked by hand. In brackets: in how many of the {counts.n} the judge finds thing, colour and background "
+        f"was picked by hand. In brackets: in how many of the {counts.n} the judge finds everything "
         "right.",
         "",
         *_sheet("Combinations seen in training", "seen", quality),
@@ -193,15 +201,15 @@ def _page(quality: Quality, seen: str, earlier: Mapping[str, Any] | None) -> str
             "",
             f"{result.prompts} prompts.",
             "",
-            "| pictures | thing | colour | background | all three |",
-            "|---|---|---|---|---|",
+            "| pictures | thing | colour | background | number, relation | all four |",
+            "|---|---|---|---|---|---|",
             *(_shares_row(name, result.shares[name], quality) for name in result.shares),
             "",
         ]
     lines += [
         "## CLIP's choice",
         "",
-        f"Share of the best {counts.n} with all three right, minus that share of all {counts.candidates}, in "
+        f"Share of the best {counts.n} with all four right, minus that share of all {counts.candidates}, in "
         "percentage points. A random choice would give 0.",
         "",
         "| prompts | difference |",
@@ -216,12 +224,12 @@ def _page(quality: Quality, seen: str, earlier: Mapping[str, Any] | None) -> str
         f"Accuracy of the judge itself on {quality.judge['plain'].pictures} real pictures of combinations on which "
         "neither it nor the model was trained, in percent.",
         "",
-        "| pictures | thing | colour | background |",
-        "|---|---|---|---|",
+        "| pictures | thing | colour | background | number | relation | style |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {name} ({right.pictures}) | {100 * right.thing:.1f} | {100 * right.colour:.1f} "
-            f"| {100 * right.background:.1f} |"
-            for name, right in ((_JUDGE_NAMES[name], quality.judge[name]) for name in _JUDGE_NAMES)
+            _accuracy_row(_JUDGE_NAMES[name], quality.judge[name])
+            for name in _JUDGE_NAMES
+            if name in quality.judge
         ),
         "",
         f"When the same pictures are damaged, the judge says for {100 * damaged.thing:.1f} % that there is no whole "
@@ -297,8 +305,14 @@ def _shares_row(selection: Selection, shares: Shares, quality: Quality) -> str:
         "all": f"all {of}", "best": f"the best {n} by CLIP", "first": "the best one by CLIP",
         "worst": f"the worst {of - n} by CLIP",
     }  # fmt: skip
-    cells = [shares.thing, shares.colour, shares.background, shares.everything]
+    cells = [shares.thing, shares.colour, shares.background, shares.arrangement, shares.everything]
     return f"| {names[selection]} | " + " | ".join(percent(cell) for cell in cells) + " |"
+
+
+def _accuracy_row(name: str, right: Accuracy) -> str:
+    shares = (right.thing, right.colour, right.background, right.count, right.relation, right.style)
+    cells = ["–" if share is None else f"{100 * share:.1f}" for share in shares]
+    return f"| {name} ({right.pictures}) | " + " | ".join(cells) + " |"
 
 
 def percent(share: Interval) -> str:

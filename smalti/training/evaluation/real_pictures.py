@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from smalti.errors import InvalidInputError
+from smalti.training.data.world.attributes import Attributes
 from smalti.training.data.world.composition import CompositionDataset, World, compose, draw_attributes
 from smalti.training.evaluation.questions import Question
 
@@ -35,19 +36,25 @@ def pictures_of(
         count: number of pictures.
 
     Raises:
-        InvalidInputError: the world never draws so many things, or things of this size.
+        InvalidInputError: the world never draws pictures of this form.
     """
     composed = []
     for index in range(first, first + _MAX_DRAWS):
         drawn = draw_attributes(world, _SEED, index)
         attributes = replace(drawn, figures=question.figures, background=question.background)
-        if (
-            len(drawn.figures) == len(question.figures)
-            and (drawn.size, drawn.count) == (question.size, 1)
-            and (drawn.relation, drawn.pose) == ("beside", "upright")
-            and all(world.is_drawn(figure.thing, drawn.style) for figure in question.figures)
-        ):
+        if _has_form(drawn, question) and world.is_visible(attributes):
             composed.append(compose(world, attributes))
             if len(composed) == count:
                 return np.stack(composed)
     raise InvalidInputError("world", f"never draws a picture like that of {question.prompt!r}")
+
+
+def _has_form(drawn: Attributes, question: Question) -> bool:
+    """Returns whether a picture has the form that a prompt names, whatever its figures and background are."""
+    return (
+        len(drawn.figures) == len(question.figures)
+        and drawn.size == question.size
+        and drawn.count == question.count
+        and drawn.relation == question.relation
+        and drawn.pose == "upright"
+    )

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from smalti.training.data.world.composition import World
+from smalti.training.data.world.description import RELATIONS
 from smalti.training.evaluation.questions import Question
 from smalti.training.judge.network import PictureJudge
-from smalti.training.judge.samples import Region
+from smalti.training.judge.views import PAIR_REGIONS, Region
 from smalti.validation import Strict
 
 Selection = Literal["all", "best", "first", "worst"]
@@ -23,16 +24,18 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Correctness:
-    """Whether thing, colour and background are right in the pictures of one prompt."""
+    """Whether each aspect is right in the pictures of one prompt."""
 
     thing: Bool[np.ndarray, " candidates"]
     colour: Bool[np.ndarray, " candidates"]
     background: Bool[np.ndarray, " candidates"]
+    arrangement: Bool[np.ndarray, " candidates"]
+    """How many figures there are, and how two of them stand."""
 
     @property
     def everything(self) -> Bool[np.ndarray, " candidates"]:
-        """Mask of the pictures with thing, colour and background right."""
-        return self.thing & self.colour & self.background
+        """Mask of the pictures with all aspects right."""
+        return self.thing & self.colour & self.background & self.arrangement
 
 
 class Interval(Strict):
@@ -49,6 +52,7 @@ class Shares(Strict):
     thing: Interval
     colour: Interval
     background: Interval
+    arrangement: Interval
     everything: Interval
 
 
@@ -72,18 +76,28 @@ class Scorer:
     def __call__(
         self, question: Question, pictures: UInt8[np.ndarray, "candidates side side 3"]
     ) -> Correctness:
-        """Judges pictures. Each of two things must be right, and on its own side."""
-        regions: Sequence[Region] = ("whole",) if len(question.figures) == 1 else ("left", "right")
-        ground = self._world.backgrounds.index(question.background)
-        parts = []
+        """Judges pictures. Each of two things must be right, and in its own place."""
+        is_pair = len(question.figures) == 2
+        whole = self._judge.look(pictures, "whole")
+        if is_pair:
+            regions: Sequence[Region] = PAIR_REGIONS[question.relation]
+            arrangement = whole.relations == RELATIONS.index(question.relation)
+        else:
+            regions = ("whole",)
+            arrangement = (whole.relations == len(RELATIONS)) & (whole.counts == question.count - 1)
+        things, colours = [], []
         for region, figure in zip(regions, question.figures, strict=True):
-            verdicts = self._judge.look(pictures, region)
+            verdicts = whole if region == "whole" else self._judge.look(pictures, region)
             thing = self._world.things.index(figure.thing)
-            colours = self._acceptable[thing, self._world.colours.index(figure.colour)]
-            parts.append(
-                (verdicts.things == thing, colours[verdicts.colours], verdicts.backgrounds == ground)
-            )
-        return Correctness(*(np.logical_and.reduce(each) for each in zip(*parts, strict=True)))
+            acceptable = self._acceptable[thing, self._world.colours.index(figure.colour)]
+            things.append(verdicts.things == thing)
+            colours.append(acceptable[verdicts.colours])
+        return Correctness(
+            thing=np.logical_and.reduce(things),
+            colour=np.logical_and.reduce(colours),
+            background=whole.backgrounds == self._world.backgrounds.index(question.background),
+            arrangement=arrangement,
+        )
 
 
 def select(order: Sequence[int], selection: Selection, n: int) -> Sequence[int]:
@@ -104,6 +118,7 @@ def shares(judged: Sequence[tuple[Correctness, Sequence[int]]]) -> Shares:
         thing=share(lambda right: right.thing),
         colour=share(lambda right: right.colour),
         background=share(lambda right: right.background),
+        arrangement=share(lambda right: right.arrangement),
         everything=share(lambda right: right.everything),
     )
 

@@ -14,7 +14,7 @@ from smalti.training.evaluation.candidates import generate_candidates
 from smalti.training.evaluation.features import FeatureNetwork
 from smalti.training.evaluation.looks import distinct, variety
 from smalti.training.evaluation.measuring import Advance
-from smalti.training.evaluation.questions import PROMPT_KINDS, PromptKind, questions
+from smalti.training.evaluation.questions import PromptKind, kinds_of, questions
 from smalti.training.evaluation.scoring import Scorer
 from smalti.training.judge.network import PictureJudge
 from smalti.validation import Strict
@@ -64,7 +64,6 @@ def sweep(
     *,
     vary: bool = False,
     diversities: Sequence[float] = (0.0,),
-    kinds: Sequence[PromptKind] = PROMPT_KINDS,
     advance: Advance = lambda done: None,
 ) -> Iterator[SweepRow]:
     """Generates the same prompts with each choice of values and measures them.
@@ -78,10 +77,10 @@ def sweep(
         prompts_per_kind: number of prompts of each kind.
         vary: whether candidates differ in what the prompt leaves open.
         diversities: weights of difference in the choice of pictures; all are tried on the same candidates.
-        kinds: kinds of prompts.
         advance: called with the number of prompts generated so far.
     """
     counts = pipeline.folder.defaults
+    kinds = kinds_of(world)
     scorer = Scorer(judge, world, acceptable_colours(world))
     asked = {kind: questions(world, kind, prompts_per_kind) for kind in kinds}
     deviation = deviation_of(training_features(network, world, len(kinds) * prompts_per_kind))

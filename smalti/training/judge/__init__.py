@@ -1,3 +1,3 @@
 """The judge: a classifier that says what a picture shows."""
 
-__all__ = ["network", "samples"]
+__all__ = ["network", "samples", "views"]

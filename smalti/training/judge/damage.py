@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 Pixels = UInt8[np.ndarray, "height width 3"]
-Damage = Callable[[Pixels, Pixels, np.random.Generator], Pixels]
-"""Damages a picture, with the help of another thing in the same colour on the same background."""
+Damage = Callable[[Pixels, Pixels, Pixels, np.random.Generator], Pixels]
+"""Damages a picture, with the help of another thing in the same colour on the same background, and the background."""
 
 _CELLS = 8
 """Cells per side of a grid. Damage is done to whole cells, which have the size of a tile."""
@@ -25,13 +25,13 @@ _WARP = (0.13, 0.2)
 _GROUND_DIFFERENCE = 16
 
 
-def mix(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def mix(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Replaces cells by those of the other thing."""
-    chosen = _cells(picture, generator)
+    chosen = _cells(picture, ground, generator)
     return np.where(chosen[..., None], other, picture)
 
 
-def join(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def join(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Replaces everything beyond a line by the other thing."""
     side = len(picture)
     rows, columns = np.mgrid[:side, :side] - side / 2
@@ -40,10 +40,10 @@ def join(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixe
     return np.where(beyond[..., None], other, picture)
 
 
-def scatter(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def scatter(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Exchanges parts of the thing with each other."""
     size = len(picture) // _CELLS
-    visible = np.argwhere(_by_cell(figure(picture)).mean((1, 3)) > 0.2)
+    visible = np.argwhere(_by_cell(figure(picture, ground)).mean((1, 3)) > 0.2)
     moved = generator.permutation(visible)
     result = picture.copy()
     for (row, column), (from_row, from_column) in zip(visible, moved, strict=True):
@@ -53,15 +53,15 @@ def scatter(picture: Pixels, other: Pixels, generator: np.random.Generator) -> P
     return result
 
 
-def melt(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def melt(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Bends the thing out of shape."""
     return warp(picture, generator, generator.uniform(*_WARP) * len(picture))
 
 
-def blob(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def blob(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Replaces the thing by a blob of its colours."""
     side = len(picture)
-    visible = figure(picture)
+    visible = figure(picture, ground)
     if not visible.any():
         return picture
     rows, columns = np.nonzero(visible)
@@ -74,20 +74,19 @@ def blob(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixe
     pixels = picture[visible]
     pixels = pixels[np.argsort(pixels.sum(-1))]
     order = smooth_noise(side, generator, int(generator.integers(3, 8)))[inside].argsort().argsort()
-    result = np.broadcast_to(ground_of(picture), picture.shape).copy()
+    result = ground.copy()
     result[inside] = pixels[order * len(pixels) // max(len(order), 1)]
     return result
 
 
-def cut(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def cut(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Removes half of the thing."""
-    empty = np.broadcast_to(ground_of(picture), picture.shape)
-    return join(picture, empty, generator)
+    return join(picture, ground, ground, generator)
 
 
-def erase(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def erase(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Removes the whole thing."""
-    return np.broadcast_to(ground_of(picture), picture.shape).copy()
+    return ground.copy()
 
 
 DAMAGES: dict[str, tuple[float, Damage]] = {
@@ -102,10 +101,10 @@ DAMAGES: dict[str, tuple[float, Damage]] = {
 """Share and function of each damage; the shares add up to 1."""
 
 
-def damage(picture: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def damage(picture: Pixels, other: Pixels, ground: Pixels, generator: np.random.Generator) -> Pixels:
     """Damages a picture in a random way."""
     shares, ways = zip(*DAMAGES.values(), strict=True)
-    return ways[generator.choice(len(ways), p=shares)](picture, other, generator)
+    return ways[generator.choice(len(ways), p=shares)](picture, other, ground, generator)
 
 
 def warp(picture: Pixels, generator: np.random.Generator, max_shift: float) -> Pixels:
@@ -119,15 +118,9 @@ def warp(picture: Pixels, generator: np.random.Generator, max_shift: float) -> P
     return np.stack(moved, axis=-1)
 
 
-def figure(picture: Pixels) -> Bool[np.ndarray, "height width"]:
+def figure(picture: Pixels, ground: Pixels) -> Bool[np.ndarray, "height width"]:
     """Returns a mask of the pixels that are not background."""
-    return np.abs(picture.astype(np.int16) - ground_of(picture)).max(-1) > _GROUND_DIFFERENCE
-
-
-def ground_of(picture: Pixels) -> UInt8[np.ndarray, "3"]:
-    """Returns the colour of the background: the median of the border."""
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    return np.median(border, axis=0).astype(np.uint8)
+    return np.abs(picture.astype(np.int16) - ground).max(-1) > _GROUND_DIFFERENCE
 
 
 def smooth_noise(side: int, generator: np.random.Generator, cells: int) -> Float[np.ndarray, "side side"]:
@@ -136,10 +129,12 @@ def smooth_noise(side: int, generator: np.random.Generator, cells: int) -> Float
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float64)
 
 
-def _cells(picture: Pixels, generator: np.random.Generator) -> Bool[np.ndarray, "height width"]:
+def _cells(
+    picture: Pixels, ground: Pixels, generator: np.random.Generator
+) -> Bool[np.ndarray, "height width"]:
     """Returns a mask of some of the visible cells."""
     size = len(picture) // _CELLS
-    visible = _by_cell(figure(picture)).mean((1, 3)) > 0.1
+    visible = _by_cell(figure(picture, ground)).mean((1, 3)) > 0.1
     chosen = visible & (generator.random(visible.shape) < generator.uniform(*_SHARES))
     cells = np.kron(chosen, np.ones((size, size), bool))
     return np.roll(cells, tuple(generator.integers(-(size // 2), size // 2 + 1, 2)), (0, 1))

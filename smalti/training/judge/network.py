@@ -1,6 +1,6 @@
 """The judge: a small convolutional network that says what a picture shows, and how accurate it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -12,9 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from smalti.models.layers import Dense, Parameters, apply, compute_dtype, join_patches, precision
-from smalti.training.data.world.description import WorldDescription
+from smalti.training.data.world.description import MAX_COUNT, RELATIONS, WorldDescription
 from smalti.training.data.world.grounds import ground_kinds
-from smalti.training.judge.samples import Region, Samples, scaled, view
+from smalti.training.judge.samples import Samples, scaled
+from smalti.training.judge.views import Region, view
 from smalti.training.loop.settings import Count
 from smalti.validation import Strict
 
@@ -26,12 +27,21 @@ _BATCH = 16
 class JudgeSizes(Strict):
     """Sizes of the network."""
 
-    resolution: Literal[64, 128] = 64
+    resolution: Literal[64, 96, 128] = 64
     """Side of the pictures that the network takes; others are scaled."""
     width: Count = 64
     """Channels at 16 by 16 positions; a multiple of 16."""
     blocks: tuple[Count, Count, Count] = (1, 2, 1)
     """Residual blocks at 16 by 16, 8 by 8 and 4 by 4 positions, with one, two and three times the width."""
+
+
+class HeadSizes(NamedTuple):
+    """Numbers of the classes that a judge tells apart, with a thing's own colours and white."""
+
+    things: int
+    colours: int
+    backgrounds: int
+    styles: int
 
 
 class Logits(NamedTuple):
@@ -42,6 +52,11 @@ class Logits(NamedTuple):
     backgrounds: Float[Array, "batch backgrounds"]
     whole: Float[Array, "batch 2"]
     """Logits of damaged and whole. Separate from the things, so that those are learned before damage is."""
+    styles: Float[Array, "batch styles"]
+    counts: Float[Array, "batch counts"]
+    """Logits of one, two and more copies of a thing."""
+    relations: Float[Array, "batch relations"]
+    """Logits of how two things stand, and of a single thing."""
 
 
 class JudgeModule(nn.Module):
@@ -49,9 +64,7 @@ class JudgeModule(nn.Module):
 
     dtype: DTypeLike
     sizes: JudgeSizes
-    things: int
-    colours: int
-    backgrounds: int
+    heads: HeadSizes
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "batch side side 3"]) -> Logits:
@@ -68,8 +81,9 @@ class JudgeModule(nn.Module):
                 x = x + self._convolution(width * stage)(self._activated(y))
         x = self._activated(x)
         features = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1).astype(jnp.float32)
-        counts = (self.things, self.colours, self.backgrounds, 2)
-        return Logits(*(nn.Dense(count)(features) for count in counts))
+        things, colours, backgrounds, styles = self.heads
+        classes = (things, colours, backgrounds, 2, styles, MAX_COUNT, len(RELATIONS) + 1)
+        return Logits(*(nn.Dense(count)(features) for count in classes))
 
     def _convolution(self, features: int) -> nn.Conv:
         return nn.Conv(features, (3, 3), use_bias=False, dtype=self.dtype, precision=precision(self.dtype))
@@ -86,6 +100,14 @@ class Verdicts:
     """Index of the thing in the world, or the number of things if there is no whole thing."""
     colours: Int[np.ndarray, " pictures"]
     backgrounds: Int[np.ndarray, " pictures"]
+    styles: Int[np.ndarray, " pictures"]
+    counts: Int[np.ndarray, " pictures"]
+    """Number of copies of a thing, less one."""
+    relations: Int[np.ndarray, " pictures"]
+    """Index in `RELATIONS`, or the number of relations if there is a single thing, or copies of it."""
+
+
+_VERDICTS = tuple(field.name for field in fields(Verdicts))
 
 
 @runtime_checkable
@@ -95,28 +117,28 @@ class PictureJudge(Protocol):
     def look(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
-        """Judges one figure of each picture: the only one, or the left or right one of two."""
+        """Judges one figure of each picture: the only one, or the one of two that is in a region."""
 
 
 class Judge:
     """A trained network, ready to judge."""
 
-    def __init__(self, sizes: JudgeSizes, counts: tuple[int, int, int], params: Parameters) -> None:
+    def __init__(self, sizes: JudgeSizes, heads: HeadSizes, params: Parameters) -> None:
         """Makes the judge.
 
         Args:
             sizes: sizes of the network.
-            counts: numbers of things, colours and backgrounds, as `counts_of` returns them.
+            heads: numbers of classes, as `heads_of` returns them.
             params: weights of the network.
         """
         self._sizes = sizes
         self._params = params
-        self._verdicts = jax.jit(partial(_verdicts, JudgeModule(compute_dtype(), sizes, *counts)))
+        self._verdicts = jax.jit(partial(_verdicts, JudgeModule(compute_dtype(), sizes, heads)))
 
     def look(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
-        """Judges one figure of each picture: the only one, or the left or right one of two."""
+        """Judges one figure of each picture: the only one, or the one of two that is in a region."""
         views = np.stack([view(picture, region) for picture in pictures])
         views = scaled(views, self._sizes.resolution)
         said = []
@@ -138,29 +160,50 @@ class Accuracy(Strict):
     background: float
     fooled: float
     """Share of damaged pictures taken for the thing that they were made from; equals `thing` for whole pictures."""
+    style: float | None
+    """None if no picture has a style that the judge should tell, as with damaged ones; so too below."""
+    count: float | None
+    relation: float | None
 
 
 def accuracy(judge: PictureJudge, samples: Samples) -> Accuracy:
     """Measures the accuracy of a judge on samples."""
     verdicts = judge.look(samples.pixels)
+    single = samples.meant >= 0
+    right_colours = samples.colours[np.arange(len(samples.things)), verdicts.colours]
     return Accuracy(
         pictures=len(samples.things),
-        thing=float((verdicts.things == samples.things).mean()),
-        colour=float(samples.colours[np.arange(len(samples.things)), verdicts.colours].mean()),
+        thing=float((verdicts.things == samples.things)[single].mean()),
+        colour=float(right_colours[single].mean()),
         background=float((verdicts.backgrounds == samples.backgrounds).mean()),
-        fooled=float((verdicts.things == samples.meant).mean()),
+        fooled=float((verdicts.things == samples.meant)[single].mean()),
+        style=_share(verdicts.styles, samples.styles),
+        count=_share(verdicts.counts, samples.counts),
+        relation=_share(verdicts.relations, samples.relations),
     )
 
 
-def counts_of(description: WorldDescription) -> tuple[int, int, int]:
-    """Returns the numbers of things, colours and backgrounds of a world, with a thing's own colours and white."""
-    colours = 1 + len(description.colours) + len(description.shades)
-    return len(description.things), colours, len(ground_kinds(description))
+def heads_of(description: WorldDescription) -> HeadSizes:
+    """Returns the numbers of classes of a world."""
+    return HeadSizes(
+        things=len(description.things),
+        colours=1 + len(description.colours) + len(description.shades),
+        backgrounds=len(ground_kinds(description)),
+        styles=len(description.styles),
+    )
+
+
+def _share(said: Int[np.ndarray, " pictures"], right: Int[np.ndarray, " pictures"]) -> float | None:
+    """Returns the share of right verdicts, among the pictures where the judge should say something."""
+    told = right >= 0
+    return float((said == right)[told].mean()) if told.any() else None
 
 
 def _verdicts(
     module: JudgeModule, params: Parameters, pixels: UInt8[Array, "batch side side 3"]
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     said: Logits = apply(module, params, pixels.astype(jnp.float32) / 255)
-    things = jnp.where(said.whole.argmax(-1) == 1, said.things.argmax(-1), module.things)
-    return things, said.colours.argmax(-1), said.backgrounds.argmax(-1)
+    best = {name: logits.argmax(-1) for name, logits in said._asdict().items()}
+    whole = best.pop("whole") == 1
+    best["things"] = jnp.where(whole, best["things"], module.heads.things)
+    return tuple(best[name] for name in _VERDICTS)

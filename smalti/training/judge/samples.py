@@ -1,12 +1,11 @@
 """Samples from which a judge learns: composed and damaged pictures, plain and reconstructed from their tokens.
 
-A judge looks at one figure at a time. Of a picture of two things it sees one half, widened to a square by the
-background, which is then a picture of one small thing.
+A judge looks at one figure at a time. Of a picture of two things it sees the part with one of them, widened to a square
+by the background. Of the whole picture it says how many figures there are and how they stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -18,12 +17,10 @@ from smalti.training.batches.batch import Batch
 from smalti.training.batches.random_numbers import generator_at
 from smalti.training.data.world.attributes import Attributes, Figure, Split
 from smalti.training.data.world.composition import CompositionDataset, World, compose
+from smalti.training.data.world.description import RELATIONS, SIZES
 from smalti.training.data.world.layout import REFERENCE
-from smalti.training.judge.damage import damage, figure, ground_of, warp
-
-Region = Literal["whole", "left", "right"]
-"""Part of a picture that a judge looks at."""
-REGIONS: tuple[Region, ...] = get_args(Region)
+from smalti.training.judge.damage import damage, figure, warp
+from smalti.training.judge.views import PAIR_REGIONS, Region, paste, view
 
 _MAX_SHIFT = 4
 """Maximal shift of a picture, in pixels of a picture of 64: half a tile, so that tiles cut through it anywhere."""
@@ -32,7 +29,9 @@ _BENT = 0.3
 _MAX_BEND = 1.5
 """Maximal shift of a bent outline, in pixels of a picture of 64."""
 _WRONG_LAYOUT = 0.06
-"""Share of pictures with a wrong layout: two things where one is asked for, or one thing cut in half."""
+"""Share of pictures of one thing that are cut in half."""
+_WHOLE_PAIR = 0.3
+"""Share of pictures of two things that are shown whole, for the relation; they show no single thing."""
 _REPLACED = 0.1
 """Share of the reconstructed pictures that are damaged in their tokens instead of their pixels."""
 _REPLACED_TOKENS = (0.3, 0.7)
@@ -40,11 +39,12 @@ _REPLACED_TOKENS = (0.3, 0.7)
 _BLEMISHED = 0.2
 """Share of whole things with one wrong token; they still count as whole."""
 _VQGAN_BATCH = 64
+_HALVES: tuple[Region, ...] = ("left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Pictures of single figures, with what a judge should say about them."""
+    """Pictures, and what a judge should say about them; -1 where it need not say anything."""
 
     pixels: UInt8[np.ndarray, "samples side side 3"]
     things: Int[np.ndarray, " samples"]
@@ -52,10 +52,15 @@ class Samples:
     colours: Bool[np.ndarray, "samples colours"]
     """Mask of the right colours; all of them if the picture has no single colour."""
     backgrounds: Int[np.ndarray, " samples"]
+    styles: Int[np.ndarray, " samples"]
+    counts: Int[np.ndarray, " samples"]
+    """Number of copies of a single thing, less one."""
+    relations: Int[np.ndarray, " samples"]
+    """Index in `RELATIONS` of how two things stand, or the number of relations for a single thing and its copies."""
     meant: Int[np.ndarray, " samples"]
-    """Index of the thing, before any damage; the number of things if there is no single thing."""
-    small: Bool[np.ndarray, " samples"]
-    """Whether the figure is small, as each of two things is."""
+    """Index of the thing, before any damage; -1 if there is no single thing."""
+    sizes: Int[np.ndarray, " samples"]
+    """Index in `SIZES`; each of two things and of several copies counts as small."""
 
     def take(self, rows: Int[np.ndarray, " count"] | Bool[np.ndarray, " samples"]) -> "Samples":
         """Returns the given samples."""
@@ -63,12 +68,7 @@ class Samples:
 
     def batch(self) -> Batch:
         """Returns the arrays that the loss reads."""
-        return {
-            "pixels": self.pixels,
-            "things": self.things,
-            "colours": self.colours,
-            "backgrounds": self.backgrounds,
-        }
+        return {name: values for name, values in vars(self).items() if name not in ("meant", "sizes")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,11 @@ class _Sample:
     """One picture, and the figure in it that is judged."""
 
     picture: UInt8[np.ndarray, "side side 3"]
+    attributes: Attributes
     region: Region
     whole: bool
     figure: Figure | None
-    """The figure that is judged; None if the region shows two."""
-    background: str
-    small: bool
+    """The figure that is judged; None if the region shows two that are alike in size."""
 
 
 class SampleMaker:
@@ -139,7 +138,9 @@ class SampleMaker:
         for row, sample in enumerate(made):
             if not sample.whole:
                 continue
-            visible = np.flatnonzero(_visible_tokens(sample.picture, codes.shape[1]))
+            visible = np.flatnonzero(
+                _visible_tokens(sample.picture, self._ground(sample.attributes), codes.shape[1])
+            )
             draw = generator.random()
             if draw < _REPLACED and len(visible):
                 count = max(1, round(len(visible) * generator.uniform(*_REPLACED_TOKENS)))
@@ -155,22 +156,11 @@ class SampleMaker:
         return self._views(made, engine.decode(codes), side)
 
     def _make(self, seed: int, indices: Sequence[int], split: Split, exact: bool) -> list[_Sample]:
-        pictures, _, drawn = CompositionDataset(self.world, seed, split, self.can_be_judged).samples(indices)
+        pictures, _, drawn = CompositionDataset(self.world, seed, split).samples(indices)
         return [
             self._one(picture, attributes, _numbers(seed, 2, index), exact)
             for picture, attributes, index in zip(pictures, drawn, indices, strict=True)
         ]
-
-    def can_be_judged(self, attributes: Attributes) -> bool:
-        """Returns whether a picture shows one upright thing, or two side by side, on a plain background."""
-        return (
-            attributes.count == 1
-            and attributes.relation == "beside"
-            and attributes.pose == "upright"
-            and attributes.size in ("usual", "small")
-            and attributes.place == "middle"
-            and attributes.background in self.world.plain_backgrounds
-        )
 
     def _one(
         self,
@@ -179,43 +169,50 @@ class SampleMaker:
         generator: np.random.Generator,
         exact: bool,
     ) -> _Sample:
-        pair = len(attributes.figures) == 2
         which = int(generator.integers(len(attributes.figures)))
-        region: Region = REGIONS[1 + which] if pair else "whole"
+        region: Region = PAIR_REGIONS[attributes.relation][which] if attributes.is_pair else "whole"
         meant: Figure | None = attributes.figures[which]
         whole = generator.random() >= self._damaged
-        if not exact and generator.random() < _WRONG_LAYOUT:
+        ground = self._ground(attributes)
+        odd = generator.random()
+        if attributes.is_pair and attributes.relation != "in front of" and odd < _WHOLE_PAIR:
+            region, meant, whole = "whole", None, False
+        elif not exact and not attributes.is_pair and attributes.count == 1 and odd < _WRONG_LAYOUT:
             whole = False
-            # Two things have no single colour; a big thing that is cut in half keeps its colour.
-            region, meant = ("whole", None) if pair else (REGIONS[1 + int(generator.integers(2))], meant)
-            if not pair and attributes.size == "small":
-                picture = compose(self.world, replace(attributes, size="usual", offset=(0, 0)))
+            region = _HALVES[int(generator.integers(len(_HALVES)))]
+            attributes = replace(attributes, size="usual", place="middle", offset=(0, 0))
+            picture = compose(self.world, attributes)
         elif not whole:
-            others = [
-                thing
-                for thing in self.world.things
-                if thing != attributes.figures[which].thing and self.world.is_drawn(thing, attributes.style)
-            ]
-            figures = list(attributes.figures)
-            figures[which] = Figure(others[generator.integers(len(others))], figures[which].colour)
-            other = compose(self.world, replace(attributes, figures=tuple(figures)))
-            damaged = damage(view(picture, region), view(other, region), generator)
-            picture = _paste(picture, damaged, region)
+            other = compose(self.world, self._with_another(attributes, which, generator))
+            damaged = damage(
+                view(picture, region),
+                view(other, region, picture),
+                view(ground, region, picture),
+                generator,
+            )
+            picture = paste(picture, damaged, region)
         elif not exact and generator.random() < _BENT:
             picture = warp(picture, generator, generator.uniform(0, _MAX_BEND) * self._scale)
         if not exact:
-            reach = round(_MAX_SHIFT * self._scale)
-            down, right = generator.integers(-reach, reach + 1, 2)
-            # Two things leave no room on the sides.
-            picture = _shift(picture, int(down), int(right) if len(attributes.figures) == 1 else 0)
-        return _Sample(
-            picture=picture,
-            region=region,
-            whole=whole,
-            figure=meant,
-            background=attributes.background,
-            small=attributes.size == "small",
-        )
+            down, right = (
+                int(generator.integers(-reach, reach + 1)) for reach in _room(attributes, self._scale)
+            )
+            picture = _shift(picture, ground, down, right)
+        return _Sample(picture=picture, attributes=attributes, region=region, whole=whole, figure=meant)
+
+    def _with_another(self, attributes: Attributes, which: int, generator: np.random.Generator) -> Attributes:
+        """Returns the attributes with another thing, which the style draws, in place of one of the figures."""
+        others = [
+            thing
+            for thing in self.world.things
+            if thing != attributes.figures[which].thing and self.world.is_drawn(thing, attributes.style)
+        ]
+        figures = list(attributes.figures)
+        figures[which] = Figure(others[generator.integers(len(others))], figures[which].colour)
+        return replace(attributes, figures=tuple(figures))
+
+    def _ground(self, attributes: Attributes) -> UInt8[np.ndarray, "side side 3"]:
+        return self.world.ground(attributes.background, attributes.variant).transpose(1, 2, 0)
 
     def _views(
         self, made: Sequence[_Sample], pixels: UInt8[np.ndarray, "samples height width 3"], side: int
@@ -223,15 +220,25 @@ class SampleMaker:
         world = self.world
         views = [view(picture, sample.region) for picture, sample in zip(pixels, made, strict=True)]
         none = len(world.things)
-        meant = [world.things.index(sample.figure.thing) if sample.figure else none for sample in made]
+        meant = [world.things.index(sample.figure.thing) if sample.figure else -1 for sample in made]
         things = [thing if sample.whole else none for thing, sample in zip(meant, made, strict=True)]
+        drawn = [sample.attributes for sample in made]
+
+        def integers(values: Iterable[int]) -> Int[np.ndarray, " samples"]:
+            return np.fromiter(values, np.int32, len(made))
+
         return Samples(
             pixels=scaled(np.stack(views), side),
-            things=np.array(things, np.int32),
+            things=integers(things),
             colours=np.stack([self._right_colours(sample.figure) for sample in made]),
-            backgrounds=np.array([world.backgrounds.index(sample.background) for sample in made], np.int32),
-            meant=np.array(meant, np.int32),
-            small=np.array([sample.small for sample in made]),
+            backgrounds=integers(world.backgrounds.index(each.background) for each in drawn),
+            styles=integers(
+                world.styles.index(sample.attributes.style) if sample.whole else -1 for sample in made
+            ),
+            counts=integers(_count_of(sample) for sample in made),
+            relations=integers(_relation_of(sample) for sample in made),
+            meant=integers(meant),
+            sizes=integers(SIZES.index("small" if each.count > 1 else each.size) for each in drawn),
         )
 
     def _right_colours(self, meant: Figure | None) -> Bool[np.ndarray, " colours"]:
@@ -252,17 +259,6 @@ def held_out_samples(
     }
 
 
-def view(picture: UInt8[np.ndarray, "side side 3"], region: Region) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns the picture of one figure: the whole picture, or one half widened to a square by its background."""
-    if region == "whole":
-        return picture
-    half = len(picture) // 2
-    columns = picture[:, :half] if region == "left" else picture[:, half:]
-    widened = np.broadcast_to(ground_of(columns), picture.shape).copy()
-    widened[:, half // 2 : half // 2 + half] = columns
-    return widened
-
-
 def round_trip(
     vqgan: VQGAN, pictures: UInt8[np.ndarray, "pictures side side 3"]
 ) -> UInt8[np.ndarray, "pictures side side 3"]:
@@ -281,26 +277,35 @@ def scaled(
     return np.stack([np.asarray(image) for image in images])
 
 
-def _paste(
-    picture: UInt8[np.ndarray, "side side 3"], changed: UInt8[np.ndarray, "side side 3"], region: Region
-) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns a picture with a changed view put back; the widening of a half is cut off."""
-    if region == "whole":
-        return changed
-    half = len(picture) // 2
-    middle = changed[:, half // 2 : half // 2 + half]
-    result = picture.copy()
-    columns = slice(half) if region == "left" else slice(half, None)
-    result[:, columns] = middle
-    return result
+def _count_of(sample: _Sample) -> int:
+    is_told = sample.whole and sample.region == "whole" and not sample.attributes.is_pair
+    return sample.attributes.count - 1 if is_told else -1
+
+
+def _relation_of(sample: _Sample) -> int:
+    if sample.region != "whole":
+        return -1
+    if sample.attributes.is_pair:
+        return RELATIONS.index(sample.attributes.relation)
+    return len(RELATIONS) if sample.whole else -1
+
+
+def _room(attributes: Attributes, scale: float) -> tuple[int, int]:
+    """Returns how far a picture may be shifted up or down, and to the sides, so that no figure leaves its region."""
+    reach = round(_MAX_SHIFT * scale)
+    if attributes.is_pair:
+        rooms = {"beside": (reach, 0), "above": (0, reach), "in front of": (0, 0)}
+        return rooms[attributes.relation]
+    free = attributes.count == 1 and attributes.place == "middle" and attributes.size != "big"
+    return (reach, reach) if free else (0, 0)
 
 
 def _shift(
-    picture: UInt8[np.ndarray, "side side 3"], down: int, right: int
+    picture: UInt8[np.ndarray, "side side 3"], ground: UInt8[np.ndarray, "side side 3"], down: int, right: int
 ) -> UInt8[np.ndarray, "side side 3"]:
     """Shifts a picture and fills up with its background."""
     side = len(picture)
-    moved = np.broadcast_to(ground_of(picture), picture.shape).copy()
+    moved = ground.copy()
 
     def span(step: int) -> tuple[slice, slice]:
         return slice(max(step, 0), side + min(step, 0)), slice(max(-step, 0), side + min(-step, 0))
@@ -310,11 +315,13 @@ def _shift(
     return moved
 
 
-def _visible_tokens(picture: UInt8[np.ndarray, "side side 3"], tokens: int) -> Bool[np.ndarray, " tokens"]:
+def _visible_tokens(
+    picture: UInt8[np.ndarray, "side side 3"], ground: UInt8[np.ndarray, "side side 3"], tokens: int
+) -> Bool[np.ndarray, " tokens"]:
     """Returns a mask of the tokens whose tiles show more than background."""
     tiles = round(tokens**0.5)
     size = len(picture) // tiles
-    return (figure(picture).reshape(tiles, size, tiles, size).mean((1, 3)) > 0.1).ravel()
+    return (figure(picture, ground).reshape(tiles, size, tiles, size).mean((1, 3)) > 0.1).ravel()
 
 
 def _numbers(seed: int, stream: int, index: int) -> np.random.Generator:

@@ -1,8 +1,8 @@
 """Training the judge, which measures generators: it has seen neither their pictures nor CLIP.
 
-For a picture of one figure it says which thing it shows, or that it shows no whole thing; the colour of the thing; and
-the background. It also learns from damaged pictures, since a judge that has seen only good ones takes a blob of the
-right colour for the thing.
+It says which thing a picture shows, or that it shows no whole thing; the colour of the thing; the background and the
+style; how many copies of the thing there are, and how two things stand. It also learns from damaged pictures, since a
+judge that has seen only good ones takes a blob of the right colour for the thing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,15 @@ from smalti.training.data.world.composition import World
 from smalti.training.data.world.description import WorldDescription, load_description
 from smalti.training.data.world.grounds import ground_kinds
 from smalti.training.data.world.lookalikes import acceptable_colours
-from smalti.training.judge.network import Judge, JudgeModule, JudgeSizes, Logits, accuracy, counts_of
+from smalti.training.judge.network import (
+    HeadSizes,
+    Judge,
+    JudgeModule,
+    JudgeSizes,
+    Logits,
+    accuracy,
+    heads_of,
+)
 from smalti.training.judge.samples import SampleMaker, Samples, held_out_samples
 from smalti.training.loop.run_folder import load_best, load_run_settings
 from smalti.training.loop.settings import Count, RunSettings, Share
@@ -58,17 +66,17 @@ class JudgeSettings(RunSettings):
 class JudgeObjective(Objective):
     """The network and its loss."""
 
-    def __init__(self, sizes: JudgeSizes, counts: tuple[int, int, int], seed: int = 0) -> None:
+    def __init__(self, sizes: JudgeSizes, heads: HeadSizes, seed: int = 0) -> None:
         """Makes the network.
 
         Args:
             sizes: sizes of the network.
-            counts: numbers of things, colours and backgrounds.
+            heads: numbers of classes.
             seed: seed of the untrained weights.
         """
         self._seed = seed
         self._sizes = sizes
-        self._module = JudgeModule(compute_dtype(), sizes, *counts)
+        self._module = JudgeModule(compute_dtype(), sizes, heads)
 
     def initialize(self) -> tuple[Parameters, Any]:
         """Returns untrained weights, and an empty memory."""
@@ -78,10 +86,10 @@ class JudgeObjective(Objective):
     def loss(
         self, params: Parameters, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, ""], tuple[Metrics, Extra]]:
-        """Returns the sum of the cross-entropies of thing, wholeness, colour and background, in nats."""
+        """Returns the sum of the cross-entropies of all classes, in nats; those that a picture does not tell are 0."""
         pixels = batch["pixels"].astype(jnp.float32) / 255
         said = Logits(*(nn.log_softmax(logits) for logits in apply(self._module, params, pixels)))
-        whole = batch["things"] < self._module.things
+        whole = batch["things"] < self._module.heads.things
         # The thing of a damaged picture does not count. Any of several colours that look alike is right, so the
         # loss takes their joint probability.
         thing = jnp.where(whole, _at(said.things, jnp.where(whole, batch["things"], 0)), 0)
@@ -91,6 +99,9 @@ class JudgeObjective(Objective):
             "whole": -_at(said.whole, whole.astype(jnp.int32)).mean(),
             "colour": -colour.mean(),
             "background": -_at(said.backgrounds, batch["backgrounds"]).mean(),
+            "style": -_told(said.styles, batch["styles"]).mean(),
+            "count": -_told(said.counts, batch["counts"]).mean(),
+            "relation": -_told(said.relations, batch["relations"]).mean(),
         }
         return jnp.stack(list(losses.values())).sum(), (losses, {})
 
@@ -108,7 +119,7 @@ class JudgeTrainee(JaxTrainee):
         """
         side = settings.model.resolution
         world, at_tokens = worlds[side], worlds[vqgan.config.resolution]
-        self._sizes, self._counts = settings.model, counts_of(world.description)
+        self._sizes, self._heads = settings.model, heads_of(world.description)
         acceptable = acceptable_colours(world)
         maker = SampleMaker(world, acceptable, settings.damaged)
         token_maker = SampleMaker(at_tokens, acceptable, settings.damaged)
@@ -116,7 +127,7 @@ class JudgeTrainee(JaxTrainee):
         first = settings.steps * settings.batch_size
         pool = token_maker.round_trips(settings.seed, range(first, first + settings.round_trips), side, vqgan)
         super().__init__(
-            JudgeObjective(settings.model, self._counts, settings.seed),
+            JudgeObjective(settings.model, self._heads, settings.seed),
             settings,
             partial(_make_batch, maker, pool, settings),
             tokens_per_step=settings.batch_size,
@@ -130,7 +141,7 @@ class JudgeTrainee(JaxTrainee):
         judge = self.judge()
         for name, samples in self._held_out.items():
             right = accuracy(judge, samples).model_dump(exclude={"pictures", "fooled"})
-            measured |= {f"{name}_{of}": share for of, share in right.items()}
+            measured |= {f"{name}_{of}": share for of, share in right.items() if share is not None}
         return measured
 
     def sheet(self) -> Image.Image:
@@ -146,7 +157,7 @@ class JudgeTrainee(JaxTrainee):
 
     def judge(self) -> Judge:
         """Returns the judge with the current weights."""
-        return Judge(self._sizes, self._counts, self.weights)
+        return Judge(self._sizes, self._heads, self.weights)
 
 
 def prepare(settings: JudgeSettings, inputs: Inputs, run: Path, advance: Advance) -> JudgeTrainee:
@@ -192,16 +203,17 @@ def load_judge(run: Path, world: WorldDescription) -> Judge:
     settings = load_run_settings(run, JudgeSettings)
     if _words(load_description(run / WORLD_FILE)) != _words(world):
         raise InvalidInputError("judge", f"the judge in {run} knows another world; train one on this world")
-    counts = counts_of(world)
-    untrained = jax.eval_shape(lambda: JudgeObjective(settings.model, counts).initialize()[0])
-    return Judge(settings.model, counts, load_best(run, untrained))
+    heads = heads_of(world)
+    untrained = jax.eval_shape(lambda: JudgeObjective(settings.model, heads).initialize()[0])
+    return Judge(settings.model, heads, load_best(run, untrained))
 
 
 def _words(description: WorldDescription) -> tuple[Sequence[Any], ...]:
     """Returns the words of a world in the order of the judge's classes."""
     things = [(thing.word, thing.label) for thing in description.things]
+    styles = [style.word for style in description.styles]
     colours = [*description.colours.items(), *description.shades.items()]
-    return things, colours, list(ground_kinds(description).items())
+    return things, styles, colours, list(ground_kinds(description).items())
 
 
 def _make_batch(maker: SampleMaker, pool: Samples, settings: JudgeSettings, step: int) -> Batch:
@@ -226,3 +238,10 @@ def _at(
     log_probabilities: Float[Array, "batch classes"], rows: Int[Array, " batch"]
 ) -> Float[Array, " batch"]:
     return jnp.take_along_axis(log_probabilities, rows[:, None], axis=1)[:, 0]
+
+
+def _told(
+    log_probabilities: Float[Array, "batch classes"], rows: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Returns the log probabilities of the right classes, and 0 where the picture does not tell the class."""
+    return jnp.where(rows >= 0, _at(log_probabilities, jnp.maximum(rows, 0)), 0)

@@ -14,7 +14,7 @@ from smalti.testing.model import TINY_VQGAN, random_parameters, tiny_bart_config
 from smalti.testing.tokenizer import tiny_tokenizer_files
 from smalti.training.data.world.composition import World
 from smalti.training.data.world.sprites import make_sprites
-from smalti.training.judge.network import counts_of
+from smalti.training.judge.network import heads_of
 from smalti.training.loop.run_folder import RunFolder
 from smalti.training.trainers.judge import JudgeObjective, JudgeSettings
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     (folder / "judge.toml").write_text(JUDGE)
     run = RunFolder.create(folder / "judge", folder / "judge.toml")
     objective = JudgeObjective(
-        JudgeSettings.check(steps=2, batch_size=4, model={"width": 16}).model, counts_of(world.description)
+        JudgeSettings.check(steps=2, batch_size=4, model={"width": 16}).model, heads_of(world.description)
     )
     run.save_best(1, objective.initialize()[0], 1.0)
     run.append({"step": 1, "train/loss": 3.0, "train/pictures_per_second": 8.0})

@@ -9,13 +9,13 @@ from jaxtyping import UInt8
 
 from smalti.training.data.world.attributes import Attributes, Figure
 from smalti.training.data.world.composition import World, compose
-from smalti.training.data.world.description import NATURAL, PLAIN
+from smalti.training.data.world.description import NATURAL, PLAIN, RELATIONS
 from smalti.training.data.world.lookalikes import acceptable_colours
 from smalti.training.evaluation.measuring import _gain, _kind_result
 from smalti.training.evaluation.questions import ask
 from smalti.training.evaluation.scoring import Correctness, Scorer, bootstrap, select, shares, wilson
 from smalti.training.judge.network import Verdicts
-from smalti.training.judge.samples import Region
+from smalti.training.judge.views import Region
 
 
 class Oracle:
@@ -29,16 +29,22 @@ class Oracle:
         self, pictures: UInt8[np.ndarray, "pictures height width 3"], region: Region = "whole"
     ) -> Verdicts:
         drawn = [self.known[picture.tobytes()] for picture in pictures]
-        figures = [attributes.figures[1 if region == "right" else 0] for attributes in drawn]
+        seconds = ("right", "bottom", "whole")
+        figures = [each.figures[-1 if region in seconds else 0] for each in drawn]
         return Verdicts(
-            np.array([self.world.things.index(figure.thing) for figure in figures]),
-            np.array([self.world.colours.index(figure.colour) for figure in figures]),
-            np.array([self.world.backgrounds.index(attributes.background) for attributes in drawn]),
+            things=np.array([self.world.things.index(figure.thing) for figure in figures]),
+            colours=np.array([self.world.colours.index(figure.colour) for figure in figures]),
+            backgrounds=np.array([self.world.backgrounds.index(each.background) for each in drawn]),
+            styles=np.array([self.world.styles.index(each.style) for each in drawn]),
+            counts=np.array([each.count - 1 for each in drawn]),
+            relations=np.array(
+                [RELATIONS.index(each.relation) if each.is_pair else len(RELATIONS) for each in drawn]
+            ),
         )
 
 
-def judged(world: World, question_of: Attributes, drawn: Sequence[Attributes]) -> Correctness:
-    question = ask(world, question_of.figures, question_of.background)
+def judged(world: World, asked: Attributes, drawn: Sequence[Attributes]) -> Correctness:
+    question = ask(world, asked.figures, asked.background, asked.size, asked.count, asked.relation)
     pictures = np.stack([compose(world, attributes) for attributes in drawn])
     return Scorer(Oracle(world, drawn), world, acceptable_colours(world))(question, pictures)
 
@@ -61,6 +67,20 @@ def test_pictures_of_one_thing_are_scored(world: World) -> None:
     assert right.colour.tolist() == [True, True, False, True, True, False]
     assert right.background.tolist() == [True, True, True, True, False, False]
     assert right.everything.tolist() == [True, True, False, False, False, False]
+    assert right.arrangement.all()
+
+
+def test_number_and_relation_must_be_right(world: World) -> None:
+    two = Attributes((Figure("box"),), "plain", "gray", "small", count=2)
+    one, three = replace(two, count=1), replace(two, count=3)
+    pair = Attributes((Figure("box"), Figure("tree")), "plain", "gray", "small", relation="above")
+    beside = replace(pair, relation="beside")
+    assert judged(world, two, [two, one, three, beside]).arrangement.tolist() == [True, False, False, False]
+    right = judged(world, pair, [pair, beside, replace(pair, figures=pair.figures[::-1])])
+    assert right.arrangement.tolist() == [True, False, True]
+    assert right.everything.tolist() == [True, False, False]
+    front = replace(pair, relation="in front of")
+    assert judged(world, front, [front, pair]).everything.tolist() == [True, False]
 
 
 def test_colours_that_look_alike_are_both_right(world: World) -> None:
@@ -90,7 +110,7 @@ def test_each_of_two_things_must_be_right_on_its_own_side(world: World) -> None:
 def test_shares_equal_those_computed_by_hand() -> None:
     def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
-        return Correctness(whole, np.ones_like(whole), np.ones_like(whole))
+        return Correctness(whole, *(np.ones_like(whole) for _ in range(3)))
 
     prompts = [(right(1, 0, 1, 0), [0, 2, 3, 1]), (right(0, 0, 1, 1), [1, 3, 0, 2])]
     values = {}
@@ -118,7 +138,7 @@ def test_intervals() -> None:
 def test_the_value_of_the_choice_is_counted_by_prompt() -> None:
     def right(*everything: int) -> Correctness:
         whole = np.array(everything, bool)
-        return Correctness(whole, whole, whole)
+        return Correctness(whole, whole, whole, whole)
 
     order = [0, 1, 2, 3]
     judged = [(right(1, 1, 0, 0), order), (right(1, 1, 1, 1), order), (right(0, 1, 1, 0), order)]

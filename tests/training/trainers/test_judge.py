@@ -15,7 +15,7 @@ from smalti.training.data.world.attributes import Attributes, Figure
 from smalti.training.data.world.composition import World, compose
 from smalti.training.data.world.description import load_description
 from smalti.training.data.world.sprites import make_sprites
-from smalti.training.judge.network import counts_of
+from smalti.training.judge.network import heads_of
 from smalti.training.loop.settings import load_settings
 from smalti.training.loop.step import TrainState
 from smalti.training.trainers.judge import JudgeObjective, JudgeSettings, JudgeTrainee, load_judge
@@ -27,22 +27,29 @@ SETTINGS = JudgeSettings.check(
 
 
 def test_the_loss_is_the_sum_of_its_parts(world: World) -> None:
-    objective = JudgeObjective(SETTINGS.model, counts_of(world.description))
+    objective = JudgeObjective(SETTINGS.model, heads_of(world.description))
     # With all weights zero every class has the same probability.
     shapes = jax.eval_shape(lambda: objective.initialize()[0])
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     batch = {
         "pixels": jnp.zeros((2, 64, 64, 3), jnp.uint8),
         "things": jnp.array([1, 6]),
-        "colours": jnp.array([[True] * 2 + [False] * 3, [True] * 5]),
+        "colours": jnp.array([[True, True, False, False, False], [True] * 5]),
         "backgrounds": jnp.array([0, 3]),
+        "styles": jnp.array([1, -1]),
+        "counts": jnp.array([-1, -1]),
+        "relations": jnp.array([0, 3]),
     }
     _, (losses, _) = jax.jit(objective.loss)(params, batch)
-    # The second is damaged, so its thing does not count. Two of five colours are right, then all five.
+    # The second is damaged, so its thing does not count. Two of five colours are right, then all four.
     assert float(losses["thing"]) == pytest.approx(np.log(6) / 2, rel=1e-5)
     assert float(losses["whole"]) == pytest.approx(np.log(2), rel=1e-5)
     assert float(losses["colour"]) == pytest.approx(np.log(5 / 2) / 2, rel=1e-5)
     assert float(losses["background"]) == pytest.approx(np.log(len(world.backgrounds)), rel=1e-5)
+    # Half of the styles and none of the numbers are told.
+    assert float(losses["style"]) == pytest.approx(np.log(2) / 2, rel=1e-5)
+    assert float(losses["count"]) == 0
+    assert float(losses["relation"]) == pytest.approx(np.log(4), rel=1e-5)
 
 
 def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(world: World, network: VQGAN) -> None:
@@ -63,7 +70,7 @@ def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(world: World, net
 
 def test_the_shipped_run_is_of_a_possible_network() -> None:
     settings = load_settings(RUNS / "pictograms-judge.toml", JudgeSettings)
-    objective = JudgeObjective(settings.model, counts_of(load_description()))
+    objective = JudgeObjective(settings.model, heads_of(load_description()))
     weights = jax.tree.leaves(jax.eval_shape(lambda: objective.initialize()[0]))
     assert 0.5e6 < sum(leaf.size for leaf in weights) < 2e6
 
