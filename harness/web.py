@@ -186,6 +186,11 @@ class WebHarness:
             first.extend(generates)
         return first
 
+    def draw_more(self, tasks: list[GenerateTask], rows: int) -> None:
+        """Draws the first chunk up to a row."""
+        first = range(1, rows + 1)
+        self.gateway.handle(*(self.gateway.stages.draw_rows(tasks[0], row) for row in first))
+
     def finish(self, tasks: list[GenerateTask]) -> None:
         """Draws chunks to their end."""
         for task in tasks:

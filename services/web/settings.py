@@ -54,7 +54,7 @@ class WebSettings(EnvironmentSettings):
     abandon: SecondsOrNone = 15.0
     """Time after which the job of a client that went away is cancelled. It must be longer than the client's delay
     before a retry."""
-    body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
+    body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**18
     """Maximum size of the body of a request, in bytes."""
     connections: Annotated[int, Field(ge=1, le=10**6)] = 2000
     """Maximum number of connections; further ones are closed."""

@@ -3,13 +3,13 @@
 import json
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
 from sse_starlette import ServerSentEvent
 
-from smalti.client import check_succeeded
+from smalti.client import Event, check_succeeded
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import failure_of
 from smalti.services.web.jobs.following import until
@@ -47,7 +47,10 @@ async def stream_of(
 
 async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> AsyncIterator[ServerSentEvent]:
     partials = _Partials(plan.partial_images, model.rows)
-    watched = until(context.client.events(job.id), context.interrupted)
+    # Without partial pictures, the gateway need not render previews.
+    source: AsyncGenerator[Event, None]
+    source = context.client.events(job.id) if plan.partial_images else context.client.watch(job.id)
+    watched = until(source, context.interrupted)
     async with aclosing(watched) as events:
         async for event in events:
             if isinstance(event, Job):
@@ -79,11 +82,16 @@ class _Partials:
         """Begins before the first row of pictures with so many rows."""
         self._thresholds = [rows * (index + 1) / (count + 1) for index in range(count)]
         self._next = 0
+        self._rows = 0
 
     def take(self, preview: Preview) -> int | None:
         """Returns the index of the partial picture that a preview becomes; None if it is not due."""
         if self._next >= len(self._thresholds) or preview.rows_drawn < self._thresholds[self._next]:
             return None
+        # Previews of several candidates arrive together; each partial picture shows more than the one before.
+        if preview.rows_drawn <= self._rows:
+            return None
+        self._rows = preview.rows_drawn
         index = self._next
         self._next += 1
         return index

@@ -37,12 +37,15 @@ def test_streams_partial_pictures(client: openai.OpenAI, web: WebHarness) -> Non
     stream = client.images.generate(
         prompt="a cat", n=2, stream=True, partial_images=2, extra_body={"seed": 7, "candidates": 4}
     )
-    tasks = web.draw_rows(6)
+    tasks = web.draw_rows(3)
     events: list[Any] = []
     for event in stream:
         events.append(event)
-        if event.type == "image_generation.partial_image" and event.partial_image_index == 1:
-            web.finish(tasks)
+        if event.type == "image_generation.partial_image":
+            if event.partial_image_index == 0:
+                web.draw_more(tasks, rows=6)
+            else:
+                web.finish(tasks)
     partial, completed = events[:-2], events[-2:]
     assert [event.partial_image_index for event in partial] == [0, 1]
     assert [event.type for event in completed] == ["image_generation.completed"] * 2
