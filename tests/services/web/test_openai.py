@@ -59,3 +59,11 @@ def test_error_in_a_stream_is_raised(client: openai.OpenAI, web: WebHarness) -> 
     web.gateway.gateway.cancel(web.jobs[0].job.id)
     with pytest.raises(openai.APIError, match="was cancelled"):
         list(stream)
+
+
+def test_job_of_a_stream_that_is_closed_is_cancelled(client: openai.OpenAI, web: WebHarness) -> None:
+    web.paused.set()
+    stream = client.images.generate(prompt="a cat", stream=True)
+    assert web.states() == ["queued"]
+    stream.close()
+    web.wait(lambda: web.states() == ["cancelled"])
