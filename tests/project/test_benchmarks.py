@@ -46,6 +46,7 @@ def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
         assert f"\n{fact}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_decoding_is_measured() -> None:
     done = run("--parts", "decode")

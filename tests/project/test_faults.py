@@ -18,8 +18,8 @@ from harness.servers import PostgresServer, RabbitMQServer
 PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
 # On a machine without RabbitMQ and PostgreSQL their tests are left out; in CI they fail instead.
 DEBIAN = (RabbitMQServer.installed() and PostgresServer.programs() is not None) or "CI" in os.environ
-KILLED = (short.workers, short.broker, short.gateway)
-"""The rows for `make test`. Duplicates, damaged objects and cancelled jobs have tests of their own beside it."""
+KILLED = (short.workers, short.gateway)
+"""The rows for `make test`. The broker, duplicates, damaged objects and cancelled jobs have tests of their own."""
 KINDS = [
     pytest.param("valkey", "sqlite", KILLED, id="killed"),
     pytest.param("valkey", "sqlite", SHORT, id="valkey-sqlite", marks=pytest.mark.slow),

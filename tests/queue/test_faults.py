@@ -188,6 +188,7 @@ def test_crash_before_the_acknowledgement_loses_nothing(queue_harness: QueueHarn
     assert [event.job for event in events(queue_harness.settings)] == ["fatal"]
 
 
+@pytest.mark.slow
 @mostly_on_valkey
 def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Server, tmp_path: Path) -> None:
     settings = settings_for(broker, deliveries=3)

@@ -176,11 +176,6 @@ def test_a_run_is_not_resumed_with_another_config(train: Train, runs: Path, tmp_
             "resolution: must be one of (64, 128), not 32",
         ),
         ("ranker", [("image_size = 64", "image_size = 32")], "resolution: must be one of (64, 128), not 32"),
-        (
-            "ranker",
-            [("batch_size = 12", "batch_size = 5000")],
-            "batch_size: must be at most the number of samples",
-        ),
         ("ranker", [("heads = 2", "heads = 3")], "model: open_clip has no model of these sizes"),
         ("generator", [("d_model = 16", "d_model = 15")], "d_model"),
     ],
@@ -211,6 +206,7 @@ def test_an_unusable_tokenizer_is_named(train: Train, runs: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_on_the_codes_of_another_run_in_parts(
     train: Train, runs: Path, tmp_path: Path
 ) -> None:

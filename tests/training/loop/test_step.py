@@ -58,6 +58,7 @@ def test_an_accumulated_gradient_equals_that_of_the_whole_batch(optimizer: str) 
     np.testing.assert_allclose(losses(4, optimizer), whole, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_have_the_losses_of_one() -> None:
     environment = {
         **os.environ,
