@@ -32,7 +32,7 @@ def test_job_runs_from_queued_to_succeeded(gateway: GatewayHarness) -> None:
     assert (running.state, running.prompt_encoded, running.prompt_reading) == (
         JobState.RUNNING,
         True,
-        {"drawn": "a cat", "cut": False, "unknown": [], "left_out": [], "notice": ""},
+        {"drawn": "a cat", "cut": False, "unknown": [], "left_out": [], "notice": "", "text_tokens": 4},
     )
     gateway.handle(gateway.stages.draw_rows(generates[1], 3))
     assert gateway.get(job).job.rows_drawn == 4 * 3
