@@ -8,8 +8,15 @@ import smalti
 from smalti import errors
 from smalti.errors import SmaltiError, SmaltiWarning
 
-INTERNAL = {"GiveBackError", "HandlerError", "PermanentError", "RetryError"}
-"""Errors that handlers of the queue raise to their consumer; no caller sees them."""
+INTERNAL = {
+    "ClientGoneError",
+    "GiveBackError",
+    "HandlerError",
+    "PermanentError",
+    "RetryError",
+    "UnknownFieldError",
+}
+"""Errors within the queue's handlers and the web service; callers of the library never see them."""
 
 
 def drawn() -> dict[str, tuple[str, set[str]]]:
