@@ -268,7 +268,10 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
     for wrong, message in (
         (["--split", "test"], "split: must be one of train, validation, held_out, not 'test'"),
         (["--resolution", "65"], r"resolution: must be one of \(64, 96, 128, 192\), not 65"),
-        (["--containing", "a cow"], "containing: only 0 of 100,000 captions contain 'a cow', not 64"),
+        (
+            ["--count", "1", "--containing", "a cow"],
+            "containing: only 0 of 1,000 captions contain 'a cow', not 1",
+        ),
         (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*cannot be written"),
     ):
         result = CliRunner().invoke(app, [*compose, *wrong])

@@ -124,6 +124,7 @@ def train_in(
         folder.close()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
     settings: RankerSettings, world: World, network: VQGAN, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_few_steps_learn(tiny: ModelFolder, world_data: Path, tmp_path: Path) 
     assert made.sheet().size == (4 * 66 + 2, 3 * 66 + 2)
 
 
+@pytest.mark.slow
 def test_resumed_run_continues_exactly(tiny: ModelFolder, world_data: Path, tmp_path: Path) -> None:
     whole, half = trainee(tiny, world_data, tmp_path), trainee(tiny, world_data, tmp_path)
     for number in range(3):

@@ -38,7 +38,8 @@ from smalti.training.data.world.vocabulary import Vocabulary
 _VALIDATION_SHARE = 16
 """One picture in this many, of combinations that are not held out, belongs to `validation`."""
 _MAX_ATTEMPTS = 10_000
-_MAX_SEARCHED = 100_000
+_MAX_SEARCHED = 1_000
+"""Captions that are searched for each picture wanted."""
 _MIN_OVERLAP_CONTRAST = 0.12
 """Smallest OKLab distance of the mean colours of a figure and of the one behind it."""
 
@@ -313,7 +314,8 @@ class CompositionDataset:
         """
         pictures: list[UInt8[np.ndarray, "height width 3"]] = []
         texts: list[str] = []
-        for index in range(start, start + _MAX_SEARCHED):
+        searched = _MAX_SEARCHED * count
+        for index in range(start, start + searched):
             stream = _Stream(self.seed, self.split).at(index)
             attributes = _draw(self.world, stream, self.split, self._accept)
             said = caption(attributes, stream, self.world)
@@ -323,7 +325,7 @@ class CompositionDataset:
             if len(texts) == count:
                 return pictures, texts
         raise InvalidInputError(
-            "containing", f"only {len(texts)} of {_MAX_SEARCHED:,} captions contain {text!r}, not {count}"
+            "containing", f"only {len(texts)} of {searched:,} captions contain {text!r}, not {count}"
         )
 
 
