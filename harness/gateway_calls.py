@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from PIL import Image
+
 from harness.gateway import GatewayHarness
 from harness.service import answer, called
+from smalti.pictures import plain_png_bytes
 from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.v1 import image_pb2, job_pb2
@@ -68,3 +71,10 @@ def initial_image(**fields: Any) -> Change:
 def image_tokens(count: int, token: int = 1) -> Any:
     """Returns the same token repeated `count` times."""
     return ImageTokens(tokens=[token] * count)
+
+
+def mask_file(size: int, hole: tuple[int, int, int, int] = (0, 0, 8, 8)) -> bytes:
+    """Returns the file of a square mask with a transparent rectangle (left, top, right, bottom)."""
+    image = Image.new("RGBA", (size, size), "black")
+    image.paste((0, 0, 0, 0), hole)
+    return plain_png_bytes(image)

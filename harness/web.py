@@ -13,7 +13,6 @@ import httpx2
 from PIL import Image
 
 from harness.gateway import GatewayHarness, sqlite_database
-from smalti.errors import NotSupportedError
 from smalti.messages import EncodeTask, GenerateTask
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
@@ -38,6 +37,7 @@ from smalti.v1.decoder_pb2_grpc import (
     add_DecoderServiceServicer_to_server,
 )
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
+from smalti.v1.tokens_pb2 import ImageTokens
 
 SIZE = 64
 LIMIT = 30.0
@@ -67,7 +67,10 @@ class RunningClock(ManualClock):
 
 
 class _Decoder(DecoderServiceServicer):
-    """Decodes every picture to white."""
+    """Decodes every picture to white, and encodes pictures to the brightness of their tiles."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
 
     async def Decode(self, request: DecodeRequest, context: Any) -> AsyncIterator[DecodeResponse]:  # noqa: N802
         buffer = io.BytesIO()
@@ -77,7 +80,13 @@ class _Decoder(DecoderServiceServicer):
             yield DecodeResponse(index=index, image=image)
 
     async def EncodeImages(self, request: EncodeImagesRequest, context: Any) -> EncodeImagesResponse:  # noqa: N802
-        raise NotSupportedError("the played decoder encodes no pictures")
+        # Tile by tile: a token is the brightness of its tile.
+        pictures = []
+        for content in request.images:
+            with Image.open(io.BytesIO(content)) as opened:
+                small = opened.convert("L").resize((self._side, self._side), Image.Resampling.BOX)
+            pictures.append(ImageTokens(tokens=list(small.tobytes())))
+        return EncodeImagesResponse(pictures=pictures)
 
 
 class WebHarness:
@@ -95,6 +104,7 @@ class WebHarness:
             **settings: settings of the web service that differ from the defaults.
         """
         self._database = sqlite_database(folder)
+        self._side = spec.side
         options = {"previews": 0.02, "sweep": 0.05, **(gateway or {})}
         self.gateway = GatewayHarness(self._database, spec, clock=RunningClock(), **options)
         self.gateway.stages.picture = picture_file
@@ -221,7 +231,7 @@ class WebHarness:
 
     async def _start_decoder(self) -> None:
         self._decoding = await serve(
-            lambda server: add_DecoderServiceServicer_to_server(_Decoder(), server),
+            lambda server: add_DecoderServiceServicer_to_server(_Decoder(self._side), server),
             healthy=lambda: True,
             settings=RPC,
         )

@@ -1,6 +1,7 @@
 """The parameters of a picture with their ranges, the same for Python, the command, and gRPC."""
 
 import secrets
+from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -10,6 +11,10 @@ from smalti.errors import InvalidInputError, NotSupportedError
 from smalti.validation import Strict
 
 MAX_SEED: Final = 2**63 - 1
+KEPT: Final = ("keep_rows", "mask", "redrawn_tiles", "strength")
+"""What tells which part of an initial image is kept; one of them is given."""
+FREE: Final = -1
+"""Stands among given image tokens where none is given."""
 UPSCALES: Final = (1, 2, 4)
 """The factors by which pictures can be enlarged."""
 
@@ -117,6 +122,48 @@ def check_diversity(diversity: float) -> float:
     if not 0 <= diversity <= 1:
         raise InvalidInputError("diversity", f"must be from 0 to 1, not {diversity}")
     return float(diversity)
+
+
+def check_kept(names: Sequence[str]) -> None:
+    """Checks that one thing tells which part of an initial image is kept.
+
+    Args:
+        names: those of `KEPT` that are given.
+
+    Raises:
+        InvalidInputError: several or none are given.
+    """
+    if len(names) > 1:
+        raise InvalidInputError(names[1], f"cannot be combined with {names[0]}; give one of the two")
+    if not names:
+        raise InvalidInputError(
+            "keep_rows", f"must be set for an initial image; give one of {', '.join(KEPT)}"
+        )
+
+
+def check_keep_rows(keep_rows: int, side: int) -> int:
+    """Returns the number of rows that are kept of a picture with `side` rows.
+
+    Raises:
+        InvalidInputError: it is out of range.
+    """
+    if not 1 <= keep_rows < side:
+        raise InvalidInputError("keep_rows", f"must be between 1 and {side - 1}, got {keep_rows}")
+    return keep_rows
+
+
+def check_strength(strength: float) -> float:
+    """Returns the share of an initial image that is drawn anew.
+
+    Raises:
+        InvalidInputError: it is not between 0 and 1.
+    """
+    if not 0 < strength < 1:
+        raise InvalidInputError(
+            "strength",
+            f"must be greater than 0 (all is kept) and less than 1 (all is drawn anew), got {strength:g}",
+        )
+    return float(strength)
 
 
 def check_second_pass(

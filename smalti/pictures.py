@@ -5,7 +5,8 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ __all__ = [
     "Picture",
     "grid",
     "load_drawing",
+    "masked_tiles",
     "plain_png_bytes",
     "png_bytes",
     "read_drawing",
@@ -141,6 +143,56 @@ def read_image(content: bytes, field: str) -> Image.Image:
     Raises:
         InvalidInputError: the file has another format, is damaged, or is too large.
     """
+    with _opened(content, field) as image:
+        if image.has_transparency_data:
+            transparent = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, transparent).convert("RGB")
+        return image.convert("RGB")
+
+
+def masked_tiles(content: bytes, sizes: Sequence[tuple[int, int]], side: int, field: str) -> list[int]:
+    """Returns the tiles that a mask covers: those with at least one fully transparent pixel.
+
+    Args:
+        content: the file of the mask, as for `read_image`.
+        sizes: the widths and heights that the mask may have. If they are not square, the picture is cropped to a
+            centred square, and so is the mask.
+        side: number of tiles in a row.
+        field: the path of the mask in the request, for errors.
+
+    Returns:
+        The positions of the tiles, row by row, ascending.
+
+    Raises:
+        InvalidInputError: the mask cannot be read, has another size, or covers no tile or every tile.
+    """
+    with _opened(content, field) as mask:
+        if mask.size not in sizes:
+            wanted = " or ".join(f"{width} x {height}" for width, height in sizes)
+            raise InvalidInputError(
+                field,
+                f"has {mask.width} x {mask.height} pixels; it must be as large as the picture: {wanted}",
+            )
+        alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
+    # The averages of the pixels of a tile: more than 0 if one of them is transparent.
+    transparent = square(
+        Image.fromarray((alpha == 0).astype(np.float32)), min(mask.size), Image.Resampling.BOX
+    )
+    covered = np.asarray(transparent.resize((side, side), Image.Resampling.BOX)) > 0
+    tiles: list[int] = np.flatnonzero(covered).tolist()
+    if not tiles:
+        raise InvalidInputError(
+            field, "has no fully transparent pixel; make the part transparent that is to be drawn anew"
+        )
+    if len(tiles) == side**2:
+        raise InvalidInputError(field, "covers every tile of the picture; leave a part opaque, which is kept")
+    return tiles
+
+
+@contextmanager
+def _opened(content: bytes, field: str) -> Iterator[Image.Image]:
+    """Decodes an input picture, rotated as its EXIF data says; the arguments and errors are those of `read_image`."""
     if len(content) > MAX_FILE_BYTES:
         raise InvalidInputError(field, f"has {len(content)} bytes; at most {MAX_FILE_BYTES} are allowed")
     try:
@@ -151,21 +203,18 @@ def read_image(content: bytes, field: str) -> Image.Image:
                 raise InvalidInputError(
                     field, f"has {width} x {height} pixels; at most {MAX_SIDE} x {MAX_SIDE} are allowed"
                 )
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
+            yield ImageOps.exif_transpose(opened)
     except UnidentifiedImageError:
         raise InvalidInputError(field, "must be a picture in PNG, JPEG or WebP format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInputError(field, f"cannot be read: {' '.join(str(error).split())[:100]}") from None
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
+def square(
+    image: Image.Image, side: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Crops a picture to a centred square and scales it; a square of this size stays as it is."""
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (side, side), resampling)
 
 
 def load_drawing(path: Path) -> Drawing:

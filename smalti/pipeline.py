@@ -14,7 +14,9 @@ from PIL import Image
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine
+from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
+from smalti.engines.initial_image import given_tokens
 from smalti.engines.ranker import RankerEngine
 from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import SmaltiWarning
@@ -29,7 +31,7 @@ from smalti.parameters import (
     check_second_pass,
     check_seed,
 )
-from smalti.pictures import Drawing, png_bytes
+from smalti.pictures import Drawing, Picture, png_bytes
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -144,6 +146,10 @@ class Pipeline:
         diversity: float | None = None,
         refine: Refinement | bool | None = None,
         upscale: int | None = None,
+        initial_image: bytes | Path | Picture | None = None,
+        keep_rows: int | None = None,
+        mask: bytes | Path | None = None,
+        strength: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[LocalPicture]:
         """Generates `candidates` pictures of a prompt and returns the `n` with the highest scores, best first.
@@ -172,11 +178,17 @@ class Pipeline:
                 refiner.
             upscale: enlarges the chosen pictures by 1, 2 or 4. The default is the refiner's own factor with `refine`,
                 and otherwise 1. Without `refine`, pictures are resampled, which adds no detail.
+            initial_image: a picture of which a part is kept: the path or content of a file, or a picture of this
+                model. One of the next three says which part.
+            keep_rows: number of rows of tiles to keep, from the top.
+            mask: the path or content of a picture file as large as the initial image: tiles with a fully transparent
+                pixel are drawn anew, and all others are kept.
+            strength: share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew.
             on_progress: called after each row of tiles.
 
         Raises:
-            InvalidInputError: a value is out of range; names the argument.
-            NotSupportedError: the model has no refiner.
+            InvalidInputError: a value is out of range, or a file cannot be used; names the argument.
+            NotSupportedError: the model has no refiner, or cannot encode the initial image.
         """
         prompt = check_prompt(prompt)
         defaults = self.folder.defaults
@@ -194,6 +206,7 @@ class Pipeline:
         )
         diversity = check_diversity(defaults.diversity if diversity is None else diversity)
         second_pass = check_second_pass(refine, upscale, self.refiner.trained_upscale)
+        given = given_tokens(self.decoder, initial_image, keep_rows=keep_rows, mask=mask, strength=strength)
         pictures, features = self._generate(
             prompt,
             range(counts.candidates),
@@ -201,6 +214,8 @@ class Pipeline:
             sampling=sampling,
             total=counts.candidates,
             vary=defaults.vary if vary is None else vary,
+            given=given,
+            strength=strength,
             on_progress=on_progress,
         )
         scores = [picture.score for picture in pictures]
@@ -272,7 +287,15 @@ class Pipeline:
         return pictures
 
     def request(
-        self, prompt: str, candidates: Sequence[int], *, seed: int, sampling: SamplingParameters, vary: bool
+        self,
+        prompt: str,
+        candidates: Sequence[int],
+        *,
+        seed: int,
+        sampling: SamplingParameters,
+        vary: bool,
+        given: Sequence[int] = (),
+        strength: float | None = None,
     ) -> tuple[GenerationRequest, Sequence[str]]:
         """Returns the request to the generator for candidates of a prompt, and the wording of each candidate.
 
@@ -282,13 +305,15 @@ class Pipeline:
             seed: the seed of all candidates.
             sampling: how tokens are sampled.
             vary: whether candidates differ in what the prompt leaves open; otherwise all have the prompt as wording.
+            given: tokens of an initial image, as `GenerateTask.given`.
+            strength: share of them that is drawn anew.
         """
         wordings: Sequence[str] = [prompt] * len(candidates)
         if vary:
             wordings = self.rewriter.wordings(prompt, seed, candidates)
         places = {wording: place for place, wording in enumerate(dict.fromkeys(wordings))}
         wanted = tuple(
-            Candidate(seed, index, sampling, places[wording])
+            Candidate(seed, index, sampling, places[wording], kept_by(given, strength, seed, index))
             for index, wording in zip(candidates, wordings, strict=True)
         )
         encodings = tuple(self.encoder.encode(wording) for wording in places)
@@ -303,6 +328,8 @@ class Pipeline:
         sampling: SamplingParameters,
         total: int,
         vary: bool,
+        given: Sequence[int] = (),
+        strength: float | None = None,
         on_progress: OnProgress | None,
     ) -> tuple[list[LocalPicture], Float[np.ndarray, "candidates features"]]:
         """Generates candidates as `generate_candidates` does; also returns their features."""
@@ -310,7 +337,13 @@ class Pipeline:
         if rewording.notice:
             warnings.warn(f"{rewording.notice}: {_words_command(self.folder)}", SmaltiWarning, stacklevel=3)
         request, wordings = self.request(
-            rewording.prompt, candidates, seed=seed, sampling=sampling, vary=vary
+            rewording.prompt,
+            candidates,
+            seed=seed,
+            sampling=sampling,
+            vary=vary,
+            given=given,
+            strength=strength,
         )
         if self.encoder.is_cut(rewording.prompt):
             length = len(request.encodings[0].mask)

@@ -8,7 +8,16 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.parameters import SamplingParameters
-from smalti.pictures import Drawing, grid, load_drawing, png_bytes, save_png, slug
+from smalti.pictures import (
+    Drawing,
+    grid,
+    load_drawing,
+    masked_tiles,
+    plain_png_bytes,
+    png_bytes,
+    save_png,
+    slug,
+)
 
 DRAWING = Drawing(
     prompt="an “avocado” armchair 🥑", seed=2**63 - 1, model="tiny", revision="sha256:00",
@@ -79,3 +88,56 @@ def test_files_without_a_drawing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(damaged)
     with pytest.raises(InvalidInputError, match="its record is damaged: seed: "):
         load_drawing(tmp_path / "damaged.png")
+
+
+def mask(size: tuple[int, int], *holes: tuple[int, int, int, int], mode: str = "RGBA") -> bytes:
+    """Returns the file of an opaque mask with transparent rectangles (left, top, right, bottom)."""
+    image = Image.new("RGBA", size, (0, 0, 0, 255))
+    for hole in holes:
+        image.paste((255, 255, 255, 0), hole)
+    return plain_png_bytes(image.convert(mode))
+
+
+@pytest.mark.parametrize(
+    ("size", "hole", "tiles"),
+    [
+        ((32, 32), (8, 8, 16, 24), [5, 9]),
+        ((32, 32), (7, 8, 16, 24), [4, 5, 8, 9]),  # One column of pixels of two more tiles.
+        ((32, 32), (31, 31, 32, 32), [15]),
+        ((30, 30), (0, 0, 9, 1), [0, 1]),  # A tile has 7.5 pixels.
+        ((2, 2), (1, 0, 2, 1), [2, 3, 6, 7]),  # A pixel has four tiles.
+        ((48, 32), (0, 0, 16, 32), [0, 4, 8, 12]),  # A third of it is outside the centred square.
+    ],
+)
+def test_mask_covers_tiles_with_a_transparent_pixel(
+    size: tuple[int, int], hole: tuple[int, int, int, int], tiles: list[int]
+) -> None:
+    for mode in ("RGBA", "LA"):
+        assert masked_tiles(mask(size, hole, mode=mode), [size], 4, "mask") == tiles
+
+
+def test_mask_is_cropped_like_the_picture() -> None:
+    with pytest.raises(InvalidInputError, match="no fully transparent pixel"):
+        masked_tiles(mask((48, 32), (0, 0, 8, 32)), [(48, 32)], 4, "mask")
+
+
+def test_masks_that_cannot_be_used_are_refused() -> None:
+    whole = (32, 32)
+    half_transparent = plain_png_bytes(Image.new("RGBA", whole, (0, 0, 0, 1)))
+    opaque = plain_png_bytes(Image.new("RGB", whole))
+    for content, problem in (
+        (b"", "must be a picture in PNG, JPEG or WebP format"),
+        (
+            mask((16, 32), (0, 0, 8, 8)),
+            "has 16 x 32 pixels; it must be as large as the picture: 32 x 32 or 64 x 64",
+        ),
+        (
+            half_transparent,
+            "has no fully transparent pixel; make the part transparent that is to be drawn anew",
+        ),
+        (opaque, "has no fully transparent pixel; make the part transparent that is to be drawn anew"),
+        (mask(whole, (0, 0, 32, 32)), "covers every tile of the picture; leave a part opaque, which is kept"),
+    ):
+        with pytest.raises(InvalidInputError) as refused:
+            masked_tiles(content, [whole, (64, 64)], 4, "mask")
+        assert str(refused.value) == f"mask: {problem}"

@@ -29,9 +29,9 @@ class FailingBatch:
         return self._batch.prefill(encoding)
 
     def insert(  # noqa: D102
-        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
+        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate]
     ) -> None:
-        self._batch.insert(prefix, slots, candidates, given)
+        self._batch.insert(prefix, slots, candidates)
 
     def release(self, slots: Sequence[int]) -> None:  # noqa: D102
         self._batch.release(slots)

@@ -2,15 +2,23 @@
 
 import queue
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest, TokenRun
+from smalti.engines.generator.given import kept_by
+from smalti.engines.generator.requests import (
+    Candidate,
+    GenerationHandle,
+    GenerationRequest,
+    TokenRun,
+)
 from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
+from smalti.parameters import FREE
 from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process
@@ -58,7 +66,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
 
     def load(self, task: GenerateTask) -> tuple[Encoding, ...]:
         """Loads the encodings that the candidates are generated from, each once."""
-        self._check_given(task.given)
+        self._check_given(task)
         return tuple(
             self.store_executor.map(lambda ref: load_encoding(self.store, ref, self._spec), _distinct(task))
         )
@@ -74,7 +82,6 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
             candidates=_candidates(task),
             priority=task.priority,
             deadline=time.monotonic() + task.expires - time.time(),
-            given=task.given,
         )
         events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
         began = time.monotonic()
@@ -96,11 +103,13 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
     ) -> tuple[Message, ...]:
         return (context.task.next(objects[0]),)
 
-    def _check_given(self, given: tuple[int, ...]) -> None:
-        if len(given) >= self._spec.tokens:
+    def _check_given(self, task: GenerateTask) -> None:
+        given, length = task.given, self._spec.tokens
+        if task.strength is not None and len(given) != length:
+            raise InvalidInputError("given", f"has {len(given)} tokens; with strength, it must have {length}")
+        if len(given) > length or (len(given) == length and FREE not in given and task.strength is None):
             raise InvalidInputError(
-                "given",
-                f"has {len(given)} tokens; the limit is {self._spec.tokens - 1}, one less than a picture has",
+                "given", f"has {len(given)} tokens; of the {length} of a picture, one must be left to draw"
             )
         if max(given, default=0) >= self._spec.codebook_size:
             size = self._spec.codebook_size
@@ -147,7 +156,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
             EngineError: see `GenerationHandle.result`.
             GiveBackError: the worker stops, and the rest would take too long.
         """
-        tokens = _ChunkTokens(context.task, self._spec)
+        tokens = _ChunkTokens(handle.request.candidates, self._spec)
         sent, rows = time.monotonic(), tokens.rows
         while True:
             try:
@@ -189,7 +198,13 @@ def _candidates(task: GenerateTask) -> tuple[Candidate, ...]:
     places = {ref.key: place for place, ref in enumerate(_distinct(task))}
     refs = task.encodings or task.encoding_refs * len(task.candidates)
     return tuple(
-        Candidate(task.seed, index, task.sampling, places[ref.key])
+        Candidate(
+            task.seed,
+            index,
+            task.sampling,
+            places[ref.key],
+            kept_by(task.given, task.strength, task.seed, index),
+        )
         for index, ref in zip(task.candidates, refs, strict=True)
     )
 
@@ -197,14 +212,15 @@ def _candidates(task: GenerateTask) -> tuple[Candidate, ...]:
 class _ChunkTokens:
     """The tokens of a chunk, as far as they are generated."""
 
-    def __init__(self, task: GenerateTask, spec: ModelSpec) -> None:
+    def __init__(self, candidates: Sequence[Candidate], spec: ModelSpec) -> None:
         self._columns = spec.side
         self._tokens: Int[np.ndarray, "candidates tokens"] = np.zeros(
-            (len(task.candidates), spec.tokens), np.int32
+            (len(candidates), spec.tokens), np.int32
         )
-        self._given = len(task.given)
-        self._tokens[:, : self._given] = task.given
-        self._positions = np.full(len(task.candidates), self._given)
+        self._starts = np.array([candidate.start(spec.tokens) for candidate in candidates])
+        for tokens, candidate, start in zip(self._tokens, candidates, self._starts, strict=True):
+            tokens[:start] = candidate.given[:start]
+        self._positions = self._starts.copy()
 
     @property
     def rows(self) -> int:
@@ -219,7 +235,7 @@ class _ChunkTokens:
     @property
     def waiting(self) -> bool:
         """Whether a candidate still waits for a slot."""
-        return bool(self._positions.min() == self._given)
+        return bool((self._positions == self._starts).any())
 
     def add(self, drawn: TokenRun) -> None:
         """Adds tokens from the engine."""

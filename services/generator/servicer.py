@@ -8,6 +8,7 @@ import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.given import without_tiles
 from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest, TokenRun
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
@@ -97,18 +98,27 @@ class GeneratorServicer(generator_pb2_grpc.GeneratorServiceServicer):
             if index in request.candidates[:position]:
                 raise InvalidInputError(f"candidates[{position}]", f"{index} occurs twice")
         sampling = sampling_of(request.sampling, spec.folder.sampling)
-        given = given_tokens(request.given, spec.tokens, spec.codebook_size, field="given")
+        given = _given(request, spec)
         return (
             seed,
             sampling,
             GenerationRequest(
                 encodings=(_padded(encoding, spec.transformer.max_text_length),),
-                candidates=tuple(Candidate(seed, index, sampling) for index in request.candidates),
+                candidates=tuple(
+                    Candidate(seed, index, sampling, given=given) for index in request.candidates
+                ),
                 priority=priority_of(request.priority),
                 deadline=deadline(),
-                given=given,
             ),
         )
+
+
+def _given(request: GenerateRequest, spec: ModelSpec) -> tuple[int, ...]:
+    """Returns the given tokens of a request."""
+    if not request.redrawn_tiles:
+        return given_tokens(request.given, spec.tokens, spec.codebook_size, field="given")
+    whole = given_tokens(request.given, spec.tokens, spec.codebook_size, field="given", whole=True)
+    return without_tiles(whole, request.redrawn_tiles, field="redrawn_tiles")
 
 
 def _padded(encoding: Encoding, length: int) -> Encoding:

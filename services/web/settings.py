@@ -56,6 +56,9 @@ class WebSettings(EnvironmentSettings):
     before a retry."""
     body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**18
     """Maximum size of the body of a request, in bytes."""
+    upload_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 12 * 2**20
+    """Maximum size of the body of a request with pictures, in bytes. Must be smaller than the gateway's
+    `SMALTI_RPC_RECEIVE_BYTES`."""
     connections: Annotated[int, Field(ge=1, le=10**6)] = 2000
     """Maximum number of connections; further ones are closed."""
     client_requests: Annotated[int, Field(ge=1, le=10**6)] = 256

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from smalti.cli import generate_local, generate_remote
-from smalti.cli.generate_output import Options
+from smalti.cli.generate_output import InitialImageOptions, Options
 from smalti.errors import InvalidInputError
-from smalti.parameters import Refinement, check_diversity
-from smalti.pictures import Drawing, load_drawing
+from smalti.parameters import Refinement, check_diversity, check_kept, check_strength
+from smalti.pictures import Drawing, load_drawing, read_image
 from smalti.settings import settings
 
 __all__ = ["register"]
@@ -122,12 +122,34 @@ def generate(
         bool, typer.Option("--grid/--no-grid", help="Also write one picture that shows all of them.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each prompt.")] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="A picture of which a part is kept; give one of the next three options as well."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A PNG file as large as the picture: tiles under its transparent part are drawn anew, all others kept."
+        ),
+    ] = None,
+    keep_rows: Annotated[
+        int | None, typer.Option(help="Number of rows of tiles to keep of the picture, from the top.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the picture's tiles to draw anew, between 0 and 1; each candidate draws other ones anew."
+        ),
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Draw the picture or the grid of this PNG file again.")
     ] = None,
 ) -> None:
     """Draw pictures of each PROMPT: sixteen candidates, of which CLIP keeps the best nine."""
     original = _original(prompts, like)
+    initial = _initial_image(image, mask=mask, keep_rows=keep_rows, strength=strength)
+    if initial and like is not None:
+        raise InvalidInputError("like", "cannot be combined with --image; give one of them")
     sampling = {
         "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "layout_share": layout_share, "layout_temperature": layout_temperature,
@@ -142,6 +164,7 @@ def generate(
         diversity=None if diversity is None else check_diversity(diversity),
         refine=_refinement(refine, strength=refine_strength, steps=refine_steps),
         upscale=upscale,
+        initial=initial,
         model=model,
         out=out,
         with_grid=with_grid,
@@ -171,6 +194,37 @@ def _refinement(
         return Refinement.check(**given)
     except InvalidInputError as error:
         raise InvalidInputError(f"refine-{error.field}", error.problem) from None
+
+
+def _initial_image(
+    image: Path | None, *, mask: Path | None, keep_rows: int | None, strength: float | None
+) -> InitialImageOptions:
+    """Returns the options for a picture of which a part is kept.
+
+    Raises:
+        InvalidInputError: a file cannot be read, or the options do not fit together.
+    """
+    ways = {"keep_rows": keep_rows, "mask": mask, "strength": strength}
+    given = [name for name, value in ways.items() if value is not None]
+    if image is None:
+        if given:
+            raise InvalidInputError("image", f"is missing; --{given[0].replace('_', '-')} needs a picture")
+        return {}
+    check_kept(given)
+    content = _read(image, "image")
+    # Checked here as well, since loading a model takes seconds.
+    read_image(content, "image")
+    if strength is not None:
+        check_strength(strength)
+    options: InitialImageOptions = {"initial_image": content, "keep_rows": keep_rows, "strength": strength}
+    return options if mask is None else {**options, "mask": _read(mask, "mask")}
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(field, f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:

@@ -83,6 +83,7 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     diversity=diversity,
                     refine=refine,
                     upscale=upscale,
+                    **options.initial,
                     on_progress=bar.update,
                 )
         interrupts.check()

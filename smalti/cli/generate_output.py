@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -20,6 +20,15 @@ from smalti.pictures import Drawing, Picture, grid, png_bytes, save_png, slug
 
 MAX_SHOWN_PROMPT: Final = 48
 """Number of characters of a prompt that the progress bar shows."""
+
+
+class InitialImageOptions(TypedDict, total=False):
+    """A picture of which a part is kept, as arguments of `Pipeline.generate` and of `Client.generate`."""
+
+    initial_image: bytes
+    keep_rows: int | None
+    mask: bytes
+    strength: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,8 @@ class Options:
     refine: Refinement | bool | None
     """How to refine the pictures; False for not at all."""
     upscale: int | None
+    initial: InitialImageOptions
+    """A picture of which a part is kept; empty without one."""
     model: str | None
     out: Path
     """The folder for the pictures."""

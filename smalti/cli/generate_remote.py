@@ -53,6 +53,7 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         "refine": refine,
         "upscale": upscale,
         **options.sampling,  # type: ignore[typeddict-item]
+        **options.initial,
     }
     check_folder(options.out)
     with Client(server) as client:

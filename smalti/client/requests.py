@@ -66,9 +66,17 @@ class GenerateOptions(TypedDict, total=False):
     revision: str | None
     """Revision of the model; the gateway refuses the job if it has another one."""
     initial_image: "bytes | Path | ImageTokens | PictureReference | None"
-    """A picture whose upper rows are kept: the path or content of a file, tokens, or a picture of an earlier job."""
+    """A picture of which a part is kept: the path or content of a file, tokens, or a picture of an earlier job. One of
+    the next four says which part."""
     keep_rows: int | None
-    """Number of rows of tiles to keep of the initial image."""
+    """Number of rows of tiles to keep, from the top."""
+    mask: bytes | Path | None
+    """The path or content of a picture file as large as the initial image: tiles with a fully transparent pixel are
+    drawn anew, all others are kept."""
+    redrawn_tiles: Sequence[int] | None
+    """The positions of the tiles to draw anew, row by row from 0, in ascending order; all others are kept."""
+    strength: float | None
+    """Share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew."""
     priority: str | None
     """"interactive", or "batch" for work that uses what other jobs leave free."""
     time_limit: float | None
@@ -103,7 +111,10 @@ _ARGUMENTS: Final = {
     "parameters.model.name": "model",
     "parameters.model.revision": "revision",
     "parameters.initial_image.image": "initial_image",
-    "parameters.initial_image.keep_rows": "keep_rows",
+    **{
+        f"parameters.initial_image.{name}": name
+        for name in ("keep_rows", "mask", "redrawn_tiles", "strength")
+    },
     "parameters.refine.strength": "refine",
     "parameters.refine.steps": "refine",
 }
@@ -132,6 +143,7 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         "model": (parameters.model, "name"),
         "revision": (parameters.model, "revision"),
         "keep_rows": (parameters.initial_image, "keep_rows"),
+        "strength": (parameters.initial_image, "strength"),
         **{
             name: (parameters, name)
             for name in ("n", "candidates", "first_candidate", "seed", "vary", "diversity", "upscale")
@@ -144,6 +156,10 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         match name:
             case "initial_image":
                 _fill(name, value, partial(_set_initial_image, parameters.initial_image))
+            case "mask":
+                _fill(name, value, partial(_set_mask, parameters.initial_image))
+            case "redrawn_tiles":
+                _fill(name, value, parameters.initial_image.redrawn_tiles.extend)
             case "time_limit" | "retention":
                 _fill(name, value, partial(_set_seconds, getattr(request, name)))
             case "refine":
@@ -226,12 +242,7 @@ def _set_refinement(parameters: ImageParameters, refine: Any) -> None:
 def _set_initial_image(source: InitialImage, image: Any) -> None:
     match image:
         case Path():
-            try:
-                source.image = image.read_bytes()
-            except OSError as error:
-                raise InvalidInputError(
-                    "initial_image", f"{image}: cannot be read ({error.strerror})"
-                ) from None
+            source.image = _content(image, "initial_image")
         case bytes():
             source.image = image
         case ImageTokens():
@@ -240,6 +251,25 @@ def _set_initial_image(source: InitialImage, image: Any) -> None:
             source.picture.CopyFrom(image)
         case _:
             raise TypeError("must be a Path, the bytes of a file, ImageTokens, or a PictureReference")
+
+
+def _set_mask(source: InitialImage, mask: Any) -> None:
+    match mask:
+        case Path():
+            source.mask = _content(mask, "mask")
+        case bytes():
+            source.mask = mask
+        case _:
+            raise TypeError("must be a Path or the bytes of a file")
+    if not source.mask:
+        raise InvalidInputError("mask", "is an empty file")
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(name, f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _enum_value(enum: Any, prefix: str, field: str, name: str) -> Any:

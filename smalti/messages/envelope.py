@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, StringConstraints
 
 from smalti.errors import OversizedMessageError
-from smalti.parameters import Priority
+from smalti.parameters import FREE, Priority
 from smalti.storage import JobId, JobKeys
 from smalti.validation import Strict
 
@@ -25,10 +25,11 @@ MAX_CHUNKS = 256
 MAX_CANDIDATES = 2**20
 """Candidate indices are below this."""
 MAX_GIVEN_TOKENS = 4096
-"""Image tokens that a message may give for the first positions."""
+"""Positions for which a message may give image tokens."""
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LENGTH)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Token = Annotated[int, Field(ge=FREE, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, lt=2048)]
 CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
 Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]

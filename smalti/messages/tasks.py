@@ -12,16 +12,16 @@ from smalti.messages.envelope import (
     MAX_TO_REFINE,
     CandidateIndex,
     Chunk,
-    Count,
     Envelope,
     Index,
     Indices,
     Prompt,
     ShortText,
     Stage,
+    Token,
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
-from smalti.parameters import SamplingParameters, SecondPass, Seed
+from smalti.parameters import FREE, SamplingParameters, SecondPass, Seed
 from smalti.storage import ObjectRef
 from smalti.validation import Strict
 
@@ -41,8 +41,12 @@ class StageTask(Envelope):
     sampling: SamplingParameters
     candidates_in_job: Annotated[int, Field(ge=1, le=1024)]
     """Number of candidates in the whole job, for the record in each picture."""
-    given: Annotated[tuple[Count, ...], Field(max_length=MAX_GIVEN_TOKENS)] = ()
-    """Image tokens of the first positions, the same for all candidates; generation continues after them."""
+    given: Annotated[tuple[Token, ...], Field(max_length=MAX_GIVEN_TOKENS)] = ()
+    """Image tokens by position, the same for all candidates. Where one is `FREE`, and after the last, tokens are
+    generated. Since version 2, a task may have `FREE` ones; before, all are at the beginning."""
+    strength: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of `given`, which then is a whole picture, that each candidate draws anew: which tokens these are follows
+    from the seed and the candidate. None keeps all of `given`. Since version 2."""
     vary: Flag = False
     """Whether each candidate is generated from a wording of its own, which says what the prompt leaves open. Since
     version 2."""
@@ -51,9 +55,11 @@ class StageTask(Envelope):
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
-        for name in ("vary", "keep_features"):
+        for name in ("vary", "keep_features", "strength"):
             if self.version < 2 and getattr(self, name):
                 raise ValueError(f"{name} needs version 2")
+        if FREE in self.given and (self.version < 2 or self.strength is not None):
+            raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
 
     def done(

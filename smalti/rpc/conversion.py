@@ -7,7 +7,13 @@ from jaxtyping import Float, Int
 
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
-from smalti.parameters import Priority, Refinement, SamplingParameters, SecondPass, check_second_pass
+from smalti.parameters import (
+    Priority,
+    Refinement,
+    SamplingParameters,
+    SecondPass,
+    check_second_pass,
+)
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.text.rewording import Rewording

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
+from smalti.engines.generator.given import kept_by
 from smalti.messages import (
     DecodeTask,
     EncodeTask,
@@ -17,6 +18,7 @@ from smalti.messages import (
     RefineTask,
     StageDone,
 )
+from smalti.parameters import FREE
 from smalti.results import RankedPicture, ScoresFile, pack_features
 from smalti.storage import ObjectStore
 
@@ -82,7 +84,11 @@ class FakeStages:
     def generate(self, task: GenerateTask) -> tuple[DecodeTask, StageDone]:
         """Generates a chunk: every token of a candidate is its index modulo 16."""
         tokens = np.array([[self._token(index)] * self.tokens for index in task.candidates], np.int32)
-        tokens[:, : len(task.given)] = task.given
+        for candidate, row in zip(task.candidates, tokens, strict=True):
+            kept = kept_by(task.given, task.strength, task.seed, candidate)
+            row[: len(kept)] = [
+                drawn if token == FREE else token for token, drawn in zip(kept, row, strict=False)
+            ]
         ref = self.store.put(task.keys.tokens(task.chunk), save({"tokens": tokens}))
         return task.next(ref), task.done(ref)
 

@@ -28,7 +28,7 @@ from smalti.v1 import sampling_pb2 as smalti_dot_v1_dot_sampling__pb2
 from smalti.v1 import tokens_pb2 as smalti_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19smalti/v1/generator.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17smalti/v1/encoder.proto\x1a\x18smalti/v1/sampling.proto\x1a\x16smalti/v1/tokens.proto\"\x8b\x02\n\x0fGenerateRequest\x12+\n\x08\x65ncoding\x18\x01 \x01(\x0b\x32\x13.smalti.v1.EncodingB\x04\xe2\x41\x01\x02\x12\x17\n\x04seed\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\ncandidates\x18\x03 \x03(\x05\x42\x04\xe2\x41\x01\x02\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.smalti.v1.SamplingParametersB\x04\xe2\x41\x01\x01\x12+\n\x05given\x18\x05 \x01(\x0b\x32\x16.smalti.v1.ImageTokensB\x04\xe2\x41\x01\x01\x12+\n\x08priority\x18\x06 \x01(\x0e\x32\x13.smalti.v1.PriorityB\x04\xe2\x41\x01\x01\x42\x07\n\x05_seed\"\xa5\x01\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.smalti.v1.GenerationStartedH\x00\x12$\n\x04rows\x18\x02 \x01(\x0b\x32\x14.smalti.v1.RowsDrawnH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.smalti.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"q\n\x11GenerationStarted\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12/\n\x08sampling\x18\x02 \x01(\x0b\x32\x1d.smalti.v1.SamplingParameters\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x05\".\n\tRowsDrawn\x12!\n\x04runs\x18\x01 \x03(\x0b\x32\x13.smalti.v1.TokenRun\">\n\x12GenerationFinished\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.smalti.v1.ImageTokens2Y\n\x10GeneratorService\x12\x45\n\x08Generate\x12\x1a.smalti.v1.GenerateRequest\x1a\x1b.smalti.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19smalti/v1/generator.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17smalti/v1/encoder.proto\x1a\x18smalti/v1/sampling.proto\x1a\x16smalti/v1/tokens.proto\"\xa8\x02\n\x0fGenerateRequest\x12+\n\x08\x65ncoding\x18\x01 \x01(\x0b\x32\x13.smalti.v1.EncodingB\x04\xe2\x41\x01\x02\x12\x17\n\x04seed\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\ncandidates\x18\x03 \x03(\x05\x42\x04\xe2\x41\x01\x02\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.smalti.v1.SamplingParametersB\x04\xe2\x41\x01\x01\x12+\n\x05given\x18\x05 \x01(\x0b\x32\x16.smalti.v1.ImageTokensB\x04\xe2\x41\x01\x01\x12+\n\x08priority\x18\x06 \x01(\x0e\x32\x13.smalti.v1.PriorityB\x04\xe2\x41\x01\x01\x12\x1b\n\rredrawn_tiles\x18\x07 \x03(\x05\x42\x04\xe2\x41\x01\x01\x42\x07\n\x05_seed\"\xa5\x01\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.smalti.v1.GenerationStartedH\x00\x12$\n\x04rows\x18\x02 \x01(\x0b\x32\x14.smalti.v1.RowsDrawnH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.smalti.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"q\n\x11GenerationStarted\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12/\n\x08sampling\x18\x02 \x01(\x0b\x32\x1d.smalti.v1.SamplingParameters\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x05\".\n\tRowsDrawn\x12!\n\x04runs\x18\x01 \x03(\x0b\x32\x13.smalti.v1.TokenRun\">\n\x12GenerationFinished\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.smalti.v1.ImageTokens2Y\n\x10GeneratorService\x12\x45\n\x08Generate\x12\x1a.smalti.v1.GenerateRequest\x1a\x1b.smalti.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,16 +47,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['given']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['priority']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['priority']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATEREQUEST'].fields_by_name['redrawn_tiles']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['redrawn_tiles']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST']._serialized_start=149
-  _globals['_GENERATEREQUEST']._serialized_end=416
-  _globals['_GENERATERESPONSE']._serialized_start=419
-  _globals['_GENERATERESPONSE']._serialized_end=584
-  _globals['_GENERATIONSTARTED']._serialized_start=586
-  _globals['_GENERATIONSTARTED']._serialized_end=699
-  _globals['_ROWSDRAWN']._serialized_start=701
-  _globals['_ROWSDRAWN']._serialized_end=747
-  _globals['_GENERATIONFINISHED']._serialized_start=749
-  _globals['_GENERATIONFINISHED']._serialized_end=811
-  _globals['_GENERATORSERVICE']._serialized_start=813
-  _globals['_GENERATORSERVICE']._serialized_end=902
+  _globals['_GENERATEREQUEST']._serialized_end=445
+  _globals['_GENERATERESPONSE']._serialized_start=448
+  _globals['_GENERATERESPONSE']._serialized_end=613
+  _globals['_GENERATIONSTARTED']._serialized_start=615
+  _globals['_GENERATIONSTARTED']._serialized_end=728
+  _globals['_ROWSDRAWN']._serialized_start=730
+  _globals['_ROWSDRAWN']._serialized_end=776
+  _globals['_GENERATIONFINISHED']._serialized_start=778
+  _globals['_GENERATIONFINISHED']._serialized_end=840
+  _globals['_GENERATORSERVICE']._serialized_start=842
+  _globals['_GENERATORSERVICE']._serialized_end=931
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     GIVEN_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    REDRAWN_TILES_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """The seed, from 0 to 2^63 - 1. If omitted, a random seed is used."""
     priority: _sampling_pb2.Priority.ValueType
@@ -54,7 +55,13 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def given(self) -> _tokens_pb2.ImageTokens:
         """The tokens of the first positions, the same for all candidates. Generation continues after them. Must be fewer than
-        a whole picture has.
+        a whole picture has; with `redrawn_tiles`, those of a whole picture.
+        """
+
+    @_builtins.property
+    def redrawn_tiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The positions in `given` whose tokens are generated anew, in ascending order; those of all others are kept, wherever
+        they are.
         """
 
     def __init__(
@@ -66,10 +73,11 @@ class GenerateRequest(_message.Message):
         sampling: _sampling_pb2.SamplingParameters | None = ...,
         given: _tokens_pb2.ImageTokens | None = ...,
         priority: _sampling_pb2.Priority.ValueType = ...,
+        redrawn_tiles: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "encoding", b"encoding", "given", b"given", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "candidates", b"candidates", "encoding", b"encoding", "given", b"given", "priority", b"priority", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "candidates", b"candidates", "encoding", b"encoding", "given", b"given", "priority", b"priority", "redrawn_tiles", b"redrawn_tiles", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -153,7 +161,9 @@ Global___GenerationStarted: _TypeAlias = GenerationStarted  # noqa: Y015
 
 @_typing.final
 class RowsDrawn(_message.Message):
-    """Tokens that were generated together, without given tokens."""
+    """Tokens that were generated together. Given tokens at the beginning of a picture are left out; those between generated
+    ones are included.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

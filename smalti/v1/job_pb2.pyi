@@ -127,7 +127,7 @@ class ImageParameters(_message.Message):
 
     @_builtins.property
     def initial_image(self) -> Global___InitialImage:
-        """A picture to start from, for variations and completions. If omitted, the whole picture is generated."""
+        """A picture to start from, for completions, edits and variations. If omitted, the whole picture is generated."""
 
     @_builtins.property
     def refine(self) -> _refiner_pb2.Refinement:
@@ -186,7 +186,10 @@ Global___ImageParameters: _TypeAlias = ImageParameters  # noqa: Y015
 
 @_typing.final
 class InitialImage(_message.Message):
-    """A picture whose upper rows are kept; the prompt determines the rest."""
+    """A picture of which a part is kept; the prompt determines the rest. Set exactly one of `keep_rows`, `mask`,
+    `redrawn_tiles` and `strength`. What is kept are image tokens: a kept tile shows what it showed, but its pixels may
+    change a little, since the decoder sees its neighbours.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,6 +197,9 @@ class InitialImage(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
     KEEP_ROWS_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    REDRAWN_TILES_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The content of a PNG, JPEG or WebP file of at most `Limits.image_bytes` bytes and 4096 x 4096 pixels. It is
     cropped to a centred square and scaled to the model's size. In a job, its `tokens` replace it once they are
@@ -201,13 +207,26 @@ class InitialImage(_message.Message):
     """
     keep_rows: _builtins.int
     """The number of rows of tiles to keep, counted from the top: from 1 to `Model.rows` - 1."""
+    mask: _builtins.bytes
+    """The content of a picture file, usually PNG, as large as the picture: with `image`, it has the same size in pixels;
+    otherwise 1, 2 or 4 times the model's size. A tile is drawn anew if a pixel of it is fully transparent; all others
+    are kept, wherever they are. In a job, `redrawn_tiles` replaces it.
+    """
+    strength: _builtins.float
+    """The share of the tiles to draw anew, between 0 and 1, without both: a variation. Each candidate draws other tiles
+    anew; which ones follows from the seed and the candidate.
+    """
     @_builtins.property
     def tokens(self) -> _tokens_pb2.ImageTokens:
-        """The tokens of a whole picture, or of its first `keep_rows` rows."""
+        """The tokens of a whole picture, or of its first `keep_rows` rows. In a job, tokens that no candidate keeps are 0."""
 
     @_builtins.property
     def picture(self) -> Global___PictureReference:
         """A picture of an earlier job by the same model. In a job, its tokens replace it, as for `image`."""
+
+    @_builtins.property
+    def redrawn_tiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The positions of the tiles to draw anew, row by row from 0, in ascending order; all others are kept."""
 
     def __init__(
         self,
@@ -216,13 +235,21 @@ class InitialImage(_message.Message):
         tokens: _tokens_pb2.ImageTokens | None = ...,
         picture: Global___PictureReference | None = ...,
         keep_rows: _builtins.int = ...,
+        mask: _builtins.bytes = ...,
+        redrawn_tiles: _abc.Iterable[_builtins.int] | None = ...,
+        strength: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "picture", b"picture", "source", b"source", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "image", b"image", "picture", b"picture", "source", b"source", "strength", b"strength", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "keep_rows", b"keep_rows", "picture", b"picture", "source", b"source", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strength", b"_strength", "image", b"image", "keep_rows", b"keep_rows", "mask", b"mask", "picture", b"picture", "redrawn_tiles", b"redrawn_tiles", "source", b"source", "strength", b"strength", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["image", "tokens", "picture"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___InitialImage: _TypeAlias = InitialImage  # noqa: Y015
@@ -403,7 +430,9 @@ class JobProgress(_message.Message):
     candidates: _builtins.int
     """The total number of candidates."""
     rows: _builtins.int
-    """The total number of rows of tiles to generate for all candidates, without the kept rows of an initial picture."""
+    """The total number of rows of tiles to generate for all candidates, without the rows at the top of an initial picture
+    that are kept whole.
+    """
     rows_drawn: _builtins.int
     """The number of rows generated so far."""
     candidates_drawn: _builtins.int

@@ -59,6 +59,22 @@ def test_initial_image_is_a_file_its_content_or_a_picture_of_a_job(
             client.create("a fox", initial_image=wrong)
 
 
+def test_part_of_an_initial_image_is_kept(client: AnyClient, served: ServedGateway, tmp_path: Path) -> None:
+    (tmp_path / "hole.png").write_bytes(b"mask")
+    ways: tuple[dict[str, Any], ...] = (
+        {"mask": tmp_path / "hole.png"}, {"mask": b"mask"}, {"redrawn_tiles": [0, 7]}, {"strength": 0.25},
+    )  # fmt: skip
+    for way in ways:
+        client.create("a fox", initial_image=b"content", **way)
+    asked = [call.parameters.initial_image for call in served.gateway.calls["CreateImages"]]
+    assert [image.mask for image in asked] == [b"mask", b"mask", b"", b""]
+    assert list(asked[2].redrawn_tiles) == [0, 7]
+    assert [image.strength for image in asked if image.HasField("strength")] == [0.25]
+    for wrong in (tmp_path / "none.png", 7, b""):
+        with pytest.raises(InvalidInputError, match=r"^mask: "):
+            client.create("a fox", initial_image=b"content", mask=wrong)
+
+
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
@@ -84,6 +100,7 @@ def test_errors_name_arguments_instead_of_fields_of_the_contract(
         ("parameters.model.name", "model"),
         ("parameters.initial_image.image", "initial_image"),
         ("parameters.initial_image.keep_rows", "keep_rows"),
+        ("parameters.initial_image.mask", "mask"),
         ("parameters.prompt", "prompt"),
         ("time_limit", "time_limit"),
     ):

@@ -19,7 +19,7 @@ from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import RequestCancelledError
 from smalti.models.bart import DalleBart
-from smalti.parameters import SamplingParameters
+from smalti.parameters import FREE, SamplingParameters
 
 WAIT = 120.0
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -60,11 +60,12 @@ def test_nothing_compiles_after_warm_up(golden: Path, compilations: list[str]) -
         sampling = SamplingParameters(
             temperature=number / 4, guidance_scale=1 + number, top_k=7 * number, top_p=1 - number / 10
         )
-        candidates = tuple(Candidate(2**62 - number, index, sampling) for index in range(1 + number))
-        given = tuple(range(3 * number % 16))
-        handles.append(
-            engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates, given=given))
+        # At the beginning, and further on.
+        given = (*range(3 * number % 16), *((FREE, 3) if number % 2 else ()))[:16]
+        candidates = tuple(
+            Candidate(2**62 - number, index, sampling, given=given) for index in range(1 + number)
         )
+        handles.append(engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates)))
     cancelled = engine.submit(GenerationRequest(encodings=(prompts[0],), candidates=candidates))
     next(handles[0].runs())
     cancelled.cancel()
@@ -99,13 +100,11 @@ def start(golden: Path) -> list[Any]:
     use_compilation_cache()
     engine, prompts = make(golden)
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
-    candidates = tuple(Candidate(5, index, sampling) for index in range(4))
-    drawn = [
-        engine.submit(GenerationRequest(encodings=(prompts[0],), candidates=candidates, given=given))
-        .result(WAIT)
-        .tolist()
-        for given in ((), (1, 2))
-    ]
+    drawn = []
+    for given in ((), (1, 2), (1, FREE, 2)):
+        candidates = tuple(Candidate(5, index, sampling, given=given) for index in range(4))
+        request = GenerationRequest(encodings=(prompts[0],), candidates=candidates)
+        drawn.append(engine.submit(request).result(WAIT).tolist())
     engine.close()
     return [*counted.values(), drawn]
 

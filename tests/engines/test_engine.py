@@ -2,108 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from jaxtyping import Int
 
-from smalti.engines.encoding import Encoding
-from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.engines.generator.scheduler import BATCH_TURN
-from smalti.engines.generator.state import Prefix
 from smalti.errors import EngineFailedError, EngineFullError, RequestCancelledError, RequestExpiredError
 from smalti.models.bart import DalleBart
-from smalti.parameters import Priority, SamplingParameters
-
-VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
-SLOTS = 4
-WAIT = 60.0
-
-
-class GatedBatch(DecodeBatch):
-    """A batch whose dispatches wait at a gate; records the candidates that begin and the slots that are freed."""
-
-    gate: threading.Semaphore
-    stepping: threading.Semaphore
-    begun: list[tuple[int, int]]
-    freed: list[int]
-    error: BaseException | None = None
-
-    def step(self) -> Int[np.ndarray, "slots steps"]:
-        self.stepping.release()
-        self.gate.acquire()
-        if self.error is not None:
-            raise self.error
-        return super().step()
-
-    def insert(
-        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
-    ) -> None:
-        self.begun += [(candidate.seed, candidate.index) for candidate in candidates]
-        super().insert(prefix, slots, candidates, given)
-
-    def release(self, slots: Sequence[int]) -> None:
-        self.freed += slots
-        super().release(slots)
-
-    def open_gate(self, dispatches: int = 10**6) -> None:
-        self.gate.release(dispatches)
-
-
-@pytest.fixture(scope="module")
-def model(golden: Path) -> tuple[DalleBart, Any]:
-    folder = golden / "dallebart_scan"
-    return DalleBart.load(folder), np.load(folder / "expected.npz")
-
-
-def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
-    bart, expected = model
-    unconditional = Encoding(expected["uncond_encoder_hidden"][0], expected["uncond_attention_mask"][0])
-    batch = GatedBatch(bart, unconditional, slots=SLOTS, **options)
-    batch.gate, batch.stepping = threading.Semaphore(0), threading.Semaphore(0)
-    batch.begun, batch.freed = [], []
-    return batch
-
-
-@pytest.fixture
-def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, GatedBatch]]:
-    """An engine that is warmed up, with its gate closed."""
-    batch = make(model)
-    engine = GeneratorEngine(batch, max_waiting=8)
-    engine.start()
-    assert engine.ready.wait(WAIT)
-    yield engine, batch
-    batch.open_gate()
-    engine.close()
-
-
-def request(
-    model: tuple[DalleBart, Any], count: int, seed: int = 1, row: int = 0, **options: Any
-) -> GenerationRequest:
-    _, expected = model
-    encoding = Encoding(expected["encoder_hidden"][row], expected["attention_mask"][row])
-    candidates = tuple(Candidate(seed, index, VARIED) for index in range(count))
-    return GenerationRequest(encodings=(encoding,), candidates=candidates, **options)
-
-
-@pytest.fixture(scope="module")
-def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
-    """The tokens of ten candidates, generated one after the other."""
-    batch = make(model)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
-    whole = request(model, 10)
-    drawn = [
-        engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(WAIT)
-        for one in whole.candidates
-    ]
-    engine.close()
-    return np.concatenate(drawn)
+from smalti.parameters import Priority
+from tests.engines.conftest import SLOTS, WAIT, GatedBatch, make, request
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3, 4, 16])

@@ -20,7 +20,7 @@ from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.models import bart
 from smalti.models.bart import DalleBart
-from smalti.parameters import SamplingParameters
+from smalti.parameters import FREE, SamplingParameters
 from smalti.testing.model import random_parameters, tiny_bart_config
 
 CONFIG = tiny_bart_config(300, decoder_attention_heads=8)
@@ -73,11 +73,10 @@ def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
     )
     engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=Partition.parse(mesh))
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
-    candidates = tuple(Candidate(7, index, sampling) for index in range(10))
-    handles = [
-        engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates, given=given))
-        for given in ((), (5, 6))
-    ]
+    handles = []
+    for given in ((), (5, 6), (FREE, 5, FREE, 6)):
+        candidates = tuple(Candidate(7, index, sampling, given=given) for index in range(10))
+        handles.append(engine.submit(GenerationRequest(encodings=(encoding,), candidates=candidates)))
     drawn = np.concatenate([handle.result(600.0) for handle in handles])
     engine.close()
     return drawn

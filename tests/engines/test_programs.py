@@ -47,7 +47,7 @@ def encoding(length: int) -> Encoding:
 
 def begin(batch: DecodeBatch, slots: range = range(SLOTS)) -> None:
     candidates = [Candidate(7, slot, VARIED) for slot in slots]
-    batch.insert(batch.prefill(encoding(9)), slots, candidates, ())
+    batch.insert(batch.prefill(encoding(9)), slots, candidates)
 
 
 def blocks(rows: int, lengths: list[int], dtype: Any = jnp.float32) -> list[KeysValues]:
@@ -154,9 +154,8 @@ def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
         begin(batch, range(3))
         rows = [batch.step()]
         given = tuple(range(20))
-        batch.insert(
-            batch.prefill(encoding(5)), (3, 6), [Candidate(8, 0, VARIED), Candidate(8, 1, VARIED)], given
-        )
+        candidates = [Candidate(8, 0, VARIED, given=given), Candidate(8, 1, VARIED, given=given)]
+        batch.insert(batch.prefill(encoding(5)), (3, 6), candidates)
         rows += [batch.step() for _ in range(3)]
         batch.release((1,))
         begin(batch, range(7, 8))

@@ -39,7 +39,7 @@ from smalti.messages import (
     Trace,
     parse,
 )
-from smalti.parameters import Priority, Refinement, SamplingParameters, SecondPass
+from smalti.parameters import FREE, Priority, Refinement, SamplingParameters, SecondPass
 from smalti.storage import ObjectRef
 
 OLD_MESSAGES = SAMPLES / "messages"
@@ -368,3 +368,19 @@ def test_there_is_an_old_message_of_every_kind() -> None:
     for version in range(1, VERSION + 1):
         stored = {path.stem.partition(".")[2] for path in OLD_MESSAGES.glob(f"{version}.*.json")}
         assert stored == (kinds - {"RefineTask"} if version == 1 else kinds)
+
+
+def test_positions_without_a_given_token_and_strength_need_version_2() -> None:
+    scattered = encode_task(given=(5, FREE, 9))
+    varied_picture = encode_task(given=(5, 0, 9), strength=0.25)
+    for task in (scattered, varied_picture):
+        [generate, _] = task.next(ref(task.keys.encoding), task.prompt)
+        assert parse(generate.to_json()) == generate
+        assert (generate.given, generate.strength) == (task.given, task.strength)
+        old = {**json.loads(task.to_json()), "version": 1}
+        with pytest.raises(MalformedMessageError, match="needs version 2"):
+            parse(json.dumps(old))
+    for wrong in ({"given": (FREE - 1,)}, {"strength": 1.0}, {"strength": 0.25, "given": (5, FREE)}):
+        with pytest.raises(MalformedMessageError):
+            parse(json.dumps({**json.loads(encode_task().to_json()), **wrong}))
+    assert "strength" not in encode_task().to_json()

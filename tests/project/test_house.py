@@ -40,6 +40,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("compilation", "encoding", "decoder", "ranker"),
         ("encoder", "refiner"),
         ("generator",),
+        ("initial_image",),
     ),
     "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker", "refiner", "web"),),
     "smalti.services.gateway": (

@@ -6,12 +6,14 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
+from smalti.parameters import FREE
 from smalti.rpc.conversion import priority_number, refinement_message, sampling_message
 from smalti.services.gateway.database.tables import OPEN_STATES, PRIORITIES, Job, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
+from smalti.v1.tokens_pb2 import ImageTokens
 
 MEDIA_TYPE: Final = "image/png"
 
@@ -131,7 +133,18 @@ def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
         message.upscale = parameters.second_pass.upscale
         if parameters.second_pass.refine is not None:
             message.refine.CopyFrom(refinement_message(parameters.second_pass.refine, parameters.refiner))
-    if parameters.keep_rows and full:
-        message.initial_image.keep_rows = parameters.keep_rows
-        message.initial_image.tokens.tokens.extend(job.given)
+    if job.given and full:
+        message.initial_image.CopyFrom(_initial_image(job, parameters))
     return message
+
+
+def _initial_image(job: Job, parameters: JobParameters) -> job_pb2.InitialImage:
+    image = job_pb2.InitialImage(tokens=ImageTokens(tokens=[max(token, 0) for token in job.given]))
+    redrawn = [tile for tile, token in enumerate(job.given) if token == FREE]
+    if parameters.strength is not None:
+        image.strength = parameters.strength
+    elif redrawn:
+        image.redrawn_tiles.extend(redrawn)
+    else:
+        image.keep_rows = parameters.keep_rows
+    return image

@@ -1,8 +1,10 @@
 """Turns initial images into tokens: from tokens, from a picture of an earlier job, or from a file."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from smalti.engines.generator.given import without_tiles
 from smalti.errors import (
     DamagedObjectError,
     InvalidInputError,
@@ -13,7 +15,8 @@ from smalti.errors import (
     NotSupportedError,
     PictureNotFoundError,
 )
-from smalti.pictures import read_image
+from smalti.parameters import UPSCALES
+from smalti.pictures import masked_tiles, read_image
 from smalti.results import ResultFile
 from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class InitialImages:
-    """Converts initial images to the tokens of the rows that a job keeps."""
+    """Converts initial images to the tokens that a job keeps."""
 
     def __init__(self, gateway: Gateway, decoder: "DecoderServiceAsyncStub | None") -> None:
         """Creates the converter.
@@ -46,7 +49,7 @@ class InitialImages:
         self._decoder = decoder
 
     async def tokens(self, image: InitialImage) -> tuple[int, ...]:
-        """Returns the tokens of the rows that are kept.
+        """Returns the tokens by position, with `FREE` for those that no candidate keeps.
 
         Raises:
             InvalidInputError: the image is invalid; names the field.
@@ -56,27 +59,44 @@ class InitialImages:
             NotSupportedError: the image is a file, and files cannot be encoded here.
             UnavailableError: the store, the database, or the decoder does not answer.
         """
-        kept = image.keep_rows * self._spec.side
+        loop = asyncio.get_running_loop()
+        redrawn: Sequence[int] = image.redrawn_tiles
+        if image.mask:
+            redrawn = await loop.run_in_executor(self._threads, self._tiles_of_mask, image)
         match image.WhichOneof("source"):
             case "tokens":
-                return self._check(image)[:kept]
+                tokens = self._check(image)
             case "picture":
-                loop = asyncio.get_running_loop()
-                return (await loop.run_in_executor(self._threads, self._tokens_of_picture, image.picture))[
-                    :kept
-                ]
+                tokens = await loop.run_in_executor(self._threads, self._tokens_of_picture, image.picture)
             case _:
-                return (await self._tokens_of_file(image.image))[:kept]
+                tokens = await self._tokens_of_file(image.image)
+        if image.keep_rows:
+            return tokens[: image.keep_rows * self._spec.side]
+        return without_tiles(tokens, redrawn, field="redrawn_tiles")
 
     def _check(self, image: InitialImage) -> tuple[int, ...]:
         kept, whole = image.keep_rows * self._spec.side, self._spec.tokens
         found = len(image.tokens.tokens)
-        if found not in (kept, whole):
+        if found not in (kept or whole, whole):
+            rows = f"{kept} tokens ({image.keep_rows} rows) or " if kept else ""
             raise InvalidInputError(
-                "tokens.tokens",
-                f"must have {kept} tokens ({image.keep_rows} rows) or {whole} (a whole picture), got {found}",
+                "tokens.tokens", f"must have {rows}{whole} tokens (a whole picture), got {found}"
             )
         return given_tokens(image.tokens, found, self._spec.codebook_size, field="tokens", whole=True)
+
+    def _tiles_of_mask(self, image: InitialImage) -> list[int]:
+        """Returns the tiles under the transparent part of a mask."""
+        self._check_size(image.mask, "mask")
+        if image.WhichOneof("source") == "image":
+            self._check_size(image.image, "image")
+            sizes = [read_image(image.image, "image").size]
+        else:
+            sizes = [(self._spec.resolution * factor,) * 2 for factor in UPSCALES]
+        return masked_tiles(image.mask, sizes, self._spec.side, "mask")
+
+    def _check_size(self, content: bytes, field: str) -> None:
+        if len(content) > self._max_bytes:
+            raise InvalidInputError(field, f"must have at most {self._max_bytes} bytes, got {len(content)}")
 
     def _tokens_of_picture(self, reference: PictureReference) -> tuple[int, ...]:
         name = f"{reference.job_id}/{reference.candidate}"
@@ -108,8 +128,7 @@ class InitialImages:
             raise NotSupportedError(
                 f"this gateway cannot encode image files, since {cause}; give tokens instead"
             )
-        if len(content) > self._max_bytes:
-            raise InvalidInputError("image", f"must have at most {self._max_bytes} bytes, got {len(content)}")
+        self._check_size(content, "image")
         # Checked here, so that the error names the field of this request.
         await asyncio.get_running_loop().run_in_executor(self._threads, read_image, content, "image")
         with translated():

@@ -52,7 +52,7 @@ class PreviewRenderer:
 
         Args:
             job_id: the job.
-            given: the tokens of the rows that are kept of an initial image.
+            given: the tokens of the rows at the top that are kept whole of an initial image.
             shown: the number of rows shown before, by candidate.
 
         Returns:

@@ -12,7 +12,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from smalti.errors import InvalidInputError, NotSupportedError
 from smalti.messages import MAX_CANDIDATES, MAX_PROMPT_LENGTH
-from smalti.parameters import SecondPass, check_diversity, check_prompt, check_seed
+from smalti.parameters import (
+    KEPT,
+    SecondPass,
+    check_diversity,
+    check_keep_rows,
+    check_kept,
+    check_prompt,
+    check_seed,
+    check_strength,
+)
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, check_refiner, priority_of, sampling_of, second_pass_of
 from smalti.rpc.errors import within
@@ -55,7 +64,7 @@ def content_hash(request: image_pb2.CreateImagesRequest) -> str:
 def parse_job_spec(
     request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings
 ) -> JobSpec:
-    """Returns the job that a request asks for. Of the initial image, only `keep_rows` is set.
+    """Returns the job that a request asks for, without the tokens of its initial image.
 
     Raises:
         InvalidInputError: a field is invalid; names it by its path.
@@ -75,7 +84,7 @@ def parse_job_spec(
         diversity = check_diversity(
             parameters.diversity if parameters.HasField("diversity") else folder.defaults.diversity
         )
-        keep_rows = _keep_rows(parameters, spec)
+        strength = _check_initial_image(parameters, spec)
         second_pass = _second_pass(parameters, spec, settings)
     return JobSpec(
         prompt=prompt,
@@ -90,7 +99,7 @@ def parse_job_spec(
         n=n,
         candidates=candidates,
         first_candidate=first or 0,
-        keep_rows=keep_rows,
+        strength=strength,
         vary=vary,
         diversity=diversity,
         second_pass=second_pass,
@@ -186,18 +195,20 @@ def _number(parameters: job_pb2.ImageParameters, name: str, minimum: int, maximu
     return value
 
 
-def _keep_rows(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> int:
+def _check_initial_image(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> float | None:
+    """Checks what is kept of an initial image; returns its strength, if that is what it has."""
     if not parameters.HasField("initial_image"):
-        return 0
+        return None
     image = parameters.initial_image
     with within("initial_image"):
         if image.WhichOneof("source") is None:
             raise InvalidInputError("source", "must be set; give image, tokens, or picture")
-        if not 1 <= image.keep_rows < spec.side:
-            raise InvalidInputError(
-                "keep_rows", f"must be between 1 and {spec.side - 1}, got {image.keep_rows}"
-            )
-    return image.keep_rows
+        check_kept([field.name for field, _ in image.ListFields() if field.name in KEPT])
+        if image.HasField("strength"):
+            return check_strength(image.strength)
+        if image.keep_rows:
+            check_keep_rows(image.keep_rows, spec.side)
+    return None
 
 
 def _second_pass(

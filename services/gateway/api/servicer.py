@@ -87,6 +87,7 @@ class ImageServicer(ImageServiceServicer):
             partial(self._call, self._get),
             previews=previews,
             preview_seconds=self._settings.previews,
+            columns=self._spec.side,
             keepalive_seconds=keepalive_seconds,
         )
 
@@ -102,7 +103,7 @@ class ImageServicer(ImageServiceServicer):
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         job_spec = parse_job_spec(request, self._spec, self._settings)
         job_spec = replace(job_spec, request_id=request_id, request_hash=request_hash, trace=current_trace())
-        if job_spec.keep_rows:
+        if request.parameters.HasField("initial_image"):
             await self._call(self._jobs.check_capacity)
             with within("parameters.initial_image"):
                 given = await self._images.tokens(request.parameters.initial_image)

@@ -33,6 +33,7 @@ class WatchHandler:
         *,
         previews: PreviewRenderer | None,
         preview_seconds: float,
+        columns: int,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         """Creates the handler.
@@ -42,12 +43,14 @@ class WatchHandler:
             get: reads a job and converts it to a message.
             previews: renders previews; None without a decoder.
             preview_seconds: minimum time between two previews.
+            columns: number of tiles in a row.
             keepalive_seconds: maximum time without a message.
         """
         self._watchers = watchers
         self._get = get
         self._previews = previews
         self._preview_seconds = preview_seconds
+        self._columns = columns
         self._keepalive_seconds = keepalive_seconds
 
     async def watch(
@@ -87,7 +90,8 @@ class WatchHandler:
                         if final:
                             return
                         if previews and self._previews and rendering is None:
-                            given = snapshot.job.given
+                            kept = snapshot.job.parameters.get("keep_rows", 0) * self._columns
+                            given = snapshot.job.given[:kept]
                             rendering = asyncio.create_task(
                                 self._render(self._previews, job_id, given, rendered, watcher.wakeup)
                             )

@@ -67,6 +67,7 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
     return EncodeTask(
         **_shared_fields(job, parameters),
         given=tuple(job.given),
+        strength=parameters.strength,
         vary=parameters.vary,
         keep_features=parameters.diversity > 0,
         chunks=tuple(

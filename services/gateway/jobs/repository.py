@@ -26,7 +26,7 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, remove
 from smalti.services.gateway.jobs.messages import fits
-from smalti.services.gateway.jobs.spec import JobParameters, JobSpec
+from smalti.services.gateway.jobs.spec import JobParameters, JobSpec, rows_kept
 
 MIN_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
@@ -222,7 +222,7 @@ class JobRepository:
     def _new_job(self, job_spec: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
         parameters = self._parameters(job_spec, idle=idle)
-        rows = (self._model_spec.side - job_spec.keep_rows) * parameters.candidates
+        rows = (self._model_spec.side - parameters.keep_rows) * parameters.candidates
         return Job(
             id=str(uuid.uuid4()),
             version=1,
@@ -272,7 +272,8 @@ class JobRepository:
             first_candidate=job_spec.first_candidate,
             seed=job_spec.seed,
             sampling=job_spec.sampling,
-            keep_rows=job_spec.keep_rows,
+            keep_rows=rows_kept(job_spec.given, job_spec.strength, self._model_spec.side),
+            strength=job_spec.strength,
             vary=job_spec.vary,
             diversity=job_spec.diversity,
             second_pass=job_spec.second_pass,

@@ -1,11 +1,12 @@
 """A job before it is accepted: every value is checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pydantic import Field
 
 from smalti.messages import Prompt, ShortText, Trace
-from smalti.parameters import Priority, SamplingParameters, SecondPass, Seed
+from smalti.parameters import FREE, Priority, SamplingParameters, SecondPass, Seed
 from smalti.validation import Strict
 
 
@@ -21,7 +22,9 @@ class JobParameters(Strict):
     seed: Seed
     sampling: SamplingParameters
     keep_rows: int = Field(default=0, ge=0)
-    """Rows of tokens that are kept of an initial image; 0 without one."""
+    """Rows of tokens at the top that are kept whole of an initial image."""
+    strength: float | None = None
+    """Share of the initial image that each candidate draws anew; None keeps all of `Job.given`."""
     vary: bool = False
     """Whether candidates differ in what the prompt leaves open."""
     diversity: float = 0.0
@@ -30,6 +33,13 @@ class JobParameters(Strict):
     """What happens to the chosen pictures; None if nothing does."""
     refiner: ShortText | None = None
     """Revision of the refiner; None if no refiner is used."""
+
+
+def rows_kept(given: Sequence[int], strength: float | None, side: int) -> int:
+    """Returns how many rows at the top every candidate keeps whole; the generator begins after them."""
+    if strength is not None:
+        return 0
+    return (given.index(FREE) if FREE in given else len(given)) // side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +58,10 @@ class JobSpec:
     candidates: int | None = None
     """Number of candidates; None takes the model's default, or more while the system is idle."""
     first_candidate: int = 0
-    keep_rows: int = 0
     given: tuple[int, ...] = ()
-    """Image tokens of the rows that are kept."""
+    """Image tokens that are kept of an initial image, by position; `FREE` for those that are drawn anew."""
+    strength: float | None = None
+    """Share of `given` that is drawn anew."""
     vary: bool = False
     diversity: float = 0.0
     second_pass: SecondPass | None = None

@@ -115,7 +115,11 @@ def _retries(headers: Mapping[str, str]) -> bool:
 
 
 def _canonical(options: Mapping[str, Any]) -> str:
-    return json.dumps(options, sort_keys=True, default=repr)
+    return json.dumps(options, sort_keys=True, default=_short)
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 def _digest(*parts: str) -> str:

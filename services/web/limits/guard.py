@@ -16,6 +16,8 @@ from smalti.services.web.settings import WebSettings
 
 EXEMPT = ("/healthz", "/readyz")
 """Paths that are answered whatever the limits."""
+UPLOADS = ("/v1/images/edits", "/v1/images/variations")
+"""Paths that take pictures, so that their bodies may be larger."""
 
 
 class Guard:
@@ -46,21 +48,20 @@ class Guard:
             try:
                 self._check_draining()
                 stack.enter_context(self._clients.request(current_caller.get().network))
-                self._check_length(Headers(scope=scope))
+                max_bytes = self._max_bytes(scope["path"])
+                _check_length(Headers(scope=scope), max_bytes)
             except (SmaltiError, HTTPException) as error:
                 await failure_of(error).response(scope["path"])(scope, receive, send)
                 return
-            body = _Body(receive, self._settings.body_bytes, self._settings.body_timeout)
+            body = _Body(receive, max_bytes, self._settings.body_timeout)
             await self._app(scope, body.receive, self._limited(send))
 
     def _check_draining(self) -> None:
         if self._draining.is_set():
             raise DrainingError("the service is shutting down; try again", 1.0)
 
-    def _check_length(self, headers: Headers) -> None:
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:19]) > self._settings.body_bytes:
-            raise _too_large(self._settings.body_bytes)
+    def _max_bytes(self, path: str) -> int:
+        return self._settings.upload_bytes if path in UPLOADS else self._settings.body_bytes
 
     def _limited(self, send: Send) -> Send:
         async def limited(message: Message) -> None:
@@ -108,6 +109,12 @@ class _Body:
             if self._bytes > self._max_bytes:
                 raise _too_large(self._max_bytes)
         return message
+
+
+def _check_length(headers: Headers, max_bytes: int) -> None:
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length[:19]) > max_bytes:
+        raise _too_large(max_bytes)
 
 
 def _too_large(max_bytes: int) -> HttpError:

@@ -24,6 +24,8 @@ def options_of(request: JobRequest) -> GenerateOptions:
     if source := request.initial_image:
         options["initial_image"] = PictureReference(job_id=source.job_id, candidate=source.candidate)
         options["keep_rows"] = source.keep_rows
+        options["redrawn_tiles"] = source.redrawn_tiles
+        options["strength"] = source.strength
     return options
 
 

@@ -9,14 +9,18 @@ from smalti.validation import Strict
 
 
 class PictureSource(Strict):
-    """A picture of an earlier job, of which the upper rows are kept."""
+    """A picture of an earlier job, and which part of it is kept: one of the last three."""
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
     job_id: str
     candidate: Annotated[int, Field(ge=0, lt=2**31)]
-    keep_rows: Annotated[int, Field(ge=1, lt=2**31)]
+    keep_rows: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Number of rows of tiles to keep, from the top."""
+    redrawn_tiles: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] | None = None
+    """Positions of the tiles to draw anew, row by row from 0, in ascending order; all others are kept."""
+    strength: float | None = None
+    """Share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew."""
 
 
 class JobRequest(DrawingParameters):

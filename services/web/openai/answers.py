@@ -68,13 +68,14 @@ def picture_url(request: Request, context: WebContext, job: Job, picture: Pictur
 def usage_of(job: Job, model: Model) -> Usage:
     """Returns the tokens that were read and generated for a job."""
     text = job.prompt_reading.text_tokens
+    given = model.rows * model.columns if job.parameters.HasField("initial_image") else 0
     image = job.progress.rows * model.columns
     return Usage(
-        input_tokens=text,
-        input_tokens_details=InputTokens(text_tokens=text),
+        input_tokens=text + given,
+        input_tokens_details=InputTokens(text_tokens=text, image_tokens=given),
         output_tokens=image,
         output_tokens_details=OutputTokens(image_tokens=image),
-        total_tokens=text + image,
+        total_tokens=text + given + image,
     )
 
 

@@ -34,15 +34,25 @@ class Plan:
     as_urls: bool
     partial_images: int
     safety_identifier: str | None
+    events: str
+    """The beginning of the names of events."""
 
 
-def make_plan(request: GenerationRequest, model: Model, max_seconds: float) -> Plan:
+def make_plan(
+    request: GenerationRequest,
+    model: Model,
+    max_seconds: float,
+    source: GenerateOptions | None = None,
+    events: str = "image_generation",
+) -> Plan:
     """Returns the plan for a request.
 
     Args:
         request: the request.
         model: the model that it names, or the default one.
         max_seconds: the time limit of the job.
+        source: the picture of which a part is kept, as options of the job.
+        events: the beginning of the names of events.
 
     Raises:
         InvalidInputError: the model cannot do what is asked.
@@ -68,6 +78,7 @@ def make_plan(request: GenerationRequest, model: Model, max_seconds: float) -> P
         prompt=request.prompt,
         options={
             **request.drawing_options(),
+            **(source or {}),
             "model": request.model,
             "n": count,
             "candidates": _candidates(request, count, model),
@@ -82,6 +93,7 @@ def make_plan(request: GenerationRequest, model: Model, max_seconds: float) -> P
         as_urls=request.response_format == "url",
         partial_images=request.partial_images or 0,
         safety_identifier=request.safety_identifier or request.user or None,
+        events=events,
     )
 
 

@@ -6,19 +6,24 @@ from fastapi import APIRouter, Path, Query, Request
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
-from smalti.services.web.context import Context
+from smalti.client import GenerateOptions
+from smalti.errors import InvalidInputError
+from smalti.services.web.context import Context, WebContext
 from smalti.services.web.jobs.following import wait_for, while_connected
 from smalti.services.web.openai.answers import response_of
 from smalti.services.web.openai.content import FileQuality, Format, parse_id, picture_file
 from smalti.services.web.openai.plan import make_plan
 from smalti.services.web.openai.schema import (
+    EditForm,
     GenerationRequest,
     ImagesResponse,
     ModelList,
     ModelObject,
     OpenAIErrorBody,
+    VariationForm,
 )
 from smalti.services.web.openai.stream import stream_of
+from smalti.services.web.openai.uploads import form_schema, read_edit, read_variation
 from smalti.services.web.pictures import PATH, PictureLink
 from smalti.v1.model_pb2 import Model
 
@@ -46,16 +51,36 @@ async def create_images(request: Request, body: GenerationRequest, context: Cont
     An `Idempotency-Key` makes the call safe to repeat. If the client closes the connection, the job is cancelled after
     a while, unless `response_format` is `url`.
     """
-    model = await context.catalogue.find(body.model)
-    plan = make_plan(body, model, context.settings.wait)
-    job = await context.repeats.create(request.headers, plan.prompt, plan.max_labels, **plan.options)
-    if body.stream:
-        return EventSourceResponse(
-            stream_of(context, job, plan, model), sep="\n", send_timeout=context.settings.send_timeout
-        )
-    with context.attendance.attend(job.id, keep=plan.as_urls):
-        job = await while_connected(request, wait_for(context.client, job), context.interrupted)
-        return await response_of(request, context, job, plan, model)
+    return await _draw(request, context, body)
+
+
+@router.post(
+    "/images/edits",
+    response_model=ImagesResponse,
+    response_model_exclude_none=True,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Pictures, or events with `stream`."}
+    },
+    openapi_extra=form_schema(EditForm, "image", "mask"),
+)
+async def edit_image(request: Request, context: Context) -> Any:
+    """Draws the tiles of a picture under the transparent part of a mask anew; all others stay as they are."""
+    form, image, mask = await read_edit(request)
+    return await _draw(request, context, form, {"initial_image": image, "mask": mask}, events="image_edit")
+
+
+@router.post(
+    "/images/variations",
+    response_model=ImagesResponse,
+    response_model_exclude_none=True,
+    openapi_extra=form_schema(VariationForm, "image"),
+)
+async def vary_image(request: Request, context: Context) -> Any:
+    """Draws pictures that keep a share of the tiles of a picture."""
+    form, image = await read_variation(request)
+    if form.stream:
+        raise InvalidInputError("stream", "is not supported for variations; leave it out")
+    return await _draw(request, context, form, {"initial_image": image, "strength": form.strength})
 
 
 @router.get("/models")
@@ -87,6 +112,32 @@ async def get_content(
         job_id=job_id, candidate=candidate, output_format=output_format, quality=quality, expires=expires
     )
     return await picture_file(request, context, link, signature)
+
+
+async def _draw(
+    request: Request,
+    context: WebContext,
+    body: GenerationRequest,
+    source: GenerateOptions | None = None,
+    *,
+    events: str = "image_generation",
+) -> Any:
+    """Draws pictures; `source` has the picture of which a part is kept, and `events` begins the names of events."""
+    model = await context.catalogue.find(body.model)
+    plan = make_plan(body, model, context.settings.wait, source, events)
+    try:
+        job = await context.repeats.create(request.headers, plan.prompt, plan.max_labels, **plan.options)
+    except InvalidInputError as error:
+        if error.field != "initial_image":
+            raise
+        raise InvalidInputError("image", error.problem) from None
+    if body.stream:
+        return EventSourceResponse(
+            stream_of(context, job, plan, model), sep="\n", send_timeout=context.settings.send_timeout
+        )
+    with context.attendance.attend(job.id, keep=plan.as_urls):
+        job = await while_connected(request, wait_for(context.client, job), context.interrupted)
+        return await response_of(request, context, job, plan, model)
 
 
 def _model(model: Model) -> ModelObject:

@@ -48,10 +48,32 @@ class GenerationRequest(DrawingParameters):
     """Kept with the job as the label `safety_identifier`."""
 
 
+class EditForm(GenerationRequest):
+    """A request to draw a part of a picture anew: a form with the files `image` and `mask` beside these fields.
+
+    Tiles with a fully transparent pixel of the mask are drawn anew, and all others are kept. The mask is as large as
+    the picture. Without one, the transparent part of the picture itself is drawn anew.
+    """
+
+    input_fidelity: Literal["high", "low"] | None = None
+    """Without effect: tiles are kept or drawn anew."""
+
+
+class VariationForm(GenerationRequest):
+    """A request for pictures that resemble one: a form with the file `image` beside these fields.
+
+    `prompt` may be missing: then the one is taken that a picture of ours records, and a neutral one for other pictures.
+    """
+
+    strength: float = 0.5
+    """Extension. Share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew."""
+
+
 class InputTokens(BaseModel):
     """Tokens of the prompt by kind."""
 
     image_tokens: int = 0
+    """Tokens of the picture of an edit or a variation."""
     text_tokens: int
 
 
@@ -66,7 +88,7 @@ class Usage(BaseModel):
     """Tokens that were read and generated."""
 
     input_tokens: int
-    """Text tokens that the encoder has read."""
+    """Text tokens that the encoder has read, and tokens of the picture that was given."""
     input_tokens_details: InputTokens
     output_tokens: int
     """Image tokens of all candidates, returned or not."""

@@ -21,8 +21,8 @@ from smalti.v1.image_pb2 import Preview
 from smalti.v1.job_pb2 import Job
 from smalti.v1.model_pb2 import Model
 
-PARTIAL: Final = "image_generation.partial_image"
-COMPLETED: Final = "image_generation.completed"
+PARTIAL: Final = "partial_image"
+COMPLETED: Final = "completed"
 NOTHING: Final = Usage(
     input_tokens=0,
     input_tokens_details=InputTokens(text_tokens=0),
@@ -58,7 +58,7 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
             elif isinstance(event, Preview) and (index := partials.take(event)) is not None:
                 file = await converted(event.image.data, plan.output_format, plan.file_quality)
                 fields = event_fields(plan, int(time.time()), b64encode(file).decode())
-                yield _event(PARTIAL, {**fields, "partial_image_index": index})
+                yield _event(f"{plan.events}.{PARTIAL}", {**fields, "partial_image_index": index})
     check_succeeded(job)
     finished = [content async for content in files_of(context, job, plan)]
     more = {"id": job.id, "seed": job.parameters.seed, "safety_identifier": plan.safety_identifier}
@@ -67,7 +67,7 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
         usage = usage_of(job, model) if number == len(finished) else NOTHING
         more["revised_prompt"] = revised_prompt(job, picture)
         fields = event_fields(plan, int(time.time()), content)
-        yield _event(COMPLETED, {**fields, **more, "usage": usage.model_dump()})
+        yield _event(f"{plan.events}.{COMPLETED}", {**fields, **more, "usage": usage.model_dump()})
     yield ServerSentEvent(data="[DONE]")
 
 

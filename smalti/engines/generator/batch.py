@@ -20,6 +20,7 @@ from smalti.engines.generator.weights import decoder_weights
 from smalti.errors import ConfigError
 from smalti.models.bart import DalleBart
 from smalti.models.layers import compute_dtype
+from smalti.parameters import FREE
 from smalti.settings import settings
 
 BLOCKS = 4
@@ -52,10 +53,8 @@ class Batch(Protocol):
     def prefill(self, encoding: Encoding) -> Prefix:
         """Computes the cross-attention keys and values of a prompt."""
 
-    def insert(
-        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
-    ) -> None:
-        """Starts candidates of one prompt in slots, after the given tokens."""
+    def insert(self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        """Starts candidates of one prompt in slots, each after the given tokens at its beginning."""
 
     def release(self, slots: Sequence[int]) -> None:
         """Frees slots whose candidates are not finished."""
@@ -121,7 +120,9 @@ class DecodeBatch:
         """Compiles every program by running it once, on free slots that stay free."""
         length, d_model = self.config.max_text_length, self.config.d_model
         empty = Encoding(np.zeros((length, d_model), np.float32), np.ones(length, np.int32))
-        self.insert(self.prefill(empty), (), (), given=(0,))
+        prefix = self.prefill(empty)
+        self.insert(prefix, (), ())
+        self._start_after((0,), prefix, ())
         self.release(())
         for blocks in sorted({self._blocks_for(length) for length in range(1, self.image_length + 1)}):
             self._step(blocks)
@@ -131,22 +132,37 @@ class DecodeBatch:
         states, mask = jnp.asarray(encoding.states), jnp.asarray(encoding.mask)
         return prefill(self._partition, self.config, self._weights, states, mask)
 
-    def insert(
-        self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate], given: Sequence[int]
-    ) -> None:
-        """Starts candidates of one prompt in slots, after the given tokens."""
-        where = self._indices(slots)
-        self._positions[list(slots)] = len(given)
-        self._state = insert(self._partition, self._state, prefix, where, self._sampling(candidates))
-        if given:
-            tokens = np.zeros(self.image_length, np.int32)
-            tokens[: len(given)] = given
-            on_device = jnp.asarray(tokens)
-            primed = prime(
-                self._partition, self.config, self._weights, prefix, self._unconditional, on_device
-            )
-            length = jnp.asarray(np.int32(len(given)))
-            self._state = insert_primed(self._partition, self._state, primed, on_device, length, where)
+    def insert(self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        """Starts candidates of one prompt in slots, each after the given tokens at its beginning."""
+        given = np.full((self.slots, self.image_length), FREE, np.int32)
+        beginnings: dict[tuple[int, ...], list[int]] = {}
+        for row, slot, candidate in zip(given, slots, candidates, strict=False):
+            row[: len(candidate.given)] = candidate.given
+            start = candidate.start(self.image_length)
+            self._positions[slot] = start
+            beginnings.setdefault(candidate.given[:start], []).append(slot)
+        self._state = insert(
+            self._partition,
+            self._state,
+            prefix,
+            self._indices(slots),
+            self._sampling(candidates),
+            jnp.asarray(given),
+        )
+        for beginning, members in beginnings.items():
+            if beginning:
+                self._start_after(beginning, prefix, members)
+
+    def _start_after(self, given: Sequence[int], prefix: Prefix, slots: Sequence[int]) -> None:
+        """Lets slots that were just inserted start after the given tokens at their beginning."""
+        tokens = np.zeros(self.image_length, np.int32)
+        tokens[: len(given)] = given
+        on_device = jnp.asarray(tokens)
+        primed = prime(self._partition, self.config, self._weights, prefix, self._unconditional, on_device)
+        length = jnp.asarray(np.int32(len(given)))
+        self._state = insert_primed(
+            self._partition, self._state, primed, on_device, length, self._indices(slots)
+        )
 
     def release(self, slots: Sequence[int]) -> None:
         """Frees slots whose candidates are not finished."""

@@ -249,7 +249,8 @@ class GeneratorEngine:
         """
         encodings = (encodings,) if isinstance(encodings, Encoding) else tuple(encodings)
         handle = self.submit(GenerationRequest(encodings=encodings, candidates=tuple(candidates)))
-        done, total = 0, len(candidates) * self.batch.image_length
+        length = self.batch.image_length
+        done, total = 0, sum(length - each.start(length) for each in candidates)
         try:
             for run in handle.runs():
                 done += len(run.tokens)
@@ -335,9 +336,9 @@ class GeneratorEngine:
                     prefixes[encoding] = self.batch.prefill(request.encodings[encoding])
                 slots, free = free[: len(members)], free[len(members) :]
                 candidates = [request.candidates[index] for index in members]
-                self.batch.insert(prefixes[encoding], slots, candidates, request.given)
-                for slot, index in zip(slots, members, strict=True):
-                    self._in_use[slot] = Slot(handle, index, len(request.given))
+                self.batch.insert(prefixes[encoding], slots, candidates)
+                for slot, index, candidate in zip(slots, members, candidates, strict=True):
+                    self._in_use[slot] = Slot(handle, index, candidate.start(self.batch.image_length))
             if indices[-1] == len(request.candidates) - 1:
                 del self._prefixes[handle]
 

@@ -28,6 +28,7 @@ from smalti.engines.generator.state import Blocks, DecodeState, KeysValues, Pref
 from smalti.engines.generator.weights import DecoderWeights, LayerWeights, Norm
 from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
 from smalti.models.layers import precision
+from smalti.parameters import FREE
 
 Attention = Callable[[Float[Array, "d_model rows"], LayerWeights], Float[Array, "d_model rows"]]
 
@@ -154,6 +155,7 @@ def insert(
     prefix: Prefix,
     slots: Int[Array, " slots"],
     sampling: Sampling,
+    given: Int[Array, "slots image_length"],
 ) -> DecodeState:
     """Puts one prompt into several slots, which start at the first token.
 
@@ -163,6 +165,7 @@ def insert(
         prefix: prefix of the prompt, from `prefill`.
         slots: indices of the slots, padded with an index past the last slot.
         sampling: sampling parameters; the i-th entries are for the i-th of `slots`.
+        given: the given tokens of each of `slots`; `FREE` where one is sampled.
     """
 
     def put(all_slots: Array, new: Array) -> Array:
@@ -171,6 +174,7 @@ def insert(
     state = replace(
         state,
         position=put(state.position, jnp.zeros_like(slots)),
+        given=put(state.given, given),
         sampling=jax.tree.map(put, state.sampling, sampling),
         cross_attention=jax.tree.map(put, state.cross_attention, prefix.layers),
         cross_mask=put(state.cross_mask, prefix.mask),
@@ -187,14 +191,14 @@ def insert_primed(
     length: Int[Array, ""],
     slots: Int[Array, " slots"],
 ) -> DecodeState:
-    """Lets slots that were just inserted start after given tokens.
+    """Lets slots that were just inserted start after the given tokens at their beginning.
 
     Args:
         partition: the devices.
         state: the state; donated.
         primed: keys and values of the tokens, from `prime`.
-        tokens: the given tokens, padded.
-        length: number of given tokens.
+        tokens: the given tokens at the beginning, padded.
+        length: their number.
         slots: indices of the slots, padded with an index past the last slot.
     """
     rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
@@ -252,7 +256,7 @@ def step(
     steps: int,
     blocks: int,
 ) -> tuple[DecodeState, Int[Array, "slots steps"]]:
-    """Generates the next tokens of every unfinished slot.
+    """Generates the next tokens of every unfinished slot; where a token is given, it is taken.
 
     Args:
         partition: the devices.
@@ -307,6 +311,8 @@ def _generate_one(
     guided = guide(conditional, unconditional_logits, guidance_scale)
     uniform = uniforms(sampling.seed, sampling.candidate, position)
     token = sample(guided, uniform, temperature, sampling.top_k, sampling.top_p)
+    given = state.given[slots, position]
+    token = jnp.where(given == FREE, token, given)
     token = jnp.where(active, token, state.tokens[slots, position])
     state = replace(
         state,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
+from smalti.engines.generator.given import start_after
 from smalti.errors import EngineError
 from smalti.parameters import Priority, SamplingParameters
 
@@ -23,6 +24,12 @@ class Candidate:
     sampling: SamplingParameters
     encoding: int = 0
     """Its encoding's place among those of the request."""
+    given: tuple[int, ...] = ()
+    """Its given tokens by position; `FREE` where one is generated, as it is after the last of them."""
+
+    def start(self, image_length: int) -> int:
+        """Returns the position at which its generation starts."""
+        return start_after(self.given, image_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +42,6 @@ class GenerationRequest:
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
     """Time of `time.monotonic` at which the request is dropped if it is not finished."""
-    given: tuple[int, ...] = ()
-    """The first tokens of every candidate; generation continues after them."""
 
     def by_encoding(self, indices: Sequence[int]) -> dict[int, list[int]]:
         """Groups indices of candidates by the encoding that they are generated from."""
@@ -85,8 +90,10 @@ class GenerationHandle:
         """The finished tokens; `result` waits for it."""
         self._cancel = cancel
         self._tokens = np.zeros((len(request.candidates), image_length), np.int32)
-        self._tokens[:, : len(request.given)] = request.given
-        self._missing = len(request.candidates) * (image_length - len(request.given))
+        starts = [candidate.start(image_length) for candidate in request.candidates]
+        for tokens, candidate, start in zip(self._tokens, request.candidates, starts, strict=True):
+            tokens[:start] = candidate.given[:start]
+        self._missing = sum(image_length - start for start in starts)
         self._events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
         self._on_tokens = on_tokens or self._events.put
         # The loop delivers while another thread may fail the handle; it must end only once.

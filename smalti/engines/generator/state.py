@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from smalti.engines.generator.partition import STATE_RULES, Partition
 from smalti.models.bart import DalleBartConfig
+from smalti.parameters import FREE
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +81,8 @@ class DecodeState:
     """Image tokens so far; undefined from `position` on."""
     position: Int[Array, " slots"]
     """Position of the next token."""
+    given: Int[Array, "slots image_length"]
+    """Tokens that are taken instead of sampled ones; `FREE` where one is sampled."""
     sampling: Sampling
     """Sampling parameters of each slot's candidate."""
     self_attention: tuple[tuple[Blocks, ...], ...]
@@ -123,6 +126,7 @@ def empty_state(
     state = DecodeState(
         tokens=jnp.zeros((slots, config.image_length), jnp.int32),
         position=jnp.full(slots, config.image_length, jnp.int32),
+        given=jnp.full((slots, config.image_length), FREE, jnp.int32),
         sampling=Sampling(
             seed=jnp.zeros((slots, 2), jnp.uint32),
             candidate=jnp.zeros(slots, jnp.int32),

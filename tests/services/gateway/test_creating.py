@@ -14,6 +14,7 @@ from harness.gateway_calls import (
     get_job,
     image_tokens,
     initial_image,
+    mask_file,
     parameters,
     served,
 )
@@ -151,8 +152,33 @@ BAD: dict[str, list[Change]] = {
     "parameters.initial_image.keep_rows": [
         initial_image(keep_rows=0, tokens=image_tokens(16)),
         initial_image(keep_rows=4, tokens=image_tokens(16)),
+        initial_image(keep_rows=-1, tokens=image_tokens(16)),
     ],
-    "parameters.initial_image.tokens.tokens": [initial_image(keep_rows=1, tokens=image_tokens(5))],
+    "parameters.initial_image.strength": [
+        initial_image(strength=0, tokens=image_tokens(16)),
+        initial_image(strength=1, tokens=image_tokens(16)),
+        initial_image(strength=float("nan"), tokens=image_tokens(16)),
+        initial_image(keep_rows=1, strength=0.5, tokens=image_tokens(16)),
+    ],
+    "parameters.initial_image.redrawn_tiles": [
+        initial_image(redrawn_tiles=range(16), tokens=image_tokens(16)),
+        initial_image(redrawn_tiles=[1], mask=b"a", tokens=image_tokens(16)),
+    ],
+    "parameters.initial_image.redrawn_tiles[1]": [
+        initial_image(redrawn_tiles=[1, 16], tokens=image_tokens(16)),
+        initial_image(redrawn_tiles=[2, 1], tokens=image_tokens(16)),
+    ],
+    "parameters.initial_image.mask": [
+        initial_image(mask=b"no picture", tokens=image_tokens(16)),
+        initial_image(mask=bytes(9 * 2**20), tokens=image_tokens(16)),
+        initial_image(mask=mask_file(31), tokens=image_tokens(16)),
+        initial_image(mask=mask_file(32, (0, 0, 0, 0)), tokens=image_tokens(16)),
+        initial_image(mask=mask_file(32, (0, 0, 32, 32)), tokens=image_tokens(16)),
+    ],
+    "parameters.initial_image.tokens.tokens": [
+        initial_image(keep_rows=1, tokens=image_tokens(5)),
+        initial_image(strength=0.5, tokens=image_tokens(4)),
+    ],
     "parameters.initial_image.tokens.tokens[0]": [initial_image(keep_rows=1, tokens=image_tokens(4, CODES))],
     "priority": [lambda asked: setattr(asked, "priority", 7)],
     "time_limit": [seconds("time_limit", 0.5), seconds("time_limit", 86_401), seconds("time_limit", -1)],

@@ -203,7 +203,7 @@ def test_later_candidates_of_the_same_seed_have_their_own_indices(gateway: Gatew
 
 
 def test_kept_rows_are_sent_but_not_counted(gateway: GatewayHarness) -> None:
-    job, task, generates = encoded_job(gateway, keep_rows=1, given=(1, 2, 3, 4))
+    job, task, generates = encoded_job(gateway, given=(1, 2, 3, 4))
     assert task.given == (1, 2, 3, 4)
     gateway.handle(gateway.stages.draw_rows(generates[0], 3))
     running = gateway.get(job).job

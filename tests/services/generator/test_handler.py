@@ -5,15 +5,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from harness.generator import TokenCounter, is_idle
 from harness.queue import task, wait_until
 from harness.service import bare_process
 from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.messages import Chunk, StageDone
+from smalti.parameters import FREE
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError
 from smalti.registry.folder import ModelFolder
@@ -124,11 +128,41 @@ def test_waiting_for_a_full_engine_costs_no_attempt(
     work.close()
 
 
-@pytest.mark.parametrize(("given", "problem"), [((0,) * 16, "the limit is 15"), ((64,), "must be below 64")])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"given": (0,) * 16}, "has 16 tokens; of the 16 of a picture, one must be left to draw"),
+        ({"given": (FREE,) * 17}, "has 17 tokens; of the 16 of a picture, one must be left to draw"),
+        ({"given": (64,)}, "must be below 64"),
+        ({"given": (0,) * 15, "strength": 0.5}, "has 15 tokens; with strength, it must have 16"),
+    ],
+)
 def test_invalid_given_tokens_are_refused(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, given: tuple[int, ...], problem: str
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, changes: dict[str, Any], problem: str
 ) -> None:
-    work = Work(engine, tiny, pipeline, given=given)
+    work = Work(engine, tiny, pipeline, **changes)
     with pytest.raises(InvalidInputError, match=problem):
         work.messages.result(60)
     work.close()
+
+
+def test_tokens_are_kept_wherever_they_are(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline
+) -> None:
+    for changes, kept in (
+        ({"given": (FREE, 3, *(9,) * 12, FREE, 3)}, 14),
+        ({"given": (9,) * 16, "strength": 0.25}, 12),
+    ):
+        work = Work(engine, tiny, pipeline, **changes)
+        work.messages.result(60)
+        tokens = load(work.store.get(JobKeys("j1").tokens(0)))["tokens"]
+        given = np.array(
+            [kept_by(work.task.given, work.task.strength, work.task.seed, index) for index in range(4)]
+        )
+        assert ((tokens == given).sum(axis=1) == kept).all()
+        # A task that comes alone gives the same tokens as within the chunk.
+        alone = Work(engine, tiny, pipeline, chunks=(Chunk(chunk=0, candidates=(2,)),), **changes)
+        alone.messages.result(60)
+        np.testing.assert_array_equal(load(alone.store.get(JobKeys("j1").tokens(0)))["tokens"][0], tokens[2])
+        for each in (work, alone):
+            each.close()

@@ -63,6 +63,16 @@ async def test_rows_are_streamed(register: Register, encoding: Encoding, pipelin
         assert sum(len(run.tokens) for message in between for run in message.rows.runs) == 13
         assert between[0].rows.runs[0].start == 3
         assert list(last.finished.pictures[0].tokens) == expected[0].tokens.tolist()
+        # Tokens are kept wherever they are, and those between them are sent with the others.
+        whole = ImageTokens(tokens=expected[0].tokens.tolist())
+        edit = GenerateRequest(
+            encoding=encoding, seed=SEED, candidates=[0, 5], given=whole, redrawn_tiles=[0, 7, 9]
+        )
+        first, *between, last = await answer(stub.Generate(edit))
+        assert sum(len(run.tokens) for message in between for run in message.rows.runs) == 2 * 16
+        own, other = (np.array(picture.tokens) for picture in last.finished.pictures)
+        np.testing.assert_array_equal(own, expected[0].tokens)
+        np.testing.assert_array_equal(np.delete(other, [0, 7, 9]), np.delete(own, [0, 7, 9]))
         # A random seed is reported, and gives the same tokens again.
         request.ClearField("seed")
         first, *_, last = await answer(stub.Generate(request))

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import threading
 import urllib.request
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import openai
 import pytest
 
-from harness.web import WebHarness, picture_file
+from harness.gateway_calls import mask_file
+from harness.web import SIZE, WebHarness, picture_file
 from tests.services.web.conftest import MakeWeb
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 300.0
 
 SCRIPT = """
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "any", maxRetries: 0 });
 const made = await client.images.generate({ prompt: "a cat", n: 2, seed: 7, candidates: 4 });
@@ -31,11 +32,16 @@ const types = [];
 for await (const event of await client.images.generate({ prompt: "a cat", stream: true, candidates: 1 })) {
   types.push(event.type);
 }
+const [picture, mask] = await Promise.all(
+  process.argv.slice(3).map((content) => toFile(Buffer.from(content, "base64"), "file.png", { type: "image/png" })));
+const edited = await client.images.edit({ image: picture, mask, prompt: "a cat", n: 2, seed: 7, candidates: 4 });
+const varied = await client.images.createVariation({ image: picture, n: 2, seed: 7, candidates: 4 });
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
 const error = await client.images.generate({ prompt: "" }).catch((caught) => caught);
 console.log(JSON.stringify({
-  files: made.data.map((each) => each.b64_json), usage: made.usage.output_tokens, bytes: file.byteLength, types, models,
+  files: [made, edited, varied].map((answer) => answer.data.map((each) => each.b64_json)),
+  usage: made.usage.output_tokens, bytes: file.byteLength, types, models,
   error: [error.constructor.name, error.status, error.param, error.code],
 }));
 """
@@ -139,7 +145,13 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
     )
     (tmp_path / "draw.js").write_text(SCRIPT)
     done = subprocess.run(
-        ["node", "draw.js", f"{web.url}/v1"],
+        [
+            "node",
+            "draw.js",
+            f"{web.url}/v1",
+            b64encode(picture_file(1, 1)).decode(),
+            b64encode(mask_file(SIZE)).decode(),
+        ],
         cwd=tmp_path,
         check=True,
         timeout=SECONDS,
@@ -147,7 +159,8 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
         text=True,
     )
     said = json.loads(done.stdout)
-    assert [b64decode(file) for file in said["files"]] == [picture_file(7, 3), picture_file(7, 2)]
+    for files in said["files"]:
+        assert [b64decode(file) for file in files] == [picture_file(7, 3), picture_file(7, 2)]
     assert said["usage"] == 4 * 64
     assert said["bytes"] > 0
     assert said["types"] == ["image_generation.completed"]
@@ -168,6 +181,17 @@ def test_curl(web: WebHarness, tmp_path: Path) -> None:
     )
     answer = json.loads(curl(f"{web.url}/v1/images/generations", *body))
     curl(answer["data"][0]["url"], "--fail", "-o", str(tmp_path / "cat.png"))
+    (tmp_path / "hole.png").write_bytes(mask_file(SIZE))
+    form = (
+        "-F",
+        f"image=@{tmp_path / 'cat.png'}",
+        "-F",
+        f"mask=@{tmp_path / 'hole.png'}",
+        "-F",
+        "prompt=a cat",
+    )
+    assert len(json.loads(curl(f"{web.url}/v1/images/edits", *form))["data"]) == 1
+    assert len(json.loads(curl(f"{web.url}/v1/images/variations", *form[:2]))["data"]) == 1
     assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
     job = json.loads(
         curl(f"{web.url}/api/jobs", "-H", "content-type: application/json", "-d", '{"prompt": "a cat"}')

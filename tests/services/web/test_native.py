@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from harness.web import WebHarness, picture_file
+from smalti.parameters import FREE
 
 CREATE = {"prompt": "a cat", "n": 2, "candidates": 8, "seed": 7}
 
@@ -98,8 +99,14 @@ def test_upper_rows_of_an_earlier_picture_are_kept(http: httpx2.Client, web: Web
     source = {"job_id": job["id"], "candidate": 7, "keep_rows": 2}
     kept = create(http, initial_image=source)
     assert kept["progress"]["rows"] == 8 * 6
+    reference = {"job_id": job["id"], "candidate": 7}
+    edited = create(http, initial_image={**reference, "redrawn_tiles": [0, 9]})
+    varied = create(http, initial_image={**reference, "strength": 0.5})
+    assert [web.gateway.get(each["id"]).job.given.count(FREE) for each in (edited, varied)] == [2, 0]
     for wrong, field in (
         ({**source, "keep_rows": 0}, "initial_image.keep_rows"),
+        ({**source, "strength": 0.5}, "strength"),
+        (reference, "keep_rows"),
         ({**source, "candidate": 99}, None),
         ({"job_id": job["id"]}, "initial_image.candidate"),
     ):

@@ -1,0 +1,164 @@
+"""Edits and variations, by OpenAI's own client and by forms that it would not send."""
+
+import io
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from harness.gateway_calls import mask_file
+from harness.web import SIZE, WebHarness, picture_file
+from smalti.parameters import FREE, SamplingParameters
+from smalti.pictures import Drawing, png_bytes
+from tests.services.web.conftest import MakeWeb
+
+EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
+TILE = SIZE // 8
+MASK = mask_file(SIZE, (TILE, 0, 2 * TILE, TILE))
+"""A mask of tile 1."""
+CAT = {"prompt": "a cat"}
+
+
+@pytest.fixture
+def client(web: WebHarness) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+def photo(grey: int = 9, size: int = SIZE) -> bytes:
+    """Returns the file of a grey picture; the tokens of its tiles are its brightness."""
+    buffer = io.BytesIO()
+    Image.new("L", (size, size), grey).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def given(web: WebHarness) -> list[int]:
+    """Returns the given tokens of the newest job."""
+    return web.jobs[0].job.given
+
+
+def test_edit_keeps_what_the_mask_does_not_cover(client: openai.OpenAI, web: WebHarness) -> None:
+    answer = client.images.edit(
+        image=("photo.png", photo()), mask=MASK, prompt="a cat", n=2, output_format="png",
+        input_fidelity="low", extra_body={"seed": 7, "candidates": 4, "temperature": 0.5, "vary": False},
+    )  # fmt: skip
+    assert [b64decode(each.b64_json or "") for each in answer.data or ()] == [
+        picture_file(7, 3),
+        picture_file(7, 2),
+    ]
+    assert given(web) == [FREE if tile == 1 else 9 for tile in range(64)]
+    job = web.jobs[0].job
+    assert (job.parameters["prompt"], job.parameters["sampling"]["temperature"]) == ("a cat", 0.5)
+    assert answer.usage is not None
+    assert answer.usage.input_tokens_details.image_tokens == 64
+    assert answer.usage.output_tokens == 4 * 64
+
+
+def test_edit_without_a_mask_draws_the_transparent_part(client: openai.OpenAI, web: WebHarness) -> None:
+    client.images.edit(image=[io.BytesIO(MASK)], prompt="a cat")
+    # The decoder sees white or black; what matters is which tile is free.
+    assert [tile for tile, token in enumerate(given(web)) if token == FREE] == [1]
+    with pytest.raises(openai.BadRequestError, match="mask: has no fully transparent pixel") as refused:
+        client.images.edit(image=photo(), prompt="a cat")
+    assert refused.value.param == "mask"
+
+
+def test_edit_streams(client: openai.OpenAI, web: WebHarness) -> None:
+    web.paused.set()
+    stream = client.images.edit(
+        image=photo(), mask=MASK, prompt="a cat", stream=True, partial_images=1, extra_body={"candidates": 4}
+    )
+    tasks = web.draw_rows(4)
+    types = []
+    for event in stream:
+        types.append(event.type)
+        if event.type == "image_edit.partial_image":
+            web.finish(tasks)
+    assert types == ["image_edit.partial_image", "image_edit.completed"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:deprecated:DeprecationWarning"
+)  # OpenAI itself has no variations any more.
+def test_variation_keeps_a_share(client: openai.OpenAI, web: WebHarness) -> None:
+    answer = client.images.create_variation(image=photo(), n=2, response_format="b64_json", size=None)
+    assert len(answer.data or ()) == 2
+    job = web.jobs[0].job
+    assert (job.given, job.parameters["strength"], job.parameters["prompt"]) == ([9] * 64, 0.5, "a picture")
+    drawing = Drawing(
+        prompt="a red fox",
+        seed=1,
+        model="pictograms",
+        revision="",
+        sampling=SamplingParameters(),
+        candidates=1,
+    )
+    ours = png_bytes(Image.new("RGB", (SIZE, SIZE)), drawing)
+    client.images.create_variation(image=ours, extra_body={"strength": 0.1})
+    job = web.jobs[0].job
+    assert (job.parameters["strength"], job.parameters["prompt"]) == (0.1, "a red fox")
+
+
+def test_equal_forms_with_a_key_make_one_job(http: httpx2.Client, web: WebHarness) -> None:
+    key = {"idempotency-key": "edit 1"}
+    for status, mask in ((200, MASK), (200, MASK), (409, mask_file(SIZE))):
+        files = {"image": photo(), "mask": mask}
+        assert http.post(EDITS, data=CAT, files=files, headers=key).status_code == status
+    assert len(web.jobs) == 1
+
+
+def gif() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (SIZE, SIZE)).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+REFUSED: tuple[tuple[str, dict[str, Any], int, str | None], ...] = (
+    (EDITS, {"json": CAT}, 400, "body"),
+    (EDITS, {"data": CAT}, 400, "body"),  # Not a multipart form.
+    (EDITS, {"data": CAT, "files": {"mask": MASK}}, 400, "image"),
+    (EDITS, {"files": {"image": photo(), "mask": MASK}}, 400, "prompt"),
+    (EDITS, {"data": {**CAT, "steps": "3"}, "files": {"image": photo(), "mask": MASK}}, 400, "steps"),
+    (EDITS, {"data": {**CAT, "n": "many"}, "files": {"image": photo(), "mask": MASK}}, 400, "n"),
+    (EDITS, {"data": {**CAT, "n": "0"}, "files": {"image": photo(), "mask": MASK}}, 400, "n"),
+    (EDITS, {"data": {**CAT, "size": "1x1"}, "files": {"image": photo(), "mask": MASK}}, 400, "size"),
+    (EDITS, {"data": {**CAT, "image": "cat.png"}, "files": {"mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": [("image[]", photo()), ("image[]", photo())]}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": photo(), "markup": MASK}}, 400, "markup"),
+    (EDITS, {"data": CAT, "files": {"image": gif(), "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": b"text", "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": photo()[:50], "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": photo(), "mask": mask_file(SIZE + 1)}}, 400, "mask"),
+    (EDITS, {"data": CAT, "files": {"image": photo(), "mask": b""}}, 400, "mask"),
+    (EDITS, {"data": CAT, "files": {"image": photo(0, 4097), "mask": MASK}}, 400, "image"),
+    (VARIATIONS, {"files": {"image": gif()}}, 400, "image"),
+    (VARIATIONS, {"files": {"image": photo()}, "data": {"strength": "1"}}, 400, "strength"),
+    (VARIATIONS, {"files": {"image": photo()}, "data": {"stream": "true"}}, 400, "stream"),
+    (VARIATIONS, {"files": {"image": photo(), "mask": MASK}}, 400, "mask"),
+)
+
+
+@pytest.mark.parametrize(("path", "form", "status", "field"), REFUSED)
+def test_wrong_forms_are_refused(
+    http: httpx2.Client, web: WebHarness, path: str, form: dict[str, Any], status: int, field: str | None
+) -> None:
+    response = http.post(path, **form)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, field), error
+    assert "\n" not in error["message"]
+    assert web.jobs == []
+
+
+def test_pictures_have_a_limit_of_their_own(make_web: MakeWeb) -> None:
+    web = make_web(body_bytes=1024, upload_bytes=4096)
+    with web.client() as http:
+        files = {"image": photo() + bytes(2000), "mask": MASK}
+        assert http.post(EDITS, data=CAT, files=files).status_code == 200
+        files["mask"] = MASK + bytes(4000)
+        large = http.post(EDITS, data=CAT, files=files)
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+        assert http.post("/v1/images/generations", json={"prompt": "x" * 2000}).status_code == 413
