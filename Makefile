@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make demo` needs, and what everything else needs beside it.
+UP := $(VENV)/.up
 INSTALLED := $(VENV)/.installed
 
 # The folders of the data, the training runs and the shipped model.
@@ -13,7 +15,7 @@ SHIPPED ?= smalti/assets/pictograms
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
-demo: $(INSTALLED)
+demo: $(UP)
 	$(BIN)/smalti up --ports free --data build/demo -- \
 		python scripts/demo.py
 
@@ -81,11 +83,15 @@ evaluate: $(INSTALLED)
 train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
 	$(if $(wildcard $(RUNS)/$(1)/settings.toml),--resume)
 
-# torch is installed first and alone, so that pip keeps a CPU build that is already at hand.
-$(INSTALLED): pyproject.toml constraints.txt
+# torch is installed first and alone, so that pip keeps its CPU build.
+$(UP): pyproject.toml constraints.txt scripts/install_torch.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[training,dev,docs]'
+	$(BIN)/python scripts/install_torch.py
+	$(BIN)/pip install --constraint constraints.txt --editable '.[up]'
+	touch $@
+
+$(INSTALLED): $(UP)
+	$(BIN)/pip install --constraint constraints.txt --editable '.[training,dev,docs]'
 	touch $@
 
 # Generates smalti/v1/ from protos/.
