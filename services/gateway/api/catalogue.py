@@ -57,9 +57,14 @@ def _vocabulary(words: Words | None) -> model_pb2.Vocabulary:
         "things": words.things,
         "colours": words.colours,
         "backgrounds": words.backgrounds,
+        "patterns": words.patterns,
+        "scenes": words.scenes,
         "styles": words.styles,
         "sizes": words.sizes,
+        "counts": words.counts,
         "places": words.places,
+        "poses": words.poses,
+        "relations": words.relations,
         "grammar": words.grammar,
     }
     return model_pb2.Vocabulary(

@@ -21,6 +21,7 @@ class Catalogue:
         self._lock = asyncio.Lock()
         self._models: dict[str, Model] = {}
         self._until = 0.0
+        self._described: dict[tuple[str, str], Model] = {}
 
     async def models(self) -> list[Model]:
         """Returns the models, without their vocabularies.
@@ -50,4 +51,23 @@ class Catalogue:
                 raise UnavailableError("the gateway has no model at the moment; try again")
             there = ", ".join(sorted(each.reference.name for each in models))
             raise ModelNotFoundError(f"there is no model {name!r:.100}; there is {there}", name[:100])
+        return found
+
+    async def described(self, name: str | None) -> Model:
+        """Returns a model with its vocabulary; the default one for None.
+
+        Raises:
+            ModelNotFoundError: there is no such model; says which there are.
+            SmaltiError: the gateway does not answer.
+        """
+        model = await self.find(name)
+        # The limits and defaults may change at any time; the words belong to the revision.
+        key = (model.reference.name, model.reference.revision)
+        if key not in self._described:
+            described = await self._client.model(model.reference.name)
+            self._described = {other: each for other, each in self._described.items() if other[0] != key[0]}
+            self._described[key] = described
+        found = Model()
+        found.CopyFrom(model)
+        found.vocabulary.CopyFrom(self._described[key].vocabulary)
         return found

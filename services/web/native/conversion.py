@@ -1,6 +1,6 @@
 """Messages of the gateway as bodies of our own API, and the other way round."""
 
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
@@ -14,7 +14,13 @@ from smalti.services.web.native.schema import JobRequest
 from smalti.services.web.pictures import PictureLink
 from smalti.v1 import job_pb2
 from smalti.v1.job_pb2 import Job, JobState, Picture, PictureReference
+from smalti.v1.model_pb2 import Model
 from smalti.v1.sampling_pb2 import PRIORITY_BATCH
+
+_MODEL_FIELDS: Final = (
+    *("description", "licence", "default", "image_width", "image_height", "rows", "columns"),
+    *("default_n", "default_candidates"),
+)
 
 
 def options_of(request: JobRequest) -> GenerateOptions:
@@ -56,6 +62,21 @@ def job_object(request: Request, context: WebContext, job: Job, *, full: bool = 
         for name, field in times.items()
         if job.HasField(field)  # type: ignore[arg-type]
     }
+
+
+def model_object(model: Model, *, words: bool = False) -> dict[str, Any]:
+    """Returns a model as JSON; with `words`, with its vocabulary."""
+    found: dict[str, Any] = {
+        "name": model.reference.name,
+        "revision": model.reference.revision,
+        **{name: getattr(model, name) for name in _MODEL_FIELDS},
+        "prompt_characters": model.limits.prompt_characters,
+        "max_candidates": model.limits.candidates,
+    }
+    if words:
+        groups = {group.name: list(group.words) for group in model.vocabulary.groups}
+        found["vocabulary"] = {"closed": model.vocabulary.closed, "groups": groups}
+    return found
 
 
 def state_name(state: int) -> str:

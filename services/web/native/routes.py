@@ -11,9 +11,16 @@ from starlette.responses import Response
 from smalti.client import has_ended
 from smalti.errors import InvalidInputError
 from smalti.services.web.context import Context
-from smalti.services.web.native.conversion import job_object, options_of
+from smalti.services.web.native.conversion import job_object, model_object, options_of
 from smalti.services.web.native.events import events_of, parse_last_id
-from smalti.services.web.native.schema import JobList, JobObject, JobRequest, Problem
+from smalti.services.web.native.schema import (
+    JobList,
+    JobObject,
+    JobRequest,
+    NativeModel,
+    NativeModelList,
+    Problem,
+)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -27,7 +34,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 
-router = APIRouter(prefix="/api", tags=["Jobs"], responses=ERRORS)
+router = APIRouter(prefix="/api", tags=["Smalti"], responses=ERRORS)
 
 
 @router.post(
@@ -113,6 +120,18 @@ async def get_events(
     return EventSourceResponse(
         events_of(request, context, job_id, since), sep="\n", send_timeout=context.settings.send_timeout
     )
+
+
+@router.get("/models", response_model=NativeModelList, response_model_exclude_unset=True)
+async def list_models(context: Context) -> Any:
+    """Lists the models, without their words."""
+    return {"models": [model_object(each) for each in await context.catalogue.models()]}
+
+
+@router.get("/models/{name}", response_model=NativeModel, response_model_exclude_unset=True)
+async def get_model(name: str, context: Context) -> Any:
+    """Returns a model with the words that it knows."""
+    return model_object(await context.catalogue.described(name), words=True)
 
 
 def _labels(given: list[str]) -> dict[str, str]:

@@ -142,3 +142,42 @@ class JobList(BaseModel):
     jobs: list[JobObject]
     next_page_token: str
     """For the parameter `page_token` of the next page; empty on the last one."""
+
+
+class VocabularyObject(BaseModel):
+    """The words that a model knows."""
+
+    closed: bool
+    """Whether other words are replaced or left out. False for a model that reads any text; it has no groups."""
+    groups: dict[str, list[str]]
+    """The words by their purpose, such as `things` and `colours`."""
+
+
+class NativeModel(BaseModel):
+    """A model, its defaults and its limits."""
+
+    name: str
+    revision: str
+    description: str
+    licence: str
+    default: bool
+    """Whether it is used if a request does not name a model."""
+    image_width: int
+    image_height: int
+    rows: int
+    """Rows of tiles in a picture."""
+    columns: int
+    """Tiles in a row."""
+    default_n: int
+    default_candidates: int
+    prompt_characters: int
+    """Maximum length of a prompt."""
+    max_candidates: int
+    vocabulary: VocabularyObject | None = None
+    """Missing in lists."""
+
+
+class NativeModelList(BaseModel):
+    """The models."""
+
+    models: list[NativeModel]

@@ -178,3 +178,17 @@ def test_events_resume_after_a_version_and_over_a_restart_of_the_gateway(
         versions = [int(event["id"]) for event in events_of(response.iter_lines()) if event["event"] == "job"]
     assert versions
     assert min(versions) > int(since["last-event-id"])
+
+
+def test_models_with_the_words_that_they_know(http: httpx2.Client) -> None:
+    (model,) = http.get("/api/models").json()["models"]
+    assert (model["name"], model["default"]) == ("pictograms", True)
+    assert (model["rows"], model["columns"], model["default_n"], model["image_width"]) == (8, 8, 9, 64)
+    assert "vocabulary" not in model
+    described = http.get("/api/models/pictograms").json()
+    words = described.pop("vocabulary")
+    assert described == model
+    assert words["closed"]
+    assert "cat" in words["groups"]["things"]
+    assert "blue" in words["groups"]["colours"]
+    assert problem_of(http.get("/api/models/nothing"))["reason"] == "MODEL_NOT_FOUND"

@@ -1,0 +1,71 @@
+// A picture while it is laid: glass without colour for tiles that are drawn, and colours once they are decoded.
+
+const SIDE = 256;
+/** Width of the seam around a tile, as a share of the tile. */
+const SEAM = 0.05;
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+export class Mosaic {
+  /** Makes the canvas of a picture with so many rows and columns of tiles. */
+  constructor({ rows, columns }) {
+    this.rows = rows;
+    this.columns = columns;
+    this.canvas = document.createElement("canvas");
+    this.canvas.width = SIDE;
+    this.canvas.height = Math.round((SIDE * rows) / columns);
+    this.canvas.setAttribute("aria-hidden", "true");
+    this.pen = this.canvas.getContext("2d");
+    this.tile = SIDE / columns;
+    /** Rows whose colours are shown. */
+    this.coloured = 0;
+    /** Rows that are drawn. */
+    this.laid = 0;
+  }
+
+  /** Lays tiles. */
+  lay(start, tokens) {
+    tokens.forEach((token, offset) => {
+      const place = start + offset;
+      const row = Math.floor(place / this.columns);
+      if (row >= this.coloured) this.#glass(row, place % this.columns, token);
+    });
+    this.laid = Math.max(this.laid, Math.floor((start + tokens.length) / this.columns));
+  }
+
+  /** Shows the colours of the upper rows. */
+  colour(picture, rows) {
+    if (rows < this.coloured) return;
+    const { pen, canvas } = this;
+    const height = canvas.height * (rows / this.rows);
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(picture, 0, 0, picture.width, picture.height * (rows / this.rows), 0, 0, canvas.width, height);
+    this.#seams(rows);
+    this.coloured = rows;
+    this.laid = Math.max(this.laid, rows);
+  }
+
+  #glass(row, column, token) {
+    const { pen, tile } = this;
+    // The shade follows from the token, so equal tiles look alike.
+    const shade = ((token * 2654435761) >>> 0) / 2 ** 32;
+    const [x, y, gap] = [column * tile, row * tile, tile * SEAM];
+    pen.clearRect(x, y, tile, tile);
+    pen.beginPath();
+    pen.roundRect(x + gap, y + gap, tile - 2 * gap, tile - 2 * gap, tile * 0.12);
+    const light = dark.matches ? 26 + shade * 30 : 66 + shade * 26;
+    const shine = pen.createLinearGradient(x, y, x + tile, y + tile);
+    shine.addColorStop(0, `hsl(42 22% ${light + 9}%)`);
+    shine.addColorStop(0.5, `hsl(42 16% ${light}%)`);
+    shine.addColorStop(1, `hsl(220 14% ${light - 6}%)`);
+    pen.fillStyle = shine;
+    pen.fill();
+  }
+
+  #seams(rows) {
+    const { pen, canvas, tile } = this;
+    pen.fillStyle = dark.matches ? "rgb(0 0 0 / 0.28)" : "rgb(255 255 255 / 0.34)";
+    for (let row = 0; row <= rows; row += 1) pen.fillRect(0, row * tile - 0.5, canvas.width, 1);
+    for (let column = 1; column < this.columns; column += 1) pen.fillRect(column * tile - 0.5, 0, 1, rows * tile);
+  }
+}
