@@ -5,7 +5,6 @@ export class Problem extends Error {
   constructor(body, status) {
     super(body.detail || body.title || `status ${status}`);
     this.status = body.status || status;
-    this.reason = body.reason || "";
     this.field = body.field || "";
     this.retryAfter = body.retry_after || 0;
   }
@@ -26,7 +25,7 @@ export const passes = (error) => error instanceof Unreachable || (error instance
 export const at = (path) => new URL(path.replace(/^\//, ""), document.baseURI);
 
 /** Sends a request; returns the answer. */
-async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
+export async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   let answer;
   try {
     answer = await fetch(at(path), {
@@ -51,9 +50,6 @@ export async function call(path, options) {
   const answer = await send(path, options);
   return answer.status === 204 ? null : answer.json();
 }
-
-/** Returns a file of the service. */
-export const file = async (path) => (await send(path)).blob();
 
 /** The longest silence of a stream that lives; it has a comment every 15 seconds. */
 const SILENCE = 40_000;

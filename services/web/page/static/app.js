@@ -33,6 +33,8 @@ let work = new AbortController();
 let model = null;
 /** How many seconds a job usually takes; null if that is not known. */
 let usual = null;
+/** When and with how many rows the job that is shown was first seen at work. */
+let seen = null;
 
 /** Whether the job was made in this browser: a visitor of a link does not stop what another one draws. */
 const isMine = (job) => Boolean(memory.find(job.id));
@@ -40,20 +42,25 @@ const isMine = (job) => Boolean(memory.find(job.id));
 const models = loadModel();
 
 async function loadModel() {
+  const { models: all } = await persist(() => call("api/models"));
+  const name = (all.find((each) => each.default) ?? all[0])?.name;
+  model = await persist(() => call(`api/models/${encodeURIComponent(name)}`));
+  ask.offer(model);
+  if (!shown && !route().id && ask.stopping.hidden) empty();
+  return model;
+}
+
+/** Does something again until the service answers. */
+async function persist(act, signal) {
   for (let tries = 0; ; tries += 1) {
     try {
-      const { models: all } = await call("api/models");
-      if (all.length === 0) throw new Unreachable("there is no model at the moment");
-      const { name } = all.find((each) => each.default) ?? all[0];
-      model = await call(`api/models/${encodeURIComponent(name)}`);
-      ask.offer(model);
-      if (tries > 0) told.connection("");
-      if (!shown && !route().id && ask.stopping.hidden) empty();
-      return model;
+      const result = await act();
+      if (tries > 0) told.connection("Connected again.", { passing: true });
+      return result;
     } catch (error) {
-      if (!passes(error)) throw error;
+      if (signal?.aborted || !passes(error)) throw error;
       if (tries === 0) told.connection("The service does not answer. This page tries again by itself.");
-      await jobs.sleep(Math.min(10_000, 1000 * 2 ** tries));
+      await jobs.sleep(jobs.backoff(tries), signal);
     }
   }
 }
@@ -73,8 +80,8 @@ function empty() {
   rest();
   told.read("", null);
   document.title = "Smalti";
-  const acts = examples(model).map((prompt) => [prompt, () => ((ask.text = prompt), draw({ prompt }))]);
-  told.show(model ? "Write a line, or begin with one of these." : "Write a line.", { acts: model ? acts : [] });
+  const acts = model ? examples(model).map((prompt) => [prompt, () => draw({ prompt })]) : [];
+  told.show(model ? "Write a line, or begin with one of these." : "Write a line.", { acts });
 }
 
 /** Nothing is being drawn. */
@@ -100,10 +107,12 @@ async function draw(parameters) {
   const old = shown;
   if (old && !jobs.hasEnded(old) && isMine(old)) jobs.cancel(old.id).catch(() => {});
   if (ask.text.trim() !== parameters.prompt) ask.text = parameters.prompt;
-  shown = null;
+  shown = seen = null;
   board.clear();
   told.read("", null);
   expect("Sending");
+  // The button that was pressed may be gone; the keyboard stays where it can stop.
+  if (document.activeElement === document.body) ask.stopping.focus();
   const body = { n: Math.min(PICTURES, model?.default_candidates ?? PICTURES), ...parameters };
   const waits = (error, pause) => {
     if (error instanceof Unreachable) told.connection("No connection. Your prompt is sent as soon as there is one.");
@@ -191,10 +200,10 @@ async function take(job, signal) {
 }
 
 function queued({ jobs_ahead: ahead }) {
-  const time = ahead && usual ? `; ${about(usual * (ahead + 1))}` : "";
+  const time = ahead && usual !== null ? `; ${about(usual * (ahead + 1))}` : "";
   const text = ahead ? `${ahead} ${ahead === 1 ? "job is" : "jobs are"} before yours${time}` : "Yours is next";
   expect(text);
-  told.announce(ahead ? `Waiting. ${text}.` : "Waiting. Yours is next.");
+  told.announce(`Waiting. ${text}.`);
 }
 
 /** Looks at the place in the queue, which changes without an event, while the job waits. */
@@ -212,47 +221,44 @@ async function lookAtQueue(id, signal) {
   }
 }
 
-function running({ progress: { rows, rows_drawn: drawn, candidates }, started }) {
+function running({ progress: { rows, rows_drawn: drawn, candidates, prompt_encoded: encoded } }) {
   progress.hidden = false;
   progress.max = rows || 1;
   progress.value = drawn;
-  const seconds = (Date.now() - Date.parse(started)) / 1000;
-  const left = drawn && seconds > MIN_SECONDS ? `, ${about((seconds / drawn) * (rows - drawn))} left` : "";
-  const texts = [
-    [drawn === 0, "Reading the prompt"],
-    [drawn < rows, `Drawing ${candidates} candidates${left}`],
-    [true, "Choosing the best"],
-  ];
-  expect(texts.find(([holds]) => holds)[1]);
+  seen ??= { at: performance.now(), drawn };
+  const [seconds, since] = [(performance.now() - seen.at) / 1000, drawn - seen.drawn];
+  const left = since && seconds > MIN_SECONDS ? `, ${about((seconds / since) * (rows - drawn))} left` : "";
+  if (!encoded) expect("Reading the prompt");
+  else expect(drawn < rows ? `Drawing ${candidates} candidates${left}` : "Choosing the best");
   told.announce(drawn < rows / 2 ? `Drawing ${candidates} candidates.` : "More than half is drawn.");
 }
 
 async function succeeded(job, signal) {
-  const { pictures } = job.pictures ? job : await jobs.get(job.id, signal);
-  shown = { ...job, pictures };
+  const { pictures } = job;
   await board.choose(pictures, job.parameters.prompt);
   if (signal.aborted) return;
   rest();
   const seconds = (Date.parse(job.ended) - Date.parse(job.started)) / 1000;
   const many = pictures.length === 1 ? "The best" : `The best ${pictures.length}`;
   const text = `${many} of ${job.parameters.candidates}, drawn in ${about(seconds)}`;
-  told.show(text, { acts: [["Draw again", () => draw({ prompt: job.parameters.prompt })]] });
-  told.announce(`${text}.`);
+  told.show(text, { acts: [again(job)], aloud: true });
   openLinked();
   if (isMine(job)) memory.keep(job, await thumbnail(address(pictures[0])));
 }
 
-function ended({ state, error, parameters }) {
+const again = ({ parameters: { prompt } }) => ["Draw again", () => draw({ prompt })];
+
+function ended(job) {
+  const { state } = job;
   rest();
   board.end();
   const texts = {
-    failed: `Drawing has failed: ${error?.detail ?? "the reason is not known"}`,
+    failed: `Drawing has failed: ${job.error?.detail ?? "the reason is not known"}`,
     cancelled: "Stopped",
     expired: "It took longer than its time limit",
   };
   const mood = state === "cancelled" ? "" : "trouble";
-  told.show(texts[state], { mood, acts: [["Draw again", () => draw({ prompt: parameters.prompt })]] });
-  told.announce(`${texts[state]}.`);
+  told.show(texts[state], { mood, acts: [again(job)], aloud: true });
 }
 
 function stop() {
@@ -265,8 +271,7 @@ function stop() {
     told.connection("");
     board.clear();
     rest();
-    told.show("Stopped");
-    told.announce("Stopped.");
+    told.show("Stopped", { aloud: true });
   }
 }
 
@@ -298,22 +303,15 @@ async function visit() {
   if (shown?.id === id) return shown.pictures && openLinked();
   viewer.close();
   const signal = begin();
-  shown = null;
+  shown = seen = null;
   board.clear();
   ask.text = "";
   rest();
   told.show("Fetching", { mood: "busy" });
-  for (let tries = 0; ; tries += 1) {
-    try {
-      const job = await jobs.get(id, signal);
-      if (tries > 0) told.connection("Connected again.", { passing: true });
-      return await follow(job, signal);
-    } catch (error) {
-      if (signal.aborted) return undefined;
-      if (!passes(error)) return gone(id, error);
-      if (tries === 0) told.connection("The service does not answer. This page tries again by itself.");
-      await jobs.sleep(Math.min(10_000, 1000 * 2 ** tries), signal).catch(() => {});
-    }
+  try {
+    return await follow(await persist(() => jobs.get(id, signal), signal), signal);
+  } catch (error) {
+    return signal.aborted ? undefined : gone(id, error);
   }
 }
 
@@ -324,8 +322,7 @@ function gone(id, error) {
   const known = memory.find(id);
   if (known) ask.text = known.prompt;
   const acts = known ? [["Draw the same pictures", () => draw(known.parameters)]] : [];
-  told.show("These pictures are not kept any more", { mood: "trouble", acts });
-  told.announce("These pictures are not kept any more.");
+  told.show("These pictures are not kept any more", { mood: "trouble", acts, aloud: true });
   return undefined;
 }
 

@@ -1,5 +1,7 @@
 // The field: the prompt, and suggestions of words that the model knows.
 
+import { escaped } from "./told.js";
+
 const MAX_SHOWN = 7;
 /** Words of a term, such as "in front of". */
 const MAX_WORDS = 3;
@@ -139,8 +141,6 @@ export class Ask {
     this.#mark(-1);
   }
 }
-
-const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 /** Returns a few prompts that a model can draw. */
 export function examples(model) {

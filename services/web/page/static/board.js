@@ -7,7 +7,7 @@ const PLACES = 9;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const GLIDE = { duration: 620, easing: "cubic-bezier(0.2, 0.8, 0.2, 1)" };
 
-/** Returns the URL of a picture at the address of this page. */
+/** Returns the path of a picture at this service. (Its URL names the service as other clients reach it.) */
 export function address(picture) {
   const { pathname, search } = new URL(picture.url, document.baseURI);
   return at(pathname + search).href;
@@ -67,7 +67,7 @@ export class Board {
     const images = pictures.map((picture, index) => this.#image(picture, index, pictures.length, prompt));
     await Promise.allSettled(images.map((image) => image.decode()));
     const before = new Map();
-    if (this.list.dataset.mode === "laying" && !calm.matches) {
+    if (this.list.dataset.mode === "laying" && !calm.matches && !document.hidden) {
       const kept = new Set(pictures.map(({ candidate }) => String(candidate)));
       const others = [...this.list.children].filter((cell) => !kept.has(cell.dataset.candidate));
       const fading = others.map(
@@ -80,11 +80,6 @@ export class Board {
     const cells = pictures.map((picture, index) => this.#place(picture, index, images[index]));
     this.#show("chosen", cells);
     cells.forEach((cell, index) => glide(cell, before.get(String(pictures[index].candidate))));
-  }
-
-  /** Puts the keyboard on a picture. */
-  focus(index) {
-    this.list.querySelectorAll("button")[index]?.focus();
   }
 
   #image(picture, index, count, prompt) {

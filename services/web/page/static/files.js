@@ -1,14 +1,13 @@
 // Pictures as files, and links to them.
 
-import { at } from "./api.js";
+import { at, send } from "./api.js";
 import { address } from "./board.js";
 
 const GAP = 8;
 
 /** Saves a picture as it came from the service. */
 export async function savePicture(picture, name) {
-  const answer = await fetch(address(picture));
-  if (!answer.ok) throw new Error("the picture is not kept any more");
+  const answer = await send(address(picture));
   save(await answer.blob(), `${name}.png`);
 }
 

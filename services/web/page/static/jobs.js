@@ -102,7 +102,8 @@ export function sleep(milliseconds, signal) {
   });
 }
 
-function backoff(tries) {
+/** Returns a pause that grows with every try. */
+export function backoff(tries) {
   // Jitter, so that all pages do not come back at once.
   return Math.min(MAX_PAUSE, FIRST_PAUSE * 2 ** tries) * (0.75 + Math.random() / 2);
 }

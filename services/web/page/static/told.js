@@ -17,11 +17,12 @@ export class Told {
     this.timer = null;
   }
 
-  /** Shows the state; `mood` is its colour, such as "trouble". Only what is also given to `announce` is spoken. */
-  show(text, { mood = "", acts = [] } = {}) {
+  /** Shows the state, and says it if `aloud`; `mood` is its colour, such as "trouble". */
+  show(text, { mood = "", acts = [], aloud = false } = {}) {
     if (this.state.textContent !== text) this.state.textContent = text;
     this.state.dataset.mood = mood;
     this.acts.replaceChildren(...acts.map(([label, run]) => button(label, run)));
+    if (aloud) this.announce(`${text}.`);
   }
 
   /** Says something to screen readers: once, and never in quick succession. */
@@ -60,21 +61,24 @@ export class Told {
   }
 }
 
-export function button(label, run, kind = "quiet") {
+function button(label, run) {
   const made = document.createElement("button");
   made.type = "button";
-  made.className = kind;
+  made.className = "quiet";
   made.textContent = label;
   made.addEventListener("click", run);
   return made;
 }
+
+/** Returns a text as a part of a regular expression. */
+export const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
 /** Returns a prompt as nodes, with some of its words marked. */
 function marked(prompt, words) {
   if (words.length === 0) return [prompt];
   const each = words
     .sort((one, other) => other.length - one.length)
-    .map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/ /g, "[\\s-]+"));
+    .map((word) => escaped(word).replace(/ /g, "[\\s-]+"));
   const parts = prompt.split(new RegExp(`(?<![\\p{L}\\p{N}])(${each.join("|")})(?![\\p{L}\\p{N}])`, "giu"));
   return parts.map((part, index) => {
     if (index % 2 === 0) return part;
