@@ -15,6 +15,8 @@ RULES: Final = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
     "resultTypes": ["violations"],
 }
+SETTLED: Final = """() => Promise.allSettled(document.getAnimations()
+  .filter((each) => each.effect.getComputedTiming().endTime !== Infinity).map((each) => each.finished))"""
 FAILED_LOAD: Final = "Failed to load resource"
 """Begins the line that Chromium itself logs for an answer that is an error."""
 
@@ -54,7 +56,7 @@ class Visit:
     def violations(self) -> list[str]:
         """Returns what axe-core finds, with the places."""
         # Where it was asked for, the page may still be fading; colours are judged at rest.
-        self.page.evaluate("() => Promise.allSettled(document.getAnimations().map((each) => each.finished))")
+        self.page.evaluate(SETTLED)
         found = Axe().run(self.page, options=RULES).response["violations"]
         return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
 
@@ -66,11 +68,11 @@ class Visit:
         """
         self.context.close()
         logged = [each for each in self.logged if not (expect_failures and FAILED_LOAD in each)]
-        assert logged == []
+        assert not logged, logged
         foreign = [
             each for each in self.requests if not re.match(rf"{re.escape(self.url)}/|data:|blob:", each)
         ]
-        assert foreign == []
+        assert not foreign, foreign
 
     def _log(self, message: ConsoleMessage) -> None:
         self.logged.append(f"{message.type}: {message.text}")

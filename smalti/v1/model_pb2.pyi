@@ -293,7 +293,9 @@ class WordGroup(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The purpose: "things", "colours", "backgrounds", "styles", "sizes", "places" or "grammar". More may be added."""
+    """The purpose: "things", "colours", "backgrounds", "patterns", "scenes", "styles", "sizes", "counts", "places", "poses",
+    "relations" or "grammar". More may be added.
+    """
     @_builtins.property
     def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The words, in alphabetical order. An entry may consist of several words ("ice cream")."""

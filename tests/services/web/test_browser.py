@@ -20,7 +20,9 @@ PIXEL = """([candidate, row]) => {
   const canvas = document.querySelector(`[data-candidate="${candidate}"] canvas`);
   if (!canvas) return [0, 0, 0, 0];
   const height = canvas.height / 8;
-  return [...canvas.getContext("2d").getImageData(height / 2, (row + 0.5) * height, 1, 1).data];
+  const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  pen.drawImage(canvas, -Math.floor(height / 2), -Math.floor((row + 0.5) * height));
+  return [...pen.getImageData(0, 0, 1, 1).data];
 }"""
 """Returns the colour in the middle of a tile of the first column."""
 
@@ -148,7 +150,7 @@ def test_refused_prompts_are_explained_at_the_field(troubled: Open, web: WebHarn
     visit.draw("   ")
     expect(visit.page.locator("#refusal")).to_have_text("Write what you want to see.")
     visit.page.evaluate("() => document.querySelector('#prompt').removeAttribute('maxlength')")
-    visit.draw("x" * 3000)
+    visit.draw("x" * 10_500)
     expect(visit.page.locator("#refusal")).to_contain_text("The prompt ")
     expect(visit.page.locator("#prompt")).to_have_attribute("aria-invalid", "true")
     expect(visit.page.locator("#prompt")).to_be_focused()

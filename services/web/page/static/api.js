@@ -75,7 +75,7 @@ export async function* events(path, { last, signal }) {
       if (done) return;
       clearTimeout(timer);
       timer = setTimeout(stop, SILENCE);
-      const blocks = (rest + value).split("\n\n");
+      const blocks = (rest + value).split(/\r?\n\r?\n/);
       rest = blocks.pop();
       for (const block of blocks) {
         const event = parse(block);
@@ -95,7 +95,7 @@ export async function* events(path, { last, signal }) {
 
 function parse(block) {
   const fields = {};
-  for (const line of block.split("\n")) {
+  for (const line of block.split(/\r?\n/)) {
     const colon = line.indexOf(":");
     if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
   }
