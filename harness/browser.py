@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 LIMIT: Final = 20_000
 """Milliseconds after which a wait fails."""
@@ -91,6 +91,7 @@ def chromium() -> Iterator[Browser]:
     program = shutil.which("chromium")
     if program is None:
         raise BrowserMissingError("Chromium is not installed; apt-get install chromium")
+    expect.set_options(timeout=LIMIT)
     with sync_playwright() as playwright:
         # Without its sandbox, which needs rights that containers do not have.
         browser = playwright.chromium.launch(executable_path=program, chromium_sandbox=False)
