@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, and reading of JSON files."""
+"""Atomic writing of files and folders, and reading of files."""
 
 import errno
 import json
@@ -64,6 +64,24 @@ def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         raise SmaltiError(f"{folder} cannot be written: {problem}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_content(file: bytes | Path, field: str) -> bytes:
+    """Returns the content of a user's file.
+
+    Args:
+        file: the path of the file, or its content.
+        field: the argument or option that the user gave it with, for errors.
+
+    Raises:
+        InvalidInputError: the file cannot be read.
+    """
+    if isinstance(file, bytes):
+        return file
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(field, f"{file}: cannot be read ({error.strerror})") from None
 
 
 def read_json_object(path: Path, missing: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 from smalti.cli import generate_local, generate_remote
 from smalti.cli.generate_output import InitialImageOptions, Options
 from smalti.errors import InvalidInputError
+from smalti.files import load_content
 from smalti.parameters import Refinement, check_diversity, check_kept, check_strength
 from smalti.pictures import Drawing, load_drawing, read_image
 from smalti.settings import settings
@@ -211,20 +212,13 @@ def _initial_image(
             raise InvalidInputError("image", f"is missing; --{given[0].replace('_', '-')} needs a picture")
         return {}
     check_kept(given)
-    content = _read(image, "image")
+    content = load_content(image, "image")
     # Checked here as well, since loading a model takes seconds.
     read_image(content, "image")
     if strength is not None:
         check_strength(strength)
     options: InitialImageOptions = {"initial_image": content, "keep_rows": keep_rows, "strength": strength}
-    return options if mask is None else {**options, "mask": _read(mask, "mask")}
-
-
-def _read(path: Path, field: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(field, f"{path}: cannot be read ({error.strerror})") from None
+    return options if mask is None else {**options, "mask": load_content(mask, "mask")}
 
 
 def _original(prompts: list[str] | None, like: Path | None) -> Drawing | None:

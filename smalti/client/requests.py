@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from smalti.errors import InvalidInputError
+from smalti.files import load_content
 from smalti.parameters import Refinement
 from smalti.rpc.conversion import refinement_message
 from smalti.rpc.errors import translated
@@ -241,10 +242,8 @@ def _set_refinement(parameters: ImageParameters, refine: Any) -> None:
 
 def _set_initial_image(source: InitialImage, image: Any) -> None:
     match image:
-        case Path():
-            source.image = _content(image, "initial_image")
-        case bytes():
-            source.image = image
+        case Path() | bytes():
+            source.image = load_content(image, "initial_image")
         case ImageTokens():
             source.tokens.CopyFrom(image)
         case PictureReference():
@@ -254,22 +253,11 @@ def _set_initial_image(source: InitialImage, image: Any) -> None:
 
 
 def _set_mask(source: InitialImage, mask: Any) -> None:
-    match mask:
-        case Path():
-            source.mask = _content(mask, "mask")
-        case bytes():
-            source.mask = mask
-        case _:
-            raise TypeError("must be a Path or the bytes of a file")
+    if not isinstance(mask, Path | bytes):
+        raise TypeError("must be a Path or the bytes of a file")
+    source.mask = load_content(mask, "mask")
     if not source.mask:
         raise InvalidInputError("mask", "is an empty file")
-
-
-def _content(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(name, f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _enum_value(enum: Any, prefix: str, field: str, name: str) -> Any:

@@ -9,6 +9,7 @@ from PIL import Image
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.generator.given import without_tiles
 from smalti.errors import InvalidInputError, NotSupportedError
+from smalti.files import load_content
 from smalti.parameters import check_keep_rows, check_kept, check_strength
 from smalti.pictures import Picture, masked_tiles, read_image, square
 
@@ -50,10 +51,10 @@ def given_tokens(
     if isinstance(source, Picture):
         image, known = source.image, source.tokens
     else:
-        image, known = read_image(_content(source, "initial_image"), "initial_image"), None
+        image, known = read_image(load_content(source, "initial_image"), "initial_image"), None
     redrawn: Sequence[int] = ()
     if mask is not None:
-        redrawn = masked_tiles(_content(mask, "mask"), [image.size], side, "mask")
+        redrawn = masked_tiles(load_content(mask, "mask"), [image.size], side, "mask")
     tokens = _encode(decoder, image) if known is None else tuple(known.tolist())
     return without_tiles(tokens, redrawn, field="mask")[: keep_rows and keep_rows * side]
 
@@ -63,12 +64,3 @@ def _encode(decoder: DecoderEngine, image: Image.Image) -> tuple[int, ...]:
         raise NotSupportedError("the model's VQGAN has no encoder, so it cannot encode pictures")
     pixels = np.asarray(square(image, decoder.vqgan.config.resolution))
     return tuple(decoder.encode(pixels[None])[0].tolist())
-
-
-def _content(file: bytes | Path, field: str) -> bytes:
-    if isinstance(file, bytes):
-        return file
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(field, f"{file}: cannot be read ({error.strerror})") from None
