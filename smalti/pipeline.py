@@ -232,14 +232,16 @@ class Pipeline:
         Raises:
             NotSupportedError: the model has no refiner.
         """
-        encodings = {wording: self.encoder.encode(wording) for wording in map(_wording, pictures)}
         refiner = self.folder.refiner_revision if second_pass.refine else None
+        # Enlarging alone needs no encoding.
+        wordings = dict.fromkeys(map(_wording, pictures)) if second_pass.refine else ()
+        encodings = {wording: self.encoder.encode(wording) for wording in wordings}
         inputs = [
             RefinerInput(
                 pixels=np.asarray(picture.image),
                 candidate=picture.candidate,
                 tokens=picture.tokens,
-                encoding=encodings[_wording(picture)],
+                encoding=encodings.get(_wording(picture)),
             )
             for picture in pictures
         ]

@@ -51,11 +51,10 @@ def load_tokens_row(
     store: ObjectStore, ref: ObjectRef, row: int, spec: ModelSpec
 ) -> Int[np.ndarray, " tokens"]:
     """Loads the image tokens of one candidate of a chunk; raises as `load_encoding` does."""
-    found = _read(store, ref).get("tokens")
+    tensors = _read(store, ref)
+    found = tensors.get("tokens")
     rows = len(found) if found is not None and found.ndim else 0
-    tokens = _tensor(
-        {"tokens": found} if found is not None else {}, ref.key, "tokens", np.int32, (rows, spec.tokens)
-    )
+    tokens = _tensor(tensors, ref.key, "tokens", np.int32, (rows, spec.tokens))
     if row >= rows or tokens.min() < 0 or tokens.max() >= spec.codebook_size:
         raise DamagedObjectError(ref.key, f"has no valid tokens in row {row}")
     return tokens[row]
