@@ -18,6 +18,12 @@ FREE: Final = -1
 UPSCALES: Final = (1, 2, 4)
 """The factors by which pictures can be enlarged."""
 
+# Both are left out of JSON where they change nothing, so that a file or message that needs nothing new stays the same.
+Flag = Annotated[bool, Field(exclude_if=lambda flag: not flag)]
+"""A choice; false unless it is made."""
+Diversity = Annotated[float, Field(ge=0, le=1, exclude_if=lambda weight: weight == 0)]
+"""Weight of difference from each other when pictures are chosen; 0 chooses by score alone."""
+
 
 class Priority(Enum):
     """The priority of a request."""
@@ -89,9 +95,9 @@ class Counts(Strict):
 class Defaults(Counts):
     """What a request gets that does not say otherwise."""
 
-    vary: Annotated[bool, Field(exclude_if=lambda vary: not vary)] = False
+    vary: Flag = False
     """Whether candidates differ in what the prompt leaves open, such as the style."""
-    diversity: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    diversity: Diversity = 0.0
     """Weight of difference from each other when the pictures are chosen; 0 chooses by score alone."""
 
 

@@ -8,17 +8,17 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
-from smalti.parameters import SamplingParameters, SecondPass, Seed
+from smalti.parameters import Diversity, Flag, SamplingParameters, SecondPass, Seed
 from smalti.validation import Strict, first_problem
 
 __all__ = [
@@ -65,10 +65,9 @@ class Drawing(Strict):
     """The ranker's score; None for a grid."""
     drawn: str | None = None
     """The prompt in the model's own words; None if the model reads the prompt as it is."""
-    # Both are left out of the file where they change nothing, so that such files stay the same.
-    vary: Annotated[bool, Field(exclude_if=lambda vary: not vary)] = False
+    vary: Flag = False
     """Whether candidates differ in what the prompt leaves open."""
-    diversity: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    diversity: Diversity = 0.0
     """Weight of difference among the pictures of a grid; 0 for a single picture, which does not depend on it."""
     wording: str | None = None
     """What was encoded for this candidate; None for a grid, and without `vary`."""

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from smalti.errors import DamagedObjectError
 from smalti.messages import MAX_GIVEN_TOKENS, MAX_IN_CHUNK, CandidateIndex, Prompt, ShortText
-from smalti.parameters import SamplingParameters, SecondPass, Seed
+from smalti.parameters import Diversity, Flag, SamplingParameters, SecondPass, Seed
 from smalti.selection import FEATURE_TYPE
 from smalti.storage import Key, Sha256
 from smalti.validation import Strict, first_problem
@@ -87,9 +87,9 @@ class ResultFile(_JsonFile):
     sampling: SamplingParameters
     candidates: int
     """Number of candidates from which the pictures were selected."""
-    vary: Annotated[bool, Field(exclude_if=lambda vary: not vary)] = False
+    vary: Flag = False
     """Whether candidates have wordings of their own."""
-    diversity: Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == 0)] = 0.0
+    diversity: Diversity = 0.0
     """Weight of difference from each other in the selection."""
     second_pass: SecondPass | None = None
     """What was done to the selected pictures after ranking; None if nothing was."""

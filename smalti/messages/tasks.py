@@ -21,12 +21,9 @@ from smalti.messages.envelope import (
     Token,
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
-from smalti.parameters import FREE, SamplingParameters, SecondPass, Seed
+from smalti.parameters import FREE, Flag, SamplingParameters, SecondPass, Seed
 from smalti.storage import ObjectRef
 from smalti.validation import Strict
-
-Flag = Annotated[bool, Field(exclude_if=lambda flag: not flag)]
-"""A field that is in the JSON only if it is true: a message that needs nothing new stays as it was."""
 
 
 class StageTask(Envelope):
