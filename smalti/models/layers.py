@@ -1,7 +1,7 @@
 """Layers and tree helpers that the networks share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+GROUP_NORM_EPSILON = 1e-6
 
 Parameters = Mapping[str, Any]
 """A tree of arrays as in Flax; the path of a leaf, joined by "/", is its name in the checkpoint."""
@@ -46,6 +48,25 @@ class Dense(nn.Module):
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         product = jnp.dot(rows, jnp.asarray(kernel, self.dtype), precision=precision(self.dtype))
         return product.reshape(*x.shape[:-1], self.features)
+
+
+class ConvBlock(nn.Module):
+    """Base of the blocks of a convolutional network: the compute type, convolutions and norms."""
+
+    groups: ClassVar[int]
+    """Number of groups in every group norm."""
+    dtype: DTypeLike
+
+    def conv(self, features: int, size: int, name: str, **options: Any) -> nn.Conv:
+        """Makes a convolution with bias; by default its padding keeps height and width."""
+        options.setdefault("padding", size // 2)
+        return nn.Conv(
+            features, (size, size), dtype=self.dtype, precision=precision(self.dtype), name=name, **options
+        )
+
+    def norm(self, name: str) -> nn.GroupNorm:
+        """Makes a group norm with scale and bias."""
+        return nn.GroupNorm(self.groups, epsilon=GROUP_NORM_EPSILON, dtype=self.dtype, name=name)
 
 
 def join_patches(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from smalti.checkpoints.loading import REFINER_LAYOUT
 from smalti.models.layers import (
+    ConvBlock,
     Dense,
     Parameters,
     apply,
@@ -33,7 +34,6 @@ from smalti.models.refiner_config import GROUPS
 from smalti.models.refiner_config import RefinerConfig as RefinerConfig
 from smalti.models.vqgan import Downsample, Upsample
 
-GROUP_NORM_EPSILON = 1e-6
 TIME_CHANNELS = 64
 """Width of the sinusoidal embedding of the time."""
 MAX_FREQUENCY = 1000.0
@@ -42,30 +42,14 @@ MAX_WAVES = 32.0
 """Highest frequency of the embedding of positions, in half waves over a picture."""
 
 
-class Block(nn.Module):
-    """Base of the blocks: the compute type, convolutions and norms."""
+class Block(ConvBlock):
+    """Base of the blocks."""
 
-    dtype: DTypeLike
-
-    def conv(self, features: int, size: int, name: str, **options: Any) -> nn.Conv:
-        """Makes a convolution with bias that keeps height and width."""
-        return nn.Conv(
-            features,
-            (size, size),
-            padding=size // 2,
-            dtype=self.dtype,
-            precision=precision(self.dtype),
-            name=name,
-            **options,
-        )
+    groups = GROUPS
 
     def dense(self, features: int, name: str) -> nn.Dense:
         """Makes a product with bias."""
         return nn.Dense(features, dtype=self.dtype, precision=precision(self.dtype), name=name)
-
-    def norm(self, name: str) -> nn.GroupNorm:
-        """Makes a group norm with scale and bias."""
-        return nn.GroupNorm(GROUPS, epsilon=GROUP_NORM_EPSILON, dtype=self.dtype, name=name)
 
 
 class ResnetBlock(Block):

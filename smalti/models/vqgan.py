@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from smalti.checkpoints.loading import VQGAN_LAYOUT, load_parameters
 from smalti.errors import ModelError
 from smalti.models.layers import (
+    ConvBlock,
     Parameters,
     apply,
     average_squares,
@@ -33,26 +34,14 @@ from smalti.models.network_files import load_network, save_network
 from smalti.models.vqgan_config import GROUPS, Levels
 from smalti.models.vqgan_config import VQGANConfig as VQGANConfig
 
-GROUP_NORM_EPSILON = 1e-6
 CODEBOOK = "quantize/embedding/embedding"
 """Name of the codebook."""
 
 
-class Block(nn.Module):
-    """Base of the blocks: the compute type, and layers that match the checkpoint."""
+class Block(ConvBlock):
+    """Base of the blocks, whose layers match the checkpoint."""
 
-    dtype: DTypeLike
-
-    def conv(self, features: int, size: int, name: str, **options: Any) -> nn.Conv:
-        """Makes a convolution with bias; by default its padding keeps height and width."""
-        options.setdefault("padding", size // 2)
-        return nn.Conv(
-            features, (size, size), dtype=self.dtype, precision=precision(self.dtype), name=name, **options
-        )
-
-    def norm(self, name: str) -> nn.GroupNorm:
-        """Makes a group norm with scale and bias."""
-        return nn.GroupNorm(GROUPS, epsilon=GROUP_NORM_EPSILON, dtype=self.dtype, name=name)
+    groups = GROUPS
 
 
 class ResnetBlock(Block):
