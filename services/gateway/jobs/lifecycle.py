@@ -4,7 +4,7 @@ A transaction locks the job's row before it changes the job or its chunks. This 
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, null, select, update
 from sqlalchemy.orm import Session
@@ -55,6 +55,37 @@ def chunks_of(session: Session, job: Job) -> list[Chunk]:
     """Returns the chunks of candidates of a job in the order of their numbers."""
     query = select(Chunk).where(Chunk.job_id == job.id, Chunk.pictures.is_(null())).order_by(Chunk.number)
     return list(session.scalars(query))
+
+
+def new_chunk(
+    job: Job, number: int, *, first: int, count: int, pictures: list[Any] | None = None
+) -> dict[str, Any]:
+    """Returns the row of a chunk that waits to be sent.
+
+    Args:
+        job: its job.
+        number: its number.
+        first: index of its first candidate; 0 for pictures to refine.
+        count: number of its candidates or pictures.
+        pictures: the pictures to refine as JSON; None for a chunk of candidates.
+    """
+    return {
+        "job_id": job.id,
+        "number": number,
+        "priority": job.priority,
+        "created": job.created,
+        "first": first,
+        "count": count,
+        "state": ChunkState.WAITING,
+        "reached": 0,
+        "rows_drawn": 0,
+        "lease": 0,
+        "sent": False,
+        "heard": False,
+        "losses": 0,
+        "attempts": 0,
+        "pictures": pictures,
+    }
 
 
 def start(job: Job, now: int) -> bool:

@@ -17,14 +17,13 @@ from smalti.services.gateway.database.tables import (
     OPEN_STATES,
     PRIORITY_NUMBERS,
     Chunk,
-    ChunkState,
     Job,
     JobState,
     Label,
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import end, lock, remove
+from smalti.services.gateway.jobs.lifecycle import end, lock, new_chunk, remove
 from smalti.services.gateway.jobs.messages import fits
 from smalti.services.gateway.jobs.spec import JobParameters, JobSpec, rows_kept
 
@@ -283,22 +282,7 @@ class JobRepository:
     def _new_chunks(self, job: Job) -> list[dict[str, Any]]:
         first, size = job.parameters["first_candidate"], self._settings.chunk
         return [
-            {
-                "job_id": job.id,
-                "number": number,
-                "priority": job.priority,
-                "created": job.created,
-                "first": first + start,
-                "count": min(size, job.candidates - start),
-                "state": ChunkState.WAITING,
-                "reached": 0,
-                "rows_drawn": 0,
-                "lease": 0,
-                "sent": False,
-                "heard": False,
-                "losses": 0,
-                "attempts": 0,
-            }
+            new_chunk(job, number, first=first + start, count=min(size, job.candidates - start))
             for number, start in enumerate(range(0, job.candidates, size))
         ]
 

@@ -5,16 +5,15 @@ The plain pictures stay in the store with the other candidates; `refined/` holds
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import insert, select, update
 
 from smalti.messages import MAX_TO_REFINE, PictureToRefine
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import Chunk, ChunkState, Job, ScoredCandidate
+from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import chunks_of, lock_open, refined, start
+from smalti.services.gateway.jobs.lifecycle import chunks_of, lock_open, new_chunk, refined, start
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectRef
@@ -54,7 +53,8 @@ class Refining:
             lost = {_chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
             redo(self._context, job_id, sorted(lost), "objects of the chosen pictures are missing")
             return
-        size, first = min(self._context.settings.chunk, MAX_TO_REFINE), len(chunks)
+        size = min(self._context.settings.chunk, MAX_TO_REFINE)
+        batches = [pictures[begin : begin + size] for begin in range(0, len(pictures), size)]
         with self._database.write() as session:
             locked = lock_open(session, job_id)
             if locked is None or locked.refining or locked.candidates_ranked < locked.candidates:
@@ -69,8 +69,14 @@ class Refining:
             session.execute(
                 insert(Chunk),
                 [
-                    _row(job, first + number, pictures[begin : begin + size])
-                    for number, begin in enumerate(range(0, len(pictures), size))
+                    new_chunk(
+                        job,
+                        number,
+                        first=0,
+                        count=len(batch),
+                        pictures=[each.model_dump(mode="json", exclude_none=True) for each in batch],
+                    )
+                    for number, batch in enumerate(batches, len(chunks))
                 ],
             )
         failpoints.reach("gateway.after-chosen", job=job_id, prompt=prompt)
@@ -189,23 +195,3 @@ class Refining:
 
 def _chunk_of(chunks: Sequence[Chunk], candidate: int) -> Chunk:
     return next(chunk for chunk in chunks if 0 <= candidate - chunk.first < chunk.count)
-
-
-def _row(job: Job, number: int, pictures: Sequence[PictureToRefine]) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "number": number,
-        "priority": job.priority,
-        "created": job.created,
-        "first": 0,
-        "count": len(pictures),
-        "state": ChunkState.WAITING,
-        "reached": 0,
-        "rows_drawn": 0,
-        "lease": 0,
-        "sent": False,
-        "heard": False,
-        "losses": 0,
-        "attempts": 0,
-        "pictures": [picture.model_dump(mode="json", exclude_none=True) for picture in pictures],
-    }
