@@ -16,7 +16,7 @@ from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import chunks_of, lock_open, new_chunk, refined, start
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
-from smalti.storage import JobKeys, ObjectRef
+from smalti.storage import JobKeys, ObjectRef, find
 
 log = logging.getLogger(__name__)
 
@@ -166,15 +166,16 @@ class Refining:
         """
         candidate = winner.candidate
         keys, chunk = JobKeys(winner.job_id), _chunk_of(chunks, candidate)
-        picture = self._ref(keys.candidate(candidate))
-        if picture is None:
+        wanted = [keys.candidate(candidate)]
+        if with_inputs:
+            encoding_key = keys.encoding if winner.wording is None else keys.encoding_of(winner.wording)
+            wanted += [keys.tokens(chunk.number), encoding_key]
+        found = find(self._store, *wanted)
+        if found is None:
             return None
         if not with_inputs:
-            return PictureToRefine(candidate=candidate, picture=picture)
-        tokens = self._ref(keys.tokens(chunk.number))
-        encoding = self._ref(keys.encoding if winner.wording is None else keys.encoding_of(winner.wording))
-        if tokens is None or encoding is None:
-            return None
+            return PictureToRefine(candidate=candidate, picture=found[0])
+        picture, tokens, encoding = found
         return PictureToRefine(
             candidate=candidate,
             picture=picture,
@@ -182,10 +183,6 @@ class Refining:
             row=candidate - chunk.first,
             encoding=encoding,
         )
-
-    def _ref(self, key: str) -> ObjectRef | None:
-        info = self._store.stat(key)
-        return ObjectRef(key=key, sha256=info.sha256) if info is not None and info.sha256 else None
 
     def _side(self, job: Job) -> int:
         """Returns width and height of the job's refined pictures."""
