@@ -149,6 +149,15 @@ def refined(job: Job, chunk: Chunk) -> bool:
     return True
 
 
+def store_choice(session: Session, pictures: Iterable[ScoredCandidate]) -> None:
+    """Stores which candidates of a job become pictures: their ranks, from their order, the best first."""
+    ranks = [
+        {"job_id": picture.job_id, "candidate": picture.candidate, "rank": rank}
+        for rank, picture in enumerate(pictures)
+    ]
+    session.execute(update(ScoredCandidate), ranks)
+
+
 def forget_choice(session: Session, job: Job) -> None:
     """Undoes the choice of the pictures to refine, since some of their candidates must be made again."""
     if not job.refining:

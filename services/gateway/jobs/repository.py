@@ -303,7 +303,7 @@ class JobRepository:
 
 
 def ranked_pictures(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
-    """Returns the pictures of a succeeded job, the best first."""
+    """Returns the chosen pictures of a job, the best first."""
     query = (
         select(ScoredCandidate)
         .where(ScoredCandidate.job_id == job_id, ScoredCandidate.rank.is_not(None))

@@ -11,7 +11,8 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 from safetensors import SafetensorError
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile, unpack_features
@@ -28,7 +29,8 @@ from smalti.services.gateway.database.tables import (
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start
+from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start, store_choice
+from smalti.services.gateway.jobs.repository import ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
 from smalti.services.gateway.work.refining import Refining
@@ -144,18 +146,14 @@ class FanIn:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN_STATES or job.candidates_ranked < job.candidates:
                 return False
-            pictures = session.scalars(
-                select(ScoredCandidate)
-                .where(ScoredCandidate.job_id == job_id)
-                .order_by(ScoredCandidate.candidate)
-            ).all()
+            if job.refining and job.pictures_refined < job.pictures_to_refine:
+                return False
+            pictures = ranked_pictures(session, job_id) if job.refining else _all_candidates(session, job_id)
             chunks = chunks_of(session, job)
         parameters = JobParameters.model_validate(job.parameters)
-        if job.refining and job.pictures_refined < job.pictures_to_refine:
-            return False
         keys = JobKeys(job_id)
         try:
-            winners = _chosen(pictures) if job.refining else self._choose(keys, chunks, pictures, parameters)
+            winners = pictures if job.refining else self._choose(keys, chunks, pictures, parameters)
             if parameters.second_pass and not job.refining:
                 self._refining.choose(job, chunks, winners)
                 return False
@@ -174,11 +172,7 @@ class FanIn:
                 return False
             if job.pictures_refined < job.pictures_to_refine:
                 return False
-            ranks = [
-                {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
-                for rank, picture in enumerate(winners)
-            ]
-            session.execute(update(ScoredCandidate), ranks)
+            store_choice(session, winners)
             outcome = end(session, job, JobState.SUCCEEDED, self._clock())
         failpoints.reach("gateway.after-end", **fields)
         self._events.ended(outcome)
@@ -321,10 +315,10 @@ def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
     }
 
 
-def _chosen(pictures: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """Returns the pictures that were chosen before, the best first."""
-    ranks = {picture.rank: picture for picture in pictures if picture.rank is not None}
-    return [ranks[rank] for rank in sorted(ranks)]
+def _all_candidates(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
+    """Returns the candidates of a job, by index."""
+    query = select(ScoredCandidate).where(ScoredCandidate.job_id == job_id)
+    return session.scalars(query.order_by(ScoredCandidate.candidate)).all()
 
 
 def _result(

@@ -13,7 +13,14 @@ from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import chunks_of, lock_open, new_chunk, refined, start
+from smalti.services.gateway.jobs.lifecycle import (
+    chunks_of,
+    lock_open,
+    new_chunk,
+    refined,
+    start,
+    store_choice,
+)
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectRef, find
@@ -61,11 +68,7 @@ class Refining:
                 return
             locked.refining = True
             locked.version += 1
-            ranks = [
-                {"job_id": job_id, "candidate": picture.candidate, "rank": rank}
-                for rank, picture in enumerate(winners)
-            ]
-            session.execute(update(ScoredCandidate), ranks)
+            store_choice(session, winners)
             session.execute(
                 insert(Chunk),
                 [
