@@ -181,8 +181,9 @@ class FanIn:
     def _chunks_to_prefetch(self, job_id: str, number: int) -> tuple[int, ...] | None:
         """Returns the chunks whose tokens to read while the scores of a chunk are read: all of them for the last chunk.
 
-        A job with many chunks is not prefetched, since most of its candidates do not become pictures. Returns None if
-        the scores must not be read: the job has ended, or the event is a duplicate.
+        A job with many chunks is not prefetched, since most of its candidates do not become pictures; nor is a job with
+        a second pass, which does not end yet. Returns None if the scores must not be read: the job has ended, or the
+        event is a duplicate.
         """
         with self._database.read() as session:
             job = session.get(Job, job_id)
@@ -197,7 +198,8 @@ class FanIn:
                 self.finish(job_id)
             return None
         is_last = job.candidates_ranked + chunk.count >= job.candidates
-        return tuple(chunks) if is_last and len(chunks) <= MAX_READS else ()
+        ends_job = is_last and not job.pictures_to_refine
+        return tuple(chunks) if ends_job and len(chunks) <= MAX_READS else ()
 
     def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
         key = keys.scores(number)
@@ -287,7 +289,7 @@ class FanIn:
         return found
 
     def _start_reads(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
-        """Starts reads the tokens of chunks in the thread pool."""
+        """Starts reading the tokens of chunks in the thread pool."""
         return {
             number: self._readers.submit(copy_context().run, self._read_chunk_tokens, keys.tokens(number))
             for number in chunks
