@@ -11,16 +11,15 @@ from PIL import Image
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import NotSupportedError
 from smalti.messages import MAX_IN_CHUNK
-from smalti.pictures import plain_png_bytes, read_image, square
+from smalti.pictures import read_image, square
 from smalti.registry.spec import ModelSpec
-from smalti.rpc.conversion import check_asked_model, tokens_message, tokens_of
+from smalti.rpc.conversion import check_asked_model, image_message, tokens_message, tokens_of
 from smalti.service.checks import check_count
 from smalti.service.compute import ComputeThread
 from smalti.v1 import decoder_pb2_grpc, model_pb2
 from smalti.v1.decoder_pb2 import (
     DecodeRequest,
     DecodeResponse,
-    EncodedImage,
     EncodeImagesRequest,
     EncodeImagesResponse,
 )
@@ -66,14 +65,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
                 decoding = self._compute.submit(lambda batch=batch: self._engine.decode(batch))  # type: ignore[misc]
                 pictures = await asyncio.wrap_future(decoding)
                 for index, pixels in enumerate(pictures, start):
-                    image = Image.fromarray(pixels)
-                    content = await asyncio.to_thread(plain_png_bytes, image)
-                    yield DecodeResponse(
-                        index=index,
-                        image=EncodedImage(
-                            data=content, media_type="image/png", width=image.width, height=image.height
-                        ),
-                    )
+                    image = await asyncio.to_thread(image_message, Image.fromarray(pixels))
+                    yield DecodeResponse(index=index, image=image)
 
     async def EncodeImages(  # noqa: D102, N802
         self, request: EncodeImagesRequest, context: Any

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from smalti.engines.encoding import Encoding
@@ -13,13 +12,19 @@ from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
 from smalti.parameters import SecondPass, check_seed
-from smalti.pictures import plain_png_bytes, read_image, square
+from smalti.pictures import read_image, square
 from smalti.registry.spec import ModelSpec
-from smalti.rpc.conversion import check_asked_model, check_refiner, encoding_of, given_tokens, second_pass_of
+from smalti.rpc.conversion import (
+    check_asked_model,
+    check_refiner,
+    encoding_of,
+    given_tokens,
+    image_message,
+    second_pass_of,
+)
 from smalti.service.checks import check_count
 from smalti.service.compute import ComputeThread
 from smalti.v1 import model_pb2, refiner_pb2_grpc
-from smalti.v1.decoder_pb2 import EncodedImage
 from smalti.v1.refiner_pb2 import PictureToRefine, RefineRequest, RefineResponse
 
 
@@ -71,7 +76,8 @@ class RefinerServicer(refiner_pb2_grpc.RefinerServiceServicer):
                 )
                 refined = await asyncio.wrap_future(refining)
                 for index, pixels in enumerate(refined, start):
-                    yield RefineResponse(index=index, image=await asyncio.to_thread(_encoded, pixels))
+                    image = await asyncio.to_thread(image_message, Image.fromarray(pixels))
+                    yield RefineResponse(index=index, image=image)
 
     def _encoding(self, request: RefineRequest) -> Encoding:
         if not request.HasField("encoding"):
@@ -101,10 +107,3 @@ class RefinerServicer(refiner_pb2_grpc.RefinerServiceServicer):
         return RefinerInput(
             pixels=np.asarray(image), candidate=picture.candidate, tokens=tokens, encoding=encoding
         )
-
-
-def _encoded(pixels: UInt8[np.ndarray, "height width 3"]) -> EncodedImage:
-    image = Image.fromarray(pixels)
-    return EncodedImage(
-        data=plain_png_bytes(image), media_type="image/png", width=image.width, height=image.height
-    )

@@ -1,9 +1,10 @@
-"""Conversion of encodings, sampling parameters, tokens and priorities to and from the messages of `smalti.v1`."""
+"""Conversion of encodings, parameters, tokens, pictures and priorities to and from the messages of `smalti.v1`."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError, ModelMismatchError, ModelNotFoundError
@@ -14,10 +15,12 @@ from smalti.parameters import (
     SecondPass,
     check_second_pass,
 )
+from smalti.pictures import plain_png_bytes
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.text.rewording import Rewording
 from smalti.v1 import encoder_pb2, job_pb2, model_pb2, prompt_pb2, refiner_pb2, sampling_pb2, tensor_pb2
+from smalti.v1.decoder_pb2 import EncodedImage
 from smalti.v1.tokens_pb2 import ImageTokens
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -199,6 +202,13 @@ def check_same_model(made_by: model_pb2.ModelReference, loaded: model_pb2.ModelR
 def tokens_message(tokens: Int[np.ndarray, " tokens"]) -> ImageTokens:
     """Returns the tokens of a picture as a message."""
     return ImageTokens(tokens=tokens.tolist())
+
+
+def image_message(image: Image.Image) -> EncodedImage:
+    """Returns a picture as a message with a PNG file."""
+    return EncodedImage(
+        data=plain_png_bytes(image), media_type="image/png", width=image.width, height=image.height
+    )
 
 
 def tokens_of(

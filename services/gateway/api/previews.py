@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
-from smalti.pictures import plain_png_bytes
 from smalti.registry.spec import ModelSpec
+from smalti.rpc.conversion import image_message
 from smalti.rpc.errors import translated
 from smalti.services.gateway.jobs.watchers import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
@@ -103,6 +103,4 @@ class PreviewRenderer:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             image = opened.convert("RGB")
         image.paste(GREY, (0, image.height * rows // self._spec.side, image.width, image.height))
-        return EncodedImage(
-            data=plain_png_bytes(image), media_type="image/png", width=image.width, height=image.height
-        )
+        return image_message(image)
