@@ -1,9 +1,5 @@
 """The stage that turns image tokens into pictures: `jobs/<job>/candidates/<index>.png`."""
 
-import time
-from concurrent.futures import Future, wait
-from functools import partial
-
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -67,41 +63,24 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         context.reach("after-read")
         context.check_begin()
         prompt = effective_prompt(task, self._rewriter)
-        wordings = dict(zip(task.candidates, wordings_of(task, prompt, self._rewriter), strict=True))
-        seconds = 0.0
-        written: list[Future[ObjectRef]] = []
-        # One batch of the program at a time, so that other tasks and calls get their turn in between.
-        step = self._engine.batch_size
-        try:
-            for start in range(0, len(inputs), step):
-                pictures, batch_seconds = self._decode(context, inputs[start : start + step])
-                seconds += batch_seconds
-                context.check()
-                context.reach("before-write")
-                for index, pixels in zip(task.candidates[start : start + step], pictures, strict=True):
-                    write = partial(self._write, task, prompt, wordings[index], index, pixels)
-                    written.append(self.store_executor.submit(write))
-            return StageOutput(tuple(each.result() for each in written), seconds)
-        finally:
-            wait(written)  # No write outlives a task that was given up.
+        wordings = wordings_of(task, prompt, self._rewriter)
+
+        def write(position: int, pixels: UInt8[np.ndarray, "height width 3"]) -> ObjectRef:
+            return self._write(task, prompt, wordings[position], task.candidates[position], pixels)
+
+        return self.run_in_batches(
+            context,
+            self._compute,
+            pictures=len(inputs),
+            batch_size=self._engine.batch_size,
+            run=lambda batch: self._engine.decode(inputs[batch]),
+            write=write,
+        )
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[DecodeTask], objects: tuple[ObjectRef, ...]
     ) -> tuple[Message, ...]:
         return (context.task.next(objects),)
-
-    def _decode(
-        self, context: TaskContext[DecodeTask], tokens: Int[np.ndarray, "pictures tokens"]
-    ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
-        """Returns the pictures, and the seconds that the engine took."""
-
-        def decode() -> tuple[np.ndarray, float]:
-            context.check()
-            context.reach("engine-step")
-            began = time.monotonic()
-            return self._engine.decode(tokens), time.monotonic() - began
-
-        return self._compute.run(decode)
 
     def _write(
         self,

@@ -1,9 +1,6 @@
 """The stage that refines chosen pictures: `jobs/<job>/refined/<index>.png`."""
 
-import time
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
@@ -84,23 +81,16 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         task = context.task
         context.reach("after-read")
         context.check_begin()
-        seconds = 0.0
-        written: list[Future[ObjectRef]] = []
-        # One batch of the program at a time, so that other tasks and calls get their turn in between.
-        step = self._engine.batch_size
-        try:
-            for start in range(0, len(inputs), step):
-                batch = inputs[start : start + step]
-                pictures, batch_seconds = self._refine(context, batch)
-                seconds += batch_seconds
-                context.check()
-                context.reach("before-write")
-                for chosen, pixels in zip(batch, pictures, strict=True):
-                    write = partial(self._write, task, chosen, pixels)
-                    written.append(self.store_executor.submit(write))
-            return StageOutput(tuple(each.result() for each in written), seconds)
-        finally:
-            wait(written)  # No write outlives a task that was given up.
+        return self.run_in_batches(
+            context,
+            self._compute,
+            pictures=len(inputs),
+            batch_size=self._engine.batch_size,
+            run=lambda batch: self._engine.run(
+                [each.input for each in inputs[batch]], task.second_pass, task.seed
+            ),
+            write=lambda position, pixels: self._write(task, inputs[position], pixels),
+        )
 
     def next_tasks(
         self, context: TaskContext[RefineTask], objects: tuple[ObjectRef, ...]
@@ -125,21 +115,6 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
             ),
             drawing,
         )
-
-    def _refine(
-        self, context: TaskContext[RefineTask], batch: list[ChosenPicture]
-    ) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
-        """Returns the refined pictures, and the seconds that the engine took."""
-        task = context.task
-
-        def refine() -> tuple[np.ndarray, float]:
-            context.check()
-            context.reach("engine-step")
-            began = time.monotonic()
-            pictures = self._engine.run([each.input for each in batch], task.second_pass, task.seed)
-            return pictures, time.monotonic() - began
-
-        return self._compute.run(refine)
 
     def _write(
         self, task: RefineTask, chosen: ChosenPicture, pixels: UInt8[np.ndarray, "height width 3"]

@@ -8,9 +8,14 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
 
 from smalti.errors import DamagedObjectError, MissingObjectError, RequestCancelledError, RequestExpiredError
 from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
@@ -18,6 +23,7 @@ from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
+from smalti.service.compute import ComputeThread
 from smalti.service.process import Process
 from smalti.service.store_executor import StoreExecutor
 from smalti.storage import ObjectRef, find
@@ -158,6 +164,49 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
     def read_prompt(self, task: TaskType) -> PromptReading | None:
         """Returns how the model reads the prompt; the encoder's handler does this, once for each task."""
         return None
+
+    def run_in_batches(
+        self,
+        context: TaskContext[TaskType],
+        compute: ComputeThread,
+        *,
+        pictures: int,
+        batch_size: int,
+        run: Callable[[slice], UInt8[np.ndarray, "pictures height width 3"]],
+        write: Callable[[int, UInt8[np.ndarray, "height width 3"]], ObjectRef],
+    ) -> StageOutput:
+        """Computes the pictures of a task in batches, and writes each batch while the next one is computed.
+
+        Args:
+            context: the task.
+            compute: the thread in which the engine runs.
+            pictures: number of pictures.
+            batch_size: number of pictures in a batch of the program.
+            run: returns the pictures of a part of the inputs, in `compute`.
+            write: writes the picture of the input at this position.
+        """
+
+        def compute_batch(batch: slice) -> tuple[np.ndarray, float]:
+            context.check()
+            context.reach("engine-step")
+            began = time.monotonic()
+            return run(batch), time.monotonic() - began
+
+        seconds = 0.0
+        written: list[Future[ObjectRef]] = []
+        try:
+            # One batch of the program at a time, so that other tasks and calls get their turn in between.
+            for start in range(0, pictures, batch_size):
+                end = min(start + batch_size, pictures)
+                made, batch_seconds = compute.run(partial(compute_batch, slice(start, end)))
+                seconds += batch_seconds
+                context.check()
+                context.reach("before-write")
+                for position, pixels in zip(range(start, end), made, strict=True):
+                    written.append(self.store_executor.submit(partial(write, position, pixels)))
+            return StageOutput(tuple(each.result() for each in written), seconds)
+        finally:
+            wait(written)  # No write outlives a task that was given up.
 
     def close(self) -> None:
         """Ends the threads; call it after the last message."""
