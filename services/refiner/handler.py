@@ -1,11 +1,15 @@
 """The stage that refines chosen pictures: `jobs/<job>/refined/<index>.png`."""
 
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from smalti.engines.encoding import Encoding
 from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import DamagedObjectError, InvalidInputError
 from smalti.messages import FailureReason, Message, PictureToRefine, RefineTask, Stage
@@ -74,7 +78,13 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
                 f"the task needs the refiner {task.refiner}; "
                 f"this service has loaded {self._spec.refiner_revision or 'none'}",
             )
-        return self.store_executor.map(self._load_picture, task.pictures)
+        # Most pictures share the encoding of the prompt, so each encoding is loaded once.
+        refs = {each.encoding.key: each.encoding for each in task.pictures if each.encoding is not None}
+        encodings = {
+            key: self.store_executor.submit(partial(load_encoding, self.store, ref, self._spec))
+            for key, ref in refs.items()
+        }
+        return self.store_executor.map(partial(self._load_picture, encodings), task.pictures)
 
     def run(self, context: TaskContext[RefineTask], inputs: list[ChosenPicture]) -> StageOutput:
         """Refines the pictures in batches, and writes each batch while the next one is refined."""
@@ -98,7 +108,10 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         """Returns nothing: the gateway learns from the event that the pictures are refined."""
         return ()
 
-    def _load_picture(self, source: PictureToRefine) -> ChosenPicture:
+    def _load_picture(
+        self, encodings: Mapping[str, Future[Encoding]], source: PictureToRefine
+    ) -> ChosenPicture:
+        """Loads a picture; `encodings` holds those of its task by key, which other threads load."""
         key = source.picture.key
         content = self.store.get(key, sha256=source.picture.sha256)
         try:
@@ -108,7 +121,7 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         tokens = encoding = None
         if source.tokens is not None and source.encoding is not None:
             tokens = load_tokens_row(self.store, source.tokens, source.row, self._spec)
-            encoding = load_encoding(self.store, source.encoding, self._spec)
+            encoding = encodings[source.encoding.key].result()
         return ChosenPicture(
             RefinerInput(
                 pixels=np.asarray(image), candidate=source.candidate, tokens=tokens, encoding=encoding
