@@ -32,7 +32,7 @@ from smalti.training.data.world.grounds import draw_ground, ground_kinds
 from smalti.training.data.world.layout import REFERENCE, Placement, ground_variant, lay_out
 from smalti.training.data.world.proposals import propose
 from smalti.training.data.world.sprites import RESOLUTIONS, Sprites, resize, turn
-from smalti.training.data.world.tinting import ContrastMeter, tones
+from smalti.training.data.world.tinting import ContrastMeter, tint, tones
 from smalti.training.data.world.vocabulary import Vocabulary
 
 _VALIDATION_SHARE = 16
@@ -78,7 +78,6 @@ class World:
         """What each background is made of."""
         self.backgrounds = tuple(self.grounds)
         self.plain_backgrounds = (PLAIN, *description.backgrounds)
-        self.plurals = frozenset(thing.word for thing in description.things if thing.plural)
         self._sprites = sprites.pixels
         self._row = {word: row for row, word in enumerate(self.things)}
         self._column = {word: column for column, word in enumerate(self.styles)}
@@ -159,9 +158,8 @@ class World:
         self, thing: str, style: str, side: int, colour: str = NATURAL
     ) -> UInt8[np.ndarray, "side side 4"]:
         """Returns a thing as a picture with straight alpha, at any size in pixels."""
-        drawn = self._at_size(thing, style, side)
-        colours = drawn.colours if colour == NATURAL else self._ramps[colour][:, drawn.tones]
-        return np.concatenate([colours, drawn.alpha[None]]).transpose(1, 2, 0)
+        drawn = self._coloured(self._at_size(thing, style, side), colour)
+        return np.concatenate([drawn.colours, drawn.alpha[None]]).transpose(1, 2, 0)
 
     def ground(self, background: str, variant: int = 0) -> UInt8[np.ndarray, "3 side side"]:
         """Returns the picture of a background, colour channels first, from a cache."""
@@ -176,14 +174,16 @@ class World:
         drawn = self._at_size(thing, style, max(1, round(placement.side * self.resolution / REFERENCE)))
         if placement.mirrored and thing not in self.vocabulary.never_mirrored:
             drawn = Drawn(*(each[..., ::-1] for each in drawn))
-        natural = colour == NATURAL
         if placement.turn == 180:
             drawn = Drawn(*(each[..., ::-1, ::-1] for each in drawn))
         elif placement.turn:
-            channels = drawn.colours if natural else drawn.tones[None]
+            channels = drawn.colours if colour == NATURAL else drawn.tones[None]
             turned = turn(np.concatenate([channels, drawn.alpha[None]]), placement.turn)
             drawn = Drawn(turned[:-1], turned[-1], turned[0])
-        return drawn if natural else drawn._replace(colours=self._ramps[colour][:, drawn.tones])
+        return self._coloured(drawn, colour)
+
+    def _coloured(self, drawn: Drawn, colour: str) -> Drawn:
+        return drawn if colour == NATURAL else drawn._replace(colours=self._ramps[colour][:, drawn.tones])
 
     def _at_size(self, thing: str, style: str, side: int) -> Drawn:
         key = (thing, style, side)
@@ -218,8 +218,9 @@ class World:
                 self._sprites[self._row[thing], self._column[style]], REFERENCE // 4, REFERENCE // 4
             )
             weight = sprite[..., 3].astype(float)
-            pixels = sprite[..., :3] if colour == NATURAL else ramp(self._rgb[colour])[tones(sprite)]
-            self._mean_colours[key] = (to_oklab(pixels) * weight[..., None]).sum((0, 1)) / weight.sum()
+            coloured = sprite if colour == NATURAL else tint(sprite, self._rgb[colour])
+            lab = to_oklab(coloured[..., :3])
+            self._mean_colours[key] = (lab * weight[..., None]).sum((0, 1)) / weight.sum()
         return self._mean_colours[key]
 
 
@@ -297,10 +298,9 @@ class CompositionDataset:
         texts, drawn = [], []
         stream = _Stream(self.seed, self.split)
         for row, index in enumerate(indices):
-            generator = stream.at(index)
-            attributes = _draw(self.world, generator, self.split, self._accept)
+            attributes, text = self._describe(stream.at(index))
             pixels[row] = compose(self.world, attributes)
-            texts.append(caption(attributes, generator, self.world))
+            texts.append(text)
             drawn.append(attributes)
         return pixels, texts, drawn
 
@@ -315,10 +315,9 @@ class CompositionDataset:
         pictures: list[UInt8[np.ndarray, "height width 3"]] = []
         texts: list[str] = []
         searched = _MAX_SEARCHED * count
+        stream = _Stream(self.seed, self.split)
         for index in range(start, start + searched):
-            stream = _Stream(self.seed, self.split).at(index)
-            attributes = _draw(self.world, stream, self.split, self._accept)
-            said = caption(attributes, stream, self.world)
+            attributes, said = self._describe(stream.at(index))
             if text in said:
                 pictures.append(compose(self.world, attributes))
                 texts.append(said)
@@ -327,6 +326,11 @@ class CompositionDataset:
         raise InvalidInputError(
             "containing", f"only {len(texts)} of {searched:,} captions contain {text!r}, not {count}"
         )
+
+    def _describe(self, generator: np.random.Generator) -> tuple[Attributes, str]:
+        """Returns the attributes and the caption of the sample with these random numbers."""
+        attributes = _draw(self.world, generator, self.split, self._accept)
+        return attributes, caption(attributes, generator, self.world)
 
 
 class _Stream:
