@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from smalti.training.data.world.colours import to_oklab, to_srgb
 from smalti.training.data.world.description import PLAIN, Pattern, Rgb, SceneName, WorldDescription
+from smalti.training.data.world.layout import REFERENCE
 
 Plane = Float[np.ndarray, "side side"]
 Ground = UInt8[np.ndarray, "side side 3"]
@@ -19,7 +20,6 @@ _SECOND_CHROMA = 1.5
 _DARK = 0.5
 """Below this lightness the second tone of a pattern is the lighter one."""
 _OVERSAMPLING = 4
-_REFERENCE = 64
 
 
 class GroundKind(NamedTuple):
@@ -67,7 +67,7 @@ def draw_ground(kind: GroundKind, side: int, variant: int) -> Ground:
         return np.full((side, side, 3), kind.tones[0], np.uint8)
     # Drawn larger and averaged, so that edges are smooth at every resolution.
     fine = side * _OVERSAMPLING
-    steps = (np.arange(fine) + 0.5) / fine * _REFERENCE
+    steps = (np.arange(fine) + 0.5) / fine * REFERENCE
     x, y = np.meshgrid(steps, steps)
     drawn = _DRAWINGS[kind.kind](x, y, [np.array(tone, float) for tone in kind.tones], variant)
     pixels = drawn.reshape(side, _OVERSAMPLING, side, _OVERSAMPLING, 3).mean((1, 3))

@@ -16,11 +16,11 @@ from PIL import Image
 
 from smalti.errors import InvalidInputError
 from smalti.training.data.world.description import WorldDescription
+from smalti.training.data.world.layout import REFERENCE
 from smalti.training.data.world.packages.pictograms import Names, read_pictograms
 
 RESOLUTIONS = (64, 96, 128, 192)
 _VISIBLE_ALPHA = 8
-_REFERENCE = 64
 _OVERSAMPLING = 2
 
 
@@ -77,7 +77,7 @@ def make_sprites(packages: Path, description: WorldDescription, resolution: int)
     if resolution not in RESOLUTIONS:
         raise InvalidInputError("resolution", f"must be one of {RESOLUTIONS}, not {resolution}")
     names = Names(packages)
-    side = description.layout.big * resolution // _REFERENCE
+    side = description.layout.big * resolution // REFERENCE
     pixels = np.zeros((len(description.things), len(description.styles), side, side, 4), np.uint8)
     for column, style in enumerate(description.styles):
         icons = read_pictograms(packages, style.package, style.word, names, Counter())
