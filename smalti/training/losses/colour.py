@@ -8,23 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# A row for each result, a column for each input.
-_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ],
-    np.float32,
-)
-_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ],
-    np.float32,
-)
+from smalti.training.data.world.colours import TO_CONE, TO_LAB
+
+_CONES, _LAB = TO_CONE.astype(np.float32), TO_LAB.astype(np.float32)
 _EXACT = jax.lax.Precision.HIGHEST
 _DARK = 1e-3
 """Linear light below which the cube root is replaced by its tangent; about 3 of 255 in sRGB."""

@@ -4,6 +4,7 @@ __all__ = [
     "attributes",
     "building",
     "captions",
+    "colours",
     "composition",
     "description",
     "encoding",

@@ -9,14 +9,15 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, UInt8
 
-_TO_CONE = np.array(
+# A row for each result, a column for each input.
+TO_CONE = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
         [0.2119034982, 0.6806995451, 0.1073969566],
         [0.0883024619, 0.2817188376, 0.6299787005],
     ]
 )
-_TO_LAB = np.array(
+TO_LAB = np.array(
     [
         [0.2104542553, 0.7936177850, -0.0040720468],
         [1.9779984951, -2.4285922050, 0.4505937099],
@@ -36,12 +37,12 @@ def to_oklab(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape
     """Converts sRGB to OKLab: lightness in [0, 1], green-red axis, blue-yellow axis."""
     encoded = pixels.astype(np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _TO_CONE.T) @ _TO_LAB.T
+    return np.cbrt(linear @ TO_CONE.T) @ TO_LAB.T
 
 
 def to_srgb(lab: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
     """Converts OKLab to sRGB; colours outside sRGB are clipped."""
-    linear = ((lab @ np.linalg.inv(_TO_LAB).T) ** 3) @ np.linalg.inv(_TO_CONE).T
+    linear = ((lab @ np.linalg.inv(TO_LAB).T) ** 3) @ np.linalg.inv(TO_CONE).T
     linear = linear.clip(0, 1)
     encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(encoded * 255).astype(np.uint8)
