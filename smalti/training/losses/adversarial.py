@@ -137,10 +137,7 @@ class Adversary:
 
         (value, said), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
-        averages = (
-            _DECAY * before + (1 - _DECAY) * now
-            for before, now in zip((state.real, state.drawn), said, strict=True)
-        )
+        averages = optax.incremental_update(said, (state.real, state.drawn), 1 - _DECAY)
         metrics = {"discriminator": value, "says_of_real": said[0], "says_of_drawn": said[1]}
         return DiscriminatorState(optax.apply_updates(state.params, updates), optimizer, *averages), metrics
 

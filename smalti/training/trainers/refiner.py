@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from pydantic import Field
@@ -107,8 +108,7 @@ class RefinerObjective(Objective):
     ) -> tuple[Parameters, Any, Metrics]:
         """Updates the moving average, which follows the weights faster at the beginning."""
         kept = jnp.minimum(self._settings.ema, (1 + step) / (10 + step))
-        ema = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, memory["ema"], params)
-        return params, {"ema": ema}, {}
+        return params, {"ema": optax.incremental_update(params, memory["ema"], 1 - kept)}, {}
 
 
 class RefinerTrainee(JaxTrainee):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from smalti.models import vqgan
@@ -186,11 +187,8 @@ class TokenizerObjective(Objective):
                 memory["discriminator"], extra["real"], extra["drawn"]
             )
         if decay := self._settings.average:
-            memory["average"] = jax.tree.map(
-                lambda average, new: decay * average + (1 - decay) * new,
-                memory["average"],
-                {name: params[name] for name in DECODER},
-            )
+            decoder = {name: params[name] for name in DECODER}
+            memory["average"] = optax.incremental_update(decoder, memory["average"], 1 - decay)
         if not self.frozen:
             params, memory["used"] = self._tend_codes(step, params, memory["used"], extra)
         return params, memory, metrics
