@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from smalti.engines.decoder import DecoderEngine
 from smalti.engines.refiner import enlarge
 from smalti.models.bart import DalleBart
 from smalti.models.layers import average_squares
@@ -70,14 +71,13 @@ class RefinerBatches:
     def batch_of(self, pairs: Pairs, generator: np.random.Generator) -> Batch:
         """Returns the batch of given pictures; the generator makes all that is random about it."""
         codes = self._replace(self._encode(pairs.pixels), generator)
-        decoded = np.asarray(self._vqgan.decode(codes)).clip(0, 1)
+        decoded = DecoderEngine(self._vqgan, batch_size=len(codes)).decode(codes)
         side = round(codes.shape[1] ** 0.5)
         text = self._tokenizer(pairs.captions)
         states = self._bart.encode(text.input_ids, text.attention_mask)
         return {
             "original": pairs.pixels,
-            # As the decoder writes it and the refiner reads it.
-            "start": np.stack([enlarge(each, self._upscale) for each in (decoded * 255).astype(np.uint8)]),
+            "start": np.stack([enlarge(each, self._upscale) for each in decoded]),
             "codes": self._codebook[codes].reshape(len(codes), side, side, -1),
             "text": np.asarray(jax.device_get(states), np.float32),
             "mask": text.attention_mask.astype(np.int32),
