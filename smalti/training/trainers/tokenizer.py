@@ -155,9 +155,7 @@ def starting_weights(start: VQGAN, settings: TokenizerSettings) -> Parameters:
                 "from",
                 f"must have the encoder and the codes of the settings: its {name} is {theirs}, not {sizes[name]}",
             )
-    lengths = np.linalg.norm(
-        np.asarray(start.params["quantize"]["embedding"]["embedding"], np.float32), axis=1
-    )
+    lengths = np.linalg.norm(start.codebook, axis=1)
     if settings.freeze == "nothing" and not np.allclose(lengths, lengths[0], rtol=0.01):
         raise InvalidInputError(
             "from",
