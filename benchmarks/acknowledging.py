@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.measuring import Times
 from benchmarks.report import Row
-from harness.queue import settings_for, task, wait_until
+from harness.queue import settings_for, task
+from harness.waiting import wait_until
 from smalti.messages import Message, Stage
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, consume
 from smalti.queue.worker import DeadLetteringConsumer

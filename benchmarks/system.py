@@ -17,7 +17,7 @@ from benchmarks.deployment import Deployment
 from benchmarks.measuring import Times, format_seconds
 from benchmarks.report import Row
 from harness.collector import Collector, RecordedSpan
-from harness.queue import wait_until
+from harness.waiting import wait_until
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.telemetry.tracing import COMPUTE_BEGINS, COMPUTE_ENDS
 from smalti.testing.model import tiny_model

@@ -14,7 +14,7 @@ from typing import Any
 
 from faults.reference import Reference
 from faults.system import PATIENCE, System
-from harness.queue import wait_until
+from harness.waiting import wait_until
 from smalti.client import Client, has_ended
 from smalti.errors import DamagedObjectError, SmaltiError, UnavailableError
 from smalti.storage import JobKeys

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from faults.processes import Ended, RestartedService
 from harness.proxy import Proxy
-from harness.queue import wait_until
 from harness.servers import HOST, PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer
+from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.queue import BrokerSettings, celery_application
 from smalti.registry.folder import ModelFolder

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import SecretStr
 
 from harness.servers import RabbitMQServer, Server
+from harness.waiting import WAIT, wait_until
 from smalti.messages import (
     Chunk,
     EncodeTask,
@@ -35,8 +36,6 @@ Item = TypeVar("Item")
 
 BROKERS = ["valkey", "rabbitmq"] if RabbitMQServer.installed() or "CI" in os.environ else ["valkey"]
 """The fixtures of the brokers. Without RabbitMQ on a machine its tests are left out; in CI they fail instead."""
-WAIT = 60.0
-"""Time limit in seconds for anything that a test waits for, on a busy machine."""
 HARMLESS_WARNINGS = (
     # Celery's warning at a reconnect, for pools that can cancel tasks.
     "ignore::celery.exceptions.CPendingDeprecationWarning",
@@ -122,15 +121,6 @@ def task(
     }
     fields.setdefault("candidates_in_job", sum(len(chunk.candidates) for chunk in fields["chunks"]))
     return EncodeTask(**fields)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
-    """Waits for a condition; raises `AssertionError` if it is not met in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() >= deadline:
-            raise AssertionError("the condition was not met in time")
-        time.sleep(0.01)
 
 
 def gather(read: Callable[[], Iterable[Item]], enough: Callable[[list[Item]], bool]) -> list[Item]:

@@ -4,20 +4,21 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 from PIL import Image
 
-from harness.gateway import GatewayHarness, sqlite_database
-from smalti.messages import EncodeTask, GenerateTask
+from harness.gateway import GatewayHarness, finish_chunk, sqlite_database
+from harness.service import ONCE
+from harness.waiting import wait_until
+from smalti.messages import GenerateTask
+from smalti.pictures import plain_png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
-from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
@@ -43,17 +44,13 @@ SIZE = 64
 LIMIT = 30.0
 """Seconds after which a wait fails."""
 PAUSE = 0.01
-# Streams end at once when the gateway stops, as those of a process that is killed.
-RPC = RpcSettings(grace=0, attempts=1)
 
 Result = TypeVar("Result")
 
 
 def picture_file(seed: int, index: int) -> bytes:
     """Returns the file of a candidate; its colour is its index."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (SIZE, SIZE), (index % 256, seed % 256, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return plain_png_bytes(Image.new("RGB", (SIZE, SIZE), (index % 256, seed % 256, 0)))
 
 
 class RunningClock(ManualClock):
@@ -73,9 +70,8 @@ class _Decoder(DecoderServiceServicer):
         self._side = side
 
     async def Decode(self, request: DecodeRequest, context: Any) -> AsyncIterator[DecodeResponse]:  # noqa: N802
-        buffer = io.BytesIO()
-        Image.new("RGB", (SIZE, SIZE), "white").save(buffer, "PNG")
-        image = EncodedImage(data=buffer.getvalue(), media_type="image/png", width=SIZE, height=SIZE)
+        content = plain_png_bytes(Image.new("RGB", (SIZE, SIZE), "white"))
+        image = EncodedImage(data=content, media_type="image/png", width=SIZE, height=SIZE)
         for index in range(len(request.pictures)):
             yield DecodeResponse(index=index, image=image)
 
@@ -175,10 +171,7 @@ class WebHarness:
 
     def wait(self, condition: Callable[[], Any]) -> None:
         """Waits until a condition holds."""
-        deadline = time.monotonic() + LIMIT
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(PAUSE)
+        wait_until(condition, LIMIT)
 
     def clear(self) -> None:
         """Cancels and deletes all jobs."""
@@ -187,16 +180,15 @@ class WebHarness:
 
     def draw_rows(self, rows: int) -> list[GenerateTask]:
         """Sends what waits, and draws some rows of the first chunk of each job, while the stages are paused."""
-        tasks = [task for task in self.gateway.send() if isinstance(task, EncodeTask)]
-        first: list[GenerateTask] = []
-        for task in tasks:
+        tasks: list[GenerateTask] = []
+        for task in self.gateway.send():
             generates, encoded = self.gateway.stages.encode(task)
-            progress = [self.gateway.stages.draw_rows(generates[0], row) for row in range(1, rows + 1)]
-            self.gateway.handle(encoded, *progress)
-            first.extend(generates)
-        return first
+            self.gateway.handle(encoded)
+            self.draw_more(generates, rows)
+            tasks.extend(generates)
+        return tasks
 
-    def draw_more(self, tasks: list[GenerateTask], rows: int) -> None:
+    def draw_more(self, tasks: Sequence[GenerateTask], rows: int) -> None:
         """Draws the first chunk up to a row."""
         first = range(1, rows + 1)
         self.gateway.handle(*(self.gateway.stages.draw_rows(tasks[0], row) for row in first))
@@ -204,9 +196,7 @@ class WebHarness:
     def finish(self, tasks: list[GenerateTask]) -> None:
         """Draws chunks to their end."""
         for task in tasks:
-            decode, generated = self.gateway.stages.generate(task)
-            rank, decoded = self.gateway.stages.decode(decode)
-            self.gateway.handle(generated, decoded, self.gateway.stages.rank(rank))
+            self.gateway.handle(finish_chunk(self.gateway, task))
 
     def close(self) -> None:
         """Stops everything."""
@@ -233,9 +223,9 @@ class WebHarness:
         self._decoding = await serve(
             lambda server: add_DecoderServiceServicer_to_server(_Decoder(self._side), server),
             healthy=lambda: True,
-            settings=RPC,
+            settings=ONCE,
         )
-        self._channel = channel(self._decoding.address, RPC)
+        self._channel = channel(self._decoding.address, ONCE)
 
     async def _end_decoder(self) -> None:
         await self._channel.close()
@@ -243,7 +233,8 @@ class WebHarness:
 
     async def _serve_gateway(self) -> Any:
         servicer = ImageServicer(self.gateway.gateway, DecoderServiceStub(self._channel))
-        settings = RPC.model_copy(update={"port": self._rpc_port})
+        # Its streams end at once when it stops, as those of a process that is killed.
+        settings = ONCE.model_copy(update={"port": self._rpc_port})
         return await serve(
             lambda server: add_ImageServiceServicer_to_server(servicer, server),
             healthy=lambda: True,
@@ -258,13 +249,3 @@ async def _cancel_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-@contextmanager
-def served_web(folder: Path, spec: ModelSpec, **settings: Any) -> Iterator[WebHarness]:
-    """Serves a web service while the block runs."""
-    served = WebHarness(folder, spec, **settings)
-    try:
-        yield served
-    finally:
-        served.close()

@@ -11,8 +11,9 @@ from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGES
 from harness.proxy import NetworkFault
-from harness.queue import dead, gather, task, wait_until
+from harness.queue import dead, gather, task
 from harness.signing import certificate
+from harness.waiting import wait_until
 from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
 from smalti.queue import BrokerPublisher
 from smalti.storage import JobKeys, ObjectRef

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES
-from harness.queue import wait_until
+from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.errors import OverloadedError, SmaltiError
 from smalti.rpc.settings import RpcSettings

@@ -8,7 +8,7 @@ from faults.rows.broker import duplicates
 from faults.rows.gateway import kill_gateway
 from faults.rows.store import begun_again, harm_between
 from faults.rows.workers import kill_between
-from harness.queue import wait_until
+from harness.waiting import wait_until
 from smalti.v1 import job_pb2
 
 _KILLED = [

@@ -10,7 +10,8 @@ from functools import partial
 
 from faults.matrix import Trial, killing, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES, System
-from harness.queue import dead, wait_until
+from harness.queue import dead
+from harness.waiting import wait_until
 from smalti.messages import Stage
 
 POINTS = ("after-read", "engine-step", "before-write", "after-write", "after-publish")

@@ -15,7 +15,6 @@ import pytest
 from harness.queue import (
     BROKERS,
     HARMLESS_WARNINGS,
-    WAIT,
     QueueHarness,
     clear,
     dead,
@@ -25,9 +24,9 @@ from harness.queue import (
     read_all,
     settings_for,
     task,
-    wait_until,
 )
 from harness.servers import RabbitMQServer, Server
+from harness.waiting import WAIT, wait_until
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import (
     Failed,

@@ -14,7 +14,6 @@ from pydantic import SecretStr
 
 from harness.queue import (
     HARMLESS_WARNINGS,
-    WAIT,
     QueueHarness,
     clear,
     dead,
@@ -23,9 +22,9 @@ from harness.queue import (
     read_all,
     settings_for,
     task,
-    wait_until,
 )
 from harness.servers import ValkeyServer
+from harness.waiting import WAIT, wait_until
 from smalti.errors import InvalidInputError
 from smalti.messages import (
     EncodeTask,

@@ -8,19 +8,10 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from harness.collector import Collector
-from harness.queue import (
-    HARMLESS_WARNINGS,
-    WAIT,
-    clear,
-    events,
-    gather,
-    read_all,
-    settings_for,
-    task,
-    wait_until,
-)
+from harness.queue import HARMLESS_WARNINGS, clear, events, gather, read_all, settings_for, task
 from harness.servers import ValkeyServer
 from harness.telemetry import captured_log, only, recording, sample_reader
+from harness.waiting import WAIT, wait_until
 from smalti.errors import InvalidInputError, UnavailableError
 from smalti.messages import EncodeTask, FailureReason, GenerateTask, Message, Stage, Trace, parse
 from smalti.queue import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.queue import wait_until
+from harness.waiting import wait_until
 from smalti.errors import EngineFailedError, InvalidInputError, OverloadedError
 from smalti.service.compute import MAX_FAILURES, ComputeThread
 

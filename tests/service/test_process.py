@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.queue import clear, events, gather, read_all, settings_for, task, wait_until
+from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import ValkeyServer
 from harness.service_process import SERVING, ServiceProcess
+from harness.waiting import wait_until
 from smalti.errors import InvalidInputError
 from smalti.messages import StageDone
 from smalti.queue import BrokerPublisher

@@ -3,8 +3,8 @@
 import pytest
 import structlog
 
-from harness.queue import WAIT
 from harness.telemetry import only, recording, sample_reader
+from harness.waiting import WAIT
 from smalti.engines.generator.requests import Candidate
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline

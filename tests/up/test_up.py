@@ -17,6 +17,7 @@ import pytest
 
 from harness.bare_service import FOLDER
 from harness.processes import kill
+from harness.waiting import wait_until
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
@@ -27,13 +28,6 @@ from smalti.up.servers import free_port, is_free
 pytestmark = pytest.mark.server
 
 LIMIT = 60.0
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 class Up:
@@ -74,7 +68,9 @@ class Up:
         return file.read_text().splitlines() if file.exists() else []
 
     def ready(self) -> "Up":
-        wait_until(lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "not ready")
+        wait_until(
+            lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, problem="not ready"
+        )
         assert self.process.poll() is None, self.said
         return self
 
@@ -92,7 +88,7 @@ class Up:
             had.update(self.children())
             return self.process.poll() is not None
 
-        wait_until(ended, "it does not end")
+        wait_until(ended, problem="it does not end")
         return int(self.process.returncode), list(had)
 
     def child(self, name: str) -> psutil.Process:
@@ -173,7 +169,7 @@ def test_processes_that_die_are_restarted(up: Callable[..., Up]) -> None:
         victim.kill()
         short = name.removeprefix("harness.bare_service ").removesuffix("-server")
         again = f"{short} answers again"
-        wait_until(partial(lambda line: line in system.said, again), f"{name} stays dead")
+        wait_until(partial(lambda line: line in system.said, again), problem=f"{name} stays dead")
         assert f"smalti up: {short} has died (SIGKILL); restarting in 0.5 s" in system.said
         assert system.child(name).pid != victim.pid
     assert system.events.count(next(e for e in system.events if e.startswith("decoder runs"))) == 2
@@ -182,11 +178,11 @@ def test_processes_that_die_are_restarted(up: Callable[..., Up]) -> None:
 
 def test_kill_9_leaves_nothing(up: Callable[..., Up]) -> None:
     system = up("sleep", "1000")
-    wait_until(lambda: any("sleep" in child.name() for child in system.children()), "no command")
+    wait_until(lambda: any("sleep" in child.name() for child in system.children()), problem="no command")
     children = system.children()
     assert len(children) == len(SERVICES) + 4  # The web service, the broker, the store, and the command.
     system.process.kill()
-    wait_until(lambda: gone(children), "something is left")
+    wait_until(lambda: gone(children), problem="something is left")
 
 
 def test_command_has_the_system_and_its_status_is_the_result(up: Callable[..., Up], tmp_path: Path) -> None:
@@ -214,7 +210,7 @@ def test_command_has_the_system_and_its_status_is_the_result(up: Callable[..., U
 def test_signal_reaches_the_command(up: Callable[..., Up], tmp_path: Path) -> None:
     script = "trap 'exit 5' TERM; touch begun; while :; do sleep 0.1; done"
     system = up("sh", "-c", f"cd {tmp_path}; {script}")
-    wait_until(lambda: (tmp_path / "begun").exists(), "the command does not begin")
+    wait_until(lambda: (tmp_path / "begun").exists(), problem="the command does not begin")
     assert system.end(signal.SIGTERM) == 5
 
 
@@ -236,7 +232,7 @@ def test_second_ctrl_c_does_not_wait(up: Callable[..., Up], tmp_path: Path) -> N
     system = up().ready()
     children = system.children()
     system.process.send_signal(signal.SIGINT)
-    wait_until(lambda: any(event.startswith("gateway ends") for event in system.events), "no end")
+    wait_until(lambda: any(event.startswith("gateway ends") for event in system.events), problem="no end")
     assert system.process.poll() is None
     assert system.end() == 0
     assert gone(children)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from harness.queue import clear, gather, read_all, settings_for, wait_until
+from harness.queue import clear, gather, read_all, settings_for
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ServiceProcess
+from harness.waiting import wait_until
 from smalti.errors import InvalidInputError, JobNotFoundError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name
 from smalti.queue import BrokerPublisher, Delivery, consume

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load
 
 from harness.generator import TokenCounter, is_idle
-from harness.queue import task, wait_until
+from harness.queue import task
 from harness.service import bare_process
+from harness.waiting import wait_until
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
