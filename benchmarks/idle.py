@@ -3,7 +3,6 @@
 They read the same objects as the real stage and write the same number of objects, with constant content.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,6 +12,7 @@ from PIL import Image
 
 from smalti.engines.encoding import Encoding
 from smalti.messages import DecodeTask, EncodeTask, GenerateTask, Message, PromptReading, RankTask, Stage
+from smalti.pictures import plain_png_bytes
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.results import RankedPicture, ScoresFile
@@ -92,9 +92,7 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
         """Prepares the picture."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
-        file = io.BytesIO()
-        Image.new("RGB", (spec.resolution, spec.resolution)).save(file, "PNG")
-        self._content = file.getvalue()
+        self._content = plain_png_bytes(Image.new("RGB", (spec.resolution, spec.resolution)))
 
     def output_keys(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.candidate(index) for index in task.candidates)

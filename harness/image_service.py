@@ -6,7 +6,6 @@ Its jobs go through fixed states, and its streams break on demand, which those o
 import asyncio
 import contextlib
 import hashlib
-import io
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +24,7 @@ from smalti.errors import (
     UnavailableError,
 )
 from smalti.parameters import SamplingParameters
+from smalti.pictures import plain_png_bytes
 from smalti.rpc.conversion import sampling_message
 from smalti.rpc.errors import status_of
 from smalti.rpc.server import serve
@@ -45,9 +45,7 @@ Context = Any
 
 def png(candidate: int) -> bytes:
     """Returns the file of a candidate's picture."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), (candidate, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue() + bytes(3 * CHUNK_BYTES)
+    return plain_png_bytes(Image.new("RGB", (32, 32), (candidate, 0, 0))) + bytes(3 * CHUNK_BYTES)
 
 
 class ScriptedGateway(ImageServiceServicer):

@@ -1,7 +1,6 @@
 """Parts of pictures that are kept wherever they are: what a request asks for, what is sent, and what a job tells."""
 
 import asyncio
-import io
 
 import pytest
 from PIL import Image
@@ -19,6 +18,7 @@ from harness.gateway_calls import (
 from harness.grpc_server import asynchronous
 from smalti.errors import InvalidInputError
 from smalti.parameters import FREE
+from smalti.pictures import plain_png_bytes
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.v1 import job_pb2
@@ -70,14 +70,13 @@ async def test_variation_keeps_a_share(gateway: GatewayHarness) -> None:
 async def test_mask_of_a_file(make_gateway: MakeGateway, tiny: ModelFolder) -> None:
     gateway = make_gateway(decoder="unused:1")
     async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
-        file = io.BytesIO()
-        Image.new("RGB", (64, 64), "red").save(file, "PNG")
-        job = await create_job(stub, initial_image(mask=mask_file(64), image=file.getvalue()))
+        image = plain_png_bytes(Image.new("RGB", (64, 64), "red"))
+        job = await create_job(stub, initial_image(mask=mask_file(64), image=image))
         assert list(job.parameters.initial_image.redrawn_tiles) == [0]
         assert len(job.parameters.initial_image.tokens.tokens) == 16
         with pytest.raises(
             InvalidInputError, match="32 x 32 pixels; it must be as large as the picture: 64 x 64"
         ) as wrong:
-            await create_job(stub, initial_image(mask=mask_file(32), image=file.getvalue()))
+            await create_job(stub, initial_image(mask=mask_file(32), image=image))
         assert wrong.value.field == "parameters.initial_image.mask"
         assert count_jobs(gateway) == 1

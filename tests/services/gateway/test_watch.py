@@ -21,6 +21,7 @@ from smalti.errors import (
     NotSupportedError,
     PictureNotFoundError,
 )
+from smalti.pictures import plain_png_bytes
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.v1 import image_pb2, job_pb2
@@ -167,9 +168,8 @@ async def test_initial_image_from_a_file(make_gateway: MakeGateway, tiny: ModelF
     gateway = make_gateway(decoder="unused:1")
     async with decoding(ModelSpec.load(tiny)) as decoder, served(gateway, decoder=decoder) as stub:
         assert (await answer(stub.GetModel(image_pb2.GetModelRequest()))).model.encodes_images
-        file = io.BytesIO()
-        Image.new("RGB", (40, 30), "red").save(file, "PNG")
-        job = await create_job(stub, initial_image(keep_rows=2, image=file.getvalue()))
+        image = plain_png_bytes(Image.new("RGB", (40, 30), "red"))
+        job = await create_job(stub, initial_image(keep_rows=2, image=image))
         assert len(job.parameters.initial_image.tokens.tokens) == 8
         for wrong in (b"", b"no picture", bytes(9 * 2**20)):
             with pytest.raises(InvalidInputError) as invalid:

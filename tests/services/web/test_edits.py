@@ -13,7 +13,7 @@ from PIL import Image
 from harness.gateway_calls import mask_file
 from harness.web import SIZE, WebHarness, picture_file
 from smalti.parameters import FREE, SamplingParameters
-from smalti.pictures import Drawing, png_bytes
+from smalti.pictures import Drawing, plain_png_bytes, png_bytes
 from tests.services.web.conftest import MakeWeb
 
 EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
@@ -31,9 +31,7 @@ def client(web: WebHarness) -> Iterator[openai.OpenAI]:
 
 def photo(grey: int = 9, size: int = SIZE) -> bytes:
     """Returns the file of a grey picture; the tokens of its tiles are its brightness."""
-    buffer = io.BytesIO()
-    Image.new("L", (size, size), grey).save(buffer, "PNG")
-    return buffer.getvalue()
+    return plain_png_bytes(Image.new("L", (size, size), grey))
 
 
 def given(web: WebHarness) -> list[int]:
