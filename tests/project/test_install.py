@@ -1,6 +1,5 @@
 """Which build of PyTorch `make` installs."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -16,12 +15,7 @@ import pytest
 
 from harness.paths import ROOT
 from harness.servers import HOST
-
-SPEC = importlib.util.spec_from_file_location("install_torch", ROOT / "scripts" / "install_torch.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-install_torch = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(install_torch)
+from scripts import install_torch
 
 pytestmark = pytest.mark.process
 
