@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from PIL import Image
 
+from harness.loop_thread import LoopThread
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,
@@ -27,7 +28,7 @@ from smalti.parameters import SamplingParameters
 from smalti.pictures import plain_png_bytes
 from smalti.rpc.conversion import sampling_message
 from smalti.rpc.errors import status_of
-from smalti.rpc.server import serve
+from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer, add_ImageServiceServicer_to_server
@@ -257,46 +258,38 @@ class ServedGateway:
         """Starts serving, by default on a free port."""
         self.gateway = ScriptedGateway()
         self._settings = settings or RpcSettings()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
-        self._thread.start()
+        self._thread = LoopThread("gateway")
         try:
-            self._server = self._run(serve(self._register, healthy=lambda: True, settings=self._settings))
+            self._server = self._serve(self._settings)
         except BaseException:
-            self._end_loop()
+            self._thread.close()
             raise
         self.address: str = self._server.address
 
     def go_on(self) -> None:
         """Lets waiting jobs continue."""
-        self._loop.call_soon_threadsafe(self.gateway.go_on.set)
+        self._thread.loop.call_soon_threadsafe(self.gateway.go_on.set)
 
     def stop(self) -> None:
         """Stops serving, and aborts all calls."""
-        self._run(self._server.stop(0))
+        self._thread.run(self._server.stop(0))
 
     def start(self) -> None:
         """Serves again on the same port, with the same jobs."""
-        settings = self._settings.model_copy(update={"port": self._server.port})
-        self._server = self._run(serve(self._register, healthy=lambda: True, settings=settings))
+        self._server = self._serve(self._settings.model_copy(update={"port": self._server.port}))
 
     def close(self) -> None:
         """Stops serving, and ends the thread."""
         try:
             self.stop()
         finally:
-            self._end_loop()
+            self._thread.close()
 
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
-        self._loop.close()
+    def _serve(self, settings: RpcSettings) -> Server:
+        return self._thread.run(serve(self._register, healthy=lambda: True, settings=settings))
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_ImageServiceServicer_to_server(self.gateway, server)
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 from PIL import Image
 
 from harness.gateway import GatewayHarness, finish_chunk, sqlite_database
+from harness.loop_thread import LIMIT, LoopThread, Result
 from harness.service import ONCE
 from harness.waiting import wait_until
 from smalti.messages import GenerateTask
@@ -41,11 +42,7 @@ from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
 
 SIZE = 64
-LIMIT = 30.0
-"""Seconds after which a wait fails."""
 PAUSE = 0.01
-
-Result = TypeVar("Result")
 
 
 def picture_file(seed: int, index: int) -> bytes:
@@ -109,13 +106,9 @@ class WebHarness:
         self.paused = threading.Event()
         """While set, jobs wait in the queue."""
         self._ending = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (("web", self._loop.run_forever), ("stages", self._draw))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._web = LoopThread("web")
+        self._stages = threading.Thread(target=self._draw, name="stages", daemon=True)
+        self._stages.start()
         self._rpc_port = 0
         self.run(self._start_decoder())
         self.start_gateway()
@@ -136,7 +129,7 @@ class WebHarness:
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Runs a coroutine in the event loop of the service."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT)
+        return self._web.run(work)
 
     def start(self) -> None:
         """Starts the web service, on the port that it had before."""
@@ -147,12 +140,12 @@ class WebHarness:
         self.server = self.run(make())
         self.url = self.server.url
         self._settings = self._settings.model_copy(update={"port": int(self.url.rpartition(":")[2])})
-        self._serving = asyncio.run_coroutine_threadsafe(self.server.run(), self._loop)
+        self._serving = self._web.begin(self.server.run())
         self.wait(lambda: self.server.ready or self._serving.done())
 
     def begin_stop(self) -> None:
         """Begins to drain the web service."""
-        self._loop.call_soon_threadsafe(self.server.stop)
+        self._web.loop.call_soon_threadsafe(self.server.stop)
 
     def stop(self) -> None:
         """Drains and stops the web service."""
@@ -203,13 +196,11 @@ class WebHarness:
         if not self._serving.done():
             self.stop()
         self._ending.set()
-        self._threads[1].join(LIMIT)
+        self._stages.join(LIMIT)
         self.stop_gateway()
         self.run(self._end_decoder())
         self.run(_cancel_others())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._threads[0].join(LIMIT)
-        self._loop.close()
+        self._web.close()
         self.gateway.close()
         self._database.close()
 
