@@ -9,7 +9,7 @@ from typing import Any
 
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
-from faults.system import PATIENCE, STAGES
+from faults.system import PATIENCE, STAGE_NAMES, STAGES
 from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task
 from harness.signing import certificate
@@ -19,7 +19,8 @@ from smalti.queue import BrokerPublisher
 from smalti.storage import JobKeys, ObjectRef
 
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 4.0
-WORK_STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
+SERVED = (*map(Stage, STAGE_NAMES.values()), Stage.EVENTS)
+"""Stages with a process. The refiner has none here, so nothing reads its queue."""
 
 
 @row(
@@ -112,15 +113,15 @@ def duplicates(trial: Trial) -> None:
     "they go to the dead-letter queues with the reason; no process ends; other jobs continue",
 )
 def poison(trial: Trial) -> None:
-    """Sends rubbish to every queue while jobs run."""
+    """Sends rubbish to the queues of all stages that run, while jobs run."""
     system, account = trial.system, trial.account
     settings = system.broker_settings()
-    for stage in Stage:
+    for stage in SERVED:
         dead(settings, stage)
     processes = {name: process.pid for name, process in system.processes.items()}
     account.submit_many([f"row 8 before {number}" for number in range(trial.jobs // 2)])
     publisher = BrokerPublisher(settings)
-    sent = {stage: _rubbish(publisher, stage) for stage in Stage}
+    sent = {stage: _rubbish(publisher, stage) for stage in SERVED}
     publisher.close()
     account.submit_many([f"row 8 after {number}" for number in range(trial.jobs // 2)])
     trial.expect_states("succeeded")
