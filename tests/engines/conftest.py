@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def make(model: tuple[DalleBart, Any], **options: Any) -> GatedBatch:
     return batch
 
 
+@contextmanager
+def opened(model: tuple[DalleBart, Any], **options: Any) -> Iterator[GeneratorEngine]:
+    """Yields an engine whose dispatches do not wait, and closes it."""
+    batch = make(model, **options)
+    batch.open_gate()
+    with closing(GeneratorEngine(batch)) as engine:
+        yield engine
+
+
 @pytest.fixture
 def gated(model: tuple[DalleBart, Any]) -> Iterator[tuple[GeneratorEngine, GatedBatch]]:
     """An engine that is warmed up, with its gate closed."""
@@ -94,13 +104,10 @@ def request(
 @pytest.fixture(scope="module")
 def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
     """The tokens of ten candidates, generated one after the other."""
-    batch = make(model)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
     whole = request(model, 10)
-    drawn = [
-        engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(WAIT)
-        for one in whole.candidates
-    ]
-    engine.close()
+    with opened(model) as engine:
+        drawn = [
+            engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(WAIT)
+            for one in whole.candidates
+        ]
     return np.concatenate(drawn)

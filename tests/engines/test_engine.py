@@ -12,18 +12,15 @@ from smalti.engines.generator.scheduler import BATCH_TURN
 from smalti.errors import EngineFailedError, EngineFullError, RequestCancelledError, RequestExpiredError
 from smalti.models.bart import DalleBart
 from smalti.parameters import Priority
-from tests.engines.conftest import SLOTS, WAIT, GatedBatch, make, request
+from tests.engines.conftest import SLOTS, WAIT, GatedBatch, make, opened, request
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3, 4, 16])
 def test_tokens_are_the_same_with_any_steps_per_dispatch_and_in_a_full_batch(
     model: tuple[DalleBart, Any], alone: np.ndarray, steps_per_dispatch: int
 ) -> None:
-    batch = make(model, steps_per_dispatch=steps_per_dispatch)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
-    np.testing.assert_array_equal(engine.submit(request(model, 10)).result(WAIT), alone)
-    engine.close()
+    with opened(model, steps_per_dispatch=steps_per_dispatch) as engine:
+        np.testing.assert_array_equal(engine.submit(request(model, 10)).result(WAIT), alone)
 
 
 def test_tokens_are_the_same_when_admitted_late(
@@ -60,18 +57,15 @@ def test_tokens_are_yielded_as_they_are_generated(
 
 
 def test_given_tokens_are_continued(model: tuple[DalleBart, Any], alone: np.ndarray) -> None:
-    batch = make(model)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
-    for length in (1, 6, 15):
-        given = tuple(int(token) for token in alone[0, :length])
-        # Candidate 0 continues its own tokens, candidate 1 those of another candidate.
-        drawn = engine.submit(request(model, 2, given=given)).result(WAIT)
-        np.testing.assert_array_equal(drawn[0], alone[0])
-        np.testing.assert_array_equal(drawn[1, :length], alone[0, :length])
-    whole = tuple(int(token) for token in alone[0])
-    np.testing.assert_array_equal(engine.submit(request(model, 1, given=whole)).result(WAIT), alone[:1])
-    engine.close()
+    with opened(model) as engine:
+        for length in (1, 6, 15):
+            given = tuple(int(token) for token in alone[0, :length])
+            # Candidate 0 continues its own tokens, candidate 1 those of another candidate.
+            drawn = engine.submit(request(model, 2, given=given)).result(WAIT)
+            np.testing.assert_array_equal(drawn[0], alone[0])
+            np.testing.assert_array_equal(drawn[1, :length], alone[0, :length])
+        whole = tuple(int(token) for token in alone[0])
+        np.testing.assert_array_equal(engine.submit(request(model, 1, given=whole)).result(WAIT), alone[:1])
 
 
 def test_cancelled_request_frees_its_slots_within_one_dispatch(

@@ -12,7 +12,7 @@ from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import GenerationRequest
 from smalti.models.bart import DalleBart
 from smalti.parameters import FREE
-from tests.engines.conftest import SLOTS, WAIT, GatedBatch, make, request
+from tests.engines.conftest import SLOTS, WAIT, GatedBatch, opened, request
 
 HOLES = (
     (0,),
@@ -36,36 +36,32 @@ def test_given_tokens_are_kept_wherever_they_are(
     model: tuple[DalleBart, Any], alone: np.ndarray, steps_per_dispatch: int
 ) -> None:
     """Candidate 0 has its own tokens around the holes, so they are filled as they were; the others have those too."""
-    batch = make(model, steps_per_dispatch=steps_per_dispatch)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
-    handles = [engine.submit(request(model, 3, given=without(alone[0], free))) for free in HOLES]
-    for free, handle in zip(HOLES, handles, strict=True):
-        drawn = handle.result(WAIT)
-        np.testing.assert_array_equal(drawn[0], alone[0])
-        kept = [place for place in range(16) if place not in free]
-        np.testing.assert_array_equal(drawn[:, kept], alone[[0, 0, 0]][:, kept])
-    assert len({tuple(row) for row in handles[4].result(WAIT).tolist()}) == 3
-    engine.close()
+    with opened(model, steps_per_dispatch=steps_per_dispatch) as engine:
+        handles = [engine.submit(request(model, 3, given=without(alone[0], free))) for free in HOLES]
+        for free, handle in zip(HOLES, handles, strict=True):
+            drawn = handle.result(WAIT)
+            np.testing.assert_array_equal(drawn[0], alone[0])
+            kept = [place for place in range(16) if place not in free]
+            np.testing.assert_array_equal(drawn[:, kept], alone[[0, 0, 0]][:, kept])
+        assert len({tuple(row) for row in handles[4].result(WAIT).tolist()}) == 3
 
 
 def test_free_tokens_are_those_that_follow_the_tokens_before_them(
     model: tuple[DalleBart, Any], alone: np.ndarray
 ) -> None:
     """Each free token is the one that is sampled at its position after the same tokens, when all of them are given."""
-    batch = make(model)
-    batch.open_gate()
-    engine = GeneratorEngine(batch)
-    free = (0, 2, 3, 9, 15)
-    drawn = engine.submit(request(model, 2, given=without(alone[5], free))).result(WAIT)[1]
-    assert not np.array_equal(drawn, alone[5])
-    whole = request(model, 2)
-    for place in free:
-        before = tuple(int(token) for token in drawn[:place])
-        one = dataclasses.replace(whole.candidates[1], given=before)
-        again = engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(WAIT)
-        assert again[0, place] == drawn[place]
-    engine.close()
+    with opened(model) as engine:
+        free = (0, 2, 3, 9, 15)
+        drawn = engine.submit(request(model, 2, given=without(alone[5], free))).result(WAIT)[1]
+        assert not np.array_equal(drawn, alone[5])
+        whole = request(model, 2)
+        for place in free:
+            before = tuple(int(token) for token in drawn[:place])
+            one = dataclasses.replace(whole.candidates[1], given=before)
+            again = engine.submit(GenerationRequest(encodings=whole.encodings, candidates=(one,))).result(
+                WAIT
+            )
+            assert again[0, place] == drawn[place]
 
 
 def test_given_tokens_do_not_reach_neighbours_or_the_next_in_the_slot(

@@ -13,7 +13,7 @@ from harness.stages import RealStages
 from smalti.messages import Chunk, EncodeTask, GenerateTask, StageDone
 from smalti.pipeline import LocalPicture, Pipeline
 from smalti.registry.folder import ModelFolder
-from smalti.results import ScoresFile, unpack_features
+from smalti.results import RankedPicture, ScoresFile, unpack_features
 from smalti.selection import choose
 from smalti.storage import JobKeys
 
@@ -55,6 +55,12 @@ def record(content: bytes) -> dict[str, Any]:
         return dict(json.loads(image.info["smalti"]))
 
 
+def ranked(objects: dict[str, bytes]) -> list[RankedPicture]:
+    """Returns the scores of all candidates of a varied job."""
+    files = (ScoresFile.parse("", objects[f"scores/{chunk.chunk}.json"]) for chunk in CHUNKS)
+    return [picture for file in files for picture in file.pictures]
+
+
 def test_stages_give_the_pictures_of_the_pipeline(
     stages: RealStages, worded: ModelFolder, expected: list[LocalPicture]
 ) -> None:
@@ -63,21 +69,16 @@ def test_stages_give_the_pictures_of_the_pipeline(
     wordings = [picture.drawing.wording for picture in expected]
     assert len({picture.tokens.tobytes() for picture in expected}) == 8
     assert 1 < len(set(wordings)) < 8
-    scored = [
-        picture
-        for chunk in CHUNKS
-        for picture in ScoresFile.parse("", objects[f"scores/{chunk.chunk}.json"]).pictures
-    ]
-    for picture, ranked in zip(expected, scored, strict=True):
+    for picture, scored in zip(expected, ranked(objects), strict=True):
         content = objects[f"candidates/{picture.candidate}.png"]
         with Image.open(io.BytesIO(content)) as image:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(picture.image))
         drawing = picture.drawing.model_copy(update={"score": None})
         assert record(content) == drawing.model_dump(exclude_none=True)
-        assert ranked.wording == picture.drawing.wording
+        assert scored.wording == picture.drawing.wording
         # By the prompt itself, not by the wording.
-        assert ranked.score == pytest.approx(picture.score, abs=1e-3)
-        assert ranked.features is None
+        assert scored.score == pytest.approx(picture.score, abs=1e-3)
+        assert scored.features is None
         assert (picture.drawing.prompt, picture.drawing.drawn) == (PROMPT, None)
     encodings = {name for name in objects if name.startswith("encodings/")}
     keys = JobKeys("varied")
@@ -126,16 +127,11 @@ def test_a_choice_over_chunks_is_the_choice_of_the_pipeline(
     stages: RealStages, worded: ModelFolder, one_process: Pipeline, diversity: float
 ) -> None:
     stages.run(asked(worded, "chosen", keep_features=True))
-    objects = stages.objects("chosen")
-    ranked = [
-        picture
-        for chunk in CHUNKS
-        for picture in ScoresFile.parse("", objects[f"scores/{chunk.chunk}.json"]).pictures
-    ]
-    features = unpack_features("", [picture.features for picture in ranked])
-    chosen = choose([picture.score for picture in ranked], features, 5, diversity)
+    scored = ranked(stages.objects("chosen"))
+    features = unpack_features("", [picture.features for picture in scored])
+    chosen = choose([picture.score for picture in scored], features, 5, diversity)
     pictures = one_process.generate(PROMPT, 5, 8, SEED, vary=True, diversity=diversity)
-    assert [picture.candidate for picture in pictures] == [ranked[index].index for index in chosen]
+    assert [picture.candidate for picture in pictures] == [scored[index].index for index in chosen]
     assert pictures[0].score == max(picture.score for picture in pictures)
 
 

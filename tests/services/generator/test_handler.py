@@ -27,9 +27,8 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.objects import encoding_bytes
 from smalti.services.generator.handler import GenerateHandler
 from smalti.storage import JobKeys, MemoryStore, find
+from tests.services.generator.conftest import PROMPT, SLOTS
 
-PROMPT = "a red fox"
-SLOTS = 4
 MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 
 

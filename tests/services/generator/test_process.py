@@ -16,8 +16,8 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
 from smalti.service.objects import encoding_bytes, load_tokens
 from smalti.storage import JobKeys, ObjectStore
+from tests.services.generator.conftest import PROMPT
 
-PROMPT = "a red fox"
 SEED = 7
 CHUNK = Chunk(chunk=0, candidates=(0, 1, 2, 3))
 

@@ -22,10 +22,9 @@ from smalti.v1.generator_pb2 import GenerateRequest
 from smalti.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
 from smalti.v1.sampling_pb2 import SamplingParameters
 from smalti.v1.tokens_pb2 import ImageTokens
+from tests.services.generator.conftest import PROMPT, SLOTS
 
-PROMPT = "a red fox"
 SEED = 7
-SLOTS = 4
 
 
 @pytest.fixture
