@@ -14,6 +14,8 @@ PREFIX = "SMALTI_"
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 """A time in seconds, above zero and at most a week."""
+SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+"""A time in seconds, at most a week; 0 for no time."""
 
 SettingsKind = TypeVar("SettingsKind", bound=BaseSettings)
 

@@ -9,12 +9,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from smalti.rpc.tls import is_this_machine
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, read_settings
 
 WEB_PREFIX = f"{PREFIX}WEB_"
 MIN_KEY_LENGTH = 32
-
-SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 
 
 class WebSettings(EnvironmentSettings):

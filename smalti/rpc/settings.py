@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, read_settings
 
 RPC_PREFIX = f"{PREFIX}RPC_"
 
@@ -14,7 +14,6 @@ MEBIBYTE = 2**20
 
 Bytes = Annotated[int, Field(ge=1024, le=2**31 - 1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 
 
 class RpcSettings(EnvironmentSettings):
