@@ -5,7 +5,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -118,24 +118,21 @@ def _code(context: Any, otherwise: grpc.StatusCode) -> grpc.StatusCode:
     return code if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK else otherwise
 
 
-class _TracePropagator:
-    """Adds the current trace to the metadata of a call."""
-
-    def _traced(self, details: Any) -> Any:
-        carrier = tracing.inject()
-        metadata = grpc.aio.Metadata(*(details.metadata or ()))
-        for key, value in carrier.items():
-            metadata[key] = value
-        return details._replace(metadata=metadata)
+def with_metadata(details: Any, added: Mapping[str, str]) -> Any:
+    """Returns the details of a client's call with more metadata."""
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    for key, value in added.items():
+        metadata[key] = value
+    return details._replace(metadata=metadata)
 
 
-class UnaryCallTracer(_TracePropagator, grpc.aio.UnaryUnaryClientInterceptor):
+class UnaryCallTracer(grpc.aio.UnaryUnaryClientInterceptor):
     """Records calls with one response as spans."""
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
         method = _text(client_call_details.method)
         with _calling(method) as span:
-            call = await continuation(self._traced(client_call_details), request)
+            call = await continuation(_traced(client_call_details), request)
             code = await call.code()
             span.set_attribute("rpc.grpc.status_code", code.value[0])
             if code is not grpc.StatusCode.OK:
@@ -143,16 +140,20 @@ class UnaryCallTracer(_TracePropagator, grpc.aio.UnaryUnaryClientInterceptor):
         return call
 
 
-class StreamCallTracer(_TracePropagator, grpc.aio.UnaryStreamClientInterceptor):
+class StreamCallTracer(grpc.aio.UnaryStreamClientInterceptor):
     """Propagates the trace with streaming calls. They are not recorded: the caller decides when they end."""
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
-        return await continuation(self._traced(client_call_details), request)
+        return await continuation(_traced(client_call_details), request)
 
 
 def client_interceptors() -> tuple[grpc.aio.ClientInterceptor, ...]:
     """Returns the interceptors with which a channel propagates the caller's trace."""
     return UnaryCallTracer(), StreamCallTracer()
+
+
+def _traced(details: Any) -> Any:
+    return with_metadata(details, tracing.inject())
 
 
 def _calling(method: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from smalti.rpc.observer import CLIENT, REQUEST_ID
+from smalti.rpc.observer import CLIENT, REQUEST_ID, with_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,4 @@ class StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
 
 def _with_caller(details: Any) -> Any:
     caller = current_caller.get(None)
-    if caller is None:
-        return details
-    metadata = grpc.aio.Metadata(*(details.metadata or ()))
-    for key, value in caller.metadata().items():
-        metadata[key] = value
-    return details._replace(metadata=metadata)
+    return details if caller is None else with_metadata(details, caller.metadata())
