@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from smalti.errors import InvalidInputError, ModelNotFoundError, RemoteError
-from smalti.rpc.reasons import INTERNAL, INVALID_REQUEST, RATE_LIMIT, SERVER, reason_of
+from smalti.rpc.reasons import INTERNAL, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ class Failure:
     @property
     def openai(self) -> dict[str, Any]:
         """The body of the OpenAI API."""
-        kind = INVALID_REQUEST if self.status < 500 else SERVER
-        kind = RATE_LIMIT if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
         code = _OPENAI_CODES.get(self.reason, self.reason.lower())
         return {"error": {"message": self.message, "type": kind, "param": self.field, "code": code}}
 

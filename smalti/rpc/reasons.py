@@ -1,4 +1,4 @@
-"""Every reason why a call can fail, with its gRPC code, HTTP status and OpenAI type."""
+"""Every reason why a call can fail, with its gRPC code and HTTP status."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,10 +31,6 @@ DOMAIN = "smalti"
 # nginx's status for a client that has disconnected; HTTP itself has none.
 CLIENT_CLOSED_REQUEST = 499
 
-INVALID_REQUEST = "invalid_request_error"
-RATE_LIMIT = "rate_limit_error"
-SERVER = "server_error"
-
 
 @dataclass(frozen=True)
 class Reason:
@@ -44,8 +40,6 @@ class Reason:
     """`google.rpc.ErrorInfo.reason`: the name of a value of `smalti.v1.ErrorReason` without its prefix."""
     code: grpc.StatusCode
     http_status: int
-    openai_type: str
-    """`error.type` in the body of the OpenAI API."""
     error: type[SmaltiError] | None = None
     """The exception; None for unexpected errors."""
     resource: str = ""
@@ -57,16 +51,15 @@ def _reason(
     code: grpc.StatusCode,
     http_status: int,
     error: type[SmaltiError] | None,
-    openai_type: str = INVALID_REQUEST,
     resource: str = "",
 ) -> Reason:
-    return Reason(name, code, int(http_status), openai_type, error, resource)
+    return Reason(name, code, int(http_status), error, resource)
 
 
 _Code, _Http = grpc.StatusCode, HTTPStatus
 
-INTERNAL = _reason("INTERNAL", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, None, SERVER)
-MODEL_UNUSABLE = _reason("MODEL_UNUSABLE", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, ModelError, SERVER)
+INTERNAL = _reason("INTERNAL", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, None)
+MODEL_UNUSABLE = _reason("MODEL_UNUSABLE", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, ModelError)
 
 # The first match counts, so a class comes before its base classes.
 REASONS = (
@@ -78,15 +71,13 @@ REASONS = (
     _reason("JOB_NOT_SUCCEEDED", _Code.FAILED_PRECONDITION, _Http.CONFLICT, JobNotSucceededError),
     _reason("MODEL_MISMATCH", _Code.FAILED_PRECONDITION, _Http.CONFLICT, ModelMismatchError),
     _reason("NOT_SUPPORTED", _Code.UNIMPLEMENTED, _Http.NOT_IMPLEMENTED, NotSupportedError),
-    _reason("OVERLOADED", _Code.RESOURCE_EXHAUSTED, _Http.TOO_MANY_REQUESTS, OverloadedError, RATE_LIMIT),
-    _reason("DRAINING", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, DrainingError, SERVER),
-    _reason("ENGINE_STOPPED", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, EngineFailedError, SERVER),
-    _reason("DEPENDENCY_UNAVAILABLE", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, UnavailableError, SERVER),
+    _reason("OVERLOADED", _Code.RESOURCE_EXHAUSTED, _Http.TOO_MANY_REQUESTS, OverloadedError),
+    _reason("DRAINING", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, DrainingError),
+    _reason("ENGINE_STOPPED", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, EngineFailedError),
+    _reason("DEPENDENCY_UNAVAILABLE", _Code.UNAVAILABLE, _Http.SERVICE_UNAVAILABLE, UnavailableError),
     _reason("CANCELLED", _Code.CANCELLED, CLIENT_CLOSED_REQUEST, RequestCancelledError),
-    _reason("EXPIRED", _Code.DEADLINE_EXCEEDED, _Http.GATEWAY_TIMEOUT, RequestExpiredError, SERVER),
-    _reason(
-        "ATTEMPTS_EXHAUSTED", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, AttemptsExhaustedError, SERVER
-    ),
+    _reason("EXPIRED", _Code.DEADLINE_EXCEEDED, _Http.GATEWAY_TIMEOUT, RequestExpiredError),
+    _reason("ATTEMPTS_EXHAUSTED", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, AttemptsExhaustedError),
     MODEL_UNUSABLE,
     INTERNAL,
 )
