@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from smalti.errors import OverloadedError
@@ -79,6 +80,6 @@ class ClientLimits:
 
     def _drop_old(self) -> None:
         """Drops clients beyond the maximum, except those with requests in progress."""
-        for client in list(self._clients)[: max(0, len(self._clients) - MAX_CLIENTS)]:
+        for client in list(islice(self._clients, max(0, len(self._clients) - MAX_CLIENTS))):
             if not self._clients[client].running:
                 del self._clients[client]
