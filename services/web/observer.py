@@ -1,6 +1,5 @@
 """What surrounds every request: its id, the caller, metrics, the trace, headers, and the answer to an error."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smalti.rpc.observer import REQUEST_ID, request_id
+from smalti.rpc.reasons import CLIENT_CLOSED_REQUEST
 from smalti.services.web.failures import failure_of
 from smalti.services.web.gateway import Caller, current_caller
 from smalti.telemetry import Metrics, tracing
@@ -24,8 +24,6 @@ HEADERS: Final[Mapping[str, str]] = {
 """Headers of every answer that does not set them itself."""
 OTHER: Final = "other"
 """The route of a request that no route matches, so that its path cannot become a label."""
-CLIENT_GONE: Final = 499
-"""The status, for metrics, of a request whose client has gone before the answer."""
 
 
 class Observer:
@@ -77,10 +75,8 @@ class Observer:
     async def _respond(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         try:
             await self._app(scope, receive, answer.send)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
-            if answer.status != CLIENT_GONE:
+            if answer.status != CLIENT_CLOSED_REQUEST:
                 # The answer has begun, or is complete. If it is incomplete, uvicorn closes the connection.
                 return
             failure = failure_of(error, during=f"{scope['method']} {_route(scope)}")
@@ -98,8 +94,8 @@ class _Answer:
     def __init__(self, send: Send, request: str) -> None:
         self._send = send
         self._request = request
-        self.status = CLIENT_GONE
-        """The status; `CLIENT_GONE` until the answer begins."""
+        self.status = CLIENT_CLOSED_REQUEST
+        """The status; `CLIENT_CLOSED_REQUEST` until the answer begins."""
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -120,7 +116,7 @@ def _outcome(status: int) -> tuple[str, str]:
     """Returns the outcome and the reason of an answer for metrics."""
     if status < 400:
         return "done", ""
-    if status == CLIENT_GONE:
+    if status == CLIENT_CLOSED_REQUEST:
         return "cancelled", str(status)
     if status == 504:
         return "expired", str(status)
