@@ -1,7 +1,6 @@
 """Finished jobs as answers of the OpenAI API."""
 
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -23,7 +22,7 @@ async def response_of(
         urls = [picture_url(request, context, job, picture, plan) for picture in job.pictures]
         data = [ImageData(url=url, revised_prompt=prompt) for url, prompt in zip(urls, prompts, strict=True)]
     else:
-        files = [content async for content in files_of(context, job, plan)]
+        files = await files_of(context, job, plan)
         data = [
             ImageData(b64_json=content, revised_prompt=prompt)
             for content, prompt in zip(files, prompts, strict=True)
@@ -41,13 +40,12 @@ async def response_of(
     )
 
 
-async def files_of(context: WebContext, job: Job, plan: Plan) -> AsyncIterator[str]:
-    """Yields the files of a job's pictures in Base64, the best first."""
+async def files_of(context: WebContext, job: Job, plan: Plan) -> list[str]:
+    """Returns the files of a job's pictures in Base64, the best first."""
     found = {}
     async for picture in context.client.download(job):
         found[picture.candidate] = await converted(picture.content, plan.output_format, plan.file_quality)
-    for ranked in job.pictures:
-        yield b64encode(found[ranked.candidate]).decode()
+    return [b64encode(found[ranked.candidate]).decode() for ranked in job.pictures]
 
 
 def picture_url(request: Request, context: WebContext, job: Job, picture: Picture, plan: Plan) -> str:

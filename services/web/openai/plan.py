@@ -42,8 +42,8 @@ def make_plan(
     request: GenerationRequest,
     model: Model,
     max_seconds: float,
-    source: GenerateOptions | None = None,
-    events: str = "image_generation",
+    source: GenerateOptions | None,
+    events: str,
 ) -> Plan:
     """Returns the plan for a request.
 
@@ -51,7 +51,7 @@ def make_plan(
         request: the request.
         model: the model that it names, or the default one.
         max_seconds: the time limit of the job.
-        source: the picture of which a part is kept, as options of the job.
+        source: the picture of which a part is kept, as options of the job; None without one.
         events: the beginning of the names of events.
 
     Raises:

@@ -31,6 +31,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIErrorBody, "description": "The request cannot be carried out."},
     "5XX": {"model": OpenAIErrorBody, "description": "The service cannot carry it out now."},
 }
+PICTURES_OR_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Pictures, or events with `stream`."}
+}
 
 _CONTENT = PATH.removeprefix("/v1")
 
@@ -41,9 +44,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
     "/images/generations",
     response_model=ImagesResponse,
     response_model_exclude_none=True,
-    responses={
-        200: {"content": {"text/event-stream": {}}, "description": "Pictures, or events with `stream`."}
-    },
+    responses=PICTURES_OR_EVENTS,
 )
 async def create_images(request: Request, body: GenerationRequest, context: Context) -> Any:
     """Draws pictures of a prompt, and returns the best.
@@ -58,9 +59,7 @@ async def create_images(request: Request, body: GenerationRequest, context: Cont
     "/images/edits",
     response_model=ImagesResponse,
     response_model_exclude_none=True,
-    responses={
-        200: {"content": {"text/event-stream": {}}, "description": "Pictures, or events with `stream`."}
-    },
+    responses=PICTURES_OR_EVENTS,
     openapi_extra=form_schema(EditForm, "image", "mask"),
 )
 async def edit_image(request: Request, context: Context) -> Any:

@@ -60,7 +60,7 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
                 fields = event_fields(plan, int(time.time()), b64encode(file).decode())
                 yield _event(f"{plan.events}.{PARTIAL}", {**fields, "partial_image_index": index})
     check_succeeded(job)
-    finished = [content async for content in files_of(context, job, plan)]
+    finished = await files_of(context, job, plan)
     more = {"id": job.id, "seed": job.parameters.seed, "safety_identifier": plan.safety_identifier}
     for number, (picture, content) in enumerate(zip(job.pictures, finished, strict=True), 1):
         # The usage of the whole job is in the last event, so that the sum over the events is right.
