@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
 
 from smalti.client import GenerateOptions
@@ -58,7 +57,7 @@ def job_object(request: Request, context: WebContext, job: Job, *, full: bool = 
     times = {"created": "create_time", "started": "start_time", "ended": "end_time"}
     times |= {"expires": "expire_time", "deleted": "delete_time"}
     return found | {
-        name: _time(getattr(job, field))
+        name: getattr(job, field).ToJsonString()
         for name, field in times.items()
         if job.HasField(field)  # type: ignore[arg-type]
     }
@@ -117,7 +116,3 @@ def _picture(request: Request, context: WebContext, job: Job, picture: Picture) 
     link = PictureLink(job_id=job.id, candidate=picture.candidate, expires=job.delete_time.seconds)
     names = ("candidate", "rank", "score", "width", "height", "media_type", "size_bytes", "sha256", "wording")
     return {**{name: getattr(picture, name) for name in names}, "url": context.links.url(request, link)}
-
-
-def _time(time: Timestamp) -> str:
-    return time.ToJsonString()

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from sse_starlette import EventSourceResponse
@@ -20,6 +20,7 @@ from smalti.services.web.native.schema import (
     NativeModel,
     NativeModelList,
     Problem,
+    State,
 )
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -32,7 +33,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         ("5XX", "The service cannot carry it out now."),
     )
 }
-State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 
 router = APIRouter(prefix="/api", tags=["Smalti"], responses=ERRORS)
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from smalti.services.web.gateway import DrawingParameters
 from smalti.validation import Strict
 
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+
 
 class PictureSource(Strict):
     """A picture of an earlier job, and which part of it is kept: one of the last three."""
@@ -113,7 +115,7 @@ class JobObject(BaseModel):
     id: str
     version: int
     """Grows with every change."""
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    state: State
     request_id: str
     parameters: dict[str, Any]
     """What is drawn, with every default filled in. Sent back, it draws the same pictures."""
