@@ -43,8 +43,9 @@ async def read_variation(request: Request) -> tuple[VariationForm, bytes]:
         InvalidInputError: the form or a field of it cannot be used.
     """
     fields, files = await _read(request, ("image",))
-    prompt = await asyncio.to_thread(_recorded_prompt, files["image"])
-    return _checked(VariationForm, {"prompt": prompt, **fields}), files["image"]
+    if "prompt" not in fields:
+        fields["prompt"] = await asyncio.to_thread(_recorded_prompt, files["image"])
+    return _checked(VariationForm, fields), files["image"]
 
 
 def form_schema(kind: type[GenerationRequest], *pictures: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ export async function send(path, { method = "GET", body, headers = {}, signal } 
 /** Sends a request; returns the JSON of the answer. */
 export async function call(path, options) {
   const answer = await send(path, options);
-  return answer.status === 204 ? null : answer.json();
+  return answer.json();
 }
 
 /** The longest silence of a stream that lives; it has a comment every 15 seconds. */

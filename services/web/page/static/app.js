@@ -3,13 +3,12 @@
 
 import { Problem, Unreachable, call, passes } from "./api.js";
 import { Ask, examples } from "./ask.js";
-import { Board, address } from "./board.js";
+import { Board, PLACES, address } from "./board.js";
 import * as jobs from "./jobs.js";
 import { Memory, thumbnail } from "./memory.js";
 import { Told, about } from "./told.js";
 import { Viewer } from "./viewer.js";
 
-const PICTURES = 9;
 /** Pause between two looks at the place in the queue. */
 const QUEUE_PAUSE = 3000;
 /** Time for which a lost connection is not mentioned. */
@@ -113,7 +112,7 @@ async function draw(parameters) {
   expect("Sending");
   // The button that was pressed may be gone; the keyboard stays where it can stop.
   if (document.activeElement === document.body) ask.stopping.focus();
-  const body = { n: Math.min(PICTURES, model?.default_candidates ?? PICTURES), ...parameters };
+  const body = { n: Math.min(PLACES, model?.default_candidates ?? PLACES), ...parameters };
   const waits = (error, pause) => {
     if (error instanceof Unreachable) told.connection("No connection. Your prompt is sent as soon as there is one.");
     else expect(`Too much is being drawn right now; trying again in ${about(pause / 1000)}`);
@@ -238,9 +237,8 @@ async function succeeded(job, signal) {
   await board.choose(pictures, job.parameters.prompt);
   if (signal.aborted) return;
   rest();
-  const seconds = (Date.parse(job.ended) - Date.parse(job.started)) / 1000;
   const many = pictures.length === 1 ? "The best" : `The best ${pictures.length}`;
-  const text = `${many} of ${job.parameters.candidates}, drawn in ${about(seconds)}`;
+  const text = `${many} of ${job.parameters.candidates}, drawn in ${about(jobs.seconds(job))}`;
   told.show(text, { acts: [again(job)], aloud: true });
   openLinked();
   if (isMine(job)) memory.keep(job, await thumbnail(address(pictures[0])));

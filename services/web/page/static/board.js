@@ -3,7 +3,8 @@
 import { at } from "./api.js";
 import { Mosaic } from "./mosaic.js";
 
-const PLACES = 9;
+/** Number of pictures that are shown. */
+export const PLACES = 9;
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const GLIDE = { duration: 620, easing: "cubic-bezier(0.2, 0.8, 0.2, 1)" };
 
@@ -23,9 +24,9 @@ export class Board {
   }
 
   /** Shows empty places. */
-  clear(count = PLACES) {
+  clear() {
     this.mosaics.clear();
-    this.#show("empty", Array.from({ length: count }, () => document.createElement("li")));
+    this.#show("empty", Array.from({ length: PLACES }, () => document.createElement("li")));
   }
 
   /** Makes room for candidates; keeps them if they are there. */

@@ -7,7 +7,10 @@ const MAX_PAUSE = 10_000;
 const ENDED = ["succeeded", "failed", "cancelled", "expired"];
 
 export const hasEnded = (job) => ENDED.includes(job.state);
-export const path = (id) => `api/jobs/${encodeURIComponent(id)}`;
+const path = (id) => `api/jobs/${encodeURIComponent(id)}`;
+
+/** Returns how many seconds a job took that has ended. */
+export const seconds = ({ started, ended }) => (Date.parse(ended) - Date.parse(started)) / 1000;
 
 /**
  * Creates a job. While the service is full or away, tries again.
@@ -79,7 +82,7 @@ export async function usualSeconds() {
   const { jobs } = await call("api/jobs?state=succeeded&page_size=9");
   const took = jobs
     .filter((job) => job.started && job.ended)
-    .map((job) => (Date.parse(job.ended) - Date.parse(job.started)) / 1000)
+    .map(seconds)
     .sort((one, other) => one - other);
   return took.length ? took[took.length >> 1] : null;
 }

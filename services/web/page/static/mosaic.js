@@ -19,8 +19,6 @@ export class Mosaic {
     this.tile = SIDE / columns;
     /** Rows whose colours are shown. */
     this.coloured = 0;
-    /** Rows that are drawn. */
-    this.laid = 0;
   }
 
   /** Lays tiles. */
@@ -30,7 +28,6 @@ export class Mosaic {
       const row = Math.floor(place / this.columns);
       if (row >= this.coloured) this.#glass(row, place % this.columns, token);
     });
-    this.laid = Math.max(this.laid, Math.floor((start + tokens.length) / this.columns));
   }
 
   /** Shows the colours of the upper rows. */
@@ -42,7 +39,6 @@ export class Mosaic {
     pen.drawImage(picture, 0, 0, picture.width, picture.height * (rows / this.rows), 0, 0, canvas.width, height);
     this.#seams(rows);
     this.coloured = rows;
-    this.laid = Math.max(this.laid, rows);
   }
 
   #glass(row, column, token) {
