@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
 def build(
     out: Annotated[Path, typer.Argument(help="Folder of the data set.")] = _WORLD.parent,
     resolution: Annotated[
-        int, typer.Option(help="Largest side of the pictures to compose, in pixels: 64, 96, 128 or 192.")
+        int,
+        typer.Option(help="Largest side of the pictures to compose, in pixels: 64, 80, 96, 128, 160 or 192."),
     ] = 192,
     world: Annotated[Path | None, typer.Option(help="A world.json. [default: the shipped one]")] = None,
     pictograms: Annotated[bool, typer.Option(help="Also make the set of all named pictograms.")] = True,
@@ -64,7 +65,9 @@ def compose(
     count: Annotated[int, typer.Option(min=1, max=1024, help="Number of pictures.")] = 64,
     start: Annotated[int, typer.Option(min=0, help="Index of the first picture.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels: 64, 96, 128 or 192.")] = 96,
+    resolution: Annotated[
+        int, typer.Option(help="Side of the pictures in pixels: 64, 80, 96, 128, 160 or 192.")
+    ] = 96,
     containing: Annotated[
         str, typer.Option(help="Show only pictures whose caption contains this text.")
     ] = "",

@@ -173,12 +173,12 @@ def test_a_run_is_not_resumed_with_another_config(train: Train, runs: Path, tmp_
         (
             "tokenizer",
             [("resolution = 64", "resolution = 32")],
-            "resolution: must be one of (64, 96, 128, 192), not 32",
+            "resolution: must be one of (64, 80, 96, 128, 160, 192), not 32",
         ),
         (
             "ranker",
             [("image_size = 64", "image_size = 32")],
-            "resolution: must be one of (64, 96, 128, 192), not 32",
+            "resolution: must be one of (64, 80, 96, 128, 160, 192), not 32",
         ),
         ("ranker", [("heads = 2", "heads = 3")], "model: open_clip has no model of these sizes"),
         ("generator", [("d_model = 16", "d_model = 15")], "d_model"),

@@ -1,4 +1,7 @@
-"""The optimizers: AdamW, or Muon for the matrices and AdamW for the rest. The rate is a function of the step."""
+"""The optimizers: AdamW, or Muon for matrices and convolutions and AdamW for the rest.
+
+The rates are functions of the step.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +13,9 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from smalti.models.layers import Parameters
 from smalti.training.loop.settings import OptimizerSettings
+
+_CONVOLUTION = 4
+"""Dimensions of a kernel: rows, columns, input channels, output channels."""
 
 
 def schedule(rate: float, settings: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -102,14 +108,18 @@ def _decays(params: Parameters) -> Any:
 
 
 def _matrices(params: Parameters) -> Any:
-    """Selects the weights that Muon updates: the matrices inside the layers.
+    """Selects the weights that Muon updates: the matrices inside the layers, and the kernels of convolutions.
 
-    Embeddings and the head have a row for each token, and Muon's authors leave them to Adam
-    (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+    A kernel counts as the matrix that maps a patch to the output channels. Embeddings and the head have a row for each
+    token, and Muon's authors leave them to Adam (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
     """
 
     def axes(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers(0, 1) if _is_stacked(path) and _name(path) == "kernel" else None
+        if _name(path) != "kernel":
+            return None
+        if leaf.ndim == _CONVOLUTION:
+            return MuonDimensionNumbers((0, 1, 2), 3)
+        return MuonDimensionNumbers(0, 1) if _is_stacked(path) else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

@@ -267,7 +267,7 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
         assert image.size == (12 * 122, 2 * 98)
     for wrong, message in (
         (["--split", "test"], "split: must be one of train, validation, held_out, not 'test'"),
-        (["--resolution", "65"], r"resolution: must be one of \(64, 96, 128, 192\), not 65"),
+        (["--resolution", "65"], r"resolution: must be one of \(64, 80, 96, 128, 160, 192\), not 65"),
         (
             ["--count", "1", "--containing", "a cow"],
             "containing: only 0 of 1,000 captions contain 'a cow', not 1",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,3 +111,15 @@ def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest() -> None:
     # With Nesterov's momentum of 0.9 that value is the rate times this (Dozat 2016, algorithm 8, at its first step).
     nesterov = 0.9 * 0.1 / (1 - 0.9**2) + 1
     assert np.median(np.abs(moved["lm_head/kernel"])) == pytest.approx(1e-2 * nesterov, rel=0.01)
+
+
+def test_muon_updates_a_convolution_as_the_matrix_from_a_patch_to_the_channels() -> None:
+    optimizer = make_optimizer(OptimizerSettings.check(name="muon", warmup_steps=1), STEPS)
+    generator = np.random.default_rng(1)
+    # Nearly of rank one: only an update that is made orthogonal has values that are alike.
+    matrix = np.outer(generator.normal(size=72), np.ones(6)) + 0.2 * generator.normal(size=(72, 6))
+    kernel = matrix.reshape(3, 3, 8, 6).astype(np.float32)
+    params = {"conv": {"kernel": jnp.zeros_like(kernel)}}
+    updates, _ = optimizer.update({"conv": {"kernel": kernel}}, optimizer.init(params), params)
+    values = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(matrix.shape), compute_uv=False)
+    assert values[0] < 2 * values[-1]

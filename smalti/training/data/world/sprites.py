@@ -19,7 +19,7 @@ from smalti.training.data.world.description import WorldDescription
 from smalti.training.data.world.layout import REFERENCE
 from smalti.training.data.world.packages.pictograms import Names, read_pictograms
 
-RESOLUTIONS = (64, 96, 128, 192)
+RESOLUTIONS = (64, 80, 96, 128, 160, 192)
 _VISIBLE_ALPHA = 8
 _OVERSAMPLING = 2
 
