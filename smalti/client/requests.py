@@ -112,6 +112,7 @@ _ARGUMENTS: Final = {
     "parameters.model.name": "model",
     "parameters.model.revision": "revision",
     "parameters.initial_image.image": "initial_image",
+    "parameters.initial_image.tokens.tokens": "initial_image",
     **{
         f"parameters.initial_image.{name}": name
         for name in ("keep_rows", "mask", "redrawn_tiles", "strength")

@@ -1,9 +1,27 @@
 """The parameters that both APIs share, under the names of the client's options."""
 
-from pydantic import ConfigDict
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
 from smalti.client import GenerateOptions
 from smalti.validation import Strict
+
+MAX_DIGITS: Final = 19
+"""Digits of the greatest seed, 2^63 - 1."""
+
+
+def _number(seed: Any) -> Any:
+    is_number = isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= MAX_DIGITS
+    return int(seed) if is_number else seed
+
+
+Seed = Annotated[
+    int,
+    BeforeValidator(_number),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]{1,19}$"}]}),
+]
+"""A seed. A string of digits is taken too, as answers have it: JavaScript reads numbers exactly only up to 2^53."""
 
 
 class DrawingParameters(Strict):
@@ -12,8 +30,8 @@ class DrawingParameters(Strict):
     # Strict: a number that is sent as text is a mistake of the program.
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
-    seed: int | None = None
-    """Equal seeds give equal pictures; random if it is missing."""
+    seed: Seed | None = None
+    """Equal seeds give equal pictures; random if it is missing. A number, or a string of digits, as answers have it."""
     candidates: int | None = None
     """Number of pictures to draw, of which the best `n` are returned."""
     guidance_scale: float | None = None

@@ -1,6 +1,8 @@
-"""Jobs for which a client waits: following them, and what happens when the client goes away or asks again."""
+"""Jobs for which a client waits: following them, telling about them, and what happens when the client goes away or asks
+again."""
 
+from smalti.services.web.jobs import following, sse
 from smalti.services.web.jobs.attendance import Attendance
 from smalti.services.web.jobs.repeats import LABEL, Repeats
 
-__all__ = ["LABEL", "Attendance", "Repeats", "following"]
+__all__ = ["LABEL", "Attendance", "Repeats", "following", "sse"]

@@ -9,12 +9,13 @@ from smalti.rpc.errors import error_of_status
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import failure_of
 from smalti.services.web.jobs import LABEL
-from smalti.services.web.native.schema import JobRequest
+from smalti.services.web.native.schema import JobRequest, PictureSource
 from smalti.services.web.pictures import PictureLink
 from smalti.v1 import job_pb2
-from smalti.v1.job_pb2 import Job, JobState, Picture, PictureReference
+from smalti.v1.job_pb2 import InitialImage, Job, JobState, Picture, PictureReference
 from smalti.v1.model_pb2 import Model
 from smalti.v1.sampling_pb2 import PRIORITY_BATCH
+from smalti.v1.tokens_pb2 import ImageTokens
 
 _MODEL_FIELDS: Final = (
     *("description", "licence", "default", "image_width", "image_height", "rows", "columns"),
@@ -27,11 +28,18 @@ def options_of(request: JobRequest) -> GenerateOptions:
     given = request.model_dump(exclude={"prompt", "initial_image"}, exclude_none=True)
     options: GenerateOptions = {**given}  # type: ignore[typeddict-item]
     if source := request.initial_image:
-        options["initial_image"] = PictureReference(job_id=source.job_id, candidate=source.candidate)
+        options["initial_image"] = _source(source)
         options["keep_rows"] = source.keep_rows
         options["redrawn_tiles"] = source.redrawn_tiles
         options["strength"] = source.strength
     return options
+
+
+def _source(source: PictureSource) -> PictureReference | ImageTokens:
+    if source.tokens is not None:
+        return ImageTokens(tokens=source.tokens)
+    # One of the two is given, which the schema has checked.
+    return PictureReference(job_id=source.job_id or "", candidate=source.candidate or 0)
 
 
 def job_object(request: Request, context: WebContext, job: Job, *, full: bool = True) -> dict[str, Any]:
@@ -86,18 +94,33 @@ def state_name(state: int) -> str:
 def _parameters(job: Job) -> dict[str, Any]:
     parameters = job.parameters
     sampling = parameters.sampling
-    return {
+    found = {
         "prompt": parameters.prompt,
         "model": parameters.model.name,
         "revision": parameters.model.revision,
         "n": parameters.n,
         "candidates": parameters.candidates,
         "first_candidate": parameters.first_candidate,
-        "seed": parameters.seed,
+        # A string: JavaScript reads numbers exactly only up to 2^53.
+        "seed": str(parameters.seed),
         **{each.name: getattr(sampling, each.name) for each in sampling.DESCRIPTOR.fields},
         "vary": parameters.vary,
         "diversity": parameters.diversity,
     }
+    if parameters.HasField("initial_image"):
+        found["initial_image"] = _initial_image(parameters.initial_image)
+    return found
+
+
+def _initial_image(image: InitialImage) -> dict[str, Any]:
+    found: dict[str, Any] = {"tokens": list(image.tokens.tokens)}
+    if image.HasField("strength"):
+        found["strength"] = image.strength
+    elif image.redrawn_tiles:
+        found["redrawn_tiles"] = list(image.redrawn_tiles)
+    else:
+        found["keep_rows"] = image.keep_rows
+    return found
 
 
 def _reading(job: Job) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """The events of a job: new states, new rows, and previews of unfinished pictures."""
 
-import json
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
@@ -13,6 +12,7 @@ from smalti.client import Event
 from smalti.errors import InvalidInputError
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import failure_of
+from smalti.services.web.jobs import sse
 from smalti.services.web.jobs.following import until
 from smalti.services.web.native.conversion import job_object
 from smalti.v1.generator_pb2 import RowsDrawn
@@ -41,7 +41,7 @@ async def events_of(
     request: Request, context: WebContext, job_id: str, since: int | None
 ) -> AsyncIterator[ServerSentEvent]:
     """Yields the events of a job until it has ended. An error becomes an event, since the answer has begun."""
-    yield ServerSentEvent(retry=RECONNECT_MILLISECONDS)
+    yield sse.retry_after(RECONNECT_MILLISECONDS)
     try:
         watched = until(context.client.events(job_id, since_version=since), context.drained)
         async with aclosing(watched) as events:
@@ -49,28 +49,22 @@ async def events_of(
                 yield _event(request, context, event)
     except Exception as error:
         failure = failure_of(error, during=f"the events of job {job_id}")
-        yield ServerSentEvent(data=_json(failure.problem), event="error")
+        yield sse.event(sse.compact(failure.problem), name="error")
 
 
 def _event(request: Request, context: WebContext, event: Event) -> ServerSentEvent:
     if isinstance(event, Job):
         # Only states have ids: rows and previews are sent again after a reconnection, as far as they are still needed.
-        return ServerSentEvent(
-            data=_json(job_object(request, context, event)), event="job", id=str(event.version)
-        )
+        return sse.event(sse.compact(job_object(request, context, event)), name="job", id=str(event.version))
     if isinstance(event, RowsDrawn):
         runs = [
             {"candidate": run.candidate, "start": run.start, "tokens": list(run.tokens)} for run in event.runs
         ]
-        return ServerSentEvent(data=_json({"runs": runs}), event="rows")
+        return sse.event(sse.compact({"runs": runs}), name="rows")
     preview = {
         "candidate": event.candidate,
         "rows_drawn": event.rows_drawn,
         "media_type": event.image.media_type,
         "data": b64encode(event.image.data).decode(),
     }
-    return ServerSentEvent(data=_json(preview), event="preview")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return sse.event(sse.compact(preview), name="preview")

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from smalti.client import has_ended
 from smalti.errors import InvalidInputError
 from smalti.services.web.context import Context
+from smalti.services.web.jobs import sse
 from smalti.services.web.native.conversion import job_object, model_object, options_of
 from smalti.services.web.native.events import events_of, parse_last_id
 from smalti.services.web.native.schema import (
@@ -117,9 +118,7 @@ async def get_events(
     job = await context.client.get(job_id)
     if since is not None and has_ended(job) and job.version <= since:
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    return EventSourceResponse(
-        events_of(request, context, job_id, since), sep="\n", send_timeout=context.settings.send_timeout
-    )
+    return sse.streamed(events_of(request, context, job_id, since), context.settings)
 
 
 @router.get("/models", response_model=NativeModelList, response_model_exclude_unset=True)

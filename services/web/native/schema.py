@@ -1,8 +1,8 @@
 """The bodies of our own API. Names and ranges are those of the gRPC contract."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smalti.services.web.gateway import DrawingParameters
 from smalti.validation import Strict
@@ -10,19 +10,33 @@ from smalti.validation import Strict
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 
 
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class PictureSource(Strict):
-    """A picture of an earlier job, and which part of it is kept: one of the last three."""
+    """A picture, and which part of it is kept: one of the last three."""
 
     model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
 
-    job_id: str
-    candidate: Annotated[int, Field(ge=0, lt=2**31)]
+    job_id: str | None = None
+    """An earlier job that has the picture."""
+    candidate: Index | None = None
+    """The candidate of that job."""
+    tokens: Annotated[list[Index], Field(min_length=1)] | None = None
+    """In place of a job: the image tokens of the picture, row by row, as `parameters` of a job has them."""
     keep_rows: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Number of rows of tiles to keep, from the top."""
-    redrawn_tiles: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] | None = None
+    redrawn_tiles: Annotated[list[Index], Field(min_length=1)] | None = None
     """Positions of the tiles to draw anew, row by row from 0, in ascending order; all others are kept."""
     strength: float | None = None
     """Share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        named = [self.job_id is not None, self.candidate is not None]
+        if named != [self.tokens is None] * 2:
+            raise ValueError("must have either job_id and candidate, or tokens")
+        return self
 
 
 class JobRequest(DrawingParameters):
@@ -118,7 +132,8 @@ class JobObject(BaseModel):
     state: State
     request_id: str
     parameters: dict[str, Any]
-    """What is drawn, with every default filled in. Sent back, it draws the same pictures."""
+    """What is drawn, with every default filled in. Sent back, it draws the same pictures. The seed is a string; lists
+    leave `initial_image` out."""
     priority: str
     labels: dict[str, str]
     reading: Reading | None = None

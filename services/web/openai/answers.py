@@ -36,7 +36,7 @@ async def response_of(
         usage=usage_of(job, model),
         safety_identifier=plan.safety_identifier,
         id=job.id,
-        seed=job.parameters.seed,
+        seed=str(job.parameters.seed),
     )
 
 

@@ -3,12 +3,12 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
 from smalti.client import GenerateOptions
 from smalti.errors import InvalidInputError
 from smalti.services.web.context import Context, WebContext
+from smalti.services.web.jobs import sse
 from smalti.services.web.jobs.following import wait_for, while_connected
 from smalti.services.web.openai.answers import response_of
 from smalti.services.web.openai.content import FileQuality, Format, parse_id, picture_file
@@ -131,9 +131,7 @@ async def _draw(
             raise
         raise InvalidInputError("image", error.problem) from None
     if body.stream:
-        return EventSourceResponse(
-            stream_of(context, job, plan, model), sep="\n", send_timeout=context.settings.send_timeout
-        )
+        return sse.streamed(stream_of(context, job, plan, model), context.settings)
     with context.attendance.attend(job.id, keep=plan.as_urls):
         job = await while_connected(request, wait_for(context.client, job), context.interrupted)
         return await response_of(request, context, job, plan, model)

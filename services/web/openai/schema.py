@@ -119,8 +119,8 @@ class ImagesResponse(BaseModel):
     safety_identifier: str | None = None
     id: str
     """Extension. The job, for `/api/jobs`."""
-    seed: int
-    """Extension. The seed that was used."""
+    seed: str
+    """Extension. The seed that was used; a string, since some languages read numbers exactly only up to 2^53."""
 
 
 class ModelObject(BaseModel):

@@ -12,6 +12,7 @@ from sse_starlette import ServerSentEvent
 from smalti.client import Event, check_succeeded
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import failure_of
+from smalti.services.web.jobs import sse
 from smalti.services.web.jobs.following import until
 from smalti.services.web.openai.answers import event_fields, files_of, revised_prompt, usage_of
 from smalti.services.web.openai.plan import Plan
@@ -42,7 +43,7 @@ async def stream_of(
                 yield event
     except Exception as error:
         failure = failure_of(error, during=f"the stream of job {job.id}")
-        yield ServerSentEvent(data=json.dumps(failure.openai), event="error")
+        yield sse.event(json.dumps(failure.openai), name="error")
 
 
 async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> AsyncIterator[ServerSentEvent]:
@@ -61,18 +62,18 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
                 yield _event(f"{plan.events}.{PARTIAL}", {**fields, "partial_image_index": index})
     check_succeeded(job)
     finished = await files_of(context, job, plan)
-    more = {"id": job.id, "seed": job.parameters.seed, "safety_identifier": plan.safety_identifier}
+    more = {"id": job.id, "seed": str(job.parameters.seed), "safety_identifier": plan.safety_identifier}
     for number, (picture, content) in enumerate(zip(job.pictures, finished, strict=True), 1):
         # The usage of the whole job is in the last event, so that the sum over the events is right.
         usage = usage_of(job, model) if number == len(finished) else NOTHING
         more["revised_prompt"] = revised_prompt(job, picture)
         fields = event_fields(plan, int(time.time()), content)
         yield _event(f"{plan.events}.{COMPLETED}", {**fields, **more, "usage": usage.model_dump()})
-    yield ServerSentEvent(data="[DONE]")
+    yield sse.event("[DONE]")
 
 
 def _event(kind: str, fields: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(data=json.dumps({"type": kind, **fields}), event=kind)
+    return sse.event(json.dumps({"type": kind, **fields}), name=kind)
 
 
 class _Partials:

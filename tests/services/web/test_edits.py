@@ -65,6 +65,13 @@ def test_edit_without_a_mask_draws_the_transparent_part(client: openai.OpenAI, w
     assert refused.value.param == "mask"
 
 
+def test_lines_of_a_stream_end_with_lf(http: httpx2.Client) -> None:
+    files = {"image": photo(), "mask": MASK}
+    streamed = http.post(EDITS, data={**CAT, "stream": "true"}, files=files).content
+    assert streamed.endswith(b"data: [DONE]\n\n")
+    assert b"\r" not in streamed
+
+
 def test_edit_streams(client: openai.OpenAI, web: WebHarness) -> None:
     web.paused.set()
     stream = client.images.edit(

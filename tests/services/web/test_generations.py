@@ -42,7 +42,7 @@ def test_files_are_the_best_candidates(http: httpx2.Client, web: WebHarness) -> 
     body = response.json()
     assert [b64decode(each["b64_json"]) for each in body["data"]] == [picture_file(7, 7), picture_file(7, 6)]
     (snapshot,) = web.jobs
-    assert (body["id"], body["seed"]) == (snapshot.job.id, 7)
+    assert (body["id"], body["seed"]) == (snapshot.job.id, "7")
     assert body["created"] == snapshot.job.created // 1_000_000
     assert (body["size"], body["output_format"], body["background"]) == (f"{SIZE}x{SIZE}", "png", "opaque")
     assert snapshot.job.labels["user"] == body["safety_identifier"] == "u1"

@@ -43,7 +43,7 @@ def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 def test_job_from_creation_to_deletion(http: httpx2.Client, web: WebHarness) -> None:
     job = create(http, labels={"set": "one"}, priority="batch", time_limit=100)
     assert (job["state"], job["priority"], job["labels"]["set"]) == ("queued", "batch", "one")
-    assert job["parameters"]["seed"] == 7
+    assert job["parameters"]["seed"] == "7"
     path = f"/api/jobs/{job['id']}"
     web.wait(lambda: http.get(path).json()["state"] == "succeeded")
     done = http.get(path).json()
@@ -60,6 +60,18 @@ def test_job_from_creation_to_deletion(http: httpx2.Client, web: WebHarness) -> 
     web.wait(
         lambda: not [info for info in web.gateway.store.objects(f"jobs/{job['id']}/") if "png" in info.key]
     )
+
+
+def test_seeds_keep_all_their_digits(http: httpx2.Client, web: WebHarness) -> None:
+    greatest = 2**63 - 1
+    for seed in (greatest, str(greatest)):
+        job = create(http, seed=seed)
+        assert job["parameters"]["seed"] == str(greatest)
+        assert web.gateway.get(job["id"]).job.parameters["seed"] == greatest
+    drawn = http.post("/v1/images/generations", json={"prompt": "a cat", "seed": str(greatest)}).json()
+    assert drawn["seed"] == str(greatest)
+    for wrong in ("9" * 20, "-1", "7.0", "", "\u0667", 7.5, True):
+        assert problem_of(http.post("/api/jobs", json={**CREATE, "seed": wrong}))["field"] == "seed"
 
 
 def test_list_has_filters_and_pages(http: httpx2.Client, web: WebHarness) -> None:
@@ -103,12 +115,24 @@ def test_upper_rows_of_an_earlier_picture_are_kept(http: httpx2.Client, web: Web
     edited = create(http, initial_image={**reference, "redrawn_tiles": [0, 9]})
     varied = create(http, initial_image={**reference, "strength": 0.5})
     assert [web.gateway.get(each["id"]).job.given.count(FREE) for each in (edited, varied)] == [2, 0]
+    # What a job says about its picture can be sent back, when the picture itself is gone.
+    http.delete(f"/api/jobs/{job['id']}")
+    for each in (kept, edited, varied):
+        again = create(http, initial_image=each["parameters"]["initial_image"])
+        assert again["parameters"] == each["parameters"]
+        assert web.gateway.get(again["id"]).job.given == web.gateway.get(each["id"]).job.given
+    job = create(http)
+    web.wait(lambda: set(web.states()) == {"succeeded"})
+    source, reference = ({**each, "job_id": job["id"]} for each in (source, reference))
     for wrong, field in (
         ({**source, "keep_rows": 0}, "initial_image.keep_rows"),
         ({**source, "strength": 0.5}, "strength"),
         (reference, "keep_rows"),
         ({**source, "candidate": 99}, None),
-        ({"job_id": job["id"]}, "initial_image.candidate"),
+        ({"job_id": job["id"]}, "initial_image"),
+        ({**source, "tokens": [1] * 64}, "initial_image"),
+        ({"tokens": [1] * 63, "strength": 0.5}, "initial_image"),
+        ({"tokens": [-1] * 64, "strength": 0.5}, "initial_image.tokens.0"),
     ):
         response = http.post("/api/jobs", json={**CREATE, "initial_image": wrong})
         assert problem_of(response).get("field") == field
@@ -154,6 +178,7 @@ def test_events_are_states_rows_and_previews(http: httpx2.Client, web: WebHarnes
     runs = [run for event in seen["rows"] for run in event["data"]["runs"]]
     assert {run["candidate"] for run in runs} >= {0, 1, 2, 3}
     assert seen["preview"][0]["data"]["rows_drawn"] == 3
+    assert b"\r" not in http.get(f"/api/jobs/{job['id']}/events").content
     # With the last id, there is nothing more to come.
     last = {"last-event-id": seen["job"][-1]["id"]}
     assert http.get(f"/api/jobs/{job['id']}/events", headers=last).status_code == 204
