@@ -17,6 +17,7 @@ from faults.system import PATIENCE, System
 from harness.waiting import wait_until
 from smalti.client import Client, has_ended
 from smalti.errors import DamagedObjectError, SmaltiError, UnavailableError
+from smalti.parameters import Refinement, SecondPass
 from smalti.storage import JobKeys
 from smalti.storage.store import digest
 from smalti.v1 import job_pb2
@@ -46,6 +47,11 @@ class Submission:
     """The error with which it was refused."""
     end: Job | None = None
     """The job as it was first seen after its end."""
+
+    @property
+    def second_pass(self) -> SecondPass | None:
+        """The second pass of its pictures, with what the faults' model does unless told otherwise."""
+        return SecondPass(upscale=2, refine=Refinement()) if self.asked.get("refine") else None
 
     @property
     def state(self) -> str:
@@ -182,7 +188,7 @@ class Account:
         if drawn != list(range(submission.candidates)):
             tally.wrong.append(f"job {job.id} has the pictures {drawn}")
         for picture in job.pictures:
-            if picture.sha256 != self._sha256(submission, picture.candidate):
+            if picture.sha256 != self._sha256(submission, picture.candidate, submission.second_pass):
                 tally.wrong.append(f"picture {picture.candidate} of job {job.id}, as the gateway has it")
 
     def _check_store(self, tally: Tally) -> None:
@@ -195,14 +201,19 @@ class Account:
                 tally.unexpected.append(info.key)
             elif job in mine and info.key.endswith(".png"):
                 candidate = int(info.key.rpartition("/")[2].removesuffix(".png"))
+                second_pass = submission.second_pass if "/refined/" in info.key else None
                 with contextlib.suppress(DamagedObjectError):  # A damaged picture cannot be served.
-                    if digest(self.system.store.get(info.key)) != self._sha256(submission, candidate):
+                    if digest(self.system.store.get(info.key)) != self._sha256(
+                        submission, candidate, second_pass
+                    ):
                         tally.wrong.append(info.key)
         with self.system.client(attempts=4, retry_seconds=60) as client:
             tally.unexpected += [f"job {job.id}" for job in client.list() if job.id not in self._known]
 
-    def _sha256(self, submission: Submission, candidate: int) -> str:
-        return self._reference.sha256(submission.prompt, submission.seed, candidate, submission.candidates)
+    def _sha256(self, submission: Submission, candidate: int, second_pass: SecondPass | None) -> str:
+        return self._reference.sha256(
+            submission.prompt, submission.seed, candidate, submission.candidates, second_pass
+        )
 
 
 def _explained(key: str, submission: Submission) -> bool:
@@ -218,5 +229,6 @@ def _explained(key: str, submission: Submission) -> bool:
         *map(keys.tokens, chunks),
         *map(keys.scores, chunks),
         *map(keys.candidate, chunks),
+        *(map(keys.refined, chunks) if submission.second_pass else ()),
     }
     return key in allowed or key.startswith(keys.poison_record("").removesuffix(".json"))

@@ -46,7 +46,7 @@ class Runner:
         self._long = long
         self._say = say
         path = folder / "model"
-        self._model = ModelFolder.open(path) if path.exists() else tiny_model(path, seed=1)
+        self._model = ModelFolder.open(path) if path.exists() else tiny_model(path, seed=1, with_refiner=True)
         self._reference = Reference.load(self._model)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from faults.matrix import Row
-from faults.rows import broker, clients, database, gateway, store, workers
+from faults.rows import broker, clients, database, gateway, refiner, store, workers
 
 ROWS: Final[dict[str, Row]] = {
     row.name: row
@@ -25,6 +25,7 @@ ROWS: Final[dict[str, Row]] = {
         clients.taken_back,
         broker.too_slow,
         workers.same_request,
+        refiner.refiner_fails,
         gateway.gateway_killed,
     )
 }

@@ -3,13 +3,14 @@
 import io
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import urllib3
 from minio import Minio
 
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
-from faults.system import System
+from faults.system import STAGE_NAMES, System
 from harness.proxy import NetworkFault
 from harness.servers import HOST, S3Server
 from smalti.errors import SmaltiError
@@ -59,10 +60,13 @@ WRITTEN: dict[str, Callable[[JobKeys], str]] = {
     "generate": lambda keys: keys.tokens(0),
     "decode": lambda keys: keys.candidate(1),
     "rank": lambda keys: keys.scores(0),
+    "refine": lambda keys: keys.refined(1),
 }
 HARMS = ("missing", "damaged", "other")
 _HARMED = {
-    (stage, harm): sleeping("row 11", f"{stage}.after-write", 3, harm) for stage in WRITTEN for harm in HARMS
+    (stage, harm): sleeping("row 11", f"{stage}.after-write", 3, harm)
+    for stage in STAGE_NAMES.values()
+    for harm in HARMS
 }
 _LAST = sleeping("row 11", "rank.after-write", 3, "tokens")
 
@@ -77,7 +81,7 @@ def objects_harmed(trial: Trial) -> None:
     """Damages the output of a stage before the next one reads it, and a picture after the end of its job."""
     system, account = trial.system, trial.account
     for harm in HARMS:
-        harm_between(trial, {stage: _HARMED[stage, harm] for stage in WRITTEN}, harm)
+        harm_between(trial, {stage: _HARMED[stage, harm] for stage in STAGE_NAMES.values()}, harm)
     last = account.submit(_LAST[1])
     system.wait_until_reached(_LAST[0])
     harm_object(system, JobKeys(last.job).tokens(0), "damaged")
@@ -93,15 +97,16 @@ def objects_harmed(trial: Trial) -> None:
     trial.expect(refused(system, done), "a damaged picture was served")
 
 
-def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: str) -> None:
+def harm_between(trial: Trial, sleepers: Mapping[str, tuple[str, str]], harm: str, **asked: Any) -> None:
     """Submits jobs, and harms the output of a stage for each, while the stage sleeps before it reports the output.
 
     Args:
         trial: the row.
         sleepers: the failpoint and the prompt for each stage.
         harm: one of `HARMS`.
+        asked: further arguments of the jobs.
     """
-    submitted = {stage: trial.account.submit(prompt) for stage, (_, prompt) in sleepers.items()}
+    submitted = {stage: trial.account.submit(prompt, **asked) for stage, (_, prompt) in sleepers.items()}
     for stage, submission in submitted.items():
         trial.system.wait_until_reached(sleepers[stage][0])
         harm_object(trial.system, WRITTEN[stage](JobKeys(submission.job)), harm)

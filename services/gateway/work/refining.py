@@ -4,14 +4,14 @@ The plain pictures stay in the store with the other candidates; `refined/` holds
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import insert, select, update
 
 from smalti.messages import MAX_TO_REFINE, PictureToRefine
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
+from smalti.services.gateway.database.tables import Chunk, ChunkState, Job, ScoredCandidate
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import (
     chunks_of,
@@ -23,7 +23,7 @@ from smalti.services.gateway.jobs.lifecycle import (
 )
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
-from smalti.storage import JobKeys, ObjectRef, find
+from smalti.storage import JobKeys, ObjectInfo, ObjectRef, find
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,14 @@ class Refining:
         found = {
             picture.candidate: self._find(chunks, picture, with_inputs=with_inputs) for picture in winners
         }
-        pictures = [each for each in found.values() if each is not None]
+        ranked = {winner.candidate: winner.sha256 for winner in winners}
+        pictures = [each for each in found.values() if each and each.picture.sha256 == ranked[each.candidate]]
         if len(pictures) < len(winners):
-            lost = {_chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
-            redo(self._context, job_id, sorted(lost), "objects of the chosen pictures are missing")
+            usable = {each.candidate for each in pictures}
+            lost = {_chunk_of(chunks, candidate).number for candidate in found if candidate not in usable}
+            replaced = [each.picture.key for each in found.values() if each and each.candidate not in usable]
+            problem = "objects of the chosen pictures are missing, or not those that were ranked"
+            redo(self._context, job_id, sorted(lost), problem, *replaced)
             return
         size = min(self._context.settings.chunk, MAX_TO_REFINE)
         batches = [pictures[begin : begin + size] for begin in range(0, len(pictures), size)]
@@ -104,6 +108,8 @@ class Refining:
             chunk = session.get(Chunk, (job_id, number)) if job else None
             if job is None or chunk is None or chunk.pictures is None:
                 return False
+            if self._replaced(job, chunk, objects, infos):
+                return False
             keys, side = JobKeys(job_id), self._side(job)
             rows = []
             for picture in chunk.pictures:
@@ -134,6 +140,30 @@ class Refining:
         if not complete:
             self._events.changed(job_id)
         return complete
+
+    def _replaced(
+        self, job: Job, chunk: Chunk, objects: Sequence[ObjectRef], infos: Mapping[str, ObjectInfo | None]
+    ) -> bool:
+        """Deletes refined pictures that are not those of the event; returns whether there are any.
+
+        Otherwise the refiner would find them and skip the work when the lease expires.
+
+        Args:
+            job: the job, locked, so that nobody takes what is deleted.
+            chunk: the chunk of the pictures.
+            objects: the pictures of the event.
+            infos: what is in the store, by key.
+        """
+        replaced = [ref.key for ref in objects if (info := infos[ref.key]) and info.sha256 != ref.sha256]
+        if not replaced or chunk.state is ChunkState.DONE:
+            return False
+        log.warning(
+            "refined pictures of chunk %d are not those that were written",
+            chunk.number,
+            extra={"job": job.id},
+        )
+        self._store.delete(*replaced)
+        return True
 
     def inputs_lost(self, job_id: str, numbers: Sequence[int], problem: str) -> None:
         """Makes the candidates of pictures again whose objects the refiner has not found.

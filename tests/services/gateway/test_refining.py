@@ -146,15 +146,44 @@ def test_lost_inputs_are_made_again(gateway: GatewayHarness, lost: str) -> None:
     assert [picture.candidate for picture in ended.pictures] == [7, 6, 5, 4, 3]
 
 
-def test_inputs_that_are_missing_at_the_choice_are_made_again(gateway: GatewayHarness) -> None:
+@pytest.mark.parametrize("harm", ["missing", "replaced"])
+def test_inputs_that_are_harmed_before_the_choice_are_made_again(gateway: GatewayHarness, harm: str) -> None:
     job, _, generates = encoded_job(gateway, second_pass=REFINE)
     events = [finish_chunk(gateway, generate) for generate in generates]
+    key = JobKeys(job).candidate(6)
+    before = gateway.store.get(key)
     gateway.get(job)
-    gateway.store.delete(JobKeys(job).candidate(6))
+    if harm == "missing":
+        gateway.store.delete(key)
+    else:
+        gateway.store.put(key, b"something else")
     gateway.handle(*events)
     assert gateway.get(job).job.candidates_ranked == 4
     gateway.run_jobs()
     assert gateway.state(job) == "succeeded"
+    assert gateway.store.get(key) == before
+
+
+def test_refined_picture_that_was_replaced_before_it_was_reported_is_made_again(
+    gateway: GatewayHarness,
+) -> None:
+    job, (task,) = ranked_job(gateway)
+    event, key = gateway.stages.refine(task), JobKeys(job).refined(7)
+    before = gateway.store.get(key)
+    gateway.store.put(key, b"something else")
+    gateway.handle(event)
+    assert (gateway.state(job), gateway.store.stat(key)) == ("running", None)
+    gateway.clock.advance(121)
+    (again,) = gateway.send_refining()
+    gateway.handle(gateway.stages.refine(again))
+    assert (gateway.state(job), gateway.store.get(key)) == ("succeeded", before)
+    # A late event of another worker, with other bytes, leaves the pictures of the job alone.
+    gateway.handle(
+        event.model_copy(
+            update={"objects": tuple(ref.model_copy(update={"sha256": "0" * 64}) for ref in event.objects)}
+        )
+    )
+    assert gateway.store.get(key) == before
 
 
 def test_choice_is_made_after_a_crash_between_ranking_and_choice(gateway: GatewayHarness) -> None:
