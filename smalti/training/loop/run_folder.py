@@ -9,7 +9,9 @@ sheets/          sample sheets by step
 """
 
 import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,10 +33,12 @@ _KEPT = 2
 
 
 class RunFolder:
-    """The folder of a run, open for training."""
+    """The folder of a run, open for training; no other process can open it meanwhile."""
 
     def __init__(self, path: Path) -> None:
+        """Opens a folder that exists; raises `InvalidInputError` if another process trains in it."""
         self.path = path
+        self._lock = _locked(path)
         self.sheets = path / "sheets"
         self.tensorboard = path / "tensorboard"
         self._newest = _manager(path / "checkpoints", _KEPT)
@@ -66,7 +70,8 @@ class RunFolder:
         """Opens the folder of a run to continue it.
 
         Raises:
-            InvalidInputError: the folder holds no run, or the run was started with other settings.
+            InvalidInputError: the folder holds no run, the run was started with other settings, or another process
+                trains in it.
         """
         theirs = load_settings(_settings_file(path), type(settings)).model_dump()
         for name, value in settings.model_dump().items():
@@ -122,9 +127,10 @@ class RunFolder:
             write_atomically(log, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
-        """Closes the checkpoint managers."""
+        """Closes the checkpoint managers, and lets other processes open the folder."""
         self._newest.close()
         self._best.close()
+        os.close(self._lock)
 
     def _save(
         self, manager: ocp.CheckpointManager, step: int, tree: Any, metrics: dict[str, float] | None
@@ -192,6 +198,19 @@ def load_run_settings(path: Path, kind: type[Settings]) -> Settings:
         InvalidInputError: the folder holds no run, or the run of another trainer.
     """
     return load_settings(_settings_file(path), kind)
+
+
+def _locked(folder: Path) -> int:
+    """Locks a folder; returns the descriptor that holds the lock until it is closed, also by the end of the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InvalidInputError(
+            "out", f"another process trains in {folder}; wait for its end, or give another folder"
+        ) from None
+    return descriptor
 
 
 def _settings_file(path: Path) -> Path:

@@ -278,6 +278,17 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_the_newest_checkpoint(
     assert run_line(out, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
 
 
+def test_two_trainings_at_once_in_one_folder_are_refused(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
+    out = tmp_path / "run"
+    run = RunFolder.create(out, file)
+    with pytest.raises(InvalidInputError, match=r"out: another process trains in .*; wait for its end"):
+        RunFolder.resume(out, settings)
+    run.close()
+    assert run_line(out, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
+
+
 def test_a_run_without_an_evaluation_has_nothing_to_export(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
