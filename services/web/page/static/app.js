@@ -6,6 +6,7 @@ import { Ask, examples } from "./ask.js";
 import { Board, PLACES, address } from "./board.js";
 import * as jobs from "./jobs.js";
 import { Memory, thumbnail } from "./memory.js";
+import { drawnAnew, loadOrigin, originOf, repeated } from "./origin.js";
 import { Told, about } from "./told.js";
 import { Viewer } from "./viewer.js";
 
@@ -22,7 +23,7 @@ const progress = find("progress");
 const board = new Board(find("board"), (index) => viewer.open(shown, show(index)));
 const memory = new Memory(find("earlier"));
 const ask = new Ask(find("ask"), (prompt) => draw({ prompt }));
-const viewer = new Viewer(find("viewer"), { moved: show, again: (prompt) => draw({ prompt }) });
+const viewer = new Viewer(find("viewer"), { moved: show, draw, model: () => model });
 
 /** The job that is shown; null without one. */
 let shown = null;
@@ -45,6 +46,7 @@ async function loadModel() {
   const name = (all.find((each) => each.default) ?? all[0])?.name;
   model = await persist(() => call(`api/models/${encodeURIComponent(name)}`));
   ask.offer(model);
+  viewer.refresh();
   if (!shown && !route().id && ask.stopping.hidden) empty();
   return model;
 }
@@ -125,11 +127,11 @@ async function draw(parameters) {
     history.pushState(null, "", `#${job.id}`);
     await follow(job, signal);
   } catch (error) {
-    if (!signal.aborted) refused(error);
+    if (!signal.aborted) refused(error, parameters);
   }
 }
 
-function refused(error) {
+function refused(error, parameters = {}) {
   rest();
   told.connection("");
   const problem = error instanceof Problem;
@@ -140,7 +142,7 @@ function refused(error) {
     told.show("Nothing was drawn.", { mood: "trouble" });
     ask.field.focus();
   } else {
-    told.show(text, { mood: "trouble", acts: [["Try again", () => draw({ prompt: ask.text })]] });
+    told.show(text, { mood: "trouble", acts: [["Try again", () => draw({ ...parameters, prompt: ask.text })]] });
   }
   told.announce(text);
 }
@@ -191,8 +193,9 @@ async function take(job, signal) {
   if (job.state === "queued") queued(job);
   else if (job.state === "running") {
     const { rows, columns } = model ?? (await models);
+    const origin = before?.state === "running" && before.id === job.id ? null : await loadOrigin(job, signal);
     if (signal.aborted) return;
-    board.begin({ first, count: candidates, rows, columns });
+    board.begin({ first, count: candidates, rows, columns, origin });
     running(job);
   } else if (job.state === "succeeded") await succeeded(job, signal);
   else ended(job);
@@ -227,9 +230,11 @@ function running({ progress: { rows, rows_drawn: drawn, candidates, prompt_encod
   seen ??= { at: performance.now(), drawn };
   const [seconds, since] = [(performance.now() - seen.at) / 1000, drawn - seen.drawn];
   const left = since && seconds > MIN_SECONDS ? `, ${about((seconds / since) * (rows - drawn))} left` : "";
+  const anew = drawnAnew(shown);
+  const what = anew ? `${anew} anew, in ${candidates} candidates` : `${candidates} candidates`;
   if (!encoded) expect("Reading the prompt");
-  else expect(drawn < rows ? `Drawing ${candidates} candidates${left}` : "Choosing the best");
-  told.announce(drawn < rows / 2 ? `Drawing ${candidates} candidates.` : "More than half is drawn.");
+  else expect(drawn < rows ? `Drawing ${what}${left}` : "Choosing the best");
+  told.announce(drawn < rows / 2 ? `Drawing ${what}.` : "More than half is drawn.");
 }
 
 async function succeeded(job, signal) {
@@ -239,12 +244,18 @@ async function succeeded(job, signal) {
   rest();
   const many = pictures.length === 1 ? "The best" : `The best ${pictures.length}`;
   const text = `${many} of ${job.parameters.candidates}, drawn in ${about(jobs.seconds(job))}`;
-  told.show(text, { acts: [again(job)], aloud: true });
+  told.show(text, { acts: [again(job), ...back(job)], aloud: true });
   openLinked();
   if (isMine(job)) memory.keep(job, await thumbnail(address(pictures[0])));
 }
 
-const again = ({ parameters: { prompt } }) => ["Draw again", () => draw({ prompt })];
+const again = (job) => ["Draw again", () => draw(repeated(job))];
+
+/** Returns the way back to the picture that a job has started from. */
+function back(job) {
+  const origin = originOf(job);
+  return origin ? [["The picture before", () => (location.hash = `#${origin.id}/${origin.candidate}`)]] : [];
+}
 
 function ended(job) {
   const { state } = job;
@@ -256,7 +267,7 @@ function ended(job) {
     expired: "It took longer than its time limit",
   };
   const mood = state === "cancelled" ? "" : "trouble";
-  told.show(texts[state], { mood, acts: [again(job)], aloud: true });
+  told.show(texts[state], { mood, acts: [again(job), ...back(job)], aloud: true });
 }
 
 function stop() {

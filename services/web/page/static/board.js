@@ -30,10 +30,10 @@ export class Board {
   }
 
   /** Makes room for candidates; keeps them if they are there. */
-  begin({ first, count, rows, columns }) {
+  begin({ first, count, rows, columns, origin }) {
     if (this.list.dataset.mode === "laying" && this.mosaics.size === count && this.mosaics.has(first)) return;
     this.mosaics.clear();
-    for (let each = first; each < first + count; each += 1) this.mosaics.set(each, new Mosaic({ rows, columns }));
+    for (let each = first; each < first + count; each += 1) this.mosaics.set(each, new Mosaic({ rows, columns, origin }));
     const cells = [...this.mosaics].map(([candidate, { canvas }]) => {
       const cell = document.createElement("li");
       cell.dataset.candidate = candidate;

@@ -7,10 +7,14 @@ const SEAM = 0.05;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export class Mosaic {
-  /** Makes the canvas of a picture with so many rows and columns of tiles. */
-  constructor({ rows, columns }) {
+  /**
+   * Makes the canvas of a picture with so many rows and columns of tiles.
+   * @param origin the picture of which tiles are kept, see `loadOrigin`; null without one.
+   */
+  constructor({ rows, columns, origin = null }) {
     this.rows = rows;
     this.columns = columns;
+    this.origin = origin;
     this.canvas = document.createElement("canvas");
     this.canvas.width = SIDE;
     this.canvas.height = Math.round((SIDE * rows) / columns);
@@ -19,6 +23,7 @@ export class Mosaic {
     this.tile = SIDE / columns;
     /** Rows whose colours are shown. */
     this.coloured = 0;
+    if (origin?.redrawn) this.#lacking(origin);
   }
 
   /** Lays tiles. */
@@ -26,7 +31,9 @@ export class Mosaic {
     tokens.forEach((token, offset) => {
       const place = start + offset;
       const row = Math.floor(place / this.columns);
-      if (row >= this.coloured) this.#glass(row, place % this.columns, token);
+      if (row < this.coloured) return;
+      if (this.#isKept(place, token)) this.#piece(row, place % this.columns);
+      else this.#glass(row, place % this.columns, token);
     });
   }
 
@@ -39,6 +46,34 @@ export class Mosaic {
     pen.drawImage(picture, 0, 0, picture.width, picture.height * (rows / this.rows), 0, 0, canvas.width, height);
     this.#seams(rows);
     this.coloured = rows;
+  }
+
+  /** Returns whether a tile shows what it showed before. */
+  #isKept(place, token) {
+    const { origin } = this;
+    if (!origin) return false;
+    return origin.redrawn ? !origin.redrawn.has(place) : origin.tokens[place] === token;
+  }
+
+  /** Shows the picture of which some tiles are missing. */
+  #lacking({ image, redrawn }) {
+    const { pen, canvas, tile, columns } = this;
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+    this.#seams(this.rows);
+    for (const place of redrawn) pen.clearRect((place % columns) * tile, Math.floor(place / columns) * tile, tile, tile);
+  }
+
+  /** Lays a tile of the picture that the job has started from. */
+  #piece(row, column) {
+    const { pen, tile } = this;
+    const { image } = this.origin;
+    const [width, height] = [image.naturalWidth / this.columns, image.naturalHeight / this.rows];
+    const [x, y] = [column * tile, row * tile];
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(image, column * width, row * height, width, height, x, y, tile, tile);
+    pen.strokeStyle = seam();
+    pen.strokeRect(x, y, tile, tile);
   }
 
   #glass(row, column, token) {
@@ -60,8 +95,10 @@ export class Mosaic {
 
   #seams(rows) {
     const { pen, canvas, tile } = this;
-    pen.fillStyle = dark.matches ? "rgb(0 0 0 / 0.28)" : "rgb(255 255 255 / 0.34)";
+    pen.fillStyle = seam();
     for (let row = 0; row <= rows; row += 1) pen.fillRect(0, row * tile - 0.5, canvas.width, 1);
     for (let column = 1; column < this.columns; column += 1) pen.fillRect(column * tile - 0.5, 0, 1, rows * tile);
   }
 }
+
+const seam = () => (dark.matches ? "rgb(0 0 0 / 0.28)" : "rgb(255 255 255 / 0.34)");

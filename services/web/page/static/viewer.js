@@ -1,7 +1,9 @@
 // The large view of a picture: what it was drawn with, its files and its link.
 
 import { address } from "./board.js";
+import { Brush } from "./brush.js";
 import { copy, fileName, link, saveGrid, savePicture, saveWebp, writesWebp } from "./files.js";
+import { drawnAnew, originOf, repeated, startingFrom } from "./origin.js";
 
 /** The parameters that are shown, with their names. */
 const SHOWN = [
@@ -18,9 +20,9 @@ export class Viewer {
   /**
    * Takes the dialog.
    * @param handlers `moved` is called with the index of the picture that is shown, or null once the dialog is closed;
-   *   `again` draws the same prompt once more.
+   *   `draw` draws what has parameters; `model` returns the model, or null while it is not known.
    */
-  constructor(dialog, { moved, again }) {
+  constructor(dialog, { moved, draw, model }) {
     const find = (name) => dialog.querySelector(`[data-${name}]`);
     this.dialog = dialog;
     this.large = find("large");
@@ -28,7 +30,17 @@ export class Viewer {
     this.place = find("place");
     this.done = find("done");
     this.parameters = find("parameters");
+    this.frame = find("sheet");
+    this.strength = find("strength");
+    this.make = find("make");
+    this.brushing = find("brush-open");
     this.moved = moved;
+    this.draw = draw;
+    this.model = model;
+    this.brush = new Brush(find("tiles"), find("brush"), {
+      draw: (prompt, tiles) => this.#draw({ prompt, ...this.#startingFrom({ redrawn_tiles: tiles }) }),
+      left: () => this.#brushed(),
+    });
     const on = (name, act) => find(name).addEventListener("click", act);
     on("close", () => dialog.close());
     on("back", () => this.#turn(-1));
@@ -40,26 +52,41 @@ export class Viewer {
       const copied = await copy(link(this.job.id, this.#picture.candidate));
       this.done.textContent = copied ? `The link is copied. ${this.#kept}` : "This browser does not let pages copy.";
     });
-    on("again", () => {
-      dialog.close();
-      again(this.#prompt);
-    });
+    on("again", () => this.#draw(repeated(this.job)));
+    on("more", () => this.#draw({ prompt: this.#prompt, ...this.#startingFrom({ strength: this.#strength }) }));
+    on("brush-open", () => this.#brush());
+    this.strength.addEventListener("input", () => this.#tellStrength());
+    this.#tellStrength();
     writesWebp().then((can) => (find("save-webp").hidden = !can));
-    dialog.addEventListener("close", () => moved(null));
+    dialog.addEventListener("close", () => {
+      this.brush.leave();
+      moved(null);
+    });
     // A click on the backdrop is one on the dialog itself.
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("keydown", (event) => {
       const steps = { ArrowLeft: -1, ArrowRight: 1 };
-      if (event.key in steps) this.#turn(steps[event.key]);
+      if (this.brush.isOpen) {
+        if (event.key !== "Escape") return;
+        // Else the dialog would close as well.
+        event.preventDefault();
+        this.brush.leave();
+      } else if (event.key in steps && event.target !== this.strength) this.#turn(steps[event.key]);
     });
   }
 
   /** Shows a picture of a job. */
   open(job, index) {
+    this.brush.leave();
     this.job = job;
     this.index = index;
     this.#fill();
     if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  /** Shows the picture again, since something about it is known now. */
+  refresh() {
+    if (this.dialog.open) this.#fill();
   }
 
   close() {
@@ -82,6 +109,38 @@ export class Viewer {
     return this.job.deleted ? `It works until ${new Date(this.job.deleted).toLocaleString()}.` : "";
   }
 
+  get #strength() {
+    return Number(this.strength.value) / 100;
+  }
+
+  #startingFrom(kept) {
+    return startingFrom(this.job, this.#picture, kept);
+  }
+
+  /** Draws something else; the dialog makes room for it. */
+  #draw(parameters) {
+    this.dialog.close();
+    this.draw(parameters);
+  }
+
+  #brush() {
+    const { rows, columns } = this.model();
+    this.dialog.dataset.mode = "brush";
+    this.done.textContent = "";
+    this.brush.open({ rows, columns, prompt: this.#prompt });
+  }
+
+  #brushed() {
+    delete this.dialog.dataset.mode;
+    if (this.dialog.open) this.brushing.focus();
+  }
+
+  #tellStrength() {
+    const { value } = this.strength;
+    this.strength.ariaValueText = `${value} % of the tiles are drawn anew`;
+    this.strength.nextElementSibling.textContent = `${value} % of its tiles anew`;
+  }
+
   #turn(steps) {
     const { length } = this.job.pictures;
     this.index = (this.index + steps + length) % length;
@@ -95,6 +154,9 @@ export class Viewer {
     this.large.src = address(picture);
     this.large.width = picture.width;
     this.large.height = picture.height;
+    this.frame.style.setProperty("--shape", `${picture.width / picture.height}`);
+    // Tiles are those of one model: another one cannot keep them.
+    this.make.hidden = this.model()?.revision !== parameters.revision;
     this.large.alt = picture.wording || this.#prompt;
     this.title.textContent = this.#prompt;
     this.place.textContent = `Picture ${this.index + 1} of ${pictures.length}`;
@@ -102,15 +164,28 @@ export class Viewer {
     const facts = SHOWN.map(([field, label]) => [label, parameters[field]]);
     facts.splice(1, 0, ["Candidate", picture.candidate], ["Score", picture.score.toFixed(3)]);
     if (picture.wording) facts.push(["Drawn as", picture.wording]);
+    facts.push(...this.#origin());
     if (this.job.deleted) facts.push(["Kept until", new Date(this.job.deleted).toLocaleString()]);
     this.parameters.replaceChildren(
       ...facts.flatMap(([label, value]) => {
         const [term, text] = [document.createElement("dt"), document.createElement("dd")];
         term.textContent = label;
-        text.textContent = typeof value === "number" ? Number(value.toPrecision(12)) : value;
+        text.append(typeof value === "number" ? Number(value.toPrecision(12)) : value);
         return [term, text];
       }),
     );
+  }
+
+  /** Returns what is known of the picture from which this one was made. */
+  #origin() {
+    const anew = drawnAnew(this.job);
+    if (!anew) return [];
+    const origin = originOf(this.job);
+    if (!origin) return [["Drawn anew", anew]];
+    const anchor = document.createElement("a");
+    anchor.href = `#${origin.id}/${origin.candidate}`;
+    anchor.textContent = "another picture";
+    return [["Made from", anchor], ["Drawn anew", anew]];
   }
 
   async #try(act) {
