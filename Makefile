@@ -62,26 +62,27 @@ format: $(INSTALLED)
 
 # Trains the shipped model again, which takes hours on two cores. An interrupted run continues where it stopped.
 model: $(INSTALLED)
-	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
-	$(call train,tokenizer)
-	$(call train,generator,--tokenizer $(RUNS)/tokenizer)
-	$(call train,ranker,--vqgan $(RUNS)/tokenizer)
-	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/tokenizer --ranker $(RUNS)/ranker \
+	test -d $(DATA)/world || $(BIN)/smalti data build --resolution 160 $(DATA)
+	$(call train,tokenizer,tokenizer)
+	$(call train,tokenizer,decoder,--from $(RUNS)/tokenizer)
+	$(call train,generator,generator,--tokenizer $(RUNS)/tokenizer)
+	$(call train,ranker,ranker,--vqgan $(RUNS)/decoder)
+	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/decoder --ranker $(RUNS)/ranker \
 		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --half --out $(SHIPPED) --overwrite
 
 # Trains a judge, measures the shipped model with it, and writes docs/quality.md. Writes the model card too, if the
 # model's runs are here, since the card reports on them.
 evaluate: $(INSTALLED)
-	test -d $(DATA)/world || $(BIN)/smalti data build $(DATA)
-	$(call train,judge,--vqgan $(SHIPPED)/vqgan)
+	test -d $(DATA)/world || $(BIN)/smalti data build --resolution 160 $(DATA)
+	$(call train,judge,judge,--vqgan $(SHIPPED)/vqgan)
 	$(BIN)/smalti evaluate --model $(SHIPPED) --judge $(RUNS)/judge --data $(DATA) --out docs \
 		--before docs/quality-pictograms-1.json
 	test ! -d $(RUNS)/generator || $(BIN)/smalti card --model $(SHIPPED) --data $(DATA) --evaluated docs \
-		$(foreach run,tokenizer generator ranker judge,--run $(RUNS)/$(run))
+		$(foreach run,tokenizer decoder generator ranker judge,--run $(RUNS)/$(run))
 
-# Continues a run that exists; a finished one ends at once.
-train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(1).toml --data $(DATA) --out $(RUNS)/$(1) $(2) \
-	$(if $(wildcard $(RUNS)/$(1)/settings.toml),--resume)
+# Continues a run that exists; a finished one ends at once. Takes the network, the name of the run, and further options.
+train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(2).toml --data $(DATA) --out $(RUNS)/$(2) $(3) \
+	$(if $(wildcard $(RUNS)/$(2)/settings.toml),--resume)
 
 # torch is installed first and alone, so that pip keeps its CPU build.
 $(UP): pyproject.toml constraints.txt scripts/install_torch.py

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from smalti.models.vqgan import VQGANConfig
 from smalti.training.loop.optimizers import schedule
 from smalti.training.loop.settings import OptimizerSettings, RunSettings, load_settings
 from smalti.training.trainers.generator import GeneratorSettings
+from smalti.training.trainers.judge import JudgeSettings
 from smalti.training.trainers.ranker import RankerSettings, untrained
 from smalti.training.trainers.refiner import RefinerSettings
 from smalti.training.trainers.tokenizer_settings import TokenizerSettings
@@ -85,19 +87,18 @@ def test_an_impossible_size_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(RUNS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_run_is_of_a_possible_model(file: Path) -> None:
-    kind = NETWORKS.get(file.stem.split("-")[1])
-    if kind is None:
-        return
-    settings = load_settings(file, kind)
+    network = tomllib.loads(file.read_text("utf-8"))["trains"]
+    settings = load_settings(file, NETWORKS.get(network, JudgeSettings))
     if isinstance(settings, TokenizerSettings):
         settings.config()
     elif isinstance(settings, RankerSettings):
         untrained(settings.config(settings.vocabulary_size), 0)
     elif isinstance(settings, RefinerSettings):
         settings.config(code_dim=16, text_dim=160)
-    else:
-        assert isinstance(settings, GeneratorSettings)
+    elif isinstance(settings, GeneratorSettings):
         settings.config(512, VQGANConfig())
+    else:
+        assert network == "judge"
 
 
 def keys(settings: type[BaseModel], above: str = "") -> Iterator[tuple[str, object]]:
