@@ -25,6 +25,7 @@ from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
 from smalti.services.web.service import WebServer
 from smalti.services.web.settings import WebSettings
+from smalti.storage import ObjectStore
 from smalti.telemetry import Metrics
 from smalti.v1.decoder_pb2 import (
     DecodeRequest,
@@ -86,7 +87,13 @@ class WebHarness:
     """A web service and its gateway in a thread. Jobs are drawn at once, unless `paused` says otherwise."""
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, *, gateway: dict[str, Any] | None = None, **settings: Any
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        *,
+        gateway: dict[str, Any] | None = None,
+        store: ObjectStore | None = None,
+        **settings: Any,
     ) -> None:
         """Starts serving.
 
@@ -94,12 +101,13 @@ class WebHarness:
             folder: an empty folder for the database.
             spec: the model.
             gateway: settings of the gateway that differ from the defaults.
+            store: the object store; None creates one in memory.
             **settings: settings of the web service that differ from the defaults.
         """
         self._database = sqlite_database(folder)
         self._side = spec.side
         options = {"previews": 0.02, "sweep": 0.05, **(gateway or {})}
-        self.gateway = GatewayHarness(self._database, spec, clock=RunningClock(), **options)
+        self.gateway = GatewayHarness(self._database, spec, store=store, clock=RunningClock(), **options)
         self.gateway.stages.picture = picture_file
         self.metrics = Metrics("web")
         self._settings = WebSettings(**{"port": 0, "grace": 5.0, "abandon": 0.3, "retry": 10.0, **settings})

@@ -43,6 +43,9 @@ MAX_FILE_BYTES: Final = 10 * 2**20
 """Largest file of an input picture."""
 MAX_SIDE: Final = 4096
 """Largest width and height of an input picture, in pixels."""
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNK_FRAME: Final = 12
+"""Bytes of a chunk of a PNG file beside its data: length, kind and checksum."""
 CHUNK: Final = "smalti"
 """The PNG text chunk that holds a drawing as JSON."""
 
@@ -202,11 +205,40 @@ def _opened(content: bytes, field: str) -> Iterator[Image.Image]:
                 raise InvalidInputError(
                     field, f"has {width} x {height} pixels; at most {MAX_SIDE} x {MAX_SIDE} are allowed"
                 )
+            if _end(content) < len(content):
+                raise InvalidInputError(
+                    field, "has data after the end of the picture; save the picture again"
+                )
             yield ImageOps.exif_transpose(opened)
     except UnidentifiedImageError:
         raise InvalidInputError(field, "must be a picture in PNG, JPEG or WebP format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,  # An exception where warnings are errors.
+    ) as error:
         raise InvalidInputError(field, f"cannot be read: {' '.join(str(error).split())[:100]}") from None
+
+
+def _end(content: bytes) -> int:
+    """Returns the position after a PNG or WebP file; what follows would make it a file of two formats.
+
+    For a JPEG file, the length of the content: many cameras append further pictures, or a film.
+    """
+    if content.startswith(b"RIFF"):
+        size = int.from_bytes(content[4:8], "little")
+        return 8 + size + size % 2
+    if not content.startswith(PNG_SIGNATURE):
+        return len(content)
+    position = len(PNG_SIGNATURE)
+    while position < len(content):
+        kind = content[position + 4 : position + 8]
+        position += PNG_CHUNK_FRAME + int.from_bytes(content[position : position + 4], "big")
+        if kind == b"IEND":
+            break
+    return position
 
 
 def square(

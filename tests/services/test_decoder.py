@@ -75,6 +75,8 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
             ([file(4, 4, "GIF")], r"images\[0\]: must be a picture in PNG, JPEG or WebP format"),
             ([file(64, 64)[:-30]], r"images\[0\]: cannot be read"),
             ([file(4097, 1)], r"images\[0\]: has 4097 x 1 pixels; at most 4096 x 4096 are allowed"),
+            ([file(4, 4) + b"PK\3\4"], r"images\[0\]: has data after the end of the picture"),
+            ([file(5, 5, "WEBP") + b"<html>"], r"images\[0\]: has data after the end of the picture"),
             ([bytes(MAX_FILE_BYTES + 1)], rf"images\[0\]: has {MAX_FILE_BYTES + 1} bytes"),
         ):
             with pytest.raises(InvalidInputError, match=problem):
@@ -149,6 +151,13 @@ def test_exif_orientation_is_applied() -> None:
     buffer = io.BytesIO()
     turned.save(buffer, "JPEG", exif=exif)
     assert read_image(buffer.getvalue(), "image").size == (2, 4)
+
+
+def test_what_cameras_append_to_a_jpeg_is_ignored() -> None:
+    content = file(8, 8, "JPEG")
+    assert (
+        read_image(content + file(4, 4, "JPEG"), "image").tobytes() == read_image(content, "image").tobytes()
+    )
 
 
 def test_square_crops_to_the_centre_and_keeps_the_right_size() -> None:

@@ -48,6 +48,8 @@ class WatchHandler:
         """
         self._watchers = watchers
         self._get = get
+        self._reads: dict[str, tuple[int, asyncio.Future[tuple[JobSnapshot, Job]]]] = {}
+        """The reads that are in progress, with the change that they follow."""
         self._previews = previews
         self._preview_seconds = preview_seconds
         self._columns = columns
@@ -81,7 +83,7 @@ class WatchHandler:
                         yield WatchJobResponse(preview=rendered.popleft())
                     if watcher.changed:
                         watcher.changed = False
-                        snapshot, message = await self._get(job_id)
+                        snapshot, message = await self._read(job_id)
                         watcher.version = snapshot.job.version
                         final = is_final(snapshot.job)
                         if final or snapshot.job.version > since:
@@ -105,6 +107,22 @@ class WatchHandler:
                     rendering.cancel()
                     with suppress(asyncio.CancelledError):
                         await rendering
+
+    async def _read(self, job_id: str) -> tuple[JobSnapshot, Job]:
+        """Reads a job. Watchers that were woken by the same change share one read, however many they are."""
+        change = self._watchers.change(job_id)
+        followed, reading = self._reads.get(job_id, (-1, None))
+        if reading is None or reading.done() or followed != change:
+            reading = asyncio.ensure_future(self._get(job_id))
+            self._reads[job_id] = (change, reading)
+            reading.add_done_callback(lambda done: self._end_read(job_id, done))
+        return await asyncio.shield(reading)
+
+    def _end_read(self, job_id: str, done: "asyncio.Future[tuple[JobSnapshot, Job]]") -> None:
+        if not done.cancelled():
+            done.exception()  # Its watchers may all have gone.
+        if self._reads.get(job_id, (-1, None))[1] is done:
+            del self._reads[job_id]
 
     async def _render(
         self,

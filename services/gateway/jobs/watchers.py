@@ -10,6 +10,8 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from smalti.errors import UnavailableError
@@ -54,6 +56,15 @@ class Watcher:
         """Wakes the watcher, since the job has changed."""
         self.changed = True
         self.wakeup.set()
+
+
+@dataclass(kw_only=True)
+class _Watched:
+    """A job that clients watch."""
+
+    change: int
+    """The number of the last change that was reported; no two changes of any jobs have the same."""
+    watchers: set[Watcher] = field(default_factory=set)
 
 
 class PreviewTokens:
@@ -112,7 +123,8 @@ class WatcherHub(JobObserver):
         self.preview_tokens = PreviewTokens()
         self._side = side
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watchers: dict[str, set[Watcher]] = {}
+        self._watched: dict[str, _Watched] = {}
+        self._changes = count()
 
     @contextmanager
     def watch(self, job_id: str, *, rows: bool = False) -> Iterator[Watcher]:
@@ -126,13 +138,23 @@ class WatcherHub(JobObserver):
         watcher = Watcher(rows=rows)
         if rows:
             watcher.runs.extend(self.preview_tokens.runs(job_id))
-        self._watchers.setdefault(job_id, set()).add(watcher)
+        if job_id not in self._watched:
+            self._watched[job_id] = _Watched(change=next(self._changes))
+        watched = self._watched[job_id]
+        watched.watchers.add(watcher)
         try:
             yield watcher
         finally:
-            self._watchers[job_id].discard(watcher)
-            if not self._watchers[job_id]:
-                del self._watchers[job_id]
+            watched.watchers.discard(watcher)
+            if not watched.watchers:
+                del self._watched[job_id]
+
+    def change(self, job_id: str) -> int:
+        """Returns the number of the last change of a job that is watched.
+
+        What was read since a number was the last one may be given to every watcher while it still is.
+        """
+        return self._watched[job_id].change
 
     def changed(self, job_id: str) -> None:  # noqa: D102
         self._call(self._wake, job_id)
@@ -168,7 +190,7 @@ class WatcherHub(JobObserver):
         """
         while True:
             await asyncio.sleep(seconds)
-            watched = list(self._watchers)
+            watched = list(self._watched)
             try:
                 for start in range(0, len(watched), POLL_BATCH):
                     job_ids = watched[start : start + POLL_BATCH]
@@ -179,9 +201,10 @@ class WatcherHub(JobObserver):
 
     def _wake_outdated(self, job_ids: Sequence[str], versions: Mapping[str, int]) -> None:
         for job_id in job_ids:
-            for watcher in self._watchers.get(job_id, ()):
-                if versions.get(job_id) != watcher.version:
-                    watcher.wake()
+            version = versions.get(job_id)
+            watched = self._watched.get(job_id)
+            if watched and any(watcher.version != version for watcher in watched.watchers):
+                self._wake(job_id)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         loop = self._loop
@@ -191,11 +214,14 @@ class WatcherHub(JobObserver):
                 loop.call_soon_threadsafe(function, *arguments)
 
     def _wake(self, job_id: str) -> None:
-        for watcher in self._watchers.get(job_id, ()):
-            watcher.wake()
+        if watched := self._watched.get(job_id):
+            watched.change = next(self._changes)
+            for watcher in watched.watchers:
+                watcher.wake()
 
     def _send(self, job_id: str, runs: Sequence[TokenRun]) -> None:
-        for watcher in self._watchers.get(job_id, ()):
-            if watcher.rows:
-                watcher.runs.extend(runs)
-                watcher.wakeup.set()
+        if watched := self._watched.get(job_id):
+            for watcher in watched.watchers:
+                if watcher.rows:
+                    watcher.runs.extend(runs)
+                    watcher.wakeup.set()

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.gateway import GatewayHarness, MakeGateway
+from harness.gateway import GatewayHarness, MakeGateway, job_spec
 from harness.gateway_calls import count_jobs, create_job, finished_job, image_tokens, initial_image, served
 from harness.grpc_server import asynchronous
 from harness.service import answer, called
@@ -24,6 +24,9 @@ from smalti.errors import (
 from smalti.pictures import plain_png_bytes
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.api.conversion import job_message
+from smalti.services.gateway.api.watch import WatchHandler
+from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.v1 import image_pb2, job_pb2
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -95,6 +98,43 @@ async def test_watch_shows_changes_made_by_another_gateway(make_gateway: MakeGat
         await asyncio.to_thread(other.gateway.cancel, job.id)
         assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
     looking.cancel()
+
+
+@asynchronous
+async def test_watchers_share_a_read_until_the_next_change(gateway: GatewayHarness) -> None:
+    versions: list[int] = []
+    go_on = asyncio.Event()
+
+    async def read(job_id: str) -> tuple[JobSnapshot, job_pb2.Job]:
+        snapshot = gateway.jobs.get(job_id)
+        versions.append(snapshot.job.version)
+        await go_on.wait()
+        return snapshot, job_message(snapshot, lambda key: None, full=True)
+
+    async def rest(watch: AsyncGenerator[image_pb2.WatchJobResponse, None]) -> list[int]:
+        return [message.job.version async for message in watch]
+
+    hub = gateway.gateway.watchers
+    handler = WatchHandler(hub, read, previews=None, preview_seconds=1.0, columns=4)
+
+    def begin() -> tuple[AsyncGenerator[image_pb2.WatchJobResponse, None], Any]:
+        watch = handler.watch(job.id, since=-1, rows=False, previews=False)
+        return watch, asyncio.ensure_future(anext(watch))
+
+    job = job_message(gateway.jobs.create(job_spec()), lambda key: None, full=True)
+    early = [begin() for _ in range(5)]
+    while not versions:
+        await asyncio.sleep(0)
+    await asyncio.to_thread(gateway.gateway.cancel, job.id)
+    late, latest = begin()
+    while len(versions) < 2:
+        await asyncio.sleep(0)
+    assert versions == [1, 2]
+    go_on.set()
+    assert [(await first).job.version for _, first in early] == [1] * 5
+    assert (await latest).job.version == 2
+    assert await asyncio.gather(*(rest(watch) for watch, _ in (*early, (late, latest)))) == [[2]] * 5 + [[]]
+    assert versions == [1, 2, 2]
 
 
 @asynchronous

@@ -1,6 +1,10 @@
 """Edits and variations, by OpenAI's own client and by forms that it would not send."""
 
+import contextlib
 import io
+import socket
+import struct
+import zlib
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
@@ -116,10 +120,25 @@ def test_equal_forms_with_a_key_make_one_job(http: httpx2.Client, web: WebHarnes
     assert len(web.jobs) == 1
 
 
-def gif() -> bytes:
+def file(kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (SIZE, SIZE)).save(buffer, "GIF")
+    Image.new("L", (SIZE, SIZE), 9).save(buffer, kind)
     return buffer.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """Returns a small PNG file of a large black picture."""
+    rows = zlib.compress(bytes(side * (1 + side // 8)), 9)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+ZIP = b"PK\5\6" + bytes(18)
+"""An empty archive, which may follow anything."""
 
 
 REFUSED: tuple[tuple[str, dict[str, Any], int, str | None], ...] = (
@@ -134,34 +153,75 @@ REFUSED: tuple[tuple[str, dict[str, Any], int, str | None], ...] = (
     (EDITS, {"data": {**CAT, "image": "cat.png"}, "files": {"mask": MASK}}, 400, "image"),
     (EDITS, {"data": CAT, "files": [("image[]", photo()), ("image[]", photo())]}, 400, "image"),
     (EDITS, {"data": CAT, "files": {"image": photo(), "markup": MASK}}, 400, "markup"),
-    (EDITS, {"data": CAT, "files": {"image": gif(), "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": file("GIF"), "mask": MASK}}, 400, "image"),
     (EDITS, {"data": CAT, "files": {"image": b"text", "mask": MASK}}, 400, "image"),
     (EDITS, {"data": CAT, "files": {"image": photo()[:50], "mask": MASK}}, 400, "image"),
     (EDITS, {"data": CAT, "files": {"image": photo(), "mask": mask_file(SIZE + 1)}}, 400, "mask"),
     (EDITS, {"data": CAT, "files": {"image": photo(), "mask": b""}}, 400, "mask"),
     (EDITS, {"data": CAT, "files": {"image": photo(0, 4097), "mask": MASK}}, 400, "image"),
-    (VARIATIONS, {"files": {"image": gif()}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": bomb(10_000), "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": bomb(20_000), "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": photo(), "mask": bomb(10_000)}}, 400, "mask"),
+    # Files of two kinds at once.
+    (EDITS, {"data": CAT, "files": {"image": photo() + ZIP, "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": photo(), "mask": MASK + ZIP}}, 400, "mask"),
+    (EDITS, {"data": CAT, "files": {"image": file("WEBP") + b"<script>", "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": file("GIF") + photo(), "mask": MASK}}, 400, "image"),
+    (EDITS, {"data": CAT, "files": {"image": b"%PDF-1.7\n" + photo(), "mask": MASK}}, 400, "image"),
+    (VARIATIONS, {"files": {"image": photo() + ZIP}}, 400, "image"),
+    (VARIATIONS, {"files": {"image": bomb(10_000)}}, 400, "image"),
+    (VARIATIONS, {"files": {"image": file("GIF")}}, 400, "image"),
     (VARIATIONS, {"files": {"image": photo()}, "data": {"strength": "1"}}, 400, "strength"),
     (VARIATIONS, {"files": {"image": photo()}, "data": {"stream": "true"}}, 400, "stream"),
     (VARIATIONS, {"files": {"image": photo(), "mask": MASK}}, 400, "mask"),
 )
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("path", "form", "status", "field"), REFUSED)
-def test_wrong_forms_are_refused(
+def test_wrong_forms_are_refused_and_nothing_is_stored(
     http: httpx2.Client, web: WebHarness, path: str, form: dict[str, Any], status: int, field: str | None
 ) -> None:
+    before = [info.key for info in web.gateway.store.objects()]
     response = http.post(path, **form)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, field), error
     assert "\n" not in error["message"]
+    assert len(error["message"]) < 200
+    assert web.jobs == []
+    assert [info.key for info in web.gateway.store.objects()] == before
+
+
+def test_what_follows_a_jpeg_is_ignored_and_not_stored(http: httpx2.Client, web: WebHarness) -> None:
+    before = {info.key for info in web.gateway.store.objects()}
+    marker = b"<script>not a picture</script>"
+    files = {"image": file("JPEG") + marker, "mask": MASK}
+    assert http.post(EDITS, data=CAT, files=files).status_code == 200
+    stored = [info.key for info in web.gateway.store.objects() if info.key not in before]
+    assert stored
+    assert not [key for key in stored if marker in web.gateway.store.get(key)]
+
+
+def test_upload_that_trickles_is_cut_off(make_web: MakeWeb) -> None:
+    web = make_web(body_timeout=0.3)
+    head = f"POST {EDITS} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    part = '--x\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", int(web.url.rpartition(":")[2])), 20) as connection:
+        connection.sendall(f"{head}content-length: 100000\r\n\r\n{part}".encode())
+        connection.settimeout(0.05)
+        answer = b""
+        while not answer:
+            connection.sendall(b"x")  # Never silent for long.
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408")
     assert web.jobs == []
 
 
 def test_pictures_have_a_limit_of_their_own(make_web: MakeWeb) -> None:
     web = make_web(body_bytes=1024, upload_bytes=4096)
     with web.client() as http:
-        files = {"image": photo() + bytes(2000), "mask": MASK}
+        files = {"image": file("JPEG") + bytes(2000), "mask": MASK}
         assert http.post(EDITS, data=CAT, files=files).status_code == 200
         files["mask"] = MASK + bytes(4000)
         large = http.post(EDITS, data=CAT, files=files)

@@ -1,5 +1,6 @@
 """`POST /v1/images/generations` without streaming, and what surrounds it."""
 
+import gzip
 import io
 import json
 import socket
@@ -170,6 +171,8 @@ def test_bad_input_is_refused_by_name(
         b'{"prompt":' + b"[" * 100_000,
         b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
         b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a"' + b', "prompt": {"a": [[1]]}' * 5000 + b"}",
+        gzip.compress(b'{"prompt": "a"' + b" " * 2**20 + b"}"),
     ],
 )
 def test_damaged_body_is_refused(http: httpx2.Client, web: WebHarness, body: bytes) -> None:

@@ -143,6 +143,7 @@ def test_upper_rows_of_an_earlier_picture_are_kept(http: httpx2.Client, web: Web
     [
         ({"prompt": ""}, "prompt"),
         ({"prompt": "x" * 10_000}, "prompt"),
+        ({"prompt": "a\0cat"}, "prompt"),
         ({"size": "8x8"}, "size"),
         ({"n": 9, "candidates": 3}, "n"),
         ({"labels": {"Set": "x"}}, "labels"),

@@ -1,56 +1,17 @@
 """The web service as a process: start, TLS, and end."""
 
 import os
-import ssl
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from harness.image_service import ServedGateway, served_gateway
-from harness.servers import HOST, Server
 from harness.signing import certificate
+from harness.web_process import COMMAND, WebProcess
 
 pytestmark = pytest.mark.process
-
-COMMAND = (sys.executable, "-m", "smalti.services.web")
-
-
-class WebProcess(Server):
-    """The web service; ready when it is alive."""
-
-    name = "web"
-    stop_seconds = 30.0
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        super().__init__(folder)
-        self._environment = {"SMALTI_WEB_PORT": str(self.port), "SMALTI_LOG_FORMAT": "json", **environment}
-        # The certificate names no host and has no authority.
-        self._context = ssl.create_default_context()
-        self._context.check_hostname = False
-        self._context.verify_mode = ssl.CERT_NONE
-
-    @property
-    def url(self) -> str:
-        return f"https://{HOST}:{self.port}"
-
-    def get(self, path: str) -> httpx2.Response:
-        with httpx2.Client(verify=self._context) as client:
-            return client.get(f"{self.url}{path}")
-
-    def end(self) -> int:
-        """Sends SIGTERM, and returns the exit code."""
-        self._processes[0].terminate()
-        return self._processes[0].wait(self.stop_seconds)
-
-    def _launch(self) -> None:
-        self._run(*COMMAND, environment=self._environment)
-
-    def _answers(self) -> bool:
-        return self.get("/healthz").status_code == 200
 
 
 @pytest.fixture
