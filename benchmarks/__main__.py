@@ -1,4 +1,4 @@
-"""Measures the generator and the decoder, compared with min-dalle if it is installed, and the overhead of the system.
+"""Measures the generator and the decoder, compared with min-dalle if it is installed, the system, and the web service.
 
     python -m benchmarks                                  the whole table; half an hour on two cores
     python -m benchmarks --parts tokens single            some of it
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from benchmarks import generating, report, system
+from benchmarks import generating, page, report, system, web
 from benchmarks.measuring import Bystanders, Limits, Times, describe_machine, format_seconds, measure_limits
 from benchmarks.peer import INSTALL, PeerTimes, PeerWork, measure_peer
 from benchmarks.report import Row, compared
@@ -36,7 +36,7 @@ from smalti.models.vqgan import VQGANConfig
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.testing.model import TINY_VQGAN, tiny_bart_config
 
-PARTS = ("tokens", "single", "arrivals", "decode", "gpu", "system")
+PARTS = ("tokens", "single", "arrivals", "decode", "gpu", "system", "web")
 PICTURES = 9
 
 
@@ -54,20 +54,24 @@ class Plan:
     """Duration of the random requests, in multiples of the time of a full batch."""
     load: system.Load
     """Load for measuring the overhead of the system."""
+    crowd: web.Crowd
+    """Clients of the web service."""
     square: int
     """Rows and columns of the matrices for measuring the machine's limits."""
     reading: int
     """Number of bytes to read for measuring the machine's limits."""
 
 
-QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, 256, 2**22)
+QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, web.QUICK, 256, 2**22)
 
 
 def full_plan(repeats: int, peer_steps: int) -> Plan:
     """Returns the plan for the published mini shape."""
     config = DalleBartConfig.from_fields(MINI)
     vqgan = VQGANConfig.from_fields(VQGAN_F16_16384)
-    return Plan(config, vqgan, DEFAULT_SLOTS, repeats, peer_steps, PICTURES, 3.0, system.FULL, 4096, 2**29)
+    return Plan(
+        config, vqgan, DEFAULT_SLOTS, repeats, peer_steps, PICTURES, 3.0, system.FULL, web.FULL, 4096, 2**29
+    )
 
 
 class Bench:
@@ -91,6 +95,9 @@ class Bench:
             self._gpu()
         if "system" in self.parts:
             self.rows += system.measure(self.plan.load)
+        if "web" in self.parts:
+            self.rows += web.measure(self.plan.crowd)
+            self.rows += page.measure(self.plan.repeats)
 
     def variants(self) -> None:
         """Fills `rows` with the time of a full batch for other numbers of blocks."""

@@ -73,6 +73,9 @@ class Deployment:
         self._running.close()
 
     def _service(self, name: str) -> ServiceProcess:
+        settings = dict(self._settings)
+        if name == "gateway" and "decoder" in self.services:
+            settings["SMALTI_GATEWAY_DECODER"] = self.services["decoder"].url  # For previews.
         module = f"smalti.services.{name}" if name == "gateway" or not self._idle else "benchmarks.idle"
         return ServiceProcess(
             name,
@@ -80,6 +83,6 @@ class Deployment:
             store=self.store.url,
             model=self._model,
             folder=self._folder / name,
-            environment=self._settings,
+            environment=settings,
             command=(sys.executable, "-m", module, *([name] if module == "benchmarks.idle" else [])),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import format_seconds
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
 
@@ -29,6 +30,11 @@ class Row:
 def compared(value: float, goal: float, unit: str = "") -> tuple[str, str]:
     """Returns the texts of a result and of its goal, which says whether it was reached."""
     return f"{value:.2f}{unit}", f"at least {goal:g}{unit}: {'reached' if value >= goal else 'missed'}"
+
+
+def at_most(seconds: float, goal: float) -> str:
+    """Returns the text of a goal for a time, which says whether it was reached."""
+    return f"at most {format_seconds(goal)}: {'reached' if seconds <= goal else 'missed'}"
 
 
 def show(rows: Sequence[Row], facts: Mapping[str, str]) -> None:

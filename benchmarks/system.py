@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.acknowledging import measure_acknowledgements
 from benchmarks.deployment import Deployment
 from benchmarks.measuring import Times, format_seconds
-from benchmarks.report import Row
+from benchmarks.report import Row, at_most
 from harness.collector import Collector, RecordedSpan
 from harness.waiting import wait_until
 from smalti.client import AsyncClient, Client, has_ended
@@ -86,7 +86,7 @@ def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
                     str(rest),
                     "",
                     f"of {format_seconds(whole.median)}",
-                    _at_most(rest.median, GOAL_SECONDS),
+                    at_most(rest.median, GOAL_SECONDS),
                 )
                 collector.clear()
 
@@ -212,10 +212,6 @@ def _grown(before: float, after: float) -> tuple[str, str, str]:
 
 def _mebibytes(size: float) -> str:
     return f"{size / 2**20:.3g} MiB"
-
-
-def _at_most(value: float, goal: float) -> str:
-    return f"at most {format_seconds(goal)}: {'reached' if value <= goal else 'missed'}"
 
 
 def _check(job: Job) -> None:

@@ -11,7 +11,8 @@ from harness.telemetry import sample_reader
 from harness.web import WebHarness
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.services.web.limits import ClientLimits
-from smalti.services.web.settings import web_settings
+from smalti.services.web.service import listening_socket
+from smalti.services.web.settings import WebSettings, web_settings
 from tests.services.web.conftest import MakeWeb
 
 PATH = "/v1/images/generations"
@@ -52,6 +53,16 @@ def test_slow_clients_are_cut_off(make_web: MakeWeb) -> None:
     assert web.jobs == []
     with web.client() as http:
         assert http.get("/healthz").status_code == 200
+
+
+def test_no_part_of_an_answer_waits_for_an_acknowledgement() -> None:
+    with (
+        listening_socket(WebSettings(port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+    ):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_each_client_has_its_own_limits() -> None:
