@@ -126,4 +126,4 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
             with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
                 return PictureFile(opened.convert("RGB"), len(content), ref.sha256)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DamagedObjectError(ref.key, f"not a PNG: {error}") from None
+            raise DamagedObjectError(ref.key, "not a PNG") from error

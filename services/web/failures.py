@@ -1,9 +1,7 @@
 """Errors as answers: OpenAI's four keys below `/v1`, problem details (RFC 9457) below `/api`."""
 
 import dataclasses
-import logging
 import math
-import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -11,10 +9,10 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from smalti.disclosure import Disclosure
 from smalti.errors import InvalidInputError, ModelNotFoundError, RemoteError
-from smalti.rpc.reasons import INTERNAL, reason_of
-
-log = logging.getLogger(__name__)
+from smalti.rpc.errors import disclose_call
+from smalti.rpc.reasons import reason_of
 
 NATIVE: Final = "/api"
 """The paths whose errors are problem details."""
@@ -121,11 +119,11 @@ def failure_of(error: BaseException, *, during: str = "") -> Failure:
             headers=error.headers or {},
         )
     reason = reason_of(error)
-    if reason is INTERNAL and not isinstance(error, RemoteError):
-        error_id = secrets.token_hex(8)
-        log.error("%s failed [%s]", during or "a request", error_id, exc_info=error)
-        message = f"internal error; the log of the web service has the cause under {error_id}"
-        return Failure(status=reason.http_status, message=message, reason=reason.name, error_id=error_id)
+    if isinstance(error, RemoteError) and error.reason:
+        # The gateway has said what callers are told.
+        disclosed = Disclosure(text=str(error), error_id=error.error_id)
+    else:
+        disclosed = disclose_call(error, during=during or "a request")
     status, name = reason.http_status, reason.name
     where = error.field if isinstance(error, InvalidInputError) else None
     if isinstance(error, ModelNotFoundError):
@@ -137,11 +135,11 @@ def failure_of(error: BaseException, *, during: str = "") -> Failure:
         retry_after = 1.0
     return Failure(
         status=status,
-        message=str(error),
+        message=disclosed.text,
         reason=name,
         field=where,
         retry_after=retry_after,
-        error_id=getattr(error, "error_id", ""),
+        error_id=disclosed.error_id,
     )
 
 

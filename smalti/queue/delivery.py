@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from smalti.disclosure import disclose
 from smalti.errors import (
     BrokerUnavailableError,
     ExpiredMessageError,
@@ -269,12 +270,16 @@ class DeliveryHandler:
         except BrokerUnavailableError:
             raise
         except (RetryError, UnavailableError) as error:
-            delay = error.delay if isinstance(error, RetryError) else error.retry_after
-            return self._retry(received, message, str(error), delay)
+            if isinstance(error, RetryError):
+                return self._retry(received, message, str(error), error.delay)
+            return self._retry(received, message, self._disclosed(error, message), error.retry_after)
         except Exception as error:
-            logger.exception("the handler of %s failed at %s", self._stage, message.work_key)
-            return self._retry(received, message, f"{type(error).__name__}: {error}", None)
+            return self._retry(received, message, self._disclosed(error, message), None)
         return Completion(Outcome.DONE, done=done)
+
+    def _disclosed(self, error: BaseException, message: Message) -> str:
+        """Returns what the gateway, and with it the caller, is told of an error."""
+        return disclose(error, during=f"the handler of {self._stage} at {message.work_key}").text
 
     def _retry(
         self, received: ReceivedMessage, message: Message, problem: str, delay: float | None

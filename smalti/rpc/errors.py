@@ -1,7 +1,5 @@
 """Conversion between the errors of Smalti and gRPC statuses with `google.rpc` details."""
 
-import logging
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from smalti.disclosure import Disclosure, disclose
 from smalti.errors import (
     DrainingError,
     EngineFailedError,
@@ -25,12 +24,11 @@ from smalti.errors import (
     RequestCancelledError,
     RequestExpiredError,
     RequestIdReusedError,
+    ServiceError,
     SmaltiError,
     UnavailableError,
 )
 from smalti.rpc.reasons import BY_NAME, DOMAIN, INTERNAL, MODEL_UNUSABLE, reason_of
-
-log = logging.getLogger(__name__)
 
 DETAILS_KEY = "grpc-status-details-bin"
 """The key of the trailing metadata that holds the `google.rpc.Status`."""
@@ -48,7 +46,7 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 def status_of(error: BaseException, *, during: str = "") -> Status:
     """Returns the status of an exception, for calls and for `Job.error`.
 
-    Unexpected errors are logged under an id; the caller sees only the id.
+    What is not meant for callers is logged under an id, which is all they see of it; see `smalti.disclosure`.
 
     Args:
         error: the exception.
@@ -56,17 +54,14 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
     """
     reason = reason_of(error)
     info = ErrorInfo(reason=reason.name, domain=DOMAIN)
-    if reason in (INTERNAL, MODEL_UNUSABLE):
-        error_id = secrets.token_hex(8)
-        info.metadata["error_id"] = error_id
-        log.error("%s failed [%s]", during or "a call", error_id, exc_info=error)
-        what = "the model cannot be used" if reason is MODEL_UNUSABLE else "internal error"
-        text = f"{what}; the service's log has the cause under {error_id}"
-    elif isinstance(error, EngineFailedError):
-        # The error's own text quotes the cause, which belongs in the log.
+    if isinstance(error, EngineFailedError):
+        # The engine has logged the cause once, for all its requests.
         text = "the engine has stopped; try again, another instance may answer"
     else:
-        text = shortened(str(error), MAX_TEXT_LENGTH)
+        disclosed = disclose_call(error, during=during)
+        text = shortened(disclosed.text, MAX_TEXT_LENGTH)
+        if disclosed.error_id:
+            info.metadata["error_id"] = disclosed.error_id
     status = Status(code=reason.code.value[0], message=text)
     details: list[Message] = [info]
     if isinstance(error, InvalidInputError):
@@ -86,6 +81,21 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def disclose_call(error: BaseException, *, during: str = "") -> Disclosure:
+    """Returns what callers are told of an exception; see `smalti.disclosure`.
+
+    If it comes from a call to another server, and gRPC itself made it, its text would name that server's address.
+
+    Args:
+        error: the exception.
+        during: what failed, for the log.
+    """
+    call = error.__cause__
+    is_foreign = isinstance(error, ServiceError) and isinstance(call, grpc.RpcError) and not sent_status(call)
+    instead = "a service that is needed is not available" if is_foreign else ""
+    return disclose(error, during=during, instead=instead, internal=reason_of(error) is INTERNAL)
 
 
 def error_of_status(status: Status) -> SmaltiError:
@@ -108,7 +118,7 @@ def error_of_status(status: Status) -> SmaltiError:
 
 def error_of(error: grpc.RpcError) -> SmaltiError:
     """Returns the exception for a failed call of a blocking or an asynchronous channel."""
-    status = _sent_status(error)
+    status = sent_status(error)
     if status is not None:
         return error_of_status(status)
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
@@ -162,7 +172,8 @@ def _detail(details: Iterable[AnyMessage], kind: type[M]) -> M | None:
     return None
 
 
-def _sent_status(error: grpc.RpcError) -> Status | None:
+def sent_status(error: grpc.RpcError) -> Status | None:
+    """Returns the status that a server has sent; None if gRPC itself, or something between, made the error."""
     # Blocking channels give a tuple of pairs, asynchronous ones an object of their own.
     metadata: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
     for key, value in metadata:

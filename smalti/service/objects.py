@@ -65,7 +65,7 @@ def _read(store: ObjectStore, ref: ObjectRef) -> dict[str, np.ndarray]:
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedObjectError(ref.key, f"not a safetensors file: {error}") from None
+        raise DamagedObjectError(ref.key, "not a safetensors file") from error
 
 
 def _tensor(

@@ -22,7 +22,7 @@ MIGRATIONS = "smalti.services.gateway.database.migrations"
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
-        ("files", "validation"),
+        ("disclosure", "files", "validation"),
         ("parameters", "selection", "settings"),
         ("pictures", "telemetry"),
         ("checkpoints", "storage"),

@@ -1,5 +1,6 @@
 """Handling of messages on real brokers."""
 
+import logging
 import pickle
 import threading
 import time
@@ -25,7 +26,7 @@ from harness.queue import (
 )
 from harness.servers import ValkeyServer
 from harness.waiting import WAIT, wait_until
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, StoreUnavailableError
 from smalti.messages import (
     EncodeTask,
     Failed,
@@ -137,6 +138,29 @@ def test_unexpected_exception_is_a_transient_failure(
     queue_harness.wait_for(Outcome.DONE)
     assert queue_harness.outcomes == {Outcome.RETRIED: 1, Outcome.DONE: 1}
     assert "ZeroDivisionError: a bug" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyError("/srv/model"), StoreUnavailableError("no route to 10.0.0.7")])
+def test_others_are_not_told_the_words_of_a_failure(
+    queue_harness: QueueHarness, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def handle(delivery: Delivery) -> Iterable[Message]:
+        raise error
+
+    queue_harness.work(handle)
+    queue_harness.publisher.publish(task(attempt=5))
+    queue_harness.wait_for(Outcome.DEAD)
+    (event,) = events(queue_harness.settings)
+    assert isinstance(event, Failed)
+    assert str(error) not in event.detail
+    error_id = event.detail.rpartition(" ")[2]
+    assert any(error_id in line and str(error) in line for line in _records(caplog))
+
+
+def _records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Returns the records of the log, each with its traceback."""
+    formatter = logging.Formatter()
+    return [formatter.format(record) for record in caplog.records]
 
 
 def test_permanent_failure_is_reported_once(queue_harness: QueueHarness) -> None:

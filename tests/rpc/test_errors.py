@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import grpc
@@ -13,7 +14,9 @@ from grpc_status import rpc_status
 from harness.grpc_server import asynchronous, served
 from smalti.errors import (
     AttemptsExhaustedError,
+    BrokerUnavailableError,
     CheckpointError,
+    DatabaseUnavailableError,
     DrainingError,
     EngineFailedError,
     EngineFullError,
@@ -30,6 +33,7 @@ from smalti.errors import (
     RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
+    StoreUnavailableError,
     UnavailableError,
 )
 from smalti.rpc.channel import blocking_channel, channel
@@ -154,6 +158,43 @@ async def test_internal_error_is_logged_and_hidden_from_the_caller(
     assert "/smalti.v1.EncoderService/Encode" in records[0].getMessage()
     assert records[0].exc_info is not None
     assert records[0].exc_info[1] is error
+
+
+def foreign() -> UnavailableError:
+    """Returns the error of a call that reached no server, as gRPC itself words it."""
+    call = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=SECRET
+    )
+    error = error_of(call)
+    error.__cause__ = call
+    assert isinstance(error, UnavailableError)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreUnavailableError(f"the object store does not answer: {SECRET}"),
+        DatabaseUnavailableError(f"the database does not answer: {SECRET}", 2.0),
+        BrokerUnavailableError(f"the broker is not available: {SECRET}"),
+        foreign(),
+    ],
+    ids=["store", "database", "broker", "server"],
+)
+def test_callers_are_not_told_where_what_is_away_should_be(
+    error: UnavailableError, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = status_of(error, during="/smalti.v1.ImageService/GetJob")
+    assert SECRET not in str(status)
+    seen = error_of_status(status)
+    assert isinstance(seen, UnavailableError)
+    assert seen.retry_after == error.retry_after
+    (record,) = caplog.records
+    told = re.search(r"is not available; the service's log has the cause under (\w{16})$", str(seen))
+    assert told is not None
+    assert told[1] in record.getMessage()
+    assert SECRET in record.getMessage()
+    assert record.levelno == logging.WARNING
 
 
 def test_cause_of_an_engine_failure_is_hidden_from_the_caller() -> None:

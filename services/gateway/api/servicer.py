@@ -1,6 +1,7 @@
 """`ImageService`: the calls of the API, on top of the gateway."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import copy_context
@@ -43,6 +44,8 @@ from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
 if TYPE_CHECKING:
     from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 2**20
 """Bytes of a file per message of DownloadImages."""
@@ -216,7 +219,8 @@ class ImageServicer(ImageServiceServicer):
         except MissingObjectError:
             raise PictureNotFoundError(name) from None
         except DamagedObjectError as error:
-            raise PictureNotFoundError(name, f"picture {name} is damaged: {error}") from None
+            log.warning("a damaged picture is not served: %s", error)
+            raise PictureNotFoundError(name, f"picture {name} is damaged") from None
 
 
 def _job_id(job_id: str) -> str:

@@ -334,5 +334,9 @@ def test_gateway_that_is_away_is_a_503(make_web: MakeWeb) -> None:
         response = generate(http)
         web.start_gateway()
     assert response.status_code == 503
-    assert error_of(response)["type"] == "server_error"
+    answered = error_of(response)
+    assert answered["type"] == "server_error"
+    # Not where the gateway should be.
+    assert "127.0.0.1" not in answered["message"]
+    assert "is not available; the service's log has the cause under" in answered["message"]
     assert response.headers["retry-after"] == "1"
