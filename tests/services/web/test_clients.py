@@ -16,6 +16,7 @@ import pytest
 from harness.gateway_calls import mask_file
 from harness.web import SIZE, WebHarness, picture_file
 from tests.services.web.conftest import MakeWeb
+from tests.services.web.test_http_page import ADDRESS, examples
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,11 @@ def test_python_error_classes(make_web: MakeWeb) -> None:
             images.generate(prompt="a cat")
         web.start_gateway()
         assert away.value.status_code == 503
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.001).models.list()
+        web.stop()
+        with pytest.raises(openai.APIConnectionError):
+            client.models.list()
 
 
 def a_job() -> Any:
@@ -125,6 +131,18 @@ def web_sweeps(web: WebHarness, call: Any) -> None:
         thread.join()
 
 
+def test_python_retry_waits_for_a_gateway_that_is_away(make_web: MakeWeb) -> None:
+    web = make_web(retry=0.1)
+    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=5) as client:
+        assert len(client.models.list().data) == 1
+        web.stop_gateway()
+        timer = threading.Timer(1.0, web.start_gateway)
+        timer.start()
+        assert client.images.generate(prompt="a cat").data
+        timer.join()
+    assert web.states() == ["succeeded"]
+
+
 def test_python_retry_after_a_lost_connection_makes_no_second_job(make_web: MakeWeb) -> None:
     web = make_web(abandon=10.0)
     web.paused.set()
@@ -143,22 +161,17 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
     subprocess.run(
         [npm, "install", "--no-fund", "--no-audit", "openai"], cwd=tmp_path, check=True, timeout=SECONDS
     )
-    (tmp_path / "draw.js").write_text(SCRIPT)
-    done = subprocess.run(
-        [
-            "node",
-            "draw.js",
-            f"{web.url}/v1",
-            b64encode(picture_file(1, 1)).decode(),
-            b64encode(mask_file(SIZE)).decode(),
-        ],
-        cwd=tmp_path,
-        check=True,
-        timeout=SECONDS,
-        capture_output=True,
-        text=True,
-    )
-    said = json.loads(done.stdout)
+
+    def node(script: str, *arguments: str) -> str:
+        (tmp_path / "draw.js").write_text(script)
+        command = ["node", "draw.js", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, check=True, timeout=SECONDS, capture_output=True, text=True
+        )
+        return done.stdout
+
+    files = (b64encode(content).decode() for content in (picture_file(1, 1), mask_file(SIZE)))
+    said = json.loads(node(SCRIPT, f"{web.url}/v1", *files))
     for files in said["files"]:
         assert [b64decode(file) for file in files] == [picture_file(7, 3), picture_file(7, 2)]
     assert said["usage"] == 4 * 64
@@ -166,6 +179,10 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
     assert said["types"] == ["image_generation.completed"]
     assert said["models"] == ["pictograms"]
     assert said["error"] == ["BadRequestError", 400, "prompt", "invalid_value"]
+    before = len(web.jobs)
+    for example in examples("js"):
+        node(example.replace(ADDRESS, web.url))
+    assert len(web.jobs) == before + 1
 
 
 def test_curl(web: WebHarness, tmp_path: Path) -> None:
