@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
+
 from smalti.errors import ServerStartError
 from smalti.up.servers import HOST, S3Server, Server, ValkeyServer, exchange, free_port
 
@@ -129,6 +131,21 @@ class PostgresServer(Server):
             *("-D", data, "-p", str(self.port), "-h", HOST, "-k", self.folder),
             user=user,
         )
+
+    def pause_sessions(self) -> None:
+        """Suspends the server with the processes of its connections, as a frozen disk or host would."""
+        for process in self._everything():
+            process.suspend()
+
+    def resume_sessions(self) -> None:
+        """Resumes what `pause_sessions` has suspended."""
+        for process in reversed(self._everything()):
+            process.resume()
+
+    def _everything(self) -> list[psutil.Process]:
+        """Returns the server's process, then those of its connections and tasks."""
+        server = psutil.Process(self.pids[-1])
+        return [server, *server.children(recursive=True)]
 
     def _answers(self) -> bool:
         programs = self.programs()

@@ -33,6 +33,8 @@ MAX_CALLS: Final = 16
 STOP_SECONDS: Final = 5.0
 EXPIRY_INTERVAL_SECONDS: Final = 3600.0
 """Interval between checks for expired objects."""
+PROBE_SECONDS: Final = 1.0
+"""Interval between checks of whether the database answers."""
 MARKER_SECONDS: Final = 1.0
 """Time for which CancelJob waits for the store to take the marker."""
 
@@ -66,7 +68,9 @@ class Gateway:
         self.context = context
         self.watchers = WatcherHub(context.spec.side)
         self.threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call")
-        """Runs blocking calls for clients."""
+        """Runs calls of the database for clients."""
+        self.store_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
+        """Reads files for clients; apart, so that a store that hangs does not hold up the database's calls."""
         self._marker_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="marker")
         wakeups = _Wakeups()
         context.events.subscribe(wakeups)
@@ -104,6 +108,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
+            Loop("probing", context.database.probe, seconds=PROBE_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
         self._started = False
@@ -113,6 +118,11 @@ class Gateway:
     def healthy(self) -> bool:
         """Whether all threads run, once they are started."""
         return not self._started or all(loop.alive for loop in self._loops)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the database has answered lately; without it, every call is UNAVAILABLE."""
+        return not self._started or self.context.database.answers
 
     def start(self) -> None:
         """Starts the threads."""
@@ -184,5 +194,6 @@ class Gateway:
     def close_threads(self) -> None:
         """Ends the thread pools; the database stays open."""
         self.threads.shutdown(cancel_futures=True)
+        self.store_threads.shutdown(cancel_futures=True)
         self._marker_threads.shutdown(cancel_futures=True)
         self.fan_in.close()

@@ -10,7 +10,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
-from smalti.services.gateway.database.connection import Database, migrate_when_ready
+from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
@@ -19,8 +19,8 @@ from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 
-DATABASE_SECONDS = 30.0
-"""Time within which the database must answer at the start."""
+DATABASE_SECONDS = 120.0
+"""Time within which the database must answer, and must be migrated by this gateway or another, at the start."""
 
 
 class GatewayRunner:
@@ -64,7 +64,8 @@ def build(process: Process) -> Service:
     try:
         migrate_when_ready(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
-        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", str(error)) from None
+        cause = describe(error.__cause__ or error)  # It is the operator who reads this.
+        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"{error}: {cause}") from None
     context = GatewayContext(
         database=database,
         store=process.store,
@@ -90,6 +91,7 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency,
         model=spec.folder.name,
         background_tasks=(GatewayRunner(gateway),),
+        ready=lambda: gateway.ready,
         endless=ENDLESS,
         close=gateway.close,
     )

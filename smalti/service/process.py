@@ -108,6 +108,8 @@ class Service:
     """Name of the loaded model."""
     engine: Engine | None = None
     background_tasks: Sequence[BackgroundTask] = ()
+    ready: Callable[[], bool] = lambda: True
+    """Whether calls can succeed; while they cannot, health is NOT_SERVING, but the process goes on. Must not block."""
     """Started in this order once gRPC listens, and stopped together with it."""
     endless: Collection[str] = ()
     """gRPC methods that do not end by themselves, which the drain interrupts; see `smalti.rpc.server.serve`."""
@@ -192,7 +194,7 @@ class _Lifecycle:
             settings=process.broker,
             observer=process.telemetry.delivery_observer,
         )
-        process.telemetry.watch("ready", lambda: float(self._ready and not self._dead_part()))
+        process.telemetry.watch("ready", lambda: float(self._ready and self._serves()))
         process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumer.running})
         if service.engine is not None:
             process.telemetry.watch_engine(service.engine)
@@ -206,7 +208,7 @@ class _Lifecycle:
             signal.signal(number, lambda *_: self._stop_soon(loop))
         server = await serve(
             self._service.register,
-            healthy=lambda: not self._dead_part(),
+            healthy=self._serves,
             settings=self._process.rpc,
             endless=self._service.endless,
             interceptors=self._process.telemetry.interceptors,
@@ -253,6 +255,9 @@ class _Lifecycle:
             if not task.healthy:
                 return f"{type(task).__name__} has stopped"
         return ""
+
+    def _serves(self) -> bool:
+        return self._service.ready() and not self._dead_part()
 
     async def _wait_for_end(self) -> str:
         """Waits until a signal stops the process or a vital part dies; returns that part, or an empty string."""

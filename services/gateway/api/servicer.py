@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smalti.errors import (
     DamagedObjectError,
+    DatabaseUnavailableError,
     InvalidInputError,
     JobNotFoundError,
     JobNotSucceededError,
@@ -36,6 +38,8 @@ from smalti.services.gateway.api.requests import (
 )
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS, WatchHandler
 from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.connection import RETRY_SECONDS
+from smalti.services.gateway.database.deadlines import within as within_seconds
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
@@ -171,7 +175,7 @@ class ImageServicer(ImageServiceServicer):
     ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
         snapshot = await self._call(self._jobs.get, _job_id(request.job_id))
         for picture in _selected(snapshot, set(request.candidates)):
-            content = await self._call(self._read, picture)
+            content = await self._in_thread(self._gateway.store_threads, self._read, picture)
             message = await self._call(picture_message, picture, self._url_of)
             for start in range(0, len(content), PIECE_BYTES):
                 yield image_pb2.DownloadImagesResponse(
@@ -191,10 +195,30 @@ class ImageServicer(ImageServiceServicer):
         return image_pb2.GetModelResponse(model=self._model)
 
     async def _call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Runs a blocking function in a thread, within the tracing context of this call."""
-        loop = asyncio.get_running_loop()
+        """Runs a function of the database in a thread, within the tracing context of this call.
+
+        Raises:
+            DatabaseUnavailableError: it has not returned in time; what it has begun may still be stored.
+        """
+        seconds = self._settings.database_timeout
+        with within_seconds(seconds):
+            calling = self._in_thread(self._gateway.threads, function, *arguments, **named)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await calling
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            problem = f"the database does not answer within {seconds:g} s; try again"
+            raise DatabaseUnavailableError(problem, RETRY_SECONDS) from error
+
+    def _in_thread(
+        self, threads: Executor, function: Callable[..., Result], *arguments: Any, **named: Any
+    ) -> asyncio.Future[Result]:
+        """Runs a blocking function in a thread, within the context of this call."""
         call = partial(copy_context().run, function, *arguments, **named)
-        return await loop.run_in_executor(self._gateway.threads, call)
+        return asyncio.get_running_loop().run_in_executor(threads, call)
 
     async def _message(self, snapshot: JobSnapshot, *, full: bool) -> job_pb2.Job:
         if snapshot.pictures:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from alembic import command
-from alembic.config import Config
 from opentelemetry.trace import SpanKind
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, NullPool, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
+from smalti.services.gateway.database import schema
+from smalti.services.gateway.database.deadlines import ConnectionDeadlines, within
+from smalti.services.gateway.database.failures import drop_read_only, unavailable
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.telemetry import tracing
 
@@ -30,7 +31,15 @@ CONNECTIONS: Final = 24
 RETRY_SECONDS: Final = 1.0
 WRITE: Final = "smalti_write"
 """Execution option that marks the connections of writing transactions."""
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
+STATEMENT_LIMIT: Final = 4.0
+"""Times the timeout that a statement, and a transaction of the background, may take."""
+IDLE_LIMIT: Final = 2.0
+"""Times the timeout after which the server ends a transaction whose gateway is silent, and frees its locks."""
+AWAY_LIMIT: Final = 2.0
+"""Times the timeout without an answer after which the database is away."""
+MIN_AWAY_SECONDS: Final = 3.0
+MIGRATION_LOCK_SECONDS: Final = 2.0
+"""Time for which a migration waits for a lock; callers of running gateways wait behind it for as long."""
 
 Observe = Callable[[str, float], None]
 
@@ -61,27 +70,33 @@ class Database:
         self._url = _checked(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._writing = threading.Lock()
+        self._answered = time.monotonic()
         self.engine = self._make_engine()
+        self._deadlines = (
+            None if self.is_sqlite else ConnectionDeadlines(self.engine, STATEMENT_LIMIT * timeout)
+        )
         self._writer = self.engine.execution_options(**{WRITE: True})
 
     def migrate(self) -> None:
-        """Creates the tables, or migrates them to the current version.
+        """Creates the tables, or migrates them to the current version, all in one transaction.
+
+        It uses a connection of its own, which is closed whatever happens: nothing that a migration has locked or set
+        outlives it. When several gateways start together, one migrates and the others wait.
 
         Raises:
-            DatabaseUnavailableError: the database does not answer.
+            DatabaseUnavailableError: the database does not answer, or the tables are in use; try again.
         """
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        with self._translated(), self.engine.connect() as connection:
-            if not self.is_sqlite:
-                # When several gateways start together, one migrates and the others wait.
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _KEY})
-                connection.commit()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            if not self.is_sqlite:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": _KEY})
-                connection.commit()
+        engine = self._make_engine(migrating=True)
+        try:
+            with self._turn(), self._translated():
+                if schema.is_current(engine):
+                    return  # Needs no lock, which a busy database might refuse.
+                with engine.execution_options(**{WRITE: True}).begin() as connection:
+                    if not self.is_sqlite:
+                        _lock(connection, _MIGRATION_KEY)
+                    schema.upgrade(connection)
+        finally:
+            engine.dispose()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -115,11 +130,23 @@ class Database:
     def exclusive(self, session: Session) -> None:
         """Serializes the transactions that call this. On SQLite all writing transactions are serialized anyway."""
         if not self.is_sqlite:
-            session.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _KEY})
+            _lock(session.connection(), _ACCEPTANCE_KEY)
 
     def close(self) -> None:
         """Closes the connections."""
+        if self._deadlines is not None:
+            self._deadlines.close()
         self.engine.dispose()
+
+    def probe(self) -> None:
+        """Asks the database for a sign of life; raises `DatabaseUnavailableError` if there is none in time."""
+        with within(self.timeout), self.read() as session:
+            session.execute(sqlalchemy.text("SELECT 1"))
+
+    @property
+    def answers(self) -> bool:
+        """Whether the database has answered lately. Somebody must call `probe` every second or so."""
+        return time.monotonic() - self._answered < max(MIN_AWAY_SECONDS, AWAY_LIMIT * self.timeout)
 
     @contextmanager
     def _timed(self, op: str) -> Iterator[None]:
@@ -127,6 +154,7 @@ class Database:
         try:
             with tracing.inner_span(f"{op} database", SpanKind.CLIENT, {"db.system.name": self.engine.name}):
                 yield
+            self._answered = time.monotonic()
         finally:
             self._observe(op, time.monotonic() - began)
 
@@ -148,15 +176,14 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            problem = " ".join(str(cause).split()) or type(cause).__name__
-            log.warning("database error: %s", problem)
-            raise DatabaseUnavailableError(
-                f"the database does not answer: {problem}", RETRY_SECONDS
-            ) from error
+        except (DBAPIError, PoolTimeoutError) as error:
+            problem = unavailable(error) if isinstance(error, DBAPIError) else "the database does not answer"
+            if problem is None:
+                raise
+            log.warning("database error: %s", describe(error))
+            raise DatabaseUnavailableError(f"{problem}; try again", RETRY_SECONDS) from error
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self, *, migrating: bool = False) -> Engine:
         if self.is_sqlite:
             file = self._url.database
             if file and file != ":memory:":
@@ -168,27 +195,66 @@ class Database:
                     ) from None
             arguments: dict[str, Any] = {"timeout": self.timeout}
         else:
-            arguments = {
-                "connect_timeout": max(1, round(self.timeout)),
-                "options": f"-c lock_timeout={round(self.timeout * 1000)}"
-                f" -c statement_timeout={round(self.timeout * 4000)}",
-            }
-        engine = sqlalchemy.create_engine(
-            self._url,
-            connect_args=arguments,
-            pool_size=CONNECTIONS // 2,
-            max_overflow=CONNECTIONS // 2,
-            pool_timeout=self.timeout,
-            pool_pre_ping=not self.is_sqlite,
-        )
+            arguments = _postgres_arguments(self.timeout, migrating=migrating)
+        if migrating:
+            engine = sqlalchemy.create_engine(self._url, connect_args=arguments, poolclass=NullPool)
+        else:
+            engine = sqlalchemy.create_engine(
+                self._url,
+                connect_args=arguments,
+                pool_size=CONNECTIONS // 2,
+                max_overflow=CONNECTIONS // 2,
+                pool_timeout=self.timeout,
+            )
         if self.is_sqlite:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "handle_error", drop_read_only)
         return engine
 
 
-_KEY: Final = 0x534D414C5449
-"""Key of the gateway's advisory lock in PostgreSQL."""
+_ACCEPTANCE_KEY: Final = 0x534D414C5449
+_MIGRATION_KEY: Final = _ACCEPTANCE_KEY + 1
+"""Keys of the advisory locks in PostgreSQL: one job at a time is accepted, and one gateway at a time migrates."""
+
+
+def describe(error: BaseException) -> str:
+    """Returns what the driver says, in one line."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def _lock(connection: Connection, key: int) -> None:
+    """Takes an advisory lock until the transaction ends."""
+    connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
+    """Returns arguments of libpq, and settings of the server's session; see `docs/jobs.md` for what they are for."""
+    idle = max(1, round(timeout))
+    lost = round(IDLE_LIMIT * timeout * 1000)
+    server = {
+        "lock_timeout": round(1000 * (MIGRATION_LOCK_SECONDS if migrating else timeout)),
+        # A migration of a large table may take long, and must not be given up halfway.
+        "statement_timeout": 0 if migrating else round(STATEMENT_LIMIT * timeout * 1000),
+        "idle_in_transaction_session_timeout": lost,
+        "tcp_keepalives_idle": idle,
+        "tcp_keepalives_interval": 1,
+        "tcp_keepalives_count": idle,
+        "tcp_user_timeout": lost,
+    }
+    return {
+        "connect_timeout": max(1, round(timeout)),
+        "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
+        # With several addresses, the primary is found; a standby alone is refused.
+        "target_session_attrs": "read-write",
+        "keepalives": 1,
+        "keepalives_idle": idle,
+        "keepalives_interval": 1,
+        "keepalives_count": idle,
+        "tcp_user_timeout": lost,
+    }
 
 
 def migrate_when_ready(database: Database, seconds: float) -> None:

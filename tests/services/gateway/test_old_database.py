@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import sqlalchemy
 from alembic import command
-from alembic.config import Config
 
 from harness.gateway import GatewayHarness, MakeGateway, failure, finish_chunk
 from harness.paths import SAMPLES
 from smalti.errors import InvalidInputError
 from smalti.messages import GenerateTask, parse
-from smalti.services.gateway.database.connection import MIGRATIONS, Database
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.schema import configuration
 
 REVISION = "0001"
 OLD: Mapping[str, Any] = json.loads((SAMPLES / "databases" / f"{REVISION}.json").read_text())
@@ -39,10 +39,8 @@ def value_of(column: sqlalchemy.Column[Any], value: Any) -> Any:
 
 def fill(database: Database) -> None:
     """Brings an empty database to the old schema, and puts the old rows into it."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
     with database.engine.connect() as connection:
-        config.attributes["connection"] = connection
+        config = configuration(connection)
         command.downgrade(config, "base")
         command.upgrade(config, REVISION)
         metadata = sqlalchemy.MetaData()
