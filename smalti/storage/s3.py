@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -181,28 +182,48 @@ class S3Store:
         return self._signer.presigned_get_object(self._bucket, check_key(key), expires=expires)
 
     def expire_after(self, days: int) -> bool:
-        """Sets a lifecycle rule of the bucket, and leaves its other rules unchanged."""
+        """Sets our lifecycle rule of the bucket, unless it is there already.
 
-        def configure() -> None:
+        S3 can only replace all rules at once, and the client loses what it does not know of a rule. So a bucket that
+        has rules of others is left as it is.
+        """
+
+        def configure() -> bool:
             self._make_bucket()
-            present = self._client.get_bucket_lifecycle(self._bucket)
-            rules = [rule for rule in present.rules if rule.rule_id != RULE] if present else []
+            rules: list[Rule | None] = [None]  # None stands for rules that the client cannot read, so not ours.
+            with suppress(ValueError):
+                present = self._client.get_bucket_lifecycle(self._bucket)
+                rules = list(present.rules) if present else []
+            ours = [rule for rule in rules if rule and rule.rule_id == RULE]
+            if None not in rules and [_days(rule) for rule in ours] == ([days] if days else []):
+                return True
+            if len(rules) > len(ours):
+                change = (
+                    f"add the rule {RULE}: {JOBS} expires after {days} days"
+                    if days
+                    else f"remove the rule {RULE}"
+                )
+                logger.warning(
+                    "the bucket %s has lifecycle rules of others, so none is changed; by hand, %s",
+                    self._bucket,
+                    change,
+                )
+                return False
             if days:
                 jobs = Filter(prefix=JOBS)
-                rules.append(Rule(ENABLED, rule_filter=jobs, rule_id=RULE, expiration=Expiration(days=days)))
-            if rules:
-                self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig(rules))
-            elif present:
+                rule = Rule(ENABLED, rule_filter=jobs, rule_id=RULE, expiration=Expiration(days=days))
+                self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
+            else:
                 self._client.delete_bucket_lifecycle(self._bucket)
+            return True
 
         try:
-            self._try("", configure)
+            return self._try("", configure)
         except StoreUnavailableError as error:
             if error.transient:
                 raise
             logger.warning("the object store does not support lifecycle rules: %s", error)
             return False
-        return True
 
     def check(self) -> None:  # noqa: D102
         self._has_bucket = False
@@ -246,6 +267,13 @@ class S3Store:
             raise StoreUnavailableError(f"the object store does not answer: {error}") from error
         except MinioException as error:
             raise StoreUnavailableError(f"object store: {error}", transient=False) from error
+
+
+def _days(rule: Rule) -> int | None:
+    """Returns after how many days a rule lets objects of jobs expire; None if it is another rule."""
+    if rule.status != ENABLED or rule.rule_filter is None or rule.rule_filter.prefix != JOBS:
+        return None
+    return rule.expiration.days if rule.expiration else None
 
 
 def _is_transient(error: BaseException) -> bool:
