@@ -26,6 +26,9 @@ FIRST_ROW: Final = """() => {
     let entered = 0;
     document.addEventListener("keydown", () => { entered = performance.now(); }, { capture: true });
     const look = () => {
+      // A job that ends before its first preview shows its pictures at once.
+      const pictures = entered ? [...document.querySelectorAll("[data-board] img")] : [];
+      if (pictures.some((each) => each.naturalWidth > 0)) return found(performance.now() - entered);
       for (const canvas of entered ? document.querySelectorAll("[data-candidate] canvas") : []) {
         pen.clearRect(0, 0, 1, 1);
         pen.drawImage(canvas, 0, 0, canvas.width, canvas.height / 8, 0, 0, 1, 1);
@@ -36,7 +39,7 @@ FIRST_ROW: Final = """() => {
     look();
   });
 }"""
-"""Looks in every frame whether a row of a mosaic has colours."""
+"""Looks in every frame whether a row of a mosaic, or a finished picture, can be seen."""
 
 
 def measure(repeats: int) -> Iterator[Row]:
