@@ -190,7 +190,8 @@ class S3Store:
 
         def configure() -> bool:
             self._make_bucket()
-            rules: list[Rule | None] = [None]  # None stands for rules that the client cannot read, so not ours.
+            # None stands for rules that the client cannot read, so not ours.
+            rules: list[Rule | None] = [None]
             with suppress(ValueError):
                 present = self._client.get_bucket_lifecycle(self._bucket)
                 rules = list(present.rules) if present else []
