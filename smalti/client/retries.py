@@ -4,7 +4,7 @@ import random
 import time
 from typing import Final, Protocol, TypeVar
 
-from smalti.errors import OverloadedError, SmaltiError, UnavailableError
+from smalti.errors import OverloadedError, RequestCancelledError, SmaltiError, UnavailableError
 
 FIRST_PAUSE_SECONDS: Final = 0.25
 MAX_PAUSE_SECONDS: Final = 5.0
@@ -35,7 +35,8 @@ class RetryBudget:
 
     def pause(self, error: SmaltiError) -> float:
         """Returns the pause before the next try, in seconds; raises the error if there is to be no other try."""
-        if isinstance(error, UnavailableError):
+        # A client does not ask about calls that it has cancelled itself: this one was cancelled by a server that ends.
+        if isinstance(error, UnavailableError | RequestCancelledError):
             limit = self._seconds if self._reached else 0.0
         elif isinstance(error, OverloadedError):
             limit = self._full_seconds

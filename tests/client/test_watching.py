@@ -5,7 +5,7 @@ import threading
 from harness.clients import ALL_VERSIONS, ONCE, AnyClient, versions
 from harness.image_service import ServedGateway
 from smalti.client import Client
-from smalti.errors import OverloadedError, RequestExpiredError
+from smalti.errors import OverloadedError, RequestCancelledError, RequestExpiredError
 from smalti.v1.job_pb2 import Job
 
 
@@ -34,7 +34,11 @@ def test_watch_that_ends_too_early_resumes(client: AnyClient, served: ServedGate
 
 def test_watch_that_is_refused_for_a_while_resumes(client: AnyClient, served: ServedGateway) -> None:
     job = client.create("a fox")
-    served.gateway.failures["WatchJob"] += [OverloadedError("full", 0.1), RequestExpiredError("late")]
+    served.gateway.failures["WatchJob"] += [
+        OverloadedError("full", 0.1),
+        RequestExpiredError("late"),
+        RequestCancelledError("the server ends"),
+    ]
     assert versions(client.watch(job.id)) == ALL_VERSIONS
 
 
