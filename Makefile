@@ -11,13 +11,18 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo test test-fast test-slow check docs bench faults format protos model evaluate constraints clean
+.PHONY: demo picture test test-fast test-slow check docs bench faults format protos model evaluate constraints clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
 demo: $(UP)
 	$(BIN)/smalti up --ports free --data build/demo -- \
 		python scripts/demo.py
+
+# Takes the picture of the page in the README, docs/pictures/page.webp, in Debian's Chromium.
+picture: $(INSTALLED)
+	$(BIN)/smalti up --ports free --data build/demo -- \
+		python -m scripts.page_picture
 
 # Two processes; one that has no tests left takes over some of the other's.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
