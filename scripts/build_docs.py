@@ -22,7 +22,7 @@ ELSEWHERE = {
     ROOT / "CHANGELOG.md": "changelog.md",
     ROOT / "CONTRIBUTING.md": "contributing.md",
     ROOT / "LICENSE": "license.txt",
-    ROOT / "SECURITY.md": "security.md",
+    ROOT / "SECURITY.md": "security-policy.md",
     ROOT / "protos" / "README.md": "contract.md",
     ROOT / "smalti" / "assets" / "pictograms" / "README.md": "model-card.md",
     ROOT / "smalti" / "assets" / "pictograms" / "samples.png": "pictures/samples.png",

@@ -71,6 +71,9 @@ class Settings(EnvironmentSettings):
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""
+    plaintext: bool = False
+    """Allow plaintext to and from other machines, for every protocol: gRPC, the broker, the store, the database, traces
+    and the web service. Without it and without TLS, a program fails to start."""
 
     @model_validator(mode="before")
     @classmethod

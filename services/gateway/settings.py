@@ -23,7 +23,8 @@ class GatewaySettings(EnvironmentSettings):
     database: SecretStr = Field(default_factory=_default_database)
     """Database of the jobs: `sqlite:////FOLDER/FILE` for a single gateway, or
     `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, which several gateways may share. The tables are created, and
-    migrated, at the start."""
+    migrated, at the start. A server on another machine must have a certificate for its name, of an authority of the
+    system or of `?sslrootcert=FILE`."""
     database_timeout: Seconds = 5.0
     """Time a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None

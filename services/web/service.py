@@ -9,14 +9,16 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import uvicorn
 
 from smalti.client import AsyncClient
 from smalti.errors import InvalidInputError
+from smalti.network import WatchedFiles, check_plaintext, warn_of_open_key
 from smalti.rpc.observer import client_interceptors
 from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
@@ -150,6 +152,7 @@ class WebServer:
             timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
+            ssl_context_factory=renewed_context if settings.tls_certificate else None,
         )
 
 
@@ -178,9 +181,11 @@ def listening_socket(settings: WebSettings) -> socket.socket:
 
 
 def check_certificate(settings: WebSettings) -> None:
-    """Raises `InvalidInputError` if the files of the certificate and its key cannot be used."""
+    """Raises `InvalidInputError` if the files of the certificate and its key cannot be used, or are needed."""
     if settings.tls_certificate is None or settings.tls_key is None:
+        check_plaintext(settings.host, f"{WEB_PREFIX}TLS_CERTIFICATE", "is not set")
         return
+    warn_of_open_key(f"{WEB_PREFIX}TLS_KEY", settings.tls_key)
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
@@ -189,6 +194,25 @@ def check_certificate(settings: WebSettings) -> None:
             f"{WEB_PREFIX}TLS_CERTIFICATE",
             f"{settings.tls_certificate} with {settings.tls_key} cannot be used: {error.strerror or error}",
         ) from None
+
+
+def renewed_context(config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Returns uvicorn's TLS context; a new connection after a renewal of the certificate gets the new one."""
+    files = WatchedFiles([Path(path) for path in (config.ssl_certfile, config.ssl_keyfile) if path])
+    newest = context = make()
+
+    def choose(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        nonlocal newest
+        if files.changed():
+            try:
+                newest = make()
+                log.info("new connections use the renewed certificate")
+            except OSError as error:  # Perhaps half of the files were replaced so far.
+                log.warning("the renewed certificate cannot be used yet: %s", error)
+        connection.context = newest
+
+    context.sni_callback = choose
+    return context
 
 
 def run() -> int:

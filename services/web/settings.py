@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from smalti.rpc.tls import is_this_machine
+from smalti.network import is_this_machine
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, read_settings
 
 WEB_PREFIX = f"{PREFIX}WEB_"

@@ -6,12 +6,14 @@ the broker's default exchange, so there is no binding to lose.
 
 import ssl
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage, dead_queue_name, queue_name
+from smalti.network import check_plaintext, warn_of_open_key
 from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 
@@ -92,8 +94,10 @@ def celery_application(settings: BrokerSettings) -> Celery:
     url = settings.url.get_secret_value()
     # kombu has no amqps scheme: for RabbitMQ, `broker_use_ssl` alone turns TLS on; for Redis both do.
     tls = url.startswith(("amqps://", "rediss://"))
+    _check_url(url)
     application = Celery("smalti", set_as_current=False, loader="celery.loaders.app:AppLoader")
     application.conf.update(
+        broker_transport=f"smalti.queue.transport:{'Rabbit' if rabbitmq else 'Valkey'}Transport",
         broker_url=url.replace("amqps://", "amqp://", 1) if rabbitmq else url,
         broker_use_ssl=_tls(settings, rabbitmq) if tls else False,
         broker_transport_options=_rabbitmq_options(settings) if rabbitmq else _redis_options(settings),
@@ -158,15 +162,62 @@ def _rabbitmq_options(settings: BrokerSettings) -> dict[str, Any]:
 
 
 def _tls(settings: BrokerSettings, rabbitmq: bool) -> dict[str, Any]:
+    """Returns the TLS options; without `SMALTI_BROKER_CA` the authorities of the system are trusted.
+
+    Raises:
+        InvalidInputError: a file cannot be used; names the variable.
+    """
+    _check_files(settings)
     names = {"ca_certs": settings.ca, "certfile": settings.certificate, "keyfile": settings.key}
     prefix = "" if rabbitmq else "ssl_"
     given = {f"{prefix}{name}": str(path) for name, path in names.items() if path is not None}
-    given.setdefault(f"{prefix}ca_certs", str(ssl.get_default_verify_paths().cafile))
     return {**given, f"{prefix}cert_reqs": ssl.CERT_REQUIRED}
+
+
+def _check_files(settings: BrokerSettings) -> None:
+    if settings.ca is not None:
+        try:
+            ssl.create_default_context(cafile=settings.ca)
+        except OSError as error:
+            raise InvalidInputError(
+                f"{BROKER_PREFIX}CA", f"{settings.ca} cannot be used: {error.strerror or error}"
+            ) from None
+    if settings.certificate is None or settings.key is None:
+        if settings.certificate or settings.key:
+            raise InvalidInputError(
+                f"{BROKER_PREFIX}CERTIFICATE",
+                f"set {BROKER_PREFIX}CERTIFICATE and {BROKER_PREFIX}KEY, or neither",
+            )
+        return
+    warn_of_open_key(f"{BROKER_PREFIX}KEY", settings.key)
+    try:
+        ssl.create_default_context().load_cert_chain(settings.certificate, settings.key, password="")
+    except OSError as error:
+        raise InvalidInputError(
+            f"{BROKER_PREFIX}CERTIFICATE",
+            f"{settings.certificate} with {settings.key} cannot be used: {error.strerror or error}",
+        ) from None
+
+
+def _check_url(url: str) -> None:
+    """Raises `InvalidInputError` if a URL names several brokers, or another machine without TLS."""
+    variable = f"{BROKER_PREFIX}URL"
+    if ";" in url:
+        raise InvalidInputError(variable, "must name one broker, without a semicolon")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        raise InvalidInputError(variable, "is not a valid URL; check its host and port") from None
+    if parts.scheme not in ("amqps", "rediss"):
+        # Without a host kombu connects to this machine.
+        check_plaintext(host or "localhost", variable, f"is not {parts.scheme}s://")
 
 
 def _sign(application: Celery, settings: BrokerSettings) -> None:
     """Makes the application sign its messages, and refuse messages without a trusted signature."""
+    if settings.signing_key is not None:
+        warn_of_open_key(f"{BROKER_PREFIX}SIGNING_KEY", settings.signing_key)
     application.conf.update(
         security_key=str(settings.signing_key),
         security_certificate=str(settings.signing_certificate),

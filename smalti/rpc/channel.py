@@ -8,8 +8,10 @@ from typing import Any
 import grpc
 
 from smalti.errors import InvalidInputError
+from smalti.network import WatchedFiles
+from smalti.rpc.renewal import RenewedBlockingChannel, RenewedChannel
 from smalti.rpc.settings import RpcSettings, message_options, rpc_settings
-from smalti.rpc.tls import channel_credentials
+from smalti.rpc.tls import channel_credentials, channel_files
 
 _TARGET = re.compile(r"(?:dns:///)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 
@@ -22,7 +24,8 @@ def channel(
 ) -> grpc.aio.Channel:
     """Returns a channel for the running event loop. It connects when it is first used.
 
-    Only calls that fail with UNAVAILABLE are retried, with exponential backoff.
+    Only calls that fail with UNAVAILABLE are retried, with exponential backoff. Renewed certificates are used for new
+    calls.
 
     Args:
         target: host:port, or dns:///host:port; if the host has several addresses, calls use them in turn.
@@ -33,21 +36,31 @@ def channel(
         InvalidInputError: the target or a setting is invalid; names the field or the variable.
     """
     settings = settings or rpc_settings()
-    credentials = channel_credentials(settings, _host(target))
-    options = _options(settings)
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
-    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
+    host, options = _host(target), _options(settings)
+
+    def make() -> grpc.aio.Channel:
+        credentials = channel_credentials(settings, host)
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+        return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
+
+    files = channel_files(settings)
+    return RenewedChannel(make, WatchedFiles(files)) if files else make()
 
 
 def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.Channel:
     """Returns a blocking channel, which is otherwise like that of `channel`."""
     settings = settings or rpc_settings()
-    credentials = channel_credentials(settings, _host(target))
-    options = _options(settings)
-    if credentials is None:
-        return grpc.insecure_channel(target, options=options)
-    return grpc.secure_channel(target, credentials, options=options)
+    host, options = _host(target), _options(settings)
+
+    def make() -> grpc.Channel:
+        credentials = channel_credentials(settings, host)
+        if credentials is None:
+            return grpc.insecure_channel(target, options=options)
+        return grpc.secure_channel(target, credentials, options=options)
+
+    files = channel_files(settings)
+    return RenewedBlockingChannel(make, WatchedFiles(files)) if files else make()
 
 
 def _host(target: str) -> str:

@@ -1,13 +1,16 @@
 """TLS credentials from files, checked here because gRPC's own error does not say which file is wrong."""
 
-import ipaddress
+import logging
 import ssl
 from pathlib import Path
 
 import grpc
 
 from smalti.errors import InvalidInputError
+from smalti.network import WatchedFiles, check_plaintext, warn_of_open_key
 from smalti.rpc.settings import RpcSettings, variable
+
+log = logging.getLogger(__name__)
 
 
 def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
@@ -16,19 +19,44 @@ def server_credentials(settings: RpcSettings) -> grpc.ServerCredentials | None:
     Raises:
         InvalidInputError: a file is invalid or missing, or plaintext is not allowed; names the variable.
     """
-    identity = _identity(settings, "tls_certificate", "tls_key")
-    authorities = _authorities(settings, "tls_client_ca")
-    if identity is None:
-        if authorities is not None:
+    configuration = _server_configuration(settings)
+    if configuration is None:
+        if settings.tls_client_ca is not None:
             raise InvalidInputError(
                 variable("tls_client_ca"),
                 f"needs {variable('tls_certificate')} and {variable('tls_key')}; set them too",
             )
         _check_plaintext(settings, settings.host, variable("tls_certificate"))
         return None
-    return grpc.ssl_server_credentials(
-        [identity], root_certificates=authorities, require_client_auth=authorities is not None
+    warn_of_open_key(variable("tls_key"), _path(settings.tls_key))
+    files = WatchedFiles(_given(settings, "tls_certificate", "tls_key", "tls_client_ca"))
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Returns what a new connection uses; None if nothing has changed. Called for each of them."""
+        if not files.changed():
+            return None
+        try:
+            found = _server_configuration(settings)
+        except InvalidInputError as error:  # Perhaps half of the files were replaced so far.
+            log.warning("the renewed certificate cannot be used yet: %s", error)
+            return None
+        log.info("new connections use the renewed certificate")
+        return found
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration,
+        renewed,  # type: ignore[arg-type]  # The stubs lack that None means no change.
+        require_client_authentication=settings.tls_client_ca is not None,
     )
+
+
+def _server_configuration(settings: RpcSettings) -> grpc.ServerCertificateConfiguration | None:
+    """Reads the files of a server; returns None if it has no certificate."""
+    identity = _identity(settings, "tls_certificate", "tls_key")
+    authorities = _authorities(settings, "tls_client_ca")
+    if identity is None:
+        return None
+    return grpc.ssl_server_certificate_configuration([identity], root_certificates=authorities)
 
 
 def channel_credentials(settings: RpcSettings, host: str) -> grpc.ChannelCredentials | None:
@@ -46,27 +74,29 @@ def channel_credentials(settings: RpcSettings, host: str) -> grpc.ChannelCredent
     if identity is None and authorities is None and not settings.tls:
         _check_plaintext(settings, host, variable("tls"))
         return None
+    if identity is not None:
+        warn_of_open_key(variable("tls_client_key"), _path(settings.tls_client_key))
     key, certificate = identity or (None, None)
     return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
-def is_this_machine(host: str) -> bool:
-    """Returns whether a host is certainly this machine, so that nobody else can read the traffic."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def channel_files(settings: RpcSettings) -> list[Path]:
+    """Returns the files that the credentials of a channel are read from."""
+    return _given(settings, "tls_ca", "tls_client_certificate", "tls_client_key")
+
+
+def _given(settings: RpcSettings, *names: str) -> list[Path]:
+    return [path for name in names if (path := getattr(settings, name)) is not None]
+
+
+def _path(path: Path | None) -> Path:
+    assert path is not None  # A certificate without its key was refused.
+    return path
 
 
 def _check_plaintext(settings: RpcSettings, host: str, remedy: str) -> None:
-    if not settings.plaintext and not is_this_machine(host):
-        raise InvalidInputError(
-            remedy,
-            f"is not set, so others could read the traffic with {host}; set it, "
-            f"or set {variable('plaintext')}=1 if the network is trusted",
-        )
+    if not settings.plaintext:
+        check_plaintext(host, remedy, "is not set", also=variable("plaintext"))
 
 
 def _identity(settings: RpcSettings, certificate: str, key: str) -> tuple[bytes, bytes] | None:

@@ -1,5 +1,6 @@
 """The settings of the object store. A field's variable is its name after `SMALTI_STORE_`."""
 
+import ssl
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -8,6 +9,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from smalti.errors import InvalidInputError
+from smalti.network import check_plaintext
 from smalti.settings import PREFIX, EnvironmentSettings, data_folder, read_settings
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
@@ -99,8 +101,12 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
             f"{STORE_PREFIX}URL",
             f"lacks a key; put both keys into it, or set {STORE_PREFIX}ACCESS_KEY and {STORE_PREFIX}SECRET_KEY",
         )
-    if settings.public_url and urlsplit(settings.public_url).scheme not in ("http", "https"):
-        raise InvalidInputError(f"{STORE_PREFIX}PUBLIC_URL", "must begin with http:// or https://")
+    if parts.scheme == "s3+http":
+        check_plaintext(parts.hostname, f"{STORE_PREFIX}URL", "is not s3+https://")
+    if settings.public_url:
+        _check_public(settings.public_url)
+    if settings.ca is not None:
+        _check_ca(settings.ca)
     region = parse_qs(parts.query).get("region", ["us-east-1"])[0]
     address = S3Address(
         endpoint=f"{parts.scheme.removeprefix('s3+')}://{host}",
@@ -116,3 +122,20 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
         tries=settings.tries,
         ca=str(settings.ca) if settings.ca else None,
     )
+
+
+def _check_public(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise InvalidInputError(f"{STORE_PREFIX}PUBLIC_URL", "must begin with http:// or https://")
+    if parts.scheme == "http":
+        check_plaintext(parts.hostname or "", f"{STORE_PREFIX}PUBLIC_URL", "is not https://")
+
+
+def _check_ca(path: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{STORE_PREFIX}CA", f"{path} cannot be used: {error.strerror or error}"
+        ) from None

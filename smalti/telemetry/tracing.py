@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -17,6 +18,7 @@ from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from smalti.errors import InvalidInputError
+from smalti.network import check_plaintext
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+INSECURE: Final = ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE")
 COMPUTE_BEGINS: Final = "compute begins"
 COMPUTE_ENDS: Final = "compute ends"
 """The events of a span between which an engine computes for it, alone or in a batch."""
@@ -77,6 +80,7 @@ def start(service: str) -> Tracing | None:
     for name in PROTOCOLS:
         if os.environ.get(name, "") not in ("", "grpc"):
             raise InvalidInputError(name, f"{os.environ[name]!r} is not supported, only grpc; unset it")
+    _check_collector()
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -90,6 +94,25 @@ def start(service: str) -> Tracing | None:
     except ValueError as error:
         raise InvalidInputError(ENDPOINTS[1], f"tracing cannot be set up: {error}") from error
     return Tracing(provider, exporter)
+
+
+def _check_collector() -> None:
+    """Raises `InvalidInputError` if spans would travel to another machine in plaintext.
+
+    The address is read as the exporter reads it: TLS for https://, plaintext for http://, and for an address without a
+    scheme as OTEL_EXPORTER_OTLP_INSECURE says.
+    """
+    name = next(name for name in ENDPOINTS if os.environ.get(name))
+    scheme, _, rest = os.environ[name].rpartition("://")
+    said = next(
+        (value for each in INSECURE if (value := os.environ.get(each)) is not None), str(scheme == "http")
+    )
+    if scheme != "https" and said.lower() == "true":
+        try:
+            host = urlsplit(f"//{rest}").hostname or ""
+        except ValueError:
+            raise InvalidInputError(name, "is not a valid address; check its host and port") from None
+        check_plaintext(host, name, "is not https://")
 
 
 @contextmanager

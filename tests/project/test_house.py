@@ -24,6 +24,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "v1"),
         ("disclosure", "files", "validation"),
         ("parameters", "selection", "settings"),
+        ("network",),
         ("pictures", "telemetry"),
         ("checkpoints", "storage"),
         ("messages", "models", "text"),

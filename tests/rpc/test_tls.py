@@ -1,74 +1,25 @@
 """TLS and mTLS with generated certificates: accepted and refused peers, and errors about unusable files."""
 
-import datetime
-import ipaddress
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
+from harness.certificates import Identity, make_identity, private_key
 from harness.grpc_server import asynchronous, served
 from harness.image_service import served_gateway
 from smalti.client import Client
 from smalti.errors import InvalidInputError, UnavailableError
-from smalti.rpc.channel import channel
+from smalti.rpc.channel import blocking_channel, channel
 from smalti.rpc.errors import translated
 from smalti.rpc.settings import RpcSettings
 from smalti.rpc.tls import server_credentials
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A certificate and its key, in memory and in files."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-    certificate_file: Path
-    key_file: Path
-
-
-def make(folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1") -> Identity:
-    """Creates an identity and writes its files; without `signed_by`, a certificate authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(signed_by.certificate.subject if signed_by else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=signed_by is None, path_length=None), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
-        )
-    )
-    certificate = builder.sign(signed_by.key if signed_by else key, hashes.SHA256())
-    identity = Identity(certificate, key, folder / f"{name}.pem", folder / f"{name}.key")
-    identity.certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
-    identity.key_file.write_bytes(private(key, NoEncryption()))
-    return identity
-
-
-def private(key: ec.EllipticCurvePrivateKey, encryption: KeySerializationEncryption) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 @dataclass(frozen=True)
@@ -86,13 +37,13 @@ class Identities:
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     folder = tmp_path_factory.mktemp("certificates")
-    authority, other = make(folder, "authority"), make(folder, "other-authority")
+    authority, other = make_identity(folder, "authority"), make_identity(folder, "other-authority")
     return Identities(
         authority,
-        make(folder, "server", signed_by=authority),
-        make(folder, "client", signed_by=authority),
+        make_identity(folder, "server", signed_by=authority),
+        make_identity(folder, "client", signed_by=authority),
         other,
-        make(folder, "stranger", signed_by=other),
+        make_identity(folder, "stranger", signed_by=other),
     )
 
 
@@ -171,7 +122,7 @@ async def test_server_verifies_clients(identities: Identities) -> None:
 
 @asynchronous
 async def test_server_name_setting_overrides_the_host(identities: Identities, tmp_path: Path) -> None:
-    elsewhere = make(tmp_path, "elsewhere", signed_by=identities.authority, host="192.0.2.1")
+    elsewhere = make_identity(tmp_path, "elsewhere", signed_by=identities.authority, host="192.0.2.1")
     settings = RpcSettings(tls_certificate=elsewhere.certificate_file, tls_key=elsewhere.key_file)
     async with served(settings) as (server, _):
         with pytest.raises(UnavailableError):
@@ -212,12 +163,12 @@ async def test_server_name_setting_overrides_the_host(identities: Identities, tm
     ],
 )
 def test_unusable_file_is_named(changes: dict[str, str | None], line: str, tmp_path: Path) -> None:
-    server = make(tmp_path, "server")
-    make(tmp_path, "other")
+    server = make_identity(tmp_path, "server")
+    make_identity(tmp_path, "other")
     (tmp_path / "folder").mkdir()
     (tmp_path / "noise").write_text("noise")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "locked.key").write_bytes(private(server.key, BestAvailableEncryption(b"secret")))
+    (tmp_path / "locked.key").write_bytes(private_key(server.key, BestAvailableEncryption(b"secret")))
     files = {"tls_certificate": "server.pem", "tls_key": "server.key"} | changes
     paths: dict[str, Any] = {name: tmp_path / file for name, file in files.items() if file is not None}
     settings = RpcSettings(**paths)
@@ -247,3 +198,64 @@ async def test_plaintext_beyond_localhost_must_be_enabled() -> None:
             channel(target, RpcSettings())
         await channel(target, RpcSettings(plaintext=True)).close()
     await channel("[::1]:9000", RpcSettings()).close()
+
+
+@asynchronous
+async def test_renewed_certificates_are_used_without_a_restart(
+    identities: Identities, tmp_path: Path
+) -> None:
+    """Server and channel read their files again; running channels take the new certificate and the new authority."""
+    first = make_identity(tmp_path, "authority")
+    make_identity(tmp_path, "server", signed_by=first)
+    make_identity(tmp_path, "client", signed_by=first)
+    server_settings = RpcSettings(
+        tls_certificate=tmp_path / "server.pem",
+        tls_key=tmp_path / "server.key",
+        tls_client_ca=tmp_path / "authority.pem",
+    )
+    client_settings = RpcSettings(
+        attempts=1,
+        tls_ca=tmp_path / "authority.pem",
+        tls_client_certificate=tmp_path / "client.pem",
+        tls_client_key=tmp_path / "client.key",
+    )
+    old = tmp_path / "old"
+    old.mkdir()
+    stale = RpcSettings(
+        attempts=1,
+        tls_ca=old / "authority.pem",
+        tls_client_certificate=old / "client.pem",
+        tls_client_key=old / "client.key",
+    )
+    for name in ("authority.pem", "client.pem", "client.key"):
+        (old / name).write_bytes((tmp_path / name).read_bytes())
+    async with served(server_settings) as (server, _), channel(server.address, client_settings) as to_server:
+        stub: Any = EncoderServiceStub(to_server)
+        with blocking_channel(server.address, client_settings) as blocking:
+            blocking_stub: Any = EncoderServiceStub(blocking)
+            request = EncodeRequest(prompt="hello")
+            await stub.Encode(request)
+            await asyncio.to_thread(blocking_stub.Encode, request)
+            # A half-replaced pair leaves everything as it was.
+            (tmp_path / "server.key").write_bytes(identities.server.key_file.read_bytes())
+            assert await call(server.address, stale) == "hello"
+            second = make_identity(tmp_path, "authority")
+            make_identity(tmp_path, "server", signed_by=second)
+            make_identity(tmp_path, "client", signed_by=second)
+            with pytest.raises(UnavailableError):
+                await call(server.address, stale)
+            assert await call(server.address, client_settings) == "hello"
+            await stub.Encode(request)
+            await asyncio.to_thread(blocking_stub.Encode, request)
+
+
+def test_key_that_others_can_read_is_reported(
+    identities: Identities, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_identity(tmp_path, "server")
+    settings = RpcSettings(tls_certificate=server.certificate_file, tls_key=server.key_file)
+    for mode, reported in ((0o644, True), (0o660, True), (0o600, False), (0o440, False)):
+        server.key_file.chmod(mode)
+        caplog.clear()
+        server_credentials(settings)
+        assert (f"SMALTI_RPC_TLS_KEY: others can read or change {server.key_file}" in caplog.text) is reported

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.deadlines import ConnectionDeadlines, within
+from smalti.services.gateway.database.encryption import with_tls
 from smalti.services.gateway.database.failures import drop_read_only, unavailable
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.telemetry import tracing
@@ -282,7 +283,7 @@ def _checked(url: str) -> URL:
     if parsed is None or backend not in ("sqlite", "postgresql") or not parsed.database:
         raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"must have the form {FORMS}")
     if backend == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
+        return with_tls(parsed.set(drivername="postgresql+psycopg"))
     return parsed
 
 

@@ -1,0 +1,86 @@
+"""What connections to other machines need: TLS, keys that others cannot read, and certificates that are renewed."""
+
+import ipaddress
+import logging
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from smalti.errors import InvalidInputError
+from smalti.settings import PREFIX, settings
+
+__all__ = ["PLAINTEXT", "WatchedFiles", "check_plaintext", "is_this_machine", "warn_of_open_key"]
+
+PLAINTEXT: Final = f"{PREFIX}PLAINTEXT"
+"""The variable that allows plaintext to and from other machines, for every protocol."""
+
+log = logging.getLogger(__name__)
+
+
+def is_this_machine(host: str) -> bool:
+    """Returns whether a host is certainly this machine, so that nobody else can read the traffic."""
+    if host == "localhost" or host.startswith("/"):  # A path is a Unix socket.
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_plaintext(host: str, variable: str, problem: str, *, also: str = "") -> None:
+    """Checks that plaintext to or from a host is allowed.
+
+    Args:
+        host: the other machine, or the address that a server listens on.
+        variable: the variable that would turn TLS on.
+        problem: what is wrong with it, such as "is not set".
+        also: a further variable that allows plaintext for this protocol alone, for the message.
+
+    Raises:
+        InvalidInputError: the host is another machine, and `SMALTI_PLAINTEXT` does not allow plaintext.
+    """
+    if not is_this_machine(host) and not settings().plaintext:
+        allowed = f"{also}=1 or {PLAINTEXT}=1" if also else f"{PLAINTEXT}=1"
+        raise InvalidInputError(
+            variable,
+            f"{problem}, so others could read the traffic with {host}; "
+            f"use TLS, or set {allowed} if the network is trusted",
+        )
+
+
+def warn_of_open_key(variable: str, path: Path) -> None:
+    """Logs a warning if other users of this machine can read a private key, or replace it.
+
+    A warning and no error, since the volumes of secrets in containers are readable by everyone in the container, where
+    there is nobody else.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return  # Whoever reads the file reports this better.
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        log.warning("%s: others can read or change %s (mode %o); chmod 600 it", variable, path, mode)
+
+
+class WatchedFiles:
+    """Tells when files have changed; a missing file counts as unchanged, since it may be just being replaced."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Returns whether a file has changed since the last call, or since the creation."""
+        now = self._look()
+        if now is None or now == self._seen:
+            return False
+        self._seen = now
+        return True
+
+    def _look(self) -> tuple[tuple[int, int, int], ...] | None:
+        try:
+            found = [path.stat() for path in self._paths]
+        except OSError:
+            return None
+        return tuple((each.st_ino, each.st_mtime_ns, each.st_size) for each in found)
