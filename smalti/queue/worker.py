@@ -25,6 +25,7 @@ from kombu.connection import Connection
 from kombu.message import Message as KombuMessage
 
 from smalti.errors import SmaltiError
+from smalti.queue.instructions import find_instruction
 from smalti.queue.order import BatchTurns, is_batch_queue
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,13 @@ class DeadLetteringConsumer(Consumer):
         def on_message(message: KombuMessage) -> None:
             self.unacknowledged.add(message.delivery_tag)
             try:
-                handle(message)
+                why = None
+                with suppress(Exception):  # What cannot be decoded goes to Celery, which reports it below.
+                    why = find_instruction(message)
+                if why is None:
+                    handle(message)
+                else:
+                    self._keep(message, why)
             except self.connection_errors:
                 raise
             except Exception as error:
