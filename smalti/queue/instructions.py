@@ -4,7 +4,7 @@ from typing import Final
 
 from kombu.message import Message as KombuMessage
 
-from smalti.messages.envelope import MAX_MESSAGE_BYTES
+from smalti.messages import MAX_MESSAGE_BYTES
 from smalti.queue.transport import COMPRESSION
 
 MAX_BODY_BYTES: Final = 16 * MAX_MESSAGE_BYTES
@@ -25,10 +25,11 @@ def find_instruction(message: KombuMessage) -> str | None:
     """
     if len(message.body or b"") > MAX_BODY_BYTES:
         return f"the message has a body of {len(message.body)} bytes; at most {MAX_BODY_BYTES} are read"
+    headers = message.headers or {}
     for name in _HEADERS:
-        if _says_something(message.headers.get(name)):
+        if _says_something(headers.get(name)):
             return f"the header {name} is not accepted"
-    if "task" not in message.headers:
+    if "task" not in headers:
         return "the message is not a Celery task"  # Or one of Celery's first protocol, whose body has such fields.
     body = message.decode()
     embedded = body[2] if isinstance(body, list | tuple) and len(body) == 3 else None
