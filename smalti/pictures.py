@@ -5,20 +5,20 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
 from smalti.parameters import Diversity, Flag, SamplingParameters, SecondPass, Seed
+from smalti.picture_files import MAX_FILE_BYTES, Decoded, check_header, reader
 from smalti.validation import Strict, first_problem
 
 __all__ = [
@@ -32,20 +32,15 @@ __all__ = [
     "png_bytes",
     "read_drawing",
     "read_image",
+    "receive_image",
+    "receive_masked_tiles",
+    "receive_prompt",
+    "receive_size",
     "save_png",
     "slug",
     "square",
 ]
 
-FILE_FORMATS: Final = ("PNG", "JPEG", "WEBP")
-"""The formats in which input pictures are accepted."""
-MAX_FILE_BYTES: Final = 10 * 2**20
-"""Largest file of an input picture."""
-MAX_SIDE: Final = 4096
-"""Largest width and height of an input picture, in pixels."""
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNK_FRAME: Final = 12
-"""Bytes of a chunk of a PNG file beside its data: length, kind and checksum."""
 CHUNK: Final = "smalti"
 """The PNG text chunk that holds a drawing as JSON."""
 
@@ -135,22 +130,48 @@ def plain_png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(content: bytes, field: str) -> Image.Image:
-    """Decodes an input picture to RGB: rotated as its EXIF data says, with white in place of transparency.
+def read_image(content: bytes, field: str, side: int | None = None) -> Image.Image:
+    """Decodes an input picture to RGB: upright as its EXIF data says, with white in place of transparency.
+
+    A process with limits of time, processor time and memory decodes it (`smalti.picture_files`).
 
     Args:
         content: a PNG, JPEG or WebP file; of an animation, the first frame is read.
         field: the path of the picture in the request, for errors.
+        side: crops the picture to a centred square and scales it, as `square` does; None leaves it as it is.
 
     Raises:
-        InvalidInputError: the file has another format, is damaged, or is too large.
+        InvalidInputError: the file has another format, is damaged, is too large, or exceeds a limit.
     """
-    with _opened(content, field) as image:
-        if image.has_transparency_data:
-            transparent = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, transparent).convert("RGB")
-        return image.convert("RGB")
+    check_header(content, field)
+    return _image(reader().read(content, field, side=side))
+
+
+async def receive_image(content: bytes, field: str, side: int | None = None) -> Image.Image:
+    """Decodes an input picture without blocking; see `read_image`. A task that is cancelled frees its place."""
+    check_header(content, field)
+    return _image(await reader().receive(content, field, side=side))
+
+
+async def receive_size(content: bytes, field: str) -> tuple[int, int]:
+    """Decodes an input picture, and returns its width and height; see `receive_image`."""
+    check_header(content, field)
+    found = await reader().receive(content, field, "size")
+    return found.width, found.height
+
+
+async def receive_prompt(content: bytes, field: str) -> str | None:
+    """Returns the prompt that a picture was drawn from; None if its file does not record it. See `receive_image`."""
+    check_header(content, field)
+    found = await reader().receive(content, field, "text")
+    try:
+        return None if found.missing else Drawing.model_validate_json(found.content).prompt
+    except ValidationError:
+        return None
+
+
+def _image(found: Decoded) -> Image.Image:
+    return Image.frombytes("RGB", (found.width, found.height), found.content)
 
 
 def masked_tiles(content: bytes, sizes: Sequence[tuple[int, int]], side: int, field: str) -> list[int]:
@@ -169,20 +190,25 @@ def masked_tiles(content: bytes, sizes: Sequence[tuple[int, int]], side: int, fi
     Raises:
         InvalidInputError: the mask cannot be read, has another size, or covers no tile or every tile.
     """
-    with _opened(content, field) as mask:
-        if mask.size not in sizes:
-            wanted = " or ".join(f"{width} x {height}" for width, height in sizes)
-            raise InvalidInputError(
-                field,
-                f"has {mask.width} x {mask.height} pixels; it must be as large as the picture: {wanted}",
-            )
-        alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
-    # The averages of the pixels of a tile: more than 0 if one of them is transparent.
-    transparent = square(
-        Image.fromarray((alpha == 0).astype(np.float32)), min(mask.size), Image.Resampling.BOX
-    )
-    covered = np.asarray(transparent.resize((side, side), Image.Resampling.BOX)) > 0
-    tiles: list[int] = np.flatnonzero(covered).tolist()
+    check_header(content, field)
+    return _covered(reader().read(content, field, "tiles", side=side), sizes, side, field)
+
+
+async def receive_masked_tiles(
+    content: bytes, sizes: Sequence[tuple[int, int]], side: int, field: str
+) -> list[int]:
+    """Returns the tiles that a mask covers, without blocking; see `masked_tiles` and `receive_image`."""
+    check_header(content, field)
+    return _covered(await reader().receive(content, field, "tiles", side=side), sizes, side, field)
+
+
+def _covered(mask: Decoded, sizes: Sequence[tuple[int, int]], side: int, field: str) -> list[int]:
+    if (mask.width, mask.height) not in sizes:
+        wanted = " or ".join(f"{width} x {height}" for width, height in sizes)
+        raise InvalidInputError(
+            field, f"has {mask.width} x {mask.height} pixels; it must be as large as the picture: {wanted}"
+        )
+    tiles = [position for position, covered in enumerate(mask.content) if covered]
     if not tiles:
         raise InvalidInputError(
             field, "has no fully transparent pixel; make the part transparent that is to be drawn anew"
@@ -190,55 +216,6 @@ def masked_tiles(content: bytes, sizes: Sequence[tuple[int, int]], side: int, fi
     if len(tiles) == side**2:
         raise InvalidInputError(field, "covers every tile of the picture; leave a part opaque, which is kept")
     return tiles
-
-
-@contextmanager
-def _opened(content: bytes, field: str) -> Iterator[Image.Image]:
-    """Decodes an input picture, rotated as its EXIF data says; the arguments and errors are those of `read_image`."""
-    if len(content) > MAX_FILE_BYTES:
-        raise InvalidInputError(field, f"has {len(content)} bytes; at most {MAX_FILE_BYTES} are allowed")
-    try:
-        # The header holds the size, so that a large picture is refused before it is decompressed.
-        with Image.open(io.BytesIO(content), formats=FILE_FORMATS) as opened:
-            if max(opened.size) > MAX_SIDE:
-                width, height = opened.size
-                raise InvalidInputError(
-                    field, f"has {width} x {height} pixels; at most {MAX_SIDE} x {MAX_SIDE} are allowed"
-                )
-            if _end(content) < len(content):
-                raise InvalidInputError(
-                    field, "has data after the end of the picture; save the picture again"
-                )
-            yield ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:
-        raise InvalidInputError(field, "must be a picture in PNG, JPEG or WebP format") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,  # An exception where warnings are errors.
-    ) as error:
-        raise InvalidInputError(field, f"cannot be read: {' '.join(str(error).split())[:100]}") from None
-
-
-def _end(content: bytes) -> int:
-    """Returns the position after a PNG or WebP file; what follows would make it a file of two formats.
-
-    For a JPEG file, the length of the content: many cameras append further pictures, or a film.
-    """
-    if content.startswith(b"RIFF"):
-        size = int.from_bytes(content[4:8], "little")
-        return 8 + size + size % 2
-    if not content.startswith(PNG_SIGNATURE):
-        return len(content)
-    position = len(PNG_SIGNATURE)
-    while position < len(content):
-        kind = content[position + 4 : position + 8]
-        position += PNG_CHUNK_FRAME + int.from_bytes(content[position : position + 4], "big")
-        if kind == b"IEND":
-            break
-    return position
 
 
 def square(
@@ -271,7 +248,7 @@ def read_drawing(content: bytes) -> tuple[Image.Image, Drawing]:
         InvalidInputError: it is not a picture, or holds no drawing.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             text = opened.text.get(CHUNK) if isinstance(opened, PngImageFile) else None
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:

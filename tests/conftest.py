@@ -98,9 +98,12 @@ def _started_here() -> list[psutil.Process]:
 
 def _may_stay(process: psutil.Process) -> bool:
     try:
-        # The tracker belongs to `multiprocessing`, and ends with this process.
-        tracker = "multiprocessing.resource_tracker" in " ".join(process.cmdline())
-        return tracker or process.status() == psutil.STATUS_ZOMBIE
+        # The tracker of `multiprocessing` and the readers of pictures end with this process.
+        command = " ".join(process.cmdline())
+        ours = process.ppid() == os.getpid() and "picture_files/child.py" in command
+        return (
+            ours or "multiprocessing.resource_tracker" in command or process.status() == psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return True
 

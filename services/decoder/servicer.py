@@ -5,13 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import NotSupportedError
 from smalti.messages import MAX_IN_CHUNK
-from smalti.pictures import read_image, square
+from smalti.pictures import receive_image
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import check_asked_model, image_message, tokens_message, tokens_of
 from smalti.service.checks import check_count
@@ -78,12 +77,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         with self._compute.permit():
             # All are read before the first is encoded, so that a damaged picture is reported at once.
             pictures = [
-                await asyncio.to_thread(self._read, content, f"images[{index}]")
+                np.asarray(await receive_image(content, f"images[{index}]", self._spec.resolution))
                 for index, content in enumerate(request.images)
             ]
             encoding = self._compute.submit(lambda: self._engine.encode(np.stack(pictures)))
             tokens = await asyncio.wrap_future(encoding)
         return EncodeImagesResponse(pictures=[tokens_message(row) for row in tokens])
-
-    def _read(self, content: bytes, field: str) -> UInt8[np.ndarray, "height width 3"]:
-        return np.asarray(square(read_image(content, field), self._spec.resolution))

@@ -8,7 +8,7 @@ import numpy as np
 from smalti.engines.ranker import RankerEngine
 from smalti.messages import MAX_IN_CHUNK
 from smalti.models.clip import Ranking
-from smalti.pictures import read_image
+from smalti.pictures import receive_image
 from smalti.rpc.conversion import check_asked_model, features_message
 from smalti.service.checks import check_count, checked_prompt
 from smalti.service.compute import ComputeThread
@@ -43,7 +43,7 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
             step = self._engine.batch_size
             for start in range(0, len(request.images), step):
                 pictures = [
-                    await asyncio.to_thread(read_image, request.images[index], f"images[{index}]")
+                    await receive_image(request.images[index], f"images[{index}]")
                     for index in range(start, min(start + step, len(request.images)))
                 ]
                 ranking = self._compute.submit(

@@ -12,7 +12,7 @@ from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_CANDIDATES, MAX_IN_CHUNK
 from smalti.parameters import SecondPass, check_seed
-from smalti.pictures import read_image, square
+from smalti.pictures import receive_image
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import (
     check_asked_model,
@@ -64,7 +64,7 @@ class RefinerServicer(refiner_pb2_grpc.RefinerServiceServicer):
         with self._compute.permit():
             # All are read before the first is refined, so that a damaged picture is reported at once.
             pictures = [
-                await asyncio.to_thread(self._read, picture, encoding, f"pictures[{index}]")
+                await self._read(picture, encoding, f"pictures[{index}]")
                 for index, picture in enumerate(request.pictures)
             ]
             step = self._engine.batch_size
@@ -91,7 +91,7 @@ class RefinerServicer(refiner_pb2_grpc.RefinerServiceServicer):
             )
         return encoding
 
-    def _read(self, picture: PictureToRefine, encoding: Encoding | None, field: str) -> RefinerInput:
+    async def _read(self, picture: PictureToRefine, encoding: Encoding | None, field: str) -> RefinerInput:
         if not 0 <= picture.candidate < MAX_CANDIDATES:
             raise InvalidInputError(
                 f"{field}.candidate", f"must be between 0 and {MAX_CANDIDATES - 1}, got {picture.candidate}"
@@ -103,7 +103,7 @@ class RefinerServicer(refiner_pb2_grpc.RefinerServiceServicer):
                 picture.tokens, spec.tokens, spec.codebook_size, field=f"{field}.tokens", whole=True
             )
             tokens = np.array(given, np.int32)
-        image = square(read_image(picture.image, f"{field}.image"), self._spec.resolution)
+        image = await receive_image(picture.image, f"{field}.image", self._spec.resolution)
         return RefinerInput(
             pixels=np.asarray(image), candidate=picture.candidate, tokens=tokens, encoding=encoding
         )

@@ -24,7 +24,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "v1"),
         ("disclosure", "files", "validation"),
         ("parameters", "selection", "settings"),
-        ("network",),
+        ("network", "picture_files"),
         ("pictures", "telemetry"),
         ("checkpoints", "storage"),
         ("messages", "models", "text"),

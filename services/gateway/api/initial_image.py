@@ -16,7 +16,7 @@ from smalti.errors import (
     PictureNotFoundError,
 )
 from smalti.parameters import UPSCALES
-from smalti.pictures import masked_tiles, read_image
+from smalti.pictures import receive_masked_tiles, receive_size
 from smalti.results import ResultFile
 from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
@@ -62,7 +62,7 @@ class InitialImages:
         loop = asyncio.get_running_loop()
         redrawn: Sequence[int] = image.redrawn_tiles
         if image.mask:
-            redrawn = await loop.run_in_executor(self._threads, self._tiles_of_mask, image)
+            redrawn = await self._tiles_of_mask(image)
         match image.WhichOneof("source"):
             case "tokens":
                 tokens = self._check(image)
@@ -84,15 +84,15 @@ class InitialImages:
             )
         return given_tokens(image.tokens, found, self._spec.codebook_size, field="tokens", whole=True)
 
-    def _tiles_of_mask(self, image: InitialImage) -> list[int]:
+    async def _tiles_of_mask(self, image: InitialImage) -> list[int]:
         """Returns the tiles under the transparent part of a mask."""
         self._check_size(image.mask, "mask")
         if image.WhichOneof("source") == "image":
             self._check_size(image.image, "image")
-            sizes = [read_image(image.image, "image").size]
+            sizes = [await receive_size(image.image, "image")]
         else:
             sizes = [(self._spec.resolution * factor,) * 2 for factor in UPSCALES]
-        return masked_tiles(image.mask, sizes, self._spec.side, "mask")
+        return await receive_masked_tiles(image.mask, sizes, self._spec.side, "mask")
 
     def _check_size(self, content: bytes, field: str) -> None:
         if len(content) > self._max_bytes:
@@ -130,7 +130,7 @@ class InitialImages:
             )
         self._check_size(content, "image")
         # Checked here, so that the error names the field of this request.
-        await asyncio.get_running_loop().run_in_executor(self._threads, read_image, content, "image")
+        await receive_size(content, "image")
         with translated():
             response = await self._decoder.EncodeImages(EncodeImagesRequest(images=[content]))
         return given_tokens(

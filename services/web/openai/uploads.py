@@ -1,6 +1,5 @@
 """Forms with pictures (`multipart/form-data`), as OpenAI's edits and variations have them."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -10,7 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from smalti.errors import InvalidInputError
-from smalti.pictures import read_drawing, read_image
+from smalti.pictures import receive_prompt
 from smalti.services.web.failures import UnknownFieldError
 from smalti.services.web.openai.schema import EditForm, GenerationRequest, VariationForm
 
@@ -44,7 +43,7 @@ async def read_variation(request: Request) -> tuple[VariationForm, bytes]:
     """
     fields, files = await _read(request, ("image",))
     if "prompt" not in fields:
-        fields["prompt"] = await asyncio.to_thread(_recorded_prompt, files["image"])
+        fields["prompt"] = await _recorded_prompt(files["image"])
     return _checked(VariationForm, fields), files["image"]
 
 
@@ -90,10 +89,6 @@ def _checked(kind: type[Form], fields: Mapping[str, str]) -> Form:
         raise RequestValidationError(problems) from None
 
 
-def _recorded_prompt(content: bytes) -> str:
+async def _recorded_prompt(content: bytes) -> str:
     """Returns the prompt that a picture was drawn from, or a neutral one; raises `InvalidInputError`."""
-    read_image(content, "image")  # Refuses what is too large before it is read.
-    try:
-        return read_drawing(content)[1].prompt
-    except InvalidInputError:
-        return DEFAULT_PROMPT
+    return await receive_prompt(content, "image") or DEFAULT_PROMPT

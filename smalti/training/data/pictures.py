@@ -1,11 +1,20 @@
 """Decoding foreign pictures, scaling them to squares, and encoding them as PNG."""
 
 import io
-import warnings
+from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
+
+from smalti.errors import InvalidInputError
+from smalti.picture_files import reader
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Formats of data sets, by Pillow's names; others run programs, or are no photographs."""
+MAX_SIDE: Final = 2**15
+MEMORY_BYTES: Final = 2 * 2**30
+"""Memory for a picture; photographs are larger than what callers of a service may send."""
 
 
 class UnreadablePictureError(Exception):
@@ -13,21 +22,17 @@ class UnreadablePictureError(Exception):
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decodes a picture of any format to upright RGB, with transparent pixels on white.
+    """Decodes a picture to upright RGB, with transparent pixels on white, in a process with limits.
 
     Raises:
-        UnreadablePictureError: the picture is damaged, or so large that it may be an attack.
+        UnreadablePictureError: the picture has another format than `FORMATS`, is damaged, or so large that it may be an
+            attack.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns about a picture that would fill the memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)
-            picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-            return flatten(picture)
-    # Damaged files raise errors of every kind, from OSError and SyntaxError to struct.error.
-    except Exception as error:
-        raise UnreadablePictureError(f"{type(error).__name__}: {error}") from error
+        found = reader(MEMORY_BYTES).read(content, "picture", formats=FORMATS, max_side=MAX_SIDE)
+    except InvalidInputError as error:
+        raise UnreadablePictureError(error.problem) from None
+    return Image.frombytes("RGB", (found.width, found.height), found.content)
 
 
 def flatten(picture: Image.Image) -> Image.Image:
