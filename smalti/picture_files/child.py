@@ -75,7 +75,7 @@ def decode(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], byt
             raise ValueError(f"has {opened.width} x {opened.height} pixels, which is too large")
         upright = ImageOps.exif_transpose(opened)
         size = {"width": upright.width, "height": upright.height}
-        side = request.get("side")
+        side: Any = request.get("side")
         match request["want"]:
             case "size":
                 upright.load()
@@ -115,7 +115,8 @@ def transparent_tiles(image: Any, side: int) -> bytes:
     cropped = ImageOps.fit(transparent, (square, square), Image.Resampling.BOX)
     # The averages of the pixels of a tile: more than 0 if one of them is transparent.
     tiles = cropped.resize((side, side), Image.Resampling.BOX)
-    return bytes(tiles.getpixel((column, row)) > 0 for row in range(side) for column in range(side))
+    averages: list[Any] = [tiles.getpixel((column, row)) for row in range(side) for column in range(side)]
+    return bytes(average > 0 for average in averages)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def find_instruction(message: KombuMessage) -> str | None:
     if "task" not in headers:
         return "the message is not a Celery task"  # Or one of Celery's first protocol, whose body has such fields.
     body = message.decode()
-    embedded = body[2] if isinstance(body, list | tuple) and len(body) == 3 else None
-    for name in _WORKFLOW if isinstance(embedded, dict) else ():
-        if _says_something(embedded.get(name)):
-            return f"{name} in the body is not accepted"
+    if isinstance(body, list | tuple) and len(body) == 3 and isinstance(body[2], dict):
+        for name in _WORKFLOW:
+            if _says_something(body[2].get(name)):
+                return f"{name} in the body is not accepted"
     return None
 
 
