@@ -51,7 +51,8 @@ def build(process: Process) -> Service:
     """Opens the database and builds the service.
 
     Raises:
-        InvalidInputError: a setting is invalid, or the database does not answer; names the variable.
+        InvalidInputError: a setting is invalid; names the variable.
+        DatabaseUnavailableError: the database does not answer; names the variable.
     """
     settings = gateway_settings()
     spec = ModelSpec.load(library.find())
@@ -65,7 +66,7 @@ def build(process: Process) -> Service:
         migrate_when_ready(database, DATABASE_SECONDS)
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.
-        raise InvalidInputError(f"{GATEWAY_PREFIX}DATABASE", f"{error}: {cause}") from None
+        raise DatabaseUnavailableError(f"{GATEWAY_PREFIX}DATABASE: {error}: {cause}") from None
     context = GatewayContext(
         database=database,
         store=process.store,

@@ -99,11 +99,12 @@ def run_system(
     if problems := taken(chosen):
         _fail(problems)
     try:
-        with owned(kept), _signals() as stopping:
+        with owned(kept) as umask, _signals() as stopping:
             begin_logs(kept)
             system = System(kept, chosen, folder.path.absolute(), command=service_command)
             supervisor = Supervisor(system.groups, lambda line: _say(console, line))
             try:
+                stopping.umask = umask
                 status = _serve(system, supervisor, stopping, program, console)
             finally:
                 _stop(supervisor, stopping, console)
@@ -119,6 +120,8 @@ class _Stopping:
         self.requested = threading.Event()
         self.urgent = threading.Event()
         self.command: subprocess.Popen[bytes] | None = None
+        self.umask = -1
+        """The mask of file modes for the command."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: the first one stops the system, the next one kills it."""
@@ -161,7 +164,7 @@ def _serve(
         stopping.requested.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
-    stopping.command = run_guarded(program, _addresses(system))
+    stopping.command = run_guarded(program, _addresses(system), umask=stopping.umask)
     code = stopping.command.wait()
     stopping.command = None
     return code if code >= 0 else 128 - code

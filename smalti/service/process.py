@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol, Self, runtime_checkable
 
-from smalti.errors import InvalidInputError, ModelError, ModelNotFoundError, StoreUnavailableError
+from smalti.errors import (
+    DatabaseUnavailableError,
+    InvalidInputError,
+    ModelError,
+    ModelNotFoundError,
+    StoreUnavailableError,
+)
 from smalti.messages import Stage
 from smalti.queue import (
     QUEUE_ENTRY,
@@ -141,6 +147,10 @@ def run(name: str, stage: Stage, build: Build) -> int:
         code = asyncio.run(_Lifecycle(process, stage, service).run())
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:
         return _cannot_start(name, str(error))
+    except DatabaseUnavailableError as error:
+        # No setting is wrong for certain, so that whoever restarts the process goes on waiting for the database.
+        _cannot_start(name, str(error))
+        return DIED
     except ModuleNotFoundError as error:
         return _cannot_start(name, f"{error.name} is not installed; pip install 'smalti[{name}]'")
     if code != DONE:

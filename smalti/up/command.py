@@ -35,14 +35,17 @@ def guarded(command: Sequence[str | Path], *, user: str = "") -> list[str]:
     return [sys.executable, "-I", "-S", str(guard), str(os.getpid()), user, *map(str, command)]
 
 
-def run_guarded(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def run_guarded(
+    command: Sequence[str], environment: Mapping[str, str], *, umask: int = -1
+) -> "subprocess.Popen[bytes]":
     """Starts a command that dies with this process.
 
     Args:
         command: the program and its arguments.
         environment: variables in addition to those of this process.
+        umask: the command's mask of file modes; -1 for that of this process.
     """
-    return subprocess.Popen(guarded(command), env={**os.environ, "PATH": _path(), **environment})
+    return subprocess.Popen(guarded(command), env={**os.environ, "PATH": _path(), **environment}, umask=umask)
 
 
 def hears_the_terminal() -> bool:

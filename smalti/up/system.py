@@ -65,7 +65,7 @@ class System:
         self.data = data
         self.ports = ports
         keys = _keys(data / "keys.json")
-        self.valkey = ValkeyServer(data / "valkey", ports["valkey"])
+        self.valkey = ValkeyServer(data / "valkey", ports["valkey"], password=keys["broker_password"])
         self.s3 = S3Server(
             data / "s3", ports["s3"], access_key=keys["access_key"], secret_key=keys["secret_key"]
         )
@@ -127,13 +127,29 @@ class System:
 
 
 @contextmanager
-def owned(data: Path) -> Iterator[None]:
+def owned(data: Path) -> Iterator[int]:
     """Creates a data folder that other users cannot read, and locks it while the block runs.
 
+    In the block, files and sockets of this process and of those that it starts are their user's alone, also beside the
+    folder: SeaweedFS has sockets in `/tmp`. The block gets the mask of file modes from before.
+
     Raises:
-        ServerStartError: another process has locked it; names the process.
+        ServerStartError: another process has locked it, which is named, or it belongs to another user.
     """
+    before = os.umask(0o077)
+    try:
+        with _locked(data):
+            yield before
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _locked(data: Path) -> Iterator[None]:
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if data.stat().st_uid != os.geteuid():
+        raise ServerStartError(f"{data} belongs to another user; give a folder of your own with --data")
+    data.chmod(0o700)
     with (data / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,10 +178,10 @@ def _process(pid: str) -> str:
 
 
 def _keys(file: Path) -> dict[str, str]:
-    """Returns the keys of the store, and the key of the URLs of pictures; creates missing ones for their owner only."""
+    """Returns the keys of the store and of the URLs of pictures, and the broker's password; creates missing ones."""
     new = {
         name: secrets.token_hex(size)
-        for name, size in (("access_key", 8), ("secret_key", 24), ("url_key", 32))
+        for name, size in (("access_key", 8), ("secret_key", 24), ("url_key", 32), ("broker_password", 24))
     }
     kept: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
     keys = {**new, **kept}
