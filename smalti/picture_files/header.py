@@ -13,10 +13,13 @@ MAX_SIDE: Final = 4096
 MAX_SCANS: Final = 64
 """Most scans of a JPEG file. Encoders write about ten; each costs a pass over all pixels, and may have no content."""
 
+MAX_PARTS: Final = 20_000
+"""Most segments or chunks of a file, since they are counted in the event loop; ordinary files have about a thousand."""
+
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK_FRAME: Final = 12
 """Bytes of a chunk beside its content: length, name and checksum."""
-_JPEG_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _STARTS_OF_FRAME: Final = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH: Final = (0x01, 0xD8)
@@ -29,7 +32,9 @@ class Header:
     width: int
     height: int
     scans: int = 1
-    """Passes over the picture in a JPEG file."""
+    """Passes over the picture in a JPEG file; counted up to one more than `MAX_SCANS`."""
+    parts: int = 0
+    """Segments or chunks of the file; counted up to one more than `MAX_PARTS`."""
     end: int | None = None
     """Position after the picture in the file; None for JPEG, to which cameras append further pictures, or a film."""
 
@@ -58,8 +63,10 @@ def check_header(content: bytes, field: str) -> None:
     if header.scans > MAX_SCANS:
         raise InvalidInputError(
             field,
-            f"has {header.scans} scans; at most {MAX_SCANS} are allowed; save it as a baseline JPEG or a PNG",
+            f"has more than {MAX_SCANS} scans; save it as a baseline JPEG or a PNG",
         )
+    if header.parts > MAX_PARTS:
+        raise InvalidInputError(field, f"has more than {MAX_PARTS} parts; save the picture again")
     if header.end is not None and header.end < len(content):
         raise InvalidInputError(field, "has data after the end of the picture; save the picture again")
 
@@ -78,22 +85,30 @@ def read_header(content: bytes) -> Header | None:
 def _png(content: bytes) -> Header | None:
     if content[12:16] != b"IHDR" or len(content) < 24:
         return None
-    end = len(PNG_SIGNATURE)
-    while end < len(content):
+    end, parts = len(PNG_SIGNATURE), 0
+    while end < len(content) and parts <= MAX_PARTS:
+        parts += 1
         kind = content[end + 4 : end + 8]
         end += _PNG_CHUNK_FRAME + int.from_bytes(content[end : end + 4], "big")
         if kind == b"IEND":
             break
     return Header(
-        width=int.from_bytes(content[16:20], "big"), height=int.from_bytes(content[20:24], "big"), end=end
+        width=int.from_bytes(content[16:20], "big"),
+        height=int.from_bytes(content[20:24], "big"),
+        parts=parts,
+        end=end,
     )
 
 
 def _jpeg(content: bytes) -> Header | None:
     """Walks the markers as libjpeg does, which skips everything else between them."""
     size: tuple[int, int] | None = None
-    scans, position = 0, 2
-    while (match := _JPEG_MARKER.search(content, position)) is not None:
+    scans, parts, position = 0, 0, 2
+    while scans <= MAX_SCANS and parts <= MAX_PARTS:
+        match = _JPEG_MARKER.search(content, position)
+        if match is None:
+            break
+        parts += 1
         marker, position = match[1][0], match.end()
         if marker == _END_OF_IMAGE:
             break
@@ -105,7 +120,7 @@ def _jpeg(content: bytes) -> Header | None:
             frame = content[position + 3 : position + 7]
             size = int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")
         position += max(2, int.from_bytes(content[position : position + 2], "big"))
-    return None if size is None else Header(width=size[0], height=size[1], scans=scans)
+    return None if size is None else Header(width=size[0], height=size[1], scans=scans, parts=parts)
 
 
 def _webp(content: bytes) -> Header | None:

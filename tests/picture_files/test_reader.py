@@ -69,20 +69,20 @@ def test_files_that_are_cut_off_are_refused(cut: int) -> None:
 
 
 def test_scans_are_counted_before_anything_is_decoded() -> None:
-    began = time.process_time()
     for scans in (1000, 200_000):
+        bomb = scan_bomb(scans)
+        began = time.process_time()
         with pytest.raises(
-            InvalidInputError, match=r"^image: has \d+ scans; at most 64 .* baseline JPEG"
+            InvalidInputError, match=r"^image: has more than 64 scans; .*baseline JPEG"
         ) as caught:
-            check_header(scan_bomb(scans), "image")
-        assert str(scans)[:3] in str(caught.value)
+            check_header(bomb, "image")
+        assert time.process_time() - began < 0.1
         assert "\n" not in str(caught.value)
-    assert time.process_time() - began < 20
     # Bytes between the markers, which decoders skip, hide nothing.
     hidden = scan_bomb(1000).replace(b"\xff\xda\x00\x08", b"xx\xff\xff\xda\x00\x08")
     header = read_header(hidden)
     assert header
-    assert header.scans > 1000
+    assert header.scans > MAX_SCANS
     check_header(scan_bomb(MAX_SCANS - 1), "image")
 
 
@@ -156,3 +156,19 @@ def test_unusual_files_become_what_they_show() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert read_image(file(gradient(), "JPEG", exif=exif), "image").size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xd8" + b"\xff" * 8_000_000 + b"\x00",
+        b"\xff\xd8" + b"\xff\x01" * 4_000_000,
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * 2_000_000,
+        png(8, 8, b"")[:33] + (b"\x00\x00\x00\x00tEXt" + b"\x00" * 4) * 600_000,
+    ],
+)
+def test_header_of_any_file_is_checked_quickly(content: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidInputError, match=r"^image: (must be a picture|has more than 20000 parts)"):
+        check_header(content, "image")
+    assert time.process_time() - began < 0.5
