@@ -139,8 +139,9 @@ class Gateway:
         self.dispatcher.send_again()
 
     def sweep(self) -> None:
-        """Expires, ends, and removes jobs that are due; raises `UnavailableError`."""
-        for step in (self.sweeper.expire, self.sweeper.finish, self.sweeper.remove):
+        """Expires, removes, and ends jobs that are due; raises `UnavailableError`."""
+        # Only the last one needs the store.
+        for step in (self.sweeper.expire, self.sweeper.remove, self.sweeper.finish):
             while step() >= BATCH_SIZE:
                 pass
 

@@ -46,6 +46,11 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
             found = {state: float(count) for state, count in counts}
         return {state.value: found.get(state, 0.0) for state in OPEN_STATES}
 
+    def jobs_set_aside() -> GaugeValue:
+        with database.read() as session:
+            query = select(func.count()).select_from(Job).where(Job.set_aside_until.is_not(None))
+            return float(session.scalar(query) or 0)
+
     def requests_waiting() -> GaugeValue:
         with database.read() as session:
             waiting = select(func.count(func.distinct(Chunk.job_id))).where(IS_WAITING)
@@ -64,6 +69,7 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
 
     return {
         "jobs_open": jobs_open,
+        "jobs_set_aside": jobs_set_aside,
         "requests_waiting": requests_waiting,
         "candidates_dispatched": candidates_dispatched,
         "outbox_age_seconds": outbox_age_seconds,

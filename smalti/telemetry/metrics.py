@@ -125,6 +125,7 @@ DEFINITIONS: Final = (
     _counter("jobs_total", "finished jobs", (GATEWAY,), ("outcome", "reason")),
     _histogram("job_seconds", "time from accepting a job to its end", (GATEWAY,), ("outcome",)),
     _gauge("jobs_open", "open jobs by state", (GATEWAY,), ("state",)),
+    _gauge("jobs_set_aside", "jobs that a gateway cannot work on, and leaves alone for a while", (GATEWAY,)),
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),
     _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
     _counter("lease_losses_total", "chunks sent again because their lease expired", (GATEWAY,)),

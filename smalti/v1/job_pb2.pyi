@@ -323,6 +323,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, assigned by the gateway: 1 to 64 characters from a-z, 0-9 and "-"."""
     version: _builtins.int
@@ -335,6 +336,11 @@ class Job(_message.Message):
     """The priority."""
     jobs_ahead: _builtins.int
     """An estimate of the number of open jobs ahead of this one. Only set while the job is QUEUED, and only if known."""
+    trouble: _builtins.str
+    """Why the gateway has set the job aside; empty while it goes on. A gateway sets a job aside that it cannot read, such as
+    one that a newer version has accepted, and tries again later; the job's time limit still holds. If the rest cannot be
+    shown, most other fields are not set.
+    """
     @_builtins.property
     def parameters(self) -> Global___ImageParameters:
         """The parameters, with the seed, the model's revision and the number of candidates filled in."""
@@ -399,10 +405,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_jobs_ahead", b"_jobs_ahead", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "jobs_ahead", b"jobs_ahead", "parameters", b"parameters", "progress", b"progress", "prompt_reading", b"prompt_reading", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jobs_ahead", b"_jobs_ahead", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "id", b"id", "jobs_ahead", b"jobs_ahead", "labels", b"labels", "parameters", b"parameters", "pictures", b"pictures", "priority", b"priority", "progress", b"progress", "prompt_reading", b"prompt_reading", "request_id", b"request_id", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jobs_ahead", b"_jobs_ahead", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "expire_time", b"expire_time", "id", b"id", "jobs_ahead", b"jobs_ahead", "labels", b"labels", "parameters", b"parameters", "pictures", b"pictures", "priority", b"priority", "progress", b"progress", "prompt_reading", b"prompt_reading", "request_id", b"request_id", "start_time", b"start_time", "state", b"state", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__jobs_ahead: _TypeAlias = _typing.Literal["jobs_ahead"]  # noqa: Y015
     _WhichOneofArgType__jobs_ahead: _TypeAlias = _typing.Literal["_jobs_ahead", b"_jobs_ahead"]  # noqa: Y015

@@ -1,5 +1,6 @@
 """Converts jobs, pictures, and states to messages of the API."""
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -9,11 +10,14 @@ from google.rpc.status_pb2 import Status
 from smalti.parameters import FREE
 from smalti.rpc.conversion import priority_number, refinement_message, sampling_message
 from smalti.services.gateway.database.tables import OPEN_STATES, PRIORITIES, Job, JobState, ScoredCandidate
+from smalti.services.gateway.jobs.reading import UnreadableJobError, parameters_of
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
 from smalti.v1.tokens_pb2 import ImageTokens
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "image/png"
 
@@ -31,6 +35,34 @@ STATES: Final = {
 
 
 def job_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.Job:
+    """Returns a job as a message; one that cannot be read has little more than its id, and says why.
+
+    Args:
+        snapshot: the job.
+        url_of: returns the URL of a picture's file.
+        full: whether to include its pictures and the initial image.
+    """
+    job = snapshot.job
+    try:
+        return _readable_message(snapshot, url_of, full=full)
+    except Exception as error:  # Whatever it is: it must not take the other jobs of a list away.
+        log.warning("the job cannot be shown: %s", error, extra={"job": job.id})
+        trouble = error.problem if isinstance(error, UnreadableJobError) else "an internal error"
+        return job_pb2.Job(
+            id=job.id,
+            version=job.version,
+            state=STATES.get(job.state, job_pb2.JOB_STATE_UNSPECIFIED),
+            request_id=job.request_id or "",
+            create_time=timestamp(job.created),
+            start_time=timestamp(job.started),
+            end_time=timestamp(job.ended),
+            expire_time=timestamp(job.expires),
+            delete_time=timestamp(job.delete_at),
+            trouble=f"this version of the gateway cannot read the job: {trouble}",
+        )
+
+
+def _readable_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.Job:
     """Returns a job as a message.
 
     Args:
@@ -64,6 +96,7 @@ def job_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> job_pb2.
         end_time=timestamp(job.ended),
         expire_time=timestamp(job.expires),
         delete_time=timestamp(job.delete_at),
+        trouble=f"the job is set aside: {job.trouble}" if job.trouble else "",
     )
     if job.prompt_reading is not None:
         message.prompt_reading.CopyFrom(
@@ -117,7 +150,7 @@ def timestamp(microseconds: int | None) -> Timestamp | None:
 
 
 def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
-    parameters = JobParameters.model_validate(job.parameters)
+    parameters = parameters_of(job)
     message = job_pb2.ImageParameters(
         model=ModelReference(name=parameters.model, revision=parameters.revision),
         prompt=parameters.prompt,

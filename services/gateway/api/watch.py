@@ -10,6 +10,7 @@ from typing import Final
 from smalti.errors import SmaltiError
 from smalti.services.gateway.api.conversion import is_final
 from smalti.services.gateway.api.previews import PreviewRenderer
+from smalti.services.gateway.jobs.reading import parameter_of
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.watchers import TokenRun, Watcher, WatcherHub
 from smalti.v1 import tokens_pb2
@@ -92,7 +93,7 @@ class WatchHandler:
                         if final:
                             return
                         if previews and self._previews and rendering is None:
-                            kept = snapshot.job.parameters.get("keep_rows", 0) * self._columns
+                            kept = parameter_of(snapshot.job, "keep_rows", 0) * self._columns
                             given = snapshot.job.given[:kept]
                             rendering = asyncio.create_task(
                                 self._render(self._previews, job_id, given, rendered, watcher.wakeup)

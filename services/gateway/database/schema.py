@@ -1,5 +1,6 @@
 """The schema of the database: its migrations."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -7,16 +8,41 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect, select
+
+from smalti.errors import InvalidInputError
+from smalti.services.gateway.database.tables import SchemaCompatibility
+from smalti.services.gateway.settings import GATEWAY_PREFIX
+
+log = logging.getLogger(__name__)
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 def is_current(engine: Engine) -> bool:
-    """Returns whether there is nothing to migrate."""
+    """Returns whether there is nothing to migrate: the schema is this version's, or a newer one that it can use.
+
+    Raises:
+        InvalidInputError: a newer gateway has made a schema that this one cannot use.
+    """
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    head = scripts.get_current_head() or ""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    return current == ScriptDirectory(str(MIGRATIONS)).get_current_head()
+        if current in (None, *(script.revision for script in scripts.walk_revisions())):
+            return current == head
+        oldest = None
+        if inspect(connection).has_table(SchemaCompatibility.__tablename__):
+            oldest = connection.scalar(select(SchemaCompatibility.oldest))
+    # Revisions have the same number of digits, so they are compared as text.
+    if oldest is None or oldest > head:
+        raise InvalidInputError(
+            f"{GATEWAY_PREFIX}DATABASE",
+            f"has schema {current}, and this version knows {head}; start a newer gateway (one that knows "
+            f"{oldest or current} or later), or use a backup of the database",
+        )
+    log.info("the database has schema %s; this version knows %s, and can use it", current, head)
+    return True
 
 
 def upgrade(connection: Connection) -> None:

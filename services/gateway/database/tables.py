@@ -8,10 +8,8 @@ from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
-    Enum,
     Float,
     ForeignKey,
     Index,
@@ -24,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from smalti.parameters import Priority
+from smalti.services.gateway.database.columns import ReadableEnum, ReadableJson
 
 MAX_ID_LENGTH: Final = 64
 
@@ -97,24 +96,13 @@ def _partial_index(name: str, *columns: str, where: str) -> Index:
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
-def _enum_column(kind: type[StrEnum]) -> Enum:
-    """Returns the type of a column that stores the values of an enumeration as text."""
-    return Enum(
-        kind,
-        native_enum=False,
-        create_constraint=False,
-        length=16,
-        values_callable=lambda members: [member.value for member in members],
-    )
-
-
 class Base(DeclarativeBase):
     """Base class of the tables."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         int: BigInteger,
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON,
+        dict[str, Any]: ReadableJson(none_as_null=True),
+        list[Any]: ReadableJson,
     }
 
 
@@ -129,12 +117,13 @@ class Job(Base):
         _partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
         Index("jobs_delete", "delete_at"),
         Index("jobs_ended", "ended"),
+        _partial_index("jobs_set_aside", "set_aside_until", where="set_aside_until IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
     version: Mapped[int]
     """Grows with every change that a client can see."""
-    state: Mapped[JobState] = mapped_column(_enum_column(JobState))
+    state: Mapped[JobState] = mapped_column(ReadableEnum(JobState))
     request_id: Mapped[str | None] = mapped_column(String(36), unique=True)
     request_hash: Mapped[str | None] = mapped_column(String(64))
     """Hash of the request's content. A request with the same request_id and another hash is refused."""
@@ -174,6 +163,12 @@ class Job(Base):
     """Serialized `google.rpc.Status` of a failed job."""
     trace: Mapped[dict[str, Any] | None]
     """`smalti.messages.Trace` of the call that created the job, as JSON."""
+    trouble: Mapped[str | None] = mapped_column(Text)
+    """Why a gateway has set the job aside; None while all is well."""
+    set_aside_until: Mapped[int | None]
+    """Time until which gateways that cannot read the job leave it alone."""
+    set_aside_by: Mapped[str | None] = mapped_column(String(64))
+    """The version of the gateways that cannot read the job; empty for all versions."""
 
 
 class Label(Base):
@@ -210,7 +205,7 @@ class Chunk(Base):
     first: Mapped[int]
     """Index of the first candidate; 0 for pictures to refine."""
     count: Mapped[int] = mapped_column(SmallInteger)
-    state: Mapped[ChunkState] = mapped_column(_enum_column(ChunkState))
+    state: Mapped[ChunkState] = mapped_column(ReadableEnum(ChunkState))
     reached: Mapped[int] = mapped_column(SmallInteger)
     """A `ChunkProgress`."""
     rows_drawn: Mapped[int] = mapped_column(SmallInteger)
@@ -227,7 +222,7 @@ class Chunk(Base):
     """Number of expired leases."""
     attempts: Mapped[int] = mapped_column(SmallInteger)
     """Number of failed attempts."""
-    pictures: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    pictures: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
     """The pictures to refine, each a `smalti.messages.PictureToRefine` as JSON; None for a chunk of candidates."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why the last attempt failed, if known."""
@@ -254,6 +249,15 @@ class ScoredCandidate(Base):
     """What was encoded for the candidate; None in a job whose candidates have no wordings of their own."""
 
 
+class SchemaCompatibility(Base):
+    """One row: which gateways can use the schema. A migration that older gateways cannot bear raises `oldest`."""
+
+    __tablename__ = "schema_compatibility"
+
+    oldest: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """The newest schema that the oldest of these gateways knows."""
+
+
 class StoreTask(Base):
     """A pending task in the object store. It outlives its job."""
 
@@ -261,9 +265,9 @@ class StoreTask(Base):
     __table_args__ = (Index("chores_due", "due"),)
 
     job_id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
-    action: Mapped[StoreAction] = mapped_column("chore", _enum_column(StoreAction), primary_key=True)
+    action: Mapped[StoreAction] = mapped_column("chore", ReadableEnum(StoreAction), primary_key=True)
     due: Mapped[int]
-    state: Mapped[JobState] = mapped_column(_enum_column(JobState))
+    state: Mapped[JobState] = mapped_column(ReadableEnum(JobState))
     """Final state of the job."""
     chunks: Mapped[int]
     """Number of chunks of the job."""

@@ -24,6 +24,7 @@ from smalti.services.gateway.database.tables import (
     StoreTask,
 )
 from smalti.services.gateway.jobs.observer import JobOutcome
+from smalti.services.gateway.jobs.reading import parameter_of
 
 LATE_SECONDS: Final = 60.0
 """Time after the expiry of a job's messages within which a stage may still write objects of the job."""
@@ -246,7 +247,7 @@ def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAc
                 "due": due,
                 "state": job.state,
                 "chunks": chunks,
-                "varied": bool(job.parameters.get("vary")),
+                "varied": bool(parameter_of(job, "vary", False)),
                 "tries": 0,
             }
             for action, due in actions

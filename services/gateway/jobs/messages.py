@@ -16,6 +16,7 @@ from smalti.messages import (
 from smalti.messages import Chunk as MessageChunk
 from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
+from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.spec import JobParameters
 
 REFERENCE_BYTES: Final = 256
@@ -41,7 +42,7 @@ def _encode_tasks(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
     # With wordings, the encoder's event names an object for each candidate.
     limit = (
         max(MAX_IN_CHUNK // max((chunk.count for chunk in chunks), default=1), 1)
-        if job.parameters.get("vary")
+        if parameter_of(job, "vary", False)
         else MAX_CHUNKS
     )
     for start in range(0, len(chunks), limit):
@@ -63,7 +64,7 @@ def _within_limits(job: Job, chunks: Sequence[Chunk]) -> Iterable[EncodeTask]:
 
 
 def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
-    parameters = JobParameters.model_validate(job.parameters)
+    parameters = parameters_of(job)
     return EncodeTask(
         **_shared_fields(job, parameters),
         given=tuple(job.given),
@@ -78,14 +79,14 @@ def _encode_task(job: Job, chunks: Sequence[Chunk]) -> EncodeTask:
 
 
 def _refine_task(job: Job, chunk: Chunk, pictures: Sequence[Any]) -> RefineTask:
-    parameters = JobParameters.model_validate(job.parameters)
+    parameters = parameters_of(job)
     assert parameters.second_pass is not None  # Only such a job has pictures to refine.
     return RefineTask(
         **_shared_fields(job, parameters),
         chunk=chunk.number,
         second_pass=parameters.second_pass,
         refiner=parameters.refiner,
-        pictures=tuple(PictureToRefine.model_validate(picture) for picture in pictures),
+        pictures=tuple(PictureToRefine.model_validate(picture, extra="ignore") for picture in pictures),
     )
 
 

@@ -26,6 +26,7 @@ from smalti.services.gateway.database.tables import (
     Job,
     JobState,
 )
+from smalti.services.gateway.jobs.aside import apart, is_set_aside, take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
@@ -53,6 +54,7 @@ class Dispatcher:
             context: shared by the parts of the gateway.
             progress: notified of chunks whose messages the broker has confirmed.
         """
+        self._context = context
         self._database = context.database
         self._publisher = context.publisher
         self._store = context.store
@@ -86,7 +88,8 @@ class Dispatcher:
             picked, more = self._pick()
             before = sent
             for job_id, numbers in picked:
-                sent += self._send(job_id, numbers)
+                with apart(self._context, job_id):
+                    sent += self._send(job_id, numbers)
             if sent == before:
                 break  # No chunks are left, or other gateways have sent them.
         return sent
@@ -110,9 +113,11 @@ class Dispatcher:
                 .limit(BATCH_SIZE)
             ).all()
         is_attempt = any(sent for _, sent in late) and self._store_is_writable()
-        return sum(
-            self._send_lost(job_id, is_attempt=is_attempt) for job_id in {job_id for job_id, _ in late}
-        )
+        sent = 0
+        for job_id in {job_id for job_id, _ in late}:
+            with apart(self._context, job_id):
+                sent += self._send_lost(job_id, is_attempt=is_attempt)
+        return sent
 
     def _pick(self) -> tuple[list[tuple[str, list[int]]], bool]:
         """Returns the numbers of the next chunks by job, and whether there may be more that fit into the window.
@@ -142,7 +147,11 @@ class Dispatcher:
     def _waiting(self, session: Session, priority: Priority, limit: int) -> Sequence[tuple[str, int, int]]:
         query = (
             select(Chunk.job_id, Chunk.number, Chunk.count)
-            .where(IS_WAITING, Chunk.priority == PRIORITY_NUMBERS[priority])
+            .where(
+                IS_WAITING,
+                Chunk.priority == PRIORITY_NUMBERS[priority],
+                Chunk.job_id.not_in(select(Job.id).where(is_set_aside(self._clock()))),
+            )
             .order_by(Chunk.created, Chunk.job_id, Chunk.number)
             .limit(limit)
         )
@@ -213,7 +222,9 @@ class Dispatcher:
             chunk.lease = job.lease
             chunk.deadline = deadline
             chunk.sent = chunk.heard = False
-        return list(tasks_of(job, chunks))
+        tasks = list(tasks_of(job, chunks))
+        take_back(job)
+        return tasks
 
     def _publish(self, job_id: str, tasks: Sequence[EncodeTask | RefineTask]) -> int:
         """Sends messages and returns the number of chunks sent; chunks that cannot be sent are due at once."""

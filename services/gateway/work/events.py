@@ -17,8 +17,10 @@ from smalti.messages import Failed, FailureReason, Message, Progress, Stage, Sta
 from smalti.queue import Delivery
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgress, Job, JobState
+from smalti.services.gateway.jobs.aside import set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start
+from smalti.services.gateway.jobs.reading import UnreadableJobError
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.progress import ProgressBuffer, renew_lease
@@ -71,6 +73,13 @@ class EventHandler:
         Raises:
             UnavailableError: the database or the store does not answer; the event must be delivered again.
         """
+        try:
+            self._apply(message)
+        except UnreadableJobError as error:
+            # What the event says is stored, or comes again with the next lease.
+            set_aside(self._context, message.job, error)
+
+    def _apply(self, message: Message) -> None:
         match message:
             case StageDone(stage=Stage.ENCODE):
                 self._encoded(message)

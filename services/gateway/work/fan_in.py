@@ -28,8 +28,10 @@ from smalti.services.gateway.database.tables import (
     JobState,
     ScoredCandidate,
 )
+from smalti.services.gateway.jobs.aside import take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start, store_choice
+from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.repository import ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.work.redoing import redo
@@ -116,7 +118,7 @@ class FanIn:
                     insert(ScoredCandidate), [_row(keys, job_id, scored) for scored in scores.pictures]
                 )
             complete = job.candidates_ranked >= job.candidates
-        failpoints.reach("gateway.after-ranked", job=job_id, prompt=job.parameters["prompt"])
+        failpoints.reach("gateway.after-ranked", job=job_id, prompt=parameter_of(job, "prompt", ""))
         if not fits:
             redo(
                 self._context, job_id, [number], "its scores belong to other candidates", keys.scores(number)
@@ -150,7 +152,7 @@ class FanIn:
                 return False
             pictures = ranked_pictures(session, job_id) if job.refining else _all_candidates(session, job_id)
             chunks = chunks_of(session, job)
-        parameters = JobParameters.model_validate(job.parameters)
+        parameters = parameters_of(job)
         keys = JobKeys(job_id)
         try:
             winners = pictures if job.refining else self._choose(keys, chunks, pictures, parameters)
@@ -173,6 +175,7 @@ class FanIn:
             if job.pictures_refined < job.pictures_to_refine:
                 return False
             store_choice(session, winners)
+            take_back(job)
             outcome = end(session, job, JobState.SUCCEEDED, self._clock())
         failpoints.reach("gateway.after-end", **fields)
         self._events.ended(outcome)

@@ -4,17 +4,22 @@ Only what can be lost without harm is kept here. If the process dies before it i
 while, and a chunk may be sent again needlessly.
 """
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import select
 
+from smalti.errors import UnavailableError
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Chunk, ChunkProgress, ChunkState
+from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_open, start
 from smalti.services.gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
 
 MAX_DOUBLINGS: Final = 6
 """Number of times that the length of a lease can double."""
@@ -35,6 +40,7 @@ class ProgressBuffer:
     """Collects the progress of chunks, and stores it when `store` is called; thread-safe."""
 
     def __init__(self, context: GatewayContext) -> None:
+        self._context = context
         self._database = context.database
         self._side = context.spec.side
         self._settings = context.settings
@@ -91,6 +97,19 @@ class ProgressBuffer:
         by_job: dict[str, dict[int, _Entry]] = {}
         for (job_id, chunk), entry in entries.items():
             by_job.setdefault(job_id, {})[chunk] = entry
+        try:
+            return self._write_together(by_job)
+        except UnavailableError:
+            raise
+        except Exception:
+            log.exception("the progress of %d jobs is stored one by one", len(by_job))
+        changed = []
+        for job_id, news in by_job.items():
+            with apart(self._context, job_id):
+                changed += self._write_together({job_id: news})
+        return changed
+
+    def _write_together(self, by_job: dict[str, dict[int, _Entry]]) -> list[str]:
         now = self._clock()
         changed = []
         with self._database.write() as session:

@@ -21,7 +21,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     start,
     store_choice,
 )
-from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectInfo, ObjectRef, find
 
@@ -49,8 +49,8 @@ class Refining:
         Raises:
             UnavailableError: the store or the database does not answer; the sweeper tries again.
         """
-        job_id, prompt = job.id, job.parameters["prompt"]
-        second_pass = JobParameters.model_validate(job.parameters).second_pass
+        job_id, prompt = job.id, parameter_of(job, "prompt", "")
+        second_pass = parameters_of(job).second_pass
         with_inputs = second_pass is not None and second_pass.refine is not None
         found = {
             picture.candidate: self._find(chunks, picture, with_inputs=with_inputs) for picture in winners
@@ -135,7 +135,7 @@ class Refining:
                 job.version += 1
                 session.execute(update(ScoredCandidate), rows)
             complete = job.pictures_refined >= job.pictures_to_refine
-            prompt = job.parameters["prompt"]
+            prompt = parameter_of(job, "prompt", "")
         failpoints.reach("gateway.after-refined", job=job_id, prompt=prompt)
         if not complete:
             self._events.changed(job_id)
@@ -219,7 +219,7 @@ class Refining:
 
     def _side(self, job: Job) -> int:
         """Returns width and height of the job's refined pictures."""
-        second_pass = JobParameters.model_validate(job.parameters).second_pass
+        second_pass = parameters_of(job).second_pass
         return self._context.spec.resolution * (second_pass.upscale if second_pass else 1)
 
 

@@ -17,6 +17,7 @@ from smalti.services.gateway.database.tables import (
     StoreAction,
     StoreTask,
 )
+from smalti.services.gateway.jobs.aside import apart, is_not_set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
 from smalti.services.gateway.work.fan_in import FanIn
@@ -37,6 +38,7 @@ class Sweeper:
     """Does what is due; one thread per gateway. Several gateways may sweep one database."""
 
     def __init__(self, context: GatewayContext, fan_in: FanIn) -> None:
+        self._context = context
         self._database = context.database
         self._store = context.store
         self._events = context.events
@@ -52,14 +54,17 @@ class Sweeper:
             ).all()
         expired = 0
         for job_id in late:
-            with self._database.write() as session:
-                job = lock_open(session, job_id, skip_locked=True)
-                if job is None:
-                    continue
-                outcome = end(session, job, JobState.EXPIRED, now)
-            expired += 1
-            self._events.ended(outcome)
+            with apart(self._context, job_id):
+                expired += self._expire(job_id, now)
         return expired
+
+    def _expire(self, job_id: str, now: float) -> bool:
+        with self._database.write() as session:
+            job = lock_open(session, job_id, skip_locked=True)
+            outcome = end(session, job, JobState.EXPIRED, now) if job is not None else None
+        if outcome:
+            self._events.ended(outcome)
+        return outcome is not None
 
     def finish(self) -> int:
         """Finishes jobs whose candidates are all ranked but whose finish has failed before; returns how many ended."""
@@ -68,26 +73,33 @@ class Sweeper:
         with self._database.read() as session:
             complete = session.scalars(
                 select(Job.id)
-                .where(IS_OPEN, Job.candidates_ranked >= Job.candidates, is_due)
+                .where(
+                    IS_OPEN, Job.candidates_ranked >= Job.candidates, is_due, is_not_set_aside(self._clock())
+                )
                 .limit(BATCH_SIZE)
             ).all()
-        return sum(self._fan_in.finish(job_id) for job_id in complete)
+        finished = 0
+        for job_id in complete:
+            with apart(self._context, job_id):
+                finished += self._fan_in.finish(job_id)
+        return finished
 
     def remove(self) -> int:
         """Removes jobs whose retention is over; returns how many."""
         now = self._clock()
         with self._database.read() as session:
             old = session.scalars(
-                select(Job.id).where(Job.delete_at <= to_microseconds(now)).limit(BATCH_SIZE)
+                select(Job.id)
+                .where(Job.delete_at <= to_microseconds(now), is_not_set_aside(now))
+                .limit(BATCH_SIZE)
             ).all()
         removed = 0
         for job_id in old:
-            with self._database.write() as session:
+            with apart(self._context, job_id), self._database.write() as session:
                 job = lock(session, job_id, skip_locked=True)
-                if job is None or job.state in OPEN_STATES:
-                    continue
-                remove(session, job, now)
-                removed += 1
+                if job is not None and job.state not in OPEN_STATES:
+                    remove(session, job, now)
+                    removed += 1
         return removed
 
     def run_store_tasks(self) -> int:
@@ -112,14 +124,20 @@ class Sweeper:
         """Claims tasks that are due, so that no other gateway runs them."""
         now = self._clock()
         moment = to_microseconds(now)
+        is_known = StoreTask.action.in_(
+            list(StoreAction)
+        )  # A newer gateway may have others, and runs them itself.
         with self._database.read() as session:
-            if session.scalar(select(StoreTask.job_id).where(StoreTask.due <= moment).limit(1)) is None:
+            if (
+                session.scalar(select(StoreTask.job_id).where(StoreTask.due <= moment, is_known).limit(1))
+                is None
+            ):
                 return []
         with self._database.write() as session:
             tasks = list(
                 session.scalars(
                     select(StoreTask)
-                    .where(StoreTask.due <= moment)
+                    .where(StoreTask.due <= moment, is_known)
                     # The marker frees slots of the generators, so it comes first.
                     .order_by(StoreTask.action != StoreAction.WRITE_MARKER, StoreTask.due)
                     .limit(BATCH_SIZE)

@@ -1,0 +1,33 @@
+"""Reading what a job's row holds as JSON, which another version of the gateway may have written.
+
+Unknown fields are ignored, and stay in the row, since these columns are never written again.
+"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from smalti.services.gateway.database.tables import Job
+from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.validation import first_problem
+
+
+class UnreadableJobError(Exception):
+    """This version cannot read the row of a job."""
+
+    def __init__(self, job_id: str, problem: str) -> None:
+        super().__init__(f"job {job_id} cannot be read: {problem}")
+        self.problem = problem
+
+
+def parameters_of(job: Job) -> JobParameters:
+    """Returns the parameters of a job; raises `UnreadableJobError`."""
+    try:
+        return JobParameters.model_validate(job.parameters, extra="ignore")
+    except ValidationError as error:
+        raise UnreadableJobError(job.id, f"parameters: {first_problem(error, show_value=False)}") from error
+
+
+def parameter_of(job: Job, name: str, default: Any) -> Any:
+    """Returns one of the parameters as it is stored, also if the others cannot be read."""
+    return job.parameters.get(name, default) if isinstance(job.parameters, dict) else default
