@@ -12,7 +12,7 @@ from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, Stage
 from smalti.parameters import SamplingParameters
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
-from smalti.services.gateway.database.clock import ManualClock
+from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Base
 from smalti.services.gateway.gateway import Gateway
@@ -35,6 +35,7 @@ class GatewayHarness:
         *,
         store: ObjectStore | None = None,
         clock: ManualClock | None = None,
+        elapsed: Clock = uptime,
         **settings: Any,
     ) -> None:
         """Creates the gateway.
@@ -44,6 +45,7 @@ class GatewayHarness:
             spec: the model.
             store: the object store; None creates one in memory.
             clock: the clock; None creates one that stands still.
+            elapsed: returns seconds that only grow.
             settings: values that differ from the defaults.
         """
         self.clock = clock or ManualClock()
@@ -57,6 +59,7 @@ class GatewayHarness:
                 spec=spec,
                 settings=GatewaySettings(**settings),
                 clock=self.clock,
+                elapsed=elapsed,
                 expiry_days=7,
             )
         )

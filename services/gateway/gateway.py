@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import StoreUnavailableError, UnavailableError
+from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
@@ -33,8 +34,8 @@ MAX_CALLS: Final = 16
 STOP_SECONDS: Final = 5.0
 EXPIRY_INTERVAL_SECONDS: Final = 3600.0
 """Interval between checks for expired objects."""
-PROBE_SECONDS: Final = 1.0
-"""Interval between checks of whether the database answers."""
+CLOCK_SECONDS: Final = 1.0
+"""Interval between questions for the database's time, which show whether it answers."""
 MARKER_SECONDS: Final = 1.0
 """Time for which CancelJob waits for the store to take the marker."""
 
@@ -108,7 +109,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
-            Loop("probing", context.database.probe, seconds=PROBE_SECONDS),
+            Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
         self._started = False
@@ -129,6 +130,12 @@ class Gateway:
         self._started = True
         for loop in self._loops:
             loop.start()
+
+    def _look_at_clock(self) -> None:
+        if isinstance(self.context.clock, DatabaseClock):
+            self.context.clock.synchronize()
+        else:
+            self.context.database.time()
 
     def send(self) -> None:
         """Sends waiting chunks, then chunks whose leases have expired; raises `UnavailableError`."""

@@ -10,6 +10,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -64,6 +65,7 @@ def build(process: Process) -> Service:
     )
     try:
         migrate_when_ready(database, DATABASE_SECONDS)
+        clock = DatabaseClock(database.time)
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.
         raise DatabaseUnavailableError(f"{GATEWAY_PREFIX}DATABASE: {error}: {cause}") from None
@@ -73,6 +75,7 @@ def build(process: Process) -> Service:
         publisher=process.publisher,
         spec=spec,
         settings=settings,
+        clock=clock,
         expiry_days=store_settings().expiry_days,
     )
     gateway = Gateway(context)

@@ -81,7 +81,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
             encodings=inputs,
             candidates=_candidates(task),
             priority=task.priority,
-            deadline=time.monotonic() + task.expires - time.time(),
+            deadline=time.monotonic() + task.late_at - time.time(),
         )
         events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
         began = time.monotonic()

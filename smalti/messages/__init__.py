@@ -10,6 +10,7 @@ version, and the old ones stay readable. Version 2 is open until the release 0.2
 from smalti.messages.envelope import (
     MAX_CANDIDATES,
     MAX_CHUNKS,
+    MAX_CLOCK_SKEW_SECONDS,
     MAX_GIVEN_TOKENS,
     MAX_IN_CHUNK,
     MAX_MESSAGE_BYTES,
@@ -51,6 +52,7 @@ from smalti.messages.tasks import (
 __all__ = [
     "MAX_CANDIDATES",
     "MAX_CHUNKS",
+    "MAX_CLOCK_SKEW_SECONDS",
     "MAX_GIVEN_TOKENS",
     "MAX_IN_CHUNK",
     "MAX_MESSAGE_BYTES",

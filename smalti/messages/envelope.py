@@ -20,6 +20,9 @@ MAX_IN_CHUNK = 64
 """Candidates in one chunk."""
 MAX_TO_REFINE = 32
 """Pictures in one task of the refiner; each needs three references."""
+MAX_CLOCK_SKEW_SECONDS: Final = 300.0
+"""Time by which a worker's clock may be fast. So long, a task that has expired by that clock is worked on nevertheless,
+unless the gateway has written the marker that ends its job."""
 MAX_CHUNKS = 256
 """Chunks in one message."""
 MAX_CANDIDATES = 2**20
@@ -78,9 +81,14 @@ class Envelope(Strict):
     lease: Count = 0
     """The lease under which the gateway sent the work; the gateway ignores results of an older lease."""
     expires: Annotated[float, Field(ge=0)]
-    """Time after which the result is not needed, in seconds since 1970 (UTC)."""
+    """Time after which the result is not needed, in seconds since 1970 by the clock of the gateway's database."""
     priority: Priority = Priority.INTERACTIVE
     trace: Trace | None = None
+
+    @property
+    def late_at(self) -> float:
+        """Time by a worker's clock at which the message has expired by every other clock too."""
+        return self.expires + MAX_CLOCK_SKEW_SECONDS
 
     @property
     def keys(self) -> JobKeys:

@@ -46,6 +46,6 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
         problem = first_problem(error, show_value=False)
         raise MalformedMessageError(f"{problem.field or 'message'}: {problem.message}") from None
     now = time.time() if now is None else now
-    if not isinstance(message, Event) and message.expires <= now:
+    if not isinstance(message, Event) and message.late_at <= now:
         raise ExpiredMessageError(message, now - message.expires)
     return message

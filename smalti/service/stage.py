@@ -74,7 +74,7 @@ class TaskContext(Generic[TaskType]):
             GiveBackError: the worker stops, and the task's share of the drain time is used up.
         """
         self.cancellation.check()
-        if self.task.expires <= time.time():
+        if self.task.late_at <= time.time():
             raise PermanentError(FailureReason.EXPIRED, "the job expired while it was in progress")
         left = self.seconds_left()
         if left is not None and left <= 0:

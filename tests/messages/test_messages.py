@@ -19,6 +19,7 @@ from smalti.errors import (
 )
 from smalti.messages import (
     MAX_CHUNKS,
+    MAX_CLOCK_SKEW_SECONDS,
     MAX_GIVEN_TOKENS,
     MAX_MESSAGE_BYTES,
     VERSION,
@@ -346,12 +347,12 @@ def test_largest_task_fits_into_a_message(letter: str) -> None:
 def test_tasks_expire_and_events_do_not() -> None:
     encode, *_, done, _, _ = one_of_each()
     with pytest.raises(ExpiredMessageError) as caught:
-        parse(encode.to_json(), now=LATER)
+        parse(encode.to_json(), now=LATER + MAX_CLOCK_SKEW_SECONDS)
     assert caught.value.message == encode
-    assert parse(encode.to_json(), now=LATER - 0.1) == encode
-    assert parse(done.to_json(), now=LATER + 1) == done
+    assert parse(encode.to_json(), now=LATER + MAX_CLOCK_SKEW_SECONDS - 0.1) == encode
+    assert parse(done.to_json(), now=LATER + 2 * MAX_CLOCK_SKEW_SECONDS) == done
     with pytest.raises(ExpiredMessageError):
-        parse(encode_task(expires=time.time() - 1).to_json())
+        parse(encode_task(expires=time.time() - MAX_CLOCK_SKEW_SECONDS - 1).to_json())
 
 
 @pytest.mark.parametrize("path", sorted(OLD_MESSAGES.glob("*.json")), ids=lambda path: path.stem)

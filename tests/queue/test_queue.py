@@ -28,6 +28,7 @@ from harness.servers import ValkeyServer
 from harness.waiting import WAIT, wait_until
 from smalti.errors import InvalidInputError, StoreUnavailableError
 from smalti.messages import (
+    MAX_CLOCK_SKEW_SECONDS,
     EncodeTask,
     Failed,
     FailureReason,
@@ -181,7 +182,7 @@ def test_permanent_failure_is_reported_once(queue_harness: QueueHarness) -> None
 
 
 def test_expired_message_is_not_handled(queue_harness: QueueHarness) -> None:
-    queue_harness.publisher.publish(task(expires=time.time() - 1))
+    queue_harness.publisher.publish(task(expires=time.time() - MAX_CLOCK_SKEW_SECONDS - 1))
     queue_harness.work()
     queue_harness.wait_for(Outcome.EXPIRED)
     assert queue_harness.begun == []

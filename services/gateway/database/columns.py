@@ -12,7 +12,7 @@ from sqlalchemy import JSON, Dialect, Enum, TypeDecorator
 
 class _Tolerant(TypeDecorator[Any]):
     cache_ok = True
-    impl = JSON
+    impl: Any = JSON
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         process = super().result_processor(dialect, coltype)

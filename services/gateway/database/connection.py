@@ -139,14 +139,22 @@ class Database:
             self._deadlines.close()
         self.engine.dispose()
 
-    def probe(self) -> None:
-        """Asks the database for a sign of life; raises `DatabaseUnavailableError` if there is none in time."""
+    def time(self) -> float:
+        """Asks the database for the time in seconds since 1970; SQLite has this machine's.
+
+        It is a sign of life too.
+
+        Raises:
+            DatabaseUnavailableError: the database does not answer in time.
+        """
+        now = "1" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
         with within(self.timeout), self.read() as session:
-            session.execute(sqlalchemy.text("SELECT 1"))
+            answer = float(session.scalar(sqlalchemy.text(f"SELECT {now}")) or 0)
+        return time.time() if self.is_sqlite else answer
 
     @property
     def answers(self) -> bool:
-        """Whether the database has answered lately. Somebody must call `probe` every second or so."""
+        """Whether the database has answered lately. Somebody must call `time` every second or so."""
         return time.monotonic() - self._answered < max(MIN_AWAY_SECONDS, AWAY_LIMIT * self.timeout)
 
     @contextmanager

@@ -216,8 +216,9 @@ class Chunk(Base):
     """Time at which the lease expires."""
     sent: Mapped[bool] = mapped_column(Boolean)
     """Whether the broker has confirmed the message of this lease."""
-    heard: Mapped[bool] = mapped_column(Boolean)
-    """Whether a stage has sent an event under this lease. If not, perhaps no worker has begun the chunk."""
+    begun: Mapped[bool] = mapped_column("heard", Boolean)
+    """Whether a worker is known to have begun a step under this lease, and not to have finished it. Otherwise the chunk
+    may wait for a worker, which is not its fault."""
     losses: Mapped[int] = mapped_column(SmallInteger)
     """Number of expired leases."""
     attempts: Mapped[int] = mapped_column(SmallInteger)

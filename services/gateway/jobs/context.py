@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from smalti.queue import Publisher
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database.clock import Clock, SystemClock
+from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.jobs.observer import JobEvents
 from smalti.services.gateway.settings import GatewaySettings
@@ -26,7 +26,10 @@ class GatewayContext:
     settings: GatewaySettings
     """Limits, leases, and intervals."""
     clock: Clock = field(default_factory=SystemClock)
-    """Returns the time in seconds since 1970 (UTC)."""
+    """Returns the time in seconds since 1970 (UTC). All times that are compared are its; gateways that share a database
+    must have one that agrees, which is why it is the database's."""
+    elapsed: Clock = uptime
+    """Returns seconds that only grow, to notice that this process was suspended."""
     events: JobEvents = field(default_factory=JobEvents)
     """Notified of every change of a job after it is committed."""
     expiry_days: int = 0

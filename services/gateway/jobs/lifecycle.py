@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import delete, func, insert, null, select, update
 from sqlalchemy.orm import Session
 
+from smalti.messages import MAX_CLOCK_SKEW_SECONDS
 from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
@@ -26,7 +27,7 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.observer import JobOutcome
 from smalti.services.gateway.jobs.reading import parameter_of
 
-LATE_SECONDS: Final = 60.0
+LATE_SECONDS: Final = 60.0 + MAX_CLOCK_SKEW_SECONDS
 """Time after the expiry of a job's messages within which a stage may still write objects of the job."""
 
 
@@ -82,7 +83,7 @@ def new_chunk(
         "rows_drawn": 0,
         "lease": 0,
         "sent": False,
-        "heard": False,
+        "begun": False,
         "losses": 0,
         "attempts": 0,
         "pictures": pictures,

@@ -43,8 +43,9 @@ BATCH_SIZE: Final = 256
 class Dispatcher:
     """Sends chunks; one thread per gateway.
 
-    A chunk without events is sent again, since its message may be lost. That counts as an attempt only if a worker had
-    begun it. Otherwise there may be no workers, or long queues, and the job's time limit ends it.
+    A chunk without events is sent again, since its message may be lost. That counts as an attempt only if a worker is
+    known to have begun a step and not to have finished it. Otherwise there may be no workers, or long queues, and the
+    job's time limit ends it.
     """
 
     def __init__(self, context: GatewayContext, progress: ProgressBuffer) -> None:
@@ -63,6 +64,8 @@ class Dispatcher:
         self._clock = context.clock
         self._progress = progress
         self._turns = BatchTurns()
+        self._elapsed = context.elapsed
+        self._looked: float | None = None
 
     def reclaim(self) -> None:
         """Ends the leases of chunks that a previous process was sending when it died. Call it before sending.
@@ -105,6 +108,7 @@ class Dispatcher:
             DatabaseUnavailableError: the database does not answer.
         """
         now = to_microseconds(self._clock())
+        self._forgive_own_gap()
         with self._database.read() as session:
             late = session.execute(
                 select(Chunk.job_id, Chunk.sent)
@@ -117,7 +121,25 @@ class Dispatcher:
         for job_id in {job_id for job_id, _ in late}:
             with apart(self._context, job_id):
                 sent += self._send_lost(job_id, is_attempt=is_attempt)
+        self._looked = self._elapsed()
         return sent
+
+    def _forgive_own_gap(self) -> None:
+        """Extends expired leases if this gateway has not looked for long: at the start, or after it was suspended.
+
+        The events that would have renewed them may wait for it in the queue.
+        """
+        half = self._settings.lease / 2
+        if self._looked is not None and self._elapsed() - self._looked <= half:
+            return
+        now = self._clock()
+        with self._database.write() as session:
+            session.execute(
+                update(Chunk)
+                .where(IS_LEASED, Chunk.sent.is_(True), Chunk.deadline <= to_microseconds(now))
+                .values(deadline=to_microseconds(now + half))
+            )
+        self._looked = self._elapsed()
 
     def _pick(self) -> tuple[list[tuple[str, list[int]]], bool]:
         """Returns the numbers of the next chunks by job, and whether there may be more that fit into the window.
@@ -194,7 +216,7 @@ class Dispatcher:
                 chunks, lost = [chunk for chunk in chunks if not chunk.sent], []
             for chunk in lost:
                 chunk.losses += 1
-                chunk.attempts += chunk.heard
+                chunk.attempts += chunk.begun
             outcome = None
             given_up = [chunk for chunk in lost if chunk.attempts >= self._settings.attempts]
             if given_up:
@@ -221,7 +243,7 @@ class Dispatcher:
             chunk.state = ChunkState.LEASED
             chunk.lease = job.lease
             chunk.deadline = deadline
-            chunk.sent = chunk.heard = False
+            chunk.sent = chunk.begun = False
         tasks = list(tasks_of(job, chunks))
         take_back(job)
         return tasks

@@ -154,7 +154,7 @@ class EventHandler:
     def _send_later(self, chunks: list[Chunk], event: Failed, now: float) -> None:
         """Shortens the leases of chunks that a stage has given up, so that they are sent again after a delay."""
         for chunk in chunks:
-            chunk.sent = chunk.heard = True
+            chunk.sent = chunk.begun = True
             chunk.deadline = to_microseconds(now + self._context.settings.retry * 2.0**chunk.attempts)
             chunk.problem = f"{event.stage}: {event.detail}"
 

@@ -31,6 +31,8 @@ class _Entry:
 
     heard: bool = False
     """Whether a stage has sent an event; False if only the broker has confirmed the message."""
+    begun: bool = False
+    """Whether the generator has begun the chunk."""
     reached: ChunkProgress = ChunkProgress.NOTHING
     rows: int = 0
     """Rows of each candidate that are complete, including those kept of an initial image."""
@@ -62,7 +64,7 @@ class ProgressBuffer:
 
     def rows_reached(self, job_id: str, chunk: int, rows: int) -> None:
         """Notes the complete rows of each candidate of a chunk, including those kept of an initial image."""
-        self._add(job_id, chunk, _Entry(heard=True, rows=rows))
+        self._add(job_id, chunk, _Entry(heard=True, begun=True, rows=rows))
 
     def store(self) -> None:
         """Stores what was collected.
@@ -88,6 +90,7 @@ class ProgressBuffer:
         with self._lock:
             entry = self._entries.setdefault((job_id, chunk), _Entry())
             entry.heard |= news.heard
+            entry.begun |= news.begun
             entry.reached = max(entry.reached, news.reached)
             entry.rows = max(entry.rows, news.rows)
             self.filled.set()
@@ -129,24 +132,25 @@ class ProgressBuffer:
                     visible |= advance_rows(job, row, min(generated, to_generate))
                     if entry.heard:
                         visible |= start(job, to_microseconds(now))
-                    renew_lease(row, self._settings, now, heard=entry.heard)
+                    renew_lease(row, self._settings, now)
+                    if entry.heard and row.state is ChunkState.LEASED:
+                        # What is generated waits for the next stage.
+                        row.begun = (entry.begun or row.begun) and row.reached < ChunkProgress.GENERATED
                 if visible:
                     job.version += 1
                     changed.append(job_id)
         return changed
 
 
-def renew_lease(chunk: Chunk, settings: GatewaySettings, now: float, *, heard: bool = True) -> None:
+def renew_lease(chunk: Chunk, settings: GatewaySettings, now: float) -> None:
     """Restarts the lease of a chunk.
 
     Args:
         chunk: a chunk of a locked job.
         settings: the length of a lease. It doubles with every loss, so that the queues do not fill with copies.
         now: the time in seconds.
-        heard: whether a stage has sent an event; otherwise the broker has confirmed the message.
     """
     if chunk.state is ChunkState.LEASED:
         chunk.sent = True
-        chunk.heard |= heard
         doublings = min(chunk.losses, MAX_DOUBLINGS)
         chunk.deadline = to_microseconds(now + settings.lease * 2.0**doublings)

@@ -37,7 +37,7 @@ def redo(context: GatewayContext, job_id: str, numbers: Sequence[int], problem: 
                 continue
             reset(job, chunk)
             chunk.state = ChunkState.LEASED
-            chunk.sent = chunk.heard = True  # Counts as an attempt, so that the job fails in the end.
+            chunk.sent = chunk.begun = True  # Counts as an attempt, so that the job fails in the end.
             chunk.deadline = now
             chunk.problem = problem
             candidates = ScoredCandidate.candidate.between(chunk.first, chunk.first + chunk.count - 1)

@@ -19,6 +19,7 @@ from smalti.errors import DatabaseUnavailableError, UnavailableError
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.reasons import reason_of
+from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, migrate_when_ready
 from smalti.services.gateway.database.schema import configuration
 from smalti.services.gateway.jobs.repository import JobFilter
@@ -119,7 +120,7 @@ async def test_calls_are_answered_in_time_while_the_database_hangs(
         try:
             for _ in range(3):  # With the pooled connection, and with new ones.
                 began = time.monotonic()
-                with pytest.raises(UnavailableError, match="the database does not answer"):
+                with pytest.raises(UnavailableError, match="the database is not available"):
                     await get_job(stub, job)
                 assert time.monotonic() - began < TIMEOUT + 1
             began = time.monotonic()
@@ -151,6 +152,18 @@ def test_standby_is_unavailable_until_a_primary_is_back(
             operator.execute("ALTER SYSTEM RESET default_transaction_read_only")
             operator.execute("SELECT pg_reload_conf()")
     wait_until(lambda: creates(first), 30)
+
+
+def test_clocks_of_gateways_that_share_a_database_agree(
+    server: PostgresServer, first: GatewayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = first.gateway.context.database
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 150)  # This machine's clock is fast.
+    clock = DatabaseClock(database.time)
+    assert abs(clock() - real()) < 5
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)  # It is set while the gateway runs.
+    assert abs(clock() - real()) < 5
 
 
 def test_callers_are_not_told_where_the_database_is(server: PostgresServer, first: GatewayHarness) -> None:

@@ -150,7 +150,7 @@ def test_only_pictures_and_result_remain_of_a_job(gateway: GatewayHarness) -> No
     assert gateway.objects() == kept
     finish_chunk(gateway, generates[0])  # A duplicate message is handled late.
     assert len(gateway.objects()) > len(kept)
-    gateway.pass_time(1100)
+    gateway.pass_time(1400)
     assert gateway.objects() == kept
     assert gateway.state(job) == "succeeded"
 
@@ -163,7 +163,7 @@ def test_nothing_remains_of_a_cancelled_job_after_its_messages_have_expired(gate
     finish_chunk(gateway, generates[0])
     gateway.pass_time(900)
     assert "cancelled.json" in gateway.objects()  # A message may still be delivered.
-    gateway.pass_time(200)
+    gateway.pass_time(500)
     assert gateway.objects() == []
 
 
@@ -196,7 +196,7 @@ def test_user_deletes_an_open_job_and_one_that_has_ended(gateway: GatewayHarness
     # The marker stops the stages, which may still be at work.
     assert [info.key for info in gateway.store.objects()] == [JobKeys(running).cancelled]
     gateway.handle(finish_chunk(gateway, generates[0]))
-    gateway.pass_time(1100)
+    gateway.pass_time(1400)
     assert gateway.objects() == []
 
 
@@ -217,7 +217,7 @@ def test_objects_written_after_a_job_was_deleted_are_deleted_too(gateway: Gatewa
     gateway.pass_time(60)
     assert gateway.objects() == ["cancelled.json"]
     finish_chunk(gateway, generates[0])
-    gateway.pass_time(1100)
+    gateway.pass_time(1400)
     assert gateway.objects() == []
 
 

@@ -202,7 +202,7 @@ def test_choice_is_made_after_a_crash_between_ranking_and_choice(gateway: Gatewa
 def test_refined_and_plain_pictures_remain(gateway: GatewayHarness) -> None:
     _, (task,) = ranked_job(gateway)
     gateway.handle(gateway.stages.refine(task))
-    gateway.pass_time(1100)
+    gateway.pass_time(1400)
     refined = [f"refined/{index}.png" for index in (5, 6, 7)]
     assert gateway.objects() == [*PLAIN, *refined, "result.json"]
     gateway.pass_time(5000)
@@ -216,5 +216,5 @@ def test_nothing_remains_of_a_job_that_is_cancelled_while_it_is_refined(gateway:
     gateway.handle(gateway.stages.refine(task))
     assert gateway.state(job) == "cancelled"
     assert gateway.send_refining() == []
-    gateway.pass_time(1100)
+    gateway.pass_time(1400)
     assert gateway.objects() == []

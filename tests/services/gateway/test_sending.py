@@ -9,6 +9,7 @@ from harness.gateway import FaultyStore, GatewayHarness, MakeGateway, encoded_jo
 from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.messages import FailureReason
 from smalti.parameters import Priority
+from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.work.dispatch import BATCH_SIZE
@@ -139,13 +140,18 @@ def test_lease_doubles_with_every_loss_until_the_attempts_are_exhausted(
     make_gateway: MakeGateway,
 ) -> None:
     gateway = make_gateway(lease=100, attempts=3)
-    job, _, _ = encoded_job(gateway, time_limit=10_000.0)
+    job, _, generates = encoded_job(gateway, time_limit=10_000.0)
     for seconds in (100, 200):
+        gateway.handle(*(gateway.stages.draw_rows(generate, 2) for generate in generates))
+        gateway.gateway.progress.store()
         gateway.clock.advance(seconds - 1)
         assert gateway.send() == []
         gateway.clock.advance(1)
         (again,) = gateway.send()
-        gateway.handle(gateway.stages.encode(again)[1])
+        generates, event = gateway.stages.encode(again)
+        gateway.handle(event)
+    gateway.handle(*(gateway.stages.draw_rows(generate, 2) for generate in generates))
+    gateway.gateway.progress.store()
     gateway.clock.advance(400)
     assert gateway.send() == []
     failed = gateway.get(job)
@@ -165,6 +171,40 @@ def test_chunk_that_no_worker_begins_is_sent_again_until_its_job_expires(make_ga
     assert gateway.state(job) == "queued"
     gateway.pass_time(10)
     assert gateway.state(job) == "expired"
+
+
+def test_waiting_for_a_later_stage_is_not_an_attempt(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=10, attempts=2)
+    job, _, generates = encoded_job(gateway, time_limit=20_000.0)
+    for _ in range(5):  # There is no decoder; then there is no generator either.
+        for generate in generates:
+            gateway.handle(gateway.stages.draw_rows(generate, 2), gateway.stages.generate(generate)[1])
+        gateway.gateway.progress.store()
+        gateway.clock.advance(700)
+        (again,) = gateway.send()
+        generates, event = gateway.stages.encode(again)
+        gateway.handle(event)
+    gateway.clock.advance(700)
+    assert len(gateway.send()) == 1
+    assert gateway.state(job) == "running"
+
+
+def test_gateway_that_was_suspended_extends_leases_instead_of_judging(make_gateway: MakeGateway) -> None:
+    elapsed = ManualClock()
+    gateway = make_gateway(lease=100, elapsed=elapsed)
+    job, _, generates = encoded_job(gateway)
+    for each in (gateway.clock, elapsed):
+        each.advance(101)  # It is suspended; meanwhile the stages work, and their events wait for it.
+    assert gateway.send() == []
+    gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
+    assert gateway.state(job) == "succeeded"
+    lost, _, _ = encoded_job(gateway)
+    gateway.clock.advance(101)  # It has looked all the time, so this lease is lost.
+    assert [task.job for task in gateway.send()] == [lost]
+    third = make_gateway(lease=100)  # So it is after a restart.
+    gateway.clock.advance(201)
+    third.clock.advance(gateway.clock() - third.clock())
+    assert third.send() == []
 
 
 def test_failure_under_an_old_lease_is_ignored(make_gateway: MakeGateway) -> None:

@@ -17,7 +17,7 @@ from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
-from smalti.messages import Chunk, StageDone
+from smalti.messages import MAX_CLOCK_SKEW_SECONDS, Chunk, StageDone
 from smalti.parameters import FREE
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError
@@ -77,7 +77,7 @@ def test_cancelled_job_frees_its_slots_and_stops(
 def test_expired_job_is_dropped(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None
 ) -> None:
-    work = Work(engine, tiny, pipeline, expires=time.time() + 0.15)
+    work = Work(engine, tiny, pipeline, expires=time.time() + 0.15 - MAX_CLOCK_SKEW_SECONDS)
     with pytest.raises(PermanentError) as caught:
         work.messages.result(60)
     assert caught.value.reason == "expired"
