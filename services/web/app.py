@@ -48,9 +48,11 @@ def build(context: WebContext) -> ASGIApp:
     routers: Sequence[APIRouter] = (openai.router, native.router, health.router, documents.router)
     for router in routers:
         app.include_router(router)
-    documents.mount(app)
-    page.mount(app)
     settings = context.settings
+    if settings.wall:
+        app.include_router(native.wall_router)
+    documents.mount(app)
+    page.mount(app, settings)
     inner: ASGIApp = GZipMiddleware(app, minimum_size=MIN_GZIP_BYTES, compresslevel=GZIP_LEVEL)
     clients = ClientLimits(requests=settings.client_requests, rate=settings.client_rate)
     inner = Guard(inner, settings, clients, context.draining)

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from smalti.client import AsyncClient
 from smalti.errors import DrainingError
 from smalti.services.web.gateway import Catalogue
-from smalti.services.web.jobs import Attendance, Repeats
+from smalti.services.web.jobs import Attendance, Repeats, Wall
 from smalti.services.web.pictures import Links
 from smalti.services.web.settings import WebSettings
 from smalti.telemetry import Metrics
@@ -27,6 +27,8 @@ class WebContext:
     attendance: Attendance
     repeats: Repeats
     links: Links
+    wall: Wall | None
+    """What all visitors see being drawn; None if that is switched off."""
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once load balancers must look for another process."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -38,14 +40,17 @@ class WebContext:
     def make(cls, settings: WebSettings, client: AsyncClient, metrics: Metrics) -> "WebContext":
         """Makes the parts; in the event loop in which they are used."""
         attendance = Attendance(client, metrics, settings.abandon)
+        catalogue = Catalogue(client)
+        wall = Wall(client, catalogue, prompts=settings.wall_prompts) if settings.wall else None
         return cls(
             settings=settings,
             client=client,
             metrics=metrics,
-            catalogue=Catalogue(client),
+            catalogue=catalogue,
             attendance=attendance,
-            repeats=Repeats(client, attendance),
+            repeats=Repeats(client, attendance, wall.look if wall else None),
             links=Links.of(settings),
+            wall=wall,
         )
 
     async def interrupted(self) -> DrainingError:

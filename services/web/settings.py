@@ -44,6 +44,10 @@ class WebSettings(EnvironmentSettings):
     Unset: a random one, so URLs become invalid when the process ends."""
     url_lifetime: Seconds = 3600.0
     """Lifetime of the URLs of pictures in answers of the OpenAI API."""
+    wall: bool = False
+    """Show every visitor of the page what is being drawn right now, by anyone."""
+    wall_prompts: bool = False
+    """Show the prompts on the wall too."""
     store_urls: bool = False
     """Answer with URLs of the object store in place of our own, where the store has them. For stores that clients can
     reach (`SMALTI_STORE_PUBLIC_URL`)."""

@@ -8,7 +8,7 @@ label with the hash of its request.
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Unpack
 
@@ -36,10 +36,19 @@ MAX_GENERATIONS: Final = 5
 class Repeats:
     """Creates jobs, once for each request."""
 
-    def __init__(self, client: AsyncClient, attendance: Attendance) -> None:
-        """Works with the jobs of a gateway, and the clients that wait for them."""
+    def __init__(
+        self, client: AsyncClient, attendance: Attendance, created: Callable[[], None] | None = None
+    ) -> None:
+        """Works with the jobs of a gateway.
+
+        Args:
+            client: creates the jobs.
+            attendance: the clients that wait for them.
+            created: called after a job was created.
+        """
         self._client = client
         self._attendance = attendance
+        self._created = created
 
     async def create(
         self, headers: Mapping[str, str], prompt: str, max_labels: int, **options: Unpack[GenerateOptions]
@@ -56,6 +65,14 @@ class Repeats:
             RequestIdReusedError: the key belongs to another request.
             SmaltiError: the request was refused, or the gateway does not answer.
         """
+        job = await self._create(headers, prompt, max_labels, options)
+        if self._created:
+            self._created()
+        return job
+
+    async def _create(
+        self, headers: Mapping[str, str], prompt: str, max_labels: int, options: GenerateOptions
+    ) -> Job:
         if options.get("request_id") is not None:
             return await self._client.create(prompt, **options)
         if (key := headers.get(KEY)) is not None:

@@ -20,6 +20,8 @@ FOLDER: Final = Path(__file__).parent / "static"
 DOCUMENT: Final = "index.html"
 VERSION: Final = "VERSION"
 """Stands for the hash of the files in the document."""
+WALL: Final = "WALL"
+"""Stands in the document for what the wall shows: `on`, `prompts`, or nothing without a wall."""
 HASH_LENGTH: Final = 16
 MEDIA_TYPES: Final[Mapping[str, str]] = {
     ".css": "text/css",
@@ -54,11 +56,12 @@ class PageFiles:
         self.files = files
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Reads the files of a folder."""
+    def load(cls, folder: Path, *, wall: str) -> Self:
+        """Reads the files of a folder; `wall` is what the document says about the wall."""
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         version = _hash(b"".join(name.encode() + b"\0" + content for name, content in contents.items()))
         document = contents.pop(DOCUMENT).replace(VERSION.encode(), version.encode())
+        document = document.replace(WALL.encode(), wall.encode())
         files = {f"/page/{version}/{name}": _file(name, content, KEEP) for name, content in contents.items()}
         index = _file(DOCUMENT, document, ASK_AGAIN)
         return cls({"/": index, f"/{DOCUMENT}": index, **files})

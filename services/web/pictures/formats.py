@@ -11,6 +11,10 @@ from PIL import Image
 MAX_THREADS: Final = 2
 """Conversions at the same time."""
 
+MAX_SMALL_SIDE: Final = 128
+"""Maximum width and height of small pictures."""
+SMALL_QUALITY: Final = 75
+
 _THREADS: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="convert")
 
 
@@ -38,6 +42,20 @@ async def converted(png: bytes, output_format: OutputFormat, quality: int) -> by
     if output_format is OutputFormat.PNG:
         return png
     return await asyncio.get_running_loop().run_in_executor(_THREADS, _convert, png, output_format, quality)
+
+
+async def small_webp(png: bytes) -> bytes:
+    """Returns a PNG file as a small WebP file, for many viewers."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, _shrink, png)
+
+
+def _shrink(png: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((MAX_SMALL_SIDE, MAX_SMALL_SIDE), Image.Resampling.BOX)
+    image.save(buffer, "WEBP", quality=SMALL_QUALITY, method=0)
+    return buffer.getvalue()
 
 
 def _convert(png: bytes, output_format: OutputFormat, quality: int) -> bytes:

@@ -9,6 +9,7 @@ import { Memory, thumbnail } from "./memory.js";
 import { drawnAnew, loadOrigin, originOf, repeated } from "./origin.js";
 import { Told, about } from "./told.js";
 import { Viewer } from "./viewer.js";
+import { Wall, shown as wallShown } from "./wall.js";
 
 /** Pause between two looks at the place in the queue. */
 const QUEUE_PAUSE = 3000;
@@ -24,6 +25,15 @@ const board = new Board(find("board"), (index) => viewer.open(shown, show(index)
 const memory = new Memory(find("earlier"));
 const ask = new Ask(find("ask"), (prompt) => draw({ prompt }));
 const viewer = new Viewer(find("viewer"), { moved: show, draw, model: () => model });
+
+const wall = new Wall(find("wall-view"), {
+  lost: () => (losing ??= setTimeout(lost, LOST_PAUSE)),
+  found: () => (losing = found(losing)),
+  announce: (text) => told.announce(text),
+});
+const share = find("share");
+/** The timer after which the wall says that its connection is lost. */
+let losing = null;
 
 /** The job that is shown; null without one. */
 let shown = null;
@@ -115,6 +125,7 @@ async function draw(parameters) {
   // The button that was pressed may be gone; the keyboard stays where it can stop.
   if (document.activeElement === document.body) ask.stopping.focus();
   const body = { n: Math.min(PLACES, model?.default_candidates ?? PLACES), ...parameters };
+  if (wallShown && !share.control.checked) body.labels = { ...body.labels, wall: "off" };
   const waits = (error, pause) => {
     if (error instanceof Unreachable) told.connection("No connection. Your prompt is sent as soon as there is one.");
     else expect(`Too much is being drawn right now; trying again in ${about(pause / 1000)}`);
@@ -186,7 +197,7 @@ async function take(job, signal) {
   shown = job;
   const { prompt, first_candidate: first, candidates } = job.parameters;
   if (!before || before.id !== job.id) {
-    document.title = `${prompt.slice(0, 60)} · Smalti`;
+    if (!wall.isOpen) title(job);
     if (!ask.text.trim()) ask.text = prompt;
   }
   told.read(prompt, job.reading);
@@ -199,6 +210,10 @@ async function take(job, signal) {
     running(job);
   } else if (job.state === "succeeded") await succeeded(job, signal);
   else ended(job);
+}
+
+function title({ parameters: { prompt } }) {
+  document.title = `${prompt.slice(0, 60)} · Smalti`;
 }
 
 function queued({ jobs_ahead: ahead }) {
@@ -308,8 +323,12 @@ function openLinked() {
 /** Shows the job in the address. */
 async function visit() {
   const { id } = route();
+  if (look(location.hash === "#/wall" && wallShown)) return undefined;
   if (!id) return empty();
-  if (shown?.id === id) return shown.pictures && openLinked();
+  if (shown?.id === id) {
+    title(shown);
+    return shown.pictures && openLinked();
+  }
   viewer.close();
   const signal = begin();
   shown = seen = null;
@@ -322,6 +341,24 @@ async function visit() {
   } catch (error) {
     return signal.aborted ? undefined : gone(id, error);
   }
+}
+
+/** Shows the wall, or what this visitor draws; returns whether it is the wall. */
+function look(atWall) {
+  document.querySelector("main").dataset.view = atWall ? "wall" : "";
+  for (const link of document.querySelectorAll("nav [data-view]")) {
+    if (link.dataset.view === (atWall ? "wall" : "")) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  losing = clearTimeout(losing) ?? null;
+  if (!atWall) {
+    wall.close();
+    return false;
+  }
+  viewer.close();
+  document.title = "The wall · Smalti";
+  wall.open();
+  return true;
 }
 
 function gone(id, error) {
@@ -342,9 +379,19 @@ find("home").addEventListener("click", (event) => {
   ask.text = "";
   visit();
 });
+find("views").hidden = share.hidden = !wallShown;
+share.lastElementChild.textContent = wallShown === "prompts" ? "Show on the wall with words" : "Show on the wall";
+for (const link of document.querySelectorAll('a[data-view=""]')) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    // Back to what this visitor draws, if there is something.
+    history.pushState(null, "", shown ? `#${shown.id}` : location.pathname + location.search);
+    visit();
+  });
+}
 addEventListener("popstate", visit);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]") && !wall.isOpen) stop();
 });
 addEventListener("offline", () => told.connection("This machine is offline. Drawing goes on without it."));
 addEventListener("online", () => told.connection("Online again.", { passing: true }));

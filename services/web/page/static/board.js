@@ -1,7 +1,7 @@
 // The board: nine empty places, all candidates while they are drawn, and the best nine.
 
 import { at } from "./api.js";
-import { Mosaic } from "./mosaic.js";
+import { Mosaic, pictureOf } from "./mosaic.js";
 
 /** Number of pictures that are shown. */
 export const PLACES = 9;
@@ -49,12 +49,11 @@ export class Board {
   }
 
   /** Shows the colours of unfinished pictures. */
-  async preview({ candidate, rows_drawn: rows, media_type: type, data }) {
-    const mosaic = this.mosaics.get(candidate);
+  async preview(data) {
+    const mosaic = this.mosaics.get(data.candidate);
     if (!mosaic) return;
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const picture = await createImageBitmap(new Blob([bytes], { type }));
-    mosaic.colour(picture, rows);
+    const picture = await pictureOf(data);
+    mosaic.colour(picture, data.rows_drawn);
     picture.close();
   }
 

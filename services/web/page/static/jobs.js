@@ -36,23 +36,27 @@ export async function create(body, { signal, waits }) {
   }
 }
 
+/** Yields the events of a job until it has ended; see `resumed`. */
+export const follow = (id, signal) =>
+  resumed(`${path(id)}/events`, signal, ({ name, data }) => name === "job" && hasEnded(data));
+
 /**
- * Yields the events of a job until it has ended; "lost" and "found" when the connection breaks and is there again.
+ * Yields the events of a stream, over broken connections; "lost" and "found" when the connection breaks and is there
+ * again.
+ * @param isLast says whether nothing comes after an event.
  */
-export async function* follow(id, signal) {
+export async function* resumed(url, signal, isLast = () => false) {
   let last = "";
   let tries = 0;
   for (;;) {
     try {
-      for await (const event of events(`${path(id)}/events`, { last, signal })) {
+      for await (const event of events(url, { last, signal })) {
         if (event.name === "error") throw new Problem(event.data);
         if (event.name !== "open") yield event;
         else if (tries > 0) yield { name: "found" };
         tries = 0;
-        if (event.name === "job") {
-          last = event.id;
-          if (hasEnded(event.data)) return;
-        }
+        last = event.id ?? last;
+        if (isLast(event)) return;
       }
     } catch (error) {
       if (!passes(error)) throw error;

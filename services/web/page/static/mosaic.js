@@ -101,4 +101,10 @@ export class Mosaic {
   }
 }
 
+/** Returns the picture of an event, which must be closed. */
+export function pictureOf({ data, media_type: type }) {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  return createImageBitmap(new Blob([bytes], { type }));
+}
+
 const seam = () => (dark.matches ? "rgb(0 0 0 / 0.28)" : "rgb(255 255 255 / 0.34)");
