@@ -44,7 +44,7 @@ def create(web: WebHarness, **fields: Any) -> None:
 def watched(web: WebHarness) -> int:
     """Returns the number of streams of jobs that the gateway has open."""
     watchers: Any = web.gateway.gateway.watchers
-    return sum(len(each) for each in watchers._watchers.values())
+    return sum(len(each.watchers) for each in watchers._watched.values())
 
 
 def test_two_visitors_see_a_mosaic_grow_over_one_stream(shown: WebHarness) -> None:
