@@ -335,8 +335,8 @@ def test_sprites_can_be_saved_and_loaded(sprites: Sprites, tmp_path: Path) -> No
 
 
 def test_parts_that_do_not_fit_together_are_refused(description: WorldDescription, sprites: Sprites) -> None:
-    with pytest.raises(InvalidInputError, match=r"resolution: must be .*, not 80"):
-        World(description, sprites, 80)
+    with pytest.raises(InvalidInputError, match=r"resolution: must be .*, not 72"):
+        World(description, sprites, 72)
     with pytest.raises(InvalidInputError, match="must be at most 64"):
         World(description, replace(sprites, resolution=64), 128)
     fewer = description.model_copy(update={"things": description.things[1:]})
