@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import ssl
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Final
 from smalti.errors import InvalidInputError
 from smalti.settings import PREFIX, settings
 
-__all__ = ["PLAINTEXT", "WatchedFiles", "check_plaintext", "is_this_machine", "warn_of_open_key"]
+__all__ = [
+    "PLAINTEXT",
+    "WatchedFiles",
+    "check_key_pair",
+    "check_plaintext",
+    "is_this_machine",
+    "warn_of_open_key",
+]
 
 PLAINTEXT: Final = f"{PREFIX}PLAINTEXT"
 """The variable that allows plaintext to and from other machines, for every protocol."""
@@ -61,6 +69,26 @@ def warn_of_open_key(variable: str, path: Path) -> None:
         return  # Whoever reads the file reports this better.
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
         log.warning("%s: others can read or change %s (mode %o); chmod 600 it", variable, path, mode)
+
+
+def check_key_pair(prefix: str, certificate: Path, key: Path) -> None:
+    """Checks that a certificate and its private key can be used together; warns of a key that others can read.
+
+    Args:
+        prefix: what the variables of both files begin with, before `CERTIFICATE` and `KEY`.
+        certificate: PEM file of the certificate.
+        key: PEM file of the key.
+
+    Raises:
+        InvalidInputError: a file is missing or invalid, or the key has a password or belongs to another certificate.
+    """
+    warn_of_open_key(f"{prefix}KEY", key)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise InvalidInputError(
+            f"{prefix}CERTIFICATE", f"{certificate} with {key} cannot be used: {error.strerror or error}"
+        ) from None
 
 
 class WatchedFiles:

@@ -18,7 +18,7 @@ import uvicorn
 
 from smalti.client import AsyncClient
 from smalti.errors import InvalidInputError
-from smalti.network import WatchedFiles, check_plaintext, warn_of_open_key
+from smalti.network import WatchedFiles, check_key_pair, check_plaintext
 from smalti.rpc.observer import client_interceptors
 from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
@@ -185,15 +185,7 @@ def check_certificate(settings: WebSettings) -> None:
     if settings.tls_certificate is None or settings.tls_key is None:
         check_plaintext(settings.host, f"{WEB_PREFIX}TLS_CERTIFICATE", "is not set")
         return
-    warn_of_open_key(f"{WEB_PREFIX}TLS_KEY", settings.tls_key)
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidInputError(
-            f"{WEB_PREFIX}TLS_CERTIFICATE",
-            f"{settings.tls_certificate} with {settings.tls_key} cannot be used: {error.strerror or error}",
-        ) from None
+    check_key_pair(f"{WEB_PREFIX}TLS_", settings.tls_certificate, settings.tls_key)
 
 
 def renewed_context(config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

@@ -13,7 +13,7 @@ from kombu.entity import Exchange, Queue
 
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage, dead_queue_name, queue_name
-from smalti.network import check_plaintext, warn_of_open_key
+from smalti.network import check_key_pair, check_plaintext, warn_of_open_key
 from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 
@@ -189,14 +189,7 @@ def _check_files(settings: BrokerSettings) -> None:
                 f"set {BROKER_PREFIX}CERTIFICATE and {BROKER_PREFIX}KEY, or neither",
             )
         return
-    warn_of_open_key(f"{BROKER_PREFIX}KEY", settings.key)
-    try:
-        ssl.create_default_context().load_cert_chain(settings.certificate, settings.key, password="")
-    except OSError as error:
-        raise InvalidInputError(
-            f"{BROKER_PREFIX}CERTIFICATE",
-            f"{settings.certificate} with {settings.key} cannot be used: {error.strerror or error}",
-        ) from None
+    check_key_pair(BROKER_PREFIX, settings.certificate, settings.key)
 
 
 def _check_url(url: str) -> None:
