@@ -7,6 +7,7 @@ new calls take the new one, and running calls end on the old one.
 import asyncio
 import logging
 import threading
+from abc import abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -70,7 +71,27 @@ class _Method:
         return getattr(self._current(), name)
 
 
-class RenewedChannel(grpc.aio.Channel):
+class _Methods:
+    """The methods of a channel, each a method of the newest one."""
+
+    @abstractmethod
+    def newest(self) -> Any:
+        """Returns the channel for a new call."""
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self.newest, "unary_unary", arguments, options)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self.newest, "unary_stream", arguments, options)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self.newest, "stream_unary", arguments, options)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self.newest, "stream_stream", arguments, options)
+
+
+class RenewedChannel(_Methods, grpc.aio.Channel):
     """A channel for the running event loop."""
 
     def __init__(self, make: Callable[[], grpc.aio.Channel], files: WatchedFiles) -> None:
@@ -114,20 +135,8 @@ class RenewedChannel(grpc.aio.Channel):
     async def channel_ready(self) -> None:  # noqa: D102
         await self.newest().channel_ready()
 
-    def unary_unary(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "unary_unary", arguments, options)
 
-    def unary_stream(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "unary_stream", arguments, options)
-
-    def stream_unary(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "stream_unary", arguments, options)
-
-    def stream_stream(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "stream_stream", arguments, options)
-
-
-class RenewedBlockingChannel(grpc.Channel):
+class RenewedBlockingChannel(_Methods, grpc.Channel):
     """A blocking channel; an old one closes by itself when its last call has ended."""
 
     def __init__(self, make: Callable[[], grpc.Channel], files: WatchedFiles) -> None:
@@ -155,15 +164,3 @@ class RenewedBlockingChannel(grpc.Channel):
 
     def unsubscribe(self, callback: Any) -> None:  # noqa: D102
         self._current.channel.unsubscribe(callback)
-
-    def unary_unary(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "unary_unary", arguments, options)
-
-    def unary_stream(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "unary_stream", arguments, options)
-
-    def stream_unary(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "stream_unary", arguments, options)
-
-    def stream_stream(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102
-        return _Method(self.newest, "stream_stream", arguments, options)
