@@ -1,7 +1,7 @@
 // The board: nine empty places, all candidates while they are drawn, and the best nine.
 
 import { at } from "./api.js";
-import { Mosaic, pictureOf } from "./mosaic.js";
+import { Mosaics } from "./mosaic.js";
 
 /** Number of pictures that are shown. */
 export const PLACES = 9;
@@ -19,7 +19,7 @@ export class Board {
   constructor(list, open) {
     this.list = list;
     this.open = open;
-    this.mosaics = new Map();
+    this.mosaics = new Mosaics();
     this.clear();
   }
 
@@ -32,8 +32,7 @@ export class Board {
   /** Makes room for candidates; keeps them if they are there. */
   begin({ first, count, rows, columns, origin }) {
     if (this.list.dataset.mode === "laying" && this.mosaics.size === count && this.mosaics.has(first)) return;
-    this.mosaics.clear();
-    for (let each = first; each < first + count; each += 1) this.mosaics.set(each, new Mosaic({ rows, columns, origin }));
+    this.mosaics = new Mosaics({ first, count, rows, columns, origin });
     const cells = [...this.mosaics].map(([candidate, { canvas }]) => {
       const cell = document.createElement("li");
       cell.dataset.candidate = candidate;
@@ -45,16 +44,12 @@ export class Board {
 
   /** Lays new tiles. */
   lay(runs) {
-    for (const { candidate, start, tokens } of runs) this.mosaics.get(candidate)?.lay(start, tokens);
+    this.mosaics.lay(runs);
   }
 
   /** Shows the colours of unfinished pictures. */
-  async preview(data) {
-    const mosaic = this.mosaics.get(data.candidate);
-    if (!mosaic) return;
-    const picture = await pictureOf(data);
-    mosaic.colour(picture, data.rows_drawn);
-    picture.close();
+  preview(data) {
+    return this.mosaics.preview(data);
   }
 
   /** Dims what is there, since nothing more will come. */

@@ -6,7 +6,7 @@ const SEAM = 0.05;
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-export class Mosaic {
+class Mosaic {
   /**
    * Makes the canvas of a picture with so many rows and columns of tiles.
    * @param origin the picture of which tiles are kept, see `loadOrigin`; null without one.
@@ -102,9 +102,31 @@ export class Mosaic {
 }
 
 /** Returns the picture of an event, which must be closed. */
-export function pictureOf({ data, media_type: type }) {
+function pictureOf({ data, media_type: type }) {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   return createImageBitmap(new Blob([bytes], { type }));
 }
 
 const seam = () => (dark.matches ? "rgb(0 0 0 / 0.28)" : "rgb(255 255 255 / 0.34)");
+
+/** The mosaics of a job by candidate, of which there are `count` from `first` on. */
+export class Mosaics extends Map {
+  constructor({ first = 0, count = 0, ...sizes } = {}) {
+    super();
+    for (let each = first; each < first + count; each += 1) this.set(each, new Mosaic(sizes));
+  }
+
+  /** Lays new tiles. */
+  lay(runs) {
+    for (const { candidate, start, tokens } of runs) this.get(candidate)?.lay(start, tokens);
+  }
+
+  /** Shows the colours of an unfinished picture. */
+  async preview(data) {
+    const mosaic = this.get(data.candidate);
+    if (!mosaic) return;
+    const picture = await pictureOf(data);
+    mosaic.colour(picture, data.rows_drawn);
+    picture.close();
+  }
+}

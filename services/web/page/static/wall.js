@@ -2,7 +2,7 @@
 
 import { passes } from "./api.js";
 import { resumed } from "./jobs.js";
-import { Mosaic, pictureOf } from "./mosaic.js";
+import { Mosaics } from "./mosaic.js";
 
 /** Time for which a finished drawing stays. */
 const STAY = 6000;
@@ -68,8 +68,8 @@ export class Wall {
     const drawing = this.drawings.get(data.id);
     if (name === "wall") this.#whole(data.drawings);
     else if (name === "drawing") this.#add(data);
-    else if (name === "rows") drawing?.lay(data.runs);
-    else if (name === "preview") await drawing?.preview(data);
+    else if (name === "rows") drawing?.mosaics.lay(data.runs);
+    else if (name === "preview") await drawing?.mosaics.preview(data);
     else if (name === "ended" && drawing) this.#end(drawing, data);
     if (["wall", "drawing", "ended"].includes(name)) this.#tell();
   }
@@ -115,8 +115,7 @@ export class Wall {
 class Drawing {
   constructor({ rows, columns, first, count, prompt }) {
     this.ended = false;
-    this.mosaics = new Map();
-    for (let each = first; each < first + count; each += 1) this.mosaics.set(each, new Mosaic({ rows, columns }));
+    this.mosaics = new Mosaics({ first, count, rows, columns });
     this.grid = document.createElement("div");
     this.grid.className = "mosaics";
     this.grid.role = "img";
@@ -131,18 +130,6 @@ class Drawing {
     }
     this.#show([...this.mosaics.values()]);
     this.grid.ariaLabel = `${count} pictures that are being drawn`;
-  }
-
-  lay(runs) {
-    for (const { candidate, start, tokens } of runs) this.mosaics.get(candidate)?.lay(start, tokens);
-  }
-
-  async preview(data) {
-    const mosaic = this.mosaics.get(data.candidate);
-    if (!mosaic) return;
-    const picture = await pictureOf(data);
-    mosaic.colour(picture, data.rows_drawn);
-    picture.close();
   }
 
   /** Shows how it has ended: the best pictures, or that there are none. */
