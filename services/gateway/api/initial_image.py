@@ -60,9 +60,13 @@ class InitialImages:
             UnavailableError: the store, the database, or the decoder does not answer.
         """
         loop = asyncio.get_running_loop()
+        sizes = [(self._spec.resolution * factor,) * 2 for factor in UPSCALES]
+        if image.WhichOneof("source") == "image":
+            sizes = [await self._size_of_file(image.image)]
         redrawn: Sequence[int] = image.redrawn_tiles
         if image.mask:
-            redrawn = await self._tiles_of_mask(image)
+            self._check_size(image.mask, "mask")
+            redrawn = await receive_masked_tiles(image.mask, sizes, self._spec.side, "mask")
         match image.WhichOneof("source"):
             case "tokens":
                 tokens = self._check(image)
@@ -83,16 +87,6 @@ class InitialImages:
                 "tokens.tokens", f"must have {rows}{whole} tokens (a whole picture), got {found}"
             )
         return given_tokens(image.tokens, found, self._spec.codebook_size, field="tokens", whole=True)
-
-    async def _tiles_of_mask(self, image: InitialImage) -> list[int]:
-        """Returns the tiles under the transparent part of a mask."""
-        self._check_size(image.mask, "mask")
-        if image.WhichOneof("source") == "image":
-            self._check_size(image.image, "image")
-            sizes = [await receive_size(image.image, "image")]
-        else:
-            sizes = [(self._spec.resolution * factor,) * 2 for factor in UPSCALES]
-        return await receive_masked_tiles(image.mask, sizes, self._spec.side, "mask")
 
     def _check_size(self, content: bytes, field: str) -> None:
         if len(content) > self._max_bytes:
@@ -120,7 +114,21 @@ class InitialImages:
                 return picture.tokens
         raise PictureNotFoundError(name)
 
+    async def _size_of_file(self, content: bytes) -> tuple[int, int]:
+        """Returns width and height of a file; an error of it names the field of this request, not of the decoder's."""
+        self._image_encoder()
+        self._check_size(content, "image")
+        return await receive_size(content, "image")
+
     async def _tokens_of_file(self, content: bytes) -> tuple[int, ...]:
+        with translated():
+            response = await self._image_encoder().EncodeImages(EncodeImagesRequest(images=[content]))
+        return given_tokens(
+            response.pictures[0], self._spec.tokens, self._spec.codebook_size, field="image", whole=True
+        )
+
+    def _image_encoder(self) -> "DecoderServiceAsyncStub":
+        """Returns the service that encodes files; raises `NotSupportedError` if there is none."""
         if self._decoder is None or not self._spec.encodes_images:
             cause = (
                 "its model has no image encoder" if self._decoder else f"{GATEWAY_PREFIX}DECODER is not set"
@@ -128,11 +136,4 @@ class InitialImages:
             raise NotSupportedError(
                 f"this gateway cannot encode image files, since {cause}; give tokens instead"
             )
-        self._check_size(content, "image")
-        # Checked here, so that the error names the field of this request.
-        await receive_size(content, "image")
-        with translated():
-            response = await self._decoder.EncodeImages(EncodeImagesRequest(images=[content]))
-        return given_tokens(
-            response.pictures[0], self._spec.tokens, self._spec.codebook_size, field="image", whole=True
-        )
+        return self._decoder
