@@ -11,7 +11,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench faults format protos model evaluate constraints clean
+.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate constraints clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -55,6 +55,11 @@ docs: $(INSTALLED)
 # Measures the generator, the decoder and the whole system. Takes half an hour on two cores; nothing else should run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# Checks and times the generator and the decoder on this machine's GPU or TPU, with the Python that has JAX for it.
+JAX_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
+accelerator:
+	$(JAX_PYTHON) -m benchmarks.accelerator --out build/accelerator.json
 
 # Runs the fault matrix: breaks every part and accounts for every job. Takes a quarter of an hour on two cores.
 faults: $(INSTALLED)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Int
 
 from benchmarks.measuring import Times, measure
 from smalti.engines.decoder import DecoderEngine
@@ -23,15 +24,21 @@ from smalti.parameters import SamplingParameters
 SAMPLING = SamplingParameters(guidance_scale=16, temperature=1, top_k=256, top_p=1)
 """The defaults of min-dalle."""
 DECODER = ("model/decoder/", "lm_head/")
+LAYERS = "/".join(bart.DECODER_LAYERS) + "/"
 
 
 def random_decoder(config: DalleBartConfig, dtype: DTypeLike) -> DalleBart:
-    """Returns a model without its encoder, with random weights in the host's memory."""
+    """Returns a model without its encoder, with random weights in the host's memory.
+
+    All layers are views of the same values, which saves time and memory; each gets arrays of its own on the device.
+    """
     numbers = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name.endswith("scale"):
             return np.ones(shape, dtype)
+        if LAYERS in name:
+            return np.broadcast_to(draw("", shape[1:]), shape)
         return (0.02 * numbers.standard_normal(shape, np.float32)).astype(dtype)
 
     shapes = bart.parameter_shapes(config)
@@ -142,16 +149,24 @@ def step_work(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> tuple[fl
     return 2 * weights * rows + 2 * attended, (weights + attended) * jnp.dtype(dtype).itemsize
 
 
-def time_decode(config: vqgan.VQGANConfig, pictures: int, repeats: int) -> Times:
-    """Times the decoding of pictures with a VQGAN of random weights."""
+def random_vqgan(config: vqgan.VQGANConfig, dtype: DTypeLike = jnp.float32) -> vqgan.VQGAN:
+    """Returns a VQGAN with random weights in float32, which computes in `dtype`."""
     numbers = np.random.default_rng(0)
-    shapes = vqgan.parameter_shapes(config)
     weights = {
         name: jnp.ones(shape)
         if name.endswith("scale")
         else jnp.asarray(0.05 * numbers.standard_normal(shape, np.float32))
-        for name, shape in shapes.items()
+        for name, shape in vqgan.parameter_shapes(config).items()
     }
-    decoder = DecoderEngine(vqgan.VQGAN(config, unflatten(weights)))
-    tokens = numbers.integers(0, config.n_embed, (pictures, config.tokens)).astype(np.int32)
+    return vqgan.VQGAN(config, unflatten(weights), dtype)
+
+
+def random_codes(config: vqgan.VQGANConfig, pictures: int) -> Int[np.ndarray, "pictures tokens"]:
+    """Returns the random image tokens of pictures."""
+    return np.random.default_rng(0).integers(0, config.n_embed, (pictures, config.tokens)).astype(np.int32)
+
+
+def time_decode(config: vqgan.VQGANConfig, pictures: int, repeats: int) -> Times:
+    """Times the decoding of pictures with a VQGAN of random weights."""
+    decoder, tokens = DecoderEngine(random_vqgan(config)), random_codes(config, pictures)
     return measure(lambda: decoder.decode(tokens), repeats)

@@ -73,7 +73,8 @@ def measure_limits(dtype: DTypeLike, *, side: int, size: int) -> Limits:
         side: rows and columns of the matrices.
         size: size of the array that is read, in bytes; must be well above the processor's cache.
     """
-    square = jnp.ones((side, side), dtype)
+    # Random, since a GPU multiplies zeros and ones faster than it could multiply anything else.
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
     array = jnp.ones(size // jnp.dtype(dtype).itemsize, dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, precision=precision(dtype)))
     # A sum in float32 over each of many rows, so that all cores read and almost nothing is written.
