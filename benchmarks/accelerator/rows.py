@@ -95,7 +95,7 @@ def decode(plan: Plan) -> Iterator[Result]:
     for dtype, batch_size in ((jnp.bfloat16, plan.pictures), (jnp.float32, plan.pictures), (jnp.float32, 4)):
         model = generating.random_vqgan(plan.vqgan, dtype)
         engine = DecoderEngine(model, batch_size=batch_size)
-        times = measure(lambda engine=engine: engine.decode(codes), plan.repeats)
+        times = measure(partial(engine.decode, codes), plan.repeats)
         yield _timing(
             f"VQGAN, {plan.pictures} pictures by {batch_size}, a picture",
             times.scaled(1 / plan.pictures),

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         attended = functional.scaled_dot_product_attention(
             self.split(self.q(x)), keys, values, attn_mask=mask
         )
-        return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -67,7 +67,7 @@ class Layer(nn.Module):
         x = x + self.norms[1](attended)
         x = x + self.norms[3](self.cross(self.norms[2](x), self.prompt_keys, self.prompt_values, None))
         h = self.norms[4](x)
-        return x + self.down(self.inner_norm(functional.gelu(self.gate(h)) * self.linear(h)))  # type: ignore[no-any-return]
+        return x + self.down(self.inner_norm(functional.gelu(self.gate(h)) * self.linear(h)))
 
 
 class Decoder(nn.Module):
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
         least = logits.topk(min(TOP_K, logits.shape[1])).values[:, -1:]
         weights = logits.masked_fill(logits < least, -torch.inf).softmax(-1)
         token = (weights / torch.empty_like(weights).exponential_()).argmax(-1, keepdim=True)
-        self.position += 1
+        self.position.add_(1)
         self.tokens.index_copy_(1, self.position, token)
 
 
