@@ -65,10 +65,19 @@ def engine(model: DalleBart, slots: int, dtype: DTypeLike, blocks: int = BLOCKS)
     """Yields an engine with compiled programs, and closes it at the end."""
     batch = DecodeBatch(model, empty_prompt(model.config), slots=slots, dtype=dtype, blocks=blocks)
     made = GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600)
+    try:
+        wait_until_ready(made)
+        yield made
+    finally:
+        made.close()
+
+
+def wait_until_ready(made: GeneratorEngine) -> None:
+    """Starts an engine and waits until its programs are compiled; raises why it has failed."""
     made.start()
-    made.ready.wait()
-    yield made
-    made.close()
+    while not made.ready.wait(0.5):
+        if made.failure is not None:
+            raise made.failure
 
 
 def time_tokens(made: GeneratorEngine, prompt: Encoding, candidates: int, repeats: int) -> Times:

@@ -68,8 +68,7 @@ def tokens(plan: Plan, shape: str, slots: int) -> Iterator[Result]:
     del model
     prompt = generating.random_prompt(config)
     with closing(GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600)) as engine:
-        engine.start()
-        engine.ready.wait()
+        generating.wait_until_ready(engine)
         start = time.perf_counter() - begin
         memory = _memory("bytes_in_use")
         times = generating.time_tokens(engine, prompt, slots, plan.repeats)
