@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from benchmarks import generating, page, report, system, web
+from benchmarks import generating, page, report, starting, system, web
 from benchmarks.measuring import Bystanders, Limits, Times, describe_machine, format_seconds, measure_limits
 from benchmarks.peer import INSTALL, PeerTimes, PeerWork, measure_peer
 from benchmarks.report import Row, compared
@@ -36,7 +36,7 @@ from smalti.models.vqgan import VQGANConfig
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.testing.model import TINY_VQGAN, tiny_bart_config
 
-PARTS = ("tokens", "single", "arrivals", "decode", "gpu", "system", "web")
+PARTS = ("start", "tokens", "single", "arrivals", "decode", "gpu", "system", "web")
 PICTURES = 9
 
 
@@ -85,6 +85,8 @@ class Bench:
 
     def run(self) -> None:
         """Measures the parts and fills `rows`."""
+        if "start" in self.parts:
+            self.rows += starting.measure(self.plan.repeats)
         if self.parts & {"tokens", "arrivals"}:
             self._many()
         if "single" in self.parts:

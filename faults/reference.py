@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from smalti.engines.compilation import use_compilation_cache
+from smalti.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator.engine import GeneratorEngine

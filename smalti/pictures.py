@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from smalti.validation import Strict, first_problem
 __all__ = [
     "MAX_FILE_BYTES",
     "Drawing",
+    "LocalPicture",
     "Picture",
     "grid",
     "load_drawing",
@@ -108,6 +110,32 @@ class Picture(Protocol):
 
     def save(self, path: Path | str) -> None:
         """Writes the PNG file atomically; a file with this name is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPicture:
+    """A picture that a pipeline has generated; a `smalti.Picture`."""
+
+    image: Image.Image
+    """The picture itself, in RGB."""
+    score: float
+    """The ranker's score, comparable among the pictures of one prompt."""
+    seed: int
+    """The seed, shared by all candidates of a prompt."""
+    candidate: int
+    """Its index among the candidates; together with the seed it reproduces the picture."""
+    tokens: Int[np.ndarray, " tokens"]
+    """Its image tokens, row by row."""
+    drawing: Drawing
+    """The record in the PNG file of how the picture was made."""
+
+    def to_png(self) -> bytes:
+        """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""
+        return png_bytes(self.image, self.drawing)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the PNG file atomically; a file with this name is replaced."""
+        write_atomically(Path(path), self.to_png())
 
 
 def png_bytes(image: Image.Image, drawing: Drawing) -> bytes:

@@ -3,14 +3,16 @@
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 
+from smalti.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
 from smalti.engines.generator.engine import DEFAULT_SLOTS, GeneratorEngine
@@ -20,7 +22,6 @@ from smalti.engines.initial_image import given_tokens
 from smalti.engines.ranker import RankerEngine
 from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import SmaltiWarning
-from smalti.files import write_atomically
 from smalti.parameters import (
     Refinement,
     SamplingParameters,
@@ -31,7 +32,7 @@ from smalti.parameters import (
     check_second_pass,
     check_seed,
 )
-from smalti.pictures import Drawing, Picture, png_bytes
+from smalti.pictures import Drawing, LocalPicture, Picture
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -42,32 +43,6 @@ __all__ = ["LocalPicture", "OnProgress", "Pipeline"]
 
 OnProgress = Callable[[int, int], None]
 """Called after each row of tiles with the tokens generated so far and the tokens to generate, over all candidates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalPicture:
-    """A picture that a pipeline has generated; a `smalti.Picture`."""
-
-    image: Image.Image
-    """The picture itself, in RGB."""
-    score: float
-    """The ranker's score, comparable among the pictures of one prompt."""
-    seed: int
-    """The seed, shared by all candidates of a prompt."""
-    candidate: int
-    """Its index among the candidates; together with the seed it reproduces the picture."""
-    tokens: Int[np.ndarray, " tokens"]
-    """Its image tokens, row by row."""
-    drawing: Drawing
-    """The record in the PNG file of how the picture was made."""
-
-    def to_png(self) -> bytes:
-        """Returns the PNG file, with its drawing inside, that `smalti generate` writes."""
-        return png_bytes(self.image, self.drawing)
-
-    def save(self, path: Path | str) -> None:
-        """Writes the PNG file atomically; a file with this name is replaced."""
-        write_atomically(Path(path), self.to_png())
 
 
 class Pipeline:
@@ -115,18 +90,31 @@ class Pipeline:
             ModelNotFoundError: there is no such model.
             ModelError: the folder does not hold a model, or one of its files cannot be used.
         """
+        use_compilation_cache()
         folder = library.find(model)
-        rewriter, spec = Rewriter.load(folder.words_file), ModelSpec.load(folder)
-        encoder = EncoderEngine.load(spec)
-        return cls(
-            folder=folder,
-            encoder=encoder,
-            generator=GeneratorEngine.load(spec, encoder.unconditional, slots=slots),
-            ranker=RankerEngine.load(folder),
-            decoder=DecoderEngine.load(spec),
-            refiner=RefinerEngine.load(spec),
-            rewriter=rewriter,
-        )
+        spec = ModelSpec.load(folder)
+        # Importing torch takes half of the time, and compiling the generator even more if its programs are not kept.
+        # Both run beside the rest.
+        with ThreadPoolExecutor(thread_name_prefix="load") as threads:
+            ranker = threads.submit(RankerEngine.load, folder)
+            encoder = EncoderEngine.load(spec)
+            generator = GeneratorEngine.load(spec, encoder.unconditional, slots=slots, eager=False)
+            generator.start()
+            try:
+                decoder = DecoderEngine.load(spec)
+                decoder.prepare(spec.tokens)
+                return cls(
+                    folder=folder,
+                    encoder=encoder,
+                    generator=generator,
+                    ranker=ranker.result(),
+                    decoder=decoder,
+                    refiner=RefinerEngine.load(spec),
+                    rewriter=Rewriter.load(folder.words_file),
+                )
+            except BaseException:
+                generator.close()
+                raise
 
     def generate(
         self,

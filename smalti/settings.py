@@ -66,8 +66,11 @@ class Settings(EnvironmentSettings):
     hub_endpoint: str | None = None
     """Address of a mirror of the Hugging Face hub; unset for the hub itself."""
     compilation_cache: Path | None = Field(default_factory=_compilation_cache_folder)
-    """Folder for compiled programs, which make the next start quick; an empty value turns the cache off. Anyone who can
-    write to the folder can run code in Smalti, so it must belong to the user who runs Smalti."""
+    """Folder for compiled programs, which make the next start quick; an empty value turns the cache off. Reading a
+    program is running code, so the folder is used only if it belongs to the user who runs Smalti and nobody else can
+    write to it."""
+    compilation_cache_bytes: int = Field(default=2**30, gt=0)
+    """Size of that folder in bytes, beyond which the programs that were used longest ago are removed."""
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""

@@ -4,7 +4,7 @@ import grpc
 import jax
 import numpy as np
 
-from smalti.engines.compilation import use_compilation_cache
+from smalti.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec

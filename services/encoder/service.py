@@ -3,7 +3,7 @@
 import grpc
 import jax
 
-from smalti.engines.compilation import use_compilation_cache
+from smalti.compilation import use_compilation_cache
 from smalti.engines.encoder import EncoderEngine
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec

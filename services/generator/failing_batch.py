@@ -22,8 +22,8 @@ class FailingBatch:
         self.slots, self.image_length = batch.slots, batch.image_length
         self.steps_per_dispatch = batch.steps_per_dispatch
 
-    def warm_up(self) -> None:  # noqa: D102
-        self._batch.warm_up()
+    def warm_up(self, *, everything: bool) -> None:  # noqa: D102
+        self._batch.warm_up(everything=everything)
 
     def prefill(self, encoding: Encoding) -> Prefix:  # noqa: D102
         return self._batch.prefill(encoding)

@@ -3,7 +3,7 @@
 import grpc
 import jax
 
-from smalti.engines.compilation import use_compilation_cache
+from smalti.compilation import use_compilation_cache
 from smalti.engines.encoder import unconditional_encoding
 from smalti.engines.generator.engine import DEFAULT_MAX_WAITING, GeneratorEngine
 from smalti.errors import ModelError

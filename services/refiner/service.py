@@ -58,7 +58,7 @@ def _prepare_device() -> str:
     """Prepares JAX, which only a refiner with a network needs; returns the kind of its device."""
     import jax
 
-    from smalti.engines.compilation import use_compilation_cache
+    from smalti.compilation import use_compilation_cache
 
     use_compilation_cache()
     return str(jax.devices()[0].device_kind)

@@ -187,7 +187,7 @@ def _opened(
     folder = library.find(model)
     world_folder = require_world(data)
     with Console(stderr=True).status(f"Loading {folder.name} ..."):
-        from smalti.engines.compilation import use_compilation_cache
+        from smalti.compilation import use_compilation_cache
         from smalti.models.vqgan import VQGANConfig
         from smalti.pipeline import Pipeline
         from smalti.training.data.world.composition import World

@@ -18,6 +18,7 @@ from smalti.cli.generate_output import (
 from smalti.parameters import check_counts, check_prompt, check_second_pass, check_seed
 from smalti.pictures import Drawing
 from smalti.registry import library
+from smalti.starting import without_collection
 
 
 def generate(prompts: Sequence[str], original: Drawing | None, options: Options) -> None:
@@ -52,11 +53,9 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
     check_folder(options.out)
 
     # Not before: importing JAX and torch takes seconds, and wrong options should be refused at once.
-    with console.status(f"Loading {folder.name} ..."), needs_extra("local"):
-        from smalti.engines.compilation import use_compilation_cache
+    with console.status(f"Loading {folder.name} ..."), needs_extra("local"), without_collection():
         from smalti.pipeline import Pipeline
 
-        use_compilation_cache()
         pipeline = Pipeline.load(folder.path)
     for prompt in prompts:
         with collected_warnings() as warned, progress_bar(console, prompt) as bar:

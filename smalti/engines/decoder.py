@@ -38,6 +38,10 @@ class DecoderEngine:
         """Loads the engine of a model; raises `ModelError` if a file cannot be used."""
         return cls(VQGAN.load(spec.folder.vqgan_folder))
 
+    def prepare(self, tokens: int) -> None:
+        """Compiles the program that decodes, for pictures of a number of tokens."""
+        self.vqgan.prepare_to_decode(np.zeros((self.batch_size, tokens), np.int32))
+
     def decode(
         self, tokens: Int[np.ndarray, "pictures tokens"]
     ) -> UInt8[np.ndarray, "pictures height width 3"]:

@@ -6,6 +6,7 @@ __all__ = [
     "clip",
     "configuration",
     "layers",
+    "open_clip_models",
     "refiner",
     "refiner_config",
     "vqgan",

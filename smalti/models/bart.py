@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.checkpoints.loading import DALLEBART_LAYOUT
+from smalti.compilation import Program, kept_shapes
 from smalti.models.bart_config import DalleBartConfig as DalleBartConfig
 from smalti.models.layers import Dense, Parameters, apply, precision, shapes
 from smalti.models.network_files import load_network, save_network
@@ -272,12 +273,13 @@ def initialize(config: DalleBartConfig, key: Array) -> dict[str, Any]:
     }
 
 
+@kept_shapes
 def parameter_shapes(config: DalleBartConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its name in the checkpoint, layers stacked."""
     return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
 
 
-_encode = jax.jit(encode, static_argnums=0, static_argnames="dtype")
+_encode = Program(encode, static_argnums=(0,), static_argnames=("dtype",))
 _logits = jax.jit(logits, static_argnums=0, static_argnames="dtype")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from smalti.checkpoints.loading import Layout, Selector, every, load_parameters, save_parameters
 from smalti.files import write_atomically
@@ -29,7 +28,7 @@ def load_network(
     if on_host:
         return unflatten(leaves)
     # Popped one by one, so that each host copy is freed once its device copy exists.
-    return unflatten({name: jnp.asarray(leaves.pop(name)) for name in list(leaves)})
+    return unflatten({name: jax.device_put(leaves.pop(name)) for name in list(leaves)})
 
 
 def save_network(folder: Path, params: Parameters, fields: Mapping[str, Any]) -> None:

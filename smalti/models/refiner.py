@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from smalti.checkpoints.loading import REFINER_LAYOUT
+from smalti.compilation import kept_shapes, program
 from smalti.models.layers import (
     ConvBlock,
     Dense,
@@ -233,12 +234,13 @@ def initialize(config: RefinerConfig, key: Array) -> dict[str, Any]:
     return module.init(key, pixels, pixels, jnp.zeros(1), codes, text, mask)["params"]
 
 
+@kept_shapes
 def parameter_shapes(config: RefinerConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its name in the checkpoint."""
     return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnums=(0,), static_argnames=("dtype",))
 def predict(
     config: RefinerConfig,
     params: Parameters,

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from smalti.checkpoints.loading import VQGAN_LAYOUT, load_parameters
+from smalti.compilation import kept_shapes, program
 from smalti.errors import ModelError
 from smalti.models.layers import (
     ConvBlock,
@@ -265,6 +266,7 @@ def initialize(config: VQGANConfig, key: Array) -> dict[str, Any]:
     return VQGANModule(jnp.float32, config).init(key, pixels)["params"]
 
 
+@kept_shapes
 def parameter_shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its name in the checkpoint."""
     return shapes(jax.eval_shape(partial(initialize, config), jax.random.key(0)))
@@ -279,7 +281,7 @@ def load_codebook(folder: Path) -> Float[np.ndarray, "codes embed_dim"]:
     return codebook.astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnums=(0,), static_argnames=("dtype",))
 def encode(
     config: VQGANConfig, params: Parameters, pixels: Float[Array, "batch height width 3"], *, dtype: DTypeLike
 ) -> Int[Array, "batch tokens"]:
@@ -287,7 +289,7 @@ def encode(
     return apply(VQGANModule(dtype, config), params, pixels, method=VQGANModule.encode)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnums=(0,), static_argnames=("dtype",))
 def decode(
     config: VQGANConfig, params: Parameters, codes: Int[Array, "batch rows columns"], *, dtype: DTypeLike
 ) -> Float[Array, "batch height width 3"]:
@@ -350,7 +352,15 @@ class VQGAN:
         Raises:
             ValueError: the number of tokens is not a square number.
         """
-        side = math.isqrt(codes.shape[1])
-        if side * side != codes.shape[1]:
-            raise ValueError(f"codes: {codes.shape[1]} tokens do not make a square picture")
-        return decode(self.config, self.params, codes.reshape(-1, side, side), dtype=self.dtype)
+        return decode(self.config, self.params, _squares(codes), dtype=self.dtype)
+
+    def prepare_to_decode(self, codes: Int[Array | np.ndarray, "batch tokens"]) -> None:
+        """Compiles the program for codes of this shape, without running it."""
+        decode.prepare(self.config, self.params, _squares(codes), dtype=self.dtype)
+
+
+def _squares(codes: Int[Array | np.ndarray, "batch tokens"]) -> Int[Array | np.ndarray, "batch rows columns"]:
+    side = math.isqrt(codes.shape[1])
+    if side * side != codes.shape[1]:
+        raise ValueError(f"codes: {codes.shape[1]} tokens do not make a square picture")
+    return codes.reshape(-1, side, side)

@@ -41,6 +41,7 @@ from smalti.service.engine import Engine
 from smalti.service.settings import ServiceSettings, service_settings
 from smalti.service.telemetry import Telemetry
 from smalti.service.telemetry import start as start_telemetry
+from smalti.starting import without_collection
 from smalti.storage import ObjectStore, open_store
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,8 @@ def run(name: str, stage: Stage, build: Build) -> int:
         process = Process.load(name)
         _check_store(process.store)
         began = time.monotonic()
-        service = build(process)
+        with without_collection():
+            service = build(process)
         process.telemetry.loaded(service.model, time.monotonic() - began)
         code = asyncio.run(_Lifecycle(process, stage, service).run())
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:

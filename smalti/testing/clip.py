@@ -22,8 +22,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> None:
         folder: the folder to write; created if it is missing.
         seed: the seed of the random weights.
     """
-    # After `smalti.models.clip`, which makes it importable.
-    import open_clip
+    from smalti.models.open_clip_models import open_clip
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

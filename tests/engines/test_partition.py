@@ -128,7 +128,7 @@ def test_eight_devices_give_the_tokens_of_one(mesh: str) -> None:
     }
     program = f"""
 import importlib.util, json, jax
-from smalti.engines.compilation import use_compilation_cache
+from smalti.compilation import use_compilation_cache
 use_compilation_cache()
 spec = importlib.util.spec_from_file_location("laid", {str(Path(__file__))!r})
 laid = importlib.util.module_from_spec(spec)

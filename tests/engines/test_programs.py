@@ -12,7 +12,6 @@ from smalti.engines.encoding import Encoding
 from smalti.engines.generator.attention import (
     attend,
     attend_to_blocks,
-    attend_to_filled_blocks,
     put_into_blocks,
 )
 from smalti.engines.generator.batch import DecodeBatch, default_groups
@@ -141,7 +140,7 @@ def test_blocks_after_the_furthest_position_are_not_read(furthest: int) -> None:
     needed = furthest // 8 + 1
     for part in range(needed, 3):  # NaN would spread whatever its weight.
         parts[part] = KeysValues(*(jnp.full((2, 4, (8, 8, 5)[part], 16), jnp.nan) for _ in range(2)))
-    drawn = jax.jit(attend_to_filled_blocks)(queries, parts, position, jnp.int32(furthest))
+    drawn = jax.jit(attend_to_blocks)(queries, parts, position, jnp.int32(furthest))
     np.testing.assert_array_equal(drawn, jax.jit(attend_to_blocks)(queries, parts[:needed], position))
 
 

@@ -17,11 +17,9 @@ from PIL import Image
 
 from smalti.errors import ModelError
 from smalti.models.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, write_folder
+from smalti.models.open_clip_models import open_clip
 from smalti.models.torchvision_operators import declare_missing_operators
 from smalti.testing.clip import tiny_clip
-
-# After `smalti.models.clip`, because of `declare_missing_operators`.
-import open_clip  # isort: skip
 
 PROMPT = "a red cat on the moon"
 

@@ -26,7 +26,9 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
-    done = run("--write", str(page), "--parts", *(part for part in PARTS if part != "system"))
+    done = run(
+        "--write", str(page), "--parts", *(part for part in PARTS if part not in ("start", "system", "web"))
+    )
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"before\n\n{BEGIN}\n")
@@ -52,6 +54,21 @@ def test_decoding_is_measured() -> None:
     done = run("--parts", "decode")
     assert done.returncode == 0, done.stderr
     assert "VQGAN decode of 9" in done.stdout
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_starts_are_measured() -> None:
+    done = run("--parts", "start", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    for work in (
+        "imports jax and torch",
+        "`smalti generate`",
+        "the first time",
+        "`Pipeline.load()`",
+        "`smalti up`",
+    ):
+        assert work in done.stdout
 
 
 @pytest.mark.server

@@ -22,11 +22,11 @@ MIGRATIONS = "smalti.services.gateway.database.migrations"
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
-        ("disclosure", "files", "validation"),
+        ("disclosure", "files", "starting", "validation"),
         ("parameters", "selection", "settings"),
         ("network", "picture_files"),
         ("pictures", "telemetry"),
-        ("checkpoints", "storage"),
+        ("checkpoints", "compilation", "storage"),
         ("messages", "models", "text"),
         ("registry", "results"),
         ("engines",),
@@ -38,7 +38,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "smalti.engines": (
-        ("compilation", "encoding", "decoder", "ranker"),
+        ("encoding", "decoder", "ranker"),
         ("encoder", "refiner"),
         ("generator",),
         ("initial_image",),

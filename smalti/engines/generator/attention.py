@@ -1,7 +1,9 @@
 """Attention of a decode step: one query per row, over cached keys and values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from itertools import accumulate
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smalti.engines.generator.state import Blocks, KeysValues
 from smalti.models.layers import precision
+
+Tree = TypeVar("Tree")
 
 _NEVER = jnp.finfo(jnp.float32).min
 
@@ -74,60 +78,63 @@ def attend_to_blocks(
     queries: Float[Array, "rows heads head_size"],
     blocks: Sequence[KeysValues],
     position: Int[Array, " rows"],
+    furthest: Int[Array, ""] | None = None,
 ) -> Float[Array, "d_model rows"]:
     """Attends from one query per row over the row's positions up to `position`; softmax in float32.
 
     Each block is computed separately, and the sums over blocks run from the first to the last. A block past a row's
     position adds zeros, so the result is bit-identical however many blocks follow.
+
+    Args:
+        queries: one query per row.
+        blocks: keys and values.
+        position: position of each row.
+        furthest: largest position among the rows whose results are used; blocks past it are not read. None reads all.
     """
     rows, _, head_size = queries.shape
     exact = precision(queries.dtype)
     queries = queries * head_size**-0.5
-    scores: list[Array] = []
-    start = 0
-    for block in blocks:
-        length = block.keys.shape[2]
-        seen = start + jnp.arange(length) <= position[:, None]
+    starts = list(accumulate((block.keys.shape[2] for block in blocks), initial=0))[:-1]
+
+    def if_filled(start: int, compute: Callable[[], Tree], otherwise: Callable[[], Tree]) -> Tree:
+        """Computes what depends on a block; `otherwise` is what a block past every position would give."""
+        if furthest is None or start == 0:
+            return compute()
+        computed: Tree = jax.lax.cond(furthest >= start, compute, otherwise)
+        return computed
+
+    def scores_of(start: int, block: KeysValues) -> Float[Array, "rows heads length"]:
+        seen = start + jnp.arange(block.keys.shape[2]) <= position[:, None]
         products = jnp.einsum("rhd,rhld->rhl", queries, block.keys, precision=exact)
-        scores.append(jnp.where(seen[:, None], products.astype(jnp.float32), _NEVER))
-        start += length
-    largest = reduce(jnp.maximum, [each.max(-1) for each in scores])
-    totals: list[Array] = []
-    attended: list[Array] = []
-    for block, each in zip(blocks, scores, strict=True):
-        weights = jnp.exp(each - largest[..., None])
-        totals.append(weights.sum(-1))
-        attended.append(
-            jnp.einsum(
-                "rhl,rhld->rhd",
-                weights.astype(queries.dtype),
-                block.values,
-                precision=exact,
-                preferred_element_type=jnp.float32,
-            )
+        return jnp.where(seen[:, None], products.astype(jnp.float32), _NEVER)
+
+    scores = [
+        if_filled(
+            start,
+            partial(scores_of, start, block),
+            partial(jnp.full, (*queries.shape[:2], block.keys.shape[2]), _NEVER, jnp.float32),
         )
-    together = reduce(jnp.add, attended) / reduce(jnp.add, totals)[..., None]
-    return together.astype(queries.dtype).reshape(rows, -1).T
-
-
-def attend_to_filled_blocks(
-    queries: Float[Array, "rows heads head_size"],
-    blocks: Sequence[KeysValues],
-    position: Int[Array, " rows"],
-    furthest: Int[Array, ""],
-) -> Float[Array, "d_model rows"]:
-    """Like `attend_to_blocks`, but reads only the blocks up to `furthest`.
-
-    Args:
-        queries: one query per row.
-        blocks: all keys and values.
-        position: position of each row.
-        furthest: largest position among the rows whose results are used.
-    """
-    lengths = [block.keys.shape[2] for block in blocks]
-    branches = [
-        partial(lambda count, *arguments: attend_to_blocks(arguments[0], blocks[:count], arguments[1]), count)
-        for count in range(1, len(blocks) + 1)
+        for start, block in zip(starts, blocks, strict=True)
     ]
-    attended: Array = jax.lax.switch(furthest // lengths[0], branches, queries, position)
-    return attended
+    largest = reduce(jnp.maximum, [each.max(-1) for each in scores])
+
+    def sums_of(block: KeysValues, scores: Float[Array, "rows heads length"]) -> tuple[Array, Array]:
+        weights = jnp.exp(scores - largest[..., None])
+        attended = jnp.einsum(
+            "rhl,rhld->rhd",
+            weights.astype(queries.dtype),
+            block.values,
+            precision=exact,
+            preferred_element_type=jnp.float32,
+        )
+        return weights.sum(-1), attended
+
+    def no_sums() -> tuple[Array, Array]:
+        return jnp.zeros(queries.shape[:2], jnp.float32), jnp.zeros(queries.shape, jnp.float32)
+
+    sums = [
+        if_filled(start, partial(sums_of, block, each), no_sums)
+        for start, block, each in zip(starts, blocks, scores, strict=True)
+    ]
+    total, attended = (reduce(jnp.add, each) for each in zip(*sums, strict=True))
+    return (attended / total[..., None]).astype(queries.dtype).reshape(rows, -1).T

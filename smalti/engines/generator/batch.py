@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -15,10 +16,10 @@ from smalti.engines.generator.partition import Partition
 from smalti.engines.generator.programs import insert, insert_primed, prefill, prime, release, step
 from smalti.engines.generator.requests import Candidate
 from smalti.engines.generator.sampling import seed_words
-from smalti.engines.generator.state import Prefix, Sampling, block_length, empty_state
-from smalti.engines.generator.weights import decoder_weights
+from smalti.engines.generator.state import DecodeState, Prefix, Sampling, block_length, empty_state
+from smalti.engines.generator.weights import DecoderWeights, decoder_weights
 from smalti.errors import ConfigError
-from smalti.models.bart import DalleBart
+from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.layers import compute_dtype
 from smalti.parameters import FREE
 from smalti.settings import settings
@@ -47,8 +48,8 @@ class Batch(Protocol):
     steps_per_dispatch: int
     image_length: int
 
-    def warm_up(self) -> None:
-        """Compiles every program, so that no request has to wait for compilation."""
+    def warm_up(self, *, everything: bool) -> None:
+        """Compiles the programs that every request needs, or all, so that no request has to wait for compilation."""
 
     def prefill(self, encoding: Encoding) -> Prefix:
         """Computes the cross-attention keys and values of a prompt."""
@@ -116,20 +117,27 @@ class DecodeBatch:
         self._groups = default_groups(slots, self._partition) if groups is None else groups
         self._state = empty_state(self._partition, bart.config, slots, dtype, blocks, self._groups)
 
-    def warm_up(self) -> None:
-        """Compiles every program by running it once, on free slots that stay free."""
+    def warm_up(self, *, everything: bool) -> None:
+        """Compiles the programs, the long one beside the others; with `everything`, also runs them on free slots."""
         length, d_model = self.config.max_text_length, self.config.d_model
         empty = Encoding(np.zeros((length, d_model), np.float32), np.ones(length, np.int32))
-        prefix = self.prefill(empty)
-        self.insert(prefix, (), ())
-        self._start_after((0,), prefix, ())
-        self.release(())
-        for blocks in sorted({self._blocks_for(length) for length in range(1, self.image_length + 1)}):
-            self._step(blocks)
+        counts = sorted({self._blocks_for(length) for length in range(1, self.image_length + 1)})
+        with ThreadPoolExecutor(thread_name_prefix="compile") as threads:
+            steps = [threads.submit(step.prepare, *self._step_arguments(blocks)) for blocks in counts]
+            prefix = self.prefill(empty)
+            self.insert(prefix, (), ())
+            if everything:
+                self._start_after((0,), prefix, ())
+                self.release(())
+            for each in steps:
+                each.result()
+        if everything:
+            for blocks in counts:
+                self._step(blocks)
 
     def prefill(self, encoding: Encoding) -> Prefix:
         """Computes the cross-attention keys and values of a prompt."""
-        states, mask = jnp.asarray(encoding.states), jnp.asarray(encoding.mask)
+        states, mask = jax.device_put(encoding.states), jax.device_put(encoding.mask)
         return prefill(self._partition, self.config, self._weights, states, mask)
 
     def insert(self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
@@ -147,7 +155,7 @@ class DecodeBatch:
             prefix,
             self._indices(slots),
             self._sampling(candidates),
-            jnp.asarray(given),
+            jax.device_put(given),
         )
         for beginning, members in beginnings.items():
             if beginning:
@@ -157,9 +165,9 @@ class DecodeBatch:
         """Lets slots that were just inserted start after the given tokens at their beginning."""
         tokens = np.zeros(self.image_length, np.int32)
         tokens[: len(given)] = given
-        on_device = jnp.asarray(tokens)
+        on_device = jax.device_put(tokens)
         primed = prime(self._partition, self.config, self._weights, prefix, self._unconditional, on_device)
-        length = jnp.asarray(np.int32(len(given)))
+        length = jax.device_put(np.int32(len(given)))
         self._state = insert_primed(
             self._partition, self._state, primed, on_device, length, self._indices(slots)
         )
@@ -183,7 +191,13 @@ class DecodeBatch:
         return -(-min(length, self.image_length) // self._block_length)
 
     def _step(self, blocks: int) -> Int[np.ndarray, "slots steps"]:
-        self._state, tokens = step(
+        self._state, tokens = step(*self._step_arguments(blocks))
+        return np.asarray(tokens)
+
+    def _step_arguments(
+        self, blocks: int
+    ) -> tuple[Partition, DalleBartConfig, DecoderWeights, Prefix, DecodeState, int, int]:
+        return (
             self._partition,
             self.config,
             self._weights,
@@ -192,13 +206,12 @@ class DecodeBatch:
             self.steps_per_dispatch,
             blocks,
         )
-        return np.asarray(tokens)
 
     def _indices(self, slots: Sequence[int]) -> Int[Array, " slots"]:
         """Returns slots as an array of fixed length, padded with an index past the last slot."""
         indices = np.full(self.slots, self.slots, np.int32)
         indices[: len(slots)] = slots
-        return jnp.asarray(indices)
+        return jax.device_put(indices)
 
     def _sampling(self, candidates: Sequence[Candidate]) -> Sampling:
         """Returns the candidates' sampling parameters as arrays of fixed length."""
@@ -206,14 +219,14 @@ class DecodeBatch:
         def pad(values: Sequence[int | float], dtype: DTypeLike) -> Array:
             padded = np.zeros(self.slots, dtype)
             padded[: len(values)] = values
-            return jnp.asarray(padded)
+            return jax.device_put(padded)
 
         seeds = np.zeros((self.slots, 2), np.uint32)
         for index, candidate in enumerate(candidates):
             seeds[index] = seed_words(candidate.seed)
         parameters = [candidate.sampling for candidate in candidates]
         return Sampling(
-            seed=jnp.asarray(seeds),
+            seed=jax.device_put(seeds),
             candidate=pad([candidate.index for candidate in candidates], np.int32),
             guidance_scale=pad([each.guidance_scale for each in parameters], np.float32),
             temperature=pad([each.temperature for each in parameters], np.float32),

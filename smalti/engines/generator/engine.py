@@ -99,6 +99,7 @@ class GeneratorEngine:
         *,
         max_waiting: int = DEFAULT_MAX_WAITING,
         stall_seconds: float = STALL_SECONDS,
+        eager: bool = True,
     ) -> None:
         """Takes ownership of a batch; `of` and `load` make one from a model.
 
@@ -107,8 +108,10 @@ class GeneratorEngine:
             max_waiting: limit of waiting candidates, beyond which `submit` raises.
             stall_seconds: the engine fails when its loop has work but makes no progress for this long. Must be longer
                 than one dispatch; compilation does not count.
+            eager: compile all programs before the first request; else, those that few requests need when one does.
         """
         self.batch = batch
+        self._eager = eager
         self.slots = batch.slots
         self.timing = LoopTiming()
         self.observer: EngineObserver | None = None
@@ -158,6 +161,7 @@ class GeneratorEngine:
         slots: int = DEFAULT_SLOTS,
         max_waiting: int = DEFAULT_MAX_WAITING,
         stall_seconds: float = STALL_SECONDS,
+        eager: bool = True,
     ) -> "GeneratorEngine":
         """Loads the engine of a model.
 
@@ -167,6 +171,7 @@ class GeneratorEngine:
             slots: number of candidates that are generated at the same time.
             max_waiting: limit of waiting candidates, beyond which `submit` raises.
             stall_seconds: time without progress after which the engine fails.
+            eager: whether all programs are compiled before the first request.
 
         Raises:
             ModelError: a file of the model cannot be used.
@@ -174,7 +179,7 @@ class GeneratorEngine:
         # The batch makes its own arrangement of the decoder's weights, after which the originals are freed.
         half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
         batch = DecodeBatch(half, unconditional, slots=slots)
-        return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds)
+        return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds, eager=eager)
 
     @property
     def healthy(self) -> bool:
@@ -282,7 +287,7 @@ class GeneratorEngine:
     def _run(self) -> None:
         """The loop thread."""
         try:
-            self.batch.warm_up()
+            self.batch.warm_up(everything=self._eager)
             self.timing.beat()
             self.ready.set()
             while self._wait_for_work():

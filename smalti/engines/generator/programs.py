@@ -8,16 +8,15 @@ Hidden states are `[d_model, rows]`; `smalti.engines.generator.weights` explains
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from smalti.compilation import program
 from smalti.engines.generator.attention import (
     attend,
     attend_to_blocks,
-    attend_to_filled_blocks,
     heads_first,
     put_into_blocks,
     split_heads,
@@ -73,7 +72,7 @@ def embed(
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def prefill(
     partition: Partition,
     config: DalleBartConfig,
@@ -92,7 +91,7 @@ def prefill(
     return partition.constrain(prefix, PREFIX_RULES)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def prime(
     partition: Partition,
     config: DalleBartConfig,
@@ -148,7 +147,7 @@ def _run_positions(
     return tuple(cache)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
+@program(static_argnums=(0,), donate_argnums=(1,))
 def insert(
     partition: Partition,
     state: DecodeState,
@@ -182,7 +181,7 @@ def insert(
     return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
+@program(static_argnums=(0,), donate_argnums=(1,))
 def insert_primed(
     partition: Partition,
     state: DecodeState,
@@ -238,7 +237,7 @@ def insert_primed(
     return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
+@program(static_argnums=(0,), donate_argnums=(1,))
 def release(partition: Partition, state: DecodeState, slots: Int[Array, " slots"]) -> DecodeState:
     """Frees slots whose candidates are not finished; `slots` is padded with an index past the last slot."""
     finished = state.tokens.shape[1]
@@ -246,7 +245,7 @@ def release(partition: Partition, state: DecodeState, slots: Int[Array, " slots"
     return partition.constrain(state, STATE_RULES)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5, 6), donate_argnums=4)
+@program(static_argnums=(0, 1, 5, 6), donate_argnums=(4,))
 def step(
     partition: Partition,
     config: DalleBartConfig,
@@ -358,9 +357,7 @@ def _decode(
             placed, attended = [], []
             for group, rows in enumerate(group_rows):
                 placed.append(put_into_blocks(past[group], k[rows], v[rows], both[rows]))
-                attended.append(
-                    attend_to_filled_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group])
-                )
+                attended.append(attend_to_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group]))
             self_attention.append(tuple(placed))
             return jnp.concatenate(attended, axis=1)
 

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from smalti.compilation import program
 from smalti.engines.generator.partition import STATE_RULES, Partition
 from smalti.models.bart import DalleBartConfig
 from smalti.parameters import FREE
@@ -101,7 +101,7 @@ def block_length(config: DalleBartConfig, blocks: int) -> int:
     return min(config.image_length, side * -(-side // blocks))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@program(static_argnums=(0, 1, 2, 3, 4, 5))
 def empty_state(
     partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int, groups: int
 ) -> DecodeState:

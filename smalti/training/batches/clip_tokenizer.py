@@ -11,9 +11,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from smalti.models.clip import write_merges
-
-# After `smalti.models.clip`, which makes open_clip importable.
-from open_clip.tokenizer import SimpleTokenizer, get_clean_fn  # isort: skip
+from smalti.models.open_clip_models import SimpleTokenizer, get_clean_fn
 
 BYTES = 512
 """Each byte has two ids: inside a word, and at the end of one."""

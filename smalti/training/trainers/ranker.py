@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from smalti.errors import CheckpointError, ConfigError
 from smalti.models.clip import MERGES_FILE
+from smalti.models.open_clip_models import SimpleTokenizer, open_clip
 from smalti.training.batches.batch import Prefetched
 from smalti.training.batches.clip_tokenizer import MIN_VOCABULARY_SIZE, vocabulary_of
 from smalti.training.batches.pairs import Pairs, PairSource
@@ -19,10 +20,6 @@ from smalti.training.loop.optimizers import schedule
 from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import sheet
 from smalti.validation import Strict
-
-# After `smalti.models.clip`, which makes open_clip importable.
-import open_clip  # isort: skip
-from open_clip.tokenizer import SimpleTokenizer  # isort: skip
 
 MEAN = DEVIATION = (0.5, 0.5, 0.5)
 _MAX_LOGIT_SCALE = float(np.log(100))

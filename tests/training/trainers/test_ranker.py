@@ -16,6 +16,7 @@ from harness.paths import SAMPLES
 from smalti.errors import CheckpointError, ConfigError, InvalidInputError, ModelError
 from smalti.models import vqgan
 from smalti.models.clip import CONFIG_FILE, MERGES_FILE, WEIGHTS_FILE, Clip
+from smalti.models.open_clip_models import open_clip
 from smalti.models.vqgan import VQGAN, VQGANConfig
 from smalti.testing.model import TINY_VQGAN_64, random_parameters
 from smalti.training.batches.clip_tokenizer import (
@@ -34,9 +35,6 @@ from smalti.training.loop.train import train
 from smalti.training.trainers.ranker import RankerLoss, RankerSettings, RankerTrainee
 from smalti.training.trainers.ranker_export import TrainedRanker
 from smalti.training.trainers.ranker_inputs import make_trainee, open_vqgan
-
-# After `smalti.models.clip`, which makes open_clip importable.
-import open_clip  # isort: skip
 
 pytestmark = [
     pytest.mark.usefixtures("orbax_leftovers"),

@@ -1,0 +1,137 @@
+"""A folder whose files may be run as code, because only the user who reads them can have written them."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import Self
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+MAX_FILE_BYTES = 2**30
+"""Larger files are not read; the programs of the largest published model have a few megabytes each."""
+MAX_PARTIAL_SECONDS = 3600.0
+"""Age of an unfinished file at which it counts as left over by a process that was killed."""
+TOUCH_SECONDS = 3600.0
+"""Interval at which the time of a file's last use is recorded."""
+
+SUFFIX = ".program"
+PARTIAL = ".partial"
+_OURS = (SUFFIX, PARTIAL, "-cache")
+"""Ends of the names of files that `trim` may remove; the last one is that of JAX's own cache."""
+_MAGIC = b"smalti program 1\n"
+
+
+class PrivateFolder:
+    """Files by name, each with its checksum; damage looks as if the file were missing.
+
+    The folder is opened once, so that exchanging it for another one later has no effect. Several processes may use it
+    at the same time.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Takes ownership of an open folder that was checked; `open` makes one."""
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens a folder; creates it for this user alone if it is missing.
+
+        Raises:
+            PermissionError: others can write to it or replace it; names the folder.
+            OSError: it cannot be created or opened.
+        """
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = path.resolve()
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _check_owner(path, os.fstat(descriptor))
+            for parent in path.parents:
+                _check_parent(parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor)
+
+    def close(self) -> None:
+        """Closes the folder."""
+        os.close(self._descriptor)
+
+    def load(self, name: str) -> bytes | None:
+        """Returns the content of a file; None if it is missing, damaged, or not this user's own."""
+        try:
+            # Neither a link to elsewhere nor a pipe that never ends.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with os.fdopen(os.open(name + SUFFIX, flags, dir_fd=self._descriptor), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not _is_private(status) or not stat.S_ISREG(status.st_mode):
+                    return None
+                if status.st_size > MAX_FILE_BYTES:
+                    return None
+                stored = file.read()
+                if time.time() - status.st_mtime > TOUCH_SECONDS:
+                    os.utime(file.fileno())
+        except OSError:
+            return None
+        header = len(_MAGIC) + hashlib.sha256().digest_size
+        content = stored[header:]
+        intact = stored[:header] == _MAGIC + hashlib.sha256(content).digest()
+        return content if intact else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file atomically; raises `OSError`."""
+        partial = f".{name}.{secrets.token_hex(4)}{PARTIAL}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(partial, flags, 0o600, dir_fd=self._descriptor)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(content).digest())
+                file.write(content)
+            os.rename(partial, name + SUFFIX, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial, dir_fd=self._descriptor)
+            raise
+
+    def trim(self, max_bytes: int) -> None:
+        """Removes the files that were used longest ago until the others fit, and what killed processes left over."""
+        found: list[tuple[float, int, str]] = []
+        with os.scandir(self._descriptor) as entries:
+            for entry in entries:
+                if entry.name.endswith(_OURS):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((status.st_mtime, status.st_size, entry.name))
+        total = sum(size for _, size, _ in found)
+        now = time.time()
+        for modified, size, name in sorted(found):
+            left_over = name.endswith(PARTIAL) and now - modified > MAX_PARTIAL_SECONDS
+            if total <= max_bytes and not left_over:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._descriptor)
+            total -= size
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to user {status.st_uid}")
+    if status.st_mode & OTHERS_WRITE:
+        raise PermissionError(f"others can write to {path}; chmod go-w {path}")
+
+
+def _check_parent(path: Path) -> None:
+    """Checks that nobody else can replace the folders in this one."""
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(f"{path} belongs to user {status.st_uid}, who can replace what is in it")
+    # With the sticky bit, as in /tmp, only the owner of a folder can replace it.
+    if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+        raise PermissionError(f"others can write to {path}, and replace what is in it; chmod go-w {path}")
