@@ -8,7 +8,6 @@ last of the three steps, tracing, lowering and compiling.
 
 import json
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import jax
 import numpy as np
-from jax.experimental import serialize_executable
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from smalti.compilation.cache import kept
 from smalti.compilation.folder import PrivateFolder
+from smalti.compilation.serialized import UnfitProgramError, dump, load
 from smalti.compilation.target import target
 from smalti.settings import settings
 
@@ -59,7 +58,7 @@ class Program(Generic[R]):
             "donate_argnums": tuple(donate_argnums),
         }
         self._static_argnums = frozenset(static_argnums)
-        self._jitted = jax.jit(function, **self._options)
+        self._jitted: Any = jax.jit(function, **self._options)
         self._ready: dict[Hashable, Callable[..., R]] = {}
         self._locks: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -85,6 +84,12 @@ class Program(Generic[R]):
         """
         self._compiled(args, kwargs, *jax.tree_util.tree_flatten(self._dynamic(args)))
 
+    def clear_cache(self) -> None:
+        """Forgets what was compiled or read in this process, as `jax.jit` does; the folder keeps it."""
+        self._jitted.clear_cache()
+        with self._lock:
+            self._ready.clear()
+
     def _dynamic(self, args: Sequence[Any]) -> list[Any]:
         return [arg for place, arg in enumerate(args) if place not in self._static_argnums]
 
@@ -101,7 +106,8 @@ class Program(Generic[R]):
         with self._lock:
             lock = self._locks.setdefault(signature, threading.Lock())
         with lock:
-            if signature not in self._ready:
+            ready = self._ready.get(signature)
+            if ready is None:
                 key = _key(
                     self.name,
                     _device(leaves),
@@ -110,8 +116,9 @@ class Program(Generic[R]):
                     tree=str(tree),
                     arguments=avals,
                 )
-                self._ready[signature] = self._load(key) or self._compile(key, args, kwargs, leaves, tree)
-            return self._ready[signature]
+                ready = self._load(key) or self._compile(key, args, kwargs, leaves, tree)
+                self._ready[signature] = ready
+            return ready
 
     def _load(self, key: str) -> Callable[..., R] | None:
         """Reads a program from the folder; returns None if there is none that can be used."""
@@ -122,16 +129,12 @@ class Program(Generic[R]):
             return None
         try:
             # Runs whatever the file says, and is safe because nobody else can have written it.
-            ids, executable, in_tree, out_tree = pickle.loads(content)
-            by_id = {device.id: device for device in jax.devices()}
-            loaded = serialize_executable.deserialize_and_load(
-                executable, in_tree, out_tree, execution_devices=[by_id[each] for each in ids]
-            )
-        except Exception as error:  # Whatever a version of JAX raises for what it cannot read.
-            log.warning("the program %s cannot be read and is made again: %r", self.name, error)
+            loaded, out_tree = load(content)
+        except UnfitProgramError as error:
+            log.warning("the kept program %s does not fit and is made again: %s", self.name, error)
             return None
         log.info("read the program %s in %.2f s", self.name, time.monotonic() - began)
-        return cast("Callable[..., R]", loaded)
+        return _with_tree(loaded, out_tree)
 
     def _compile(
         self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[Any], tree: Any
@@ -140,27 +143,32 @@ class Program(Generic[R]):
         began = time.monotonic()
         folder = kept()
 
-        def flat(*leaves: Any) -> R:
+        # By leaves, since JAX describes arguments and results by trees, whose classes may refuse what is no array.
+        out_trees: list[Any] = []
+
+        def flat(*leaves: Any) -> list[Any]:
             dynamic = iter(jax.tree_util.tree_unflatten(tree, leaves))
             statics = self._static_argnums
-            return self._function(
+            result = self._function(
                 *(arg if place in statics else next(dynamic) for place, arg in enumerate(args)), **kwargs
             )
+            out_leaves, out_tree = jax.tree_util.tree_flatten(result)
+            out_trees.append(out_tree)
+            return out_leaves
 
         # The name is part of JAX's own key, and no key must fit: a program that JAX has read from its cache is
         # incomplete when it is written again, and fails when it runs.
         unique = "" if folder is None else f"_{key}_{time.time_ns()}"
         flat.__name__ = f"{getattr(self._function, '__name__', 'program')}{unique}"
         with nullcontext() if folder is None else _unused_cache():
-            # By leaves, since JAX describes arguments by trees whose classes may not hold what is no array.
             compiled = jax.jit(flat, donate_argnums=self._donated(args)).lower(*leaves).compile()
         log.info("compiled the program %s in %.2f s", self.name, time.monotonic() - began)
         if folder is not None:
             try:
-                self._write(folder, key, compiled)
-            except Exception as error:  # A full disk, or a program that this device cannot write.
-                log.warning("the program %s cannot be kept: %r", self.name, error)
-        return cast("Callable[..., R]", compiled)
+                self._write(folder, key, compiled, out_trees[0])
+            except (OSError, UnfitProgramError) as error:
+                log.warning("the program %s cannot be kept: %s", self.name, error)
+        return _with_tree(compiled, out_trees[0])
 
     def _donated(self, args: Sequence[Any]) -> tuple[int, ...]:
         """Returns the places of the donated arguments' leaves."""
@@ -174,12 +182,15 @@ class Program(Generic[R]):
                 start = end
         return tuple(donated)
 
-    def _write(self, folder: PrivateFolder, key: str, compiled: jax.stages.Compiled) -> None:
+    def _write(self, folder: PrivateFolder, key: str, compiled: jax.stages.Compiled, out_tree: Any) -> None:
         shardings = jax.tree.leaves((compiled.output_shardings, compiled.input_shardings))
-        ids = [device.id for device in _devices(shardings[0])]
-        content = pickle.dumps((ids, *serialize_executable.serialize(compiled)))
-        folder.write(f"{self.name}-{key}", content)
+        folder.write(f"{self.name}-{key}", dump(compiled, out_tree, _devices(shardings[0])))
         folder.trim(settings().compilation_cache_bytes)
+
+
+def _with_tree(compiled: Callable[..., Sequence[Any]], tree: Any) -> Callable[..., Any]:
+    """Lets a program that returns leaves return what they are the leaves of."""
+    return lambda *leaves: jax.tree_util.tree_unflatten(tree, compiled(*leaves))
 
 
 def program(**options: Any) -> Callable[[Callable[..., R]], Program[R]]:

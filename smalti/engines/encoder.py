@@ -50,7 +50,8 @@ class EncoderEngine:
 
     def _encode(self, text: TokenizedText) -> Encoding:
         states = self._bart.encode(text.input_ids, text.attention_mask)
-        return Encoding(np.asarray(states[0]), text.attention_mask[0], text.cut[0])
+        # A slice of an array on the device would be a program of its own.
+        return Encoding(np.asarray(states)[0], text.attention_mask[0], text.cut[0])
 
 
 def unconditional_encoding(spec: ModelSpec) -> Encoding:

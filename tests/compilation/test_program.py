@@ -137,8 +137,19 @@ def test_code_of_every_program_is_part_of_the_key() -> None:
     assert len(code_digest()) == 64
 
 
-@pytest.mark.parametrize("damage", ["cut", "nonsense", "other"])
-def test_damaged_program_is_made_again(cache: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("cut", None),
+        ("nonsense", "it does not begin with what made it"),
+        ("other", f"JAX {jax.__version__} cannot read it"),
+        ("version", "it was made by jax 0.1.0"),
+    ],
+    ids=str,
+)
+def test_damaged_program_is_made_again(
+    cache: Path, caplog: pytest.LogCaptureFixture, damage: str, reason: str | None
+) -> None:
     expected = np.asarray(fresh()(Sizes(2), *arguments())["a"])
     (file,) = cache.glob("*.program")
     folder = kept()
@@ -146,12 +157,19 @@ def test_damaged_program_is_made_again(cache: Path, caplog: pytest.LogCaptureFix
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-1])
     else:
-        # Written whole, but not by us: a pickle of another form, and one that is none.
-        folder.write(file.stem, pickle.dumps([1, 2]) if damage == "other" else b"nonsense")
+        # Written whole, but not by us: a pickle of another form, one that is none, and another version's.
+        header, _, pickled = (folder.load(file.stem) or b"").partition(b"\n")
+        content = {
+            "nonsense": b"nonsense",
+            "other": header + b"\n" + pickle.dumps([1, 2]),
+            "version": header.replace(jax.__version__.encode(), b"0.1.0") + b"\n" + pickled,
+        }
+        folder.write(file.stem, content[damage])
     with caplog.at_level(logging.WARNING):
         again = np.asarray(fresh()(Sizes(2), *arguments())["a"])
     assert traced == ["multiply"]
-    assert len(caplog.messages) == (0 if damage == "cut" else 1)
+    assert len(caplog.messages) == (0 if reason is None else 1)
+    assert reason is None or reason in caplog.messages[0]
     assert np.array_equal(again, expected)
     fresh()(Sizes(2), *arguments())
     assert traced == []
@@ -173,7 +191,8 @@ def test_program_in_a_folder_of_others_is_never_run(
     (file,) = cache.glob("*.program")
     folder = kept()
     assert folder is not None
-    folder.write(file.stem, pickle.dumps(Intruder(path=tmp_path / "intruded")))
+    header, _, _ = (folder.load(file.stem) or b"").partition(b"\n")
+    folder.write(file.stem, header + b"\n" + pickle.dumps(Intruder(path=tmp_path / "intruded")))
     monkeypatch.setenv("SMALTI_COMPILATION_CACHE", "")
     use_compilation_cache()
     monkeypatch.setenv("SMALTI_COMPILATION_CACHE", str(cache))

@@ -1,11 +1,13 @@
-"""What the tests of the generator's loop share: a batch whose dispatches wait at a gate."""
+"""What the tests of the generator share: a batch whose dispatches wait at a gate, and what is compiled meanwhile."""
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from jaxtyping import Int
@@ -21,6 +23,8 @@ from smalti.parameters import SamplingParameters
 VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
 SLOTS = 4
 WAIT = 60.0
+_TRACED = "/jax/core/compile/jaxpr_trace_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class GatedBatch(DecodeBatch):
@@ -111,3 +115,27 @@ def alone(model: tuple[DalleBart, Any]) -> np.ndarray:
             for one in whole.candidates
         ]
     return np.concatenate(drawn)
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """What is traced, compiled or read from a folder during the test: by JAX itself, or by a `Program`."""
+    counted: list[str] = []
+
+    def listen(event: str, duration_secs: float, **about: Any) -> None:
+        if event in (_TRACED, _COMPILED):
+            counted.append(f"{event} {about}")
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            counted.append(record.getMessage())
+
+    logger, listener = logging.getLogger("smalti.compilation.program"), Listener()
+    before = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counted
+    jax.monitoring.unregister_event_duration_listener(listen)
+    logger.setLevel(before)
+    logger.removeHandler(listener)
