@@ -38,7 +38,7 @@ def measure_here(name: str, *, small: bool) -> None:
 
     from benchmarks.accelerator.plan import FULL, SMALL
     from benchmarks.accelerator.rows import ROWS
-    from smalti.engines.compilation import use_compilation_cache
+    from smalti.compilation import use_compilation_cache
 
     use_compilation_cache()
     if not small and not name.startswith("torch") and jax.default_backend() == "cpu":

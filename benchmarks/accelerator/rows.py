@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -19,26 +18,9 @@ from benchmarks.measuring import Times, measure, measure_limits
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.programs import step
 from smalti.models import vqgan
 
 Result = Check | Limit | Timing
-COMPILERS = 8
-"""Threads that compile at the same time."""
-
-
-class LeanBatch(DecodeBatch):
-    """A batch that compiles only what the measurement runs, several programs at the same time."""
-
-    def warm_up(self) -> None:  # noqa: D102
-        lengths = range(1, self.image_length + 1)
-        with ThreadPoolExecutor(COMPILERS) as threads:
-            list(threads.map(self._compile_step, sorted({self._blocks_for(length) for length in lengths})))
-
-    def _compile_step(self, blocks: int) -> None:
-        arguments = (self._partition, self.config, self._weights, self._unconditional, self._state)
-        # The next call of `step` finds the program.
-        step.lower(*arguments, self.steps_per_dispatch, blocks).compile()
 
 
 def limits(plan: Plan) -> Iterator[Result]:
@@ -64,10 +46,11 @@ def tokens(plan: Plan, shape: str, slots: int) -> Iterator[Result]:
     config, dtype = plan.transformers[shape], jnp.bfloat16
     begin = time.perf_counter()
     model = generating.random_decoder(config, ml_dtypes.bfloat16)
-    batch = LeanBatch(model, generating.empty_prompt(config), slots=slots, dtype=dtype)
+    batch = DecodeBatch(model, generating.empty_prompt(config), slots=slots, dtype=dtype)
     del model
     prompt = generating.random_prompt(config)
-    with closing(GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600)) as engine:
+    # Not eager: only what the measurement runs is compiled.
+    with closing(GeneratorEngine(batch, max_waiting=1_000_000, stall_seconds=3600, eager=False)) as engine:
         generating.wait_until_ready(engine)
         start = time.perf_counter() - begin
         memory = _memory("bytes_in_use")

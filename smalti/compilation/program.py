@@ -84,6 +84,10 @@ class Program(Generic[R]):
         """
         self._compiled(args, kwargs, *jax.tree_util.tree_flatten(self._dynamic(args)))
 
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """Traces and lowers the function for some arguments, as `jax.jit` does."""
+        return cast("jax.stages.Lowered", self._jitted.lower(*args, **kwargs))
+
     def clear_cache(self) -> None:
         """Forgets what was compiled or read in this process, as `jax.jit` does; the folder keeps it."""
         self._jitted.clear_cache()
