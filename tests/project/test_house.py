@@ -67,7 +67,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "smalti.training": (
-        ("checked_files", "similarity"),
+        ("checked_files", "prefetching", "similarity"),
         ("data",),
         ("batches",),
         ("loop",),

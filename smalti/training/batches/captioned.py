@@ -20,6 +20,7 @@ from smalti.training.data.shards import splits_in
 from smalti.training.data.world.attributes import SPLITS
 from smalti.training.data.world.composition import CompositionDataset, World
 from smalti.training.data.world.encoding import encode_compositions
+from smalti.training.prefetching import processes_for_batches
 
 HELD_OUT_SPLITS = ("held_out", "validation")
 """Splits that training never sees; the first one that exists chooses the best checkpoint."""
@@ -58,7 +59,7 @@ def encoded_data(
             )
             for split in SPLITS
         ]
-        encode_compositions(wanted, vqgan, cache, advance=advance)
+        encode_compositions(wanted, vqgan, cache, advance=advance, processes=processes_for_batches())
     return cache
 
 

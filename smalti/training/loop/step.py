@@ -95,7 +95,9 @@ class Stepper:
             partial(_step, objective, optimizer), donate_argnums=0, static_argnames=("phase",)
         )
         params, memory = objective.initialize()
-        self.state = self.place(TrainState(jnp.int32(0), params, optimizer.init(params), memory))
+        # Outside a program, each of many small operations would be compiled alone.
+        state = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), memory)
+        self.state = self.place(state)
 
     def place(self, state: TrainState) -> TrainState:
         """Copies a state to all devices."""

@@ -7,10 +7,11 @@ import jax
 from PIL import Image
 
 from smalti.models.layers import Parameters
-from smalti.training.batches.batch import Batch, Prefetched
+from smalti.training.batches.batch import Batch
 from smalti.training.loop.optimizers import freeze, make_optimizer
 from smalti.training.loop.settings import RunSettings
 from smalti.training.loop.step import Metrics, Objective, Stepper
+from smalti.training.prefetching import Prefetched, processes_for_batches
 
 
 @runtime_checkable
@@ -65,7 +66,8 @@ class JaxTrainee:
         Args:
             objective: the network and its loss.
             settings: of the run.
-            batch: makes the batch of a step from the step's number; called ahead of time in another thread.
+            batch: makes the batch of a step from the step's number; called ahead of time, in another thread or, for an
+                accelerator, in other processes.
             tokens_per_step: work of one step, in the unit that `RunSettings.counted` names.
             frozen: names of the parts of the network that the optimizer leaves as they are.
         """
@@ -73,7 +75,7 @@ class JaxTrainee:
         self.tokens_per_step = tokens_per_step
         self._objective = objective
         self._stepper = Stepper(objective, optimizer, settings.accumulate)
-        self._batch = Prefetched(batch)
+        self._batch = Prefetched(batch, processes_for_batches())
         self._loss = jax.jit(lambda params, batch: objective.loss(params, batch)[0])
 
     @property

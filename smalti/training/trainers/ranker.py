@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 from smalti.errors import CheckpointError, ConfigError
 from smalti.models.clip import MERGES_FILE
 from smalti.models.open_clip_models import SimpleTokenizer, open_clip
-from smalti.training.batches.batch import Prefetched
 from smalti.training.batches.clip_tokenizer import MIN_VOCABULARY_SIZE, vocabulary_of
 from smalti.training.batches.pairs import Pairs, PairSource
 from smalti.training.batches.reconstruction import Reconstructor
 from smalti.training.loop.optimizers import schedule
 from smalti.training.loop.settings import Count, RunSettings, Share
 from smalti.training.loop.sheets import sheet
+from smalti.training.prefetching import Prefetched
 from smalti.validation import Strict
 
 MEAN = DEVIATION = (0.5, 0.5, 0.5)
