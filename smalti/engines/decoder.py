@@ -46,13 +46,13 @@ class DecoderEngine:
         self, tokens: Int[np.ndarray, "pictures tokens"]
     ) -> UInt8[np.ndarray, "pictures height width 3"]:
         """Returns the pictures of image tokens; pixel values are truncated, not rounded, as in the original."""
-        batches = [
-            np.asarray(self.vqgan.decode(_padded(batch, self.batch_size)))[: len(batch)]
-            for batch in self._batches(tokens)
-        ]
         size = self.vqgan.config.resolution
-        pixels = np.concatenate(batches) if batches else np.zeros((0, size, size, 3), np.float32)
-        return (pixels.clip(0, 1) * 255).astype(np.uint8)
+        pictures = np.empty((len(tokens), size, size, 3), np.uint8)
+        for start in range(0, len(tokens), self.batch_size):
+            batch = tokens[start : start + self.batch_size]
+            pixels = np.asarray(self.vqgan.decode(_padded(batch, self.batch_size)))[: len(batch)]
+            pictures[start : start + len(batch)] = pixels.clip(0, 1) * 255
+        return pictures
 
     def encode(
         self, pictures: UInt8[np.ndarray, "pictures height width 3"]
