@@ -60,22 +60,24 @@ class JaxTrainee:
         *,
         tokens_per_step: int,
         frozen: Collection[str] = (),
+        apart: bool = False,
     ) -> None:
         """Initializes the untrained state.
 
         Args:
             objective: the network and its loss.
             settings: of the run.
-            batch: makes the batch of a step from the step's number; called ahead of time, in another thread or, for an
-                accelerator, in other processes.
+            batch: makes the batch of a step from the step's number; called ahead of time in another thread.
             tokens_per_step: work of one step, in the unit that `RunSettings.counted` names.
             frozen: names of the parts of the network that the optimizer leaves as they are.
+            apart: whether other processes may make the batches of an accelerator: `batch` does not use the accelerator,
+                and can be pickled.
         """
         optimizer = freeze(make_optimizer(settings.optimizer, settings.steps), frozen)
         self.tokens_per_step = tokens_per_step
         self._objective = objective
         self._stepper = Stepper(objective, optimizer, settings.accumulate)
-        self._batch = Prefetched(batch, processes_for_batches())
+        self._batch = Prefetched(batch, processes_for_batches() if apart else 0)
         self._loss = jax.jit(lambda params, batch: objective.loss(params, batch)[0])
 
     @property

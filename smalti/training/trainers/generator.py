@@ -141,6 +141,7 @@ class GeneratorTrainee(JaxTrainee):
                 replaced_tokens=settings.replaced_tokens,
             ),
             tokens_per_step=settings.batch_size * tokens,
+            apart=True,
         )
         self._evaluation = evaluation_batches(
             data, tokenizer, tokens, codes, settings.batch_size, settings.held_out

@@ -131,6 +131,7 @@ class JudgeTrainee(JaxTrainee):
             settings,
             partial(_make_batch, maker, pool, settings),
             tokens_per_step=settings.batch_size,
+            apart=True,
         )
         self._held_out = held_out_samples(maker, token_maker, vqgan, side, settings.held_out)
 

@@ -56,6 +56,7 @@ class TokenizerTrainee(JaxTrainee):
             partial(_make_batch, pictures, settings),
             tokens_per_step=settings.batch_size * objective.config.tokens,
             frozen=objective.frozen,
+            apart=True,
         )
         # A discriminator trades error for sharpness, so the smallest error would choose what was before it.
         self.keeps_newest = settings.adversarial is not None

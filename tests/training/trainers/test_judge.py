@@ -1,5 +1,6 @@
 """Training the judge: its loss, that it learns, and that a resumed run continues exactly."""
 
+import pickle
 from pathlib import Path
 
 import jax
@@ -62,6 +63,10 @@ def test_a_few_steps_learn_and_a_resumed_run_continues_exactly(world: World, net
     assert after["loss"] < before["loss"]
     assert {"plain_thing", "tokens_colour", "damaged_background"} < set(after)
     assert whole.sheet().size == (16 * 66 + 2, 4 * 66 + 2)
+
+    # Other processes, whose batches these are on a GPU, get the function as bytes.
+    made = pickle.loads(pickle.dumps(whole._batch._make))
+    assert all(np.array_equal(made(4)[name], rows) for name, rows in whole._batch._make(4).items())
 
     resumed = JudgeTrainee(SETTINGS, {64: world}, network)
     resumed.state = halfway
