@@ -12,6 +12,7 @@ from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, Stage
 from smalti.parameters import SamplingParameters
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
+from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Base
@@ -19,6 +20,7 @@ from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore
 from smalti.testing.publisher import MemoryPublisher
@@ -51,13 +53,16 @@ class GatewayHarness:
         self.clock = clock or ManualClock()
         self.publisher = MemoryPublisher()
         self.store = store or MemoryStore()
+        made = GatewaySettings(**settings)
+        self.policy = ContentPolicy.load(made, RpcSettings(attempts=1))
         self.gateway = Gateway(
             GatewayContext(
                 database=database,
                 store=self.store,
                 publisher=self.publisher,
                 spec=spec,
-                settings=GatewaySettings(**settings),
+                settings=made,
+                policy=self.policy,
                 clock=self.clock,
                 elapsed=elapsed,
                 expiry_days=7,

@@ -21,6 +21,7 @@ from smalti.errors import (
     JobNotSucceededError,
     ModelNotFoundError,
     NotSupportedError,
+    RefusedByPolicyError,
     RequestIdReusedError,
     UnavailableError,
 )
@@ -38,6 +39,11 @@ MODEL = Model(reference=ModelReference(name="wire", revision=f"sha256:{'0' * 64}
 ROWS = 4
 HOLDS = {"queue": 1, "wait": 2}
 """The version after which a job waits for `go_on`, by prompt."""
+ERRORS = {
+    "fail": NotSupportedError("it cannot be drawn"),
+    "refuse": RefusedByPolicyError("the operator's policy refuses every picture of the job"),
+}
+"""The errors of jobs that fail, by prompt."""
 CHUNK_BYTES = 100
 """The size in bytes of a chunk of a file."""
 
@@ -50,7 +56,7 @@ def png(candidate: int) -> bytes:
 
 
 class ScriptedGateway(ImageServiceServicer):
-    """An image service with a script. Jobs with the prompts "queue" and "wait" wait for `go_on`; "fail" fails."""
+    """An image service with a script. Jobs with the prompts "queue" and "wait" wait; those in `ERRORS` fail."""
 
     def __init__(self) -> None:
         """Creates a service without jobs and faults."""
@@ -237,9 +243,9 @@ class ScriptedGateway(ImageServiceServicer):
         last = job_pb2.Job()
         last.CopyFrom(versions[-1])
         last.version += 1
-        if request.parameters.prompt == "fail":
+        if request.parameters.prompt in ERRORS:
             last.state = job_pb2.JOB_STATE_FAILED
-            last.error.CopyFrom(status_of(NotSupportedError("it cannot be drawn")))
+            last.error.CopyFrom(status_of(ERRORS[request.parameters.prompt]))
         else:
             last.state = job_pb2.JOB_STATE_SUCCEEDED
             for rank in range(base.parameters.n):

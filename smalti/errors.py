@@ -34,6 +34,7 @@
         │   ├── BrokerUnavailableError    the broker does not answer
         │   └── DatabaseUnavailableError  the database does not answer, or cannot write
         ├── AttemptsExhaustedError    the work failed as many times as it may be tried
+        ├── RefusedByPolicyError      the operator's policy refuses the prompt, or every picture of the job
         └── RemoteError               any other error that a server answered
 
 SmaltiWarning is for problems that do not stop the work.
@@ -66,6 +67,7 @@ __all__ = [
     "OverloadedError",
     "OversizedMessageError",
     "PictureNotFoundError",
+    "RefusedByPolicyError",
     "RemoteError",
     "RequestCancelledError",
     "RequestExpiredError",
@@ -265,6 +267,10 @@ class DatabaseUnavailableError(UnavailableError):
 
 class AttemptsExhaustedError(ServiceError):
     """The work failed as many times as it may be tried, each time because the process that did it was lost."""
+
+
+class RefusedByPolicyError(ServiceError):
+    """The operator's policy refuses the prompt, or every picture of the job; repeating the request does not help."""
 
 
 class RemoteError(ServiceError):

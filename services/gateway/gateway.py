@@ -72,6 +72,8 @@ class Gateway:
         """Runs calls of the database for clients."""
         self.store_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
         """Reads files for clients; apart, so that a store that hangs does not hold up the database's calls."""
+        self.policy_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="asking")
+        """Asks the operator's policy for clients; apart, for the same reason."""
         self._marker_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="marker")
         wakeups = _Wakeups()
         context.events.subscribe(wakeups)
@@ -203,5 +205,7 @@ class Gateway:
         """Ends the thread pools; the database stays open."""
         self.threads.shutdown(cancel_futures=True)
         self.store_threads.shutdown(cancel_futures=True)
+        self.policy_threads.shutdown(cancel_futures=True)
         self._marker_threads.shutdown(cancel_futures=True)
         self.fan_in.close()
+        self.context.policy.close()

@@ -16,6 +16,7 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
+from smalti.services.gateway.policy.content_policy import Subject
 from smalti.telemetry import GaugeValue, Metrics
 
 
@@ -34,6 +35,10 @@ class JobMetrics(JobObserver):
 
     def lost(self, chunks: int) -> None:  # noqa: D102
         self._metrics.add("lease_losses_total", chunks)
+
+    def policy_answered(self, subject: Subject, by: str, outcome: str, amount: int) -> None:
+        """Counts the answers of the operator's policy."""
+        self._metrics.add("policy_checks_total", amount, subject=subject.value, by=by, outcome=outcome)
 
 
 def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:

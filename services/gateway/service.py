@@ -15,6 +15,7 @@ from smalti.services.gateway.database.connection import Database, describe, migr
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
+from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
@@ -56,6 +57,7 @@ def build(process: Process) -> Service:
         DatabaseUnavailableError: the database does not answer; names the variable.
     """
     settings = gateway_settings()
+    policy = ContentPolicy.load(settings, process.rpc)
     spec = ModelSpec.load(library.find())
     metrics = process.telemetry.metrics
     database = Database(
@@ -75,11 +77,14 @@ def build(process: Process) -> Service:
         publisher=process.publisher,
         spec=spec,
         settings=settings,
+        policy=policy,
         clock=clock,
         expiry_days=store_settings().expiry_days,
     )
     gateway = Gateway(context)
-    context.events.subscribe(JobMetrics(metrics))
+    job_metrics = JobMetrics(metrics)
+    context.events.subscribe(job_metrics)
+    policy.count = job_metrics.policy_answered
     for name, read in gauges(context).items():
         process.telemetry.watch(name, read)
 

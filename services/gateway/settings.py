@@ -1,5 +1,7 @@
 """The gateway's settings. The variable of a field is `SMALTI_GATEWAY_` and the field's name."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -9,6 +11,22 @@ from smalti.messages import MAX_IN_CHUNK
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, data_folder, read_settings
 
 GATEWAY_PREFIX = f"{PREFIX}GATEWAY_"
+
+
+class HookSubjects(StrEnum):
+    """What a policy's hook is asked about."""
+
+    ALL = "all"
+    PROMPTS = "prompts"
+    PICTURES = "pictures"
+
+
+class HookAway(StrEnum):
+    """What happens while a policy's hook does not answer."""
+
+    REFUSE = "refuse"
+    """Prompts are UNAVAILABLE, and jobs wait for the verdicts on their pictures."""
+    PERMIT = "permit"
 
 
 def _default_database() -> SecretStr:
@@ -72,6 +90,18 @@ class GatewaySettings(EnvironmentSettings):
     """Lifetime of the signed URL of a picture."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
     """Events handled at the same time."""
+    policy_list: Path | None = None
+    """File of words and patterns that no prompt may contain; read again when it changes."""
+    policy_hook: str | None = None
+    """Whom to ask what may be drawn: `HOST:PORT` of a `PolicyService`, or the name of an entry point of the group
+    `smalti.policies`."""
+    policy_subjects: HookSubjects = HookSubjects.ALL
+    """What the hook is asked about: `all`, `prompts` or `pictures`."""
+    policy_away: HookAway = HookAway.REFUSE
+    """What happens while the hook does not answer: `refuse` makes prompts UNAVAILABLE, and jobs wait for the verdicts
+    on their pictures until their time limit; `permit` goes on."""
+    policy_timeout: Seconds = 10.0
+    """Time that the hook has for a verdict on a prompt, or on the pictures of a job."""
 
     @model_validator(mode="after")
     def _check_defaults(self) -> Self:

@@ -25,6 +25,7 @@ RETRIED: Final = (
 """Statuses of requests that may succeed when they are sent again."""
 
 _OPENAI_CODES: Final = {
+    "CONTENT_POLICY": "content_policy_violation",
     "INVALID_INPUT": "invalid_value",
     "OVERLOADED": "rate_limit_exceeded",
 }

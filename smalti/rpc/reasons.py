@@ -18,6 +18,7 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     PictureNotFoundError,
+    RefusedByPolicyError,
     RequestCancelledError,
     RequestExpiredError,
     RequestIdReusedError,
@@ -78,6 +79,8 @@ REASONS = (
     _reason("CANCELLED", _Code.CANCELLED, CLIENT_CLOSED_REQUEST, RequestCancelledError),
     _reason("EXPIRED", _Code.DEADLINE_EXCEEDED, _Http.GATEWAY_TIMEOUT, RequestExpiredError),
     _reason("ATTEMPTS_EXHAUSTED", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, AttemptsExhaustedError),
+    # 400, as OpenAI's API answers.
+    _reason("CONTENT_POLICY", _Code.PERMISSION_DENIED, _Http.BAD_REQUEST, RefusedByPolicyError),
     MODEL_UNUSABLE,
     INTERNAL,
 )

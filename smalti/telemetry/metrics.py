@@ -129,6 +129,12 @@ DEFINITIONS: Final = (
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),
     _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
     _counter("lease_losses_total", "chunks sent again because their lease expired", (GATEWAY,)),
+    _counter(
+        "policy_checks_total",
+        "prompts and pictures that the operator's policy was asked about; `by` is `list` or `hook`",
+        (GATEWAY,),
+        ("subject", "by", "outcome"),
+    ),
     _histogram("database_seconds", "duration of database transactions", (GATEWAY,), ("op",)),
 )  # fmt: skip
 

@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: the work was lost in every permitted attempt, usually because its worker crashed. Only used as the error
     of a job.
     """
+    ERROR_REASON_CONTENT_POLICY: _ErrorReason.ValueType  # 18
+    """PERMISSION_DENIED: the operator's policy refuses the prompt, or every picture of the job. Do not repeat it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason why a call or a job failed.
@@ -147,4 +149,6 @@ ERROR_REASON_ATTEMPTS_EXHAUSTED: ErrorReason.ValueType  # 17
 """INTERNAL: the work was lost in every permitted attempt, usually because its worker crashed. Only used as the error
 of a job.
 """
+ERROR_REASON_CONTENT_POLICY: ErrorReason.ValueType  # 18
+"""PERMISSION_DENIED: the operator's policy refuses the prompt, or every picture of the job. Do not repeat it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -432,6 +432,7 @@ class JobProgress(_message.Message):
     CANDIDATES_RANKED_FIELD_NUMBER: _builtins.int
     PICTURES_TO_REFINE_FIELD_NUMBER: _builtins.int
     PICTURES_REFINED_FIELD_NUMBER: _builtins.int
+    PICTURES_REFUSED_FIELD_NUMBER: _builtins.int
     prompt_encoded: _builtins.bool
     """Whether the prompt is encoded."""
     candidates: _builtins.int
@@ -452,6 +453,10 @@ class JobProgress(_message.Message):
     """The number of chosen pictures to refine or to enlarge; 0 for a job that asks for neither."""
     pictures_refined: _builtins.int
     """The number of chosen pictures that are refined or enlarged."""
+    pictures_refused: _builtins.int
+    """The number of candidates whose pictures the operator's policy has refused. The next best took their places; where
+    there were none, the job has fewer pictures than `ImageParameters.n`.
+    """
     def __init__(
         self,
         *,
@@ -464,10 +469,11 @@ class JobProgress(_message.Message):
         candidates_ranked: _builtins.int = ...,
         pictures_to_refine: _builtins.int = ...,
         pictures_refined: _builtins.int = ...,
+        pictures_refused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "candidates_decoded", b"candidates_decoded", "candidates_drawn", b"candidates_drawn", "candidates_ranked", b"candidates_ranked", "pictures_refined", b"pictures_refined", "pictures_to_refine", b"pictures_to_refine", "prompt_encoded", b"prompt_encoded", "rows", b"rows", "rows_drawn", b"rows_drawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "candidates_decoded", b"candidates_decoded", "candidates_drawn", b"candidates_drawn", "candidates_ranked", b"candidates_ranked", "pictures_refined", b"pictures_refined", "pictures_refused", b"pictures_refused", "pictures_to_refine", b"pictures_to_refine", "prompt_encoded", b"prompt_encoded", "rows", b"rows", "rows_drawn", b"rows_drawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

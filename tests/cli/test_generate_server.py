@@ -75,6 +75,13 @@ def wire() -> Iterator[ServedGateway]:
         yield served
 
 
+def test_refusal_of_the_policy_is_one_line(generate: Generate, wire: ServedGateway) -> None:
+    status, _, error = generate("refuse", "--server", wire.address)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert "the operator's policy refuses every picture of the job" in error
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

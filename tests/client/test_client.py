@@ -17,6 +17,7 @@ from smalti.errors import (
     JobNotSucceededError,
     ModelNotFoundError,
     NotSupportedError,
+    RefusedByPolicyError,
     RemoteError,
     RequestCancelledError,
     SmaltiWarning,
@@ -53,6 +54,16 @@ def test_failed_job_raises_its_error_with_a_note(client: AnyClient) -> None:
     assert caught.value.__notes__ == ["it was job job-0"]
     with pytest.raises(JobNotSucceededError):
         client.download("job-0")
+
+
+def test_refusals_of_the_policy_are_raised(client: AnyClient, served: ServedGateway) -> None:
+    with pytest.raises(RefusedByPolicyError, match="refuses every picture"):
+        client.generate("refuse")
+    served.gateway.failures["CreateImages"].append(RefusedByPolicyError("the policy refuses the prompt"))
+    calls = len(served.gateway.calls["CreateImages"])
+    with pytest.raises(RefusedByPolicyError, match="refuses the prompt"):
+        client.generate("a fox")
+    assert len(served.gateway.calls["CreateImages"]) == calls + 1  # It is not repeated.
 
 
 def test_cancelled_job_is_an_error(served: ServedGateway) -> None:

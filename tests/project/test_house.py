@@ -23,7 +23,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
         ("disclosure", "files", "starting", "validation"),
-        ("parameters", "selection", "settings"),
+        ("parameters", "policy", "selection", "settings"),
         ("network", "picture_files"),
         ("pictures", "telemetry"),
         ("checkpoints", "compilation", "storage"),
@@ -46,7 +46,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker", "refiner", "web"),),
     "smalti.services.gateway": (
         ("settings",),
-        ("database",),
+        ("database", "policy"),
         ("jobs",),
         ("work",),
         ("gateway",),

@@ -1,10 +1,14 @@
 """What the tests of the services share: the object store that service processes use, and stages without processes."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from harness.paths import SAMPLES
+from harness.policy import install_package
 from harness.servers import S3Server
 from harness.stages import RealStages
 from smalti.engines.generator.engine import GeneratorEngine
@@ -40,3 +44,19 @@ def stages(worded: ModelFolder, pipeline: Pipeline) -> Iterator[RealStages]:
         made = RealStages(folder=worded, pipeline=pipeline, generator=generator, compute=compute)
         stack.callback(made.close)
         yield made
+
+
+@pytest.fixture(scope="session")
+def policy_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installed package with entry points that are policies."""
+    folder = tmp_path_factory.mktemp("package")
+    install_package(SAMPLES / "policy_package", folder)
+    return folder
+
+
+@pytest.fixture
+def installed(policy_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package can be imported."""
+    monkeypatch.syspath_prepend(str(policy_package))
+    yield
+    sys.modules.pop("sample_policy", None)

@@ -89,6 +89,7 @@ def _readable_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> jo
             candidates_ranked=job.candidates_ranked,
             pictures_to_refine=job.pictures_to_refine,
             pictures_refined=job.pictures_refined,
+            pictures_refused=job.pictures_refused,
         ),
         jobs_ahead=snapshot.jobs_ahead,
         create_time=timestamp(job.created),

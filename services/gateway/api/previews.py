@@ -3,14 +3,17 @@
 import asyncio
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
+from smalti.policy import PicturesToCheck, PictureToCheck, Verdict
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import image_message
 from smalti.rpc.errors import translated
+from smalti.services.gateway.database.tables import Job
+from smalti.services.gateway.jobs.reading import parameter_of, pictures_to_check
 from smalti.services.gateway.jobs.watchers import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
@@ -28,12 +31,20 @@ MAX_CALLS: Final = 2
 GREY: Final = (128, 128, 128)
 CALL_SECONDS: Final = 30.0
 
+CheckPreviews = Callable[[PicturesToCheck], Awaitable[Sequence[Verdict]]]
+"""Asks the operator's policy about previews."""
+
 
 class PreviewRenderer:
     """Renders previews. Only the event loop may use it."""
 
     def __init__(
-        self, preview_tokens: PreviewTokens, spec: ModelSpec, decoder: "DecoderServiceAsyncStub"
+        self,
+        preview_tokens: PreviewTokens,
+        spec: ModelSpec,
+        decoder: "DecoderServiceAsyncStub",
+        *,
+        check: CheckPreviews | None = None,
     ) -> None:
         """Creates the renderer.
 
@@ -41,29 +52,33 @@ class PreviewRenderer:
             preview_tokens: the tokens of unfinished pictures.
             spec: the model.
             decoder: decodes the tokens.
+            check: asks the operator's policy; None permits every preview.
         """
         self._preview_tokens = preview_tokens
         self._spec = spec
         self._decoder = decoder
+        self._check = check
         self._permits = asyncio.Semaphore(MAX_CALLS)
 
-    async def render(self, job_id: str, given: Sequence[int], shown: Mapping[int, int]) -> list[Preview]:
+    async def render(self, job: Job, shown: Mapping[int, int]) -> list[Preview]:
         """Renders the candidates of a job that have more rows than were shown before.
 
         Args:
-            job_id: the job.
-            given: the tokens of the rows at the top that are kept whole of an initial image.
+            job: the job, detached from its transaction.
             shown: the number of rows shown before, by candidate.
 
         Returns:
-            At most `MAX_PREVIEWS` previews; none if there are no new rows, or the decoder is busy.
+            At most `MAX_PREVIEWS` previews; none if there are no new rows, or the decoder is busy. Those that the
+            operator's policy refuses have no image.
 
         Raises:
-            UnavailableError: the decoder does not answer.
+            UnavailableError: the decoder, or the policy, does not answer.
         """
+        # The rows at the top that are kept whole of an initial image.
+        given = job.given[: parameter_of(job, "keep_rows", 0) * self._spec.side]
         complete = {
             candidate: tokens
-            for candidate, tokens in self._complete_rows(job_id, given).items()
+            for candidate, tokens in self._complete_rows(job.id, given).items()
             if len(tokens) // self._spec.side > shown.get(candidate, 0)
         }
         # Candidates with the fewest rows shown come first.
@@ -84,7 +99,27 @@ class PreviewRenderer:
                     rows = len(complete[candidate]) // self._spec.side
                     image = await asyncio.to_thread(self._paint_grey, response.image.data, rows)
                     previews.append(Preview(candidate=candidate, rows_drawn=rows, image=image))
-        return previews
+        return await self._permitted(job, previews)
+
+    async def _permitted(self, job: Job, previews: list[Preview]) -> list[Preview]:
+        """Returns the previews, those that are refused without their images."""
+        if self._check is None or not previews:
+            return previews
+        pictures = [
+            PictureToCheck(
+                candidate=preview.candidate,
+                content=preview.image.data,
+                unfinished=preview.rows_drawn < self._spec.side,
+            )
+            for preview in previews
+        ]
+        verdicts = await self._check(pictures_to_check(job, pictures))
+        return [
+            Preview(candidate=preview.candidate, rows_drawn=preview.rows_drawn)
+            if verdict.refused
+            else preview
+            for preview, verdict in zip(previews, verdicts, strict=True)
+        ]
 
     def _complete_rows(self, job_id: str, given: Sequence[int]) -> dict[int, list[int]]:
         """Returns the tokens of the complete rows of each candidate, from the top without gaps."""

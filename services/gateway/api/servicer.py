@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from contextvars import copy_context
@@ -19,6 +19,7 @@ from smalti.errors import (
     MissingObjectError,
     PictureNotFoundError,
 )
+from smalti.policy import PicturesToCheck, PromptToCheck, Verdict
 from smalti.queue import current_trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
@@ -43,6 +44,8 @@ from smalti.services.gateway.database.deadlines import within as within_seconds
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
+from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.policy.content_policy import Subject
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
@@ -88,13 +91,15 @@ class ImageServicer(ImageServiceServicer):
         self._settings = gateway.context.settings
         self._model = describe(self._spec, self._settings)
         self._images = InitialImages(gateway, decoder)
-        previews = PreviewRenderer(gateway.watchers.preview_tokens, self._spec, decoder) if decoder else None
+        previews = None
+        if decoder:
+            check = self._check_previews if gateway.context.policy.asks_pictures else None
+            previews = PreviewRenderer(gateway.watchers.preview_tokens, self._spec, decoder, check=check)
         self._watch_handler = WatchHandler(
             gateway.watchers,
             partial(self._call, self._get),
             previews=previews,
             preview_seconds=self._settings.previews,
-            columns=self._spec.side,
             keepalive_seconds=keepalive_seconds,
         )
 
@@ -110,6 +115,7 @@ class ImageServicer(ImageServiceServicer):
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         job_spec = parse_job_spec(request, self._spec, self._settings)
         job_spec = replace(job_spec, request_id=request_id, request_hash=request_hash, trace=current_trace())
+        await self._check_policy(job_spec)
         if request.parameters.HasField("initial_image"):
             await self._call(self._jobs.check_capacity)
             with within("parameters.initial_image"):
@@ -219,6 +225,20 @@ class ImageServicer(ImageServiceServicer):
         """Runs a blocking function in a thread, within the context of this call."""
         call = partial(copy_context().run, function, *arguments, **named)
         return asyncio.get_running_loop().run_in_executor(threads, call)
+
+    async def _check_policy(self, job_spec: JobSpec) -> None:
+        """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""
+        policy, folder = self._gateway.context.policy, self._spec.folder
+        if not policy.checks_prompts:
+            return
+        asked = PromptToCheck(
+            prompt=job_spec.prompt, labels=job_spec.labels, model=folder.name, revision=folder.revision
+        )
+        await self._in_thread(self._gateway.policy_threads, policy.check_prompt, asked)
+
+    async def _check_previews(self, asked: PicturesToCheck) -> Sequence[Verdict]:
+        check = self._gateway.context.policy.check_pictures
+        return await self._in_thread(self._gateway.policy_threads, check, asked, Subject.PREVIEW)
 
     async def _message(self, snapshot: JobSnapshot, *, full: bool) -> job_pb2.Job:
         if snapshot.pictures:

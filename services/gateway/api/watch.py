@@ -10,7 +10,7 @@ from typing import Final
 from smalti.errors import SmaltiError
 from smalti.services.gateway.api.conversion import is_final
 from smalti.services.gateway.api.previews import PreviewRenderer
-from smalti.services.gateway.jobs.reading import parameter_of
+from smalti.services.gateway.database.tables import Job as JobRow
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.watchers import TokenRun, Watcher, WatcherHub
 from smalti.v1 import tokens_pb2
@@ -34,7 +34,6 @@ class WatchHandler:
         *,
         previews: PreviewRenderer | None,
         preview_seconds: float,
-        columns: int,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         """Creates the handler.
@@ -44,7 +43,6 @@ class WatchHandler:
             get: reads a job and converts it to a message.
             previews: renders previews; None without a decoder.
             preview_seconds: minimum time between two previews.
-            columns: number of tiles in a row.
             keepalive_seconds: maximum time without a message.
         """
         self._watchers = watchers
@@ -53,7 +51,6 @@ class WatchHandler:
         """The reads that are in progress, with the change that they follow."""
         self._previews = previews
         self._preview_seconds = preview_seconds
-        self._columns = columns
         self._keepalive_seconds = keepalive_seconds
 
     async def watch(
@@ -93,10 +90,8 @@ class WatchHandler:
                         if final:
                             return
                         if previews and self._previews and rendering is None:
-                            kept = parameter_of(snapshot.job, "keep_rows", 0) * self._columns
-                            given = snapshot.job.given[:kept]
                             rendering = asyncio.create_task(
-                                self._render(self._previews, job_id, given, rendered, watcher.wakeup)
+                                self._render(self._previews, snapshot.job, rendered, watcher.wakeup)
                             )
                     try:
                         async with asyncio.timeout_at(quiet_until):
@@ -128,8 +123,7 @@ class WatchHandler:
     async def _render(
         self,
         previews: PreviewRenderer,
-        job_id: str,
-        given: list[int],
+        job: JobRow,
         rendered: deque[Preview],
         wakeup: asyncio.Event,
     ) -> None:
@@ -138,14 +132,14 @@ class WatchHandler:
         while True:
             await asyncio.sleep(self._preview_seconds)
             try:
-                newest = await previews.render(job_id, given, shown)
+                newest = await previews.render(job, shown)
             except SmaltiError as error:
-                log.info("skipping previews: %s", error, extra={"job": job_id})
+                log.info("skipping previews: %s", error, extra={"job": job.id})
                 continue
-            if newest:
-                shown |= {preview.candidate: preview.rows_drawn for preview in newest}
+            shown |= {preview.candidate: preview.rows_drawn for preview in newest}
+            if permitted := [preview for preview in newest if preview.HasField("image")]:
                 rendered.clear()
-                rendered.extend(newest)
+                rendered.extend(permitted)
                 wakeup.set()
 
 

@@ -152,6 +152,8 @@ class Job(Base):
     pictures_to_refine: Mapped[int] = mapped_column(default=0)
     """Number of pictures that get a second pass after ranking; 0 for a job without one."""
     pictures_refined: Mapped[int] = mapped_column(default=0)
+    pictures_refused: Mapped[int] = mapped_column(default=0)
+    """Number of candidates whose pictures the operator's policy has refused."""
     refining: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether the pictures to refine are chosen, and have chunks of their own."""
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
@@ -248,6 +250,10 @@ class ScoredCandidate(Base):
     key: Mapped[str] = mapped_column(Text)
     wording: Mapped[str | None] = mapped_column(Text)
     """What was encoded for the candidate; None in a job whose candidates have no wordings of their own."""
+    checked: Mapped[bool] = mapped_column(Boolean, default=False)
+    """Whether the operator's policy was asked about the picture."""
+    refusal: Mapped[str | None] = mapped_column(Text)
+    """What the policy says to the caller if it refuses the picture, perhaps nothing; None if it does not refuse it."""
 
 
 class SchemaCompatibility(Base):

@@ -7,6 +7,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.jobs.observer import JobEvents
+from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import ObjectStore
 
@@ -25,6 +26,8 @@ class GatewayContext:
     """The model that the stages have loaded."""
     settings: GatewaySettings
     """Limits, leases, and intervals."""
+    policy: ContentPolicy = field(default_factory=ContentPolicy)
+    """What may be drawn; by default everything."""
     clock: Clock = field(default_factory=SystemClock)
     """Returns the time in seconds since 1970 (UTC). All times that are compared are its; gateways that share a database
     must have one that agrees, which is why it is the database's."""

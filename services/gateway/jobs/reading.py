@@ -3,10 +3,12 @@
 Unknown fields are ignored, and stay in the row, since these columns are never written again.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
+from smalti.policy import PicturesToCheck, PictureToCheck
 from smalti.services.gateway.database.tables import Job
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.validation import first_problem
@@ -31,3 +33,15 @@ def parameters_of(job: Job) -> JobParameters:
 def parameter_of(job: Job, name: str, default: Any) -> Any:
     """Returns one of the parameters as it is stored, also if the others cannot be read."""
     return job.parameters.get(name, default) if isinstance(job.parameters, dict) else default
+
+
+def pictures_to_check(job: Job, pictures: Sequence[PictureToCheck]) -> PicturesToCheck:
+    """Returns what the operator's policy is asked about pictures of a job."""
+    return PicturesToCheck(
+        job_id=job.id,
+        prompt=parameter_of(job, "prompt", ""),
+        pictures=pictures,
+        labels=job.labels,
+        model=parameter_of(job, "model", ""),
+        revision=parameter_of(job, "revision", ""),
+    )

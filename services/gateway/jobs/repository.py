@@ -243,6 +243,7 @@ class JobRepository:
             candidates_ranked=0,
             pictures_to_refine=parameters.n if parameters.second_pass else 0,
             pictures_refined=0,
+            pictures_refused=0,
             refining=False,
             prompt_encoded=False,
             lease=0,

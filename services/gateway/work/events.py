@@ -12,16 +12,23 @@ from collections.abc import Iterable
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from smalti.errors import AttemptsExhaustedError, InvalidInputError, ModelMismatchError, SmaltiError
-from smalti.messages import Failed, FailureReason, Message, Progress, Stage, StageDone
+from smalti.errors import (
+    AttemptsExhaustedError,
+    InvalidInputError,
+    ModelMismatchError,
+    RefusedByPolicyError,
+    SmaltiError,
+)
+from smalti.messages import Failed, FailureReason, Message, Progress, PromptReading, Stage, StageDone
 from smalti.queue import Delivery
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgress, Job, JobState
 from smalti.services.gateway.jobs.aside import set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start
-from smalti.services.gateway.jobs.reading import UnreadableJobError
+from smalti.services.gateway.jobs.reading import UnreadableJobError, parameter_of
 from smalti.services.gateway.jobs.watchers import WatcherHub
+from smalti.services.gateway.policy.content_policy import Subject
 from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.progress import ProgressBuffer, renew_lease
 from smalti.services.gateway.work.refining import Refining
@@ -109,16 +116,31 @@ class EventHandler:
             changed = start(job, to_microseconds(now))
             if not job.prompt_encoded:
                 job.prompt_encoded = changed = True
+            outcome = None
             if job.prompt_reading is None and event.reading is not None:
                 job.prompt_reading = event.reading.model_dump(mode="json", by_alias=True)
                 changed = True
+                if refusal := self._refusal(job, event.reading):
+                    outcome = end(session, job, JobState.FAILED, now, error=refusal)
             for chunk in self._leased_chunks(session, job, event):
                 advance(job, chunk, ChunkProgress.ENCODED)
                 renew_lease(chunk, self._context.settings, now)
             if changed:
                 job.version += 1
-        if changed:
+        if outcome:
+            self._context.events.ended(outcome)
+        elif changed:
             self._context.events.changed(event.job)
+
+    def _refusal(self, job: Job, reading: PromptReading) -> RefusedByPolicyError | None:
+        """Returns why the words must not be drawn that the model takes for the prompt; None if they may."""
+        if reading.effective_prompt == parameter_of(job, "prompt", ""):
+            return None
+        try:
+            self._context.policy.check_text(reading.effective_prompt, Subject.READING)
+        except RefusedByPolicyError as error:
+            return error
+        return None
 
     def _failed(self, event: Failed) -> None:
         """Ends the job of a failed message, or sends its chunks again."""

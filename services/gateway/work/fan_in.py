@@ -34,8 +34,10 @@ from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.repository import ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.services.gateway.policy.content_policy import refusal
 from smalti.services.gateway.work.redoing import redo
 from smalti.services.gateway.work.refining import Refining
+from smalti.services.gateway.work.verdicts import PictureChecks
 from smalti.storage import JobKeys, ObjectRef
 
 log = logging.getLogger(__name__)
@@ -75,9 +77,11 @@ class FanIn:
         self._events = context.events
         self._clock = context.clock
         self._readers = ThreadPoolExecutor(MAX_READS, thread_name_prefix="fan-in")
+        self._checks = PictureChecks(context, self.finish)
 
     def close(self) -> None:
         """Ends the threads."""
+        self._checks.close()
         self._readers.shutdown()
 
     def ranked(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> None:
@@ -131,15 +135,17 @@ class FanIn:
     def finish(self, job_id: str, reads: Mapping[int, Future[ChunkTokens]] = MappingProxyType({})) -> bool:
         """Ends a job whose candidates are all ranked: writes `result.json`, then sets the state.
 
-        A job with a second pass ends once its chosen pictures are refined; before that, they are sent to be refined.
+        A job with a second pass ends once its chosen pictures are refined; before that, they are sent to be refined. If
+        the operator's policy is asked about pictures, the next best replace those that it refuses, and a job fails of
+        which it refuses all.
 
         Args:
             job_id: the job.
             reads: pending reads of its tokens, by chunk.
 
         Returns:
-            Whether this call has ended the job. False if it had ended before, if its pictures are still to be refined,
-            or if a chunk must be made again.
+            Whether this call has ended the job. False if it had ended before, if its pictures are still to be refined
+            or need a verdict, or if a chunk must be made again.
 
         Raises:
             UnavailableError: the store or the database does not answer; the sweeper tries again.
@@ -154,8 +160,14 @@ class FanIn:
             chunks = chunks_of(session, job)
         parameters = parameters_of(job)
         keys = JobKeys(job_id)
+        if all(picture.refusal is not None for picture in pictures):
+            return self._refuse(job_id)
         try:
             winners = pictures if job.refining else self._choose(keys, chunks, pictures, parameters)
+            unchecked = [picture for picture in winners if not picture.checked]
+            if unchecked and self._context.policy.asks_pictures:
+                self._checks.start(job, chunks, unchecked)
+                return False
             if parameters.second_pass and not job.refining:
                 self._refining.choose(job, chunks, winners)
                 return False
@@ -178,6 +190,19 @@ class FanIn:
             take_back(job)
             outcome = end(session, job, JobState.SUCCEEDED, self._clock())
         failpoints.reach("gateway.after-end", **fields)
+        self._events.ended(outcome)
+        return True
+
+    def _refuse(self, job_id: str) -> bool:
+        """Ends a job of which the policy refuses every picture; returns whether this call has ended it."""
+        with self._database.write() as session:
+            job = lock_open(session, job_id)
+            if job is None or job.candidates_ranked < job.candidates:
+                return False
+            of_job = ScoredCandidate.job_id == job_id, ScoredCandidate.refusal.is_not(None)
+            message = session.scalar(select(ScoredCandidate.refusal).where(*of_job).limit(1)) or ""
+            error = refusal("every picture of the job", message)
+            outcome = end(session, job, JobState.FAILED, self._clock(), error=error)
         self._events.ended(outcome)
         return True
 
@@ -216,7 +241,7 @@ class FanIn:
         pictures: Sequence[ScoredCandidate],
         parameters: JobParameters,
     ) -> list[ScoredCandidate]:
-        """Returns the candidates that become pictures, in the order in which they are chosen.
+        """Returns the candidates that become pictures, in the order in which they are chosen; none that is refused.
 
         Args:
             keys: keys of the job's objects.
@@ -227,9 +252,10 @@ class FanIn:
         Raises:
             _LostObjectsError: scores with the features of some candidates are missing or damaged.
         """
-        scores = [picture.score for picture in pictures]
+        permitted = [index for index, picture in enumerate(pictures) if picture.refusal is None]
+        scores = [pictures[index].score for index in permitted]
         if parameters.diversity == 0:
-            return [pictures[index] for index in best(scores, parameters.n)]
+            return [pictures[permitted[index]] for index in best(scores, parameters.n)]
         reads = {
             chunk.number: self._readers.submit(copy_context().run, self._read_features, keys, chunk.number)
             for chunk in chunks
@@ -239,8 +265,9 @@ class FanIn:
         if lost:
             raise _LostObjectsError("features", lost)
         # Chunks, and the candidates in them, are in the order of the candidates.
-        features = np.concatenate([each for each in found.values() if each is not None])
-        return [pictures[index] for index in choose(scores, features, parameters.n, parameters.diversity)]
+        features = np.concatenate([each for each in found.values() if each is not None])[permitted]
+        chosen = choose(scores, features, parameters.n, parameters.diversity)
+        return [pictures[permitted[index]] for index in chosen]
 
     def _read_features(self, keys: JobKeys, number: int) -> ChunkFeatures:
         try:

@@ -71,6 +71,7 @@ class Refining:
             if locked is None or locked.refining or locked.candidates_ranked < locked.candidates:
                 return
             locked.refining = True
+            locked.pictures_to_refine = len(winners)  # Fewer than asked for, if the policy refuses some.
             locked.version += 1
             store_choice(session, winners)
             session.execute(
@@ -128,6 +129,7 @@ class Refining:
                         "size": info.size,
                         "width": side,
                         "height": side,
+                        "checked": False,  # It looks different now.
                     }
                 )
             if refined(job, chunk):

@@ -90,6 +90,8 @@ class Progress(BaseModel):
     candidates_drawn: int
     candidates_decoded: int
     candidates_ranked: int
+    pictures_refused: int
+    """Candidates whose pictures the operator's policy has refused."""
 
 
 class PictureObject(BaseModel):

@@ -115,7 +115,7 @@ async def test_watchers_share_a_read_until_the_next_change(gateway: GatewayHarne
         return [message.job.version async for message in watch]
 
     hub = gateway.gateway.watchers
-    handler = WatchHandler(hub, read, previews=None, preview_seconds=1.0, columns=4)
+    handler = WatchHandler(hub, read, previews=None, preview_seconds=1.0)
 
     def begin() -> tuple[AsyncGenerator[image_pb2.WatchJobResponse, None], Any]:
         watch = handler.watch(job.id, since=-1, rows=False, previews=False)

@@ -1,0 +1,119 @@
+"""The verdicts of the operator's policy on the pictures of jobs, before anybody gets them."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Final
+
+from sqlalchemy import func, select, update
+
+from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableError
+from smalti.policy import PictureToCheck, Verdict
+from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
+from smalti.services.gateway.jobs.aside import apart
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.lifecycle import lock_open
+from smalti.services.gateway.jobs.reading import pictures_to_check
+from smalti.services.gateway.policy.content_policy import Subject
+from smalti.services.gateway.work.redoing import redo
+
+log = logging.getLogger(__name__)
+
+MAX_JOBS: Final = 4
+"""Maximum number of jobs whose pictures are asked about at the same time."""
+
+
+class PictureChecks:
+    """Asks about pictures in threads of its own, since the hook may take seconds; thread-safe."""
+
+    def __init__(self, context: GatewayContext, finish: Callable[[str], object]) -> None:
+        """Starts the threads.
+
+        Args:
+            context: shared by the parts of the gateway.
+            finish: called with a job once there are verdicts on its pictures.
+        """
+        self._context = context
+        self._finish = finish
+        self._threads = ThreadPoolExecutor(MAX_JOBS, thread_name_prefix="verdicts")
+        self._lock = threading.Lock()
+        self._asking: set[str] = set()
+        """The jobs that are asked about, or will be soon."""
+
+    def start(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
+        """Asks about pictures soon. While the hook is away, nothing happens; the sweeper comes back to the job.
+
+        Args:
+            job: the job, detached from its transaction.
+            chunks: its chunks of candidates.
+            pictures: the pictures without a verdict.
+        """
+        if self._context.policy.waits:
+            return
+        with self._lock:
+            if job.id in self._asking:
+                return
+            self._asking.add(job.id)
+        self._threads.submit(copy_context().run, self._run, job, chunks, pictures)
+
+    def close(self) -> None:
+        """Ends the threads after their current call."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _run(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
+        try:
+            with apart(self._context, job.id):
+                try:
+                    self._ask(job, chunks, pictures)
+                finally:
+                    with self._lock:
+                        self._asking.discard(job.id)
+                self._finish(job.id)
+        except UnavailableError as error:
+            log.warning("the job waits for the verdicts on its pictures: %s", error, extra={"job": job.id})
+
+    def _ask(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
+        contents, lost = [], []
+        for picture in pictures:
+            try:
+                content = self._context.store.get(picture.key, sha256=picture.sha256)
+                contents.append(PictureToCheck(candidate=picture.candidate, content=content))
+            except (MissingObjectError, DamagedObjectError):
+                lost.append(picture)
+        if lost:
+            again = {
+                chunk.number
+                for chunk in chunks
+                for picture in lost
+                if 0 <= picture.candidate - chunk.first < chunk.count
+            }
+            problem = "its pictures are missing or damaged"
+            redo(self._context, job.id, sorted(again), problem, *(picture.key for picture in lost))
+            return
+        verdicts = self._context.policy.check_pictures(pictures_to_check(job, contents), Subject.PICTURE)
+        self._store(job.id, pictures, verdicts)
+
+    def _store(self, job_id: str, pictures: Sequence[ScoredCandidate], verdicts: Sequence[Verdict]) -> None:
+        refused = sum(verdict.refused for verdict in verdicts)
+        with self._context.database.write() as session:
+            job = lock_open(session, job_id)
+            if job is None:
+                return
+            for picture, verdict in zip(pictures, verdicts, strict=True):
+                values = {"checked": True}
+                if verdict.refused:
+                    values |= {"refusal": verdict.message, "rank": None}
+                # Another picture may have taken its place meanwhile, which nobody was asked about.
+                is_same = ScoredCandidate.sha256 == picture.sha256, ScoredCandidate.key == picture.key
+                mine = ScoredCandidate.job_id == job_id, ScoredCandidate.candidate == picture.candidate
+                session.execute(update(ScoredCandidate).where(*mine, *is_same).values(values))
+            if refused:
+                of_job = ScoredCandidate.job_id == job_id, ScoredCandidate.refusal.is_not(None)
+                count = select(func.count()).select_from(ScoredCandidate).where(*of_job)
+                job.pictures_refused = session.scalar(count) or 0
+                job.version += 1
+        if refused:
+            log.info("the policy refuses %d of %d pictures", refused, len(pictures), extra={"job": job_id})
+            self._context.events.changed(job_id)
