@@ -138,7 +138,7 @@ def poison(trial: Trial) -> None:
 
 
 def _signing(folder: Path) -> dict[str, str]:
-    key, public = certificate(folder, "faults")
+    key, public = certificate(folder, "all")
     return {
         "SMALTI_BROKER_SIGNING_KEY": str(key),
         "SMALTI_BROKER_SIGNING_CERTIFICATE": str(public),

@@ -13,9 +13,10 @@ from kombu.entity import Exchange, Queue
 
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage, dead_queue_name, queue_name
-from smalti.network import check_key_pair, check_plaintext, warn_of_open_key
+from smalti.network import check_key_pair, check_plaintext
 from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
+from smalti.queue.signing import use_signatures
 
 DELIVERY_LIMIT: Final = 20
 """RabbitMQ's own limit of deliveries, a safety net behind `BrokerSettings.deliveries`: every requeue counts towards it,
@@ -129,7 +130,7 @@ def celery_application(settings: BrokerSettings) -> Celery:
         event_queue_exclusive=True,
     )
     if settings.signed:
-        _sign(application, settings)
+        use_signatures(settings)
     return application
 
 
@@ -205,21 +206,3 @@ def _check_url(url: str) -> None:
     if parts.scheme not in ("amqps", "rediss"):
         # Without a host kombu connects to this machine.
         check_plaintext(host or "localhost", variable, f"is not {parts.scheme}s://")
-
-
-def _sign(application: Celery, settings: BrokerSettings) -> None:
-    """Makes the application sign its messages, and refuse messages without a trusted signature."""
-    if settings.signing_key is not None:
-        warn_of_open_key(f"{BROKER_PREFIX}SIGNING_KEY", settings.signing_key)
-    application.conf.update(
-        security_key=str(settings.signing_key),
-        security_certificate=str(settings.signing_certificate),
-        security_cert_store=f"{settings.signing_trusted}/*.pem",
-        security_digest="sha256",
-    )
-    try:
-        application.setup_security()
-    except Exception as error:
-        raise InvalidInputError(
-            f"{BROKER_PREFIX}SIGNING_KEY", f"message signing cannot be set up: {error}"
-        ) from error

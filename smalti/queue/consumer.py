@@ -9,6 +9,7 @@ from celery import Celery
 from celery.exceptions import Reject
 from kombu.message import Message as KombuMessage
 
+from smalti.errors import MalformedMessageError
 from smalti.messages import Stage, dead_queue_name
 from smalti.queue.application import celery_application, stage_queues, task_name
 from smalti.queue.delivery import (
@@ -22,6 +23,7 @@ from smalti.queue.delivery import (
 from smalti.queue.isolation import IsolationGate
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
 from smalti.queue.settings import BrokerSettings, broker_settings
+from smalti.queue.signing import SIGNER, check_seal
 from smalti.queue.worker import WorkerThread
 from smalti.storage import ObjectStore
 
@@ -158,15 +160,26 @@ class Consumer:
         )
         def receive(task: Any, *arguments: Any, **options: Any) -> None:
             request = task.request
+            queue = request.delivery_info["routing_key"]
             count, sent = getattr(request, REDELIVERIES_HEADER, 0), getattr(request, SENT_HEADER, None)
+            signer, problem = None, ""
+            if self._settings.signed:
+                signer = str(options.get(SIGNER))
+                try:
+                    seal = check_seal(options, queue)
+                    count, sent = seal.redeliveries, seal.sent
+                except MalformedMessageError as error:
+                    problem = str(error)
             received = ReceivedMessage(
                 text=arguments[0]
                 if len(arguments) == 1 and isinstance(arguments[0], str)
                 else repr(arguments),
-                queue=request.delivery_info["routing_key"],
+                queue=queue,
                 redelivered=bool(request.delivery_info["redelivered"]),
                 redeliveries=count if isinstance(count, int) and count >= 0 else 0,
                 sent=sent if isinstance(sent, float) else None,
+                signer=signer,
+                problem=problem,
             )
             try:
                 deliveries.handle(received)

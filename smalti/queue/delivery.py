@@ -30,6 +30,7 @@ from smalti.queue.isolation import IsolationGate
 from smalti.queue.poison import PoisonRecords
 from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher
 from smalti.queue.settings import BrokerSettings
+from smalti.queue.signing import check_sender
 from smalti.queue.tracing import handling
 from smalti.storage import ObjectStore
 
@@ -114,6 +115,10 @@ class ReceivedMessage:
     """Redeliveries counted so far, from its header."""
     sent: float | None = None
     """Unix time of its sending; None if unknown."""
+    signer: str | None = None
+    """The service whose key has signed it; None if messages are not signed."""
+    problem: str = ""
+    """Why its signature does not hold; empty if it does, or if messages are not signed."""
 
 
 class UnacknowledgedError(Exception):
@@ -194,10 +199,22 @@ class DeliveryHandler:
                     self.draining.wait(self._settings.retry_first)  # It is delivered again at once.
 
     def _parse(self, received: ReceivedMessage) -> Message:
-        message = parse(received.text)
+        if received.problem:
+            raise MessageError(received.problem)
+        try:
+            message = parse(received.text)
+        except ExpiredMessageError as error:
+            self._check_sender(received, error.message)
+            raise
+        self._check_sender(received, message)
         if message.stage_queue is not self._stage:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
+
+    def _check_sender(self, received: ReceivedMessage, message: Message) -> None:
+        """Raises `MalformedMessageError` if the signer of the message must not send it."""
+        if received.signer is not None:
+            check_sender(received.signer, message)
 
     def _deliver(self, received: ReceivedMessage, message: Message) -> Completion:
         """Does the work here, joins a thread that is doing it, or returns it to the queue."""

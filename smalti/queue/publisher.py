@@ -20,6 +20,7 @@ from smalti.errors import BrokerUnavailableError
 from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
 from smalti.queue.settings import BrokerSettings, broker_settings
+from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
 
 REDELIVERIES_HEADER = "smalti_redeliveries"
@@ -157,10 +158,12 @@ class BrokerPublisher:
 
     def _send_task(self, stage: Stage, queue_name: str, text: str, headers: Mapping[str, Any]) -> None:
         """Sends a message as the Celery task of its stage."""
+        sent, redeliveries = time.time(), int(headers.get(REDELIVERIES_HEADER, 0))
         task = self._application.amqp.as_task_v2(
             # Empty, since they would put the prompt into the headers.
             *(uuid(), task_name(stage)),
             args=(text,),
+            kwargs=seal(self.settings, queue_name, redeliveries, sent),
             argsrepr="",
             kwargsrepr="",
             ignore_result=True,
@@ -169,7 +172,7 @@ class BrokerPublisher:
             queue_name,
             task.body,
             serializer=self._application.conf.task_serializer,
-            headers={**task.headers, SENT_HEADER: time.time(), **headers},
+            headers={**task.headers, SENT_HEADER: sent, **headers},
             **task.properties,
         )
 

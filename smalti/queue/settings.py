@@ -49,7 +49,7 @@ class BrokerSettings(EnvironmentSettings):
     signing_certificate: Path | None = None
     """PEM file of the certificate of the signing key."""
     signing_trusted: Path | None = None
-    """Folder of the certificates (`*.pem`) whose signatures are accepted."""
+    """Folder of the certificates (`*.pem`) whose signatures are accepted. The name of each file says whose it is."""
 
     @model_validator(mode="after")
     def _signing_is_whole(self) -> Self:

@@ -41,13 +41,6 @@ Count = Callable[[Subject, str, str, int], None]
 """Counts answers: takes the subject, who has answered, the answer, and how often."""
 
 
-class HookAwayError(UnavailableError):
-    """The hook has not answered, and what it would have been asked about is refused until it does."""
-
-    def __init__(self) -> None:
-        super().__init__("the operator's policy does not answer; try again", AWAY_SECONDS)
-
-
 class ContentPolicy:
     """What may be drawn; thread-safe. Without a list and a hook, everything may."""
 
@@ -177,7 +170,7 @@ class ContentPolicy:
                 self._note_away(error)
         self.count(subject, "hook", "away", amount)
         if self._away is HookAway.REFUSE:
-            raise HookAwayError
+            raise UnavailableError("the operator's policy does not answer; try again", AWAY_SECONDS)
         return None
 
     def _note_away(self, error: Exception) -> None:
