@@ -4,8 +4,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import amqp
@@ -99,7 +99,12 @@ class BrokerPublisher:
                 return False
             self._offered += 1
         text = message.to_json()
-        sent = self._senders.submit(self._send_task, message.stage_queue, message.queue, text, {})
+        try:
+            sent = self._begin(self._send_task, message.stage_queue, message.queue, text, {})
+        except BrokerUnavailableError:
+            with self._lock:
+                self._offered -= 1
+            return False
         sent.add_done_callback(self._offer_ended)
         return True
 
@@ -113,7 +118,7 @@ class BrokerPublisher:
         timeout: float | None = None,
     ) -> None:
         """Sends the text of a message to any queue, with further headers; see `publish`."""
-        self._wait(self._senders.submit(self._send_task, stage, queue_name, text, headers or {}), timeout)
+        self._wait(self._begin(self._send_task, stage, queue_name, text, headers or {}), timeout)
 
     def publish_raw(
         self,
@@ -124,7 +129,7 @@ class BrokerPublisher:
         headers: Mapping[str, Any],
     ) -> None:
         """Sends bytes unchanged; see `publish`."""
-        sent = self._senders.submit(
+        sent = self._begin(
             self._send,
             queue_name,
             body,
@@ -146,6 +151,13 @@ class BrokerPublisher:
         if not sent.cancelled() and (error := sent.exception()):
             logger.info("an offered message was lost: %s", error)
 
+    def _begin(self, send: Callable[..., None], *arguments: Any, **named: Any) -> "Future[None]":
+        """Sends in the background; raises `BrokerUnavailableError` if the publisher is closed."""
+        try:
+            return self._senders.submit(send, *arguments, **named)
+        except RuntimeError as error:
+            raise BrokerUnavailableError("the publisher is closed") from error
+
     def _wait(self, sent: "Future[None]", timeout: float | None) -> None:
         seconds = self.settings.timeout if timeout is None else timeout
         try:
@@ -155,6 +167,8 @@ class BrokerPublisher:
             raise BrokerUnavailableError(
                 f"the broker did not confirm a message within {seconds:g} s"
             ) from None
+        except CancelledError as error:
+            raise BrokerUnavailableError("the publisher was closed before a message was sent") from error
 
     def _send_task(self, stage: Stage, queue_name: str, text: str, headers: Mapping[str, Any]) -> None:
         """Sends a message as the Celery task of its stage."""

@@ -158,7 +158,7 @@ class TrustedCertificates:
         return known
 
 
-class SealingSerializer(SecureSerializer):  # type: ignore[misc]
+class SealingSerializer(SecureSerializer):
     """Celery's serializer, which also says who has signed."""
 
     def __init__(self, key: PrivateKey, certificate: Certificate, trusted: TrustedCertificates) -> None:

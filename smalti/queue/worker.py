@@ -119,6 +119,20 @@ class DeadLetteringConsumer(Consumer):
         if current:
             self.unacknowledged.discard(message.delivery_tag)
 
+    def cancel_task_queue(self, queue: str) -> None:
+        """Stops consuming from a queue; without a connection, the next one does so."""
+        if self.task_consumer is None:
+            self.app.amqp.queues.deselect(queue)
+        else:
+            super().cancel_task_queue(queue)
+
+    def add_task_queue(self, queue: str, *arguments: Any, **options: Any) -> None:
+        """Consumes from a queue; without a connection, the next one does so."""
+        if self.task_consumer is None:
+            self.app.amqp.queues.select_add(self.app.amqp.queues[queue])
+        else:
+            super().add_task_queue(queue, *arguments, **options)
+
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[KombuMessage], None]:
         """Returns the callback for a message, which never ends the event loop."""
         handle = super().create_task_handler(*arguments, **options)

@@ -77,6 +77,9 @@ def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
     broker.start()
     publisher.publish(task("again"), timeout=WAIT)
     publisher.close()
+    with pytest.raises(BrokerUnavailableError, match="the publisher is closed"):
+        publisher.publish(task("down"))
+    assert not publisher.offer(task("down"))
     found = {parse(text).job for text, _ in read_all(publisher.settings, "encode.interactive")}
     assert {"before", "after", "again"} <= found
     assert "down" not in found

@@ -21,7 +21,7 @@ from smalti.queue import (
     celery_application,
 )
 from smalti.queue.application import all_queues
-from smalti.queue.delivery import DEAD_REASON_HEADER, DeliveryHandler
+from smalti.queue.delivery import DEAD_REASON_HEADER, DeliveryHandler, ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
@@ -126,9 +126,12 @@ def test_signature_covers_the_headers_and_the_queue(
     told, moved = take(settings, "encode.interactive")
     counts = []
     handle = DeliveryHandler.handle
-    monkeypatch.setattr(
-        DeliveryHandler, "handle", lambda self, got: (counts.append(got.redeliveries), handle(self, got))[1]
-    )
+
+    def watched(self: DeliveryHandler, received: ReceivedMessage) -> None:
+        counts.append(received.redeliveries)
+        handle(self, received)
+
+    monkeypatch.setattr(DeliveryHandler, "handle", watched)
     queue_harness = QueueHarness(signing_as(emptied, trusted, "encoder"))
     raw = queue_harness.publisher.publish_raw
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import func, select, update
 
@@ -102,7 +102,7 @@ class PictureChecks:
             if job is None:
                 return
             for picture, verdict in zip(pictures, verdicts, strict=True):
-                values = {"checked": True}
+                values: dict[str, Any] = {"checked": True}
                 if verdict.refused:
                     values |= {"refusal": verdict.message, "rank": None}
                 # Another picture may have taken its place meanwhile, which nobody was asked about.

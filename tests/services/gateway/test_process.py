@@ -225,3 +225,34 @@ def test_default_time_limit_must_not_exceed_the_maximum(monkeypatch: pytest.Monk
         InvalidInputError, match=r"^SMALTI_GATEWAY_\*: SMALTI_GATEWAY_DEFAULT_TIME_LIMIT must not be greater"
     ):
         gateway_settings()
+
+
+@pytest.mark.parametrize("away", ["stopped", "paused"])
+def test_gateway_ends_without_a_stack_trace_while_the_broker_is_away(
+    tiny: ModelFolder, tmp_path: Path, away: str
+) -> None:
+    with ValkeyServer() as broker:
+        process = ServiceProcess(
+            "gateway",
+            broker=broker.url,
+            store=(tmp_path / "store").as_uri(),
+            model=tiny.path,
+            folder=tmp_path,
+            environment={
+                "SMALTI_GATEWAY_DATABASE": f"sqlite:///{tmp_path}/j.sqlite3",
+                "SMALTI_BROKER_TIMEOUT": "20",
+            },
+        )
+        with process:
+            if away == "stopped":
+                broker.stop()
+            else:
+                broker.pause()
+            with blocking_channel(process.url, PATIENT) as channel:
+                create(ImageServiceStub(channel))
+            # It ends while a message waits for the broker's confirmation.
+            process.end(signal.SIGTERM)
+            said = process.log.read_text()
+            if away == "paused":
+                broker.resume()
+    assert "Traceback" not in said
