@@ -35,7 +35,7 @@ VARIED = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0
 
 def make(slots: int = SLOTS, **options: Any) -> DecodeBatch:
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
-    return DecodeBatch(model, encoding(2), slots=slots, **options)
+    return DecodeBatch(model, encoding(2), slots=slots, **{"skip_blocks": True, **options})
 
 
 def encoding(length: int) -> Encoding:
@@ -102,8 +102,9 @@ def test_more_blocks_do_not_change_a_bit(dtype: Any) -> None:
             assert one.tobytes() == other.tobytes()
 
 
-def test_step_attends_to_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = make(steps_per_dispatch=8)
+@pytest.mark.parametrize("skip", [True, False])
+def test_step_attends_to_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch, skip: bool) -> None:
+    batch = make(steps_per_dispatch=8, skip_blocks=skip)
     attended: list[int] = []
     original = DecodeBatch._step
 
@@ -119,7 +120,7 @@ def test_step_attends_to_the_blocks_in_use(monkeypatch: pytest.MonkeyPatch) -> N
         batch.step()
     for _ in range(2):  # Now it is the only one that runs.
         batch.step()
-    assert attended == [1, 1, 2, 2, 3, 3, 4, 4, 2, 3]
+    assert attended == ([1, 1, 2, 2, 3, 3, 4, 4, 2, 3] if skip else [4] * 10)
 
 
 @pytest.mark.parametrize("count", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
@@ -148,8 +149,8 @@ def test_blocks_after_the_furthest_position_are_not_read(furthest: int) -> None:
 def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
     """The slots are at different positions, some after given tokens."""
     drawn = []
-    for each in (1, groups):
-        batch = make(slots=8, groups=each)
+    for options in ({"groups": 1}, {"groups": groups}, {"skip_blocks": False}):
+        batch = make(slots=8, **options)
         begin(batch, range(3))
         rows = [batch.step()]
         given = tuple(range(20))
@@ -161,6 +162,7 @@ def test_tokens_are_the_same_with_any_number_of_groups(groups: int) -> None:
         rows += [batch.step() for _ in range(8)]
         drawn.append(np.concatenate(rows, axis=1)[[0, 2, 3, 6, 7]])
     np.testing.assert_array_equal(drawn[1], drawn[0])
+    np.testing.assert_array_equal(drawn[2], drawn[0])
 
 
 @pytest.mark.parametrize(("slots", "groups"), [(1, 1), (4, 1), (8, 2), (12, 1), (16, 4), (18, 1), (64, 4)])

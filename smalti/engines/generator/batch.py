@@ -28,6 +28,9 @@ BLOCKS = 4
 """Default number of blocks in self-attention; each one is another program to compile."""
 MAX_GROUPS, MIN_GROUP_SLOTS = 4, 4
 """Maximum number of groups of slots on a CPU, and minimum number of slots in a group."""
+MAX_SHORT_IMAGE = 64
+"""Tokens of an image up to which a step attends over all blocks. Skipping some saves nothing there, and the programs
+that can are several times as large, so that a start takes longer."""
 
 
 def default_groups(slots: int, partition: Partition) -> int:
@@ -78,6 +81,7 @@ class DecodeBatch:
         partition: Partition | None = None,
         blocks: int = BLOCKS,
         groups: int | None = None,
+        skip_blocks: bool | None = None,
     ) -> None:
         """Arranges the decoder's weights and computes the prefix of the empty prompt.
 
@@ -91,7 +95,9 @@ class DecodeBatch:
             blocks: maximum number of blocks in self-attention. A step attends over the blocks up to the slot that is
                 furthest ahead; more blocks save more work but take longer to compile.
             groups: number of groups of slots, each of which attends only over the blocks that it needs; must divide
-                `slots`; by default `default_groups()`.
+                `slots`; by default `default_groups()`, or 1 if no blocks are skipped.
+            skip_blocks: whether a step leaves out the blocks that it does not need; by default for images of more than
+                `MAX_SHORT_IMAGE` tokens. The tokens are the same.
 
         Raises:
             ConfigError: the model's image length is not a square number.
@@ -114,7 +120,10 @@ class DecodeBatch:
         # Padding of the empty prompt is dropped: attention gives it a weight of exactly 0.
         real = int(unconditional.mask.sum())
         self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
-        self._groups = default_groups(slots, self._partition) if groups is None else groups
+        self._skip_blocks = self.image_length > MAX_SHORT_IMAGE if skip_blocks is None else skip_blocks
+        if groups is None:
+            groups = default_groups(slots, self._partition) if self._skip_blocks else 1
+        self._groups = groups
         self._state = empty_state(self._partition, bart.config, slots, dtype, blocks, self._groups)
 
     def warm_up(self, *, everything: bool) -> None:
@@ -185,8 +194,8 @@ class DecodeBatch:
         return tokens
 
     def _blocks_for(self, length: int) -> int:
-        """Returns how many blocks hold `length` tokens; all blocks if each group of slots selects its own."""
-        if self._groups > 1:
+        """Returns how many blocks hold `length` tokens; all if none are skipped, or if each group selects its own."""
+        if self._groups > 1 or not self._skip_blocks:
             length = self.image_length
         return -(-min(length, self.image_length) // self._block_length)
 
