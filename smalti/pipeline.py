@@ -37,6 +37,7 @@ from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.selection import SCORE_DIGITS, choose
+from smalti.starting import exit_without_collection
 from smalti.text.rewording import Rewriter
 
 __all__ = ["LocalPicture", "OnProgress", "Pipeline"]
@@ -91,6 +92,7 @@ class Pipeline:
             ModelError: the folder does not hold a model, or one of its files cannot be used.
         """
         use_compilation_cache()
+        exit_without_collection()
         folder = library.find(model)
         spec = ModelSpec.load(folder)
         # Importing torch takes half of the time, and compiling the generator even more if its programs are not kept.

@@ -4,6 +4,6 @@ A program is read from a file, which is machine code: the folder must belong to 
 """
 
 from smalti.compilation.cache import use_compilation_cache
-from smalti.compilation.program import Program, kept_shapes, program
+from smalti.compilation.program import PROGRAM_READ, Program, kept_shapes, program
 
-__all__ = ["Program", "kept_shapes", "program", "use_compilation_cache"]
+__all__ = ["PROGRAM_READ", "Program", "kept_shapes", "program", "use_compilation_cache"]

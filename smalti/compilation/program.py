@@ -33,6 +33,9 @@ R = TypeVar("R")
 Shapes = dict[str, tuple[int, ...]]
 Config = TypeVar("Config", bound=Hashable)
 
+PROGRAM_READ: Final = "/smalti/compilation/program_read_duration"
+"""The event for a program that was read from the folder, beside JAX's own events (`jax.monitoring`)."""
+
 _NEVER_SECONDS: Final = 1e9
 
 
@@ -137,7 +140,9 @@ class Program(Generic[R]):
         except UnfitProgramError as error:
             log.warning("the kept program %s does not fit and is made again: %s", self.name, error)
             return None
-        log.info("read the program %s in %.2f s", self.name, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        jax.monitoring.record_event_duration_secs(PROGRAM_READ, seconds)
+        log.info("read the program %s in %.2f s", self.name, seconds)
         return _with_tree(loaded, out_tree)
 
     def _compile(

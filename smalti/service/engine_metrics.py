@@ -3,7 +3,7 @@
 from smalti.telemetry import Metrics
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-"""JAX's event for a program that was compiled or read from the cache."""
+"""JAX's event for a program that was compiled, or read from JAX's own cache."""
 
 
 class EngineMetrics:
@@ -19,12 +19,15 @@ class EngineMetrics:
 
 
 class CompilationCounter:
-    """Counts the programs that JAX compiles in this process, from its creation to `close`."""
+    """Counts the programs that this process compiles or reads, from its creation to `close`."""
 
     def __init__(self, metrics: Metrics) -> None:
         import jax
 
+        from smalti.compilation import PROGRAM_READ
+
         self._metrics = metrics
+        self._events = (COMPILED, PROGRAM_READ)
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def close(self) -> None:
@@ -34,5 +37,5 @@ class CompilationCounter:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == COMPILED:
+        if event in self._events:
             self._metrics.add("engine_compilations_total")

@@ -1,6 +1,5 @@
 """What the tests of the generator share: a batch whose dispatches wait at a gate, and what is compiled meanwhile."""
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from jaxtyping import Int
 
+from smalti.compilation import PROGRAM_READ
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
@@ -123,19 +123,9 @@ def compilations() -> Iterator[list[str]]:
     counted: list[str] = []
 
     def listen(event: str, duration_secs: float, **about: Any) -> None:
-        if event in (_TRACED, _COMPILED):
+        if event in (_TRACED, _COMPILED, PROGRAM_READ):
             counted.append(f"{event} {about}")
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            counted.append(record.getMessage())
-
-    logger, listener = logging.getLogger("smalti.compilation.program"), Listener()
-    before = logger.level
-    logger.addHandler(listener)
-    logger.setLevel(logging.INFO)
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield counted
     jax.monitoring.unregister_event_duration_listener(listen)
-    logger.setLevel(before)
-    logger.removeHandler(listener)

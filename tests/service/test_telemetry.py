@@ -1,10 +1,13 @@
 """Telemetry of a service process."""
 
+import numpy as np
 import pytest
 import structlog
+from jaxtyping import Array, Float
 
 from harness.telemetry import only, recording, sample_reader
 from harness.waiting import WAIT
+from smalti.compilation import Program
 from smalti.engines.generator.requests import Candidate
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
@@ -12,6 +15,10 @@ from smalti.service import Telemetry
 from smalti.service.compute import ComputeThread
 from smalti.telemetry import Metrics, tracing
 from smalti.telemetry.logs import about
+
+
+def double(x: Float[Array, ""]) -> Float[Array, ""]:
+    return 2 * x
 
 
 def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
@@ -34,7 +41,11 @@ def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
     import jax
 
     jax.jit(lambda x: x * 3)(4.0).block_until_ready()
-    assert value("engine_compilations_total") > 0
+    compiled = value("engine_compilations_total")
+    assert compiled > 0
+    for read in (1, 2):  # The second time at the latest, it is read from the folder.
+        Program(double)(np.float32(4))
+        assert value("engine_compilations_total") == compiled + read
     telemetry.close()
 
 
