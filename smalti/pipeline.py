@@ -47,7 +47,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Pipeline:
-    """A loaded model that generates pictures."""
+    """A loaded model that generates pictures; a context manager, which closes it."""
 
     def __init__(
         self,
@@ -117,6 +117,16 @@ class Pipeline:
             except BaseException:
                 generator.close()
                 raise
+
+    def close(self) -> None:
+        """Ends the threads of the engines; afterwards nothing can be generated."""
+        self.generator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(
         self,

@@ -150,9 +150,8 @@ def pipeline(tiny: "ModelFolder") -> Iterator["Pipeline"]:
     """The tiny model, loaded."""
     from smalti.pipeline import Pipeline
 
-    loaded = Pipeline.load(tiny.path)
-    yield loaded
-    loaded.generator.close()
+    with Pipeline.load(tiny.path) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

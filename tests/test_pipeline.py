@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from smalti.errors import InvalidInputError, ModelError, SmaltiWarning
+from harness.waiting import wait_until
+from smalti.errors import EngineFailedError, InvalidInputError, ModelError, SmaltiWarning
 from smalti.models import vqgan
 from smalti.pictures import load_drawing, png_bytes
 from smalti.pipeline import Pipeline
@@ -124,3 +126,14 @@ def test_parts_of_different_models_are_refused(
     vqgan.VQGAN(config, random_parameters(vqgan.parameter_shapes(config), 0)).save(folder / "vqgan")
     with pytest.raises(ModelError, match=message):
         Pipeline.load(folder)
+
+
+def test_closed_pipeline_has_ended_its_threads(tiny: ModelFolder) -> None:
+    before = set(threading.enumerate())
+    with Pipeline.load(tiny.path, slots=2) as opened:
+        opened.generate("a fox", n=1, candidates=1, seed=3)
+        mine = set(threading.enumerate()) - before
+        assert {"generator", "generator-watch"} <= {thread.name for thread in mine}
+    wait_until(lambda: not any(thread.is_alive() and thread.name.startswith("generator") for thread in mine))
+    with pytest.raises(EngineFailedError, match="the engine was closed"):
+        opened.generate("a fox", n=1, candidates=1)

@@ -200,7 +200,7 @@ def _opened(
     try:
         yield pipeline, world, known
     finally:
-        pipeline.generator.close()
+        pipeline.close()
 
 
 def _require_training() -> None:

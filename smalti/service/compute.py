@@ -4,6 +4,7 @@ Many messages and calls use the same encoder, decoder or ranker, each from its o
 for one computation, so two at a time would gain nothing and cost memory.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 """Unexpected failures in a row after which the engine counts as dead: a lost device or exhausted memory looks like
 this."""
+
+HUNG_SECONDS = 10.0
+"""Time that `close` gives a computation which has stalled."""
 
 Result = TypeVar("Result")
 
@@ -60,6 +64,9 @@ class ComputeThread:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
+        # Python would end a thread that computes during the interpreter's shutdown, and the C++ code of JAX and torch,
+        # which such an end must pass, aborts the process then: "FATAL: exception not rethrown".
+        atexit.register(self.close)
 
     @property
     def healthy(self) -> bool:
@@ -133,8 +140,8 @@ class ComputeThread:
             self._closing = True
             self._fail_waiting()
             self._changed.notify()
-        if self._failure is None:
-            self._thread.join()
+        self._thread.join(None if self._failure is None else HUNG_SECONDS)
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         while True:

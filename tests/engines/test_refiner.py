@@ -121,7 +121,7 @@ def test_noise_follows_from_seed_and_candidate() -> None:
 def pipeline(refining: ModelFolder) -> Iterator[Pipeline]:
     loaded = Pipeline.load(refining.path)
     yield loaded
-    loaded.generator.close()
+    loaded.close()
 
 
 def test_pipeline_refines_the_chosen_pictures(pipeline: Pipeline, refining: ModelFolder) -> None:

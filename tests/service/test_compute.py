@@ -1,5 +1,7 @@
 """Tests of the thread in which an engine computes."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,3 +111,36 @@ def test_closing_fails_waiting_tasks() -> None:
     assert running.result(10)
     with pytest.raises(EngineFailedError):
         compute.submit(lambda: 1)
+
+
+COMPUTES = """
+import sys, time
+import jax, jax.numpy as jnp
+from smalti.service.compute import ComputeThread
+
+step = jax.jit(lambda x: x @ x * 0.001)
+first = jnp.ones((300, 300))
+step(first).block_until_ready()
+
+def compute():
+    end, x = time.monotonic() + 3, first
+    while time.monotonic() < end:
+        x = step(x)
+        x.block_until_ready()
+
+stall = float(sys.argv[1])
+threads = [ComputeThread(max_permits=1, stall_seconds=stall) for _ in range(4)]
+for thread in threads:
+    thread.submit(compute)
+time.sleep(0.5)
+assert all(thread.healthy is (stall > 1) for thread in threads)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("stall", ["60", "0.1"])
+def test_interpreter_ends_in_order_while_a_computation_runs(stall: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", COMPUTES, stall], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

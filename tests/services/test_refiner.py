@@ -40,7 +40,7 @@ PASS = SecondPass(upscale=2, refine=Refinement(strength=0.75, steps=2))
 def pipeline(refining: ModelFolder) -> Iterator[Pipeline]:
     loaded = Pipeline.load(refining.path)
     yield loaded
-    loaded.generator.close()
+    loaded.close()
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_three_runs_become_a_model_that_draws(model: ModelFolder) -> None:
     try:
         pictures = pipeline.generate("a red ball", seed=1)
     finally:
-        pipeline.generator.close()
+        pipeline.close()
     assert [picture.image.size for picture in pictures] == [(64, 64)] * 2
     assert (model.name, model.manifest.licence) == ("sample", "CC0-1.0")
     assert (model.manifest.description, model.manifest.source) == ("Draws a little.", "tests")
@@ -141,7 +141,7 @@ def test_another_decoder_of_the_same_tokens_is_exported(call: Export, runs: Path
         assert pipeline.decoder.decode(tokens).shape == (1, 128, 128, 3)
         assert pipeline.decoder.decode(tokens[:0]).shape == (0, 128, 128, 3)
     finally:
-        pipeline.generator.close()
+        pipeline.close()
 
 
 def test_another_tokenizer_is_refused(call: Export, runs: Path, tmp_path: Path) -> None:
@@ -239,4 +239,4 @@ def test_half_precision_halves_the_files_and_draws(call: Export, model: ModelFol
     try:
         assert len(pipeline.generate("a red ball", n=1, candidates=1, seed=1)) == 1
     finally:
-        pipeline.generator.close()
+        pipeline.close()

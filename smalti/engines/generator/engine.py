@@ -32,9 +32,9 @@ from smalti.errors import EngineError, EngineFailedError, RequestCancelledError,
 from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
 
-DEFAULT_SLOTS = 16
-DEFAULT_MAX_WAITING = 1024
+DEFAULT_SLOTS, DEFAULT_MAX_WAITING = 16, 1024
 STALL_SECONDS = 120.0
+HUNG_SECONDS = 10.0  # Time that `close` gives a loop that has stalled.
 
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of tokens generated so far and in total, over all candidates of a request."""
@@ -209,7 +209,7 @@ class GeneratorEngine:
             self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
             self._thread.start()
             threading.Thread(target=self._watch, name="generator-watch", daemon=True).start()
-        # A daemon thread that computes during interpreter shutdown would crash the process.
+        # A thread that Python ends within JAX's C++ code aborts the process: "FATAL: exception not rethrown".
         atexit.register(self.close)
 
     def submit(self, request: GenerationRequest, on_tokens: TokenCallback | None = None) -> GenerationHandle:
@@ -279,8 +279,8 @@ class GeneratorEngine:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        if self._thread is not None and self._failure is None:
-            self._thread.join()
+        if self._thread is not None:
+            self._thread.join(None if self._failure is None else HUNG_SECONDS)
         atexit.unregister(self.close)
         self._fail_everything(EngineFailedError("the engine was closed"))
 
