@@ -44,7 +44,10 @@ class PrivateFolder:
             PermissionError: others can write to it or replace it; names the folder.
             OSError: it cannot be created or opened.
         """
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = path.absolute()
+        # Parents too, since with a umask of 002 the group could replace what is in them.
+        for each in reversed((path, *path.parents)):
+            each.mkdir(mode=0o700, exist_ok=True)
         path = path.resolve()
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

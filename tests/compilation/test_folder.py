@@ -19,11 +19,12 @@ def folder(tmp_path: Path) -> PrivateFolder:
 def test_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        folder = PrivateFolder.open(tmp_path / "programs")
+        folder = PrivateFolder.open(tmp_path / "cache" / "smalti" / "programs")
         folder.write("one", CONTENT)
     finally:
         os.umask(before)
-    assert folder.path.stat().st_mode & 0o777 == 0o700
+    for each in (folder.path, folder.path.parent, folder.path.parent.parent):
+        assert each.stat().st_mode & 0o777 == 0o700
     assert [file.stat().st_mode & 0o777 for file in folder.path.iterdir()] == [0o600]
     assert folder.load("one") == CONTENT
     assert folder.load("other") is None
