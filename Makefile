@@ -11,7 +11,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate constraints clean
+.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate constraints licences clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -112,6 +112,10 @@ protos: $(INSTALLED)
 # Pins the installed versions in constraints.txt.
 constraints: $(INSTALLED)
 	$(BIN)/python scripts/write_constraints.py
+
+# Lists the licences of all packages in docs/licences.md.
+licences: $(INSTALLED)
+	$(BIN)/python scripts/licences.py
 
 clean:
 	rm -rf $(VENV) pictures build dist
