@@ -17,6 +17,7 @@ from harness.service import ONCE
 from harness.waiting import wait_until
 from smalti.messages import GenerateTask
 from smalti.pictures import plain_png_bytes
+from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
@@ -42,7 +43,10 @@ from smalti.v1.decoder_pb2_grpc import (
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
 
-SIZE = 64
+SHIPPED = ModelSpec.load(library.find("pictograms"))
+"""The specification of the shipped model; nothing is computed with it."""
+SIZE, SIDE, TOKENS = SHIPPED.resolution, SHIPPED.side, SHIPPED.tokens
+"""Pixels and tiles along a side of a picture, and tiles of a picture."""
 PAUSE = 0.01
 
 

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import httpx2
 import pytest
 
-from harness.web import WebHarness
-from smalti.registry import library
+from harness.web import SHIPPED, WebHarness
 from smalti.registry.spec import ModelSpec
 
 
@@ -20,7 +19,7 @@ class MakeWeb(Protocol):
 @pytest.fixture(scope="session")
 def spec() -> ModelSpec:
     """The specification of the shipped model; nothing is computed with it."""
-    return ModelSpec.load(library.find("pictograms"))
+    return SHIPPED
 
 
 @pytest.fixture

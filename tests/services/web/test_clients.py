@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from harness.gateway_calls import mask_file
-from harness.web import SIZE, WebHarness, picture_file
+from harness.web import SIZE, TOKENS, WebHarness, picture_file
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.test_http_page import ADDRESS, examples
 
@@ -174,7 +174,7 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
     said = json.loads(node(SCRIPT, f"{web.url}/v1", *files))
     for files in said["files"]:
         assert [b64decode(file) for file in files] == [picture_file(7, 3), picture_file(7, 2)]
-    assert said["usage"] == 4 * 64
+    assert said["usage"] == 4 * TOKENS
     assert said["bytes"] > 0
     assert said["types"] == ["image_generation.completed"]
     assert said["models"] == ["pictograms"]

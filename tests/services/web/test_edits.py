@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from harness.gateway_calls import mask_file
-from harness.web import SIZE, WebHarness, picture_file
+from harness.web import SIDE, SIZE, TOKENS, WebHarness, picture_file
 from smalti.parameters import FREE, SamplingParameters
 from smalti.pictures import Drawing, plain_png_bytes, png_bytes
 from tests.services.web.conftest import MakeWeb
 
 EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
-TILE = SIZE // 8
+TILE = SIZE // SIDE
 MASK = mask_file(SIZE, (TILE, 0, 2 * TILE, TILE))
 """A mask of tile 1."""
 CAT = {"prompt": "a cat"}
@@ -52,12 +52,12 @@ def test_edit_keeps_what_the_mask_does_not_cover(client: openai.OpenAI, web: Web
         picture_file(7, 3),
         picture_file(7, 2),
     ]
-    assert given(web) == [FREE if tile == 1 else 9 for tile in range(64)]
+    assert given(web) == [FREE if tile == 1 else 9 for tile in range(TOKENS)]
     job = web.jobs[0].job
     assert (job.parameters["prompt"], job.parameters["sampling"]["temperature"]) == ("a cat", 0.5)
     assert answer.usage is not None
-    assert answer.usage.input_tokens_details.image_tokens == 64
-    assert answer.usage.output_tokens == 4 * 64
+    assert answer.usage.input_tokens_details.image_tokens == TOKENS
+    assert answer.usage.output_tokens == 4 * TOKENS
 
 
 def test_edit_without_a_mask_draws_the_transparent_part(client: openai.OpenAI, web: WebHarness) -> None:
@@ -81,7 +81,7 @@ def test_edit_streams(client: openai.OpenAI, web: WebHarness) -> None:
     stream = client.images.edit(
         image=photo(), mask=MASK, prompt="a cat", stream=True, partial_images=1, extra_body={"candidates": 4}
     )
-    tasks = web.draw_rows(4)
+    tasks = web.draw_rows(SIDE // 2)
     types = []
     for event in stream:
         types.append(event.type)
@@ -97,7 +97,11 @@ def test_variation_keeps_a_share(client: openai.OpenAI, web: WebHarness) -> None
     answer = client.images.create_variation(image=photo(), n=2, response_format="b64_json", size=None)
     assert len(answer.data or ()) == 2
     job = web.jobs[0].job
-    assert (job.given, job.parameters["strength"], job.parameters["prompt"]) == ([9] * 64, 0.5, "a picture")
+    assert (job.given, job.parameters["strength"], job.parameters["prompt"]) == (
+        [9] * TOKENS,
+        0.5,
+        "a picture",
+    )
     drawing = Drawing(
         prompt="a red fox",
         seed=1,

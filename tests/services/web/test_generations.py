@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from harness.telemetry import sample_reader
-from harness.web import SIZE, WebHarness, picture_file
+from harness.web import SIZE, TOKENS, WebHarness, picture_file
 from tests.services.web.conftest import MakeWeb
 
 PATH = "/v1/images/generations"
@@ -51,7 +51,7 @@ def test_files_are_the_best_candidates(http: httpx2.Client, web: WebHarness) -> 
 
 def test_usage_counts_the_tokens_of_all_candidates(http: httpx2.Client) -> None:
     usage = generate(http, n=2, candidates=8).json()["usage"]
-    tokens = 8 * 64
+    tokens = 8 * TOKENS
     # Two words, the start and the end.
     assert usage == {
         "input_tokens": 4,
@@ -74,7 +74,8 @@ def test_quality_is_the_number_of_candidates(
 
 
 def test_urls_are_signed_and_expire(http: httpx2.Client, make_web: MakeWeb) -> None:
-    first, second = generate(http, n=2, candidates=4, seed=3, response_format="url").json()["data"]
+    fields = {"n": 2, "candidates": 4, "seed": 3, "vary": False, "response_format": "url"}
+    first, second = generate(http, **fields).json()["data"]
     assert set(first) == {"url"}
     file = http.get(first["url"])
     assert (file.content, file.headers["content-type"]) == (picture_file(3, 3), "image/png")

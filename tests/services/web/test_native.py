@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from harness.web import WebHarness, picture_file
+from harness.web import SIDE, SIZE, TOKENS, WebHarness, picture_file
 from smalti.parameters import FREE
 
 CREATE = {"prompt": "a cat", "n": 2, "candidates": 8, "seed": 7}
@@ -110,7 +110,7 @@ def test_upper_rows_of_an_earlier_picture_are_kept(http: httpx2.Client, web: Web
     web.wait(lambda: web.states() == ["succeeded"])
     source = {"job_id": job["id"], "candidate": 7, "keep_rows": 2}
     kept = create(http, initial_image=source)
-    assert kept["progress"]["rows"] == 8 * 6
+    assert kept["progress"]["rows"] == 8 * (SIDE - 2)
     reference = {"job_id": job["id"], "candidate": 7}
     edited = create(http, initial_image={**reference, "redrawn_tiles": [0, 9]})
     varied = create(http, initial_image={**reference, "strength": 0.5})
@@ -130,9 +130,9 @@ def test_upper_rows_of_an_earlier_picture_are_kept(http: httpx2.Client, web: Web
         (reference, "keep_rows"),
         ({**source, "candidate": 99}, None),
         ({"job_id": job["id"]}, "initial_image"),
-        ({**source, "tokens": [1] * 64}, "initial_image"),
+        ({**source, "tokens": [1] * TOKENS}, "initial_image"),
         ({"tokens": [1] * 63, "strength": 0.5}, "initial_image"),
-        ({"tokens": [-1] * 64, "strength": 0.5}, "initial_image.tokens.0"),
+        ({"tokens": [-1] * TOKENS, "strength": 0.5}, "initial_image.tokens.0"),
     ):
         response = http.post("/api/jobs", json={**CREATE, "initial_image": wrong})
         assert problem_of(response).get("field") == field
@@ -209,7 +209,12 @@ def test_events_resume_after_a_version_and_over_a_restart_of_the_gateway(
 def test_models_with_the_words_that_they_know(http: httpx2.Client) -> None:
     (model,) = http.get("/api/models").json()["models"]
     assert (model["name"], model["default"]) == ("pictograms", True)
-    assert (model["rows"], model["columns"], model["default_n"], model["image_width"]) == (8, 8, 9, 64)
+    assert (model["rows"], model["columns"], model["default_n"], model["image_width"]) == (
+        SIDE,
+        SIDE,
+        9,
+        SIZE,
+    )
     assert "vocabulary" not in model
     described = http.get("/api/models/pictograms").json()
     words = described.pop("vocabulary")

@@ -1,5 +1,6 @@
 """OpenAI's own client for Python."""
 
+import math
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from harness.web import WebHarness, picture_file
+from harness.web import SIDE, TOKENS, WebHarness, picture_file
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_generates_files_and_lists_models(client: openai.OpenAI) -> None:
         picture_file(7, 3),
         picture_file(7, 2),
     ]
-    assert answer.usage.output_tokens == 4 * 64
+    assert answer.usage.output_tokens == 4 * TOKENS
     assert answer._request_id
     assert [model.id for model in client.models.list()] == ["pictograms"]
     with pytest.raises(openai.BadRequestError) as refused:
@@ -37,20 +38,21 @@ def test_streams_partial_pictures(client: openai.OpenAI, web: WebHarness) -> Non
     stream = client.images.generate(
         prompt="a cat", n=2, stream=True, partial_images=2, extra_body={"seed": 7, "candidates": 4}
     )
-    tasks = web.draw_rows(3)
+    third = math.ceil(SIDE / 3)
+    tasks = web.draw_rows(third)
     events: list[Any] = []
     for event in stream:
         events.append(event)
         if event.type == "image_generation.partial_image":
             if event.partial_image_index == 0:
-                web.draw_more(tasks, rows=6)
+                web.draw_more(tasks, rows=2 * third)
             else:
                 web.finish(tasks)
     partial, completed = events[:-2], events[-2:]
     assert [event.partial_image_index for event in partial] == [0, 1]
     assert [event.type for event in completed] == ["image_generation.completed"] * 2
     assert [b64decode(event.b64_json) for event in completed] == [picture_file(7, 3), picture_file(7, 2)]
-    assert [event.usage.output_tokens for event in completed] == [0, 4 * 64]
+    assert [event.usage.output_tokens for event in completed] == [0, 4 * TOKENS]
 
 
 def test_error_in_a_stream_is_raised(client: openai.OpenAI, web: WebHarness) -> None:

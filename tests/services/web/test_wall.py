@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from harness.web import WebHarness
+from harness.web import SIDE, WebHarness
 from smalti.services.web.jobs import wall
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.test_native import events_of
@@ -55,7 +55,7 @@ def test_two_visitors_see_a_mosaic_grow_over_one_stream(shown: WebHarness) -> No
         tasks = shown.draw_rows(3)
         described = until(first, "drawing")
         assert described == until(second, "drawing")
-        assert (described["rows"], described["columns"], described["count"]) == (8, 8, 8)
+        assert (described["rows"], described["columns"], described["count"]) == (SIDE, SIDE, 8)
         for each in (first, second):
             assert {run["candidate"] for run in until(each, "rows")["runs"]} <= set(range(8))
             assert until(each, "preview")["rows_drawn"] == 3
@@ -63,7 +63,7 @@ def test_two_visitors_see_a_mosaic_grow_over_one_stream(shown: WebHarness) -> No
         # A visitor who comes late sees what is there.
         with looking(shown) as late:
             assert until(late, "wall")["drawings"] == [described]
-            assert sum(len(run["tokens"]) for run in until(late, "rows")["runs"]) == 3 * 8 * 4
+            assert sum(len(run["tokens"]) for run in until(late, "rows")["runs"]) == 3 * SIDE * 4
             until(late, "preview")
         shown.finish(tasks)
         for each in (first, second):

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from harness.browser import Visit, chromium
-from harness.web import WebHarness
+from harness.web import SIDE, WebHarness
 
 PROMPT = "a blue cat"
 Open = Callable[..., Visit]
@@ -15,11 +15,11 @@ Open = Callable[..., Visit]
 PIXEL = """([candidate, row, column = 0]) => {
   const canvas = document.querySelector(`[data-candidate="${candidate}"] canvas`);
   if (!canvas) return [0, 0, 0, 0];
-  const height = canvas.height / 8;
+  const height = canvas.height / __SIDE__;
   const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   pen.drawImage(canvas, -Math.floor((column + 0.5) * height), -Math.floor((row + 0.5) * height));
   return [...pen.getImageData(0, 0, 1, 1).data];
-}"""
+}""".replace("__SIDE__", str(SIDE))
 """Returns the colour in the middle of a tile."""
 
 

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from harness.browser import Visit
-from harness.web import WebHarness
+from harness.web import SIZE, WebHarness
 from smalti.messages import FailureReason
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.page.conftest import PROMPT, Open, act, begun, board, pixel, state, wait_for_colour
@@ -27,10 +27,8 @@ def test_rows_appear_and_the_best_move_into_nine_places(visit: Visit, web: WebHa
     web.finish(tasks)
     expect(board(visit).locator("img")).to_have_count(9)
     expect(state(visit)).to_contain_text("The best 9 of 32")
-    loaded = (
-        "() => [...document.querySelectorAll('[data-board] img')].every((each) => each.naturalWidth === 64)"
-    )
-    visit.page.wait_for_function(loaded)
+    loaded = "(size) => [...document.querySelectorAll('[data-board] img')].every((each) => each.naturalWidth === size)"
+    visit.page.wait_for_function(loaded, arg=SIZE)
     assert visit.violations() == []
     board(visit).get_by_role("button").first.click()
     expect(visit.page.locator("dialog")).to_be_visible()

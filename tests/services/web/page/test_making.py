@@ -7,13 +7,11 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from harness.browser import Visit
-from harness.web import WebHarness
+from harness.web import SIDE, TOKENS, WebHarness
 from smalti.parameters import FREE
 from tests.services.web.page.conftest import PROMPT, Open, act, board, pixel, state
 
 pytestmark = pytest.mark.server
-
-TILES = 64
 
 
 def opened(visit: Visit, number: int = 2) -> None:
@@ -32,7 +30,7 @@ def middle(visit: Visit, row: int, column: int) -> tuple[float, float]:
     """Returns the middle of a tile in the window."""
     box = visit.page.locator("[data-tiles]").bounding_box()
     assert box
-    return box["x"] + box["width"] * (column + 0.5) / 8, box["y"] + box["height"] * (row + 0.5) / 8
+    return box["x"] + box["width"] * (column + 0.5) / SIDE, box["y"] + box["height"] * (row + 0.5) / SIDE
 
 
 def stroke(visit: Visit, first: tuple[int, int], last: tuple[int, int]) -> None:
@@ -60,12 +58,12 @@ def test_brush_marks_tiles_that_are_drawn_anew(visit: Visit, web: WebHarness) ->
     assert visit.violations() == []
     # A quick stroke has no gaps; one that begins on a marked tile clears.
     stroke(visit, (1, 1), (3, 5))
-    expect(count(visit)).to_have_text("5 of 64 tiles are drawn anew.")
+    expect(count(visit)).to_have_text(f"5 of {TOKENS} tiles are drawn anew.")
     stroke(visit, (1, 1), (1, 2))
-    expect(count(visit)).to_have_text("4 of 64 tiles are drawn anew.")
+    expect(count(visit)).to_have_text(f"4 of {TOKENS} tiles are drawn anew.")
     act(visit, "Undo").click()
     act(visit, "Invert").click()
-    expect(count(visit)).to_have_text("59 of 64 tiles are drawn anew.")
+    expect(count(visit)).to_have_text(f"{TOKENS - 5} of {TOKENS} tiles are drawn anew.")
     act(visit, "Clear").click()
     act(visit, "Draw these tiles").click()
     expect(visit.page.locator("[data-brush-refusal]")).to_have_text("Mark the tiles to draw anew.")
@@ -76,7 +74,10 @@ def test_brush_marks_tiles_that_are_drawn_anew(visit: Visit, web: WebHarness) ->
     before = visit.page.url
     act(visit, "Draw these tiles").click()
     wait_for_job(visit, before)
-    assert (redrawn(web), web.jobs[0].job.parameters["prompt"]) == ([9, 10, 11], "a red cat")
+    assert (redrawn(web), web.jobs[0].job.parameters["prompt"]) == (
+        [SIDE + 1, SIDE + 2, SIDE + 3],
+        "a red cat",
+    )
     tasks = web.draw_rows(1)
     expect(state(visit)).to_contain_text("Drawing 3 tiles anew")
     # The mosaic begins with the tiles that are kept: those of the second picture, which is candidate 30.
@@ -107,7 +108,7 @@ def test_brush_works_by_the_keyboard_alone(visit: Visit, web: WebHarness) -> Non
     opened(visit)
     tab_to(visit, "Draw a part anew")
     press("Enter")
-    expect(page.get_by_role("gridcell", name="Row 5, column 5")).to_be_focused()
+    expect(page.get_by_role("gridcell", name=f"Row {SIDE // 2 + 1}, column {SIDE // 2 + 1}")).to_be_focused()
     press("Control+Home")
     press("Space")
     expect(page.get_by_role("gridcell", name="Row 1, column 1", selected=True)).to_be_focused()
@@ -115,10 +116,10 @@ def test_brush_works_by_the_keyboard_alone(visit: Visit, web: WebHarness) -> Non
     for _ in range(2):
         press("Shift+ArrowRight")
     press("End")
-    expect(page.get_by_role("gridcell", name="Row 2, column 8")).to_be_focused()
+    expect(page.get_by_role("gridcell", name=f"Row 2, column {SIDE}")).to_be_focused()
     press("Space")
     press("Control+z")
-    expect(count(visit)).to_have_text("4 of 64 tiles are drawn anew.")
+    expect(count(visit)).to_have_text(f"4 of {TOKENS} tiles are drawn anew.")
     # Escape leaves the brush, then the large view; arrows turn the pictures again.
     press("Escape")
     expect(act(visit, "Draw a part anew")).to_be_focused()
@@ -132,7 +133,7 @@ def test_brush_works_by_the_keyboard_alone(visit: Visit, web: WebHarness) -> Non
     press("Enter")
     wait_for_job(visit, before)
     expect(board(visit).locator("img")).to_have_count(9)
-    assert redrawn(web) == [TILES - 1]
+    assert redrawn(web) == [TOKENS - 1]
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_brush_works_by_touch_on_a_small_screen(browser: Browser, web: WebHarnes
     touch("touchStart", middle(visit, 0, 0))
     touch("touchMove", middle(visit, 4, 0))
     touch("touchEnd")
-    expect(count(visit)).to_have_text("5 of 64 tiles are drawn anew.")
+    expect(count(visit)).to_have_text(f"5 of {TOKENS} tiles are drawn anew.")
     act(visit, "Cancel").click()
     expect(visit.page.locator("[data-tiles]")).to_be_hidden()
     expect(act(visit, "Draw a part anew")).to_be_visible()

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from harness.browser import Visit
-from harness.web import WebHarness
+from harness.web import SIDE, WebHarness
 from smalti.messages import FailureReason
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.page.conftest import PROMPT, act, begun, board
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.server
 FILLED = """([number, row]) => {
   const canvas = document.querySelectorAll(".mosaics canvas")[number];
   if (!canvas) return false;
-  const height = canvas.height / 8;
+  const height = canvas.height / __SIDE__;
   const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   pen.drawImage(canvas, -Math.floor(height / 2), -Math.floor((row + 0.5) * height));
   return pen.getImageData(0, 0, 1, 1).data[3] > 0;
-}"""
+}""".replace("__SIDE__", str(SIDE))
 """Returns whether a mosaic of the wall has a row."""
 
 
