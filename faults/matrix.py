@@ -55,6 +55,14 @@ class Row:
     services: tuple[str, ...] = STAGES
     held: tuple[str, ...] = ()
     """The services that are not started with the others."""
+    broker: str = ""
+    """The only broker that the row concerns; empty for all."""
+    database: str = ""
+    """The only database that the row concerns; empty for all."""
+
+    def concerns(self, broker: str, database: str) -> bool:
+        """Returns whether the row can be run with a broker and a database."""
+        return self.broker in ("", broker) and self.database in ("", database)
 
     @property
     def alone(self) -> bool:

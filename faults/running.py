@@ -50,7 +50,8 @@ class Runner:
         self._reference = Reference.load(self._model)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
-        """Runs rows; those without their own settings share a system."""
+        """Runs the rows that concern broker and database; those without their own settings share a system."""
+        rows = [row for row in rows if row.concerns(self._broker, self._database)]
         together = [row for row in rows if not row.alone]
         results = self._run_in(together) if together else []
         for row in rows:

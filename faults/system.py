@@ -34,6 +34,9 @@ PATIENCE = 240.0
 """Time limit in seconds for anything that a row waits for, on a busy machine."""
 WATCH_SECONDS = 0.1
 
+DECODER = "SMALTI_GATEWAY_DECODER"
+"""A setting of rows with initial images; the system gives it the decoder's address."""
+
 BROKERS: Mapping[str, type[Server]] = {"valkey": ValkeyServer, "rabbitmq": RabbitMQServer}
 
 # Short times, so that lost work is detected soon, but longer than the tiny model takes.
@@ -316,6 +319,9 @@ class System:
     def _start_services(self) -> None:
         for name in ("gateway", *self.layout.services):
             self.processes[name] = self._make(name)
+        for gateway in self.of("gateway"):
+            if DECODER in gateway.environment:
+                gateway.environment[DECODER] = self.processes["decoder"].url
         for name, process in self.processes.items():
             process.held = name in self.layout.held
             if not process.held:
@@ -331,6 +337,7 @@ class System:
             **SETTINGS,
             VARIABLE: ";".join(self.layout.failpoints),
             STATE_VARIABLE: str(self.state),
+            "SMALTI_BROKER_JOURNAL": str(self.folder / "workers"),
             **self.layout.settings,
         }
         if service == "gateway":

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +24,10 @@ __all__ = [
     "exchange",
     "free_port",
 ]
+
+
+MEMORY = "1GB"
+"""Memory of RabbitMQ at which it raises its alarm."""
 
 
 class RabbitMQServer(Server):
@@ -46,6 +52,33 @@ class RabbitMQServer(Server):
         """The URL of the broker."""
         return f"amqp://guest:guest@{HOST}:{self.port}//"
 
+    @contextmanager
+    def alarm(self) -> Iterator[None]:
+        """Raises the memory alarm while the block runs: the broker then takes nothing from publishers."""
+        self._control("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            yield
+        finally:
+            self._control("set_vm_memory_high_watermark", "absolute", MEMORY)
+
+    def _control(self, *arguments: str) -> None:
+        environment = {**os.environ, **self._names, "HOME": str(self.folder)}
+        command = [str(self.program.with_name("rabbitmqctl")), *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        if done.returncode:
+            raise ServerStartError(f"rabbitmqctl {arguments[0]} failed: {done.stderr or done.stdout}")
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {
+            "ERL_EPMD_PORT": str(self._name_port),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_NODENAME": f"smalti-{self.port}@localhost",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        }
+
     def _launch(self) -> None:
         if not self.installed():
             raise ServerStartError("RabbitMQ is not installed; apt-get install rabbitmq-server")
@@ -54,19 +87,16 @@ class RabbitMQServer(Server):
             f"listeners.tcp.1 = {HOST}:{self.port}\n"
             "log.console = true\nlog.file = false\n"
             # Low limits, since tests share the disk and memory of the machine.
-            "disk_free_limit.absolute = 10MB\nvm_memory_high_watermark.absolute = 1GB\n"
+            f"disk_free_limit.absolute = 10MB\nvm_memory_high_watermark.absolute = {MEMORY}\n"
         )
         (self.folder / "plugins").write_text("[].\n")
-        names = {"ERL_EPMD_PORT": str(self._name_port), "ERL_EPMD_ADDRESS": HOST}
         # Our own epmd in the foreground: the one that Erlang starts would be left behind.
         self._run("epmd", "-port", str(self._name_port), "-address", HOST)
         self._run(
             self.program,
             environment={
-                **names,
+                **self._names,
                 "HOME": str(self.folder),
-                "RABBITMQ_NODENAME": f"smalti-{self.port}@localhost",
-                "RABBITMQ_CONF_ENV_FILE": "/dev/null",
                 "RABBITMQ_CONFIG_FILE": str(configuration),
                 "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
                 "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),

@@ -57,6 +57,7 @@ class ServiceProcess(Server):
             "SMALTI_MODEL": str(model),
             "SMALTI_RPC_PORT": str(self.port),
             "SMALTI_BROKER_RETRY_FIRST": "0.1",
+            "SMALTI_BROKER_JOURNAL": str(self.folder / "workers"),
         }
 
     @property

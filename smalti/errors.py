@@ -9,6 +9,7 @@
     ├── EngineError                   a request for pictures was not finished
     │   ├── EngineFullError           the generator's queue is full (also an OverloadedError)
     │   ├── EngineFailedError         the engine has stopped (also an UnavailableError)
+    │   ├── RequestFailedError        the engine fails over this request, and over no other
     │   ├── RequestCancelledError     the request or job was cancelled
     │   └── RequestExpiredError       the time limit of the request or job ran out
     ├── StorageError                  an object cannot be read or written
@@ -71,6 +72,7 @@ __all__ = [
     "RemoteError",
     "RequestCancelledError",
     "RequestExpiredError",
+    "RequestFailedError",
     "RequestIdReusedError",
     "ServerStartError",
     "ServiceError",
@@ -129,6 +131,10 @@ class RequestCancelledError(EngineError):
 
 class RequestExpiredError(EngineError):
     """The time limit of the request or job ran out."""
+
+
+class RequestFailedError(EngineError):
+    """The engine fails over this request, and over no other; `__cause__` is the reason."""
 
 
 class StorageError(SmaltiError):
@@ -297,6 +303,11 @@ class EngineFullError(EngineError, OverloadedError):
 
 class EngineFailedError(EngineError, UnavailableError):
     """The engine has stopped, and unfinished requests are lost; `__cause__` is the reason."""
+
+    def __init__(self, problem: str, retry_after: float | None = None, *, begun: bool = True) -> None:
+        super().__init__(problem, retry_after)
+        self.begun = begun
+        """Whether the engine had begun the request, which then may be the cause."""
 
 
 class StoreUnavailableError(StorageError, UnavailableError):

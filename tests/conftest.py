@@ -36,6 +36,9 @@ os.environ.setdefault("SMALTI_COMPILATION_CACHE", COMPILED)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Not the folder of the user who runs the tests.
+os.environ.setdefault("SMALTI_BROKER_JOURNAL", str(Path(tempfile.gettempdir()) / "smalti-tests-workers"))
+
 # Tests generate in this process, even if a gateway is set.
 os.environ.pop("SMALTI_SERVER", None)
 

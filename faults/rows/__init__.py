@@ -3,7 +3,7 @@
 from typing import Final
 
 from faults.matrix import Row
-from faults.rows import broker, clients, database, gateway, refiner, store, workers
+from faults.rows import broker, clients, database, gateway, pictures, refiner, store, workers
 
 ROWS: Final[dict[str, Row]] = {
     row.name: row
@@ -13,19 +13,26 @@ ROWS: Final[dict[str, Row]] = {
         workers.told_to_end,
         workers.engine_fails,
         broker.broker_away,
+        broker.alarm,
         broker.broker_out_of_reach,
         broker.duplicates,
         broker.poison,
         broker.unsigned,
         workers.deadly_prompt,
+        workers.raising_prompt,
         store.store_in_trouble,
         store.objects_harmed,
         database.no_room,
+        database.database_hangs,
+        database.migration_fails,
         clients.burst,
         clients.taken_back,
         broker.too_slow,
+        pictures.bombs,
         workers.same_request,
         refiner.refiner_fails,
         gateway.gateway_killed,
+        gateway.gateway_paused,
+        database.one_gateway_suspended,
     )
 }

@@ -12,6 +12,7 @@ from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES
 from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task
+from harness.servers import RabbitMQServer
 from harness.signing import certificate
 from harness.waiting import wait_until
 from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
@@ -45,6 +46,27 @@ def broker_away(trial: Trial) -> None:
     time.sleep(PAUSE_SECONDS if trial.long else SHORT_PAUSE_SECONDS)
     system.broker.resume()
     trial.expect_states("succeeded")
+
+
+@row(
+    "5 alarm",
+    "memory alarm of RabbitMQ: it takes nothing from publishers",
+    "messages are held, not delivered again; nothing is lost or in a dead-letter queue",
+    broker="rabbitmq",
+)
+def alarm(trial: Trial) -> None:
+    """Raises the alarm while jobs run and others are submitted."""
+    system, account = trial.system, trial.account
+    assert isinstance(system.broker, RabbitMQServer)
+    for stage in SERVED:
+        dead(system.broker_settings(), stage)
+    account.submit_many([f"row 5 before the alarm {number}" for number in range(trial.jobs)])
+    with system.broker.alarm():
+        account.submit_many([f"row 5 alarm {number}" for number in range(trial.jobs // 2)])
+        time.sleep(PAUSE_SECONDS if trial.long else SHORT_PAUSE_SECONDS)
+    trial.expect_states("succeeded")
+    buried = [stage for stage in SERVED if dead(system.broker_settings(), stage)]
+    trial.expect(not buried, f"there are dead letters of {', '.join(buried)}")
 
 
 @row(

@@ -1,5 +1,6 @@
 """Crashes of the gateway."""
 
+import signal
 import time
 
 from faults.matrix import Trial, killing, row
@@ -40,3 +41,25 @@ def kill_gateway(trial: Trial, failpoint: str, prompt: str) -> None:
         known = [job.id for job in client.list() if job.request_id == submission.request_id]
     trial.expect(known == [submission.job], f"{prompt!r} made the jobs {known}")
     trial.expect_states("succeeded", submission)
+
+
+PAUSE_SECONDS = 20.0
+"""Longer than a lease and than the database's timeouts."""
+
+
+@row(
+    "gateway paused",
+    "gateway suspended for longer than its leases, and for longer than the database keeps its transaction",
+    "nothing is lost, and no chunk loses an attempt",
+)
+def gateway_paused(trial: Trial) -> None:
+    """Suspends the gateway twice under load."""
+    system, account = trial.system, trial.account
+    for turn in range(2):
+        account.submit_many([f"row gateway {turn} before {number}" for number in range(trial.jobs // 2)])
+        system.gateway.signal(signal.SIGSTOP)
+        time.sleep(PAUSE_SECONDS)
+        system.gateway.signal(signal.SIGCONT)
+        system.wait_until_serving("gateway")
+    account.submit_many([f"row gateway after {number}" for number in range(trial.jobs // 2)])
+    trial.expect_states("succeeded")

@@ -112,22 +112,30 @@ def _works(system: System, name: str) -> bool:
     return system.metric(name, "requests_running") > 0
 
 
-_RAISES = "decode.engine-step=raise@3?prompt=row 4 decode.engine-step raises"
+_RAISES = "decode.engine-step=raise@2?prompt=row 4 decode.engine-step raises"
 _HANGS = "rank.engine-step=hang@1?prompt=row 4 rank.engine-step hangs"
+_DEAD = "generate.engine-step=raise@5"
 
 
 @row(
     "4",
     "engine that raises, or hangs",
-    "health is NOT_SERVING, exit code 1; the work is done after the restart",
+    "one that raises goes on, and the work is done; one that hangs, or fails without work too, is NOT_SERVING and ends "
+    "with code 1, and the work is done after the restart",
     failpoints=(_RAISES, _HANGS),
 )
 def engine_fails(trial: Trial) -> None:
-    """The decoder raises, the ranker hangs, the generator does both in turn."""
-    system = trial.system
-    for name, failpoint in (("decoder", _RAISES), ("ranker", _HANGS)):
-        _watch_the_end(trial, name, failpoint.partition("prompt=")[2])
-    for failpoint in ("generate.engine-step=raise@1", "generate.engine-step=hang@1"):
+    """The decoder raises, the ranker hangs; the generator raises once, then without requests too, and hangs."""
+    system, began = trial.system, time.time()
+    raises = trial.account.submit(_RAISES.partition("prompt=")[2])
+    trial.expect_states("succeeded", raises)
+    _watch_the_end(trial, "ranker", _HANGS.partition("prompt=")[2])
+    with system.failing("generator", "generate.engine-step=raise@1"):
+        once = trial.account.submit("row 4 the generator raises once")
+        trial.expect_states("succeeded", once)
+    ended = [end.name for end in system.ends if end.when >= began and end.code]
+    trial.expect(ended == ["ranker"], f"processes ended: {', '.join(ended)}")
+    for failpoint in (_DEAD, "generate.engine-step=hang@1"):
         with system.failing("generator", failpoint):
             _watch_the_end(trial, "generator", f"row 4 {failpoint}")
     trial.expect_states("succeeded")
@@ -170,7 +178,38 @@ def deadly_prompt(trial: Trial) -> None:
     found = dead(system.broker_settings(), Stage.GENERATE)
     trial.expect(bool(found), "the message is not in the dead-letter queue")
     kills = sum(end.name == "generator" and end.code == -9 and end.when >= began for end in system.ends)
+    trial.expect(kills <= 3, f"the generator died {kills} times")
     trial.notes.append(f"the generator died {kills} times, and {len(found)} messages are in generate.dead")
+
+
+_RAISING_SEED = 666
+_UNDECODABLE = "row 9 the decoder raises"
+
+
+@row(
+    "9 raises",
+    "prompt over which an engine raises each time",
+    "its job fails with a reason; no process ends, no neighbour fails or loses an attempt",
+    failpoints=(
+        f"generate.engine-request=raise?seed={_RAISING_SEED}",
+        f"decode.engine-step=raise?prompt={_UNDECODABLE}",
+    ),
+)
+def raising_prompt(trial: Trial) -> None:
+    """One job raises in the generator's loop, one in the decoder; others are in the same batch and queue."""
+    system, account, began = trial.system, trial.account, time.time()
+    neighbours = account.submit_many([f"row 9 beside {number}" for number in range(trial.jobs // 2)])
+    guilty = [account.submit("row 9 the generator raises", seed=_RAISING_SEED), account.submit(_UNDECODABLE)]
+    neighbours += account.submit_many([f"row 9 behind {number}" for number in range(trial.jobs // 2)])
+    trial.expect_states("failed", *guilty)
+    trial.expect_states("succeeded", *neighbours)
+    for each in guilty:
+        if each.end:
+            trial.expect("no other" in each.end.error.message, f"it failed with {each.end.error.message!r}")
+    ended = [end.name for end in system.ends if end.when >= began]
+    trial.expect(not ended, f"processes ended: {', '.join(ended)}")
+    lost = system.metric("gateway", "lease_losses_total")
+    trial.notes.append(f"no process ended, and {lost:.0f} leases were lost")
 
 
 _SAME = "row 19 the same request"

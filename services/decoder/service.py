@@ -1,5 +1,7 @@
 """Builds the decoder service."""
 
+from functools import partial
+
 import grpc
 import jax
 import numpy as np
@@ -35,7 +37,11 @@ def build(process: Process) -> Service:
     engine = DecoderEngine.load(spec)
     _warm_up(engine, spec)
     model = model_message(spec)
-    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(
+        max_permits=settings.waiting or MAX_CALLS,
+        stall_seconds=settings.stall,
+        check=partial(_warm_up, engine, spec),
+    )
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = DecodeHandler(
         process=process,

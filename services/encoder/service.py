@@ -33,7 +33,11 @@ def build(process: Process) -> Service:
     engine = EncoderEngine.load(spec)
     engine.unconditional  # noqa: B018 - The first encoding compiles the program.
     model = model_message(spec)
-    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(
+        max_permits=settings.waiting or MAX_CALLS,
+        stall_seconds=settings.stall,
+        check=lambda: engine.encode(""),
+    )
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = EncodeHandler(
         process=process,

@@ -16,7 +16,7 @@ from smalti.engines.generator.requests import (
     GenerationRequest,
     TokenRun,
 )
-from smalti.errors import EngineFailedError, EngineFullError, InvalidInputError
+from smalti.errors import EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
 from smalti.parameters import FREE
 from smalti.queue import GiveBackError
@@ -135,10 +135,6 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
                 while time.monotonic() < until:
                     context.check_begin()
                     time.sleep(POLL_SECONDS)
-            except EngineFailedError as error:
-                # The engine had stopped before it saw the task: the process is about to end.
-                context.wait_for_drain()
-                raise GiveBackError("the engine has stopped") from error
             else:
                 handle.future.add_done_callback(lambda _: events.put(None))
                 context.cancellation.on_cancel(handle.cancel)

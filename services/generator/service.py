@@ -13,7 +13,7 @@ from smalti.service import Process, Service, failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
-from smalti.services.generator.failing_batch import STEP, FailingBatch
+from smalti.services.generator.failing_batch import REQUEST, STEP, FailingBatch
 from smalti.services.generator.handler import GenerateHandler
 from smalti.services.generator.servicer import GeneratorServicer
 from smalti.v1 import engine_pb2
@@ -38,7 +38,7 @@ def build(process: Process) -> Service:
     while not engine.ready.wait(0.1):
         if not engine.healthy:
             raise ModelError(f"the generator cannot be compiled: {engine.failure!r}")
-    if failpoints.is_armed(STEP):
+    if failpoints.is_armed(STEP) or failpoints.is_armed(REQUEST):
         engine.batch = FailingBatch(engine.batch)
     model = model_message(spec)
     cancellations = Cancellations(process.store, settings.cancel_poll)

@@ -30,9 +30,17 @@ def build(process: Process) -> Service:
     spec = ModelSpec.load(library.find())
     rewriter = Rewriter.load(spec.folder.words_file)
     engine = RankerEngine.load(spec.folder)
-    engine.rank("a picture", [Image.new("RGB", (spec.resolution, spec.resolution))])
+
+    def warm_up() -> None:
+        engine.rank("a picture", [Image.new("RGB", (spec.resolution, spec.resolution))])
+
+    warm_up()
     model = model_message(spec)
-    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(
+        max_permits=settings.waiting or MAX_CALLS,
+        stall_seconds=settings.stall,
+        check=warm_up,
+    )
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = RankHandler(
         process=process,

@@ -1,5 +1,7 @@
 """Builds the refiner service."""
 
+from functools import partial
+
 import grpc
 import numpy as np
 
@@ -32,7 +34,11 @@ def build(process: Process) -> Service:
     engine = RefinerEngine.load(spec)
     _warm_up(engine, spec)
     model = model_message(spec)
-    compute = ComputeThread(max_permits=settings.waiting or MAX_CALLS, stall_seconds=settings.stall)
+    compute = ComputeThread(
+        max_permits=settings.waiting or MAX_CALLS,
+        stall_seconds=settings.stall,
+        check=partial(_warm_up, engine, spec),
+    )
     cancellations = Cancellations(process.store, settings.cancel_poll)
     handler = RefineHandler(
         process=process, spec=spec, cancellations=cancellations, engine=engine, compute=compute

@@ -2,10 +2,11 @@
 
 from smalti.queue.application import celery_application
 from smalti.queue.consumer import Consumer, consume
-from smalti.queue.delivery import Delivery, DeliveryObserver, HandledDelivery, Handler, Outcome
+from smalti.queue.delivery import Delivery, Handler
 from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
 from smalti.queue.order import BatchTurns
+from smalti.queue.outcomes import DeliveryObserver, HandledDelivery, Outcome
 from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.tracing import current_trace

@@ -5,7 +5,7 @@ the broker's default exchange, so there is no binding to lose.
 """
 
 import ssl
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -52,7 +52,20 @@ def uses_rabbitmq(settings: BrokerSettings) -> bool:
     raise InvalidInputError(f"{BROKER_PREFIX}URL", "must begin with redis://, rediss://, amqp:// or amqps://")
 
 
-def make_queue(name: str, settings: BrokerSettings, *, dead: str | None = None) -> Queue:
+class DeadLetteringQueue(Queue):
+    """A queue that is declared together with its dead-letter queue: RabbitMQ, too, moves messages there."""
+
+    attrs: ClassVar[Any] = (*Queue.attrs, ("dead", None))  # type: ignore[misc]
+    dead: Queue | None
+
+    def declare(self, nowait: bool = False, channel: Any = None) -> str:
+        """Declares both, the dead-letter queue first."""
+        if self.dead is not None:
+            self.dead(channel or self.channel).declare(nowait=nowait)
+        return str(super().declare(nowait=nowait, channel=channel))
+
+
+def make_queue(name: str, settings: BrokerSettings, *, dead: Queue | None = None) -> Queue:
     """Returns the declaration of a queue.
 
     Args:
@@ -66,22 +79,24 @@ def make_queue(name: str, settings: BrokerSettings, *, dead: str | None = None) 
         if dead is not None:
             arguments |= {
                 "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": dead,
+                "x-dead-letter-routing-key": dead.name,
                 # A message leaves this queue only when the dead-letter queue has it; requires reject-publish.
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
                 "x-delivery-limit": DELIVERY_LIMIT,
             }
-    return Queue(name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments)
+    return DeadLetteringQueue(
+        name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments, dead=dead
+    )
 
 
 def all_queues(settings: BrokerSettings) -> dict[str, Queue]:
     """Returns the declarations of all queues by name."""
     queues: dict[str, Queue] = {}
     for stage in Stage:
-        dead = dead_queue_name(stage)
+        dead = make_queue(dead_queue_name(stage), settings)
         queues |= {name: make_queue(name, settings, dead=dead) for name in stage_queues(stage)}
-        queues[dead] = make_queue(dead, settings)
+        queues[dead.name] = dead
     return queues
 
 

@@ -1,5 +1,6 @@
 """Consumes the messages of a stage and passes them to a handler."""
 
+import hashlib
 import logging
 import time
 from types import TracebackType
@@ -12,20 +13,21 @@ from kombu.message import Message as KombuMessage
 from smalti.errors import MalformedMessageError
 from smalti.messages import Stage, dead_queue_name
 from smalti.queue.application import celery_application, stage_queues, task_name
+from smalti.queue.crashes.isolation import IsolationGate
+from smalti.queue.crashes.journal import WorkJournal
 from smalti.queue.delivery import (
     DEAD_REASON_HEADER,
     DeliveryHandler,
-    DeliveryObserver,
     Handler,
     ReceivedMessage,
     UnacknowledgedError,
 )
-from smalti.queue.isolation import IsolationGate
+from smalti.queue.outcomes import DeliveryObserver
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
 from smalti.queue.worker import WorkerThread
-from smalti.storage import ObjectStore
+from smalti.storage import JobKeys, ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class Consumer:
         self._settings = settings
         self._publisher = publisher
         self._stage = stage
+        self._journal = (
+            None if store is None else WorkJournal(settings.journal, _scope(stage, settings, store))
+        )
         self._deliveries = DeliveryHandler(
             stage,
             handler,
@@ -61,6 +66,7 @@ class Consumer:
             store=store,
             observer=observer,
             gate=IsolationGate(pause=self._pause, return_others=self._return_others, resume=self._resume),
+            journal=self._journal,
         )
         application = celery_application(settings)
         self._register(application)
@@ -85,6 +91,7 @@ class Consumer:
 
     def start(self) -> Self:
         """Starts consuming in the background, as soon as the broker is there."""
+        self._deliveries.learn_crashes()
         self._worker.start()
         return self
 
@@ -119,7 +126,10 @@ class Consumer:
         while finished and self._worker.unacknowledged and time.monotonic() < acknowledged:
             time.sleep(0.005)
         self._worker.flush(CLOSE_SECONDS)
-        return self._worker.stop(CLOSE_SECONDS) and finished
+        stopped = self._worker.stop(CLOSE_SECONDS)
+        if self._journal is not None:
+            self._journal.close()
+        return stopped and finished
 
     def __enter__(self) -> Self:
         return self.start()
@@ -197,6 +207,13 @@ class Consumer:
             message.content_encoding,
             {**(message.headers or {}), DEAD_REASON_HEADER: why[:500]},
         )
+
+
+def _scope(stage: Stage, settings: BrokerSettings, store: ObjectStore) -> str:
+    """Returns a name of the queue and the store, which only workers of the same system share."""
+    where = store.presigned_url(JobKeys("j").folder + "any", seconds=1).partition("?")[0]
+    digest = hashlib.sha256(f"{settings.url.get_secret_value()} {where}".encode()).hexdigest()
+    return f"{stage}-{digest[:16]}"
 
 
 def consume(

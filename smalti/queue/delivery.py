@@ -12,23 +12,26 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from smalti.disclosure import disclose
 from smalti.errors import (
     BrokerUnavailableError,
+    EngineFailedError,
     ExpiredMessageError,
     InvalidInputError,
     MessageError,
+    RequestFailedError,
     UnavailableError,
     UnknownVersionError,
 )
 from smalti.messages import Event, FailureReason, Message, Stage, StageDone, StageTask, dead_queue_name, parse
+from smalti.queue.crashes.isolation import IsolationGate
+from smalti.queue.crashes.journal import Crash, WorkJournal
+from smalti.queue.crashes.poison import PoisonRecord, PoisonRecords, work_id
 from smalti.queue.errors import GiveBackError, PermanentError, RetryError
-from smalti.queue.isolation import IsolationGate
-from smalti.queue.poison import PoisonRecords
-from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher
+from smalti.queue.outcomes import UNFINISHED, Completion, DeliveryObserver, HandledDelivery, Outcome
+from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher, HoldingPublisher
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.signing import check_sender
 from smalti.queue.tracing import handling
@@ -37,7 +40,9 @@ from smalti.storage import ObjectStore
 logger = logging.getLogger(__name__)
 
 ISOLATE_AFTER: Final = 2
-"""Deliveries without an end after which a message runs alone."""
+"""Deliveries without an end after which a message runs alone, whether or not a crash is known."""
+MAX_BLAMED: Final = 3
+"""Attempts at a message over which an engine fails, and over no other."""
 DEAD_REASON_HEADER = "smalti_why_dead"
 """The header with the reason why a message is in a dead-letter queue."""
 
@@ -54,53 +59,6 @@ class Delivery:
 Handler = Callable[[Delivery], Iterable[Message]]
 """Does the work, makes the result durable, and returns the messages to send. It may be called again for work that is
 done already. Raises a subclass of `HandlerError` when the work is not done."""
-
-
-class Outcome(StrEnum):
-    """The possible ends of a delivery; each is counted."""
-
-    DONE = "done"
-    RETRIED = "retried"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    DEAD = "dead"
-    """The message went to the dead-letter queue."""
-    DUPLICATE = "duplicate"
-    """The same work was running, and its result counts for this delivery too."""
-    REDELIVERED = "redelivered"
-    """A worker crashed over it, or lost its connection; it was sent again with its count of redeliveries increased."""
-    GIVEN_BACK = "given back"
-    """It went back to its queue: the worker stops, or another message must run alone."""
-    UNCONFIRMED = "unconfirmed"
-    """The broker did not accept what follows, or the store did not answer; the message is delivered again."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The end of a delivery, and its reason."""
-
-    outcome: Outcome
-    reason: FailureReason | None = None
-    """Why the work failed for good; None when it did not."""
-    done: StageDone | None = None
-    """The event that was sent to the gateway when the work was done."""
-
-
-@dataclass(frozen=True)
-class HandledDelivery:
-    """A delivery that has ended, for metrics."""
-
-    completion: Completion
-    message: Message | None
-    """None if it could not be parsed."""
-    seconds: float
-    """Duration of the handling."""
-    waited: float | None
-    """Seconds from sending to handling, by the clocks of two machines; None if unknown."""
-
-
-DeliveryObserver = Callable[[HandledDelivery], None]
-"""Called with each handled delivery, from the thread that handled it."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +96,7 @@ class DeliveryHandler:
         store: ObjectStore | None = None,
         observer: DeliveryObserver = lambda handled: None,
         gate: IsolationGate | None = None,
+        journal: WorkJournal | None = None,
     ) -> None:
         """Sets up the handler.
 
@@ -146,20 +105,40 @@ class DeliveryHandler:
             handler: does the work.
             publisher: sends the messages that follow.
             settings: decide how often and how soon work is retried.
-            store: keeps the crash counts of poison messages; None is for messages that cannot crash a worker.
+            store: keeps the records of crashes; None is for messages that cannot crash a worker.
             observer: called with every handled delivery.
             gate: isolates suspect messages.
+            journal: notes what this worker does, and knows what crashed ones did; None without a store.
         """
         self.gate = gate or IsolationGate()
         self.draining = threading.Event()
         self._stage = stage
         self._handler = handler
-        self._publisher = publisher
+        self._publisher = HoldingPublisher(publisher, self.draining, settings.retry_first)
         self._settings = settings
         self._observer = observer
-        self._poison = None if store is None else PoisonRecords(store)
+        self._poison = None if store is None else PoisonRecords(store, stage)
+        self._journal = journal
+        self._crashes_untold = False
         self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
         self._lock = threading.Lock()
+
+    def learn_crashes(self) -> None:
+        """Records what crashed workers of this machine were doing; when the store is away, the next message does."""
+        if self._journal is None or self._poison is None:
+            return
+        try:
+            self._journal.take_crashes(self._record_crash)
+            self._crashes_untold = False
+        except UnavailableError as error:
+            self._crashes_untold = True
+            logger.warning("the crash of a worker cannot be recorded yet: %s", error)
+
+    def _record_crash(self, crash: Crash) -> None:
+        assert self._poison is not None
+        for job, works in crash.items():
+            logger.warning("a worker has crashed over %s; its work at this stage runs alone", job)
+            self._poison.add(job, works, alone=False)
 
     def handle(self, received: ReceivedMessage) -> None:
         """Handles one delivery; when it returns, the message may be acknowledged.
@@ -226,34 +205,70 @@ class DeliveryHandler:
             if running.result():
                 return Completion(Outcome.DUPLICATE)
         elif received.redelivered:
+            self.learn_crashes()
             # Send a copy with the count increased: the broker cannot change the header of the original.
             self._send_again(received, received.redeliveries + 1)
             return Completion(Outcome.REDELIVERED)
-        if received.redeliveries < ISOLATE_AFTER:
-            with self.gate.shared() as entered:
-                return self._run(received, message) if entered else self._give_back(received)
-        return self._run_alone(received, message)
+        record = self._poison_record(received, message)
+        if received.redeliveries >= ISOLATE_AFTER or record.suspects(work_id(message)):
+            return self._run_alone(received, message, record)
+        with self.gate.shared() as entered:
+            return self._run_noted(received, message) if entered else self._give_back(received)
 
-    def _run_alone(self, received: ReceivedMessage, message: Message) -> Completion:
-        """Runs a suspect message alone; gives it up when enough workers have crashed over it alone."""
-        crashes = self._poison.crashes(message) if self._poison else 0
-        if crashes >= max(1, self._settings.deliveries - ISOLATE_AFTER):
-            detail = f"{crashes} workers crashed while they handled this message alone"
-            completion = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
-            if self._poison:
-                self._poison.end(message)
-            return completion
+    def _poison_record(self, received: ReceivedMessage, message: Message) -> PoisonRecord:
+        """Returns what is known of crashes over the job; nothing if the store is away, at which the work fails too."""
+        if self._poison is None:
+            return PoisonRecord()
+        if self._crashes_untold:
+            self.learn_crashes()
+        try:
+            return self._poison.load(message.job)
+        except UnavailableError:
+            if received.redeliveries >= ISOLATE_AFTER:
+                raise
+            return PoisonRecord()
+
+    def _run_noted(self, received: ReceivedMessage, message: Message) -> Completion:
+        """Runs a message among others, and notes it in the journal meanwhile."""
+        if self._journal is None:
+            return self._run(received, message)
+        completion, work = None, work_id(message)
+        self._journal.begin(message.job, work)
+        try:
+            completion = self._run(received, message)
+        finally:
+            if completion is not None and completion.crashed:
+                self._journal.crash(message.job, work)
+            else:
+                self._journal.end(message.job, work)
+        return completion
+
+    def _run_alone(self, received: ReceivedMessage, message: Message, record: PoisonRecord) -> Completion:
+        """Runs a suspect message alone; gives it up when workers crash over its job alone, too."""
+        if self._poison is None:
+            with self.gate.alone() as entered:
+                return self._run(received, message) if entered else self._give_back(received)
+        if record.convicts(self._settings.deliveries):
+            detail = (
+                f"{record.crashes} workers crashed while they worked on it, "
+                f"{record.alone} of them on nothing else"
+            )
+            convicted = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
+            self._poison.close(message)
+            return convicted
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)
             logger.warning("workers have crashed over %s; it runs alone", message.work_key)
-            if self._poison:
-                self._poison.begin(message, crashes + 1)
+            self._poison.begin_alone(message, received.redeliveries + 1)
+            completion = None
             try:
-                return self._run(received, message)
+                completion = self._run(received, message)
             finally:
-                if self._poison:
-                    self._poison.end(message)
+                if completion is None or not completion.crashed:
+                    ended = completion is not None and completion.outcome not in UNFINISHED
+                    self._poison.end_alone(message, cleared=ended)
+            return completion
 
     def _run(self, received: ReceivedMessage, message: Message) -> Completion:
         """Does the work, unless another thread has started it meanwhile."""
@@ -280,6 +295,11 @@ class DeliveryHandler:
                 done = follower if isinstance(follower, StageDone) else done
         except GiveBackError:
             return self._give_back(received)
+        except EngineFailedError as error:
+            # Not an attempt: the process ends, and any of the messages that it works on may be the cause.
+            logger.warning("the engine has stopped while it worked on %s: %s", message.work_key, error)
+            self._send_again(received, received.redeliveries + 1)
+            return Completion(Outcome.REDELIVERED, crashed=True)
         except PermanentError as error:
             return self._fail(received, message, error.reason, str(error), Outcome.FAILED)
         except InvalidInputError as error:
@@ -291,7 +311,10 @@ class DeliveryHandler:
                 return self._retry(received, message, str(error), error.delay)
             return self._retry(received, message, self._disclosed(error, message), error.retry_after)
         except Exception as error:
-            return self._retry(received, message, self._disclosed(error, message), None)
+            # The work itself is to blame, so the gateway must not have it tried as often again.
+            limit = MAX_BLAMED if isinstance(error, RequestFailedError) else self._settings.attempts
+            problem = self._disclosed(error, message)
+            return self._retry(received, message, problem, None, FailureReason.POISON, limit)
         return Completion(Outcome.DONE, done=done)
 
     def _disclosed(self, error: BaseException, message: Message) -> str:
@@ -299,15 +322,21 @@ class DeliveryHandler:
         return disclose(error, during=f"the handler of {self._stage} at {message.work_key}").text
 
     def _retry(
-        self, received: ReceivedMessage, message: Message, problem: str, delay: float | None
+        self,
+        received: ReceivedMessage,
+        message: Message,
+        problem: str,
+        delay: float | None,
+        reason: FailureReason = FailureReason.EXHAUSTED,
+        limit: int | None = None,
     ) -> Completion:
         """Sends a copy for the next attempt after a delay, during which the thread and its prefetch slot are held.
 
         This slows down a worker that cannot succeed for now; otherwise it would fail message after message.
         """
-        if message.attempt >= self._settings.attempts:
+        if message.attempt >= min(limit or self._settings.attempts, self._settings.attempts):
             detail = f"failed at attempt {message.attempt}: {problem}"
-            return self._fail(received, message, FailureReason.EXHAUSTED, detail, Outcome.DEAD)
+            return self._fail(received, message, reason, detail, Outcome.DEAD)
         if delay is None:
             max_delay = self._settings.retry_first * 2.0 ** (message.attempt - 1)
             delay = min(max_delay, self._settings.retry_max) * random.uniform(0.5, 1.0)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from smalti.messages import FailureReason, StageDone
-from smalti.queue.delivery import HandledDelivery
+from smalti.queue.outcomes import HandledDelivery
 from smalti.telemetry import Metrics
 
 QUEUE_ENTRY: Final = "queue"

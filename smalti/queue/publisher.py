@@ -22,6 +22,7 @@ from smalti.queue.application import all_queues, celery_application, task_name, 
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
+from smalti.queue.transport import is_blocked
 
 REDELIVERIES_HEADER = "smalti_redeliveries"
 """The header that counts crashes of workers over a message, and failed attempts to read it."""
@@ -86,6 +87,12 @@ class BrokerPublisher:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._offered = 0
+        self._blocked = False
+
+    @property
+    def blocked(self) -> bool:
+        """Whether RabbitMQ took nothing from publishers when a message was last sent: memory or disk runs out."""
+        return self._blocked
 
     def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Sends a message and waits for the confirmation; see `Publisher`."""
@@ -226,13 +233,16 @@ class BrokerPublisher:
         RabbitMQ refuses messages for a quorum queue without a leader, as it is for a moment after its creation.
         """
         deadline = time.monotonic() + self.settings.timeout
-        while True:
-            try:
-                return self._send_once(connection, queue_name, body, options)
-            except amqp.exceptions.MessageNacked:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(REFUSED_SECONDS)
+        try:
+            while True:
+                try:
+                    return self._send_once(connection, queue_name, body, options)
+                except amqp.exceptions.MessageNacked:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(REFUSED_SECONDS)
+        finally:
+            self._blocked = is_blocked(connection)
 
     def _send_once(
         self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
@@ -255,3 +265,43 @@ class BrokerPublisher:
             connection.collect()
         else:
             connection.release()
+
+
+class HoldingPublisher:
+    """Publishes what follows from a message, and holds it while RabbitMQ blocks publishers.
+
+    A broker that runs out of memory or disk space does not refuse what is sent, but lets the sender wait. To have the
+    message that is being handled delivered again would not help: it would be blocked again, and use up its deliveries.
+    """
+
+    def __init__(self, publisher: BrokerPublisher, draining: threading.Event, pause: float) -> None:
+        """Publishes through another publisher.
+
+        Args:
+            publisher: the publisher.
+            draining: set when the worker stops; the message is then delivered again.
+            pause: seconds before another try.
+        """
+        self._publisher = publisher
+        self._draining = draining
+        self._pause = pause
+
+    def publish(self, message: Message) -> None:
+        """Sends a message; raises what `BrokerPublisher.publish` raises, unless the broker blocks publishers."""
+        self._hold(lambda: self._publisher.publish(message))
+
+    def publish_text(
+        self, stage: Stage, queue_name: str, text: str, *, headers: Mapping[str, Any] | None = None
+    ) -> None:
+        """Sends the text of a message to any queue; see `publish`."""
+        self._hold(lambda: self._publisher.publish_text(stage, queue_name, text, headers=headers))
+
+    def _hold(self, send: Callable[[], None]) -> None:
+        while True:
+            try:
+                return send()
+            except BrokerUnavailableError:
+                if not self._publisher.blocked or self._draining.is_set():
+                    raise
+            logger.warning("the broker blocks publishers (memory or disk alarm); a message is held")
+            self._draining.wait(self._pause)

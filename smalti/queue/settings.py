@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, data_folder, read_settings
 
 BROKER_PREFIX = f"{PREFIX}BROKER_"
 
@@ -34,9 +34,12 @@ class BrokerSettings(EnvironmentSettings):
     """RabbitMQ: seconds between heartbeats; after two missed ones the worker reconnects."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Attempts at a message before it goes to the dead-letter queue."""
-    deliveries: Annotated[int, Field(ge=3, le=15)] = 5
-    """Deliveries of a message whose worker crashes each time before it goes to the dead-letter queue. At least three:
-    fewer do not prove that the message is the cause."""
+    deliveries: Annotated[int, Field(ge=3, le=15)] = 3
+    """Crashes of workers over a message, all but the first while it runs alone, before it goes to the dead-letter
+    queue. At least three: fewer do not prove that the message is the cause."""
+    journal: Path = Field(default_factory=lambda: data_folder() / "workers")
+    """Folder in which the workers of a machine note what they are working on, so that it is known what they crash over.
+    It must be local, and the same after a restart."""
     retry_first: Seconds = 0.5
     """Seconds before the first retry after a transient failure; doubled for each further attempt."""
     retry_max: Seconds = 30.0

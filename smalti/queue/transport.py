@@ -69,6 +69,19 @@ class _RabbitChannel(pyamqp.Channel):
 
 class _RabbitConnection(pyamqp.Connection):
     Channel = _RabbitChannel
+    blocked = False
+    """Whether the broker takes nothing from publishers, because it runs out of memory or disk space."""
+
+    def _on_blocked(self) -> None:
+        self.blocked = True
+
+    def _on_unblocked(self) -> None:
+        self.blocked = False
+
+
+def is_blocked(connection: Any) -> bool:
+    """Returns whether the broker takes nothing from publishers on a connection of kombu's."""
+    return bool(getattr(getattr(connection, "_connection", None), "blocked", False))
 
 
 class RabbitTransport(pyamqp.Transport):

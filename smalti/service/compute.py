@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from smalti.errors import EngineFailedError, OverloadedError, SmaltiError
+from smalti.errors import EngineFailedError, OverloadedError, RequestFailedError, SmaltiError
 from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Unexpected failures in a row after which the engine counts as dead: a lost device or exhausted memory looks like
-this."""
+"""Unexpected failures in a row after which the engine counts as dead, if there is no check that tells at the first: a
+lost device or exhausted memory looks like this."""
 
 HUNG_SECONDS = 10.0
 """Time that `close` gives a computation which has stalled."""
@@ -44,13 +44,22 @@ class ComputeThread:
 
     slots = 1
 
-    def __init__(self, *, max_permits: int, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_permits: int,
+        stall_seconds: float,
+        check: Callable[[], object] | None = None,
+    ) -> None:
         """Starts the thread.
 
         Args:
             max_permits: calls that may be in progress at the same time; see `permit`.
             stall_seconds: if a computation takes longer, the engine counts as dead.
+            check: computes something that is known to work. It is called when a computation has failed unexpectedly: if
+                it fails too, the engine counts as dead; otherwise only that computation has failed.
         """
+        self._check = check
         self._max_permits = max_permits
         self._stall_seconds = stall_seconds
         self._queue: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -125,7 +134,7 @@ class ComputeThread:
         caller = copy_context()
         with self._changed:
             if self._failure is not None or self._closing:
-                raise self._stopped()
+                raise self._stopped(begun=False)
             self._queue.append((future, lambda: caller.run(_traced, compute)))
             self._changed.notify()
         return future
@@ -161,6 +170,8 @@ class ComputeThread:
             result = compute()
         except BaseException as raised:
             error = raised
+        unexpected = error is not None and not isinstance(error, SmaltiError)
+        blamed = unexpected and self._check is not None and self._works(self._check)
         with self._changed:
             seconds = time.monotonic() - self._began
             self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds if self._mean_seconds else seconds
@@ -171,18 +182,39 @@ class ComputeThread:
                 self._failures = 0
                 future.set_result(result)
                 return
-            future.set_exception(error)
-            if not isinstance(error, SmaltiError):
-                self._failures += 1
-                log.error("a computation failed unexpectedly (%d in a row)", self._failures, exc_info=error)
-                if self._failures >= MAX_FAILURES:
-                    self._fail(error)
+            if blamed:
+                log.error("the engine fails over one request, which ends", exc_info=error)
+                failed = RequestFailedError("the engine fails over this request, and over no other")
+                failed.__cause__ = error
+                future.set_exception(failed)
+            elif unexpected and self._check is not None:
+                log.error("a computation failed, and the check of the engine too", exc_info=error)
+                self._current = future
+                self._fail(error)
+                self._current = None
+            else:
+                future.set_exception(error)
+                if unexpected:
+                    self._failures += 1
+                    log.error(
+                        "a computation failed unexpectedly (%d in a row)", self._failures, exc_info=error
+                    )
+                    if self._failures >= MAX_FAILURES:
+                        self._fail(error)
+
+    def _works(self, check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except Exception:
+            log.exception("the check of the engine failed")
+            return False
+        return True
 
     def _fail(self, failure: BaseException) -> None:
         """Declares the engine dead, and fails the current and all waiting computations."""
         self._failure = failure
         if self._current is not None:
-            self._current.set_exception(self._stopped())
+            self._current.set_exception(self._stopped(begun=True))
         self._fail_waiting()
         self._changed.notify()
 
@@ -190,11 +222,11 @@ class ComputeThread:
         while self._queue:
             future, _ = self._queue.popleft()
             if future.set_running_or_notify_cancel():
-                future.set_exception(self._stopped())
+                future.set_exception(self._stopped(begun=False))
 
-    def _stopped(self) -> EngineFailedError:
+    def _stopped(self, *, begun: bool) -> EngineFailedError:
         if self._failure is None:
-            return EngineFailedError("the engine was closed")
-        error = EngineFailedError(f"the engine has stopped: {self._failure!r}")
+            return EngineFailedError("the engine was closed", begun=begun)
+        error = EngineFailedError(f"the engine has stopped: {self._failure!r}", begun=begun)
         error.__cause__ = self._failure
         return error

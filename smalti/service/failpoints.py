@@ -10,13 +10,14 @@
     generate.engine-step=hang?job=j7        hangs forever
 
 The points of a stage, in order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread before it computes; in
-the generator before every dispatch, for no task in particular), `STAGE.before-write`, `STAGE.after-write` (before any
+the generator before every dispatch, for no task in particular), `generate.engine-request` (before a dispatch, for each
+seed that it generates with), `STAGE.before-write`, `STAGE.after-write` (before any
 message is sent), `STAGE.after-publish` (before the message is acknowledged). The points of the gateway, in the order of
 a job: `gateway.after-accept` (stored, not yet answered), `gateway.after-lease` (a chunk is marked as sent, but is not
 yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
 `gateway.after-result` (written while the job is still open), `gateway.after-end`.
 
-FIELD is `job`, `prompt` or `chunk`; a prompt must contain TEXT, the others must be equal to it.
+FIELD is `job`, `prompt`, `chunk` or `seed`; a prompt must contain TEXT, the others must be equal to it.
 
 TIMES counts in one process. If `SMALTI_FAILPOINTS_STATE` names a folder, it counts over all processes that share the
 folder, and so over restarts.
@@ -40,7 +41,7 @@ STATE_VARIABLE = "SMALTI_FAILPOINTS_STATE"
 
 _FORM = re.compile(
     r"(?P<point>[a-z-]+\.[a-z-]+)=(?P<action>[a-z]+)(:(?P<seconds>[0-9.]+))?(@(?P<times>\d+))?"
-    r"(\?(?P<field>job|prompt|chunk)=(?P<text>.+))?"
+    r"(\?(?P<field>job|prompt|chunk|seed)=(?P<text>.+))?"
 )
 
 
@@ -67,7 +68,7 @@ class Failpoint:
     times: int | None = None
     """Number of times that the failpoint acts; None for every time."""
     about: str = ""
-    """The field that selects tasks: `job`, `prompt` or `chunk`; empty for all tasks."""
+    """The field that selects tasks: `job`, `prompt`, `chunk` or `seed`; empty for all tasks."""
     text: str = ""
     count: int = 0
 
@@ -160,7 +161,7 @@ def reach(point: str, **about: object) -> None:
 
     Args:
         point: the name of the point.
-        about: the job, prompt and chunk of the task.
+        about: the job, prompt and chunk of the task, or the seed of a request.
     """
     for failpoint in _armed.get(point, ()):
         if failpoint.concerns(about) and failpoint.take(_state):

@@ -17,7 +17,13 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from smalti.errors import DamagedObjectError, MissingObjectError, RequestCancelledError, RequestExpiredError
+from smalti.errors import (
+    DamagedObjectError,
+    EngineFailedError,
+    MissingObjectError,
+    RequestCancelledError,
+    RequestExpiredError,
+)
 from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
 from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
 from smalti.registry.folder import ModelFolder
@@ -230,6 +236,12 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             except (MissingObjectError, DamagedObjectError) as error:
                 yield self._from_the_start(task, error)
                 return
+            except EngineFailedError as error:
+                if error.begun:
+                    raise
+                # The engine had stopped before it began the task: the process is about to end.
+                context.wait_for_drain()
+                raise GiveBackError("the engine has stopped") from error
             except RequestCancelledError as error:
                 raise PermanentError(FailureReason.CANCELLED, "the job was cancelled") from error
             except RequestExpiredError as error:

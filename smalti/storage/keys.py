@@ -65,6 +65,8 @@ class JobKeys:
         """The prefix of the encodings of a job whose candidates have wordings of their own."""
         self.result = f"{self.folder}result.json"
         self.cancelled = f"{self.folder}cancelled.json"
+        self.poison_records = f"{self.folder}suspects/"
+        """The prefix of the records of crashes over the job."""
 
     def encoding_of(self, wording: str) -> str:
         """Returns the key of the encoding of one wording; equal wordings of a job share it."""
@@ -86,9 +88,9 @@ class JobKeys:
         """Returns the key of the scores of a chunk's pictures."""
         return f"{self.folder}scores/{_number(chunk)}.json"
 
-    def poison_record(self, name: str) -> str:
-        """Returns the key of the record of crashes over a piece of work."""
-        return f"{self.folder}suspects/{name}.json"
+    def poison_record(self, stage: str) -> str:
+        """Returns the key of the record of crashes over the job at one stage."""
+        return f"{self.poison_records}{stage}.json"
 
     def __contains__(self, key: str) -> bool:
         return key.startswith(self.folder) and bool(_KEY.fullmatch(key))

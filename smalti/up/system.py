@@ -72,6 +72,7 @@ class System:
         shared = {
             "SMALTI_MODEL": str(model),
             "SMALTI_BROKER_URL": self.valkey.url,
+            "SMALTI_BROKER_JOURNAL": str(data / "workers"),
             "SMALTI_STORE_URL": self.s3.url,
             "SMALTI_RPC_HOST": HOST,
             "SMALTI_METRICS_HOST": HOST,

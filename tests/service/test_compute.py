@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.waiting import wait_until
-from smalti.errors import EngineFailedError, InvalidInputError, OverloadedError
+from smalti.errors import EngineFailedError, InvalidInputError, OverloadedError, RequestFailedError
 from smalti.service.compute import MAX_FAILURES, ComputeThread
 
 
@@ -73,6 +73,29 @@ def test_engine_survives_one_failure_and_is_dead_after_many(compute: ComputeThre
     assert isinstance(compute.failure, MemoryError)
     with pytest.raises(EngineFailedError):
         compute.run(lambda: 1)
+
+
+def test_failure_over_one_request_ends_that_request_alone() -> None:
+    compute = ComputeThread(max_permits=2, stall_seconds=60, check=lambda: None)
+    for _ in range(MAX_FAILURES + 1):
+        with pytest.raises(RequestFailedError) as failed:
+            compute.run(broken)
+        assert isinstance(failed.value.__cause__, MemoryError)
+    assert compute.healthy
+    assert compute.run(lambda: 1) == 1
+    compute.close()
+
+
+def test_engine_that_fails_without_a_request_too_is_dead() -> None:
+    compute = ComputeThread(max_permits=2, stall_seconds=60, check=broken)
+    with pytest.raises(EngineFailedError) as failed:
+        compute.run(broken)
+    assert failed.value.begun
+    assert isinstance(compute.failure, MemoryError)
+    with pytest.raises(EngineFailedError) as refused:
+        compute.run(lambda: 1)
+    assert not refused.value.begun
+    compute.close()
 
 
 def test_invalid_input_does_not_count_as_an_engine_failure(compute: ComputeThread) -> None:

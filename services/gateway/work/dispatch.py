@@ -31,6 +31,7 @@ from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
 from smalti.services.gateway.work.progress import ProgressBuffer
+from smalti.storage import JobKeys
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ class Dispatcher:
     """Sends chunks; one thread per gateway.
 
     A chunk without events is sent again, since its message may be lost. That counts as an attempt only if a worker is
-    known to have begun a step and not to have finished it. Otherwise there may be no workers, or long queues, and the
-    job's time limit ends it.
+    known to have begun a step and not to have finished it, and no worker is known to have crashed over the job: workers
+    find out by themselves which job they crash over. Otherwise there may be no workers, or long queues, and the job's
+    time limit ends it.
     """
 
     def __init__(self, context: GatewayContext, progress: ProgressBuffer) -> None:
@@ -116,11 +118,12 @@ class Dispatcher:
                 .distinct()
                 .limit(BATCH_SIZE)
             ).all()
-        is_attempt = any(sent for _, sent in late) and self._store_is_writable()
+        writable = any(sent for _, sent in late) and self._store_is_writable()
         sent = 0
         for job_id in {job_id for job_id, _ in late}:
             with apart(self._context, job_id):
-                sent += self._send_lost(job_id, is_attempt=is_attempt)
+                crashed = writable and self._has_crashed_workers(job_id)
+                sent += self._send_lost(job_id, resend=writable, is_attempt=not crashed)
         self._looked = self._elapsed()
         return sent
 
@@ -192,12 +195,13 @@ class Dispatcher:
             tasks = self._lease(job, chunks)
         return self._publish(job_id, tasks)
 
-    def _send_lost(self, job_id: str, *, is_attempt: bool) -> int:
+    def _send_lost(self, job_id: str, *, resend: bool, is_attempt: bool) -> int:
         """Resends the chunks of a job whose leases have expired.
 
         Args:
             job_id: the job.
-            is_attempt: whether this counts as an attempt; it does not while the store is unavailable.
+            resend: whether to resend what the broker has confirmed; not while the store is unavailable.
+            is_attempt: whether this counts as an attempt at chunks that a worker has begun.
         """
         now = self._clock()
         with self._database.write() as session:
@@ -210,13 +214,14 @@ class Dispatcher:
                 .order_by(Chunk.number)
             ).all()
             lost = [chunk for chunk in chunks if chunk.sent]
-            if lost and not is_attempt:
+            if lost and not resend:
                 for chunk in lost:
                     chunk.deadline = to_microseconds(now + self._settings.retry)
                 chunks, lost = [chunk for chunk in chunks if not chunk.sent], []
             for chunk in lost:
                 chunk.losses += 1
-                chunk.attempts += chunk.begun
+                # What a stage has given up has a problem, and is its own fault.
+                chunk.attempts += chunk.begun and (is_attempt or chunk.problem is not None)
             outcome = None
             given_up = [chunk for chunk in lost if chunk.attempts >= self._settings.attempts]
             if given_up:
@@ -274,6 +279,13 @@ class Dispatcher:
         finally:
             self._progress.sent(job_id, sent)
         return len(sent)
+
+    def _has_crashed_workers(self, job_id: str) -> bool:
+        """Returns whether workers have crashed over a job, perhaps because of another one."""
+        try:
+            return any(True for _ in self._store.objects(JobKeys(job_id).poison_records))
+        except StoreUnavailableError:
+            return True
 
     def _store_is_writable(self) -> bool:
         try:

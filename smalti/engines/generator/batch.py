@@ -66,6 +66,12 @@ class Batch(Protocol):
     def step(self) -> Int[np.ndarray, "slots steps"]:
         """Generates the next tokens of every slot and returns them."""
 
+    def check(self) -> None:
+        """Raises an error if the programs fail without a request, or the state is lost; changes no slot."""
+
+    def reset(self) -> None:
+        """Makes a new state, in which every slot is free: a step that failed may have taken the old one."""
+
 
 class DecodeBatch:
     """A fixed number of slots on the devices."""
@@ -124,16 +130,31 @@ class DecodeBatch:
         if groups is None:
             groups = default_groups(slots, self._partition) if self._skip_blocks else 1
         self._groups = groups
-        self._state = empty_state(self._partition, bart.config, slots, dtype, blocks, self._groups)
+        self._dtype, self._blocks = dtype, blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Makes a new state, in which every slot is free."""
+        self._positions[:] = self.image_length
+        self._state = empty_state(
+            self._partition, self.config, self.slots, self._dtype, self._blocks, self._groups
+        )
+
+    def check(self) -> None:
+        """Raises an error if the programs fail without a request, or the state is lost; changes no slot."""
+        self.insert(self.prefill(self._empty_prompt()), (), ())
+        jax.block_until_ready(self._state)
+
+    def _empty_prompt(self) -> Encoding:
+        length, d_model = self.config.max_text_length, self.config.d_model
+        return Encoding(np.zeros((length, d_model), np.float32), np.ones(length, np.int32))
 
     def warm_up(self, *, everything: bool) -> None:
         """Compiles the programs, the long one beside the others; with `everything`, also runs them on free slots."""
-        length, d_model = self.config.max_text_length, self.config.d_model
-        empty = Encoding(np.zeros((length, d_model), np.float32), np.ones(length, np.int32))
         counts = sorted({self._blocks_for(length) for length in range(1, self.image_length + 1)})
         with ThreadPoolExecutor(thread_name_prefix="compile") as threads:
             steps = [threads.submit(step.prepare, *self._step_arguments(blocks)) for blocks in counts]
-            prefix = self.prefill(empty)
+            prefix = self.prefill(self._empty_prompt())
             self.insert(prefix, (), ())
             if everything:
                 self._start_after((0,), prefix, ())

@@ -9,7 +9,6 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,17 +17,17 @@ from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import Batch, DecodeBatch
+from smalti.engines.generator.batch_requests import BatchRequests
 from smalti.engines.generator.partition import Partition
 from smalti.engines.generator.requests import (
     Candidate,
     GenerationHandle,
     GenerationRequest,
     TokenCallback,
-    TokenRun,
 )
 from smalti.engines.generator.scheduler import RequestQueue
-from smalti.engines.generator.state import Prefix
-from smalti.errors import EngineError, EngineFailedError, RequestCancelledError, RequestExpiredError
+from smalti.engines.generator.timing import LoopTiming
+from smalti.errors import EngineFailedError, RequestCancelledError, RequestExpiredError
 from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
 
@@ -56,36 +55,6 @@ class EngineObserver(Protocol):
         ...
 
 
-@dataclass
-class Slot:
-    """The candidate in a slot, as the loop tracks it."""
-
-    handle: GenerationHandle
-    candidate: int
-    """Index among the candidates of the request."""
-    position: int
-    """Position of the next token in the picture."""
-
-
-@dataclass
-class LoopTiming:
-    """The time of the loop's last progress, and its speed."""
-
-    last_beat: float = field(default_factory=time.monotonic)
-    dispatch_seconds: float = 0.0
-    """Duration of a dispatch, smoothed; 0 before the first one."""
-
-    def beat(self) -> None:
-        """Records that the loop is alive."""
-        self.last_beat = time.monotonic()
-
-    def record(self, seconds: float) -> None:
-        """Records the duration of one dispatch."""
-        self.dispatch_seconds = (
-            0.8 * self.dispatch_seconds + 0.2 * seconds if self.dispatch_seconds else seconds
-        )
-
-
 class GeneratorEngine:
     """Generates the tokens of candidates in a fixed number of slots, a fixed number of steps per dispatch.
 
@@ -110,7 +79,6 @@ class GeneratorEngine:
                 than one dispatch; compilation does not count.
             eager: compile all programs before the first request; else, those that few requests need when one does.
         """
-        self.batch = batch
         self._eager = eager
         self.slots = batch.slots
         self.timing = LoopTiming()
@@ -118,9 +86,7 @@ class GeneratorEngine:
         """Notified of every dispatch; set it before the first one."""
         self._stall_seconds = stall_seconds
         self._queue = RequestQueue(max_waiting)
-        self._in_use: dict[int, Slot] = {}
-        # By encoding, as long as candidates of the request wait.
-        self._prefixes: dict[GenerationHandle, dict[int, Prefix]] = {}
+        self._requests = BatchRequests(batch, self._queue)
         self._cancelled: set[GenerationHandle] = set()
         self._open: set[GenerationHandle] = set()
         self._failure: BaseException | None = None
@@ -182,6 +148,15 @@ class GeneratorEngine:
         return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds, eager=eager)
 
     @property
+    def batch(self) -> Batch:
+        """The batch."""
+        return self._requests.batch
+
+    @batch.setter
+    def batch(self, batch: Batch) -> None:
+        self._requests.batch = batch
+
+    @property
     def healthy(self) -> bool:
         """Whether the engine serves requests; it does before `start`, too."""
         return self._failure is None
@@ -199,7 +174,7 @@ class GeneratorEngine:
     @property
     def active(self) -> int:
         """Number of slots in use."""
-        return len(self._in_use)
+        return self._requests.active
 
     def start(self) -> None:
         """Starts the loop, which first compiles the programs; `submit` calls this too."""
@@ -282,7 +257,7 @@ class GeneratorEngine:
         if self._thread is not None:
             self._thread.join(None if self._failure is None else HUNG_SECONDS)
         atexit.unregister(self.close)
-        self._fail_everything(EngineFailedError("the engine was closed"))
+        self._fail_everything("the engine was closed")
 
     def _run(self) -> None:
         """The loop thread."""
@@ -292,24 +267,30 @@ class GeneratorEngine:
             self.ready.set()
             while self._wait_for_work():
                 self._drop_unwanted()
-                self._admit()
-                if self._in_use:
-                    began = time.monotonic()
-                    tokens = self.batch.step()
-                    seconds = time.monotonic() - began
-                    self.timing.record(seconds)
-                    active = len(self._in_use)
-                    count = self._deliver(tokens)
-                    if self.observer is not None:
-                        self.observer.stepped(seconds, active, self.slots, count)
+                self._requests.admit()
+                if self._requests.active:
+                    self._step()
                 self.timing.beat()
         except BaseException as error:
             self._stop_for(error)
 
+    def _step(self) -> None:
+        """Makes one dispatch."""
+        active, began = self._requests.active, time.monotonic()
+        count = self._requests.step()
+        if count is None:
+            return
+        seconds = time.monotonic() - began
+        self.timing.record(seconds)
+        if self.observer is not None:
+            self.observer.stepped(seconds, active, self.slots, count)
+
     def _wait_for_work(self) -> bool:
         """Waits until there is something to do; returns False when the engine is closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._in_use or len(self._queue) or self._cancelled)
+            self._wake.wait_for(
+                lambda: self._closing or self._requests.busy or len(self._queue) or self._cancelled
+            )
             self.timing.beat()
             return not self._is_over()
 
@@ -323,42 +304,8 @@ class GeneratorEngine:
             deadline = handle.request.deadline
             return handle in cancelled or (deadline is not None and deadline <= now)
 
-        freed = [slot for slot, held in self._in_use.items() if unwanted(held.handle)]
-        gone = {self._in_use.pop(slot).handle for slot in freed} | set(self._queue.remove(unwanted))
-        if freed:
-            self.batch.release(freed)
-        for handle in gone:
-            self._prefixes.pop(handle, None)
+        for handle in {*self._requests.drop(unwanted), *self._queue.remove(unwanted)}:
             handle.fail(RequestExpiredError("the deadline passed before the request was finished"))
-
-    def _admit(self) -> None:
-        """Fills free slots from the queue."""
-        free = [slot for slot in range(self.slots) if slot not in self._in_use]
-        for handle, indices in self._queue.take(len(free)):
-            request, prefixes = handle.request, self._prefixes.setdefault(handle, {})
-            for encoding, members in request.by_encoding(indices).items():
-                if encoding not in prefixes:
-                    prefixes[encoding] = self.batch.prefill(request.encodings[encoding])
-                slots, free = free[: len(members)], free[len(members) :]
-                candidates = [request.candidates[index] for index in members]
-                self.batch.insert(prefixes[encoding], slots, candidates)
-                for slot, index, candidate in zip(slots, members, candidates, strict=True):
-                    self._in_use[slot] = Slot(handle, index, candidate.start(self.batch.image_length))
-            if indices[-1] == len(request.candidates) - 1:
-                del self._prefixes[handle]
-
-    def _deliver(self, tokens: Int[np.ndarray, "slots steps"]) -> int:
-        """Delivers the tokens of one dispatch, frees finished slots, and returns the number of tokens."""
-        total = 0
-        for slot, held in list(self._in_use.items()):
-            new = tokens[slot, : self.batch.image_length - held.position]
-            start = held.position
-            held.position += len(new)
-            total += len(new)
-            if held.position == self.batch.image_length:
-                del self._in_use[slot]
-            held.handle.deliver(TokenRun(held.candidate, start, new))
-        return total
 
     def _watch(self) -> None:
         """Detects a loop that hangs; runs on a separate thread."""
@@ -380,20 +327,21 @@ class GeneratorEngine:
             if self._failure is None:
                 self._failure = error
             self._wake.notify_all()
-        failed = EngineFailedError(f"the generator has stopped: {error!r}")
-        failed.__cause__ = error
-        self._fail_everything(failed)
+        self._fail_everything(f"the generator has stopped: {error!r}", error)
 
-    def _fail_everything(self, error: EngineError) -> None:
+    def _fail_everything(self, problem: str, cause: BaseException | None = None) -> None:
         self._queue.remove(lambda _: True)
         for handle in list(self._open):
-            handle.fail(error)
+            failed = EngineFailedError(problem, begun=handle.begun)
+            failed.__cause__ = cause
+            handle.fail(failed)
 
     def _raise_if_stopped(self) -> None:
         if self._failure is not None:
-            raise EngineFailedError(f"the generator has stopped: {self._failure!r}") from self._failure
+            problem = f"the generator has stopped: {self._failure!r}"
+            raise EngineFailedError(problem, begun=False) from self._failure
         if self._closing:
-            raise EngineFailedError("the engine was closed")
+            raise EngineFailedError("the engine was closed", begun=False)
 
     def _seconds_until_room(self, waiting: int) -> float:
         dispatches = -(-self.batch.image_length // self.batch.steps_per_dispatch)

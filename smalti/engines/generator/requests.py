@@ -88,12 +88,15 @@ class GenerationHandle:
         self.request = request
         self.future: Future[Int[np.ndarray, "candidates tokens"]] = Future()
         """The finished tokens; `result` waits for it."""
+        self.begun = False
+        """Whether the engine has put it, or a part of it, into its batch."""
         self._cancel = cancel
         self._tokens = np.zeros((len(request.candidates), image_length), np.int32)
         starts = [candidate.start(image_length) for candidate in request.candidates]
         for tokens, candidate, start in zip(self._tokens, request.candidates, starts, strict=True):
             tokens[:start] = candidate.given[:start]
         self._missing = sum(image_length - start for start in starts)
+        self._ends = starts
         self._events: queue.SimpleQueue[TokenRun | None] = queue.SimpleQueue()
         self._on_tokens = on_tokens or self._events.put
         # The loop delivers while another thread may fail the handle; it must end only once.
@@ -129,10 +132,17 @@ class GenerationHandle:
         return self.future.done()
 
     def deliver(self, run: TokenRun) -> None:
-        """Accepts tokens from the engine, which come in order for each candidate."""
+        """Accepts tokens from the engine, which come in order for each candidate; ignores those that it has.
+
+        A candidate begins again when a step with others has failed, and gets the same tokens.
+        """
         with self._lock:
-            if self.done:
+            known = self._ends[run.candidate] - run.start
+            if self.done or known >= len(run.tokens):
                 return
+            if known > 0:
+                run = TokenRun(run.candidate, run.start + known, run.tokens[known:])
+            self._ends[run.candidate] = run.start + len(run.tokens)
             self._tokens[run.candidate, run.start : run.start + len(run.tokens)] = run.tokens
             self._missing -= len(run.tokens)
             self._on_tokens(run)

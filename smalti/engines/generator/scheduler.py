@@ -33,6 +33,11 @@ class RequestQueue:
         with self._lock:
             return self._waiting()
 
+    def __contains__(self, handle: GenerationHandle) -> bool:
+        """Whether candidates of a request wait."""
+        with self._lock:
+            return handle in self._next
+
     def put(self, handle: GenerationHandle, retry_after: Callable[[int], float]) -> None:
         """Appends a request.
 

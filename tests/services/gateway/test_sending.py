@@ -7,8 +7,9 @@ import pytest
 
 from harness.gateway import FaultyStore, GatewayHarness, MakeGateway, encoded_job, failure, finish_chunk
 from smalti.errors import BrokerUnavailableError, InvalidInputError
-from smalti.messages import FailureReason
+from smalti.messages import FailureReason, Stage
 from smalti.parameters import Priority
+from smalti.queue.crashes.poison import PoisonRecords, work_id
 from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import JobState
@@ -158,6 +159,21 @@ def test_lease_doubles_with_every_loss_until_the_attempts_are_exhausted(
     assert failed.job.state is JobState.FAILED
     assert type(failure(failed)).__name__ == "AttemptsExhaustedError"
     assert "failed 3 times" in str(failure(failed))
+
+
+def test_crash_of_a_worker_is_not_an_attempt_of_what_it_held(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=10, attempts=2)
+    job, _, generates = encoded_job(gateway, time_limit=20_000.0)
+    records = PoisonRecords(gateway.store, Stage.GENERATE)
+    for _ in range(3):
+        gateway.handle(*(gateway.stages.draw_rows(generate, 2) for generate in generates))
+        gateway.gateway.progress.store()
+        records.add(job, {work_id(generate) for generate in generates}, alone=False)
+        gateway.clock.advance(700)
+        (again,) = gateway.send()
+        generates, event = gateway.stages.encode(again)
+        gateway.handle(event)
+    assert gateway.state(job) == "running"
 
 
 def test_chunk_that_no_worker_begins_is_sent_again_until_its_job_expires(make_gateway: MakeGateway) -> None:

@@ -43,7 +43,7 @@ def test_generator_loses_nothing_when_it_crashes_or_drains(
         assert next(healths).status == NOT_SERVING
         assert generator.wait() == 1
         assert "its engine has stopped" in generator.log.read_text()
-        # Now it is slow, and stopped in the middle of the work. Giving work back does not count as an attempt.
+        # Now it is slow, and stopped in the middle of the work. Neither counts as an attempt.
         generator.environment = {
             "SMALTI_FAILPOINTS": "generate.engine-step=sleep:2",
             "SMALTI_BROKER_DRAIN": "1",
@@ -63,7 +63,7 @@ def test_generator_loses_nothing_when_it_crashes_or_drains(
             lambda found: any(isinstance(each, StageDone) for each in found),
         )
     [done] = [event for event in found if isinstance(event, StageDone)]
-    assert (done.stage, done.attempt) == (Stage.GENERATE, 2)
+    assert (done.stage, done.attempt) == (Stage.GENERATE, 1)
     expected = pipeline.generate_candidates(PROMPT, range(4), seed=SEED, sampling=tiny.sampling, total=4)
     tokens = load_tokens(store, done.objects[0], 4, ModelSpec.load(tiny))
     np.testing.assert_array_equal(tokens, [picture.tokens for picture in expected])

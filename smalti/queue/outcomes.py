@@ -1,0 +1,60 @@
+"""The possible ends of a delivery."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from smalti.messages import FailureReason, Message, StageDone
+
+
+class Outcome(StrEnum):
+    """The possible ends of a delivery; each is counted."""
+
+    DONE = "done"
+    RETRIED = "retried"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    DEAD = "dead"
+    """The message went to the dead-letter queue."""
+    DUPLICATE = "duplicate"
+    """The same work was running, and its result counts for this delivery too."""
+    REDELIVERED = "redelivered"
+    """A worker crashed over it, or lost its connection; it was sent again with its count of redeliveries increased."""
+    GIVEN_BACK = "given back"
+    """It went back to its queue: the worker stops, or another message must run alone."""
+    UNCONFIRMED = "unconfirmed"
+    """The broker did not accept what follows, or the store did not answer; the message is delivered again."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The end of a delivery, and its reason."""
+
+    outcome: Outcome
+    reason: FailureReason | None = None
+    """Why the work failed for good; None when it did not."""
+    done: StageDone | None = None
+    """The event that was sent to the gateway when the work was done."""
+    crashed: bool = False
+    """Whether the engine has stopped over it, which ends the process and so counts as a crash."""
+
+
+@dataclass(frozen=True)
+class HandledDelivery:
+    """A delivery that has ended, for metrics."""
+
+    completion: Completion
+    message: Message | None
+    """None if it could not be parsed."""
+    seconds: float
+    """Duration of the handling."""
+    waited: float | None
+    """Seconds from sending to handling, by the clocks of two machines; None if unknown."""
+
+
+UNFINISHED: Final = (Outcome.RETRIED, Outcome.GIVEN_BACK, Outcome.REDELIVERED, Outcome.UNCONFIRMED)
+"""Outcomes after which the message, or a copy of it, is delivered again."""
+
+DeliveryObserver = Callable[[HandledDelivery], None]
+"""Called with each handled delivery, from the thread that handled it."""
