@@ -38,14 +38,14 @@ class IdleEncode(StageHandler[EncodeTask, None]):
         states = np.zeros((config.max_text_length, config.d_model), np.float32)
         self._content = encoding_bytes(Encoding(states, np.ones(config.max_text_length, np.int32)))
 
-    def output_keys(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.encoding,)
 
     def load(self, task: EncodeTask) -> None:
         """Loads nothing."""
 
     def run(self, context: TaskContext[EncodeTask], inputs: None) -> StageOutput:  # noqa: D102
-        return StageOutput((self.store.put(context.task.keys.encoding, self._content),), 0.0)
+        return StageOutput((self.write(context.task, context.task.keys.encoding, self._content),), 0.0)
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[EncodeTask], objects: tuple[ObjectRef, ...]
@@ -66,7 +66,7 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
 
-    def output_keys(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
 
     def load(self, task: GenerateTask) -> Encoding:  # noqa: D102
@@ -75,7 +75,7 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
     def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
         task = context.task
         tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
-        return StageOutput((self.store.put(task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
+        return StageOutput((self.write(task, task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[GenerateTask], objects: tuple[ObjectRef, ...]
@@ -94,17 +94,18 @@ class IdleDecode(StageHandler[DecodeTask, np.ndarray]):
         self._sizes = spec
         self._content = plain_png_bytes(Image.new("RGB", (spec.resolution, spec.resolution)))
 
-    def output_keys(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
     def load(self, task: DecodeTask) -> np.ndarray:  # noqa: D102
         return load_tokens(self.store, task.tokens, len(task.candidates), self._sizes)
 
     def run(self, context: TaskContext[DecodeTask], inputs: np.ndarray) -> StageOutput:  # noqa: D102
-        keys = self.output_keys(context.task)
-        return StageOutput(
-            tuple(self.store_executor.map(lambda key: self.store.put(key, self._content), keys)), 0.0
+        task = context.task
+        written = self.store_executor.map(
+            lambda name: self.write(task, name, self._content), self.output_names(task)
         )
+        return StageOutput(tuple(written), 0.0)
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[DecodeTask], objects: tuple[ObjectRef, ...]
@@ -122,7 +123,7 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._side = spec.resolution
 
-    def output_keys(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.scores(task.chunk),)
 
     def load(self, task: RankTask) -> list[bytes]:  # noqa: D102
@@ -142,7 +143,7 @@ class IdleRank(StageHandler[RankTask, list[bytes]]):
             for index, ref, file in zip(task.candidates, task.pictures, inputs, strict=True)
         )
         scores = ScoresFile(pictures=scored).to_bytes()
-        return StageOutput((self.store.put(task.keys.scores(task.chunk), scores),), 0.0)
+        return StageOutput((self.write(task, task.keys.scores(task.chunk), scores),), 0.0)
 
     def next_tasks(  # noqa: D102
         self, context: TaskContext[RankTask], objects: tuple[ObjectRef, ...]

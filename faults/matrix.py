@@ -55,6 +55,8 @@ class Row:
     services: tuple[str, ...] = STAGES
     held: tuple[str, ...] = ()
     """The services that are not started with the others."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Modules that are run instead of the services with these names."""
     broker: str = ""
     """The only broker that the row concerns; empty for all."""
     database: str = ""

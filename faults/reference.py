@@ -5,6 +5,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from PIL import Image
 
+from faults.other_decoder import repacked
 from smalti.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import EncoderEngine
@@ -40,7 +41,7 @@ class Reference:
     def __init__(self, folder: ModelFolder, engines: Engines) -> None:
         self._folder = folder
         self._engines = engines
-        self._known: dict[tuple[_Job, int], str] = {}
+        self._known: dict[tuple[_Job, int], tuple[str, str]] = {}
 
     @classmethod
     def load(cls, folder: ModelFolder) -> Self:
@@ -67,7 +68,12 @@ class Reference:
         job = _Job(prompt, seed, of, second_pass)
         if (job, candidate) not in self._known:
             self._draw(job, range(first, first + 16))
-        return self._known[job, candidate]
+        return self._known[job, candidate][0]
+
+    def repacked_sha256(self, prompt: str, seed: int, candidate: int, of: int) -> str:
+        """Returns the checksum of the file of `faults.other_decoder`; takes what `sha256` does."""
+        self.sha256(prompt, seed, candidate, of)
+        return self._known[_Job(prompt, seed, of, None), candidate][1]
 
     def close(self) -> None:
         """Closes the engines."""
@@ -98,4 +104,5 @@ class Reference:
                 second_pass=job.second_pass,
                 refiner=self._folder.refiner_revision if job.second_pass else None,
             )
-            self._known[job, index] = digest(png_bytes(Image.fromarray(np.asarray(pixels)), drawing))
+            content = png_bytes(Image.fromarray(np.asarray(pixels)), drawing)
+            self._known[job, index] = digest(content), digest(repacked(content))

@@ -74,6 +74,7 @@ class Runner:
             database=self._database,
             services=rows[0].services,
             held=rows[0].held,
+            modules=rows[0].modules,
             settings={**rows[0].settings, **prepared},
             failpoints=tuple(failpoint for row in rows for failpoint in row.failpoints),
         )

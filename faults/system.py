@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,8 @@ class Layout:
     """Names of services, numbered if there are several: `decoder-2`."""
     held: tuple[str, ...] = ()
     """Services that are not started at first; see `System.release`."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Modules that are run instead of the services with these names."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of all processes, which override `SETTINGS`."""
     failpoints: tuple[str, ...] = ()
@@ -253,10 +256,10 @@ class System:
                         continue  # A truncated last line of a killed process.
         return found
 
-    def executions(self) -> dict[tuple[str, str, int | None], int]:
-        """Counts how often the work of each job, stage and chunk was done."""
+    def executions(self, *names: str) -> dict[tuple[str, str, int | None], int]:
+        """Counts how often the work of each job, stage and chunk was done, by default by all processes."""
         counts: dict[tuple[str, str, int | None], int] = {}
-        for line in self.lines(*(name for name in self.processes if name != "gateway")):
+        for line in self.lines(*(names or (name for name in self.processes if name != "gateway"))):
             if str(line.get("event", "")).startswith("the work is done"):
                 work = (line["job"], line["stage"], line.get("chunk"))
                 counts[work] = counts.get(work, 0) + 1
@@ -351,6 +354,7 @@ class System:
             model=self.model.path,
             folder=self.folder / name,
             environment=settings,
+            command=(sys.executable, "-m", self.layout.modules[name]) if name in self.layout.modules else (),
         )
 
     def _keep(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
+from harness.objects import name_of
 from smalti.errors import StoreUnavailableError
 from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, StageDone
 from smalti.parameters import SamplingParameters
@@ -127,8 +128,8 @@ class GatewayHarness:
         self.gateway.run_store_tasks()
 
     def objects(self) -> list[str]:
-        """Returns the keys of all objects, without the folders of their jobs."""
-        return [info.key.split("/", 2)[2] for info in self.store.objects()]
+        """Returns the names of all objects, without the folders of their jobs."""
+        return [name_of(info.key.split("/", 2)[2]) for info in self.store.objects()]
 
     def close(self) -> None:
         """Ends the threads; the database stays open."""

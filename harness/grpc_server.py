@@ -10,6 +10,7 @@ import grpc
 from typing_extensions import ParamSpec
 
 from smalti.rpc.calls import deadline
+from smalti.rpc.places import CallKinds
 from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings
 from smalti.v1.encoder_pb2 import EncodeRequest, EncodeResponse, Encoding
@@ -92,6 +93,8 @@ async def served(
     settings: RpcSettings | None = None,
     *,
     endless: tuple[str, ...] = (),
+    kept: tuple[str, ...] = (),
+    small: tuple[str, ...] = (),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[tuple[Server, Servicer]]:
     """Serves the servicer on a free port of 127.0.0.1 while the block runs."""
@@ -105,7 +108,7 @@ async def served(
         register,
         healthy=lambda: servicer.healthy,
         settings=settings or RpcSettings(),
-        endless=endless,
+        kinds=CallKinds(endless=endless, kept=kept, small=small),
         interceptors=interceptors,
     )
     try:

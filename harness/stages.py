@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from typing import Any
 
+from harness.objects import objects_of
 from harness.service import bare_process
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.messages import Event, Message, Stage, parse
@@ -85,10 +86,7 @@ class RealStages:
 
     def objects(self, job: str) -> dict[str, bytes]:
         """Returns the objects of a job by their names in its folder."""
-        folder = f"jobs/{job}/"
-        return {
-            info.key.removeprefix(folder): self.store.get(info.key) for info in self.store.objects(folder)
-        }
+        return objects_of(self.store, job)
 
     def close(self) -> None:
         """Ends the threads of the handlers."""

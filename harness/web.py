@@ -21,7 +21,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
-from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
 from smalti.services.web.service import WebServer
@@ -242,7 +242,7 @@ class WebHarness:
             lambda server: add_ImageServiceServicer_to_server(servicer, server),
             healthy=lambda: True,
             settings=settings,
-            endless=ENDLESS,
+            kinds=KINDS,
         )
 
 

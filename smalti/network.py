@@ -17,6 +17,7 @@ __all__ = [
     "check_key_pair",
     "check_plaintext",
     "is_this_machine",
+    "network_of",
     "warn_of_open_key",
 ]
 
@@ -34,6 +35,18 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def network_of(address: str) -> str:
+    """Returns the network that counts as one client: an IPv4 address, or 64 bits of an IPv6 address."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        mapped = found.ipv4_mapped
+        return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
+    return address
 
 
 def check_plaintext(host: str, variable: str, problem: str, *, also: str = "") -> None:

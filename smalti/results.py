@@ -12,7 +12,7 @@ from smalti.errors import DamagedObjectError
 from smalti.messages import MAX_GIVEN_TOKENS, MAX_IN_CHUNK, CandidateIndex, Prompt, ShortText
 from smalti.parameters import Diversity, Flag, SamplingParameters, SecondPass, Seed
 from smalti.selection import FEATURE_TYPE
-from smalti.storage import Key, Sha256
+from smalti.storage import Key, ObjectRef, Sha256
 from smalti.validation import Strict, first_problem
 
 Pixels = Annotated[int, Field(ge=1, le=2**20)]
@@ -52,6 +52,12 @@ class _JsonFile(Strict):
             return cls.model_validate_json(content)
         except ValidationError as error:
             raise DamagedObjectError(key, str(first_problem(error))) from None
+
+
+class OutputsFile(_JsonFile):
+    """`outputs/<work>.json`: the objects that a stage has written, by whoever was first."""
+
+    objects: Annotated[tuple[ObjectRef, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 
 
 class RankedPicture(ScoredPicture):

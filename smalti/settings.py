@@ -1,5 +1,6 @@
 """Settings from the environment: `SMALTI_` and the name of a field of `Settings` is its variable."""
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,6 +25,21 @@ def _base_folder(variable: str, default: str) -> Path:
     """Returns a folder by the XDG base directory specification, by which relative paths are ignored."""
     folder = Path(os.environ.get(variable, ""))
     return (folder if folder.is_absolute() else Path.home() / default) / "smalti"
+
+
+def listed(text: str) -> list[str]:
+    """Returns the parts of a list that is separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_networks(text: str) -> str:
+    """Returns a list of addresses and networks; raises `ValueError` if one is invalid."""
+    for each in listed(text):
+        try:
+            ipaddress.ip_network(each)
+        except ValueError:
+            raise ValueError(f"{each!r} must be an address such as 10.0.0.1 or a network") from None
+    return text
 
 
 def data_folder() -> Path:

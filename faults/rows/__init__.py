@@ -3,7 +3,18 @@
 from typing import Final
 
 from faults.matrix import Row
-from faults.rows import broker, clients, database, gateway, pictures, refiner, store, workers
+from faults.rows import (
+    broker,
+    clients,
+    database,
+    gateway,
+    kinds,
+    pictures,
+    refiner,
+    store,
+    watchers,
+    workers,
+)
 
 ROWS: Final[dict[str, Row]] = {
     row.name: row
@@ -28,9 +39,13 @@ ROWS: Final[dict[str, Row]] = {
         clients.burst,
         clients.taken_back,
         broker.too_slow,
+        kinds.two_kinds_of_decoder,
+        watchers.thousand_watchers,
         pictures.bombs,
         workers.same_request,
         refiner.refiner_fails,
+        store.foreign_rules,
+        store.store_hangs,
         gateway.gateway_killed,
         gateway.gateway_paused,
         database.one_gateway_suspended,

@@ -1,4 +1,4 @@
-"""The stage that turns image tokens into pictures: `jobs/<job>/candidates/<index>.png`."""
+"""The stage that turns image tokens into pictures: `jobs/<job>/candidates/<index>-<content>.png`."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -49,7 +49,7 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
         self._compute = compute
         self._rewriter = rewriter
 
-    def output_keys(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: DecodeTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.candidate(index) for index in task.candidates)
 
     def load(self, task: DecodeTask) -> Int[np.ndarray, "pictures tokens"]:  # noqa: D102
@@ -112,4 +112,4 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
             wording=wording,
         )
         content = png_bytes(Image.fromarray(pixels), drawing)
-        return self.store.put(task.keys.candidate(index), content, content_type="image/png")
+        return self.write(task, task.keys.candidate(index), content, content_type="image/png")

@@ -1,7 +1,7 @@
-"""The stage that encodes prompts: `jobs/<job>/encoding.safetensors`, or an object for each wording of the prompt."""
+"""The stage that encodes prompts: `jobs/<job>/encoding-<content>.safetensors`, or an object for each wording."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from smalti.engines.encoder import EncoderEngine
 from smalti.messages import (
@@ -53,10 +53,14 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         self._compute = compute
         self._rewriter = rewriter
 
-    def output_keys(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: EncodeTask) -> tuple[str, ...]:  # noqa: D102
         if not task.vary:
             return (task.keys.encoding,)
         return tuple(self._prompts(task, self._rewriter(task.prompt).prompt))
+
+    def records(self, task: EncodeTask) -> Mapping[str, tuple[str, ...]]:
+        """Returns a record for each encoding, since tasks for other chunks of the job share some of them."""
+        return {task.keys.outputs(self.stage, name): (name,) for name in self.output_names(task)}
 
     def read_prompt(self, task: EncodeTask) -> PromptReading:
         """Rewrites the prompt; also needed if the encoding is already there, which does not hold the words."""
@@ -81,13 +85,13 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
             context.check_begin()
             context.reach("engine-step")
             began = time.monotonic()
-            encoded = {key: encoding_bytes(self._engine.encode(prompt)) for key, prompt in prompts.items()}
+            encoded = {name: encoding_bytes(self._engine.encode(prompt)) for name, prompt in prompts.items()}
             return encoded, time.monotonic() - began
 
         encoded, seconds = self._compute.run(encode)
         context.check()
         context.reach("before-write")
-        written = self.store_executor.map(lambda each: self.store.put(*each), encoded.items())
+        written = self.store_executor.map(lambda each: self.write(context.task, *each), encoded.items())
         return StageOutput(tuple(written), seconds)
 
     def next_tasks(  # noqa: D102
@@ -96,14 +100,14 @@ class EncodeHandler(StageHandler[EncodeTask, None]):
         task, prompt = context.task, _reading(context).effective_prompt
         if not task.vary:
             return task.next(objects[0], prompt)
-        refs = {ref.key: ref for ref in objects}
+        refs = {ref.name: ref for ref in objects}
         wordings = self._wordings(task, prompt)
         return task.next(
             {candidate: refs[task.keys.encoding_of(wording)] for candidate, wording in wordings}, prompt
         )
 
     def _prompts(self, task: EncodeTask, effective_prompt: str) -> dict[str, str]:
-        """Returns what is encoded for a task, by the key of the encoding; equal wordings are encoded once."""
+        """Returns what is encoded for a task, by the name of the encoding; equal wordings are encoded once."""
         if not task.vary:
             return {task.keys.encoding: effective_prompt}
         return {

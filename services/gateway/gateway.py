@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -38,6 +38,10 @@ CLOCK_SECONDS: Final = 1.0
 """Interval between questions for the database's time, which show whether it answers."""
 MARKER_SECONDS: Final = 1.0
 """Time for which CancelJob waits for the store to take the marker."""
+MAX_MARKERS: Final = 256
+"""Markers that are about to be written for callers; the store tasks write the others."""
+STORED_SECONDS: Final = 10.0
+"""Interval between counts of the stored jobs."""
 
 
 class _Wakeups(JobObserver):
@@ -75,6 +79,7 @@ class Gateway:
         self.policy_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="asking")
         """Asks the operator's policy for clients; apart, for the same reason."""
         self._marker_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="marker")
+        self._markers = threading.BoundedSemaphore(MAX_MARKERS)
         wakeups = _Wakeups()
         context.events.subscribe(wakeups)
         context.events.subscribe(self.watchers)
@@ -111,6 +116,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
+            Loop("counting", self.jobs.count_stored, seconds=STORED_SECONDS),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
@@ -170,16 +176,29 @@ class Gateway:
     def cancel(self, job_id: str) -> JobSnapshot:
         """Cancels a job and notifies the stages; a job that has ended does not change. Raises `JobNotFoundError`."""
         snapshot = self.jobs.cancel(job_id)
-        if snapshot.job.state is JobState.CANCELLED:
-            # The marker frees slots, so it is written at once. If that fails, the store task writes it later.
-            marking = self._marker_threads.submit(
-                write_marker, self.context.store, job_id, snapshot.job.state
-            )
-            try:
-                marking.result(MARKER_SECONDS)
-            except (TimeoutError, StoreUnavailableError) as error:
-                log.warning("the stages are notified later: %s", error, extra={"job": job_id})
+        if marking := self.mark(snapshot):
+            wait([marking], MARKER_SECONDS)
         return snapshot
+
+    def mark(self, snapshot: JobSnapshot) -> "Future[None] | None":
+        """Begins to notify the stages that a job was cancelled, which frees slots.
+
+        Returns:
+            What tells when it is done; None if there is nothing to do, or if the store is slow: then the store task of
+            the job notifies them later.
+        """
+        job = snapshot.job
+        if job.state is not JobState.CANCELLED or not self._markers.acquire(blocking=False):
+            return None
+        return self._marker_threads.submit(self._mark, job.id, job.state)
+
+    def _mark(self, job_id: str, state: JobState) -> None:
+        try:
+            write_marker(self.context.store, job_id, state)
+        except StoreUnavailableError as error:
+            log.warning("the stages are notified later: %s", error, extra={"job": job_id})
+        finally:
+            self._markers.release()
 
     def delete(self, job_id: str) -> None:
         """Cancels a job if it is open, and deletes it with its pictures. Raises `JobNotFoundError`."""

@@ -9,7 +9,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
-from smalti.services.gateway.api.servicer import ENDLESS, ImageServicer
+from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
 from smalti.services.gateway.gateway import Gateway
@@ -101,7 +101,7 @@ def build(process: Process) -> Service:
         model=spec.folder.name,
         background_tasks=(GatewayRunner(gateway),),
         ready=lambda: gateway.ready,
-        endless=ENDLESS,
+        kinds=KINDS,
         close=gateway.close,
     )
 

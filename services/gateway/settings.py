@@ -56,6 +56,10 @@ class GatewaySettings(EnvironmentSettings):
     are kept. Set it to at least twice the slots of all generators together."""
     open_jobs: Annotated[int, Field(ge=1, le=10**6)] = 10_000
     """Maximum number of open jobs. Further requests are refused with RESOURCE_EXHAUSTED."""
+    stored_jobs: Annotated[int, Field(ge=1, le=10**8)] = 1_000_000
+    """Maximum number of jobs in the database, open and ended; counted every 10 s. Further requests are refused."""
+    stored_bytes: Annotated[int, Field(ge=2**20)] = 10 * 2**30
+    """Maximum size of what the requests of these jobs have brought: prompts, labels and initial images, in bytes."""
     candidates: Annotated[int, Field(ge=1, le=1024)] = 256
     """Maximum number of candidates of a job."""
     idle_candidates: Annotated[int, Field(ge=0, le=1024)] = 32

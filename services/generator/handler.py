@@ -1,4 +1,4 @@
-"""The stage that generates image tokens: `jobs/<job>/tokens/<chunk>.safetensors`."""
+"""The stage that generates image tokens: `jobs/<job>/tokens/<chunk>-<content>.safetensors`."""
 
 import queue
 import time
@@ -61,7 +61,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
         self._spec = spec
         self._engine = engine
 
-    def output_keys(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
 
     def load(self, task: GenerateTask) -> tuple[Encoding, ...]:
@@ -95,7 +95,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
         seconds = time.monotonic() - began
         context.check()
         context.reach("before-write")
-        tokens = self.store.put(task.keys.tokens(task.chunk), tokens_bytes(handle.result()))
+        tokens = self.write(task, task.keys.tokens(task.chunk), tokens_bytes(handle.result()))
         return StageOutput((tokens,), seconds)
 
     def next_tasks(  # noqa: D102

@@ -1,4 +1,4 @@
-"""The stage that scores pictures: `jobs/<job>/scores/<chunk>.json`."""
+"""The stage that scores pictures: `jobs/<job>/scores/<chunk>-<content>.json`."""
 
 import io
 import time
@@ -65,7 +65,7 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         self._compute = compute
         self._rewriter = rewriter
 
-    def output_keys(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: RankTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.scores(task.chunk),)
 
     def load(self, task: RankTask) -> list[PictureFile]:  # noqa: D102
@@ -89,8 +89,8 @@ class RankHandler(StageHandler[RankTask, list[PictureFile]]):
         scored = self._scores_file(task, prompt, inputs, ranking).to_bytes()
         context.check()
         context.reach("before-write")
-        key = task.keys.scores(task.chunk)
-        return StageOutput((self.store.put(key, scored, content_type="application/json"),), seconds)
+        written = self.write(task, task.keys.scores(task.chunk), scored, content_type="application/json")
+        return StageOutput((written,), seconds)
 
     def next_tasks(
         self, context: TaskContext[RankTask], objects: tuple[ObjectRef, ...]

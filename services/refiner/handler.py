@@ -1,4 +1,4 @@
-"""The stage that refines chosen pictures: `jobs/<job>/refined/<index>.png`."""
+"""The stage that refines chosen pictures: `jobs/<job>/refined/<index>-<content>.png`."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -61,7 +61,7 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         self._engine = engine
         self._compute = compute
 
-    def output_keys(self, task: RefineTask) -> tuple[str, ...]:  # noqa: D102
+    def output_names(self, task: RefineTask) -> tuple[str, ...]:  # noqa: D102
         return tuple(task.keys.refined(each.candidate) for each in task.pictures)
 
     def load(self, task: RefineTask) -> list[ChosenPicture]:
@@ -136,4 +136,4 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         drawing = chosen.drawing.model_copy(update={"second_pass": task.second_pass, "refiner": task.refiner})
         key = task.keys.refined(chosen.input.candidate)
         content = png_bytes(Image.fromarray(pixels), drawing)
-        return self.store.put(key, content, content_type="image/png")
+        return self.write(task, key, content, content_type="image/png")

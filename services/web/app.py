@@ -18,7 +18,7 @@ from smalti.services.web.failures import UnknownFieldError, failure_of
 from smalti.services.web.limits import ClientLimits, Guard
 from smalti.services.web.observer import Observer
 from smalti.services.web.operations import documents, health
-from smalti.services.web.settings import listed
+from smalti.settings import listed
 
 MIN_GZIP_BYTES = 1024
 GZIP_LEVEL = 5

@@ -24,7 +24,8 @@ from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
 from smalti.services.web.gateway import StreamMetadata, UnaryMetadata
 from smalti.services.web.limits import protocol_class
-from smalti.services.web.settings import WEB_PREFIX, WebSettings, listed, web_settings
+from smalti.services.web.settings import WEB_PREFIX, WebSettings, web_settings
+from smalti.settings import listed
 from smalti.telemetry import Endpoint, Metrics, logs, serve_metrics, tracing
 
 log = logging.getLogger(__name__)

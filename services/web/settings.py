@@ -1,6 +1,5 @@
 """The settings of the web service. The variable of a field is `SMALTI_WEB_` and the field's name."""
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -9,7 +8,15 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from smalti.network import is_this_machine
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, read_settings
+from smalti.settings import (
+    PREFIX,
+    EnvironmentSettings,
+    Seconds,
+    SecondsOrNone,
+    check_networks,
+    listed,
+    read_settings,
+)
 
 WEB_PREFIX = f"{PREFIX}WEB_"
 MIN_KEY_LENGTH = 32
@@ -87,12 +94,7 @@ class WebSettings(EnvironmentSettings):
     @field_validator("proxies")
     @classmethod
     def _check_proxies(cls, text: str) -> str:
-        for each in listed(text):
-            try:
-                ipaddress.ip_network(each)
-            except ValueError:
-                raise ValueError(f"{each!r} must be an address such as 10.0.0.1 or a network") from None
-        return text
+        return check_networks(text)
 
     @field_validator("origins")
     @classmethod
@@ -130,11 +132,6 @@ def web_settings() -> WebSettings:
         InvalidInputError: a value is invalid; names the variable.
     """
     return read_settings(WebSettings)
-
-
-def listed(text: str) -> list[str]:
-    """Returns the parts of a list that is separated by commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _is_origin(text: str) -> bool:

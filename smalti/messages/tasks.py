@@ -22,7 +22,7 @@ from smalti.messages.envelope import (
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
 from smalti.parameters import FREE, Flag, SamplingParameters, SecondPass, Seed
-from smalti.storage import ObjectRef
+from smalti.storage import ObjectRef, content_key, digest
 from smalti.validation import Strict
 
 
@@ -59,6 +59,15 @@ class StageTask(Envelope):
             raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
 
+    def output_key(self, name: str, content: bytes) -> str:
+        """Returns the key of an object that the stage writes.
+
+        Args:
+            name: its name in `JobKeys`.
+            content: its content, from which the key follows since version 2.
+        """
+        return content_key(name, digest(content)) if self.version > 1 else name
+
     def done(
         self,
         *objects: ObjectRef,
@@ -90,6 +99,18 @@ class StageTask(Envelope):
 
     def _carried(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in StageTask.model_fields}
+
+    def _check_names(self, refs: tuple[ObjectRef, ...], names: tuple[str, ...]) -> None:
+        """Raises `ValueError` unless the references are to objects with these names.
+
+        Since version 2, their keys must follow from their content, too.
+        """
+        keys = tuple(
+            content_key(name, ref.sha256) if self.version > 1 else name
+            for name, ref in zip(names, refs, strict=False)
+        )
+        if len(refs) != len(names) or tuple(ref.key for ref in refs) != keys:
+            raise ValueError(f"the references must be to {', '.join(names)}, with their contents in the keys")
 
     def _event_fields(self) -> dict[str, Any]:
         chunk = getattr(self, "chunk", None)
@@ -202,11 +223,11 @@ class GenerateTask(ChunkTask):
     @model_validator(mode="after")
     def _check_encoding(self) -> Self:
         if not self.vary:
-            _check_keys(self.encoding_refs, (self.keys.encoding,))
+            self._check_names(self.encoding_refs, (self.keys.encoding,))
         elif self.encoding is not None or len(self.encodings) != len(self.candidates):
             raise ValueError("a task with wordings must have an encoding for each candidate")
         for ref in self.encodings:
-            if ref.key not in self.keys or not ref.key.startswith(self.keys.encodings):
+            if ref.key not in self.keys or not ref.key.startswith(self.keys.encodings) or ref.key == ref.name:
                 raise ValueError(f"{ref.key} must be in {self.keys.encodings}")
         return self
 
@@ -234,12 +255,15 @@ class DecodeTask(ChunkTask):
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
-        _check_keys((self.tokens,), (self.keys.tokens(self.chunk),))
+        self._check_names((self.tokens,), (self.keys.tokens(self.chunk),))
         return self
 
     def next(self, pictures: tuple[ObjectRef, ...]) -> "RankTask":
         """Returns the task that follows; the pictures must be durable and in the order of the candidates."""
-        return RankTask(**self._carried(), pictures=pictures)
+        carried = self._carried()
+        if self.version > 1:
+            carried["tokens"] = self.tokens
+        return RankTask(**carried, pictures=pictures)
 
 
 class RankTask(ChunkTask):
@@ -250,11 +274,22 @@ class RankTask(ChunkTask):
     kind: Literal["rank"] = "rank"
     pictures: Annotated[tuple[ObjectRef, ...], Field(max_length=MAX_IN_CHUNK)]
     """The pictures, in the order of the candidates."""
+    tokens: ObjectRef | None = None
+    """The tokens that the pictures were decoded from, for the event. Since version 2."""
 
     @model_validator(mode="after")
     def _check_pictures(self) -> Self:
-        _check_keys(self.pictures, tuple(self.keys.candidate(index) for index in self.candidates))
+        self._check_names(self.pictures, tuple(self.keys.candidate(index) for index in self.candidates))
+        if self.tokens is not None:
+            if self.version < 2:
+                raise ValueError("tokens needs version 2")
+            self._check_names((self.tokens,), (self.keys.tokens(self.chunk),))
         return self
+
+    def done(self, *objects: ObjectRef, **details: Any) -> StageDone:
+        """Returns the event that says that the stage has finished; it names the tokens, too."""
+        tokens = () if self.tokens is None else (self.tokens,)
+        return super().done(*objects, *tokens, **details)
 
 
 class PictureToRefine(Strict):
@@ -293,7 +328,7 @@ class RefineTask(StageTask):
         candidates = [each.candidate for each in self.pictures]
         if len(set(candidates)) < len(candidates):
             raise ValueError("a candidate occurs twice")
-        _check_keys(
+        self._check_names(
             tuple(each.picture for each in self.pictures), tuple(map(self.keys.candidate, candidates))
         )
         for each in self.pictures:
@@ -308,9 +343,3 @@ class RefineTask(StageTask):
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
         return self.job, self.kind, str(self.chunk)
-
-
-def _check_keys(refs: tuple[ObjectRef, ...], keys: tuple[str, ...]) -> None:
-    """Raises `ValueError` unless the references are exactly those to the expected keys."""
-    if tuple(ref.key for ref in refs) != keys:
-        raise ValueError(f"the references must be to {', '.join(keys)}")

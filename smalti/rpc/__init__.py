@@ -6,6 +6,7 @@ __all__ = [
     "conversion",
     "errors",
     "observer",
+    "places",
     "reasons",
     "server",
     "settings",

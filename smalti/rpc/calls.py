@@ -1,25 +1,24 @@
-"""Handling every call of a server: the limit of calls, the deadline, errors, and the drain."""
+"""Handling every call of a server: its place, its deadline, errors, and the drain."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import grpc
 
-from smalti.errors import DrainingError, OverloadedError, RequestExpiredError
+from smalti.errors import DrainingError, InvalidInputError, OverloadedError, RequestExpiredError
 from smalti.rpc.errors import DETAILS_KEY, status_of
+from smalti.rpc.places import CallKinds, Places
 from smalti.rpc.reasons import reason_of
 
 log = logging.getLogger(__name__)
 
 # Health and reflection are exempt: probes need an answer even at the limit of calls, and `Watch` has no deadline.
 EXEMPT = "/grpc."
-
-RETRY_SECONDS = 1.0
 
 _deadline: ContextVar[float] = ContextVar("deadline")
 
@@ -39,7 +38,7 @@ def deadline() -> float:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of a `grpc.aio` server whose methods are coroutines or asynchronous generators.
 
-    * While `max_calls` are in progress, and while draining, new calls are refused.
+    * A call without a place, and every call while draining, is refused before its request is received.
     * A call ends at its deadline, or at the default deadline if it has none, and at the maximum deadline at the latest.
     * An exception becomes a status with details; the cause of an unexpected one is only logged.
     """
@@ -47,28 +46,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         *,
-        max_calls: int,
+        places: Places,
         default_deadline: float,
         max_deadline: float,
-        endless: Collection[str] = (),
+        kinds: CallKinds,
     ) -> None:
         """Starts without calls.
 
         Args:
-            max_calls: maximum number of concurrent calls.
+            places: counts the calls.
             default_deadline: time in seconds for a call without a deadline.
             max_deadline: maximum time in seconds for any call.
-            endless: methods such as "/smalti.v1.ImageService/WatchJob" that the drain interrupts because they would
-                not end by themselves; their clients resume them elsewhere.
+            kinds: which methods the drain interrupts; their clients resume them elsewhere.
         """
-        self._max_calls = max_calls
+        self._places = places
         self._default = min(default_deadline, max_deadline)
         self._longest = max_deadline
-        self._endless = frozenset(endless)
+        self._endless = frozenset(kinds.endless)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self.running = 0
+
+    @property
+    def running(self) -> int:
         """Number of calls in progress, except those of health and reflection."""
+        return self._places.running
 
     def drain(self) -> None:
         """Refuses calls from now on, and interrupts the endless ones."""
@@ -85,16 +86,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         if handler is None or method.startswith(EXEMPT):
             return handler
-        return wrapped(handler, lambda context: self._call(method, context))
+        metadata = {
+            key: value
+            for key, value in handler_call_details.invocation_metadata or ()
+            if isinstance(value, str)
+        }
+        if handler.request_streaming:
+            return wrapped(handler, lambda context: self._call(method, metadata, None, context))
+        return _received_late(
+            handler, lambda requests, context: self._call(method, metadata, requests, context)
+        )
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
-        """Counts a call, applies its deadline, and ends it with a status if it fails."""
+    async def _call(
+        self, method: str, metadata: Mapping[str, str], requests: Any, context: Any
+    ) -> AsyncIterator[Any]:
+        """Counts a call, receives its request, applies its deadline, and ends it with a status if it fails.
+
+        Args:
+            method: the method.
+            metadata: the metadata of the call.
+            requests: gives the request; None if the method receives its requests itself.
+            context: the call.
+        """
         if self._draining:
             await abort(context, DrainingError("the service is shutting down; try again"), method)
-        if self.running >= self._max_calls:
-            problem = f"{self.running} calls are already in progress; try again in {RETRY_SECONDS:.0f} s"
-            await abort(context, OverloadedError(problem, RETRY_SECONDS), method)
+        peer = self._places.peer(context.peer(), metadata)
+        stack = ExitStack()
+        try:
+            stack.enter_context(self._places.call(method, peer))
+        except OverloadedError as error:
+            await abort(context, error, method)
         asked = context.time_remaining()
         seconds = min(self._default if asked is None else asked, self._longest)
         token = _deadline.set(time.monotonic() + seconds)
@@ -102,11 +124,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         cut_off = method in self._endless and task is not None
         if cut_off and task is not None:
             self._tasks.add(task)
-        self.running += 1
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                yield
+                request = None
+                if requests is not None:
+                    async with self._places.receive(peer):
+                        request = await _only(requests)
+                    stack.enter_context(self._places.request(method, peer, request.ByteSize()))
+                yield request
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
@@ -122,7 +148,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             await abort(context, error, method)
         finally:
-            self.running -= 1
+            stack.close()
             if task is not None:
                 self._tasks.discard(task)
             _deadline.reset(token)
@@ -137,25 +163,65 @@ def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[An
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> None:
-        # Writes the responses itself. If it were a generator, a deadline that expires during a write to a slow client
-        # would interrupt gRPC's code instead of this.
         async with around(context):
-            answers = behaviour(request, context)
-            if not hasattr(answers, "__aiter__"):
-                await answers
-                return
-            async with aclosing(answers):
-                async for answer in answers:
-                    await context.write(answer)
+            await _write(behaviour(request, context), context)
 
+    return _made(handler, stream if handler.response_streaming else unary, handler.request_streaming)
+
+
+def _received_late(handler: Any, around: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Handler:
+    """Returns a handler that decides about a call before its request is received.
+
+    gRPC receives the request of a method with one request before it calls the method, so the method becomes one with a
+    stream of requests. Clients see no difference.
+
+    Args:
+        handler: the handler of a method with one request.
+        around: returns the context manager around a call, which gives the request, from the stream of requests and the
+            call's context.
+    """
+    behaviour = handler.unary_unary or handler.unary_stream
+
+    async def unary(requests: Any, context: Any) -> Any:
+        async with around(requests, context) as request:
+            return await behaviour(request, context)
+
+    async def stream(requests: Any, context: Any) -> None:
+        async with around(requests, context) as request:
+            await _write(behaviour(request, context), context)
+
+    return _made(handler, stream if handler.response_streaming else unary, True)
+
+
+async def _only(requests: Any) -> Any:
+    """Receives the request of a call that has one."""
+    async for request in requests:
+        return request
+    raise InvalidInputError("request", "is missing")
+
+
+async def _write(answers: Any, context: Any) -> None:
+    """Writes the responses of a call.
+
+    If gRPC did it, a deadline that expires during a write to a slow client would interrupt its code instead of this.
+    """
+    if not hasattr(answers, "__aiter__"):
+        await answers
+        return
+    async with aclosing(answers):
+        async for answer in answers:
+            await context.write(answer)
+
+
+def _made(handler: Any, behaviour: Any, request_streaming: bool) -> Handler:
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
+    }[request_streaming, handler.response_streaming]
     made: Handler = make(
-        stream if handler.response_streaming else unary,
+        behaviour,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )

@@ -13,13 +13,12 @@ import grpc
 from opentelemetry.trace import SpanKind
 
 from smalti.rpc.calls import EXEMPT, Handler, wrapped
+from smalti.rpc.places import CLIENT
 from smalti.telemetry import Metrics, tracing
 from smalti.telemetry.logs import about
 
 REQUEST_ID = "x-request-id"
 """The metadata key with which a client names its call in the log."""
-CLIENT = "x-forwarded-for"
-"""The metadata key with which the web service names the address of its client."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 _OUTCOMES = {

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from smalti.errors import InvalidInputError
 from smalti.rpc.calls import CallInterceptor
 from smalti.rpc.health import Health
+from smalti.rpc.places import CallKinds, Places
 from smalti.rpc.settings import RpcSettings, message_options, rpc_settings, variable
 from smalti.rpc.tls import server_credentials
 
@@ -114,7 +115,7 @@ async def serve(
     *,
     healthy: Callable[[], bool],
     settings: RpcSettings | None = None,
-    endless: Collection[str] = (),
+    kinds: CallKinds = CallKinds(),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> Server:
     """Starts a server.
@@ -123,7 +124,7 @@ async def serve(
         register: adds the services; methods are coroutines or asynchronous generators that raise Smalti's errors.
         healthy: tells whether the engine takes work; must not block.
         settings: None reads them from the environment.
-        endless: methods that the drain interrupts; see `CallInterceptor`.
+        kinds: what is special about methods.
         interceptors: further interceptors, such as those for metrics and traces; they enclose all others.
 
     Raises:
@@ -132,10 +133,10 @@ async def serve(
     settings = settings or rpc_settings()
     credentials = server_credentials(settings)
     calls = CallInterceptor(
-        max_calls=settings.max_calls,
+        places=Places(settings, kinds),
         default_deadline=settings.default_deadline,
         max_deadline=settings.max_deadline,
-        endless=endless,
+        kinds=kinds,
     )
     server = grpc.aio.server(interceptors=[*interceptors, calls], options=_options(settings))
     named = _Named(server)
@@ -164,6 +165,8 @@ def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
         # A client may send a keepalive ping each minute; by default the server would close the connection.
         ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Of one connection. Not less, since a web service makes all its calls over one.
+        ("grpc.max_concurrent_streams", settings.max_calls + settings.max_streams),
     ]
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, read_settings
+from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, check_networks, read_settings
 
 RPC_PREFIX = f"{PREFIX}RPC_"
 
@@ -57,7 +57,21 @@ class RpcSettings(EnvironmentSettings):
     """Interval in seconds between keepalive pings on an idle connection. If unset, a server pings every two hours, a
     channel never."""
     max_calls: Annotated[int, Field(ge=1)] = 1000
-    """Maximum number of concurrent calls of a server; further calls are refused with RESOURCE_EXHAUSTED."""
+    """Maximum number of concurrent calls of a server, without WatchJob; further calls are refused with
+    RESOURCE_EXHAUSTED. A tenth is kept for GetJob, CancelJob and DeleteJob."""
+    max_streams: Annotated[int, Field(ge=1)] = 1000
+    """Maximum number of concurrent calls of WatchJob; further ones are refused."""
+    peer_calls: Annotated[int, Field(ge=1)] = 250
+    """Maximum number of concurrent calls of one client, without WatchJob."""
+    peer_streams: Annotated[int, Field(ge=1)] = 100
+    """Maximum number of concurrent calls of WatchJob of one client."""
+    trusted_peers: str = "127.0.0.0/8,::1"
+    """Addresses and networks, separated by commas, of web services: the client that they name counts as the caller, and
+    calls for which they name none have no limits for one client."""
+    receiving: Annotated[int, Field(ge=1)] = 128
+    """Maximum number of requests that are received at the same time; further ones wait up to 10 s."""
+    request_bytes: Annotated[int, Field(ge=2**20)] = 256 * MEBIBYTE
+    """Maximum size of all requests in progress together, in bytes; one client may use half of it."""
     default_deadline: Seconds = 600.0
     """Time in seconds after which a server ends a call without a deadline."""
     max_deadline: Seconds = 3600.0
@@ -69,6 +83,11 @@ class RpcSettings(EnvironmentSettings):
     balancers notice."""
     attempts: Annotated[int, Field(ge=1, le=5)] = 4
     """Maximum number of attempts at a call that fails with UNAVAILABLE, including the first."""
+
+    @field_validator("trusted_peers")
+    @classmethod
+    def _check_trusted_peers(cls, text: str) -> str:
+        return check_networks(text)
 
 
 def rpc_settings() -> RpcSettings:

@@ -1,4 +1,11 @@
-"""The tensors that stages pass on as safetensors files; the same numbers give the same bytes."""
+"""The objects of the stages: tensors as safetensors files, and the record of what a stage has written.
+
+The same numbers give the same bytes. But two workers that do the same work may write different numbers, because their
+machines or libraries differ. Neither overwrites the other's objects, and the record of whoever was first decides which
+ones the next stage works on.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -6,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from smalti.engines.encoding import Encoding
-from smalti.errors import DamagedObjectError
+from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.registry.spec import ModelSpec
+from smalti.results import OutputsFile
 from smalti.storage import ObjectRef, ObjectStore
 
 
@@ -58,6 +66,46 @@ def load_tokens_row(
     if row >= rows or tokens.min() < 0 or tokens.max() >= spec.codebook_size:
         raise DamagedObjectError(ref.key, f"has no valid tokens in row {row}")
     return tokens[row]
+
+
+def find_outputs(store: ObjectStore, record: str, names: Sequence[str]) -> tuple[ObjectRef, ...] | None:
+    """Returns the objects of earlier work, if they are all there.
+
+    Args:
+        store: the store.
+        record: the key of the record.
+        names: the names that the objects must have, in order.
+    """
+    try:
+        objects = OutputsFile.parse(record, store.get(record)).objects
+    except (MissingObjectError, DamagedObjectError):
+        return None
+    if [ref.name for ref in objects] != list(names):
+        return None
+    for ref in objects:
+        info = store.stat(ref.key)
+        if info is None or info.sha256 != ref.sha256:
+            return None
+    return objects
+
+
+def record_outputs(store: ObjectStore, record: str, objects: Sequence[ObjectRef]) -> tuple[ObjectRef, ...]:
+    """Records what was written, and returns what counts: the objects of the first writer that are still there.
+
+    Args:
+        store: the store.
+        record: the key of the record.
+        objects: the objects; must be durable.
+    """
+    content = OutputsFile(objects=tuple(objects)).to_bytes()
+    if store.create(record, content, content_type="application/json"):
+        return tuple(objects)
+    first = find_outputs(store, record, [ref.name for ref in objects])
+    if first is not None:
+        return first
+    # The objects of the first writer are lost.
+    store.put(record, content, content_type="application/json")
+    return tuple(objects)
 
 
 def _read(store: ObjectStore, ref: ObjectRef) -> dict[str, np.ndarray]:

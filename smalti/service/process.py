@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol, Self, runtime_checkable
@@ -33,6 +33,7 @@ from smalti.queue import (
     broker_settings,
     consume,
 )
+from smalti.rpc.places import CallKinds
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
@@ -118,8 +119,8 @@ class Service:
     ready: Callable[[], bool] = lambda: True
     """Whether calls can succeed; while they cannot, health is NOT_SERVING, but the process goes on. Must not block."""
     """Started in this order once gRPC listens, and stopped together with it."""
-    endless: Collection[str] = ()
-    """gRPC methods that do not end by themselves, which the drain interrupts; see `smalti.rpc.server.serve`."""
+    kinds: CallKinds = field(default_factory=CallKinds)
+    """What is special about its gRPC methods."""
     close: Callable[[], None] = field(default=lambda: None)
     """Called last, when nothing runs any more."""
 
@@ -222,7 +223,7 @@ class _Lifecycle:
             self._service.register,
             healthy=self._serves,
             settings=self._process.rpc,
-            endless=self._service.endless,
+            kinds=self._service.kinds,
             interceptors=self._process.telemetry.interceptors,
         )
         started: list[BackgroundTask] = []

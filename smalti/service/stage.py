@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -30,6 +30,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.compute import ComputeThread
+from smalti.service.objects import find_outputs, record_outputs
 from smalti.service.process import Process
 from smalti.service.store_executor import StoreExecutor
 from smalti.storage import ObjectRef, find
@@ -144,8 +145,8 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         self._cancellations = cancellations
 
     @abstractmethod
-    def output_keys(self, task: TaskType) -> tuple[str, ...]:
-        """Returns the keys of the objects that the stage writes."""
+    def output_names(self, task: TaskType) -> tuple[str, ...]:
+        """Returns the names of the objects that the stage writes, in order: keys without the content."""
 
     @abstractmethod
     def load(self, task: TaskType) -> Inputs:
@@ -166,6 +167,17 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         self, context: TaskContext[TaskType], objects: tuple[ObjectRef, ...]
     ) -> tuple[Message, ...]:
         """Returns the tasks that follow once the objects are durable."""
+
+    def records(self, task: TaskType) -> Mapping[str, tuple[str, ...]]:
+        """Returns the records of what is written: the names in each, by its key. One holds everything by default."""
+        names = self.output_names(task)
+        return {task.keys.outputs(self.stage, getattr(task, "chunk", 0)): names}
+
+    def write(
+        self, task: TaskType, name: str, content: bytes, *, content_type: str = "application/octet-stream"
+    ) -> ObjectRef:
+        """Writes an object of the stage."""
+        return self.store.put(task.output_key(name, content), content, content_type=content_type)
 
     def read_prompt(self, task: TaskType) -> PromptReading | None:
         """Returns how the model reads the prompt; the encoder's handler does this, once for each task."""
@@ -266,7 +278,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         task = context.task
         # The inputs are loaded at the same time: a stage waits longer for the store than the store takes to answer.
         checking = self.store_executor.submit(lambda: self._cancellations.check_now(context.cancellation))
-        finding = self.store_executor.submit(lambda: find(self.store, *self.output_keys(task)))
+        finding = self.store_executor.submit(lambda: self._find(task))
 
         def find_output() -> StageOutput | None:
             checking.result()
@@ -280,7 +292,30 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             if output := find_output():
                 return output
             raise
-        return find_output() or self.run(context, inputs)
+        return find_output() or self._record(task, self.run(context, inputs))
+
+    def _find(self, task: TaskType) -> tuple[ObjectRef, ...] | None:
+        """Returns what an earlier attempt has written, if it is complete."""
+        if task.version == 1:
+            return find(self.store, *self.output_names(task))
+        found: list[ObjectRef] = []
+        for record, names in self.records(task).items():
+            objects = find_outputs(self.store, record, names)
+            if objects is None:
+                return None
+            found += objects
+        return tuple(found)
+
+    def _record(self, task: TaskType, output: StageOutput) -> StageOutput:
+        """Records what was written; returns what the next stage works on, which another worker may have written."""
+        if task.version == 1:
+            return output
+        refs = {ref.name: ref for ref in output.objects}
+        recorded = self.store_executor.map(
+            lambda each: record_outputs(self.store, each[0], [refs[name] for name in each[1]]),
+            self.records(task).items(),
+        )
+        return replace(output, objects=tuple(ref for objects in recorded for ref in objects))
 
     def _check_model(self, task: TaskType) -> None:
         if (task.model, task.revision) != (self._folder.name, self._folder.revision):

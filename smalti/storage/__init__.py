@@ -1,12 +1,24 @@
 """The object store: the data that stages pass on, and the results of jobs."""
 
-from smalti.storage.keys import JobId, JobKeys, Key, ObjectRef, Sha256, check_key, is_intermediate
+from smalti.storage.breaker import BreakerStore
+from smalti.storage.keys import (
+    JobId,
+    JobKeys,
+    Key,
+    ObjectRef,
+    Sha256,
+    check_key,
+    content_key,
+    is_intermediate,
+    is_picture,
+)
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
 from smalti.storage.settings import StoreSettings, open_store, store_settings
 from smalti.storage.store import ObjectInfo, ObjectStore, digest, find, sweep
 
 __all__ = [
+    "BreakerStore",
     "JobId",
     "JobKeys",
     "Key",
@@ -18,9 +30,11 @@ __all__ = [
     "Sha256",
     "StoreSettings",
     "check_key",
+    "content_key",
     "digest",
     "find",
     "is_intermediate",
+    "is_picture",
     "open_store",
     "store_settings",
     "sweep",

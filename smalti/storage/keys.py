@@ -1,4 +1,4 @@
-"""The keys of objects, which follow from the job alone."""
+"""The keys of objects, which follow from the job and, for what a stage has made, from the content."""
 
 import hashlib
 import re
@@ -12,6 +12,8 @@ from smalti.validation import Strict
 JOBS = "jobs/"
 """The prefix of the objects of all jobs."""
 MAX_KEY_LENGTH = 512
+CONTENT_DIGITS = 12
+"""Digits of the SHA-256 in a name."""
 
 JOB_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_PATTERN}$")]
@@ -19,6 +21,15 @@ JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_PATTERN}$")]
 
 # No part begins with a dot: `..` is impossible, and the local store uses such names for its own files.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_INTERMEDIATE = (
+    "encoding.safetensors",
+    "encoding-",
+    "encodings/",
+    "tokens/",
+    "scores/",
+    "outputs/",
+    "suspects/",
+)
 _KEY = re.compile(rf"{_PART}(/{_PART})*")
 
 
@@ -49,9 +60,30 @@ class ObjectRef(Strict):
     key: Key
     sha256: Sha256
 
+    @property
+    def name(self) -> str:
+        """The key without the part that follows from the content: that of `JobKeys`."""
+        stem, dot, suffix = self.key.rpartition(".")
+        return stem.removesuffix(f"-{self.sha256[:CONTENT_DIGITS]}") + dot + suffix
+
+
+def content_key(name: str, sha256: str) -> str:
+    """Returns the key of an object with a certain content, so that no other content ever has this key.
+
+    Args:
+        name: the key without the content, such as `candidates/3.png`.
+        sha256: the SHA-256 of the content.
+    """
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}-{sha256[:CONTENT_DIGITS]}{dot}{suffix}"
+
 
 class JobKeys:
-    """The keys of one job."""
+    """The keys of one job.
+
+    Those of encodings, tokens, pictures and scores are names: the content is added by `content_key`. Objects from
+    messages of version 1 have the names themselves.
+    """
 
     def __init__(self, job: str) -> None:
         """Raises `InvalidInputError` for an invalid job id."""
@@ -88,6 +120,11 @@ class JobKeys:
         """Returns the key of the scores of a chunk's pictures."""
         return f"{self.folder}scores/{_number(chunk)}.json"
 
+    def outputs(self, stage: str, work: int | str) -> str:
+        """Returns the key of the record of what a stage has written for a chunk, or of an encoding with this name."""
+        name = work if isinstance(work, int) else work.rpartition("/")[2].partition(".")[0]
+        return f"{self.folder}outputs/{stage}-{name}.json"
+
     def poison_record(self, stage: str) -> str:
         """Returns the key of the record of crashes over the job at one stage."""
         return f"{self.poison_records}{stage}.json"
@@ -105,10 +142,13 @@ class JobKeys:
 def is_intermediate(key: str) -> bool:
     """Returns whether an object is useless once its job has ended: all except pictures and the result."""
     name = key.removeprefix(JOBS).partition("/")[2]
-    return key.startswith(JOBS) and (
-        name in ("encoding.safetensors", "cancelled.json")
-        or name.startswith(("encodings/", "tokens/", "scores/", "suspects/"))
-    )
+    return key.startswith(JOBS) and (name == "cancelled.json" or name.startswith(_INTERMEDIATE))
+
+
+def is_picture(key: str) -> bool:
+    """Returns whether an object is a picture of a job."""
+    name = key.removeprefix(JOBS).partition("/")[2]
+    return key.startswith(JOBS) and name.startswith(("candidates/", "refined/"))
 
 
 def _number(number: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
-from smalti.files import write_atomically
+from smalti.files import create_file, write_atomically
 from smalti.storage.keys import ObjectRef, check_key
 from smalti.storage.store import ObjectInfo, digest, verified
 
@@ -32,6 +32,21 @@ class LocalStore:
             write_atomically(_checksum_path(path), ref.sha256)
             write_atomically(path, content)
             return ref
+
+        return self._try(write)
+
+    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
+        path = self._path(key)
+
+        def write() -> bool:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Who makes the checksum writes the object, too. If it has died in between, anybody does.
+            if not create_file(_checksum_path(path), digest(content)):
+                if path.exists():
+                    return False
+                write_atomically(_checksum_path(path), digest(content))
+            write_atomically(path, content)
+            return True
 
         return self._try(write)
 

@@ -23,6 +23,11 @@ class MemoryStore:
             self.entries[key] = (content, ObjectInfo(key, len(content), datetime.now(UTC), ref.sha256))
         return ref
 
+    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
+        info = ObjectInfo(check_key(key), len(content), datetime.now(UTC), digest(content))
+        with self._lock:
+            return self.entries.setdefault(key, (content, info))[1] is info
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         with self._lock:
             entry = self.entries.get(check_key(key))

@@ -37,6 +37,7 @@ DELETE_BATCH: Final = 100
 
 # Error codes after which a retry may succeed.
 _TRANSIENT = {
+    "ConditionalRequestConflict",
     "InternalError",
     "OperationAborted",
     "RequestTimeout",
@@ -110,6 +111,23 @@ class S3Store:
 
         self._try(key, write)
         return ref
+
+    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
+        headers = {"Content-Type": content_type, CHECKSUM: digest(content)}
+
+        def write() -> bool:
+            self._make_bucket()
+            try:
+                self._client.put(self._bucket, check_key(key), content, headers | {"If-None-Match": "*"})
+            except S3Error as error:
+                if error.code == "PreconditionFailed":
+                    return False
+                if error.code != "NotImplemented":
+                    raise
+                self._client.put(self._bucket, key, content, headers)
+            return True
+
+        return self._try(key, write)
 
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         check_key(key)
@@ -284,9 +302,17 @@ def _is_transient(error: BaseException) -> bool:
     )
 
 
-def _client(endpoint: str, address: S3Address, http: urllib3.PoolManager) -> Minio:
+class _Client(Minio):
+    """The client, with a write that takes headers: `put_object` does not know conditions."""
+
+    def put(self, bucket: str, key: str, content: bytes, headers: dict[str, str]) -> None:
+        """Writes an object with exactly these headers."""
+        self._put_object(bucket, key, content, dict(headers))
+
+
+def _client(endpoint: str, address: S3Address, http: urllib3.PoolManager) -> _Client:
     parts = urlsplit(endpoint)
-    return Minio(
+    return _Client(
         parts.netloc,
         access_key=address.access_key,
         secret_key=address.secret_key,

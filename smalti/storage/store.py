@@ -35,6 +35,16 @@ class ObjectStore(Protocol):
         """Writes or replaces an object, which is durable when the call returns."""
         ...
 
+    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:
+        """Writes an object unless there is one with this key.
+
+        A store that cannot compare replaces the object. So use it where a later writer does no harm, but costs work.
+
+        Returns:
+            Whether it was written.
+        """
+        ...
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:
         """Reads an object.
 
@@ -97,7 +107,7 @@ def verified(key: str, content: bytes, stored: str | None, wanted: str | None) -
 def find(store: ObjectStore, *keys: str) -> tuple[ObjectRef, ...] | None:
     """Returns references to the objects if all of them exist, otherwise None.
 
-    A stage uses it to find out whether its work is done already.
+    A stage uses it to find out whether the work of a message of version 1 is done already.
     """
     found: list[ObjectRef] = []
     for key in keys:

@@ -24,6 +24,9 @@ class TimedStore:
     def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
         return self._timed("put", key, lambda: self._store.put(key, content, content_type=content_type))
 
+    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
+        return self._timed("create", key, lambda: self._store.create(key, content, content_type=content_type))
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         return self._timed("get", key, lambda: self._store.get(key, sha256=sha256))
 

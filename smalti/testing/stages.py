@@ -17,10 +17,11 @@ from smalti.messages import (
     RankTask,
     RefineTask,
     StageDone,
+    StageTask,
 )
 from smalti.parameters import FREE
 from smalti.results import RankedPicture, ScoresFile, pack_features
-from smalti.storage import ObjectStore
+from smalti.storage import ObjectRef, ObjectStore
 
 SIDE = 8
 """The width and height that are reported of pictures, which have no pixels."""
@@ -65,11 +66,11 @@ class FakeStages:
         words = len(task.prompt.split())
         reading = PromptReading(effective_prompt=task.prompt, cut=False, text_tokens=words + 2)
         if not task.vary:
-            ref = self.store.put(task.keys.encoding, f"encoding of {task.prompt}".encode())
+            ref = self._write(task, task.keys.encoding, f"encoding of {task.prompt}".encode())
             return task.next(ref, task.prompt), task.done(ref, reading=reading)
         wordings = {index: wording(task.prompt, index) for chunk in task.chunks for index in chunk.candidates}
         refs = {
-            each: self.store.put(task.keys.encoding_of(each), f"encoding of {each}".encode())
+            each: self._write(task, task.keys.encoding_of(each), f"encoding of {each}".encode())
             for each in dict.fromkeys(wordings.values())
         }
         encodings = {index: refs[each] for index, each in wordings.items()}
@@ -89,14 +90,14 @@ class FakeStages:
             row[: len(kept)] = [
                 drawn if token == FREE else token for token, drawn in zip(kept, row, strict=False)
             ]
-        ref = self.store.put(task.keys.tokens(task.chunk), save({"tokens": tokens}))
+        ref = self._write(task, task.keys.tokens(task.chunk), save({"tokens": tokens}))
         return task.next(ref), task.done(ref)
 
     def decode(self, task: DecodeTask) -> tuple[RankTask, StageDone]:
         """Writes the files of the candidates of a chunk."""
         refs = tuple(
-            self.store.put(
-                task.keys.candidate(index), self.picture(task.seed, index), content_type="image/png"
+            self._write(
+                task, task.keys.candidate(index), self.picture(task.seed, index), content_type="image/png"
             )
             for index in task.candidates
         )
@@ -119,12 +120,14 @@ class FakeStages:
                 for index, ref in zip(task.candidates, task.pictures, strict=True)
             )
         )
-        return task.done(self.store.put(task.keys.scores(task.chunk), scores.to_bytes()))
+        return task.done(self._write(task, task.keys.scores(task.chunk), scores.to_bytes()))
 
     def refine(self, task: RefineTask) -> StageDone:
         """Writes the refined files of chosen pictures."""
         refs = [
-            self.store.put(task.keys.refined(each.candidate), refined_bytes(self.store.get(each.picture.key)))
+            self._write(
+                task, task.keys.refined(each.candidate), refined_bytes(self.store.get(each.picture.key))
+            )
             for each in task.pictures
         ]
         return task.done(*refs)
@@ -139,6 +142,9 @@ class FakeStages:
             rank, decoded = self.decode(decode)
             yield decoded
             yield self.rank(rank)
+
+    def _write(self, task: StageTask, name: str, content: bytes, *, content_type: str = "") -> ObjectRef:
+        return self.store.put(task.output_key(name, content), content, content_type=content_type)
 
     def _token(self, index: int) -> int:
         return index % 16

@@ -41,7 +41,7 @@ from smalti.messages import (
     parse,
 )
 from smalti.parameters import FREE, Priority, Refinement, SamplingParameters, SecondPass
-from smalti.storage import ObjectRef
+from smalti.storage import ObjectRef, content_key
 
 OLD_MESSAGES = SAMPLES / "messages"
 LATER = 4_000_000_000.0
@@ -68,8 +68,8 @@ def encode_task(**changes: Any) -> EncodeTask:
     return EncodeTask(**{**fields, **changes})
 
 
-def ref(key: str) -> ObjectRef:
-    return ObjectRef(key=key, sha256=SHA)
+def ref(name: str) -> ObjectRef:
+    return ObjectRef(key=content_key(name, SHA), sha256=SHA)
 
 
 def refine_task(encode: EncodeTask, **changes: Any) -> RefineTask:
@@ -228,9 +228,16 @@ def test_a_task_names_the_encodings_of_its_own_job_one_for_each_candidate(
 def test_messages_that_follow_from_version_1_are_version_1() -> None:
     encode = parse((OLD_MESSAGES / "1.EncodeTask.json").read_text(encoding="utf-8"), now=0)
     assert isinstance(encode, EncodeTask)
-    generate = encode.next(ref(encode.keys.encoding), "an armchair")[0]
-    decode = generate.next(ref(generate.keys.tokens(0)))
-    for message in (generate, decode, decode.from_the_start(), decode.done()):
+    # There, the keys of objects do not depend on their content.
+    encoding, tokens, picture = (
+        ObjectRef(key=key, sha256=SHA)
+        for key in (encode.keys.encoding, encode.keys.tokens(0), encode.keys.candidate(0))
+    )
+    generate = encode.next(encoding, "an armchair")[0]
+    decode = generate.next(tokens)
+    rank = decode.next((picture, picture.model_copy(update={"key": encode.keys.candidate(1)})))
+    assert rank.tokens is None
+    for message in (generate, decode, rank, decode.from_the_start(), decode.done(), rank.done()):
         assert message.version == 1
         assert "effective_prompt" not in message.to_json()
     with pytest.raises(MalformedMessageError, match="effective_prompt needs version 2"):
@@ -312,8 +319,8 @@ def test_references_to_other_jobs_are_refused() -> None:
     _, generate, decode, rank, done, *_ = one_of_each()
     for message, own, others in (
         (generate, "jobs/7f3a/encoding", "jobs/7f3b/encoding"),
-        (decode, "tokens/0.safetensors", "tokens/1.safetensors"),
-        (rank, "candidates/0.png", "candidates/2.png"),
+        (decode, "tokens/0-0123", "tokens/1-0123"),
+        (rank, "candidates/0-0123", "candidates/2-0123"),
         (rank, "jobs/7f3a/candidates", "jobs/7f3a/../x"),
         (done, "jobs/7f3a/encoding", "jobs/7f3b/encoding"),
     ):

@@ -8,7 +8,7 @@ import pytest
 from harness.paths import SAMPLES
 from smalti.errors import MalformedMessageError
 from smalti.messages import MAX_MESSAGE_BYTES, MAX_TO_REFINE, PictureToRefine, RefineTask, parse
-from smalti.storage import JobKeys, ObjectRef
+from smalti.storage import JobKeys, ObjectRef, content_key
 
 FIELDS: dict[str, Any] = json.loads((SAMPLES / "messages" / "2.RefineTask.json").read_text(encoding="utf-8"))
 SHA = "0123456789abcdef" * 4
@@ -40,7 +40,7 @@ def test_fields_are_checked(changes: dict[str, Any], problem: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("picture", "jobs/7f3a/candidates/2.png"),
+        ("picture", content_key("jobs/7f3a/candidates/2.png", SHA)),
         ("tokens", "jobs/other/tokens/0.safetensors"),
         ("encoding", "jobs/other/encoding.safetensors"),
     ],
@@ -53,8 +53,8 @@ def test_objects_are_those_of_the_job(name: str, key: str) -> None:
 def test_largest_task_fits() -> None:
     keys = JobKeys("j" * 64)
 
-    def ref(key: str) -> ObjectRef:
-        return ObjectRef(key=key, sha256=SHA)
+    def ref(name: str) -> ObjectRef:
+        return ObjectRef(key=content_key(name, SHA), sha256=SHA)
 
     pictures = tuple(
         PictureToRefine(

@@ -49,7 +49,7 @@ from smalti.queue import (
     consume,
 )
 from smalti.queue.delivery import DEAD_REASON_HEADER
-from smalti.storage import ObjectRef
+from smalti.storage import ObjectRef, content_key
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
@@ -62,7 +62,7 @@ def test_message_is_handled_and_its_followers_are_sent(queue_harness: QueueHarne
     def handle(delivery: Delivery) -> Iterable[Message]:
         message = delivery.message
         assert isinstance(message, EncodeTask)
-        ref = ObjectRef(key=message.keys.encoding, sha256="0" * 64)
+        ref = ObjectRef(key=content_key(message.keys.encoding, "0" * 64), sha256="0" * 64)
         return [*message.next(ref, message.prompt), message.done(ref)]
 
     consumer = queue_harness.work(handle)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.grpc_server import asynchronous
+from harness.objects import delete_named, get_named, put_named
 from harness.service import answer, bare_process, called
 from smalti.engines.encoding import Encoding
 from smalti.errors import InvalidInputError, ModelMismatchError, NotSupportedError
@@ -70,13 +71,16 @@ class Stage:
     ) -> None:
         self.store = MemoryStore()
         keys = JobKeys(JOB)
-        tokens = self.store.put(keys.tokens(1), tokens_bytes(np.stack([each.tokens for each in plain])))
-        prompt = self.store.put(keys.encoding, encoding_bytes(encoding))
+        tokens = put_named(
+            self.store, keys.tokens(1), tokens_bytes(np.stack([each.tokens for each in plain]))
+        )
+        prompt = put_named(self.store, keys.encoding, encoding_bytes(encoding))
         self.pictures = tuple(
             PictureToRefine(
                 candidate=each.candidate,
                 # As the decoder writes it: without the score.
-                picture=self.store.put(
+                picture=put_named(
+                    self.store,
                     keys.candidate(each.candidate),
                     png_bytes(each.image, each.drawing.model_copy(update={"score": None})),
                 ),
@@ -131,19 +135,19 @@ def test_stage_writes_the_pictures_of_the_pipeline(
     (done,) = stage.run(stage.task())
     assert isinstance(done, StageDone)
     keys = JobKeys(JOB)
-    assert [ref.key for ref in done.objects] == [keys.refined(index) for index in (4, 5, 6)]
+    assert [ref.name for ref in done.objects] == [keys.refined(index) for index in (4, 5, 6)]
     for expected in pipeline.refine(plain, PASS):
-        content = stage.store.get(keys.refined(expected.candidate))
+        content = get_named(stage.store, keys.refined(expected.candidate))
         image, drawing = read_drawing(content)
         np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.image))
         assert drawing == expected.drawing.model_copy(update={"score": None})
     # One chunk of one picture gives the same bytes, and finished work is skipped.
-    before = stage.store.get(keys.refined(5))
-    stage.store.delete(keys.refined(5))
-    (again,) = stage.run(stage.task(pictures=stage.pictures[1:2]))
+    before = get_named(stage.store, keys.refined(5))
+    delete_named(stage.store, keys.refined(5))
+    (again,) = stage.run(stage.task(chunk=3, pictures=stage.pictures[1:2]))
     assert isinstance(again, StageDone)
     assert not again.skipped
-    assert stage.store.get(keys.refined(5)) == before
+    assert get_named(stage.store, keys.refined(5)) == before
     (skipped,) = stage.run(stage.task())
     assert isinstance(skipped, StageDone)
     assert skipped.skipped
@@ -155,10 +159,10 @@ def test_enlarging_needs_only_the_pictures(
     pictures = tuple(
         PictureToRefine(candidate=each.candidate, picture=each.picture) for each in stage.pictures
     )
-    stage.store.delete(JobKeys(JOB).encoding)
+    delete_named(stage.store, JobKeys(JOB).encoding)
     stage.run(stage.task(second_pass=SecondPass(upscale=4), refiner=None, pictures=pictures))
     expected = pipeline.refine(plain, SecondPass(upscale=4))[0]
-    image, drawing = read_drawing(stage.store.get(JobKeys(JOB).refined(4)))
+    image, drawing = read_drawing(get_named(stage.store, JobKeys(JOB).refined(4)))
     np.testing.assert_array_equal(np.asarray(image), np.asarray(expected.image))
     assert drawing.second_pass == SecondPass(upscale=4)
 
@@ -172,7 +176,9 @@ def test_lost_inputs_are_deleted_and_reported(stage: Stage, harm: str) -> None:
     elif harm == "damaged":
         stage.store.put(key, b"something else")
     else:
-        ref = stage.store.put(key, plain_png_bytes(read_drawing(stage.store.get(key))[0]))
+        plain = plain_png_bytes(read_drawing(stage.store.get(key))[0])
+        ref = put_named(stage.store, source.picture.name, plain)
+        key = ref.key
         source = source.model_copy(update={"picture": ref})
     with pytest.raises(PermanentError) as lost:
         stage.run(stage.task(pictures=(source,)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.objects import delete_named, get_named, put_named, ref_of
 from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ONCE, SERVING, ServiceProcess
@@ -29,7 +30,7 @@ from smalti.queue import BrokerPublisher
 from smalti.registry.folder import ModelFolder
 from smalti.results import ScoresFile
 from smalti.rpc.channel import blocking_channel
-from smalti.storage import JobKeys, ObjectRef, ObjectStore, digest
+from smalti.storage import JobKeys, ObjectRef, ObjectStore, content_key, digest
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodeImagesRequest
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.encoder_pb2 import EncodeRequest
@@ -100,7 +101,9 @@ def _is(event: Message, stage: Stage) -> bool:
 
 
 def objects(store: ObjectStore, job: str) -> dict[str, bytes]:
-    return {info.key: store.get(info.key) for info in store.objects(f"jobs/{job}/")}
+    """Returns the objects of a job by key, without the records of the stages."""
+    found = [info.key for info in store.objects(f"jobs/{job}/")]
+    return {key: store.get(key) for key in found if "/outputs/" not in key}
 
 
 def test_queue_gives_the_pictures_of_the_pipeline(
@@ -117,11 +120,11 @@ def test_queue_gives_the_pictures_of_the_pipeline(
     scores = [
         picture
         for chunk in CHUNKS
-        for picture in ScoresFile.parse("", store.get(keys.scores(chunk.chunk))).pictures
+        for picture in ScoresFile.parse("", get_named(store, keys.scores(chunk.chunk))).pictures
     ]
     assert [picture.index for picture in scores] == list(range(6))
     for picture, scored in zip(expected, scores, strict=True):
-        content = store.get(keys.candidate(picture.candidate))
+        content = get_named(store, keys.candidate(picture.candidate))
         with Image.open(io.BytesIO(content)) as image:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(picture.image))
         assert scored.score == pytest.approx(picture.score, abs=1e-3)
@@ -172,7 +175,7 @@ def test_missing_or_damaged_object_is_recreated(
     whole, keys = objects(store, job), JobKeys(job)
     decoded = next(event for event in found if _is(event, Stage.DECODE))
     assert isinstance(decoded, StageDone)
-    tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
+    tokens = ref_of(store, keys.tokens(0))
     carried = encode_task(tiny, job, chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
     again = DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens)
     if damage == "missing":
@@ -183,8 +186,8 @@ def test_missing_or_damaged_object_is_recreated(
         store.put(tokens.key, b"these are no tokens")
         publisher.publish(again)
     else:
-        store.delete(keys.scores(0))
-        pictures = [*decoded.objects[:3], store.put(decoded.objects[3].key, b"this is no picture")]
+        delete_named(store, keys.scores(0))
+        pictures = [*decoded.objects[:3], put_named(store, decoded.objects[3].name, b"this is no picture")]
         publisher.publish(again.next(tuple(pictures)))
     found = read_events(publisher, ranked(1))
     assert objects(store, job) == whole
@@ -199,9 +202,10 @@ def test_finished_work_is_passed_on_without_its_inputs(
     read_events(publisher, ranked(1))
     keys = JobKeys("done")
     whole = objects(store, "done")
-    tokens = ObjectRef(key=keys.tokens(0), sha256=digest(whole[keys.tokens(0)]))
+    tokens = ref_of(store, keys.tokens(0))
     carried = encode_task(tiny, "done", chunks=CHUNKS[:1]).model_dump(exclude={"kind", "chunks", "version"})
-    store.delete(keys.encoding, keys.tokens(0))
+    encoding = ref_of(store, keys.encoding)
+    store.delete(encoding.key, tokens.key)
     publisher.publish(DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens))
     found = read_events(publisher, ranked(1))
     assert [(event.stage, event.skipped) for event in found if isinstance(event, StageDone)] == [
@@ -210,7 +214,7 @@ def test_finished_work_is_passed_on_without_its_inputs(
     ]
     assert {
         **objects(store, "done"),
-        keys.encoding: whole[keys.encoding],
+        encoding.key: whole[encoding.key],
         tokens.key: whole[tokens.key],
     } == whole
 
@@ -219,7 +223,7 @@ def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, tiny: ModelFolder
 ) -> None:
     carried = encode_task(tiny, "lost").model_dump(exclude={"kind", "chunks", "version", "attempt"})
-    lost = ObjectRef(key=JobKeys("lost").encoding, sha256="0" * 64)
+    lost = ObjectRef(key=content_key(JobKeys("lost").encoding, "0" * 64), sha256="0" * 64)
     publisher.publish(
         GenerateTask(**carried, chunk=0, candidates=(0,), encoding=lost, attempt=publisher.settings.attempts)
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.objects import delete_named
 from harness.queue import task
 from harness.stages import RealStages
 from smalti.messages import Chunk, EncodeTask, GenerateTask, StageDone
@@ -111,12 +112,13 @@ def test_repeated_and_repaired_work_gives_the_same_objects(stages: RealStages, w
     assert all(event.skipped for event in again if isinstance(event, StageDone))
     generate = next(message for message in first if isinstance(message, GenerateTask))
     keys = JobKeys("again")
-    stages.store.delete(generate.encodings[1].key, keys.tokens(0), keys.scores(0))
+    stages.store.delete(generate.encodings[1].key)
+    delete_named(stages.store, keys.tokens(0), keys.scores(0))
     # The chunk goes back to the encoder, which makes the missing encoding again.
     repeated = stages.messages(generate)
     assert {message.attempt for message in repeated} == {1, 2}
     assert stages.objects("again") == whole
-    stages.store.delete(keys.tokens(0), keys.scores(0))
+    delete_named(stages.store, keys.tokens(0), keys.scores(0))
     stages.store.put(generate.encodings[0].key, b"this is no encoding")
     stages.run(generate)
     assert stages.objects("again") == whole

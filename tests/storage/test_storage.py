@@ -12,12 +12,14 @@ import pytest
 from minio import Minio
 from pydantic import SecretStr
 
+from harness.objects import put_named
 from harness.servers import HOST, S3Server, free_port
 from smalti.errors import DamagedObjectError, InvalidInputError, MissingObjectError, StoreUnavailableError
 from smalti.storage import (
     JobKeys,
     LocalStore,
     MemoryStore,
+    ObjectRef,
     ObjectStore,
     StoreSettings,
     digest,
@@ -73,6 +75,24 @@ def test_object_is_replaced_and_removed(store: ObjectStore) -> None:
     assert find(store, KEYS.result) is None
     with pytest.raises(MissingObjectError, match=KEYS.result):
         store.get(KEYS.result)
+
+
+def test_the_first_writer_of_a_new_object_wins(store: ObjectStore) -> None:
+    key = KEYS.outputs("decode", 0)
+    assert store.create(key, b"first", content_type="application/json")
+    assert not store.create(key, b"second")
+    assert store.get(key) == b"first"
+    store.delete(key)
+    assert store.create(key, b"third")
+    assert store.get(key, sha256=digest(b"third")) == b"third"
+
+
+def test_a_key_with_content_belongs_to_one_content(store: ObjectStore) -> None:
+    first, second = (put_named(store, KEYS.candidate(3), content) for content in (b"one", b"two"))
+    assert first.key == f"jobs/j1/candidates/3-{digest(b'one')[:12]}.png"
+    assert first.name == second.name == KEYS.candidate(3)
+    assert (store.get(first.key), store.get(second.key)) == (b"one", b"two")
+    assert ObjectRef(key=KEYS.candidate(3), sha256=first.sha256).name == KEYS.candidate(3)
 
 
 def test_content_with_another_checksum_is_refused(store: ObjectStore) -> None:

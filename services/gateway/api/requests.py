@@ -115,8 +115,12 @@ def page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
-def parse_job_filter(request: image_pb2.ListJobsRequest) -> JobFilter:
+def parse_job_filter(request: image_pb2.ListJobsRequest, settings: GatewaySettings) -> JobFilter:
     """Returns the filter of a request for a list; raises `InvalidInputError`."""
+    if len(request.states) > len(_STATES):
+        raise InvalidInputError(
+            "states", f"must have at most {len(_STATES)} entries, got {len(request.states)}"
+        )
     states = []
     for position, number in enumerate(request.states):
         if number not in _STATES:
@@ -126,7 +130,7 @@ def parse_job_filter(request: image_pb2.ListJobsRequest) -> JobFilter:
         states.append(_STATES[number])
     return JobFilter(
         states=tuple(dict.fromkeys(states)),
-        labels=dict(request.labels),
+        labels=_labels(request, settings.labels),
         created_since=_microseconds(request, "created_since"),
         created_before=_microseconds(request, "created_before"),
     )
@@ -152,8 +156,10 @@ def parse_page_token(request: image_pb2.ListJobsRequest) -> PageCursor | None:
         fingerprint, content = text[:_FINGERPRINT_LENGTH], text[_FINGERPRINT_LENGTH:]
         created, job_id = json.loads(content)
         if fingerprint == _fingerprint(request, content):
-            return PageCursor(int(created), str(job_id))
-    except (ValueError, TypeError):
+            cursor = PageCursor(int(created), str(job_id))
+            if abs(cursor.created) < 2**63 and "\0" not in cursor.id:
+                return cursor
+    except (ValueError, TypeError, OverflowError, RecursionError):
         pass
     raise InvalidInputError(
         "page_token", "is damaged or belongs to a request with other filters; start with the first page"
@@ -231,7 +237,9 @@ def _seconds(request: Message, name: str, minimum: float, maximum: float, defaul
     return seconds
 
 
-def _labels(request: image_pb2.CreateImagesRequest, maximum: int) -> dict[str, str]:
+def _labels(
+    request: image_pb2.CreateImagesRequest | image_pb2.ListJobsRequest, maximum: int
+) -> dict[str, str]:
     labels = dict(request.labels)
     if len(labels) > maximum:
         raise InvalidInputError("labels", f"must have at most {maximum} entries, got {len(labels)}")

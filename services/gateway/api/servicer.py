@@ -23,6 +23,7 @@ from smalti.policy import PicturesToCheck, PromptToCheck, Verdict
 from smalti.queue import current_trace
 from smalti.rpc.conversion import check_asked_model
 from smalti.rpc.errors import within
+from smalti.rpc.places import CallKinds
 from smalti.services.gateway.api.catalogue import describe, without_words
 from smalti.services.gateway.api.conversion import job_message, picture_message
 from smalti.services.gateway.api.initial_image import InitialImages
@@ -42,10 +43,11 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.connection import RETRY_SECONDS
 from smalti.services.gateway.database.deadlines import within as within_seconds
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
-from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.policy.content_policy import Subject
+from smalti.storage import BreakerStore
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
@@ -58,8 +60,19 @@ PIECE_BYTES: Final = 2**20
 """Bytes of a file per message of DownloadImages."""
 MAX_PAGE_BYTES: Final = 3 * 2**20
 """Maximum size of the jobs on a page. One more job and the message still stays below 4 MiB."""
-ENDLESS: Final = ("/smalti.v1.ImageService/WatchJob",)
-"""Calls that do not end by themselves, and are broken off when the gateway drains."""
+_SERVICE: Final = "/smalti.v1.ImageService/"
+KINDS: Final = CallKinds(
+    endless=(f"{_SERVICE}WatchJob",),
+    kept=tuple(f"{_SERVICE}{name}" for name in ("GetJob", "CancelJob", "DeleteJob")),
+    small=tuple(
+        f"{_SERVICE}{name}"
+        for name in (
+            *("GetJob", "ListJobs", "CancelJob", "DeleteJob", "WatchJob", "DownloadImages"),
+            *("ListModels", "GetModel"),
+        )
+    ),
+)
+"""What is special about the calls; only CreateImages may bring a picture."""
 
 Result = TypeVar("Result")
 
@@ -86,11 +99,11 @@ class ImageServicer(ImageServiceServicer):
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
-        self._store = gateway.context.store
+        self._store = BreakerStore(gateway.context.store)
         self._spec = gateway.context.spec
         self._settings = gateway.context.settings
         self._model = describe(self._spec, self._settings)
-        self._images = InitialImages(gateway, decoder)
+        self._images = InitialImages(gateway, self._store, decoder)
         previews = None
         if decoder:
             check = self._check_previews if gateway.context.policy.asks_pictures else None
@@ -134,7 +147,8 @@ class ImageServicer(ImageServiceServicer):
     async def ListJobs(self, request: image_pb2.ListJobsRequest, context: Any) -> image_pb2.ListJobsResponse:  # noqa: D102, N802
         check_view(request.view)
         size = page_size(request.page_size)
-        matching, after = parse_job_filter(request), parse_page_token(request)
+        matching = parse_job_filter(request, self._settings)
+        after = parse_page_token(request)
         full = request.view == image_pb2.JOB_VIEW_FULL
         # One job more than the page holds shows whether there is another page.
         found = await self._call(self._jobs.page, matching, after=after, limit=size + 1, full=full)
@@ -154,13 +168,14 @@ class ImageServicer(ImageServiceServicer):
     async def CancelJob(  # noqa: D102, N802
         self, request: image_pb2.CancelJobRequest, context: Any
     ) -> image_pb2.CancelJobResponse:
-        snapshot = await self._call(self._gateway.cancel, _job_id(request.job_id))
+        snapshot = await self._cancel(_job_id(request.job_id))
         return image_pb2.CancelJobResponse(job=await self._message(snapshot, full=True))
 
     async def DeleteJob(  # noqa: D102, N802
         self, request: image_pb2.DeleteJobRequest, context: Any
     ) -> image_pb2.DeleteJobResponse:
-        await self._call(self._gateway.delete, _job_id(request.job_id))
+        snapshot = await self._cancel(_job_id(request.job_id))
+        await self._call(self._jobs.delete, snapshot.job.id)
         return image_pb2.DeleteJobResponse()
 
     async def WatchJob(  # noqa: D102, N802
@@ -199,6 +214,13 @@ class ImageServicer(ImageServiceServicer):
     async def GetModel(self, request: image_pb2.GetModelRequest, context: Any) -> image_pb2.GetModelResponse:  # noqa: D102, N802
         check_asked_model(request.model, self._model.reference)
         return image_pb2.GetModelResponse(model=self._model)
+
+    async def _cancel(self, job_id: str) -> JobSnapshot:
+        """Cancels a job, and waits a moment until the stages are notified; no thread waits with it."""
+        snapshot = await self._call(self._jobs.cancel, job_id)
+        if marking := self._gateway.mark(snapshot):
+            await asyncio.wait([asyncio.wrap_future(marking)], timeout=MARKER_SECONDS)
+        return snapshot
 
     async def _call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Runs a function of the database in a thread, within the tracing context of this call.

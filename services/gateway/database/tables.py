@@ -81,6 +81,8 @@ class StoreAction(StrEnum):
     """Delete everything but the marker, since the job has been removed."""
     DELETE_LATE = "delete late"
     """Delete everything, once no message of the removed job can be handled any more."""
+    DELETE_AGAIN = "delete again"
+    """Delete everything days later, in case a listing of the store was behind, or a stage wrote very late."""
 
 
 PRIORITY_NUMBERS: Final = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
@@ -159,6 +161,10 @@ class Job(Base):
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
     prompt_reading: Mapped[dict[str, Any] | None] = mapped_column("reading")
     """`smalti.messages.PromptReading` as JSON."""
+    size: Mapped[int | None]
+    """Bytes of what the request has brought; None in jobs of older versions."""
+    encodings: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
+    """The encodings that the encoder has written; see `smalti.services.gateway.jobs.objects`."""
     lease: Mapped[int]
     """Number of the last lease. Each time chunks are sent, they get a new lease."""
     error: Mapped[bytes | None] = mapped_column(LargeBinary)
@@ -227,6 +233,8 @@ class Chunk(Base):
     """Number of failed attempts."""
     pictures: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
     """The pictures to refine, each a `smalti.messages.PictureToRefine` as JSON; None for a chunk of candidates."""
+    objects: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
+    """The objects that the stages have written; see `smalti.services.gateway.jobs.objects`."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why the last attempt failed, if known."""
 
@@ -282,3 +290,5 @@ class StoreTask(Base):
     """Whether the job has encodings of several wordings."""
     tries: Mapped[int] = mapped_column(SmallInteger)
     """Number of failures."""
+    keys: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
+    """Keys of the job's objects that the database knew, without the job's folder; None in tasks of older versions."""

@@ -5,6 +5,7 @@ __all__ = [
     "context",
     "lifecycle",
     "messages",
+    "objects",
     "observer",
     "reading",
     "repository",

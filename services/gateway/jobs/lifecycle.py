@@ -24,11 +24,15 @@ from smalti.services.gateway.database.tables import (
     StoreAction,
     StoreTask,
 )
+from smalti.services.gateway.jobs.objects import known_keys
 from smalti.services.gateway.jobs.observer import JobOutcome
 from smalti.services.gateway.jobs.reading import parameter_of
 
 LATE_SECONDS: Final = 60.0 + MAX_CLOCK_SKEW_SECONDS
 """Time after the expiry of a job's messages within which a stage may still write objects of the job."""
+
+DELETE_AGAIN_SECONDS: Final = 3 * 24 * 3600.0
+"""Time after which the objects of a removed job are deleted once more."""
 
 
 def lock(session: Session, job_id: str, *, skip_locked: bool = False) -> Job | None:
@@ -215,7 +219,8 @@ def end(
 def remove(session: Session, job: Job, now: float) -> None:
     """Removes a job from the database, and adds the tasks that delete its objects.
 
-    While a stage may still write objects of the job, everything but the marker is deleted; afterwards all is deleted.
+    While a stage may still write objects of the job, everything but the marker is deleted; afterwards all is deleted,
+    and once more days later.
 
     Args:
         session: a writing transaction.
@@ -228,7 +233,9 @@ def remove(session: Session, job: Job, now: float) -> None:
     session.execute(
         delete(StoreTask).where(StoreTask.job_id == job.id, StoreTask.action != StoreAction.WRITE_MARKER)
     )
-    actions = [(StoreAction.DELETE_LATE, max(moment, late))]
+    late_at = max(moment, late)
+    again_at = late_at + to_microseconds(DELETE_AGAIN_SECONDS)
+    actions = [(StoreAction.DELETE_LATE, late_at), (StoreAction.DELETE_AGAIN, again_at)]
     if late > moment:
         actions.append((StoreAction.DELETE, moment))
     _add_store_tasks(session, job, actions)
@@ -239,6 +246,7 @@ def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAc
     """Adds tasks, each an action and the time in microseconds when it is due."""
     of_candidates = Chunk.job_id == job.id, Chunk.pictures.is_(null())
     chunks = session.scalar(select(func.count()).select_from(Chunk).where(*of_candidates)) or 0
+    keys = known_keys(session, job)
     session.execute(
         insert(StoreTask),
         [
@@ -250,6 +258,7 @@ def _add_store_tasks(session: Session, job: Job, actions: Iterable[tuple[StoreAc
                 "chunks": chunks,
                 "varied": bool(parameter_of(job, "vary", False)),
                 "tries": 0,
+                "keys": keys,
             }
             for action, due in actions
         ],

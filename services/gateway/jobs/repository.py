@@ -1,5 +1,6 @@
 """The repository of jobs: accepts, reads, lists, and cancels them."""
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class JobRepository:
         self._settings = context.settings
         self._events = context.events
         self._clock = context.clock
+        self._stored_jobs = self._stored_bytes = 0
 
     def find_request(self, request_id: str, request_hash: str) -> JobSnapshot | None:
         """Returns the job that an earlier request with this request_id has created; None if there is none.
@@ -94,12 +96,18 @@ class JobRepository:
         with self._database.read() as session:
             self._check_capacity(session)
 
+    def count_stored(self) -> None:
+        """Counts the jobs that are stored, and their bytes; between two counts, new jobs are added."""
+        with self._database.read() as session:
+            jobs, size = session.execute(select(func.count(), func.sum(Job.size)).select_from(Job)).one()
+        self._stored_jobs, self._stored_bytes = jobs, int(size or 0)
+
     def create(self, job_spec: JobSpec) -> JobSnapshot:
         """Accepts a job. Once this returns, the job is stored and will end, whatever fails.
 
         Raises:
             RequestIdReusedError: the request_id belongs to another request.
-            OverloadedError: too many jobs are open.
+            OverloadedError: too many jobs are open, or stored.
             InvalidInputError: n is greater than the number of candidates, or the prompt has too many bytes.
         """
         try:
@@ -128,6 +136,8 @@ class JobRepository:
             if found is None:
                 raise
             return found
+        self._stored_jobs += 1
+        self._stored_bytes += job.size or 0
         failpoints.reach("gateway.after-accept", job=job.id, prompt=job_spec.prompt)
         self._events.created(job.id)
         return snapshot
@@ -207,7 +217,13 @@ class JobRepository:
             return {row.id: row.version for row in rows}
 
     def _check_capacity(self, session: Session) -> int:
-        """Returns the number of open jobs; raises `OverloadedError` if there are too many."""
+        """Returns the number of open jobs; raises `OverloadedError` if too many are open, or stored."""
+        if (
+            self._stored_jobs >= self._settings.stored_jobs
+            or self._stored_bytes >= self._settings.stored_bytes
+        ):
+            problem = f"too many jobs are stored ({self._stored_jobs}); delete some, or try again later"
+            raise OverloadedError(problem, MAX_RETRY_SECONDS)
         open_jobs = session.scalar(select(func.count()).select_from(Job).where(IS_OPEN)) or 0
         if open_jobs >= self._settings.open_jobs:
             since = to_microseconds(self._clock() - RECENT_SECONDS)
@@ -222,13 +238,15 @@ class JobRepository:
         now = self._clock()
         parameters = self._parameters(job_spec, idle=idle)
         rows = (self._model_spec.side - parameters.keep_rows) * parameters.candidates
+        brought = [parameters.model_dump(mode="json", exclude_none=True), job_spec.given, job_spec.labels]
         return Job(
             id=str(uuid.uuid4()),
             version=1,
             state=JobState.QUEUED,
             request_id=job_spec.request_id,
             request_hash=job_spec.request_hash,
-            parameters=parameters.model_dump(mode="json", exclude_none=True),
+            parameters=brought[0],
+            size=len(json.dumps(brought)),
             given=list(job_spec.given),
             priority=PRIORITY_NUMBERS[job_spec.priority],
             labels=dict(job_spec.labels),

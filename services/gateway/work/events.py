@@ -1,7 +1,7 @@
 """Applies the stages' events to jobs: the handler of the queue of events.
 
-Events arrive at least once, in any order, and possibly late. A *done* event counts under any lease, since the same work
-writes the same objects. A *failed* event counts only under the current lease of the chunk, since a later message may
+Events arrive at least once, in any order, and possibly late. A *done* event counts under any lease, whoever has done
+the work. A *failed* event counts only under the current lease of the chunk, since a later message may
 succeed.
 """
 
@@ -26,6 +26,7 @@ from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgr
 from smalti.services.gateway.jobs.aside import set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start
+from smalti.services.gateway.jobs.objects import added
 from smalti.services.gateway.jobs.reading import UnreadableJobError, parameter_of
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.policy.content_policy import Subject
@@ -96,7 +97,7 @@ class EventHandler:
                 if self._refining.refined(message.job, chunk, message.objects):
                     self._fan_in.finish(message.job)
             case StageDone(chunk=int(chunk)) if message.stage in _PROGRESS:
-                self._progress.reached(message.job, chunk, _PROGRESS[message.stage])
+                self._progress.reached(message.job, chunk, _PROGRESS[message.stage], message.objects)
             case Progress(chunk=int(chunk)):
                 complete = message.rows + self._context.spec.side - message.of
                 self._progress.rows_reached(message.job, chunk, complete)
@@ -113,6 +114,7 @@ class EventHandler:
             job = lock_open(session, event.job)
             if job is None:
                 return
+            job.encodings = added(job.encodings, job.id, event.objects)
             changed = start(job, to_microseconds(now))
             if not job.prompt_encoded:
                 job.prompt_encoded = changed = True

@@ -1,7 +1,7 @@
 """Fan-in: collects the scores of a job's chunks, in any order, and ends the job after the last one."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.aside import take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start, store_choice
+from smalti.services.gateway.jobs.objects import StoredObject, added, find_object
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.repository import ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
@@ -38,7 +39,7 @@ from smalti.services.gateway.policy.content_policy import refusal
 from smalti.services.gateway.work.redoing import redo
 from smalti.services.gateway.work.refining import Refining
 from smalti.services.gateway.work.verdicts import PictureChecks
-from smalti.storage import JobKeys, ObjectRef
+from smalti.storage import JobKeys, ObjectRef, content_key
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +93,26 @@ class FanIn:
         Args:
             job_id: the job.
             number: the chunk.
-            objects: the objects that the ranker has written: the scores.
+            objects: the scores, and the tokens.
 
         Raises:
             UnavailableError: the store or the database does not answer.
         """
-        prefetch = self._chunks_to_prefetch(job_id, number)
-        if prefetch is None:
-            return
         keys = JobKeys(job_id)
-        reads = self._start_reads(keys, prefetch)
+        refs = {ref.name: ref for ref in objects}
+        if (prefetch := self._chunks_to_prefetch(job_id, number)) is None:
+            return
+        if (ref := refs.get(keys.scores(number))) is None:
+            redo(self._context, job_id, [number], "the ranker has written no scores")
+            return
+        tokens = {chunk.number: _tokens(chunk) for chunk in prefetch}
+        if prefetch and (own := refs.get(keys.tokens(number))):
+            tokens[number] = StoredObject(own.key, own.sha256)
+        reads = self._start_reads(tokens)
         try:
-            scores = self._read_scores(keys, number, objects)
+            scores = ScoresFile.parse(ref.key, self._store.get(ref.key, sha256=ref.sha256))
         except (MissingObjectError, DamagedObjectError) as error:
-            redo(self._context, job_id, [number], str(error), keys.scores(number))
+            redo(self._context, job_id, [number], str(error), ref.key)
             return
         now = self._clock()
         with self._database.write() as session:
@@ -118,15 +125,13 @@ class FanIn:
             if fits and advance(job, chunk, ChunkProgress.RANKED):
                 start(job, to_microseconds(now))
                 job.version += 1
-                session.execute(
-                    insert(ScoredCandidate), [_row(keys, job_id, scored) for scored in scores.pictures]
-                )
+                chunk.objects = added(chunk.objects, job_id, objects)
+                rows = [_row(scored, job_id, ref) for scored in scores.pictures]
+                session.execute(insert(ScoredCandidate), rows)
             complete = job.candidates_ranked >= job.candidates
         failpoints.reach("gateway.after-ranked", job=job_id, prompt=parameter_of(job, "prompt", ""))
         if not fits:
-            redo(
-                self._context, job_id, [number], "its scores belong to other candidates", keys.scores(number)
-            )
+            redo(self._context, job_id, [number], "its scores belong to other candidates", ref.key)
         elif complete:
             self.finish(job_id, reads)
         else:
@@ -171,7 +176,7 @@ class FanIn:
             if parameters.second_pass and not job.refining:
                 self._refining.choose(job, chunks, winners)
                 return False
-            tokens = self._read_tokens(keys, chunks, winners, reads)
+            tokens = self._read_tokens(chunks, winners, reads)
         except _LostObjectsError as error:
             redo(self._context, job_id, list(error.objects), str(error), *error.objects.values())
             return False
@@ -206,7 +211,7 @@ class FanIn:
         self._events.ended(outcome)
         return True
 
-    def _chunks_to_prefetch(self, job_id: str, number: int) -> tuple[int, ...] | None:
+    def _chunks_to_prefetch(self, job_id: str, number: int) -> tuple[Chunk, ...] | None:
         """Returns the chunks whose tokens to read while the scores of a chunk are read: all of them for the last chunk.
 
         A job with many chunks is not prefetched, since most of its candidates do not become pictures; nor is a job with
@@ -227,12 +232,7 @@ class FanIn:
             return None
         is_last = job.candidates_ranked + chunk.count >= job.candidates
         ends_job = is_last and not job.pictures_to_refine
-        return tuple(chunks) if ends_job and len(chunks) <= MAX_READS else ()
-
-    def _read_scores(self, keys: JobKeys, number: int, objects: Sequence[ObjectRef]) -> ScoresFile:
-        key = keys.scores(number)
-        sha256 = next((ref.sha256 for ref in objects if ref.key == key), None)
-        return ScoresFile.parse(key, self._store.get(key, sha256=sha256))
+        return tuple(chunks.values()) if ends_job and len(chunks) <= MAX_READS else ()
 
     def _choose(
         self,
@@ -256,12 +256,16 @@ class FanIn:
         scores = [pictures[index].score for index in permitted]
         if parameters.diversity == 0:
             return [pictures[permitted[index]] for index in best(scores, parameters.n)]
-        reads = {
-            chunk.number: self._readers.submit(copy_context().run, self._read_features, keys, chunk.number)
+        refs = {
+            chunk.number: find_object(chunk.objects, chunk.job_id, keys.scores(chunk.number))
             for chunk in chunks
         }
+        reads = {
+            number: self._readers.submit(copy_context().run, self._read_features, ref)
+            for number, ref in refs.items()
+        }
         found = {number: read.result() for number, read in reads.items()}
-        lost = {number: keys.scores(number) for number, features in found.items() if features is None}
+        lost = {number: refs[number].key for number, features in found.items() if features is None}
         if lost:
             raise _LostObjectsError("features", lost)
         # Chunks, and the candidates in them, are in the order of the candidates.
@@ -269,17 +273,16 @@ class FanIn:
         chosen = choose(scores, features, parameters.n, parameters.diversity)
         return [pictures[permitted[index]] for index in chosen]
 
-    def _read_features(self, keys: JobKeys, number: int) -> ChunkFeatures:
+    def _read_features(self, ref: StoredObject) -> ChunkFeatures:
         try:
-            scores = self._read_scores(keys, number, ())
+            scores = ScoresFile.parse(ref.key, self._store.get(ref.key, sha256=ref.sha256))
             ordered = sorted(scores.pictures, key=lambda picture: picture.index)
-            return unpack_features(keys.scores(number), [picture.features for picture in ordered])
+            return unpack_features(ref.key, [picture.features for picture in ordered])
         except (MissingObjectError, DamagedObjectError):
             return None
 
     def _read_tokens(
         self,
-        keys: JobKeys,
         chunks: Sequence[Chunk],
         winners: Sequence[ScoredCandidate],
         reads: Mapping[int, Future[ChunkTokens]],
@@ -287,7 +290,6 @@ class FanIn:
         """Returns the tokens of the winners, by candidate index.
 
         Args:
-            keys: keys of the job's objects.
             chunks: all chunks of the job.
             winners: the candidates that become pictures.
             reads: pending reads, by chunk.
@@ -305,9 +307,10 @@ class FanIn:
         }
         wanted = {number: positions for number, positions in wanted.items() if positions}
         first = {chunk.number: chunk.first for chunk in chunks}
+        objects = {chunk.number: _tokens(chunk) for chunk in chunks if chunk.number in wanted}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
-        reads = {**self._start_reads(keys, [each for each in wanted if each not in reads]), **reads}
+        reads = {**self._start_reads({n: each for n, each in objects.items() if n not in reads}), **reads}
         for number, positions in wanted.items():
             tokens = reads[number].result()
             if tokens is None or max(positions) >= len(tokens):
@@ -315,25 +318,33 @@ class FanIn:
                 continue
             found |= {first[number] + position: tokens[position] for position in positions}
         if lost:
-            raise _LostObjectsError("tokens", {number: keys.tokens(number) for number in lost})
+            raise _LostObjectsError("tokens", {number: objects[number].key for number in lost})
         return found
 
-    def _start_reads(self, keys: JobKeys, chunks: Iterable[int]) -> dict[int, Future[ChunkTokens]]:
+    def _start_reads(self, tokens: Mapping[int, StoredObject]) -> dict[int, Future[ChunkTokens]]:
         """Starts reading the tokens of chunks in the thread pool."""
         return {
-            number: self._readers.submit(copy_context().run, self._read_chunk_tokens, keys.tokens(number))
-            for number in chunks
+            number: self._readers.submit(copy_context().run, self._read_chunk_tokens, each)
+            for number, each in tokens.items()
         }
 
-    def _read_chunk_tokens(self, key: str) -> ChunkTokens:
+    def _read_chunk_tokens(self, tokens: StoredObject) -> ChunkTokens:
         try:
-            array = safetensors.numpy.load(self._store.get(key))["tokens"]
+            array = safetensors.numpy.load(self._store.get(tokens.key, sha256=tokens.sha256))["tokens"]
             return [tuple(map(int, row)) for row in array]
         except (MissingObjectError, DamagedObjectError, SafetensorError, KeyError, TypeError):
             return None
 
 
-def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
+def _tokens(chunk: Chunk) -> StoredObject:
+    """Returns the tokens that the pictures of a ranked chunk were decoded from."""
+    return find_object(chunk.objects, chunk.job_id, JobKeys(chunk.job_id).tokens(chunk.number))
+
+
+def _row(scored: ScoredPicture, job_id: str, scores: ObjectRef) -> dict[str, Any]:
+    """Returns the row of a candidate; `scores` is the object with its score."""
+    name = JobKeys(job_id).candidate(scored.index)
+    has_names = scores.key == scores.name  # Its messages were of version 1.
     return {
         "job_id": job_id,
         "candidate": scored.index,
@@ -342,7 +353,7 @@ def _row(keys: JobKeys, job_id: str, scored: ScoredPicture) -> dict[str, Any]:
         "height": scored.height,
         "size": scored.size,
         "sha256": scored.sha256,
-        "key": keys.candidate(scored.index),
+        "key": name if has_names else content_key(name, scored.sha256),
         "wording": scored.wording,
     }
 

@@ -6,6 +6,7 @@ while, and a chunk may be sent again needlessly.
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,9 @@ from smalti.services.gateway.database.tables import Chunk, ChunkProgress, ChunkS
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_open, start
+from smalti.services.gateway.jobs.objects import added
 from smalti.services.gateway.settings import GatewaySettings
+from smalti.storage import ObjectRef
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ class _Entry:
     reached: ChunkProgress = ChunkProgress.NOTHING
     rows: int = 0
     """Rows of each candidate that are complete, including those kept of an initial image."""
+    objects: tuple[ObjectRef, ...] = ()
+    """Objects that stages have written."""
 
 
 class ProgressBuffer:
@@ -58,9 +63,11 @@ class ProgressBuffer:
         for chunk in chunks:
             self._add(job_id, chunk, _Entry())
 
-    def reached(self, job_id: str, chunk: int, reached: ChunkProgress) -> None:
-        """Notes that a stage has finished a chunk."""
-        self._add(job_id, chunk, _Entry(heard=True, reached=reached))
+    def reached(
+        self, job_id: str, chunk: int, reached: ChunkProgress, objects: Sequence[ObjectRef] = ()
+    ) -> None:
+        """Notes that a stage has finished a chunk, and has written objects."""
+        self._add(job_id, chunk, _Entry(heard=True, reached=reached, objects=tuple(objects)))
 
     def rows_reached(self, job_id: str, chunk: int, rows: int) -> None:
         """Notes the complete rows of each candidate of a chunk, including those kept of an initial image."""
@@ -93,6 +100,7 @@ class ProgressBuffer:
             entry.begun |= news.begun
             entry.reached = max(entry.reached, news.reached)
             entry.rows = max(entry.rows, news.rows)
+            entry.objects = tuple(dict.fromkeys((*entry.objects, *news.objects)))
             self.filled.set()
 
     def _write(self, entries: dict[tuple[str, int], _Entry]) -> list[str]:
@@ -127,6 +135,9 @@ class ProgressBuffer:
                 for row in chunks:
                     entry = news[row.number]
                     visible |= advance(job, row, entry.reached)
+                    if entry.objects:
+                        # Those of the ranker's event count, whatever else was written.
+                        row.objects = added(row.objects, job_id, entry.objects, count=False)
                     to_generate = job.rows // job.candidates
                     generated = entry.rows - (self._side - to_generate)
                     visible |= advance_rows(job, row, min(generated, to_generate))

@@ -21,6 +21,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     start,
     store_choice,
 )
+from smalti.services.gateway.jobs.objects import StoredObject, added, find_object
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectInfo, ObjectRef, find
@@ -53,16 +54,14 @@ class Refining:
         second_pass = parameters_of(job).second_pass
         with_inputs = second_pass is not None and second_pass.refine is not None
         found = {
-            picture.candidate: self._find(chunks, picture, with_inputs=with_inputs) for picture in winners
+            picture.candidate: self._find(job, chunks, picture, with_inputs=with_inputs)
+            for picture in winners
         }
-        ranked = {winner.candidate: winner.sha256 for winner in winners}
-        pictures = [each for each in found.values() if each and each.picture.sha256 == ranked[each.candidate]]
+        pictures = [each for each in found.values() if each]
         if len(pictures) < len(winners):
-            usable = {each.candidate for each in pictures}
-            lost = {_chunk_of(chunks, candidate).number for candidate in found if candidate not in usable}
-            replaced = [each.picture.key for each in found.values() if each and each.candidate not in usable]
+            lost = {_chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
             problem = "objects of the chosen pictures are missing, or not those that were ranked"
-            redo(self._context, job_id, sorted(lost), problem, *replaced)
+            redo(self._context, job_id, sorted(lost), problem)
             return
         size = min(self._context.settings.chunk, MAX_TO_REFINE)
         batches = [pictures[begin : begin + size] for begin in range(0, len(pictures), size)]
@@ -102,7 +101,7 @@ class Refining:
         Raises:
             UnavailableError: the store or the database does not answer.
         """
-        infos = {ref.key: self._store.stat(ref.key) for ref in objects}
+        infos = {ref.name: self._store.stat(ref.key) for ref in objects}
         now = self._clock()
         with self._database.write() as session:
             job = lock_open(session, job_id)
@@ -135,6 +134,7 @@ class Refining:
             if refined(job, chunk):
                 start(job, to_microseconds(now))
                 job.version += 1
+                chunk.objects = added(chunk.objects, job_id, objects)
                 session.execute(update(ScoredCandidate), rows)
             complete = job.pictures_refined >= job.pictures_to_refine
             prompt = parameter_of(job, "prompt", "")
@@ -154,9 +154,9 @@ class Refining:
             job: the job, locked, so that nobody takes what is deleted.
             chunk: the chunk of the pictures.
             objects: the pictures of the event.
-            infos: what is in the store, by key.
+            infos: what is in the store, by name.
         """
-        replaced = [ref.key for ref in objects if (info := infos[ref.key]) and info.sha256 != ref.sha256]
+        replaced = [ref.key for ref in objects if (info := infos[ref.name]) and info.sha256 != ref.sha256]
         if not replaced or chunk.state is ChunkState.DONE:
             return False
         log.warning(
@@ -190,33 +190,47 @@ class Refining:
         redo(self._context, job_id, sorted(again), problem)
 
     def _find(
-        self, chunks: Sequence[Chunk], winner: ScoredCandidate, *, with_inputs: bool
+        self, job: Job, chunks: Sequence[Chunk], winner: ScoredCandidate, *, with_inputs: bool
     ) -> PictureToRefine | None:
         """Returns references to all that the refiner needs of a candidate; None if something is missing.
 
         Args:
+            job: the job.
             chunks: the chunks of candidates of its job.
             winner: the candidate.
             with_inputs: whether it needs the tokens and the encoding, too.
         """
         candidate = winner.candidate
         keys, chunk = JobKeys(winner.job_id), _chunk_of(chunks, candidate)
-        wanted = [keys.candidate(candidate)]
+        plain = ObjectRef(key=winner.key, sha256=winner.sha256)
+        if plain.name != keys.candidate(candidate):
+            return None  # It was refined already, and only ranking again tells what the plain picture is.
+        wanted = [StoredObject(plain.key, plain.sha256)]
         if with_inputs:
-            encoding_key = keys.encoding if winner.wording is None else keys.encoding_of(winner.wording)
-            wanted += [keys.tokens(chunk.number), encoding_key]
-        found = find(self._store, *wanted)
+            encoding = keys.encoding if winner.wording is None else keys.encoding_of(winner.wording)
+            wanted += [
+                find_object(chunk.objects, job.id, keys.tokens(chunk.number)),
+                find_object(job.encodings, job.id, encoding),
+            ]
+        found = find(self._store, *(each.key for each in wanted))
         if found is None:
+            return None
+        expected = [each.sha256 for each in wanted]
+        replaced = [
+            ref.key for ref, sha256 in zip(found, expected, strict=True) if sha256 not in (None, ref.sha256)
+        ]
+        if replaced:
+            self._store.delete(*replaced)
             return None
         if not with_inputs:
             return PictureToRefine(candidate=candidate, picture=found[0])
-        picture, tokens, encoding = found
+        picture, tokens, used_encoding = found
         return PictureToRefine(
             candidate=candidate,
             picture=picture,
             tokens=tokens,
             row=candidate - chunk.first,
-            encoding=encoding,
+            encoding=used_encoding,
         )
 
     def _side(self, job: Job) -> int:

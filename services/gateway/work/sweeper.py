@@ -20,8 +20,9 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.aside import apart, is_not_set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
+from smalti.services.gateway.jobs.objects import kept_pictures
 from smalti.services.gateway.work.fan_in import FanIn
-from smalti.storage import JobKeys, ObjectStore, is_intermediate
+from smalti.storage import JobKeys, ObjectStore, is_intermediate, is_picture
 
 log = logging.getLogger(__name__)
 
@@ -169,19 +170,34 @@ class Sweeper:
             case StoreAction.CLEAN_UP:
                 self._store.delete(*(key for each in group for key in self._intermediate_keys(each)))
             case StoreAction.CLEAN_UP_LATE:
-                # Only a succeeded job keeps its pictures.
-                succeeded = task.state is JobState.SUCCEEDED
-                self._delete(keys, lambda key: not succeeded or is_intermediate(key))
+                self._delete(task, self._is_useless(task))
             case StoreAction.DELETE:
-                self._delete(keys, lambda key: key != keys.cancelled)
-            case StoreAction.DELETE_LATE:
-                self._delete(keys, lambda key: True)
+                self._delete(task, lambda key: key != keys.cancelled)
+            case StoreAction.DELETE_LATE | StoreAction.DELETE_AGAIN:
+                self._delete(task, lambda key: True)
 
-    def _delete(self, keys: JobKeys, which: Callable[[str], bool]) -> None:
-        self._store.delete(*(info.key for info in self._store.objects(keys.folder) if which(info.key)))
+    def _is_useless(self, task: StoreTask) -> Callable[[str], bool]:
+        """Returns what tells whether an object of an ended job is of no use; only a succeeded job keeps pictures."""
+        if task.state is not JobState.SUCCEEDED:
+            return lambda key: True
+        with self._database.read() as session:
+            kept = kept_pictures(session, task.job_id)
+        # Another worker may have drawn the same candidate with other bytes.
+        return lambda key: is_intermediate(key) or (is_picture(key) and key not in kept)
+
+    def _delete(self, task: StoreTask, which: Callable[[str], bool]) -> None:
+        """Deletes objects by the keys that the database knows, and by listing, which may be behind."""
+        folder = JobKeys(task.job_id).folder
+        known = [folder + key for key in task.keys or ()]
+        listed = [info.key for info in self._store.objects(folder)]
+        self._store.delete(*(key for key in dict.fromkeys([*known, *listed]) if which(key)))
 
     def _intermediate_keys(self, task: StoreTask) -> list[str]:
         keys, chunks = JobKeys(task.job_id), range(task.chunks)
+        if task.keys is not None:
+            known = [keys.folder + key for key in task.keys]
+            return [key for key in known if is_intermediate(key) and key != keys.cancelled]
+        # A task of an older version.
         # The keys of wordings' encodings do not follow from the job.
         encodings = (
             [info.key for info in self._store.objects(keys.encodings)] if task.varied else [keys.encoding]

@@ -1,6 +1,5 @@
 """The caller of the current request, on whose behalf the gateway is called."""
 
-import ipaddress
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,7 +7,9 @@ from typing import Any
 
 import grpc
 
-from smalti.rpc.observer import CLIENT, REQUEST_ID, with_metadata
+from smalti.network import network_of
+from smalti.rpc.observer import REQUEST_ID, with_metadata
+from smalti.rpc.places import CLIENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +24,8 @@ class Caller:
 
     @property
     def network(self) -> str:
-        """The network that counts as one client: an IPv4 address, or 64 bits of an IPv6 address."""
-        try:
-            address = ipaddress.ip_address(self.address)
-        except ValueError:
-            return self.address
-        if isinstance(address, ipaddress.IPv6Address):
-            mapped = address.ipv4_mapped
-            return str(mapped) if mapped else str(ipaddress.ip_network((address, 64), strict=False))
-        return self.address
+        """The network that counts as one client."""
+        return network_of(self.address)
 
     def metadata(self) -> Mapping[str, str]:
         """Returns the metadata of calls to the gateway."""

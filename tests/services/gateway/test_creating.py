@@ -28,7 +28,7 @@ from smalti.errors import (
 )
 from smalti.registry.folder import ModelFolder
 from smalti.services.gateway.database.connection import Database
-from smalti.storage import JobKeys
+from smalti.storage import JobKeys, content_key
 from smalti.testing.stages import picture_bytes
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.model_pb2 import ModelReference
@@ -81,7 +81,7 @@ async def test_succeeded_job_has_its_pictures(gateway: GatewayHarness) -> None:
         ]
         best = job.pictures[0]
         assert best.size_bytes == len(picture_bytes(7, 7))
-        assert best.object_key == JobKeys(job.id).candidate(7)
+        assert best.object_key == content_key(JobKeys(job.id).candidate(7), best.sha256)
         assert (best.media_type, best.url) == ("image/png", "")  # A store in memory has no URLs.
         assert not best.HasField("url_expire_time")
         assert job.prompt_reading.drawn == "a cat"

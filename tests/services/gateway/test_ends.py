@@ -18,6 +18,7 @@ from harness.gateway import (
     finish_chunk,
     job_spec,
 )
+from harness.objects import delete_named, get_named, put_named
 from harness.servers import PostgresServer
 from smalti.errors import DatabaseUnavailableError, InvalidInputError, JobNotFoundError, StoreUnavailableError
 from smalti.messages import FailureReason, StageDone
@@ -237,15 +238,16 @@ def test_unusable_scores_are_made_again(gateway: GatewayHarness, harm: str) -> N
     gateway.handle(finish_chunk(gateway, generates[0]))
     event = finish_chunk(gateway, generates[1])
     keys = JobKeys(job)
+    scores = event.objects[0]
     if harm == "missing":
-        gateway.store.delete(keys.scores(1))
+        gateway.store.delete(scores.key)
     elif harm == "damaged":
-        gateway.store.put(keys.scores(1), b"{}")
+        gateway.store.put(scores.key, b"{}")
     else:
-        ref = gateway.store.put(keys.scores(1), gateway.store.get(keys.scores(0)))
-        event = event.model_copy(update={"objects": (ref,)})
+        scores = put_named(gateway.store, keys.scores(1), get_named(gateway.store, keys.scores(0)))
+        event = event.model_copy(update={"objects": (scores,)})
     gateway.handle(event)
-    assert gateway.store.stat(keys.scores(1)) is None
+    assert gateway.store.stat(scores.key) is None
     (again,) = gateway.send()
     assert [chunk.chunk for chunk in again.chunks] == [1]
     gateway.handle(*gateway.stages.run(again))
@@ -257,7 +259,7 @@ def test_lost_tokens_are_made_again(gateway: GatewayHarness) -> None:
     gateway.handle(finish_chunk(gateway, generates[0]))
     last = finish_chunk(gateway, generates[1])
     assert gateway.get(job).job.candidates_generated == 8
-    gateway.store.delete(JobKeys(job).tokens(1))
+    delete_named(gateway.store, JobKeys(job).tokens(1))
     gateway.handle(last)
     running = gateway.get(job).job
     assert (running.state, running.candidates_ranked, running.candidates_generated, running.rows_drawn) == (

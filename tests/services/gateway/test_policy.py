@@ -11,6 +11,7 @@ import pytest
 from harness.gateway import GatewayHarness, MakeGateway, encoded_job, failure, finish_chunk
 from harness.gateway_calls import count_jobs, create_job, create_request, parameters, served
 from harness.grpc_server import asynchronous
+from harness.objects import key_of, name_of
 from harness.policy import MESSAGE, PolicyProcess
 from harness.service import answer
 from harness.waiting import wait_until
@@ -216,7 +217,7 @@ def test_refined_pictures_are_asked_about_again(make_gateway: MakeGateway, hook:
         gateway.handle(gateway.stages.refine(refine))
     assert candidates(gateway, jobs[0]) == [0]
     assert candidates(gateway, jobs[1]) == [6, 5, 4]
-    assert gateway.get(jobs[0]).pictures[0].key.endswith("refined/0.png")
+    assert name_of(gateway.get(jobs[0]).pictures[0].key).endswith("refined/0.png")
     assert isinstance(failure(ended(gateway, jobs[2])), RefusedByPolicyError)
 
 
@@ -264,7 +265,7 @@ def test_harmed_pictures_are_made_again_before_anybody_is_asked(
     gateway = make_gateway(policy_hook=hook.url)
     job, _, generates = encoded_job(gateway)
     last = [finish_chunk(gateway, generate) for generate in generates]
-    key = JobKeys(job).candidate(7)
+    key = key_of(gateway.store, JobKeys(job).candidate(7))
     if harm == "missing":
         gateway.store.delete(key)
     else:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from harness.gateway import GatewayHarness, MakeGateway, encoded_job, failure, finish_chunk
+from harness.objects import key_of, name_of
 from smalti.errors import AttemptsExhaustedError
 from smalti.messages import FailureReason, RefineTask
 from smalti.parameters import Refinement, SecondPass
@@ -53,14 +54,16 @@ def test_chosen_pictures_are_refined_and_named_in_the_result(
     ended = gateway.get(job)
     assert (ended.job.state, ended.job.pictures_refined) == (JobState.SUCCEEDED, 3)
     keys = JobKeys(job)
-    assert [picture.key for picture in ended.pictures] == [keys.refined(index) for index in (7, 6, 5)]
+    assert [name_of(picture.key) for picture in ended.pictures] == [
+        keys.refined(index) for index in (7, 6, 5)
+    ]
     first = ended.pictures[0]
     content = gateway.store.get(first.key, sha256=first.sha256)
     assert content == refined_bytes(picture_bytes(7, 7))
     assert (first.size, first.width, first.height, first.rank) == (len(content), 64, 64, 0)
     result = ResultFile.parse(keys.result, gateway.store.get(keys.result))
     assert (result.second_pass, result.refiner) == (REFINE, tiny.refiner_revision)
-    assert [(picture.key, picture.tokens[0]) for picture in result.pictures] == [
+    assert [(name_of(picture.key), picture.tokens[0]) for picture in result.pictures] == [
         (keys.refined(index), index) for index in (7, 6, 5)
     ]
 
@@ -132,6 +135,7 @@ def test_lost_inputs_are_made_again(gateway: GatewayHarness, lost: str) -> None:
     keys = JobKeys(job)
     gateway.handle(gateway.stages.refine(second))
     key = {"picture": keys.candidate(7), "tokens": keys.tokens(1), "encoding": keys.encoding}[lost]
+    key = key_of(gateway.store, key)
     gateway.store.delete(key)
     gateway.handle(first.failed(FailureReason.INPUTS, f"{key}: no such object"))
     waiting = gateway.get(job).job
@@ -150,7 +154,7 @@ def test_lost_inputs_are_made_again(gateway: GatewayHarness, lost: str) -> None:
 def test_inputs_that_are_harmed_before_the_choice_are_made_again(gateway: GatewayHarness, harm: str) -> None:
     job, _, generates = encoded_job(gateway, second_pass=REFINE)
     events = [finish_chunk(gateway, generate) for generate in generates]
-    key = JobKeys(job).candidate(6)
+    key = key_of(gateway.store, JobKeys(job).candidate(6))
     before = gateway.store.get(key)
     gateway.get(job)
     if harm == "missing":
@@ -168,7 +172,8 @@ def test_refined_picture_that_was_replaced_before_it_was_reported_is_made_again(
     gateway: GatewayHarness,
 ) -> None:
     job, (task,) = ranked_job(gateway)
-    event, key = gateway.stages.refine(task), JobKeys(job).refined(7)
+    event = gateway.stages.refine(task)
+    key = key_of(gateway.store, JobKeys(job).refined(7))
     before = gateway.store.get(key)
     gateway.store.put(key, b"something else")
     gateway.handle(event)

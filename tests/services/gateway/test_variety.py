@@ -8,6 +8,7 @@ import pytest
 from harness.gateway import GatewayHarness, MakeGateway, encoded_job
 from harness.gateway_calls import create_job, finished_job, parameters, served
 from harness.grpc_server import asynchronous
+from harness.objects import key_of, name_of
 from smalti.errors import InvalidInputError
 from smalti.messages import MAX_IN_CHUNK, FailureReason
 from smalti.results import ResultFile
@@ -35,7 +36,9 @@ def test_varied_job_has_an_encoding_for_each_wording_until_it_ends(gateway: Gate
     assert task.vary
     keys = JobKeys(job)
     found = [info.key for info in gateway.store.objects(keys.folder)]
-    assert found == sorted(keys.encoding_of(wording("a cat", index)) for index in (0, 1))
+    assert [name_of(key) for key in found] == sorted(
+        keys.encoding_of(wording("a cat", index)) for index in (0, 1)
+    )
     assert {ref.key for generate in generates for ref in generate.encodings} == set(found)
     gateway.handle(*gateway.stages.run(task))
     gateway.pass_time(0)
@@ -85,20 +88,18 @@ def test_pictures_that_differ_are_chosen_before_copies(gateway: GatewayHarness) 
 def test_lost_features_are_made_again(gateway: GatewayHarness, harm: str) -> None:
     gateway.stages.features = look
     job, _, generates = encoded_job(gateway, n=4, diversity=0.5)
-    scores = JobKeys(job).scores(0)
     for generate in generates:
         rank = gateway.stages.decode(gateway.stages.generate(generate)[0])[0]
+        if harm == "without features" and generate is generates[0]:
+            rank = rank.model_copy(update={"keep_features": False})
         ranked = gateway.stages.rank(rank)
         if generate is generates[-1]:
             # Of the first chunk, whose scores were read before.
-            match harm:
-                case "missing":
-                    gateway.store.delete(scores)
-                case "damaged":
-                    gateway.store.put(scores, b"{}")
-                case _:
-                    first = gateway.stages.decode(gateway.stages.generate(generates[0])[0])[0]
-                    gateway.stages.rank(first.model_copy(update={"keep_features": False}))
+            scores = key_of(gateway.store, JobKeys(job).scores(0))
+            if harm == "missing":
+                gateway.store.delete(scores)
+            elif harm == "damaged":
+                gateway.store.put(scores, b"{}")
         gateway.handle(ranked)
     assert gateway.state(job) == "running"
     assert gateway.get(job).job.candidates_ranked < 8

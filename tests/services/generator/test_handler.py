@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load
 
 from harness.generator import TokenCounter, is_idle
+from harness.objects import get_named, keys_of, put_named
 from harness.queue import task
 from harness.service import bare_process
 from harness.waiting import wait_until
@@ -26,7 +27,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import encoding_bytes
 from smalti.services.generator.handler import GenerateHandler
-from smalti.storage import JobKeys, MemoryStore, find
+from smalti.storage import JobKeys, MemoryStore
 from tests.services.generator.conftest import PROMPT, SLOTS
 
 MANY = Chunk(chunk=0, candidates=tuple(range(40)))
@@ -46,7 +47,9 @@ class Work:
             cancellations=Cancellations(process.store, 0.02),
             engine=engine,
         )
-        encoding = self.store.put(JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
+        encoding = put_named(
+            self.store, JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT))
+        )
         whole: dict[str, Any] = {"chunks": (Chunk(chunk=0, candidates=(0, 1, 2, 3)),), **changes}
         [self.task] = task("j1", PROMPT, model=tiny, **whole).next(encoding, PROMPT)
         self.draining = threading.Event()
@@ -69,7 +72,7 @@ def test_cancelled_job_frees_its_slots_and_stops(
         work.messages.result(60)
     assert caught.value.reason == "cancelled"
     wait_until(lambda: is_idle(engine))
-    assert not find(work.store, work.task.keys.tokens(0))
+    assert not keys_of(work.store, work.task.keys.tokens(0))
     assert generated.tokens < 40 * 16
     work.close()
 
@@ -155,7 +158,7 @@ def test_tokens_are_kept_wherever_they_are(
     ):
         work = Work(engine, tiny, pipeline, **changes)
         work.messages.result(60)
-        tokens = load(work.store.get(JobKeys("j1").tokens(0)))["tokens"]
+        tokens = load(get_named(work.store, JobKeys("j1").tokens(0)))["tokens"]
         given = np.array(
             [kept_by(work.task.given, work.task.strength, work.task.seed, index) for index in range(4)]
         )
@@ -163,6 +166,8 @@ def test_tokens_are_kept_wherever_they_are(
         # A task that comes alone gives the same tokens as within the chunk.
         alone = Work(engine, tiny, pipeline, chunks=(Chunk(chunk=0, candidates=(2,)),), **changes)
         alone.messages.result(60)
-        np.testing.assert_array_equal(load(alone.store.get(JobKeys("j1").tokens(0)))["tokens"][0], tokens[2])
+        np.testing.assert_array_equal(
+            load(get_named(alone.store, JobKeys("j1").tokens(0)))["tokens"][0], tokens[2]
+        )
         for each in (work, alone):
             each.close()

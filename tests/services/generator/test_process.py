@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from harness.objects import put_named
 from harness.queue import events, gather, task
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import NOT_SERVING, ONCE, SERVING, ServiceProcess
@@ -31,7 +32,7 @@ def test_generator_loses_nothing_when_it_crashes_or_drains(
     pipeline: Pipeline,
 ) -> None:
     keys = JobKeys("dies")
-    encoding = store.put(keys.encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
+    encoding = put_named(store, keys.encoding, encoding_bytes(pipeline.encoder.encode(PROMPT)))
     [generate] = task("dies", PROMPT, model=tiny, seed=SEED, chunks=(CHUNK,)).next(encoding, PROMPT)
     generator = ServiceProcess("generator", broker=valkey.url, store=s3.url, model=tiny.path)
     generator.environment = {"SMALTI_FAILPOINTS": "generate.engine-step=raise"}
