@@ -74,7 +74,7 @@ def test_quality_is_the_number_of_candidates(
 
 
 def test_urls_are_signed_and_expire(http: httpx2.Client, make_web: MakeWeb) -> None:
-    fields = {"n": 2, "candidates": 4, "seed": 3, "vary": False, "response_format": "url"}
+    fields: dict[str, Any] = {"n": 2, "candidates": 4, "seed": 3, "vary": False, "response_format": "url"}
     first, second = generate(http, **fields).json()["data"]
     assert set(first) == {"url"}
     file = http.get(first["url"])
