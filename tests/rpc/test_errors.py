@@ -28,6 +28,7 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     PictureNotFoundError,
+    RefusedByPolicyError,
     RemoteError,
     RequestCancelledError,
     RequestExpiredError,
@@ -63,6 +64,7 @@ ERRORS: dict[str, SmaltiError] = {
     "CANCELLED": RequestCancelledError("cancelled"),
     "EXPIRED": RequestExpiredError("too late"),
     "ATTEMPTS_EXHAUSTED": AttemptsExhaustedError("5 attempts"),
+    "CONTENT_POLICY": RefusedByPolicyError("the policy of this server refuses the prompt"),
 }
 
 
