@@ -88,11 +88,16 @@ class BrokerPublisher:
         self._lock = threading.Lock()
         self._offered = 0
         self._blocked = False
+        self._sending: set[Connection] = set()
 
     @property
     def blocked(self) -> bool:
-        """Whether RabbitMQ took nothing from publishers when a message was last sent: memory or disk runs out."""
-        return self._blocked
+        """Whether RabbitMQ takes nothing from publishers, or took nothing of the last message: memory or disk runs out.
+
+        A caller may stop waiting for a message just before the connection does, so those in use count as well.
+        """
+        with self._lock:
+            return self._blocked or any(map(is_blocked, self._sending))
 
     def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Sends a message and waits for the confirmation; see `Publisher`."""
@@ -233,6 +238,8 @@ class BrokerPublisher:
         RabbitMQ refuses messages for a quorum queue without a leader, as it is for a moment after its creation.
         """
         deadline = time.monotonic() + self.settings.timeout
+        with self._lock:
+            self._sending.add(connection)
         try:
             while True:
                 try:
@@ -242,7 +249,9 @@ class BrokerPublisher:
                         raise
                     time.sleep(REFUSED_SECONDS)
         finally:
-            self._blocked = is_blocked(connection)
+            with self._lock:
+                self._sending.discard(connection)
+                self._blocked = is_blocked(connection)
 
     def _send_once(
         self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
