@@ -16,7 +16,8 @@ from celery.exceptions import SecurityError
 from celery.security.certificate import Certificate
 from celery.security.key import PrivateKey
 from celery.security.serialization import SecureSerializer
-from kombu.serialization import disable_insecure_serializers, register
+from celery.security.utils import reraise_errors
+from kombu.serialization import disable_insecure_serializers, loads, register
 from kombu.utils.encoding import bytes_to_str
 from pydantic import Field, ValidationError
 
@@ -162,27 +163,21 @@ class SealingSerializer(SecureSerializer):
     """Celery's serializer, which also says who has signed."""
 
     def __init__(self, key: PrivateKey, certificate: Certificate, trusted: TrustedCertificates) -> None:
-        super().__init__(key, certificate, _Store(trusted), "sha256")
+        super().__init__(key, certificate, None, "sha256")
         self._trusted = trusted
 
     def deserialize(self, data: Any) -> Any:
         """Returns the body of a message, with its signer among the named arguments; raises `SecurityError`."""
-        body = super().deserialize(data)
-        _, signer = self._trusted.find(self._unpack(data)["signer"])
+        with reraise_errors("Unable to deserialize: {0!r}", (Exception,)):
+            message = self._unpack(data)
+            certificate, signer = self._trusted.find(message["signer"])
+            certificate.verify(message["body"], message["signature"], self._digest)
+        # Celery decodes the body by its content type, which is not signed and may say pickle.
+        body = loads(message["body"], "application/json", "utf-8", force=True)
         if not (isinstance(body, list) and len(body) == 3 and isinstance(body[1], dict)):
             raise SecurityError("the message is not a Celery task")
         body[1][SIGNER] = signer
         return body
-
-
-class _Store:
-    """Trusted certificates as Celery looks them up."""
-
-    def __init__(self, trusted: TrustedCertificates) -> None:
-        self._trusted = trusted
-
-    def __getitem__(self, certificate_id: str | bytes) -> Certificate:
-        return self._trusted.find(certificate_id)[0]
 
 
 def seal(settings: BrokerSettings, queue: str, redeliveries: int, sent: float) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """Signed messages on real brokers: only messages with a trusted signature are accepted."""
 
 import logging
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import SecurityError
+from celery.security.certificate import Certificate
+from celery.security.key import PrivateKey
+from kombu.exceptions import DecodeError
 from kombu.message import Message as KombuMessage
 
 from harness.queue import HARMLESS_WARNINGS, QueueHarness, clear, dead, gather, settings_for, task
@@ -23,6 +28,7 @@ from smalti.queue import (
 from smalti.queue.application import all_queues
 from smalti.queue.delivery import DEAD_REASON_HEADER, DeliveryHandler, ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER
+from smalti.queue.signing import SealingSerializer, TrustedCertificates
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
@@ -184,6 +190,33 @@ def test_each_key_may_say_only_what_its_service_says(emptied: ValkeyServer, trus
         assert heard == [failed]
     finally:
         queue_harness.stop()
+
+
+class Trap:
+    """Runs code of its sender when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def test_signed_pickle_is_not_unpickled(tmp_path: Path) -> None:
+    """Celery signs the body, but not the content type by which it would decode the body."""
+    key, public = certificate(tmp_path, "ranker")
+    signer = SealingSerializer(
+        PrivateKey(key.read_text()), Certificate(public.read_text()), TrustedCertificates(tmp_path)
+    )
+    task_body = [[], {}, {}]
+    assert signer.deserialize(signer.serialize(task_body)) == [[], {"signer": "ranker"}, {}]
+    body = pickle.dumps(Trap(tmp_path / "run"))
+    signature = signer._key.sign(body, signer._digest)
+    for kind, encoding in (("application/x-python-serialize", "binary"), ("application/json", "utf-8")):
+        message = signer._pack(body, kind, encoding, signer._cert.get_id(), signature)
+        with pytest.raises((SecurityError, DecodeError)):
+            signer.deserialize(message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_certificate_that_is_removed_is_not_trusted_any_more(emptied: ValkeyServer, trusted: Path) -> None:
