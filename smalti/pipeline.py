@@ -105,14 +105,15 @@ class Pipeline:
             try:
                 decoder = DecoderEngine.load(spec)
                 decoder.prepare(spec.tokens)
+                refiner, rewriter = RefinerEngine.load(spec), Rewriter.load(folder.words_file)
                 return cls(
                     folder=folder,
                     encoder=encoder,
                     generator=generator,
                     ranker=ranker.result(),
                     decoder=decoder,
-                    refiner=RefinerEngine.load(spec),
-                    rewriter=Rewriter.load(folder.words_file),
+                    refiner=refiner,
+                    rewriter=rewriter,
                 )
             except BaseException:
                 generator.close()

@@ -1,6 +1,5 @@
 """Faults of the database, and full disks."""
 
-import signal
 import sqlite3
 import time
 from functools import partial
@@ -172,14 +171,14 @@ def one_gateway_suspended(trial: Trial) -> None:
         for turn in range(6 if trial.long else 2):
             for number in range(trial.jobs // 4):
                 account.submit(f"row gateway second {turn} {number}", client=client)
-            second.signal(signal.SIGSTOP)
+            second.pause()
             try:
                 began = time.monotonic()
                 wait_until(partial(_accepts, trial, f"row gateway first {turn}"), PATIENCE)
                 longest = max(longest, time.monotonic() - began)
                 time.sleep(2)  # The duration of the fault.
             finally:
-                second.signal(signal.SIGCONT)
+                second.resume()
     trial.notes.append(f"the other gateway accepted a job after {longest:.1f} s at most")
     trial.expect(longest < MAX_OUTAGE_SECONDS, f"no job was accepted for {longest:.0f} s")
     account.settle()

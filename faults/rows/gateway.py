@@ -1,6 +1,5 @@
 """Crashes of the gateway."""
 
-import signal
 import time
 
 from faults.matrix import Trial, killing, row
@@ -57,9 +56,9 @@ def gateway_paused(trial: Trial) -> None:
     system, account = trial.system, trial.account
     for turn in range(2):
         account.submit_many([f"row gateway {turn} before {number}" for number in range(trial.jobs // 2)])
-        system.gateway.signal(signal.SIGSTOP)
+        system.gateway.pause()
         time.sleep(PAUSE_SECONDS)
-        system.gateway.signal(signal.SIGCONT)
+        system.gateway.resume()
         system.wait_until_serving("gateway")
     account.submit_many([f"row gateway after {number}" for number in range(trial.jobs // 2)])
     trial.expect_states("succeeded")

@@ -1,6 +1,5 @@
 """Workers of two kinds, whose files differ although they do the same work."""
 
-import signal
 import urllib.request
 
 from faults.matrix import Trial, row, sleeping
@@ -25,13 +24,13 @@ def two_kinds_of_decoder(trial: Trial) -> None:
     system, account = trial.system, trial.account
     paused = account.submit(_PAUSED[1], candidates=4)
     system.wait_until_reached(_PAUSED[0])
-    system.processes["decoder"].signal(signal.SIGSTOP)
+    system.processes["decoder"].pause()
     try:
         system.release("decoder-other")
         trial.expect_states("succeeded", paused)
         check_files(trial, paused.job, "before the first decoder goes on")
     finally:
-        system.processes["decoder"].signal(signal.SIGCONT)
+        system.processes["decoder"].resume()
     wait_until(lambda: any(job == paused.job for job, *_ in system.executions("decoder")), 60.0)
     check_files(trial, paused.job, "after the first decoder has gone on")
     # Both kinds work side by side.

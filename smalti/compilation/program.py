@@ -71,10 +71,11 @@ class Program(Generic[R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         """Runs the program; compiles it, or reads it from the folder, when it is called so for the first time."""
-        leaves, tree = jax.tree_util.tree_flatten(self._dynamic(args))
         # Without a folder, JAX's own table of programs will do, and is faster.
-        unused = kept() is None and not self._ready
-        if unused or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if kept() is None and not self._ready:
+            return cast("R", self._jitted(*args, **kwargs))
+        leaves, tree = jax.tree_util.tree_flatten(self._dynamic(args))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return cast("R", self._jitted(*args, **kwargs))
         return self._compiled(args, kwargs, leaves, tree)(*leaves)
 
@@ -125,7 +126,10 @@ class Program(Generic[R]):
                 )
                 ready = self._load(key) or self._compile(key, args, kwargs, leaves, tree)
                 self._ready[signature] = ready
-            return ready
+        # Whoever waited for the lock, or takes a new one, finds the program.
+        with self._lock:
+            self._locks.pop(signature, None)
+        return ready
 
     def _load(self, key: str) -> Callable[..., R] | None:
         """Reads a program from the folder; returns None if there is none that can be used."""

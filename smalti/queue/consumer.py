@@ -1,6 +1,5 @@
 """Consumes the messages of a stage and passes them to a handler."""
 
-import hashlib
 import logging
 import time
 from types import TracebackType
@@ -27,7 +26,7 @@ from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPubli
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
 from smalti.queue.worker import WorkerThread
-from smalti.storage import JobKeys, ObjectStore
+from smalti.storage import JobKeys, ObjectStore, digest
 
 logger = logging.getLogger(__name__)
 
@@ -212,8 +211,8 @@ class Consumer:
 def _scope(stage: Stage, settings: BrokerSettings, store: ObjectStore) -> str:
     """Returns a name of the queue and the store, which only workers of the same system share."""
     where = store.presigned_url(JobKeys("j").folder + "any", seconds=1).partition("?")[0]
-    digest = hashlib.sha256(f"{settings.url.get_secret_value()} {where}".encode()).hexdigest()
-    return f"{stage}-{digest[:16]}"
+    scope = digest(f"{settings.url.get_secret_value()} {where}".encode())
+    return f"{stage}-{scope[:16]}"
 
 
 def consume(

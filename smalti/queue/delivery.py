@@ -120,6 +120,7 @@ class DeliveryHandler:
         self._poison = None if store is None else PoisonRecords(store, stage)
         self._journal = journal
         self._crashes_untold = False
+        self._learning = threading.Lock()
         self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
         self._lock = threading.Lock()
 
@@ -127,12 +128,14 @@ class DeliveryHandler:
         """Records what crashed workers of this machine were doing; when the store is away, the next message does."""
         if self._journal is None or self._poison is None:
             return
-        try:
-            self._journal.take_crashes(self._record_crash)
-            self._crashes_untold = False
-        except UnavailableError as error:
-            self._crashes_untold = True
-            logger.warning("the crash of a worker cannot be recorded yet: %s", error)
+        # The messages of a crashed worker come back together: whoever is second waits until the crash is recorded.
+        with self._learning:
+            try:
+                self._journal.take_crashes(self._record_crash)
+                self._crashes_untold = False
+            except UnavailableError as error:
+                self._crashes_untold = True
+                logger.warning("the crash of a worker cannot be recorded yet: %s", error)
 
     def _record_crash(self, crash: Crash) -> None:
         assert self._poison is not None

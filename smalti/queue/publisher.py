@@ -220,7 +220,12 @@ class BrokerPublisher:
                 return
         connection = self._application.connection_for_write(heartbeat=0)
         try:
-            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            try:
+                connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            except _ERRORS:
+                with self._lock:
+                    self._blocked = False  # The broker is away, so nobody knows whether it blocks.
+                raise
             self._send_over(connection, queue_name, body, options)
         except _ERRORS as error:
             self._close(connection)

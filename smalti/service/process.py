@@ -234,7 +234,8 @@ class _Lifecycle:
         except BaseException:
             await asyncio.gather(server.stop(0), *(task.stop(0) for task in started))
             raise
-        self._consumer.start()
+        # In a thread, since it reads the journal and may write to the store, while health is asked for.
+        await asyncio.to_thread(self._consumer.start)
         self._ready = True
         log.info("%s is ready at %s", self._process.name, server.address)
         dead = await self._wait_for_end()

@@ -278,7 +278,8 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         task = context.task
         # The inputs are loaded at the same time: a stage waits longer for the store than the store takes to answer.
         checking = self.store_executor.submit(lambda: self._cancellations.check_now(context.cancellation))
-        finding = self.store_executor.submit(lambda: self._find(task))
+        records = {} if task.version == 1 else self.records(task)
+        finding = self.store_executor.submit(lambda: self._find(task, records))
 
         def find_output() -> StageOutput | None:
             checking.result()
@@ -292,28 +293,30 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             if output := find_output():
                 return output
             raise
-        return find_output() or self._record(task, self.run(context, inputs))
+        return find_output() or self._record(task, self.run(context, inputs), records)
 
-    def _find(self, task: TaskType) -> tuple[ObjectRef, ...] | None:
+    def _find(self, task: TaskType, records: Mapping[str, tuple[str, ...]]) -> tuple[ObjectRef, ...] | None:
         """Returns what an earlier attempt has written, if it is complete."""
         if task.version == 1:
             return find(self.store, *self.output_names(task))
         found: list[ObjectRef] = []
-        for record, names in self.records(task).items():
+        for record, names in records.items():
             objects = find_outputs(self.store, record, names)
             if objects is None:
                 return None
             found += objects
         return tuple(found)
 
-    def _record(self, task: TaskType, output: StageOutput) -> StageOutput:
+    def _record(
+        self, task: TaskType, output: StageOutput, records: Mapping[str, tuple[str, ...]]
+    ) -> StageOutput:
         """Records what was written; returns what the next stage works on, which another worker may have written."""
         if task.version == 1:
             return output
         refs = {ref.name: ref for ref in output.objects}
         recorded = self.store_executor.map(
             lambda each: record_outputs(self.store, each[0], [refs[name] for name in each[1]]),
-            self.records(task).items(),
+            records.items(),
         )
         return replace(output, objects=tuple(ref for objects in recorded for ref in objects))
 

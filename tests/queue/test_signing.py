@@ -208,7 +208,7 @@ def test_signed_pickle_is_not_unpickled(tmp_path: Path) -> None:
     signer = SealingSerializer(
         PrivateKey(key.read_text()), Certificate(public.read_text()), TrustedCertificates(tmp_path)
     )
-    task_body = [[], {}, {}]
+    task_body: list[Any] = [[], {}, {}]
     assert signer.deserialize(signer.serialize(task_body)) == [[], {"signer": "ranker"}, {}]
     body = pickle.dumps(Trap(tmp_path / "run"))
     signature = signer._key.sign(body, signer._digest)

@@ -3,7 +3,7 @@
 A transaction locks the job's row before it changes the job or its chunks. This order prevents deadlocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, null, select, update
@@ -61,6 +61,11 @@ def chunks_of(session: Session, job: Job) -> list[Chunk]:
     """Returns the chunks of candidates of a job in the order of their numbers."""
     query = select(Chunk).where(Chunk.job_id == job.id, Chunk.pictures.is_(null())).order_by(Chunk.number)
     return list(session.scalars(query))
+
+
+def chunk_of(chunks: Sequence[Chunk], candidate: int) -> Chunk:
+    """Returns the chunk of a candidate."""
+    return next(chunk for chunk in chunks if 0 <= candidate - chunk.first < chunk.count)
 
 
 def new_chunk(

@@ -60,6 +60,11 @@ def find_object(pairs: Pairs | None, job_id: str, name: str) -> StoredObject:
     return StoredObject(name)
 
 
+def tokens_of(chunk: Chunk) -> StoredObject:
+    """Returns the tokens that the pictures of a ranked chunk were decoded from."""
+    return find_object(chunk.objects, chunk.job_id, JobKeys(chunk.job_id).tokens(chunk.number))
+
+
 def known_keys(session: Session, job: Job) -> list[str]:
     """Returns the keys of all objects of a job that the database knows, without the job's folder.
 

@@ -321,6 +321,12 @@ class JobRepository:
         return session.scalar(query) or 0
 
 
+def all_candidates(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
+    """Returns the candidates of a job, by index."""
+    query = select(ScoredCandidate).where(ScoredCandidate.job_id == job_id)
+    return session.scalars(query.order_by(ScoredCandidate.candidate)).all()
+
+
 def ranked_pictures(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
     """Returns the chosen pictures of a job, the best first."""
     query = (

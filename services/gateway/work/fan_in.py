@@ -12,7 +12,6 @@ import safetensors.numpy
 from jaxtyping import Float
 from safetensors import SafetensorError
 from sqlalchemy import insert, select
-from sqlalchemy.orm import Session
 
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.results import ResultFile, ResultPicture, ScoredPicture, ScoresFile, unpack_features
@@ -31,9 +30,9 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.aside import take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start, store_choice
-from smalti.services.gateway.jobs.objects import StoredObject, added, find_object
+from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
-from smalti.services.gateway.jobs.repository import ranked_pictures
+from smalti.services.gateway.jobs.repository import all_candidates, ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.policy.content_policy import refusal
 from smalti.services.gateway.work.redoing import redo
@@ -105,12 +104,12 @@ class FanIn:
         if (ref := refs.get(keys.scores(number))) is None:
             redo(self._context, job_id, [number], "the ranker has written no scores")
             return
-        tokens = {chunk.number: _tokens(chunk) for chunk in prefetch}
+        tokens = {chunk.number: tokens_of(chunk) for chunk in prefetch}
         if prefetch and (own := refs.get(keys.tokens(number))):
             tokens[number] = StoredObject(own.key, own.sha256)
         reads = self._start_reads(tokens)
         try:
-            scores = ScoresFile.parse(ref.key, self._store.get(ref.key, sha256=ref.sha256))
+            scores = self._read_scores(ref)
         except (MissingObjectError, DamagedObjectError) as error:
             redo(self._context, job_id, [number], str(error), ref.key)
             return
@@ -155,22 +154,27 @@ class FanIn:
         Raises:
             UnavailableError: the store or the database does not answer; the sweeper tries again.
         """
+        if self._checks.asks(job_id):
+            return False
         with self._database.read() as session:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN_STATES or job.candidates_ranked < job.candidates:
                 return False
             if job.refining and job.pictures_refined < job.pictures_to_refine:
                 return False
-            pictures = ranked_pictures(session, job_id) if job.refining else _all_candidates(session, job_id)
+            pictures = ranked_pictures(session, job_id) if job.refining else all_candidates(session, job_id)
             chunks = chunks_of(session, job)
         parameters = parameters_of(job)
         keys = JobKeys(job_id)
         if all(picture.refusal is not None for picture in pictures):
             return self._refuse(job_id)
+        policy = self._context.policy
+        if policy.asks_pictures and policy.waits and not any(picture.checked for picture in pictures):
+            return False  # Whatever is chosen needs a verdict.
         try:
             winners = pictures if job.refining else self._choose(keys, chunks, pictures, parameters)
             unchecked = [picture for picture in winners if not picture.checked]
-            if unchecked and self._context.policy.asks_pictures:
+            if unchecked and policy.asks_pictures:
                 self._checks.start(job, chunks, unchecked)
                 return False
             if parameters.second_pass and not job.refining:
@@ -231,7 +235,7 @@ class FanIn:
                 self.finish(job_id)
             return None
         is_last = job.candidates_ranked + chunk.count >= job.candidates
-        ends_job = is_last and not job.pictures_to_refine
+        ends_job = is_last and not job.pictures_to_refine and not self._context.policy.asks_pictures
         return tuple(chunks.values()) if ends_job and len(chunks) <= MAX_READS else ()
 
     def _choose(
@@ -273,9 +277,12 @@ class FanIn:
         chosen = choose(scores, features, parameters.n, parameters.diversity)
         return [pictures[permitted[index]] for index in chosen]
 
+    def _read_scores(self, ref: ObjectRef | StoredObject) -> ScoresFile:
+        return ScoresFile.parse(ref.key, self._store.get(ref.key, sha256=ref.sha256))
+
     def _read_features(self, ref: StoredObject) -> ChunkFeatures:
         try:
-            scores = ScoresFile.parse(ref.key, self._store.get(ref.key, sha256=ref.sha256))
+            scores = self._read_scores(ref)
             ordered = sorted(scores.pictures, key=lambda picture: picture.index)
             return unpack_features(ref.key, [picture.features for picture in ordered])
         except (MissingObjectError, DamagedObjectError):
@@ -307,7 +314,7 @@ class FanIn:
         }
         wanted = {number: positions for number, positions in wanted.items() if positions}
         first = {chunk.number: chunk.first for chunk in chunks}
-        objects = {chunk.number: _tokens(chunk) for chunk in chunks if chunk.number in wanted}
+        objects = {chunk.number: tokens_of(chunk) for chunk in chunks if chunk.number in wanted}
         found: dict[int, tuple[int, ...]] = {}
         lost = []
         reads = {**self._start_reads({n: each for n, each in objects.items() if n not in reads}), **reads}
@@ -336,11 +343,6 @@ class FanIn:
             return None
 
 
-def _tokens(chunk: Chunk) -> StoredObject:
-    """Returns the tokens that the pictures of a ranked chunk were decoded from."""
-    return find_object(chunk.objects, chunk.job_id, JobKeys(chunk.job_id).tokens(chunk.number))
-
-
 def _row(scored: ScoredPicture, job_id: str, scores: ObjectRef) -> dict[str, Any]:
     """Returns the row of a candidate; `scores` is the object with its score."""
     name = JobKeys(job_id).candidate(scored.index)
@@ -356,12 +358,6 @@ def _row(scored: ScoredPicture, job_id: str, scores: ObjectRef) -> dict[str, Any
         "key": name if has_names else content_key(name, scored.sha256),
         "wording": scored.wording,
     }
-
-
-def _all_candidates(session: Session, job_id: str) -> Sequence[ScoredCandidate]:
-    """Returns the candidates of a job, by index."""
-    query = select(ScoredCandidate).where(ScoredCandidate.job_id == job_id)
-    return session.scalars(query.order_by(ScoredCandidate.candidate)).all()
 
 
 def _result(

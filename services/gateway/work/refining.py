@@ -14,6 +14,7 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Chunk, ChunkState, Job, ScoredCandidate
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import (
+    chunk_of,
     chunks_of,
     lock_open,
     new_chunk,
@@ -21,7 +22,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     start,
     store_choice,
 )
-from smalti.services.gateway.jobs.objects import StoredObject, added, find_object
+from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectInfo, ObjectRef, find
@@ -59,7 +60,7 @@ class Refining:
         }
         pictures = [each for each in found.values() if each]
         if len(pictures) < len(winners):
-            lost = {_chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
+            lost = {chunk_of(chunks, candidate).number for candidate, each in found.items() if each is None}
             problem = "objects of the chosen pictures are missing, or not those that were ranked"
             redo(self._context, job_id, sorted(lost), problem)
             return
@@ -186,7 +187,7 @@ class Refining:
                 select(Chunk).where(Chunk.job_id == job_id, Chunk.number.in_(numbers))
             ).all()
         candidates = [picture["candidate"] for chunk in lost for picture in chunk.pictures or ()]
-        again = {_chunk_of(chunks, candidate).number for candidate in candidates}
+        again = {chunk_of(chunks, candidate).number for candidate in candidates}
         redo(self._context, job_id, sorted(again), problem)
 
     def _find(
@@ -201,7 +202,7 @@ class Refining:
             with_inputs: whether it needs the tokens and the encoding, too.
         """
         candidate = winner.candidate
-        keys, chunk = JobKeys(winner.job_id), _chunk_of(chunks, candidate)
+        keys, chunk = JobKeys(winner.job_id), chunk_of(chunks, candidate)
         plain = ObjectRef(key=winner.key, sha256=winner.sha256)
         if plain.name != keys.candidate(candidate):
             return None  # It was refined already, and only ranking again tells what the plain picture is.
@@ -209,7 +210,7 @@ class Refining:
         if with_inputs:
             encoding = keys.encoding if winner.wording is None else keys.encoding_of(winner.wording)
             wanted += [
-                find_object(chunk.objects, job.id, keys.tokens(chunk.number)),
+                tokens_of(chunk),
                 find_object(job.encodings, job.id, encoding),
             ]
         found = find(self._store, *(each.key for each in wanted))
@@ -237,7 +238,3 @@ class Refining:
         """Returns width and height of the job's refined pictures."""
         second_pass = parameters_of(job).second_pass
         return self._context.spec.resolution * (second_pass.upscale if second_pass else 1)
-
-
-def _chunk_of(chunks: Sequence[Chunk], candidate: int) -> Chunk:
-    return next(chunk for chunk in chunks if 0 <= candidate - chunk.first < chunk.count)

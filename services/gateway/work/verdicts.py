@@ -14,7 +14,7 @@ from smalti.policy import PictureToCheck, Verdict
 from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import lock_open
+from smalti.services.gateway.jobs.lifecycle import chunk_of, lock_open
 from smalti.services.gateway.jobs.reading import pictures_to_check
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.services.gateway.work.redoing import redo
@@ -41,6 +41,11 @@ class PictureChecks:
         self._lock = threading.Lock()
         self._asking: set[str] = set()
         """The jobs that are asked about, or will be soon."""
+
+    def asks(self, job_id: str) -> bool:
+        """Returns whether a job is asked about, or will be soon; it is finished afterwards."""
+        with self._lock:
+            return job_id in self._asking
 
     def start(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
         """Asks about pictures soon. While the hook is away, nothing happens; the sweeper comes back to the job.
@@ -83,12 +88,7 @@ class PictureChecks:
             except (MissingObjectError, DamagedObjectError):
                 lost.append(picture)
         if lost:
-            again = {
-                chunk.number
-                for chunk in chunks
-                for picture in lost
-                if 0 <= picture.candidate - chunk.first < chunk.count
-            }
+            again = {chunk_of(chunks, picture.candidate).number for picture in lost}
             problem = "its pictures are missing or damaged"
             redo(self._context, job.id, sorted(again), problem, *(picture.key for picture in lost))
             return

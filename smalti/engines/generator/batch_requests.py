@@ -124,11 +124,8 @@ class BatchRequests:
 
     def _take_out(self, handle: GenerationHandle, error: Exception) -> None:
         """Ends a request that cannot be put into slots; the others stay in theirs, if the batch still has them."""
-        slots = [slot for slot, held in self._in_use.items() if held.handle is handle]
-        for slot in slots:
-            del self._in_use[slot]
         try:
-            self.batch.release(slots)
+            self.drop(lambda other: other is handle)
             self.batch.check()
         except Exception:
             members = self._interrupted()
@@ -192,7 +189,8 @@ class BatchRequests:
                 broken[held.handle] = error
         for handle, cause in broken.items():
             self._end(handle, cause)
-            self.drop(lambda other, handle=handle: other is handle)  # type: ignore[misc]
+        if broken:
+            self.drop(broken.__contains__)
         return total
 
     def _positions(self) -> dict[GenerationHandle, dict[int, int]]:

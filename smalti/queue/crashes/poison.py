@@ -6,14 +6,13 @@ gateway sends it anew, without a mark. So the record of a job is in the object s
 outlives them. `smalti.queue.crashes.journal` finds out what a worker was doing when it crashed.
 """
 
-import hashlib
 from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.messages import Message, Stage
-from smalti.storage import JobKeys, ObjectStore
+from smalti.storage import JobKeys, ObjectStore, digest
 from smalti.validation import Strict
 
 MAX_WORKS = 256
@@ -22,7 +21,7 @@ MAX_WORKS = 256
 
 def work_id(message: Message) -> str:
     """Returns a short name of the work that a message asks for."""
-    return hashlib.sha256("\0".join(message.work_key).encode()).hexdigest()[:16]
+    return digest("\0".join(message.work_key).encode())[:16]
 
 
 class PoisonRecord(Strict):
