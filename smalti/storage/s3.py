@@ -7,18 +7,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import InvalidResponseError, MinioException, S3Error
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
+from smalti.errors import DamagedObjectError, MissingObjectError, SmaltiError, StoreUnavailableError
+from smalti.storage.answers import BusyStoreError, CarefulPool, clock_skew, may_heal
 from smalti.storage.keys import JOBS, ObjectRef, check_key
 from smalti.storage.store import ObjectInfo, digest, verified
 
@@ -35,16 +38,6 @@ PAGE: Final = 1000
 DELETE_BATCH: Final = 100
 """Objects that one call deletes. S3 allows 1000, but such a call may take long."""
 
-# Error codes after which a retry may succeed.
-_TRANSIENT = {
-    "ConditionalRequestConflict",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "SlowDownRead",
-}
 _MISSING = {"NoSuchKey", "ResourceNotFound"}
 
 
@@ -78,7 +71,7 @@ class S3Store:
         """
         self._bucket = address.bucket
         # Retried here, since urllib3 does not retry a body that breaks off.
-        http = urllib3.PoolManager(
+        http = CarefulPool(
             timeout=urllib3.Timeout(connect=timeout, read=timeout),
             retries=False,
             maxsize=CONNECTIONS,
@@ -186,12 +179,15 @@ class S3Store:
             self._bucket, prefix=prefix, recursive=True, start_after=after or None
         )
         page: list[ObjectInfo] = []
-        for found in objects:
-            if not found.is_dir and found.object_name:
-                modified = found.last_modified or datetime.now(UTC)
-                page.append(ObjectInfo(found.object_name, found.size or 0, modified))
-            if len(page) == PAGE:
-                break
+        try:
+            for found in objects:
+                if not found.is_dir and found.object_name:
+                    modified = found.last_modified or datetime.now(UTC)
+                    page.append(ObjectInfo(found.object_name, found.size or 0, modified))
+                if len(page) == PAGE:
+                    break
+        except ValueError as error:
+            raise StoreUnavailableError(f"the object store does not list as S3 does: {error}") from error
         return page
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
@@ -239,7 +235,7 @@ class S3Store:
         try:
             return self._try("", configure)
         except StoreUnavailableError as error:
-            if error.transient:
+            if error.transient and not _is_unsupported(error.__cause__):
                 raise
             logger.warning("the object store does not support lifecycle rules: %s", error)
             return False
@@ -252,7 +248,7 @@ class S3Store:
     def _make_bucket(self) -> None:
         if self._has_bucket:
             return
-        if not self._client.bucket_exists(self._bucket):
+        if not self._bucket_exists():
             try:
                 self._client.make_bucket(self._bucket)
             except S3Error as error:
@@ -261,6 +257,15 @@ class S3Store:
                     raise
         self._has_bucket = True
 
+    def _bucket_exists(self) -> bool:
+        try:
+            return self._client.bucket_exists(self._bucket)
+        except S3Error as error:
+            if error.response.status == HTTPStatus.FORBIDDEN:
+                # This answer has no body, so the call that follows says why, if that fails too.
+                return True
+            raise
+
     def _try(self, key: str, action: Callable[[], Result]) -> Result:
         """Calls with retries, and translates errors into `StorageError`."""
         return self._retrying(lambda: self._once(key, action))
@@ -268,6 +273,8 @@ class S3Store:
     def _once(self, key: str, action: Callable[[], Result]) -> Result:
         try:
             return action()
+        except SmaltiError:
+            raise
         except S3Error as error:
             if error.code in _MISSING:
                 raise MissingObjectError(key) from None
@@ -275,16 +282,19 @@ class S3Store:
                 self._has_bucket = False
                 if key:
                     raise MissingObjectError(key) from None
-            transient = error.code in _TRANSIENT
-            raise StoreUnavailableError(
-                f"object store: {error.code}: {error.message}", transient=transient
-            ) from error
-        except ServerError as error:
-            transient = error.status_code >= 500 or error.status_code == 429
-            raise StoreUnavailableError(f"object store: {error}", transient=transient) from error
-        except (InvalidResponseError, urllib3.exceptions.HTTPError, OSError) as error:
+            skew = clock_skew(error.response.headers)
+            problem = f"{error.code}: {error.message}" + (f"; {skew}" if skew else "")
+            raise StoreUnavailableError(f"object store: {problem}", transient=may_heal(error)) from error
+        except BusyStoreError as error:
+            raise StoreUnavailableError(f"object store: {error}") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise StoreUnavailableError(f"the object store does not answer: {error}") from error
-        except MinioException as error:
+        except (ParseError, UnicodeError) as error:
+            raise StoreUnavailableError(f"the object store does not answer as S3 does: {error}") from error
+        except InvalidResponseError as error:
+            text = str(error).partition(", Body")[0]
+            raise StoreUnavailableError(f"object store: {text}", transient=False) from error
+        except (MinioException, ValueError) as error:  # The client refuses some names of buckets itself.
             raise StoreUnavailableError(f"object store: {error}", transient=False) from error
 
 
@@ -300,6 +310,10 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, DamagedObjectError) or (
         isinstance(error, StoreUnavailableError) and error.transient
     )
+
+
+def _is_unsupported(error: BaseException | None) -> bool:
+    return isinstance(error, S3Error) and error.response.status == HTTPStatus.NOT_IMPLEMENTED
 
 
 class _Client(Minio):
