@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import resource
 import ssl
 import stat
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ __all__ = [
     "check_key_pair",
     "check_plaintext",
     "is_this_machine",
+    "max_connections",
     "network_of",
     "warn_of_open_key",
 ]
@@ -102,6 +104,15 @@ def check_key_pair(prefix: str, certificate: Path, key: Path) -> None:
         raise InvalidInputError(
             f"{prefix}CERTIFICATE", f"{certificate} with {key} cannot be used: {error.strerror or error}"
         ) from None
+
+
+def max_connections(wanted: int) -> int:
+    """Returns how many connections a port may have: no more than half of the files that this process may open.
+
+    The other half is for the broker, the store, the database and the other ports.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files // 2))
 
 
 class WatchedFiles:

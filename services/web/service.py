@@ -23,7 +23,7 @@ from smalti.rpc.observer import client_interceptors
 from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
 from smalti.services.web.gateway import StreamMetadata, UnaryMetadata
-from smalti.services.web.limits import protocol_class
+from smalti.services.web.limits import LimitedListener, protocol_class
 from smalti.services.web.settings import WEB_PREFIX, WebSettings, web_settings
 from smalti.settings import listed
 from smalti.telemetry import Endpoint, Metrics, logs, serve_metrics, tracing
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 NAME: Final = "web"
 DONE, DIED, UNUSABLE = 0, 1, 2
 """Exit codes, as of every service: drained; the drain hung; an invalid setting."""
-BACKLOG: Final = 2048
 CALL_SECONDS: Final = 10.0
 """Time limit for each try of a call of the gateway."""
 END_SECONDS: Final = 2.0
@@ -149,7 +148,6 @@ class WebServer:
             server_header=False,
             proxy_headers=bool(settings.proxies),
             forwarded_allow_ips=listed(settings.proxies),
-            backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
@@ -169,7 +167,7 @@ def listening_socket(settings: WebSettings) -> socket.socket:
     """Returns a socket that listens; raises `InvalidInputError` if the address cannot be used."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listening = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listening = LimitedListener.listening((settings.host, settings.port), family, settings.connections)
     except OSError as error:
         raise InvalidInputError(
             f"{WEB_PREFIX}PORT",

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from smalti.errors import InvalidInputError
+from smalti.network import max_connections
 from smalti.rpc.calls import CallInterceptor
 from smalti.rpc.health import Health
 from smalti.rpc.places import CallKinds, Places
@@ -18,6 +19,13 @@ from smalti.rpc.settings import RpcSettings, message_options, rpc_settings, vari
 from smalti.rpc.tls import server_credentials
 
 log = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 10.0
+"""Time for a client to begin to speak, TLS included."""
+IDLE_SECONDS = 300.0
+"""Time after which a connection without calls is closed; clients connect again by themselves."""
+HEALTH_CONNECTIONS = 64
+"""Maximum number of connections of the health port."""
 
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -138,7 +146,9 @@ async def serve(
         max_deadline=settings.max_deadline,
         kinds=kinds,
     )
-    server = grpc.aio.server(interceptors=[*interceptors, calls], options=_options(settings))
+    server = grpc.aio.server(
+        interceptors=[*interceptors, calls], options=_options(settings, settings.connections)
+    )
     named = _Named(server)
     register(named)  # type: ignore[arg-type]
     health = Health(named.names, healthy)
@@ -147,7 +157,7 @@ async def serve(
         reflection.enable_server_reflection([*named.names, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
     servers, ports = [server], [_bind(server, settings.host, settings.port, "port", credentials)]
     if settings.health_port is not None:
-        own = grpc.aio.server(options=_options(settings))
+        own = grpc.aio.server(options=_options(settings, HEALTH_CONNECTIONS))
         health_pb2_grpc.add_HealthServicer_to_server(health, own)
         ports.append(_bind(own, settings.host, settings.health_port, "health_port", None))
         servers.append(own)
@@ -157,9 +167,13 @@ async def serve(
     return Server(settings, servers, health, calls, ports)
 
 
-def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
+def _options(settings: RpcSettings, connections: int) -> list[tuple[str, Any]]:
     return [
         *message_options(settings),
+        # Further ones are closed at once: idle ones would use up the files of the process.
+        ("grpc.max_allowed_incoming_connections", max_connections(connections)),
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         # Otherwise a second server could listen on the same port and silently take part of the calls.
         ("grpc.so_reuseport", 0),
         # A client may send a keepalive ping each minute; by default the server would close the connection.

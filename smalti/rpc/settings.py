@@ -56,6 +56,9 @@ class RpcSettings(EnvironmentSettings):
     keepalive_seconds: Annotated[float, Field(ge=60, le=7200)] | None = None
     """Interval in seconds between keepalive pings on an idle connection. If unset, a server pings every two hours, a
     channel never."""
+    connections: Annotated[int, Field(ge=1, le=10**6)] = 2000
+    """Maximum number of connections of a server; further ones are closed. At most half of the files that the process
+    may open."""
     max_calls: Annotated[int, Field(ge=1)] = 1000
     """Maximum number of concurrent calls of a server, without WatchJob; further calls are refused with
     RESOURCE_EXHAUSTED. A tenth is kept for GetJob, CancelJob and DeleteJob."""

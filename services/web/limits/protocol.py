@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections with limits that uvicorn does not have: their number, and the time for a header."""
+"""HTTP/1.1 connections with a limit that uvicorn does not have: the time for a header."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from smalti.services.web.settings import WebSettings
 
 
 def protocol_class(settings: WebSettings) -> type[asyncio.Protocol]:
-    """Returns uvicorn's protocol with these limits."""
+    """Returns uvicorn's protocol with this limit."""
 
     class LimitedProtocol(H11Protocol):
         """Closes a connection that sends no complete header in time, so that slow clients cannot hold connections."""
@@ -18,9 +18,6 @@ def protocol_class(settings: WebSettings) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > settings.connections:
-                transport.abort()
-                return
             self._watch_header()
 
         def data_received(self, data: bytes) -> None:

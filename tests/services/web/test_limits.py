@@ -55,6 +55,19 @@ def test_slow_clients_are_cut_off(make_web: MakeWeb) -> None:
         assert http.get("/healthz").status_code == 200
 
 
+def test_connections_above_the_limit_are_closed_at_once(make_web: MakeWeb) -> None:
+    web = make_web(connections=4, header_timeout=600)
+    idle = [raw(web, b"GET /healthz HTTP/1.1\r\n") for _ in range(12)]
+    for connection in idle[4:]:
+        connection.settimeout(20)
+        assert rest(connection) == b""
+    for connection in idle[:4]:
+        connection.sendall(b"host: x\r\nconnection: close\r\n\r\n")
+        assert rest(connection).startswith(b"HTTP/1.1 200")
+    with web.client() as http:
+        assert http.get("/healthz").status_code == 200
+
+
 def test_no_part_of_an_answer_waits_for_an_acknowledgement() -> None:
     with (
         listening_socket(WebSettings(port=0)) as listening,
