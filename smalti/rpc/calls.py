@@ -14,6 +14,7 @@ from smalti.errors import DrainingError, InvalidInputError, OverloadedError, Req
 from smalti.rpc.errors import DETAILS_KEY, status_of
 from smalti.rpc.places import CallKinds, Places
 from smalti.rpc.reasons import reason_of
+from smalti.rpc.requests import read_request
 
 log = logging.getLogger(__name__)
 
@@ -93,20 +94,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }
         if handler.request_streaming:
             return wrapped(handler, lambda context: self._call(method, metadata, None, context))
+        deserialize = handler.request_deserializer
         return _received_late(
-            handler, lambda requests, context: self._call(method, metadata, requests, context)
+            handler,
+            lambda requests, context: self._call(method, metadata, _Request(requests, deserialize), context),
         )
 
     @asynccontextmanager
     async def _call(
-        self, method: str, metadata: Mapping[str, str], requests: Any, context: Any
+        self, method: str, metadata: Mapping[str, str], awaited: "_Request | None", context: Any
     ) -> AsyncIterator[Any]:
         """Counts a call, receives its request, applies its deadline, and ends it with a status if it fails.
 
         Args:
             method: the method.
             metadata: the metadata of the call.
-            requests: gives the request; None if the method receives its requests itself.
+            awaited: gives the request; None if the method receives its requests itself.
             context: the call.
         """
         if self._draining:
@@ -128,10 +131,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             async with limit:
                 request = None
-                if requests is not None:
+                if awaited is not None:
                     async with self._places.receive(peer):
-                        request = await _only(requests)
-                    stack.enter_context(self._places.request(method, peer, request.ByteSize()))
+                        content = await awaited.receive()
+                    stack.enter_context(self._places.request(method, peer, len(content)))
+                    request = awaited.read(content)
                 yield request
         except grpc.aio.AbortError:
             raise
@@ -166,7 +170,8 @@ def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[An
         async with around(context):
             await _write(behaviour(request, context), context)
 
-    return _made(handler, stream if handler.response_streaming else unary, handler.request_streaming)
+    behave = stream if handler.response_streaming else unary
+    return _made(handler, behave, handler.request_streaming, handler.request_deserializer)
 
 
 def _received_late(handler: Any, around: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Handler:
@@ -190,14 +195,27 @@ def _received_late(handler: Any, around: Callable[[Any, Any], AbstractAsyncConte
         async with around(requests, context) as request:
             await _write(behaviour(request, context), context)
 
-    return _made(handler, stream if handler.response_streaming else unary, True)
+    # Bytes: an error of gRPC's own reading would pass by the table of errors.
+    return _made(handler, stream if handler.response_streaming else unary, True, None)
 
 
-async def _only(requests: Any) -> Any:
-    """Receives the request of a call that has one."""
-    async for request in requests:
-        return request
-    raise InvalidInputError("request", "is missing")
+class _Request:
+    """The request of a call that has one."""
+
+    def __init__(self, contents: Any, deserialize: Callable[[bytes], Any]) -> None:
+        self._contents = contents
+        self._deserialize = deserialize
+
+    async def receive(self) -> bytes:
+        """Receives its bytes."""
+        async for content in self._contents:
+            received: bytes = content
+            return received
+        raise InvalidInputError("request", "is missing")
+
+    def read(self, content: bytes) -> Any:
+        """Returns the message; raises `InvalidInputError`."""
+        return read_request(self._deserialize, content)
 
 
 async def _write(answers: Any, context: Any) -> None:
@@ -213,7 +231,7 @@ async def _write(answers: Any, context: Any) -> None:
             await context.write(answer)
 
 
-def _made(handler: Any, behaviour: Any, request_streaming: bool) -> Handler:
+def _made(handler: Any, behaviour: Any, request_streaming: bool, deserialize: Any) -> Handler:
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -222,7 +240,7 @@ def _made(handler: Any, behaviour: Any, request_streaming: bool) -> Handler:
     }[request_streaming, handler.response_streaming]
     made: Handler = make(
         behaviour,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=deserialize,
         response_serializer=handler.response_serializer,
     )
     return made

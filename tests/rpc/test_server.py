@@ -25,7 +25,7 @@ from smalti.errors import (
 )
 from smalti.rpc.channel import channel, service_config
 from smalti.rpc.errors import translated
-from smalti.rpc.server import HANDSHAKE_SECONDS, Server, serve
+from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.v1.encoder_pb2 import EncodeRequest
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
@@ -183,46 +183,6 @@ async def test_calls_above_the_limit_are_refused_but_probes_are_not() -> None:
         servicer.go_on.set()
         await asyncio.gather(*begun)
         await stub.Encode(EncodeRequest(prompt="x"))
-
-
-async def closed(connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> int:
-    """Returns how many connections the server has closed; it sends its settings on the others."""
-    found = 0
-    for reader, _ in connections:
-        try:
-            while await asyncio.wait_for(reader.read(4096), 0.5):
-                pass
-            found += 1
-        except ConnectionError:
-            found += 1
-        except TimeoutError:
-            pass
-    return found
-
-
-@asynchronous
-async def test_connections_above_the_limit_are_closed_at_once() -> None:
-    async with served(RpcSettings(connections=3)) as (server, _):
-        idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(8)]
-        assert await closed(idle) == 5
-        for _, writer in idle:
-            writer.close()
-            await writer.wait_closed()
-        assert await health(server.address)
-
-
-@pytest.mark.slow
-@asynchronous
-async def test_connection_that_says_nothing_is_closed() -> None:
-    async with served(RpcSettings(health_port=0)) as (server, _):
-        assert server.health_port is not None
-        idle = [
-            await asyncio.open_connection("127.0.0.1", port) for port in (server.port, server.health_port)
-        ]
-        await asyncio.sleep(HANDSHAKE_SECONDS + 2)
-        assert await closed(idle) == 2
-        for _, writer in idle:
-            writer.close()
 
 
 @asynchronous

@@ -45,12 +45,16 @@ _STATES = {number: state for state, number in STATES.items()}
 
 
 def check_request_id(request_id: str) -> str | None:
-    """Returns the request_id, or None if it is empty; raises `InvalidInputError` if it is not a UUID."""
+    """Returns the request_id in lower case, as UUIDs are compared; None if it is empty.
+
+    Raises:
+        InvalidInputError: it is not a UUID.
+    """
     if request_id and not _UUID.fullmatch(request_id):
         raise InvalidInputError(
             "request_id", f"must be a UUID of version 4, such as uuid4() returns, got {request_id[:60]!r}"
         )
-    return request_id or None
+    return request_id.lower() or None
 
 
 def content_hash(request: image_pb2.CreateImagesRequest) -> str:
@@ -261,7 +265,5 @@ def _microseconds(request: image_pb2.ListJobsRequest, name: str) -> int | None:
     if not request.HasField(name):  # type: ignore[arg-type]
         return None
     time: Timestamp = getattr(request, name)
-    if not 0 <= time.nanos < 1_000_000_000 or not -(2**40) < time.seconds < 2**40:
-        raise InvalidInputError(name, "must be a valid timestamp")
     # Rounded up: a job created within the same microsecond, but earlier, must not count as created since then.
     return time.seconds * 1_000_000 + -(-time.nanos // 1000)

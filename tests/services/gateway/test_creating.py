@@ -109,6 +109,8 @@ async def test_request_id_makes_a_call_repeatable(gateway: GatewayHarness) -> No
         request_id = str(uuid.uuid4())
         first = await create_job(stub, request_id=request_id, labels={"a": "1", "b": "2"})
         assert first.request_id == request_id
+        capitals = await create_job(stub, request_id=request_id.upper(), labels={"a": "1", "b": "2"})
+        assert capitals.id == first.id
         await asyncio.to_thread(gateway.run_jobs)
         again = await create_job(stub, request_id=request_id, labels={"b": "2", "a": "1"})
         assert (again.id, again.state) == (first.id, job_pb2.JOB_STATE_SUCCEEDED)
