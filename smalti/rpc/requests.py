@@ -53,7 +53,7 @@ def _find_bad_text(kind: Descriptor | None, content: bytes, depth: int = 0) -> s
         fields = UnknownFieldSet(Empty.FromString(content))
     except DecodeError:
         return ""
-    for each in fields:
+    for each in fields:  # type: ignore[attr-defined]
         field = kind.fields_by_number.get(each.field_number)
         if field is None or not isinstance(each.data, bytes):
             continue
