@@ -202,7 +202,7 @@ def _received_late(handler: Any, around: Callable[[Any, Any], AbstractAsyncConte
 class _Request:
     """The request of a call that has one."""
 
-    def __init__(self, contents: Any, deserialize: Callable[[bytes], Any]) -> None:
+    def __init__(self, contents: Any, deserialize: Any) -> None:
         self._contents = contents
         self._deserialize = deserialize
 

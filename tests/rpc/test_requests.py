@@ -1,5 +1,7 @@
 """Requests whose bytes gRPC would read before anybody can say what is wrong with them."""
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -14,6 +16,7 @@ from smalti.rpc.errors import error_of
 from smalti.rpc.requests import MAX_DURATION, MAX_NANOS, MAX_TIME, MIN_TIME, read_request
 from smalti.v1.image_pb2 import CreateImagesRequest, ListJobsRequest
 from smalti.v1.job_pb2 import ImageParameters
+from smalti.v1.model_pb2 import ModelReference
 
 BAD = b"\xff\xfe"
 
@@ -32,7 +35,10 @@ def put_bad_text(message: Message) -> bytes:
         (CreateImagesRequest(parameters=ImageParameters(prompt="??")), "parameters.prompt"),
         (CreateImagesRequest(labels={"a": "??"}), "labels"),
         (CreateImagesRequest(labels={"??": "a"}), "labels"),
-        (CreateImagesRequest(parameters=ImageParameters(model={"name": "??"})), "parameters.model.name"),
+        (
+            CreateImagesRequest(parameters=ImageParameters(model=ModelReference(name="??"))),
+            "parameters.model.name",
+        ),
     ],
 )
 def test_text_that_is_not_utf8_is_refused_by_the_name_of_its_field(request_: Message, field: str) -> None:
@@ -108,9 +114,10 @@ def test_time_out_of_its_range_is_refused_by_name(time: Timestamp, holds: bool) 
 async def test_what_fails_before_the_servicer_has_a_status_of_ours() -> None:
     async with served() as (server, _), grpc.aio.insecure_channel(server.address) as channel:
         content = b"\x0a\x02" + BAD
+        raw: Any = channel
         for answer in (
-            channel.unary_unary(f"/{ENCODER}/Encode")(content),
-            channel.unary_stream(GENERATE)(content).read(),
+            raw.unary_unary(f"/{ENCODER}/Encode")(content),
+            raw.unary_stream(GENERATE)(content).read(),
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 await answer
