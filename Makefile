@@ -11,7 +11,7 @@ DATA ?= data/shipped
 RUNS ?= runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate constraints licences clean
+.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate locks upgrade licences clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -94,28 +94,39 @@ evaluate: $(INSTALLED)
 train = $(BIN)/smalti train $(1) --config smalti/training/runs/pictograms-$(2).toml --data $(DATA) --out $(RUNS)/$(2) $(3) \
 	$(if $(wildcard $(RUNS)/$(2)/settings.toml),--resume)
 
+# Everything that is installed is in a lock, with its hash, and is no code before that: no source is built but the
+# project's own, with a build tool from a lock.
+PIP := $(BIN)/pip install --require-hashes --no-deps --only-binary :all:
+
 # torch is installed first and alone, so that pip keeps its CPU build.
-$(UP): pyproject.toml constraints.txt scripts/install_torch.py
+$(UP): pyproject.toml locks/up.txt locks/build.txt scripts/install_torch.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python scripts/install_torch.py
-	$(BIN)/pip install --constraint constraints.txt --editable '.[up]'
+	$(BIN)/python -m scripts.install_torch
+	$(PIP) --requirement locks/up.txt --requirement locks/build.txt
+	$(BIN)/pip install --no-index --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(INSTALLED): $(UP)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[training,dev,docs]'
+$(INSTALLED): $(UP) locks/dev.txt
+	$(PIP) --requirement locks/dev.txt
 	touch $@
 
 # Generates smalti/v1/ from protos/.
 protos: $(INSTALLED)
 	$(BIN)/python scripts/protos.py
 
-# Pins the installed versions in constraints.txt.
-constraints: $(INSTALLED)
-	$(BIN)/python scripts/write_constraints.py
+# Fits the locks to pyproject.toml; versions stay where they can.
+locks: $(INSTALLED)
+	$(BIN)/python -m scripts.locks
+	$(MAKE) licences
+
+# Takes the newest version of everything into the locks, and installs it.
+upgrade: $(INSTALLED)
+	$(BIN)/python -m scripts.locks --upgrade
+	$(MAKE) licences
 
 # Lists the licences of all packages in docs/licences.md.
 licences: $(INSTALLED)
-	$(BIN)/python scripts/licences.py
+	$(BIN)/python -m scripts.licences
 
 clean:
 	rm -rf $(VENV) pictures build dist

@@ -1,9 +1,9 @@
-"""Installs the pinned PyTorch into this environment.
+"""Installs the locked PyTorch into this environment.
 
 The default package of PyTorch on Linux brings 4 GB of CUDA, which only a machine with an NVIDIA GPU uses. On any other
-machine this takes the CPU build: from wheels at hand, else from PyTorch's own CPU index if that answers within
-seconds. `TORCH_INDEX` names another index; empty, it means pip's default one. Uses the standard library only, since it
-runs before anything is installed.
+machine this takes the CPU build, if the lock has its hash: from wheels at hand, else from PyTorch's own CPU index if
+that answers within seconds. `TORCH_INDEX` names another index; empty, it means pip's default one. Uses the standard
+library only, since it runs before anything is installed.
 """
 
 import os
@@ -11,53 +11,63 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "constraints.txt"
+from scripts.lock_files import LOCKS, hashes_of, load_lock, version_of
+
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MAX_WAIT = 5.0
 """Seconds that an index has to answer, name lookup included."""
 
-PIP = (sys.executable, "-m", "pip", "install")
-_OPEN = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=float(sys.argv[2])).close()"
+PIP = (sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:")
+_LOAD = (
+    "import sys, urllib.request\n"
+    "sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=float(sys.argv[2])).read())"
+)
 
 
 def main() -> None:
-    """Installs it, unless the pinned version is there."""
-    pinned = pinned_version()
-    if installed_version() == pinned:
+    """Installs it, unless the locked version is there."""
+    entry = load_lock(LOCKS / "up.txt")["torch"]
+    if installed_version() == version_of(entry):
         return
-    chosen = arguments(
-        pinned, os.environ.get("TORCH_INDEX", CPU_INDEX), default=sys.platform != "linux" or has_nvidia()
-    )
-    sys.exit(subprocess.run([*PIP, "--constraint", str(CONSTRAINTS), *chosen]).returncode)
+    index = os.environ.get("TORCH_INDEX", CPU_INDEX)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "torch.txt")
+        chosen = arguments(entry, index, default=sys.platform != "linux" or has_nvidia(), file=file)
+        sys.exit(subprocess.run([*PIP, *chosen]).returncode)
 
 
-def arguments(pinned: str, index: str, *, default: bool) -> list[str]:
-    """Returns what to give `pip install`.
+def arguments(entry: str, index: str, *, default: bool, file: Path) -> list[str]:
+    """Writes a file of requirements, and returns what to give `pip install`.
 
     Args:
-        pinned: the version, without a local part such as `+cpu`.
+        entry: what the lock says of torch: its version and its hashes.
         index: address of an index with CPU builds, or "" for pip's default index.
         default: whether the default build is the right one.
+        file: where to write the requirement.
     """
+    pinned = version_of(entry)
     if not default:
-        cpu = f"torch=={pinned}+cpu"
-        if is_at_hand(cpu):
-            return [cpu]
-        if index and answers(f"{index.rstrip('/')}/torch/"):
-            return ["--extra-index-url", index, cpu]
-    return [f"torch=={pinned}"]
+        write_requirement(file, f"torch=={pinned}+cpu", entry)
+        if is_at_hand(file):
+            return ["--requirement", str(file)]
+        python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        if index and cpu_wheels(load_page(index), pinned).get(python, set()) & hashes_of(entry):
+            return ["--extra-index-url", index, "--requirement", str(file)]
+        print("install_torch: no CPU build that the lock knows is to be had; taking the default build")
+    # Not `==`, which a CPU build would match too.
+    write_requirement(file, f"torch==={pinned}", entry)
+    libraries = ["--requirement", str(LOCKS / "cuda.txt")] if sys.platform == "linux" else []
+    return ["--requirement", str(file), *libraries]
 
 
-def pinned_version() -> str:
-    """Returns the version in constraints.txt."""
-    found = re.search(r"^torch==(\S+)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        sys.exit(f"{CONSTRAINTS}: must pin torch; run `make constraints`")
-    return found[1]
+def write_requirement(file: Path, requirement: str, entry: str) -> None:
+    """Writes a requirement with the hashes of an entry of a lock."""
+    hashes = (f"--hash=sha256:{each}" for each in sorted(hashes_of(entry)))
+    file.write_text(" ".join([requirement, *hashes]) + "\n", encoding="utf-8")
 
 
 def installed_version() -> str | None:
@@ -73,20 +83,30 @@ def has_nvidia() -> bool:
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
-def is_at_hand(requirement: str) -> bool:
-    """Tells whether pip finds a package with its own configuration."""
-    command = [*PIP, "--dry-run", "--no-deps", "--quiet", "--retries", "0", requirement]
+def is_at_hand(file: Path) -> bool:
+    """Tells whether pip finds what a file requires, with its hash, with its own configuration."""
+    command = [*PIP, "--dry-run", "--quiet", "--retries", "0", "--requirement", str(file)]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def answers(address: str) -> bool:
-    """Tells whether an address answers without an error within `MAX_WAIT`."""
+def load_page(index: str) -> str:
+    """Returns the page that an index has for torch, or "" if it does not answer within `MAX_WAIT`."""
     # A process of its own, since nothing bounds how long a name lookup takes.
-    command = [sys.executable, "-c", _OPEN, address, str(MAX_WAIT)]
+    command = [sys.executable, "-c", _LOAD, f"{index.rstrip('/')}/torch/", str(MAX_WAIT)]
     try:
-        return subprocess.run(command, capture_output=True, timeout=MAX_WAIT).returncode == 0
+        done = subprocess.run(command, capture_output=True, timeout=MAX_WAIT)
     except subprocess.TimeoutExpired:
-        return False
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+def cpu_wheels(page: str, pinned: str) -> dict[str, set[str]]:
+    """Returns the hashes of the CPU builds for Linux that a page names, for each Python, such as `cp311`."""
+    link = rf"torch-{re.escape(pinned)}(?:\+|%2[Bb])cpu-(cp\d+)-\1-[^\"'#>]*linux[^\"'#>]*\.whl#sha256=([0-9a-f]{{64}})"
+    found: dict[str, set[str]] = {}
+    for python, digest in re.findall(link, page):
+        found.setdefault(python, set()).add(digest)
+    return found
 
 
 if __name__ == "__main__":

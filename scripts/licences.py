@@ -11,9 +11,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
+from packaging.markers import Marker
+
+from scripts.lock_files import LOCKS, load_lock
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
-CONSTRAINTS = ROOT / "constraints.txt"
 
 PERMISSIVE: Final = frozenset(
     [
@@ -104,15 +107,20 @@ def page() -> str:
 
 
 def licences() -> Iterator[tuple[str, str]]:
-    """Yields the name and the licence of each pinned package that this Python has installed."""
-    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
-        name, pinned, _ = line.partition("==")
-        if not pinned or ";" in line:
+    """Yields the name and the licence of each locked package that this Python needs."""
+    for name, entry in (load_lock(LOCKS / "dev.txt") | load_lock(LOCKS / "build.txt")).items():
+        if not any(is_needed(line) for line in entry.splitlines() if line.startswith(f"{name}==")):
             continue
         try:
             yield name, licence_of(name)
         except PackageNotFoundError:
             sys.exit(f"licences: {name} is not installed; run `make test`")
+
+
+def is_needed(line: str) -> bool:
+    """Tells whether this Python needs a requirement of a lock."""
+    marker = line.removesuffix(" \\").partition(" ; ")[2]
+    return not marker or Marker(marker).evaluate()
 
 
 def licence_of(name: str) -> str:
