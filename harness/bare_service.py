@@ -1,8 +1,8 @@
 """A service that only answers health checks, for tests of `smalti up`; the web service does so over HTTP.
 
-`python -m harness.bare_service NAME` writes its events to the file `events` in the folder `BARE_FOLDER`. If that folder
-has a file `unusable-NAME`, it ends at once like a service with an invalid setting; with `stubborn-NAME` it ignores
-SIGTERM.
+`python -m harness.bare_service NAME` listens on its port for metrics too, and writes its events to the file `events` in
+the folder `BARE_FOLDER`. If that folder has a file `unusable-NAME`, it ends at once like a service with an invalid
+setting; with `stubborn-NAME` it ignores SIGTERM.
 """
 
 import os
@@ -41,6 +41,18 @@ def run(name: str, folder: Path) -> None:
     if (folder / f"unusable-{name}").exists():
         sys.stderr.write(f"smalti {name}: SMALTI_MODEL: it is invalid\n")
         sys.exit(2)
+    with socket.socket() as metrics:
+        metrics.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            metrics.bind(("127.0.0.1", int(os.environ["SMALTI_METRICS_PORT"])))
+        except OSError:
+            sys.exit(2)
+        metrics.listen()
+        serve(name, ending, write)
+
+
+def serve(name: str, ending: threading.Event, write: Callable[[str], None]) -> None:
+    """Answers until the end."""
     stop = serve_web() if name == "web" else serve_health()
     store = os.environ["SMALTI_STORE_URL"].split("@")[1]
     write(f"runs with {os.environ['SMALTI_MODEL']} {store}")

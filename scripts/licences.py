@@ -73,7 +73,8 @@ HEADER: Final = """\
 # Licences
 
 The licence of every package that `make` installs, from its metadata. Written by `make licences`; a test compares it
-with what is installed, and refuses a licence that nobody has looked at.
+with what is installed, and refuses a licence that nobody has looked at. With the default build of PyTorch, which `make`
+takes on a machine with an NVIDIA GPU, come NVIDIA's libraries under NVIDIA's own licences (`locks/cuda.txt`).
 
 Most allow everything but to leave out their text. These do not:
 

@@ -102,7 +102,7 @@ def run_system(
         with owned(kept) as umask, _signals() as stopping:
             begin_logs(kept)
             system = System(kept, chosen, folder.path.absolute(), command=service_command)
-            supervisor = Supervisor(system.groups, lambda line: _say(console, line))
+            supervisor = Supervisor(system.groups, report=lambda line: _say(console, line), move=system.move)
             try:
                 stopping.umask = umask
                 status = _serve(system, supervisor, stopping, program, console)

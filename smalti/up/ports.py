@@ -1,7 +1,7 @@
 """The ports of `smalti up`, and the processes that hold taken ones."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import psutil
 
@@ -25,7 +25,30 @@ DEFAULT_PORTS = {
 FREE = "free"
 
 
-def read_ports(text: str | None) -> dict[str, int]:
+class Ports(dict[str, int]):
+    """The port of each server, by the names of `DEFAULT_PORTS`."""
+
+    free: frozenset[str] = frozenset()
+    """The names of ports that may change, since nobody has named a number."""
+
+    def replace_taken(self, names: Iterable[str]) -> list[str]:
+        """Exchanges free ones among some ports that another program has taken.
+
+        Returns:
+            a line for each exchange.
+        """
+        lines = []
+        for name in names:
+            number = self[name]
+            if name in self.free and not is_free(number):
+                self[name] = _free_but(self.values())
+                lines.append(
+                    f"{name} moves from port {number}, which {holder(number)} has taken, to {self[name]}"
+                )
+        return lines
+
+
+def read_ports(text: str | None) -> Ports:
     """Returns the ports for the value of `--ports`.
 
     Args:
@@ -34,7 +57,7 @@ def read_ports(text: str | None) -> dict[str, int]:
     Raises:
         InvalidInputError: the text has another form, an unknown name, or a port twice.
     """
-    ports = dict(DEFAULT_PORTS)
+    ports = Ports(DEFAULT_PORTS)
     if text == FREE:
         text = ",".join(f"{name}={FREE}" for name in ports)
     for part in text.split(",") if text else []:
@@ -44,6 +67,7 @@ def read_ports(text: str | None) -> dict[str, int]:
         if port != FREE and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise InvalidInputError("ports", f"{name}={port}: must be a number from 1 to 65535, or {FREE}")
         ports[name] = _free_but(ports.values()) if port == FREE else int(port)
+        ports.free = ports.free | {name} if port == FREE else ports.free - {name}
     for name, number in ports.items():
         if list(ports.values()).count(number) > 1:
             raise InvalidInputError(

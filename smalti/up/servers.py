@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 MIN_PORT, MAX_PORT = 15_000, 32_000
 _given: set[int] = set()
 MAX_STARTS = 3
-"""Starts of a server that loses a race for a port."""
+"""Starts of a server that loses free ports to other programs."""
 # A server dies with the thread that started it (`guarded`); this one lives as long as the interpreter.
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
 
@@ -75,6 +75,7 @@ class Server(ABC):
             port: the port to listen on; None picks a free one.
         """
         self.port = free_port() if port is None else port
+        self._may_move = port is None
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"smalti-{self.name}-"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,18 +106,44 @@ class Server(ABC):
         """The process ids, in the order of their start."""
         return tuple(process.pid for process in self._processes)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the server runs with other settings than it has now."""
+        return False
+
+    def move(self) -> bool:
+        """Gives up free ports that another program has taken meanwhile.
+
+        Returns whether there were any, so that another start can succeed. A server that has answered keeps its port,
+        since its clients know it.
+        """
+        if not self._may_move or is_free(self.port):
+            return False
+        self.port = free_port()
+        return True
+
     def start(self) -> Self:
-        """Starts the server and waits until it answers.
+        """Starts the server and waits until it answers, on other free ports if it loses its own.
 
         Raises:
             ServerStartError: its port is taken, it ended, or it does not answer in time; quotes the end of its log.
         """
+        for _ in range(MAX_STARTS - 1):
+            try:
+                return self._start()
+            except ServerStartError:
+                if not self.move():
+                    raise
+        return self._start()
+
+    def _start(self) -> Self:
         self.launch()
         try:
             self._wait_until(self._answers, self.start_seconds, "does not answer")
         except BaseException:
             self.kill()
             raise
+        self._may_move = False
         return self
 
     def launch(self) -> None:
@@ -320,15 +347,9 @@ class S3Server(Server):
         """The URL of the store with bucket and keys, as `SMALTI_STORE_URL` takes it."""
         return f"s3+http://{self.access_key}:{self.secret_key}@{HOST}:{self.port}/{self.bucket}"
 
-    def start(self) -> Self:
-        """Starts the server; see `Server.start`. Another program may take one of its free ports just before it."""
-        for _ in range(MAX_STARTS - 1):
-            try:
-                return super().start()
-            except ServerStartError as error:
-                if "address already in use" not in str(error) or not is_free(self.port):
-                    raise
-        return super().start()
+    def move(self) -> bool:
+        """Gives up ports that were lost; see `Server.move`. Those among its parts are chosen for each start."""
+        return super().move() or not all(map(is_free, self._ports.values()))
 
     def _launch(self) -> None:
         write_store_security(self.folder, HOST)

@@ -37,12 +37,14 @@ class ServiceServer(Server):
             name: the name of the service, such as "encoder".
             folder: the folder of its data.
             port: the port of its calls.
-            environment: its settings, in addition to the environment of this process.
+            environment: its settings, in addition to the environment of this process; `environment` may be set later,
+                for the next start.
             command: the command line; by default `python -m smalti.services.<name>`.
         """
         self.name = name  # type: ignore[misc]
         super().__init__(folder, port)
-        self._environment = dict(environment)
+        self.environment = environment
+        self._launched = environment
         self._command = command or service_command(name)
 
     @property
@@ -50,9 +52,14 @@ class ServiceServer(Server):
         """The address of the service, as host:port."""
         return f"{HOST}:{self.port}"
 
+    @property
+    def outdated(self) -> bool:  # noqa: D102
+        return self.running and self._launched != self.environment
+
     def _launch(self) -> None:
+        self._launched = self.environment
         # Paths in the user's environment are relative to the working directory.
-        self._run(*self._command, environment=self._environment, cwd=Path.cwd())
+        self._run(*self._command, environment=dict(self._launched), cwd=Path.cwd())
 
     def _answers(self) -> bool:
         with blocking_channel(self.url, _PROBE) as channel:

@@ -21,22 +21,26 @@ UNUSABLE = 2
 """The exit code of a service with an invalid setting or model, which a restart does not fix."""
 
 Report = Callable[[str], None]
+Move = Callable[[Server], Sequence[str]]
 
 
 class KeptServer:
     """A server that a thread keeps running."""
 
-    def __init__(self, server: Server, needs: Sequence["KeptServer"], report: Report) -> None:
+    def __init__(self, server: Server, needs: Sequence["KeptServer"], *, report: Report, move: Move) -> None:
         """Creates the keeper without starting the server.
 
         Args:
             server: the server.
             needs: servers that must have answered before this one is started.
             report: called when the server dies, and when it answers again.
+            move: called when the server has ended; takes other ports instead of lost ones, and returns what to report.
         """
         self.server = server
         self._needs = needs
         self._report = report
+        self._move = move
+        self._renewed = False
         self._ending = threading.Event()
         # Held while the server is started or stopped, so that it is not started after its stop.
         self._lock = threading.Lock()
@@ -58,6 +62,13 @@ class KeptServer:
         if self._thread.is_alive():
             self._thread.join()
 
+    def renew(self) -> None:
+        """Restarts the server if its settings have changed since its start."""
+        with self._lock:
+            if self.server.outdated and not self._ending.is_set():
+                self._renewed = True
+                self.server.stop()
+
     def kill(self) -> None:
         """Kills the server, even while it is being stopped."""
         self._ending.set()
@@ -74,6 +85,13 @@ class KeptServer:
             answered, ended = self._run_once()
             if self._ending.is_set():
                 return
+            if self._renewed:
+                self._renewed = False
+                continue
+            if moved := self._move(self.server):
+                for line in moved:
+                    self._report(line)
+                continue
             crashes += 1
             if not self.ready.is_set() and (crashes == MAX_STARTS or ended == f"exit code {UNUSABLE}"):
                 self.failure = ServerStartError(
@@ -114,17 +132,22 @@ class KeptServer:
 class Supervisor:
     """Runs groups of servers that depend on each other."""
 
-    def __init__(self, groups: Sequence[Sequence[Server]], report: Report) -> None:
+    def __init__(self, groups: Sequence[Sequence[Server]], *, report: Report, move: Move) -> None:
         """Creates the supervisor without starting the servers.
 
         Args:
             groups: all groups wait for the first to answer; they are stopped in reverse order.
             report: called with one line for each event, from any thread.
+            move: called with a server that has ended, from any thread; takes other ports instead of those that another
+                program has taken meanwhile, and returns what to report.
         """
+        self._move_server = move
         self.groups: list[list[KeptServer]] = []
         for group in groups:
             needs = self.groups[0] if self.groups else []
-            self.groups.append([KeptServer(server, needs, report) for server in group])
+            self.groups.append(
+                [KeptServer(server, needs, report=report, move=self._move) for server in group]
+            )
         self._kept = [kept for group in self.groups for kept in group]
 
     def begin(self) -> None:
@@ -149,6 +172,14 @@ class Supervisor:
                 if time.monotonic() - began > kept.server.start_seconds:
                     raise ServerStartError(f"{kept.server.name} does not answer: {kept.server.log_end()}")
         return True
+
+    def _move(self, server: Server) -> Sequence[str]:
+        """Takes other ports for a server, and restarts those that know the old ones."""
+        lines = self._move_server(server)
+        if lines:
+            with ThreadPoolExecutor(len(self._kept), thread_name_prefix="renew") as threads:
+                list(threads.map(KeptServer.renew, self._kept))
+        return lines
 
     def stop(self) -> None:
         """Stops the servers, the last group first."""

@@ -5,14 +5,15 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from smalti.errors import ServerStartError
-from smalti.up.ports import SERVICES, WEB
+from smalti.up.ports import SERVICES, WEB, Ports
 from smalti.up.servers import HOST, S3Server, Server, ValkeyServer
 from smalti.up.services import ServiceServer, WebServer, service_command
 
@@ -48,7 +49,7 @@ class System:
     def __init__(
         self,
         data: Path,
-        ports: Mapping[str, int],
+        ports: Ports,
         model: Path,
         *,
         command: Callable[[str], Sequence[str]] = service_command,
@@ -57,11 +58,10 @@ class System:
 
         Args:
             data: the folder of all data.
-            ports: the ports, by the names of `DEFAULT_PORTS`.
+            ports: the ports; `move` changes them.
             model: the folder of the model.
             command: returns the command line of a service by its name.
         """
-        self._command = command
         self.data = data
         self.ports = ports
         keys = _keys(data / "keys.json")
@@ -69,18 +69,14 @@ class System:
         self.s3 = S3Server(
             data / "s3", ports["s3"], access_key=keys["access_key"], secret_key=keys["secret_key"]
         )
-        shared = {
-            "SMALTI_MODEL": str(model),
-            "SMALTI_BROKER_URL": self.valkey.url,
-            "SMALTI_BROKER_JOURNAL": str(data / "workers"),
-            "SMALTI_STORE_URL": self.s3.url,
-            "SMALTI_RPC_HOST": HOST,
-            "SMALTI_METRICS_HOST": HOST,
-            **dict.fromkeys(_CLEARED, ""),
-            **{name: value for name, value in _DEFAULTS.items() if name not in os.environ},
+        self._model = model
+        self._url_key = keys["url_key"]
+        self._moving = threading.Lock()
+        self.services = {
+            name: ServiceServer(name, data / name, ports[name], self._environment(name), *command(name))
+            for name in SERVICES
         }
-        self.services = {name: self._service(name, shared) for name in SERVICES}
-        self.web = self._web(shared, keys["url_key"])
+        self.web = WebServer(WEB, data / WEB, ports[WEB], self._environment(WEB), *command(WEB))
         for server in self.servers:
             server.log = data / LOGS / f"{server.name}.log"
 
@@ -98,33 +94,55 @@ class System:
     @property
     def gateway(self) -> str:
         """The address of the gateway, as host:port."""
-        return self.services["gateway"].url
+        return f"{HOST}:{self.ports['gateway']}"
 
-    def _service(self, name: str, shared: Mapping[str, str]) -> ServiceServer:
-        folder = self.data / name
+    def move(self, server: Server) -> list[str]:
+        """Takes other ports instead of free ones of a server that another program has taken meanwhile.
+
+        The settings of all services are as if they had been so from the start; those that run are outdated.
+
+        Returns:
+            a line for each port, none if the server has lost no port that may change.
+        """
+        name = "s3" if server is self.s3 else server.name
+        with self._moving:
+            lines = self.ports.replace_taken(each for each in (name, f"{name}-metrics") if each in self.ports)
+            if lines:
+                server.port = self.ports[name]
+                for each in (*self.services.values(), self.web):
+                    each.environment = self._environment(each.name)
+        if not lines and server.move():
+            lines = [f"{name} has lost a port among its parts to another program, and takes others"]
+        return lines
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """Returns the settings of a service."""
         environment = {
-            **shared,
-            "SMALTI_RPC_PORT": str(self.ports[name]),
+            "SMALTI_MODEL": str(self._model),
+            "SMALTI_BROKER_URL": self.valkey.url,
+            "SMALTI_BROKER_JOURNAL": str(self.data / "workers"),
+            "SMALTI_STORE_URL": self.s3.url,
+            "SMALTI_RPC_HOST": HOST,
+            "SMALTI_METRICS_HOST": HOST,
             "SMALTI_METRICS_PORT": str(self.ports[f"{name}-metrics"]),
+            **dict.fromkeys(_CLEARED, ""),
+            **{name: value for name, value in _DEFAULTS.items() if name not in os.environ},
         }
+        if name == WEB:
+            return environment | {
+                "SMALTI_SERVER": self.gateway,
+                "SMALTI_WEB_HOST": HOST,
+                "SMALTI_WEB_PORT": str(self.ports[WEB]),
+                "SMALTI_WEB_SIGNING_KEY": self._url_key,
+            }
+        environment["SMALTI_RPC_PORT"] = str(self.ports[name])
         if name == "gateway":
             environment |= {
-                "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'jobs.sqlite3'}",
+                "SMALTI_GATEWAY_DATABASE": f"sqlite:///{self.data / name / 'jobs.sqlite3'}",
                 "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",
                 "SMALTI_GATEWAY_REFINER": "1",
             }
-        return ServiceServer(name, folder, self.ports[name], environment, *self._command(name))
-
-    def _web(self, shared: Mapping[str, str], url_key: str) -> WebServer:
-        environment = {
-            **shared,
-            "SMALTI_SERVER": self.gateway,
-            "SMALTI_METRICS_PORT": str(self.ports[f"{WEB}-metrics"]),
-            "SMALTI_WEB_HOST": HOST,
-            "SMALTI_WEB_PORT": str(self.ports[WEB]),
-            "SMALTI_WEB_SIGNING_KEY": url_key,
-        }
-        return WebServer(WEB, self.data / WEB, self.ports[WEB], environment, *self._command(WEB))
+        return environment
 
 
 @contextmanager
