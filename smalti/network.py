@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import resource
+import socket
 import ssl
 import stat
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from smalti.settings import PREFIX, settings
 __all__ = [
     "PLAINTEXT",
     "WatchedFiles",
+    "address_of",
+    "cannot_listen",
     "check_key_pair",
     "check_plaintext",
     "is_this_machine",
@@ -37,6 +40,35 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def address_of(host: str, port: int) -> str:
+    """Returns a host and a port as URLs have them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(prefix: str, host: str, port: int, *, field: str = "PORT") -> InvalidInputError:
+    """Returns the error of a server that cannot listen; it names the setting that is the cause.
+
+    Args:
+        prefix: what the variables of both settings begin with.
+        host: the address to listen on, the setting HOST.
+        port: the port to listen on.
+        field: the setting of the port.
+    """
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+            probe.bind(found[0][4])
+    except OSError as error:
+        return InvalidInputError(
+            f"{prefix}HOST",
+            f"{host} is no address of this machine that can be listened on ({error.strerror or error})",
+        )
+    return InvalidInputError(
+        f"{prefix}{field}",
+        f"cannot listen on {address_of(host, port)}: the port is in use, or is not for this user",
+    )
 
 
 def network_of(address: str) -> str:

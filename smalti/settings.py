@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smalti.errors import InvalidInputError
@@ -18,13 +18,45 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 """A time in seconds, at most a week; 0 for no time."""
 
+
+def _plain_host(host: str) -> str:
+    """Returns a host without the brackets that an IPv6 address has in URLs; raises `ValueError` for anything else."""
+    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" in plain or plain != host:
+        try:
+            ipaddress.IPv6Address(plain)
+        except ValueError:
+            raise ValueError(
+                f"{host!r} must be a name or an address such as 127.0.0.1 or ::1, without a port"
+            ) from None
+    return plain
+
+
+Host = Annotated[str, Field(min_length=1), AfterValidator(_plain_host)]
+"""A name or an address to listen on; an IPv6 address may have brackets, and is kept without."""
+
 SettingsKind = TypeVar("SettingsKind", bound=BaseSettings)
 
 
-def _base_folder(variable: str, default: str) -> Path:
-    """Returns a folder by the XDG base directory specification, by which relative paths are ignored."""
+def _base_folder(variable: str, default: str) -> Path | None:
+    """Returns a folder by the XDG base directory specification, by which relative paths are ignored.
+
+    None for a user without a home, such as a container's bare user id.
+    """
     folder = Path(os.environ.get(variable, ""))
-    return (folder if folder.is_absolute() else Path.home() / default) / "smalti"
+    if folder.is_absolute():
+        return folder / "smalti"
+    home = home_folder()
+    return None if home is None else home / default / "smalti"
+
+
+def home_folder() -> Path | None:
+    """Returns the home of the user; None for a user who has none."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home if home.is_absolute() else None
 
 
 def listed(text: str) -> list[str]:
@@ -42,17 +74,31 @@ def check_networks(text: str) -> str:
     return text
 
 
-def data_folder() -> Path:
-    """Returns the folder for the data of the user."""
-    return _base_folder("XDG_DATA_HOME", ".local/share")
+def data_folder(variable: str) -> Path:
+    """Returns the folder for the data of the user.
+
+    Args:
+        variable: the setting, or the option, whose default lies in this folder, for the error.
+
+    Raises:
+        InvalidInputError: this user has no home.
+    """
+    folder = _base_folder("XDG_DATA_HOME", ".local/share")
+    if folder is None:
+        raise InvalidInputError(
+            variable, "is not set, and this user has no home for its default; set it, XDG_DATA_HOME or HOME"
+        )
+    return folder
 
 
-def _models_folder() -> Path:
-    return data_folder() / "models"
+def _models_folder() -> Path | None:
+    folder = _base_folder("XDG_DATA_HOME", ".local/share")
+    return None if folder is None else folder / "models"
 
 
-def _compilation_cache_folder() -> Path:
-    return _base_folder("XDG_CACHE_HOME", ".cache") / "compiled"
+def _compilation_cache_folder() -> Path | None:
+    folder = _base_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder is None else folder / "compiled"
 
 
 class EnvironmentSettings(BaseSettings):
@@ -69,8 +115,9 @@ class Settings(EnvironmentSettings):
     # An empty SMALTI_COMPILATION_CACHE has a meaning.
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=False)
 
-    models: Path = Field(default_factory=_models_folder)
-    """Folder of your models, in which they are found by name and into which they are imported."""
+    models: Path | None = Field(default_factory=_models_folder)
+    """Folder of your models, in which they are found by name and into which they are imported; none for a user without
+    a home."""
     model: str | None = None
     """Default model, a name or a folder; unset for the model that comes with Smalti."""
     server: str | None = None

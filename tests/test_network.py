@@ -1,25 +1,52 @@
 """Connections to other machines: no protocol speaks plaintext unless that is allowed."""
 
+import socket
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from sqlalchemy.engine import make_url
 
 from smalti.errors import InvalidInputError
-from smalti.network import WatchedFiles, is_this_machine
+from smalti.network import WatchedFiles, address_of, cannot_listen, is_this_machine
+from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.encryption import with_tls
 from smalti.services.web.service import check_certificate
 from smalti.services.web.settings import WebSettings
 from smalti.storage import open_store
 from smalti.storage.settings import StoreSettings
 from smalti.telemetry import tracing
+from smalti.telemetry.settings import MetricsSettings
 
 
 def test_this_machine() -> None:
     assert all(map(is_this_machine, ("localhost", "127.0.0.1", "127.8.0.1", "[::1]", "::1", "/run/socket")))
     others = ("", "0.0.0.0", "10.0.0.1", "localhost.evil.example", "127.evil.example", "[::]")
     assert not any(map(is_this_machine, others))
+
+
+def test_address_has_brackets_for_ipv6_alone() -> None:
+    assert address_of("::1", 80) == "[::1]:80"
+    assert address_of("127.0.0.1", 80) == "127.0.0.1:80"
+
+
+@pytest.mark.parametrize("kind", [RpcSettings, MetricsSettings, WebSettings])
+@pytest.mark.parametrize(("host", "plain"), [("[::1]", "::1"), ("::1", "::1"), ("localhost", "localhost")])
+def test_ipv6_is_taken_in_both_forms(
+    kind: type[RpcSettings | MetricsSettings | WebSettings], host: str, plain: str
+) -> None:
+    assert kind(host=host).host == plain
+    for wrong in ("127.0.0.1:80", "[::1]:80", "[localhost]", "::1::2"):
+        with pytest.raises(ValidationError):
+            kind(host=wrong)
+
+
+def test_setting_that_is_the_cause_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        error = cannot_listen("SMALTI_RPC_", "127.0.0.1", taken.getsockname()[1], field="HEALTH_PORT")
+        assert error.field == "SMALTI_RPC_HEALTH_PORT"
+    for host in ("192.0.2.1", "nowhere.invalid", "2001:db8::1"):
+        assert cannot_listen("SMALTI_RPC_", host, 0).field == "SMALTI_RPC_HOST"
 
 
 def test_changed_files(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading the settings, and their documentation."""
 
+import pwd
 import re
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from pydantic_settings import BaseSettings
 
 from harness.paths import DOCS
 from smalti.errors import InvalidInputError
-from smalti.queue.settings import BrokerSettings
+from smalti.queue.settings import BrokerSettings, broker_settings
+from smalti.registry.importing import choose_folder
+from smalti.registry.library import list_models
 from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
-from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.settings import GatewaySettings, gateway_settings
 from smalti.services.web.settings import WebSettings
 from smalti.settings import PREFIX, Settings, settings
-from smalti.storage.settings import StoreSettings
+from smalti.storage.settings import StoreSettings, store_settings
 from smalti.telemetry.settings import LogSettings, MetricsSettings
 
 DOCUMENTS = DOCS
@@ -50,6 +53,46 @@ def test_default_folder_of_models_follows_the_xdg_specification(monkeypatch: pyt
     ):
         monkeypatch.setenv("XDG_DATA_HOME", data)
         assert settings().models == Path(folder)
+
+
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's bare user id: no entry in the table of users, and no variable that says where to keep things."""
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "SMALTI_MODELS", "SMALTI_COMPILATION_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("SMALTI_BROKER_JOURNAL", "SMALTI_STORE_URL", "SMALTI_GATEWAY_DATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+
+
+def test_without_a_home_only_what_needs_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_home(monkeypatch)
+    assert settings().models is None
+    assert settings().compilation_cache is None
+    assert [each.name for each in list_models()] == ["pictograms"]
+    with pytest.raises(InvalidInputError, match=r"^out: must be given: this user has no home"):
+        choose_folder("mine", None)
+    for read, variable in (
+        (broker_settings, "SMALTI_BROKER_JOURNAL"),
+        (store_settings, "SMALTI_STORE_URL"),
+        (gateway_settings, "SMALTI_GATEWAY_DATABASE"),
+    ):
+        with pytest.raises(
+            InvalidInputError, match=rf"^{variable}: is not set, and this user has no home"
+        ) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        monkeypatch.setenv(variable, f"file://{tmp_path}")
+        read()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert settings().models == tmp_path / "smalti/models"
+
+
+def test_home_that_is_no_absolute_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_home(monkeypatch)
+    monkeypatch.setenv("HOME", "here")
+    assert settings().models is None
 
 
 def test_invalid_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

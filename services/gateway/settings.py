@@ -30,7 +30,7 @@ class HookAway(StrEnum):
 
 
 def _default_database() -> SecretStr:
-    return SecretStr(f"sqlite:///{data_folder() / 'gateway.sqlite3'}")
+    return SecretStr(f"sqlite:///{data_folder(f'{GATEWAY_PREFIX}DATABASE') / 'gateway.sqlite3'}")
 
 
 class GatewaySettings(EnvironmentSettings):

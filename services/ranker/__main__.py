@@ -2,16 +2,23 @@
 
 import sys
 
-from smalti.messages import Stage
-from smalti.service import Process, Service, run
+from smalti.entrance import begin
 
 
-def build(process: Process) -> Service:
-    """Builds the service; imports torch late, so that an invalid setting is reported at once."""
-    from smalti.services.ranker import service
+def main() -> int:
+    """Runs the service; returns its exit code. Signals are received before anything large is imported."""
+    begin("smalti ranker", status=0)
+    from smalti.messages import Stage
+    from smalti.service import Process, Service, run
 
-    return service.build(process)
+    def build(process: Process) -> Service:
+        # Imports torch late, so that an invalid setting is reported at once.
+        from smalti.services.ranker import service
+
+        return service.build(process)
+
+    return run("ranker", Stage.RANK, build)
 
 
 if __name__ == "__main__":
-    sys.exit(run("ranker", Stage.RANK, build))
+    sys.exit(main())

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import faulthandler
 import logging
-import os
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Final
 import uvicorn
 
 from smalti.client import AsyncClient
+from smalti.entrance import begin, signals, streams
 from smalti.errors import InvalidInputError
-from smalti.network import WatchedFiles, check_key_pair, check_plaintext
+from smalti.network import WatchedFiles, address_of, cannot_listen, check_key_pair, check_plaintext
 from smalti.rpc.observer import client_interceptors
 from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
@@ -93,8 +92,7 @@ class WebServer:
     def url(self) -> str:
         """The URL of the service on this machine."""
         host, port = self._socket.getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
-        return f"{'https' if self._settings.tls_certificate else 'http'}://{host}:{port}"
+        return f"{'https' if self._settings.tls_certificate else 'http'}://{address_of(host, port)}"
 
     def stop(self) -> None:
         """Begins to drain; to be called in the event loop."""
@@ -168,11 +166,8 @@ def listening_socket(settings: WebSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listening = LimitedListener.listening((settings.host, settings.port), family, settings.connections)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{WEB_PREFIX}PORT",
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-        ) from None
+    except OSError:
+        raise cannot_listen(WEB_PREFIX, settings.host, settings.port) from None
     # Connections inherit it. asyncio sets it only where the protocol of a socket is named, and without it a body waits
     # up to 40 ms for the client to acknowledge the header.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -208,13 +203,12 @@ def renewed_context(config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) 
 
 def run() -> int:
     """Runs the service until SIGTERM or SIGINT; returns the process's exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(DONE))  # Nothing has begun yet that needs finishing.
+    begin(f"smalti {NAME}", status=DONE)
     try:
         telemetry = WebTelemetry.start()
         asyncio.run(_serve(web_settings(), telemetry.metrics))
     except InvalidInputError as error:
-        sys.stderr.write(f"smalti {NAME}: {' '.join(str(error).split())}\n")
+        streams.write_line(f"smalti {NAME}: {error}")
         return UNUSABLE
     telemetry.close()
     log.info("%s has ended", NAME)
@@ -225,11 +219,10 @@ async def _serve(settings: WebSettings, metrics: Metrics) -> None:
     server = WebServer(settings, metrics)
     loop = asyncio.get_running_loop()
 
-    def stop(*_: object) -> None:
+    def stop(number: int) -> None:
         # The process ends in time even if something hangs; the log then has all stacks.
         faulthandler.dump_traceback_later(settings.drain_delay + settings.grace + HANG_SECONDS, exit=True)
         loop.call_soon_threadsafe(server.stop)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    await server.run()
+    with signals.deferred(counted=(signal.SIGINT,)) as stopping, stopping.calling(stop):
+        await server.run()

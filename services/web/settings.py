@@ -11,6 +11,7 @@ from smalti.network import is_this_machine
 from smalti.settings import (
     PREFIX,
     EnvironmentSettings,
+    Host,
     Seconds,
     SecondsOrNone,
     check_networks,
@@ -27,7 +28,7 @@ class WebSettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix=WEB_PREFIX)
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on; `0.0.0.0` or `::` for all of the machine's addresses, which needs `SMALTI_WEB_OPEN`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""

@@ -1,9 +1,11 @@
 """The `smalti` command, put together from its sub-commands.
 
-Each sub-command is a module of this package with a function `register`. A `SmaltiError` or wrong usage prints one line
-on standard error and ends with exit status 2; Ctrl-C ends with 130.
+Each sub-command is a module of this package with a function `register`. A `SmaltiError`, wrong usage, or a stream that
+cannot be written prints one line on standard error and ends with exit status 2; Ctrl-C ends with 130.
 """
 
+import contextlib
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,13 +15,15 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, evaluate, generate, interrupts, models, train, up
+from smalti.cli import data, doctor, evaluate, generate, models, train, up
+from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 
-__all__ = ["application", "main", "run", "run_application"]
+__all__ = ["application", "run", "run_application", "run_process"]
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
+NOT_READ = 1
+"""Exit status if the reader of the output has gone, as rich has it."""
 
 
 def application() -> typer.Typer:
@@ -41,7 +45,7 @@ def application() -> typer.Typer:
         if context.invoked_subcommand is None:
             print(context.get_help())
 
-    for command in (generate, up, models, data, train, evaluate):
+    for command in (generate, up, models, doctor, data, train, evaluate):
         command.register(app)
     return app
 
@@ -51,16 +55,20 @@ def run(arguments: Sequence[str]) -> int:
     return run_application(application(), arguments)
 
 
+def run_process(arguments: Sequence[str]) -> int:
+    """Runs the command as this process, which must have begun; returns its exit status."""
+    status = run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        streams.discard_output()
+        return _lost(error)
+    return status
+
+
 def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Runs an application with arguments, turns errors and Ctrl-C into messages, and returns the exit status."""
-    console = Console(stderr=True, highlight=False)
-
-    def say(kind: str, message: object) -> None:
-        # One line, however narrow the terminal: a program may read it.
-        line = " ".join(str(message).split())
-        console.print(f"smalti: {kind}{line}", markup=False, soft_wrap=True)
-
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), signals.deferred() as stopping:
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
@@ -72,23 +80,40 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
         warnings.showwarning = show
         warnings.simplefilter("always", SmaltiWarning)
         try:
-            with interrupts.recorded():
-                status = app(list(arguments), prog_name="smalti", standalone_mode=False)
+            status = app(list(arguments), prog_name="smalti", standalone_mode=False)
         except SmaltiError as error:
             say("", error)
-            return USAGE_ERROR
+            return stopping.exit_status if stopping.requested else USAGE_ERROR
         except TyperException as error:
             # A group without a sub-command has already printed its help; its message is empty.
             if message := error.format_message():
                 say("", f"{message} Try `smalti --help`.")
             return error.exit_code
+        except OSError as error:
+            if error.filename is None and error.errno not in streams.LOST:
+                raise
+            return _lost(error)
         except (KeyboardInterrupt, typer.Abort):
-            status = INTERRUPTED
-    if status == INTERRUPTED:
-        say("", "interrupted; every file that was written is complete")
+            status = stopping.exit_status
+        if stopping.requested and status == stopping.exit_status:
+            say("", "interrupted; every file that was written is complete")
     return status if isinstance(status, int) else 0
 
 
-def main() -> None:
-    """Runs the command with the arguments of the process."""
-    sys.exit(run(sys.argv[1:]))
+def say(kind: str, message: object) -> None:
+    """Prints one line on standard error, however narrow the terminal: a program may read it."""
+    line = " ".join(str(message).split())
+    with contextlib.suppress(OSError):
+        Console(stderr=True, highlight=False).print(f"smalti: {kind}{line}", markup=False, soft_wrap=True)
+
+
+def _lost(error: OSError) -> int:
+    """Says what could not be written; returns the exit status."""
+    if error.filename is not None:
+        say("", f"{error.filename}: {error.strerror}")
+        return USAGE_ERROR
+    streams.discard_output()
+    if error.errno == errno.EPIPE:
+        return NOT_READ
+    say("", f"the output cannot be written ({error.strerror})")
+    return USAGE_ERROR

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from smalti.cli.extras import require_training
+from smalti.entrance import signals
 from smalti.errors import InvalidInputError
 from smalti.files import atomic_path
 
@@ -143,6 +144,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int | None], Any]]:
         task = progress.add_task(what, total=None)
 
         def advance(done: int, total: int | None) -> None:
+            signals.check()
             progress.update(task, completed=done, total=total)
 
         yield advance

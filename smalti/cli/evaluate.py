@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smalti.cli import interrupts
 from smalti.cli.extras import require_training
+from smalti.devices import check_flags
+from smalti.entrance import signals
 from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 from smalti.parameters import check_diversity
@@ -186,7 +187,8 @@ def _opened(
 
     folder = library.find(model)
     world_folder = require_world(data)
-    with Console(stderr=True).status(f"Loading {folder.name} ..."):
+    with Console(stderr=True).status(f"Loading {folder.name} ..."), signals.at_once():
+        check_flags()
         from smalti.compilation import use_compilation_cache
         from smalti.models.vqgan import VQGANConfig
         from smalti.pipeline import Pipeline
@@ -215,7 +217,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         task = progress.add_task(what, total=total)
 
         def advance(done: int) -> None:
-            interrupts.check()
+            signals.check()
             progress.update(task, completed=done)
 
         yield advance

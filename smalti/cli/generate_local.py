@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from smalti.cli import interrupts
 from smalti.cli.extras import needs_extra
 from smalti.cli.generate_output import (
     Options,
+    ProgressBar,
     check_folder,
     check_revision,
     collected_warnings,
@@ -15,6 +15,8 @@ from smalti.cli.generate_output import (
     second_pass_of,
     write,
 )
+from smalti.devices import check_flags
+from smalti.entrance import signals
 from smalti.parameters import check_counts, check_prompt, check_second_pass, check_seed
 from smalti.pictures import Drawing
 from smalti.registry import library
@@ -53,12 +55,23 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
     check_folder(options.out)
 
     # Not before: importing JAX and torch takes seconds, and wrong options should be refused at once.
-    with console.status(f"Loading {folder.name} ..."), needs_extra("local"), without_collection():
+    with (
+        console.status(f"Loading {folder.name} ..."),
+        signals.at_once(),
+        needs_extra("local"),
+        without_collection(),
+    ):
+        check_flags()
         from smalti.pipeline import Pipeline
 
         pipeline = Pipeline.load(folder.path)
     for prompt in prompts:
         with collected_warnings() as warned, progress_bar(console, prompt) as bar:
+
+            def show(done: int, total: int, bar: ProgressBar = bar) -> None:
+                signals.check()
+                bar.update(done, total)
+
             if original is not None and original.candidate is not None:
                 pictures = pipeline.generate_candidates(
                     prompt,
@@ -67,7 +80,7 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     sampling=sampling,
                     total=counts.candidates,
                     vary=vary,
-                    on_progress=bar.update,
+                    on_progress=show,
                 )
                 second_pass = check_second_pass(refine, upscale, pipeline.refiner.trained_upscale)
                 pictures = pipeline.refine(pictures, second_pass) if second_pass else pictures
@@ -83,7 +96,7 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
                     refine=refine,
                     upscale=upscale,
                     **options.initial,
-                    on_progress=bar.update,
+                    on_progress=show,
                 )
-        interrupts.check()
+        signals.check()
         write(pictures, candidates=counts.candidates, diversity=diversity, options=options, warned=warned)

@@ -12,8 +12,7 @@ from typing import Any, Final, TypedDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from smalti.cli import interrupts
-from smalti.cli.preview import preview
+from smalti.cli.preview import preview, shows_pictures
 from smalti.errors import InvalidInputError, SmaltiWarning
 from smalti.parameters import Refinement, SecondPass
 from smalti.pictures import Drawing, Picture, grid, png_bytes, save_png, slug
@@ -66,8 +65,7 @@ class ProgressBar:
         self._task = progress.add_task(shown.replace("[", r"\["), total=None, state="")
 
     def update(self, done: int, total: int | None, state: str = "") -> None:
-        """Shows how much is done, and the state in a few words; raises KeyboardInterrupt after Ctrl-C."""
-        interrupts.check()
+        """Shows how much is done, and the state in a few words."""
         self._progress.update(self._task, completed=done, total=total, state=state)
 
 
@@ -209,7 +207,7 @@ def write(
         print(json.dumps({**shared, **results}), flush=True)
         return
     console = Console(highlight=False)
-    if console.is_terminal:
+    if shows_pictures(console):
         console.print(preview(sheet, console))
     shown = grid_path or Path(written[0]["file"])
     console.print(

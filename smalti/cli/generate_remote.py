@@ -1,7 +1,9 @@
 """`smalti generate --server`: prompts to a gateway, pictures back."""
 
+import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,11 +19,12 @@ from smalti.cli.generate_output import (
     second_pass_of,
     write,
 )
+from smalti.entrance import signals
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
 
 if TYPE_CHECKING:
-    from smalti.client import Client, GenerateOptions, RemotePicture
+    from smalti.client import AsyncClient, GenerateOptions, RemotePicture
     from smalti.v1.job_pb2 import Job
 
 
@@ -32,10 +35,9 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         SmaltiError: an option cannot be used, the gateway refuses or does not answer, or a job does not succeed.
     """
     # Imported here because `smalti generate` without a server does not need gRPC.
-    with needs_extra("client"):
-        from smalti.client import Client
+    with signals.at_once(), needs_extra("client"):
+        import smalti.client  # noqa: F401
 
-    console = Console(stderr=True)
     prompts = [original.prompt] if original else [check_prompt(prompt) for prompt in prompts]
     # Only values that were given can be checked here; the gateway knows the others.
     if options.n is not None and options.candidates is not None:
@@ -56,22 +58,60 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         **options.initial,
     }
     check_folder(options.out)
-    with Client(server) as client:
+    _run(_generate_all(server, prompts, original, options, request))
+
+
+def _run(work: Coroutine[object, object, None]) -> None:
+    """Runs calls of a gateway; Ctrl-C cancels the one that is waited for, and then raises KeyboardInterrupt here."""
+
+    async def run() -> None:
+        task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+        asked: list[int] = []
+
+        def cancel(number: int) -> None:
+            # Only once, since the cancelled call tells the gateway that its job is not wanted any more.
+            if not asked:
+                asked.append(number)
+                with contextlib.suppress(RuntimeError):  # The loop is closed.
+                    loop.call_soon_threadsafe(task.cancel)
+
+        with stopping.calling(cancel):
+            await task
+
+    with signals.deferred() as stopping:
+        try:
+            asyncio.run(run())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _generate_all(
+    server: str,
+    prompts: Sequence[str],
+    original: Drawing | None,
+    options: Options,
+    request: "GenerateOptions",
+) -> None:
+    """Generates pictures of each prompt with the options of a request, and writes them."""
+    from smalti.client import AsyncClient
+
+    console = Console(stderr=True)
+    async with AsyncClient(server) as client:
         total = None
         if original is not None:
             total = original.candidates if options.candidates is None else options.candidates
             if options.model is None:
-                found = client.model(original.model)
+                found = await client.model(original.model)
                 check_revision(
                     original,
                     found.reference.revision,
-                    refine=refine,
+                    refine=request["refine"],
                     refiner=found.refiner.revision if found.HasField("refiner") else None,
                 )
             request |= _options_of(original, options, total)
         for prompt in prompts:
             with collected_warnings() as warned, progress_bar(console, prompt) as bar:
-                pictures = _generate(client, prompt, request, bar, console)
+                pictures = await _generate(client, prompt, request, bar, console)
             parameters = pictures[0].job.parameters
             candidates = total or parameters.candidates
             # A candidate that is generated again keeps the number of candidates of its original.
@@ -100,15 +140,15 @@ def _options_of(original: Drawing, options: Options, total: int) -> "GenerateOpt
     return {**again, "n": n, "candidates": total}
 
 
-def _generate(
-    client: "Client", prompt: str, request: "GenerateOptions", bar: ProgressBar, console: Console
+async def _generate(
+    client: "AsyncClient", prompt: str, request: "GenerateOptions", bar: ProgressBar, console: Console
 ) -> "list[RemotePicture]":
     def show(job: "Job") -> None:
         bar.update(job.progress.rows_drawn, job.progress.rows or None, _state(job))
 
     try:
-        return client.generate(prompt, on_progress=show, **request)
-    except KeyboardInterrupt as error:
+        return await client.generate(prompt, on_progress=show, **request)
+    except asyncio.CancelledError as error:
         for note in getattr(error, "__notes__", ()):
             console.print(f"smalti: {note}", markup=False, highlight=False, soft_wrap=True)
         raise

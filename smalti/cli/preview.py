@@ -9,6 +9,17 @@ from rich.style import Style
 UPPER_HALF_BLOCK = "\u2580"
 
 
+def shows_pictures(console: Console) -> bool:
+    """Returns whether it is a terminal with colours and with the character; without colours all blocks are equal."""
+    if not console.is_terminal or console.no_color or console.color_system is None:
+        return False
+    try:
+        UPPER_HALF_BLOCK.encode(console.encoding)
+    except (LookupError, UnicodeError):
+        return False
+    return True
+
+
 def preview(image: Image.Image, console: Console) -> Segments:
     """Returns a picture as text that fits the terminal; it is never enlarged."""
     width = min(console.width, image.width)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smalti.cli.extras import require_training
+from smalti.devices import check_flags, find_device
+from smalti.entrance import signals
 from smalti.errors import InvalidInputError
 from smalti.parameters import Defaults, check_counts, check_diversity
 from smalti.registry import library
@@ -17,8 +19,6 @@ from smalti.registry import library
 if TYPE_CHECKING:
     from smalti.training.loop.settings import Network
     from smalti.training.trainers.inputs import Advance
-
-INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Option(help="Settings of the run, a TOML file.", dir_okay=False)]
 Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
@@ -225,6 +225,8 @@ def _train(
 ) -> None:
     """Trains a network in a new run or a resumed one, and prints how the training ended."""
     _require_training()
+    check_flags()
+    find_device()
     from smalti.training.loop.monitor import Monitor
     from smalti.training.loop.run_folder import RunFolder, undone_on_failure
     from smalti.training.loop.settings import load_settings
@@ -237,6 +239,7 @@ def _train(
     inputs = Inputs(data=data, vqgan=vqgan, model=model)
     console = Console(stderr=True)
     with ExitStack() as stack:
+        stopping = stack.enter_context(signals.deferred())
         with nullcontext() if resume else undone_on_failure(out):
             run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
             stack.callback(run.close)
@@ -250,7 +253,7 @@ def _train(
     reason = "interrupted" if end.reason == "interrupted" else "the time is over"
     print(f"{reason}; saved at step {end.step:,} of {settings.steps:,}, continue with --resume")
     if end.reason == "interrupted":
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(stopping.exit_status)
 
 
 @contextmanager
@@ -260,6 +263,7 @@ def _encoding(console: Console) -> "Iterator[Advance]":
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def advance(done: int, total: int) -> None:
+            signals.check()
             task = progress.task_ids[0] if progress.task_ids else progress.add_task("encoding pictures")
             progress.update(task, completed=done, total=total)
 

@@ -1,13 +1,10 @@
 """`smalti up`: the whole system on this machine."""
 
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smalti.cli.extras import needs_extra
+from smalti.entrance import signals
 from smalti.errors import ServerStartError
 from smalti.registry import library
 from smalti.settings import data_folder
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from smalti.up.supervisor import Supervisor
     from smalti.up.system import System
 
-INTERRUPTED = 130
 FAILED = 1
 """Exit status if a port or the data folder is in use, or a process cannot be started."""
 
@@ -92,20 +89,19 @@ def run_system(
     program = find_program(command[0]) + command[1:] if command else []
     chosen = read_ports(ports)
     folder = library.find(model)
-    kept = (data or data_folder() / "up").absolute()
+    kept = (data or data_folder("data") / "up").absolute()
     # Standard output belongs to the command; our own messages go to standard error.
     console = Console(stderr=bool(program), highlight=False)
     # Checked before anything is created, so that a system that already runs is not disturbed.
     if problems := taken(chosen):
         _fail(problems)
     try:
-        with owned(kept) as umask, _signals() as stopping:
+        with owned(kept) as umask, signals.deferred() as stopping:
             begin_logs(kept)
             system = System(kept, chosen, folder.path.absolute(), command=service_command)
             supervisor = Supervisor(system.groups, report=lambda line: _say(console, line), move=system.move)
             try:
-                stopping.umask = umask
-                status = _serve(system, supervisor, stopping, program, console)
+                status = _serve(system, supervisor, stopping, program, console, umask)
             finally:
                 _stop(supervisor, stopping, console)
     except ServerStartError as error:
@@ -113,60 +109,41 @@ def run_system(
     raise typer.Exit(status)
 
 
-class _Stopping:
-    """The requests of signals to stop."""
-
-    def __init__(self) -> None:
-        self.requested = threading.Event()
-        self.urgent = threading.Event()
-        self.command: subprocess.Popen[bytes] | None = None
-        self.umask = -1
-        """The mask of file modes for the command."""
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal: the first one stops the system, the next one kills it."""
-        from smalti.up.command import hears_the_terminal
-
-        if self.requested.is_set():
-            self.urgent.set()
-        self.requested.set()
-        if self.command is not None and not (number == signal.SIGINT and hears_the_terminal()):
-            self.command.send_signal(number)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stopping]:
-    """Handles the signals that end the command while the block runs."""
-    stopping = _Stopping()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stopping.handle) for number in numbers}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _serve(
-    system: "System", supervisor: "Supervisor", stopping: _Stopping, program: list[str], console: Console
+    system: "System",
+    supervisor: "Supervisor",
+    stopping: signals.Stopping,
+    program: list[str],
+    console: Console,
+    umask: int,
 ) -> int:
     """Starts the system, runs the command or waits for a signal, and returns the exit status."""
-    from smalti.up.command import run_guarded
-
     began = time.monotonic()
     with console.status("Starting the system ..."):
         supervisor.begin()
-        if not supervisor.wait_until_ready(stopping.requested):
-            return INTERRUPTED if program else 0
+        if not supervisor.wait_until_ready(lambda: stopping.requested):
+            return stopping.exit_status if program else 0
     seconds = time.monotonic() - began
     if not program:
         _show(system, seconds, console)
-        stopping.requested.wait()
+        stopping.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
-    stopping.command = run_guarded(program, _addresses(system), umask=stopping.umask)
-    code = stopping.command.wait()
-    stopping.command = None
+    return _run(program, _addresses(system), umask)
+
+
+def _run(program: list[str], addresses: dict[str, str], umask: int) -> int:
+    """Runs the command, to which all signals go meanwhile, and returns its exit status."""
+    from smalti.up.command import hears_the_terminal, run_guarded
+
+    command = run_guarded(program, addresses, umask=umask)
+
+    def forward(number: int) -> None:
+        if not (number == signal.SIGINT and hears_the_terminal()):
+            command.send_signal(number)
+
+    with signals.deferred(counted=()) as stopping, stopping.calling(forward):
+        code = command.wait()
     return code if code >= 0 else 128 - code
 
 
@@ -180,16 +157,15 @@ def _addresses(system: "System") -> dict[str, str]:
     }
 
 
-def _stop(supervisor: "Supervisor", stopping: _Stopping, console: Console) -> None:
+def _stop(supervisor: "Supervisor", stopping: signals.Stopping, console: Console) -> None:
     """Stops everything; another signal kills it."""
-    stopping.urgent.clear()
     thread = threading.Thread(target=supervisor.stop, name="stop")
-    with console.status("Stopping the system ..."):
+    with (
+        console.status("Stopping the system ..."),
+        stopping.calling(lambda number: supervisor.kill(), earlier=False),
+    ):
         thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-            if stopping.urgent.is_set():
-                supervisor.kill()
+        thread.join()
 
 
 def _show(system: "System", seconds: float, console: Console) -> None:

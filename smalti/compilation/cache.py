@@ -1,12 +1,17 @@
 """Where compiled programs are kept: the folder of the settings, if it is safe."""
 
+import os
 import warnings
+from typing import Final
 
 import jax
 
 from smalti.compilation.folder import PrivateFolder
+from smalti.devices import find_device
 from smalti.errors import SmaltiWarning
-from smalti.settings import settings
+from smalti.settings import PREFIX, settings
+
+VARIABLE: Final = f"{PREFIX}COMPILATION_CACHE"
 
 _opened: dict[str, PrivateFolder] = {}
 """The folder in use, by its path in the settings; empty while nothing is kept."""
@@ -16,11 +21,20 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs in the folder that the settings name; call it before anything is compiled.
 
     An empty `SMALTI_COMPILATION_CACHE` turns this off. A folder that others can write to is refused with a
-    `SmaltiWarning`, since reading a program from it would let them run code here.
+    `SmaltiWarning`, since reading a program from it would let them run code here. One that cannot be written is read,
+    with a warning too.
+
+    Raises:
+        InvalidInputError: there is no device to compile for.
     """
+    find_device()
     path = settings().compilation_cache
     if path is None:
         _opened.clear()
+        if VARIABLE not in os.environ:
+            _warn(
+                "is not set, and this user has no home for its default, so every start compiles; set it to a folder"
+            )
         return
     if str(path) in _opened:
         return
@@ -28,16 +42,21 @@ def use_compilation_cache() -> None:
     try:
         _opened[str(path)] = PrivateFolder.open(path)
     except OSError as error:
-        warnings.warn(
-            f"SMALTI_COMPILATION_CACHE is not used, so every start compiles: {error}",
-            SmaltiWarning,
-            stacklevel=2,
-        )
+        _warn(f"is not used, so every start compiles: {error}")
+        return
+    if problem := _opened[str(path)].find_problem():
+        # JAX's own cache would warn for each program.
+        _opened[str(path)].read_only = True
+        _warn(f"{path} cannot be written, so every start compiles what it lacks: {problem}")
         return
     # For whatever is compiled outside of `Program`.
     jax.config.update("jax_compilation_cache_dir", str(path))
     # By default JAX skips programs that compile within a second, but there are many of those.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(f"{VARIABLE} {problem}", SmaltiWarning, stacklevel=3)
 
 
 def kept() -> PrivateFolder | None:

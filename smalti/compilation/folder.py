@@ -35,6 +35,8 @@ class PrivateFolder:
         """Takes ownership of an open folder that was checked; `open` makes one."""
         self.path = path
         self._descriptor = descriptor
+        self.read_only = False
+        """Whether `write` and `trim` do nothing."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -58,6 +60,17 @@ class PrivateFolder:
             os.close(descriptor)
             raise
         return cls(path, descriptor)
+
+    def find_problem(self) -> str:
+        """Returns why no file can be written, for instance on a read-only file system; empty if one can."""
+        name = f".{secrets.token_hex(4)}{PARTIAL}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            os.close(os.open(name, flags, 0o600, dir_fd=self._descriptor))
+            os.unlink(name, dir_fd=self._descriptor)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def close(self) -> None:
         """Closes the folder."""
@@ -86,6 +99,8 @@ class PrivateFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file atomically; raises `OSError`."""
+        if self.read_only:
+            return
         partial = f".{name}.{secrets.token_hex(4)}{PARTIAL}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(partial, flags, 0o600, dir_fd=self._descriptor)
@@ -101,6 +116,8 @@ class PrivateFolder:
 
     def trim(self, max_bytes: int) -> None:
         """Removes the files that were used longest ago until the others fit, and what killed processes left over."""
+        if self.read_only:
+            return
         found: list[tuple[float, int, str]] = []
         with os.scandir(self._descriptor) as entries:
             for entry in entries:

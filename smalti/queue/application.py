@@ -4,14 +4,17 @@ Celery only carries messages: no results, chains, remote control or forks. Every
 the broker's default exchange, so there is no binding to lose.
 """
 
+import re
 import ssl
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
+import amqp
+import redis
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from smalti.errors import InvalidInputError
+from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.messages import Stage, dead_queue_name, queue_name
 from smalti.network import check_key_pair, check_plaintext
 from smalti.parameters import Priority
@@ -149,6 +152,27 @@ def celery_application(settings: BrokerSettings) -> Celery:
     return application
 
 
+def check_broker(settings: BrokerSettings, seconds: float) -> str:
+    """Connects to the broker once; returns its address without the password.
+
+    Raises:
+        InvalidInputError: a setting is invalid, or the broker refuses the user and password.
+        BrokerUnavailableError: the broker does not answer.
+    """
+    with celery_application(settings).connection_for_write() as connection:
+        address = str(connection.as_uri())
+        try:
+            connection.ensure_connection(max_retries=1, timeout=seconds, reraise_as_library_errors=False)
+            connection.default_channel  # noqa: B018 - Valkey answers nothing before.
+        except (redis.AuthenticationError, amqp.AccessRefused) as error:
+            raise InvalidInputError(
+                f"{BROKER_PREFIX}URL", f"{address} refuses the user or the password ({error})"
+            ) from None
+        except (*connection.connection_errors, OSError) as error:
+            raise BrokerUnavailableError(f"{address} does not answer: {error}") from None
+    return address
+
+
 def _redis_options(settings: BrokerSettings) -> dict[str, Any]:
     # Interval between checks for messages past the visibility timeout: a tenth of it, at most ten seconds.
     check_seconds = min(10.0, settings.visibility_timeout / 10)
@@ -216,8 +240,13 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
+        parts.port  # noqa: B018 - Raises for one that is no number, or too large.
     except ValueError:
         raise InvalidInputError(variable, "is not a valid URL; check its host and port") from None
+    if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?|/\d{1,4}/?", parts.path):
+        raise InvalidInputError(
+            variable, "must end with the number of a database, such as /0, and without a further path"
+        )
     if parts.scheme not in ("amqps", "rediss"):
         # Without a host kombu connects to this machine.
         check_plaintext(host or "localhost", variable, f"is not {parts.scheme}s://")

@@ -37,7 +37,7 @@ class BrokerSettings(EnvironmentSettings):
     deliveries: Annotated[int, Field(ge=3, le=15)] = 3
     """Crashes of workers over a message, all but the first while it runs alone, before it goes to the dead-letter
     queue. At least three: fewer do not prove that the message is the cause."""
-    journal: Path = Field(default_factory=lambda: data_folder() / "workers")
+    journal: Path = Field(default_factory=lambda: data_folder(f"{BROKER_PREFIX}JOURNAL") / "workers")
     """Folder in which the workers of a machine note what they are working on, so that it is known what they crash over.
     It must be local, and the same after a restart."""
     retry_first: Seconds = 0.5

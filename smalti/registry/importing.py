@@ -13,7 +13,7 @@ from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import check_name, clip_name
 from smalti.registry.spec import find_mismatches
-from smalti.settings import settings
+from smalti.settings import PREFIX, settings
 
 DEFAULT_CLIP = "ViT-B-32:openai"
 """The CLIP that the authors of DALL·E mini rank with."""
@@ -120,7 +120,11 @@ def choose_folder(name: str, out: Path | None) -> Path:
         ModelError: the folder exists already.
     """
     check_name(name)
-    out = settings().models / name if out is None else out
+    if out is None:
+        models = settings().models
+        if models is None:
+            raise InvalidInputError("out", f"must be given: this user has no home; or set {PREFIX}MODELS")
+        out = models / name
     if out.exists():
         raise ModelError(f"{out}: already exists; remove it, or choose another name or folder")
     return out

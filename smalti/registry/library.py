@@ -80,8 +80,10 @@ def _folders() -> dict[str, Path]:
     return _models_in(SHIPPED) | _models_in(settings().models)
 
 
-def _models_in(library: Path) -> dict[str, Path]:
+def _models_in(library: Path | None) -> dict[str, Path]:
     """Returns the folder of each model in a library by its name, sorted."""
+    if library is None:
+        return {}
     found = sorted(path.parent for path in library.glob(f"*/{MANIFEST_FILE}"))
     return {path.name: path for path in found if not path.name.startswith(".")}
 

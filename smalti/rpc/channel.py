@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from smalti.errors import InvalidInputError
-from smalti.network import WatchedFiles
+from smalti.network import WatchedFiles, is_this_machine
 from smalti.rpc.renewal import RenewedBlockingChannel, RenewedChannel
 from smalti.rpc.settings import RpcSettings, message_options, rpc_settings
 from smalti.rpc.tls import channel_credentials, channel_files
@@ -36,7 +36,8 @@ def channel(
         InvalidInputError: the target or a setting is invalid; names the field or the variable.
     """
     settings = settings or rpc_settings()
-    host, options = _host(target), _options(settings)
+    host = _host(target)
+    options = _options(settings, host)
 
     def make() -> grpc.aio.Channel:
         credentials = channel_credentials(settings, host)
@@ -51,7 +52,8 @@ def channel(
 def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.Channel:
     """Returns a blocking channel, which is otherwise like that of `channel`."""
     settings = settings or rpc_settings()
-    host, options = _host(target), _options(settings)
+    host = _host(target)
+    options = _options(settings, host)
 
     def make() -> grpc.Channel:
         credentials = channel_credentials(settings, host)
@@ -70,8 +72,10 @@ def _host(target: str) -> str:
     return match["host"]
 
 
-def _options(settings: RpcSettings) -> list[tuple[str, Any]]:
+def _options(settings: RpcSettings, host: str) -> list[tuple[str, Any]]:
     options = [*message_options(settings), ("grpc.service_config", json.dumps(service_config(settings)))]
+    if is_this_machine(host):
+        options.append(("grpc.enable_http_proxy", 0))  # A proxy of the environment is for other machines.
     if settings.tls_server_name is not None:
         options.append(("grpc.ssl_target_name_override", settings.tls_server_name))
     return options

@@ -10,12 +10,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from smalti.errors import InvalidInputError
-from smalti.network import max_connections
+from smalti.network import address_of, cannot_listen, max_connections
 from smalti.rpc.calls import CallInterceptor
 from smalti.rpc.health import Health
 from smalti.rpc.places import CallKinds, Places
-from smalti.rpc.settings import RpcSettings, message_options, rpc_settings, variable
+from smalti.rpc.settings import RPC_PREFIX, RpcSettings, message_options, rpc_settings
 from smalti.rpc.tls import server_credentials
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Server:
     @property
     def address(self) -> str:
         """The address of the server as host:port."""
-        return f"{self._settings.host}:{self.port}"
+        return address_of(self._settings.host, self.port)
 
     @property
     def running(self) -> int:
@@ -163,7 +162,7 @@ async def serve(
         servers.append(own)
     for each in servers:
         await each.start()
-    log.info("%s at %s:%d", ", ".join(named.names), settings.host, ports[0])
+    log.info("%s at %s", ", ".join(named.names), address_of(settings.host, ports[0]))
     return Server(settings, servers, health, calls, ports)
 
 
@@ -187,13 +186,10 @@ def _options(settings: RpcSettings, connections: int) -> list[tuple[str, Any]]:
 def _bind(
     server: grpc.aio.Server, host: str, port: int, setting: str, credentials: grpc.ServerCredentials | None
 ) -> int:
-    address = f"{host}:{port}"
+    address = address_of(host, port)
     try:
         if credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError:
-        raise InvalidInputError(
-            variable(setting),
-            f"cannot listen on {address}: the port is in use, or the address does not belong to this machine",
-        ) from None
+        raise cannot_listen(RPC_PREFIX, host, port, field=setting.upper()) from None

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, EnvironmentSettings, Seconds, SecondsOrNone, check_networks, read_settings
+from smalti.settings import (
+    PREFIX,
+    EnvironmentSettings,
+    Host,
+    Seconds,
+    SecondsOrNone,
+    check_networks,
+    read_settings,
+)
 
 RPC_PREFIX = f"{PREFIX}RPC_"
 
@@ -21,8 +29,8 @@ class RpcSettings(EnvironmentSettings):
 
     model_config = SettingsConfigDict(env_prefix=RPC_PREFIX)
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address that a server listens on; `0.0.0.0` or `[::]` for all of the machine's addresses."""
+    host: Host = "127.0.0.1"
+    """Address that a server listens on; `0.0.0.0` or `::` for all of the machine's addresses."""
     port: Port = 0
     """Port that a server listens on; 0 picks a free one."""
     health_port: Port | None = None

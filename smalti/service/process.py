@@ -5,6 +5,7 @@ until a signal stops the process or a vital part of it dies. A `Service` describ
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Protocol, Self, runtime_checkable
 
+from smalti.devices import check_flags
+from smalti.entrance import begin, signals, streams, variables
 from smalti.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
@@ -94,6 +97,8 @@ class Process:
             InvalidInputError: a setting is invalid; names the variable.
         """
         telemetry = start_telemetry(name)
+        if ignored := variables.ignored():
+            log.info("variables of other programs are ignored: %s", ", ".join(each.name for each in ignored))
         failpoints.arm()
         settings, rpc, broker = service_settings(), rpc_settings(), broker_settings()
         server_credentials(rpc)
@@ -138,16 +143,20 @@ def run(name: str, stage: Stage, build: Build) -> int:
         stage: the stage whose queues it consumes.
         build: makes the service.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)  # Nothing has begun yet that needs finishing.
+    begin(f"smalti {name}", status=DONE)  # Done already, unless a test calls this.
     try:
         process = Process.load(name)
         _check_store(process.store)
         began = time.monotonic()
+        if stage is not Stage.EVENTS:  # The gateway computes nothing.
+            check_flags()
         with without_collection():
             service = build(process)
         process.telemetry.loaded(service.model, time.monotonic() - began)
-        code = asyncio.run(_Lifecycle(process, stage, service).run())
+        # Whoever runs services sends SIGTERM more than once, and means the drain; a person at a terminal presses Ctrl-C
+        # again because it takes too long.
+        with signals.deferred(counted=(signal.SIGINT,)) as stopping:
+            code = asyncio.run(_Lifecycle(process, stage, service).run(stopping))
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:
         return _cannot_start(name, str(error))
     except DatabaseUnavailableError as error:
@@ -175,18 +184,15 @@ def _check_store(store: ObjectStore) -> None:
 
 
 def _cannot_start(name: str, problem: str) -> int:
-    sys.stderr.write(f"smalti {name}: {' '.join(problem.split())}\n")
+    streams.write_line(f"smalti {name}: {problem}")
     return UNUSABLE
-
-
-def _end_at_once(number: int, frame: object) -> NoReturn:
-    _exit(DONE)
 
 
 def _exit(code: int) -> NoReturn:
     """Ends the process whatever its threads do."""
     logging.shutdown()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -212,13 +218,13 @@ class _Lifecycle:
         if service.engine is not None:
             process.telemetry.watch_engine(service.engine)
 
-    async def run(self) -> int:
-        """Serves until the process must end; returns the exit code."""
+    async def run(self, stopping: signals.Stopping) -> int:
+        """Serves until the process must end, for one by a signal; returns the exit code."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Not the loop's own handlers: they end with the loop, and a second signal would then kill the process
-            # while it closes.
-            signal.signal(number, lambda *_: self._stop_soon(loop))
+        with stopping.calling(lambda number: loop.call_soon_threadsafe(self._stopping.set)):
+            return await self._run(loop)
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         server = await serve(
             self._service.register,
             healthy=self._serves,
@@ -253,10 +259,6 @@ class _Lifecycle:
         finished = await self._drain(server, None)
         await loop.run_in_executor(None, self._close)
         return DONE if finished else DIED
-
-    def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._stopping.set)
 
     def _dead_part(self) -> str:
         """Returns which vital part has died, and why; empty while all of them live."""

@@ -1,5 +1,6 @@
 """The settings of the object store. A field's variable is its name after `SMALTI_STORE_`."""
 
+import re
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +18,16 @@ from smalti.storage.store import ObjectStore
 
 STORE_PREFIX = f"{PREFIX}STORE_"
 
+# s3.eu-west-1.amazonaws.com, s3-us-west-2.amazonaws.com, s3.dualstack.eu-west-1.amazonaws.com, and others' alike.
+_REGION = re.compile(
+    r"(?:^|\.)s3(?:-fips)?[.-](?:dualstack\.)?([a-z]+(?:-[a-z]+)+-?\d+|[a-z]+-[a-z]+(?=\.scw\.cloud$))\."
+)
+
 FORMS = "s3+http://KEY:SECRET@HOST:PORT/BUCKET, s3+https://KEY:SECRET@HOST/BUCKET, file:///FOLDER, or memory:"
 
 
 def _default_url() -> SecretStr:
-    return SecretStr((data_folder() / "store").as_uri())
+    return SecretStr((data_folder(f"{STORE_PREFIX}URL") / "store").as_uri())
 
 
 class StoreSettings(EnvironmentSettings):
@@ -30,8 +36,9 @@ class StoreSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix=STORE_PREFIX)
 
     url: SecretStr = Field(default_factory=_default_url)
-    """URL of the object store: `s3+http://KEY:SECRET@HOST:PORT/BUCKET` or `s3+https://…` for S3, with `?region=` for a
-    region other than `us-east-1`, or `file:///FOLDER`, which all services must share. A missing bucket is created."""
+    """URL of the object store: `s3+http://KEY:SECRET@HOST:PORT/BUCKET` or `s3+https://…` for S3, with `?region=` if
+    its host does not name the region, or
+    `file:///FOLDER`, which all services must share. A missing bucket is created."""
     access_key: SecretStr | None = None
     """Access key; overrides the one in the URL."""
     secret_key: SecretStr | None = None
@@ -107,7 +114,7 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
         _check_public(settings.public_url)
     if settings.ca is not None:
         _check_ca(settings.ca)
-    region = parse_qs(parts.query).get("region", ["us-east-1"])[0]
+    region = _region(parts.hostname, parts.query)
     address = S3Address(
         endpoint=f"{parts.scheme.removeprefix('s3+')}://{host}",
         bucket=bucket,
@@ -122,6 +129,26 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
         tries=settings.tries,
         ca=str(settings.ca) if settings.ca else None,
     )
+
+
+def _region(host: str, query: str) -> str:
+    """Returns the region of an address: the one in the host of AWS and of others with such hosts, or of the query.
+
+    Raises:
+        InvalidInputError: the two differ, or the query has something else.
+    """
+    given = parse_qs(query, keep_blank_values=True)
+    if unknown := given.keys() - {"region"}:
+        raise InvalidInputError(f"{STORE_PREFIX}URL", f"can have ?region= only, not {sorted(unknown)[0]}")
+    asked = given.get("region", [""])[-1]
+    found = _REGION.search(host)
+    if found is None:
+        return asked or "us-east-1"
+    if asked and asked != found[1]:
+        raise InvalidInputError(
+            f"{STORE_PREFIX}URL", f"names two regions, {found[1]} in its host and {asked}; leave ?region= out"
+        )
+    return found[1]
 
 
 def _check_public(url: str) -> None:

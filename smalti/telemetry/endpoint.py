@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
-from smalti.errors import InvalidInputError
+from smalti.network import address_of, cannot_listen
 from smalti.settings import read_settings
 from smalti.telemetry.metrics import Metrics
 from smalti.telemetry.settings import METRICS_PREFIX, MetricsSettings
@@ -128,13 +128,10 @@ def serve_metrics(metrics: Metrics, settings: MetricsSettings | None = None) -> 
         )
         family, *_, address = found[0]
         server = MetricsServer((str(address[0]), settings.port), family)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{METRICS_PREFIX}PORT",
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-        ) from None
+    except OSError:
+        raise cannot_listen(METRICS_PREFIX, settings.host, settings.port) from None
     server.set_app(make_wsgi_app(metrics.registry()))
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
-    logger.info("metrics are served at http://%s:%d/metrics", settings.host, server.server_port)
+    logger.info("metrics are served at http://%s/metrics", address_of(settings.host, server.server_port))
     return Endpoint(server, thread)

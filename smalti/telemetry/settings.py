@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from smalti.settings import PREFIX, EnvironmentSettings
+from smalti.settings import PREFIX, EnvironmentSettings, Host
 
 LOG_PREFIX = f"{PREFIX}LOG_"
 METRICS_PREFIX = f"{PREFIX}METRICS_"
@@ -48,5 +48,5 @@ class MetricsSettings(EnvironmentSettings):
 
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """HTTP port that serves `/metrics`; 0 picks a free one. Unset: metrics are not served."""
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on for `/metrics`; `0.0.0.0` or `::` for all interfaces."""

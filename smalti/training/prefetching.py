@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -90,9 +91,18 @@ def _enter(path: str) -> None:
     global _made
     # Ctrl-C reaches all processes; the trainer ends these itself, after its last step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     # Set before the function's modules are imported. The accelerator belongs to the trainer.
     os.environ.update(JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1")
     _made = pickle.loads(Path(path).read_bytes())
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the trainer, which may be killed before it can end its processes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call_made(number: int) -> Any:

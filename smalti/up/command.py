@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from smalti.entrance import variables
 from smalti.errors import InvalidInputError
 
 
@@ -42,10 +43,12 @@ def run_guarded(
 
     Args:
         command: the program and its arguments.
-        environment: variables in addition to those of this process.
+        environment: variables in addition to those with which this process was started.
         umask: the command's mask of file modes; -1 for that of this process.
     """
-    return subprocess.Popen(guarded(command), env={**os.environ, "PATH": _path(), **environment}, umask=umask)
+    return subprocess.Popen(
+        guarded(command), env={**variables.inherited(), "PATH": _path(), **environment}, umask=umask
+    )
 
 
 def hears_the_terminal() -> bool:

@@ -266,10 +266,10 @@ class Server(ABC):
         state = problem if self.running else "ended"
         raise ServerStartError(f"{self.name} {state}: {self.log_end()}") from last
 
-    def log_end(self) -> str:
+    def log_end(self, count: int = 5) -> str:
         """Returns the last lines of the log in one line."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return " | ".join(line.strip() for line in lines[-5:]) or "its log is empty"
+        return " | ".join(line.strip() for line in lines[-count:]) or "its log is empty"
 
 
 class ValkeyServer(Server):

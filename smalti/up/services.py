@@ -16,6 +16,9 @@ HEALTH_SECONDS = 2.0
 # Ignores the environment: the services that are started here do not use TLS.
 _PROBE = RpcSettings.model_construct(attempts=1)
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine, for which a proxy of the environment is not meant."""
+
 
 def service_command(name: str) -> tuple[str, ...]:
     """Returns the command line of a service, such as "encoder"."""
@@ -77,5 +80,5 @@ class WebServer(ServiceServer):
         return f"http://{HOST}:{self.port}"
 
     def _answers(self) -> bool:
-        with urllib.request.urlopen(f"{self.url}/readyz", timeout=HEALTH_SECONDS) as answer:
+        with _DIRECT.open(f"{self.url}/readyz", timeout=HEALTH_SECONDS) as answer:
             return bool(answer.status == 200)

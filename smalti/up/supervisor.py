@@ -17,6 +17,8 @@ STEADY_SECONDS = 60.0
 """After answering for this long, a server starts again from the first delay."""
 MAX_STARTS = 4
 """Starts of a server that never answers before it is given up."""
+FIRST_WORD_SECONDS, WORD_SECONDS = 30.0, 30.0
+"""Time after which it is said what a start waits for, and the interval at which that is repeated."""
 UNUSABLE = 2
 """The exit code of a service with an invalid setting or model, which a restart does not fix."""
 
@@ -142,6 +144,7 @@ class Supervisor:
                 program has taken meanwhile, and returns what to report.
         """
         self._move_server = move
+        self._report = report
         self.groups: list[list[KeptServer]] = []
         for group in groups:
             needs = self.groups[0] if self.groups else []
@@ -155,22 +158,29 @@ class Supervisor:
         for kept in self._kept:
             kept.begin()
 
-    def wait_until_ready(self, until: threading.Event) -> bool:
-        """Waits until every server has answered once; returns False if the event is set before.
+    def wait_until_ready(self, stopped: Callable[[], bool]) -> bool:
+        """Waits until every server has answered once; returns False if `stopped` does before.
+
+        Says what it waits for, when that takes long.
 
         Raises:
             ServerStartError: a server cannot be started, or does not answer in time.
         """
         began = time.monotonic()
+        said = began + FIRST_WORD_SECONDS
         for kept in self._kept:
             while not kept.ready.wait(PROBE_SECONDS):
-                if until.is_set():
+                if stopped():
                     return False
                 for other in self._kept:
                     if other.failure is not None:
                         raise other.failure
-                if time.monotonic() - began > kept.server.start_seconds:
+                now = time.monotonic()
+                if now - began > kept.server.start_seconds:
                     raise ServerStartError(f"{kept.server.name} does not answer: {kept.server.log_end()}")
+                if now > said:
+                    said = now + WORD_SECONDS
+                    self._report(self._waiting(now - began))
         return True
 
     def _move(self, server: Server) -> Sequence[str]:
@@ -180,6 +190,13 @@ class Supervisor:
             with ThreadPoolExecutor(len(self._kept), thread_name_prefix="renew") as threads:
                 list(threads.map(KeptServer.renew, self._kept))
         return lines
+
+    def _waiting(self, seconds: float) -> str:
+        """Returns which servers have not answered yet, with the end of the log of the first."""
+        missing = [kept.server for kept in self._kept if not kept.ready.is_set()]
+        names = ", ".join(server.name for server in missing)
+        end = f"; {missing[0].name} says: {missing[0].log_end(1)}" if missing else ""
+        return f"waiting for {names} for {seconds:.0f} s{end}"
 
     def stop(self) -> None:
         """Stops the servers, the last group first."""

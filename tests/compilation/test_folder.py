@@ -128,3 +128,14 @@ def test_failed_write_leaves_nothing(folder: PrivateFolder) -> None:
     with pytest.raises(OSError, match="one"):
         folder.write("one", CONTENT)
     assert [file.name for file in folder.path.iterdir()] == ["one.program"]
+
+
+def test_folder_that_takes_no_file_says_why(tmp_path: Path) -> None:
+    folder = PrivateFolder.open(tmp_path / "compiled")
+    assert folder.find_problem() == ""
+    (tmp_path / "compiled").rmdir()
+    assert folder.find_problem() == "No such file or directory"
+    folder.read_only = True
+    folder.write("name", b"content")
+    folder.trim(0)
+    folder.close()

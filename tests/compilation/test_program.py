@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from harness.paths import ROOT
 from smalti.compilation import Program, kept_shapes, use_compilation_cache
 from smalti.compilation.cache import kept
+from smalti.compilation.folder import PrivateFolder
 from smalti.compilation.target import CODE, code_digest, target
 from smalti.errors import SmaltiWarning
 
@@ -209,6 +210,27 @@ def test_program_in_a_folder_of_others_is_never_run(
     use_compilation_cache()
     fresh()(Sizes(2), *arguments())
     assert (tmp_path / "intruded").exists()  # Without the refusal, its code runs.
+
+
+def test_folder_that_cannot_be_written_is_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh()(Sizes(2), *arguments())
+    (file,) = cache.glob("*.program")
+    monkeypatch.setenv("SMALTI_COMPILATION_CACHE", "")
+    use_compilation_cache()
+    monkeypatch.setenv("SMALTI_COMPILATION_CACHE", str(cache))
+    monkeypatch.setattr(PrivateFolder, "find_problem", lambda self: "Read-only file system")
+    with pytest.warns(
+        SmaltiWarning, match="cannot be written, so every start compiles what it lacks: Read"
+    ) as warned:
+        use_compilation_cache()
+    assert len(warned) == 1
+    file.chmod(0o400)
+    fresh()(Sizes(2), *arguments())
+    fresh()(Sizes(3), *arguments())
+    assert list(cache.glob("*.program")) == [file]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_program_that_jax_has_in_its_cache_is_kept_whole(cache: Path) -> None:

@@ -22,9 +22,9 @@ MIGRATIONS = "smalti.services.gateway.database.migrations"
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
-        ("disclosure", "files", "starting", "validation"),
+        ("disclosure", "entrance", "files", "starting", "validation"),
         ("parameters", "policy", "selection", "settings"),
-        ("network", "picture_files"),
+        ("devices", "network", "picture_files"),
         ("pictures", "telemetry"),
         ("checkpoints", "compilation", "storage"),
         ("messages", "models", "text"),
@@ -34,6 +34,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("client", "service"),
         ("testing",),
         ("services", "training", "up"),
+        ("doctor",),
         ("cli",),
         ("__main__",),
     ),

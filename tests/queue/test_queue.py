@@ -350,4 +350,20 @@ def test_process_has_one_consumer(queue_harness: QueueHarness) -> None:
 def test_unsupported_broker_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="SMALTI_BROKER_URL"):
         celery_application(BrokerSettings(url=SecretStr("sqs://user:secret@host")))
+    for url in (
+        "redis://host/jobs",
+        "redis://host/0/1",
+        "rediss://host/-1",
+        "redis://host:port",
+        "redis://host:99999/0",
+    ):
+        with pytest.raises(InvalidInputError, match=r"^SMALTI_BROKER_URL: "):
+            celery_application(BrokerSettings(url=SecretStr(url)))
+    for url in (
+        "redis://localhost",
+        "redis://[::1]:6379/",
+        "redis://127.0.0.1:6379/15",
+        "amqp://127.0.0.1/jobs",
+    ):
+        celery_application(BrokerSettings(url=SecretStr(url)))
     assert "very-secret" not in repr(BrokerSettings(url=SecretStr("redis://:very-secret@host")))

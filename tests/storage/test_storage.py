@@ -274,6 +274,11 @@ def test_full_disk_is_reported() -> None:
         ("s3+http://key:very-secret@host:1/ab", "three characters"),
         ("s3+http://key:very-secret@host:99999/bucket", "must have one of the forms"),
         ("s3+https://host/bucket", "both keys"),
+        (
+            "s3+https://key:very-secret@s3.eu-west-1.amazonaws.com/bucket?region=us-east-1",
+            "names two regions",
+        ),
+        ("s3+https://key:very-secret@host/bucket?regoin=us-east-1", r"can have \?region= only"),
         ("file://host/folder", "file:///FOLDER"),
         ("file:///", "file:///FOLDER"),
     ],
@@ -301,3 +306,28 @@ def test_wrong_port_is_reported(s3: S3Server) -> None:
     store = open_store(settings_for(s3, s3.url.replace(str(s3.port), str(free_port()))))
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         store.check()
+
+
+@pytest.mark.parametrize(
+    ("host", "query", "region"),
+    [
+        ("s3.eu-west-1.amazonaws.com", "", "eu-west-1"),
+        ("s3-us-west-2.amazonaws.com", "", "us-west-2"),
+        ("s3.dualstack.ap-southeast-2.amazonaws.com", "?region=ap-southeast-2", "ap-southeast-2"),
+        ("s3.cn-north-1.amazonaws.com.cn", "", "cn-north-1"),
+        ("s3.us-gov-west-1.amazonaws.com", "", "us-gov-west-1"),
+        ("s3.us-west-004.backblazeb2.com", "", "us-west-004"),
+        ("s3.fr-par.scw.cloud", "", "fr-par"),
+        ("s3.amazonaws.com", "", "us-east-1"),
+        ("s3.amazonaws.com", "?region=eu-central-1", "eu-central-1"),
+        ("s3.my-company.example", "", "us-east-1"),
+        ("127.0.0.1:9000", "?region=home", "home"),
+    ],
+)
+def test_region_of_the_address_is_used(host: str, query: str, region: str) -> None:
+    scheme = "s3+http" if host.startswith("127.") else "s3+https"
+    store = open_store(StoreSettings(url=SecretStr(f"{scheme}://key:secret@{host}/pictures{query}")))
+    signed = store.presigned_url("jobs/8ae186bf-173d-4730-8857-5eb4f8c6ac16/candidates/0.png", seconds=60)
+    assert f"%2F{region}%2Fs3%2F" in signed
+    if "amazonaws" in host and region != "us-east-1":
+        assert region in signed.partition("?")[0]

@@ -96,7 +96,7 @@ def test_endpoint_takes_a_free_port_and_names_one_that_is_taken() -> None:
     with pytest.raises(InvalidInputError, match=r"^SMALTI_METRICS_PORT: cannot listen on 127.0.0.1:\d+: "):
         serve_metrics(metrics, MetricsSettings(port=endpoint.port))
     with pytest.raises(
-        InvalidInputError, match=r"^SMALTI_METRICS_PORT: cannot listen on nowhere.invalid:1: "
+        InvalidInputError, match=r"^SMALTI_METRICS_HOST: nowhere.invalid is no address of this machine"
     ):
         serve_metrics(metrics, MetricsSettings(port=1, host="nowhere.invalid"))
     endpoint.close()

@@ -1,7 +1,6 @@
 """Other programs take ports of `smalti up` after they were chosen."""
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -84,7 +83,7 @@ def test_system_gets_ready_on_other_ports(system: System, thief: Thief, tmp_path
     supervisor = Supervisor(system.groups, report=said.append, move=system.move)
     supervisor.begin()
     try:
-        assert supervisor.wait_until_ready(threading.Event())
+        assert supervisor.wait_until_ready(lambda: False)
         assert {name for name in before if system.ports[name] != before[name]} == lost
         assert all(server.answers() and not server.outdated for server in system.servers)
         for name in lost:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
-from smalti.services.gateway.database import schema
+from smalti.services.gateway.database import examination, schema
 from smalti.services.gateway.database.deadlines import ConnectionDeadlines, within
 from smalti.services.gateway.database.encryption import with_tls
 from smalti.services.gateway.database.failures import drop_read_only, unavailable
@@ -86,16 +86,38 @@ class Database:
 
         Raises:
             DatabaseUnavailableError: the database does not answer, or the tables are in use; try again.
+            InvalidInputError: the database cannot be used as it is; says what to change.
         """
         engine = self._make_engine(migrating=True)
         try:
-            with self._turn(), self._translated():
-                if schema.is_current(engine):
+            with self._turn(), self._translated(), examination.explained():
+                current = schema.is_current(engine)
+                if not self.is_sqlite:
+                    examination.check_server(engine, migrates=not current)
+                if current:
                     return  # Needs no lock, which a busy database might refuse.
                 with engine.execution_options(**{WRITE: True}).begin() as connection:
                     if not self.is_sqlite:
                         _lock(connection, _MIGRATION_KEY)
                     schema.upgrade(connection)
+        finally:
+            engine.dispose()
+
+    def examine(self) -> str:
+        """Returns what the database is, in a few words; changes nothing.
+
+        Raises:
+            InvalidInputError: the database cannot be used as it is; says what to change.
+            DatabaseUnavailableError: the database does not answer.
+        """
+        if self.is_sqlite and not Path(self._url.database or "").exists():
+            return f"{self._url.database} will be created"
+        engine = self._make_engine(migrating=True)
+        try:
+            with self._translated(), examination.explained():
+                current = schema.is_current(engine)
+                found = "SQLite" if self.is_sqlite else examination.check_server(engine, migrates=not current)
+                return f"{found}, {'ready' if current else 'whose tables the gateway makes at its start'}"
         finally:
             engine.dispose()
 
@@ -196,12 +218,7 @@ class Database:
         if self.is_sqlite:
             file = self._url.database
             if file and file != ":memory:":
-                try:
-                    Path(file).parent.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise InvalidInputError(
-                        f"{GATEWAY_PREFIX}DATABASE", f"cannot create the folder of {file}: {error.strerror}"
-                    ) from None
+                examination.check_file(Path(file))
             arguments: dict[str, Any] = {"timeout": self.timeout}
         else:
             arguments = _postgres_arguments(self.timeout, migrating=migrating)
@@ -255,6 +272,8 @@ def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
     }
     return {
         "connect_timeout": max(1, round(timeout)),
+        # With the encoding of a database in SQL_ASCII, the driver would return bytes.
+        "client_encoding": "utf8",
         "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
         # With several addresses, the primary is found; a standby alone is refused.
         "target_session_attrs": "read-write",

@@ -1,14 +1,11 @@
 """The loop that every trainer shares: steps, evaluations, sheets, checkpoints, and an end that can be resumed."""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Literal
 
+from smalti.entrance import signals
 from smalti.training.loop.monitor import Monitor
 from smalti.training.loop.run_folder import RunFolder
 from smalti.training.loop.settings import RunSettings
@@ -30,7 +27,8 @@ def train(
     """Trains from the run's newest checkpoint, or from the start, until the schedule or the time ends.
 
     Learning rates, batches and random numbers depend on the step alone, never on the clock: a run in two parts has
-    the loss curve of a run in one. Ctrl-C ends training after the current step, with a checkpoint.
+    the loss curve of a run in one. Ctrl-C ends training after the current step, with a checkpoint; a second one ends
+    the process within seconds.
 
     Args:
         trainee: the network, in its untrained state.
@@ -48,7 +46,7 @@ def train(
         trainee.state = run.restore(trainee.state)
     run.cut_log(step)
     saved = step
-    with _interruptible() as interrupted, monitor.watch(step, minutes):
+    with signals.deferred() as stopping, monitor.watch(step, minutes):
         over = False
         while step < settings.steps and not over:
             monitor.step_taken(trainee.step(step))
@@ -56,7 +54,7 @@ def train(
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
                 monitor.log(step)
-            over = interrupted() or (minutes is not None and time.monotonic() - started > 60 * minutes)
+            over = stopping.requested or (minutes is not None and time.monotonic() - started > 60 * minutes)
             with monitor.aside():
                 if step % settings.evaluate_every == 0 or last:
                     measured = trainee.evaluate()
@@ -72,23 +70,4 @@ def train(
                     saved = step
     if step == settings.steps:
         return TrainingEnd(saved, "finished")
-    return TrainingEnd(saved, "interrupted" if interrupted() else "time")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM has arrived; a second one raises KeyboardInterrupt."""
-    received = False
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            raise KeyboardInterrupt
-        received = True
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return TrainingEnd(saved, "interrupted" if stopping.requested else "time")

@@ -1,0 +1,73 @@
+"""What the services need from others: broker, object store, database and gateway, each if a setting names it."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from smalti.doctor.finding import Finding, ask
+from smalti.errors import BrokerUnavailableError, DatabaseUnavailableError, InvalidInputError
+from smalti.settings import PREFIX, settings
+
+SECONDS: Final = 5.0
+"""Time in which each must answer."""
+
+
+def examine_services(*, everything: bool = False) -> Iterator[Finding]:
+    """Yields what was found about the servers that settings name.
+
+    Args:
+        everything: whether to ask for those that have their default address, too.
+    """
+    questions: dict[str, tuple[str, Callable[[], str]]] = {
+        "broker": (f"{PREFIX}BROKER_URL", _broker),
+        "object store": (f"{PREFIX}STORE_URL", _store),
+        "database": (f"{PREFIX}GATEWAY_DATABASE", _database),
+        "gateway": (f"{PREFIX}SERVER", _gateway),
+    }
+    for subject, (variable, question) in questions.items():
+        if everything or os.environ.get(variable):
+            yield ask(subject, question)
+
+
+def _broker() -> str:
+    from smalti.queue import broker_settings, check_broker
+
+    name = f"{PREFIX}BROKER_URL"
+    found = broker_settings()
+    try:
+        return f"{check_broker(found, SECONDS)} answers"
+    except BrokerUnavailableError as error:
+        raise BrokerUnavailableError(f"{name}: {error}") from None
+
+
+def _store() -> str:
+    from smalti.storage import open_store, store_settings
+
+    found = store_settings().model_copy(update={"timeout": SECONDS, "tries": 1})
+    open_store(found).check()
+    return f"{found.url.get_secret_value().rpartition('@')[2]} can be written"
+
+
+def _database() -> str:
+    from smalti.services.gateway.database import connection
+    from smalti.services.gateway.settings import gateway_settings
+
+    database = connection.Database(gateway_settings().database.get_secret_value(), timeout=SECONDS)
+    try:
+        return database.examine()
+    except DatabaseUnavailableError as error:
+        cause = connection.describe(error.__cause__ or error)
+        raise DatabaseUnavailableError(f"{PREFIX}GATEWAY_DATABASE: {cause}") from None
+    finally:
+        database.close()
+
+
+def _gateway() -> str:
+    from smalti.client import Client
+
+    with Client(settings().server, call_seconds=SECONDS, retry_seconds=0) as client:
+        try:
+            models = [model.reference.name for model in client.models()]
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{PREFIX}SERVER", error.problem) from None
+        return f"{client.server} draws with {', '.join(models)}"
