@@ -1,6 +1,8 @@
 """A gateway for tests: its clock is manual, its messages stay in memory, and the test acts as the stages."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from harness.objects import name_of
+from harness.waiting import wait_until
 from smalti.errors import StoreUnavailableError
 from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, StageDone
 from smalti.parameters import SamplingParameters
@@ -17,7 +20,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Base
-from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
@@ -83,6 +86,18 @@ class GatewayHarness:
         """Returns a job after all collected progress is stored."""
         self.gateway.progress.store()
         return self.jobs.get(job_id)
+
+    def cancel(self, job_id: str) -> JobSnapshot:
+        """Cancels a job and notifies the stages, as the call for it does."""
+        snapshot = self.jobs.cancel(job_id)
+        if marking := self.gateway.mark(snapshot):
+            wait([marking], MARKER_SECONDS)
+        return snapshot
+
+    def delete(self, job_id: str) -> None:
+        """Cancels a job if it is open, and deletes it with its pictures."""
+        self.cancel(job_id)
+        self.jobs.delete(job_id)
 
     def state(self, job_id: str) -> str:
         """Returns the state of a job."""
@@ -192,6 +207,32 @@ def finish_chunk(gateway: GatewayHarness, generate: GenerateTask) -> StageDone:
     rank, decoded = gateway.stages.decode(decode)
     gateway.handle(generated, decoded)
     return gateway.stages.rank(rank)
+
+
+Counts = Counter[tuple[str, str, str]]
+"""How often somebody has given an answer about a subject."""
+
+
+def counted(gateway: GatewayHarness) -> Counts:
+    """Counts the answers of the policy from now on."""
+    counts: Counts = Counter()
+
+    def count(subject: Any, by: str, outcome: str, amount: int) -> None:
+        counts[subject.value, by, outcome] += amount
+
+    gateway.policy.count = count
+    return counts
+
+
+def ended(gateway: GatewayHarness, job: str) -> JobSnapshot:
+    """Waits until a job has ended; returns it."""
+    wait_until(lambda: gateway.state(job) not in ("queued", "running"))
+    return gateway.get(job)
+
+
+def candidates(gateway: GatewayHarness, job: str) -> list[int]:
+    """Waits until a job has ended; returns the candidates that are its pictures, the best first."""
+    return [picture.candidate for picture in ended(gateway, job).pictures]
 
 
 class FaultyStore(MemoryStore):

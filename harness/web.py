@@ -181,7 +181,7 @@ class WebHarness:
     def clear(self) -> None:
         """Cancels and deletes all jobs."""
         for snapshot in self.jobs:
-            self.gateway.gateway.delete(snapshot.job.id)
+            self.gateway.delete(snapshot.job.id)
 
     def draw_rows(self, rows: int) -> list[GenerateTask]:
         """Sends what waits, and draws some rows of the first chunk of each job, while the stages are paused."""

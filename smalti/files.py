@@ -34,19 +34,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def create_file(path: Path, content: str) -> bool:
-    """Writes a file atomically unless there is one; returns whether it was written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        temporary.write_text(content)
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
 @contextmanager
 def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder that is renamed to `folder` if the block succeeds, and removed otherwise.

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -173,13 +173,6 @@ class Gateway:
             if removed := sweep(store, timedelta(days=days), intermediate=False, now=now):
                 log.info("deleted %d objects older than %d days", removed, days)
 
-    def cancel(self, job_id: str) -> JobSnapshot:
-        """Cancels a job and notifies the stages; a job that has ended does not change. Raises `JobNotFoundError`."""
-        snapshot = self.jobs.cancel(job_id)
-        if marking := self.mark(snapshot):
-            wait([marking], MARKER_SECONDS)
-        return snapshot
-
     def mark(self, snapshot: JobSnapshot) -> "Future[None] | None":
         """Begins to notify the stages that a job was cancelled, which frees slots.
 
@@ -199,11 +192,6 @@ class Gateway:
             log.warning("the stages are notified later: %s", error, extra={"job": job_id})
         finally:
             self._markers.release()
-
-    def delete(self, job_id: str) -> None:
-        """Cancels a job if it is open, and deletes it with its pictures. Raises `JobNotFoundError`."""
-        self.cancel(job_id)
-        self.jobs.delete(job_id)
 
     def stop(self) -> None:
         """Stops the threads after their current call; the next start continues the rest."""

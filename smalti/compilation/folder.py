@@ -72,10 +72,6 @@ class PrivateFolder:
             return error.strerror or str(error)
         return ""
 
-    def close(self) -> None:
-        """Closes the folder."""
-        os.close(self._descriptor)
-
     def load(self, name: str) -> bytes | None:
         """Returns the content of a file; None if it is missing, damaged, or not this user's own."""
         try:

@@ -12,21 +12,19 @@ from smalti.registry.folder import ModelFolder
 if TYPE_CHECKING:
     from smalti.models.clip import Clip, Ranking
 
-DEFAULT_BATCH_SIZE = 16
-
 
 class RankerEngine:
     """Scores pictures against their prompt."""
 
-    def __init__(self, clip: "Clip", *, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+    def __init__(self, clip: "Clip", *, batch_size: int | None = None) -> None:
         """Makes the engine of a CLIP.
 
         Args:
             clip: the model.
-            batch_size: pictures per run of the model.
+            batch_size: pictures per run of the model; None for that of the model.
         """
         self.clip = clip
-        self.batch_size = batch_size
+        self.batch_size = batch_size or clip.batch_size
 
     @classmethod
     def load(cls, folder: ModelFolder) -> "RankerEngine":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from smalti.models.clip_network import PlainClip, is_plain
 
 __all__ = [
     "CONFIG_FILE",
-    "DEFAULT_BATCH_SIZE",
     "MERGES_FILE",
     "WEIGHTS_FILE",
     "Clip",
@@ -37,8 +36,6 @@ __all__ = [
     "write_folder",
     "write_merges",
 ]
-
-DEFAULT_BATCH_SIZE = 16
 
 _MAX_SMALL = 10_000_000
 """Parameters of a network that runs on one core. Its products are so short that threads wait for each other most of the
@@ -60,6 +57,9 @@ class Ranking:
 
 class Clip:
     """A CLIP with its tokenizer and its preprocessing of pictures."""
+
+    batch_size: ClassVar[int] = 16
+    """Pictures per run of the model, unless another number is given."""
 
     def __init__(self, parts: ClipParts, *, device: str | None = None) -> None:
         """Combines the parts; `Clip.load` loads them.
@@ -105,9 +105,7 @@ class Clip:
             parts = open_clip_models.load_folder(folder, config)
         return cls(parts, device=device)
 
-    def rank(
-        self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int = DEFAULT_BATCH_SIZE
-    ) -> Ranking:
+    def rank(self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int | None = None) -> Ranking:
         """Returns CLIP's `logits_per_image`, exp(logit_scale) * cosine(picture features, text features).
 
         DALL·E mini ranks by these. For OpenAI's models the scale is 100.
@@ -115,16 +113,17 @@ class Clip:
         Args:
             prompt: what the pictures should show; cut off after CLIP's text length (77 tokens).
             pictures: pictures of any size; they are resized for the model.
-            batch_size: pictures per run of the model.
+            batch_size: pictures per run of the model; None for `Clip.batch_size`.
         """
+        size = batch_size or self.batch_size
         if not pictures:
             return Ranking(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
         with torch.inference_mode(), _one_thread() if self._small else nullcontext():
             text = self.model.encode_text(self._parts.tokenizer([prompt]).to(self._device), normalize=True)
             features = torch.cat(
                 [
-                    self._picture_features(pictures[start : start + batch_size])
-                    for start in range(0, len(pictures), batch_size)
+                    self._picture_features(pictures[start : start + size])
+                    for start in range(0, len(pictures), size)
                 ]
             )
             logits = self.model.logit_scale.exp() * (features @ text[0])
@@ -133,7 +132,7 @@ class Clip:
             return Ranking(scores.float().cpu().numpy(), features.float().cpu().numpy())
 
     def scores(
-        self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int = DEFAULT_BATCH_SIZE
+        self, prompt: str, pictures: Sequence[Image.Image], *, batch_size: int | None = None
     ) -> Float[np.ndarray, " pictures"]:
         """Returns the scores that `rank` returns."""
         return self.rank(prompt, pictures, batch_size=batch_size).scores

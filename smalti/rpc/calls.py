@@ -92,24 +92,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             for key, value in handler_call_details.invocation_metadata or ()
             if isinstance(value, str)
         }
-        if handler.request_streaming:
-            return wrapped(handler, lambda context: self._call(method, metadata, None, context))
-        deserialize = handler.request_deserializer
-        return _received_late(
-            handler,
-            lambda requests, context: self._call(method, metadata, _Request(requests, deserialize), context),
-        )
+        deserialize, has_one = handler.request_deserializer, not handler.request_streaming
+
+        def around(requests: Any, context: Any) -> AbstractAsyncContextManager[Any]:
+            received = _Request(requests, deserialize) if has_one else requests
+            return self._call(method, metadata, received, context)
+
+        # gRPC receives the request of a method with one before it calls the method, and this decides about calls first.
+        return wrapped(handler, around, late=has_one)
 
     @asynccontextmanager
     async def _call(
-        self, method: str, metadata: Mapping[str, str], awaited: "_Request | None", context: Any
+        self, method: str, metadata: Mapping[str, str], received: Any, context: Any
     ) -> AsyncIterator[Any]:
         """Counts a call, receives its request, applies its deadline, and ends it with a status if it fails.
 
         Args:
             method: the method.
             metadata: the metadata of the call.
-            awaited: gives the request; None if the method receives its requests itself.
+            received: a `_Request`, or the requests of a method that receives them itself.
             context: the call.
         """
         if self._draining:
@@ -130,12 +131,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                request = None
-                if awaited is not None:
+                request = received
+                if isinstance(received, _Request):
                     async with self._places.receive(peer):
-                        content = await awaited.receive()
+                        content = await received.receive()
                     stack.enter_context(self._places.request(method, peer, len(content)))
-                    request = awaited.read(content)
+                    request = received.read(content)
                 yield request
         except grpc.aio.AbortError:
             raise
@@ -158,45 +159,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _deadline.reset(token)
 
 
-def wrapped(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[Any]]) -> Handler:
-    """Returns a handler whose calls run inside the context manager that `around` makes from the call's context."""
+def wrapped(
+    handler: Any, around: Callable[[Any, Any], AbstractAsyncContextManager[Any]], *, late: bool = False
+) -> Handler:
+    """Returns a handler whose calls run inside context managers.
+
+    Args:
+        handler: the handler of a method.
+        around: returns the context manager around a call, from the request or the stream of requests, and the call's
+            context. It gives the method its request or requests.
+        late: whether to turn a method with one request into one with a stream of requests, so that `around` receives
+            it, as bytes. Clients see no difference.
+    """
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
-    async def unary(request: Any, context: Any) -> Any:
-        async with around(context):
+    async def unary(received: Any, context: Any) -> Any:
+        async with around(received, context) as request:
             return await behaviour(request, context)
 
-    async def stream(request: Any, context: Any) -> None:
-        async with around(context):
+    async def stream(received: Any, context: Any) -> None:
+        async with around(received, context) as request:
             await _write(behaviour(request, context), context)
 
     behave = stream if handler.response_streaming else unary
-    return _made(handler, behave, handler.request_streaming, handler.request_deserializer)
-
-
-def _received_late(handler: Any, around: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Handler:
-    """Returns a handler that decides about a call before its request is received.
-
-    gRPC receives the request of a method with one request before it calls the method, so the method becomes one with a
-    stream of requests. Clients see no difference.
-
-    Args:
-        handler: the handler of a method with one request.
-        around: returns the context manager around a call, which gives the request, from the stream of requests and the
-            call's context.
-    """
-    behaviour = handler.unary_unary or handler.unary_stream
-
-    async def unary(requests: Any, context: Any) -> Any:
-        async with around(requests, context) as request:
-            return await behaviour(request, context)
-
-    async def stream(requests: Any, context: Any) -> None:
-        async with around(requests, context) as request:
-            await _write(behaviour(request, context), context)
-
     # Bytes: an error of gRPC's own reading would pass by the table of errors.
-    return _made(handler, stream if handler.response_streaming else unary, True, None)
+    deserialize = None if late else handler.request_deserializer
+    return _made(handler, behave, late or handler.request_streaming, deserialize)
 
 
 class _Request:

@@ -62,29 +62,31 @@ class CallObserver(grpc.aio.ServerInterceptor):
             for key, value in handler_call_details.invocation_metadata or ()
             if isinstance(value, str)
         }
-        return wrapped(handler, lambda context: self._call(method, metadata, context))
+        return wrapped(handler, lambda request, context: self._call(method, metadata, request, context))
 
     @asynccontextmanager
-    async def _call(self, method: str, metadata: dict[str, str], context: Any) -> AsyncIterator[None]:
+    async def _call(
+        self, method: str, metadata: dict[str, str], request: Any, context: Any
+    ) -> AsyncIterator[Any]:
         service, _, entry = method.lstrip("/").partition("/")
-        request = request_id(metadata.get(REQUEST_ID, ""))
+        identity = request_id(metadata.get(REQUEST_ID, ""))
         attributes = {
             "rpc.system": "grpc",
             "rpc.service": service,
             "rpc.method": entry,
-            "smalti.request": request,
+            "smalti.request": identity,
         }
         code, begin = grpc.StatusCode.UNKNOWN, time.perf_counter()
         self._running[entry] += 1
         try:
             with (
-                about(request=request, client=metadata.get(CLIENT)),
+                about(request=identity, client=metadata.get(CLIENT)),
                 tracing.span(
                     method.lstrip("/"), SpanKind.SERVER, attributes, tracing.extract(metadata), fails=False
                 ) as span,
             ):
                 try:
-                    yield
+                    yield request
                     code = grpc.StatusCode.OK
                 except asyncio.CancelledError:
                     code = _code(context, grpc.StatusCode.CANCELLED)

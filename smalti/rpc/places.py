@@ -7,7 +7,7 @@ import asyncio
 import ipaddress
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -49,7 +49,8 @@ class Peer:
 
     name: str
     trusted: bool = False
-    """Whether it calls for many others, without naming one."""
+    """Whether it calls for many others, without naming one. Then only the limits of the server hold, not those of a
+    peer."""
 
 
 class Places:
@@ -123,7 +124,9 @@ class Places:
             OverloadedError: too many others are received.
             RequestExpiredError: the request has not arrived in time.
         """
-        own = self._peers.setdefault(peer.name, asyncio.Semaphore(PEER_RECEIVES))
+        own: AbstractAsyncContextManager[object] = nullcontext()
+        if not peer.trusted:
+            own = self._peers.setdefault(peer.name, asyncio.Semaphore(PEER_RECEIVES))
         began = False
         limit = asyncio.timeout(RECEIVE_SECONDS)
         try:
@@ -149,8 +152,8 @@ class Places:
         if method in self._kinds.small and size > SMALL_REQUEST:
             raise InvalidInputError("request", f"must have at most {SMALL_REQUEST} bytes, got {size}")
         limit = self._settings.request_bytes
-        # One peer takes at most half.
-        if self._bytes.total() + size > limit or self._bytes[peer.name] + size > limit // 2 + SMALL_REQUEST:
+        of_peer = limit if peer.trusted else limit // 2 + SMALL_REQUEST
+        if self._bytes.total() + size > limit or self._bytes[peer.name] + size > of_peer:
             raise OverloadedError("too many large requests are in progress; try again", RETRY_SECONDS)
         self._bytes[peer.name] += size
         try:

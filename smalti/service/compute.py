@@ -20,10 +20,6 @@ from smalti.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3
-"""Unexpected failures in a row after which the engine counts as dead, if there is no check that tells at the first: a
-lost device or exhausted memory looks like this."""
-
 HUNG_SECONDS = 10.0
 """Time that `close` gives a computation which has stalled."""
 
@@ -49,7 +45,7 @@ class ComputeThread:
         *,
         max_permits: int,
         stall_seconds: float,
-        check: Callable[[], object] | None = None,
+        check: Callable[[], object],
     ) -> None:
         """Starts the thread.
 
@@ -68,7 +64,6 @@ class ComputeThread:
         self._began = 0.0
         self._mean_seconds = 0.0
         self._permits = 0
-        self._failures = 0
         self._failure: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -171,7 +166,7 @@ class ComputeThread:
         except BaseException as raised:
             error = raised
         unexpected = error is not None and not isinstance(error, SmaltiError)
-        blamed = unexpected and self._check is not None and self._works(self._check)
+        works = not unexpected or self._works()
         with self._changed:
             seconds = time.monotonic() - self._began
             self._mean_seconds = 0.8 * self._mean_seconds + 0.2 * seconds if self._mean_seconds else seconds
@@ -179,32 +174,23 @@ class ComputeThread:
             if self._failure is not None:
                 return  # The computation stalled, and its future has failed already.
             if error is None:
-                self._failures = 0
                 future.set_result(result)
-                return
-            if blamed:
+            elif not unexpected:
+                future.set_exception(error)
+            elif works:
                 log.error("the engine fails over one request, which ends", exc_info=error)
                 failed = RequestFailedError("the engine fails over this request, and over no other")
                 failed.__cause__ = error
                 future.set_exception(failed)
-            elif unexpected and self._check is not None:
+            else:
                 log.error("a computation failed, and the check of the engine too", exc_info=error)
                 self._current = future
                 self._fail(error)
                 self._current = None
-            else:
-                future.set_exception(error)
-                if unexpected:
-                    self._failures += 1
-                    log.error(
-                        "a computation failed unexpectedly (%d in a row)", self._failures, exc_info=error
-                    )
-                    if self._failures >= MAX_FAILURES:
-                        self._fail(error)
 
-    def _works(self, check: Callable[[], object]) -> bool:
+    def _works(self) -> bool:
         try:
-            check()
+            self._check()
         except Exception:
             log.exception("the check of the engine failed")
             return False

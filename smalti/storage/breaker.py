@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from smalti.errors import StoreUnavailableError
-from smalti.storage.keys import ObjectRef
-from smalti.storage.store import ObjectInfo, ObjectStore
+from smalti.storage.store import ObjectStore
+from smalti.storage.wrapped import WrappedStore
 
 Result = TypeVar("Result")
 
@@ -17,7 +17,7 @@ PROBE_SECONDS: Final = 1.0
 """Time between two calls that are let through to find out whether the store answers again."""
 
 
-class BreakerStore:
+class BreakerStore(WrappedStore):
     """Wraps an `ObjectStore`; thread-safe.
 
     A store that hangs takes its timeout for every call. After a few of those, one call at a time goes through, and the
@@ -31,42 +31,15 @@ class BreakerStore:
             store: the store.
             clock: returns the time in seconds.
         """
-        self._store = store
+        super().__init__(store)
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = 0
         self._probing = False
         self._probe_at = 0.0
 
-    def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
-        return self._call(lambda: self._store.put(key, content, content_type=content_type))
-
-    def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
-        return self._call(lambda: self._store.create(key, content, content_type=content_type))
-
-    def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
-        return self._call(lambda: self._store.get(key, sha256=sha256))
-
-    def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
-        return self._call(lambda: self._store.stat(key))
-
-    def delete(self, *keys: str) -> None:  # noqa: D102
-        self._call(lambda: self._store.delete(*keys))
-
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
-        return self._store.objects(prefix)  # Many calls, between which the caller works.
-
-    def presigned_url(self, key: str, *, seconds: float) -> str:  # noqa: D102
-        return self._store.presigned_url(key, seconds=seconds)
-
-    def expire_after(self, days: int) -> bool:  # noqa: D102
-        return self._call(lambda: self._store.expire_after(days))
-
-    def check(self) -> None:  # noqa: D102
-        self._call(self._store.check)
-
-    def _call(self, call: Callable[[], Result]) -> Result:
-        self._enter()
+    def _call(self, op: str, key: str, call: Callable[[], Result]) -> Result:
+        is_probe = self._enter()
         failed = False
         try:
             return call()
@@ -74,18 +47,21 @@ class BreakerStore:
             failed = error.transient
             raise
         finally:
-            self._leave(failed)
+            self._leave(failed, is_probe=is_probe)
 
-    def _enter(self) -> None:
+    def _enter(self) -> bool:
+        """Returns whether the call finds out whether the store answers again."""
         with self._lock:
             if self._failures < FAILURES:
-                return
+                return False
             if self._probing or self._clock() < self._probe_at:
                 raise StoreUnavailableError("the object store has not answered lately")
             self._probing = True
+            return True
 
-    def _leave(self, failed: bool) -> None:
+    def _leave(self, failed: bool, *, is_probe: bool) -> None:
         with self._lock:
-            self._probing = False
+            # Calls from before the refusals end while another one probes.
+            self._probing = self._probing and not is_probe
             self._failures = self._failures + 1 if failed else 0
             self._probe_at = self._clock() + PROBE_SECONDS

@@ -1,14 +1,16 @@
 """An object store in a local folder."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
-from smalti.files import create_file, write_atomically
+from smalti.files import write_atomically
 from smalti.storage.keys import ObjectRef, check_key
 from smalti.storage.store import ObjectInfo, digest, verified
 
@@ -40,13 +42,13 @@ class LocalStore:
 
         def write() -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Who makes the checksum writes the object, too. If it has died in between, anybody does.
-            if not create_file(_checksum_path(path), digest(content)):
+            # One writer after another, so that checksum and object are of the same; the lock ends with its process.
+            with _locked(path.parent):
                 if path.exists():
                     return False
                 write_atomically(_checksum_path(path), digest(content))
-            write_atomically(path, content)
-            return True
+                write_atomically(path, content)
+                return True
 
         return self._try(write)
 
@@ -119,6 +121,16 @@ class LocalStore:
             return action()
         except OSError as error:
             raise StoreUnavailableError(f"object store {self.folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _checksum_path(path: Path) -> Path:

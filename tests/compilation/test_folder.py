@@ -32,7 +32,7 @@ def test_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
 def test_folder_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
-    PrivateFolder.open(tmp_path / "programs").close()
+    PrivateFolder.open(tmp_path / "programs")
     (tmp_path / "programs").chmod(mode)
     with pytest.raises(PermissionError, match=r"others can write to .*programs; chmod go-w"):
         PrivateFolder.open(tmp_path / "programs")
@@ -44,7 +44,7 @@ def test_folder_that_others_can_replace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match=r"others can write to .*shared, and replace what is in it"):
         PrivateFolder.open(tmp_path / "shared" / "programs")
     (tmp_path / "shared").chmod(0o1777)
-    PrivateFolder.open(tmp_path / "shared" / "programs").close()
+    PrivateFolder.open(tmp_path / "shared" / "programs")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -138,4 +138,3 @@ def test_folder_that_takes_no_file_says_why(tmp_path: Path) -> None:
     folder.read_only = True
     folder.write("name", b"content")
     folder.trim(0)
-    folder.close()

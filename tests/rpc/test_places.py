@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -11,8 +12,8 @@ from harness.grpc_server import ENCODER, GENERATE, asynchronous, served
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
-from smalti.rpc.places import CLIENT, CallKinds, Peer, Places
-from smalti.rpc.settings import RpcSettings
+from smalti.rpc.places import CLIENT, PEER_RECEIVES, RECEIVE_SECONDS, CallKinds, Peer, Places
+from smalti.rpc.settings import MEBIBYTE, RpcSettings
 from smalti.v1.encoder_pb2 import EncodeRequest, EncodeResponse
 from smalti.v1.encoder_pb2_grpc import EncoderServiceStub
 from smalti.v1.generator_pb2 import GenerateRequest
@@ -136,3 +137,19 @@ async def test_one_client_has_half_of_the_bytes() -> None:
             pass
         with places.request("/Create", Peer("192.0.2.3"), 1):
             pass
+
+
+@asynchronous
+async def test_web_service_that_names_nobody_has_the_limits_of_the_server_alone() -> None:
+    settings = RpcSettings(peer_calls=1, request_bytes=8 * MEBIBYTE, receiving=2 * PEER_RECEIVES)
+    places = Places(settings, CallKinds())
+    web = places.peer("ipv4:127.0.0.1:50000", {})
+    with places.call(ENCODE, web), places.call(ENCODE, web):
+        pass
+    with places.request(ENCODE, web, 8 * MEBIBYTE), pytest.raises(OverloadedError):
+        places.request(ENCODE, web, 1).__enter__()
+    with pytest.raises(OverloadedError):
+        places.request(ENCODE, SOMEBODY, 8 * MEBIBYTE).__enter__()
+    async with AsyncExitStack() as receiving, asyncio.timeout(RECEIVE_SECONDS / 2):
+        for _ in range(2 * PEER_RECEIVES):
+            await receiving.enter_async_context(places.receive(web))

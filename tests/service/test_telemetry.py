@@ -51,7 +51,7 @@ def test_engine_steps_and_compilations_are_counted(pipeline: Pipeline) -> None:
 
 def test_compute_thread_runs_in_the_context_of_the_caller() -> None:
     with recording() as (collector, traced):
-        compute = ComputeThread(max_permits=1, stall_seconds=WAIT)
+        compute = ComputeThread(max_permits=1, stall_seconds=WAIT, check=lambda: None)
         for job in ("one", "two"):
             with tracing.span(job), about(job=job):
                 assert compute.run(structlog.contextvars.get_contextvars) == {"job": job}

@@ -39,7 +39,7 @@ def stages(worded: ModelFolder, pipeline: Pipeline) -> Iterator[RealStages]:
         stack.callback(generator.close)
         generator.start()
         assert generator.ready.wait(120)
-        compute = ComputeThread(max_permits=4, stall_seconds=60)
+        compute = ComputeThread(max_permits=4, stall_seconds=60, check=lambda: None)
         stack.callback(compute.close)
         made = RealStages(folder=worded, pipeline=pipeline, generator=generator, compute=compute)
         stack.callback(made.close)

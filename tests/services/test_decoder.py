@@ -32,7 +32,7 @@ PICTURE = ImageTokens(tokens=range(16))
 
 @pytest.fixture
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(max_permits=2, stall_seconds=60)
+    thread = ComputeThread(max_permits=2, stall_seconds=60, check=lambda: None)
     yield thread
     thread.close()
 

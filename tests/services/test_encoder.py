@@ -32,7 +32,7 @@ from smalti.v1.model_pb2 import ModelReference
 
 @pytest.fixture(scope="module")
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(max_permits=4, stall_seconds=60)
+    thread = ComputeThread(max_permits=4, stall_seconds=60, check=lambda: None)
     yield thread
     thread.close()
 

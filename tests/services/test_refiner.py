@@ -58,7 +58,7 @@ def encoding(pipeline: Pipeline) -> Encoding:
 
 @pytest.fixture
 def compute() -> Iterator[ComputeThread]:
-    thread = ComputeThread(max_permits=2, stall_seconds=60)
+    thread = ComputeThread(max_permits=2, stall_seconds=60, check=lambda: None)
     yield thread
     thread.close()
 

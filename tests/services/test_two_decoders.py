@@ -49,7 +49,7 @@ class OtherDecoder(DecoderEngine):
 @pytest.fixture
 def other(stages: RealStages, worded: ModelFolder, pipeline: Pipeline) -> Iterator[DecodeHandler]:
     """The handler of a decoder of the other kind."""
-    compute = ComputeThread(max_permits=2, stall_seconds=60)
+    compute = ComputeThread(max_permits=2, stall_seconds=60, check=lambda: None)
     made = DecodeHandler(
         process=bare_process(stages.store),
         spec=ModelSpec.load(worded),

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_the_first_writer_of_a_new_object_wins(store: ObjectStore) -> None:
     store.delete(key)
     assert store.create(key, b"third")
     assert store.get(key, sha256=digest(b"third")) == b"third"
+
+
+def test_of_several_writers_at_once_one_wins(store: ObjectStore) -> None:
+    contents = [b"%d" % number * 1000 for number in range(4)]
+    with ThreadPoolExecutor(len(contents)) as threads:
+        for number in range(20):
+            create = partial(store.create, KEYS.outputs("decode", number))
+            won = list(threads.map(create, contents))
+            assert won.count(True) == 1
+            assert store.get(KEYS.outputs("decode", number)) == contents[won.index(True)]
 
 
 def test_a_key_with_content_belongs_to_one_content(store: ObjectStore) -> None:

@@ -45,6 +45,7 @@ class PreviewRenderer:
         decoder: "DecoderServiceAsyncStub",
         *,
         check: CheckPreviews | None = None,
+        is_away: Callable[[], bool] = lambda: False,
     ) -> None:
         """Creates the renderer.
 
@@ -53,11 +54,13 @@ class PreviewRenderer:
             spec: the model.
             decoder: decodes the tokens.
             check: asks the operator's policy; None permits every preview.
+            is_away: returns whether the policy does not answer at present, and must.
         """
         self._preview_tokens = preview_tokens
         self._spec = spec
         self._decoder = decoder
         self._check = check
+        self._is_away = is_away
         self._permits = asyncio.Semaphore(MAX_CALLS)
 
     async def render(self, job: Job, shown: Mapping[int, int]) -> list[Preview]:
@@ -68,12 +71,14 @@ class PreviewRenderer:
             shown: the number of rows shown before, by candidate.
 
         Returns:
-            At most `MAX_PREVIEWS` previews; none if there are no new rows, or the decoder is busy. Those that the
-            operator's policy refuses have no image.
+            At most `MAX_PREVIEWS` previews; none if there are no new rows, the decoder is busy, or the policy is away.
+            Those that the operator's policy refuses have no image.
 
         Raises:
             UnavailableError: the decoder, or the policy, does not answer.
         """
+        if self._is_away():
+            return []
         # The rows at the top that are kept whole of an initial image.
         given = job.given[: parameter_of(job, "keep_rows", 0) * self._spec.side]
         complete = {

@@ -106,8 +106,15 @@ class ImageServicer(ImageServiceServicer):
         self._images = InitialImages(gateway, self._store, decoder)
         previews = None
         if decoder:
-            check = self._check_previews if gateway.context.policy.asks_pictures else None
-            previews = PreviewRenderer(gateway.watchers.preview_tokens, self._spec, decoder, check=check)
+            policy = gateway.context.policy
+            check = self._check_previews if policy.asks_pictures else None
+            previews = PreviewRenderer(
+                gateway.watchers.preview_tokens,
+                self._spec,
+                decoder,
+                check=check,
+                is_away=lambda: policy.asks_pictures and policy.waits,
+            )
         self._watch_handler = WatchHandler(
             gateway.watchers,
             partial(self._call, self._get),
@@ -128,9 +135,13 @@ class ImageServicer(ImageServiceServicer):
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         job_spec = parse_job_spec(request, self._spec, self._settings)
         job_spec = replace(job_spec, request_id=request_id, request_hash=request_hash, trace=current_trace())
-        await self._check_policy(job_spec)
-        if request.parameters.HasField("initial_image"):
+        policy, has_picture = self._gateway.context.policy, request.parameters.HasField("initial_image")
+        if policy.checks_prompts or has_picture:
+            # What costs much comes after what costs little.
             await self._call(self._jobs.check_capacity)
+        if policy.checks_prompts:
+            await self._check_policy(job_spec)
+        if has_picture:
             with within("parameters.initial_image"):
                 given = await self._images.tokens(request.parameters.initial_image)
             job_spec = replace(job_spec, given=given)
@@ -251,8 +262,6 @@ class ImageServicer(ImageServiceServicer):
     async def _check_policy(self, job_spec: JobSpec) -> None:
         """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""
         policy, folder = self._gateway.context.policy, self._spec.folder
-        if not policy.checks_prompts:
-            return
         asked = PromptToCheck(
             prompt=job_spec.prompt, labels=job_spec.labels, model=folder.name, revision=folder.revision
         )

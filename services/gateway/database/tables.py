@@ -119,6 +119,7 @@ class Job(Base):
         _partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
         Index("jobs_delete", "delete_at"),
         Index("jobs_ended", "ended"),
+        Index("jobs_size", "size"),
         _partial_index("jobs_set_aside", "set_aside_until", where="set_aside_until IS NOT NULL"),
     )
 
@@ -156,6 +157,8 @@ class Job(Base):
     pictures_refined: Mapped[int] = mapped_column(default=0)
     pictures_refused: Mapped[int] = mapped_column(default=0)
     """Number of candidates whose pictures the operator's policy has refused."""
+    asked_until: Mapped[int | None]
+    """Time until which a gateway asks the operator's policy about the job's pictures, and the others do not."""
     refining: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether the pictures to refine are chosen, and have chunks of their own."""
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)

@@ -169,6 +169,14 @@ def store_choice(session: Session, pictures: Iterable[ScoredCandidate]) -> None:
     session.execute(update(ScoredCandidate), ranks)
 
 
+def count_refused(session: Session, job: Job) -> None:
+    """Counts the pictures of a locked job that the operator's policy has refused."""
+    of_job = ScoredCandidate.job_id == job.id, ScoredCandidate.refusal.is_not(None)
+    job.pictures_refused = (
+        session.scalar(select(func.count()).select_from(ScoredCandidate).where(*of_job)) or 0
+    )
+
+
 def forget_choice(session: Session, job: Job) -> None:
     """Undoes the choice of the pictures to refine, since some of their candidates must be made again."""
     if not job.refining:

@@ -76,6 +76,7 @@ class JobRepository:
         self._events = context.events
         self._clock = context.clock
         self._stored_jobs = self._stored_bytes = 0
+        self._counted = False
 
     def find_request(self, request_id: str, request_hash: str) -> JobSnapshot | None:
         """Returns the job that an earlier request with this request_id has created; None if there is none.
@@ -92,7 +93,8 @@ class JobRepository:
             return self._snapshot(session, job, full=True)
 
     def check_capacity(self) -> None:
-        """Raises `OverloadedError` if too many jobs are open."""
+        """Raises `OverloadedError` if too many jobs are open, or stored."""
+        self._count_once()
         with self._database.read() as session:
             self._check_capacity(session)
 
@@ -101,6 +103,12 @@ class JobRepository:
         with self._database.read() as session:
             jobs, size = session.execute(select(func.count(), func.sum(Job.size)).select_from(Job)).one()
         self._stored_jobs, self._stored_bytes = jobs, int(size or 0)
+        self._counted = True
+
+    def _count_once(self) -> None:
+        """Counts what earlier processes have stored, so that limits hold from the first call on."""
+        if not self._counted:
+            self.count_stored()
 
     def create(self, job_spec: JobSpec) -> JobSnapshot:
         """Accepts a job. Once this returns, the job is stored and will end, whatever fails.
@@ -110,6 +118,7 @@ class JobRepository:
             OverloadedError: too many jobs are open, or stored.
             InvalidInputError: n is greater than the number of candidates, or the prompt has too many bytes.
         """
+        self._count_once()
         try:
             with self._database.write() as session:
                 # Concurrent requests see each other, so the limit is exact.

@@ -65,7 +65,8 @@ class ContentPolicy:
         self._words = words
         self._hook = hook
         self._away = away
-        self._timeout = timeout
+        self.timeout = timeout
+        """Seconds that the hook has for an answer."""
         self._asks_prompts = hook is not None and subjects is not HookSubjects.PICTURES
         self.asks_pictures = hook is not None and subjects is not HookSubjects.PROMPTS
         """Whether pictures need a verdict before anybody gets them."""
@@ -97,6 +98,11 @@ class ContentPolicy:
             return self._away is HookAway.REFUSE and time.monotonic() < self._away_until
 
     @property
+    def checks_texts(self) -> bool:
+        """Whether there is a list."""
+        return self._words is not None
+
+    @property
     def checks_prompts(self) -> bool:
         """Whether there is anything to ask about a prompt."""
         return self._words is not None or self._asks_prompts
@@ -112,7 +118,7 @@ class ContentPolicy:
         hook = self._hook
         if not self._asks_prompts or hook is None:
             return
-        verdict = self._ask(Subject.PROMPT, 1, lambda: hook.check_prompt(asked, self._timeout))
+        verdict = self._ask(Subject.PROMPT, 1, lambda: hook.check_prompt(asked, self.timeout))
         if verdict is None:
             return
         self._count_verdicts(Subject.PROMPT, [verdict])
@@ -140,7 +146,7 @@ class ContentPolicy:
             return [PERMITTED] * count
 
         def ask() -> Sequence[Verdict]:
-            verdicts = hook.check_pictures(asked, self._timeout)
+            verdicts = hook.check_pictures(asked, self.timeout)
             if len(verdicts) != count:
                 raise ValueError(f"{count} pictures have {len(verdicts)} verdicts")
             return verdicts
@@ -164,7 +170,7 @@ class ContentPolicy:
         if not is_away:
             asking = self._threads.submit(partial(copy_context().run, ask))
             try:
-                return asking.result(self._timeout)
+                return asking.result(self.timeout)
             except Exception as error:
                 asking.cancel()
                 self._note_away(error)
@@ -176,7 +182,7 @@ class ContentPolicy:
     def _note_away(self, error: Exception) -> None:
         with self._lock:
             self._away_until = time.monotonic() + AWAY_SECONDS
-        problem = f"no answer within {self._timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
+        problem = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else repr(error)
         log.warning("the policy hook does not answer: %s", problem)
 
     def _count_verdicts(self, subject: Subject, verdicts: Sequence[Verdict]) -> None:

@@ -6,6 +6,7 @@ again when the lease expires. A message that the broker has not confirmed is not
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy import func, select, update
@@ -39,6 +40,8 @@ SENDING_SECONDS: Final = 15.0
 """Length of the lease until the broker confirms the message; longer than the broker's timeout."""
 BATCH_SIZE: Final = 256
 """Number of chunks or jobs that one query reads."""
+MAX_LISTINGS: Final = 8
+"""Maximum number of listings of the store at the same time."""
 
 
 class Dispatcher:
@@ -113,17 +116,19 @@ class Dispatcher:
         self._forgive_own_gap()
         with self._database.read() as session:
             late = session.execute(
-                select(Chunk.job_id, Chunk.sent)
+                select(Chunk.job_id, Chunk.sent, Chunk.begun & Chunk.problem.is_(None))
                 .where(IS_LEASED, Chunk.deadline <= now)
                 .distinct()
                 .limit(BATCH_SIZE)
             ).all()
-        writable = any(sent for _, sent in late) and self._store_is_writable()
+        writable = any(sent for _, sent, _ in late) and self._store_is_writable()
+        # Asked only where it decides whether this is an attempt: for each job the store makes a listing.
+        unclear = {job_id for job_id, sent, is_unclear in late if sent and is_unclear} if writable else set()
+        crashed = self._crashed_over(sorted(unclear))
         sent = 0
-        for job_id in {job_id for job_id, _ in late}:
+        for job_id in {job_id for job_id, _, _ in late}:
             with apart(self._context, job_id):
-                crashed = writable and self._has_crashed_workers(job_id)
-                sent += self._send_lost(job_id, resend=writable, is_attempt=not crashed)
+                sent += self._send_lost(job_id, resend=writable, is_attempt=job_id not in crashed)
         self._looked = self._elapsed()
         return sent
 
@@ -249,6 +254,7 @@ class Dispatcher:
             chunk.lease = job.lease
             chunk.deadline = deadline
             chunk.sent = chunk.begun = False
+            chunk.problem = None  # It was the last attempt's, and this is another.
         tasks = list(tasks_of(job, chunks))
         take_back(job)
         return tasks
@@ -280,8 +286,15 @@ class Dispatcher:
             self._progress.sent(job_id, sent)
         return len(sent)
 
+    def _crashed_over(self, job_ids: Sequence[str]) -> set[str]:
+        """Returns the jobs over which workers have crashed, perhaps because of another one."""
+        if not job_ids:
+            return set()
+        with ThreadPoolExecutor(min(MAX_LISTINGS, len(job_ids)), thread_name_prefix="crashes") as threads:
+            found = threads.map(self._has_crashed_workers, job_ids)
+            return {job_id for job_id, crashed in zip(job_ids, found, strict=True) if crashed}
+
     def _has_crashed_workers(self, job_id: str) -> bool:
-        """Returns whether workers have crashed over a job, perhaps because of another one."""
         try:
             return any(True for _ in self._store.objects(JobKeys(job_id).poison_records))
         except StoreUnavailableError:

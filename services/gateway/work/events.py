@@ -19,7 +19,7 @@ from smalti.errors import (
     RefusedByPolicyError,
     SmaltiError,
 )
-from smalti.messages import Failed, FailureReason, Message, Progress, PromptReading, Stage, StageDone
+from smalti.messages import Failed, FailureReason, Message, Progress, Stage, StageDone
 from smalti.queue import Delivery
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgress, Job, JobState
@@ -109,6 +109,8 @@ class EventHandler:
 
     def _encoded(self, event: StageDone) -> None:
         """Applies the end of encoding: it holds for the prompt and for all chunks of the message."""
+        # Before the transaction, since the list may have to be read again.
+        refusal = self._refusal(event)
         now = self._clock()
         with self._database.write() as session:
             job = lock_open(session, event.job)
@@ -122,7 +124,7 @@ class EventHandler:
             if job.prompt_reading is None and event.reading is not None:
                 job.prompt_reading = event.reading.model_dump(mode="json", by_alias=True)
                 changed = True
-                if refusal := self._refusal(job, event.reading):
+                if refusal is not None:
                     outcome = end(session, job, JobState.FAILED, now, error=refusal)
             for chunk in self._leased_chunks(session, job, event):
                 advance(job, chunk, ChunkProgress.ENCODED)
@@ -134,12 +136,17 @@ class EventHandler:
         elif changed:
             self._context.events.changed(event.job)
 
-    def _refusal(self, job: Job, reading: PromptReading) -> RefusedByPolicyError | None:
+    def _refusal(self, event: StageDone) -> RefusedByPolicyError | None:
         """Returns why the words must not be drawn that the model takes for the prompt; None if they may."""
-        if reading.effective_prompt == parameter_of(job, "prompt", ""):
+        if event.reading is None or not self._context.policy.checks_texts:
             return None
+        text = event.reading.effective_prompt
+        with self._database.read() as session:
+            job = session.get(Job, event.job)
+            if job is None or job.prompt_reading is not None or text == parameter_of(job, "prompt", ""):
+                return None
         try:
-            self._context.policy.check_text(reading.effective_prompt, Subject.READING)
+            self._context.policy.check_text(text, Subject.READING)
         except RefusedByPolicyError as error:
             return error
         return None

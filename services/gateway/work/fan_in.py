@@ -154,11 +154,11 @@ class FanIn:
         Raises:
             UnavailableError: the store or the database does not answer; the sweeper tries again.
         """
-        if self._checks.asks(job_id):
-            return False
         with self._database.read() as session:
             job = session.get(Job, job_id)
             if job is None or job.state not in OPEN_STATES or job.candidates_ranked < job.candidates:
+                return False
+            if self._checks.asks(job):
                 return False
             if job.refining and job.pictures_refined < job.pictures_to_refine:
                 return False

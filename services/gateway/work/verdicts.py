@@ -2,19 +2,21 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import or_, update
 
 from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableError
 from smalti.policy import PictureToCheck, Verdict
-from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import IS_OPEN, Chunk, Job, ScoredCandidate
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import chunk_of, lock_open
+from smalti.services.gateway.jobs.lifecycle import chunk_of, count_refused, lock_open
 from smalti.services.gateway.jobs.reading import pictures_to_check
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.services.gateway.work.redoing import redo
@@ -23,10 +25,15 @@ log = logging.getLogger(__name__)
 
 MAX_JOBS: Final = 4
 """Maximum number of jobs whose pictures are asked about at the same time."""
+READING_SECONDS: Final = 60.0
+"""Time that the pictures of a job may take to be read, in addition to the policy's time for an answer."""
 
 
 class PictureChecks:
-    """Asks about pictures in threads of its own, since the hook may take seconds; thread-safe."""
+    """Asks about pictures in threads of its own, since the hook may take seconds; thread-safe.
+
+    Of several gateways one asks: it claims the job in the database, for a time within which it has an answer or died.
+    """
 
     def __init__(self, context: GatewayContext, finish: Callable[[str], object]) -> None:
         """Starts the threads.
@@ -40,12 +47,14 @@ class PictureChecks:
         self._threads = ThreadPoolExecutor(MAX_JOBS, thread_name_prefix="verdicts")
         self._lock = threading.Lock()
         self._asking: set[str] = set()
-        """The jobs that are asked about, or will be soon."""
+        """The jobs that this gateway asks about, or will soon."""
 
-    def asks(self, job_id: str) -> bool:
-        """Returns whether a job is asked about, or will be soon; it is finished afterwards."""
+    def asks(self, job: Job) -> bool:
+        """Returns whether a gateway asks about a job, or will soon; it finishes the job afterwards."""
+        if job.asked_until is not None and job.asked_until > to_microseconds(self._context.clock()):
+            return True
         with self._lock:
-            return job_id in self._asking
+            return job.id in self._asking
 
     def start(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
         """Asks about pictures soon. While the hook is away, nothing happens; the sweeper comes back to the job.
@@ -71,13 +80,33 @@ class PictureChecks:
         try:
             with apart(self._context, job.id):
                 try:
-                    self._ask(job, chunks, pictures)
+                    with self._claimed(job.id) as is_mine:
+                        if is_mine:
+                            self._ask(job, chunks, pictures)
                 finally:
                     with self._lock:
                         self._asking.discard(job.id)
-                self._finish(job.id)
+                if is_mine:
+                    self._finish(job.id)
         except UnavailableError as error:
             log.warning("the job waits for the verdicts on its pictures: %s", error, extra={"job": job.id})
+
+    @contextmanager
+    def _claimed(self, job_id: str) -> Iterator[bool]:
+        """Claims a job while the block runs; yields False if another gateway asks about it, or it has ended."""
+        database, now = self._context.database, self._context.clock()
+        until = to_microseconds(now + self._context.policy.timeout + READING_SECONDS)
+        is_free = or_(Job.asked_until.is_(None), Job.asked_until <= to_microseconds(now))
+        with database.write() as session:
+            claim = update(Job).where(Job.id == job_id, IS_OPEN, is_free).values(asked_until=until)
+            is_mine = bool(session.execute(claim).rowcount)  # type: ignore[attr-defined]
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                with database.write() as session:
+                    mine = Job.id == job_id, Job.asked_until == until
+                    session.execute(update(Job).where(*mine).values(asked_until=None))
 
     def _ask(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
         contents, lost = [], []
@@ -110,9 +139,7 @@ class PictureChecks:
                 mine = ScoredCandidate.job_id == job_id, ScoredCandidate.candidate == picture.candidate
                 session.execute(update(ScoredCandidate).where(*mine, *is_same).values(values))
             if refused:
-                of_job = ScoredCandidate.job_id == job_id, ScoredCandidate.refusal.is_not(None)
-                count = select(func.count()).select_from(ScoredCandidate).where(*of_job)
-                job.pictures_refused = session.scalar(count) or 0
+                count_refused(session, job)
                 job.version += 1
         if refused:
             log.info("the policy refuses %d of %d pictures", refused, len(pictures), extra={"job": job_id})

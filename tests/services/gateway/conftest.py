@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.gateway import GatewayHarness, MakeGateway, emptied_database, sqlite_database
+from harness.policy import PolicyProcess
 from harness.servers import PostgresServer
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -57,3 +58,10 @@ def make_gateway(database: Database, tiny: ModelFolder) -> Iterator[MakeGateway]
 def gateway(make_gateway: MakeGateway) -> GatewayHarness:
     """A gateway whose threads do not run."""
     return make_gateway()
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[PolicyProcess]:
+    """An operator's policy in a process of its own."""
+    with PolicyProcess() as process:
+        yield process

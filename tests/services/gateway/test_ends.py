@@ -57,26 +57,26 @@ def test_failure_of_one_chunk_fails_the_job(
 
 def test_open_job_can_be_cancelled_in_every_state(gateway: GatewayHarness) -> None:
     waiting = gateway.create()
-    assert gateway.gateway.cancel(waiting).job.state is JobState.CANCELLED
+    assert gateway.cancel(waiting).job.state is JobState.CANCELLED
     assert gateway.send() == []
     sent = gateway.create()
     (task,) = gateway.send()
-    gateway.gateway.cancel(sent)
+    gateway.cancel(sent)
     gateway.handle(*gateway.stages.run(task))
     running, _, generates = encoded_job(gateway)
-    gateway.gateway.cancel(running)
+    gateway.cancel(running)
     gateway.handle(*(finish_chunk(gateway, generate) for generate in generates))
     for job in (waiting, sent, running):
         assert gateway.state(job) == "cancelled"
         assert b"cancelled" in gateway.store.get(JobKeys(job).cancelled)
         version = gateway.get(job).job.version
-        assert gateway.gateway.cancel(job).job.version == version
+        assert gateway.cancel(job).job.version == version
     done = gateway.create()
     gateway.run_jobs()
-    assert gateway.gateway.cancel(done).job.state is JobState.SUCCEEDED
+    assert gateway.cancel(done).job.state is JobState.SUCCEEDED
     assert gateway.store.stat(JobKeys(done).cancelled) is None
     with pytest.raises(JobNotFoundError):
-        gateway.gateway.cancel("nobody")
+        gateway.cancel("nobody")
 
 
 def test_marker_is_written_once_the_store_is_back(make_gateway: MakeGateway) -> None:
@@ -84,7 +84,7 @@ def test_marker_is_written_once_the_store_is_back(make_gateway: MakeGateway) -> 
     gateway = make_gateway(store=store)
     job, _, _ = encoded_job(gateway)
     store.unavailable = True
-    assert gateway.gateway.cancel(job).job.state is JobState.CANCELLED
+    assert gateway.cancel(job).job.state is JobState.CANCELLED
     gateway.gateway.run_store_tasks()
     store.unavailable = False
     gateway.pass_time(10)
@@ -106,7 +106,7 @@ def test_cancel_and_success_at_the_same_time_end_the_job_once(gateway: GatewayHa
         with ThreadPoolExecutor(2) as threads:
             told = threads.submit(tell)
             together.wait(30)
-            answer = gateway.gateway.cancel(job)
+            answer = gateway.cancel(job)
             told.result()
         ended = gateway.get(job)
         assert ended.job.state in (JobState.SUCCEEDED, JobState.CANCELLED)
@@ -158,7 +158,7 @@ def test_only_pictures_and_result_remain_of_a_job(gateway: GatewayHarness) -> No
 
 def test_nothing_remains_of_a_cancelled_job_after_its_messages_have_expired(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway)
-    gateway.gateway.cancel(job)
+    gateway.cancel(job)
     gateway.gateway.run_store_tasks()
     assert gateway.objects() == ["cancelled.json"]
     finish_chunk(gateway, generates[0])
@@ -190,9 +190,9 @@ def test_user_deletes_an_open_job_and_one_that_has_ended(gateway: GatewayHarness
     gateway.run_jobs()
     running, _, generates = encoded_job(gateway)
     for job in (done, running):
-        gateway.gateway.delete(job)
+        gateway.delete(job)
         with pytest.raises(JobNotFoundError):
-            gateway.gateway.delete(job)
+            gateway.delete(job)
     gateway.gateway.run_store_tasks()
     # The marker stops the stages, which may still be at work.
     assert [info.key for info in gateway.store.objects()] == [JobKeys(running).cancelled]
@@ -206,7 +206,7 @@ def test_marker_of_a_deleted_job_is_written_once_the_store_is_back(make_gateway:
     gateway = make_gateway(store=store)
     job, _, _ = encoded_job(gateway)
     store.unavailable = True
-    gateway.gateway.delete(job)
+    gateway.delete(job)
     store.unavailable = False
     gateway.gateway.run_store_tasks()
     assert store.stat(JobKeys(job).cancelled) is not None
@@ -214,7 +214,7 @@ def test_marker_of_a_deleted_job_is_written_once_the_store_is_back(make_gateway:
 
 def test_objects_written_after_a_job_was_deleted_are_deleted_too(gateway: GatewayHarness) -> None:
     job, _, generates = encoded_job(gateway, retention=60.0, time_limit=1000.0)
-    gateway.gateway.cancel(job)
+    gateway.cancel(job)
     gateway.pass_time(60)
     assert gateway.objects() == ["cancelled.json"]
     finish_chunk(gateway, generates[0])

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from sqlalchemy import text
 
 from harness.gateway import GatewayHarness, MakeGateway
-from harness.gateway_calls import served
+from harness.gateway_calls import create_job, served
 from harness.grpc_server import asynchronous
 from smalti.errors import InvalidInputError, OverloadedError
 from smalti.rpc.errors import translated
+from smalti.services.gateway.database.connection import Database
 from smalti.storage import MemoryStore, ObjectInfo
 from smalti.v1 import image_pb2, job_pb2
 
@@ -39,11 +41,10 @@ def test_stored_jobs_and_their_bytes_are_limited(make_gateway: MakeGateway) -> N
     gateway.create()
     with pytest.raises(OverloadedError, match="too many jobs are stored"):
         gateway.create()
-    gateway.gateway.delete(first)
+    gateway.delete(first)
     gateway.jobs.count_stored()
     gateway.create()
     small = make_gateway(stored_bytes=2**20)
-    small.jobs.count_stored()
     for _ in range(100):
         try:
             small.create(given=(1,) * 4000)
@@ -51,9 +52,8 @@ def test_stored_jobs_and_their_bytes_are_limited(make_gateway: MakeGateway) -> N
             break
     else:
         pytest.fail("it stores any number of bytes")
-    # After a restart, too.
+    # After a restart, too, from the first call on.
     again = make_gateway(stored_bytes=2**20)
-    again.jobs.count_stored()
     with pytest.raises(OverloadedError):
         again.create()
 
@@ -99,3 +99,19 @@ def test_what_is_written_after_everything_was_deleted_is_deleted_days_later(
     assert store.entries
     gateway.pass_time(3 * 24 * 3600)
     assert store.entries == {}
+
+
+def test_stored_jobs_are_counted_without_reading_them(sqlite: Database) -> None:
+    with sqlite.read() as session:
+        plan = session.execute(text("EXPLAIN QUERY PLAN SELECT count(*), sum(size) FROM jobs")).all()
+    assert "COVERING INDEX jobs_size" in str(plan)
+
+
+@asynchronous
+async def test_full_system_refuses_before_it_asks_the_policy(make_gateway: MakeGateway) -> None:
+    # Nobody answers there.
+    gateway = make_gateway(open_jobs=1, policy_hook="127.0.0.1:9", policy_timeout=1.0)
+    gateway.create()
+    async with served(gateway) as stub:
+        with pytest.raises(OverloadedError, match="too many open jobs"):
+            await create_job(stub)

@@ -1,14 +1,20 @@
 """The operator's policy: refused prompts and pictures, and a hook that is away."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.gateway import GatewayHarness, MakeGateway, encoded_job, failure, finish_chunk
+from harness.gateway import (
+    MakeGateway,
+    candidates,
+    counted,
+    encoded_job,
+    ended,
+    failure,
+    finish_chunk,
+)
 from harness.gateway_calls import count_jobs, create_job, create_request, parameters, served
 from harness.grpc_server import asynchronous
 from harness.objects import key_of, name_of
@@ -20,44 +26,15 @@ from smalti.messages import PromptReading
 from smalti.parameters import SecondPass
 from smalti.policy import PicturesToCheck, PictureToCheck
 from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
 from smalti.results import ResultFile
 from smalti.rpc.settings import RpcSettings
+from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.policy.hooks import RemoteHook
 from smalti.storage import JobKeys
 from smalti.v1 import image_pb2
 
 pytestmark = pytest.mark.process
-
-Counts = Counter[tuple[str, str, str]]
-
-
-@pytest.fixture(scope="module")
-def hook() -> Iterator[PolicyProcess]:
-    """A policy in a process of its own."""
-    with PolicyProcess() as process:
-        yield process
-
-
-def counted(gateway: GatewayHarness) -> Counts:
-    """Counts the answers of the policy from now on."""
-    counts: Counts = Counter()
-
-    def count(subject: Any, by: str, outcome: str, amount: int) -> None:
-        counts[subject.value, by, outcome] += amount
-
-    gateway.policy.count = count
-    return counts
-
-
-def ended(gateway: GatewayHarness, job: str) -> Any:
-    """Waits until a job has ended; returns it."""
-    wait_until(lambda: gateway.state(job) not in ("queued", "running"))
-    return gateway.get(job)
-
-
-def candidates(gateway: GatewayHarness, job: str) -> list[int]:
-    return [picture.candidate for picture in ended(gateway, job).pictures]
-
 
 # Prompts
 
@@ -345,7 +322,6 @@ def test_invalid_hook_is_refused_at_the_start(
 async def test_refused_previews_are_not_sent(
     make_gateway: MakeGateway, hook: PolicyProcess, tiny: ModelFolder
 ) -> None:
-    from smalti.registry.spec import ModelSpec
     from tests.services.gateway.test_watch import decoding
 
     gateway = make_gateway(previews=0.05, policy_hook=hook.url)
@@ -361,8 +337,28 @@ async def test_refused_previews_are_not_sent(
             outcome = "refused" if private else "permitted"
             while not counts["preview", "hook", outcome]:
                 await asyncio.sleep(0.02)
-            await asyncio.to_thread(gateway.gateway.cancel, job.id)
+            await asyncio.to_thread(gateway.cancel, job.id)
             messages = [message async for message in watch]
             shown[private] = [message for message in messages if message.HasField("preview")]
     assert not shown[True]
     assert shown[False]
+
+
+@asynchronous
+async def test_no_preview_is_decoded_while_the_hook_is_away(
+    make_gateway: MakeGateway, tiny: ModelFolder
+) -> None:
+    gateway = make_gateway()
+    job, _, generates = encoded_job(gateway)
+    gateway.handle(gateway.stages.draw_rows(generates[0], 1))
+    is_away = True
+    nobody: Any = None
+    renderer = PreviewRenderer(
+        gateway.gateway.watchers.preview_tokens, ModelSpec.load(tiny), nobody, is_away=lambda: is_away
+    )
+    with gateway.gateway.watchers.watch(job, rows=True):
+        gateway.handle(gateway.stages.draw_rows(generates[0], 2))
+        assert await renderer.render(gateway.get(job).job, {}) == []
+        is_away = False
+        with pytest.raises(AttributeError, match="Decode"):
+            await renderer.render(gateway.get(job).job, {})

@@ -217,7 +217,7 @@ def test_refined_and_plain_pictures_remain(gateway: GatewayHarness) -> None:
 
 def test_nothing_remains_of_a_job_that_is_cancelled_while_it_is_refined(gateway: GatewayHarness) -> None:
     job, (task,) = ranked_job(gateway)
-    gateway.gateway.cancel(job)
+    gateway.cancel(job)
     gateway.handle(gateway.stages.refine(task))
     assert gateway.state(job) == "cancelled"
     assert gateway.send_refining() == []

@@ -1,5 +1,6 @@
 """Sending chunks: the window, the order of jobs, and leases."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.work.dispatch import BATCH_SIZE
+from smalti.storage import ObjectInfo
 
 # Sending
 
@@ -263,3 +265,47 @@ def test_expired_leases_do_not_count_as_attempts_while_the_store_is_unavailable(
     gateway.clock.advance(20)
     assert len(gateway.send()) == 1
     assert gateway.state(job) == "running"
+
+
+def test_crash_after_a_stage_gave_up_is_not_an_attempt(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(lease=10, retry=5, attempts=2)
+    job, _, generates = encoded_job(gateway, time_limit=20_000.0)
+    gateway.handle(generates[0].failed(FailureReason.EXHAUSTED, "the store is away"))
+    gateway.clock.advance(5)
+    (again,) = gateway.send()
+    assert [chunk.chunk for chunk in again.chunks] == [0]
+    records = PoisonRecords(gateway.store, Stage.GENERATE)
+    for _ in range(3):
+        generates, event = gateway.stages.encode(again)
+        gateway.handle(event, gateway.stages.draw_rows(generates[0], 2))
+        gateway.gateway.progress.store()
+        records.add(job, {work_id(generates[0])}, alone=False)
+        gateway.clock.advance(700)
+        again = next(task for task in gateway.send() if 0 in [chunk.chunk for chunk in task.chunks])
+    assert gateway.state(job) == "running"
+
+
+class ListingStore(FaultyStore):
+    """A store that counts its listings."""
+
+    listings = 0
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Lists objects."""
+        self.listings += 1
+        return super().objects(prefix)
+
+
+def test_store_is_asked_about_crashes_only_where_they_matter(make_gateway: MakeGateway) -> None:
+    store = ListingStore()
+    gateway = make_gateway(store=store, lease=10)
+    for _ in range(3):
+        gateway.create()
+    assert len(gateway.send()) == 3
+    _, _, generates = encoded_job(gateway)
+    gateway.handle(*(gateway.stages.draw_rows(generate, 2) for generate in generates))
+    gateway.gateway.progress.store()
+    gateway.clock.advance(700)
+    assert len(gateway.send()) == 4
+    # Of the others no worker is known to have begun.
+    assert store.listings == 1

@@ -51,7 +51,7 @@ def test_varied_job_has_an_encoding_for_each_wording_until_it_ends(gateway: Gate
 def test_encodings_are_deleted_however_a_job_ends(gateway: GatewayHarness, end: str) -> None:
     job, task, generates = encoded_job(gateway, vary=True)
     if end == "cancelled":
-        gateway.gateway.cancel(job)
+        gateway.cancel(job)
     else:
         gateway.handle(generates[0].failed(FailureReason.INVALID, "prompt: it is bad"))
     gateway.pass_time(0)

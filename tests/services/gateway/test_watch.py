@@ -71,7 +71,7 @@ async def test_watch_resumes_after_a_version(gateway: GatewayHarness) -> None:
         await asyncio.to_thread(gateway.handle, gateway.stages.encode(task)[1])
         assert (await nothing).job.version == job.version + 1
         watch.cancel()
-        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        await asyncio.to_thread(gateway.cancel, job.id)
         late = image_pb2.WatchJobRequest(job_id=job.id, since_version=1000)
         (final,) = await answer(stub.WatchJob(late))
         assert final.job.state == job_pb2.JOB_STATE_CANCELLED
@@ -95,7 +95,7 @@ async def test_watch_shows_changes_made_by_another_gateway(make_gateway: MakeGat
         job = await create_job(stub)
         watch = stub.WatchJob(image_pb2.WatchJobRequest(job_id=job.id))
         await watch.read()
-        await asyncio.to_thread(other.gateway.cancel, job.id)
+        await asyncio.to_thread(other.cancel, job.id)
         assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
     looking.cancel()
 
@@ -125,7 +125,7 @@ async def test_watchers_share_a_read_until_the_next_change(gateway: GatewayHarne
     early = [begin() for _ in range(5)]
     while not versions:
         await asyncio.sleep(0)
-    await asyncio.to_thread(gateway.gateway.cancel, job.id)
+    await asyncio.to_thread(gateway.cancel, job.id)
     late, latest = begin()
     while len(versions) < 2:
         await asyncio.sleep(0)
@@ -156,7 +156,7 @@ async def test_watch_sends_rows_on_request(gateway: GatewayHarness) -> None:
         while len(runs) < 8:
             runs += [(run.candidate, run.start) for run in (await watch.read()).rows.runs]
         assert sorted(runs) == sorted((candidate, start) for candidate in range(4) for start in (4, 12))
-        await asyncio.to_thread(gateway.gateway.cancel, job.id)
+        await asyncio.to_thread(gateway.cancel, job.id)
         assert (await watch.read()).job.state == job_pb2.JOB_STATE_CANCELLED
 
 
@@ -194,7 +194,7 @@ async def decoding(spec: ModelSpec) -> AsyncIterator[Any]:
     from smalti.services.decoder.servicer import DecoderServicer
     from smalti.v1.decoder_pb2_grpc import DecoderServiceStub, add_DecoderServiceServicer_to_server
 
-    compute = ComputeThread(max_permits=8, stall_seconds=60)
+    compute = ComputeThread(max_permits=8, stall_seconds=60, check=lambda: None)
     servicer = DecoderServicer(
         engine=DecoderEngine.load(spec), compute=compute, spec=spec, model=model_message(spec).reference
     )

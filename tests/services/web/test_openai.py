@@ -58,7 +58,7 @@ def test_streams_partial_pictures(client: openai.OpenAI, web: WebHarness) -> Non
 def test_error_in_a_stream_is_raised(client: openai.OpenAI, web: WebHarness) -> None:
     web.paused.set()
     stream = client.images.generate(prompt="a cat", stream=True)
-    web.gateway.gateway.cancel(web.jobs[0].job.id)
+    web.gateway.cancel(web.jobs[0].job.id)
     with pytest.raises(openai.APIError, match="was cancelled"):
         list(stream)
 

@@ -62,7 +62,7 @@ def test_place_in_the_queue_is_told_and_kept_up_to_date(visit: Visit, web: WebHa
     visit.draw(PROMPT)
     expect(state(visit)).to_contain_text("2 jobs are before yours; ")
     assert visit.violations() == []
-    web.gateway.gateway.delete(ahead[0])
+    web.gateway.delete(ahead[0])
     expect(state(visit)).to_contain_text("1 job is before yours")
 
 
@@ -91,7 +91,7 @@ def test_full_service_is_asked_again_until_it_has_room(troubled: Open, make_web:
     visit.draw(PROMPT)
     expect(state(visit)).to_contain_text("Too much is being drawn right now")
     assert visit.violations() == []
-    web.gateway.gateway.delete(other)
+    web.gateway.delete(other)
     web.paused.clear()
     expect(board(visit).locator("img")).to_have_count(9)
 

@@ -183,7 +183,7 @@ def test_more_like_this_keeps_a_share_of_the_tiles(troubled: Open, web: WebHarne
     first = web.jobs[0].job
     assert (first.parameters["strength"], first.parameters["prompt"]) == (0.3, PROMPT)
     # Once more: the same picture and share, another seed; it works after the picture itself is gone.
-    web.gateway.gateway.delete(web.jobs[1].job.id)
+    web.gateway.delete(web.jobs[1].job.id)
     web.paused.clear()
     before = visit.page.url
     act(visit, "Draw again").click()
