@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from minio import Minio
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 
 from harness.objects import put_named
 from harness.servers import HOST, S3Server, free_port
+from harness.waiting import WAIT
 from smalti.errors import DamagedObjectError, InvalidInputError, MissingObjectError, StoreUnavailableError
 from smalti.storage import (
     JobKeys,
@@ -89,13 +91,19 @@ def test_the_first_writer_of_a_new_object_wins(store: ObjectStore) -> None:
 
 
 def test_of_several_writers_at_once_one_wins(store: ObjectStore) -> None:
-    contents = [b"%d" % number * 1000 for number in range(4)]
+    contents = [b"%d" % number * 5_000_000 for number in range(4)]
+    together = Barrier(len(contents))
+
+    def create(key: str, content: bytes) -> bool:
+        together.wait(WAIT)
+        return store.create(key, content)
+
     with ThreadPoolExecutor(len(contents)) as threads:
-        for number in range(20):
-            create = partial(store.create, KEYS.outputs("decode", number))
-            won = list(threads.map(create, contents))
+        for number in range(3):
+            key = KEYS.outputs("decode", number)
+            won = list(threads.map(partial(create, key), contents))
             assert won.count(True) == 1
-            assert store.get(KEYS.outputs("decode", number)) == contents[won.index(True)]
+            assert store.get(key) == contents[won.index(True)]
 
 
 def test_a_key_with_content_belongs_to_one_content(store: ObjectStore) -> None:
