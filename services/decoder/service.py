@@ -53,6 +53,7 @@ def build(process: Process) -> Service:
     )
 
     device = jax.devices()[0].device_kind
+    process.report["device"] = device
 
     def register(server: grpc.aio.Server) -> None:
         servicer = DecoderServicer(engine=engine, compute=compute, spec=spec, model=model.reference)

@@ -49,6 +49,7 @@ def build(process: Process) -> Service:
     )
 
     device = jax.devices()[0].device_kind
+    process.report["device"] = device
 
     def register(server: grpc.aio.Server) -> None:
         servicer = EncoderServicer(engine=engine, compute=compute, rewriter=rewriter, model=model.reference)

@@ -67,6 +67,7 @@ def build(process: Process) -> Service:
     )
     try:
         migrate_when_ready(database, DATABASE_SECONDS)
+        process.report["database"] = database.examine()
         clock = DatabaseClock(database.time)
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.

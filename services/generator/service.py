@@ -45,6 +45,7 @@ def build(process: Process) -> Service:
     handler = GenerateHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
 
     device = jax.devices()[0].device_kind
+    process.report["device"] = device
 
     def register(server: grpc.aio.Server) -> None:
         servicer = GeneratorServicer(engine=engine, spec=spec, model=model.reference)

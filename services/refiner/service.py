@@ -31,6 +31,7 @@ def build(process: Process) -> Service:
     settings = process.settings
     spec = ModelSpec.load(library.find())
     device = _prepare_device() if spec.refiner else "cpu"
+    process.report["device"] = device
     engine = RefinerEngine.load(spec)
     _warm_up(engine, spec)
     model = model_message(spec)

@@ -22,6 +22,8 @@ from smalti.errors import SmaltiError, SmaltiWarning
 __all__ = ["application", "run", "run_application", "run_process"]
 
 USAGE_ERROR = 2
+TYPER_INTERRUPTED = 130
+"""What Typer makes of KeyboardInterrupt, whichever signal it stands for."""
 NOT_READ = 1
 """Exit status if the reader of the output has gone, as rich has it."""
 
@@ -95,7 +97,8 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
             return _lost(error)
         except (KeyboardInterrupt, typer.Abort):
             status = stopping.exit_status
-        if stopping.requested and status == stopping.exit_status:
+        if stopping.requested and status in (stopping.exit_status, TYPER_INTERRUPTED):
+            status = stopping.exit_status
             say("", "interrupted; every file that was written is complete")
     return status if isinstance(status, int) else 0
 

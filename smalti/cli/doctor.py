@@ -9,6 +9,7 @@ from rich.text import Text
 
 from smalti import __version__
 from smalti.doctor import Finding, State, examine_machine, examine_services
+from smalti.entrance import signals
 
 __all__ = ["register"]
 
@@ -36,7 +37,7 @@ def doctor(
     found: list[Finding] = []
     console = Console(highlight=False)
     waiting = Console(stderr=True).status("Asking ...")
-    with waiting:
+    with waiting, signals.at_once():  # Nothing is left half-done.
         for finding in (*examine_machine(), *examine_services(everything=services)):
             found.append(finding)
     fails = sum(each.state is State.FAILS for each in found)

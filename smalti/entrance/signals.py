@@ -128,7 +128,10 @@ class Stopping:
             self._deadline = time.monotonic() + URGENT_SECONDS
 
     def _kill(self, problem: str, status: int | None = None) -> NoReturn:
-        """Ends the process whatever its threads do, with the terminal as it was."""
+        """Ends the process whatever its threads do, with its children, and with the terminal as it was."""
+        for child in _descendants(os.getpid()):
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
         for stream in (1, 2):
             _write(stream, _SHOW_CURSOR, terminal=True)
         if status is None:
@@ -148,6 +151,17 @@ def _write(stream: int, content: bytes, *, terminal: bool = False) -> None:
             os.write(stream, content)
     except OSError:
         pass
+
+
+def _descendants(parent: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have; none where Linux does not tell."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208 - pathlib is too large for the first module.
+            with suppress(OSError), open(f"/proc/{parent}/task/{task}/children") as file:  # noqa: PTH123
+                children = [int(child) for child in file.read().split()]
+                found += [each for child in children for each in (child, *_descendants(child))]
+    return found
 
 
 _installed: Stopping | None = None

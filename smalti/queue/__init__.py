@@ -1,6 +1,6 @@
 """Queues between the services: publishing messages and consuming them."""
 
-from smalti.queue.application import celery_application, check_broker
+from smalti.queue.application import broker_address, celery_application, check_broker
 from smalti.queue.consumer import Consumer, consume
 from smalti.queue.delivery import Delivery, Handler
 from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
@@ -28,6 +28,7 @@ __all__ = [
     "PermanentError",
     "Publisher",
     "RetryError",
+    "broker_address",
     "broker_settings",
     "celery_application",
     "check_broker",

@@ -152,6 +152,12 @@ def celery_application(settings: BrokerSettings) -> Celery:
     return application
 
 
+def broker_address(settings: BrokerSettings) -> str:
+    """Returns the address of the broker without the password."""
+    parts = urlsplit(settings.url.get_secret_value())
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def check_broker(settings: BrokerSettings, seconds: float) -> str:
     """Connects to the broker once; returns its address without the password.
 
@@ -160,7 +166,7 @@ def check_broker(settings: BrokerSettings, seconds: float) -> str:
         BrokerUnavailableError: the broker does not answer.
     """
     with celery_application(settings).connection_for_write() as connection:
-        address = str(connection.as_uri())
+        address = broker_address(settings)
         try:
             connection.ensure_connection(max_retries=1, timeout=seconds, reraise_as_library_errors=False)
             connection.default_channel  # noqa: B018 - Valkey answers nothing before.

@@ -33,6 +33,7 @@ from smalti.queue import (
     BrokerSettings,
     Consumer,
     Handler,
+    broker_address,
     broker_settings,
     consume,
 )
@@ -88,6 +89,8 @@ class Process:
     publisher: BrokerPublisher
     store: ObjectStore
     telemetry: Telemetry
+    report: dict[str, str] = field(default_factory=dict)
+    """What was found at the start, by what was asked for; the log has it in one line. `smalti doctor` asks the same."""
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -146,13 +149,17 @@ def run(name: str, stage: Stage, build: Build) -> int:
     begin(f"smalti {name}", status=DONE)  # Done already, unless a test calls this.
     try:
         process = Process.load(name)
-        _check_store(process.store)
+        process.report["broker"] = broker_address(process.broker)
+        process.report["store"] = _check_store(process.store)
         began = time.monotonic()
         if stage is not Stage.EVENTS:  # The gateway computes nothing.
             check_flags()
         with without_collection():
             service = build(process)
         process.telemetry.loaded(service.model, time.monotonic() - began)
+        process.report["model"] = service.model or "none"
+        found = "; ".join(f"{subject}: {text}" for subject, text in process.report.items())
+        log.info("%s starts with %s", name, found)
         # Whoever runs services sends SIGTERM more than once, and means the drain; a person at a terminal presses Ctrl-C
         # again because it takes too long.
         with signals.deferred(counted=(signal.SIGINT,)) as stopping:
@@ -171,16 +178,18 @@ def run(name: str, stage: Stage, build: Build) -> int:
     return DONE
 
 
-def _check_store(store: ObjectStore) -> None:
-    """Raises `InvalidInputError` if the store refuses: its address or keys must be wrong. Accepts one that is away."""
+def _check_store(store: ObjectStore) -> str:
+    """Returns whether the store answers; raises `InvalidInputError` if it refuses: its address or keys are wrong."""
     try:
         store.check()
+        return "can be written"
     except StoreUnavailableError as error:
         if not error.transient:
             raise InvalidInputError(
                 "SMALTI_STORE_URL", f"the store refuses access; check its address and keys: {error}"
             ) from error
-        log.warning("the store does not answer yet: %s", error)
+        log.warning("the store does not answer yet, and is waited for: %s", error)
+        return "does not answer yet"
 
 
 def _cannot_start(name: str, problem: str) -> int:

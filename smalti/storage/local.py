@@ -1,5 +1,6 @@
 """An object store in a local folder."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from smalti.storage.keys import ObjectRef, check_key
 from smalti.storage.store import ObjectInfo, digest, verified
 
 Result = TypeVar("Result")
+
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""Errors of a folder that will not be ours by waiting."""
 
 
 class LocalStore:
@@ -101,8 +105,13 @@ class LocalStore:
         return False
 
     def check(self) -> None:  # noqa: D102
-        self._try(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        self._try(lambda: write_atomically(self.folder / ".writable", b"yes"))
+        try:
+            self._try(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            self._try(lambda: write_atomically(self.folder / ".writable", b"yes"))
+        except StoreUnavailableError as error:
+            cause = error.__cause__
+            error.transient = not (isinstance(cause, OSError) and cause.errno in _NOT_OURS)
+            raise
 
     def _path(self, key: str) -> Path:
         # No part of a key begins with a dot, so the path cannot leave the folder.

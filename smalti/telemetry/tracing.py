@@ -81,13 +81,14 @@ def start(service: str) -> Tracing | None:
         if os.environ.get(name, "") not in ("", "grpc"):
             raise InvalidInputError(name, f"{os.environ[name]!r} is not supported, only grpc; unset it")
     _check_collector()
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"smalti-{service}"}
     try:
+        # Some of the variables are read when the SDK is imported.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"smalti-{service}"}
         provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
         exporter = OTLPSpanExporter()
         provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from harness.processes import run_at_terminal, started
@@ -109,6 +110,23 @@ def test_second_signal_ends_the_process_within_seconds_and_the_third_kills_it() 
             time.sleep(0.1)  # Signals of one number that wait for the process count once.
         _, error = process.communicate(timeout=SOON)
     assert (process.returncode, error) == (143, "smalti test: was ended at once\n")
+
+
+@pytest.mark.process
+def test_process_that_is_ended_leaves_no_children() -> None:
+    program = (
+        "import subprocess\nchild = subprocess.Popen(['sh', '-c', 'sleep 100 & echo $!; wait'], stdout=-1)\n"
+    )
+    program += "print('begun', flush=True); print(child.pid, child.stdout.readline().decode(), flush=True)\n"
+    program += "time.sleep(100)"
+    with running(program) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(psutil.pid_exists, pids))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SOON) == 143
+        wait_until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
 @pytest.mark.process

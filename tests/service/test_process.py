@@ -39,10 +39,15 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def test_service_serves_and_drains(
-    service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore
+    service: ServiceProcess, publisher: BrokerPublisher, store: LocalStore, valkey: ValkeyServer
 ) -> None:
+    service.environment = {"CELERY_BROKER_URL": "redis://:secret@127.0.0.1:9/0"}
     service.start()
     assert service.health() == SERVING
+    said = service.log.read_text()
+    assert f"encoder starts with broker: {valkey.url}; store: can be written" in said
+    assert "variables of other programs are ignored: CELERY_BROKER_URL" in said
+    assert "secret" not in said
     publisher.publish(task("j1", "sleep 0.5"))
     wait_until(lambda: store.stat("begun/j1"))
     assert service.end() == 0

@@ -350,3 +350,11 @@ def test_region_of_the_address_is_used(host: str, query: str, region: str) -> No
     assert f"%2F{region}%2Fs3%2F" in signed
     if "amazonaws" in host and region != "us-east-1":
         assert region in signed.partition("?")[0]
+
+
+def test_folder_that_cannot_be_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below", Path("/proc/self/store")):
+        with pytest.raises(StoreUnavailableError) as caught:
+            LocalStore(folder).check()
+        assert caught.value.transient is (folder.parts[1] == "proc")  # Not found there: who knows.

@@ -286,7 +286,7 @@ def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
 
 
 def migrate_when_ready(database: Database, seconds: float) -> None:
-    """Migrates the database; retries while it does not answer.
+    """Migrates the database; retries while it does not answer, and says so.
 
     Raises:
         DatabaseUnavailableError: the database did not answer in time.
