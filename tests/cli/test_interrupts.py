@@ -108,7 +108,8 @@ def test_signals_at_random_instants(
             except subprocess.TimeoutExpired:
                 pytest.fail(f"{what}: it does not end")
             assert "Traceback" not in error, what
-            assert process.returncode in (0, 128 + numbers[0]), f"{what}: {error}"
+            # The second may come when the interpreter has already put back what signals do by default.
+            assert process.returncode in (0, 128 + numbers[0], -numbers[-1]), f"{what}: {error}"
             with contextlib.suppress(AssertionError):
                 wait_until(lambda mark=mark: not left_over(mark), 10)  # type: ignore[misc]
             assert left_over(mark) == [], what
