@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -30,7 +31,15 @@ def scan_bomb(scans: int, side: int = 4096) -> bytes:
     return plain[:end] + table + scan * scans + b"\xff\xd9"
 
 
-def png(width: int, height: int, pixels: bytes, *, bits: int = 8, colours: int = 0) -> bytes:
+def png(
+    width: int,
+    height: int,
+    pixels: bytes,
+    *,
+    bits: int = 8,
+    colours: int = 0,
+    extra: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
     """Returns a PNG file with a header and rows that need not fit together.
 
     Args:
@@ -39,10 +48,50 @@ def png(width: int, height: int, pixels: bytes, *, bits: int = 8, colours: int =
         pixels: the rows, each after the number of its filter.
         bits: bits per channel.
         colours: 0 for grey, 2 for RGB.
+        extra: kinds and contents of further chunks before the pixels.
     """
     header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    chunks = ((b"IHDR", header), *extra, (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, data) for kind, data in chunks)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Returns a chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with_chunks(image: Image.Image, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Returns a good PNG file with further chunks after its header."""
+    plain = encoded(image, "PNG")
+    header = 8 + 25
+    return plain[:header] + b"".join(png_chunk(kind, data) for kind, data in chunks) + plain[header:]
+
+
+def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Returns a block of EXIF data.
+
+    Args:
+        entries: tag, type, count and value of each entry, which need not fit together.
+    """
+    place, table, rest = 8 + 2 + 12 * len(entries) + 4, struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        table += struct.pack("<HHI", tag, kind, count)
+        if len(value) <= 4:
+            table += value.ljust(4, b"\0")
+        else:
+            table += struct.pack("<I", place + len(rest))
+            rest += value
+    return b"Exif\0\0II*\0\x08\0\0\0" + table + bytes(4) + rest
+
+
+def jpeg_with_exif(image: Image.Image, block: bytes) -> bytes:
+    """Returns a good JPEG file with a block of EXIF data, whatever is in it."""
+    plain = encoded(image, "JPEG")
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + plain[2:]
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """Returns a picture as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()

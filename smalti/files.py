@@ -1,17 +1,17 @@
-"""Atomic writing of files and folders, and reading of files."""
+"""Atomic writing of files, and reading of files."""
 
 import errno
-import json
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smalti.errors import InvalidInputError, ModelError, SmaltiError
+from smalti.errors import InvalidInputError, ModelError
+from smalti.foreign_text import parse_json
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""Errors of file systems without hard links, such as FAT."""
 
 
 @contextmanager
@@ -34,36 +34,40 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
-def staged(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder that is renamed to `folder` if the block succeeds, and removed otherwise.
+def create_file(path: Path, content: str | bytes) -> bool:
+    """Writes a file atomically unless there is one; returns whether it was written.
 
-    Args:
-        folder: the final path.
-        overwrite: whether to replace the content of `folder`; otherwise it must be missing or empty.
-
-    Raises:
-        InvalidInputError: `folder` is not empty, or is a file.
-        SmaltiError: the folder cannot be written, or the disk is full.
+    Of several that create one name at the same time, one succeeds.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInputError("out", f"{folder} is a file, not a folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise InvalidInputError("out", f"{folder} is not empty; give another folder, or --overwrite")
-    # In the same parent folder, because a rename cannot cross file systems.
-    partial = folder.with_name(f".{folder.name}.partial")
+    written = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        temporary.write_bytes(written)
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
     except OSError as error:
-        problem = "the disk is full" if error.errno in _FULL else (error.strerror or str(error))
-        raise SmaltiError(f"{folder} cannot be written: {problem}") from error
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        return _create_plainly(path, written)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_plainly(path: Path, content: bytes) -> bool:
+    """Creates a file where the file system has no links; a reader may see it half-written."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def load_content(file: bytes | Path, field: str) -> bytes:
@@ -95,12 +99,13 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
         ModelError: the file is missing, cannot be read, or does not hold a JSON object.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ModelError(missing) from None
-    # RecursionError: deeply nested brackets.
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except InvalidInputError as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error.problem})") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{path}: must hold a JSON object, not {type(fields).__name__}")
     return fields

@@ -8,9 +8,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field
 
 from smalti.errors import InvalidInputError, NotSupportedError
+from smalti.foreign_text import check_text
 from smalti.validation import Strict
 
 MAX_SEED: Final = 2**63 - 1
+MAX_CANDIDATES: Final = 2**20
+"""Candidate indices are below this."""
 KEPT: Final = ("keep_rows", "mask", "redrawn_tiles", "strength")
 """What tells which part of an initial image is kept; one of them is given."""
 FREE: Final = -1
@@ -102,6 +105,7 @@ class Defaults(Counts):
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
 
 
 def check_counts(n: int, candidates: int) -> Counts:
@@ -203,9 +207,9 @@ def check_prompt(prompt: str) -> str:
     """Returns the prompt without the white space around it.
 
     Raises:
-        InvalidInputError: nothing is left.
+        InvalidInputError: nothing is left, or it is not a valid text.
     """
-    prompt = prompt.strip()
+    prompt = check_text(prompt, "prompt").strip()
     if not prompt:
         raise InvalidInputError("prompt", "is empty; say what to draw")
     return prompt

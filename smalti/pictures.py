@@ -3,22 +3,31 @@
 import io
 import json
 import math
-import re
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Annotated, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from smalti.errors import InvalidInputError
-from smalti.files import write_atomically
-from smalti.parameters import Diversity, Flag, SamplingParameters, SecondPass, Seed
+from smalti.files import create_file, write_atomically
+from smalti.foreign_text import reason_of
+from smalti.parameters import (
+    MAX_CANDIDATES,
+    CandidateIndex,
+    Diversity,
+    Flag,
+    SamplingParameters,
+    SecondPass,
+    Seed,
+)
 from smalti.picture_files import MAX_FILE_BYTES, Decoded, check_header, reader
 from smalti.validation import Strict, first_problem
 
@@ -45,6 +54,8 @@ __all__ = [
 
 CHUNK: Final = "smalti"
 """The PNG text chunk that holds a drawing as JSON."""
+MAX_GRID_SIDE: Final = 2**15
+"""Largest width and height of a grid that is drawn again."""
 
 
 class Drawing(Strict):
@@ -55,11 +66,11 @@ class Drawing(Strict):
     model: str
     revision: str
     sampling: SamplingParameters
-    candidates: int
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
     """Number of candidates from which the picture was chosen."""
-    candidate: int | None = None
+    candidate: CandidateIndex | None = None
     """Index of the picture among the candidates; None for a grid."""
-    n: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
     """Number of pictures in the grid; None for a single picture."""
     score: float | None = None
     """The ranker's score; None for a grid."""
@@ -260,11 +271,15 @@ def load_drawing(path: Path) -> Drawing:
         InvalidInputError: there is no such file, it is not a picture, or it holds no drawing.
     """
     try:
-        return read_drawing(path.read_bytes())[1]
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InvalidInputError("like", f"{path}: there is no such file") from None
     except OSError as error:
-        raise InvalidInputError("like", f"{path}: cannot be read as a picture ({error})") from None
+        raise InvalidInputError("like", f"{path}: cannot be read as a picture ({error.strerror})") from None
+    try:
+        # The file is from anywhere, and a grid may be large.
+        found = reader().read(content, "like", "text", formats=("PNG",), max_side=MAX_GRID_SIDE)
+        return _drawing_in(None if found.missing else found.content)
     except InvalidInputError as error:
         raise InvalidInputError("like", f"{path}: {error.problem}") from None
 
@@ -279,14 +294,19 @@ def read_drawing(content: bytes) -> tuple[Image.Image, Drawing]:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             text = opened.text.get(CHUNK) if isinstance(opened, PngImageFile) else None
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidInputError("picture", f"cannot be read as a picture ({error})") from None
+    except Exception as error:  # Damaged metadata make Pillow raise nearly anything.
+        raise InvalidInputError("picture", f"cannot be read as a picture ({reason_of(error)})") from None
+    return image, _drawing_in(text)
+
+
+def _drawing_in(text: str | bytes | None) -> Drawing:
+    """Returns the drawing that the text chunk of a PNG file records; raises `InvalidInputError`."""
     if text is None:
         raise InvalidInputError(
             "picture", "the file does not record how it was made; give a PNG as smalti wrote it"
         )
     try:
-        return image, Drawing.model_validate_json(text)
+        return Drawing.model_validate_json(text)
     except ValidationError as error:
         problem = first_problem(error, show_value=False)
         raise InvalidInputError(
@@ -296,7 +316,11 @@ def read_drawing(content: bytes) -> tuple[Image.Image, Drawing]:
 
 def slug(prompt: str, max_bytes: int = 60) -> str:
     """Returns a file name for a prompt: its letters and digits, joined by hyphens."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).lower())
+    text = unicodedata.normalize("NFKC", prompt).lower()
+    # The vowel signs of Hindi and Thai are marks, which \w does not match.
+    words = "".join(
+        each if each == "_" or unicodedata.category(each)[0] in "LMN" else " " for each in text
+    ).split()
     name = ""
     for word in words:
         joined = f"{name}-{word}" if name else word[:max_bytes]
@@ -307,7 +331,7 @@ def slug(prompt: str, max_bytes: int = 60) -> str:
 
 
 def save_png(folder: Path, stem: str, content: bytes) -> Path:
-    """Writes a PNG file atomically, without ever replacing another picture.
+    """Writes a PNG file atomically, without ever replacing another file, whoever writes to the folder meanwhile.
 
     If a file with this name and the same content exists, it stays. If its content is another (because of other
     parameters, say), the new file gets a number after its name.
@@ -316,10 +340,10 @@ def save_png(folder: Path, stem: str, content: bytes) -> Path:
     number = 1
     while True:
         path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        if not path.exists():
-            write_atomically(path, content)
+        # Looked for first, since in a long series most names are taken.
+        if not os.path.lexists(path) and create_file(path, content):
             return path
-        if path.read_bytes() == content:
+        if path.is_file() and path.read_bytes() == content:
             return path
         number += 1
 

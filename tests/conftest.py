@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psutil
 import pytest
 
@@ -44,6 +45,17 @@ os.environ.pop("SMALTI_SERVER", None)
 
 # Inherited by every process that a test starts, so that one that outlives its parent is still found.
 ME = os.environ["PYTEST_PROCESS"] = str(os.getpid())
+
+# The same examples in every run, on every machine, however busy it is; nothing is kept between runs.
+hypothesis.settings.register_profile(
+    "smalti",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("smalti")
 
 # Before any module with shapes is imported.
 check_annotations()

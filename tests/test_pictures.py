@@ -1,5 +1,8 @@
 """Pictures and their files."""
 
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,8 @@ def test_file_never_replaces_another_picture(tmp_path: Path) -> None:
         ("word " * 40, "-".join(["word"] * 12)),
         ("x" * 500, "x" * 60),
         ("日本", "日本"),
+        ("पूर्ण चंद्रमा", "पूर्ण-चंद्रमा"),
+        ("snake_case, cafés", "snake_case-cafés"),
     ],
 )
 def test_slug_is_a_safe_file_name(prompt: str, name: str) -> None:
@@ -79,7 +84,7 @@ def test_files_without_a_drawing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no such file"):
         load_drawing(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(InvalidInputError, match="cannot be read as a picture"):
+    with pytest.raises(InvalidInputError, match=r"text\.png: must be a picture in PNG format"):
         load_drawing(tmp_path / "text.png")
     picture().save(tmp_path / "plain.png")
     with pytest.raises(InvalidInputError, match="does not record how it was made"):
@@ -88,6 +93,10 @@ def test_files_without_a_drawing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(damaged)
     with pytest.raises(InvalidInputError, match="its record is damaged: seed: "):
         load_drawing(tmp_path / "damaged.png")
+    for name, value in {"candidate": 2**40, "n": 0, "candidates": -1}.items():
+        (tmp_path / "odd.png").write_bytes(png_bytes(picture(), DRAWING.model_copy(update={name: value})))
+        with pytest.raises(InvalidInputError, match=f"^like: .*odd.png: its record is damaged: {name}: "):
+            load_drawing(tmp_path / "odd.png")
 
 
 def mask(size: tuple[int, int], *holes: tuple[int, int, int, int], mode: str = "RGBA") -> bytes:
@@ -141,3 +150,37 @@ def test_masks_that_cannot_be_used_are_refused() -> None:
         with pytest.raises(InvalidInputError) as refused:
             masked_tiles(content, [whole, (64, 64)], 4, "mask")
         assert str(refused.value) == f"mask: {problem}"
+
+
+def test_of_many_that_write_one_name_none_loses_its_picture(tmp_path: Path) -> None:
+    for _ in range(10):
+        folder, gate = tmp_path / str(_), threading.Barrier(8)
+
+        def write(number: int, folder: Path = folder, gate: threading.Barrier = gate) -> Path:
+            gate.wait()
+            return save_png(folder, "a", b"picture %d" % number * 1000)
+
+        with ThreadPoolExecutor(8) as threads:
+            written = list(threads.map(write, range(8)))
+        assert [path.read_bytes()[:9] for path in written] == [b"picture %d" % number for number in range(8)]
+        assert len(list(folder.iterdir())) == 8
+
+
+def test_names_that_are_taken_by_other_things(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a-2.png").symlink_to(tmp_path / "nowhere")
+    assert save_png(tmp_path, "a", b"one").name == "a-3.png"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert [save_png(tmp_path, "a", content).name for content in (b"1", b"2", b"1")] == [
+        "a.png",
+        "a-2.png",
+        "a.png",
+    ]
+    assert len(list(tmp_path.iterdir())) == 2

@@ -18,6 +18,7 @@ from smalti import __version__
 from smalti.cli import data, doctor, evaluate, generate, models, train, up
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
+from smalti.foreign_text import check_text, printable
 
 __all__ = ["application", "run", "run_application", "run_process"]
 
@@ -91,6 +92,13 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
             if message := error.format_message():
                 say("", f"{message} Try `smalti --help`.")
             return error.exit_code
+        except UnicodeError:
+            # Names of files may have any bytes; all other arguments are texts.
+            wrong = [argument for argument in arguments if not _is_text(argument)]
+            if not wrong:
+                raise
+            say("", f"the argument {printable(wrong[0])} is not valid UTF-8")
+            return USAGE_ERROR
         except OSError as error:
             if error.filename is None and error.errno not in streams.LOST:
                 raise
@@ -105,7 +113,7 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 def say(kind: str, message: object) -> None:
     """Prints one line on standard error, however narrow the terminal: a program may read it."""
-    line = " ".join(str(message).split())
+    line = printable(" ".join(str(message).split()))
     with contextlib.suppress(OSError):
         Console(stderr=True, highlight=False).print(f"smalti: {kind}{line}", markup=False, soft_wrap=True)
 
@@ -120,3 +128,11 @@ def _lost(error: OSError) -> int:
         return NOT_READ
     say("", f"the output cannot be written ({error.strerror})")
     return USAGE_ERROR
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        check_text(argument, "argument")
+    except SmaltiError:
+        return False
+    return True

@@ -13,6 +13,8 @@ from smalti.cli.extras import require_training
 from smalti.entrance import signals
 from smalti.errors import InvalidInputError
 from smalti.files import atomic_path
+from smalti.foreign_text import printable
+from smalti.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from smalti.training.data.report import Report
@@ -48,6 +50,7 @@ def build(
 ) -> None:
     """Build the shipped data set from pinned packages: the same packages give the same bytes."""
     _require_training()
+    check_folder(out, inputs={"packages": packages, "world": world}, overwrite=overwrite)
     from smalti.training.data.world.building import build as build_data
     from smalti.training.data.world.description import SHIPPED, load_description
     from smalti.training.data.world.packages.pictograms import install_packages
@@ -79,6 +82,7 @@ def compose(
     from smalti.training.data.report import contact_sheet
     from smalti.training.data.world.composition import CompositionDataset, World
 
+    check_file(out, inputs={"world": world})
     dataset = CompositionDataset(World.load(world, resolution), seed, split)
     pictures, captions = dataset.find(containing, start, count)
     try:
@@ -106,6 +110,7 @@ def import_(
     from smalti.training.data.configuration import ImportSettings, load_import_settings
     from smalti.training.data.importing import import_pictures
 
+    check_folder(out, inputs={"source": source, "config": config}, overwrite=overwrite)
     settings = load_import_settings(config) if config else ImportSettings()
     with _progress("Reading pictures") as advance:
         report = import_pictures(source, out, settings, overwrite, lambda count: advance(count, None))
@@ -123,6 +128,7 @@ def encode(
     from smalti.models.vqgan import VQGAN
     from smalti.training.data.encoding import encode_pictures
 
+    check_folder(out, inputs={"data": data, "vqgan": vqgan}, overwrite=overwrite)
     model = VQGAN.load(vqgan)
     with _progress("Encoding") as advance:
         counts = encode_pictures(
@@ -155,8 +161,10 @@ def _show(report: "Report", out: Path) -> None:
     for split, count in report.counts.get("split", {}).items():
         print(f"{split}: {count:,}")
     if report.problems:
-        print(f"not used: {len(report.problems):,}, all listed in {out / 'report.json'}")
-    print(f"report: {out / 'report.md'}")
+        print(f"not used: {len(report.problems):,}, all listed in {printable(str(out / 'report.json'))}")
+    for kind, (count, example) in sorted(report.left_out.items()):
+        print(f"taken out of captions: {kind}, {count:,} times, such as {printable(example)}")
+    print(f"report: {printable(str(out / 'report.md'))}")
 
 
 __all__ = ["register"]

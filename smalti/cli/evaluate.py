@@ -14,6 +14,7 @@ from smalti.devices import check_flags
 from smalti.entrance import signals
 from smalti.errors import SmaltiError
 from smalti.files import write_atomically
+from smalti.outputs import Inputs, check_file, open_folder
 from smalti.parameters import check_diversity
 from smalti.registry import library
 
@@ -72,17 +73,19 @@ def evaluate(
     from smalti.training.evaluation.questions import SHEET_PROMPTS
 
     shown = sheet_prompts or SHEET_PROMPTS
-    observations(out / PAGE)  # Fails before the work if the existing page cannot be kept.
-    earlier = load_earlier(before) if before is not None else None
-    network = FeatureNetwork.load()
-    with (
-        _opened(model, judge, data, slots) as (pipeline, world, known),
-        _progress("Drawing", count_prompts(world, shown, prompts_per_kind)) as advance,
-    ):
-        quality, sheets = measure(
-            pipeline, known, network, world, prompts_per_kind, sheet_prompts=shown, advance=advance
-        )
-    page = write_page(out, quality, sheets, earlier)
+    inputs: Inputs = {"judge": judge, "data": data, "model": library.find(model).path}
+    with open_folder(out, inputs=inputs) as opened:
+        observations(out / PAGE)  # Fails before the work if the existing page cannot be kept.
+        earlier = load_earlier(before) if before is not None else None
+        network = FeatureNetwork.load()
+        with (
+            _opened(model, judge, data, slots) as (pipeline, world, known),
+            _progress("Drawing", count_prompts(world, shown, prompts_per_kind)) as advance,
+        ):
+            quality, sheets = measure(
+                pipeline, known, network, world, prompts_per_kind, sheet_prompts=shown, advance=advance
+            )
+        page = write_page(opened.path, quality, sheets, earlier)
     for kind, result in quality.kinds.items():
         best = result.shares["best"].everything
         print(f"{kind.replace('_', ' ')}: {best.value:.1%} of the best {quality.counts.n} are right")
@@ -122,6 +125,8 @@ def sweep(
     from smalti.training.evaluation.sweep import sweep as measure
 
     folder = library.find(model)
+    if out is not None:
+        check_file(out, inputs={"judge": judge, "data": data, "model": folder.path})
     tried = {
         "guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "layout_share": layout_share, "layout_temperature": layout_temperature,
@@ -174,7 +179,10 @@ def card(
     from smalti.training.evaluation.model_card import write_card
 
     world = require_world(data)
-    path = write_card(library.find(model), load_description(world / WORLD_FILE), evaluated, run, docs)
+    folder = library.find(model)
+    inputs: Inputs = {"evaluated": evaluated, "data": data, **{f"run {path.name}": path for path in run}}
+    with open_folder(folder.path, inputs=inputs, field="model"):
+        path = write_card(folder, load_description(world / WORLD_FILE), evaluated, run, docs)
     print(f"card: {path}")
 
 

@@ -8,7 +8,6 @@ from smalti.cli.extras import needs_extra
 from smalti.cli.generate_output import (
     Options,
     ProgressBar,
-    check_folder,
     check_revision,
     collected_warnings,
     progress_bar,
@@ -17,6 +16,7 @@ from smalti.cli.generate_output import (
 )
 from smalti.devices import check_flags
 from smalti.entrance import signals
+from smalti.outputs import open_folder
 from smalti.parameters import check_counts, check_prompt, check_second_pass, check_seed
 from smalti.pictures import Drawing
 from smalti.registry import library
@@ -52,51 +52,51 @@ def generate(prompts: Sequence[str], original: Drawing | None, options: Options)
     recorded = original or folder.defaults
     vary = recorded.vary if options.vary is None else options.vary
     diversity = recorded.diversity if options.diversity is None else options.diversity
-    check_folder(options.out)
+    # Every picture is created under a name of its own, so others may write there too.
+    with open_folder(options.out, inputs={"model": folder.path}, exclusive=False):
+        # Not before: importing JAX and torch takes seconds, and wrong options should be refused at once.
+        with (
+            console.status(f"Loading {folder.name} ..."),
+            signals.at_once(),
+            needs_extra("local"),
+            without_collection(),
+        ):
+            check_flags()
+            from smalti.pipeline import Pipeline
 
-    # Not before: importing JAX and torch takes seconds, and wrong options should be refused at once.
-    with (
-        console.status(f"Loading {folder.name} ..."),
-        signals.at_once(),
-        needs_extra("local"),
-        without_collection(),
-    ):
-        check_flags()
-        from smalti.pipeline import Pipeline
+            pipeline = Pipeline.load(folder.path)
+        for prompt in prompts:
+            with collected_warnings() as warned, progress_bar(console, prompt) as bar:
 
-        pipeline = Pipeline.load(folder.path)
-    for prompt in prompts:
-        with collected_warnings() as warned, progress_bar(console, prompt) as bar:
+                def show(done: int, total: int, bar: ProgressBar = bar) -> None:
+                    signals.check()
+                    bar.update(done, total)
 
-            def show(done: int, total: int, bar: ProgressBar = bar) -> None:
-                signals.check()
-                bar.update(done, total)
-
-            if original is not None and original.candidate is not None:
-                pictures = pipeline.generate_candidates(
-                    prompt,
-                    [original.candidate],
-                    seed=seed,
-                    sampling=sampling,
-                    total=counts.candidates,
-                    vary=vary,
-                    on_progress=show,
-                )
-                second_pass = check_second_pass(refine, upscale, pipeline.refiner.trained_upscale)
-                pictures = pipeline.refine(pictures, second_pass) if second_pass else pictures
-            else:
-                pictures = pipeline.generate(
-                    prompt,
-                    counts.n,
-                    counts.candidates,
-                    seed,
-                    **sampling.every_value(),
-                    vary=vary,
-                    diversity=diversity,
-                    refine=refine,
-                    upscale=upscale,
-                    **options.initial,
-                    on_progress=show,
-                )
-        signals.check()
-        write(pictures, candidates=counts.candidates, diversity=diversity, options=options, warned=warned)
+                if original is not None and original.candidate is not None:
+                    pictures = pipeline.generate_candidates(
+                        prompt,
+                        [original.candidate],
+                        seed=seed,
+                        sampling=sampling,
+                        total=counts.candidates,
+                        vary=vary,
+                        on_progress=show,
+                    )
+                    second_pass = check_second_pass(refine, upscale, pipeline.refiner.trained_upscale)
+                    pictures = pipeline.refine(pictures, second_pass) if second_pass else pictures
+                else:
+                    pictures = pipeline.generate(
+                        prompt,
+                        counts.n,
+                        counts.candidates,
+                        seed,
+                        **sampling.every_value(),
+                        vary=vary,
+                        diversity=diversity,
+                        refine=refine,
+                        upscale=upscale,
+                        **options.initial,
+                        on_progress=show,
+                    )
+            signals.check()
+            write(pictures, candidates=counts.candidates, diversity=diversity, options=options, warned=warned)

@@ -1,7 +1,6 @@
 """The output of `smalti generate`, for pictures of this process and of a gateway."""
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,20 +97,6 @@ def collected_warnings() -> Iterator[list[str]]:
         yield texts
     finally:
         warnings.showwarning = shown
-
-
-def check_folder(out: Path) -> None:
-    """Creates the folder for the pictures before the work begins.
-
-    Raises:
-        InvalidInputError: the folder cannot be created or written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError("out", f"{out}: the folder cannot be created ({error.strerror})") from None
-    if not os.access(out, os.W_OK):
-        raise InvalidInputError("out", f"{out}: the folder is not writable")
 
 
 def second_pass_of(original: Drawing | None, options: Options) -> tuple[Refinement | bool | None, int | None]:

@@ -12,7 +12,6 @@ from smalti.cli.extras import needs_extra
 from smalti.cli.generate_output import (
     Options,
     ProgressBar,
-    check_folder,
     check_revision,
     collected_warnings,
     progress_bar,
@@ -20,6 +19,7 @@ from smalti.cli.generate_output import (
     write,
 )
 from smalti.entrance import signals
+from smalti.outputs import open_folder
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
 
@@ -57,8 +57,9 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
         **options.sampling,  # type: ignore[typeddict-item]
         **options.initial,
     }
-    check_folder(options.out)
-    _run(_generate_all(server, prompts, original, options, request))
+    # Every picture is created under a name of its own, so others may write there too.
+    with open_folder(options.out, exclusive=False):
+        _run(_generate_all(server, prompts, original, options, request))
 
 
 def _run(work: Coroutine[object, object, None]) -> None:

@@ -1,7 +1,7 @@
 """`smalti train` and `smalti export`: from settings and data to checkpoints, and from those to a model folder."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from smalti.cli.extras import require_training
 from smalti.devices import check_flags, find_device
 from smalti.entrance import signals
 from smalti.errors import InvalidInputError
+from smalti.outputs import Inputs as Files
 from smalti.parameters import Defaults, check_counts, check_diversity
 from smalti.registry import library
 
@@ -228,7 +229,7 @@ def _train(
     check_flags()
     find_device()
     from smalti.training.loop.monitor import Monitor
-    from smalti.training.loop.run_folder import RunFolder, undone_on_failure
+    from smalti.training.loop.run_folder import RunFolder
     from smalti.training.loop.settings import load_settings
     from smalti.training.loop.train import train
     from smalti.training.trainers.entrance import find_trainer
@@ -238,13 +239,15 @@ def _train(
     settings = load_settings(config, trainer.settings)
     inputs = Inputs(data=data, vqgan=vqgan, model=model)
     console = Console(stderr=True)
-    with ExitStack() as stack:
-        stopping = stack.enter_context(signals.deferred())
-        with nullcontext() if resume else undone_on_failure(out):
-            run = RunFolder.resume(out, settings) if resume else RunFolder.create(out, config)
-            stack.callback(run.close)
-            with _encoding(console) as advance:
-                trainee = trainer.prepare(settings, inputs, out, advance)
+    read: Files = {"data": data, "vqgan": vqgan, "model": model}
+    with (
+        signals.deferred() as stopping,
+        RunFolder.resume(out, settings) if resume else RunFolder.create(out, config, read) as run,
+    ):
+        run.remember_data(data)
+        with _encoding(console) as advance:
+            trainee = trainer.prepare(settings, inputs, out, advance)
+        run.keep()
         monitor = Monitor(run, settings, tokens_per_step=trainee.tokens_per_step, console=console)
         end = train(trainee, settings, run, monitor, minutes)
     if end.reason == "finished":

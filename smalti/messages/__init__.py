@@ -8,7 +8,6 @@ version, and the old ones stay readable. Version 2 is open until the release 0.2
 """
 
 from smalti.messages.envelope import (
-    MAX_CANDIDATES,
     MAX_CHUNKS,
     MAX_CLOCK_SKEW_SECONDS,
     MAX_GIVEN_TOKENS,
@@ -17,7 +16,6 @@ from smalti.messages.envelope import (
     MAX_PROMPT_LENGTH,
     MAX_TO_REFINE,
     VERSION,
-    CandidateIndex,
     Chunk,
     Prompt,
     ShortText,
@@ -48,6 +46,7 @@ from smalti.messages.tasks import (
     RefineTask,
     StageTask,
 )
+from smalti.parameters import MAX_CANDIDATES, CandidateIndex
 
 __all__ = [
     "MAX_CANDIDATES",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, StringConstraints
 
 from smalti.errors import OversizedMessageError
-from smalti.parameters import FREE, Priority
+from smalti.parameters import FREE, CandidateIndex, Priority
 from smalti.storage import JobId, JobKeys
 from smalti.validation import Strict
 
@@ -25,8 +25,6 @@ MAX_CLOCK_SKEW_SECONDS: Final = 300.0
 unless the gateway has written the marker that ends its job."""
 MAX_CHUNKS = 256
 """Chunks in one message."""
-MAX_CANDIDATES = 2**20
-"""Candidate indices are below this."""
 MAX_GIVEN_TOKENS = 4096
 """Positions for which a message may give image tokens."""
 
@@ -34,7 +32,6 @@ Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LE
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Token = Annotated[int, Field(ge=FREE, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, lt=2048)]
-CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
 Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 

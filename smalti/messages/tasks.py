@@ -10,7 +10,6 @@ from smalti.messages.envelope import (
     MAX_GIVEN_TOKENS,
     MAX_IN_CHUNK,
     MAX_TO_REFINE,
-    CandidateIndex,
     Chunk,
     Envelope,
     Index,
@@ -21,7 +20,7 @@ from smalti.messages.envelope import (
     Token,
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
-from smalti.parameters import FREE, Flag, SamplingParameters, SecondPass, Seed
+from smalti.parameters import FREE, CandidateIndex, Flag, SamplingParameters, SecondPass, Seed
 from smalti.storage import ObjectRef, content_key, digest
 from smalti.validation import Strict
 

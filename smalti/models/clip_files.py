@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from smalti.errors import ModelError
+from smalti.errors import InvalidInputError, ModelError
 from smalti.files import atomic_path, write_atomically
+from smalti.foreign_text import parse_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -72,10 +73,10 @@ def load_config(folder: Path) -> dict[str, Any]:
         )
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ModelError(f"CLIP {folder}: has no {CONFIG_FILE}; give a folder that open_clip wrote") from None
-    except (OSError, ValueError) as error:
+    except (OSError, InvalidInputError) as error:
         raise ModelError(
             f"CLIP {path}: cannot be read as JSON ({first_sentence(error)}); copy it again"
         ) from None

@@ -10,6 +10,8 @@ MAX_FILE_BYTES: Final = 10 * 2**20
 """Largest file of an input picture."""
 MAX_SIDE: Final = 4096
 """Largest width and height of an input picture, in pixels."""
+MAX_PIXELS: Final = 90_000_000
+"""Most pixels of a picture; more would not fit into the memory of a process that decodes it."""
 MAX_SCANS: Final = 64
 """Most scans of a JPEG file. Encoders write about ten; each costs a pass over all pixels, and may have no content."""
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import PIL
 
 from smalti.errors import InvalidInputError
-from smalti.picture_files.header import MAX_SIDE
+from smalti.picture_files.header import MAX_PIXELS, MAX_SIDE
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 """The formats in which input pictures are accepted."""
@@ -153,14 +153,14 @@ class PictureReader:
         Raises:
             InvalidInputError: the file is damaged, or exceeds a limit.
         """
-        request = {"want": want, "side": side, "formats": list(formats), "max_side": max_side}
+        request = _request(want, side, formats, max_side)
         return self._submit(_Reading(), request, content, field).result()
 
     async def receive(
         self, content: bytes, field: str, want: str = "rgb", *, side: int | None = None
     ) -> Decoded:
         """Decodes a picture; see `read`. A task that is cancelled frees its place at once."""
-        request = {"want": want, "side": side, "formats": list(FORMATS), "max_side": MAX_SIDE}
+        request = _request(want, side, FORMATS, MAX_SIDE)
         reading = _Reading()
         future = self._submit(reading, request, content, field)
         try:
@@ -205,7 +205,7 @@ class PictureReader:
             self._children.discard(child)
             child.kill()
         if "error" in answer:
-            raise InvalidInputError(field, _problem(answer))
+            raise InvalidInputError(field, _problem(answer, request["formats"]))
         return Decoded(
             width=answer["width"],
             height=answer["height"],
@@ -219,12 +219,23 @@ class PictureReader:
         return InvalidInputError(field, f"cannot be read, since it ends the process that reads it; {REMEDY}")
 
 
-def _problem(answer: dict[str, Any]) -> str:
+def _request(want: str, side: int | None, formats: Sequence[str], max_side: int) -> dict[str, Any]:
+    return {
+        "want": want,
+        "side": side,
+        "formats": list(formats),
+        "max_side": max_side,
+        "max_pixels": MAX_PIXELS,
+    }
+
+
+def _problem(answer: dict[str, Any], formats: Sequence[str]) -> str:
     if answer["error"] == "UnidentifiedImageError":
-        return "must be a picture in PNG, JPEG or WebP format"
+        *others, last = ["WebP" if name == "WEBP" else name for name in formats]
+        return f"must be a picture in {', '.join(others)}{' or ' if others else ''}{last} format"
     if answer["error"] == "MemoryError":
         return f"needs too much memory to read; {REMEDY}"
-    return f"cannot be read: {' '.join(answer['text'].split())[:100]}"
+    return f"cannot be read: {' '.join(answer['text'].split())[:200]}"
 
 
 @functools.cache

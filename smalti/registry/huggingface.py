@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from smalti.errors import InvalidInputError, ModelError
+from smalti.outputs import whole_folder
 from smalti.registry.folder import CARD_FILE, ModelFolder
 from smalti.registry.importing import (
     DEFAULT_CLIP,
@@ -27,7 +28,6 @@ from smalti.registry.importing import (
     TEXT_FILES,
     choose_folder,
     import_model,
-    new_folder,
     raise_first,
 )
 from smalti.registry.manifest import MANIFEST_FILE, read_manifest, write_manifest
@@ -131,8 +131,10 @@ def pull_model(
         cache: folder of the cache; by default the setting.
 
     Raises:
-        InvalidInputError: the name of the model or the repository is invalid, or no licence is known.
+        InvalidInputError: the name of the model or the repository is invalid, no licence is known, or the folder cannot
+            be used.
         ModelError: the repository is not available, or does not hold a usable model.
+        SmaltiError: a file cannot be read or written.
     """
     hub = Hub(settings().offline if offline is None else offline, cache or settings().hub_cache)
     start = hub.fetch(repository, revision, (MANIFEST_FILE, CARD_FILE))
@@ -168,7 +170,7 @@ def _copy_model(
     out = choose_folder(name, out)
     # Only the listed files; their names are not patterns.
     snapshot = hub.fetch(repository, revision, [glob.escape(file) for file in manifest.files])
-    with new_folder(out) as temporary:
+    with whole_folder(out) as temporary:
         for file in manifest.files:
             if not (snapshot / file).is_file():
                 raise ModelError(f"{repository}: {file} is missing, although {MANIFEST_FILE} lists it")

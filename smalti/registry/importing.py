@@ -1,14 +1,12 @@
 """Making a model folder from original checkpoints."""
 
 import json
-import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from smalti.errors import InvalidInputError, ModelError
 from smalti.files import write_atomically
+from smalti.outputs import Inputs, check_folder, whole_folder
 from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
 from smalti.registry.manifest import check_name, clip_name
@@ -67,13 +65,15 @@ def import_model(
         defaults: default numbers of pictures and candidates.
 
     Raises:
-        InvalidInputError: the name, licence or CLIP is invalid.
-        ModelError: a part is missing, damaged or does not fit; the folder exists already or cannot be written.
+        InvalidInputError: the name, licence or CLIP is invalid, or the folder cannot be used.
+        ModelError: a part is missing, damaged or does not fit.
+        SmaltiError: a file cannot be read or written.
     """
     # JAX takes seconds to import; commands that only look models up should not wait for it.
     from smalti.registry import parts
 
-    out = choose_folder(name, out)
+    inputs: Inputs = {"bart": bart, "vqgan": vqgan, "clip": clip, "text": text}
+    out = choose_folder(name, out, inputs)
     if not licence:
         raise InvalidInputError(
             "licence", "must not be empty; state the terms under which the model may be used"
@@ -84,7 +84,7 @@ def import_model(
     transformer, codebook = parts.BART.detect(bart), parts.VQGAN.detect(vqgan)
     raise_first(find_mismatches(bart, transformer.config, codebook.config))
     raise_first(parts.find_clip_problems(clip_folder) if clip_folder else [])
-    with new_folder(out) as temporary:
+    with whole_folder(out, inputs=inputs) as temporary:
         mini = any(path.stem.endswith(MINI_SUFFIX) for path in transformer.checkpoint.files)
         _copy_text_files(text or (bart if bart.is_dir() else bart.parent), temporary / "text", mini=mini)
         raise_first(parts.find_tokenizer_problems(temporary / "text", transformer.config))
@@ -108,16 +108,16 @@ def import_model(
     return ModelFolder.open(out)
 
 
-def choose_folder(name: str, out: Path | None) -> Path:
+def choose_folder(name: str, out: Path | None, inputs: Inputs = {}) -> Path:  # noqa: B006
     """Returns the folder for a new model.
 
     Args:
         name: name of the model.
         out: the folder that the user asks for, if any.
+        inputs: what the model is made from.
 
     Raises:
-        InvalidInputError: the name is invalid.
-        ModelError: the folder exists already.
+        InvalidInputError: the name is invalid, or the folder cannot be used.
     """
     check_name(name)
     if out is None:
@@ -125,29 +125,8 @@ def choose_folder(name: str, out: Path | None) -> Path:
         if models is None:
             raise InvalidInputError("out", f"must be given: this user has no home; or set {PREFIX}MODELS")
         out = models / name
-    if out.exists():
-        raise ModelError(f"{out}: already exists; remove it, or choose another name or folder")
+    check_folder(out, inputs=inputs)
     return out
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, and renames it to `path` when the block succeeds.
-
-    If the block raises (an error, Ctrl-C, a full disk), the temporary folder is removed.
-
-    Raises:
-        ModelError: a file cannot be read or written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise ModelError(f"{error.filename or path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -1,13 +1,12 @@
 """TOML and JSON files that people write, checked by a pydantic model."""
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from smalti.errors import InvalidInputError
+from smalti.foreign_text import load_text, parse_json, parse_toml
 from smalti.validation import first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -19,10 +18,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: the file cannot be read or is not valid TOML.
     """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInputError(str(path), f"cannot be read as TOML ({error})") from None
+    return parse_toml(load_text(path), str(path))
 
 
 def load_json(path: Path) -> Any:
@@ -31,10 +27,7 @@ def load_json(path: Path) -> Any:
     Raises:
         InvalidInputError: the file cannot be read or is not valid JSON.
     """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidInputError(str(path), f"cannot be read as JSON ({error})") from None
+    return parse_json(load_text(path), str(path))
 
 
 def check_fields(path: Path, kind: type[Model], fields: object) -> Model:

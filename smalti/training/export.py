@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from smalti.errors import InvalidInputError
-from smalti.files import staged
 from smalti.models import bart
 from smalti.models.bart import DalleBart
 from smalti.models.clip import CONFIG_FILE
 from smalti.models.layers import flatten
 from smalti.models.vqgan import VQGAN
+from smalti.outputs import whole_folder
 from smalti.parameters import Defaults
 from smalti.registry.folder import ModelFolder
 from smalti.text.tokenizer import copy_text_files
@@ -67,19 +67,23 @@ def export(
         ModelError: a value is invalid, or a part is missing.
         SmaltiError: the disk is full or cannot be written.
     """
-    settings = load_run_settings(generator, GeneratorSettings)
-    vqgan = VQGAN.load(generator / VQGAN_FOLDER)
-    if tokenizer is not None:
-        given = load_vqgan(tokenizer)
-        _require_same_codes(given, vqgan, tokenizer, generator)
-        vqgan = given
-    text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
-    config = settings.config(text.vocabulary_size, vqgan.config)
-    untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
-    model = DalleBart(config, convert(stored, load_best(generator, untrained)))
-    write_clip = _clip_writer(ranker)
-    trained_refiner = None if refiner is None else load_refiner(refiner, vqgan)
-    with staged(out, overwrite) as folder:
+    with whole_folder(
+        out,
+        inputs={"generator": generator, "ranker": ranker, "tokenizer": tokenizer, "refiner": refiner},
+        overwrite=overwrite,
+    ) as folder:
+        settings = load_run_settings(generator, GeneratorSettings)
+        vqgan = VQGAN.load(generator / VQGAN_FOLDER)
+        if tokenizer is not None:
+            given = load_vqgan(tokenizer)
+            _require_same_codes(given, vqgan, tokenizer, generator)
+            vqgan = given
+        text = load_tokenizer(generator / TEXT_FOLDER, settings.model.max_text_length)
+        config = settings.config(text.vocabulary_size, vqgan.config)
+        untrained = jax.eval_shape(partial(bart.initialize, config), jax.random.key(0))
+        model = DalleBart(config, convert(stored, load_best(generator, untrained)))
+        write_clip = _clip_writer(ranker)
+        trained_refiner = None if refiner is None else load_refiner(refiner, vqgan)
         model.save(folder / "bart")
         copy_text_files(generator / TEXT_FOLDER, folder / "bart")
         VQGAN(vqgan.config, convert(stored, vqgan.params)).save(folder / "vqgan")

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from smalti.errors import InvalidInputError
-from smalti.files import staged
 from smalti.models import refiner
 from smalti.models.layers import Parameters
 from smalti.models.refiner import Refiner
 from smalti.models.vqgan import VQGAN
+from smalti.outputs import whole_folder
 from smalti.registry.folder import REFINER, ModelFolder
 from smalti.registry.importing import copy_files
 from smalti.training.loop.run_folder import load_best
@@ -62,8 +62,8 @@ def add_refiner(
         ModelError: a file of the model cannot be read.
         SmaltiError: the disk is full or cannot be written.
     """
-    trained = load_refiner(run, VQGAN.load(model.vqgan_folder))
-    with staged(out, overwrite) as folder:
+    with whole_folder(out, inputs={"model": model.path, "refiner": run}, overwrite=overwrite) as folder:
+        trained = load_refiner(run, VQGAN.load(model.vqgan_folder))
         copy_files(model.path, folder)
         if model.refiner_folder is not None:
             shutil.rmtree(folder / model.refiner_folder.relative_to(model.path))

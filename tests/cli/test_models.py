@@ -144,7 +144,7 @@ def test_import(models: Path, tiny: ModelFolder, capsys: pytest.CaptureFixture[s
         "Small.",
         "here",
     )
-    assert "again: already exists" in complaint(capsys, *words)
+    assert "again is not empty" in complaint(capsys, *words)
     assert "no such folder" in complaint(capsys, *words, "--bart", models / "none", "--out", models / "other")
 
 

@@ -22,8 +22,9 @@ MIGRATIONS = "smalti.services.gateway.database.migrations"
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti": (
         ("errors", "v1"),
+        ("foreign_text",),
         ("disclosure", "entrance", "files", "starting", "validation"),
-        ("parameters", "policy", "selection", "settings"),
+        ("outputs", "parameters", "policy", "selection", "settings"),
         ("devices", "network", "picture_files"),
         ("pictures", "telemetry"),
         ("checkpoints", "compilation", "storage"),

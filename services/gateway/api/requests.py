@@ -191,8 +191,6 @@ def _prompt(prompt: str) -> str:
         raise InvalidInputError(
             "prompt", f"must have at most {MAX_PROMPT_LENGTH} characters, got {len(prompt)}"
         )
-    if "\0" in prompt:
-        raise InvalidInputError("prompt", "must not contain the NUL character (U+0000)")
     return prompt
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import re2
 
 from smalti.errors import InvalidInputError
+from smalti.foreign_text import load_text
 from smalti.network import WatchedFiles
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 
@@ -101,9 +102,9 @@ class WordList:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(VARIABLE, f"{path} cannot be read ({error})") from None
+        text = load_text(path)
+    except InvalidInputError as error:
+        raise InvalidInputError(VARIABLE, f"{path} {error.problem}") from None
     for number, line in enumerate(text.splitlines(), 1):
         if (stripped := line.strip()) and not stripped.startswith("#"):
             yield number, stripped

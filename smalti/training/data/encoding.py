@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from smalti.errors import InvalidInputError
-from smalti.files import staged
+from smalti.outputs import whole_folder
 from smalti.training.data.pictures import pixels_of, square
 from smalti.training.data.shards import Row, ShardWriter, load_schema, read_rows, splits_in
 
@@ -59,7 +59,7 @@ def encode_pictures(
         SmaltiError: the disk is full or cannot be written.
     """
     counts: dict[str, int] = {}
-    with staged(out, overwrite) as folder:
+    with whole_folder(out, inputs={"data": data}, overwrite=overwrite) as folder:
         for split in splits_in(data):
             stored = load_schema(data, split)
             for name in (_IMAGE, "caption"):

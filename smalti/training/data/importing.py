@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from smalti.errors import InvalidInputError
-from smalti.files import staged
-from smalti.training.data.cleaning import clean_caption, size_problem, watermark_host
+from smalti.outputs import whole_folder
+from smalti.training.data.cleaning import clean, size_problem, watermark_host
 from smalti.training.data.configuration import ImportSettings
 from smalti.training.data.near_duplicates import Fingerprints
 from smalti.training.data.pictures import UnreadablePictureError, decode, pixels_of, png_bytes, square
@@ -72,8 +72,8 @@ def import_pictures(
     """
     settings = settings or ImportSettings()
     report = Report(f"Import of {source.name}")
-    records = read_source(source)
-    with staged(out, overwrite) as folder:
+    with whole_folder(out, inputs={"source": source}, overwrite=overwrite) as folder:
+        records = read_source(source)
         seen = _Seen()
         with ShardWriter(folder, _UNSPLIT, SCHEMA) as writer:
             for number, record in enumerate(records, start=1):
@@ -110,8 +110,14 @@ def _clean(entry: Entry, settings: ImportSettings, seen: _Seen, report: Report) 
     if problem:
         report.drop("clean", entry.name, problem, f"{picture.width} x {picture.height}")
         return []
-    cleaned = [clean_caption(text, settings.longest_caption) for text in entry.captions]
-    captions = list(dict.fromkeys(text for text in cleaned if text))
+    cleaned = [clean(text, settings.longest_caption) for text in entry.captions]
+    for caption in cleaned:
+        for kind, example in caption.left_out.items():
+            report.leave_out(f"{kind}s in captions", example)
+    captions = list(dict.fromkeys(caption.text for caption in cleaned if caption.text))
+    silent = [text for text, caption in zip(entry.captions, cleaned, strict=True) if not caption.text]
+    if captions and silent:
+        report.drop("clean", entry.name, "one of its captions says nothing", silent[0][:60])
     if not captions:
         report.drop("clean", entry.name, "caption that says nothing", entry.captions[0][:60])
         return []

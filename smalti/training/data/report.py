@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +31,8 @@ class Report:
     """Counts of each step, in the order of the steps."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of everything that was dropped."""
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """What was taken out of captions: how many times by kind, with the first example."""
     sheets: dict[str, Sequence[str]] = field(default_factory=dict)
     """Captions of the pictures of each contact sheet, row by row."""
 
@@ -41,6 +44,11 @@ class Report:
         """Counts something that is dropped, and adds it to the problems."""
         self.step(step)[f"dropped: {reason}"] += 1
         self.problems.append((name, f"{reason} ({detail})" if detail else reason))
+
+    def leave_out(self, kind: str, example: str) -> None:
+        """Counts something that is taken out of a caption."""
+        count, first = self.left_out.get(kind, (0, example))
+        self.left_out[kind] = (count + 1, first)
 
     def add_sheet(
         self,
@@ -57,11 +65,16 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes `report.json` and `report.md`. They name no time or place, so the same input gives the same bytes."""
-        content = {
+        content: dict[str, Any] = {
             "title": self.title,
             "counts": {step: dict(sorted(counts.items())) for step, counts in self.counts.items()},
             "problems": [{"name": name, "reason": reason} for name, reason in self.problems],
         }
+        if self.left_out:
+            content["left_out"] = {
+                kind: {"count": count, "example": example}
+                for kind, (count, example) in sorted(self.left_out.items())
+            }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / "report.json").write_text(text, "utf-8")
         (folder / "report.md").write_text(self.markdown(), "utf-8")
@@ -71,6 +84,12 @@ class Report:
         lines = [f"# {self.title}", "", "| step | what | count |", "|---|---|---|"]
         for step, counts in self.counts.items():
             lines += [f"| {step} | {what} | {count:,} |" for what, count in sorted(counts.items())]
+        if self.left_out:
+            lines += ["", "## Taken out of captions", ""]
+            lines += [
+                f"* {kind}: {count:,}, such as {_plain(example)}"
+                for kind, (count, example) in sorted(self.left_out.items())
+            ]
         if self.problems:
             lines += ["", "## Not used", ""]
             lines += [

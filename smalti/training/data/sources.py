@@ -5,24 +5,27 @@
 * a JSONL file with the same keys; `caption` may be a list;
 * webdataset tar files, one or a folder of them: `000.jpg` with `000.txt`, or `000.json` with the same keys.
 
-Something missing or unreadable appears in the stream as a `Problem` and does not end it.
+Something missing or unreadable appears in the stream as a `Problem` and does not end it. Endings of names may be in
+capitals. Names are as `printable` shows them, so that every report can hold them.
 """
 
-import csv
-import json
-import tarfile
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from smalti.errors import InvalidInputError
+from smalti.foreign_text import check_text, decode_text, parse_json, printable, reason_of
+from smalti.training.data.archives import MAX_FILE, Sample, is_metadata, read_samples
+from smalti.training.data.tables import MAX_LINE, read_table
 
-PICTURE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+PICTURE_ENDINGS = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
 _CAPTION_ENDING = ".txt"
 _RECORD_ENDING = ".json"
 _ADDRESS_KEY = "url"
-_MAX_FIELD = 1 << 20
 
 NO_CAPTION = "picture without a caption"
 NO_PICTURE = "caption without a picture"
@@ -58,7 +61,11 @@ def read_source(source: Path) -> Iterator[Record]:
         InvalidInputError: the source does not exist, or is of no known kind.
     """
     if source.is_dir():
-        archives = sorted(source.glob("*.tar"))
+        if not os.access(source, os.R_OK | os.X_OK):
+            raise InvalidInputError("source", f"{source} cannot be read: the permission is missing")
+        archives = sorted(
+            path for path in source.iterdir() if path.suffix.lower() == ".tar" and not is_metadata(path)
+        )
         return _chain(archives, _read_archive) if archives else _read_folder(source)
     if not source.is_file():
         raise InvalidInputError("source", f"{source} does not exist; give a file or a folder")
@@ -79,62 +86,60 @@ def _chain(paths: list[Path], read: Callable[[Path], Iterator[Record]]) -> Itera
 
 
 def _read_folder(folder: Path) -> Iterator[Record]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stems = {path.with_suffix("") for path in files if path.suffix.lower() in PICTURE_ENDINGS}
+    files = sorted(path for path in folder.rglob("*") if _is_file(path) and not is_metadata(path))
+    pictures = {path.with_suffix("") for path in files if path.suffix.lower() in PICTURE_ENDINGS}
+    texts = {path.with_suffix(""): path for path in reversed(files) if path.suffix.lower() == _CAPTION_ENDING}
     for path in files:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in PICTURE_ENDINGS:
-            text = path.with_suffix(_CAPTION_ENDING)
-            if not text.is_file():
-                yield Problem(name, NO_CAPTION)
+            text = texts.get(path.with_suffix(""))
+            if text is None:
+                yield Problem(printable(name), NO_CAPTION)
                 continue
             try:
-                captions = _lines(text.read_text("utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                yield Problem(text.relative_to(folder).as_posix(), UNREADABLE, str(error))
+                captions = _lines(decode_text(_load(text, MAX_LINE), "the file"))
+            except InvalidInputError as error:
+                yield Problem(printable(text.relative_to(folder).as_posix()), UNREADABLE, error.problem)
                 continue
             yield _entry(path, name, captions)
-        elif path.suffix.lower() == _CAPTION_ENDING and path.with_suffix("") not in stems:
-            yield Problem(name, NO_PICTURE)
+        elif path.suffix.lower() == _CAPTION_ENDING and path.with_suffix("") not in pictures:
+            yield Problem(printable(name), NO_PICTURE)
 
 
 def _read_table(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(_MAX_FIELD)
+    def names_picture(fields: dict[str, str]) -> bool:
+        image = fields.get("image", "")
+        return bool(image) and _is_file(path.parent / image)
+
     try:
-        # Invalid UTF-8 becomes surrogates, so that it costs one row and not the whole file.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            missing = {"image", "caption"} - set(rows.fieldnames or ())
-            if missing:
-                raise InvalidInputError("source", f"{path} must have a column {min(missing)!r}")
-            for row in rows:
-                name = f"{path.name}, line {rows.line_num}"
-                texts = [text for text in row.values() if isinstance(text, str)]
-                if all(_is_unicode(text) for text in texts):
-                    yield _from_record(path.parent, name, row)
-                else:
-                    yield Problem(name, UNREADABLE, "not valid UTF-8")
-    except (OSError, csv.Error) as error:
-        yield Problem(path.name, UNREADABLE, str(error))
+        for row in read_table(path, ("image", "caption"), names_picture):
+            name = f"{printable(path.name)}, line {row.line}"
+            if row.problem:
+                yield Problem(name, UNREADABLE, row.problem)
+            else:
+                yield _from_record(path.parent, name, row.fields)
+    except OSError as error:
+        yield Problem(printable(path.name), UNREADABLE, reason_of(error))
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                name = f"{path.name}, line {number}"
-                if not line.strip():
-                    continue
-                try:
-                    yield _from_record(path.parent, name, json.loads(line))
-                except ValueError as error:
-                    yield Problem(name, UNREADABLE, str(error))
+            number = 0
+            while line := file.readline(4 * MAX_LINE):
+                number += 1
+                name = f"{printable(path.name)}, line {number}"
+                if len(line) == 4 * MAX_LINE and not line.endswith(b"\n"):
+                    yield Problem(name, UNREADABLE, f"longer than {4 * MAX_LINE} bytes")
+                    while (line := file.readline(MAX_LINE)) and not line.endswith(b"\n"):
+                        pass
+                elif line.strip():
+                    try:
+                        yield _from_record(path.parent, name, parse_json(line, "the line"))
+                    except InvalidInputError as error:
+                        yield Problem(name, UNREADABLE, error.problem)
     except OSError as error:
-        yield Problem(path.name, UNREADABLE, str(error))
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+        yield Problem(printable(path.name), UNREADABLE, reason_of(error))
 
 
 def _from_record(folder: Path, where: str, record: Any) -> Record:
@@ -143,58 +148,70 @@ def _from_record(folder: Path, where: str, record: Any) -> Record:
     image = record.get("image")
     if not isinstance(image, str) or not image:
         return Problem(where, NO_PICTURE)
-    if not (folder / image).is_file():
-        return Problem(image, NO_PICTURE)
+    if not _is_file(folder / image):
+        return Problem(printable(image), NO_PICTURE)
     return _entry(folder / image, image, _captions(record), _address(record))
 
 
 def _read_archive(path: Path) -> Iterator[Record]:
-    """Reads a webdataset tar: the files of a sample are adjacent and share the stem of their names."""
-    # Read as a stream and never extracted, so that no name in the archive reaches the file system.
     try:
-        with tarfile.open(path, "r|") as archive:
-            sample: dict[str, bytes] = {}
-            current = ""
-            for member in archive:
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is None:
-                    continue
-                location = PurePosixPath(member.name)
-                stem, _, ending = location.name.partition(".")
-                key = (location.parent / stem).as_posix()
-                if key != current and sample:
-                    yield _from_sample(f"{path.name}: {current}", sample)
-                    sample = {}
-                current = key
-                sample[f".{ending.lower()}"] = file.read()
-            if sample:
-                yield _from_sample(f"{path.name}: {current}", sample)
-    except (OSError, tarfile.TarError, EOFError) as error:
-        yield Problem(path.name, UNREADABLE, str(error))
+        for name, sample in read_samples(path):
+            yield _from_sample(printable(f"{path.name}: {name}"), sample)
+    except InvalidInputError as error:
+        yield Problem(printable(path.name), UNREADABLE, error.problem)
 
 
-def _from_sample(name: str, sample: dict[str, bytes]) -> Record:
+def _from_sample(name: str, sample: Sample) -> Record:
     picture = next((ending for ending in sorted(sample) if ending in PICTURE_ENDINGS), None)
     if picture is None:
         return Problem(name, NO_PICTURE)
     try:
-        record = json.loads(sample.get(_RECORD_ENDING, b"{}"))
+        record = parse_json(sample.get(_RECORD_ENDING, b"{}"), "the record")
         record = record if isinstance(record, dict) else {}
-        captions = _lines(sample.get(_CAPTION_ENDING, b"").decode("utf-8")) or _captions(record)
-    except ValueError as error:
-        return Problem(name, UNREADABLE, str(error))
-    if not captions:
-        return Problem(name, NO_CAPTION)
-    return Entry(name, sample[picture], captions, _address(record))
+        captions = _lines(decode_text(sample.get(_CAPTION_ENDING, b""), "the caption")) or _captions(record)
+    except InvalidInputError as error:
+        return Problem(name, UNREADABLE, error.problem)
+    return _made(name, sample[picture], captions, _address(record))
 
 
 def _entry(path: Path, name: str, captions: tuple[str, ...], address: str | None = None) -> Record:
+    try:
+        return _made(printable(name), _load(path, MAX_FILE), captions, address)
+    except InvalidInputError as error:
+        return Problem(printable(name), UNREADABLE, error.problem)
+
+
+def _made(name: str, content: bytes, captions: tuple[str, ...], address: str | None) -> Record:
+    """Returns an entry whose texts are valid, or what is wrong with it."""
     if not captions:
         return Problem(name, NO_CAPTION)
     try:
-        return Entry(name, path.read_bytes(), captions, address)
-    except OSError as error:
+        for caption in captions:
+            check_text(caption, "the caption")
+        check_text(address or "", "the address")
+    except InvalidInputError as error:
         return Problem(name, UNREADABLE, str(error))
+    return Entry(name, content, captions, address)
+
+
+def _load(path: Path, most: int) -> bytes:
+    """Loads a file of at most so many bytes; raises `InvalidInputError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InvalidInputError("file", reason_of(error)) from None
+    if len(content) > most:
+        raise InvalidInputError("file", f"has more than {most} bytes")
+    return content
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether a file is there, under any name that a table may give, and may be looked at."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _lines(text: str) -> tuple[str, ...]:

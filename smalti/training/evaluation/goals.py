@@ -1,12 +1,12 @@
 """The goals of the shipped model, and the figures of this and of an earlier evaluation beside them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smalti.errors import InvalidInputError
+from smalti.foreign_text import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +101,10 @@ def load_earlier(path: Path) -> Mapping[str, Any]:
         InvalidInputError: the file cannot be read, or does not say which model it measures.
     """
     try:
-        figures = json.loads(path.read_text("utf-8"))
+        figures = parse_json(path.read_bytes(), "before")
     except OSError as error:
         raise InvalidInputError("before", f"{path} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except InvalidInputError:
         figures = None
     if not isinstance(figures, Mapping) or not {"model", "revision", "date"} <= set(figures):
         raise InvalidInputError("before", f"{path} must be a quality.json of `smalti evaluate`")

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import atomic_path, write_atomically
+from smalti.foreign_text import load_text
 from smalti.models.vqgan import VQGANConfig
 from smalti.registry.folder import CARD_FILE, SAMPLES_FILE, ModelFolder
 from smalti.training.data.world.description import WorldDescription
@@ -65,7 +66,7 @@ def write_card(
         quality,
         observations(evaluated / PAGE),
         recipes,
-        credits.read_text("utf-8") if credits.is_file() else "",
+        load_text(credits, "model") if credits.is_file() else "",
         repository,
     )
     try:
@@ -80,7 +81,7 @@ def write_card(
 def _read_quality(evaluated: Path) -> Quality:
     path = evaluated / FIGURES
     try:
-        return Quality.model_validate_json(path.read_text("utf-8"))
+        return Quality.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InvalidInputError(
             "evaluated", f"{path} cannot be read ({error.strerror}); make it with `smalti evaluate`"

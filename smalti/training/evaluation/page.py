@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from smalti.errors import InvalidInputError, SmaltiError
 from smalti.files import atomic_path, write_atomically
+from smalti.foreign_text import load_text
 from smalti.parameters import Counts
 from smalti.pictures import grid
 from smalti.training.evaluation.appearance import Appearance, Compared
@@ -95,7 +96,7 @@ def observations(page: Path) -> str:
     """
     if not page.exists():
         return NOTHING_SEEN
-    text = page.read_text("utf-8")
+    text = load_text(page, "out")
     _, begin, rest = text.partition(BEGIN)
     seen, end, _ = rest.partition(END)
     if not begin or not end:

@@ -1,3 +1,3 @@
 """The part of training that all trainers share: settings, steps, checkpoints, log, and the loop."""
 
-__all__ = ["monitor", "optimizers", "run_folder", "settings", "sheets", "step", "train", "trainee"]
+__all__ = ["log", "monitor", "optimizers", "run_folder", "settings", "sheets", "step", "train", "trainee"]

@@ -68,8 +68,23 @@ class Monitor:
         self._pending.append(metrics)
         self._bar.update(self._task, advance=1)
 
-    def log(self, step: int) -> None:
-        """Logs the means since the last call, with the speed and the remaining time."""
+    def unsound_step(self, step: int) -> int | None:
+        """Returns the first step since the last `log` whose loss is not finite; None if there is none.
+
+        Args:
+            step: the step that was taken last.
+        """
+        first = step - len(self._pending) + 1
+        losses = enumerate((metrics["loss"] for metrics in self._pending), start=first)
+        return next((number for number, loss in losses if not np.isfinite(np.asarray(loss)).all()), None)
+
+    def log(self, step: int) -> int | None:
+        """Logs the means since the last call, with the speed and the remaining time.
+
+        Returns:
+            the first step since the last call whose loss is not finite; None if there is none.
+        """
+        unsound = self.unsound_step(step)
         names = self._pending[0].keys()
         means = {name: float(np.mean([np.asarray(each[name]) for each in self._pending])) for name in names}
         self._pending.clear()
@@ -84,6 +99,7 @@ class Monitor:
         self._bar.update(self._task, status=status)
         self._print(f"step {step:,} of {self._settings.steps:,}  {status}")
         self._write("train", step, {**means, f"{counted}_per_second": speed})
+        return unsound
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics on held-out data."""

@@ -1,72 +1,90 @@
 """The folder of a run: its settings, checkpoints, log and sample sheets.
 
 settings.toml    copy of the settings file
+data.json        digest of the data
 checkpoints/     the newest states, from which the run can be resumed (orbax)
 best/            the weights with the smallest held-out loss, or the newest of an adversarial run (orbax)
 metrics.jsonl    every logged number
 tensorboard/     the same numbers for TensorBoard
 sheets/          sample sheets by step
+damaged/         checkpoints that could not be read
 """
 
-import errno
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from operator import itemgetter
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, Self
 
 import jax
-import orbax.checkpoint as ocp
 
-from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
+from smalti.errors import InvalidInputError, SmaltiWarning
 from smalti.files import write_atomically
+from smalti.outputs import Inputs, OpenFolder, open_folder
+from smalti.training.loop.checkpoints import Checkpoints
+from smalti.training.loop.data_digest import data_digest
+from smalti.training.loop.log import METRICS_FILE, append_record, cut_log
 from smalti.training.loop.settings import RunSettings, Settings, load_settings
 
-SETTINGS_FILE = "settings.toml"
-METRICS_FILE = "metrics.jsonl"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_KEPT = 2
+SETTINGS_FILE: Final = "settings.toml"
+DATA_FILE: Final = "data.json"
+_OF_TRAINERS: Final = (
+    "credits.md", "network.json", "text", "tokens", "vqgan", "words.json", "world.json",
+)  # fmt: skip
+"""What trainers add to the folder; see their `prepare`."""
+_PARTS: Final = (
+    SETTINGS_FILE, DATA_FILE, METRICS_FILE, "best", "checkpoints", "sheets", "tensorboard", *_OF_TRAINERS,
+)  # fmt: skip
+_KEPT: Final = 2
 
 
 class RunFolder:
-    """The folder of a run, open for training; no other process can open it meanwhile."""
+    """The folder of a run, open for training; no other process can open it meanwhile.
 
-    def __init__(self, path: Path) -> None:
-        """Opens a folder that exists; raises `InvalidInputError` if another process trains in it."""
+    If a `with` block fails before `keep` is called, what the run has added to the folder is removed.
+    """
+
+    def __init__(self, path: Path, opened: OpenFolder, stack: ExitStack) -> None:
+        """Takes over a folder that is open; `create` and `resume` open it."""
         self.path = path
-        self._lock = _locked(path)
         self.sheets = path / "sheets"
         self.tensorboard = path / "tensorboard"
-        self._newest = _manager(path / "checkpoints", _KEPT)
-        self._best = _best_manager(path / "best")
+        self._opened = opened
+        self._newest = Checkpoints(path / "checkpoints", kept=_KEPT)
+        self._best = Checkpoints.best(path / "best")
+        self._stack = stack
 
     @classmethod
-    def create(cls, path: Path, settings_file: Path) -> "RunFolder":
+    def create(cls, path: Path, settings_file: Path, inputs: Inputs = {}) -> Self:  # noqa: B006
         """Makes the folder of a new run.
 
+        Args:
+            path: the folder.
+            settings_file: the settings, which are copied.
+            inputs: what the run reads, from which the folder must be apart.
+
         Raises:
-            InvalidInputError: the folder already holds a run, or cannot be written.
+            InvalidInputError: the folder already holds a run, or cannot be used.
+            SmaltiError: a file cannot be read or written.
         """
         if (path / SETTINGS_FILE).exists():
             raise InvalidInputError(
                 "out", f"{path} already holds a run; continue it with --resume, or give another folder"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            opened = stack.enter_context(
+                open_folder(path, inputs=inputs, may_hold_inputs=False, undone=_PARTS)
+            )
             (path / "sheets").mkdir(exist_ok=True)
             write_atomically(path / SETTINGS_FILE, settings_file.read_bytes())
-        except OSError as error:
-            raise InvalidInputError(
-                "out", f"{path}: the folder cannot be written ({error.strerror})"
-            ) from None
-        return cls(path)
+            run = cls(path, opened, stack)
+            run._stack = stack.pop_all()
+            return run
 
     @classmethod
-    def resume(cls, path: Path, settings: RunSettings) -> "RunFolder":
+    def resume(cls, path: Path, settings: RunSettings) -> Self:
         """Opens the folder of a run to continue it.
 
         Raises:
@@ -80,27 +98,56 @@ class RunFolder:
                     name,
                     f"the run in {path} was started with {theirs[name]!r}; a resumed run must keep it, not {value!r}",
                 )
-        return cls(path)
+        with ExitStack() as stack:
+            run = cls(path, stack.enter_context(open_folder(path)), stack)
+            run._stack = stack.pop_all()
+            return run
+
+    def remember_data(self, data: Path) -> None:
+        """Keeps a digest of the data of a new run; checks that a resumed one still has the same data.
+
+        Raises:
+            InvalidInputError: the data has changed since the run began.
+        """
+        file, digest = self.path / DATA_FILE, data_digest(data)
+        if not file.is_file():
+            write_atomically(file, json.dumps({"digest": digest}) + "\n")
+            return
+        try:
+            before = json.loads(file.read_bytes())["digest"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            warnings.warn(f"{file} is damaged; the data is not compared", SmaltiWarning, stacklevel=2)
+            return
+        if before != digest:
+            raise InvalidInputError(
+                "data",
+                f"{data} is not the data that the run in {self.path} began with, or has changed since; give that data, "
+                "or start a new run",
+            )
+
+    def keep(self) -> None:
+        """Keeps the folder from now on, even if the block fails."""
+        self._opened.keep()
 
     @property
     def newest_step(self) -> int | None:
         """Step of the newest checkpoint; None before the first one."""
-        return self._newest.latest_step()
+        return self._newest.newest_step
 
     @property
     def best_value(self) -> float:
         """Value of the best weights so far, the smallest; infinite before the first evaluation."""
-        step = self._best.latest_step()
-        return float("inf") if step is None else float(self._best.metrics(step)["loss"])
+        return self._best.smallest_loss()
 
     def restore(self, like: Any) -> Any:
-        """Returns the newest state, with the types and devices of `like`.
+        """Returns the newest state that can be read, with the types and devices of `like`; `newest_step` is its step.
+
+        Warns if a checkpoint is damaged and an older one is used.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or belongs to another model.
+            CheckpointError: every checkpoint is damaged, or the newest belongs to another model.
         """
-        step = self.newest_step
-        return _restore(self._newest, step, like, self.path / "checkpoints")
+        return self._newest.restore(like, older=True)
 
     def save(self, step: int, state: Any) -> None:
         """Writes a checkpoint, then deletes the oldest one.
@@ -108,61 +155,39 @@ class RunFolder:
         Raises:
             SmaltiError: the disk is full or cannot be written; earlier checkpoints stay intact.
         """
-        self._save(self._newest, step, state, None)
+        self._newest.save(step, state)
 
     def save_best(self, step: int, weights: Any, value: float) -> None:
         """Writes weights with a smaller value than all before, usually the held-out loss; raises what `save` raises."""
-        self._save(self._best, step, weights, {"loss": value})
+        self._best.save(step, weights, {"loss": value})
 
     def append(self, record: Mapping[str, float]) -> None:
-        """Appends a line to the log."""
-        with (self.path / METRICS_FILE).open("a") as log:
-            log.write(json.dumps(record) + "\n")
+        """Appends a record to the log."""
+        append_record(self.path / METRICS_FILE, record)
 
     def cut_log(self, step: int) -> None:
         """Removes later steps from the log: a run that was killed continues from its newest checkpoint."""
         log = self.path / METRICS_FILE
-        if log.exists():
-            kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_atomically(log, "".join(f"{line}\n" for line in kept))
+        if damaged := cut_log(log, step):
+            lines = "a damaged line was" if damaged == 1 else f"{damaged} damaged lines were"
+            warnings.warn(f"{log}: {lines} removed", SmaltiWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Closes the checkpoint managers, and lets other processes open the folder."""
+        """Closes the folder, and lets other processes open it."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._newest.close()
         self._best.close()
-        os.close(self._lock)
-
-    def _save(
-        self, manager: ocp.CheckpointManager, step: int, tree: Any, metrics: dict[str, float] | None
-    ) -> None:
-        try:
-            manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics, force=True)
-        except Exception as error:  # orbax passes on errors of the file system and of tensorstore.
-            # A partial checkpoint has another name and only takes up space.
-            for partial in Path(manager.directory).glob(f"{step}.*"):
-                shutil.rmtree(partial, ignore_errors=True)
-            raise SmaltiError(
-                f"{manager.directory}: the checkpoint of step {step} cannot be written ({_reason(error)}); "
-                f"the newest one is that of step {manager.latest_step()}"
-            ) from error
-
-
-@contextmanager
-def undone_on_failure(path: Path) -> Iterator[None]:
-    """Removes what the block has added to a folder if the block raises, so that no useless run stays behind."""
-    before = set(path.iterdir()) if path.is_dir() else None
-    try:
-        yield
-    except BaseException:
-        if before is None:
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            for added in set(path.iterdir()) - before:
-                if added.is_dir():
-                    shutil.rmtree(added, ignore_errors=True)
-                else:
-                    added.unlink(missing_ok=True)
-        raise
+        self._stack.__exit__(kind, error, traceback)
 
 
 def load_best(path: Path, like: Any) -> Any:
@@ -179,16 +204,15 @@ def load_best(path: Path, like: Any) -> Any:
     _settings_file(path)
     if not (path / "best").is_dir():
         raise InvalidInputError("run", f"{path} has no evaluated checkpoint yet; train it for longer")
-    manager = _best_manager(path / "best")
-    step = manager.latest_step()
-    if step is None:
-        raise InvalidInputError("run", f"{path} has no evaluated checkpoint yet; train it for longer")
+    best = Checkpoints.best(path / "best")
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     try:
-        return _restore(manager, step, like, path / "best")
+        if best.newest_step is None:
+            raise InvalidInputError("run", f"{path} has no evaluated checkpoint yet; train it for longer")
+        return best.restore(like)
     finally:
-        manager.close()
+        best.close()
 
 
 def load_run_settings(path: Path, kind: type[Settings]) -> Settings:
@@ -200,78 +224,8 @@ def load_run_settings(path: Path, kind: type[Settings]) -> Settings:
     return load_settings(_settings_file(path), kind)
 
 
-def _locked(folder: Path) -> int:
-    """Locks a folder; returns the descriptor that holds the lock until it is closed, also by the end of the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InvalidInputError(
-            "out", f"another process trains in {folder}; wait for its end, or give another folder"
-        ) from None
-    return descriptor
-
-
 def _settings_file(path: Path) -> Path:
     file = path / SETTINGS_FILE
     if not file.is_file():
         raise InvalidInputError("run", f"{path} holds no run: {SETTINGS_FILE} is missing")
     return file
-
-
-def _best_manager(folder: Path) -> ocp.CheckpointManager:
-    return _manager(folder, 1, best_fn=itemgetter("loss"), best_mode="min")
-
-
-def _manager(folder: Path, kept: int, **options: Any) -> ocp.CheckpointManager:
-    # Synchronous, so that an error appears at its own step and an existing checkpoint is always complete.
-    chosen = ocp.CheckpointManagerOptions(
-        max_to_keep=kept, create=True, enable_async_checkpointing=False, **options
-    )
-    # The explicit handler makes `item_metadata` work, which `_restore` calls.
-    handler = ocp.StandardCheckpointHandler()
-    return ocp.CheckpointManager(folder.resolve(), item_handlers=handler, options=chosen)
-
-
-def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any, folder: Path) -> Any:
-    try:
-        different = _different(manager.item_metadata(step).tree, like)
-    except Exception:  # The checkpoint is damaged; restoring it says how.
-        different = None
-    if different is not None:
-        raise CheckpointError(f"{folder}: the checkpoint belongs to another model: {different}")
-    try:
-        restored = manager.restore(step, args=ocp.args.StandardRestore(like))
-    except Exception as error:  # orbax raises ValueError, KeyError and others for a tree that does not match.
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{folder}: the checkpoint is damaged or belongs to another model ({reason})"
-        ) from error
-    return restored
-
-
-def _different(stored: Any, like: Any) -> str | None:
-    """Names the first array of a checkpoint with another shape; orbax itself would fail halfway through reading."""
-    shapes = {path: tuple(leaf.shape) for path, leaf in _arrays(stored)}
-    for path, leaf in _arrays(like):
-        if shapes.get(path, leaf.shape) != tuple(leaf.shape):
-            return f"{path} has the shape {shapes[path]}, not {tuple(leaf.shape)}"
-    return None
-
-
-def _arrays(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the arrays of a tree with their paths; a named tuple has the paths of the mapping that is stored."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if hasattr(leaf, "shape"):
-            yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def _reason(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return "the disk is full"
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
-    return "the disk is full" if "No space left" in text or "File too large" in text else text[:200]

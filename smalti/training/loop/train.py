@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from smalti.entrance import signals
+from smalti.errors import SmaltiError
 from smalti.training.loop.monitor import Monitor
 from smalti.training.loop.run_folder import RunFolder
 from smalti.training.loop.settings import RunSettings
@@ -38,12 +39,13 @@ def train(
         minutes: time after which to save and stop; None for no limit.
 
     Raises:
-        SmaltiError: a checkpoint cannot be read or written.
+        SmaltiError: a checkpoint cannot be read or written, or the loss is not finite; no checkpoint is written after
+            such a loss.
     """
     started = time.monotonic()
-    step, best = run.newest_step or 0, run.best_value
     if run.newest_step is not None:
         trainee.state = run.restore(trainee.state)
+    step, best = run.newest_step or 0, run.best_value
     run.cut_log(step)
     saved = step
     with signals.deferred() as stopping, monitor.watch(step, minutes):
@@ -53,8 +55,10 @@ def train(
             step += 1
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
-                monitor.log(step)
+                _check(monitor.log(step), saved)
             over = stopping.requested or (minutes is not None and time.monotonic() - started > 60 * minutes)
+            if over or any(step % every == 0 for every in (settings.evaluate_every, settings.save_every)):
+                _check(monitor.unsound_step(step), saved)
             with monitor.aside():
                 if step % settings.evaluate_every == 0 or last:
                     measured = trainee.evaluate()
@@ -71,3 +75,17 @@ def train(
     if step == settings.steps:
         return TrainingEnd(saved, "finished")
     return TrainingEnd(saved, "interrupted" if stopping.requested else "time")
+
+
+def _check(unsound: int | None, saved: int) -> None:
+    """Raises `SmaltiError` if the loss of a step was not finite: all weights after it are lost."""
+    if unsound is not None:
+        kept = (
+            f"the newest checkpoint is from before, of step {saved}"
+            if saved
+            else "there is no checkpoint yet"
+        )
+        raise SmaltiError(
+            f"the loss of step {unsound} is not finite, so training stops; {kept}. A resumed run would come to the "
+            "same end: start a new one with a smaller learning rate"
+        )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smalti.files import staged
+from smalti.outputs import whole_folder
 
 VQGAN_FOLDER = "vqgan"
 TEXT_FOLDER = "text"
@@ -44,5 +44,5 @@ def keep(folder: Path, write: Callable[[Path], object]) -> None:
         SmaltiError: the disk is full or cannot be written.
     """
     if not folder.is_dir():
-        with staged(folder) as partial:
+        with whole_folder(folder) as partial:
             write(partial)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, ModelError
 from smalti.files import read_json_object, write_atomically
 from smalti.models.bart import DalleBart
 from smalti.models.refiner import RefinerConfig
@@ -79,8 +79,12 @@ def load_network(run: Path) -> tuple[RefinerConfig, str]:
     """
     if not (run / NETWORK_FILE).is_file():
         raise InvalidInputError("refiner", f"{run} is not the run of a refiner: it has no {NETWORK_FILE}")
-    fields = read_json_object(run / NETWORK_FILE, f"{run / NETWORK_FILE}: missing")
-    return RefinerConfig.from_fields(fields["config"]), str(fields["codebook"])
+    file = run / NETWORK_FILE
+    fields = read_json_object(file, f"{file}: missing")
+    config, codebook = fields.get("config"), fields.get("codebook")
+    if not isinstance(config, dict) or not isinstance(codebook, str):
+        raise ModelError(f"{file}: is damaged: it must have a config and a codebook")
+    return RefinerConfig.from_fields(config), codebook
 
 
 def codebook_digest(codebook: Float[np.ndarray, "codes code_dim"]) -> str:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from harness.paths import SAMPLES
 from smalti.cli.data import register
 from smalti.errors import InvalidInputError, SmaltiError
+from smalti.outputs import MARK_FILE
 from smalti.text.vocabulary import Words
 from smalti.training.data.near_duplicates import Fingerprints
 from smalti.training.data.pictures import pixels_of
@@ -69,6 +70,7 @@ def test_the_same_input_gives_the_same_bytes(
     build(tmp_path / "elsewhere", PACKAGES, description)
     assert contents(tmp_path / "elsewhere") == contents(data)
     assert set(contents(data)) == {
+        MARK_FILE,
         "report.json",
         "report.md",
         *(f"sheets/{kind}-{split}.png" for kind in ("world", "pictograms") for split in SPLITS),
@@ -272,7 +274,7 @@ def test_commands(app: typer.Typer, tmp_path: Path, description: WorldDescriptio
             ["--count", "1", "--containing", "a cow"],
             "containing: only 0 of 1,000 captions contain 'a cow', not 1",
         ),
-        (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*cannot be written"),
+        (["--out", str(tmp_path / "no" / "sheet.png")], "out: .*there is no folder"),
     ):
         result = CliRunner().invoke(app, [*compose, *wrong])
         assert isinstance(result.exception, InvalidInputError)
@@ -338,7 +340,7 @@ def test_a_wrong_description_names_the_key(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
     path.write_text("{")
-    with pytest.raises(InvalidInputError, match="cannot be read as JSON"):
+    with pytest.raises(InvalidInputError, match="is not JSON"):
         load_description(path)
 
 

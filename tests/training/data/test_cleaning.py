@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from smalti.training.data.cleaning import clean_caption, size_problem, watermark_host
+from smalti.training.data.cleaning import clean, clean_caption, size_problem, watermark_host
+
+ENGLAND = "🏴" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng\x7f")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,26 @@ from smalti.training.data.cleaning import clean_caption, size_problem, watermark
         ('"a bird" |', "a bird"),
         ("鳥が木にいる", "鳥が木にいる"),
         ("a < b and b > c", "a < b and b > c"),
+        ("a<b then c>d", "a<b then c>d"),
+        ("1000000 candles", "1000000 candles"),
+        ("a cat, image id: 1234567", "a cat"),
+        ("猫", "猫"),
+        ("赤い", "赤い"),
+        ("猫2匹", "猫2匹"),
+        ("강", "강"),
+        ("يد", "يد"),
+        ("דג", "דג"),
+        ("घर", "घर"),
+        ("पूर्ण चंद्रमा", "पूर्ण चंद्रमा"),
+        ("แมว", "แมว"),
+        ("ёж", "ёж"),
+        ("🐱", "🐱"),
+        ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"),
+        (ENGLAND, ENGLAND),
+        ("\U0001fae9", "\U0001fae9"),  # Newer than Python 3.11.
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("\u202eמילה\u202c", "מילה"),
+        ("soft\u00adened", "softened"),
     ],
 )
 def test_captions_are_cleaned(found: str, cleaned: str) -> None:
@@ -44,6 +66,9 @@ def test_captions_are_cleaned(found: str, cleaned: str) -> None:
         "https://example.org/a",
         "<br>",
         "ab",
+        "©",
+        "猫.jpg",
+        "1000000",
     ],
 )
 def test_captions_that_say_nothing(found: str) -> None:
@@ -54,6 +79,19 @@ def test_long_captions_are_cut_between_words() -> None:
     assert clean_caption("one two three four", longest=13) == "one two three"
     assert clean_caption("one two three four", longest=12) == "one two"
     assert clean_caption("abcdefgh", longest=4) == "abcd"
+    assert clean_caption("日本語の猫です", longest=4) == "日本語の"
+    assert clean_caption("a " + "ก็" * 20, longest=9) == "a " + "ก็" * 3
+    assert clean_caption("👨\u200d👩\u200d👧" * 3, longest=7) == "👨\u200d👩\u200d👧"
+
+
+def test_what_is_left_out_is_told_with_an_example() -> None:
+    assert clean("<b>a cat</b> www.example.org #1234567 \u202e").left_out == {
+        "tag": "<b>",
+        "address": "www.example.org",
+        "stock number": "#1234567",
+        "control character": "U+202E",
+    }
+    assert clean("two cats\n\tand a dog").left_out == {}
 
 
 @given(st.text(max_size=200), st.integers(5, 50))

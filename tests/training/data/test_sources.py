@@ -1,6 +1,7 @@
 """Sources of pictures: each kind is read, and unusable entries are counted and named."""
 
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -200,5 +201,132 @@ def test_pictures_of_every_mode_are_placed_on_white() -> None:
 def test_a_picture_that_would_fill_the_memory_is_not_decoded() -> None:
     bomb = encoded(Image.new("1", (9_600, 9_600)))
     assert len(bomb) < 100_000
-    with pytest.raises(UnreadablePictureError, match="decompression bomb"):
+    with pytest.raises(UnreadablePictureError, match="has 9600 x 9600 pixels; at most 90000000 in all"):
         decode(bomb)
+
+
+def reasons(source: Path) -> list[tuple[str, str]]:
+    """Returns the captions of the entries of a source, and the names and reasons of its problems."""
+    return [
+        ("kept", record.captions[0]) if isinstance(record, Entry) else (record.name, record.reason)
+        for record in read_source(source)
+    ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_quotation_mark_costs_its_row_and_no_other(tmp_path: Path, ending: str) -> None:
+    for number in range(8):
+        (tmp_path / f"p{number}.png").write_bytes(encoded(picture(number)))
+    captions = [
+        'plain 5" nail',
+        '"quoted, whole"',
+        '"never closed',
+        "one\nin between",
+        'closed" too late',
+        '"two ""lines""\nof one caption"',
+        '"closed" and more',
+        '"last',
+    ]
+    rows = [f"p{number}.png,{caption}" for number, caption in enumerate(captions)]
+    content = "\r\n".join(["Image , caption", *rows])
+    comma = "," if ending == "csv" else "\t"
+    table = tmp_path / f"list.{ending}"
+    table.write_text(content.replace(",", comma), newline="")
+    name = f"list.{ending}, line"
+    assert reasons(table) == [
+        ("kept", 'plain 5" nail'),
+        ("kept", f"quoted{comma} whole"),
+        (f"{name} 4", "cannot be read"),
+        ("kept", "one"),
+        ("in between", "caption without a picture"),
+        ("kept", 'closed" too late'),
+        ("kept", 'two "lines"\nof one caption'),
+        (f"{name} 10", "cannot be read"),
+        (f"{name} 11", "cannot be read"),
+    ]
+
+
+def test_tables_as_programs_write_them(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(encoded(picture(1)))
+    for content in (
+        "image\tcaption\np.png\ta cät\n".encode("utf-16"),
+        b"\xef\xbb\xbfimage\tcaption\rp.png\ta c\xc3\xa4t\r",
+        "image\tcaption\n\n \t \np.png\ta cät\textra".encode(),
+    ):
+        (tmp_path / "list.TSV").write_bytes(content)
+        assert reasons(tmp_path / "list.TSV") == [("kept", "a cät")]
+    long = b"image\tcaption\np.png\t" + b"x" * (5 << 20) + b"\np.png\tgood\np.png\t\0\n"
+    (tmp_path / "list.tsv").write_bytes(long)
+    assert reasons(tmp_path / "list.tsv") == [
+        ("list.tsv, line 2", "cannot be read"),
+        ("kept", "good"),
+        ("list.tsv, line 4", "cannot be read"),
+    ]
+    (tmp_path / "none.csv").touch()
+    with pytest.raises(InvalidInputError, match="must have a column 'caption'"):
+        list(read_source(tmp_path / "none.csv"))
+
+
+def test_texts_that_no_report_can_hold(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(encoded(picture(1)))
+    deep = '{"image": "p.png", "caption": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    lines = [
+        deep,
+        '{"image": "p.png", "caption": "half \\ud83d"}',
+        '{"image": "p.png", "caption": "c", "url": "\\ud83d"}',
+        '{"image": "\\ud83d\\u0000.png", "caption": "c"}',
+        '{"image": "' + "x" * 5000 + '", "caption": "c"}',
+        '{"image": "p.png", "caption": NaN}',
+        '{"image": "p.png", "caption": "nul \\u0000"}',
+        '{"image": "p.png", "caption": ' + "9" * 5000 + "}",
+        '{"image": "p.png", "caption": "good \\ud83d\\udc31"}',
+        '{"caption": "' + "x" * (5 << 20) + '"}',
+        '{"image": "p.png", "caption": "good"}',
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    found = list(read_source(tmp_path / "list.jsonl"))
+    assert [record.captions[0] for record in found if isinstance(record, Entry)] == ["good 🐱", "good"]
+    assert len(found) == len(lines)
+    report = import_pictures(
+        tmp_path / "list.jsonl", tmp_path / "data", SETTINGS.model_copy(update={"validation": 0.0})
+    )
+    assert "0x" not in (tmp_path / "data" / "report.json").read_text()
+    assert report.counts["split"]["train"] == 2
+
+
+def test_files_of_other_systems(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "__MACOSX").mkdir(parents=True)
+    photo, latin = encoded(picture(1), "JPEG"), os.fsdecode(b"caf\xe9")
+    files = {
+        "fox.JPG": photo, "fox.TXT": b"a fox", "._fox.JPG": b"Mac OS X", "._fox.TXT": b"Mac OS X", ".DS_Store": b"x",
+        "__MACOSX/fox.JPG": b"x", f"{latin}.png": photo, f"{latin}.txt": b"a coffee", "a\nb.jpeg": photo,
+        "a\nb.txt": "\ufeffa line".encode("utf-16-le"), "silent\n\x1b.jpg": photo,
+    }  # fmt: skip
+    for name, content in files.items():
+        (source / name).write_bytes(content)
+    assert sorted(reasons(source)) == [
+        ("kept", "a coffee"),
+        ("kept", "a fox"),
+        ("kept", "a line"),
+        ("silent\\x0a\\x1b.jpg", "picture without a caption"),
+    ]
+    assert {record.name for record in read_source(source) if isinstance(record, Entry)} == {
+        "a\\x0ab.jpeg",
+        "caf\\xe9.png",
+        "fox.JPG",
+    }
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "MAC.TAR", "w") as archive:
+        for name, content in files.items():
+            add_file(archive, name, content)
+        sparse = tarfile.TarInfo("huge.png")
+        sparse.size = 0
+        archive.addfile(sparse)
+    (shards / "._MAC.TAR").write_bytes(b"Mac OS X")
+    assert [record for record in reasons(shards) if record[0] == "kept"] == [
+        ("kept", "a fox"),
+        ("kept", "a coffee"),
+        ("kept", "a line"),
+    ]

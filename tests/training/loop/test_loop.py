@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from smalti.errors import CheckpointError, InvalidInputError, SmaltiError
+from smalti.errors import CheckpointError, InvalidInputError, SmaltiError, SmaltiWarning
 from smalti.models.layers import Parameters
 from smalti.training.loop.monitor import Monitor
 from smalti.training.loop.run_folder import RunFolder, load_best, load_run_settings
@@ -283,10 +283,84 @@ def test_two_trainings_at_once_in_one_folder_are_refused(
 ) -> None:
     out = tmp_path / "run"
     run = RunFolder.create(out, file)
-    with pytest.raises(InvalidInputError, match=r"out: another process trains in .*; wait for its end"):
+    with pytest.raises(
+        InvalidInputError, match=r"out: .* is being written by process \d+ on .* since .*; wait for its end"
+    ):
         RunFolder.resume(out, settings)
     run.close()
     assert run_line(out, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
+
+
+def test_half_a_line_at_the_end_of_the_log_is_removed(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run_line(whole, file, settings, Line())
+    run_line(out, file, settings, Line(press=5))
+    with (out / "metrics.jsonl").open("ab") as log:
+        log.write(b'[1]\n{"step": "six"}\n\xff\x00\n{"step": 7, "train/lo')
+    with pytest.warns(SmaltiWarning, match=r"metrics\.jsonl: 4 damaged lines were removed"):
+        run_line(out, file, settings, Line(), resume=True)
+    assert curve(out) == curve(whole)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "empty"])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    tmp_path: Path, file: Path, settings: LineSettings, harm: str
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run_line(whole, file, settings, Line())
+    run_line(out, file, settings, Line(press=9))
+    steps = sorted(int(path.name) for path in (out / "checkpoints").iterdir())
+    assert steps == [8, 10]
+    for path in (out / "checkpoints" / "10").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"" if harm == "empty" else path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(SmaltiWarning, match=r"step 10 is damaged .*; the run continues .* step 8"):
+        assert run_line(out, file, settings, Line(), resume=True) == TrainingEnd(16, "finished")
+    assert curve(out) == curve(whole)
+    # Kept, since it may be readable elsewhere.
+    assert (out / "damaged" / "checkpoints-10").is_dir()
+    for path in (out / "checkpoints").glob("*/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 16 is damaged"):
+        run_line(out, file, settings, Line(), resume=True)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(
+    tmp_path: Path, file: Path, settings: LineSettings
+) -> None:
+    class Diverging(Line):
+        def step(self, number: int) -> dict[str, jax.Array]:
+            return {"loss": super().step(number)["loss"] * (math.nan if number >= 9 else 1)}
+
+    out = tmp_path / "run"
+    with pytest.raises(SmaltiError, match=r"loss of step 10 is not finite.*newest checkpoint.* of step 8"):
+        run_line(out, file, settings, Diverging())
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["4", "8"]
+    # With seldom entries in the log, it is seen before the checkpoint at the latest.
+    seldom = settings.model_copy(update={"log_every": 16})
+    file.write_text(SETTINGS.replace("log_every = 1", "log_every = 16"))
+    with pytest.raises(SmaltiError, match=r"loss of step 10 is not finite"):
+        run_line(tmp_path / "seldom", file, seldom, Diverging())
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_resumed_run_must_have_its_data(tmp_path: Path, file: Path, settings: LineSettings) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    (data / "train-00000.parquet").write_bytes(b"one")
+    with RunFolder.create(out, file) as run:
+        run.remember_data(data)
+        run.keep()
+    data.rename(tmp_path / "moved")
+    with RunFolder.resume(out, settings) as run:
+        run.remember_data(tmp_path / "moved")
+        (tmp_path / "moved" / "train-00000.parquet").write_bytes(b"two")
+        with pytest.raises(InvalidInputError, match=r"^data: .* began with, or has changed since"):
+            run.remember_data(tmp_path / "moved")
 
 
 def test_a_run_without_an_evaluation_has_nothing_to_export(

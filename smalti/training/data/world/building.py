@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Int
 from PIL import Image
 
-from smalti.files import staged
+from smalti.outputs import whole_folder
 from smalti.training.data.near_duplicates import Fingerprints
 from smalti.training.data.pictures import flatten, pixels_of, png_bytes
 from smalti.training.data.report import SHEET_PICTURES, Report
@@ -90,7 +90,7 @@ def build(
         SmaltiError: the disk is full or cannot be written.
     """
     report = Report("Data set of composed pictures and pictograms")
-    with staged(out, overwrite) as folder:
+    with whole_folder(out, inputs={"packages": packages}, overwrite=overwrite) as folder:
         _build_world(folder, packages, description, resolution, report)
         if with_pictograms:
             side = min(resolution, _PICTOGRAM_RESOLUTION)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
-from smalti.files import staged
+from smalti.outputs import whole_folder
 from smalti.training.data.encoding import BATCH, ENCODING_COLUMN, Advance, Encoder, encode_batch
 from smalti.training.data.shards import Row, ShardWriter
 from smalti.training.data.world.attributes import Attributes
@@ -64,7 +64,7 @@ def encode_compositions(
         SmaltiError: the disk is full or cannot be written, or a process that composes was ended.
     """
     counts: dict[str, int] = {}
-    with staged(out, overwrite) as folder:
+    with whole_folder(out, overwrite=overwrite) as folder:
         for dataset, count in data:
             with ShardWriter(folder, dataset.split, COMPOSITION_SCHEMA) as writer:
                 batches = -(-count // BATCH)

@@ -6,7 +6,6 @@ Pictures that would blur the names (skin tones, flags, clock faces ...) are drop
 """
 
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from smalti.errors import InvalidInputError, SmaltiError
+from smalti.foreign_text import parse_json
 
 _MANIFESTS = ("package.json", "package-lock.json", ".npmrc")
 _VARIATION_SELECTOR = "FE0F"
@@ -241,9 +241,9 @@ def load_json(path: Path) -> Any:
         InvalidInputError: the file is missing or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidInputError("packages", f"{path} cannot be read as JSON ({error})") from None
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InvalidInputError("packages", f"{path} cannot be read ({error.strerror})") from None
 
 
 def _normal(code: str) -> str:
