@@ -50,7 +50,7 @@ def test_device_that_is_there() -> None:
     ("flags", "problem"),
     [
         ("--xla_nonsense=1", "Unknown flag in XLA_FLAGS: --xla_nonsense=1"),
-        ("nonsense", 'Could not open file "nonsense"'),
+        ("/nowhere/flags", 'Could not open file "/nowhere/flags"'),
     ],
 )
 def test_flag_that_ends_the_process(flags: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:

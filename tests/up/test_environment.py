@@ -66,6 +66,7 @@ def test_system_draws_whatever_other_programs_have_set(tiny: ModelFolder, tmp_pa
         text=True,
         check=False,
         timeout=580,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     drawn = list((tmp_path / "out").glob("*.png"))
