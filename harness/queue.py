@@ -89,7 +89,7 @@ def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, 
 
 def events(settings: BrokerSettings) -> list[Message]:
     """Takes all events."""
-    return [parse(text) for text, _ in read_all(settings, "events")]
+    return [parse(text) for text, _ in read_all(settings, "smalti.events")]
 
 
 def dead(settings: BrokerSettings, stage: Stage = Stage.ENCODE) -> list[tuple[str, dict[str, Any]]]:

@@ -55,13 +55,14 @@ class RabbitMQServer(Server):
     @contextmanager
     def alarm(self) -> Iterator[None]:
         """Raises the memory alarm while the block runs: the broker then takes nothing from publishers."""
-        self._control("set_vm_memory_high_watermark", "absolute", "1")
+        self.control("set_vm_memory_high_watermark", "absolute", "1")
         try:
             yield
         finally:
-            self._control("set_vm_memory_high_watermark", "absolute", MEMORY)
+            self.control("set_vm_memory_high_watermark", "absolute", MEMORY)
 
-    def _control(self, *arguments: str) -> None:
+    def control(self, *arguments: str) -> None:
+        """Runs rabbitmqctl; raises `ServerStartError` if it fails."""
         environment = {**os.environ, **self._names, "HOME": str(self.folder)}
         command = [str(self.program.with_name("rabbitmqctl")), *arguments]
         done = subprocess.run(

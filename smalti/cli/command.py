@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, doctor, evaluate, generate, models, train, up
+from smalti.cli import data, doctor, evaluate, generate, models, queue, train, up
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 from smalti.foreign_text import check_text, printable
@@ -48,7 +48,7 @@ def application() -> typer.Typer:
         if context.invoked_subcommand is None:
             print(context.get_help())
 
-    for command in (generate, up, models, doctor, data, train, evaluate):
+    for command in (generate, up, models, doctor, queue, data, train, evaluate):
         command.register(app)
     return app
 

@@ -35,6 +35,9 @@ Index = Annotated[int, Field(ge=0, lt=2048)]
 Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 
+QUEUE_PREFIX: Final = "smalti."
+"""The beginning of the names of all queues, since other programs may use the same broker."""
+
 
 class Stage(StrEnum):
     """A step of a job; each stage has its own queues."""
@@ -123,12 +126,12 @@ class Envelope(Strict):
 
 def queue_name(stage: Stage, priority: Priority = Priority.INTERACTIVE) -> str:
     """Returns the queue of a stage and a priority; events have a single queue."""
-    return str(stage) if stage is Stage.EVENTS else f"{stage}.{priority.value}"
+    return f"{QUEUE_PREFIX}{stage}" if stage is Stage.EVENTS else f"{QUEUE_PREFIX}{stage}.{priority.value}"
 
 
 def dead_queue_name(stage: Stage) -> str:
     """Returns the dead-letter queue of a stage."""
-    return f"{stage}.dead"
+    return f"{QUEUE_PREFIX}{stage}.dead"
 
 
 def check_size(text: str | bytes) -> None:

@@ -2,6 +2,7 @@
 
 from smalti.queue.application import broker_address, celery_application, check_broker
 from smalti.queue.consumer import Consumer, consume
+from smalti.queue.dead import DeadLetter, DeadLetters, HeldLetter, LetterFilter
 from smalti.queue.delivery import Delivery, Handler
 from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
@@ -17,6 +18,8 @@ __all__ = [
     "BrokerPublisher",
     "BrokerSettings",
     "Consumer",
+    "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "DeliveryMetrics",
     "DeliveryObserver",
@@ -24,6 +27,8 @@ __all__ = [
     "HandledDelivery",
     "Handler",
     "HandlerError",
+    "HeldLetter",
+    "LetterFilter",
     "Outcome",
     "PermanentError",
     "Publisher",

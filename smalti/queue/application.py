@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 
 from smalti.errors import BrokerUnavailableError, InvalidInputError
-from smalti.messages import Stage, dead_queue_name, queue_name
+from smalti.messages import QUEUE_PREFIX, Stage, dead_queue_name, queue_name
 from smalti.network import check_key_pair, check_plaintext
 from smalti.parameters import Priority
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
@@ -24,6 +24,12 @@ from smalti.queue.signing import use_signatures
 DELIVERY_LIMIT: Final = 20
 """RabbitMQ's own limit of deliveries, a safety net behind `BrokerSettings.deliveries`: every requeue counts towards it,
 and so does a lost connection."""
+
+CONSUMER_TIMEOUT_SECONDS: Final = 24 * 3600
+"""Time after which RabbitMQ takes a message back that is not acknowledged, instead of half an hour. A worker that hangs
+is found by its heartbeat, its engine, or the lease of the gateway. RabbitMQ before 3.12 ignores it."""
+DEAD_DELIVERY_LIMIT: Final = 2_000_000_000
+"""No limit for dead letters: each look at them counts as a delivery, and RabbitMQ 4 drops a message after 20."""
 
 # Kombu imports this class, which decides the order in which queues are polled.
 QUEUE_ORDER = "smalti.queue.order:InteractiveFirst"
@@ -78,14 +84,19 @@ def make_queue(name: str, settings: BrokerSettings, *, dead: Queue | None = None
     """
     arguments: dict[str, Any] = {}
     if uses_rabbitmq(settings):
-        arguments = {"x-queue-type": "quorum"}
+        arguments = {
+            "x-queue-type": "quorum",
+            # A queue that a policy limits refuses what comes, and drops nothing.
+            "x-overflow": "reject-publish",
+            "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+            "x-consumer-timeout": CONSUMER_TIMEOUT_SECONDS * 1000,
+        }
         if dead is not None:
             arguments |= {
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": dead.name,
                 # A message leaves this queue only when the dead-letter queue has it; requires reject-publish.
                 "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
                 "x-delivery-limit": DELIVERY_LIMIT,
             }
     return DeadLetteringQueue(
@@ -184,6 +195,10 @@ def _redis_options(settings: BrokerSettings) -> dict[str, Any]:
     check_seconds = min(10.0, settings.visibility_timeout / 10)
     return {
         "visibility_timeout": settings.visibility_timeout,
+        # Others that use this database may have another visibility timeout, and would take messages back by theirs.
+        "unacked_key": f"{QUEUE_PREFIX}unacked",
+        "unacked_index_key": f"{QUEUE_PREFIX}unacked_index",
+        "unacked_mutex_key": f"{QUEUE_PREFIX}unacked_mutex",
         "unacked_restore_interval": check_seconds,
         "unacked_restore_throttle": 1,
         # One worker checks at a time. By default, the lock of a worker that is killed meanwhile would keep the others

@@ -14,15 +14,11 @@ from smalti.messages import Stage, dead_queue_name
 from smalti.queue.application import celery_application, stage_queues, task_name
 from smalti.queue.crashes.isolation import IsolationGate
 from smalti.queue.crashes.journal import WorkJournal
-from smalti.queue.delivery import (
-    DEAD_REASON_HEADER,
-    DeliveryHandler,
-    Handler,
-    ReceivedMessage,
-    UnacknowledgedError,
-)
+from smalti.queue.dead.headers import UNREADABLE, with_death
+from smalti.queue.delivery import DeliveryHandler, Handler, UnacknowledgedError
 from smalti.queue.outcomes import DeliveryObserver
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
+from smalti.queue.received import RAW, RawMessage, ReceivedMessage
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
 from smalti.queue.worker import WorkerThread
@@ -184,6 +180,7 @@ class Consumer:
                 if len(arguments) == 1 and isinstance(arguments[0], str)
                 else repr(arguments),
                 queue=queue,
+                raw=getattr(request, RAW),
                 redelivered=bool(request.delivery_info["redelivered"]),
                 redeliveries=count if isinstance(count, int) and count >= 0 else 0,
                 sent=sent if isinstance(sent, float) else None,
@@ -198,14 +195,11 @@ class Consumer:
     def _keep(self, message: KombuMessage, why: str) -> None:
         """Puts a message that Celery cannot read into the dead-letter queue, unchanged."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
-        body = message.body
-        self._publisher.publish_raw(
-            dead_queue_name(self._stage),
-            body if isinstance(body, bytes) else str(body).encode(),
-            message.content_type,
-            message.content_encoding,
-            {**(message.headers or {}), DEAD_REASON_HEADER: why[:500]},
-        )
+        raw = RawMessage.of(message)
+        # Where it came from is in the headers of none that is no task.
+        origin = str((message.delivery_info or {}).get("routing_key", ""))
+        headers = with_death(raw.headers, why=why, kind=UNREADABLE, origin=origin)
+        self._publisher.publish_received(dead_queue_name(self._stage), raw, headers)
 
 
 def _scope(stage: Stage, settings: BrokerSettings, store: ObjectStore) -> str:

@@ -29,9 +29,11 @@ from smalti.messages import Event, FailureReason, Message, Stage, StageDone, Sta
 from smalti.queue.crashes.isolation import IsolationGate
 from smalti.queue.crashes.journal import Crash, WorkJournal
 from smalti.queue.crashes.poison import PoisonRecord, PoisonRecords, work_id
+from smalti.queue.dead.headers import UNREADABLE, VERSION, with_death
 from smalti.queue.errors import GiveBackError, PermanentError, RetryError
 from smalti.queue.outcomes import UNFINISHED, Completion, DeliveryObserver, HandledDelivery, Outcome
 from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher, HoldingPublisher
+from smalti.queue.received import ReceivedMessage
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.signing import check_sender
 from smalti.queue.tracing import handling
@@ -43,8 +45,6 @@ ISOLATE_AFTER: Final = 2
 """Deliveries without an end after which a message runs alone, whether or not a crash is known."""
 MAX_BLAMED: Final = 3
 """Attempts at a message over which an engine fails, and over no other."""
-DEAD_REASON_HEADER = "smalti_why_dead"
-"""The header with the reason why a message is in a dead-letter queue."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,6 @@ class Delivery:
 Handler = Callable[[Delivery], Iterable[Message]]
 """Does the work, makes the result durable, and returns the messages to send. It may be called again for work that is
 done already. Raises a subclass of `HandlerError` when the work is not done."""
-
-
-@dataclass(frozen=True)
-class ReceivedMessage:
-    """A message as the broker delivered it."""
-
-    text: str
-    queue: str
-    redelivered: bool = False
-    """Whether the broker has delivered it before."""
-    redeliveries: int = 0
-    """Redeliveries counted so far, from its header."""
-    sent: float | None = None
-    """Unix time of its sending; None if unknown."""
-    signer: str | None = None
-    """The service whose key has signed it; None if messages are not signed."""
-    problem: str = ""
-    """Why its signature does not hold; empty if it does, or if messages are not signed."""
 
 
 class UnacknowledgedError(Exception):
@@ -165,7 +147,7 @@ class DeliveryHandler:
                 except UnknownVersionError as error:
                     completion = self._leave_to_newer(received, error)
                 except MessageError as error:
-                    completion = self._bury(received, str(error))
+                    completion = self._bury(received, str(error), UNREADABLE)
             except Exception as error:
                 known = isinstance(error, UnavailableError)
                 logger.log(
@@ -356,7 +338,7 @@ class DeliveryHandler:
     def _leave_to_newer(self, received: ReceivedMessage, error: UnknownVersionError) -> Completion:
         """Returns the message for a newer service; without one, it ends in the dead-letter queue."""
         if received.redeliveries + 1 >= self._settings.deliveries:
-            return self._bury(received, str(error))
+            return self._bury(received, str(error), VERSION)
         self.draining.wait(
             min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_max)
         )
@@ -384,16 +366,16 @@ class DeliveryHandler:
         if isinstance(message, StageTask):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
-            outcome = self._bury(received, detail).outcome
+            outcome = self._bury(received, detail, reason.value).outcome
         return Completion(outcome, reason)
 
-    def _bury(self, received: ReceivedMessage, why: str) -> Completion:
-        """Moves the message to the dead-letter queue."""
+    def _bury(self, received: ReceivedMessage, why: str, kind: str) -> Completion:
+        """Moves the message to the dead-letter queue, as it came."""
         logger.error("a message of %s goes to the dead-letter queue: %s", self._stage, why)
-        self._publisher.publish_text(
-            self._stage,
+        headers = {**received.raw.headers, REDELIVERIES_HEADER: received.redeliveries}
+        self._publisher.publish_received(
             dead_queue_name(self._stage),
-            received.text,
-            headers={REDELIVERIES_HEADER: received.redeliveries, DEAD_REASON_HEADER: why[:500]},
+            received.raw,
+            with_death(headers, why=why, kind=kind, origin=received.queue),
         )
         return Completion(Outcome.DEAD)

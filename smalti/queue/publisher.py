@@ -9,20 +9,19 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import amqp
-import redis
 from celery import Celery
 from kombu.connection import Connection
-from kombu.exceptions import KombuError
 from kombu.messaging import Producer
 from kombu.utils.uuid import uuid
 
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
+from smalti.queue.received import RawMessage
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
-from smalti.queue.transport import is_blocked
+from smalti.queue.transport import BROKER_ERRORS, describe
 
 REDELIVERIES_HEADER = "smalti_redeliveries"
 """The header that counts crashes of workers over a message, and failed attempts to read it."""
@@ -36,8 +35,6 @@ MAX_OFFERED = 64
 
 REFUSED_SECONDS = 0.05
 """Delay before a message that RabbitMQ refused is sent again."""
-
-_ERRORS = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, redis.RedisError)
 
 logger = logging.getLogger(__name__)
 
@@ -87,17 +84,6 @@ class BrokerPublisher:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._offered = 0
-        self._blocked = False
-        self._sending: set[Connection] = set()
-
-    @property
-    def blocked(self) -> bool:
-        """Whether RabbitMQ takes nothing from publishers, or took nothing of the last message: memory or disk runs out.
-
-        A caller may stop waiting for a message just before the connection does, so those in use count as well.
-        """
-        with self._lock:
-            return self._blocked or any(map(is_blocked, self._sending))
 
     def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Sends a message and waits for the confirmation; see `Publisher`."""
@@ -150,6 +136,10 @@ class BrokerPublisher:
             headers=dict(headers),
         )
         self._wait(sent, None)
+
+    def publish_received(self, queue_name: str, raw: RawMessage, headers: Mapping[str, Any]) -> None:
+        """Sends what was received, unchanged but for its headers; see `publish`."""
+        self.publish_raw(queue_name, raw.body, raw.content_type, raw.content_encoding, headers)
 
     def close(self) -> None:
         """Waits for messages that are being sent, and closes the connections."""
@@ -211,25 +201,20 @@ class BrokerPublisher:
         if connection is not None:
             try:
                 self._send_over(connection, queue_name, body, options)
-            except _ERRORS as error:
+            except BROKER_ERRORS as error:
                 self._close(connection)
                 if isinstance(error, TimeoutError):
-                    raise BrokerUnavailableError(f"the broker does not answer: {error}") from error
+                    raise BrokerUnavailableError(f"the broker does not answer: {describe(error)}") from error
             else:
                 self._idle.put(connection)
                 return
         connection = self._application.connection_for_write(heartbeat=0)
         try:
-            try:
-                connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-            except _ERRORS:
-                with self._lock:
-                    self._blocked = False  # The broker is away, so nobody knows whether it blocks.
-                raise
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self._send_over(connection, queue_name, body, options)
-        except _ERRORS as error:
+        except BROKER_ERRORS as error:
             self._close(connection)
-            raise BrokerUnavailableError(f"the broker is not available: {error}") from error
+            raise BrokerUnavailableError(f"the broker is not available: {describe(error)}") from error
         except BaseException:
             self._close(connection)
             raise
@@ -243,20 +228,13 @@ class BrokerPublisher:
         RabbitMQ refuses messages for a quorum queue without a leader, as it is for a moment after its creation.
         """
         deadline = time.monotonic() + self.settings.timeout
-        with self._lock:
-            self._sending.add(connection)
-        try:
-            while True:
-                try:
-                    return self._send_once(connection, queue_name, body, options)
-                except amqp.exceptions.MessageNacked:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(REFUSED_SECONDS)
-        finally:
-            with self._lock:
-                self._sending.discard(connection)
-                self._blocked = is_blocked(connection)
+        while True:
+            try:
+                return self._send_once(connection, queue_name, body, options)
+            except amqp.exceptions.MessageNacked:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REFUSED_SECONDS)
 
     def _send_once(
         self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
@@ -282,10 +260,11 @@ class BrokerPublisher:
 
 
 class HoldingPublisher:
-    """Publishes what follows from a message, and holds it while RabbitMQ blocks publishers.
+    """Publishes what follows from a message, and holds it while the broker takes nothing.
 
-    A broker that runs out of memory or disk space does not refuse what is sent, but lets the sender wait. To have the
-    message that is being handled delivered again would not help: it would be blocked again, and use up its deliveries.
+    To have the message that is being handled delivered again would not help: what follows from it would be refused
+    again, and a broker that refuses everything, because it is full or a replica, may not even take it back. A message
+    that comes back meanwhile, since the connection was lost, joins the one that is held.
     """
 
     def __init__(self, publisher: BrokerPublisher, draining: threading.Event, pause: float) -> None:
@@ -301,7 +280,7 @@ class HoldingPublisher:
         self._pause = pause
 
     def publish(self, message: Message) -> None:
-        """Sends a message; raises what `BrokerPublisher.publish` raises, unless the broker blocks publishers."""
+        """Sends a message; raises what `BrokerPublisher.publish` raises once the worker stops."""
         self._hold(lambda: self._publisher.publish(message))
 
     def publish_text(
@@ -310,12 +289,16 @@ class HoldingPublisher:
         """Sends the text of a message to any queue; see `publish`."""
         self._hold(lambda: self._publisher.publish_text(stage, queue_name, text, headers=headers))
 
+    def publish_received(self, queue_name: str, raw: RawMessage, headers: Mapping[str, Any]) -> None:
+        """Sends what was received, unchanged but for its headers; see `publish`."""
+        self._hold(lambda: self._publisher.publish_received(queue_name, raw, headers))
+
     def _hold(self, send: Callable[[], None]) -> None:
         while True:
             try:
                 return send()
-            except BrokerUnavailableError:
-                if not self._publisher.blocked or self._draining.is_set():
+            except BrokerUnavailableError as error:
+                if self._draining.is_set():
                     raise
-            logger.warning("the broker blocks publishers (memory or disk alarm); a message is held")
+                logger.warning("a message is held: %s", error)
             self._draining.wait(self._pause)

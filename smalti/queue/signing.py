@@ -22,13 +22,15 @@ from kombu.utils.encoding import bytes_to_str
 from pydantic import Field, ValidationError
 
 from smalti.errors import InvalidInputError, MalformedMessageError
-from smalti.messages import Event, Message, Stage
+from smalti.messages import QUEUE_PREFIX, Event, Message, Stage
 from smalti.network import warn_of_open_key
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 from smalti.validation import Strict
 
 logger = logging.getLogger(__name__)
 
+SIGNED_TYPE: Final = "application/data"
+"""The content type of signed messages."""
 SEAL: Final = "seal"
 """The argument of a Celery task that holds the seal."""
 SIGNER: Final = "signer"
@@ -80,7 +82,8 @@ def check_seal(options: Mapping[str, Any], queue: str) -> Seal:
         seal = Seal.model_validate(options.get(SEAL))
     except ValidationError:
         raise MalformedMessageError("the signature does not cover the headers") from None
-    if seal.queue != queue:
+    # A message of version 0.1 that was moved to the queue's new name is still for that queue.
+    if seal.queue not in (queue, queue.removeprefix(QUEUE_PREFIX)):
         raise MalformedMessageError(f"the message was signed for the queue {seal.queue[:64]!r}")
     return seal
 
@@ -217,7 +220,7 @@ def use_signatures(settings: BrokerSettings) -> None:
         "auth",
         serializer.serialize,
         serializer.deserialize,
-        content_type="application/data",
+        content_type=SIGNED_TYPE,
         content_encoding="utf-8",
     )
 

@@ -3,17 +3,29 @@
 Certificates are read from their files for each connection, so that renewed ones are used at the next.
 """
 
+import logging
 import ssl
 from typing import Any, Final
 
 import amqp
 import redis
+from kombu.exceptions import KombuError
 from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import base as virtual
 
+logger = logging.getLogger(__name__)
+
+BROKER_ERRORS: Final = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, redis.RedisError)
+"""What the client libraries raise. An error that the broker answers with counts as a lost connection: a replica that
+was promoted, memory, rights or a queue can be as they were a moment later, and only a new connection finds out."""
 COMPRESSION: Final = "compression"
 """The header at which kombu unpacks a body on receipt, whatever size comes out."""
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error of `BROKER_ERRORS` as one line; some have no text."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class ValkeyMessage(virtual.Message):
@@ -52,8 +64,22 @@ class ValkeyTls(redis.SSLConnection):
         return context.wrap_socket(sock, server_hostname=self.host)
 
 
+class _ValkeyQoS(kombu_redis.QoS):
+    def append(self, message: Any, delivery_tag: Any) -> None:
+        """Records who has a message; if the broker takes no record, it is handled all the same.
+
+        It is in no list any more, so that it would be lost.
+        """
+        try:
+            super().append(message, delivery_tag)
+        except BROKER_ERRORS as error:
+            logger.warning("the broker does not record that this worker has a message: %s", error)
+            virtual.QoS.append(self, message, delivery_tag)
+
+
 class _ValkeyChannel(kombu_redis.Channel):
     Message = ValkeyMessage
+    QoS = _ValkeyQoS
     connection_class_ssl = ValkeyTls
 
 
@@ -61,6 +87,8 @@ class ValkeyTransport(kombu_redis.Transport):
     """The transport for Valkey and Redis."""
 
     Channel = _ValkeyChannel
+    connection_errors = (*BROKER_ERRORS, *kombu_redis.Transport.connection_errors)
+    channel_errors = ()
 
 
 class _RabbitChannel(pyamqp.Channel):
@@ -69,25 +97,17 @@ class _RabbitChannel(pyamqp.Channel):
 
 class _RabbitConnection(pyamqp.Connection):
     Channel = _RabbitChannel
-    blocked = False
-    """Whether the broker takes nothing from publishers, because it runs out of memory or disk space."""
 
     def _on_blocked(self) -> None:
-        self.blocked = True
-
-    def _on_unblocked(self) -> None:
-        self.blocked = False
-
-
-def is_blocked(connection: Any) -> bool:
-    """Returns whether the broker takes nothing from publishers on a connection of kombu's."""
-    return bool(getattr(getattr(connection, "_connection", None), "blocked", False))
+        logger.warning("RabbitMQ takes nothing from publishers, since its memory or disk runs out")
 
 
 class RabbitTransport(pyamqp.Transport):
     """The transport for RabbitMQ."""
 
     Connection = _RabbitConnection
+    connection_errors = recoverable_connection_errors = (*BROKER_ERRORS, *pyamqp.Transport.connection_errors)
+    channel_errors = recoverable_channel_errors = ()
 
     def establish_connection(self) -> Any:
         """Connects; without `server_hostname` the library would accept a certificate for any name."""

@@ -5,13 +5,14 @@ pool, which takes messages by priority and can be abandoned while work runs, and
 cannot read, which it would drop.
 """
 
+import errno
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from celery import Celery
 from celery.bootsteps import RUN
@@ -27,8 +28,16 @@ from kombu.message import Message as KombuMessage
 from smalti.errors import SmaltiError
 from smalti.queue.instructions import find_instruction
 from smalti.queue.order import BatchTurns, is_batch_queue
+from smalti.queue.received import RAW, RawMessage
+from smalti.queue.transport import describe
 
 logger = logging.getLogger(__name__)
+
+FIRST_WAIT_SECONDS: Final = 0.25
+MAX_WAIT_SECONDS: Final = 5.0
+"""Longest wait before the worker connects again to a broker that answers with an error."""
+STEADY_SECONDS: Final = 30.0
+"""Time after which a connection has held: the next one that is lost is renewed at once."""
 
 DeadLetter = Callable[[KombuMessage, str], None]
 """Keeps a message that Celery cannot read; called with the message and the reason."""
@@ -78,6 +87,9 @@ class DeadLetteringConsumer(Consumer):
         """Takes the arguments of Celery's consumers."""
         self.unacknowledged: set[Any] = set()
         """The delivery tags of this connection whose messages are not acknowledged yet."""
+        self._short_lived = 0
+        """Connections in a row that did not hold."""
+        self._connected_at = 0.0
         super().__init__(*arguments, **options)
 
     class Blueprint(Consumer.Blueprint):
@@ -89,12 +101,30 @@ class DeadLetteringConsumer(Consumer):
             "celery.worker.consumer.consumer:Evloop",
         ]
 
+    def start(self) -> None:
+        """Consumes until the worker stops. No error ends it: without a consumer, the whole process would end."""
+        while True:
+            try:
+                return super().start()
+            except Exception as error:
+                logger.exception("consuming failed, and is begun again")
+                # What Celery does after an error that it knows.
+                if self.connection:
+                    self.on_connection_error_after_connected(error)
+                else:
+                    self.on_connection_error_before_connected(error)
+                self.on_close()
+                self.blueprint.restart(self)
+
     @staticmethod
     def loop(consumer: Consumer, *arguments: Any) -> None:
         """Runs the event loop; unreadable input costs the connection, but not the worker."""
         try:
             asynloop(consumer, *arguments)
-        except consumer.connection_errors:
+        except consumer.connection_errors as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                # At this error Celery would end.
+                raise ConnectionError(f"this process may not open more files: {error}") from error
             raise
         except Exception as error:
             logger.exception("the broker delivered something that is not a message; it is lost")
@@ -144,6 +174,9 @@ class DeadLetteringConsumer(Consumer):
                 with suppress(Exception):  # What cannot be decoded goes to Celery, which reports it below.
                     why = find_instruction(message)
                 if why is None:
+                    if isinstance(message.headers, dict):
+                        # Celery passes the headers on to the task, and nothing else that could hold it.
+                        message.headers[RAW] = RawMessage.of(message)
                     handle(message)
                 else:
                     self._keep(message, why)
@@ -174,7 +207,7 @@ class DeadLetteringConsumer(Consumer):
         """Retries until connected, at most two seconds apart."""
 
         def failed(error: BaseException, seconds: float) -> None:
-            logger.warning("the broker cannot be reached; retrying in %.1f s: %s", seconds, error)
+            logger.warning("the broker cannot be reached; retrying in %.1f s: %s", seconds, describe(error))
 
         connection.ensure_connection(
             failed,
@@ -185,13 +218,37 @@ class DeadLetteringConsumer(Consumer):
             callback=state.maybe_shutdown,
         )
         self.first_connection_attempt = False
+        self._connected_at = time.monotonic()
         return connection
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Reconnects."""
+        """Gives the connection up; waits if one after the other does not hold."""
         self.unacknowledged.clear()
         with suppress(CPendingDeprecationWarning):
             super().on_connection_error_after_connected(exc)
+        self._wait_after(exc)
+
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        """Waits: the broker takes connections, and refuses what is asked first."""
+        self._wait_after(exc)
+
+    def _wait_after(self, error: BaseException) -> None:
+        """Waits, and each time longer up to a limit, unless the connection before has held for a while."""
+        held = time.monotonic() - self._connected_at
+        self._short_lived = 0 if held > STEADY_SECONDS else self._short_lived + 1
+        if self._short_lived > 1:
+            seconds = min(FIRST_WAIT_SECONDS * 2.0 ** min(self._short_lived, 16), MAX_WAIT_SECONDS)
+            logger.warning(
+                "the broker refuses something; trying again in %.1f s: %s", seconds, describe(error)
+            )
+            self._wait(seconds)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits in the worker's thread, unless the worker stops."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            state.maybe_shutdown()
+            time.sleep(min(left, 0.1))
 
     def _keep(self, message: KombuMessage, why: str) -> None:
         if self.dead_letter is None:
@@ -200,9 +257,9 @@ class DeadLetteringConsumer(Consumer):
             self.dead_letter(message, why)
         except SmaltiError:
             logger.exception("an unreadable message goes back to its queue")
-            message.reject_log_error(logger, self.connection_errors, requeue=True)
+            message.reject(requeue=True)
         else:
-            message.ack_log_error(logger, self.connection_errors)
+            message.ack()
         self.unacknowledged.discard(message.delivery_tag)
 
 

@@ -252,7 +252,7 @@ def test_events_name_their_work() -> None:
     for event, task in ((done, encode), (progress, generate), (failed, decode)):
         assert (event.job, event.lease, event.attempt) == (task.job, task.lease, task.attempt)
         assert (event.stage, event.chunk) == (task.stage_queue, getattr(task, "chunk", None))
-        assert event.queue == "events"
+        assert event.queue == "smalti.events"
     assert encode.done(ref(encode.keys.encoding)).chunk is None
 
 

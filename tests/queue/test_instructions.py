@@ -9,11 +9,11 @@ import pytest
 
 from harness.queue import HARMLESS_WARNINGS, QueueHarness, dead, gather, task
 from smalti.queue import Outcome
-from smalti.queue.delivery import DEAD_REASON_HEADER
+from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
-QUEUE = "encode.interactive"
+QUEUE = "smalti.encode.interactive"
 HEADERS = {"task": "smalti.encode", "id": "1", "lang": "py"}
 CHAIN = {"task": "smalti.encode", "args": ["{}"], "kwargs": {}, "options": {"queue": QUEUE}}
 

@@ -48,7 +48,7 @@ from smalti.queue import (
     celery_application,
     consume,
 )
-from smalti.queue.delivery import DEAD_REASON_HEADER
+from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
 from smalti.storage import ObjectRef, content_key
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
@@ -74,9 +74,9 @@ def test_message_is_handled_and_its_followers_are_sent(queue_harness: QueueHarne
     assert consumer.stop(5)
     assert not consumer.alive
     assert {event.job for event in events(queue_harness.settings)} == set(queue_harness.begun)
-    generates = [parse(text) for text, _ in read_all(queue_harness.settings, "generate.interactive")]
+    generates = [parse(text) for text, _ in read_all(queue_harness.settings, "smalti.generate.interactive")]
     assert {message.job for message in generates} == set(queue_harness.begun)
-    assert read_all(queue_harness.settings, "encode.interactive") == []
+    assert read_all(queue_harness.settings, "smalti.encode.interactive") == []
 
 
 def test_interactive_work_goes_first_and_batch_work_does_not_starve(queue_harness: QueueHarness) -> None:
@@ -194,7 +194,7 @@ def test_expired_message_is_not_handled(queue_harness: QueueHarness) -> None:
 def test_unreadable_messages_are_dead_lettered_and_the_worker_survives(queue_harness: QueueHarness) -> None:
     publisher = queue_harness.publisher
     queue_harness.work()
-    queue = "encode.interactive"
+    queue = "smalti.encode.interactive"
     good = task().to_json()
     texts = {
         "must be a JSON object": "rubbish",
@@ -238,7 +238,7 @@ def test_pickled_message_is_not_unpickled(queue_harness: QueueHarness, tmp_path:
     headers = {"task": "smalti.encode", "id": "1", "lang": "py"}
     queue_harness.work()
     queue_harness.publisher.publish_raw(
-        "encode.interactive", body, "application/x-python-serialize", "binary", headers
+        "smalti.encode.interactive", body, "application/x-python-serialize", "binary", headers
     )
     ((_, why),) = gather(lambda: dead(queue_harness.settings), bool)
     assert "not accepted" in why[DEAD_REASON_HEADER]
@@ -254,7 +254,7 @@ def test_worker_survives_rubbish_in_valkey(valkey: ValkeyServer) -> None:
         queue_harness.work()
         client = redis.Redis(port=valkey.port)
         for rubbish in (b"\x00\xff", b"rubbish", b"{}", b"[]", b'{"body": 1}'):
-            client.lpush("encode.interactive", rubbish)
+            client.lpush("smalti.encode.interactive", rubbish)
         client.close()
         queue_harness.publisher.publish(task("good"))
         queue_harness.wait_for(Outcome.DONE)
@@ -264,7 +264,7 @@ def test_worker_survives_rubbish_in_valkey(valkey: ValkeyServer) -> None:
 
 def test_message_of_a_newer_version_waits_for_newer_services(queue_harness: QueueHarness) -> None:
     newer = task().to_json().replace('"version":2', '"version":3')
-    queue_harness.publisher.publish_text(Stage.ENCODE, "encode.interactive", newer)
+    queue_harness.publisher.publish_text(Stage.ENCODE, "smalti.encode.interactive", newer)
     queue_harness.work()
     queue_harness.wait_for(Outcome.DEAD)
     assert queue_harness.outcomes[Outcome.RETRIED] == queue_harness.settings.deliveries - 1
@@ -308,7 +308,7 @@ def test_drain_finishes_running_messages_and_leaves_the_rest(queue_harness: Queu
     assert consumer.stop(10)
     assert queue_harness.outcomes[Outcome.DONE] == 2
     assert {event.job for event in events(queue_harness.settings)} == set(queue_harness.begun)
-    waiting = [parse(text) for text, _ in read_all(queue_harness.settings, "encode.interactive")]
+    waiting = [parse(text) for text, _ in read_all(queue_harness.settings, "smalti.encode.interactive")]
     assert {message.job for message in waiting} | set(queue_harness.begun) == {
         f"j{number}" for number in range(6)
     }
@@ -334,7 +334,9 @@ def test_drain_returns_messages_that_would_take_too_long(queue_harness: QueueHar
     assert not consumer.stop(0.5)
     assert time.monotonic() - began < 10
     gather(
-        lambda: [parse(text).job for text, _ in read_all(queue_harness.settings, "encode.interactive")],
+        lambda: [
+            parse(text).job for text, _ in read_all(queue_harness.settings, "smalti.encode.interactive")
+        ],
         lambda found: set(found) == {"polite", "stubborn"},
     )
     release.set()

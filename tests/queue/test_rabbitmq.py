@@ -24,12 +24,12 @@ def test_queue_is_declared_together_with_its_dead_letter_queue(rabbitmq: RabbitM
     settings = settings_for(rabbitmq)
     clear(settings)
     with celery_application(patient(settings)).connection_for_write() as connection:
-        connection.channel().queue_delete("refine.dead")
+        connection.channel().queue_delete("smalti.refine.dead")
         publisher = BrokerPublisher(settings)
-        publisher.publish_text(Stage.REFINE, "refine.batch", "{}", timeout=WAIT)
+        publisher.publish_text(Stage.REFINE, "smalti.refine.batch", "{}", timeout=WAIT)
         publisher.close()
         # It would otherwise be there only once Smalti itself gives a message up.
-        assert connection.channel().queue_declare("refine.dead", passive=True).message_count == 0
+        assert connection.channel().queue_declare("smalti.refine.dead", passive=True).message_count == 0
     clear(settings)
 
 
@@ -37,13 +37,13 @@ def test_worker_declares_dead_letter_queues_at_its_start(rabbitmq: RabbitMQServe
     settings = settings_for(rabbitmq)
     clear(settings)
     with celery_application(patient(settings)).connection_for_write() as connection:
-        connection.channel().queue_delete("refine.dead")
+        connection.channel().queue_delete("smalti.refine.dead")
         with pytest.raises(amqp.NotFound):
-            connection.channel().queue_declare("refine.dead", passive=True)
+            connection.channel().queue_declare("smalti.refine.dead", passive=True)
         queue_harness = QueueHarness(settings)
         try:
             queue_harness.work(lambda delivery: [], stage=Stage.REFINE)
-            assert connection.channel().queue_declare("refine.dead", passive=True).message_count == 0
+            assert connection.channel().queue_declare("smalti.refine.dead", passive=True).message_count == 0
         finally:
             queue_harness.stop()
 

@@ -16,18 +16,22 @@ from kombu.message import Message as KombuMessage
 from harness.queue import HARMLESS_WARNINGS, QueueHarness, clear, dead, gather, settings_for, task
 from harness.servers import Server, ValkeyServer
 from harness.signing import certificate
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, MalformedMessageError
 from smalti.messages import Event, FailureReason, Message, Stage
 from smalti.queue import (
     BrokerPublisher,
     BrokerSettings,
+    DeadLetters,
     Delivery,
+    LetterFilter,
     Outcome,
     celery_application,
 )
 from smalti.queue.application import all_queues
-from smalti.queue.delivery import DEAD_REASON_HEADER, DeliveryHandler, ReceivedMessage
+from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
+from smalti.queue.delivery import DeliveryHandler
 from smalti.queue.publisher import REDELIVERIES_HEADER
+from smalti.queue.received import ReceivedMessage
 from smalti.queue.signing import SealingSerializer, TrustedCertificates
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
@@ -129,7 +133,7 @@ def test_signature_covers_the_headers_and_the_queue(
 ) -> None:
     settings = signing_as(emptied, trusted, "gateway")
     publish_as(emptied, trusted, "gateway", task("told"), task("moved"))
-    told, moved = take(settings, "encode.interactive")
+    told, moved = take(settings, "smalti.encode.interactive")
     counts = []
     handle = DeliveryHandler.handle
 
@@ -147,8 +151,8 @@ def test_signature_covers_the_headers_and_the_queue(
 
     try:
         # Its count of crashes would have it run alone, or even given up.
-        send("encode.interactive", told, **{REDELIVERIES_HEADER: 9})
-        send("encode.batch", moved)
+        send("smalti.encode.interactive", told, **{REDELIVERIES_HEADER: 9})
+        send("smalti.encode.batch", moved)
         # Celery's own signature, of the message alone.
         bare = BrokerPublisher(settings_for(emptied), application=celery_application(settings))
         bare.publish(task("bare"))
@@ -157,7 +161,7 @@ def test_signature_covers_the_headers_and_the_queue(
         queue_harness.wait_for(Outcome.DONE)
         assert queue_harness.begun == ["told"]
         assert reasons_of_the_dead(queue_harness.settings, Stage.ENCODE, 2) == [
-            "the message was signed for the queue 'encode.interactive'",
+            "the message was signed for the queue 'smalti.encode.interactive'",
             "the signature does not cover the headers",
         ]
         assert set(counts) == {0}
@@ -251,3 +255,49 @@ def test_trusted_files_must_say_whose_they_are_and_belong_to_their_owner(
     told = "\n".join(caplog.messages)
     assert "SMALTI_BROKER_SIGNING_KEY: others can read or change" in told
     assert "SMALTI_BROKER_SIGNING_TRUSTED: others can change what is trusted in" in told
+
+
+def test_dead_letters_keep_their_signatures_and_others_are_not_sent_again(
+    emptied: ValkeyServer, trusted: Path
+) -> None:
+    publish_as(emptied, trusted, "gateway", task("again", attempt=5))
+    queue_harness = QueueHarness(signing_as(emptied, trusted, "encoder"))
+    broken = True
+
+    def handle(delivery: Delivery) -> Iterable[Message]:
+        if broken:
+            raise ValueError("it breaks")
+        return []
+
+    letters = DeadLetters(queue_harness.settings)
+    try:
+        queue_harness.work(handle)
+        found = gather(lambda: [held.letter for held in letters.find(LetterFilter())], bool)[0]
+        assert (found.signed, found.job, found.kind) == (True, "again", "poison")
+        # What was refused because of its signature, or has none, would be accepted if this process signed it.
+        encode = "smalti.encode.dead"
+        raw = queue_harness.publisher.publish_raw
+        raw(
+            encode,
+            b'[["{}"], {}, {}]',
+            "application/json",
+            "utf-8",
+            {"task": "smalti.encode", "id": "unsigned"},
+        )
+        queue_harness.publisher.publish_text(Stage.ENCODE, encode, task("moved").to_json())
+        broken = False
+        problems = []
+        for held in letters.find(LetterFilter()):
+            try:
+                letters.replay(held, queue_harness.publisher)
+            except MalformedMessageError as error:
+                problems.append(str(error))
+        assert problems == [
+            "it is not signed, and the services accept only signed messages",
+            f"it was signed for the queue {encode}, and not for smalti.encode.interactive",
+        ]
+        queue_harness.wait_for(Outcome.DONE)
+        assert queue_harness.begun == ["again", "again"]
+        assert len(list(letters.find(LetterFilter()))) == 2
+    finally:
+        queue_harness.stop()

@@ -73,7 +73,7 @@ def test_deliveries_are_counted_by_outcome(valkey: ValkeyServer) -> None:
         publisher.publish(task("again"))
         publisher.publish(task("cancelled"))
         publisher.publish(task("late", expires=1.0))
-        publisher.publish_text(Stage.ENCODE, "encode.batch", "rubbish")
+        publisher.publish_text(Stage.ENCODE, "smalti.encode.batch", "rubbish")
         wait_until(
             lambda: (
                 sum(value("request_seconds_count", entry=QUEUE_ENTRY, outcome=each) for each in Outcome) == 5
@@ -123,17 +123,17 @@ def test_job_is_one_trace_through_the_queues(valkey: ValkeyServer, recorded: Rec
     for stage, handler in ((Stage.ENCODE, encode), (Stage.GENERATE, generate)):
         with consume(stage, handler, concurrency=1, publisher=publisher, settings=settings) as consumer:
             assert consumer.wait_until_ready(WAIT)
-            wait_until(lambda: len(read_all(settings, "events")) == 1)
+            wait_until(lambda: len(read_all(settings, "smalti.events")) == 1)
     publisher.close()
     traced.close()
 
     create = only(collector.named("create"))
     path = [create]
     for name, kind in (
-        ("send encode.interactive", "producer"),
-        ("process encode.interactive", "consumer"),
-        ("send generate.interactive", "producer"),
-        ("process generate.interactive", "consumer"),
+        ("send smalti.encode.interactive", "producer"),
+        ("process smalti.encode.interactive", "consumer"),
+        ("send smalti.generate.interactive", "producer"),
+        ("process smalti.generate.interactive", "consumer"),
     ):
         span = only(collector.named(name))
         assert (span.kind, span.parent) == (kind, path[-1].span)
@@ -147,7 +147,7 @@ def test_job_is_one_trace_through_the_queues(valkey: ValkeyServer, recorded: Rec
     put = only(collector.named("put object"))
     assert put.parent == encoded.span
     assert name_of(str(put.attributes["smalti.object.key"])) == "jobs/j1/encoding.safetensors"
-    assert {span.parent for span in collector.named("send events")} == {encoded.span, failed.span}
+    assert {span.parent for span in collector.named("send smalti.events")} == {encoded.span, failed.span}
     assert (failed.attributes["smalti.chunk"], failed.attributes["smalti.outcome"]) == (0, "failed")
     assert generated[0] is not None
     assert generated[0].traceparent.startswith(f"00-{create.trace}-{path[3].span}-")
@@ -161,13 +161,13 @@ def test_message_continues_the_trace_that_it_carries(recorded: Recording) -> Non
     with sending(task(trace=GIVEN)) as sent:
         assert sent.trace is not None
         assert sent.trace.tracestate == GIVEN.tracestate
-    with handling(task(trace=GIVEN), "encode.interactive"), sending(task()):
+    with handling(task(trace=GIVEN), "smalti.encode.interactive"), sending(task()):
         pass
     with tracing.span("other"):
         pass
     traced.close()
-    first, second = collector.named("send encode.interactive")
-    handled = only(collector.named("process encode.interactive"))
+    first, second = collector.named("send smalti.encode.interactive")
+    handled = only(collector.named("process smalti.encode.interactive"))
     assert {first.trace, second.trace, handled.trace} == {TRACE}
     assert (first.parent, handled.parent) == (GIVEN_SPAN, GIVEN_SPAN)
     assert second.parent == handled.span
@@ -176,7 +176,7 @@ def test_message_continues_the_trace_that_it_carries(recorded: Recording) -> Non
 
 def test_current_trace_is_that_of_the_message_being_handled() -> None:
     assert current_trace() is None
-    with handling(task(trace=GIVEN), "encode.interactive"):
+    with handling(task(trace=GIVEN), "smalti.encode.interactive"):
         assert current_trace() == GIVEN
     assert current_trace() is None
 
@@ -195,7 +195,7 @@ def test_traces_are_passed_on_when_nothing_is_recorded(valkey: ValkeyServer) -> 
     publisher = BrokerPublisher(settings)
     with consume(Stage.ENCODE, handle, concurrency=1, publisher=publisher, settings=settings):
         publisher.publish(task(trace=GIVEN))
-        sent = gather(lambda: read_all(settings, "generate.interactive"), bool)
+        sent = gather(lambda: read_all(settings, "smalti.generate.interactive"), bool)
     publisher.close()
     assert parse(sent[0][0]).trace == GIVEN
 
@@ -219,11 +219,14 @@ def test_log_of_a_handler_names_the_work_and_never_the_prompt(valkey: ValkeyServ
         with consume(Stage.ENCODE, handle, concurrency=4, publisher=publisher, settings=settings):
             for job in ("works", "fails", "waits", "late"):
                 publisher.publish(task(job, prompt="a secret cat", expires=1.0 if job == "late" else 4e9))
-            publisher.publish_text(Stage.ENCODE, "encode.batch", task("x", "a secret cat").to_json()[:-1])
+            publisher.publish_text(
+                Stage.ENCODE, "smalti.encode.batch", task("x", "a secret cat").to_json()[:-1]
+            )
             gather(lambda: events(settings), lambda found: len(found) == 4)
         traced.close()
         spans = {
-            span.attributes["smalti.job"]: span for span in collector.named("process encode.interactive")
+            span.attributes["smalti.job"]: span
+            for span in collector.named("process smalti.encode.interactive")
         }
     publisher.close()
     lines = written.lines

@@ -53,7 +53,7 @@ def test_service_serves_and_drains(
     assert service.end() == 0
     # The running task was finished, and the queue is empty.
     assert [type(event) for event in events(publisher.settings)] == [StageDone]
-    assert not read_all(publisher.settings, "encode.interactive")
+    assert not read_all(publisher.settings, "smalti.encode.interactive")
 
 
 def test_hanging_drain_leaves_the_message_in_its_queue(
@@ -64,7 +64,7 @@ def test_hanging_drain_leaves_the_message_in_its_queue(
     publisher.publish(task("j1", "hang"))
     wait_until(lambda: store.stat("begun/j1"))
     assert service.end() == 1
-    assert len(gather(lambda: read_all(publisher.settings, "encode.interactive"), bool)) == 1
+    assert len(gather(lambda: read_all(publisher.settings, "smalti.encode.interactive"), bool)) == 1
 
 
 def test_hanging_process_logs_its_stacks_and_exits(

@@ -230,7 +230,7 @@ def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
     [failed] = gather(lambda: events(publisher.settings), bool)
     assert isinstance(failed, Failed)
     assert failed.reason == "exhausted"
-    assert len(read_all(publisher.settings, "generate.dead")) == 1
+    assert len(read_all(publisher.settings, "smalti.generate.dead")) == 1
 
 
 def test_task_for_another_model_or_a_cancelled_job_is_refused(

@@ -162,10 +162,10 @@ def test_malformed_events_do_not_harm_jobs(valkey: ValkeyServer, stub: Any, work
     unknown = '{"version":1,"kind":"done","job":"nobody","stage":"rank","chunk":0,"expires":0,"objects":[]}'
     found: list[tuple[str, dict[str, Any]]] = []
     for text in ("rubbish", "{}"):
-        publisher.publish_text(Stage.EVENTS, "events", text)
+        publisher.publish_text(Stage.EVENTS, "smalti.events", text)
         # One after the other: the threads of the gateway bury messages in any order.
         found += gather(lambda: read_all(settings, dead_queue_name(Stage.EVENTS)), bool)
-    publisher.publish_text(Stage.EVENTS, "events", unknown)
+    publisher.publish_text(Stage.EVENTS, "smalti.events", unknown)
     publisher.close()
     with workers:
         assert watched(stub, create(stub).id).state == job_pb2.JOB_STATE_SUCCEEDED
