@@ -25,6 +25,7 @@ ROWS: Final[dict[str, Row]] = {
         workers.engine_fails,
         broker.broker_away,
         broker.alarm,
+        broker.broker_refuses,
         broker.broker_out_of_reach,
         broker.duplicates,
         broker.poison,

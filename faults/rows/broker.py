@@ -2,17 +2,21 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import redis
 
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES
 from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task
-from harness.servers import RabbitMQServer
+from harness.servers import RabbitMQServer, Server
 from harness.signing import certificate
 from harness.waiting import wait_until
 from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
@@ -67,6 +71,52 @@ def alarm(trial: Trial) -> None:
     trial.expect_states("succeeded")
     buried = [stage for stage in SERVED if dead(system.broker_settings(), stage)]
     trial.expect(not buried, f"there are dead letters of {', '.join(buried)}")
+
+
+@row(
+    "5 refuses",
+    "broker that answers with errors: a read-only replica, full (Valkey); without rights (RabbitMQ)",
+    "no process ends; jobs are accepted meanwhile, and done afterwards",
+)
+def broker_refuses(trial: Trial) -> None:
+    """Makes the broker refuse what it is asked, one way after the other, while jobs run and others are submitted."""
+    system, account, began = trial.system, trial.account, time.time()
+    for name, refusing in _refusals(system.broker).items():
+        account.submit_many([f"row 5 before {name} {number}" for number in range(trial.jobs // 2)])
+        with refusing:
+            account.submit_many([f"row 5 {name} {number}" for number in range(trial.jobs // 4)])
+            time.sleep(PAUSE_SECONDS if trial.long else SHORT_PAUSE_SECONDS)
+        trial.expect_states("succeeded")
+    ended = [end.name for end in system.ends if end.when >= began]
+    trial.expect(not ended, f"processes ended: {', '.join(ended)}")
+
+
+def _refusals(broker: Server) -> dict[str, AbstractContextManager[None]]:
+    """Returns the ways in which a broker refuses, by name; each does so while its block runs."""
+    if isinstance(broker, RabbitMQServer):
+
+        def take_rights() -> None:
+            broker.control("set_permissions", "guest", "^$", "^$", "^$")
+            broker.control("close_all_connections", "rights have changed")
+
+        give_rights = partial(broker.control, "set_permissions", "guest", ".*", ".*", ".*")
+        return {"rights": _undone(take_rights, give_rights)}
+    client = redis.Redis.from_url(broker.url)
+    return {
+        "replica": _undone(lambda: client.replicaof("127.0.0.1", "1"), lambda: client.replicaof("NO", "ONE")),
+        "full": _undone(
+            lambda: client.config_set("maxmemory", "1"), lambda: client.config_set("maxmemory", "0")
+        ),
+    }
+
+
+@contextmanager
+def _undone(harm: Callable[[], object], repair: Callable[[], object]) -> Iterator[None]:
+    harm()
+    try:
+        yield
+    finally:
+        repair()
 
 
 @row(

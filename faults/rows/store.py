@@ -28,10 +28,18 @@ NOT_NOW = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nContent-Length: 0\r\n"
     b"Connection: close\r\n\r\n"
 )
+_BUSY_BODY = b"<Error><Code>SlowDownWrite</Code><Message>come again</Message></Error>"
+BUSY = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: "
+    + str(len(_BUSY_BODY)).encode()
+    + b"\r\nConnection: close\r\n\r\n"
+    + _BUSY_BODY
+)
 TROUBLES = {
     "cut": NetworkFault(cut=True),
     "slow": NetworkFault(delay=0.2),
     "answers 503": NetworkFault(answer=NOT_NOW),
+    "answers SlowDownWrite": NetworkFault(answer=BUSY),
     "does not answer although it does the work": NetworkFault(lose_responses=True),
     "breaks off its answers": NetworkFault(max_bytes=300),
 }

@@ -262,7 +262,8 @@ def test_message_whose_acknowledgement_rabbitmq_did_not_wait_for_is_done_once(
 def test_queues_are_ours_by_their_names_and_wait_long_for_an_acknowledgement(
     rabbitmq: RabbitMQServer,
 ) -> None:
-    for name, queue in all_queues(settings_for(rabbitmq)).items():
+    queues: dict[str, Any] = all_queues(settings_for(rabbitmq))
+    for name, queue in queues.items():
         assert name.startswith("smalti.")
         assert queue.queue_arguments["x-consumer-timeout"] == 24 * 3600 * 1000
         assert queue.queue_arguments["x-overflow"] == "reject-publish"
