@@ -2,7 +2,8 @@
 
 from smalti.queue.application import broker_address, celery_application, check_broker
 from smalti.queue.consumer import Consumer, consume
-from smalti.queue.dead import DeadLetter, DeadLetters, HeldLetter, LetterFilter
+from smalti.queue.dead.access import DeadLetters, HeldLetter
+from smalti.queue.dead.letters import DeadLetter, LetterFilter
 from smalti.queue.delivery import Delivery, Handler
 from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics

@@ -16,11 +16,11 @@ from smalti.queue.crashes.isolation import IsolationGate
 from smalti.queue.crashes.journal import WorkJournal
 from smalti.queue.dead.headers import UNREADABLE, with_death
 from smalti.queue.delivery import DeliveryHandler, Handler, UnacknowledgedError
-from smalti.queue.outcomes import DeliveryObserver
+from smalti.queue.outcomes import DeliveryObserver, ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
-from smalti.queue.received import RAW, RawMessage, ReceivedMessage
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
+from smalti.queue.transport import RAW, RawMessage
 from smalti.queue.worker import WorkerThread
 from smalti.storage import JobKeys, ObjectStore, digest
 

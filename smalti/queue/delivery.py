@@ -31,9 +31,15 @@ from smalti.queue.crashes.journal import Crash, WorkJournal
 from smalti.queue.crashes.poison import PoisonRecord, PoisonRecords, work_id
 from smalti.queue.dead.headers import UNREADABLE, VERSION, with_death
 from smalti.queue.errors import GiveBackError, PermanentError, RetryError
-from smalti.queue.outcomes import UNFINISHED, Completion, DeliveryObserver, HandledDelivery, Outcome
+from smalti.queue.outcomes import (
+    UNFINISHED,
+    Completion,
+    DeliveryObserver,
+    HandledDelivery,
+    Outcome,
+    ReceivedMessage,
+)
 from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher, HoldingPublisher
-from smalti.queue.received import ReceivedMessage
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.signing import check_sender
 from smalti.queue.tracing import handling

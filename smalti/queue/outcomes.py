@@ -1,4 +1,4 @@
-"""The possible ends of a delivery."""
+"""A delivery: what the broker has delivered, and its possible ends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,27 @@ from enum import StrEnum
 from typing import Final
 
 from smalti.messages import FailureReason, Message, StageDone
+from smalti.queue.transport import RawMessage
+
+
+@dataclass(frozen=True)
+class ReceivedMessage:
+    """A message as the broker delivered it."""
+
+    text: str
+    queue: str
+    raw: RawMessage
+    """What goes to the dead-letter queue if the message is given up."""
+    redelivered: bool = False
+    """Whether the broker has delivered it before."""
+    redeliveries: int = 0
+    """Redeliveries counted so far, from its header."""
+    sent: float | None = None
+    """Unix time of its sending; None if unknown."""
+    signer: str | None = None
+    """The service whose key has signed it; None if messages are not signed."""
+    problem: str = ""
+    """Why its signature does not hold; empty if it does, or if messages are not signed."""
 
 
 class Outcome(StrEnum):

@@ -17,11 +17,10 @@ from kombu.utils.uuid import uuid
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import Message, Stage
 from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
-from smalti.queue.received import RawMessage
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
-from smalti.queue.transport import BROKER_ERRORS, describe
+from smalti.queue.transport import BROKER_ERRORS, RawMessage, describe
 
 REDELIVERIES_HEADER = "smalti_redeliveries"
 """The header that counts crashes of workers over a message, and failed attempts to read it."""

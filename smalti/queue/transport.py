@@ -5,11 +5,14 @@ Certificates are read from their files for each connection, so that renewed ones
 
 import logging
 import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import amqp
 import redis
 from kombu.exceptions import KombuError
+from kombu.message import Message as KombuMessage
 from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import base as virtual
@@ -19,6 +22,8 @@ logger = logging.getLogger(__name__)
 BROKER_ERRORS: Final = (OSError, KombuError, amqp.AMQPError, amqp.exceptions.MessageNacked, redis.RedisError)
 """What the client libraries raise. An error that the broker answers with counts as a lost connection: a replica that
 was promoted, memory, rights or a queue can be as they were a moment later, and only a new connection finds out."""
+RAW: Final = "smalti_raw"
+"""The key under which a worker keeps what came, beside the headers of the message; it never leaves the process."""
 COMPRESSION: Final = "compression"
 """The header at which kombu unpacks a body on receipt, whatever size comes out."""
 
@@ -115,3 +120,25 @@ class RabbitTransport(pyamqp.Transport):
         if broker.ssl:
             broker.ssl = {**broker.ssl, "server_hostname": broker.hostname}
         return super().establish_connection()
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """What the broker has of a message, with its signature if it has one."""
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    headers: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, message: KombuMessage) -> "RawMessage":
+        """Returns what kombu has received."""
+        body = message.body
+        headers = {name: value for name, value in (message.headers or {}).items() if name != RAW}
+        return cls(
+            body if isinstance(body, bytes) else str(body).encode(),
+            message.content_type,
+            message.content_encoding,
+            headers,
+        )

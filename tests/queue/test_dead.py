@@ -28,8 +28,7 @@ from smalti.queue import (
 )
 from smalti.queue.application import all_queues
 from smalti.queue.dead.headers import DIED, KIND, ORIGIN, REASON
-from smalti.queue.received import RawMessage
-from smalti.queue.transport import BROKER_ERRORS
+from smalti.queue.transport import BROKER_ERRORS, RawMessage
 from smalti.settings import PREFIX
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]

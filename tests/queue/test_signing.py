@@ -30,8 +30,8 @@ from smalti.queue import (
 from smalti.queue.application import all_queues
 from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
 from smalti.queue.delivery import DeliveryHandler
+from smalti.queue.outcomes import ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER
-from smalti.queue.received import ReceivedMessage
 from smalti.queue.signing import SealingSerializer, TrustedCertificates
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]

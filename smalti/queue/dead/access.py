@@ -16,10 +16,9 @@ from smalti.queue.application import celery_application, uses_rabbitmq
 from smalti.queue.dead.headers import without_death
 from smalti.queue.dead.letters import DeadLetter, LetterFilter
 from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher
-from smalti.queue.received import RawMessage
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.signing import SIGNED_TYPE
-from smalti.queue.transport import BROKER_ERRORS, describe
+from smalti.queue.transport import BROKER_ERRORS, RawMessage, describe
 
 PAGE: Final = 100
 """Letters that Valkey is asked for at a time."""

@@ -13,9 +13,9 @@ from smalti.errors import MalformedMessageError, SmaltiError
 from smalti.messages import QUEUE_PREFIX, Message, Stage, dead_queue_name, parse
 from smalti.queue.application import stage_queues
 from smalti.queue.dead.headers import BROKER, DIED, KIND, OLD_NAME, ORIGIN, REASON
-from smalti.queue.instructions import MAX_BODY_BYTES
-from smalti.queue.received import RawMessage
+from smalti.queue.dead.instructions import MAX_BODY_BYTES
 from smalti.queue.signing import SEAL, SIGNED_TYPE, Seal
+from smalti.queue.transport import RawMessage
 from smalti.storage import digest
 
 ID_LENGTH: Final = 12
