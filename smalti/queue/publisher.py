@@ -83,6 +83,8 @@ class BrokerPublisher:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._offered = 0
+        self.closed = False
+        """Whether it was closed, so that nothing can be sent any more."""
 
     def publish(self, message: Message, *, timeout: float | None = None) -> None:
         """Sends a message and waits for the confirmation; see `Publisher`."""
@@ -142,6 +144,7 @@ class BrokerPublisher:
 
     def close(self) -> None:
         """Waits for messages that are being sent, and closes the connections."""
+        self.closed = True
         self._senders.shutdown(cancel_futures=True)
         while not self._idle.empty():
             self._close(self._idle.get())
@@ -293,11 +296,14 @@ class HoldingPublisher:
         self._hold(lambda: self._publisher.publish_received(queue_name, raw, headers))
 
     def _hold(self, send: Callable[[], None]) -> None:
+        held = False
         while True:
             try:
                 return send()
             except BrokerUnavailableError as error:
-                if self._draining.is_set():
+                if self._draining.is_set() or self._publisher.closed:
                     raise
-                logger.warning("a message is held: %s", error)
+                if not held:
+                    logger.warning("a message is held: %s", error)
+                held = True
             self._draining.wait(self._pause)
