@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, doctor, evaluate, generate, models, queue, train, up
+from smalti.cli import data, evaluate, generate, models, train, up
+from smalti.cli.operations import doctor, queue
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 from smalti.foreign_text import check_text, printable

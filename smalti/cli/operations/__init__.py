@@ -1,0 +1,3 @@
+"""Sub-commands for whoever runs the services."""
+
+__all__ = ["doctor", "queue"]
