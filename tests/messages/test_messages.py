@@ -141,7 +141,7 @@ def test_following_messages_keep_all_fields() -> None:
     for task, kind, stage in zip((encode, generates[1], decode, rank), kinds, stages, strict=True):
         assert type(task) is kind
         assert task.stage_queue is stage
-        assert task.queue == f"{stage}.batch"
+        assert task.queue == f"smalti.{stage}.batch"
         for name in (
             "job",
             "attempt",
