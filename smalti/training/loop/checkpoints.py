@@ -26,6 +26,9 @@ class Checkpoints:
             folder: the folder.
             kept: number of checkpoints that are kept.
             options: further options of `orbax.checkpoint.CheckpointManagerOptions`.
+
+        Raises:
+            CheckpointError: the loss of a checkpoint cannot be read.
         """
         # Synchronous, so that an error appears at its own step and an existing checkpoint is always complete.
         chosen = ocp.CheckpointManagerOptions(
@@ -34,7 +37,12 @@ class Checkpoints:
         # The explicit handler makes `item_metadata` work, which `_restore` calls.
         handler = ocp.StandardCheckpointHandler()
         self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.resolve(), item_handlers=handler, options=chosen)
+        try:
+            self._manager = ocp.CheckpointManager(folder.resolve(), item_handlers=handler, options=chosen)
+        except Exception as error:  # orbax reads the losses of all checkpoints, whatever their files hold.
+            raise CheckpointError(
+                f"{folder}: a checkpoint is damaged ({_reason(error)}); move the folder away to go on without it"
+            ) from error
 
     @classmethod
     def best(cls, folder: Path) -> "Checkpoints":

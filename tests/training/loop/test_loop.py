@@ -328,6 +328,24 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
         run_line(out, file, settings, Line(), resume=True)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"loss": 1', b"[" * 50_000])
+def test_a_loss_of_a_checkpoint_that_cannot_be_read_is_one_line(
+    tmp_path: Path, file: Path, settings: LineSettings, content: bytes
+) -> None:
+    run_line(tmp_path / "run", file, settings, Line())
+    [metrics] = (tmp_path / "run" / "best").glob("*/metrics/metrics")
+    metrics.write_bytes(content)
+    for use in (
+        lambda: load_best(tmp_path / "run", {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}),
+        lambda: RunFolder.resume(tmp_path / "run", settings),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"best: a checkpoint is damaged .*move the folder away"
+        ) as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
 def test_training_stops_at_a_loss_that_is_not_finite(
     tmp_path: Path, file: Path, settings: LineSettings
 ) -> None:
