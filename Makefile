@@ -76,7 +76,7 @@ model: $(INSTALLED)
 	$(call train,tokenizer,tokenizer)
 	$(call train,tokenizer,decoder,--from $(RUNS)/tokenizer)
 	$(call train,generator,generator,--tokenizer $(RUNS)/tokenizer)
-	$(call train,ranker,ranker,--vqgan $(RUNS)/decoder)
+	$(call train,ranker,ranker,--vqgan $(RUNS)/tokenizer)
 	$(BIN)/smalti export --generator $(RUNS)/generator --tokenizer $(RUNS)/decoder --ranker $(RUNS)/ranker \
 		--name $(notdir $(SHIPPED)) --licence Apache-2.0 --half --out $(SHIPPED) --overwrite
 

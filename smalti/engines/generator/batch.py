@@ -28,7 +28,7 @@ BLOCKS = 4
 """Default number of blocks in self-attention; each one is another program to compile."""
 MAX_GROUPS, MIN_GROUP_SLOTS = 4, 4
 """Maximum number of groups of slots on a CPU, and minimum number of slots in a group."""
-MAX_SHORT_IMAGE = 64
+MAX_SHORT_IMAGE = 128
 """Tokens of an image up to which a step attends over all blocks. Skipping some saves nothing there, and the programs
 that can are several times as large, so that a start takes longer."""
 
