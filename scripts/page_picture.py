@@ -27,8 +27,8 @@ RADIUS: Final = 18
 QUALITY: Final = 84
 MILLISECONDS: Final = 180_000
 """Time for a drawing on a busy machine."""
-GROWING: Final = (0.35, 0.8)
-"""Share of the rows that are drawn in the first moment."""
+GROWING: Final = 0.5
+"""Share of the rows that are drawn in the first moment, as nearly as it can be caught."""
 SHARE: Final = """() => {
   const { hidden, value, max } = document.querySelector("[data-progress]");
   return document.querySelector("[data-mode=chosen]") ? 1 : hidden ? 0 : value / max;
@@ -75,11 +75,11 @@ def _draw(visit: Visit, prompt: str) -> tuple[Image.Image, Image.Image]:
     visit.draw(prompt)
     page.wait_for_url(lambda address: address != before, timeout=MILLISECONDS)
     page.evaluate("() => document.activeElement.blur()")
-    growing = None
+    growing, off = None, 1.0
     while (share := page.evaluate(SHARE)) < 1:
-        if growing is None or GROWING[0] <= share <= GROWING[1]:
-            growing = _shot(visit)
-        page.wait_for_timeout(50)
+        if growing is None or abs(share - GROWING) < off:
+            growing, off = _shot(visit), abs(share - GROWING)
+        page.wait_for_timeout(20)
     expect(page.locator("[data-board] img")).to_have_count(9)
     page.evaluate(
         "() => Promise.all([...document.querySelectorAll('[data-board] img')].map((each) => each.decode()))"

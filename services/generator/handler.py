@@ -154,6 +154,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
         """
         tokens = _ChunkTokens(handle.request.candidates, self._spec)
         sent, rows = time.monotonic(), tokens.rows
+        told = rows
         while True:
             try:
                 drawn = events.get(timeout=POLL_SECONDS)
@@ -172,7 +173,11 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
             self._check_time(context, tokens)
             if time.monotonic() - sent >= PROGRESS_SECONDS and tokens.rows:
                 sent = time.monotonic()
-                self.publisher.offer(context.task.progress(tokens.rows, self._spec.side, tokens.last_row()))
+                # What was not sent is in the next event, so that watchers miss no row.
+                if self.publisher.offer(
+                    context.task.progress(tokens.rows, self._spec.side, tokens.rows_from(told))
+                ):
+                    told = tokens.rows
 
     def _check_time(self, context: TaskContext[GenerateTask], tokens: "_ChunkTokens") -> None:
         """Raises `GiveBackError` if the worker stops and the rest would not be generated in time."""
@@ -239,9 +244,9 @@ class _ChunkTokens:
         self._tokens[drawn.candidate, drawn.start : end] = drawn.tokens
         self._positions[drawn.candidate] = end
 
-    def last_row(self) -> tuple[tuple[int, ...], ...]:
-        """Returns the last row that every candidate has; empty if a row is too long for an event."""
+    def rows_from(self, first: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the rows that every candidate has, from a row on; empty if a row is too long for an event."""
         if self._columns > MAX_ROW_LENGTH:
             return ()
-        end = self.rows * self._columns
-        return tuple(tuple(row) for row in self._tokens[:, end - self._columns : end].tolist())
+        chosen = self._tokens[:, first * self._columns : self.rows * self._columns]
+        return tuple(tuple(tokens) for tokens in chosen.tolist())

@@ -244,6 +244,10 @@ def _train(
         signals.deferred() as stopping,
         RunFolder.resume(out, settings) if resume else RunFolder.create(out, config, read) as run,
     ):
+        if run.newest_step == settings.steps:
+            # What the trainee would prepare, such as reconstructed pictures, takes minutes.
+            print(f"finished after {settings.steps:,} steps: {out}")
+            return
         run.remember_data(data)
         with _encoding(console) as advance:
             trainee = trainer.prepare(settings, inputs, out, advance)

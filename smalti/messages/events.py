@@ -119,9 +119,9 @@ class Progress(Event):
     of: Count
     """Rows of tokens in a picture."""
     tokens: Annotated[
-        tuple[Annotated[tuple[Count, ...], Field(max_length=64)], ...], Field(max_length=64)
+        tuple[Annotated[tuple[Count, ...], Field(max_length=4096)], ...], Field(max_length=64)
     ] = ()
-    """The tokens of the last row of each candidate, for previews."""
+    """The tokens of the last rows of each candidate, for previews: of all that no event before has had."""
 
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102

@@ -170,7 +170,7 @@ class WatcherHub(JobObserver):
         """Passes the rows of a progress event to the watchers. Any thread may call it."""
         if len(progress.tokens) != len(progress.candidates):
             return
-        # `rows` may or may not count the rows of an initial image; the position of the last row is the same.
+        # `rows` may or may not count the rows of an initial image; the position of the last rows is the same.
         end = (progress.rows + self._side - progress.of) * self._side
         runs = [
             TokenRun(candidate, end - len(tokens), tokens)

@@ -17,16 +17,13 @@ async def response_of(
     request: Request, context: WebContext, job: Job, plan: Plan, model: Model
 ) -> ImagesResponse:
     """Returns the answer for a job that has succeeded, with URLs or with files."""
-    prompts = [revised_prompt(job, picture) for picture in job.pictures]
+    prompt = revised_prompt(job)
     if plan.as_urls:
         urls = [picture_url(request, context, job, picture, plan) for picture in job.pictures]
-        data = [ImageData(url=url, revised_prompt=prompt) for url, prompt in zip(urls, prompts, strict=True)]
+        data = [ImageData(url=url, revised_prompt=prompt) for url in urls]
     else:
         files = await files_of(context, job, plan)
-        data = [
-            ImageData(b64_json=content, revised_prompt=prompt)
-            for content, prompt in zip(files, prompts, strict=True)
-        ]
+        data = [ImageData(b64_json=content, revised_prompt=prompt) for content in files]
     return ImagesResponse(
         created=job.create_time.seconds,
         data=data,
@@ -77,10 +74,13 @@ def usage_of(job: Job, model: Model) -> Usage:
     )
 
 
-def revised_prompt(job: Job, picture: Picture) -> str | None:
-    """Returns the words that were drawn in a picture; None if they are the prompt as written."""
-    effective = picture.wording or job.prompt_reading.drawn
-    return effective if effective and effective != job.parameters.prompt else None
+def revised_prompt(job: Job) -> str | None:
+    """Returns the prompt in words that the model knows; None if it is the prompt as written.
+
+    What a candidate was given beyond the prompt, such as a style, is not the prompt: the native API names it.
+    """
+    drawn = job.prompt_reading.drawn
+    return drawn if drawn and drawn != job.parameters.prompt else None
 
 
 def event_fields(plan: Plan, created: int, content: str) -> dict[str, Any]:

@@ -62,11 +62,15 @@ async def _events(context: WebContext, job: Job, plan: Plan, model: Model) -> As
                 yield _event(f"{plan.events}.{PARTIAL}", {**fields, "partial_image_index": index})
     check_succeeded(job)
     finished = await files_of(context, job, plan)
-    more = {"id": job.id, "seed": str(job.parameters.seed), "safety_identifier": plan.safety_identifier}
-    for number, (picture, content) in enumerate(zip(job.pictures, finished, strict=True), 1):
+    more = {
+        "id": job.id,
+        "seed": str(job.parameters.seed),
+        "safety_identifier": plan.safety_identifier,
+        "revised_prompt": revised_prompt(job),
+    }
+    for number, content in enumerate(finished, 1):
         # The usage of the whole job is in the last event, so that the sum over the events is right.
         usage = usage_of(job, model) if number == len(finished) else NOTHING
-        more["revised_prompt"] = revised_prompt(job, picture)
         fields = event_fields(plan, int(time.time()), content)
         yield _event(f"{plan.events}.{COMPLETED}", {**fields, **more, "usage": usage.model_dump()})
     yield sse.event("[DONE]")

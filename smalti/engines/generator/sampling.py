@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 # The values for "no limit".
 NO_TOP_K = 0
@@ -98,13 +98,13 @@ _MAX_WEIGHT = int(np.float32(1.0).view(np.uint32))
 
 def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"]) -> UInt32[Array, " rows"]:
     """Returns, per row, the largest threshold that at least k numbers reach; 0 without a limit."""
-    vocab = order.shape[1]
-    wanted = jnp.where(top_k == NO_TOP_K, vocab, jnp.minimum(top_k, vocab))
-    return _bisect(
-        _MAX_WEIGHT,
-        order.shape[0],
-        lambda trial: (order >= trial[:, None]).sum(-1, dtype=jnp.int32) < wanted,
-    )
+    wanted = jnp.minimum(top_k, order.shape[1])
+
+    def is_too_high(trial: UInt32[Array, " rows"]) -> Array:
+        reached = (order >= trial[:, None]).sum(-1, dtype=jnp.int32)
+        return (reached < wanted) | (top_k == NO_TOP_K)
+
+    return _limits(top_k != NO_TOP_K, is_too_high)
 
 
 def _nucleus_floor(
@@ -117,7 +117,17 @@ def _nucleus_floor(
         reached = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
         return (reached < wanted) | (top_p >= NO_TOP_P)
 
-    return _bisect(_MAX_WEIGHT, order.shape[0], is_too_high)
+    return _limits(top_p < NO_TOP_P, is_too_high)
+
+
+def _limits(limited: Bool[Array, " rows"], is_too_high: Callable[[Array], Array]) -> UInt32[Array, " rows"]:
+    """Returns the threshold of each row by bisection; 0 at once if no row has a limit, which is the usual case."""
+    rows = limited.shape[0]
+    return jax.lax.cond(
+        limited.any(),
+        lambda: _bisect(_MAX_WEIGHT, rows, is_too_high),
+        lambda: jnp.zeros(rows, jnp.uint32),
+    )
 
 
 def _invert(weights: Float[Array, "rows vocab"], uniform: Float[Array, " rows"]) -> Int[Array, " rows"]:

@@ -11,7 +11,7 @@ from smalti.files import atomic_path, write_atomically
 from smalti.foreign_text import load_text
 from smalti.models.vqgan import VQGANConfig
 from smalti.registry.folder import CARD_FILE, SAMPLES_FILE, ModelFolder
-from smalti.training.data.world.description import WorldDescription
+from smalti.training.data.world.description import MAX_COUNT, WorldDescription
 from smalti.training.evaluation.measuring import Quality
 from smalti.training.evaluation.page import (
     FIGURES,
@@ -131,10 +131,12 @@ def _card(
         "",
         "## What it draws",
         "",
-        f"One thing or two side by side, out of these {len(world.things)}: {things}.",
+        f"One thing, up to {MAX_COUNT} copies of it, or two things beside, above or in front of each other, out of "
+        f"these {len(world.things)}: {things}.",
         "",
-        f"Each in its own colours or in {_listed(world.colours)}, on white or on a background in "
-        f"{_listed(world.backgrounds)}, big or small, in {len(world.styles)} styles "
+        f"Each in its own colours or in {_listed([*world.colours, *world.shades])}; on white, or on a background in "
+        f"{_listed(world.backgrounds)}{_more_backgrounds(world)}; big, small or tiny, anywhere in the "
+        f"picture; in {len(world.styles)} styles "
         f"({_listed([style.word for style in world.styles])}).",
         "",
         "## Samples",
@@ -164,8 +166,8 @@ def _card(
         "",
         "## Limits",
         "",
-        "* It does not know other words, sentences, a third thing, or arrangements other than side by side. Other "
-        "words are replaced by the nearest known one, or left out.",
+        "* It does not know other words, sentences, a third thing, or other arrangements. Other words are replaced by "
+        "the nearest known one, or left out.",
         "* It draws pictograms, not photographs, people or letters.",
         f"* Pictures are {side} pixels wide, and small parts are soft.",
         "* It was made to demonstrate and test the system, not for serious use.",
@@ -199,6 +201,13 @@ def _card(
     if credits:
         lines += ["", credits.strip()]
     return "\n".join(lines) + "\n"
+
+
+def _more_backgrounds(world: WorldDescription) -> str:
+    """Returns the patterns and the scenes of a world, to follow its plain backgrounds."""
+    scenes = [scene.phrases[0] for scene in world.scenes.values()]
+    patterns = f", {_listed(world.patterns)} too" if world.patterns else ""
+    return patterns + (f", or {_listed(scenes)}" if scenes else "")
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
-from smalti.messages import MAX_CLOCK_SKEW_SECONDS, Chunk, StageDone
+from smalti.messages import MAX_CLOCK_SKEW_SECONDS, Chunk, Progress, StageDone
 from smalti.parameters import FREE
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError
@@ -26,8 +26,10 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.service.cancellation import Cancellations
 from smalti.service.objects import encoding_bytes
+from smalti.services.generator import handler
 from smalti.services.generator.handler import GenerateHandler
 from smalti.storage import JobKeys, MemoryStore
+from smalti.testing.publisher import MemoryPublisher
 from tests.services.generator.conftest import PROMPT, SLOTS
 
 MANY = Chunk(chunk=0, candidates=tuple(range(40)))
@@ -47,6 +49,7 @@ class Work:
             cancellations=Cancellations(process.store, 0.02),
             engine=engine,
         )
+        self.publisher = handle.publisher = MemoryPublisher()
         encoding = put_named(
             self.store, JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT))
         )
@@ -146,6 +149,21 @@ def test_invalid_given_tokens_are_refused(
     work = Work(engine, tiny, pipeline, **changes)
     with pytest.raises(InvalidInputError, match=problem):
         work.messages.result(60)
+    work.close()
+
+
+def test_progress_has_every_row_once(
+    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two or three rows are drawn between two events.
+    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0.25)
+    work = Work(engine, tiny, pipeline)
+    work.messages.result(60)
+    drawn = load(get_named(work.store, JobKeys("j1").tokens(0)))["tokens"]
+    events = [each for each in work.publisher.take() if isinstance(each, Progress)]
+    assert events[-1].rows > len(events)
+    told = np.concatenate([np.array(each.tokens) for each in events], axis=1)
+    assert (told == drawn[:, : events[-1].rows * 4]).all()
     work.close()
 
 

@@ -15,6 +15,9 @@ from PIL import Image
 
 from harness.telemetry import sample_reader
 from harness.web import SIZE, TOKENS, WebHarness, picture_file
+from smalti.services.web.openai.answers import revised_prompt
+from smalti.testing.stages import wording
+from smalti.v1.job_pb2 import ImageParameters, Job
 from tests.services.web.conftest import MakeWeb
 
 PATH = "/v1/images/generations"
@@ -60,6 +63,20 @@ def test_usage_counts_the_tokens_of_all_candidates(http: httpx2.Client) -> None:
         "output_tokens_details": {"image_tokens": tokens, "text_tokens": 0},
         "total_tokens": tokens + 4,
     }
+
+
+def test_words_that_a_candidate_was_given_are_not_the_prompt(http: httpx2.Client, web: WebHarness) -> None:
+    body = generate(http, n=2, candidates=8, vary=True).json()
+    assert [each.get("revised_prompt") for each in body["data"]] == [None, None]
+    pictures = http.get(f"/api/jobs/{body['id']}").json()["pictures"]
+    assert {each["wording"] for each in pictures} == {wording("a cat", 0), wording("a cat", 1)}
+
+
+def test_prompt_in_words_that_the_model_knows_is_told() -> None:
+    job = Job(parameters=ImageParameters(prompt="a kitten"), prompt_reading={"drawn": "a cat"})
+    assert revised_prompt(job) == "a cat"
+    job.parameters.prompt = "a cat"
+    assert revised_prompt(job) is None
 
 
 @pytest.mark.parametrize(
