@@ -25,7 +25,7 @@ from smalti.errors import (
     RequestExpiredError,
 )
 from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
-from smalti.queue import Delivery, GiveBackError, PermanentError, RetryError
+from smalti.queue import Delivery, GiveBackError, PermanentError, Publisher, RetryError
 from smalti.registry.folder import ModelFolder
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
@@ -138,7 +138,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             cancellations: tells which jobs were cancelled; closed with the handler.
         """
         self.store = process.store
-        self.publisher = process.publisher
+        self.publisher: Publisher = process.publisher
         self.store_executor = StoreExecutor()
         self._broker = process.broker
         self._folder = folder

@@ -153,7 +153,11 @@ def test_invalid_given_tokens_are_refused(
 
 
 def test_progress_has_every_row_once(
-    engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, slow: None, monkeypatch: pytest.MonkeyPatch
+    engine: GeneratorEngine,
+    tiny: ModelFolder,
+    pipeline: Pipeline,
+    slow: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Two or three rows are drawn between two events.
     monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0.25)

@@ -18,6 +18,7 @@ from harness.web import SIZE, TOKENS, WebHarness, picture_file
 from smalti.services.web.openai.answers import revised_prompt
 from smalti.testing.stages import wording
 from smalti.v1.job_pb2 import ImageParameters, Job
+from smalti.v1.prompt_pb2 import PromptReading
 from tests.services.web.conftest import MakeWeb
 
 PATH = "/v1/images/generations"
@@ -73,7 +74,7 @@ def test_words_that_a_candidate_was_given_are_not_the_prompt(http: httpx2.Client
 
 
 def test_prompt_in_words_that_the_model_knows_is_told() -> None:
-    job = Job(parameters=ImageParameters(prompt="a kitten"), prompt_reading={"drawn": "a cat"})
+    job = Job(parameters=ImageParameters(prompt="a kitten"), prompt_reading=PromptReading(drawn="a cat"))
     assert revised_prompt(job) == "a cat"
     job.parameters.prompt = "a cat"
     assert revised_prompt(job) is None
