@@ -15,6 +15,7 @@ INTERNAL = {
     "PermanentError",
     "RetryError",
     "UnknownFieldError",
+    "_OtherModelError",
 }
 """Errors within the queue's handlers and the web service; callers of the library never see them."""
 

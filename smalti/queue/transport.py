@@ -3,6 +3,7 @@
 Certificates are read from their files for each connection, so that renewed ones are used at the next.
 """
 
+import errno
 import logging
 import ssl
 from collections.abc import Mapping
@@ -98,6 +99,17 @@ class ValkeyTransport(kombu_redis.Transport):
 
 class _RabbitChannel(pyamqp.Channel):
     Message = RabbitMessage
+
+    def _on_basic_cancel(self, consumer_tag: str) -> None:
+        """Raises `ConnectionResetError` when RabbitMQ ends a consumer, because its queue was deleted.
+
+        The library's own error has no number, and Celery swallows such errors in the first moment of a connection: the
+        worker would wait for ever.
+        """
+        try:
+            super()._on_basic_cancel(consumer_tag)
+        except amqp.exceptions.ConsumerCancelled as error:
+            raise ConnectionResetError(errno.ECONNRESET, "RabbitMQ has ended a consumer") from error
 
 
 class _RabbitConnection(pyamqp.Connection):

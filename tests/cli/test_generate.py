@@ -315,7 +315,7 @@ def test_invalid_words_file_is_one_line(generate: Generate, worded: ModelFolder,
     status, output, error = generate("a cat", model=str(tmp_path / "broken"))
     assert (status, output) == (2, "")
     assert error == f"smalti: {tmp_path}/broken/words.json: things: field required\n"
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_warning_about_a_long_prompt_is_one_line(generate: Generate) -> None:

@@ -125,7 +125,7 @@ def test_a_wrong_config_is_reported_in_one_line_and_leaves_nothing_behind(
             CONFIGS / f"{other}.toml",
             f"{CONFIGS / other}.toml: trains: must be '{name}' here, not '{other}'",
         ),
-        (tmp_path / "none.toml", f"{tmp_path / 'none.toml'}: cannot be read as TOML"),
+        (tmp_path / "none.toml", f"{tmp_path / 'none.toml'}: cannot be read (No such file or directory)"),
     ):
         status, _, error = train(name, config=given)
         assert status == 2

@@ -201,9 +201,14 @@ def test_an_existing_folder_is_kept_unless_overwriting_is_allowed(call: Export, 
     with pytest.raises(InvalidInputError, match=r"out: .*model is not empty; .*--overwrite"):
         call()
     assert leftovers(tmp_path / "model") == ["mine.txt"]
+    # A folder that Smalti did not write is never removed.
+    with pytest.raises(InvalidInputError, match=r"out: .*model was not written by Smalti"):
+        call(overwrite=True)
+    assert leftovers(tmp_path / "model") == ["mine.txt"]
+    (tmp_path / "model" / "mine.txt").unlink()
+    call()
     call(overwrite=True)
     assert "model.json" in leftovers(tmp_path / "model")
-    assert "mine.txt" not in leftovers(tmp_path / "model")
 
 
 def test_an_invalid_manifest_leaves_nothing_behind(call: Export, tmp_path: Path) -> None:

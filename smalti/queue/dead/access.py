@@ -45,6 +45,8 @@ class DeadLetters:
     def find(self, chosen: LetterFilter, *, old: bool = False) -> Generator[HeldLetter, None, None]:
         """Yields the letters that are meant, the oldest of each queue first.
 
+        Letters that come while it looks are left for the next time: one that is sent again may come back at once.
+
         RabbitMQ lends each letter to one reader at a time, until the iterator ends: a second reader does not see those
         that the first one holds.
 
@@ -90,12 +92,12 @@ class DeadLetters:
     def _of_rabbitmq(self, connection: Connection, queue: str) -> Iterator[HeldLetter]:
         channel: Any = connection.channel()
         try:
-            channel.queue_declare(queue, passive=True)
+            there = channel.queue_declare(queue, passive=True).message_count
         except amqp.NotFound:
             return
         lent = 0
         try:
-            while (message := channel.basic_get(queue, no_ack=False)) is not None:
+            while lent < there and (message := channel.basic_get(queue, no_ack=False)) is not None:
                 lent += 1
                 received = channel.message_to_python(message)
                 yield HeldLetter(self._letter(queue, RawMessage.of(received)), _guarded(received.ack))
@@ -107,10 +109,11 @@ class DeadLetters:
     def _of_valkey(self, connection: Connection, queue: str) -> Iterator[HeldLetter]:
         channel: Any = connection.channel()
         client = channel.client
-        passed = 0
-        while page := client.lrange(queue, -(passed + PAGE), -(passed + 1)):
+        passed, left = 0, client.llen(queue)
+        while left and (page := client.lrange(queue, -(passed + PAGE), -(passed + 1))):
             # New letters come in at the left, so that places from the right do not move.
-            for value in reversed(page):
+            for value in page[: -left - 1 : -1]:
+                left -= 1
                 removed: list[bool] = []
                 raw = _raw_of(channel, value)
                 if raw is not None:

@@ -63,7 +63,7 @@ def test_pattern_cannot_be_made_slow(path: Path) -> None:
     ("content", "problem"),
     [
         (b"fine\n/(?=x)/", "line 2: not a regular expression of RE2"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\x80gun", "is not valid UTF-8"),
         (b"gun\n\n!!", "line 3: has neither letters nor digits"),
     ],
 )

@@ -165,7 +165,7 @@ def test_the_minutes_of_a_run_follow_from_its_log(folder: Path) -> None:
     [
         ({"--judge": "data"}, "holds no run"),
         ({"--data": "judge/sheets"}, "has no world"),
-        ({"--sheet-prompts": "none.toml"}, "cannot be read as TOML"),
+        ({"--sheet-prompts": "none.toml"}, "none.toml: cannot be read (No such file or directory)"),
         ({"--model": "data"}, "not a model folder"),
         ({"--before": "none.json"}, "cannot be read"),
         ({"--before": "sheets.toml"}, "must be a quality.json of `smalti evaluate`"),
