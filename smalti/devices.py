@@ -11,12 +11,12 @@ from smalti.errors import InvalidInputError
 if TYPE_CHECKING:
     import jax
 
-__all__ = ["check_flags", "find_device", "probe"]
+__all__ = ["PROBE_SECONDS", "check_flags", "find_device", "probe", "run_apart"]
 
 PLATFORMS: Final = "JAX_PLATFORMS"
 FLAGS: Final = "XLA_FLAGS"
 PROBE_SECONDS: Final = 120.0
-"""Time for a process of its own to find the device; a driver can hang."""
+"""Time for a process that asks for the device; a driver can hang."""
 
 _PROBE: Final = """
 import jax
@@ -42,15 +42,7 @@ def probe() -> str:
         InvalidInputError: there is no such device, or a flag is wrong; names the variable.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        done = run_apart(_PROBE)
     except subprocess.TimeoutExpired:
         raise InvalidInputError(
             PLATFORMS,
@@ -63,6 +55,23 @@ def probe() -> str:
     if wrong:
         raise InvalidInputError(FLAGS, f"{wrong[-1].partition('] ')[2] or wrong[-1]}; correct or unset it")
     raise _absent(said[-1] if said else f"its process ended with {done.returncode}")
+
+
+def run_apart(code: str) -> "subprocess.CompletedProcess[str]":
+    """Runs code in a Python process of its own, since it may hang, or end its process.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended after `PROBE_SECONDS`.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=PROBE_SECONDS,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def find_device() -> "jax.Device":

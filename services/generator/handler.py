@@ -33,6 +33,8 @@ PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.1
 """Interval between checks whether the worker stops, while the engine is silent."""
 MAX_ROW_LENGTH = 64
+MAX_EVENT_TOKENS = 4096
+"""Tokens in a progress event, over all candidates; a message of the queues has at most 64 KiB."""
 """Tokens of a row that an event can hold."""
 
 
@@ -173,7 +175,7 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
             self._check_time(context, tokens)
             if time.monotonic() - sent >= PROGRESS_SECONDS and tokens.rows:
                 sent = time.monotonic()
-                # What was not sent is in the next event, so that watchers miss no row.
+                # What the publisher does not take is in the next event.
                 if self.publisher.offer(
                     context.task.progress(tokens.rows, self._spec.side, tokens.rows_from(told))
                 ):
@@ -245,8 +247,9 @@ class _ChunkTokens:
         self._positions[drawn.candidate] = end
 
     def rows_from(self, first: int) -> tuple[tuple[int, ...], ...]:
-        """Returns the rows that every candidate has, from a row on; empty if a row is too long for an event."""
+        """Returns the rows that every candidate has, from a row on: as many of the last as an event can hold."""
         if self._columns > MAX_ROW_LENGTH:
             return ()
+        first = max(first, self.rows - MAX_EVENT_TOKENS // (len(self._tokens) * self._columns))
         chosen = self._tokens[:, first * self._columns : self.rows * self._columns]
         return tuple(tuple(tokens) for tokens in chosen.tolist())

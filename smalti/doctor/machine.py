@@ -4,7 +4,6 @@ import difflib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from smalti.devices import probe
+from smalti.devices import PROBE_SECONDS, probe, run_apart
 from smalti.doctor.finding import Finding, State, ask
 from smalti.entrance import variables
 from smalti.errors import InvalidInputError
@@ -30,13 +29,11 @@ KINDS: Final = {
     "smalti.telemetry.settings": "LogSettings MetricsSettings",
 }
 """The modules and classes of all settings; a module whose libraries are not installed is left out."""
-OTHERS: Final = (f"{PREFIX}FAILPOINTS",)
+OTHERS: Final = (f"{PREFIX}FAILPOINTS", f"{PREFIX}FAILPOINTS_STATE")
 """Variables that are no settings."""
-CACHE_SECONDS: Final = 120.0
 
 _CACHE: Final = """
 import json, warnings
-from smalti.errors import SmaltiError
 with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     from smalti.compilation import use_compilation_cache
@@ -91,7 +88,7 @@ def _own_variables() -> Iterator[Finding]:
 
 def _home() -> str:
     home = home_folder()
-    if (home is None or not home.is_dir()) and all(
+    if (home is None or not os.path.isdir(home)) and all(  # noqa: PTH112
         os.environ.get(name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME")
     ):
         return "none, and none is needed: XDG_DATA_HOME and XDG_CACHE_HOME are set"
@@ -100,15 +97,16 @@ def _home() -> str:
             "HOME",
             "is not set, and this user has no home; set HOME, or XDG_DATA_HOME and XDG_CACHE_HOME, to a folder",
         )
-    if not home.is_dir():
+    if not os.path.isdir(home):  # noqa: PTH112
         raise InvalidInputError("HOME", f"{home} is not there; set HOME to a folder that is")
     return str(home)
 
 
 def _writable(variable: str, folder: Path) -> str:
     """Returns a folder in which files can be written, or which can be created."""
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir():
+    # Unlike those of `Path`, these do not raise below a folder that this user may not search.
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not os.path.isdir(there):  # noqa: PTH112
         raise InvalidInputError(variable, f"{there} is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InvalidInputError(
@@ -144,21 +142,16 @@ def _device() -> Finding:
 
 def _cache() -> Finding:
     """Asks in a process of its own, since JAX takes seconds to import."""
-    done = subprocess.run(
-        [sys.executable, "-c", _CACHE],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CACHE_SECONDS,
-        stdin=subprocess.DEVNULL,
-    )
-    said = (
-        json.loads(done.stdout.strip().splitlines()[-1])
-        if done.returncode == 0
-        else [done.stderr.strip()[-200:]]
-    )
+    subject = "compiled programs"
+    try:
+        done = run_apart(_CACHE)
+    except subprocess.TimeoutExpired:
+        text = f"the folder does not answer within {PROBE_SECONDS:.0f} s"
+        return Finding(subject=subject, state=State.NOTE, text=text)
+    if done.returncode == 0:
+        said = json.loads(done.stdout.strip().splitlines()[-1])
+    else:
+        said = [done.stderr.strip()[-200:] or f"its process ended with {done.returncode}"]
     if said:
-        return Finding(subject="compiled programs", state=State.NOTE, text=" ".join(said[0].split()))
-    return Finding(
-        subject="compiled programs", state=State.GOOD, text=str(settings().compilation_cache or "not kept")
-    )
+        return Finding(subject=subject, state=State.NOTE, text=" ".join(said[0].split()))
+    return Finding(subject=subject, state=State.GOOD, text=str(settings().compilation_cache or "not kept"))

@@ -14,6 +14,7 @@ from smalti.outputs.lock import locked
 from smalti.outputs.mark import (
     LOCK_FILE,
     MARK_FILE,
+    PARTIAL_FOLDER,
     contents,
     files_in,
     marked_files,
@@ -86,7 +87,7 @@ def whole_folder(
     check_folder(folder, inputs=inputs, overwrite=overwrite, field=field)
     place = real_path(folder)
     inside = _parent_is_closed(place) or place.is_mount() or _is_current(place)
-    partial = place / ".smalti-partial" if inside else place.with_name(f".{place.name}.smalti-partial")
+    partial = place / PARTIAL_FOLDER if inside else place.with_name(f".{place.name}.smalti-partial")
     with _reported(folder), _made(place if inside else place.parent), _locked(place, folder, field):
         _undo_interrupted(place, partial)
         _check_content(folder, overwrite, field)
@@ -95,7 +96,7 @@ def whole_folder(
             write_mark(partial, ())
             yield partial
             write_mark(partial, files_in(partial))
-            _check_content(folder, overwrite, field, partial)
+            _check_content(folder, overwrite, field)
             (_move_inside if inside else _take_place)(partial, place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -180,10 +181,10 @@ def _check_place(folder: Path, inputs: Inputs, field: str, *, may_hold_inputs: b
         raise InvalidInputError(field, f"{folder} cannot be written: {problem} ({above})")
 
 
-def _check_content(folder: Path, overwrite: bool | None, field: str, partial: Path | None = None) -> None:
+def _check_content(folder: Path, overwrite: bool | None, field: str) -> None:
     """Raises `InvalidInputError` if a folder has files that may not be replaced."""
     place = real_path(folder)
-    if not place.is_dir() or not (found := [path for path in contents(place) if path != partial]):
+    if not place.is_dir() or not contents(place):
         return
     if not overwrite:
         instead = "give another folder" if overwrite is None else "give another folder, or --overwrite"
@@ -195,9 +196,7 @@ def _check_content(folder: Path, overwrite: bool | None, field: str, partial: Pa
             f"{folder} was not written by Smalti (it has no {MARK_FILE}), so --overwrite leaves it alone; "
             "remove it yourself, or give another folder",
         )
-    inner = "" if partial is None else f"{partial.name}/"
-    foreign = sorted(name for name in files_in(place) - listed if not inner or not name.startswith(inner))
-    if foreign and found:
+    if foreign := sorted(files_in(place) - listed):
         raise InvalidInputError(
             field,
             f"{folder} has files that Smalti did not write, such as {foreign[0]}; move them away, or give another "
@@ -235,6 +234,8 @@ def _reported(folder: Path) -> Iterator[None]:
     """Turns an error of the file system into one line."""
     try:
         yield
+    except ConnectionError:  # Of a stream or a server, never of a file.
+        raise
     except shutil.Error as error:  # Of a copied folder: what failed, from where to where.
         raise SmaltiError(f"{folder} cannot be written: {error.args[0][0][2]}") from error
     except OSError as error:

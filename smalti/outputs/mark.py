@@ -10,7 +10,9 @@ from smalti.files import write_atomically
 MARK_FILE: Final = ".smalti-output"
 LOCK_FILE: Final = ".smalti-lock"
 """The lock of a folder whose parent cannot be written."""
-CLUTTER: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", LOCK_FILE})
+PARTIAL_FOLDER: Final = ".smalti-partial"
+"""Where a folder is made that cannot be made beside its place."""
+CLUTTER: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", LOCK_FILE, PARTIAL_FOLDER})
 """What systems, and an interrupted command, leave in folders. A folder with nothing else counts as empty."""
 
 
@@ -21,10 +23,12 @@ def contents(folder: Path) -> list[Path]:
 
 def files_in(folder: Path) -> set[str]:
     """Returns the paths of all files below a folder, links included, without clutter and the mark."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    relative = (path.relative_to(folder) for path in found)
     return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and path.name not in CLUTTER | {MARK_FILE}
+        path.as_posix()
+        for path in relative
+        if path.name not in CLUTTER | {MARK_FILE} and PARTIAL_FOLDER not in path.parts
     }
 
 

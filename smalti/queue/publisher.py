@@ -93,11 +93,11 @@ class BrokerPublisher:
 
     def offer(self, message: Message) -> bool:
         """Sends a message in the background; returns False if too many wait already."""
+        text = message.to_json()
         with self._lock:
             if self._offered >= MAX_OFFERED:
                 return False
             self._offered += 1
-        text = message.to_json()
         try:
             sent = self._begin(self._send_task, message.stage_queue, message.queue, text, {})
         except BrokerUnavailableError:

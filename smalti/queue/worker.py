@@ -241,6 +241,8 @@ class DeadLetteringConsumer(Consumer):
                 "the broker refuses something; trying again in %.1f s: %s", seconds, describe(error)
             )
             self._wait(seconds)
+        # Until the next connection, none holds.
+        self._connected_at = time.monotonic()
 
     def _wait(self, seconds: float) -> None:
         """Waits in the worker's thread, unless the worker stops."""

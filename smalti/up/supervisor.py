@@ -82,7 +82,7 @@ class KeptServer:
                 if self._ending.is_set() or need.failure:
                     return
         pause = FIRST_PAUSE_SECONDS
-        crashes = 0
+        crashes = moves = 0
         while not self._ending.is_set():
             answered, ended = self._run_once()
             if self._ending.is_set():
@@ -90,9 +90,12 @@ class KeptServer:
             if self._renewed:
                 self._renewed = False
                 continue
-            if moved := self._move(self.server):
-                for line in moved:
-                    self._report(line)
+            moved = self._move(self.server)
+            for line in moved:
+                self._report(line)
+            # What moves again and again dies of something else.
+            moves = moves + 1 if moved else 0
+            if moved and moves < MAX_STARTS:
                 continue
             crashes += 1
             if not self.ready.is_set() and (crashes == MAX_STARTS or ended == f"exit code {UNUSABLE}"):

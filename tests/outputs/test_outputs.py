@@ -10,6 +10,7 @@ import pytest
 
 from smalti.errors import InvalidInputError, SmaltiError
 from smalti.outputs import MARK_FILE, check_file, check_folder, open_folder, whole_folder
+from smalti.outputs.mark import PARTIAL_FOLDER
 
 
 def make(out: Path, text: str = "new", *, overwrite: bool | None = True, **options: Path) -> None:
@@ -223,6 +224,19 @@ def test_what_a_killed_process_has_left_is_cleaned_up(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="is not empty"):
         make(out, overwrite=False)
     assert files(out)["inner/file"] == "newer"
+
+
+@pytest.mark.process
+def test_what_a_killed_process_has_left_in_the_current_folder_is_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", KILLED, "."], timeout=120)
+    assert (tmp_path / PARTIAL_FOLDER / "half").exists()
+    make(Path(), "newer")
+    assert files(tmp_path)["inner/file"] == "newer"
+    assert {path.name for path in tmp_path.iterdir()} == {"inner", MARK_FILE}
 
 
 def test_added_files_belong_to_the_folder(tmp_path: Path) -> None:

@@ -30,11 +30,12 @@ def check_file(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(f"cannot create the folder of {path}: {error.strerror}") from None
-    if path.is_dir():
+    # Unlike those of `Path`, these do not raise below a folder that this user may not search.
+    if os.path.isdir(path):  # noqa: PTH112
         raise _refused(f"{path} is a folder; name a file in it")
     # SQLite makes further files beside it.
-    for each in (path, path.parent) if path.exists() else (path.parent,):
-        if not os.access(each, os.W_OK):
+    for each in (path, path.parent) if os.path.exists(path) else (path.parent,):  # noqa: PTH110
+        if not os.access(each, os.W_OK | (os.X_OK if each == path.parent else 0)):
             raise _refused(f"{each} cannot be written; change its owner or mode, or name another file")
 
 

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -122,3 +123,33 @@ def test_gateway_ends_with_one_line_and_code_2(
         "smalti gateway: SMALTI_GATEWAY_DATABASE: permission denied: app may not create"
     )
     assert done.stderr.count("\n") == 1
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from smalti.errors import InvalidInputError
+from smalti.services.gateway.database.examination import check_file
+os.setuid(65534)
+try:
+    check_file(Path(sys.argv[1]) / "smalti.db")
+except InvalidInputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+def test_folder_that_the_user_may_not_search_is_named(tmp_path: Path) -> None:
+    for each in (tmp_path, *tmp_path.parents[:-2]):
+        each.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, closed], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (
+        done.stdout
+        == f"SMALTI_GATEWAY_DATABASE: {closed} cannot be written; change its owner or mode, "
+        + ("or name another file\n")
+    )

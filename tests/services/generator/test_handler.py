@@ -171,6 +171,24 @@ def test_progress_has_every_row_once(
     work.close()
 
 
+def test_progress_has_the_last_rows_that_an_event_can_hold(
+    engine: GeneratorEngine,
+    tiny: ModelFolder,
+    pipeline: Pipeline,
+    slow: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0.25)
+    monkeypatch.setattr(handler, "MAX_EVENT_TOKENS", 16)  # A row of each of the four candidates.
+    work = Work(engine, tiny, pipeline)
+    work.messages.result(60)
+    drawn = load(get_named(work.store, JobKeys("j1").tokens(0)))["tokens"]
+    event = next(each for each in work.publisher.take() if isinstance(each, Progress))
+    assert event.rows > 1
+    assert (np.array(event.tokens) == drawn[:, 4 * event.rows - 4 : 4 * event.rows]).all()
+    work.close()
+
+
 def test_tokens_are_kept_wherever_they_are(
     engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline
 ) -> None:
