@@ -71,7 +71,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains the shipped model again: a quarter of an hour with an H100, a day and a half on two cores. An interrupted run continues where it stopped.
+# Trains the shipped model again: a quarter of an hour with an H100, a day and a half on two cores. An interrupted run
+# continues where it stopped.
 model: $(INSTALLED)
 	test -d $(DATA)/world || $(BIN)/smalti data build --resolution 160 $(DATA)
 	$(call train,tokenizer,tokenizer)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from harness.captioned_pictures import encoded
 from harness.hostile_pictures import (
-    encoded,
     exif_block,
     jpeg_with_exif,
     png,

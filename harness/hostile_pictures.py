@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from harness.captioned_pictures import encoded
+
 
 def scan_bomb(scans: int, side: int = 4096) -> bytes:
     """Returns a progressive JPEG file with many scans that say nothing: 34 bytes each, and a pass over all pixels."""
@@ -88,10 +90,3 @@ def jpeg_with_exif(image: Image.Image, block: bytes) -> bytes:
     """Returns a good JPEG file with a block of EXIF data, whatever is in it."""
     plain = encoded(image, "JPEG")
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + plain[2:]
-
-
-def encoded(image: Image.Image, kind: str) -> bytes:
-    """Returns a picture as a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()

@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     If the block raises (an error, Ctrl-C, a full disk), the temporary file is removed and `path` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = _temporary(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -34,25 +34,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def create_file(path: Path, content: str | bytes) -> bool:
+def create_file(path: Path, content: bytes) -> bool:
     """Writes a file atomically unless there is one; returns whether it was written.
 
     Of several that create one name at the same time, one succeeds.
     """
-    written = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = _temporary(path)
     try:
-        temporary.write_bytes(written)
+        temporary.write_bytes(content)
         path.hardlink_to(temporary)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in _WITHOUT_LINKS:
             raise
-        return _create_plainly(path, written)
+        return _create_plainly(path, content)
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _create_plainly(path: Path, content: bytes) -> bool:

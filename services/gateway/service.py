@@ -66,8 +66,7 @@ def build(process: Process) -> Service:
         observe=lambda op, seconds: metrics.observe("database_seconds", seconds, op=op),
     )
     try:
-        migrate_when_ready(database, DATABASE_SECONDS)
-        process.report["database"] = database.examine()
+        process.report["database"] = migrate_when_ready(database, DATABASE_SECONDS)
         clock = DatabaseClock(database.time)
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.

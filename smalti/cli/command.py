@@ -65,7 +65,6 @@ def run_process(arguments: Sequence[str]) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        streams.discard_output()
         return _lost(error)
     return status
 

@@ -19,6 +19,7 @@ TOUCH_SECONDS = 3600.0
 
 SUFFIX = ".program"
 PARTIAL = ".partial"
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OURS = (SUFFIX, PARTIAL, "-cache")
 """Ends of the names of files that `trim` may remove; the last one is that of JAX's own cache."""
 _MAGIC = b"smalti program 1\n"
@@ -64,9 +65,8 @@ class PrivateFolder:
     def find_problem(self) -> str:
         """Returns why no file can be written, for instance on a read-only file system; empty if one can."""
         name = f".{secrets.token_hex(4)}{PARTIAL}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            os.close(os.open(name, flags, 0o600, dir_fd=self._descriptor))
+            os.close(os.open(name, _NEW, 0o600, dir_fd=self._descriptor))
             os.unlink(name, dir_fd=self._descriptor)
         except OSError as error:
             return error.strerror or str(error)
@@ -98,8 +98,7 @@ class PrivateFolder:
         if self.read_only:
             return
         partial = f".{name}.{secrets.token_hex(4)}{PARTIAL}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(partial, flags, 0o600, dir_fd=self._descriptor)
+        descriptor = os.open(partial, _NEW, 0o600, dir_fd=self._descriptor)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_MAGIC + hashlib.sha256(content).digest())

@@ -17,16 +17,12 @@ def spare_this_machine(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that exempt this machine from the proxies of an environment; none if it has no proxy."""
     if not any(name.lower().endswith("_proxy") and value for name, value in environment.items()):
         return {}
-    lists = [*_LISTS, *([_GRPC] if _GRPC in environment else [])]
     # `no_proxy` goes before `NO_PROXY` in most libraries, and what only one of them names holds for both.
-    known = [part for name in _LISTS for part in environment.get(name, "").split(",")]
+    lists = dict.fromkeys(_LISTS, ",".join(environment.get(name, "") for name in _LISTS))
+    if _GRPC in environment:
+        lists[_GRPC] = environment[_GRPC]
     found = {}
-    for name in lists:
-        parts = (
-            [*known, *environment.get(name, "").split(",")]
-            if name in _LISTS
-            else environment[name].split(",")
-        )
-        listed = dict.fromkeys(part.strip() for part in (*parts, *THIS_MACHINE) if part.strip())
+    for name, text in lists.items():
+        listed = dict.fromkeys(part.strip() for part in (*text.split(","), *THIS_MACHINE) if part.strip())
         found[name] = "*" if "*" in listed else ",".join(listed)
     return found

@@ -225,7 +225,12 @@ RULES: Final = (
 
 def rule_for(name: str) -> Rule | None:
     """Returns the first rule for a variable; None for one that concerns none of our libraries."""
-    return next((rule for rule in RULES if any(fnmatchcase(name, each) for each in rule.names)), None)
+    return next((rule for rule in RULES if any(_fits(name, each) for each in rule.names)), None)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    # Most differ at the beginning, and a pattern that is matched is compiled first, at the start of every command.
+    return name.startswith(pattern.partition("*")[0].partition("?")[0]) and fnmatchcase(name, pattern)
 
 
 _ignored: dict[str, Ignored] = {}

@@ -27,15 +27,15 @@ def check_apart(out: Path, inputs: Inputs, field: str, *, may_hold_inputs: bool)
     Raises:
         InvalidInputError: they are not apart.
     """
-    above_out = list(_with_parents(out))
+    own, above_out = _identity(out), list(_with_parents(out))
     for name, given in inputs.items():
         if given is None or (identity := _identity(Path(given))) is None:
             continue
-        if identity == _identity(out):
+        if identity == own:
             relation = "is"
         elif identity in above_out:
             relation = "lies in"
-        elif not may_hold_inputs and _identity(out) in list(_with_parents(Path(given))):
+        elif not may_hold_inputs and own in list(_with_parents(Path(given))):
             relation = "holds"
         else:
             continue

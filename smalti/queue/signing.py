@@ -67,6 +67,10 @@ class Seal(Strict):
     sent: float
     """Unix time of its sending."""
 
+    def is_for(self, queue: str) -> bool:
+        """Returns whether it is for a queue; one of version 0.1 that was moved to the new name still is."""
+        return self.queue in (queue, queue.removeprefix(QUEUE_PREFIX))
+
 
 def check_seal(options: Mapping[str, Any], queue: str) -> Seal:
     """Returns the seal of a signed message.
@@ -82,8 +86,7 @@ def check_seal(options: Mapping[str, Any], queue: str) -> Seal:
         seal = Seal.model_validate(options.get(SEAL))
     except ValidationError:
         raise MalformedMessageError("the signature does not cover the headers") from None
-    # A message of version 0.1 that was moved to the queue's new name is still for that queue.
-    if seal.queue not in (queue, queue.removeprefix(QUEUE_PREFIX)):
+    if not seal.is_for(queue):
         raise MalformedMessageError(f"the message was signed for the queue {seal.queue[:64]!r}")
     return seal
 

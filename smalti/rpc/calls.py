@@ -92,25 +92,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             for key, value in handler_call_details.invocation_metadata or ()
             if isinstance(value, str)
         }
-        deserialize, has_one = handler.request_deserializer, not handler.request_streaming
-
-        def around(requests: Any, context: Any) -> AbstractAsyncContextManager[Any]:
-            received = _Request(requests, deserialize) if has_one else requests
-            return self._call(method, metadata, received, context)
-
         # gRPC receives the request of a method with one before it calls the method, and this decides about calls first.
-        return wrapped(handler, around, late=has_one)
+        return wrapped(
+            handler,
+            lambda received, context: self._call(method, metadata, handler, received, context),
+            late=not handler.request_streaming,
+        )
 
     @asynccontextmanager
     async def _call(
-        self, method: str, metadata: Mapping[str, str], received: Any, context: Any
+        self, method: str, metadata: Mapping[str, str], handler: Any, received: Any, context: Any
     ) -> AsyncIterator[Any]:
         """Counts a call, receives its request, applies its deadline, and ends it with a status if it fails.
 
         Args:
             method: the method.
             metadata: the metadata of the call.
-            received: a `_Request`, or the requests of a method that receives them itself.
+            handler: of the method.
+            received: the stream of requests; of a method with one request, the stream of its bytes.
             context: the call.
         """
         if self._draining:
@@ -132,11 +131,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             async with limit:
                 request = received
-                if isinstance(received, _Request):
+                if not handler.request_streaming:
                     async with self._places.receive(peer):
-                        content = await received.receive()
+                        content = await _only(received)
                     stack.enter_context(self._places.request(method, peer, len(content)))
-                    request = received.read(content)
+                    request = read_request(handler.request_deserializer, content)
                 yield request
         except grpc.aio.AbortError:
             raise
@@ -187,23 +186,11 @@ def wrapped(
     return _made(handler, behave, late or handler.request_streaming, deserialize)
 
 
-class _Request:
-    """The request of a call that has one."""
-
-    def __init__(self, contents: Any, deserialize: Any) -> None:
-        self._contents = contents
-        self._deserialize = deserialize
-
-    async def receive(self) -> bytes:
-        """Receives its bytes."""
-        async for content in self._contents:
-            received: bytes = content
-            return received
-        raise InvalidInputError("request", "is missing")
-
-    def read(self, content: bytes) -> Any:
-        """Returns the message; raises `InvalidInputError`."""
-        return read_request(self._deserialize, content)
+async def _only(contents: AsyncIterator[bytes]) -> bytes:
+    """Receives the bytes of the request of a method that has one; raises `InvalidInputError`."""
+    async for content in contents:
+        return content
+    raise InvalidInputError("request", "is missing")
 
 
 async def _write(answers: Any, context: Any) -> None:

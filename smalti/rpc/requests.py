@@ -90,8 +90,11 @@ def _check_times(message: Message, path: str) -> None:
 
 def _timed(message: Message) -> Iterator[tuple[str, Message]]:
     """Yields the messages of a message that are, or may hold, a time, with their names."""
+    timed = _timed_fields(message.DESCRIPTOR)
+    if not timed:
+        return
     for field, value in message.ListFields():
-        if field.name not in _timed_fields(message.DESCRIPTOR):
+        if field.name not in timed:
             continue
         if isinstance(value, Message):
             yield field.name, value

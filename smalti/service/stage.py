@@ -278,7 +278,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         task = context.task
         # The inputs are loaded at the same time: a stage waits longer for the store than the store takes to answer.
         checking = self.store_executor.submit(lambda: self._cancellations.check_now(context.cancellation))
-        records = {} if task.version == 1 else self.records(task)
+        records = None if task.version == 1 else self.records(task)
         finding = self.store_executor.submit(lambda: self._find(task, records))
 
         def find_output() -> StageOutput | None:
@@ -293,11 +293,13 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             if output := find_output():
                 return output
             raise
-        return find_output() or self._record(task, self.run(context, inputs), records)
+        return find_output() or self._record(self.run(context, inputs), records)
 
-    def _find(self, task: TaskType, records: Mapping[str, tuple[str, ...]]) -> tuple[ObjectRef, ...] | None:
-        """Returns what an earlier attempt has written, if it is complete."""
-        if task.version == 1:
+    def _find(
+        self, task: TaskType, records: Mapping[str, tuple[str, ...]] | None
+    ) -> tuple[ObjectRef, ...] | None:
+        """Returns what an earlier attempt has written, if it is complete; version 1 has no records."""
+        if records is None:
             return find(self.store, *self.output_names(task))
         found: list[ObjectRef] = []
         for record, names in records.items():
@@ -307,11 +309,9 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             found += objects
         return tuple(found)
 
-    def _record(
-        self, task: TaskType, output: StageOutput, records: Mapping[str, tuple[str, ...]]
-    ) -> StageOutput:
+    def _record(self, output: StageOutput, records: Mapping[str, tuple[str, ...]] | None) -> StageOutput:
         """Records what was written; returns what the next stage works on, which another worker may have written."""
-        if task.version == 1:
+        if records is None:
             return output
         refs = {ref.name: ref for ref in output.objects}
         recorded = self.store_executor.map(

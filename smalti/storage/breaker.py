@@ -62,6 +62,7 @@ class BreakerStore(WrappedStore):
     def _leave(self, failed: bool, *, is_probe: bool) -> None:
         with self._lock:
             # Calls from before the refusals end while another one probes.
-            self._probing = self._probing and not is_probe
+            if is_probe:
+                self._probing = False
             self._failures = self._failures + 1 if failed else 0
             self._probe_at = self._clock() + PROBE_SECONDS

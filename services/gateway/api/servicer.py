@@ -113,7 +113,7 @@ class ImageServicer(ImageServiceServicer):
                 self._spec,
                 decoder,
                 check=check,
-                is_away=lambda: policy.asks_pictures and policy.waits,
+                is_away=lambda: policy.pictures_wait,
             )
         self._watch_handler = WatchHandler(
             gateway.watchers,

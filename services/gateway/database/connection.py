@@ -1,6 +1,7 @@
 """Connection to the database: transactions, migrations, and the translation of errors."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,8 +79,8 @@ class Database:
         )
         self._writer = self.engine.execution_options(**{WRITE: True})
 
-    def migrate(self) -> None:
-        """Creates the tables, or migrates them to the current version, all in one transaction.
+    def migrate(self) -> str:
+        """Creates the tables, or migrates them to the current version, all in one transaction; returns what it found.
 
         It uses a connection of its own, which is closed whatever happens: nothing that a migration has locked or set
         outlives it. When several gateways start together, one migrates and the others wait.
@@ -91,15 +92,13 @@ class Database:
         engine = self._make_engine(migrating=True)
         try:
             with self._turn(), self._translated(), examination.explained():
-                current = schema.is_current(engine)
-                if not self.is_sqlite:
-                    examination.check_server(engine, migrates=not current)
-                if current:
-                    return  # Needs no lock, which a busy database might refuse.
-                with engine.execution_options(**{WRITE: True}).begin() as connection:
-                    if not self.is_sqlite:
-                        _lock(connection, _MIGRATION_KEY)
-                    schema.upgrade(connection)
+                current, found = self._found(engine)
+                if not current:  # Needs no lock otherwise, which a busy database might refuse.
+                    with engine.execution_options(**{WRITE: True}).begin() as connection:
+                        if not self.is_sqlite:
+                            _lock(connection, _MIGRATION_KEY)
+                        schema.upgrade(connection)
+                return f"{found}, ready"
         finally:
             engine.dispose()
 
@@ -110,16 +109,20 @@ class Database:
             InvalidInputError: the database cannot be used as it is; says what to change.
             DatabaseUnavailableError: the database does not answer.
         """
-        if self.is_sqlite and not Path(self._url.database or "").exists():
+        if self.is_sqlite and not os.path.exists(self._url.database or ""):  # noqa: PTH110
             return f"{self._url.database} will be created"
         engine = self._make_engine(migrating=True)
         try:
             with self._translated(), examination.explained():
-                current = schema.is_current(engine)
-                found = "SQLite" if self.is_sqlite else examination.check_server(engine, migrates=not current)
+                current, found = self._found(engine)
                 return f"{found}, {'ready' if current else 'whose tables the gateway makes at its start'}"
         finally:
             engine.dispose()
+
+    def _found(self, engine: Engine) -> tuple[bool, str]:
+        """Returns whether there is nothing to migrate, and what the database is in a few words; see `examine`."""
+        current = schema.is_current(engine)
+        return current, "SQLite" if self.is_sqlite else examination.check_server(engine, migrates=not current)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -285,8 +288,8 @@ def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
     }
 
 
-def migrate_when_ready(database: Database, seconds: float) -> None:
-    """Migrates the database; retries while it does not answer, and says so.
+def migrate_when_ready(database: Database, seconds: float) -> str:
+    """Migrates the database, and returns what it found; retries while it does not answer, and says so.
 
     Raises:
         DatabaseUnavailableError: the database did not answer in time.

@@ -92,6 +92,11 @@ class ContentPolicy:
         )
 
     @property
+    def pictures_wait(self) -> bool:
+        """Whether nobody gets a picture at present, since the hook is away."""
+        return self.asks_pictures and self.waits
+
+    @property
     def waits(self) -> bool:
         """Whether the hook is away, and must be waited for."""
         with self._lock:

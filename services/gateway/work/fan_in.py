@@ -169,7 +169,7 @@ class FanIn:
         if all(picture.refusal is not None for picture in pictures):
             return self._refuse(job_id)
         policy = self._context.policy
-        if policy.asks_pictures and policy.waits and not any(picture.checked for picture in pictures):
+        if policy.pictures_wait and not any(picture.checked for picture in pictures):
             return False  # Whatever is chosen needs a verdict.
         try:
             winners = pictures if job.refining else self._choose(keys, chunks, pictures, parameters)

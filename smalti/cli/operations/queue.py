@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from smalti.errors import InvalidInputError, MalformedMessageError
-from smalti.messages import QUEUE_PREFIX, Stage
 
 if TYPE_CHECKING:
+    from smalti.messages import Stage
     from smalti.queue import DeadLetter, HeldLetter, LetterFilter
 
 LEFT_SOME: Final = 1
@@ -216,7 +216,9 @@ def _chosen(
     return chosen
 
 
-def _stage(name: str) -> Stage:
+def _stage(name: str) -> "Stage":
+    from smalti.messages import QUEUE_PREFIX, Stage
+
     try:
         return Stage(name.removeprefix(QUEUE_PREFIX).removesuffix(".dead"))
     except ValueError:

@@ -99,12 +99,9 @@ _MAX_WEIGHT = int(np.float32(1.0).view(np.uint32))
 def _kth_largest(order: UInt32[Array, "rows vocab"], top_k: Int[Array, " rows"]) -> UInt32[Array, " rows"]:
     """Returns, per row, the largest threshold that at least k numbers reach; 0 without a limit."""
     wanted = jnp.minimum(top_k, order.shape[1])
-
-    def is_too_high(trial: UInt32[Array, " rows"]) -> Array:
-        reached = (order >= trial[:, None]).sum(-1, dtype=jnp.int32)
-        return (reached < wanted) | (top_k == NO_TOP_K)
-
-    return _limits(top_k != NO_TOP_K, is_too_high)
+    return _limits(
+        top_k != NO_TOP_K, lambda trial: (order >= trial[:, None]).sum(-1, dtype=jnp.int32) < wanted
+    )
 
 
 def _nucleus_floor(
@@ -114,19 +111,19 @@ def _nucleus_floor(
     wanted = top_p * weights.sum(-1)
 
     def is_too_high(trial: UInt32[Array, " rows"]) -> Array:
-        reached = jnp.where(order >= trial[:, None], weights, 0.0).sum(-1)
-        return (reached < wanted) | (top_p >= NO_TOP_P)
+        return jnp.where(order >= trial[:, None], weights, 0.0).sum(-1) < wanted
 
     return _limits(top_p < NO_TOP_P, is_too_high)
 
 
 def _limits(limited: Bool[Array, " rows"], is_too_high: Callable[[Array], Array]) -> UInt32[Array, " rows"]:
-    """Returns the threshold of each row by bisection; 0 at once if no row has a limit, which is the usual case."""
+    """Returns the threshold of each row by bisection, and 0 for one without a limit; at once if no row has a limit."""
     rows = limited.shape[0]
+    none = jnp.zeros(rows, jnp.uint32)
     return jax.lax.cond(
         limited.any(),
-        lambda: _bisect(_MAX_WEIGHT, rows, is_too_high),
-        lambda: jnp.zeros(rows, jnp.uint32),
+        lambda: jnp.where(limited, _bisect(_MAX_WEIGHT, rows, is_too_high), none),
+        lambda: none,
     )
 
 

@@ -100,7 +100,7 @@ class DeadLetters:
             while lent < there and (message := channel.basic_get(queue, no_ack=False)) is not None:
                 lent += 1
                 received = channel.message_to_python(message)
-                yield HeldLetter(self._letter(queue, RawMessage.of(received)), _guarded(received.ack))
+                yield HeldLetter(self._letter(queue, RawMessage.of(received)), _translated()(received.ack))
         finally:
             if lent:
                 with suppress(*BROKER_ERRORS):
@@ -138,15 +138,7 @@ def _remover(client: Any, queue: str, value: bytes, removed: list[bool]) -> Call
         client.lrem(queue, -1, value)
         removed.append(True)
 
-    return _guarded(remove)
-
-
-def _guarded(call: Callable[[], object]) -> Callable[[], None]:
-    def guarded() -> None:
-        with _translated():
-            call()
-
-    return guarded
+    return _translated()(remove)
 
 
 @contextmanager

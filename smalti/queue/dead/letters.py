@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 from kombu import serialization
 
-from smalti.errors import MalformedMessageError, SmaltiError
+from smalti.errors import ExpiredMessageError, MalformedMessageError, SmaltiError
 from smalti.messages import QUEUE_PREFIX, Message, Stage, dead_queue_name, parse
 from smalti.queue.application import stage_queues
 from smalti.queue.dead.headers import BROKER, DIED, KIND, OLD_NAME, ORIGIN, REASON
@@ -105,10 +105,10 @@ class DeadLetter:
             return None
         try:
             return parse(self.text)
-        except SmaltiError as error:
-            # One that has expired is a message nevertheless.
-            found = getattr(error, "message", None)
-            return found if hasattr(found, "stage_queue") else None
+        except ExpiredMessageError as error:
+            return error.message
+        except SmaltiError:
+            return None
 
     @property
     def job(self) -> str:
@@ -134,7 +134,7 @@ class DeadLetter:
             seal = Seal.model_validate(task[1].get(SEAL))
         except ValueError:
             raise MalformedMessageError("its signature covers no queue") from None
-        if seal.queue not in (self.origin, self.origin.removeprefix(QUEUE_PREFIX)):
+        if not seal.is_for(self.origin):
             raise MalformedMessageError(
                 f"it was signed for the queue {seal.queue[:64]}, and not for {self.origin}"
             )
@@ -170,9 +170,9 @@ class DeadLetter:
 class LetterFilter:
     """Which dead letters are meant: those that have everything that is given."""
 
-    ids: frozenset[str] = field(default_factory=frozenset)
-    stages: frozenset[Stage] = field(default_factory=frozenset)
-    kinds: frozenset[str] = field(default_factory=frozenset)
+    ids: frozenset[str] = frozenset()
+    stages: frozenset[Stage] = frozenset()
+    kinds: frozenset[str] = frozenset()
     job: str = ""
     older: float | None = None
     """Minimum age in seconds."""

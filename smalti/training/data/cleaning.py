@@ -58,11 +58,6 @@ class Cleaned:
     """What was taken out of it: an example of each kind."""
 
 
-def clean_caption(text: str, longest: int = 300) -> str | None:
-    """Returns a clean caption, or None if nothing is left that could describe a picture; see `clean`."""
-    return clean(text, longest).text
-
-
 def clean(text: str, longest: int = 300) -> Cleaned:
     """Cleans a caption: repairs the encoding, removes tags, addresses and stock numbers, and collapses spaces.
 
@@ -116,19 +111,15 @@ def _is_seen(character: str) -> bool:
 
 def _says_something(text: str) -> bool:
     letters = [character for character in text if character.isalpha()]
-    if text.isascii() or not letters:
-        named = bool(_FILE_NAME.fullmatch(text))
-    else:
-        named = "." in text and bool(_FILE_NAME.fullmatch(text))
-    if named:
+    if _FILE_NAME.fullmatch(text) and (text.isascii() or not letters or "." in text):
         return False
     if _has_emoji(text):
         return True
     scripts = [unicodedata.name(letter, "").partition(" ")[0] for letter in letters]
     if any(script not in _MIN_LETTERS for script in scripts):
         return True
-    return any(
-        scripts.count(script) >= fewest or len(letters) >= 3 for script, fewest in _MIN_LETTERS.items()
+    return len(letters) >= 3 or any(
+        scripts.count(script) >= fewest for script, fewest in _MIN_LETTERS.items()
     )
 
 

@@ -115,7 +115,8 @@ def _fields(
         if len(text) > MAX_LINE:
             lines.give_back(taken)
             raise InvalidInputError("row", f"has more than {MAX_LINE} characters")
-        check_text(text, "row") if not taken else None
+        if not taken:
+            check_text(text, "row")
         try:
             fields: list[str] = next(
                 csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)

@@ -78,13 +78,8 @@ class Monitor:
         losses = enumerate((metrics["loss"] for metrics in self._pending), start=first)
         return next((number for number, loss in losses if not np.isfinite(np.asarray(loss)).all()), None)
 
-    def log(self, step: int) -> int | None:
-        """Logs the means since the last call, with the speed and the remaining time.
-
-        Returns:
-            the first step since the last call whose loss is not finite; None if there is none.
-        """
-        unsound = self.unsound_step(step)
+    def log(self, step: int) -> None:
+        """Logs the means since the last call, with the speed and the remaining time."""
         names = self._pending[0].keys()
         means = {name: float(np.mean([np.asarray(each[name]) for each in self._pending])) for name in names}
         self._pending.clear()
@@ -99,7 +94,6 @@ class Monitor:
         self._bar.update(self._task, status=status)
         self._print(f"step {step:,} of {self._settings.steps:,}  {status}")
         self._write("train", step, {**means, f"{counted}_per_second": speed})
-        return unsound
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics on held-out data."""

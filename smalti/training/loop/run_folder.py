@@ -53,8 +53,10 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self._opened = opened
         self._newest = Checkpoints(path / "checkpoints", kept=_KEPT)
+        stack.callback(self._newest.close)
         self._best = Checkpoints.best(path / "best")
-        self._stack = stack
+        stack.callback(self._best.close)
+        self._stack = stack.pop_all()
 
     @classmethod
     def create(cls, path: Path, settings_file: Path, inputs: Inputs = {}) -> Self:  # noqa: B006
@@ -79,9 +81,7 @@ class RunFolder:
             )
             (path / "sheets").mkdir(exist_ok=True)
             write_atomically(path / SETTINGS_FILE, settings_file.read_bytes())
-            run = cls(path, opened, stack)
-            run._stack = stack.pop_all()
-            return run
+            return cls(path, opened, stack)
 
     @classmethod
     def resume(cls, path: Path, settings: RunSettings) -> Self:
@@ -99,9 +99,7 @@ class RunFolder:
                     f"the run in {path} was started with {theirs[name]!r}; a resumed run must keep it, not {value!r}",
                 )
         with ExitStack() as stack:
-            run = cls(path, stack.enter_context(open_folder(path)), stack)
-            run._stack = stack.pop_all()
-            return run
+            return cls(path, stack.enter_context(open_folder(path)), stack)
 
     def remember_data(self, data: Path) -> None:
         """Keeps a digest of the data of a new run; checks that a resumed one still has the same data.
@@ -185,8 +183,6 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._newest.close()
-        self._best.close()
         self._stack.__exit__(kind, error, traceback)
 
 

@@ -54,11 +54,14 @@ def train(
             monitor.step_taken(trainee.step(step))
             step += 1
             last = step == settings.steps
-            if step % settings.log_every == 0 or last:
-                _check(monitor.log(step), saved)
+            logs = step % settings.log_every == 0 or last
             over = stopping.requested or (minutes is not None and time.monotonic() - started > 60 * minutes)
-            if over or any(step % every == 0 for every in (settings.evaluate_every, settings.save_every)):
-                _check(monitor.unsound_step(step), saved)
+            # Only then, since it waits for the device.
+            looks = logs or over or step % settings.evaluate_every == 0 or step % settings.save_every == 0
+            unsound = monitor.unsound_step(step) if looks else None
+            if logs:
+                monitor.log(step)
+            _check(unsound, saved)
             with monitor.aside():
                 if step % settings.evaluate_every == 0 or last:
                     measured = trainee.evaluate()

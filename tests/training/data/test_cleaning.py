@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from smalti.training.data.cleaning import clean, clean_caption, size_problem, watermark_host
+from smalti.training.data.cleaning import clean, size_problem, watermark_host
 
 ENGLAND = "🏴" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng\x7f")
 
@@ -50,7 +50,7 @@ ENGLAND = "🏴" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng\x7f")
     ],
 )
 def test_captions_are_cleaned(found: str, cleaned: str) -> None:
-    assert clean_caption(found) == cleaned
+    assert clean(found).text == cleaned
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_captions_are_cleaned(found: str, cleaned: str) -> None:
     ],
 )
 def test_captions_that_say_nothing(found: str) -> None:
-    assert clean_caption(found) is None
+    assert clean(found).text is None
 
 
 def test_long_captions_are_cut_between_words() -> None:
-    assert clean_caption("one two three four", longest=13) == "one two three"
-    assert clean_caption("one two three four", longest=12) == "one two"
-    assert clean_caption("abcdefgh", longest=4) == "abcd"
-    assert clean_caption("日本語の猫です", longest=4) == "日本語の"
-    assert clean_caption("a " + "ก็" * 20, longest=9) == "a " + "ก็" * 3
-    assert clean_caption("👨\u200d👩\u200d👧" * 3, longest=7) == "👨\u200d👩\u200d👧"
+    assert clean("one two three four", longest=13).text == "one two three"
+    assert clean("one two three four", longest=12).text == "one two"
+    assert clean("abcdefgh", longest=4).text == "abcd"
+    assert clean("日本語の猫です", longest=4).text == "日本語の"
+    assert clean("a " + "ก็" * 20, longest=9).text == "a " + "ก็" * 3
+    assert clean("👨\u200d👩\u200d👧" * 3, longest=7).text == "👨\u200d👩\u200d👧"
 
 
 def test_what_is_left_out_is_told_with_an_example() -> None:
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_told_with_an_example() -> None:
 
 @given(st.text(max_size=200), st.integers(5, 50))
 def test_any_text_comes_out_clean(text: str, longest: int) -> None:
-    cleaned = clean_caption(text, longest)
+    cleaned = clean(text, longest).text
     if cleaned is not None:
         assert cleaned == " ".join(cleaned.split())
         assert len(cleaned) <= longest

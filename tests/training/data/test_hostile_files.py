@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness import hostile
-from harness.hostile_pictures import encoded, exif_block, jpeg_with_exif
+from harness.captioned_pictures import encoded
+from harness.hostile_pictures import exif_block, jpeg_with_exif
 from smalti.errors import InvalidInputError
 from smalti.picture_files.header import read_header
 from smalti.training.data.configuration import ImportSettings, load_import_settings
