@@ -231,6 +231,23 @@ def test_closed_engine_fails_its_requests_and_accepts_no_others(
         engine.submit(request(model, 1))
 
 
+def test_no_thread_outlives_a_closed_engine(model: tuple[DalleBart, Any]) -> None:
+    ended = []
+
+    class SlowToEnd(GeneratorEngine):
+        def _watch(self) -> None:
+            super()._watch()
+            assert not threading.Event().wait(0.5)  # This event is never set.
+            ended.append("watch")
+
+    batch = make(model)
+    batch.open_gate()
+    engine = SlowToEnd(batch)
+    engine.submit(request(model, 1)).result(WAIT)
+    engine.close()
+    assert ended == ["watch"]
+
+
 def test_request_without_candidates_is_done_at_once(
     model: tuple[DalleBart, Any], gated: tuple[GeneratorEngine, GatedBatch]
 ) -> None:

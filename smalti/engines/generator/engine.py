@@ -92,7 +92,7 @@ class GeneratorEngine:
         self._failure: BaseException | None = None
         self._closing = False
         self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: tuple[threading.Thread, ...] = ()
         self.ready = threading.Event()
         """Set once the programs are compiled."""
 
@@ -179,12 +179,16 @@ class GeneratorEngine:
     def start(self) -> None:
         """Starts the loop, which first compiles the programs; `submit` calls this too."""
         with self._wake:
-            if self._thread is not None:
+            if self._threads:
                 return
-            self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
-            self._thread.start()
-            threading.Thread(target=self._watch, name="generator-watch", daemon=True).start()
-        # A thread that Python ends within JAX's C++ code aborts the process: "FATAL: exception not rethrown".
+            self._threads = (
+                threading.Thread(target=self._run, name="generator", daemon=True),
+                threading.Thread(target=self._watch, name="generator-watch", daemon=True),
+            )
+            for thread in self._threads:
+                thread.start()
+        # A thread that Python ends within JAX's C++ code aborts the process: "FATAL: exception not rethrown". Freeing
+        # an array is such code too, and either thread may be the last that holds this engine.
         atexit.register(self.close)
 
     def submit(self, request: GenerationRequest, on_tokens: TokenCallback | None = None) -> GenerationHandle:
@@ -254,8 +258,8 @@ class GeneratorEngine:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join(None if self._failure is None else HUNG_SECONDS)
+        for thread in self._threads:
+            thread.join(None if self._failure is None else HUNG_SECONDS)
         atexit.unregister(self.close)
         self._fail_everything("the engine was closed")
 
