@@ -262,3 +262,40 @@ def test_generate_works_with_an_exported_model(
     status, _, error = command("--overwrite", "--n", "4")
     assert status == 2
     assert error.startswith("smalti: n: 4 pictures cannot be chosen from 3")
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "other": lambda content: b"\xff\0[" * 50,
+    "deep": lambda content: b"[" * 50_000,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", HARMS)
+def test_export_of_damaged_runs_ends_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    whole = {name: Path(shutil.copytree(runs / name, tmp_path / name)) for name in ("generator", "ranker")}
+    options = [word for name, folder in whole.items() for word in (f"--{name}", str(folder))]
+    command = ["export", *options, "--name", "a", "--licence", "b", "--out", str(tmp_path / "model")]
+    files = [
+        path
+        for folder in whole.values()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {"checkpoints", "tensorboard", "sheets"} & set(path.parts)
+    ]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(HARMS[harm](content))
+        status = run(command)
+        error = capsys.readouterr().err
+        assert status in (0, 2), path
+        assert error.count("\n") <= 1, path
+        if status == 0:
+            shutil.rmtree(tmp_path / "model")
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["generator", "ranker"]
+        path.write_bytes(content)
+    assert run(command) == 0
