@@ -103,7 +103,10 @@ def run_application(app: typer.Typer, arguments: Sequence[str]) -> int:
             if error.filename is None and error.errno not in streams.LOST:
                 raise
             return _lost(error)
-        except (KeyboardInterrupt, typer.Abort):
+        except typer.Abort as error:
+            # Typer takes the early end of any file for the end of a terminal's input, which no command reads.
+            raise error.__cause__ or error from None
+        except KeyboardInterrupt:
             status = stopping.exit_status
         if stopping.requested and status in (stopping.exit_status, TYPER_INTERRUPTED):
             status = stopping.exit_status

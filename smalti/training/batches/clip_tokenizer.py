@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from smalti.errors import CheckpointError
 from smalti.models.clip import write_merges
 from smalti.models.open_clip_models import SimpleTokenizer, get_clean_fn
 
@@ -51,8 +52,15 @@ def make_merges(captions: Iterable[str], vocabulary_size: int, path: Path) -> No
 
 
 def load_merges(path: Path, context_length: int) -> SimpleTokenizer:
-    """Loads the tokenizer from a file of merges."""
-    return SimpleTokenizer(bpe_path=str(path), context_length=context_length)
+    """Loads the tokenizer from a file of merges.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return SimpleTokenizer(bpe_path=str(path), context_length=context_length)
+    except Exception as error:  # Damage raises errors of many kinds in gzip and open_clip.
+        raise CheckpointError(f"{path}: is damaged; copy it again from where the run was trained") from error
 
 
 def vocabulary_of(tokenizer: SimpleTokenizer) -> int:
