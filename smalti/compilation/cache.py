@@ -42,7 +42,8 @@ def use_compilation_cache() -> None:
     try:
         _opened[str(path)] = PrivateFolder.open(path)
     except OSError as error:
-        _warn(f"is not used, so every start compiles: {error}")
+        problem = f"{error.filename}: {error.strerror}" if error.filename else error
+        _warn(f"is not used, so every start compiles: {problem}")
         return
     if problem := _opened[str(path)].find_problem():
         # JAX's own cache would warn for each program.

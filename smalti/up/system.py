@@ -153,7 +153,8 @@ def owned(data: Path) -> Iterator[int]:
     folder: SeaweedFS has sockets in `/tmp`. The block gets the mask of file modes from before.
 
     Raises:
-        ServerStartError: another process has locked it, which is named, or it belongs to another user.
+        ServerStartError: another process has locked it, which is named, it belongs to another user, or it cannot be
+            written.
     """
     before = os.umask(0o077)
     try:
@@ -165,11 +166,18 @@ def owned(data: Path) -> Iterator[int]:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[None]:
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if data.stat().st_uid != os.geteuid():
-        raise ServerStartError(f"{data} belongs to another user; give a folder of your own with --data")
-    data.chmod(0o700)
-    with (data / "lock").open("a+") as lock:
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data.stat().st_uid != os.geteuid():
+            raise ServerStartError(f"{data} belongs to another user; give a folder of your own with --data")
+        data.chmod(0o700)
+        file = (data / "lock").open("a+")
+    except OSError as error:
+        problem = f"{error.strerror}: {error.filename}"
+        raise ServerStartError(
+            f"{data} cannot be written ({problem}); give another folder with --data"
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

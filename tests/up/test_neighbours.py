@@ -97,6 +97,16 @@ def test_folder_that_exists_is_made_private(tmp_path: Path, monkeypatch: pytest.
         pass
 
 
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    data = tmp_path / "file" / "data"
+    with (
+        pytest.raises(ServerStartError, match=rf"^{data} cannot be written \(Not a directory: .*--data$"),
+        owned(data),
+    ):
+        pass
+
+
 def test_a_free_port_is_given_once() -> None:
     ports = [free_port() for _ in range(500)]
     assert len(set(ports)) == len(ports)
