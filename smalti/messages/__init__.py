@@ -4,7 +4,7 @@ A message carries references, never tensors or pictures. It holds every field th
 nothing but its model; each task makes the messages that follow from it (`EncodeTask.next` and the like).
 
 A released version never changes, because other code of the same version must understand it. A change makes a new
-version, and the old ones stay readable. Version 2 is open until the release 0.2.0.
+version, and the old ones stay readable. Version 2 was released with 0.2.0.
 """
 
 from smalti.messages.envelope import (
