@@ -22,6 +22,7 @@ from harness.proxy import Proxy
 from harness.servers import HOST, PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer
 from harness.waiting import wait_until
 from smalti.client import Client
+from smalti.messages import Stage, queue_name
 from smalti.queue import BrokerSettings, celery_application
 from smalti.registry.folder import ModelFolder
 from smalti.rpc.settings import RpcSettings
@@ -279,11 +280,11 @@ class System:
             if sample.name == f"smalti_{metric}" and labels.items() <= sample.labels.items()
         )
 
-    def waiting(self, stage: str) -> int:
+    def waiting(self, stage: Stage) -> int:
         """Returns the number of interactive messages of a stage that wait in the broker."""
         with celery_application(self.broker_settings()).connection_for_read() as connection:
             channel = connection.channel()
-            return int(channel.queue_declare(f"{stage}.interactive", passive=True).message_count)
+            return int(channel.queue_declare(queue_name(stage), passive=True).message_count)
 
     def resident_bytes(self, name: str) -> int:
         """Returns the resident memory of a process."""

@@ -31,6 +31,7 @@ from smalti.queue import (
 )
 from smalti.queue.application import all_queues
 from smalti.registry.folder import ModelFolder
+from smalti.storage import ObjectStore
 
 Item = TypeVar("Item")
 
@@ -151,6 +152,7 @@ class QueueHarness:
         *,
         concurrency: int = 4,
         stage: Stage = Stage.ENCODE,
+        store: ObjectStore | None = None,
     ) -> Consumer:
         """Starts the worker; by default, its handler returns the event that the work is done."""
 
@@ -166,6 +168,7 @@ class QueueHarness:
             handle,
             concurrency=concurrency,
             publisher=self.publisher,
+            store=store,
             settings=self.settings,
             observer=lambda handled: self.outcomes.update([handled.completion.outcome]),
         )

@@ -11,6 +11,7 @@ from faults.system import PATIENCE, STAGE_NAMES, STAGES
 from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.errors import OverloadedError, SmaltiError
+from smalti.messages import Stage
 from smalti.rpc.settings import RpcSettings
 from smalti.v1 import job_pb2
 
@@ -56,7 +57,7 @@ def burst(trial: Trial) -> None:
         good = isinstance(each.refused, OverloadedError) and each.refused.retry_after > 0
         trial.expect(good, f"{each.prompt!r} was refused with {each.refused!r}")
     trial.expect(grown < MAX_GROWTH, f"the gateway grew by {grown / 2**20:.0f} MiB")
-    waiting = system.waiting("encode")
+    waiting = system.waiting(Stage.ENCODE)
     trial.expect(waiting <= 128, f"{waiting} messages wait in the broker")
     system.release(*STAGES)
     trial.expect_states("succeeded", *accepted)

@@ -244,9 +244,9 @@ class DeliveryHandler:
                 f"{record.crashes} workers crashed while they worked on it, "
                 f"{record.alone} of them on nothing else"
             )
-            convicted = self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
-            self._poison.close(message)
-            return convicted
+            # The record stays: the gateway may have sent the work once more meanwhile, and ignores what is said under
+            # an older lease.
+            return self._fail(received, message, FailureReason.POISON, detail, Outcome.DEAD)
         with self.gate.alone() as entered:
             if not entered or self.draining.is_set():
                 return self._give_back(received)

@@ -90,8 +90,24 @@ def test_job_over_which_workers_crash_alone_is_convicted_and_its_neighbour_is_no
         assert not records.load("guilty").convicts(LIMIT)
         records.begin_alone(guilty, 1)
     assert records.load("guilty").convicts(LIMIT)
-    records.close(guilty)
-    assert list(store.objects()) == []
+
+
+def test_work_that_was_sent_again_before_it_was_convicted_does_not_run(queue_harness: QueueHarness) -> None:
+    store = MemoryStore()
+    records, first = PoisonRecords(store, Stage.ENCODE), task("guilty", lease=1)
+    records.add("guilty", {work_id(first)}, alone=False)
+    for _ in range(LIMIT - 1):
+        records.begin_alone(first, 1)
+    queue_harness.work(store=store)
+    for lease in (1, 2):
+        queue_harness.publisher.publish(task("guilty", lease=lease))
+        queue_harness.wait_for(Outcome.DEAD, lease)
+    assert queue_harness.begun == []
+    failed = events(queue_harness.settings)
+    assert [(each.lease, each.reason) for each in failed if isinstance(each, Failed)] == [
+        (1, FailureReason.POISON),
+        (2, FailureReason.POISON),
+    ]
 
 
 def test_other_work_of_a_suspect_job_runs_alone_until_some_has_ended() -> None:

@@ -82,7 +82,7 @@ class PoisonRecords:
         )
 
     def begin_alone(self, message: Message, crashes: int) -> None:
-        """Counts a crash of this worker in advance; `end_alone` or `give_up` takes it back."""
+        """Counts a crash of this worker in advance; `end_alone` takes it back."""
         self.add(message.job, {work_id(message)}, alone=True, crashes=crashes)
 
     def end_alone(self, message: Message, *, cleared: bool) -> None:
@@ -104,15 +104,6 @@ class PoisonRecords:
             "works": tuple(sorted(works)),
         }
         self._save(message.job, record.model_copy(update=changes))
-
-    def close(self, message: Message) -> None:
-        """Forgets work that was given up; the record stays while there is other work of the job."""
-        record = self.load(message.job)
-        works = set(record.works) - {work_id(message)}
-        if works:
-            self._save(message.job, record.model_copy(update={"works": tuple(sorted(works))}))
-        else:
-            self._store.delete(self._key(message.job))
 
     def _save(self, job: str, record: PoisonRecord) -> None:
         self._store.put(self._key(job), record.model_dump_json().encode())
