@@ -14,6 +14,7 @@ import redis
 from faults.accounting import Submission
 from faults.matrix import Trial, row, sleeping
 from faults.system import PATIENCE, STAGE_NAMES, STAGES
+from harness.objects import key_of
 from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task
 from harness.servers import RabbitMQServer, Server
@@ -161,7 +162,7 @@ def duplicates(trial: Trial) -> None:
     _send(trial, [copy] * 3)
     drawn = account.submit(_DRAWN_ONCE, candidates=4)
     system.wait_until_reached(_DRAWING)
-    found = system.store.stat(JobKeys(drawn.job).encoding)
+    found = system.store.stat(key_of(system.store, JobKeys(drawn.job).encoding))
     if found is None or found.sha256 is None:
         raise AssertionError("the encoding is missing")
     encoding = ObjectRef(key=found.key, sha256=found.sha256)
