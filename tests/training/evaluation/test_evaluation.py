@@ -1,14 +1,12 @@
 """Measuring a model: the commands, the page and the card."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from harness.damage import HARMS
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.parameters import Defaults, SamplingParameters
@@ -188,38 +186,3 @@ def test_bad_input_is_reported_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "docs").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("orbax_leftovers")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("harm", ["cut", "other"])
-def test_damaged_files_end_in_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
-) -> None:
-    whole = shutil.copytree(folder, tmp_path / "whole")
-    words = words_for(whole)
-    evaluate = ["evaluate", *words, "--prompts-per-kind", "1", "--sheet-prompts", f"{whole}/sheets.toml"]
-    evaluated = tmp_path / "evaluated"
-    assert run([*evaluate, "--out", f"{evaluated}"]) == 0
-    card = ["card", "--model", f"{whole}/model", "--data", f"{whole}/data", "--evaluated", f"{evaluated}"]
-    card += ["--run", f"{whole}/judge"]
-    commands = {
-        "evaluate": ([*evaluate, "--out", f"{tmp_path}/again"], whole),
-        "card": (card, evaluated),
-        "card of a run": (card, whole / "judge"),
-    }
-    for name, (command, inputs) in commands.items():
-        for path in sorted(each for each in inputs.rglob("*") if each.is_file()):
-            content = path.read_bytes()
-            path.write_bytes(HARMS[harm](content))
-            capsys.readouterr()
-            status = run(command)
-            error = capsys.readouterr().err
-            assert status in (0, 2), (name, path)
-            assert error.count("\n") <= 1, (name, path, error)
-            if name == "evaluate":
-                assert (tmp_path / "again").is_dir() == (status == 0), path
-                shutil.rmtree(tmp_path / "again", ignore_errors=True)
-            path.write_bytes(content)
