@@ -35,7 +35,7 @@ from smalti.messages import (
     parse,
 )
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, Outcome, celery_application
-from smalti.storage import LocalStore
+from smalti.storage import JobKeys, LocalStore
 from smalti.up.command import guarded
 
 WORKER = Path(__file__).parent / "queue_worker.py"
@@ -231,7 +231,9 @@ def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Ser
     assert crashes == settings.deliveries
     assert [(event.job, event.reason) for event in failed] == [("poison", "poison")]
     assert buried == ["poison"]
-    assert list(LocalStore(tmp_path).objects()) == []
+    # What was convicted stays so, and nothing is known of the neighbours.
+    kept = [info.key for info in LocalStore(tmp_path).objects()]
+    assert kept == [JobKeys("poison").poison_record("encode")]
     publisher.close()
 
 
