@@ -48,6 +48,14 @@ print("ended in order")
 """
 
 
+@pytest.fixture(autouse=True)
+def hangup() -> Iterator[None]:
+    """Children get the end of a terminal, also where the tests themselves ignore it, under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @contextmanager
 def running(program: str) -> Iterator["subprocess.Popen[str]"]:
     """Runs a program until it has printed its first line."""
