@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from benchmarks import generating, page, report, starting, system, web
+from benchmarks import accepting, generating, page, report, starting, system, web
 from benchmarks.measuring import Bystanders, Limits, Times, describe_machine, format_seconds, measure_limits
 from benchmarks.peer import INSTALL, PeerTimes, PeerWork, measure_peer
 from benchmarks.report import Row, compared
@@ -36,7 +36,7 @@ from smalti.models.vqgan import VQGANConfig
 from smalti.registry.published import MEGA, MINI, VQGAN_F16_16384
 from smalti.testing.model import TINY_VQGAN, tiny_bart_config
 
-PARTS = ("start", "tokens", "single", "arrivals", "decode", "gpu", "system", "web")
+PARTS = ("start", "tokens", "single", "arrivals", "decode", "gpu", "system", "web", "accept")
 PICTURES = 9
 
 
@@ -56,13 +56,17 @@ class Plan:
     """Load for measuring the overhead of the system."""
     crowd: web.Crowd
     """Clients of the web service."""
+    callers: accepting.Callers
+    """Callers of the gateways."""
     square: int
     """Rows and columns of the matrices for measuring the machine's limits."""
     reading: int
     """Number of bytes to read for measuring the machine's limits."""
 
 
-QUICK = Plan(tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, web.QUICK, 256, 2**22)
+QUICK = Plan(
+    tiny_bart_config(300), TINY_VQGAN, 4, 2, 2, 0, 2.0, system.QUICK, web.QUICK, accepting.QUICK, 256, 2**22
+)
 
 
 def full_plan(repeats: int, peer_steps: int) -> Plan:
@@ -70,7 +74,18 @@ def full_plan(repeats: int, peer_steps: int) -> Plan:
     config = DalleBartConfig.from_fields(MINI)
     vqgan = VQGANConfig.from_fields(VQGAN_F16_16384)
     return Plan(
-        config, vqgan, DEFAULT_SLOTS, repeats, peer_steps, PICTURES, 3.0, system.FULL, web.FULL, 4096, 2**29
+        config,
+        vqgan,
+        DEFAULT_SLOTS,
+        repeats,
+        peer_steps,
+        PICTURES,
+        3.0,
+        system.FULL,
+        web.FULL,
+        accepting.FULL,
+        4096,
+        2**29,
     )
 
 
@@ -100,6 +115,8 @@ class Bench:
         if "web" in self.parts:
             self.rows += web.measure(self.plan.crowd)
             self.rows += page.measure(self.plan.repeats)
+        if "accept" in self.parts:
+            self.rows += accepting.measure(self.plan.callers)
 
     def variants(self) -> None:
         """Fills `rows` with the time of a full batch for other numbers of blocks."""

@@ -19,7 +19,7 @@ from smalti.rpc.errors import error_of_status
 from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Base
+from smalti.services.gateway.database.tables import DEFAULT_TENANT, Base, Tenant
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
@@ -178,6 +178,7 @@ def emptied_database(database: Database) -> Iterator[Database]:
     with database.write() as session:
         for table in reversed(Base.metadata.sorted_tables):
             session.execute(table.delete())
+        session.add(Tenant(id=DEFAULT_TENANT))
     yield database
     database.close()
 

@@ -40,8 +40,8 @@ MARKER_SECONDS: Final = 1.0
 """Time for which CancelJob waits for the store to take the marker."""
 MAX_MARKERS: Final = 256
 """Markers that are about to be written for callers; the store tasks write the others."""
-STORED_SECONDS: Final = 10.0
-"""Interval between counts of the stored jobs."""
+RECOUNT_SECONDS: Final = 10.0
+"""Interval between checks of the counters of tenants."""
 
 
 class _Wakeups(JobObserver):
@@ -116,7 +116,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
-            Loop("counting", self.jobs.count_stored, seconds=STORED_SECONDS),
+            Loop("counting", self.jobs.recount, seconds=RECOUNT_SECONDS),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )

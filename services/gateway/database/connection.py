@@ -4,14 +4,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
 from opentelemetry.trace import SpanKind
-from sqlalchemy import Connection, Engine, NullPool, event
+from sqlalchemy import Connection, Engine, Executable, NullPool, Row, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 from smalti.services.gateway.database import examination, schema
+from smalti.services.gateway.database.commit import commit
 from smalti.services.gateway.database.deadlines import ConnectionDeadlines, within
 from smalti.services.gateway.database.encryption import with_tls
 from smalti.services.gateway.database.failures import drop_read_only, unavailable
@@ -78,6 +79,7 @@ class Database:
             None if self.is_sqlite else ConnectionDeadlines(self.engine, STATEMENT_LIMIT * timeout)
         )
         self._writer = self.engine.execution_options(**{WRITE: True})
+        self._alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def migrate(self) -> str:
         """Creates the tables, or migrates them to the current version, all in one transaction; returns what it found.
@@ -138,7 +140,8 @@ class Database:
     def write(self) -> Iterator[Session]:
         """Opens a writing transaction, which commits when the block ends and rolls back when the block raises.
 
-        The block must be short and must wait for nothing but the database.
+        The block must be short and must wait for nothing but the database. What is to be done at the commit is done
+        then; see `smalti.services.gateway.database.commit`.
 
         Raises:
             DatabaseUnavailableError: the database does not answer in time or cannot write; nothing was changed. If the
@@ -151,12 +154,20 @@ class Database:
             Session(self._writer, expire_on_commit=False) as session,
         ):
             yield session
-            session.commit()
+            session.flush()
+            commit(session)
 
-    def exclusive(self, session: Session) -> None:
-        """Serializes the transactions that call this. On SQLite all writing transactions are serialized anyway."""
-        if not self.is_sqlite:
-            _lock(session.connection(), _ACCEPTANCE_KEY)
+    def execute(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any] | None:
+        """Runs one statement as a transaction of its own, without round trips to begin and to commit; for PostgreSQL.
+
+        Returns:
+            The row that it has found; None if it has found none.
+
+        Raises:
+            DatabaseUnavailableError: as in `write`.
+        """
+        with self._timed("write"), self._translated(), self._alone.connect() as connection:
+            return connection.execute(statement, values).one_or_none()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -236,16 +247,15 @@ class Database:
                 pool_timeout=self.timeout,
             )
         if self.is_sqlite:
-            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "connect", _prepare_migration if migrating else _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
             event.listen(engine, "handle_error", drop_read_only)
         return engine
 
 
-_ACCEPTANCE_KEY: Final = 0x534D414C5449
-_MIGRATION_KEY: Final = _ACCEPTANCE_KEY + 1
-"""Keys of the advisory locks in PostgreSQL: one job at a time is accepted, and one gateway at a time migrates."""
+_MIGRATION_KEY: Final = 0x534D414C544A
+"""Key of the advisory lock in PostgreSQL with which one gateway at a time migrates."""
 
 
 def describe(error: BaseException) -> str:
@@ -332,6 +342,12 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_migration(connection: Any, record: object) -> None:
+    _prepare_sqlite(connection, record)
+    # A migration that copies a table drops the old one, which would delete the rows that refer to it.
+    connection.execute("PRAGMA foreign_keys=OFF")
 
 
 def _begin_sqlite(connection: Connection) -> None:

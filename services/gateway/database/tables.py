@@ -1,4 +1,4 @@
-"""The tables: jobs, their chunks and candidates, and pending tasks in the object store.
+"""The tables: tenants, their jobs, chunks and candidates, gateways, and pending tasks in the object store.
 
 Times are whole microseconds since 1970 (UTC). JSON columns are read and written as a whole. Some columns have an older
 name than their attribute: databases of earlier versions stay readable without a migration.
@@ -25,6 +25,8 @@ from smalti.parameters import Priority
 from smalti.services.gateway.database.columns import ReadableEnum, ReadableJson
 
 MAX_ID_LENGTH: Final = 64
+DEFAULT_TENANT: Final = "default"
+"""The tenant of callers without one, and of all jobs of older versions. It always exists."""
 
 
 class JobState(StrEnum):
@@ -108,6 +110,30 @@ class Base(DeclarativeBase):
     }
 
 
+class Tenant(Base):
+    """A tenant: whose jobs they are, what it may have, and how much it has.
+
+    The counters are changed in the transaction that changes the jobs; see `smalti.services.gateway.jobs.tenants`.
+    """
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
+    weight: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Its share when tenants take turns, relative to the others'."""
+    max_open_jobs: Mapped[int | None]
+    """Limits; where one is None, that of the settings holds, which is also that of all tenants together."""
+    max_stored_jobs: Mapped[int | None]
+    max_stored_bytes: Mapped[int | None]
+    open_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    open_batch_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The open jobs that are not interactive; they count in `open_jobs` too."""
+    stored_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Open and ended jobs."""
+    stored_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Sum of `Job.size`."""
+
+
 class Job(Base):
     """A job."""
 
@@ -119,7 +145,9 @@ class Job(Base):
         _partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
         Index("jobs_delete", "delete_at"),
         Index("jobs_ended", "ended"),
-        Index("jobs_size", "size"),
+        Index("jobs_requests", "tenant", "request_id", unique=True),
+        Index("jobs_of_tenant", "tenant", "created", "id"),
+        Index("jobs_stored", "tenant", "size"),
         _partial_index("jobs_set_aside", "set_aside_until", where="set_aside_until IS NOT NULL"),
     )
 
@@ -127,7 +155,11 @@ class Job(Base):
     version: Mapped[int]
     """Grows with every change that a client can see."""
     state: Mapped[JobState] = mapped_column(ReadableEnum(JobState))
-    request_id: Mapped[str | None] = mapped_column(String(36), unique=True)
+    tenant: Mapped[str] = mapped_column(
+        String(MAX_ID_LENGTH), default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
+    )
+    """The id of its tenant; no foreign key, since SQLite cannot add one with a default."""
+    request_id: Mapped[str | None] = mapped_column(String(36))
     request_hash: Mapped[str | None] = mapped_column(String(64))
     """Hash of the request's content. A request with the same request_id and another hash is refused."""
     parameters: Mapped[dict[str, Any]]
@@ -223,6 +255,8 @@ class Chunk(Base):
     """Rows of tokens generated so far, per candidate."""
     lease: Mapped[int]
     """Lease under which the chunk was last sent; 0 before."""
+    owner: Mapped[str | None] = mapped_column(String(36))
+    """The gateway that has made the lease; None in those of older versions."""
     deadline: Mapped[int | None]
     """Time at which the lease expires."""
     sent: Mapped[bool] = mapped_column(Boolean)
@@ -265,6 +299,24 @@ class ScoredCandidate(Base):
     """Whether the operator's policy was asked about the picture."""
     refusal: Mapped[str | None] = mapped_column(Text)
     """What the policy says to the caller if it refuses the picture, perhaps nothing; None if it does not refuse it."""
+
+
+class GatewayProcess(Base):
+    """A gateway that runs. It says so every second; see `smalti.services.gateway.database.presence`."""
+
+    __tablename__ = "gateways"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    number: Mapped[int]
+    """Key of the advisory lock that its connection holds while it runs."""
+    address: Mapped[str] = mapped_column(String(255))
+    """Where its calls are answered, `HOST:PORT`, as far as it knows."""
+    version: Mapped[str] = mapped_column(String(64))
+    oldest_schema: Mapped[str] = mapped_column(String(32))
+    """Range of the schemas that it can use."""
+    newest_schema: Mapped[str] = mapped_column(String(32))
+    seen_at: Mapped[int]
+    """Time of its last sign of life, by the clock of the database."""
 
 
 class SchemaCompatibility(Base):

@@ -10,5 +10,6 @@ __all__ = [
     "reading",
     "repository",
     "spec",
+    "tenants",
     "watchers",
 ]

@@ -15,7 +15,7 @@ from smalti.errors import UnavailableError
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkState, Job
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import lock
+from smalti.services.gateway.jobs.lifecycle import lock, touch
 from smalti.services.gateway.jobs.reading import UnreadableJobError
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def set_aside(context: GatewayContext, job_id: str, error: Exception) -> None:
         job.set_aside_by = ALL_VERSIONS if others else VERSION
         job.set_aside_until = to_microseconds(now + SET_ASIDE_SECONDS)
         job.trouble = trouble
-        job.version += is_news
+        if is_news:
+            touch(job)
         session.execute(
             update(Chunk)
             .where(Chunk.job_id == job_id, IS_LEASED)
@@ -86,4 +87,4 @@ def take_back(job: Job) -> None:
     """Forgets that a locked job was set aside, since it can be worked on."""
     if job.set_aside_until is not None:
         job.trouble = job.set_aside_until = job.set_aside_by = None
-        job.version += 1
+        touch(job)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, null, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from smalti.messages import MAX_CLOCK_SKEW_SECONDS
 from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.commit import notify_at_commit
 from smalti.services.gateway.database.tables import (
     OPEN_STATES,
     Chunk,
@@ -24,6 +25,7 @@ from smalti.services.gateway.database.tables import (
     StoreAction,
     StoreTask,
 )
+from smalti.services.gateway.jobs import tenants
 from smalti.services.gateway.jobs.objects import known_keys
 from smalti.services.gateway.jobs.observer import JobOutcome
 from smalti.services.gateway.jobs.reading import parameter_of
@@ -91,12 +93,20 @@ def new_chunk(
         "reached": 0,
         "rows_drawn": 0,
         "lease": 0,
+        "owner": None,
         "sent": False,
         "begun": False,
         "losses": 0,
         "attempts": 0,
         "pictures": pictures,
     }
+
+
+def touch(job: Job) -> None:
+    """Gives a locked job a new version, since clients can see a change; the other gateways are notified of it."""
+    job.version += 1
+    if session := object_session(job):
+        notify_at_commit(session, job.id)
 
 
 def start(job: Job, now: int) -> bool:
@@ -210,8 +220,9 @@ def end(
         seconds=to_seconds(moment - job.created),
         was_running=job.state is JobState.RUNNING,
     )
+    tenants.count_end(session, job)
     job.state = state
-    job.version += 1
+    touch(job)
     job.ended = moment
     job.delete_at = moment + job.retention
     if error is not None:
@@ -252,6 +263,8 @@ def remove(session: Session, job: Job, now: float) -> None:
     if late > moment:
         actions.append((StoreAction.DELETE, moment))
     _add_store_tasks(session, job, actions)
+    tenants.count_removal(session, job)
+    notify_at_commit(session, job.id)
     session.delete(job)
 
 

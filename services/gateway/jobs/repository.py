@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import exists, func, insert, select, tuple_
+from sqlalchemy import exists, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,7 @@ from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, 
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
+    DEFAULT_TENANT,
     IS_OPEN,
     OPEN_STATES,
     PRIORITY_NUMBERS,
@@ -23,6 +24,7 @@ from smalti.services.gateway.database.tables import (
     Label,
     ScoredCandidate,
 )
+from smalti.services.gateway.jobs import tenants
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, new_chunk, remove
 from smalti.services.gateway.jobs.messages import fits
@@ -32,6 +34,8 @@ MIN_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
 RECENT_SECONDS: Final = 60.0
 """The rate at which jobs ended within this time predicts when there is room again."""
+MAX_TRIES: Final = 10
+"""Maximum number of tries to store a job whose room others take at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ class JobFilter:
     """Earliest time of creation in microseconds, inclusive."""
     created_before: int | None = None
     """Latest time of creation in microseconds, exclusive."""
+    tenant: str | None = None
+    """Whose jobs; None for those of all tenants."""
 
 
 class JobRepository:
@@ -75,88 +81,90 @@ class JobRepository:
         self._settings = context.settings
         self._events = context.events
         self._clock = context.clock
-        self._stored_jobs = self._stored_bytes = 0
-        self._counted = False
+        self._limits = tenants.Limits(
+            open_jobs=context.settings.open_jobs,
+            stored_jobs=context.settings.stored_jobs,
+            stored_bytes=context.settings.stored_bytes,
+        )
+        self._was_idle = True
+        """Whether no job was open when it was last known; admission finds out if that has changed."""
 
-    def find_request(self, request_id: str, request_hash: str) -> JobSnapshot | None:
+    def find_request(
+        self, request_id: str, request_hash: str, *, tenant: str = DEFAULT_TENANT
+    ) -> JobSnapshot | None:
         """Returns the job that an earlier request with this request_id has created; None if there is none.
 
         Raises:
             RequestIdReusedError: the earlier request had other content.
         """
         with self._database.read() as session:
-            job = session.scalars(select(Job).where(Job.request_id == request_id)).one_or_none()
+            query = select(Job).where(Job.tenant == tenant, Job.request_id == request_id)
+            job = session.scalars(query).one_or_none()
             if job is None:
                 return None
             if job.request_hash != request_hash:
                 raise RequestIdReusedError(job.id)
             return self._snapshot(session, job, full=True)
 
-    def check_capacity(self) -> None:
-        """Raises `OverloadedError` if too many jobs are open, or stored."""
-        self._count_once()
+    def check_capacity(self, tenant: str = DEFAULT_TENANT) -> None:
+        """Raises `OverloadedError` if a tenant, or all together, have too many jobs open, or stored."""
         with self._database.read() as session:
-            self._check_capacity(session)
+            self._check_capacity(session, tenant)
 
-    def count_stored(self) -> None:
-        """Counts the jobs that are stored, and their bytes; between two counts, new jobs are added."""
-        with self._database.read() as session:
-            jobs, size = session.execute(select(func.count(), func.sum(Job.size)).select_from(Job)).one()
-        self._stored_jobs, self._stored_bytes = jobs, int(size or 0)
-        self._counted = True
-
-    def _count_once(self) -> None:
-        """Counts what earlier processes have stored, so that limits hold from the first call on."""
-        if not self._counted:
-            self.count_stored()
+    def recount(self) -> int:
+        """Corrects the counters of tenants; returns of how many."""
+        return tenants.recount(self._database)
 
     def create(self, job_spec: JobSpec) -> JobSnapshot:
         """Accepts a job. Once this returns, the job is stored and will end, whatever fails.
 
         Raises:
-            RequestIdReusedError: the request_id belongs to another request.
+            RequestIdReusedError: the request_id belongs to another request of the tenant.
             OverloadedError: too many jobs are open, or stored.
-            InvalidInputError: n is greater than the number of candidates, or the prompt has too many bytes.
+            InvalidInputError: n is greater than the number of candidates, the prompt has too many bytes, or there is no
+                such tenant.
         """
-        self._count_once()
         try:
-            with self._database.write() as session:
-                # Concurrent requests see each other, so the limit is exact.
-                self._database.exclusive(session)
-                open_jobs = self._check_capacity(session)
-                job = self._new_job(job_spec, idle=open_jobs == 0)
-                chunks = self._new_chunks(job)
-                if not fits(job, Chunk(**chunks[0])):
-                    raise InvalidInputError("prompt", "has too many bytes for a message; shorten it")
-                session.add(job)
-                session.flush()
-                session.execute(insert(Chunk), chunks)
-                if job_spec.labels:
-                    labels = [
-                        {"job_id": job.id, "key": key, "value": value}
-                        for key, value in job_spec.labels.items()
-                    ]
-                    session.execute(insert(Label), labels)
-                snapshot = JobSnapshot(
-                    job=job, jobs_ahead=open_jobs if job.priority else self._ahead(session, job)
-                )
+            snapshot = self._admit(job_spec)
         except IntegrityError:
-            found = self.find_request(job_spec.request_id or "", job_spec.request_hash or "")
+            found = self.find_request(
+                job_spec.request_id or "", job_spec.request_hash or "", tenant=job_spec.tenant
+            )
             if found is None:
                 raise
             return found
-        self._stored_jobs += 1
-        self._stored_bytes += job.size or 0
-        failpoints.reach("gateway.after-accept", job=job.id, prompt=job_spec.prompt)
-        self._events.created(job.id)
+        failpoints.reach("gateway.after-accept", job=snapshot.job.id, prompt=job_spec.prompt)
+        self._events.created(snapshot.job.id)
         return snapshot
 
-    def get(self, job_id: str, *, full: bool = True) -> JobSnapshot:
-        """Returns a job, with its pictures if `full` is set; raises `JobNotFoundError`."""
+    def _admit(self, job_spec: JobSpec) -> JobSnapshot:
+        for _ in range(MAX_TRIES):
+            idle = self._was_idle
+            job = self._new_job(job_spec, idle=idle)
+            chunks = self._new_chunks(job)
+            if not fits(job, Chunk(**chunks[0])):
+                raise InvalidInputError("prompt", "has too many bytes for a message; shorten it")
+            # Whether other jobs are open matters only where it decides on the number of candidates.
+            depends = job_spec.candidates is None
+            admission = tenants.admit(
+                self._database, job, chunks, self._limits, idle=idle if depends else None
+            )
+            if admission is not None:
+                self._was_idle = False
+                ahead = admission.others - (0 if job.priority else admission.others_batch)
+                return JobSnapshot(job=job, jobs_ahead=ahead)
+            with self._database.read() as session:
+                self._was_idle = self._check_capacity(session, job_spec.tenant) == 0
+        # There was room whenever we looked, and others took it.
+        raise OverloadedError("too many requests at the same time; try again", MIN_RETRY_SECONDS)
+
+    def get(self, job_id: str, *, full: bool = True, tenant: str | None = None) -> JobSnapshot:
+        """Returns a job, with its pictures if `full` is set; raises `JobNotFoundError`.
+
+        Here and below, jobs of other tenants are not found; None finds those of all.
+        """
         with self._database.read() as session:
-            job = session.get(Job, job_id)
-            if job is None:
-                raise JobNotFoundError(job_id)
+            job = _owned(session.get(Job, job_id), job_id, tenant)
             return self._snapshot(session, job, full=full)
 
     def page(
@@ -171,6 +179,8 @@ class JobRepository:
             full: whether to return their pictures.
         """
         query = select(Job).order_by(Job.created.desc(), Job.id.desc()).limit(limit)
+        if matching.tenant is not None:
+            query = query.where(Job.tenant == matching.tenant)
         if matching.states:
             query = query.where(Job.state.in_(matching.states))
         if matching.created_since is not None:
@@ -196,12 +206,10 @@ class JobRepository:
                     pictures.setdefault(picture.job_id, []).append(picture)
             return [JobSnapshot(job=job, pictures=pictures.get(job.id, ())) for job in jobs]
 
-    def cancel(self, job_id: str) -> JobSnapshot:
+    def cancel(self, job_id: str, *, tenant: str | None = None) -> JobSnapshot:
         """Cancels a job and returns it; a job that has ended does not change. Raises `JobNotFoundError`."""
         with self._database.write() as session:
-            job = lock(session, job_id)
-            if job is None:
-                raise JobNotFoundError(job_id)
+            job = _owned(lock(session, job_id), job_id, tenant)
             is_open = job.state in OPEN_STATES
             outcome = end(session, job, JobState.CANCELLED, self._clock()) if is_open else None
             session.flush()
@@ -210,11 +218,11 @@ class JobRepository:
             self._events.ended(outcome)
         return snapshot
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str, *, tenant: str | None = None) -> None:
         """Deletes a job that has ended, with its pictures; does nothing if it is gone already."""
         with self._database.write() as session:
             job = lock(session, job_id)
-            if job is None:
+            if job is None or tenant not in (None, job.tenant):
                 return
             remove(session, job, self._clock())
         self._events.deleted(job_id)
@@ -225,23 +233,33 @@ class JobRepository:
             rows = session.execute(select(Job.id, Job.version).where(Job.id.in_(job_ids)))
             return {row.id: row.version for row in rows}
 
-    def _check_capacity(self, session: Session) -> int:
+    def _check_capacity(self, session: Session, tenant: str) -> int:
         """Returns the number of open jobs; raises `OverloadedError` if too many are open, or stored."""
-        if (
-            self._stored_jobs >= self._settings.stored_jobs
-            or self._stored_bytes >= self._settings.stored_bytes
+        usage = tenants.usage_of(session, tenant, self._limits)
+        stored = None
+        if usage.stored_jobs >= usage.max_stored_jobs or usage.stored_bytes >= usage.max_stored_bytes:
+            stored = usage.stored_jobs
+        elif (
+            usage.all_stored_jobs >= self._limits.stored_jobs
+            or usage.all_stored_bytes >= self._limits.stored_bytes
         ):
-            problem = f"too many jobs are stored ({self._stored_jobs}); delete some, or try again later"
+            stored = usage.all_stored_jobs
+        if stored is not None:
+            problem = f"too many jobs are stored ({stored}); delete some, or try again later"
             raise OverloadedError(problem, MAX_RETRY_SECONDS)
-        open_jobs = session.scalar(select(func.count()).select_from(Job).where(IS_OPEN)) or 0
-        if open_jobs >= self._settings.open_jobs:
+        open_jobs = None
+        if usage.open_jobs >= usage.max_open_jobs:
+            open_jobs = usage.open_jobs
+        elif usage.all_open_jobs >= self._limits.open_jobs:
+            open_jobs = usage.all_open_jobs
+        if open_jobs is not None:
             since = to_microseconds(self._clock() - RECENT_SECONDS)
             ended = session.scalar(select(func.count()).select_from(Job).where(Job.ended >= since)) or 0
             # There is room again when a job ends. Without a recent one the delay is a guess.
             seconds = RECENT_SECONDS / ended if ended else MAX_RETRY_SECONDS / 6
             seconds = min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
             raise OverloadedError(f"too many open jobs ({open_jobs}); try again in {seconds:.0f} s", seconds)
-        return open_jobs
+        return usage.all_open_jobs
 
     def _new_job(self, job_spec: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
@@ -252,6 +270,7 @@ class JobRepository:
             id=str(uuid.uuid4()),
             version=1,
             state=JobState.QUEUED,
+            tenant=job_spec.tenant,
             request_id=job_spec.request_id,
             request_hash=job_spec.request_hash,
             parameters=brought[0],
@@ -328,6 +347,12 @@ class JobRepository:
         )
         query = select(func.count()).select_from(Job).where(IS_OPEN, before)
         return session.scalar(query) or 0
+
+
+def _owned(job: Job | None, job_id: str, tenant: str | None) -> Job:
+    if job is None or tenant not in (None, job.tenant):
+        raise JobNotFoundError(job_id)
+    return job
 
 
 def all_candidates(session: Session, job_id: str) -> Sequence[ScoredCandidate]:

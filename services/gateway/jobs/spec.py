@@ -7,6 +7,7 @@ from pydantic import Field
 
 from smalti.messages import Prompt, ShortText, Trace
 from smalti.parameters import FREE, Priority, SamplingParameters, SecondPass, Seed
+from smalti.services.gateway.database.tables import DEFAULT_TENANT
 from smalti.validation import Strict
 
 
@@ -67,6 +68,8 @@ class JobSpec:
     second_pass: SecondPass | None = None
     priority: Priority = Priority.INTERACTIVE
     labels: dict[str, str] = field(default_factory=dict)
+    tenant: str = DEFAULT_TENANT
+    """Id of the tenant whose job it is."""
     request_id: str | None = None
     request_hash: str | None = None
     """Hash of the request's content."""

@@ -25,7 +25,7 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED, Chunk, ChunkProgress, Job, JobState
 from smalti.services.gateway.jobs.aside import set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start
+from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start, touch
 from smalti.services.gateway.jobs.objects import added
 from smalti.services.gateway.jobs.reading import UnreadableJobError, parameter_of
 from smalti.services.gateway.jobs.watchers import WatcherHub
@@ -130,7 +130,7 @@ class EventHandler:
                 advance(job, chunk, ChunkProgress.ENCODED)
                 renew_lease(chunk, self._context.settings, now)
             if changed:
-                job.version += 1
+                touch(job)
         if outcome:
             self._context.events.ended(outcome)
         elif changed:

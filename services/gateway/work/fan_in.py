@@ -29,7 +29,15 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.aside import take_back
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import advance, chunks_of, end, lock_open, start, store_choice
+from smalti.services.gateway.jobs.lifecycle import (
+    advance,
+    chunks_of,
+    end,
+    lock_open,
+    start,
+    store_choice,
+    touch,
+)
 from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.repository import all_candidates, ranked_pictures
@@ -123,7 +131,7 @@ class FanIn:
             fits = sorted(scored.index for scored in scores.pictures) == list(expected)
             if fits and advance(job, chunk, ChunkProgress.RANKED):
                 start(job, to_microseconds(now))
-                job.version += 1
+                touch(job)
                 chunk.objects = added(chunk.objects, job_id, objects)
                 rows = [_row(scored, job_id, ref) for scored in scores.pictures]
                 session.execute(insert(ScoredCandidate), rows)

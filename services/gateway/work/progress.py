@@ -17,7 +17,7 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Chunk, ChunkProgress, ChunkState
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_open, start
+from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_open, start, touch
 from smalti.services.gateway.jobs.objects import added
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import ObjectRef
@@ -148,7 +148,7 @@ class ProgressBuffer:
                         # What is generated waits for the next stage.
                         row.begun = (entry.begun or row.begun) and row.reached < ChunkProgress.GENERATED
                 if visible:
-                    job.version += 1
+                    touch(job)
                     changed.append(job_id)
         return changed
 

@@ -8,7 +8,14 @@ from sqlalchemy import delete
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import ChunkState, ScoredCandidate
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import chunks_of, count_refused, forget_choice, lock_open, reset
+from smalti.services.gateway.jobs.lifecycle import (
+    chunks_of,
+    count_refused,
+    forget_choice,
+    lock_open,
+    reset,
+    touch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,5 +50,5 @@ def redo(context: GatewayContext, job_id: str, numbers: Sequence[int], problem: 
             candidates = ScoredCandidate.candidate.between(chunk.first, chunk.first + chunk.count - 1)
             session.execute(delete(ScoredCandidate).where(ScoredCandidate.job_id == job_id, candidates))
         count_refused(session, job)
-        job.version += 1
+        touch(job)
     context.events.changed(job_id)

@@ -21,6 +21,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     refined,
     start,
     store_choice,
+    touch,
 )
 from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
@@ -72,7 +73,7 @@ class Refining:
                 return
             locked.refining = True
             locked.pictures_to_refine = len(winners)  # Fewer than asked for, if the policy refuses some.
-            locked.version += 1
+            touch(locked)
             store_choice(session, winners)
             session.execute(
                 insert(Chunk),
@@ -134,7 +135,7 @@ class Refining:
                 )
             if refined(job, chunk):
                 start(job, to_microseconds(now))
-                job.version += 1
+                touch(job)
                 chunk.objects = added(chunk.objects, job_id, objects)
                 session.execute(update(ScoredCandidate), rows)
             complete = job.pictures_refined >= job.pictures_to_refine

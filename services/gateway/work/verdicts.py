@@ -16,7 +16,7 @@ from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_OPEN, Chunk, Job, ScoredCandidate
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.lifecycle import chunk_of, count_refused, lock_open
+from smalti.services.gateway.jobs.lifecycle import chunk_of, count_refused, lock_open, touch
 from smalti.services.gateway.jobs.reading import pictures_to_check
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.services.gateway.work.redoing import redo
@@ -140,7 +140,7 @@ class PictureChecks:
                 session.execute(update(ScoredCandidate).where(*mine, *is_same).values(values))
             if refused:
                 count_refused(session, job)
-                job.version += 1
+                touch(job)
         if refused:
             log.info("the policy refuses %d of %d pictures", refused, len(pictures), extra={"job": job_id})
             self._context.events.changed(job_id)

@@ -1,0 +1,104 @@
+"""What a transaction does when it commits: it counts jobs of tenants, and notifies other gateways of changed jobs.
+
+The row of a tenant is what all requests wait for, so it is locked last. On PostgreSQL these statements and the COMMIT
+travel together, so the lock is not held for a round trip, and they cost none.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+CHANNEL: Final = "smalti_jobs"
+"""Channel of PostgreSQL on which the ids of changed jobs are sent."""
+
+_KEY: Final = "smalti_at_commit"
+_COUNT: Final = text(
+    "UPDATE tenants SET open_jobs = open_jobs + :open_jobs, open_batch_jobs = open_batch_jobs + :open_batch_jobs, "
+    "stored_jobs = stored_jobs + :stored_jobs, stored_bytes = stored_bytes + :stored_bytes WHERE id = :tenant"
+)
+_NOTIFY: Final = text("SELECT pg_notify(:channel, job) FROM unnest(CAST(:jobs AS text[])) AS job")
+
+
+@dataclass
+class _AtCommit:
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """What to add to the counters, by tenant."""
+    changed: dict[str, None] = field(default_factory=dict)
+    """Jobs that clients see in a new version."""
+
+
+def count_at_commit(session: Session, tenant: str, **counters: int) -> None:
+    """Adds numbers to counters of a tenant when the transaction commits.
+
+    Args:
+        session: a transaction of `Database.write`.
+        tenant: the tenant.
+        counters: what to add, by the name of the counter.
+    """
+    counts = _of(session).counts.setdefault(tenant, Counter())
+    for name, number in counters.items():
+        counts[name] += number
+
+
+def notify_at_commit(session: Session, job_id: str) -> None:
+    """Notifies the other gateways of a changed job at the commit; on SQLite there are none."""
+    _of(session).changed[job_id] = None
+
+
+def commit(session: Session) -> None:
+    """Does what is to be done at the commit, and commits."""
+    at_commit: _AtCommit | None = session.info.pop(_KEY, None)
+    if at_commit is None:
+        session.commit()
+        return
+    # In one order, so that no two transactions wait for each other.
+    statements: list[tuple[Any, dict[str, Any]]] = [
+        (
+            _COUNT,
+            {
+                "tenant": tenant,
+                **{
+                    name: counts[name]
+                    for name in ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
+                },
+            },
+        )
+        for tenant, counts in sorted(at_commit.counts.items())
+    ]
+    connection = session.connection()
+    if connection.dialect.name == "sqlite":
+        for statement, values in statements:
+            session.execute(statement, values)
+    else:
+        if at_commit.changed:
+            statements.append((_NOTIFY, {"channel": CHANNEL, "jobs": list(at_commit.changed)}))
+        driver: Any = connection.connection.driver_connection
+        texts = [(str(each.compile(dialect=connection.dialect)), values) for each, values in statements]
+        _commit_together(driver, texts)
+    session.commit()  # Costs nothing where it was done already.
+
+
+def _of(session: Session) -> _AtCommit:
+    found: _AtCommit = session.info.setdefault(_KEY, _AtCommit())
+    return found
+
+
+def _commit_together(driver: "psycopg.Connection[Any]", statements: list[tuple[str, dict[str, Any]]]) -> None:
+    """Sends statements and the COMMIT at once, and waits for all answers."""
+    try:
+        if psycopg.Pipeline.is_supported():
+            with driver.pipeline():
+                for statement, values in statements:
+                    driver.execute(statement, values)
+                driver.commit()
+        else:
+            for statement, values in statements:
+                driver.execute(statement, values)
+            driver.commit()
+    except psycopg.Error as error:
+        raise OperationalError("COMMIT", None, error) from error
