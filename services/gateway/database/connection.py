@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy
 from opentelemetry.trace import SpanKind
-from sqlalchemy import Connection, Engine, Executable, NullPool, Row, event
+from sqlalchemy import Connection, Engine, Executable, NullPool, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -157,7 +157,7 @@ class Database:
             session.flush()
             commit(session)
 
-    def execute(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any] | None:
+    def execute(self, statement: Executable, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Runs one statement as a transaction of its own, without round trips to begin and to commit; for PostgreSQL.
 
         Returns:
@@ -167,7 +167,8 @@ class Database:
             DatabaseUnavailableError: as in `write`.
         """
         with self._timed("write"), self._translated(), self._alone.connect() as connection:
-            return connection.execute(statement, values).one_or_none()
+            row = connection.execute(statement, values).one_or_none()
+            return None if row is None else tuple(row)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -20,18 +20,19 @@ from sqlalchemy import (
     Select,
     String,
     TableValuedAlias,
+    Update,
     bindparam,
     case,
     func,
     insert,
     inspect,
+    literal_column,
     or_,
     select,
     true,
     update,
 )
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import TypeEngine
 
 from smalti.errors import InvalidInputError
@@ -93,7 +94,18 @@ def _columns(job: Job) -> dict[str, Any]:
     return {name: getattr(job, attribute) for name, attribute in _ATTRIBUTES.items()}
 
 
-_ATTRIBUTES: Final = {attribute.columns[0].name: attribute.key for attribute in inspect(Job).column_attrs}
+_LATER: Final = frozenset(
+    {
+        *("started", "ended", "delete_at", "asked_until", "prompt_reading", "encodings", "error"),
+        *("trouble", "set_aside_until", "set_aside_by"),
+    }
+)
+"""Attributes that a new job does not have. Without them the statement is short enough for the driver's cache."""
+_ATTRIBUTES: Final = {
+    attribute.columns[0].name: attribute.key
+    for attribute in inspect(Job).column_attrs
+    if attribute.key not in _LATER
+}
 
 
 def _labels(job: Job) -> list[dict[str, str]]:
@@ -105,16 +117,17 @@ def _others(name: str) -> ColumnElement[int]:
     return select(_OTHERS.c[name]).scalar_subquery()
 
 
+_ZERO, _ONE = literal_column("0", BigInteger), literal_column("1", BigInteger)
 _other = Tenant.__table__.alias("other")
 _OTHERS: Final = (
-    select(*(func.coalesce(func.sum(_other.c[name]), 0).label(name) for name in COUNTERS))
+    select(*(func.coalesce(func.sum(_other.c[name]), _ZERO).label(name) for name in COUNTERS))
     .where(_other.c.id != bindparam("of_tenant", type_=String))
     .cte("others")
 )
 
 
 @cache
-def _admission() -> ReturningUpdate[Any]:
+def _admission() -> Update:
     """Returns the statement that admits a job: it finds the row of the tenant, or none.
 
     A request that has waited for another one's compares with the row as it is then, so the limits of a tenant are
@@ -135,13 +148,13 @@ def _admission() -> ReturningUpdate[Any]:
             all_open.between(bindparam("least", type_=BigInteger), bindparam("most", type_=BigInteger)),
         )
         .values(
-            open_jobs=Tenant.open_jobs + 1,
+            open_jobs=Tenant.open_jobs + _ONE,
             open_batch_jobs=Tenant.open_batch_jobs + batch,
-            stored_jobs=Tenant.stored_jobs + 1,
+            stored_jobs=Tenant.stored_jobs + _ONE,
             stored_bytes=Tenant.stored_bytes + bindparam("bytes", type_=BigInteger),
         )
         .returning(
-            (all_open - 1).label("others"),
+            (all_open - _ONE).label("others"),
             (Tenant.open_batch_jobs + _others("open_batch_jobs") - batch).label("others_batch"),
         )
         .execution_options(synchronize_session=False)
@@ -315,5 +328,10 @@ def recount(database: Database) -> int:
             before = [getattr(row, name) for name in COUNTERS]
             for name in COUNTERS:
                 setattr(row, name, int(getattr(counted, name)))
-        log.warning("the counters of tenant %s were %s, and are %s", tenant, before, list(counted[1:]))
+        log.warning(
+            "the counters of tenant %s were %s, and are %s",
+            tenant,
+            before,
+            [int(each) for each in counted[1:]],
+        )
     return len(drifted)

@@ -9,6 +9,7 @@ import grpc
 import psycopg
 import pytest
 from alembic import command
+from sqlalchemy import select
 
 from harness.gateway import GatewayHarness, emptied_database
 from harness.gateway_calls import create_job, get_job, served
@@ -22,6 +23,7 @@ from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, migrate_when_ready
 from smalti.services.gateway.database.schema import configuration
+from smalti.services.gateway.database.tables import Tenant
 from smalti.services.gateway.jobs.repository import JobFilter
 
 pytestmark = pytest.mark.skipif(
@@ -94,7 +96,7 @@ def test_silent_gateway_holds_up_the_others_for_seconds(
     database = first.gateway.context.database
     began = time.monotonic()
     with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - it ends the block
-        database.exclusive(session)
+        session.execute(select(Tenant).with_for_update())
         assert not creates(second)
         wait_until(lambda: creates(second), 30)
     assert time.monotonic() - began < 10

@@ -169,7 +169,7 @@ def test_text_that_is_not_json_and_states_that_are_unknown_are_shown_as_such(gat
 def next_schema(database: Database, *, oldest: str | None) -> None:
     """Migrates a database as a future version may."""
     with database.write() as session:
-        session.execute(text("ALTER TABLE jobs ADD COLUMN tenant TEXT"))
+        session.execute(text("ALTER TABLE jobs ADD COLUMN colour TEXT"))
         session.execute(text("UPDATE alembic_version SET version_num = '0999'"))
         if oldest:
             session.execute(text("UPDATE schema_compatibility SET oldest = :oldest"), {"oldest": oldest})
@@ -185,6 +185,6 @@ def test_gateway_refuses_a_schema_that_it_cannot_use(tmp_path: Path) -> None:
     with closing(sqlite_database(tmp_path)) as database:
         next_schema(database, oldest="0998")
         with pytest.raises(
-            InvalidInputError, match="has schema 0999, and this version knows 0007; start a newer"
+            InvalidInputError, match="has schema 0999, and this version knows 0008; start a newer"
         ):
             database.migrate()
