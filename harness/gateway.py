@@ -19,6 +19,7 @@ from smalti.rpc.errors import error_of_status
 from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.database.tables import DEFAULT_TENANT, Base, Tenant
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -42,6 +43,7 @@ class GatewayHarness:
         store: ObjectStore | None = None,
         clock: ManualClock | None = None,
         elapsed: Clock = uptime,
+        presence: Presence | None = None,
         **settings: Any,
     ) -> None:
         """Creates the gateway.
@@ -52,6 +54,7 @@ class GatewayHarness:
             store: the object store; None creates one in memory.
             clock: the clock; None creates one that stands still.
             elapsed: returns seconds that only grow.
+            presence: the gateway among others that share the database; the test starts it.
             settings: values that differ from the defaults.
         """
         self.clock = clock or ManualClock()
@@ -69,6 +72,7 @@ class GatewayHarness:
                 policy=self.policy,
                 clock=self.clock,
                 elapsed=elapsed,
+                presence=presence,
                 expiry_days=7,
             )
         )

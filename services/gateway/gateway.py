@@ -9,6 +9,7 @@ from typing import Final
 
 from smalti.errors import StoreUnavailableError, UnavailableError
 from smalti.services.gateway.database.clock import DatabaseClock
+from smalti.services.gateway.database.presence import News, Role
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
@@ -83,6 +84,14 @@ class Gateway:
         wakeups = _Wakeups()
         context.events.subscribe(wakeups)
         context.events.subscribe(self.watchers)
+        expiring = threading.Event()
+        expiring.set()  # The first check is at the start.
+        if context.presence is not None:
+            context.presence.news = News(
+                changed=self.watchers.changed,
+                freed=lambda chunks: wakeups.to_send.set(),
+                gained=lambda role: expiring.set() if role is Role.EXPIRING else None,
+            )
         self.jobs = JobRepository(context)
         self.progress = ProgressBuffer(context)
         refining = Refining(context)
@@ -96,8 +105,6 @@ class Gateway:
         )
         self.dispatcher = Dispatcher(context, self.progress)
         self.sweeper = Sweeper(context, self.fan_in)
-        expiring = threading.Event()
-        expiring.set()  # The first check is at the start.
         interval = context.settings.sweep
         self._loops = (
             Loop("sending", self.send, seconds=interval, wake=wakeups.to_send),
@@ -116,7 +123,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
-            Loop("counting", self.jobs.recount, seconds=RECOUNT_SECONDS),
+            Loop("counting", self.recount, seconds=RECOUNT_SECONDS),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
@@ -126,7 +133,10 @@ class Gateway:
     @property
     def healthy(self) -> bool:
         """Whether all threads run, once they are started."""
-        return not self._started or all(loop.alive for loop in self._loops)
+        presence = self.context.presence
+        return not self._started or (
+            all(loop.alive for loop in self._loops) and (presence is None or presence.alive)
+        )
 
     @property
     def ready(self) -> bool:
@@ -136,6 +146,8 @@ class Gateway:
     def start(self) -> None:
         """Starts the threads."""
         self._started = True
+        if self.context.presence is not None:
+            self.context.presence.start()
         for loop in self._loops:
             loop.start()
 
@@ -155,18 +167,27 @@ class Gateway:
 
     def sweep(self) -> None:
         """Expires, removes, and ends jobs that are due; raises `UnavailableError`."""
+        if not self.context.holds(Role.SWEEPING):
+            return
         # Only the last one needs the store.
         for step in (self.sweeper.expire, self.sweeper.remove, self.sweeper.finish):
             while step() >= BATCH_SIZE:
                 pass
 
+    def recount(self) -> None:
+        """Corrects the counters of tenants that have drifted; raises `UnavailableError`."""
+        if self.context.holds(Role.SWEEPING):
+            self.jobs.recount()
+
     def run_store_tasks(self) -> None:
         """Runs the tasks in the object store that are due; raises `UnavailableError`."""
-        while self.sweeper.run_store_tasks() >= BATCH_SIZE:
+        while self.context.holds(Role.STORE_TASKS) and self.sweeper.run_store_tasks() >= BATCH_SIZE:
             pass
 
     def expire_objects(self) -> None:
         """Lets the store delete old objects, or deletes them if the store has no expiry."""
+        if not self.context.holds(Role.EXPIRING):
+            return
         store, days = self.context.store, self.context.expiry_days
         if not store.expire_after(days) and days:
             now = datetime.fromtimestamp(self.context.clock(), UTC)
@@ -198,6 +219,8 @@ class Gateway:
         for loop in self._loops:
             if loop.alive:
                 loop.stop(STOP_SECONDS)
+        if self.context.presence is not None:
+            self.context.presence.stop(STOP_SECONDS)
         self._started = False
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Builds the gateway's service."""
 
 import asyncio
+import socket
 
 import grpc
 
@@ -12,6 +13,7 @@ from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
+from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
@@ -40,7 +42,9 @@ class GatewayRunner:
         gateway = self._gateway
         gateway.start()
         self._polling = asyncio.create_task(
-            gateway.watchers.poll(gateway.jobs.versions, gateway.context.settings.watch)
+            gateway.watchers.poll(
+                gateway.jobs.versions, gateway.context.settings.watch, lambda: gateway.context.listening
+            )
         )
 
     async def stop(self, grace: float) -> None:  # noqa: D102
@@ -79,6 +83,7 @@ def build(process: Process) -> Service:
         settings=settings,
         policy=policy,
         clock=clock,
+        presence=Presence(database, address=f"{socket.gethostname()}:{process.rpc.port}"),
         expiry_days=store_settings().expiry_days,
     )
     gateway = Gateway(context)

@@ -1,3 +1,3 @@
 """The database of the gateway: connection, tables, migrations, and the clock."""
 
-__all__ = ["clock", "commit", "connection", "deadlines", "schema", "tables"]
+__all__ = ["clock", "commit", "connection", "deadlines", "presence", "schema", "tables"]

@@ -14,14 +14,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 CHANNEL: Final = "smalti_jobs"
-"""Channel of PostgreSQL on which the ids of changed jobs are sent."""
+"""Channel of PostgreSQL on which the ids of changed jobs are sent, each after the id of the gateway that sends it."""
 
 _KEY: Final = "smalti_at_commit"
 _COUNT: Final = text(
     "UPDATE tenants SET open_jobs = open_jobs + :open_jobs, open_batch_jobs = open_batch_jobs + :open_batch_jobs, "
     "stored_jobs = stored_jobs + :stored_jobs, stored_bytes = stored_bytes + :stored_bytes WHERE id = :tenant"
 )
-_NOTIFY: Final = text("SELECT pg_notify(:channel, job) FROM unnest(CAST(:jobs AS text[])) AS job")
+_NOTIFY: Final = text("SELECT pg_notify(:channel, notice) FROM unnest(CAST(:notices AS text[])) AS notice")
 
 
 @dataclass
@@ -50,8 +50,13 @@ def notify_at_commit(session: Session, job_id: str) -> None:
     _of(session).changed[job_id] = None
 
 
-def commit(session: Session) -> None:
-    """Does what is to be done at the commit, and commits."""
+def commit(session: Session, sender: str) -> None:
+    """Does what is to be done at the commit, and commits.
+
+    Args:
+        session: a transaction whose changes are sent to the database already.
+        sender: identity of this gateway, which leaves out its own notices.
+    """
     at_commit: _AtCommit | None = session.info.pop(_KEY, None)
     if at_commit is None:
         session.commit()
@@ -76,7 +81,8 @@ def commit(session: Session) -> None:
             session.execute(statement, values)
     else:
         if at_commit.changed:
-            statements.append((_NOTIFY, {"channel": CHANNEL, "jobs": list(at_commit.changed)}))
+            notices = [f"{sender} {job_id}" for job_id in at_commit.changed]
+            statements.append((_NOTIFY, {"channel": CHANNEL, "notices": notices}))
         driver: Any = connection.connection.driver_connection
         texts = [(str(each.compile(dialect=connection.dialect)), values) for each, values in statements]
         _commit_together(driver, texts)

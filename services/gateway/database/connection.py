@@ -4,11 +4,13 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import sqlalchemy
 from opentelemetry.trace import SpanKind
 from sqlalchemy import Connection, Engine, Executable, NullPool, event
@@ -69,6 +71,8 @@ class Database:
             InvalidInputError: the address is invalid; the message never contains the password.
         """
         self.timeout = timeout
+        self.id = str(uuid.uuid4())
+        """Tells this gateway from the others that share the database."""
         self._observe = observe
         self._url = _checked(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
@@ -155,7 +159,7 @@ class Database:
         ):
             yield session
             session.flush()
-            commit(session)
+            commit(session, self.id)
 
     def execute(self, statement: Executable, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Runs one statement as a transaction of its own, without round trips to begin and to commit; for PostgreSQL.
@@ -169,6 +173,24 @@ class Database:
         with self._timed("write"), self._translated(), self._alone.connect() as connection:
             row = connection.execute(statement, values).one_or_none()
             return None if row is None else tuple(row)
+
+    @contextmanager
+    def own_connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """Opens a connection to PostgreSQL that is nobody else's, without transactions; closes it after the block.
+
+        Raises:
+            DBAPIError: the database does not answer.
+        """
+        engine = self._make_engine(pooled=False)
+        connection = engine.raw_connection()
+        driver: Any = connection.driver_connection
+        connection.detach()
+        driver.autocommit = True
+        try:
+            yield driver
+        finally:
+            driver.close()
+            engine.dispose()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -229,7 +251,7 @@ class Database:
             log.warning("database error: %s", describe(error))
             raise DatabaseUnavailableError(f"{problem}; try again", RETRY_SECONDS) from error
 
-    def _make_engine(self, *, migrating: bool = False) -> Engine:
+    def _make_engine(self, *, migrating: bool = False, pooled: bool = True) -> Engine:
         if self.is_sqlite:
             file = self._url.database
             if file and file != ":memory:":
@@ -237,7 +259,7 @@ class Database:
             arguments: dict[str, Any] = {"timeout": self.timeout}
         else:
             arguments = _postgres_arguments(self.timeout, migrating=migrating)
-        if migrating:
+        if migrating or not pooled:
             engine = sqlalchemy.create_engine(self._url, connect_args=arguments, poolclass=NullPool)
         else:
             engine = sqlalchemy.create_engine(

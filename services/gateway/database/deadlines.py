@@ -96,12 +96,12 @@ class ConnectionDeadlines:
                     if deadline <= now:
                         del self._lent[key]
                         log.warning("the database has not answered in time; its connection is closed")
-                        _break(connection)
+                        break_connection(connection)
                 first = min((deadline for deadline, _ in self._lent.values()), default=None)
                 self._changed.wait(None if first is None else max(0.0, first - now))
 
 
-def _break(connection: Any) -> None:
+def break_connection(connection: Any) -> None:
     """Shuts down the socket of a connection; the thread that waits for an answer gets an error."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

@@ -1,6 +1,7 @@
 """The schema of the database: its migrations."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,16 @@ from smalti.services.gateway.settings import GATEWAY_PREFIX
 log = logging.getLogger(__name__)
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+OLDEST: Final = "0001"
+"""The oldest schema from which this version migrates."""
+
+
+@cache
+def known_range() -> tuple[str, str]:
+    """Returns the oldest and the newest schema that this version knows."""
+    return OLDEST, ScriptDirectory(str(MIGRATIONS)).get_current_head() or ""
 
 
 def is_current(engine: Engine) -> bool:

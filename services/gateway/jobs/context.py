@@ -6,6 +6,7 @@ from smalti.queue import Publisher
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.jobs.observer import JobEvents
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
@@ -33,7 +34,18 @@ class GatewayContext:
     must have one that agrees, which is why it is the database's."""
     elapsed: Clock = uptime
     """Returns seconds that only grow, to notice that this process was suspended."""
+    presence: Presence | None = None
+    """This gateway among those that share the database; None for a gateway that shares it with nobody."""
     events: JobEvents = field(default_factory=JobEvents)
     """Notified of every change of a job after it is committed."""
     expiry_days: int = 0
     """Days after which objects of jobs are deleted, whatever the database says; 0 keeps them."""
+
+    def holds(self, role: Role) -> bool:
+        """Returns whether this gateway does what a role stands for."""
+        return self.presence is None or self.presence.holds(role)
+
+    @property
+    def listening(self) -> int:
+        """The number of the connection over which changes by other gateways are received; 0 if they are not."""
+        return self.presence.listening if self.presence is not None else 0

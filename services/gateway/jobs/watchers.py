@@ -1,7 +1,7 @@
 """Who watches which job, and the tokens of pictures that are being generated.
 
-Threads report changes, and the event loop wakes the watchers. Changes made by other gateways are found by polling the
-versions of all watched jobs.
+Threads report changes, and the event loop wakes the watchers. PostgreSQL reports those that other gateways make; what
+it does not report is found by polling the versions of all watched jobs.
 """
 
 import asyncio
@@ -24,6 +24,8 @@ MAX_CANDIDATES: Final = 4096
 """Tokens are kept for at most this many candidates; the jobs that were updated longest ago are dropped first."""
 MAX_RUNS: Final = 1024
 """Maximum number of token runs that wait for a slow watcher; the oldest are dropped first."""
+POLLS_WHILE_LISTENING: Final = 10
+"""One in so many polls is made while the database reports changes."""
 POLL_BATCH: Final = 500
 """Number of jobs whose versions one query reads."""
 
@@ -181,15 +183,25 @@ class WatcherHub(JobObserver):
             self.preview_tokens.add(progress.job, run)
         self._call(self._send, progress.job, runs)
 
-    async def poll(self, read_versions: ReadVersions, seconds: float) -> None:
+    async def poll(
+        self, read_versions: ReadVersions, seconds: float, listening: Callable[[], int] = lambda: 0
+    ) -> None:
         """Looks for changes made by other gateways, until it is cancelled.
 
         Args:
             read_versions: reads the versions of jobs; it may block.
             seconds: interval between two polls.
+            listening: returns the number of the connection that reports changes, 0 without one. As long as it stays the
+                same, only every `POLLS_WHILE_LISTENING`th poll is made, in case a notice is lost.
         """
+        before, skipped = 0, 0
         while True:
             await asyncio.sleep(seconds)
+            now = listening()
+            if now and now == before and skipped < POLLS_WHILE_LISTENING - 1:
+                skipped += 1
+                continue
+            before, skipped = now, 0
             watched = list(self._watched)
             try:
                 for start in range(0, len(watched), POLL_BATCH):

@@ -252,6 +252,7 @@ class Dispatcher:
         for chunk in chunks:
             chunk.state = ChunkState.LEASED
             chunk.lease = job.lease
+            chunk.owner = self._database.id
             chunk.deadline = deadline
             chunk.sent = chunk.begun = False
             chunk.problem = None  # It was the last attempt's, and this is another.

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, or_, select, update
 
 from smalti.errors import StoreUnavailableError
 from smalti.services.gateway.database.clock import to_microseconds
@@ -115,9 +115,14 @@ class Sweeper:
                 # The other tasks would fail too.
                 self._postpone([task for later in groups[position:] for task in later])
                 break
-            done_tasks = StoreTask.job_id.in_([task.job_id for task in group])
             with self._database.write() as session:
-                session.execute(delete(StoreTask).where(done_tasks, StoreTask.action == group[0].action))
+                session.execute(
+                    delete(StoreTask).where(
+                        StoreTask.job_id.in_([task.job_id for task in group]),
+                        StoreTask.action == group[0].action,
+                        _is_still_claimed(group[0]),
+                    )
+                )
             done += len(group)
         return done
 
@@ -156,7 +161,11 @@ class Sweeper:
                 seconds = min(RETRY_SECONDS * 2.0**task.tries, MAX_RETRY_SECONDS)
                 session.execute(
                     update(StoreTask)
-                    .where(StoreTask.job_id == task.job_id, StoreTask.action == task.action)
+                    .where(
+                        StoreTask.job_id == task.job_id,
+                        StoreTask.action == task.action,
+                        _is_still_claimed(task),
+                    )
                     .values(due=to_microseconds(now + seconds), tries=StoreTask.tries + 1)
                 )
 
@@ -203,6 +212,14 @@ class Sweeper:
             [info.key for info in self._store.objects(keys.encodings)] if task.varied else [keys.encoding]
         )
         return [*encodings, *map(keys.tokens, chunks), *map(keys.scores, chunks)]
+
+
+def _is_still_claimed(task: StoreTask) -> ColumnElement[bool]:
+    """Returns the condition that nobody else has claimed a task since, such as while this gateway was suspended.
+
+    All tasks that are claimed together have the same time, and no two claims of a task have.
+    """
+    return StoreTask.due == task.due
 
 
 def _grouped(tasks: Sequence[StoreTask]) -> list[list[StoreTask]]:

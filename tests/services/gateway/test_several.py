@@ -1,0 +1,224 @@
+"""Several gateways on one PostgreSQL: they know each other, share the work, and see each other's changes at once."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import select
+
+from harness.gateway import GatewayHarness, emptied_database
+from harness.grpc_server import asynchronous
+from harness.servers import PostgresServer
+from harness.waiting import wait_until
+from smalti import __version__
+from smalti.registry.folder import ModelFolder
+from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.presence import Presence, Role
+from smalti.services.gateway.database.tables import GatewayProcess, JobState
+from smalti.services.gateway.jobs.lifecycle import lock, touch
+from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
+
+needs_postgres = pytest.mark.skipif(
+    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
+)
+ROLES = list(Role)
+
+
+class Colleague(GatewayHarness):
+    """A gateway with connections of its own, as in a process of its own."""
+
+    presence: Presence
+
+    def __init__(self, database: Database, spec: ModelSpec, **presence: Any) -> None:
+        self.presence = Presence(database, **presence)
+        super().__init__(database, spec, presence=self.presence)
+
+    def appear(self) -> None:
+        """Starts what tells the others of this gateway, and waits until it hears of them."""
+        self.presence.start()
+        wait_until(lambda: bool(self.presence.listening), 10)
+
+    def die(self) -> None:
+        """Ends as a process that is killed: its connections break."""
+        self.presence.stop(10)
+
+    def roles(self) -> list[Role]:
+        """Returns the roles that it has."""
+        return [role for role in Role if self.presence.holds(role)]
+
+    def known(self) -> dict[str, GatewayProcess]:
+        """Returns the gateways that are known, by their addresses."""
+        with self.gateway.context.database.read() as session:
+            return {row.address: row for row in session.scalars(select(GatewayProcess))}
+
+
+@pytest.fixture
+def colleague(postgres: PostgresServer, tiny: ModelFolder) -> Iterator[Callable[..., Colleague]]:
+    """Makes gateways on one database."""
+    if not postgres.running:
+        postgres.start()
+    with emptied_database(Database(postgres.url)), ExitStack() as stack:
+
+        def make(**presence: Any) -> Colleague:
+            database = stack.enter_context(closing(Database(postgres.url)))
+            made = Colleague(database, ModelSpec.load(tiny), **presence)
+            stack.callback(made.close)
+            stack.callback(made.die)
+            return made
+
+        yield make
+
+
+@needs_postgres
+def test_gateways_are_known_while_they_live(colleague: Callable[..., Colleague]) -> None:
+    first, second = colleague(address="one:1"), colleague(address="two:2")
+    first.appear()
+    second.appear()
+    wait_until(lambda: set(first.known()) == {"one:1", "two:2"}, 10)
+    row = first.known()["two:2"]
+    assert (row.version, row.oldest_schema) == (__version__, "0001")
+    assert row.newest_schema >= "0008"
+    assert abs(row.seen_at / 1e6 - time.time()) < 10
+    second.die()
+    wait_until(lambda: set(first.known()) == {"one:1"}, 10)
+
+
+@needs_postgres
+def test_chunks_that_a_dead_gateway_was_sending_are_free_at_once(colleague: Callable[..., Colleague]) -> None:
+    first, second = colleague(), colleague()
+    assert second.send() == []
+    first.appear()
+    second.appear()
+    job = first.create()
+    first.gateway.send()  # It dies before it stores the confirmation.
+    assert second.send() == []
+    first.die()
+    tasks: list[Any] = []
+    wait_until(lambda: bool(tasks.extend(second.send()) or tasks), 10)  # No time passes on its clock.
+    assert [(task.job, task.lease) for task in tasks] == [(job, 2)]
+    # What a living gateway is sending is its own.
+    other = second.create()
+    second.gateway.send()
+    third = colleague()
+    third.appear()
+    time.sleep(1.5)
+    assert third.send() == []
+    assert second.state(other) == "queued"
+
+
+@needs_postgres
+def test_one_gateway_at_a_time_has_a_role(colleague: Callable[..., Colleague]) -> None:
+    first, second = colleague(), colleague()
+    first.appear()
+    wait_until(lambda: first.roles() == ROLES, 10)
+    second.appear()
+    assert second.roles() == []
+    job = second.create()
+    second.pass_time(1001)  # Its time limit is over, which is the first one's to see.
+    assert second.state(job) == "queued"
+    first.die()
+    wait_until(lambda: second.roles() == ROLES, 10)
+    second.pass_time(0)
+    assert second.state(job) == "expired"
+
+
+@needs_postgres
+def test_gateway_that_is_silent_loses_its_roles(
+    colleague: Callable[..., Colleague], postgres: PostgresServer
+) -> None:
+    first, second = colleague(beat=1000.0, silent=2.0), colleague()
+    first.appear()
+    wait_until(lambda: first.roles() == ROLES, 10)
+    second.appear()
+    wait_until(lambda: second.roles() == ROLES, 20)
+    wait_until(lambda: first.roles() == [], 10)
+
+
+@needs_postgres
+def test_gateway_whose_connection_breaks_is_back_soon(
+    colleague: Callable[..., Colleague], postgres: PostgresServer
+) -> None:
+    first = colleague(address="one:1")
+    first.appear()
+    wait_until(lambda: first.roles() == ROLES, 10)
+    with psycopg.connect(postgres.url, autocommit=True) as operator:
+        operator.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        )
+    wait_until(lambda: first.presence.listening == 2, 10)
+    wait_until(lambda: first.roles() == ROLES, 10)
+    assert set(first.known()) == {"one:1"}
+
+
+@needs_postgres
+@asynchronous
+async def test_watcher_sees_at_once_what_another_gateway_has_done(
+    colleague: Callable[..., Colleague],
+) -> None:
+    first, second = colleague(), colleague()
+    for each in (first, second):
+        await asyncio.to_thread(each.appear)
+    job = await asyncio.to_thread(first.create)
+    with first.gateway.watchers.watch(job) as watcher:
+        watcher.changed = False
+        # Nobody polls.
+        await asyncio.to_thread(second.cancel, job)
+        await asyncio.wait_for(watcher.wakeup.wait(), 10)
+        assert watcher.changed
+        assert (await asyncio.to_thread(first.jobs.get, job)).job.state is JobState.CANCELLED
+        watcher.wakeup.clear()
+        await asyncio.to_thread(second.jobs.delete, job)
+        await asyncio.wait_for(watcher.wakeup.wait(), 10)
+
+
+@needs_postgres
+def test_change_that_is_rolled_back_is_not_reported(
+    colleague: Callable[..., Colleague], postgres: PostgresServer
+) -> None:
+    first = colleague()
+    job = first.create()
+    with psycopg.connect(postgres.url, autocommit=True) as listener:
+        listener.execute("LISTEN smalti_jobs")
+        database = first.gateway.context.database
+        with pytest.raises(RuntimeError), database.write() as session:  # noqa: PT012 - it ends the block
+            row = lock(session, job)
+            assert row is not None
+            touch(row)
+            raise RuntimeError("it ends here")
+        first.cancel(job)
+        notices = list(listener.notifies(timeout=5, stop_after=1))
+    assert [notice.payload for notice in notices] == [f"{database.id} {job}"]
+
+
+@asynchronous
+async def test_polling_is_slow_while_changes_are_reported() -> None:
+    hub = WatcherHub(4)
+    connection, polls = 0, 0
+
+    def read(job_ids: Sequence[str]) -> Mapping[str, int]:
+        nonlocal polls
+        polls += 1
+        return {}
+
+    async def polled(seconds: float) -> int:
+        before = polls
+        await asyncio.sleep(seconds)
+        return polls - before
+
+    interval = 0.02
+    with hub.watch("job"):
+        looking = asyncio.create_task(hub.poll(read, interval, lambda: connection))
+        assert await polled(interval * POLLS_WHILE_LISTENING * 3) > 6
+        connection = 1
+        await asyncio.sleep(4 * interval)
+        assert await polled(interval * POLLS_WHILE_LISTENING * 3) <= 4
+        connection = 2  # What was changed in between was not reported.
+        assert await polled(5 * interval) >= 1
+        looking.cancel()
