@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from sqlalchemy import func, select
 
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
+from smalti.services.gateway.database.presence import Role
 from smalti.services.gateway.database.tables import (
     IS_LEASED,
     IS_OPEN,
     IS_WAITING,
     OPEN_STATES,
     Chunk,
+    GatewayProcess,
     Job,
     JobState,
 )
@@ -21,7 +23,7 @@ from smalti.telemetry import GaugeValue, Metrics
 
 
 class JobMetrics(JobObserver):
-    """Counts the jobs that end, and the leases that are lost."""
+    """Counts the jobs that end, the leases that are lost, and counters that were wrong."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -35,6 +37,9 @@ class JobMetrics(JobObserver):
 
     def lost(self, chunks: int) -> None:  # noqa: D102
         self._metrics.add("lease_losses_total", chunks)
+
+    def recounted(self, tenants: int) -> None:  # noqa: D102
+        self._metrics.add("recounted_total", tenants)
 
     def policy_answered(self, subject: Subject, by: str, outcome: str, amount: int) -> None:
         """Counts the answers of the operator's policy."""
@@ -72,7 +77,18 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
             oldest = session.scalar(select(func.min(Chunk.created)).where(IS_WAITING))
         return max(0.0, to_seconds(now - oldest)) if oldest is not None else 0.0
 
+    def gateways() -> GaugeValue:
+        if database.is_sqlite:
+            return 1.0
+        with database.read() as session:
+            return float(session.scalar(select(func.count()).select_from(GatewayProcess)) or 0)
+
+    def gateway_roles() -> GaugeValue:
+        return {role.label: float(context.holds(role)) for role in Role}
+
     return {
+        "gateways": gateways,
+        "gateway_roles": gateway_roles,
         "jobs_open": jobs_open,
         "jobs_set_aside": jobs_set_aside,
         "requests_waiting": requests_waiting,

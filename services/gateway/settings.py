@@ -55,9 +55,9 @@ class GatewaySettings(EnvironmentSettings):
     """Maximum number of candidates in the queues at a time. The rest waits in the database, where order and priority
     are kept. Set it to at least twice the slots of all generators together."""
     open_jobs: Annotated[int, Field(ge=1, le=10**6)] = 10_000
-    """Maximum number of open jobs. Further requests are refused with RESOURCE_EXHAUSTED."""
+    """Maximum number of open jobs, for all gateways together. Further requests are refused with RESOURCE_EXHAUSTED."""
     stored_jobs: Annotated[int, Field(ge=1, le=10**8)] = 1_000_000
-    """Maximum number of jobs in the database, open and ended; counted every 10 s. Further requests are refused."""
+    """Maximum number of jobs in the database, open and ended. Further requests are refused."""
     stored_bytes: Annotated[int, Field(ge=2**20)] = 10 * 2**30
     """Maximum size of what the requests of these jobs have brought: prompts, labels and initial images, in bytes."""
     candidates: Annotated[int, Field(ge=1, le=1024)] = 256
@@ -87,7 +87,8 @@ class GatewaySettings(EnvironmentSettings):
     sweep: Seconds = 0.5
     """Interval between checks for lost leases, expired jobs, and jobs to delete."""
     watch: Seconds = 1.0
-    """Interval between checks for changes that other gateways have made to watched jobs."""
+    """Interval between checks for changes that other gateways have made to watched jobs; ten times as long while
+    PostgreSQL reports them."""
     previews: Seconds = 1.0
     """Minimum time between two previews of a job."""
     url_lifetime: Seconds = 3600.0

@@ -128,6 +128,9 @@ DEFINITIONS: Final = (
     _gauge("jobs_set_aside", "jobs that a gateway cannot work on, and leaves alone for a while", (GATEWAY,)),
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),
     _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
+    _gauge("gateways", "gateways that share the database and are alive", (GATEWAY,)),
+    _gauge("gateway_roles", "1 if this gateway does what one of them does for all", (GATEWAY,), ("role",)),
+    _counter("recounted_total", "corrections of the counters of a tenant, which differed from its jobs", (GATEWAY,)),
     _counter("lease_losses_total", "chunks sent again because their lease expired", (GATEWAY,)),
     _counter(
         "policy_checks_total",

@@ -11,6 +11,7 @@ from benchmarks.generating import step_work
 from benchmarks.measuring import Limits, Times
 from benchmarks.report import BEGIN, END, Row, compared, write
 from harness.paths import ROOT
+from harness.servers import PostgresServer
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 from smalti.registry.published import MEGA
@@ -27,7 +28,8 @@ def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
     done = run(
-        "--write", str(page), "--parts", *(part for part in PARTS if part not in ("start", "system", "web"))
+        *("--write", str(page), "--parts"),
+        *(part for part in PARTS if part not in ("start", "system", "web", "accept")),
     )
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")
@@ -113,3 +115,14 @@ def test_times_are_printed_with_their_spread() -> None:
     assert str(times) == "250 ms (125 ms to 1.5 s)"
     assert str(times.scaled(256)) == "64 s (32 s to 384 s)"
     assert compared(4.9, 5, "x") == ("4.90x", "at least 5x: missed")
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.skipif(PostgresServer.programs() is None, reason="PostgreSQL is not installed")
+def test_acceptance_by_several_gateways_is_measured() -> None:
+    done = run("--parts", "accept")
+    assert done.returncode == 0, done.stderr
+    for gateways in ("1 gateway", "2 gateways"):
+        for where in ("beside its database", "4 ms away"):
+            assert f"jobs accepted by {gateways} {where}" in done.stdout

@@ -70,6 +70,11 @@ class Role(IntEnum):
     EXPIRING = 3
     """Deletes old objects where the store does not."""
 
+    @property
+    def label(self) -> str:
+        """Its name in logs and metrics."""
+        return self.name.lower().replace("_", " ")
+
 
 def _ignore(*arguments: object) -> None:
     pass
@@ -209,7 +214,7 @@ class Presence:
             query = "SELECT pg_try_advisory_lock(%s, %s)"
             if not ends_silent or _one(driver.execute(query, (_ROLES, int(role)))):
                 self._roles |= {role}
-                log.info("this gateway has the role %s", role.name.lower().replace("_", " "))
+                log.info("this gateway has the role %s", role.label)
                 self.news.gained(role)
 
 

@@ -43,6 +43,9 @@ class JobObserver:
     def lost(self, chunks: int) -> None:
         """The leases of this many chunks have expired; the chunks are sent again."""
 
+    def recounted(self, tenants: int) -> None:
+        """The counters of this many tenants differed from their jobs, and are corrected."""
+
 
 class JobEvents(JobObserver):
     """Passes every notification to its subscribers, in the order of their subscription."""
@@ -77,3 +80,7 @@ class JobEvents(JobObserver):
     def lost(self, chunks: int) -> None:  # noqa: D102
         for observer in self._observers:
             observer.lost(chunks)
+
+    def recounted(self, tenants: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.recounted(tenants)

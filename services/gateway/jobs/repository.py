@@ -113,7 +113,10 @@ class JobRepository:
 
     def recount(self) -> int:
         """Corrects the counters of tenants; returns of how many."""
-        return tenants.recount(self._database)
+        corrected = tenants.recount(self._database)
+        if corrected:
+            self._events.recounted(corrected)
+        return corrected
 
     def create(self, job_spec: JobSpec) -> JobSnapshot:
         """Accepts a job. Once this returns, the job is stored and will end, whatever fails.
