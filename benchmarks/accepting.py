@@ -31,6 +31,8 @@ DELAY_SECONDS: Final = 0.004
 GATEWAYS: Final = (1, 2)
 GOALS: Final = {0.0: 400.0, DELAY_SECONDS: 150.0}
 """Jobs per second that two gateways shall accept, by the delay."""
+START_SECONDS: Final = 5.0
+"""Time in which gateways load the model."""
 OPEN_JOBS: Final = 10**6
 """None is refused."""
 
@@ -84,10 +86,16 @@ def _rate(url: str, gateways: int, callers: Callers) -> float:
     """Returns the jobs per second that all gateways accept together."""
     with ProcessPoolExecutor(gateways, mp_context=get_context("spawn")) as pool:
         # The imports of the pool's processes are not part of the load.
-        for ready in [pool.submit(time.sleep, 1) for _ in range(gateways)]:
+        for ready in [pool.submit(_stand_by) for _ in range(gateways)]:
             ready.result()
-        counts = [pool.submit(_accept, url, time.time() + 10.0, callers) for _ in range(gateways)]
+        begin = time.time() + START_SECONDS
+        counts = [pool.submit(_accept, url, begin, callers) for _ in range(gateways)]
         return sum(count.result() for count in counts) / callers.seconds
+
+
+def _stand_by() -> None:
+    """Waits a moment, in a process that has imported this module, so that another one gets the next call."""
+    time.sleep(1.0)
 
 
 def _accept(url: str, begin: float, callers: Callers) -> int:

@@ -1,6 +1,7 @@
 """Jobs: what they are, how they are stored, what can happen to them, and who is notified."""
 
 __all__ = [
+    "admission",
     "aside",
     "context",
     "lifecycle",

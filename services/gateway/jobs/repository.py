@@ -25,6 +25,7 @@ from smalti.services.gateway.database.tables import (
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs import tenants
+from smalti.services.gateway.jobs.admission import Admissions
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, new_chunk, remove
 from smalti.services.gateway.jobs.messages import fits
@@ -86,6 +87,7 @@ class JobRepository:
             stored_jobs=context.settings.stored_jobs,
             stored_bytes=context.settings.stored_bytes,
         )
+        self.admissions = Admissions(context.database, self._limits)
         self._was_idle = True
         """Whether no job was open when it was last known; admission finds out if that has changed."""
 
@@ -149,9 +151,7 @@ class JobRepository:
                 raise InvalidInputError("prompt", "has too many bytes for a message; shorten it")
             # Whether other jobs are open matters only where it decides on the number of candidates.
             depends = job_spec.candidates is None
-            admission = tenants.admit(
-                self._database, job, chunks, self._limits, idle=idle if depends else None
-            )
+            admission = self.admissions.admit(job, chunks, idle=idle if depends else None)
             if admission is not None:
                 self._was_idle = False
                 ahead = admission.others - (0 if job.priority else admission.others_batch)

@@ -355,16 +355,12 @@ def _row(scored: ScoredPicture, job_id: str, scores: ObjectRef) -> dict[str, Any
     """Returns the row of a candidate; `scores` is the object with its score."""
     name = JobKeys(job_id).candidate(scored.index)
     has_names = scores.key == scores.name  # Its messages were of version 1.
+    copied = ("score", "width", "height", "size", "sha256", "wording")
     return {
+        **{each: getattr(scored, each) for each in copied},
         "job_id": job_id,
         "candidate": scored.index,
-        "score": scored.score,
-        "width": scored.width,
-        "height": scored.height,
-        "size": scored.size,
-        "sha256": scored.sha256,
         "key": name if has_names else content_key(name, scored.sha256),
-        "wording": scored.wording,
     }
 
 

@@ -100,7 +100,12 @@ def test_chunks_that_a_dead_gateway_was_sending_are_free_at_once(colleague: Call
     assert second.send() == []
     first.die()
     tasks: list[Any] = []
-    wait_until(lambda: bool(tasks.extend(second.send()) or tasks), 10)  # No time passes on its clock.
+
+    def sends() -> bool:
+        tasks[:] = second.send()
+        return bool(tasks)
+
+    wait_until(sends, 10)  # No time passes on its clock.
     assert [(task.job, task.lease) for task in tasks] == [(job, 2)]
     # What a living gateway is sending is its own.
     other = second.create()

@@ -3,19 +3,23 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from harness.gateway import GatewayHarness, MakeGateway, encoded_job, job_spec
+from harness.waiting import wait_until
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError
 from smalti.parameters import Priority
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import DEFAULT_TENANT, Job, Tenant
 from smalti.services.gateway.jobs import tenants
+from smalti.services.gateway.jobs.admission import MAX_LEADERS
 from smalti.services.gateway.jobs.repository import JobFilter
+from smalti.services.gateway.jobs.spec import JobSpec
 
 
 def counters(database: Database, tenant: str = DEFAULT_TENANT) -> dict[str, int]:
@@ -165,6 +169,52 @@ def test_postgresql_ends_a_job_without_waiting_with_the_row_of_its_tenant(gatewa
     assert counters(database)["open_jobs"] == 0
 
 
+@contextmanager
+def all_at_once(gateway: GatewayHarness, specs: list[JobSpec]) -> Iterator[list["Future[str]"]]:
+    """Creates jobs while the row of their tenant is locked; all wait when the block begins, and are done after it."""
+
+    def create(spec: JobSpec) -> str:
+        return gateway.jobs.create(spec).job.id
+
+    with ThreadPoolExecutor(len(specs)) as threads:
+        with gateway.gateway.context.database.write() as session:
+            session.execute(select(Tenant).with_for_update())
+            created = [threads.submit(create, spec) for spec in specs]
+            wait_until(lambda: gateway.jobs.admissions.waiting == len(specs) - MAX_LEADERS, 4)
+        yield created
+
+
+def test_jobs_that_come_together_are_stored_together(gateway: GatewayHarness) -> None:
+    specs = [job_spec(f"cat {number}", labels={"number": str(number)}) for number in range(10)]
+    with (
+        statements(gateway.gateway.context.database) as sent,
+        all_at_once(gateway, specs) as created,
+    ):
+        jobs = [gateway.get(each.result()).job for each in created]
+    assert [job.parameters["prompt"] for job in jobs] == [spec.prompt for spec in specs]
+    assert [job.labels for job in jobs] == [spec.labels for spec in specs]
+    assert len([statement for statement in sent if "UPDATE tenants" in statement]) == MAX_LEADERS + 1
+    assert is_exact(gateway.gateway.context.database)
+    assert sorted(task.job for task in gateway.send()) == sorted(job.id for job in jobs)
+
+
+def test_jobs_that_come_together_are_refused_one_by_one(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(open_jobs=6)
+    with all_at_once(gateway, [job_spec()] * 10) as created:
+        errors = [each.exception() for each in created]
+    assert sum(error is None for error in errors) == 6
+    assert sum(isinstance(error, OverloadedError) for error in errors) == 4
+    assert counters(gateway.gateway.context.database)["open_jobs"] == 6
+
+
+def test_repeated_requests_that_come_together_harm_nobody(gateway: GatewayHarness) -> None:
+    repeated = job_spec(request_id=str(uuid.uuid4()), request_hash="a" * 64)
+    with all_at_once(gateway, [job_spec(), repeated] * 5) as created:
+        jobs = {each.result() for each in created}
+    assert len(jobs) == 6
+    assert counters(gateway.gateway.context.database)["open_jobs"] == 6
+
+
 def test_tenants_have_limits_of_their_own(gateway: GatewayHarness) -> None:
     database = gateway.gateway.context.database
     add_tenant(database, "small", max_open_jobs=1, max_stored_jobs=2)
@@ -222,7 +272,8 @@ def test_counters_that_an_old_gateway_has_not_changed_are_corrected(gateway: Gat
             if column.name != "tenant"
         }
         # What 0.2.0 does: it names no tenant, and counts nothing.
-        session.execute(insert(Job.__table__), {**known, "id": "accepted", "request_id": None})
+        table: Any = Job.__table__
+        session.execute(insert(table), {**known, "id": "accepted", "request_id": None})
         session.execute(update(Job).where(Job.id == job).values(state="succeeded"))
         session.execute(text("UPDATE chunks SET state = 'dropped'"))
     assert gateway.jobs.recount() == 1
