@@ -84,13 +84,15 @@ class Gateway:
         wakeups = _Wakeups()
         context.events.subscribe(wakeups)
         context.events.subscribe(self.watchers)
-        expiring = threading.Event()
-        expiring.set()  # The first check is at the start.
+        expiring, counting = threading.Event(), threading.Event()
+        first_times = {Role.EXPIRING: expiring, Role.SWEEPING: counting}
+        for first_time in first_times.values():
+            first_time.set()  # The first checks are at the start, or when this gateway gets the role.
         if context.presence is not None:
             context.presence.news = News(
                 changed=self.watchers.changed,
                 freed=lambda chunks: wakeups.to_send.set(),
-                gained=lambda role: expiring.set() if role is Role.EXPIRING else None,
+                gained=lambda role: first_times[role].set() if role in first_times else None,
             )
         self.jobs = JobRepository(context)
         self.progress = ProgressBuffer(context)
@@ -123,7 +125,7 @@ class Gateway:
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
             ),
-            Loop("counting", self.recount, seconds=RECOUNT_SECONDS),
+            Loop("counting", self.recount, seconds=RECOUNT_SECONDS, wake=counting),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
         )
