@@ -3,8 +3,10 @@
 import asyncio
 import os
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,22 +14,30 @@ import pytest
 from sqlalchemy import select
 
 from harness.gateway import GatewayHarness, emptied_database
+from harness.gateway_calls import create_request
 from harness.grpc_server import asynchronous
-from harness.servers import PostgresServer
+from harness.servers import PostgresServer, ValkeyServer, free_port
+from harness.service_process import ServiceProcess
 from harness.waiting import wait_until
 from smalti import __version__
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
+from smalti.rpc.channel import blocking_channel
+from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.database.tables import GatewayProcess, JobState
 from smalti.services.gateway.jobs.lifecycle import lock, touch
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
+from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.image_pb2_grpc import ImageServiceStub
 
 needs_postgres = pytest.mark.skipif(
     PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
 )
 ROLES = list(Role)
+LIMIT = 60.0
+"""Seconds after which a call fails."""
 
 
 class Colleague(GatewayHarness):
@@ -227,3 +237,56 @@ async def test_polling_is_slow_while_changes_are_reported() -> None:
         connection = 2  # What was changed in between was not reported.
         assert await polled(5 * interval) >= 1
         looking.cancel()
+
+
+@needs_postgres
+@pytest.mark.server
+@pytest.mark.process
+def test_processes_share_a_database(
+    colleague: Callable[..., Colleague],
+    postgres: PostgresServer,
+    valkey: ValkeyServer,
+    tiny: ModelFolder,
+    tmp_path: Path,
+) -> None:
+    ports = {"first": free_port(), "second": free_port()}
+    processes = [
+        ServiceProcess(
+            "gateway",
+            broker=valkey.url,
+            store=(tmp_path / "store").as_uri(),
+            model=tiny.path,
+            folder=tmp_path / name,
+            environment={
+                "SMALTI_GATEWAY_DATABASE": postgres.url,
+                "SMALTI_GATEWAY_WATCH": "600",  # So that it is not polling that helps.
+                "SMALTI_METRICS_PORT": str(port),
+            },
+        )
+        for name, port in ports.items()
+    ]
+    sweeps = 'smalti_gateway_roles{model="tiny",role="sweeping",service="gateway"} 1.0'
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(process) for process in processes)
+        wait_until(lambda: sweeps in metrics(ports["first"]), 20)
+        stubs = [
+            ImageServiceStub(stack.enter_context(blocking_channel(each.url, RpcSettings(attempts=1))))
+            for each in (first, second)
+        ]
+        job = stubs[0].CreateImages(create_request(), timeout=LIMIT).job.id
+        watching = stubs[1].WatchJob(image_pb2.WatchJobRequest(job_id=job), timeout=LIMIT)
+        assert next(watching).job.state == job_pb2.JOB_STATE_QUEUED
+        stubs[0].CancelJob(image_pb2.CancelJobRequest(job_id=job), timeout=LIMIT)
+        *_, last = watching
+        assert last.job.state == job_pb2.JOB_STATE_CANCELLED
+        assert sweeps not in metrics(ports["second"])
+        assert "smalti_gateways" in metrics(ports["second"])
+        first.kill()
+        wait_until(lambda: sweeps in metrics(ports["second"]), 20)
+        assert second.end() == 0
+
+
+def metrics(port: int) -> str:
+    """Returns the metrics of a process."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LIMIT) as response:
+        return str(response.read().decode())
