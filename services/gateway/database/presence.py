@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from importlib.metadata import version
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
+from smalti import __version__
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.commit import CHANNEL
 from smalti.services.gateway.database.connection import Database
@@ -172,7 +172,8 @@ class Presence:
                 log.exception("the connection to the other gateways has failed")
             finally:
                 self._driver = None
-                self._away_since = time.monotonic()
+                if self._listening:
+                    self._away_since = time.monotonic()
                 self._listening, self._roles = False, frozenset()
             self._stopped.wait(BEAT_SECONDS)
 
@@ -199,7 +200,7 @@ class Presence:
                 "id": self._database.id,
                 "number": self._number,
                 "address": self._address,
-                "version": version("smalti")[:64],
+                "version": __version__[:64],
                 "oldest": oldest,
                 "newest": newest,
             },

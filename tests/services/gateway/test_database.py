@@ -103,6 +103,21 @@ def test_silent_gateway_holds_up_the_others_for_seconds(
     first.create()
 
 
+def test_job_does_not_end_while_its_tenant_cannot_be_counted(
+    server: PostgresServer, first: GatewayHarness
+) -> None:
+    job = first.create()
+    with psycopg.connect(server.url) as other:
+        other.execute("SELECT 1 FROM tenants FOR UPDATE")
+        with pytest.raises(DatabaseUnavailableError, match="is locked"):
+            first.cancel(job)
+        other.rollback()
+    assert first.state(job) == "queued"
+    first.cancel(job)
+    with first.gateway.context.database.read() as session:
+        assert session.scalars(select(Tenant.open_jobs)).all() == [0]
+
+
 def creates(gateway: GatewayHarness) -> bool:
     """Returns whether a gateway accepts a job."""
     try:

@@ -24,6 +24,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
+from smalti.services.gateway.database import presence
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.database.tables import GatewayProcess, JobState
@@ -170,6 +171,19 @@ def test_gateway_whose_connection_breaks_is_back_soon(
     wait_until(lambda: first.presence.listening == 2, 10)
     wait_until(lambda: first.roles() == ROLES, 10)
     assert set(first.known()) == {"one:1"}
+
+
+def test_gateway_that_cannot_connect_to_the_others_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = 2 * presence.BEAT_SECONDS + 0.5  # Longer than several tries take.
+    monkeypatch.setattr(presence, "ALONE_SECONDS", alone)
+    with closing(Database(f"postgresql://nobody@127.0.0.1:{free_port()}/none")) as database:
+        lonely = Presence(database)
+        assert lonely.holds(Role.SWEEPING)  # Before it starts, as in tests.
+        lonely.start()
+        assert not lonely.holds(Role.SWEEPING)
+        wait_until(lambda: lonely.holds(Role.SWEEPING), 2 * alone)
+        assert lonely.listening == 0
+        lonely.stop(10)
 
 
 @needs_postgres

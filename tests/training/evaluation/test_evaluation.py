@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.damage import HARMS
 from PIL import Image
 
+from harness.damage import HARMS
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.parameters import Defaults, SamplingParameters
