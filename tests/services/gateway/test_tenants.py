@@ -193,7 +193,8 @@ def test_jobs_that_come_together_are_stored_together(gateway: GatewayHarness) ->
         jobs = [gateway.get(each.result()).job for each in created]
     assert [job.parameters["prompt"] for job in jobs] == [spec.prompt for spec in specs]
     assert [job.labels for job in jobs] == [spec.labels for spec in specs]
-    assert len([statement for statement in sent if "UPDATE tenants" in statement]) == MAX_LEADERS + 1
+    # Those that came first, and those that waited for them, perhaps in as many groups.
+    assert len([statement for statement in sent if "UPDATE tenants" in statement]) <= 2 * MAX_LEADERS
     assert is_exact(gateway.gateway.context.database)
     assert sorted(task.job for task in gateway.send()) == sorted(job.id for job in jobs)
 
