@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,10 +25,12 @@ from smalti.errors import DatabaseUnavailableError, InvalidInputError, JobNotFou
 from smalti.messages import FailureReason, StageDone
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.repository import JobFilter
-from smalti.storage import JobKeys
+from smalti.services.gateway.work.sweeper import CLAIM_SECONDS
+from smalti.storage import JobKeys, MemoryStore, ObjectRef
 
 # Ends
 
@@ -309,3 +312,36 @@ def test_database_is_used_again_after_an_outage(postgres: PostgresServer, tiny: 
         assert gateway.state(job) == "succeeded"
         assert len(gateway.jobs.page(JobFilter(), after=None, limit=10)) == 1
         gateway.close()
+
+
+class PausingStore(MemoryStore):
+    """A store with which a gateway is suspended while it writes."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = [meanwhile]
+
+    def put(self, key: str, content: bytes, *, content_type: str = "") -> ObjectRef:
+        """Lets others work once, then writes."""
+        if self._meanwhile:
+            self._meanwhile.pop()()
+        return super().put(key, content)
+
+
+def test_task_that_another_gateway_has_claimed_since_is_left_to_it(make_gateway: MakeGateway) -> None:
+    away = FaultyStore()
+    away.unavailable = True
+    clock = ManualClock()
+    second = make_gateway(store=away, clock=clock)
+
+    def meanwhile() -> None:
+        clock.advance(CLAIM_SECONDS + 1)
+        second.gateway.run_store_tasks()  # It fails, and tries again later.
+
+    first = make_gateway(store=PausingStore(meanwhile), clock=clock)
+    job = first.jobs.cancel(first.create()).job.id
+    first.gateway.run_store_tasks()
+    away.unavailable = False
+    clock.advance(60)
+    second.gateway.run_store_tasks()
+    assert away.stat(f"jobs/{job}/cancelled.json")
