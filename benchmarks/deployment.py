@@ -25,6 +25,8 @@ class Deployment:
         stages: Sequence[str] = STAGES,
         idle: bool = False,
         settings: Mapping[str, str] | None = None,
+        commands: Mapping[str, Sequence[str]] | None = None,
+        store: S3Server | None = None,
     ) -> None:
         """Prepares the processes without starting them.
 
@@ -34,13 +36,16 @@ class Deployment:
             stages: the stages to run.
             idle: use engines that do no work (`benchmarks.idle`).
             settings: further settings of the services.
+            commands: modules that run instead of services, by the name of the service, with their arguments.
+            store: the store; None makes one.
         """
         self.valkey = ValkeyServer(folder / "valkey")
-        self.store = S3Server(folder / "store")
+        self.store = store or S3Server(folder / "store")
         self._folder = folder
         self._model = model
         self._stages = tuple(stages)
         self._idle = idle
+        self._commands = dict(commands or {})
         self._settings = {
             "SMALTI_GATEWAY_DATABASE": f"sqlite:///{folder / 'gateway.sqlite3'}",
             "SMALTI_LOG_LEVEL": "warning",
@@ -76,7 +81,11 @@ class Deployment:
         settings = dict(self._settings)
         if name == "gateway" and "decoder" in self.services:
             settings["SMALTI_GATEWAY_DECODER"] = self.services["decoder"].url  # For previews.
-        module = f"smalti.services.{name}" if name == "gateway" or not self._idle else "benchmarks.idle"
+        command = [f"smalti.services.{name}"]
+        if name in self._commands:
+            command = [*self._commands[name]]
+        elif self._idle and name != "gateway":
+            command = ["benchmarks.idle", name]
         return ServiceProcess(
             name,
             broker=self.valkey.url,
@@ -84,5 +93,5 @@ class Deployment:
             model=self._model,
             folder=self._folder / name,
             environment=settings,
-            command=(sys.executable, "-m", module, *([name] if module == "benchmarks.idle" else [])),
+            command=(sys.executable, "-m", *command),
         )

@@ -3,7 +3,9 @@
 They read the same objects as the real stage and write the same number of objects, with constant content.
 """
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,6 +24,10 @@ from smalti.service.objects import encoding_bytes, load_encoding, load_tokens, t
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
 from smalti.storage import ObjectRef
 
+PROGRESS: Final = "BENCHMARK_PROGRESS"
+"""Variable with the number of progress events that the idle generator sends of each chunk; none by default."""
+PROGRESS_SECONDS: Final = 0.25
+"""Time before each of them, and somewhat more than a generator leaves between two."""
 CONCURRENCY: Final = {"encoder": 4, "generator": 6, "decoder": 2, "ranker": 4}
 """Concurrent messages, as in the real services."""
 
@@ -65,6 +71,7 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
         """Keeps the sizes of the model."""
         super().__init__(process=process, folder=spec.folder, cancellations=cancellations)
         self._sizes = spec
+        self._events = int(os.environ.get(PROGRESS, "0"))
 
     def output_names(self, task: GenerateTask) -> tuple[str, ...]:  # noqa: D102
         return (task.keys.tokens(task.chunk),)
@@ -74,6 +81,10 @@ class IdleGenerate(StageHandler[GenerateTask, Encoding]):
 
     def run(self, context: TaskContext[GenerateTask], inputs: Encoding) -> StageOutput:  # noqa: D102
         task = context.task
+        row = tuple((0,) * self._sizes.side for _ in task.candidates)
+        for rows in range(1, self._events + 1):
+            time.sleep(PROGRESS_SECONDS)
+            self.publisher.offer(task.progress(min(rows, self._sizes.side), self._sizes.side, row))
         tokens = np.zeros((len(task.candidates), self._sizes.tokens), np.int32)
         return StageOutput((self.write(task, task.keys.tokens(task.chunk), tokens_bytes(tokens)),), 0.0)
 

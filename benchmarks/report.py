@@ -54,12 +54,21 @@ def write(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
     Raises:
         InvalidInputError: the page has no markers.
     """
-    page = path.read_text(encoding="utf-8")
-    place = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if not place.search(page):
-        raise InvalidInputError("--write", f"{path} must have the lines {BEGIN!r} and {END!r}")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(astuple(row)) + " |" for row in rows]
     listed = [f"* {name}: {fact}" for name, fact in facts.items()]
-    text = "\n".join((BEGIN, "", *lines, "", *listed, "", END))
+    write_between(path, ["", *lines, "", *listed, ""])
+
+
+def write_between(path: Path, lines: Sequence[str], *, begin: str = BEGIN, end: str = END) -> None:
+    """Writes lines into a page, in place of those between two markers.
+
+    Raises:
+        InvalidInputError: the page does not have the markers.
+    """
+    page = path.read_text(encoding="utf-8")
+    place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not place.search(page):
+        raise InvalidInputError("--write", f"{path} must have the lines {begin!r} and {end!r}")
+    text = "\n".join((begin, *lines, end))
     write_atomically(path, place.sub(lambda _: text, page))

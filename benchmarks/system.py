@@ -74,7 +74,7 @@ def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
             for candidates in (4, 16):
                 took: dict[str, float] = {}
                 for number in range(load.warm_up + load.jobs):
-                    job, seconds = _run_job(client, number, candidates)
+                    job, seconds = run_job(client, number, candidates)
                     if number >= load.warm_up:
                         took[job] = seconds
                 _wait_for_spans(collector, set(took), chunks=candidates // 4)
@@ -91,7 +91,7 @@ def _one_job(load: Load, folder: Path, model: Path) -> Iterator[Row]:
                 collector.clear()
 
 
-def _run_job(client: Client, number: int, candidates: int) -> tuple[str, float]:
+def run_job(client: Client, number: int, candidates: int) -> tuple[str, float]:
     """Runs one job; returns its id, and the seconds from the request until the client knows that it has ended."""
     begin = time.perf_counter()
     job = client.create(PROMPT, seed=number, candidates=candidates, n=min(9, candidates))
@@ -138,11 +138,11 @@ def _idle_engines(load: Load, folder: Path, model: Path) -> Iterator[Row]:
     """Measures the time of a job and the number of jobs per second with engines that do no work."""
     with Deployment(folder, model, idle=True) as system, Client(system.gateway) as client:
         for candidates in (4, 16):
-            seconds = [_run_job(client, number, candidates)[1] for number in range(load.warm_up + load.jobs)]
+            seconds = [run_job(client, number, candidates)[1] for number in range(load.warm_up + load.jobs)]
             times = Times(tuple(seconds[load.warm_up :]))
             yield Row(f"one job of {candidates} candidates, engines that do no work", str(times))
         for candidates in (4, 16):
-            elapsed = asyncio.run(_run_jobs(system.gateway, load.many, candidates))
+            elapsed = asyncio.run(run_jobs(system.gateway, load.many, candidates))
             rate = f"{load.many / elapsed:.3g} jobs/s"
             yield Row(
                 f"{load.many} jobs of {candidates} candidates, {CALLERS} at a time, engines that do no work",
@@ -150,7 +150,8 @@ def _idle_engines(load: Load, folder: Path, model: Path) -> Iterator[Row]:
             )
 
 
-async def _run_jobs(gateway: str, jobs: int, candidates: int) -> float:
+async def run_jobs(gateway: str, jobs: int, candidates: int) -> float:
+    """Runs jobs, `CALLERS` at a time; returns the seconds until all have ended."""
     permits = asyncio.Semaphore(CALLERS)
     async with AsyncClient(gateway) as client:
 

@@ -1,0 +1,380 @@
+"""A simulated fleet: cells with a gateway's processes, a database, a broker, a store, and generators.
+
+What takes time is what was measured: processor time at the stations (`costs.py`), and that of a chunk in a generator.
+Encoders, decoders and rankers are left out: they scale as generators do, and the costs have their share of the stations.
+The costs of a job and its chunks are divided over four phases, by the shares below.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import simpy
+
+from benchmarks.scale.costs import CANDIDATES_IN_CHUNK
+from benchmarks.scale.stations import Station
+from benchmarks.scale.turns import Waiting
+
+STATIONS: Final = ("gateway", "database", "broker", "store")
+Shares = Mapping[str, float]
+ACCEPTING: Final[Shares] = {"gateway": 0.5, "database": 0.5}
+"""Share of a job's own costs that arise when it is accepted, by station, in the order of the visits."""
+SENDING: Final[Shares] = {"gateway": 0.5, "database": 0.5, "broker": 0.5}
+"""Share of a chunk's costs until it is in a queue."""
+RETURNING: Final[Shares] = {"store": 1.0, "broker": 0.5, "gateway": 0.5, "database": 0.5}
+"""Share of a chunk's costs after its tokens are generated."""
+ENDING: Final[Shares] = {"store": 1.0, "broker": 1.0, "gateway": 0.5, "database": 0.5}
+"""Share of a job's own costs that arise at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """A generator's accelerator."""
+
+    slots: int
+    """Candidates at a time."""
+    seconds: float
+    """Time for the tokens of a candidate; candidates in other slots do not slow it down."""
+    start: float
+    """Seconds until a new process is ready."""
+
+    @property
+    def places(self) -> int:
+        """Chunks at a time."""
+        return self.slots // CANDIDATES_IN_CHUNK
+
+    @property
+    def candidates(self) -> float:
+        """Candidates in a second."""
+        return self.slots / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """Processor seconds that jobs take at the stations, by the name of the station."""
+
+    job: Mapping[str, float]
+    """For each job, beside its chunks."""
+    chunk: Mapping[str, float]
+
+    def of(self, station: str, chunks: int) -> float:
+        """Returns the seconds that a job takes at a station."""
+        return self.job[station] + chunks * self.chunk[station]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How many there are of everything."""
+
+    cells: int
+    generators: int
+    """Generators of each cell."""
+    servers: Mapping[str, int]
+    """Cores of each cell by station: of a gateway, which is a Python process, and of a broker, each process has one."""
+    window: int
+    """Candidates of a revision in a cell's queues at a time; the rest waits in the database."""
+    open_jobs: int = 10_000
+    """Open jobs of a cell; more are refused (`SMALTI_GATEWAY_OPEN_JOBS`)."""
+    zones: int = 3
+    binds_to_newest: bool = True
+    """Whether new jobs get the newest revision with a ready generator; else one with a chance as its generators."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """A generator."""
+
+    zone: int
+    revision: int = 0
+    free: int = 0
+    """Places without a chunk."""
+    stopping: bool = False
+    running: set[simpy.Process] = field(default_factory=set)
+    empty: simpy.Event | None = None
+    """Triggered when the last chunk is done; set by who waits for it."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A job, and when what happened to it."""
+
+    tenant: Hashable
+    chunks: int
+    arrived: float
+    revision: int = 0
+    began: float | None = None
+    """When a generator began its first chunk."""
+    ended: float | None = None
+    done: int = 0
+
+
+class Lane:
+    """The chunks of one revision in a cell: those that wait, and those in the queues."""
+
+    def __init__(self, waiting: Waiting[Job]) -> None:
+        self.waiting = waiting
+        self.queued: deque[Job] = deque()
+        """Chunks in the broker's queue."""
+        self.sent = 0
+        """Candidates that were sent and have not come back."""
+        self.workers: deque[Worker] = deque()
+        """Generators with free places."""
+        self.most_waiting = 0
+        self.most_queued = 0
+
+
+class Cell:
+    """A cell: stations, generators, and the chunks of its jobs."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        *,
+        layout: Layout,
+        chip: Chip,
+        demand: Demand,
+        waiting: Callable[[], Waiting[Job]],
+        random: Random,
+    ) -> None:
+        self.env = env
+        self.stations = {name: Station(env, name, layout.servers[name]) for name in STATIONS}
+        self.workers = [Worker(zone=number % layout.zones) for number in range(layout.generators)]
+        self.lanes: dict[int, Lane] = {}
+        self.open = 0
+        self.busy = 0.0
+        """Seconds of all places in which chunks were generated."""
+        self.lost = 0
+        """Chunks that a lost generator was working on."""
+        self._layout = layout
+        self._chip = chip
+        self._demand = demand
+        self._new_waiting = waiting
+        self._random = random
+        self._gone: set[int] = set()
+        """Revisions that no generator has any more."""
+        for worker in self.workers:
+            self.ready(worker, 0)
+
+    def lane(self, revision: int) -> Lane:
+        """Returns the lane of a revision."""
+        if revision not in self.lanes:
+            self.lanes[revision] = Lane(self._new_waiting())
+        return self.lanes[revision]
+
+    def ready(self, worker: Worker, revision: int) -> None:
+        """A generator takes work from now on."""
+        worker.revision, worker.stopping, worker.free = revision, False, self._chip.places
+        self.lane(revision).workers.append(worker)
+        self._start(revision)
+
+    def run(self, job: Job) -> Generator[simpy.Event, Any, None]:
+        """Runs a job, which counts as accepted when its transaction is committed."""
+        yield from self._visit(self._demand.job, ACCEPTING)
+        job.revision = self._bind()
+        lane = self.lane(job.revision)
+        for _ in range(job.chunks):
+            lane.waiting.add(job.tenant, job)
+        lane.most_waiting = max(lane.most_waiting, len(lane.waiting))
+        self._send(job.revision)
+
+    def lose(self, worker: Worker) -> None:
+        """A generator is gone; its chunks are delivered again at once, as RabbitMQ does when a connection ends."""
+        self._withdraw(worker)
+        for process in list(worker.running):
+            process.interrupt()
+
+    def drain(self, worker: Worker) -> Generator[simpy.Event, Any, None]:
+        """A generator takes no more chunks, and finishes those that it has."""
+        revision = worker.revision
+        self._withdraw(worker)
+        if all(other.stopping for other in self.workers if other.revision == revision):
+            self._rebind(revision)
+        if worker.running:
+            worker.empty = self.env.event()
+            yield worker.empty
+
+    def _withdraw(self, worker: Worker) -> None:
+        if worker.free:
+            self.lane(worker.revision).workers.remove(worker)
+        worker.stopping, worker.free = True, 0
+
+    def _bind(self) -> int:
+        """Returns the revision that a new job gets."""
+        if self._layout.binds_to_newest:
+            return max((worker.revision for worker in self.workers if not worker.stopping), default=0)
+        ready = [worker.revision for worker in self.workers if not worker.stopping]
+        return self._random.choice(ready or [0])
+
+    def _rebind(self, revision: int) -> None:
+        """Binds chunks whose revision has no generator any more to the newest."""
+        newest = max(self.lanes)
+        if newest == revision:
+            return
+        self._gone.add(revision)
+        old, new = self.lane(revision), self.lane(newest)
+        while old.queued:
+            self._queue(old.queued.popleft(), revision)
+        while len(old.waiting):
+            job = old.waiting.take()
+            new.waiting.add(job.tenant, job)
+        self._send(newest)
+
+    def _send(self, revision: int) -> None:
+        lane = self.lane(revision)
+        while len(lane.waiting) and lane.sent + CANDIDATES_IN_CHUNK <= self._layout.window:
+            lane.sent += CANDIDATES_IN_CHUNK
+            self.env.process(self._send_chunk(lane.waiting.take(), revision))
+
+    def _send_chunk(self, job: Job, revision: int) -> Generator[simpy.Event, Any, None]:
+        yield from self._visit(self._demand.chunk, SENDING)
+        self._queue(job, revision)
+
+    def _queue(self, job: Job, revision: int, *, first: bool = False) -> None:
+        """Puts a chunk that was sent for a revision into a queue: the newest one's, if the revision is gone."""
+        if revision in self._gone:
+            self.lane(revision).sent -= CANDIDATES_IN_CHUNK
+            revision = max(self.lanes)
+            self.lane(revision).sent += CANDIDATES_IN_CHUNK
+        lane = self.lane(revision)
+        if first:
+            lane.queued.appendleft(job)
+        else:
+            lane.queued.append(job)
+        lane.most_queued = max(lane.most_queued, len(lane.queued))
+        self._start(revision)
+
+    def _start(self, revision: int) -> None:
+        """Gives chunks to generators with free places."""
+        lane = self.lane(revision)
+        while lane.queued and lane.workers:
+            worker = lane.workers.popleft()
+            worker.free -= 1
+            if worker.free:
+                lane.workers.append(worker)  # Who has just taken a chunk is the last to take the next one.
+            job = lane.queued.popleft()
+            worker.running.add(self.env.process(self._generate(job, worker, revision)))
+
+    def _generate(self, job: Job, worker: Worker, revision: int) -> Generator[simpy.Event, Any, None]:
+        began = self.env.now
+        if job.began is None:
+            job.began = began
+        me = self.env.active_process
+        try:
+            yield self.env.timeout(self._chip.seconds)
+        except simpy.Interrupt:
+            self.lost += 1
+            worker.running.discard(me)
+            self.busy += self.env.now - began
+            self._queue(job, revision, first=True)
+            return
+        worker.running.discard(me)
+        self.busy += self.env.now - began
+        lane = self.lane(revision)
+        if not worker.stopping:
+            worker.free += 1
+            if worker.free == 1:
+                lane.workers.append(worker)
+        elif worker.empty is not None and not worker.running:
+            worker.empty.succeed()
+            worker.empty = None
+        self._start(revision)
+        yield from self._visit(self._demand.chunk, RETURNING)
+        lane.sent -= CANDIDATES_IN_CHUNK
+        self._send(revision)
+        job.done += 1
+        if job.done == job.chunks:
+            yield from self._visit(self._demand.job, ENDING)
+            job.ended = self.env.now
+            self.open -= 1
+
+    def _visit(self, costs: Mapping[str, float], shares: Shares) -> Iterator[simpy.Event]:
+        """Yields the visits of stations, each with its share of the costs."""
+        for name, share in shares.items():
+            yield self.stations[name].serve(share * costs[name])
+
+
+class Fleet:
+    """All cells, and the jobs that came."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        chip: Chip,
+        demand: Demand,
+        *,
+        waiting: Callable[[], Waiting[Job]],
+        seed: int,
+    ) -> None:
+        """Makes the cells; nothing runs before `run`.
+
+        Args:
+            layout: how many there are of everything.
+            chip: the generators' accelerator.
+            demand: the costs of jobs.
+            waiting: makes what says in which order chunks are sent.
+            seed: all random numbers follow from it.
+        """
+        self.env = simpy.Environment()
+        self.layout = layout
+        self.chip = chip
+        self._random = Random(seed)
+        parts: dict[str, Any] = {"layout": layout, "chip": chip, "demand": demand, "waiting": waiting, "random": self._random}
+        self.cells = [Cell(self.env, **parts) for _ in range(layout.cells)]
+        self.jobs: list[Job] = []
+        self.refused = 0
+
+    def run(self, seconds: float) -> None:
+        """Runs until this time."""
+        self.env.run(until=seconds)
+
+    def submit(self, tenant: Hashable, chunks: int) -> None:
+        """A job comes, to the cell that its number chooses; a cell with too many open jobs refuses it."""
+        cell = self.cells[self._random.randrange(len(self.cells))]
+        if cell.open >= self.layout.open_jobs:
+            self.refused += 1
+            return
+        job = Job(tenant=tenant, chunks=chunks, arrived=self.env.now)
+        self.jobs.append(job)
+        cell.open += 1
+        self.env.process(cell.run(job))
+
+    def arrivals(self, rate: float, tenants: int, chunks: int) -> Generator[simpy.Event, Any, None]:
+        """Jobs of many tenants come at random times (a Poisson process), `rate` in a second."""
+        while True:
+            yield self.env.timeout(self._random.expovariate(rate))
+            self.submit(self._random.randrange(tenants), chunks)
+
+    def burst(self, at: float, jobs: int, chunks: int) -> Generator[simpy.Event, Any, None]:
+        """One tenant's jobs come all at once."""
+        yield self.env.timeout(at)
+        for _ in range(jobs):
+            self.submit("burst", chunks)
+
+    def lose_zone(self, at: float, until: float) -> Generator[simpy.Event, Any, None]:
+        """The generators of a zone are gone for a while, then start anew."""
+        yield self.env.timeout(at)
+        gone = [(cell, worker) for cell in self.cells for worker in cell.workers if worker.zone == 0]
+        for cell, worker in gone:
+            cell.lose(worker)
+        yield self.env.timeout(until - at + self.chip.start)
+        for cell, worker in gone:
+            cell.ready(worker, worker.revision)
+
+    def roll_out(self, at: float, waves: int) -> Generator[simpy.Event, Any, None]:
+        """All generators get the next revision, in waves; each wave begins when the one before is ready."""
+        yield self.env.timeout(at)
+        for wave in range(waves):
+            yield self.env.all_of(
+                [
+                    self.env.process(self._replace(cell, worker))
+                    for cell in self.cells
+                    for worker in cell.workers[wave::waves]
+                ]
+            )
+
+    def _replace(self, cell: Cell, worker: Worker) -> Generator[simpy.Event, Any, None]:
+        yield from cell.drain(worker)
+        yield self.env.timeout(self.chip.start)
+        cell.ready(worker, worker.revision + 1)
