@@ -10,21 +10,21 @@ It prints what a part of the system can serve, what a fleet needs, and what jobs
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import simpy
 from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.measuring import format_seconds
 from benchmarks.report import write_between
-from benchmarks.scale.costs import Costs
-from benchmarks.scale.pages import cost_tables, format_count, table
+from benchmarks.scale.costs import CANDIDATES_IN_CHUNK, Costs
+from benchmarks.scale.pages import cost_tables, table
 from benchmarks.scale.planning import (
-    CANDIDATES,
     CHUNKS,
     H100,
     TARGET,
@@ -34,7 +34,7 @@ from benchmarks.scale.planning import (
     one_of_each,
     planning_tables,
 )
-from benchmarks.scale.simulation import STATIONS, Demand, Fleet, Job, Layout
+from benchmarks.scale.simulation import STATIONS, Demand, Fleet, Happening, Job
 from benchmarks.scale.turns import FirstCome, TenantTurns, Waiting
 
 TENANTS: Final = 100
@@ -42,14 +42,15 @@ TENANTS: Final = 100
 TURN: Final = 16
 """Candidates of a tenant's turn."""
 SEED: Final = 17
-WAVES: Final = 5
+WAVES: Final = 4
 BURST: Final = "burst"
 PLACES: Final = ("costs", "arithmetic", "fleet")
 """Places in the page."""
 BEGIN: Final = "<!-- {}: written by python -m benchmarks.fleet -->"
 END: Final = "<!-- end of {} -->"
 
-Happening = Generator[simpy.Event, Any, None]
+INSIDE: Final = "most chunks waiting in a cell"
+"""The first of what is told that no job sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Size:
         return self.seconds / 6
 
 
-FULL: Final = Size(generators=1000, seconds=120, burst=10_000)
+FULL: Final = Size(generators=1000, seconds=100, burst=10_000)
 QUICK: Final = Size(generators=20, seconds=36, burst=200)
 
 
@@ -83,6 +84,16 @@ class Scenario:
     in_cells: bool = True
     """Whether there are cells; otherwise there is one of each part."""
     binds_to_newest: bool = True
+    share: float = 1.0
+    """Share of the time for which it runs."""
+
+
+def _turns() -> Waiting[Job]:
+    return TenantTurns(TURN, lambda job: CANDIDATES_IN_CHUNK)
+
+
+ORDERS: Final[Mapping[bool, Callable[[], Waiting[Job]]]] = {False: FirstCome, True: _turns}
+"""The orders in which chunks are sent: by whether tenants take turns."""
 
 
 def _rollout(fleet: Fleet, size: Size) -> Sequence[Happening]:
@@ -90,7 +101,7 @@ def _rollout(fleet: Fleet, size: Size) -> Sequence[Happening]:
 
 
 def _zone(fleet: Fleet, size: Size) -> Sequence[Happening]:
-    return [fleet.lose_zone(size.begin, size.seconds / 2)]
+    return [fleet.lose_zone(size.begin, size.seconds / 3)]
 
 
 def _burst(fleet: Fleet, size: Size) -> Sequence[Happening]:
@@ -98,13 +109,13 @@ def _burst(fleet: Fleet, size: Size) -> Sequence[Happening]:
 
 
 SCENARIOS: Final = (
-    Scenario(name="steady, one of each part", in_cells=False),
-    Scenario(name="steady"),
+    Scenario(name="steady, one of each part", in_cells=False, share=0.3),
+    Scenario(name="steady", share=0.3),
     Scenario(name="rollout, new jobs get the newest revision", happenings=_rollout),
     Scenario(name="rollout, new jobs are shared out", happenings=_rollout, binds_to_newest=False),
-    Scenario(name="a zone is lost", happenings=_zone),
-    Scenario(name="burst, first come first served", happenings=_burst, turns=False),
-    Scenario(name="burst, turns", happenings=_burst),
+    Scenario(name="a zone is lost", happenings=_zone, share=0.7),
+    Scenario(name="burst, first come first served", happenings=_burst, turns=False, share=0.5),
+    Scenario(name="burst, turns", happenings=_burst, share=0.5),
 )
 
 
@@ -137,20 +148,57 @@ class Outcome:
 
 def simulate(scenario: Scenario, size: Size, demand: Demand, *, seed: int = SEED) -> Outcome:
     """Runs a scenario at `TARGET` of what the generators can do."""
-    layout = (cell_for(demand, H100, size.generators) if scenario.in_cells else one_of_each(H100, size.generators))
+    layout = (
+        cell_for(demand, H100, size.generators) if scenario.in_cells else one_of_each(H100, size.generators)
+    )
     layout = replace(layout, binds_to_newest=scenario.binds_to_newest)
     generators = layout.cells * layout.generators
-
-    def waiting() -> Waiting[Job]:
-        return TenantTurns(TURN, lambda job: CANDIDATES // CHUNKS) if scenario.turns else FirstCome()
-
     began = time.perf_counter()
-    fleet = Fleet(layout, H100, demand, waiting=waiting, seed=seed)
+    fleet = Fleet(layout, H100, demand, waiting=ORDERS[scenario.turns], seed=seed)
     rate = TARGET * generators * jobs_per_second(H100)
     for process in (fleet.arrivals(rate, TENANTS, CHUNKS), *scenario.happenings(fleet, size)):
         fleet.env.process(process)
-    fleet.run(size.seconds)
-    return Outcome(scenario=scenario, fleet=fleet, seconds=size.seconds, took=time.perf_counter() - began)
+    seconds = scenario.share * size.seconds
+    fleet.run(seconds)
+    return Outcome(scenario=scenario, fleet=fleet, seconds=seconds, took=time.perf_counter() - began)
+
+
+SPANS: Final[Mapping[str, Callable[[Sequence[Job]], Sequence[tuple[float | None, float | None]]]]] = {
+    "from acceptance until it is sent": lambda jobs: [(job.accepted, job.sent) for job in jobs],
+    "from arrival until a generator begins": lambda jobs: [(job.arrived, job.began) for job in jobs],
+    "from arrival until it ends": lambda jobs: [(job.arrived, job.ended) for job in jobs],
+}
+"""The spans of a job that are told."""
+
+
+def single_job_tables(demand: Demand, jobs: int) -> list[str]:
+    """Returns the lines, in Markdown, that tell what single jobs of a tenant wait behind many of another.
+
+    Args:
+        demand: the costs of jobs.
+        jobs: jobs of the other tenant, which come at once. A minute later the single ones begin to come, one each
+            second, as long as the others are there.
+    """
+    layout = replace(cell_for(demand, H100, FULL.generators), cells=1, open_jobs=2 * jobs)
+    rate = layout.generators * jobs_per_second(H100)
+    begin, end = min(60.0, 0.3 * jobs / rate), 0.8 * jobs / rate
+    told = {}
+    for turns, name in ((False, "first come, first served"), (True, f"turns of {TURN} candidates")):
+        fleet = Fleet(layout, H100, demand, waiting=ORDERS[turns], seed=SEED)
+        for process in (fleet.burst(0, jobs, CHUNKS), fleet.single_jobs(begin, 1.0, CHUNKS)):
+            fleet.env.process(process)
+        fleet.run(end)
+        singles = [job for job in fleet.jobs if job.tenant == "single"]
+        fleet.run(3 * end)
+        told[name] = {
+            title: percentiles([after - before for before, after in times(singles) if after and before])
+            for title, times in SPANS.items()
+        }
+    turn = f"a turn of {TURN} candidates, in a cell of {layout.generators} generators"
+    names = list(SPANS)
+    columns = {name: {order: cells[name] for order, cells in told.items()} for name in names}
+    columns[names[0]] |= {turn: format_seconds(TURN / (layout.generators * H100.candidates))}
+    return ["", *table(f"single jobs behind {jobs:,} of another tenant", columns), ""]
 
 
 def describe(outcome: Outcome) -> Mapping[str, str]:
@@ -167,15 +215,15 @@ def describe(outcome: Outcome) -> Mapping[str, str]:
         "wait of the burst's jobs": percentiles(outcome.waits(burst=True)),
         "arrival to end": percentiles(ended),
         "use of the generators": f"{outcome.use:.0%}",
-        "most chunks waiting in a cell's database": f"{max(lane.most_waiting for lane in lanes):,}",
-        "most chunks in a cell's queue": f"{max(lane.most_queued for lane in lanes):,}",
-        "chunks begun again": f"{sum(cell.lost for cell in fleet.cells):,}",
+        INSIDE: f"{max(lane.most_waiting for lane in lanes):,}",
+        "most in its queue": f"{max(lane.most_queued for lane in lanes):,}",
+        "begun again": f"{sum(cell.lost for cell in fleet.cells):,}",
     }
     for name in STATIONS:
         stations = [cell.stations[name] for cell in fleet.cells]
         use = statistics.mean(station.use for station in stations)
         longest = format_seconds(max(station.longest for station in stations))
-        told[f"use of the {name}, longest wait"] = f"{use:.0%}, {longest}"
+        told[f"{name}: use, longest wait"] = f"{use:.0%}, {longest}"
     return told
 
 
@@ -188,10 +236,22 @@ def percentiles(seconds: Sequence[float]) -> str:
     return " / ".join(map(format_seconds, found))
 
 
-def fleet_tables(outcomes: Sequence[Outcome]) -> list[str]:
-    """Returns the lines, in Markdown, of all scenarios."""
-    columns = {outcome.scenario.name: describe(outcome) for outcome in outcomes}
-    return ["", *table("median / 95 % / 99 %", columns), ""]
+def fleet_tables(told: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Returns the lines, in Markdown, of all scenarios: what jobs see, then what happens inside."""
+    names = list(next(iter(told.values())))
+    inside = names.index(INSIDE)
+    lines = []
+    for group in (names[:inside], names[inside:]):
+        columns = {name: {scenario: cells[name] for scenario, cells in told.items()} for name in group}
+        lines += ["", *table("scenario", columns)]
+    return [*lines, ""]
+
+
+def run(number: int, size: Size) -> Mapping[str, str]:
+    """Simulates a scenario in a process of its own; returns what is told of it."""
+    outcome = simulate(SCENARIOS[number], size, demand_of(Costs.load()))
+    print(f"{outcome.scenario.name}: simulated in {format_seconds(outcome.took)}", flush=True)
+    return describe(outcome)
 
 
 def main() -> None:
@@ -206,11 +266,11 @@ def main() -> None:
     options = parser.parse_args()
     costs = Costs.load()
     size = QUICK if options.quick else FULL
-    outcomes = []
-    for scenario in SCENARIOS:
-        outcomes.append(simulate(scenario, size, demand_of(costs)))
-        print(f"{scenario.name}: simulated in {format_seconds(outcomes[-1].took)}", flush=True)
-    tables = dict(zip(PLACES, (cost_tables(costs), planning_tables(costs), fleet_tables(outcomes)), strict=True))
+    with ProcessPoolExecutor(2) as pool:
+        found = pool.map(run, range(len(SCENARIOS)), repeat(size))
+        told = {scenario.name: cells for scenario, cells in zip(SCENARIOS, found, strict=True)}
+    simulated = [*fleet_tables(told), *single_job_tables(demand_of(costs), size.burst)]
+    tables = dict(zip(PLACES, (cost_tables(costs), planning_tables(costs), simulated), strict=True))
     for lines in tables.values():
         Console(width=200).print(Markdown("\n".join(lines)))
     if options.write:

@@ -2,8 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Final
 
-from benchmarks.scale.costs import ALONE, DELETED, JOB_SIZES, POSTGRES, SQLITE, TOGETHER, Costs
+from benchmarks.scale.costs import ALONE, DELETED, JOB_SIZES, POSTGRES, SQLITE, TOGETHER, Costs, Run
+
+PROCESSOR: Final = "processor:"
+"""How the names of times begin."""
 
 
 def cost_tables(costs: Costs) -> list[str]:
@@ -11,23 +15,29 @@ def cost_tables(costs: Costs) -> list[str]:
     lines = []
     for way in (ALONE, TOGETHER, DELETED):
         columns = {
-            f"{database}, {candidates} candidates": {
-                name: format_spread(values)
-                for name, values in costs.run(database, way, candidates).counts.items()
-            }
+            f"{database}, {candidates}": _counts_of(costs.run(database, way, candidates))
             for database in (SQLITE, POSTGRES)
             for candidates in JOB_SIZES
         }
-        lines += ["", f"Jobs {way}:", "", *table("for each job", columns), ""]
-    idle = {
-        database: {name: format_count(value) for name, value in counts.items()}
-        for database, counts in costs.idle.items()
+        lines += ["", *table(f"each job, {way}", columns)]
+    idle = {database: _formatted(counts) for database, counts in costs.idle.items()}
+    lines += ["", *table("each second, nothing to do", idle)]
+    lines += ["", *table("each job, shipped model", {"SQLite, 16": _formatted(costs.model)})]
+    return [*lines, "", *(f"* {name}: {fact}" for name, fact in costs.facts.items()), ""]
+
+
+def _counts_of(run: Run) -> Mapping[str, str]:
+    # Without messages, what the broker did was to answer the measurement.
+    skipped = () if run.median("broker: messages") else ("broker:",)
+    return {
+        name: format_spread(name, values)
+        for name, values in run.counts.items()
+        if not name.startswith(skipped)
     }
-    lines += ["Nothing to do:", "", *table("in a second", idle), ""]
-    real = {"16 candidates": _formatted(costs.model)}
-    lines += ["The shipped model:", "", *table("for each job", real), ""]
-    lines += [f"* {name}: {fact}" for name, fact in costs.facts.items()]
-    return lines
+
+
+def _formatted(counts: Mapping[str, float]) -> Mapping[str, str]:
+    return {name: format_value(name, value) for name, value in counts.items()}
 
 
 def table(first: str, columns: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -41,14 +51,17 @@ def table(first: str, columns: Mapping[str, Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def format_spread(values: Sequence[float]) -> str:
+def format_spread(name: str, values: Sequence[float]) -> str:
     """Returns the median, with the minimum and the maximum where they look different."""
-    middle, low, high = (format_count(each(values)) for each in (statistics.median, min, max))
+    middle, low, high = (format_value(name, each(values)) for each in (statistics.median, min, max))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _formatted(counts: Mapping[str, float]) -> Mapping[str, str]:
-    return {name: format_count(value) for name, value in counts.items()}
+def format_value(name: str, value: float) -> str:
+    """Returns a count, or a processor time in milliseconds."""
+    if not name.startswith(PROCESSOR):
+        return format_count(value)
+    return "0" if value < 0.0005 else f"{1000 * value:.3g} ms"
 
 
 def format_count(value: float) -> str:

@@ -103,7 +103,12 @@ def planning_tables(costs: Costs) -> list[str]:
         seconds = demand.of(station, CHUNKS)
         name = station if station == PROCESSES[station] else f"{station} ({PROCESSES[station]})"
         most = CORES[station] / seconds
-        cells = (f"{1000 * seconds:.3g} ms", str(CORES[station]), format_count(most), format_count(most / rate))
+        cells = (
+            f"{1000 * seconds:.3g} ms",
+            str(CORES[station]),
+            format_count(most),
+            format_count(most / rate),
+        )
         for column, cell in zip(parts, cells, strict=True):
             parts[column][name] = cell
     lines = ["", "What one of each serves, the first to break first:", "", *table("part", parts), ""]
@@ -112,9 +117,7 @@ def planning_tables(costs: Costs) -> list[str]:
     for accelerators in FLEETS:
         jobs = accelerators * rate
         need = {"jobs a second": format_count(jobs)}
-        need |= {
-            f"cores: {station}": format_count(jobs * demand.of(station, CHUNKS)) for station in STATIONS
-        }
+        need |= {f"cores: {station}": format_count(jobs * demand.of(station, CHUNKS)) for station in STATIONS}
         need |= {name: format_count(jobs * run.median(name)) for name in RATES}
         need |= {
             f"{name}, shipped model": format_count(jobs * costs.model.get(name, 0.0)) for name in REAL_RATES

@@ -1,7 +1,7 @@
 """A simulated fleet: cells with a gateway's processes, a database, a broker, a store, and generators.
 
 What takes time is what was measured: processor time at the stations (`costs.py`), and that of a chunk in a generator.
-Encoders, decoders and rankers are left out: they scale as generators do, and the costs have their share of the stations.
+Encoders, decoders and rankers are left out: they scale as generators do, and the costs include their requests.
 The costs of a job and its chunks are divided over four phases, by the shares below.
 """
 
@@ -17,6 +17,8 @@ from benchmarks.scale.costs import CANDIDATES_IN_CHUNK
 from benchmarks.scale.stations import Station
 from benchmarks.scale.turns import Waiting
 
+Happening = Generator[simpy.Event, Any, None]
+"""A process of the simulation."""
 STATIONS: Final = ("gateway", "database", "broker", "store")
 Shares = Mapping[str, float]
 ACCEPTING: Final[Shares] = {"gateway": 0.5, "database": 0.5}
@@ -98,12 +100,16 @@ class Worker:
 
 @dataclass(eq=False)
 class Job:
-    """A job, and when what happened to it."""
+    """A job; times are those of the simulation."""
 
     tenant: Hashable
     chunks: int
     arrived: float
     revision: int = 0
+    accepted: float | None = None
+    """When its transaction was committed."""
+    sent: float | None = None
+    """When its first chunk was its tenant's turn."""
     began: float | None = None
     """When a generator began its first chunk."""
     ended: float | None = None
@@ -169,9 +175,10 @@ class Cell:
         self.lane(revision).workers.append(worker)
         self._start(revision)
 
-    def run(self, job: Job) -> Generator[simpy.Event, Any, None]:
+    def run(self, job: Job) -> Happening:
         """Runs a job, which counts as accepted when its transaction is committed."""
         yield from self._visit(self._demand.job, ACCEPTING)
+        job.accepted = self.env.now
         job.revision = self._bind()
         lane = self.lane(job.revision)
         for _ in range(job.chunks):
@@ -185,7 +192,7 @@ class Cell:
         for process in list(worker.running):
             process.interrupt()
 
-    def drain(self, worker: Worker) -> Generator[simpy.Event, Any, None]:
+    def drain(self, worker: Worker) -> Happening:
         """A generator takes no more chunks, and finishes those that it has."""
         revision = worker.revision
         self._withdraw(worker)
@@ -225,9 +232,12 @@ class Cell:
         lane = self.lane(revision)
         while len(lane.waiting) and lane.sent + CANDIDATES_IN_CHUNK <= self._layout.window:
             lane.sent += CANDIDATES_IN_CHUNK
-            self.env.process(self._send_chunk(lane.waiting.take(), revision))
+            job = lane.waiting.take()
+            if job.sent is None:
+                job.sent = self.env.now
+            self.env.process(self._send_chunk(job, revision))
 
-    def _send_chunk(self, job: Job, revision: int) -> Generator[simpy.Event, Any, None]:
+    def _send_chunk(self, job: Job, revision: int) -> Happening:
         yield from self._visit(self._demand.chunk, SENDING)
         self._queue(job, revision)
 
@@ -256,7 +266,7 @@ class Cell:
             job = lane.queued.popleft()
             worker.running.add(self.env.process(self._generate(job, worker, revision)))
 
-    def _generate(self, job: Job, worker: Worker, revision: int) -> Generator[simpy.Event, Any, None]:
+    def _generate(self, job: Job, worker: Worker, revision: int) -> Happening:
         began = self.env.now
         if job.began is None:
             job.began = began
@@ -320,7 +330,13 @@ class Fleet:
         self.layout = layout
         self.chip = chip
         self._random = Random(seed)
-        parts: dict[str, Any] = {"layout": layout, "chip": chip, "demand": demand, "waiting": waiting, "random": self._random}
+        parts: dict[str, Any] = {
+            "layout": layout,
+            "chip": chip,
+            "demand": demand,
+            "waiting": waiting,
+            "random": self._random,
+        }
         self.cells = [Cell(self.env, **parts) for _ in range(layout.cells)]
         self.jobs: list[Job] = []
         self.refused = 0
@@ -340,19 +356,26 @@ class Fleet:
         cell.open += 1
         self.env.process(cell.run(job))
 
-    def arrivals(self, rate: float, tenants: int, chunks: int) -> Generator[simpy.Event, Any, None]:
+    def arrivals(self, rate: float, tenants: int, chunks: int) -> Happening:
         """Jobs of many tenants come at random times (a Poisson process), `rate` in a second."""
         while True:
             yield self.env.timeout(self._random.expovariate(rate))
             self.submit(self._random.randrange(tenants), chunks)
 
-    def burst(self, at: float, jobs: int, chunks: int) -> Generator[simpy.Event, Any, None]:
+    def single_jobs(self, begin: float, every: float, chunks: int) -> Happening:
+        """A tenant's jobs come one by one, at equal intervals."""
+        yield self.env.timeout(begin)
+        while True:
+            self.submit("single", chunks)
+            yield self.env.timeout(every)
+
+    def burst(self, at: float, jobs: int, chunks: int) -> Happening:
         """One tenant's jobs come all at once."""
         yield self.env.timeout(at)
         for _ in range(jobs):
             self.submit("burst", chunks)
 
-    def lose_zone(self, at: float, until: float) -> Generator[simpy.Event, Any, None]:
+    def lose_zone(self, at: float, until: float) -> Happening:
         """The generators of a zone are gone for a while, then start anew."""
         yield self.env.timeout(at)
         gone = [(cell, worker) for cell in self.cells for worker in cell.workers if worker.zone == 0]
@@ -362,7 +385,7 @@ class Fleet:
         for cell, worker in gone:
             cell.ready(worker, worker.revision)
 
-    def roll_out(self, at: float, waves: int) -> Generator[simpy.Event, Any, None]:
+    def roll_out(self, at: float, waves: int) -> Happening:
         """All generators get the next revision, in waves; each wave begins when the one before is ready."""
         yield self.env.timeout(at)
         for wave in range(waves):
@@ -374,7 +397,7 @@ class Fleet:
                 ]
             )
 
-    def _replace(self, cell: Cell, worker: Worker) -> Generator[simpy.Event, Any, None]:
+    def _replace(self, cell: Cell, worker: Worker) -> Happening:
         yield from cell.drain(worker)
         yield self.env.timeout(self.chip.start)
         cell.ready(worker, worker.revision + 1)

@@ -165,7 +165,8 @@ def test_statements_rows_and_commits_are_counted() -> None:
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("CREATE TABLE things (number INTEGER)"))
         connection.execute(
-            sqlalchemy.text("INSERT INTO things VALUES (:number)"), [{"number": number} for number in range(3)]
+            sqlalchemy.text("INSERT INTO things VALUES (:number)"),
+            [{"number": number} for number in range(3)],
         )
         connection.execute(sqlalchemy.text("UPDATE things SET number = 0 WHERE number < 2"))
     with engine.connect() as connection:
