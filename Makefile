@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench accelerator faults format protos model evaluate locks upgrade licences clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -56,6 +56,11 @@ docs: $(INSTALLED)
 # Measures the generator, the decoder and the whole system. Takes half an hour on two cores; nothing else should run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# Counts what a job costs, simulates a fleet from it, and writes docs/scale.md. Takes half an hour on two cores.
+scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.cost --save
+	$(BIN)/python -m benchmarks.fleet --write docs/scale.md
 
 # Checks and times the generator and the decoder on this machine's GPU or TPU, with the Python that has JAX for it.
 JAX_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)

@@ -1,6 +1,6 @@
 """Counts what a job costs: the database, the broker, the store, and the processor time of each process.
 
-    python -m benchmarks.cost                          measures and prints; takes ten minutes
+    python -m benchmarks.cost                          measures and prints; takes a quarter of an hour
     python -m benchmarks.cost --save                   also keeps the counts, for the page and the simulation
     python -m benchmarks.cost --quick                  few jobs, to check that it runs
 
@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import psutil
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -45,7 +46,7 @@ from benchmarks.scale.pages import cost_tables
 from benchmarks.system import run_job, run_jobs
 from harness.paths import ROOT
 from harness.servers import PostgresServer, free_port
-from smalti.client import Client
+from smalti.client import AsyncClient, Client
 from smalti.testing.model import tiny_model
 
 SHIPPED: Final = ROOT / "smalti" / "assets" / "pictograms"
@@ -66,10 +67,13 @@ class Plan:
     """Time for which an idle system is counted."""
     real_jobs: int
     """Jobs of the shipped model."""
+    streams: int
+    """Clients that watch a job which waits."""
 
 
-FULL: Final = Plan(jobs=25, repeats=3, idle_seconds=20, real_jobs=3)
-QUICK: Final = Plan(jobs=2, repeats=1, idle_seconds=2, real_jobs=1)
+FULL: Final = Plan(jobs=25, repeats=3, idle_seconds=20, real_jobs=3, streams=900)
+QUICK: Final = Plan(jobs=2, repeats=1, idle_seconds=2, real_jobs=1, streams=10)
+PARTS: Final = ("jobs", "streams")
 
 
 class Measurement:
@@ -142,15 +146,12 @@ class Measurement:
         return self._counters.read(), time.monotonic()
 
 
-def measure(plan: Plan) -> Costs:
-    """Measures everything."""
+def measure_jobs(plan: Plan) -> Costs:
+    """Counts jobs with both databases, and jobs of the shipped model."""
     bystanders = Bystanders()
     runs: list[Run] = []
     idle: dict[str, Counts] = {}
-    with tempfile.TemporaryDirectory(prefix="smalti-cost-") as name:
-        # PostgreSQL runs as another user.
-        Path(name).chmod(0o755)
-        folder = Path(name)
+    with temporary_folder() as folder:
         model = tiny_model(folder / "model").path
         for database in (SQLITE, POSTGRES):
             with deployment(folder / database, model, database, idle=True) as (system, counters):
@@ -175,7 +176,55 @@ def measure(plan: Plan) -> Costs:
         "jobs": f"{plan.repeats} times {plan.jobs} of each kind",
         "other processes": f"used {bystanders.share():.0%} of the cores during the runs",
     }
-    return Costs(facts=facts, runs=runs, idle=idle, model=real)
+    return Costs(facts=facts, runs=runs, idle=idle, model=real, stream={})
+
+
+def measure_streams(plan: Plan) -> Counts:
+    """Returns what a stream costs while its job waits: memory of the gateway, and its processor time in a second."""
+    with temporary_folder() as folder:
+        model = tiny_model(folder / "model").path
+        limits = {"SMALTI_RPC_PEER_STREAMS": str(plan.streams)}
+        with Deployment(folder, model, stages=(), settings=limits) as system:
+            gateway = psutil.Process(system.services["gateway"].pids[-1])
+            return asyncio.run(_watch(system.gateway, gateway, plan))
+
+
+async def _watch(address: str, gateway: psutil.Process, plan: Plan) -> Counts:
+    async with AsyncClient(address) as client:
+        job = await client.create("a blue cat")
+
+        async def watch(seen: asyncio.Semaphore) -> None:
+            async for _ in client.watch(job.id):
+                seen.release()
+
+        async def used() -> tuple[float, float]:
+            before = gateway.cpu_times()
+            await asyncio.sleep(plan.idle_seconds)
+            after = gateway.cpu_times()
+            seconds = after.user + after.system - before.user - before.system
+            return gateway.memory_info().rss, seconds / plan.idle_seconds
+
+        memory, seconds = await used()
+        seen = asyncio.Semaphore(0)
+        streams = [asyncio.create_task(watch(seen)) for _ in range(plan.streams)]
+        for _ in streams:
+            await seen.acquire()
+        more_memory, more_seconds = await used()
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+    return {
+        "gateway: bytes of memory": (more_memory - memory) / plan.streams,
+        "processor: gateway, each second": (more_seconds - seconds) / plan.streams,
+    }
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Makes a folder, which PostgreSQL's user may enter, for the block."""
+    with tempfile.TemporaryDirectory(prefix="smalti-cost-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @contextmanager
@@ -217,8 +266,13 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few jobs, only to check that it runs")
     parser.add_argument("--save", action="store_true", help=f"keep the counts in {COSTS.relative_to(ROOT)}")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     options = parser.parse_args()
-    costs = measure(QUICK if options.quick else FULL)
+    plan = QUICK if options.quick else FULL
+    # What is not measured stays as it was.
+    costs = measure_jobs(plan) if "jobs" in options.parts else Costs.load()
+    if "streams" in options.parts:
+        costs = replace(costs, stream=measure_streams(plan))
     Console(width=160).print(Markdown("\n".join(cost_tables(costs))))
     if options.save:
         costs.save(COSTS)

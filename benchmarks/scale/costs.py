@@ -51,6 +51,8 @@ class Costs:
     """Counts of an idle system in a second, by database."""
     model: Mapping[str, float]
     """Counts for a job of 16 candidates of the shipped model, whose objects and messages have their real sizes."""
+    stream: Mapping[str, float]
+    """What a client that watches a waiting job costs the gateway."""
 
     @classmethod
     def load(cls, path: Path = COSTS) -> Self:

@@ -8,6 +8,9 @@ from benchmarks.scale.costs import ALONE, DELETED, JOB_SIZES, POSTGRES, SQLITE, 
 
 PROCESSOR: Final = "processor:"
 """How the names of times begin."""
+UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+MIN_SECONDS: Final = 5e-6
+"""Less is not told of a time."""
 
 
 def cost_tables(costs: Costs) -> list[str]:
@@ -23,6 +26,7 @@ def cost_tables(costs: Costs) -> list[str]:
     idle = {database: _formatted(counts) for database, counts in costs.idle.items()}
     lines += ["", *table("each second, nothing to do", idle)]
     lines += ["", *table("each job, shipped model", {"SQLite, 16": _formatted(costs.model)})]
+    lines += ["", *table("each stream of a job that waits", {"SQLite": _formatted(costs.stream)})]
     return [*lines, "", *(f"* {name}: {fact}" for name, fact in costs.facts.items()), ""]
 
 
@@ -58,10 +62,13 @@ def format_spread(name: str, values: Sequence[float]) -> str:
 
 
 def format_value(name: str, value: float) -> str:
-    """Returns a count, or a processor time in milliseconds."""
-    if not name.startswith(PROCESSOR):
-        return format_count(value)
-    return "0" if value < 0.0005 else f"{1000 * value:.3g} ms"
+    """Returns a count, a size with its unit, or a processor time in milliseconds."""
+    if name.startswith(PROCESSOR):
+        return f"{1000 * value:.3g} ms" if value >= MIN_SECONDS else "0"
+    if "bytes" in name:
+        power = max(power for power in range(len(UNITS)) if power == 0 or abs(value) >= 1000**power)
+        return f"{format_count(value / 1000**power)} {UNITS[power]}" if abs(value) >= 1 else "0"
+    return format_count(value)
 
 
 def format_count(value: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from benchmarks.scale.costs import CANDIDATES_IN_CHUNK, POSTGRES, TOGETHER, Costs
-from benchmarks.scale.pages import format_count, table
+from benchmarks.scale.pages import format_count, format_value, table
 from benchmarks.scale.simulation import STATIONS, Chip, Demand, Layout
 
 CANDIDATES: Final = 16
@@ -118,9 +118,10 @@ def planning_tables(costs: Costs) -> list[str]:
         jobs = accelerators * rate
         need = {"jobs a second": format_count(jobs)}
         need |= {f"cores: {station}": format_count(jobs * demand.of(station, CHUNKS)) for station in STATIONS}
-        need |= {name: format_count(jobs * run.median(name)) for name in RATES}
+        need |= {name: format_value(name, jobs * run.median(name)) for name in RATES}
         need |= {
-            f"{name}, shipped model": format_count(jobs * costs.model.get(name, 0.0)) for name in REAL_RATES
+            f"{name}, shipped model": format_value(name, jobs * costs.model.get(name, 0.0))
+            for name in REAL_RATES
         }
         need |= {
             "jobs a day": format_count(jobs * DAY),

@@ -84,7 +84,7 @@ class Layout:
     """Whether new jobs get the newest revision with a ready generator; else one with a chance as its generators."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Worker:
     """A generator."""
 
@@ -98,7 +98,7 @@ class Worker:
     """Triggered when the last chunk is done; set by who waits for it."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """A job; times are those of the simulation."""
 
