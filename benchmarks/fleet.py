@@ -209,7 +209,7 @@ def describe(outcome: Outcome) -> Mapping[str, str]:
     lanes = [lane for cell in fleet.cells for lane in cell.lanes.values()]
     ended = [job.ended - job.arrived for job in fleet.jobs if job.ended is not None]
     told = {
-        "generators": f"{layout.cells * layout.generators:,} in {layout.cells:,} cells",
+        "generators": f"{layout.cells * layout.generators:,} in {layout.cells:,} cell{'s' * (layout.cells > 1)}",
         "jobs": f"{len(fleet.jobs):,}",
         "ended": f"{len(ended):,}",
         "refused": f"{fleet.refused:,}",

@@ -93,7 +93,8 @@ class Worker:
     free: int = 0
     """Places without a chunk."""
     stopping: bool = False
-    running: set[simpy.Process] = field(default_factory=set)
+    running: dict[simpy.Process, None] = field(default_factory=dict)
+    """Its chunks, in the order in which it began them; a set would not keep it."""
     empty: simpy.Event | None = None
     """Triggered when the last chunk is done; set by who waits for it."""
 
@@ -264,7 +265,7 @@ class Cell:
             if worker.free:
                 lane.workers.append(worker)  # Who has just taken a chunk is the last to take the next one.
             job = lane.queued.popleft()
-            worker.running.add(self.env.process(self._generate(job, worker, revision)))
+            worker.running[self.env.process(self._generate(job, worker, revision))] = None
 
     def _generate(self, job: Job, worker: Worker, revision: int) -> Happening:
         began = self.env.now
@@ -275,11 +276,11 @@ class Cell:
             yield self.env.timeout(self._chip.seconds)
         except simpy.Interrupt:
             self.lost += 1
-            worker.running.discard(me)
+            worker.running.pop(me)
             self.busy += self.env.now - began
             self._queue(job, revision, first=True)
             return
-        worker.running.discard(me)
+        worker.running.pop(me)
         self.busy += self.env.now - began
         lane = self.lane(revision)
         if not worker.stopping:
