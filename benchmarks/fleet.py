@@ -26,6 +26,7 @@ from benchmarks.measuring import format_seconds
 from benchmarks.report import write_between
 from benchmarks.scale.costs import CANDIDATES_IN_CHUNK, Costs
 from benchmarks.scale.pages import cost_tables, table
+from benchmarks.scale.parts import STATIONS, Demand, Happening, Job
 from benchmarks.scale.planning import (
     CHUNKS,
     H100,
@@ -36,7 +37,7 @@ from benchmarks.scale.planning import (
     one_of_each,
     planning_tables,
 )
-from benchmarks.scale.simulation import STATIONS, Demand, Fleet, Happening, Job
+from benchmarks.scale.simulation import Fleet
 from benchmarks.scale.turns import FirstCome, TenantTurns, Waiting
 
 TENANTS: Final = 100

@@ -6,7 +6,7 @@ from typing import Final
 
 from benchmarks.scale.costs import CANDIDATES_IN_CHUNK, POSTGRES, TOGETHER, Costs
 from benchmarks.scale.pages import format_count, format_value, table
-from benchmarks.scale.simulation import STATIONS, Chip, Demand, Layout
+from benchmarks.scale.parts import STATIONS, Chip, Demand, Layout
 
 CANDIDATES: Final = 16
 """Candidates of a job here, as in the model's default."""

@@ -16,8 +16,9 @@ from benchmarks import fleet
 from benchmarks.scale.costs import COSTS, Costs
 from benchmarks.scale.counted_gateway import count
 from benchmarks.scale.pages import cost_tables
+from benchmarks.scale.parts import STATIONS, Chip, Demand, Job, Layout
 from benchmarks.scale.planning import planning_tables
-from benchmarks.scale.simulation import STATIONS, Chip, Demand, Fleet, Job, Layout
+from benchmarks.scale.simulation import Fleet
 from benchmarks.scale.stations import Station
 from benchmarks.scale.turns import FirstCome, TenantTurns, Waiting
 from harness.paths import DOCS, ROOT

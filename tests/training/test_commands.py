@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.damage import HARMS
 
+from harness.damage import HARMS
 from harness.paths import SAMPLES
 from smalti.cli import run
 from smalti.models.clip import CONFIG_FILE

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.damage import HARMS
 from PIL import Image
 
 from harness.damage import HARMS
