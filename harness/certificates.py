@@ -28,11 +28,17 @@ class Identity:
 
 
 def make_identity(
-    folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1"
+    folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1", uri: str = ""
 ) -> Identity:
-    """Creates an identity and writes its files; without `signed_by`, a certificate authority."""
+    """Creates an identity and writes its files; without `signed_by`, a certificate authority.
+
+    Its certificate has the names `host` and, if it is given, `uri`.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(host))]
+    if uri:
+        names.append(x509.UniformResourceIdentifier(uri))
     now = datetime.datetime.now(datetime.UTC)
     is_authority = signed_by is None
     issuer_key = (signed_by.key if signed_by else key).public_key()
@@ -62,9 +68,7 @@ def make_identity(
             ),
             critical=True,
         )
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     certificate = builder.sign(signed_by.key if signed_by else key, hashes.SHA256())
     identity = Identity(certificate, key, folder / f"{name}.pem", folder / f"{name}.key")

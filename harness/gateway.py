@@ -22,11 +22,13 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.database.tables import DEFAULT_TENANT, Base, Tenant
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
+from smalti.services.gateway.identity import Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
+from smalti.settings import Auth
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore
 from smalti.testing.publisher import MemoryPublisher
 from smalti.testing.stages import FakeStages
@@ -77,9 +79,14 @@ class GatewayHarness:
             )
         )
         self.jobs = self.gateway.jobs
+        self.keys = KeyRepository(database, self.clock)
         self.stages = FakeStages(self.store, spec.tokens)
         self.refine_tasks: list[RefineTask] = []
         """Messages for the refiner that the gateway has sent."""
+
+    def gatekeeper(self, *ways: Auth, **options: Any) -> Gatekeeper:
+        """Returns what finds out who calls; without `ways`, everybody may do everything."""
+        return Gatekeeper(ways, keys=self.keys, threads=self.gateway.threads, seconds=5.0, **options)
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
         """Accepts a job of 8 candidates, a microsecond after the previous one; returns its id."""

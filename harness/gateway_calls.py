@@ -23,8 +23,11 @@ Change = Callable[[Any], object]
 @asynccontextmanager
 async def served(gateway: GatewayHarness, **options: Any) -> AsyncIterator[Any]:
     """Serves a gateway; yields a stub for it."""
+    authenticate = options.pop("authenticate", None) or gateway.gatekeeper()
     servicer = ImageServicer(gateway.gateway, **options)
-    async with called(lambda server: add_ImageServiceServicer_to_server(servicer, server)) as channel:
+    async with called(
+        lambda server: add_ImageServiceServicer_to_server(servicer, server), authenticate
+    ) as channel:
         yield ImageServiceStub(channel)
 
 

@@ -9,6 +9,7 @@ import grpc
 from smalti.queue import BrokerPublisher, BrokerSettings
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
+from smalti.rpc.identity import Authenticate
 from smalti.rpc.server import Register, serve
 from smalti.rpc.settings import RpcSettings
 from smalti.service import Process, ServiceSettings, Telemetry
@@ -33,10 +34,12 @@ def bare_process(store: MemoryStore | None = None) -> Process:
 
 
 @asynccontextmanager
-async def called(register: Register) -> AsyncIterator[grpc.aio.Channel]:
+async def called(
+    register: Register, authenticate: Authenticate | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """Serves on a free port; yields a channel to it."""
     async with (
-        await serve(register, healthy=lambda: True, settings=ONCE) as server,
+        await serve(register, healthy=lambda: True, settings=ONCE, authenticate=authenticate) as server,
         channel(server.address, ONCE) as to_server,
     ):
         yield to_server

@@ -26,6 +26,7 @@ from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
 from smalti.services.web.service import WebServer
 from smalti.services.web.settings import WebSettings
+from smalti.settings import Auth
 from smalti.storage import ObjectStore
 from smalti.telemetry import Metrics
 from smalti.v1.decoder_pb2 import (
@@ -97,6 +98,7 @@ class WebHarness:
         *,
         gateway: dict[str, Any] | None = None,
         store: ObjectStore | None = None,
+        auth: Sequence[Auth] = (),
         **settings: Any,
     ) -> None:
         """Starts serving.
@@ -106,10 +108,12 @@ class WebHarness:
             spec: the model.
             gateway: settings of the gateway that differ from the defaults.
             store: the object store; None creates one in memory.
+            auth: how callers of the gateway say who they are; everybody may do everything if it is empty.
             **settings: settings of the web service that differ from the defaults.
         """
         self._database = sqlite_database(folder)
         self._side = spec.side
+        self._auth = auth
         options = {"previews": 0.02, "sweep": 0.05, **(gateway or {})}
         self.gateway = GatewayHarness(self._database, spec, store=store, clock=RunningClock(), **options)
         self.gateway.stages.picture = picture_file
@@ -243,6 +247,7 @@ class WebHarness:
             healthy=lambda: True,
             settings=settings,
             kinds=KINDS,
+            authenticate=self.gateway.gatekeeper(*self._auth),
         )
 
 

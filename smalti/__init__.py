@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smalti.errors import (
     AttemptsExhaustedError,
+    AuthenticationError,
     BrokerUnavailableError,
     CheckpointError,
     ConfigError,
@@ -31,6 +32,7 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     OversizedMessageError,
+    PermissionDeniedError,
     PictureNotFoundError,
     RefusedByPolicyError,
     RemoteError,
@@ -59,6 +61,7 @@ __version__ = "0.2.0"
 __all__ = [
     "AsyncClient",
     "AttemptsExhaustedError",
+    "AuthenticationError",
     "BrokerUnavailableError",
     "CheckpointError",
     "Client",
@@ -82,6 +85,7 @@ __all__ = [
     "NotSupportedError",
     "OverloadedError",
     "OversizedMessageError",
+    "PermissionDeniedError",
     "Picture",
     "PictureNotFoundError",
     "Pipeline",

@@ -35,6 +35,8 @@
         │   ├── BrokerUnavailableError    the broker does not answer
         │   └── DatabaseUnavailableError  the database does not answer, or cannot write
         ├── AttemptsExhaustedError    the work failed as many times as it may be tried
+        ├── AuthenticationError       the call has no key, or none that is valid
+        ├── PermissionDeniedError     the key is valid, and may not do this
         ├── RefusedByPolicyError      the operator's policy refuses the prompt, or every picture of the job
         └── RemoteError               any other error that a server answered
 
@@ -45,6 +47,7 @@ from typing import Any
 
 __all__ = [
     "AttemptsExhaustedError",
+    "AuthenticationError",
     "BrokerUnavailableError",
     "CheckpointError",
     "ConfigError",
@@ -67,6 +70,7 @@ __all__ = [
     "NotSupportedError",
     "OverloadedError",
     "OversizedMessageError",
+    "PermissionDeniedError",
     "PictureNotFoundError",
     "RefusedByPolicyError",
     "RemoteError",
@@ -273,6 +277,14 @@ class DatabaseUnavailableError(UnavailableError):
 
 class AttemptsExhaustedError(ServiceError):
     """The work failed as many times as it may be tried, each time because the process that did it was lost."""
+
+
+class AuthenticationError(ServiceError):
+    """The call has no key, token or certificate, or none that is valid."""
+
+
+class PermissionDeniedError(ServiceError):
+    """The caller is known, and may not do this."""
 
 
 class RefusedByPolicyError(ServiceError):

@@ -2,10 +2,11 @@
 
 import ipaddress
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smalti.errors import InvalidInputError
@@ -101,6 +102,19 @@ def _compilation_cache_folder() -> Path | None:
     return None if folder is None else folder / "compiled"
 
 
+class Auth(StrEnum):
+    """How callers of the gateway and of the web service say who they are."""
+
+    NONE = "none"
+    """They do not: everyone who reaches the port may do everything."""
+    KEYS = "keys"
+    """With a key that `smalti keys create` has made."""
+    MTLS = "mtls"
+    """With a client certificate."""
+    JWT = "jwt"
+    """With a token of an identity provider."""
+
+
 class EnvironmentSettings(BaseSettings):
     """The base of all settings: an empty variable counts as unset, and docstrings describe the fields."""
 
@@ -137,9 +151,32 @@ class Settings(EnvironmentSettings):
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""
+    key: SecretStr | None = None
+    """Key with which the clients and `smalti generate` call the gateway, `sk-smalti-...`, or a token. Services ignore
+    it."""
+    auth: str = ""
+    """How callers of the gateway and the web service say who they are: `keys`, `mtls`, `jwt`, several of these with
+    commas between them, or `none`. Unset, it is `mtls` for a gateway with `SMALTI_RPC_TLS_CLIENT_CA`, and `none` for
+    one that only this machine reaches; any other fails to start."""
     plaintext: bool = False
     """Allow plaintext to and from other machines, for every protocol: gRPC, the broker, the store, the database, traces
     and the web service. Without it and without TLS, a program fails to start."""
+
+    @field_validator("auth")
+    @classmethod
+    def _check_auth(cls, text: str) -> str:
+        ways = listed(text)
+        for each in ways:
+            if each not in list(Auth):
+                raise ValueError(f"{each!r} must be one of {', '.join(Auth)}")
+        if Auth.NONE in ways and len(set(ways)) > 1:
+            raise ValueError("none cannot be combined with others; leave it out")
+        return text
+
+    @property
+    def auth_ways(self) -> frozenset[Auth]:
+        """How callers say who they are; empty if that is not set."""
+        return frozenset(map(Auth, listed(self.auth)))
 
     @model_validator(mode="before")
     @classmethod

@@ -3,11 +3,13 @@
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from smalti.messages import MAX_IN_CHUNK
+from smalti.network import is_this_machine
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, data_folder, read_settings
 
 GATEWAY_PREFIX = f"{PREFIX}GATEWAY_"
@@ -107,6 +109,33 @@ class GatewaySettings(EnvironmentSettings):
     on their pictures until their time limit; `permit` goes on."""
     policy_timeout: Seconds = 10.0
     """Time that the hook has for a verdict on a prompt, or on the pictures of a job."""
+
+    auth_names: str = ""
+    """With mTLS, whose certificate a name (SAN) is: entries `NAME=TENANT` or `NAME=TENANT:ROLE+ROLE` with commas
+    between them; the roles are `draw`, `batch` and `admin`, and the first two if none are given. Unset: every
+    certificate of the authority belongs to the tenant `default`."""
+    jwt_issuer: str | None = None
+    """Issuer of tokens, as their claim `iss` has it; needed with `SMALTI_AUTH=jwt`."""
+    jwt_audience: str | None = None
+    """Audience that tokens must be for, as their claim `aud` has it; needed with `SMALTI_AUTH=jwt`."""
+    jwt_keys: str | None = None
+    """File, or URL, of the issuer's public keys (JWKS); needed with `SMALTI_AUTH=jwt`. A file is read again when it
+    changes, a URL every five minutes, and for an unknown key."""
+    jwt_tenant: str = "tenant"
+    """Claim of a token that names the tenant."""
+    jwt_roles: str = "roles"
+    """Claim of a token with its roles, a list or a text with spaces. A token without it may draw."""
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _check_jwt_keys(cls, source: str | None) -> str | None:
+        if source is not None and "://" in source:
+            parts = urlsplit(source)
+            if parts.scheme != "https" and not (
+                parts.scheme == "http" and is_this_machine(parts.hostname or "")
+            ):
+                raise ValueError(f"{source!r} must be a file or an https URL: others could replace the keys")
+        return source
 
     @model_validator(mode="after")
     def _check_defaults(self) -> Self:

@@ -5,6 +5,7 @@ __all__ = [
     "channel",
     "conversion",
     "errors",
+    "identity",
     "observer",
     "places",
     "reasons",

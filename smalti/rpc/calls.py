@@ -12,6 +12,7 @@ import grpc
 
 from smalti.errors import DrainingError, InvalidInputError, OverloadedError, RequestExpiredError
 from smalti.rpc.errors import DETAILS_KEY, status_of
+from smalti.rpc.identity import Authenticate
 from smalti.rpc.places import CallKinds, Places
 from smalti.rpc.reasons import reason_of
 from smalti.rpc.requests import read_request
@@ -40,6 +41,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every call of a `grpc.aio` server whose methods are coroutines or asynchronous generators.
 
     * A call without a place, and every call while draining, is refused before its request is received.
+    * A call of somebody who may not make it is refused then, too.
     * A call ends at its deadline, or at the default deadline if it has none, and at the maximum deadline at the latest.
     * An exception becomes a status with details; the cause of an unexpected one is only logged.
     """
@@ -51,6 +53,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         default_deadline: float,
         max_deadline: float,
         kinds: CallKinds,
+        authenticate: Authenticate | None = None,
     ) -> None:
         """Starts without calls.
 
@@ -59,10 +62,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             default_deadline: time in seconds for a call without a deadline.
             max_deadline: maximum time in seconds for any call.
             kinds: which methods the drain interrupts; their clients resume them elsewhere.
+            authenticate: finds out who makes a call; None if everybody may.
         """
         self._places = places
         self._default = min(default_deadline, max_deadline)
         self._longest = max_deadline
+        self._authenticate = authenticate
         self._endless = frozenset(kinds.endless)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
@@ -130,6 +135,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
+                if self._authenticate is not None:
+                    await self._authenticate(method, metadata, context)
                 request = received
                 if not handler.request_streaming:
                     async with self._places.receive(peer):

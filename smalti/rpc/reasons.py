@@ -7,6 +7,7 @@ import grpc
 
 from smalti.errors import (
     AttemptsExhaustedError,
+    AuthenticationError,
     DrainingError,
     EngineFailedError,
     InvalidInputError,
@@ -17,6 +18,7 @@ from smalti.errors import (
     ModelNotFoundError,
     NotSupportedError,
     OverloadedError,
+    PermissionDeniedError,
     PictureNotFoundError,
     RefusedByPolicyError,
     RequestCancelledError,
@@ -81,6 +83,8 @@ REASONS = (
     _reason("ATTEMPTS_EXHAUSTED", _Code.INTERNAL, _Http.INTERNAL_SERVER_ERROR, AttemptsExhaustedError),
     # 400, as OpenAI's API answers.
     _reason("CONTENT_POLICY", _Code.PERMISSION_DENIED, _Http.BAD_REQUEST, RefusedByPolicyError),
+    _reason("UNAUTHENTICATED", _Code.UNAUTHENTICATED, _Http.UNAUTHORIZED, AuthenticationError),
+    _reason("NOT_PERMITTED", _Code.PERMISSION_DENIED, _Http.FORBIDDEN, PermissionDeniedError),
     MODEL_UNUSABLE,
     INTERNAL,
 )

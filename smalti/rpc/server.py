@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from smalti.network import address_of, cannot_listen, max_connections
 from smalti.rpc.calls import CallInterceptor
 from smalti.rpc.health import Health
+from smalti.rpc.identity import Authenticate
 from smalti.rpc.places import CallKinds, Places
 from smalti.rpc.settings import RPC_PREFIX, RpcSettings, message_options, rpc_settings
 from smalti.rpc.tls import server_credentials
@@ -124,6 +125,7 @@ async def serve(
     settings: RpcSettings | None = None,
     kinds: CallKinds = CallKinds(),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    authenticate: Authenticate | None = None,
 ) -> Server:
     """Starts a server.
 
@@ -133,6 +135,7 @@ async def serve(
         settings: None reads them from the environment.
         kinds: what is special about methods.
         interceptors: further interceptors, such as those for metrics and traces; they enclose all others.
+        authenticate: finds out who makes a call; None if everybody may.
 
     Raises:
         InvalidInputError: a setting is invalid; names the variable. No port is open then.
@@ -144,6 +147,7 @@ async def serve(
         default_deadline=settings.default_deadline,
         max_deadline=settings.max_deadline,
         kinds=kinds,
+        authenticate=authenticate,
     )
     server = grpc.aio.server(
         interceptors=[*interceptors, calls], options=_options(settings, settings.connections)

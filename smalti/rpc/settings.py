@@ -45,6 +45,9 @@ class RpcSettings(EnvironmentSettings):
     """PEM file with the private key of the certificate, without a password."""
     tls_client_ca: Path | None = None
     """PEM file with the authorities of client certificates (mTLS). If unset, a server accepts every client."""
+    system_names: str = ""
+    """Names (SAN) of the certificates of the system's own services, separated by commas. With mTLS, a stage serves only
+    these. Unset: the names of its own certificate."""
     tls: bool = False
     """Call servers with TLS; implied by `tls_ca`, `tls_client_certificate` and `tls_client_key`."""
     tls_ca: Path | None = None

@@ -37,6 +37,7 @@ from smalti.queue import (
     broker_settings,
     consume,
 )
+from smalti.rpc.identity import Authenticate, system_only
 from smalti.rpc.places import CallKinds
 from smalti.rpc.server import Register, Server, serve
 from smalti.rpc.settings import RpcSettings, rpc_settings
@@ -129,6 +130,8 @@ class Service:
     """Started in this order once gRPC listens, and stopped together with it."""
     kinds: CallKinds = field(default_factory=CallKinds)
     """What is special about its gRPC methods."""
+    authenticate: Authenticate | None = None
+    """Finds out who makes a call; None for a stage, which serves the system alone."""
     close: Callable[[], None] = field(default=lambda: None)
     """Called last, when nothing runs any more."""
 
@@ -240,6 +243,7 @@ class _Lifecycle:
             settings=self._process.rpc,
             kinds=self._service.kinds,
             interceptors=self._process.telemetry.interceptors,
+            authenticate=self._service.authenticate or system_only(self._process.rpc),
         )
         started: list[BackgroundTask] = []
         try:

@@ -10,6 +10,7 @@ __all__ = [
     "LogSettings",
     "Metrics",
     "MetricsSettings",
+    "audit",
     "logs",
     "metrics",
     "serve_metrics",

@@ -15,6 +15,7 @@ from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from smalti.settings import read_settings
+from smalti.telemetry import audit
 from smalti.telemetry.settings import LogFormat, LogLevel, LogSettings
 
 # Their lines for every message and call at level info repeat ours.
@@ -66,6 +67,7 @@ def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | N
         logging.getLogger(name).setLevel(
             level if settings.level is LogLevel.DEBUG else max(level, logging.WARNING)
         )
+    audit.set_up(settings.audit, audit.json_formatter(*shared))
     logging.captureWarnings(True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -1,6 +1,7 @@
 """The settings of logs and metrics. Traces use OpenTelemetry's own variables."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -39,6 +40,9 @@ class LogSettings(EnvironmentSettings):
     """Format of the log: `console` or `json`. Unset: `console` at a terminal, otherwise `json`."""
     level: LogLevel = LogLevel.INFO
     """Lowest level that is logged: `debug`, `info`, `warning` or `error`. Prompts are logged at `debug` only."""
+    audit: Path | None = None
+    """File to which the audit log is appended as JSON, one object a line: refused calls, uses of keys, acts of admins.
+    Unset: they are lines of the log, whatever its level."""
 
 
 class MetricsSettings(EnvironmentSettings):

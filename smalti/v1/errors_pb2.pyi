@@ -80,6 +80,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONTENT_POLICY: _ErrorReason.ValueType  # 18
     """PERMISSION_DENIED: the operator's policy refuses the prompt, or every picture of the job. Do not repeat it."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 19
+    """UNAUTHENTICATED: the call has no key, token or certificate, or none that is valid. Do not repeat it without another
+    one. Send it as metadata "authorization: Bearer KEY".
+    """
+    ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 20
+    """PERMISSION_DENIED: the key, the token or the certificate is valid, and may not do this. Do not repeat it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason why a call or a job failed.
@@ -151,4 +157,10 @@ of a job.
 """
 ERROR_REASON_CONTENT_POLICY: ErrorReason.ValueType  # 18
 """PERMISSION_DENIED: the operator's policy refuses the prompt, or every picture of the job. Do not repeat it."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 19
+"""UNAUTHENTICATED: the call has no key, token or certificate, or none that is valid. Do not repeat it without another
+one. Send it as metadata "authorization: Bearer KEY".
+"""
+ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 20
+"""PERMISSION_DENIED: the key, the token or the certificate is valid, and may not do this. Do not repeat it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

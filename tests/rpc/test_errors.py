@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from harness.grpc_server import asynchronous, served
 from smalti.errors import (
     AttemptsExhaustedError,
+    AuthenticationError,
     BrokerUnavailableError,
     CheckpointError,
     DatabaseUnavailableError,
@@ -27,6 +28,7 @@ from smalti.errors import (
     ModelNotFoundError,
     NotSupportedError,
     OverloadedError,
+    PermissionDeniedError,
     PictureNotFoundError,
     RefusedByPolicyError,
     RemoteError,
@@ -65,6 +67,8 @@ ERRORS: dict[str, SmaltiError] = {
     "EXPIRED": RequestExpiredError("too late"),
     "ATTEMPTS_EXHAUSTED": AttemptsExhaustedError("5 attempts"),
     "CONTENT_POLICY": RefusedByPolicyError("the policy of this server refuses the prompt"),
+    "UNAUTHENTICATED": AuthenticationError("the call has no key"),
+    "NOT_PERMITTED": PermissionDeniedError("the key may not do this"),
 }
 
 

@@ -22,6 +22,7 @@ from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.gateway import Gateway
+from smalti.services.gateway.identity import Principal, current_principal
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.storage import JobKeys, ObjectStore
 from smalti.v1.decoder_pb2 import EncodeImagesRequest
@@ -75,7 +76,9 @@ class InitialImages:
             case "tokens":
                 tokens = self._check(image)
             case "picture":
-                await loop.run_in_executor(self._threads, self._check_picture, image.picture)
+                await loop.run_in_executor(
+                    self._threads, self._check_picture, image.picture, current_principal()
+                )
                 tokens = await loop.run_in_executor(
                     self._store_threads, self._tokens_of_picture, image.picture
                 )
@@ -99,11 +102,11 @@ class InitialImages:
         if len(content) > self._max_bytes:
             raise InvalidInputError(field, f"must have at most {self._max_bytes} bytes, got {len(content)}")
 
-    def _check_picture(self, reference: PictureReference) -> None:
-        """Checks that the job of a picture has succeeded, with this model."""
+    def _check_picture(self, reference: PictureReference, principal: Principal) -> None:
+        """Checks that the job of a picture is visible, and has succeeded, with this model."""
         name = f"{reference.job_id}/{reference.candidate}"
         try:
-            job = self._jobs.get(reference.job_id, full=False).job
+            job = self._jobs.get(reference.job_id, full=False, tenant=principal.scope).job
         except JobNotFoundError:
             raise PictureNotFoundError(name) from None
         if job.state is not JobState.SUCCEEDED:

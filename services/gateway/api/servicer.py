@@ -3,16 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smalti.errors import (
     DamagedObjectError,
-    DatabaseUnavailableError,
     InvalidInputError,
     JobNotFoundError,
     JobNotSucceededError,
@@ -21,7 +18,7 @@ from smalti.errors import (
 )
 from smalti.policy import PicturesToCheck, PromptToCheck, Verdict
 from smalti.queue import current_trace
-from smalti.rpc.conversion import check_asked_model
+from smalti.rpc.conversion import check_asked_model, priority_of
 from smalti.rpc.errors import within
 from smalti.rpc.places import CallKinds
 from smalti.services.gateway.api.catalogue import describe, without_words
@@ -39,11 +36,18 @@ from smalti.services.gateway.api.requests import (
     parse_page_token,
 )
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS, WatchHandler
+from smalti.services.gateway.database.calls import call_database, in_thread
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.connection import RETRY_SECONDS
-from smalti.services.gateway.database.deadlines import within as within_seconds
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
+from smalti.services.gateway.identity import (
+    ANYONE,
+    Principal,
+    Role,
+    check_priority,
+    current_principal,
+    report,
+)
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.policy.content_policy import Subject
@@ -126,19 +130,29 @@ class ImageServicer(ImageServiceServicer):
     async def CreateImages(  # noqa: D102, N802
         self, request: image_pb2.CreateImagesRequest, context: Any
     ) -> image_pb2.CreateImagesResponse:
+        principal = current_principal()
+        check_priority(principal, priority_of(request.priority))
         request_id = check_request_id(request.request_id)
         request_hash = content_hash(request)
         if request_id is not None:
             # First of all: a repeated call returns the job of the first one, whatever has changed since.
-            found = await self._call(self._jobs.find_request, request_id, request_hash)
+            found = await self._call(
+                self._jobs.find_request, request_id, request_hash, tenant=principal.tenant
+            )
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
         job_spec = parse_job_spec(request, self._spec, self._settings)
-        job_spec = replace(job_spec, request_id=request_id, request_hash=request_hash, trace=current_trace())
+        job_spec = replace(
+            job_spec,
+            request_id=request_id,
+            request_hash=request_hash,
+            trace=current_trace(),
+            tenant=principal.tenant,
+        )
         policy, has_picture = self._gateway.context.policy, request.parameters.HasField("initial_image")
         if policy.checks_prompts or has_picture:
             # What costs much comes after what costs little.
-            await self._call(self._jobs.check_capacity)
+            await self._call(self._jobs.check_capacity, principal.tenant)
         if policy.checks_prompts:
             await self._check_policy(job_spec)
         if has_picture:
@@ -152,13 +166,15 @@ class ImageServicer(ImageServiceServicer):
     async def GetJob(self, request: image_pb2.GetJobRequest, context: Any) -> image_pb2.GetJobResponse:  # noqa: D102, N802
         check_view(request.view)
         full = request.view != image_pb2.JOB_VIEW_BASIC
-        _, message = await self._call(self._get, _job_id(request.job_id), full=full)
+        snapshot = await self._call(self._visible, _job_id(request.job_id), "GetJob", full=full)
+        message = await self._message(snapshot, full=full)
         return image_pb2.GetJobResponse(job=message)
 
     async def ListJobs(self, request: image_pb2.ListJobsRequest, context: Any) -> image_pb2.ListJobsResponse:  # noqa: D102, N802
         check_view(request.view)
         size = page_size(request.page_size)
-        matching = parse_job_filter(request, self._settings)
+        principal = current_principal()
+        matching = replace(parse_job_filter(request, self._settings), tenant=principal.scope)
         after = parse_page_token(request)
         full = request.view == image_pb2.JOB_VIEW_FULL
         # One job more than the page holds shows whether there is another page.
@@ -179,21 +195,25 @@ class ImageServicer(ImageServiceServicer):
     async def CancelJob(  # noqa: D102, N802
         self, request: image_pb2.CancelJobRequest, context: Any
     ) -> image_pb2.CancelJobResponse:
-        snapshot = await self._cancel(_job_id(request.job_id))
+        snapshot = await self._cancel(_job_id(request.job_id), "CancelJob")
         return image_pb2.CancelJobResponse(job=await self._message(snapshot, full=True))
 
     async def DeleteJob(  # noqa: D102, N802
         self, request: image_pb2.DeleteJobRequest, context: Any
     ) -> image_pb2.DeleteJobResponse:
-        snapshot = await self._cancel(_job_id(request.job_id))
+        snapshot = await self._cancel(_job_id(request.job_id), "DeleteJob")
         await self._call(self._jobs.delete, snapshot.job.id)
         return image_pb2.DeleteJobResponse()
 
     async def WatchJob(  # noqa: D102, N802
         self, request: image_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[image_pb2.WatchJobResponse]:
+        job_id = _job_id(request.job_id)
+        if current_principal() is not ANYONE:
+            # Here, since watchers share what is read later, whoever they are.
+            await self._call(self._visible, job_id, "WatchJob", full=False)
         events = self._watch_handler.watch(
-            _job_id(request.job_id),
+            job_id,
             since=request.since_version if request.HasField("since_version") else -1,
             rows=request.include_rows,
             previews=request.include_previews,
@@ -205,9 +225,9 @@ class ImageServicer(ImageServiceServicer):
     async def DownloadImages(  # noqa: D102, N802
         self, request: image_pb2.DownloadImagesRequest, context: Any
     ) -> AsyncIterator[image_pb2.DownloadImagesResponse]:
-        snapshot = await self._call(self._jobs.get, _job_id(request.job_id))
+        snapshot = await self._call(self._visible, _job_id(request.job_id), "DownloadImages")
         for picture in _selected(snapshot, set(request.candidates)):
-            content = await self._in_thread(self._gateway.store_threads, self._read, picture)
+            content = await in_thread(self._gateway.store_threads, self._read, picture)
             message = await self._call(picture_message, picture, self._url_of)
             for start in range(0, len(content), PIECE_BYTES):
                 yield image_pb2.DownloadImagesResponse(
@@ -226,9 +246,11 @@ class ImageServicer(ImageServiceServicer):
         check_asked_model(request.model, self._model.reference)
         return image_pb2.GetModelResponse(model=self._model)
 
-    async def _cancel(self, job_id: str) -> JobSnapshot:
+    async def _cancel(self, job_id: str, method: str) -> JobSnapshot:
         """Cancels a job, and waits a moment until the stages are notified; no thread waits with it."""
-        snapshot = await self._call(self._jobs.cancel, job_id)
+        principal = current_principal()
+        snapshot = await self._call(self._jobs.cancel, job_id, tenant=principal.scope)
+        _report_admin(principal, method, snapshot)
         if marking := self._gateway.mark(snapshot):
             await asyncio.wait([asyncio.wrap_future(marking)], timeout=MARKER_SECONDS)
         return snapshot
@@ -240,24 +262,7 @@ class ImageServicer(ImageServiceServicer):
             DatabaseUnavailableError: it has not returned in time; what it has begun may still be stored.
         """
         seconds = self._settings.database_timeout
-        with within_seconds(seconds):
-            calling = self._in_thread(self._gateway.threads, function, *arguments, **named)
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                return await calling
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            problem = f"the database does not answer within {seconds:g} s; try again"
-            raise DatabaseUnavailableError(problem, RETRY_SECONDS) from error
-
-    def _in_thread(
-        self, threads: Executor, function: Callable[..., Result], *arguments: Any, **named: Any
-    ) -> asyncio.Future[Result]:
-        """Runs a blocking function in a thread, within the context of this call."""
-        call = partial(copy_context().run, function, *arguments, **named)
-        return asyncio.get_running_loop().run_in_executor(threads, call)
+        return await call_database(self._gateway.threads, seconds, function, *arguments, **named)
 
     async def _check_policy(self, job_spec: JobSpec) -> None:
         """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""
@@ -265,17 +270,24 @@ class ImageServicer(ImageServiceServicer):
         asked = PromptToCheck(
             prompt=job_spec.prompt, labels=job_spec.labels, model=folder.name, revision=folder.revision
         )
-        await self._in_thread(self._gateway.policy_threads, policy.check_prompt, asked)
+        await in_thread(self._gateway.policy_threads, policy.check_prompt, asked)
 
     async def _check_previews(self, asked: PicturesToCheck) -> Sequence[Verdict]:
         check = self._gateway.context.policy.check_pictures
-        return await self._in_thread(self._gateway.policy_threads, check, asked, Subject.PREVIEW)
+        return await in_thread(self._gateway.policy_threads, check, asked, Subject.PREVIEW)
 
     async def _message(self, snapshot: JobSnapshot, *, full: bool) -> job_pb2.Job:
         if snapshot.pictures:
             # In a thread, since signing the URLs takes time.
             return await self._call(job_message, snapshot, self._url_of, full=full)
         return job_message(snapshot, self._url_of, full=full)
+
+    def _visible(self, job_id: str, method: str, *, full: bool = True) -> JobSnapshot:
+        """Returns a job that the caller may see; raises `JobNotFoundError` for any other."""
+        principal = current_principal()
+        snapshot = self._jobs.get(job_id, full=full, tenant=principal.scope)
+        _report_admin(principal, method, snapshot)
+        return snapshot
 
     def _get(self, job_id: str, *, full: bool = True) -> tuple[JobSnapshot, job_pb2.Job]:
         snapshot = self._jobs.get(job_id, full=full)
@@ -296,6 +308,12 @@ class ImageServicer(ImageServiceServicer):
         except DamagedObjectError as error:
             log.warning("a damaged picture is not served: %s", error)
             raise PictureNotFoundError(name, f"picture {name} is damaged") from None
+
+
+def _report_admin(principal: Principal, method: str, snapshot: JobSnapshot) -> None:
+    """Tells the audit log what an admin does with the job of another tenant."""
+    if snapshot.job.tenant != principal.tenant and Role.ADMIN in principal.roles:
+        report("admin", principal, method=method, job=snapshot.job.id, owner=snapshot.job.tenant)
 
 
 def _job_id(job_id: str) -> str:

@@ -1,3 +1,3 @@
 """The database of the gateway: connection, tables, migrations, and the clock."""
 
-__all__ = ["clock", "commit", "connection", "deadlines", "presence", "schema", "tables"]
+__all__ = ["calls", "clock", "commit", "connection", "deadlines", "presence", "schema", "tables"]

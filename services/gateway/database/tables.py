@@ -301,6 +301,26 @@ class ScoredCandidate(Base):
     """What the policy says to the caller if it refuses the picture, perhaps nothing; None if it does not refuse it."""
 
 
+class ApiKey(Base):
+    """A key of a tenant. The key itself is not kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index("api_keys_of_tenant", "tenant"),)
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """The first digits of `sha256`."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    roles: Mapped[str] = mapped_column(String(64))
+    """Names of `smalti.services.gateway.identity.Role`, with commas between them."""
+    note: Mapped[str] = mapped_column(String(100))
+    """What it is for, in the words of whoever made it."""
+    created: Mapped[int]
+    last_used: Mapped[int | None]
+    """The beginning of the day (UTC) of its last use."""
+    revoked: Mapped[int | None]
+
+
 class GatewayProcess(Base):
     """A gateway that runs. It says so every second; see `smalti.services.gateway.database.presence`."""
 

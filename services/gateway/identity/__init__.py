@@ -1,0 +1,18 @@
+"""Who calls the gateway, and what they may do: keys, certificates and tokens, and the table of roles."""
+
+from smalti.services.gateway.identity.gatekeeper import Gatekeeper, check_priority, report
+from smalti.services.gateway.identity.keys import KeyRepository
+from smalti.services.gateway.identity.principal import ANYONE, Principal, Role, current_principal
+from smalti.services.gateway.identity.ways import chosen_ways
+
+__all__ = [
+    "ANYONE",
+    "Gatekeeper",
+    "KeyRepository",
+    "Principal",
+    "Role",
+    "check_priority",
+    "chosen_ways",
+    "current_principal",
+    "report",
+]

@@ -1,0 +1,182 @@
+"""`smalti keys`: making, listing and revoking the keys with which callers say who they are."""
+
+import getpass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from smalti.errors import DatabaseUnavailableError, InvalidInputError
+
+if TYPE_CHECKING:
+    from smalti.services.gateway.database.tables import ApiKey
+    from smalti.services.gateway.identity import KeyRepository
+
+NOT_FOUND: Final = 1
+"""Exit status when a key that was meant was not found."""
+VARIABLE: Final = "SMALTI_GATEWAY_DATABASE"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    keys = typer.Typer(
+        help="The keys of callers, in the database that `SMALTI_GATEWAY_DATABASE` names.",
+        no_args_is_help=True,
+    )
+    for command in (create, list_, revoke):
+        keys.command(command.__name__.rstrip("_"))(command)
+    app.add_typer(keys, name="keys")
+
+
+def create(
+    tenant: Annotated[str, typer.Option(help="Tenant to which the key belongs.")] = "default",
+    roles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role", help="What it may do: draw, batch, admin, or web. May be repeated.  [default: draw]"
+        ),
+    ] = None,
+    note: Annotated[str, typer.Option(help="What it is for, for the list.")] = "",
+    new_tenant: Annotated[
+        bool, typer.Option("--new-tenant", help="Make the tenant if there is none.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key, and print it. This is the only time that it is shown; the database keeps its SHA-256."""
+    from smalti.services.gateway.identity import Role
+
+    chosen = []
+    for each in roles or [Role.DRAW]:
+        if each not in list(Role):
+            raise InvalidInputError("--role", f"must be one of {', '.join(Role)}, got {each[:60]!r}")
+        chosen.append(Role(each))
+    with _repository() as keys:
+        try:
+            key, kept = keys.create(tenant, chosen, note=note, new_tenant=new_tenant)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"--{error.field.removesuffix('s')}", error.problem) from None
+    _report("key created", kept)
+    if as_json:
+        print(json.dumps({"key": key, **_fields(kept)}, indent=2))
+        return
+    print(key)
+    typer.echo(
+        f"smalti: {kept.id} of {kept.tenant} may {kept.roles.replace(',', ', ')}; keep the key", err=True
+    )
+
+
+def list_(
+    tenant: Annotated[str | None, typer.Option(help="Keys of a tenant alone.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the keys, without the keys themselves, the oldest first."""
+    with _repository() as keys:
+        rows = [_fields(kept) for kept in keys.list(tenant)]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        print("There are no keys." if tenant is None else f"{tenant} has no keys.")
+        return
+    # Without its id, nobody can revoke a key.
+    first = Column("id", no_wrap=True, min_width=len(rows[0]["id"]))
+    others = ("tenant", "roles", "created", "last used", "revoked", "note")
+    table = Table(first, *others, box=None, header_style="bold")
+    for row in rows:
+        cells = (row["id"], row["tenant"], ", ".join(row["roles"]), (row["created"] or "")[:10])
+        table.add_row(
+            *map(Text, (*cells, row["last_used"] or "never", (row["revoked"] or "")[:10], row["note"]))
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def revoke(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Keys, by the ids that `list` prints.")],
+) -> None:
+    """Revoke keys for good. Gateways refuse them within five seconds."""
+    missing = False
+    with _repository() as keys:
+        for each in ids:
+            kept = keys.revoke(each)
+            if kept is None:
+                missing = True
+                typer.echo(f"smalti: there is no key {each[:60]}", err=True)
+            elif kept.revoked is not None:
+                print(f"{kept.id} of {kept.tenant} was revoked on {_time(kept.revoked)[:10]}")
+            else:
+                _report("key revoked", kept)
+                print(f"{kept.id} of {kept.tenant} is revoked")
+    if missing:
+        raise typer.Exit(NOT_FOUND)
+
+
+@contextmanager
+def _repository() -> "Iterator[KeyRepository]":
+    """Opens the database; it must have the tables already.
+
+    Raises:
+        InvalidInputError: it cannot be used, or has no tables.
+        DatabaseUnavailableError: it does not answer.
+    """
+    # Only where they are needed: SQLAlchemy takes long to load.
+    from smalti.services.gateway.database import connection, schema
+    from smalti.services.gateway.identity import KeyRepository
+    from smalti.services.gateway.settings import gateway_settings
+
+    database = connection.Database(gateway_settings().database.get_secret_value())
+    try:
+        database.examine()
+        if not schema.is_current(database.engine):
+            raise InvalidInputError(
+                VARIABLE, "has no table of keys yet; start a gateway of this version, which makes it"
+            )
+        yield KeyRepository(database, database.time)
+    except DatabaseUnavailableError as error:
+        cause = connection.describe(error.__cause__ or error)
+        raise DatabaseUnavailableError(f"{VARIABLE}: {cause}") from None
+    finally:
+        database.close()
+
+
+def _report(event: str, kept: "ApiKey") -> None:
+    """Writes a line to the audit log, if it has a file; the database has the same."""
+    from smalti.settings import read_settings
+    from smalti.telemetry import LogSettings, audit
+
+    file = read_settings(LogSettings).audit
+    if file is None:
+        return
+    audit.set_up(file, audit.json_formatter())
+    fields = {"key": kept.id, "tenant": kept.tenant, "roles": kept.roles.split(",")}
+    audit.write(event, who=f"operator {_user()}", **fields)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container's bare user id.
+        return "unknown"
+
+
+def _fields(kept: "ApiKey") -> dict[str, Any]:
+    return {
+        "id": kept.id,
+        "tenant": kept.tenant,
+        "roles": kept.roles.split(","),
+        "note": kept.note,
+        "created": _time(kept.created),
+        "last_used": None if kept.last_used is None else _time(kept.last_used)[:10],
+        "revoked": None if kept.revoked is None else _time(kept.revoked),
+    }
+
+
+def _time(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat(timespec="seconds")
