@@ -10,6 +10,7 @@ import grpc
 from typing_extensions import ParamSpec
 
 from smalti.rpc.calls import deadline
+from smalti.rpc.identity import Authenticate
 from smalti.rpc.places import CallKinds
 from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings
@@ -96,6 +97,7 @@ async def served(
     kept: tuple[str, ...] = (),
     small: tuple[str, ...] = (),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    authenticate: Authenticate | None = None,
 ) -> AsyncIterator[tuple[Server, Servicer]]:
     """Serves the servicer on a free port of 127.0.0.1 while the block runs."""
     servicer = Servicer()
@@ -110,6 +112,7 @@ async def served(
         settings=settings or RpcSettings(),
         kinds=CallKinds(endless=endless, kept=kept, small=small),
         interceptors=interceptors,
+        authenticate=authenticate,
     )
     try:
         yield server, servicer

@@ -29,6 +29,7 @@ from smalti.parameters import SamplingParameters
 from smalti.pictures import plain_png_bytes
 from smalti.rpc.conversion import sampling_message
 from smalti.rpc.errors import status_of
+from smalti.rpc.identity import Authenticate
 from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings
 from smalti.v1 import image_pb2, job_pb2
@@ -260,8 +261,9 @@ class ScriptedGateway(ImageServiceServicer):
 class ServedGateway:
     """Runs a `ScriptedGateway` in a thread."""
 
-    def __init__(self, settings: RpcSettings | None = None) -> None:
-        """Starts serving, by default on a free port."""
+    def __init__(self, settings: RpcSettings | None = None, authenticate: Authenticate | None = None) -> None:
+        """Starts serving, by default on a free port and for everybody."""
+        self._authenticate = authenticate
         self.gateway = ScriptedGateway()
         self._settings = settings or RpcSettings()
         self._thread = LoopThread("gateway")
@@ -292,16 +294,20 @@ class ServedGateway:
             self._thread.close()
 
     def _serve(self, settings: RpcSettings) -> Server:
-        return self._thread.run(serve(self._register, healthy=lambda: True, settings=settings))
+        return self._thread.run(
+            serve(self._register, healthy=lambda: True, settings=settings, authenticate=self._authenticate)
+        )
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_ImageServiceServicer_to_server(self.gateway, server)
 
 
 @contextlib.contextmanager
-def served_gateway(settings: RpcSettings | None = None) -> Iterator[ServedGateway]:
+def served_gateway(
+    settings: RpcSettings | None = None, authenticate: Authenticate | None = None
+) -> Iterator[ServedGateway]:
     """Serves a scripted gateway while the block runs."""
-    served = ServedGateway(settings)
+    served = ServedGateway(settings, authenticate)
     try:
         yield served
     finally:

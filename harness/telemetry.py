@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from harness.collector import Collector, RecordedSpan
-from smalti.telemetry import LogSettings, Metrics, tracing
+from smalti.telemetry import LogSettings, Metrics, audit, tracing
 from smalti.telemetry.logs import set_up
 from smalti.telemetry.metrics import PREFIX
 from smalti.telemetry.settings import LogFormat
@@ -62,6 +62,7 @@ def captured_log(settings: LogSettings = JSON) -> Iterator[Log]:
         yield log
     finally:
         logging.captureWarnings(False)
+        audit.set_up(None, logging.Formatter())
         structlog.reset_defaults()
         root.handlers = handlers
         root.setLevel(level)

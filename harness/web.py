@@ -168,6 +168,12 @@ class WebHarness:
         self.begin_stop()
         self._serving.result(LIMIT)
 
+    def restart(self, **settings: Any) -> None:
+        """Stops the web service, and starts it with other settings."""
+        self.stop()
+        self._settings = self._settings.model_copy(update=settings)
+        self.start()
+
     def start_gateway(self) -> None:
         """Serves the gateway, on the port that it had before."""
         self._rpc = self.run(self._serve_gateway())

@@ -18,6 +18,7 @@ from smalti.services.web.failures import UnknownFieldError, failure_of
 from smalti.services.web.limits import ClientLimits, Guard
 from smalti.services.web.observer import Observer
 from smalti.services.web.operations import documents, health
+from smalti.services.web.settings import wants_key
 from smalti.settings import listed
 
 MIN_GZIP_BYTES = 1024
@@ -55,7 +56,7 @@ def build(context: WebContext) -> ASGIApp:
     page.mount(app, settings)
     inner: ASGIApp = GZipMiddleware(app, minimum_size=MIN_GZIP_BYTES, compresslevel=GZIP_LEVEL)
     clients = ClientLimits(requests=settings.client_requests, rate=settings.client_rate)
-    inner = Guard(inner, settings, clients, context.draining)
+    inner = Guard(inner, settings, clients, context.draining, wants_key=wants_key())
     if origins := listed(settings.origins):
         inner = CORSMiddleware(
             inner, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from smalti.client import AsyncClient
 from smalti.errors import DrainingError
 from smalti.services.web.gateway import Catalogue
-from smalti.services.web.jobs import Attendance, Repeats, Wall
+from smalti.services.web.jobs import Attendance, Repeats, Walls
 from smalti.services.web.pictures import Links
 from smalti.services.web.settings import WebSettings
 from smalti.telemetry import Metrics
@@ -27,8 +27,8 @@ class WebContext:
     attendance: Attendance
     repeats: Repeats
     links: Links
-    wall: Wall | None
-    """What all visitors see being drawn; None if that is switched off."""
+    walls: Walls | None
+    """What visitors see being drawn; None if that is switched off."""
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once load balancers must look for another process."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -41,16 +41,16 @@ class WebContext:
         """Makes the parts; in the event loop in which they are used."""
         attendance = Attendance(client, metrics, settings.abandon)
         catalogue = Catalogue(client)
-        wall = Wall(client, catalogue, prompts=settings.wall_prompts) if settings.wall else None
+        walls = Walls(client, catalogue, prompts=settings.wall_prompts) if settings.wall else None
         return cls(
             settings=settings,
             client=client,
             metrics=metrics,
             catalogue=catalogue,
             attendance=attendance,
-            repeats=Repeats(client, attendance, wall.look if wall else None),
+            repeats=Repeats(client, attendance, walls.look if walls else None),
             links=Links.of(settings),
-            wall=wall,
+            walls=walls,
         )
 
     async def interrupted(self) -> DrainingError:

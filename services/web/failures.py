@@ -28,6 +28,7 @@ _OPENAI_CODES: Final = {
     "CONTENT_POLICY": "content_policy_violation",
     "INVALID_INPUT": "invalid_value",
     "OVERLOADED": "rate_limit_exceeded",
+    "UNAUTHENTICATED": "invalid_api_key",
 }
 """Codes of `error.code` that differ from the name of the reason."""
 
@@ -96,6 +97,8 @@ class Failure:
         """Returns the answer to a request for a path."""
         # OpenAI's clients would also repeat requests that fail again, such as one whose key belongs to another.
         headers = {"x-should-retry": str(self.status in RETRIED).lower(), **self.headers}
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
             headers["retry-after-ms"] = str(max(1, round(self.retry_after * 1000)))

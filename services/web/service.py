@@ -103,7 +103,11 @@ class WebServer:
         settings = self._settings
         interceptors = (UnaryMetadata(), StreamMetadata(), *client_interceptors())
         async with AsyncClient(
-            self._server, call_seconds=CALL_SECONDS, retry_seconds=settings.retry, interceptors=interceptors
+            self._server,
+            key="",
+            call_seconds=CALL_SECONDS,
+            retry_seconds=settings.retry,
+            interceptors=interceptors,
         ) as client:
             context = self.context = WebContext.make(settings, client, self._metrics)
             self._metrics.watch("ready", lambda: float(self.ready))

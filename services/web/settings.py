@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from smalti.network import is_this_machine
 from smalti.settings import (
     PREFIX,
+    Auth,
     EnvironmentSettings,
     Host,
     Seconds,
@@ -17,6 +18,7 @@ from smalti.settings import (
     check_networks,
     listed,
     read_settings,
+    settings,
 )
 
 WEB_PREFIX = f"{PREFIX}WEB_"
@@ -29,11 +31,15 @@ class WebSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix=WEB_PREFIX)
 
     host: Host = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` or `::` for all of the machine's addresses, which needs `SMALTI_WEB_OPEN`."""
+    """Address to listen on; `0.0.0.0` or `::` for all of the machine's addresses, which needs `SMALTI_AUTH` or
+    `SMALTI_WEB_OPEN`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port to listen on; 0 picks a free one."""
     open: bool = False
-    """Allow other machines to connect. Anyone who reaches the port can draw, since keys are not checked yet."""
+    """Allow other machines to connect although `SMALTI_AUTH` is not set: anyone who reaches the port can draw."""
+    key: SecretStr | None = None
+    """Key of the web service itself, which `smalti keys create --role web` makes: with it the gateway gives out the
+    pictures that signed URLs name. Needed where the gateway wants keys."""
     public_url: str | None = None
     """URL at which clients reach the service, such as `https://pictures.example`; URLs of pictures begin with it.
     Unset: the scheme and host of each request."""
@@ -53,7 +59,7 @@ class WebSettings(EnvironmentSettings):
     url_lifetime: Seconds = 3600.0
     """Lifetime of the URLs of pictures in answers of the OpenAI API."""
     wall: bool = False
-    """Show every visitor of the page what is being drawn right now, by anyone."""
+    """Show every visitor of the page what is being drawn right now, by anyone, or with a key by its tenant."""
     wall_prompts: bool = False
     """Show the prompts on the wall too."""
     store_urls: bool = False
@@ -119,9 +125,11 @@ class WebSettings(EnvironmentSettings):
             raise ValueError(f"{WEB_PREFIX}SIGNING_KEY must have at least {MIN_KEY_LENGTH} characters")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError(f"set both {WEB_PREFIX}TLS_CERTIFICATE and {WEB_PREFIX}TLS_KEY, or neither")
-        if not self.open and not is_this_machine(self.host):
+        ways = settings().auth_ways
+        if not self.open and not is_this_machine(self.host) and not ways - {Auth.MTLS}:
             raise ValueError(
-                f"{WEB_PREFIX}HOST={self.host} lets others draw without a key; set {WEB_PREFIX}OPEN=1 if they may"
+                f"{WEB_PREFIX}HOST={self.host} lets others draw without a key; set {PREFIX}AUTH to keys or jwt, or "
+                f"{WEB_PREFIX}OPEN=1 if everybody who reaches the port may draw"
             )
         return self
 
@@ -133,6 +141,11 @@ def web_settings() -> WebSettings:
         InvalidInputError: a value is invalid; names the variable.
     """
     return read_settings(WebSettings)
+
+
+def wants_key() -> bool:
+    """Returns whether requests without a key or a token are refused here; the gateway looks at those that have one."""
+    return not settings().auth_ways.isdisjoint({Auth.KEYS, Auth.JWT})
 
 
 def _is_origin(text: str) -> bool:

@@ -49,6 +49,7 @@ class AsyncClient(ClientBase):
         self,
         server: str | None = None,
         *,
+        key: str | None = None,
         call_seconds: float = CALL_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         settings: RpcSettings | None = None,
@@ -58,6 +59,7 @@ class AsyncClient(ClientBase):
 
         Args:
             server: the gateway, as HOST:PORT; None for `SMALTI_SERVER`, or else the gateway of `smalti up`.
+            key: the key with which to call it; None for `SMALTI_KEY`, and an empty one for none.
             call_seconds: time limit for each try of a call. Streams have time limits of their own.
             retry_seconds: how long to retry when a server that has answered before does not answer. One that has
                 never answered is given up after gRPC's own few tries, because its address may be wrong.
@@ -67,7 +69,7 @@ class AsyncClient(ClientBase):
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        super().__init__(server, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        super().__init__(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
         self._channel = channel(self.server, settings, interceptors=interceptors)
         self._stub = ImageServiceStub(self._channel)
 
@@ -255,7 +257,9 @@ class AsyncClient(ClientBase):
         try:
             with translated_errors():
                 request = CancelJobRequest(job_id=job_id)
-                result = (await self._stub.CancelJob(request, timeout=CANCEL_SECONDS)).job
+                result = (
+                    await self._stub.CancelJob(request, timeout=CANCEL_SECONDS, metadata=self._metadata)
+                ).job
         except SmaltiError as error:
             result = error
         return cancellation_note(job_id, result)
@@ -266,7 +270,7 @@ class AsyncClient(ClientBase):
         while True:
             try:
                 with translated_errors():
-                    response = await method(request, timeout=self._call_seconds)
+                    response = await method(request, timeout=self._call_seconds, metadata=self._metadata)
                 self._note_answer(None)
                 return response
             except SmaltiError as error:
@@ -303,7 +307,7 @@ class AsyncClient(ClientBase):
     async def _connect(
         self, method: Callable[..., Any], request: Any, seconds: float
     ) -> AsyncGenerator[Any, None]:
-        call = method(request, timeout=seconds)
+        call = method(request, timeout=seconds, metadata=self._metadata)
         try:
             while True:
                 with translated_errors():

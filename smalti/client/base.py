@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from smalti.client.requests import server_address
+from smalti.client.requests import key_metadata, server_address
 from smalti.client.retries import RetryBudget
 from smalti.errors import SmaltiError, UnavailableError
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, Job
@@ -16,10 +16,13 @@ CANCEL_SECONDS: Final = 5.0
 class ClientBase:
     """The address of a server, and how long to wait for it."""
 
-    def __init__(self, server: str | None, *, call_seconds: float, retry_seconds: float) -> None:
+    def __init__(
+        self, server: str | None, *, key: str | None, call_seconds: float, retry_seconds: float
+    ) -> None:
         """Does not connect yet; the arguments are those of `Client`."""
         self.server = server_address(server)
         """The address of the gateway, as HOST:PORT."""
+        self._metadata = key_metadata(key)
         self._call_seconds = call_seconds
         self._retry_seconds = retry_seconds
         self._reached = False

@@ -44,6 +44,7 @@ class Client(ClientBase):
         self,
         server: str | None = None,
         *,
+        key: str | None = None,
         call_seconds: float = CALL_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         settings: RpcSettings | None = None,
@@ -52,6 +53,7 @@ class Client(ClientBase):
 
         Args:
             server: the gateway, as HOST:PORT; None for `SMALTI_SERVER`, or else the gateway of `smalti up`.
+            key: the key with which to call it; None for `SMALTI_KEY`, and an empty one for none.
             call_seconds: time limit for each try of a call. Streams have time limits of their own.
             retry_seconds: how long to retry when a server that has answered before does not answer. One that has
                 never answered is given up after gRPC's own few tries, because its address may be wrong.
@@ -60,7 +62,7 @@ class Client(ClientBase):
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        super().__init__(server, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        super().__init__(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
         self._channel = blocking_channel(self.server, settings)
         self._stub = ImageServiceStub(self._channel)
 
@@ -240,7 +242,7 @@ class Client(ClientBase):
         try:
             with translated_errors():
                 request = CancelJobRequest(job_id=job_id)
-                result = self._stub.CancelJob(request, timeout=CANCEL_SECONDS).job
+                result = self._stub.CancelJob(request, timeout=CANCEL_SECONDS, metadata=self._metadata).job
         except SmaltiError as error:
             result = error
         return cancellation_note(job_id, result)
@@ -251,7 +253,7 @@ class Client(ClientBase):
         while True:
             try:
                 with translated_errors():
-                    response = method(request, timeout=self._call_seconds)
+                    response = method(request, timeout=self._call_seconds, metadata=self._metadata)
                 self._note_answer(None)
                 return response
             except SmaltiError as error:
@@ -288,7 +290,7 @@ class Client(ClientBase):
     def _connect(
         self, method: Callable[..., Any], request: Any, seconds: float
     ) -> Generator[Any, None, None]:
-        call = method(request, timeout=seconds)
+        call = method(request, timeout=seconds, metadata=self._metadata)
         try:
             while True:
                 with translated_errors():

@@ -1,5 +1,6 @@
 """Arguments of the client's methods as requests of the gRPC contract."""
 
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,6 +126,23 @@ _ARGUMENTS: Final = {
 def server_address(server: str | None) -> str:
     """Returns the address of the gateway: the argument, the setting, or the default."""
     return server or settings().server or DEFAULT_SERVER
+
+
+def key_metadata(key: str | None) -> Sequence[tuple[str, str]] | None:
+    """Returns the metadata of calls with a key: the argument, or the setting; None without one.
+
+    Raises:
+        InvalidInputError: the key has characters that no key has.
+    """
+    field = "key"
+    if key is None:
+        secret = settings().key
+        key, field = (secret.get_secret_value() if secret else ""), "SMALTI_KEY"
+    if not key:
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise InvalidInputError(field, "must be a key or a token, without spaces")
+    return (("authorization", f"Bearer {key}"),)
 
 
 def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest:

@@ -3,13 +3,15 @@
 import asyncio
 import hashlib
 import warnings
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.clients import ALL_VERSIONS, ONCE, AnyClient, versions
-from harness.image_service import ServedGateway, png
+from harness.image_service import ServedGateway, png, served_gateway
 from smalti.client import AsyncClient, Client, has_ended
 from smalti.errors import (
     InvalidInputError,
@@ -25,6 +27,51 @@ from smalti.errors import (
 from smalti.parameters import SamplingParameters
 from smalti.pictures import Drawing, load_drawing
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_QUEUED, Job
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_key_goes_with_every_call(
+    kind: type[Client | AsyncClient],
+    gateway_with_key: tuple[ServedGateway, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served, keys = gateway_with_key
+    monkeypatch.setenv("SMALTI_KEY", "sk-smalti-from-the-environment")
+
+    def draw(**options: Any) -> set[str]:
+        keys.clear()
+        if kind is Client:
+            with Client(served.address, **options) as client:
+                client.generate("a fox")
+                list(client.models())
+        else:
+            asyncio.run(draw_asynchronously(served.address, options))
+        assert len(keys) >= 4  # CreateImages, WatchJob, DownloadImages, ListModels.
+        return set(keys)
+
+    assert draw(key="sk-smalti-given") == {"Bearer sk-smalti-given"}
+    assert draw() == {"Bearer sk-smalti-from-the-environment"}
+    assert draw(key="") == {""}
+    with pytest.raises(InvalidInputError, match="^key: must be a key"):
+        draw(key="two words")
+
+
+async def draw_asynchronously(address: str, options: Any) -> None:
+    async with AsyncClient(address, **options) as client:
+        await client.generate("a fox")
+        _ = [model async for model in client.models()]
+
+
+@pytest.fixture
+def gateway_with_key() -> Iterator[tuple[ServedGateway, list[str]]]:
+    """A gateway, and the authorization of each call."""
+    keys: list[str] = []
+
+    async def note(method: str, metadata: Mapping[str, str], context: Any) -> None:
+        keys.append(metadata.get("authorization", ""))
+
+    with served_gateway(authenticate=note) as served:
+        yield served, keys
 
 
 def test_prompt_becomes_pictures_best_first(client: AnyClient, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from harness.certificates import Identity, make_identity, private_key
 from harness.grpc_server import asynchronous, served
 from harness.image_service import served_gateway
+from harness.telemetry import captured_log
 from smalti.client import Client
-from smalti.errors import InvalidInputError, UnavailableError
+from smalti.errors import InvalidInputError, PermissionDeniedError, UnavailableError
 from smalti.rpc.channel import blocking_channel, channel
 from smalti.rpc.errors import translated
+from smalti.rpc.identity import system_only
 from smalti.rpc.settings import RpcSettings
 from smalti.rpc.tls import server_credentials
 from smalti.v1.encoder_pb2 import EncodeRequest
@@ -99,6 +101,30 @@ def test_client_reads_tls_settings_from_the_environment(
             monkeypatch.setenv(f"SMALTI_RPC_TLS_{variable}", str(file))
         with Client(gateway.address) as client:
             assert len(client.generate("a fox")) == 3
+
+
+@asynchronous
+async def test_stage_serves_the_system_alone(identities: Identities, tmp_path: Path) -> None:
+    """Certificates of the authority that are not the system's are those of tenants."""
+    ours = make_identity(tmp_path, "ours", signed_by=identities.authority, uri="spiffe://test/system")
+    tenant = make_identity(
+        tmp_path, "tenant", signed_by=identities.authority, host="127.0.0.9", uri="spiffe://test/tenant"
+    )
+    authority = identities.authority.certificate_file
+    # Unset, the system's names are those of the server's own certificate.
+    for names in ("", "spiffe://test/other, spiffe://test/system"):
+        settings = serving(identities, tls_client_ca=authority, system_names=names)
+        async with served(settings, authenticate=system_only(settings)) as (server, _):
+            assert await call(server.address, calling(identities.authority, ours)) == "hello"
+            with captured_log() as log, pytest.raises(PermissionDeniedError, match="serves the system alone"):
+                await call(server.address, calling(identities.authority, tenant))
+            assert log.find("refused")["logger"] == "smalti.audit"
+            assert "spiffe://test/tenant" in log.find("refused")["who"]
+
+
+def test_stage_without_mtls_knows_nobody(identities: Identities) -> None:
+    assert system_only(serving(identities)) is None
+    assert system_only(RpcSettings(system_names="spiffe://test/system")) is None
 
 
 @asynchronous

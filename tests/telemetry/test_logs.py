@@ -1,9 +1,11 @@
 """The lines of the log."""
 
+import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -11,7 +13,7 @@ import structlog
 from harness.telemetry import Log, captured_log
 from smalti.errors import InvalidInputError
 from smalti.settings import read_settings
-from smalti.telemetry import LogSettings
+from smalti.telemetry import LogSettings, audit
 from smalti.telemetry.logs import about, set_up
 from smalti.telemetry.settings import LogFormat, LogLevel
 
@@ -23,6 +25,27 @@ def written() -> Iterator[Log]:
     """The log of this process, as JSON."""
     with captured_log() as log:
         yield log
+
+
+def test_audit_log_has_a_file_of_its_own_whatever_the_level(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    loud = LogSettings(format=LogFormat.JSON, level=LogLevel.ERROR)
+    with captured_log(loud.model_copy(update={"audit": file})) as log, about(request="r1"):
+        audit.write("called", who="key 1", key=None)
+    (line,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (line["event"], line["who"], line["request"]) == ("called", "key 1", "r1")
+    assert "key" not in line
+    assert "timestamp" in line
+    assert log.getvalue() == ""
+    with captured_log(loud) as log:
+        audit.write("called", who="key 1")
+    assert log.find("called")["who"] == "key 1"
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_audit_file_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
+    with captured_log(), pytest.raises(InvalidInputError, match=r"^SMALTI_LOG_AUDIT: .* cannot be written"):
+        set_up("encoder", LogSettings(audit=tmp_path / "none" / "audit.jsonl"))
 
 
 def test_line_has_time_level_logger_service_and_event(written: Log) -> None:

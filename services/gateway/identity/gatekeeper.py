@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 from smalti.errors import AuthenticationError, DatabaseUnavailableError, PermissionDeniedError
 from smalti.parameters import Priority
-from smalti.rpc.identity import bearer, names_of, system_names
+from smalti.rpc.identity import bearer, names_of
 from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.calls import call_database
 from smalti.services.gateway.identity.keys import PREFIX, KeyRepository, digest_of, id_of, roles_of
@@ -18,7 +18,6 @@ from smalti.services.gateway.identity.principal import (
     PRIORITY_ROLES,
     ROLES,
     Principal,
-    Role,
     check_role,
     principal_of_call,
 )
@@ -47,7 +46,6 @@ class Gatekeeper:
         seconds: float,
         tokens: Tokens | None = None,
         names: Mapping[str, Principal] | None = None,
-        system: Collection[str] = (),
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         """Takes what it decides by.
@@ -58,8 +56,8 @@ class Gatekeeper:
             threads: runs calls of the database.
             seconds: time that such a call may take.
             tokens: reads tokens; None without `Auth.JWT`.
-            names: the principals of certificates by their names; None if every certificate of the authority will do.
-            system: names of certificates of the system's own services.
+            names: the principals of certificates by their names. Without them, every certificate of the authority
+                will do, unless there are also keys or tokens.
             elapsed: returns seconds that only grow.
         """
         self._ways = frozenset(ways)
@@ -68,7 +66,6 @@ class Gatekeeper:
         self._seconds = seconds
         self._tokens = tokens
         self._names = names or {}
-        self._system = frozenset(system)
         self._elapsed = elapsed
         self._known: dict[str, tuple[float, Principal]] = {}
         self._tenants: dict[str, float] = {}
@@ -91,7 +88,6 @@ class Gatekeeper:
             seconds=settings.database_timeout,
             tokens=Tokens(settings) if Auth.JWT in ways else None,
             names=principals_by_name(settings.auth_names),
-            system=system_names(rpc) if rpc.system_names else (),
         )
 
     async def __call__(self, method: str, metadata: Mapping[str, str], context: Any) -> None:
@@ -136,10 +132,8 @@ class Gatekeeper:
         for name in names:
             if name in self._names:
                 return await self._of_known_tenant(self._names[name])
-        for name in names:
-            if name in self._system:
-                return Principal(tenant="", roles=frozenset({Role.WEB}), name=f"system {name}")
-        if self._names:
+        # Where there are keys, a web service may pass on calls without one, and its certificate is not its callers'.
+        if self._names or self._ways != {Auth.MTLS}:
             raise AuthenticationError(
                 "no tenant has a name of this certificate; send a key, or use another one"
             )

@@ -1,7 +1,21 @@
 """The gateway as the web service calls it: on whose behalf, and which models it offers."""
 
-from smalti.services.web.gateway.caller import Caller, StreamMetadata, UnaryMetadata, current_caller
+from smalti.services.web.gateway.caller import (
+    Caller,
+    StreamMetadata,
+    UnaryMetadata,
+    calling_with,
+    current_caller,
+)
 from smalti.services.web.gateway.catalogue import Catalogue
 from smalti.services.web.gateway.parameters import DrawingParameters
 
-__all__ = ["Caller", "Catalogue", "DrawingParameters", "StreamMetadata", "UnaryMetadata", "current_caller"]
+__all__ = [
+    "Caller",
+    "Catalogue",
+    "DrawingParameters",
+    "StreamMetadata",
+    "UnaryMetadata",
+    "calling_with",
+    "current_caller",
+]

@@ -1,11 +1,13 @@
 """The caller of the current request, on whose behalf the gateway is called."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+from pydantic import SecretStr
 
 from smalti.network import network_of
 from smalti.rpc.observer import REQUEST_ID, with_metadata
@@ -48,6 +50,20 @@ class StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: D102
         return await continuation(_with_caller(client_call_details), request)
+
+
+@contextmanager
+def calling_with(key: SecretStr | None) -> Iterator[None]:
+    """Calls the gateway in the block with a key in place of the caller's; None leaves that."""
+    if key is None:
+        yield
+        return
+    caller = replace(current_caller.get(), authorization=f"Bearer {key.get_secret_value()}")
+    token = current_caller.set(caller)
+    try:
+        yield
+    finally:
+        current_caller.reset(token)
 
 
 def _with_caller(details: Any) -> Any:

@@ -1,15 +1,29 @@
-"""The models that the gateway offers, remembered for a few seconds."""
+"""The models that the gateway offers, remembered for a few seconds, for each caller."""
 
 import asyncio
 import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Final
 
 from smalti.client import AsyncClient
 from smalti.errors import ModelNotFoundError, UnavailableError
+from smalti.services.web.gateway.caller import current_caller
 from smalti.v1.model_pb2 import Model
 
 FRESH_SECONDS: Final = 3.0
 """Time for which the models are remembered."""
+MAX_CALLERS: Final = 1000
+"""Number of callers for whom they are remembered."""
+
+
+@dataclass
+class _Offer:
+    """What a caller may draw with."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    models: dict[str, Model] = field(default_factory=dict)
+    until: float = 0.0
 
 
 class Catalogue:
@@ -18,9 +32,7 @@ class Catalogue:
     def __init__(self, client: AsyncClient) -> None:
         """Asks the gateway when it is first used."""
         self._client = client
-        self._lock = asyncio.Lock()
-        self._models: dict[str, Model] = {}
-        self._until = 0.0
+        self._offers: OrderedDict[str, _Offer] = OrderedDict()
         self._described: dict[tuple[str, str], Model] = {}
 
     async def models(self) -> list[Model]:
@@ -29,11 +41,18 @@ class Catalogue:
         Raises:
             SmaltiError: the gateway does not answer.
         """
-        async with self._lock:
-            if time.monotonic() >= self._until:
-                self._models = {model.reference.name: model async for model in self._client.models()}
-                self._until = time.monotonic() + FRESH_SECONDS
-        return list(self._models.values())
+        # The gateway looks at the key of each caller; what it has told one of them is not for the others.
+        caller = current_caller.get(None)
+        name = caller.authorization if caller else ""
+        offer = self._offers.setdefault(name, _Offer())
+        self._offers.move_to_end(name)
+        if len(self._offers) > MAX_CALLERS:
+            self._offers.popitem(last=False)
+        async with offer.lock:
+            if time.monotonic() >= offer.until:
+                offer.models = {model.reference.name: model async for model in self._client.models()}
+                offer.until = time.monotonic() + FRESH_SECONDS
+        return list(offer.models.values())
 
     async def find(self, name: str | None) -> Model:
         """Returns a model; the default one for None.

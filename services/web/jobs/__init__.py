@@ -4,6 +4,6 @@ again."""
 from smalti.services.web.jobs import following, sse
 from smalti.services.web.jobs.attendance import Attendance
 from smalti.services.web.jobs.repeats import LABEL, Repeats
-from smalti.services.web.jobs.wall import Wall
+from smalti.services.web.jobs.wall import Walls
 
-__all__ = ["LABEL", "Attendance", "Repeats", "Wall", "following", "sse"]
+__all__ = ["LABEL", "Attendance", "Repeats", "Walls", "following", "sse"]

@@ -1,7 +1,8 @@
-"""The wall: every mosaic that is being drawn right now, for all visitors at once.
+"""The walls: every mosaic that is being drawn right now, for all visitors at once, or for those with a key.
 
-One feed follows the jobs, with one stream of the gateway for each, however many visitors look. Visitors get neither the
-ids of jobs nor, unless the operator wants it, their prompts.
+One feed follows the jobs, with one stream of the gateway for each, however many visitors look. A visitor with a key
+sees what the gateway shows with it: the jobs of its tenant. Visitors get neither the ids of jobs nor, unless the
+operator wants it, their prompts.
 """
 
 import asyncio
@@ -12,13 +13,15 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Final
 
 from sse_starlette import ServerSentEvent
 
 from smalti.client import AsyncClient, Event, has_ended
 from smalti.errors import SmaltiError
-from smalti.services.web.gateway import Catalogue
+from smalti.rpc.observer import request_id
+from smalti.services.web.gateway import Caller, Catalogue, current_caller
 from smalti.services.web.jobs import sse
 from smalti.services.web.pictures import small_webp
 from smalti.v1.generator_pb2 import RowsDrawn
@@ -47,14 +50,18 @@ Message = tuple[str, str]
 class Wall:
     """What the visitors see. Only the event loop may use it. Nothing is followed while there are no visitors."""
 
-    def __init__(self, client: AsyncClient, catalogue: Catalogue, *, prompts: bool) -> None:
+    def __init__(
+        self, client: AsyncClient, catalogue: Catalogue, *, prompts: bool, authorization: str = ""
+    ) -> None:
         """Begins without visitors.
 
         Args:
             client: follows the jobs.
             catalogue: the models, which say how many tiles a picture has.
             prompts: whether visitors see the prompts.
+            authorization: with which key the gateway is called.
         """
+        self._authorization = authorization
         self._client = client
         self._catalogue = catalogue
         self._prompts = prompts
@@ -74,7 +81,11 @@ class Wall:
         self._visitors.add(visitor)
         if self._feed is None:
             # In a context of its own: the feed does not call on behalf of the visitor who happens to be first.
-            self._feed = asyncio.create_task(self._run(), context=contextvars.Context())
+            alone = contextvars.Context()
+            if self._authorization:
+                caller = Caller(address="", request_id=request_id(""), authorization=self._authorization)
+                alone.run(current_caller.set, caller)
+            self._feed = asyncio.create_task(self._run(), context=alone)
         try:
             while True:
                 await visitor.wakeup.wait()
@@ -95,6 +106,11 @@ class Wall:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wakeup.wait()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody looks."""
+        return not self._visitors
 
     def _stop(self) -> None:
         for task in (self._feed, *self._following.values()):
@@ -184,6 +200,32 @@ class Wall:
         yield "wall", sse.compact({"drawings": [drawing.description for drawing in drawings]})
         for drawing in drawings:
             yield from drawing.so_far()
+
+
+class Walls:
+    """A wall for each key, and one for all visitors without. Only the event loop may use it."""
+
+    def __init__(self, client: AsyncClient, catalogue: Catalogue, *, prompts: bool) -> None:
+        """Begins without walls; the arguments are those of `Wall`."""
+        self._make = partial(Wall, client, catalogue, prompts=prompts)
+        self._walls: dict[str, Wall] = {}
+
+    def look(self) -> None:
+        """Looks for jobs now, since one was created."""
+        for wall in self._walls.values():
+            wall.look()
+
+    async def visit(self) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yields the wall of the current caller as it is, and then what changes."""
+        authorization = current_caller.get().authorization
+        wall = self._walls.setdefault(authorization, self._make(authorization=authorization))
+        try:
+            async with aclosing(wall.visit()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if wall.is_empty and self._walls.get(authorization) is wall:
+                del self._walls[authorization]
 
 
 class _Visitor:

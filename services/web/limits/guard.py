@@ -1,6 +1,7 @@
 """The limits of a request: refusals before it is read, the size and time of its body, the time of its answer."""
 
 import asyncio
+import re
 from contextlib import ExitStack
 from http import HTTPStatus
 
@@ -8,14 +9,20 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smalti.errors import DrainingError, SmaltiError
+from smalti.errors import AuthenticationError, DrainingError, SmaltiError
 from smalti.services.web.failures import HttpError, failure_of
 from smalti.services.web.gateway import current_caller
 from smalti.services.web.limits.clients import ClientLimits
+from smalti.services.web.pictures import PATH
 from smalti.services.web.settings import WebSettings
+from smalti.telemetry import audit
 
 EXEMPT = ("/healthz", "/readyz")
 """Paths that are answered whatever the limits."""
+APIS = ("/v1/", "/api/")
+"""What the paths begin with that want a key, where keys are wanted."""
+SIGNED = re.compile(PATH.format(id="[^/]+"))
+"""Paths whose URLs are signed instead."""
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 """Paths that take pictures, so that their bodies may be larger."""
 
@@ -24,7 +31,13 @@ class Guard:
     """ASGI middleware that applies the limits."""
 
     def __init__(
-        self, app: ASGIApp, settings: WebSettings, clients: ClientLimits, draining: asyncio.Event
+        self,
+        app: ASGIApp,
+        settings: WebSettings,
+        clients: ClientLimits,
+        draining: asyncio.Event,
+        *,
+        wants_key: bool = False,
     ) -> None:
         """Guards an application.
 
@@ -33,11 +46,13 @@ class Guard:
             settings: the limits.
             clients: counts the requests of each client.
             draining: set once no new requests are taken.
+            wants_key: whether the APIs want a key or a token, which the gateway looks at.
         """
         self._app = app
         self._settings = settings
         self._clients = clients
         self._draining = draining
+        self._wants_key = wants_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -48,6 +63,7 @@ class Guard:
             try:
                 self._check_draining()
                 stack.enter_context(self._clients.request(current_caller.get().network))
+                self._check_key(scope["method"], scope["path"])
                 max_bytes = self._max_bytes(scope["path"])
                 _check_length(Headers(scope=scope), max_bytes)
             except (SmaltiError, HTTPException) as error:
@@ -59,6 +75,13 @@ class Guard:
     def _check_draining(self) -> None:
         if self._draining.is_set():
             raise DrainingError("the service is shutting down; try again", 1.0)
+
+    def _check_key(self, method: str, path: str) -> None:
+        if not self._wants_key or current_caller.get().authorization:
+            return
+        if path.startswith(APIS) and not SIGNED.fullmatch(path):
+            audit.write("refused", method=f"{method} {path[:100]}", reason="UNAUTHENTICATED", why="no key")
+            raise AuthenticationError("the request has no key: send it as authorization: Bearer KEY")
 
     def _max_bytes(self, path: str) -> int:
         return self._settings.upload_bytes if path in UPLOADS else self._settings.body_bytes

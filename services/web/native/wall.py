@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from smalti.services.web.context import Context, WebContext
 from smalti.services.web.failures import failure_of
-from smalti.services.web.jobs import Wall, sse
+from smalti.services.web.jobs import Walls, sse
 from smalti.services.web.jobs.following import until
 
 wall_router = APIRouter(prefix="/api", tags=["Smalti"])
@@ -25,13 +25,15 @@ async def get_wall(context: Context) -> Response:
     * `rows`, `preview`: as for a job, with the `id` of the drawing. Previews are small.
     * `ended`: `{"id", "state", "chosen"}`: a drawing has ended; `chosen` are its best candidates, the best first.
     """
-    assert context.wall is not None
-    return sse.streamed(_events(context, context.wall), context.settings)
+    assert context.walls is not None
+    # Before the answer begins, so that a key that is not valid is a 401.
+    await context.catalogue.models()
+    return sse.streamed(_events(context, context.walls), context.settings)
 
 
-async def _events(context: WebContext, wall: Wall) -> AsyncIterator[ServerSentEvent]:
+async def _events(context: WebContext, walls: Walls) -> AsyncIterator[ServerSentEvent]:
     try:
-        async with aclosing(until(wall.visit(), context.drained)) as events:
+        async with aclosing(until(walls.visit(), context.drained)) as events:
             async for event in events:
                 yield event
     except Exception as error:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from smalti.errors import PictureNotFoundError
 from smalti.services.web.context import WebContext
 from smalti.services.web.failures import HttpError
+from smalti.services.web.gateway import calling_with
 from smalti.services.web.pictures import OutputFormat, PictureLink, converted
 
 _ID: Final = re.compile(r"(?P<job>[A-Za-z0-9-]{1,64})-(?P<candidate>[0-9]{1,7})")
@@ -29,6 +30,12 @@ async def picture_file(request: Request, context: WebContext, link: PictureLink,
     if not context.links.is_valid(link, signature):
         problem = "the URL has expired, or is not complete; ask for the picture again"
         raise HttpError(HTTPStatus.FORBIDDEN, problem, reason="URL_EXPIRED")
+    # The signature says that somebody who may see the picture was given its URL.
+    with calling_with(context.settings.key):
+        return await _file(request, context, link)
+
+
+async def _file(request: Request, context: WebContext, link: PictureLink) -> Response:
     job = await context.client.get(link.job_id)
     picture = next((each for each in job.pictures if each.candidate == link.candidate), None)
     if picture is None:

@@ -6,7 +6,7 @@ from typing import Final
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from smalti.errors import SmaltiError
+from smalti.errors import AuthenticationError, PermissionDeniedError, SmaltiError
 from smalti.services.web.context import Context
 
 READY_SECONDS: Final = 2.0
@@ -29,6 +29,8 @@ async def readyz(context: Context) -> Response:
     try:
         async with asyncio.timeout(READY_SECONDS):
             await context.catalogue.models()
+    except (AuthenticationError, PermissionDeniedError):
+        pass  # It answers: a probe has no key.
     except (SmaltiError, TimeoutError):
         return PlainTextResponse("the gateway does not answer\n", 503)
     return PlainTextResponse("ok\n")

@@ -257,7 +257,7 @@ async def test_certificate_is_its_tenant(gateway: GatewayHarness, tmp_path: Path
         name: make_identity(
             tmp_path, name, signed_by=authority, host="127.0.0.9", uri=f"spiffe://test/{name}"
         )
-        for name in ("red", "green", "web", "stranger")
+        for name in ("red", "green", "web")
     }
     settings = RpcSettings(
         attempts=1,
@@ -270,7 +270,6 @@ async def test_certificate_is_its_tenant(gateway: GatewayHarness, tmp_path: Path
         Auth.MTLS,
         Auth.KEYS,
         names=principals_by_name("spiffe://test/red=red, spiffe://test/green=nobody:admin"),
-        system=["spiffe://test/web"],
     )
     servicer = ImageServicer(gateway.gateway)
     key = key_of(gateway, tenant="blue")
@@ -294,14 +293,12 @@ async def test_certificate_is_its_tenant(gateway: GatewayHarness, tmp_path: Path
     ) as server:
         assert await call("red", "CreateImages") is None
         assert "nobody" in str(await call("green", "CreateImages"))
-        assert await call("web", "ListModels") is None
-        assert isinstance(await call("web", "CreateImages"), PermissionDeniedError)
-        assert isinstance(await call("stranger", "ListModels"), AuthenticationError)
+        assert isinstance(await call("web", "ListModels"), AuthenticationError)
         # A key says more than the certificate of whoever passes it on.
         assert await call("web", "CreateImages", key) is None
         assert isinstance(await call("red", "CreateImages", "sk-smalti-wrong"), AuthenticationError)
-    tenants = [snapshot.job.tenant for snapshot in gateway.jobs.page(JobFilter(), after=None, limit=10)]
-    assert tenants == ["blue", "red"]
+    tenants = {snapshot.job.tenant for snapshot in gateway.jobs.page(JobFilter(), after=None, limit=10)}
+    assert tenants == {"blue", "red"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 // The HTTP API: requests, problems, and streams of events.
 
+import { askForKey, authorization } from "./key.js";
+
 /** A request that was refused, or a job that has failed: problem details (RFC 9457). */
 export class Problem extends Error {
   constructor(body, status) {
@@ -24,25 +26,31 @@ export const passes = (error) => error instanceof Unreachable || (error instance
 /** Returns the URL of a path of the service, wherever a proxy has put it. */
 export const at = (path) => new URL(path.replace(/^\//, ""), document.baseURI);
 
-/** Sends a request; returns the answer. */
-export async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
-  let answer;
+/** Sends a request; returns the answer. Asks for a key if one is needed. */
+export async function send(path, options = {}) {
+  for (;;) {
+    const used = authorization();
+    const answer = await sendOnce(path, options, used);
+    if (answer.ok) return answer;
+    if (answer.status === 401 && (await askForKey(used))) continue;
+    const problem = await answer.json().catch(() => ({}));
+    throw new Problem(problem.error ? { detail: problem.error.message } : problem, answer.status);
+  }
+}
+
+async function sendOnce(path, { method = "GET", body, headers = {}, signal }, used) {
+  const own = { ...headers, ...used };
   try {
-    answer = await fetch(at(path), {
+    return await fetch(at(path), {
       method,
       signal,
       credentials: "same-origin",
-      headers: body ? { "content-type": "application/json", ...headers } : headers,
+      headers: body ? { "content-type": "application/json", ...own } : own,
       body: body && JSON.stringify(body),
     });
   } catch (error) {
     throw error.name === "AbortError" ? error : new Unreachable("the service does not answer");
   }
-  if (!answer.ok) {
-    const problem = await answer.json().catch(() => ({}));
-    throw new Problem(problem.error ? { detail: problem.error.message } : problem, answer.status);
-  }
-  return answer;
 }
 
 /** Sends a request; returns the JSON of the answer. */

@@ -3,6 +3,7 @@
 import { address } from "./board.js";
 import { Brush } from "./brush.js";
 import { copy, fileName, link, saveGrid, savePicture, saveWebp, writesWebp } from "./files.js";
+import { hasKey } from "./key.js";
 import { drawnAnew, originOf, repeated, startingFrom } from "./origin.js";
 
 /** The parameters that are shown, with their names. */
@@ -49,7 +50,9 @@ export class Viewer {
     on("save-webp", () => this.#try(() => saveWebp(this.#picture, this.#name)));
     on("save-grid", () => this.#try(() => saveGrid(this.job.pictures, fileName(this.#prompt))));
     on("copy", async () => {
-      const copied = await copy(link(this.job.id, this.#picture.candidate));
+      // Where keys are wanted, others can open a picture at its signed address, and the page only with a key of theirs.
+      const picture = this.#picture;
+      const copied = await copy(hasKey() ? picture.url : link(this.job.id, picture.candidate));
       this.done.textContent = copied ? `The link is copied. ${this.#kept}` : "This browser does not let pages copy.";
     });
     on("again", () => this.#draw(repeated(this.job)));
