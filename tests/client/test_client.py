@@ -52,7 +52,7 @@ def test_key_goes_with_every_call(
     assert draw(key="sk-smalti-given") == {"Bearer sk-smalti-given"}
     assert draw() == {"Bearer sk-smalti-from-the-environment"}
     assert draw(key="") == {""}
-    with pytest.raises(InvalidInputError, match="^key: must be a key"):
+    with pytest.raises(InvalidInputError, match=r"^key: must be a key"):
         draw(key="two words")
 
 
