@@ -22,7 +22,7 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.database.tables import DEFAULT_TENANT, Base, Tenant
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
-from smalti.services.gateway.identity import Gatekeeper, KeyRepository
+from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
@@ -32,6 +32,9 @@ from smalti.settings import Auth
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore
 from smalti.testing.publisher import MemoryPublisher
 from smalti.testing.stages import FakeStages
+
+LIMIT = 30.0
+"""Time in seconds that the database has to find a key."""
 
 
 class GatewayHarness:
@@ -86,7 +89,11 @@ class GatewayHarness:
 
     def gatekeeper(self, *ways: Auth, **options: Any) -> Gatekeeper:
         """Returns what finds out who calls; without `ways`, everybody may do everything."""
-        return Gatekeeper(ways, keys=self.keys, threads=self.gateway.threads, seconds=5.0, **options)
+        elapsed = options.pop("elapsed", uptime)
+        evidence = Evidence(ways=frozenset(ways), **options)
+        return Gatekeeper(
+            evidence, keys=self.keys, threads=self.gateway.threads, seconds=LIMIT, elapsed=elapsed
+        )
 
     def create(self, prompt: str = "a cat", **changes: Any) -> str:
         """Accepts a job of 8 candidates, a microsecond after the previous one; returns its id."""

@@ -15,7 +15,7 @@ from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
 from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.identity import Gatekeeper, KeyRepository, chosen_ways
+from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
 from smalti.services.gateway.policy.content_policy import ContentPolicy
@@ -62,7 +62,7 @@ def build(process: Process) -> Service:
         DatabaseUnavailableError: the database does not answer; names the variable.
     """
     settings = gateway_settings()
-    chosen_ways(process.rpc)  # Before anything slow.
+    evidence = Evidence.load(settings, process.rpc)
     policy = ContentPolicy.load(settings, process.rpc)
     spec = ModelSpec.load(library.find())
     metrics = process.telemetry.metrics
@@ -95,7 +95,12 @@ def build(process: Process) -> Service:
     for name, read in gauges(context).items():
         process.telemetry.watch(name, read)
 
-    gatekeeper = Gatekeeper.load(settings, process.rpc, KeyRepository(database, clock), gateway.threads)
+    gatekeeper = Gatekeeper(
+        evidence,
+        keys=KeyRepository(database, clock),
+        threads=gateway.threads,
+        seconds=settings.database_timeout,
+    )
 
     def register(server: grpc.aio.Server) -> None:
         decoder = None

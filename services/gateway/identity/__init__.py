@@ -3,16 +3,16 @@
 from smalti.services.gateway.identity.gatekeeper import Gatekeeper, check_priority, report
 from smalti.services.gateway.identity.keys import KeyRepository
 from smalti.services.gateway.identity.principal import ANYONE, Principal, Role, current_principal
-from smalti.services.gateway.identity.ways import chosen_ways
+from smalti.services.gateway.identity.ways import Evidence
 
 __all__ = [
     "ANYONE",
+    "Evidence",
     "Gatekeeper",
     "KeyRepository",
     "Principal",
     "Role",
     "check_priority",
-    "chosen_ways",
     "current_principal",
     "report",
 ]

@@ -5,12 +5,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from smalti.errors import AuthenticationError, DatabaseUnavailableError, PermissionDeniedError
 from smalti.parameters import Priority
 from smalti.rpc.identity import bearer, names_of
-from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.calls import call_database
 from smalti.services.gateway.identity.keys import PREFIX, KeyRepository, digest_of, id_of, roles_of
 from smalti.services.gateway.identity.principal import (
@@ -21,9 +20,7 @@ from smalti.services.gateway.identity.principal import (
     check_role,
     principal_of_call,
 )
-from smalti.services.gateway.identity.tokens import Tokens
-from smalti.services.gateway.identity.ways import chosen_ways, holder, principals_by_name
-from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.identity.ways import Evidence, holder
 from smalti.settings import Auth
 from smalti.telemetry import audit
 
@@ -39,56 +36,31 @@ class Gatekeeper:
 
     def __init__(
         self,
-        ways: Collection[Auth],
+        evidence: Evidence,
         *,
         keys: KeyRepository,
         threads: Executor,
         seconds: float,
-        tokens: Tokens | None = None,
-        names: Mapping[str, Principal] | None = None,
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         """Takes what it decides by.
 
         Args:
-            ways: how callers may say who they are; with none, everybody is `ANYONE`.
+            evidence: what shows who callers are.
             keys: the keys.
             threads: runs calls of the database.
             seconds: time that such a call may take.
-            tokens: reads tokens; None without `Auth.JWT`.
-            names: the principals of certificates by their names. Without them, every certificate of the authority
-                will do, unless there are also keys or tokens.
             elapsed: returns seconds that only grow.
         """
-        self._ways = frozenset(ways)
+        self._ways = evidence.ways
+        self._tokens = evidence.tokens
+        self._names = evidence.names
         self._keys = keys
         self._threads = threads
         self._seconds = seconds
-        self._tokens = tokens
-        self._names = names or {}
         self._elapsed = elapsed
         self._known: dict[str, tuple[float, Principal]] = {}
         self._tenants: dict[str, float] = {}
-
-    @classmethod
-    def load(
-        cls, settings: GatewaySettings, rpc: RpcSettings, keys: KeyRepository, threads: Executor
-    ) -> Self:
-        """Makes it of the settings.
-
-        Raises:
-            InvalidInputError: a setting is invalid or missing; names the variable.
-        """
-        ways = chosen_ways(rpc)
-        log.info("callers say who they are by: %s", ", ".join(sorted(ways)) or "nothing")
-        return cls(
-            ways,
-            keys=keys,
-            threads=threads,
-            seconds=settings.database_timeout,
-            tokens=Tokens(settings) if Auth.JWT in ways else None,
-            names=principals_by_name(settings.auth_names),
-        )
 
     async def __call__(self, method: str, metadata: Mapping[str, str], context: Any) -> None:
         """Makes the principal of a call, and checks its roles; see `smalti.rpc.identity.Authenticate`."""

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 from smalti.errors import InvalidInputError
 from smalti.network import is_this_machine
@@ -9,13 +11,42 @@ from smalti.rpc.settings import RpcSettings, variable
 from smalti.services.gateway.database.tables import DEFAULT_TENANT
 from smalti.services.gateway.identity.keys import check_tenant
 from smalti.services.gateway.identity.principal import Principal, Role
-from smalti.services.gateway.settings import GATEWAY_PREFIX
+from smalti.services.gateway.identity.tokens import Tokens
+from smalti.services.gateway.settings import GATEWAY_PREFIX, GatewaySettings
 from smalti.settings import PREFIX, Auth, listed, settings
 
 log = logging.getLogger(__name__)
 
 AUTH = f"{PREFIX}AUTH"
 NAMES = f"{GATEWAY_PREFIX}AUTH_NAMES"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What shows who callers are."""
+
+    ways: frozenset[Auth] = frozenset()
+    """How callers may say who they are; with none, everybody may do everything."""
+    tokens: Tokens | None = None
+    """Reads tokens; None without `Auth.JWT`."""
+    names: Mapping[str, Principal] = field(default_factory=dict)
+    """The principals of certificates by their names. Without any, every certificate of the authority will do, unless
+    there are also keys or tokens."""
+
+    @classmethod
+    def load(cls, settings: GatewaySettings, rpc: RpcSettings) -> Self:
+        """Reads the settings, and the keys for tokens.
+
+        Raises:
+            InvalidInputError: a setting is invalid or missing; names the variable.
+        """
+        ways = chosen_ways(rpc)
+        log.info("callers say who they are by: %s", ", ".join(sorted(ways)) or "nothing")
+        return cls(
+            ways=ways,
+            tokens=Tokens(settings) if Auth.JWT in ways else None,
+            names=principals_by_name(settings.auth_names),
+        )
 
 
 def chosen_ways(rpc: RpcSettings) -> frozenset[Auth]:

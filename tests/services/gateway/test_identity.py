@@ -27,10 +27,10 @@ from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
 from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.api.servicer import ImageServicer
-from smalti.services.gateway.identity import Principal, Role, chosen_ways
+from smalti.services.gateway.identity import Principal, Role
 from smalti.services.gateway.identity.gatekeeper import KNOWN_SECONDS
 from smalti.services.gateway.identity.principal import ROLES
-from smalti.services.gateway.identity.ways import principals_by_name
+from smalti.services.gateway.identity.ways import chosen_ways, principals_by_name
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.settings import Auth
 from smalti.v1 import image_pb2, job_pb2
