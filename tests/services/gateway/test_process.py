@@ -1,6 +1,9 @@
 """The gateway as a process, with a real broker and a real S3 store; the test acts as the stages."""
 
+import os
 import signal
+import subprocess
+import sys
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
@@ -256,3 +259,21 @@ def test_gateway_ends_without_a_stack_trace_while_the_broker_is_away(
             if away == "paused":
                 broker.resume()
     assert "Traceback" not in said
+
+
+def test_gateway_that_others_reach_does_not_start_undecided(tmp_path: Path, tiny: ModelFolder) -> None:
+    settings = {
+        "SMALTI_STORE_URL": f"file://{tmp_path}/store",
+        "SMALTI_GATEWAY_DATABASE": f"sqlite:///{tmp_path}/jobs.sqlite3",
+        "SMALTI_MODEL": str(tiny.path),
+        "SMALTI_RPC_HOST": "0.0.0.0",
+        "SMALTI_PLAINTEXT": "1",
+    }
+    command = (sys.executable, "-m", "smalti.services.gateway")
+    done = subprocess.run(
+        command, env={**os.environ, **settings}, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("smalti gateway: SMALTI_AUTH: is not set, and SMALTI_RPC_HOST=0.0.0.0 lets others")
+    assert not (tmp_path / "jobs.sqlite3").exists()

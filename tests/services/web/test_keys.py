@@ -75,6 +75,17 @@ def test_refusals_have_the_form_of_each_api(tenants: Tenants) -> None:
     assert tenants.web.jobs == []
 
 
+def test_request_without_a_key_is_refused_before_its_body_is_read(
+    make_web: MakeWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALTI_AUTH", "jwt")
+    tenants = Tenants(make_web)
+    with tenants.http() as nobody, tenants.http(tenants.red) as red:
+        for path in ("/v1/images/generations", "/v1/images/edits", "/api/jobs"):
+            assert nobody.post(path, content=b"no JSON").status_code == 401
+            assert red.post(path, content=b"no JSON").status_code == 400
+
+
 def test_models_that_one_caller_was_told_are_not_for_others(tenants: Tenants) -> None:
     with tenants.http(tenants.red) as red, tenants.http() as nobody, tenants.http("sk-smalti-x") as wrong:
         assert red.get("/v1/models").status_code == 200
