@@ -94,8 +94,8 @@ class Gatekeeper:
                 raise AuthenticationError("the key is unknown, mistyped or revoked")
             found = await asyncio.to_thread(self._tokens.principal, token)
             return await self._of_known_tenant(found)
-        if Auth.MTLS in self._ways and (names := names_of(context)) is not None:
-            return await self._of_certificate(names)
+        if Auth.MTLS in self._ways:
+            return await self._of_certificate(names_of(context))
         ways = {Auth.KEYS: "a key", Auth.JWT: "a token"}
         wanted = " or ".join(text for way, text in ways.items() if way in self._ways)
         raise AuthenticationError(f"the call has no key: send {wanted} as authorization: Bearer ...")

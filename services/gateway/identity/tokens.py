@@ -27,6 +27,8 @@ FRESH_SECONDS: Final = 300.0
 UNKNOWN_SECONDS: Final = 10.0
 """Time after which they are read again for a token whose key is unknown; not for each, since anybody can send those."""
 FETCH_SECONDS: Final = 5.0
+AWAY_SECONDS: Final = 1.0
+"""Time after a failure in which a provider that has never answered is not asked again: calls must not queue for it."""
 
 KEYS: Final = f"{GATEWAY_PREFIX}JWT_KEYS"
 
@@ -134,9 +136,12 @@ class _UrlKeys:
         self._lock = threading.Lock()
         self._set: jwt.PyJWKSet | None = None
         self._read = 0.0
+        self._failed = -AWAY_SECONDS
 
     def find(self, name: str) -> jwt.PyJWK:
         with self._lock:
+            if self._set is None and self._elapsed() - self._failed < AWAY_SECONDS:
+                raise PyJWKClientConnectionError("the keys could not be read")
             if self._set is None or self._elapsed() - self._read > FRESH_SECONDS:
                 self._fetch()
             found = _known(self._set, name)
@@ -150,6 +155,7 @@ class _UrlKeys:
             self._set = self._client.get_jwk_set(refresh=True)
         except (jwt.PyJWTError, json.JSONDecodeError) as error:
             if self._set is None:
+                self._failed = self._elapsed()
                 raise PyJWKClientConnectionError("the keys cannot be read") from error
         self._read = self._elapsed()
 

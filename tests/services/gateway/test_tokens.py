@@ -18,7 +18,7 @@ from harness.gateway_calls import create_job, served
 from harness.grpc_server import asynchronous
 from smalti.errors import AuthenticationError, InvalidInputError, UnavailableError
 from smalti.services.gateway.identity import Role
-from smalti.services.gateway.identity.tokens import FRESH_SECONDS, UNKNOWN_SECONDS, Tokens
+from smalti.services.gateway.identity.tokens import AWAY_SECONDS, FRESH_SECONDS, UNKNOWN_SECONDS, Tokens
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.settings import Auth
 from tests.services.gateway.test_identity import WithKey
@@ -189,9 +189,16 @@ def test_keys_of_a_url_are_remembered_and_renewed(provider: Provider) -> None:
 
 
 def test_provider_that_is_away_is_unavailable(provider: Provider) -> None:
+    now = 1000.0
+    tokens = Tokens(settings(provider.url), elapsed=lambda: now)
     provider.keys = ""
-    with pytest.raises(UnavailableError, match="identity provider's keys cannot be read"):
-        Tokens(settings(provider.url)).principal(token())
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="identity provider's keys cannot be read"):
+            tokens.principal(token())
+    assert provider.read == 1
+    provider.keys = published()
+    now += AWAY_SECONDS
+    assert tokens.principal(token()).tenant == "red"
 
 
 def test_url_of_keys_must_be_https() -> None:
