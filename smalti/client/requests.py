@@ -128,7 +128,7 @@ def server_address(server: str | None) -> str:
     return server or settings().server or DEFAULT_SERVER
 
 
-def key_metadata(key: str | None) -> Sequence[tuple[str, str]] | None:
+def key_metadata(key: str | None) -> tuple[tuple[str, str | bytes], ...] | None:
     """Returns the metadata of calls with a key: the argument, or the setting; None without one.
 
     Raises:

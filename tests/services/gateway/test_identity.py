@@ -135,7 +135,7 @@ async def test_method_that_is_not_in_the_table_is_refused(
     gateway: GatewayHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = key_of(gateway, Role.ADMIN)
-    monkeypatch.delitem(ROLES, f"/{SERVICE.full_name}/GetModel")  # type: ignore[arg-type]
+    monkeypatch.delitem(ROLES, f"/{SERVICE.full_name}/GetModel")
     async with keyed(gateway, key) as (admin,):
         assert isinstance(await outcome(admin, "GetModel"), PermissionDeniedError)
 
@@ -385,5 +385,6 @@ async def test_call_is_refused_before_its_request_has_arrived(gateway: GatewayHa
     async with called(
         lambda server: add_ImageServiceServicer_to_server(servicer, server), gateway.gatekeeper(Auth.KEYS)
     ) as to_server:
-        call = to_server.stream_unary("/smalti.v1.ImageService/CreateImages")(never())
+        method: Any = to_server.stream_unary("/smalti.v1.ImageService/CreateImages")
+        call = method(never())
         assert await asyncio.wait_for(call.code(), 5) is grpc.StatusCode.UNAUTHENTICATED

@@ -13,6 +13,7 @@ from harness.gateway import GatewayHarness, sqlite_database
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.tables import ApiKey
 from smalti.services.gateway.identity import KeyRepository, Role
 from smalti.services.gateway.identity import keys as module
 
@@ -50,7 +51,7 @@ def test_last_use_is_kept_by_the_day(gateway: GatewayHarness) -> None:
     assert gateway.keys.note_use(_found(gateway, key))
 
 
-def _found(gateway: GatewayHarness, key: str) -> "module.ApiKey":
+def _found(gateway: GatewayHarness, key: str) -> ApiKey:
     kept = gateway.keys.find(key)
     assert kept is not None
     return kept
