@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.damage import HARMS
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.parameters import Defaults, SamplingParameters
