@@ -101,8 +101,6 @@ def test_python_error_classes(make_web: MakeWeb) -> None:
             images.generate(prompt="a cat")
         web.start_gateway()
         assert away.value.status_code == 503
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.001).models.list()
         web.stop()
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
