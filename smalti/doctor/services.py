@@ -54,7 +54,7 @@ def _database() -> str:
 
     database = connection.Database(gateway_settings().database.get_secret_value(), timeout=SECONDS)
     try:
-        return database.examine()
+        return database.examine()[1]
     except DatabaseUnavailableError as error:
         cause = connection.describe(error.__cause__ or error)
         raise DatabaseUnavailableError(f"{PREFIX}GATEWAY_DATABASE: {cause}") from None

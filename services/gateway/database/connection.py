@@ -108,20 +108,21 @@ class Database:
         finally:
             engine.dispose()
 
-    def examine(self) -> str:
-        """Returns what the database is, in a few words; changes nothing.
+    def examine(self) -> tuple[bool, str]:
+        """Returns whether its tables are there and current, and what it is in a few words; changes nothing.
 
         Raises:
             InvalidInputError: the database cannot be used as it is; says what to change.
             DatabaseUnavailableError: the database does not answer.
         """
         if self.is_sqlite and not os.path.exists(self._url.database or ""):  # noqa: PTH110
-            return f"{self._url.database} will be created"
+            return False, f"{self._url.database} will be created"
         engine = self._make_engine(migrating=True)
         try:
             with self._translated(), examination.explained():
                 current, found = self._found(engine)
-                return f"{found}, {'ready' if current else 'whose tables the gateway makes at its start'}"
+                state = "ready" if current else "whose tables the gateway makes at its start"
+                return current, f"{found}, {state}"
         finally:
             engine.dispose()
 

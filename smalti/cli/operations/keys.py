@@ -127,14 +127,14 @@ def _repository() -> "Iterator[KeyRepository]":
         DatabaseUnavailableError: it does not answer.
     """
     # Only where they are needed: SQLAlchemy takes long to load.
-    from smalti.services.gateway.database import connection, schema
+    from smalti.services.gateway.database import connection
     from smalti.services.gateway.identity import KeyRepository
     from smalti.services.gateway.settings import gateway_settings
 
     database = connection.Database(gateway_settings().database.get_secret_value())
     try:
-        database.examine()
-        if not schema.is_current(database.engine):
+        is_current, _ = database.examine()
+        if not is_current:
             raise InvalidInputError(
                 VARIABLE, "has no table of keys yet; start a gateway of this version, which makes it"
             )
