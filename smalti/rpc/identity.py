@@ -62,31 +62,19 @@ class SystemOnly:
             )
 
 
-def system_names(settings: RpcSettings) -> frozenset[str]:
-    """Returns the names of the system's own certificates; none without mTLS.
+def system_only(settings: RpcSettings) -> SystemOnly | None:
+    """Returns the check of a stage service; None without mTLS, when nobody's name is known.
 
     Raises:
-        InvalidInputError: they are not set, and the server's own certificate has none.
+        InvalidInputError: the names of the system are not set, and the server's own certificate has none.
     """
     if settings.tls_client_ca is None or settings.tls_certificate is None:
-        return frozenset()
+        return None
     names = frozenset(listed(settings.system_names)) or _own_names(settings.tls_certificate)
     if not names:
         raise InvalidInputError(
             variable("system_names"), f"is not set, and {settings.tls_certificate} has no names (SAN); set it"
         )
-    return names
-
-
-def system_only(settings: RpcSettings) -> SystemOnly | None:
-    """Returns the check of a stage service; None without mTLS, when nobody's name is known.
-
-    Raises:
-        InvalidInputError: nothing says which names the system has.
-    """
-    names = system_names(settings)
-    if not names:
-        return None
     log.info("serves certificates with one of the names %s", ", ".join(sorted(names)))
     return SystemOnly(names)
 

@@ -52,12 +52,17 @@ def set_up(file: Path | None, formatter: logging.Formatter) -> None:
 
 
 def json_formatter(*before: Any) -> structlog.stdlib.ProcessorFormatter:
-    """Returns what makes a JSON object of a line; `before` adds fields to those of the line, by default the time."""
+    """Returns what makes a JSON object of a line, here and in the log of a process.
+
+    Args:
+        before: add fields to those of the line; by default, the time is added.
+    """
     fields = before or (structlog.stdlib.ExtraAdder(), structlog.processors.TimeStamper(fmt="iso", utc=True))
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=fields,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ],
     )

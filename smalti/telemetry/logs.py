@@ -50,24 +50,25 @@ def set_up(service: str, settings: LogSettings | None = None, stream: TextIO | N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    rendered: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if json:
-        rendered += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-    else:
-        rendered += [
+    json_formatter = audit.json_formatter(*shared)
+    console = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+            ),
+        ],
+    )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendered))
+    handler.setFormatter(json_formatter if json else console)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in VERBOSE:
         logging.getLogger(name).setLevel(
             level if settings.level is LogLevel.DEBUG else max(level, logging.WARNING)
         )
-    audit.set_up(settings.audit, audit.json_formatter(*shared))
+    audit.set_up(settings.audit, json_formatter)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.damage import HARMS
 from harness.paths import SAMPLES
 from smalti.cli import run
 from smalti.models.clip import CONFIG_FILE
@@ -263,6 +262,15 @@ def test_generate_works_with_an_exported_model(
     status, _, error = command("--overwrite", "--n", "4")
     assert status == 2
     assert error.startswith("smalti: n: 4 pictures cannot be chosen from 3")
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "other": lambda content: b"\xff\0[" * 50,
+    "deep": lambda content: b"[" * 50_000,
+}
+"""From the content of a file to what is left of it."""
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ class ImageServicer(ImageServiceServicer):
         self, request: image_pb2.DeleteJobRequest, context: Any
     ) -> image_pb2.DeleteJobResponse:
         snapshot = await self._cancel(_job_id(request.job_id), "DeleteJob")
-        await self._call(self._jobs.delete, snapshot.job.id)
+        await self._call(self._jobs.delete, snapshot.job.id, tenant=current_principal().scope)
         return image_pb2.DeleteJobResponse()
 
     async def WatchJob(  # noqa: D102, N802

@@ -13,13 +13,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from smalti.services.gateway.database.tables import COUNTERS
+
 CHANNEL: Final = "smalti_jobs"
 """Channel of PostgreSQL on which the ids of changed jobs are sent, each after the id of the gateway that sends it."""
 
 _KEY: Final = "smalti_at_commit"
 _COUNT: Final = text(
-    "UPDATE tenants SET open_jobs = open_jobs + :open_jobs, open_batch_jobs = open_batch_jobs + :open_batch_jobs, "
-    "stored_jobs = stored_jobs + :stored_jobs, stored_bytes = stored_bytes + :stored_bytes WHERE id = :tenant"
+    f"UPDATE tenants SET {', '.join(f'{name} = {name} + :{name}' for name in COUNTERS)} WHERE id = :tenant"
 )
 _NOTIFY: Final = text("SELECT pg_notify(:channel, notice) FROM unnest(CAST(:notices AS text[])) AS notice")
 
@@ -63,16 +64,7 @@ def commit(session: Session, sender: str) -> None:
         return
     # In one order, so that no two transactions wait for each other.
     statements: list[tuple[Any, dict[str, Any]]] = [
-        (
-            _COUNT,
-            {
-                "tenant": tenant,
-                **{
-                    name: counts[name]
-                    for name in ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
-                },
-            },
-        )
+        (_COUNT, {"tenant": tenant, **{name: counts[name] for name in COUNTERS}})
         for tenant, counts in sorted(at_commit.counts.items())
     ]
     connection = session.connection()

@@ -25,6 +25,8 @@ from smalti.parameters import Priority
 from smalti.services.gateway.database.columns import ReadableEnum, ReadableJson
 
 MAX_ID_LENGTH: Final = 64
+COUNTERS: Final = ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
+"""The columns of a tenant that follow its jobs."""
 DEFAULT_TENANT: Final = "default"
 """The tenant of callers without one, and of all jobs of older versions. It always exists."""
 

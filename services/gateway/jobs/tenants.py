@@ -24,13 +24,12 @@ from sqlalchemy.orm import Session
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.commit import count_at_commit
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import IS_OPEN, Job, Tenant
+from smalti.services.gateway.database.tables import COUNTERS, IS_OPEN, Job, Tenant
 
 log = logging.getLogger(__name__)
 
 LIMITED: Final = ("open_jobs", "stored_jobs", "stored_bytes")
 """Counters that have limits."""
-COUNTERS: Final = ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.connection import Database
 
 # On a machine without PostgreSQL its tests are left out; in CI they fail instead.
-DATABASES = ["sqlite", "postgres"] if PostgresServer.programs() or "CI" in os.environ else ["sqlite"]
+HAS_POSTGRES = PostgresServer.programs() is not None or "CI" in os.environ
+needs_postgres = pytest.mark.skipif(not HAS_POSTGRES, reason="PostgreSQL is not installed")
+DATABASES = ["sqlite", "postgres"] if HAS_POSTGRES else ["sqlite"]
 
 
 @pytest.fixture(params=DATABASES)

@@ -16,10 +16,7 @@ from harness.service_process import ServiceProcess
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
 from smalti.services.gateway.database.connection import Database
-
-needs_postgres = pytest.mark.skipif(
-    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
-)
+from tests.services.gateway.conftest import needs_postgres
 
 
 @pytest.fixture
@@ -130,6 +127,7 @@ import os, sys
 from pathlib import Path
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.examination import check_file
+from tests.services.gateway.conftest import needs_postgres
 os.setuid(65534)
 try:
     check_file(Path(sys.argv[1]) / "smalti.db")

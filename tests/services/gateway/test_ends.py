@@ -1,6 +1,5 @@
 """How jobs end, and what remains of them."""
 
-import os
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.services.gateway.work.sweeper import CLAIM_SECONDS
 from smalti.storage import JobKeys, MemoryStore, ObjectRef
+from tests.services.gateway.conftest import needs_postgres
 
 # Ends
 
@@ -294,9 +294,7 @@ def test_job_whose_result_cannot_be_written_ends_when_the_store_is_back(make_gat
     assert gateway.state(job) == "succeeded"
 
 
-@pytest.mark.skipif(
-    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
-)
+@needs_postgres
 def test_database_is_used_again_after_an_outage(postgres: PostgresServer, tiny: ModelFolder) -> None:
     with emptied_database(Database(postgres.url, timeout=1)) as database:
         gateway = GatewayHarness(database, ModelSpec.load(tiny))

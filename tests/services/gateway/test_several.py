@@ -1,7 +1,6 @@
 """Several gateways on one PostgreSQL: they know each other, share the work, and see each other's changes at once."""
 
 import asyncio
-import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +31,8 @@ from smalti.services.gateway.jobs.lifecycle import lock, touch
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub
+from tests.services.gateway.conftest import needs_postgres
 
-needs_postgres = pytest.mark.skipif(
-    PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"
-)
 ROLES = list(Role)
 LIMIT = 60.0
 """Seconds after which a call fails."""

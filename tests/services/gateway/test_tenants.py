@@ -15,18 +15,19 @@ from harness.waiting import wait_until
 from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError
 from smalti.parameters import Priority
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import DEFAULT_TENANT, Job, Tenant
+from smalti.services.gateway.database.tables import COUNTERS, DEFAULT_TENANT, Job, Tenant
 from smalti.services.gateway.jobs import tenants
 from smalti.services.gateway.jobs.admission import MAX_LEADERS
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.services.gateway.jobs.spec import JobSpec
+from tests.services.gateway.conftest import needs_postgres
 
 
 def counters(database: Database, tenant: str = DEFAULT_TENANT) -> dict[str, int]:
     """Returns the counters of a tenant."""
     with database.read() as session:
         row = session.get_one(Tenant, tenant)
-        return {name: getattr(row, name) for name in tenants.COUNTERS}
+        return {name: getattr(row, name) for name in COUNTERS}
 
 
 def is_exact(database: Database) -> bool:
@@ -146,10 +147,10 @@ def test_jobs_ahead_are_those_that_are_served_before(gateway: GatewayHarness) ->
     assert ahead == [0, 0, 2, 1]
 
 
+@needs_postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_postgresql_stores_a_job_in_one_statement(gateway: GatewayHarness) -> None:
     database = gateway.gateway.context.database
-    if database.is_sqlite:
-        pytest.skip("SQLite has no round trips")
     gateway.create(labels={"colour": "red"})
     with statements(database) as sent:
         gateway.create(labels={"colour": "red", "size": "big"})
@@ -157,11 +158,11 @@ def test_postgresql_stores_a_job_in_one_statement(gateway: GatewayHarness) -> No
     assert len(sent[0]) < 4096  # The driver parses longer ones anew each time.
 
 
+@needs_postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_postgresql_ends_a_job_without_waiting_with_the_row_of_its_tenant(gateway: GatewayHarness) -> None:
     """The row is locked by a statement that travels with the COMMIT, which SQLAlchemy does not see."""
     database = gateway.gateway.context.database
-    if database.is_sqlite:
-        pytest.skip("SQLite has no round trips")
     job = gateway.create()
     with statements(database) as sent:
         gateway.cancel(job)
