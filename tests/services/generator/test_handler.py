@@ -18,7 +18,7 @@ from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.given import kept_by
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
-from smalti.messages import MAX_CLOCK_SKEW_SECONDS, Chunk, Progress, StageDone
+from smalti.messages import MAX_CLOCK_SKEW_SECONDS, Chunk, Message, Progress, StageDone
 from smalti.parameters import FREE
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError
@@ -35,11 +35,31 @@ from tests.services.generator.conftest import PROMPT, SLOTS
 MANY = Chunk(chunk=0, candidates=tuple(range(40)))
 
 
+class BusyPublisher(MemoryPublisher):
+    """Takes a progress event only after two more rows, as if those between were drawn too soon after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = 0
+
+    def offer(self, message: Message) -> bool:
+        assert isinstance(message, Progress)
+        if message.rows < self._rows + 2:
+            return False
+        self._rows = message.rows
+        return super().offer(message)
+
+
 class Work:
     """Handles a message in a thread."""
 
     def __init__(
-        self, engine: GeneratorEngine, tiny: ModelFolder, pipeline: Pipeline, **changes: Any
+        self,
+        engine: GeneratorEngine,
+        tiny: ModelFolder,
+        pipeline: Pipeline,
+        publisher: MemoryPublisher | None = None,
+        **changes: Any,
     ) -> None:
         self.store = MemoryStore()
         process = bare_process(self.store)
@@ -49,7 +69,7 @@ class Work:
             cancellations=Cancellations(process.store, 0.02),
             engine=engine,
         )
-        self.publisher = handle.publisher = MemoryPublisher()
+        self.publisher = handle.publisher = publisher or MemoryPublisher()
         encoding = put_named(
             self.store, JobKeys("j1").encoding, encoding_bytes(pipeline.encoder.encode(PROMPT))
         )
@@ -156,12 +176,10 @@ def test_progress_has_every_row_once(
     engine: GeneratorEngine,
     tiny: ModelFolder,
     pipeline: Pipeline,
-    slow: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Two or three rows are drawn between two events.
-    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0.25)
-    work = Work(engine, tiny, pipeline)
+    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0)
+    work = Work(engine, tiny, pipeline, BusyPublisher())
     work.messages.result(60)
     drawn = load(get_named(work.store, JobKeys("j1").tokens(0)))["tokens"]
     events = [each for each in work.publisher.take() if isinstance(each, Progress)]
@@ -175,12 +193,11 @@ def test_progress_has_the_last_rows_that_an_event_can_hold(
     engine: GeneratorEngine,
     tiny: ModelFolder,
     pipeline: Pipeline,
-    slow: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0.25)
+    monkeypatch.setattr(handler, "PROGRESS_SECONDS", 0)
     monkeypatch.setattr(handler, "MAX_EVENT_TOKENS", 16)  # A row of each of the four candidates.
-    work = Work(engine, tiny, pipeline)
+    work = Work(engine, tiny, pipeline, BusyPublisher())
     work.messages.result(60)
     drawn = load(get_named(work.store, JobKeys("j1").tokens(0)))["tokens"]
     event = next(each for each in work.publisher.take() if isinstance(each, Progress))
