@@ -17,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -25,6 +26,7 @@ from smalti.parameters import Priority
 from smalti.services.gateway.database.columns import ReadableEnum, ReadableJson
 
 MAX_ID_LENGTH: Final = 64
+MAX_REVISION_LENGTH: Final = 200
 COUNTERS: Final = ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
 """The columns of a tenant that follow its jobs."""
 DEFAULT_TENANT: Final = "default"
@@ -161,6 +163,11 @@ class Job(Base):
         String(MAX_ID_LENGTH), default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
     )
     """The id of its tenant; no foreign key, since SQLite cannot add one with a default."""
+    revision: Mapped[str | None] = mapped_column(String(MAX_REVISION_LENGTH))
+    """The revision of the model that the job is bound to; None in jobs of older versions, which have it in `parameters`
+    alone."""
+    pinned: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Whether the request has named the revision, so that the job is never bound to another."""
     request_id: Mapped[str | None] = mapped_column(String(36))
     request_hash: Mapped[str | None] = mapped_column(String(64))
     """Hash of the request's content. A request with the same request_id and another hash is refused."""
@@ -239,6 +246,16 @@ class Chunk(Base):
         _partial_index(
             "chunks_waiting", "priority", "created", "job_id", "number", where="state = 'waiting'"
         ),
+        _partial_index(
+            "chunks_of_revision",
+            "revision",
+            "priority",
+            "tenant",
+            "created",
+            "job_id",
+            "number",
+            where="state = 'waiting'",
+        ),
         _partial_index("chunks_leased", "deadline", "job_id", "count", where="state = 'leased'"),
     )
 
@@ -247,6 +264,12 @@ class Chunk(Base):
     priority: Mapped[int] = mapped_column(SmallInteger)
     """Priority of the job. Chunks are sent in the order of `priority` and `created`, which are copied from the job."""
     created: Mapped[int]
+    revision: Mapped[str | None] = mapped_column(String(MAX_REVISION_LENGTH))
+    """The job's, copied; None in chunks of older versions."""
+    tenant: Mapped[str] = mapped_column(
+        String(MAX_ID_LENGTH), default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
+    )
+    """The job's, copied; the default one in chunks of older versions."""
     first: Mapped[int]
     """Index of the first candidate; 0 for pictures to refine."""
     count: Mapped[int] = mapped_column(SmallInteger)

@@ -87,6 +87,8 @@ def new_chunk(
         "number": number,
         "priority": job.priority,
         "created": job.created,
+        "revision": job.revision,
+        "tenant": job.tenant,
         "first": first,
         "count": count,
         "state": ChunkState.WAITING,

@@ -274,6 +274,8 @@ class JobRepository:
             version=1,
             state=JobState.QUEUED,
             tenant=job_spec.tenant,
+            revision=parameters.revision,
+            pinned=False,
             request_id=job_spec.request_id,
             request_hash=job_spec.request_hash,
             parameters=brought[0],
