@@ -4,10 +4,12 @@ A message carries references, never tensors or pictures. It holds every field th
 nothing but its model; each task makes the messages that follow from it (`EncodeTask.next` and the like).
 
 A released version never changes, because other code of the same version must understand it. A change makes a new
-version, and the old ones stay readable. Version 2 was released with 0.2.0.
+version, and the old ones stay readable. Version 2 was released with 0.2.0. A message of version 3 may have fields that
+its reader does not know; they are ignored and passed on.
 """
 
 from smalti.messages.envelope import (
+    DEFAULT_VERSION,
     MAX_CHUNKS,
     MAX_CLOCK_SKEW_SECONDS,
     MAX_GIVEN_TOKENS,
@@ -15,15 +17,11 @@ from smalti.messages.envelope import (
     MAX_MESSAGE_BYTES,
     MAX_PROMPT_LENGTH,
     MAX_TO_REFINE,
-    QUEUE_PREFIX,
     VERSION,
     Chunk,
     Prompt,
     ShortText,
-    Stage,
     Trace,
-    dead_queue_name,
-    queue_name,
 )
 from smalti.messages.events import (
     MAX_NOTICE_LENGTH,
@@ -36,7 +34,19 @@ from smalti.messages.events import (
     PromptReading,
     StageDone,
 )
-from smalti.messages.parsing import Message, Task, parse
+from smalti.messages.hello import Hello
+from smalti.messages.parsing import Message, Task, parse, parse_hello
+from smalti.messages.queues import (
+    HELLO_QUEUE,
+    KEY_LENGTH,
+    QUEUE_PREFIX,
+    RouteKey,
+    Stage,
+    dead_queue_name,
+    queue_name,
+)
+from smalti.messages.routing import MAX_ADAPTERS, Adapter, Shard
+from smalti.messages.settings import MESSAGES_PREFIX, MessageSettings, message_settings
 from smalti.messages.tasks import (
     ChunkTask,
     DecodeTask,
@@ -50,6 +60,10 @@ from smalti.messages.tasks import (
 from smalti.parameters import MAX_CANDIDATES, CandidateIndex
 
 __all__ = [
+    "DEFAULT_VERSION",
+    "HELLO_QUEUE",
+    "KEY_LENGTH",
+    "MAX_ADAPTERS",
     "MAX_CANDIDATES",
     "MAX_CHUNKS",
     "MAX_CLOCK_SKEW_SECONDS",
@@ -61,8 +75,10 @@ __all__ = [
     "MAX_TO_REFINE",
     "MAX_WORDS",
     "MAX_WORD_LENGTH",
+    "MESSAGES_PREFIX",
     "QUEUE_PREFIX",
     "VERSION",
+    "Adapter",
     "CandidateIndex",
     "Chunk",
     "ChunkTask",
@@ -72,13 +88,17 @@ __all__ = [
     "Failed",
     "FailureReason",
     "GenerateTask",
+    "Hello",
     "Message",
+    "MessageSettings",
     "PictureToRefine",
     "Progress",
     "Prompt",
     "PromptReading",
     "RankTask",
     "RefineTask",
+    "RouteKey",
+    "Shard",
     "ShortText",
     "Stage",
     "StageDone",
@@ -86,6 +106,8 @@ __all__ = [
     "Task",
     "Trace",
     "dead_queue_name",
+    "message_settings",
     "parse",
+    "parse_hello",
     "queue_name",
 ]

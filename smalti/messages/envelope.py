@@ -1,17 +1,21 @@
-"""The fields of every message, and the queue that it goes to."""
+"""The fields of every message of a job."""
 
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from smalti.errors import OversizedMessageError
+from smalti.messages.queues import Stage, queue_name
 from smalti.parameters import FREE, CandidateIndex, Priority
 from smalti.storage import JobId, JobKeys
 from smalti.validation import Strict
 
-VERSION: Final = 2
-"""The version that this code writes; it reads this one and all before it."""
+VERSION: Final = 3
+"""The newest version that this code reads; it reads all before it, too."""
+DEFAULT_VERSION: Final = 2
+"""The version that is written unless a setting says otherwise; see `MessageSettings.write`."""
+EXTENSIBLE_SINCE: Final = 3
+"""The first version whose messages may have unknown fields, which a later release has added."""
 MAX_MESSAGE_BYTES = 64 * 1024
 """Bytes of JSON, in UTF-8."""
 MAX_PROMPT_LENGTH = 4000
@@ -35,31 +39,21 @@ Index = Annotated[int, Field(ge=0, lt=2048)]
 Indices = Annotated[tuple[CandidateIndex, ...], Field(min_length=1, max_length=MAX_IN_CHUNK)]
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 
-QUEUE_PREFIX: Final = "smalti."
-"""The beginning of the names of all queues, since other programs may use the same broker."""
+
+class Extensible(Strict):
+    """A part of a message to which a later release may add fields; those that are unknown are kept."""
+
+    model_config = ConfigDict(extra="allow")
 
 
-class Stage(StrEnum):
-    """A step of a job; each stage has its own queues."""
-
-    ENCODE = "encode"
-    GENERATE = "generate"
-    DECODE = "decode"
-    RANK = "rank"
-    REFINE = "refine"
-    """An optional step after the pictures are chosen."""
-    EVENTS = "events"
-    """The gateway's step: it receives the events that the other stages send."""
-
-
-class Trace(Strict):
+class Trace(Extensible):
     """The trace that the message belongs to, in the form of the W3C recommendation *Trace Context*."""
 
     traceparent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(-[0-9a-f]+){3}$", max_length=100)]
     tracestate: Annotated[str, StringConstraints(max_length=512)] = ""
 
 
-class Chunk(Strict):
+class Chunk(Extensible):
     """Candidates of a job that are processed together."""
 
     chunk: Index
@@ -68,12 +62,12 @@ class Chunk(Strict):
     """The candidates' indices in the job."""
 
 
-class Envelope(Strict):
-    """The fields of every message."""
+class Envelope(Extensible):
+    """The fields of every message of a job."""
 
     stage_queue: ClassVar[Stage]
 
-    version: Literal[1, 2] = VERSION
+    version: Literal[1, 2, 3] = DEFAULT_VERSION
     """A message has the version of the message that it follows from."""
     job: JobId
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -84,6 +78,12 @@ class Envelope(Strict):
     """Time after which the result is not needed, in seconds since 1970 by the clock of the gateway's database."""
     priority: Priority = Priority.INTERACTIVE
     trace: Trace | None = None
+
+    @model_validator(mode="after")
+    def _check_unknown(self) -> Self:
+        if self.version < EXTENSIBLE_SINCE and self.model_extra:
+            raise ValueError(f"there is no field {next(iter(self.model_extra))} in version {self.version}")
+        return self
 
     @property
     def late_at(self) -> float:
@@ -122,16 +122,6 @@ class Envelope(Strict):
     def _carried(self) -> dict[str, Any]:
         """Returns the fields that the next message repeats."""
         return {name: getattr(self, name) for name in Envelope.model_fields}
-
-
-def queue_name(stage: Stage, priority: Priority = Priority.INTERACTIVE) -> str:
-    """Returns the queue of a stage and a priority; events have a single queue."""
-    return f"{QUEUE_PREFIX}{stage}" if stage is Stage.EVENTS else f"{QUEUE_PREFIX}{stage}.{priority.value}"
-
-
-def dead_queue_name(stage: Stage) -> str:
-    """Returns the dead-letter queue of a stage."""
-    return f"{QUEUE_PREFIX}{stage}.dead"
 
 
 def check_size(text: str | bytes) -> None:

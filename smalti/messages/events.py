@@ -9,14 +9,13 @@ from smalti.messages.envelope import (
     MAX_IN_CHUNK,
     Count,
     Envelope,
+    Extensible,
     Index,
     Indices,
     Prompt,
-    Stage,
-    queue_name,
 )
+from smalti.messages.queues import Stage, queue_name
 from smalti.storage import ObjectRef
-from smalti.validation import Strict
 
 MAX_WORDS = 64
 """Words in each list of a `PromptReading`."""
@@ -69,7 +68,7 @@ class Event(Envelope):
         return self.job, self.kind, self.stage, str(self.chunk), str(self.lease), str(self.attempt)
 
 
-class PromptReading(Strict):
+class PromptReading(Extensible):
     """The prompt as the model reads it."""
 
     model_config = ConfigDict(populate_by_name=True)

@@ -1,25 +1,30 @@
 """Reading a message: its size, its version, its fields, and whether its result is still wanted."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from smalti.errors import ExpiredMessageError, MalformedMessageError, UnknownVersionError
-from smalti.messages.envelope import VERSION, check_size
-from smalti.messages.events import Event, Failed, Progress, StageDone
-from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask, RefineTask
+from smalti.messages.envelope import EXTENSIBLE_SINCE, VERSION, check_size
+from smalti.messages.events import Failed, Progress, StageDone
+from smalti.messages.hello import Hello
+from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask, RefineTask, StageTask
 from smalti.validation import first_problem
 
 Task = EncodeTask | GenerateTask | DecodeTask | RankTask | RefineTask
 Message = Task | StageDone | Progress | Failed
+"""A message of a job."""
 
-_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_HELLO: TypeAdapter[Hello] = TypeAdapter(Hello)
+
+Kind = TypeVar("Kind", Message, Hello)
 
 
 def parse(text: str | bytes, *, now: float | None = None) -> Message:
-    """Reads a message.
+    """Reads a message of a job.
 
     Args:
         text: the message as JSON.
@@ -31,6 +36,19 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
         UnknownVersionError: the message has a newer version than this code knows.
         ExpiredMessageError: it is a task whose result is no longer wanted.
     """
+    message = _read(_MESSAGE, text)
+    now = time.time() if now is None else now
+    if isinstance(message, StageTask) and message.late_at <= now:
+        raise ExpiredMessageError(message, now - message.expires)
+    return message
+
+
+def parse_hello(text: str | bytes) -> Hello:
+    """Reads what a worker says of itself; raises as `parse` does, but for `ExpiredMessageError`."""
+    return _read(_HELLO, text)
+
+
+def _read(adapter: TypeAdapter[Kind], text: str | bytes) -> Kind:
     check_size(text)
     try:
         version = from_json(text)["version"]
@@ -41,11 +59,9 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
     if version > VERSION:
         raise UnknownVersionError(version, VERSION)
     try:
-        message = _ADAPTER.validate_json(text, strict=True)
+        # A later release may add fields to messages of a version that is extensible.
+        extra: Literal["forbid"] | None = "forbid" if version < EXTENSIBLE_SINCE else None
+        return adapter.validate_json(text, strict=True, extra=extra)
     except ValidationError as error:
         problem = first_problem(error, show_value=False)
         raise MalformedMessageError(f"{problem.field or 'message'}: {problem.message}") from None
-    now = time.time() if now is None else now
-    if not isinstance(message, Event) and message.late_at <= now:
-        raise ExpiredMessageError(message, now - message.expires)
-    return message

@@ -1,7 +1,8 @@
 """The tasks of the stages, and which task or event follows from which."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,17 +13,24 @@ from smalti.messages.envelope import (
     MAX_TO_REFINE,
     Chunk,
     Envelope,
+    Extensible,
     Index,
     Indices,
     Prompt,
     ShortText,
-    Stage,
     Token,
 )
 from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
+from smalti.messages.queues import Stage, queue_name
+from smalti.messages.routing import MAX_ADAPTERS, Adapter, Routes, Shard
 from smalti.parameters import FREE, CandidateIndex, Flag, SamplingParameters, SecondPass, Seed
 from smalti.storage import ObjectRef, content_key, digest
-from smalti.validation import Strict
+
+_SINCE: Final[Mapping[int, tuple[str, ...]]] = {
+    2: ("vary", "keep_features", "strength"),
+    3: ("tenant", "routes", "adapters", "shard"),
+}
+"""The fields that came with a version."""
 
 
 class StageTask(Envelope):
@@ -48,15 +56,32 @@ class StageTask(Envelope):
     version 2."""
     keep_features: Flag = False
     """Whether the ranker also writes what the pictures look like, for a choice of different ones. Since version 2."""
+    tenant: ShortText | None = None
+    """Name of the tenant that the job belongs to; None if nothing says it. Since version 3."""
+    routes: Routes = Field(default={}, exclude_if=lambda routes: not routes)
+    """Keys of the queues that the work of the job goes to, by stage; the work of a stage without a key goes to the
+    queues of all its workers. Since version 3."""
+    adapters: Annotated[
+        tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS, exclude_if=lambda adapters: not adapters)
+    ] = ()
+    """Adapters to generate with; a worker that cannot use them refuses the task. Since version 3."""
+    shard: Shard | None = None
+    """The shard of a batch that the job is for; None for any other job. Since version 3."""
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
-        for name in ("vary", "keep_features", "strength"):
-            if self.version < 2 and getattr(self, name):
-                raise ValueError(f"{name} needs version 2")
+        for needed, names in _SINCE.items():
+            for name in names:
+                if self.version < needed and getattr(self, name):
+                    raise ValueError(f"{name} needs version {needed}")
         if FREE in self.given and (self.version < 2 or self.strength is not None):
             raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
+
+    @property
+    def queue(self) -> str:
+        """The queue that the message goes to."""
+        return queue_name(self.stage_queue, self.priority, self.routes.get(self.stage_queue))
 
     def output_key(self, name: str, content: bytes) -> str:
         """Returns the key of an object that the stage writes.
@@ -97,7 +122,11 @@ class StageTask(Envelope):
         return Failed(**self._event_fields(), reason=reason, detail=detail[:500], permanent=permanent)
 
     def _carried(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in StageTask.model_fields}
+        """Returns the fields that the next message repeats, unknown ones too unless it has its own of that name."""
+        unknown = {
+            name: value for name, value in (self.model_extra or {}).items() if name not in _known_fields()
+        }
+        return unknown | {name: getattr(self, name) for name in StageTask.model_fields}
 
     def _check_names(self, refs: tuple[ObjectRef, ...], names: tuple[str, ...]) -> None:
         """Raises `ValueError` unless the references are to objects with these names.
@@ -291,7 +320,7 @@ class RankTask(ChunkTask):
         return super().done(*objects, *tokens, **details)
 
 
-class PictureToRefine(Strict):
+class PictureToRefine(Extensible):
     """A chosen picture, and what the refiner needs to know of it."""
 
     candidate: CandidateIndex
@@ -342,3 +371,10 @@ class RefineTask(StageTask):
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
         return self.job, self.kind, str(self.chunk)
+
+
+@cache
+def _known_fields() -> frozenset[str]:
+    """Returns the names of the fields of all tasks."""
+    kinds = (EncodeTask, GenerateTask, DecodeTask, RankTask, RefineTask)
+    return frozenset(name for kind in kinds for name in kind.model_fields)

@@ -229,7 +229,7 @@ def revision_of(digests: Mapping[str, str], clip: Mapping[str, str], refiner: st
         refiner: folder of the refiner, if the model has one.
     """
     files = [[path, digests[path]] for path in sorted(digests) if not _is_inside(path, refiner)]
-    return _digest_of({"files": files, "clip": clip})
+    return digest_of({"files": files, "clip": clip})
 
 
 def refiner_revision_of(digests: Mapping[str, str], refiner: str) -> str:
@@ -239,13 +239,14 @@ def refiner_revision_of(digests: Mapping[str, str], refiner: str) -> str:
         for path in sorted(digests)
         if _is_inside(path, refiner)
     ]
-    return _digest_of({"files": files})
+    return digest_of({"files": files})
 
 
 def _is_inside(path: str, folder: str | None) -> bool:
     return folder is not None and path.startswith(f"{folder}/")
 
 
-def _digest_of(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of content as JSON, "sha256:" and 64 hexadecimal digits."""
     encoded = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"

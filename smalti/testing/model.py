@@ -64,7 +64,12 @@ def random_parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Param
 
 
 def tiny_model(
-    folder: Path, seed: int = 0, words: Words | None = None, *, with_refiner: bool = False
+    folder: Path,
+    seed: int = 0,
+    words: Words | None = None,
+    *,
+    with_refiner: bool = False,
+    pictures_seed: int | None = None,
 ) -> ModelFolder:
     """Writes the folder of a tiny model; a seed determines all bytes.
 
@@ -73,14 +78,15 @@ def tiny_model(
         seed: the seed of the random weights.
         words: the words that the model knows; None for a model that accepts any text.
         with_refiner: whether the model has a refiner.
+        pictures_seed: the seed of VQGAN and CLIP, for models that share them; None for `seed`.
     """
+    pictures_seed = seed if pictures_seed is None else pictures_seed
     folder.mkdir(parents=True)
     config = tiny_bart_config(tiny_tokenizer_files(folder / "bart"))
     bart.DalleBart(config, random_parameters(bart.parameter_shapes(config), seed)).save(folder / "bart")
-    vqgan.VQGAN(TINY_VQGAN, random_parameters(vqgan.parameter_shapes(TINY_VQGAN), seed)).save(
-        folder / "vqgan"
-    )
-    tiny_clip(folder / "clip", seed)
+    shapes = vqgan.parameter_shapes(TINY_VQGAN)
+    vqgan.VQGAN(TINY_VQGAN, random_parameters(shapes, pictures_seed)).save(folder / "vqgan")
+    tiny_clip(folder / "clip", pictures_seed)
     if with_refiner:
         shapes = refiner.parameter_shapes(TINY_REFINER)
         refiner.Refiner(TINY_REFINER, random_parameters(shapes, seed)).save(folder / "refiner")
