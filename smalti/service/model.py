@@ -2,6 +2,7 @@
 
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import sampling_message
+from smalti.text.vocabulary import Words, load_words
 from smalti.v1 import model_pb2
 
 
@@ -39,4 +40,40 @@ def model_message(spec: ModelSpec) -> model_pb2.Model:
         if spec.refiner
         else None,
         enlarges=True,
+    )
+
+
+def model_card(spec: ModelSpec) -> model_pb2.Model:
+    """Returns the description of a model with its vocabulary, as encoders tell it to the gateways.
+
+    Raises:
+        ModelError: a file of the model is invalid.
+    """
+    message = model_message(spec)
+    message.vocabulary.CopyFrom(_vocabulary(load_words(spec.folder.words_file)))
+    return message
+
+
+def _vocabulary(words: Words | None) -> model_pb2.Vocabulary:
+    if words is None:
+        return model_pb2.Vocabulary(closed=False)
+    groups = {
+        "things": words.things,
+        "colours": words.colours,
+        "backgrounds": words.backgrounds,
+        "patterns": words.patterns,
+        "scenes": words.scenes,
+        "styles": words.styles,
+        "sizes": words.sizes,
+        "counts": words.counts,
+        "places": words.places,
+        "poses": words.poses,
+        "relations": words.relations,
+        "grammar": words.grammar,
+    }
+    return model_pb2.Vocabulary(
+        closed=True,
+        groups=[
+            model_pb2.WordGroup(name=name, words=sorted(known)) for name, known in groups.items() if known
+        ],
     )

@@ -4,9 +4,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from smalti.messages import MAX_PROMPT_LENGTH
 from smalti.registry.spec import ModelSpec
-from smalti.service.model import model_message
+from smalti.service.model import model_card
 from smalti.services.gateway.settings import GatewaySettings
-from smalti.text.vocabulary import Words, load_words
 from smalti.v1 import model_pb2
 
 
@@ -16,7 +15,7 @@ def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
     Raises:
         ModelError: a file of the model is invalid.
     """
-    message = model_message(spec)
+    message = model_card(spec)
     message.default = True
     # The decoder service encodes initial images.
     message.encodes_images = message.encodes_images and settings.decoder is not None
@@ -24,7 +23,6 @@ def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
         message.ClearField("refiner")
         message.enlarges = False
     message.limits.CopyFrom(_limits(settings))
-    message.vocabulary.CopyFrom(_vocabulary(load_words(spec.folder.words_file)))
     return message
 
 
@@ -47,31 +45,6 @@ def _limits(settings: GatewaySettings) -> model_pb2.Limits:
         retention=_duration(settings.retention),
         default_retention=_duration(settings.default_retention),
         open_jobs=settings.open_jobs,
-    )
-
-
-def _vocabulary(words: Words | None) -> model_pb2.Vocabulary:
-    if words is None:
-        return model_pb2.Vocabulary(closed=False)
-    groups = {
-        "things": words.things,
-        "colours": words.colours,
-        "backgrounds": words.backgrounds,
-        "patterns": words.patterns,
-        "scenes": words.scenes,
-        "styles": words.styles,
-        "sizes": words.sizes,
-        "counts": words.counts,
-        "places": words.places,
-        "poses": words.poses,
-        "relations": words.relations,
-        "grammar": words.grammar,
-    }
-    return model_pb2.Vocabulary(
-        closed=True,
-        groups=[
-            model_pb2.WordGroup(name=name, words=sorted(known)) for name, known in groups.items() if known
-        ],
     )
 
 
