@@ -15,6 +15,7 @@ from smalti.messages import (
     Chunk,
     EncodeTask,
     Message,
+    RouteKey,
     Stage,
     dead_queue_name,
     parse,
@@ -25,11 +26,12 @@ from smalti.queue import (
     BrokerSettings,
     Consumer,
     Delivery,
+    HelloHandler,
     Outcome,
     celery_application,
     consume,
 )
-from smalti.queue.application import all_queues
+from smalti.queue.queues import all_queues, declared
 from smalti.registry.folder import ModelFolder
 from smalti.storage import ObjectStore
 
@@ -78,7 +80,7 @@ def read_all(settings: BrokerSettings, queue: str) -> list[tuple[str, dict[str, 
     """Takes all messages of a queue; returns the text of each, or its body if it is not a task, and its headers."""
     found = []
     with celery_application(patient(settings)).connection_for_write() as connection:
-        bound = all_queues(settings)[queue](connection.channel())
+        bound = declared(queue, settings)(connection.channel())
         bound.declare()
         while message := bound.get(accept=["application/json", "application/data"], no_ack=True):
             body = message.body
@@ -153,6 +155,8 @@ class QueueHarness:
         concurrency: int = 4,
         stage: Stage = Stage.ENCODE,
         store: ObjectStore | None = None,
+        key: RouteKey | None = None,
+        hear: HelloHandler = lambda hello: None,
     ) -> Consumer:
         """Starts the worker; by default, its handler returns the event that the work is done."""
 
@@ -171,6 +175,8 @@ class QueueHarness:
             store=store,
             settings=self.settings,
             observer=lambda handled: self.outcomes.update([handled.completion.outcome]),
+            key=key,
+            hear=hear,
         )
         self.consumer.start()
         assert self.consumer.wait_until_ready(WAIT)

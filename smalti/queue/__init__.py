@@ -4,11 +4,17 @@ from smalti.queue.application import broker_address, celery_application, check_b
 from smalti.queue.consumer import Consumer, consume
 from smalti.queue.dead.access import DeadLetters, HeldLetter
 from smalti.queue.dead.letters import DeadLetter, LetterFilter
-from smalti.queue.delivery import Delivery, Handler
-from smalti.queue.errors import GiveBackError, HandlerError, PermanentError, RetryError
+from smalti.queue.errors import GiveBackError, HandlerError, HoldBackError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
 from smalti.queue.order import BatchTurns
-from smalti.queue.outcomes import DeliveryObserver, HandledDelivery, Outcome
+from smalti.queue.outcomes import (
+    Delivery,
+    DeliveryObserver,
+    HandledDelivery,
+    Handler,
+    HelloHandler,
+    Outcome,
+)
 from smalti.queue.publisher import BrokerPublisher, Publisher
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.tracing import current_trace
@@ -29,6 +35,8 @@ __all__ = [
     "Handler",
     "HandlerError",
     "HeldLetter",
+    "HelloHandler",
+    "HoldBackError",
     "LetterFilter",
     "Outcome",
     "PermanentError",

@@ -6,116 +6,31 @@ the broker's default exchange, so there is no binding to lose.
 
 import re
 import ssl
-from typing import Any, ClassVar, Final
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 import amqp
 import redis
 from celery import Celery
-from kombu.entity import Exchange, Queue
 
 from smalti.errors import BrokerUnavailableError, InvalidInputError
-from smalti.messages import QUEUE_PREFIX, Stage, dead_queue_name, queue_name
+from smalti.messages import QUEUE_PREFIX, Stage, queue_name
 from smalti.network import check_key_pair, check_plaintext
-from smalti.parameters import Priority
+from smalti.queue.queues import all_queues, declared, uses_rabbitmq
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 from smalti.queue.signing import use_signatures
-
-DELIVERY_LIMIT: Final = 20
-"""RabbitMQ's own limit of deliveries, a safety net behind `BrokerSettings.deliveries`: every requeue counts towards it,
-and so does a lost connection."""
-
-CONSUMER_TIMEOUT_SECONDS: Final = 24 * 3600
-"""Time after which RabbitMQ takes a message back that is not acknowledged, instead of half an hour. A worker that hangs
-is found by its heartbeat, its engine, or the lease of the gateway. RabbitMQ before 3.12 ignores it."""
-DEAD_DELIVERY_LIMIT: Final = 2_000_000_000
-"""No limit for dead letters: each look at them counts as a delivery, and RabbitMQ 4 drops a message after 20."""
 
 # Kombu imports this class, which decides the order in which queues are polled.
 QUEUE_ORDER = "smalti.queue.order:InteractiveFirst"
 
 
-def task_name(stage: Stage) -> str:
-    """Returns the name of a stage's Celery task."""
-    return f"smalti.{stage}"
-
-
-def stage_queues(stage: Stage) -> list[str]:
-    """Returns the queues that a stage consumes, interactive work first."""
-    if stage is Stage.EVENTS:
-        return [queue_name(stage)]
-    return [queue_name(stage, priority) for priority in (Priority.INTERACTIVE, Priority.BATCH)]
-
-
-def uses_rabbitmq(settings: BrokerSettings) -> bool:
-    """Returns True for RabbitMQ, False for Valkey or Redis.
-
-    Raises:
-        InvalidInputError: the URL has another scheme.
-    """
-    scheme = settings.url.get_secret_value().partition("://")[0]
-    if scheme in ("amqp", "amqps"):
-        return True
-    if scheme in ("redis", "rediss"):
-        return False
-    raise InvalidInputError(f"{BROKER_PREFIX}URL", "must begin with redis://, rediss://, amqp:// or amqps://")
-
-
-class DeadLetteringQueue(Queue):
-    """A queue that is declared together with its dead-letter queue: RabbitMQ, too, moves messages there."""
-
-    attrs: ClassVar[Any] = (*Queue.attrs, ("dead", None))  # type: ignore[misc]
-    dead: Queue | None
-
-    def declare(self, nowait: bool = False, channel: Any = None) -> str:
-        """Declares both, the dead-letter queue first."""
-        if self.dead is not None:
-            self.dead(channel or self.channel).declare(nowait=nowait)
-        return str(super().declare(nowait=nowait, channel=channel))
-
-
-def make_queue(name: str, settings: BrokerSettings, *, dead: Queue | None = None) -> Queue:
-    """Returns the declaration of a queue.
+def celery_application(settings: BrokerSettings, queues: Iterable[str] = ()) -> Celery:
+    """Creates the application.
 
     Args:
-        name: the name of the queue.
-        settings: decide which broker it is declared for.
-        dead: the dead-letter queue; None for a queue that is one itself.
-    """
-    arguments: dict[str, Any] = {}
-    if uses_rabbitmq(settings):
-        arguments = {
-            "x-queue-type": "quorum",
-            # A queue that a policy limits refuses what comes, and drops nothing.
-            "x-overflow": "reject-publish",
-            "x-delivery-limit": DEAD_DELIVERY_LIMIT,
-            "x-consumer-timeout": CONSUMER_TIMEOUT_SECONDS * 1000,
-        }
-        if dead is not None:
-            arguments |= {
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": dead.name,
-                # A message leaves this queue only when the dead-letter queue has it; requires reject-publish.
-                "x-dead-letter-strategy": "at-least-once",
-                "x-delivery-limit": DELIVERY_LIMIT,
-            }
-    return DeadLetteringQueue(
-        name, Exchange(""), routing_key=name, durable=True, queue_arguments=arguments, dead=dead
-    )
-
-
-def all_queues(settings: BrokerSettings) -> dict[str, Queue]:
-    """Returns the declarations of all queues by name."""
-    queues: dict[str, Queue] = {}
-    for stage in Stage:
-        dead = make_queue(dead_queue_name(stage), settings)
-        queues |= {name: make_queue(name, settings, dead=dead) for name in stage_queues(stage)}
-        queues[dead.name] = dead
-    return queues
-
-
-def celery_application(settings: BrokerSettings) -> Celery:
-    """Creates the application.
+        settings: the broker, and how messages are signed.
+        queues: names of queues that it consumes, beside those that every system has.
 
     Raises:
         InvalidInputError: the broker's URL, a certificate or a key is invalid.
@@ -135,7 +50,9 @@ def celery_application(settings: BrokerSettings) -> Celery:
         broker_heartbeat=settings.heartbeat,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # Without limit.
-        task_queues=list(all_queues(settings).values()),
+        task_queues=list(
+            (all_queues(settings) | {name: declared(name, settings) for name in queues}).values()
+        ),
         task_create_missing_queues=False,
         task_default_queue=queue_name(Stage.EVENTS),
         task_serializer="auth" if settings.signed else "json",

@@ -10,14 +10,16 @@ from celery.exceptions import Reject
 from kombu.message import Message as KombuMessage
 
 from smalti.errors import MalformedMessageError
-from smalti.messages import Stage, dead_queue_name
-from smalti.queue.application import celery_application, stage_queues, task_name
+from smalti.messages import RouteKey, Stage, dead_queue_name
+from smalti.queue.application import celery_application
 from smalti.queue.crashes.isolation import IsolationGate
 from smalti.queue.crashes.journal import WorkJournal
 from smalti.queue.dead.headers import UNREADABLE, with_death
-from smalti.queue.delivery import DeliveryHandler, Handler, UnacknowledgedError
-from smalti.queue.outcomes import DeliveryObserver, ReceivedMessage
+from smalti.queue.delivery import DeliveryHandler, UnacknowledgedError
+from smalti.queue.held.returning import ReturningThread
+from smalti.queue.outcomes import DeliveryObserver, Handler, HelloHandler, ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
+from smalti.queue.queues import stage_queues, task_name, uses_rabbitmq
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
 from smalti.queue.transport import RAW, RawMessage
@@ -45,6 +47,8 @@ class Consumer:
         publisher: BrokerPublisher,
         store: ObjectStore | None,
         observer: DeliveryObserver,
+        key: RouteKey | None,
+        hear: HelloHandler,
     ) -> None:
         """Consumes nothing until `start`; see `consume` for the arguments."""
         self._settings = settings
@@ -62,12 +66,14 @@ class Consumer:
             observer=observer,
             gate=IsolationGate(pause=self._pause, return_others=self._return_others, resume=self._resume),
             journal=self._journal,
+            hear=hear,
         )
-        application = celery_application(settings)
+        queues = stage_queues(stage, key, old=settings.old_queues)
+        application = celery_application(settings, queues)
         self._register(application)
-        self._worker = WorkerThread(
-            application, stage_queues(stage), concurrency=concurrency, dead_letter=self._keep
-        )
+        self._worker = WorkerThread(application, queues, concurrency=concurrency, dead_letter=self._keep)
+        # RabbitMQ returns by itself what was held back.
+        self._returning = None if uses_rabbitmq(settings) else ReturningThread(settings, queues)
 
     @property
     def alive(self) -> bool:
@@ -86,8 +92,10 @@ class Consumer:
 
     def start(self) -> Self:
         """Starts consuming in the background, as soon as the broker is there."""
-        self._deliveries.learn_crashes()
+        self._deliveries.crashes.learn()
         self._worker.start()
+        if self._returning is not None:
+            self._returning.start()
         return self
 
     def wait_until_ready(self, timeout: float) -> bool:
@@ -109,6 +117,8 @@ class Consumer:
             keeps the process alive; end the process with `os._exit`.
         """
         grace = self._settings.drain if grace is None else grace
+        if self._returning is not None:
+            self._returning.stop()
         if not self.alive:
             return self.running == 0
         self._worker.pause()
@@ -218,6 +228,8 @@ def consume(
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
     observer: DeliveryObserver = lambda handled: None,
+    key: RouteKey | None = None,
+    hear: HelloHandler = lambda hello: None,
 ) -> Consumer:
     """Returns a consumer of a stage's messages. `start` runs it in the background, `stop` drains it.
 
@@ -225,7 +237,7 @@ def consume(
 
     Args:
         stage: the stage whose queues are consumed.
-        handler: does the work in one of `concurrency` threads; see `smalti.queue.delivery.Handler`.
+        handler: does the work in one of `concurrency` threads; see `smalti.queue.outcomes.Handler`.
         concurrency: messages that are handled at the same time. A generator needs more than its slots, so that work
             waits for the generator and not the generator for work.
         publisher: sends the messages that follow from the work.
@@ -233,6 +245,8 @@ def consume(
             worker, such as events: they are never given up as poison.
         settings: None reads them from the environment.
         observer: called with each handled delivery, from the thread that handled it.
+        key: the key of the queues that are consumed, beside those without a key; None for these alone.
+        hear: told what workers say of themselves; for the gateway, whose stage is that of the events.
 
     Raises:
         InvalidInputError: a setting is invalid.
@@ -246,4 +260,6 @@ def consume(
         publisher=publisher,
         store=store,
         observer=observer,
+        key=key,
+        hear=hear,
     )

@@ -8,10 +8,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 from smalti.disclosure import disclose
@@ -25,17 +23,33 @@ from smalti.errors import (
     UnavailableError,
     UnknownVersionError,
 )
-from smalti.messages import Event, FailureReason, Message, Stage, StageDone, StageTask, dead_queue_name, parse
+from smalti.messages import (
+    HELLO_QUEUE,
+    Event,
+    FailureReason,
+    Message,
+    Stage,
+    StageDone,
+    StageTask,
+    dead_queue_name,
+    parse,
+    parse_hello,
+)
 from smalti.queue.crashes.isolation import IsolationGate
-from smalti.queue.crashes.journal import Crash, WorkJournal
+from smalti.queue.crashes.journal import WorkJournal
+from smalti.queue.crashes.learning import CrashLearner
 from smalti.queue.crashes.poison import PoisonRecord, PoisonRecords, work_id
-from smalti.queue.dead.headers import UNREADABLE, VERSION, with_death
-from smalti.queue.errors import GiveBackError, PermanentError, RetryError
+from smalti.queue.dead.headers import UNREADABLE, VERSION, with_death, without_death
+from smalti.queue.errors import GiveBackError, HoldBackError, PermanentError, RetryError
+from smalti.queue.held.holding import Holding, expiry_of, held_queue
 from smalti.queue.outcomes import (
     UNFINISHED,
     Completion,
+    Delivery,
     DeliveryObserver,
     HandledDelivery,
+    Handler,
+    HelloHandler,
     Outcome,
     ReceivedMessage,
 )
@@ -51,20 +65,6 @@ ISOLATE_AFTER: Final = 2
 """Deliveries without an end after which a message runs alone, whether or not a crash is known."""
 MAX_BLAMED: Final = 3
 """Attempts at a message over which an engine fails, and over no other."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A message that is passed to a handler."""
-
-    message: Message
-    draining: threading.Event
-    """Set when the worker stops: a handler that would take too long then raises `GiveBackError`."""
-
-
-Handler = Callable[[Delivery], Iterable[Message]]
-"""Does the work, makes the result durable, and returns the messages to send. It may be called again for work that is
-done already. Raises a subclass of `HandlerError` when the work is not done."""
 
 
 class UnacknowledgedError(Exception):
@@ -85,6 +85,7 @@ class DeliveryHandler:
         observer: DeliveryObserver = lambda handled: None,
         gate: IsolationGate | None = None,
         journal: WorkJournal | None = None,
+        hear: HelloHandler = lambda hello: None,
     ) -> None:
         """Sets up the handler.
 
@@ -97,6 +98,7 @@ class DeliveryHandler:
             observer: called with every handled delivery.
             gate: isolates suspect messages.
             journal: notes what this worker does, and knows what crashed ones did; None without a store.
+            hear: told what workers say of themselves.
         """
         self.gate = gate or IsolationGate()
         self.draining = threading.Event()
@@ -107,29 +109,10 @@ class DeliveryHandler:
         self._observer = observer
         self._poison = None if store is None else PoisonRecords(store, stage)
         self._journal = journal
-        self._crashes_untold = False
-        self._learning = threading.Lock()
+        self._hear = hear
+        self.crashes = CrashLearner(journal, self._poison)
         self._in_progress: dict[tuple[str, ...], Future[bool]] = {}
         self._lock = threading.Lock()
-
-    def learn_crashes(self) -> None:
-        """Records what crashed workers of this machine were doing; when the store is away, the next message does."""
-        if self._journal is None or self._poison is None:
-            return
-        # The messages of a crashed worker come back together: whoever is second waits until the crash is recorded.
-        with self._learning:
-            try:
-                self._journal.take_crashes(self._record_crash)
-                self._crashes_untold = False
-            except UnavailableError as error:
-                self._crashes_untold = True
-                logger.warning("the crash of a worker cannot be recorded yet: %s", error)
-
-    def _record_crash(self, crash: Crash) -> None:
-        assert self._poison is not None
-        for job, works in crash.items():
-            logger.warning("a worker has crashed over %s; its work at this stage runs alone", job)
-            self._poison.add(job, works, alone=False)
 
     def handle(self, received: ReceivedMessage) -> None:
         """Handles one delivery; when it returns, the message may be acknowledged.
@@ -143,6 +126,9 @@ class DeliveryHandler:
         with ExitStack() as telemetry:
             try:
                 try:
+                    if received.queue == HELLO_QUEUE:
+                        completion = self._receive_hello(received)
+                        return
                     message = self._parse(received)
                     span = telemetry.enter_context(handling(message, received.queue))
                     completion = self._deliver(received, message)
@@ -181,6 +167,24 @@ class DeliveryHandler:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
 
+    def _receive_hello(self, received: ReceivedMessage) -> Completion:
+        """Passes on what a worker says; the next one comes in seconds, so nothing is tried again or kept."""
+        try:
+            if received.problem:
+                raise MessageError(received.problem)
+            hello = parse_hello(received.text)
+            if received.signer is not None:
+                check_sender(received.signer, hello)
+            self._hear(hello)
+        except UnknownVersionError:
+            return Completion(Outcome.EXPIRED)
+        except MessageError as error:
+            return self._bury(received, str(error), UNREADABLE)
+        except Exception as error:
+            logger.warning("what a worker says of itself is lost: %s", disclose(error, during="a hello").text)
+            return Completion(Outcome.FAILED)
+        return Completion(Outcome.DONE)
+
     def _check_sender(self, received: ReceivedMessage, message: Message) -> None:
         """Raises `MalformedMessageError` if the signer of the message must not send it."""
         if received.signer is not None:
@@ -196,7 +200,7 @@ class DeliveryHandler:
             if running.result():
                 return Completion(Outcome.DUPLICATE)
         elif received.redelivered:
-            self.learn_crashes()
+            self.crashes.learn()
             # Send a copy with the count increased: the broker cannot change the header of the original.
             self._send_again(received, received.redeliveries + 1)
             return Completion(Outcome.REDELIVERED)
@@ -210,8 +214,8 @@ class DeliveryHandler:
         """Returns what is known of crashes over the job; nothing if the store is away, at which the work fails too."""
         if self._poison is None:
             return PoisonRecord()
-        if self._crashes_untold:
-            self.learn_crashes()
+        if self.crashes.untold:
+            self.crashes.learn()
         try:
             return self._poison.load(message.job)
         except UnavailableError:
@@ -286,6 +290,9 @@ class DeliveryHandler:
                 done = follower if isinstance(follower, StageDone) else done
         except GiveBackError:
             return self._give_back(received)
+        except HoldBackError as error:
+            held = self._hold_back(received, message.late_at, str(error))
+            return held or self._fail(received, message, FailureReason.MODEL, str(error), Outcome.FAILED)
         except EngineFailedError as error:
             # Not an attempt: the process ends, and any of the messages that it works on may be the cause.
             logger.warning("the engine has stopped while it worked on %s: %s", message.work_key, error)
@@ -342,14 +349,20 @@ class DeliveryHandler:
         return Completion(Outcome.RETRIED)
 
     def _leave_to_newer(self, received: ReceivedMessage, error: UnknownVersionError) -> Completion:
-        """Returns the message for a newer service; without one, it ends in the dead-letter queue."""
-        if received.redeliveries + 1 >= self._settings.deliveries:
-            return self._bury(received, str(error), VERSION)
-        self.draining.wait(
-            min(self._settings.retry_first * 2.0**received.redeliveries, self._settings.retry_max)
-        )
-        self._send_again(received, received.redeliveries + 1)
-        return Completion(Outcome.RETRIED)
+        """Holds the message back for a newer service; once it has expired, it ends in the dead-letter queue."""
+        held = self._hold_back(received, expiry_of(received.text), str(error))
+        return held or self._bury(received, str(error), VERSION)
+
+    def _hold_back(self, received: ReceivedMessage, expires: float | None, why: str) -> Completion | None:
+        """Has the message, as it came, delivered again after a delay; returns None if that was done for long enough."""
+        holding = Holding.read(received.raw.headers, time.time())
+        if holding.is_over(expires):
+            return None
+        delay = holding.delay(self._settings.retry_first, self._settings.retry_max)
+        logger.info("a message of %s is held back for %.1f s: %s", self._stage, delay, why)
+        headers = without_death(received.raw.headers) | holding.next_headers
+        self._publisher.publish_received(held_queue(received.queue, delay), received.raw, headers)
+        return Completion(Outcome.HELD)
 
     def _give_back(self, received: ReceivedMessage) -> Completion:
         self._send_again(received, received.redeliveries)

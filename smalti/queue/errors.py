@@ -33,3 +33,7 @@ class PermanentError(HandlerError):
 
 class GiveBackError(HandlerError):
     """The worker stops. The message goes back to its queue, which does not count as an attempt."""
+
+
+class HoldBackError(HandlerError):
+    """This worker does not serve the message, but another may. It is held back, which does not count as an attempt."""

@@ -1,12 +1,30 @@
 """A delivery: what the broker has delivered, and its possible ends."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from smalti.messages import FailureReason, Message, StageDone
+from smalti.messages import FailureReason, Hello, Message, StageDone
 from smalti.queue.transport import RawMessage
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message that is passed to a handler."""
+
+    message: Message
+    draining: threading.Event
+    """Set when the worker stops: a handler that would take too long then raises `GiveBackError`."""
+
+
+Handler = Callable[[Delivery], Iterable[Message]]
+"""Does the work, makes the result durable, and returns the messages to send. It may be called again for work that is
+done already. Raises a subclass of `HandlerError` when the work is not done."""
+
+HelloHandler = Callable[[Hello], None]
+"""Is told what workers say of themselves."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,8 @@ class Outcome(StrEnum):
     """A worker crashed over it, or lost its connection; it was sent again with its count of redeliveries increased."""
     GIVEN_BACK = "given back"
     """It went back to its queue: the worker stops, or another message must run alone."""
+    HELD = "held"
+    """This worker cannot handle it, and another may; it comes back after a delay."""
     UNCONFIRMED = "unconfirmed"
     """The broker did not accept what follows, or the store did not answer; the message is delivered again."""
 
@@ -74,7 +94,13 @@ class HandledDelivery:
     """Seconds from sending to handling, by the clocks of two machines; None if unknown."""
 
 
-UNFINISHED: Final = (Outcome.RETRIED, Outcome.GIVEN_BACK, Outcome.REDELIVERED, Outcome.UNCONFIRMED)
+UNFINISHED: Final = (
+    Outcome.RETRIED,
+    Outcome.GIVEN_BACK,
+    Outcome.HELD,
+    Outcome.REDELIVERED,
+    Outcome.UNCONFIRMED,
+)
 """Outcomes after which the message, or a copy of it, is delivered again."""
 
 DeliveryObserver = Callable[[HandledDelivery], None]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import amqp
@@ -15,8 +16,9 @@ from kombu.messaging import Producer
 from kombu.utils.uuid import uuid
 
 from smalti.errors import BrokerUnavailableError
-from smalti.messages import Message, Stage
-from smalti.queue.application import all_queues, celery_application, task_name, uses_rabbitmq
+from smalti.messages import Hello, Message, Stage
+from smalti.queue.application import celery_application
+from smalti.queue.queues import declared, task_name, uses_rabbitmq
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
@@ -29,6 +31,8 @@ SENT_HEADER = "smalti_sent"
 
 SENDERS = 8
 """Number of messages that are sent at the same time."""
+MAX_DECLARATIONS = 1024
+"""Declarations of queues that are kept, so that they need not be made again."""
 MAX_OFFERED = 64
 """Offered messages that may wait to be sent; more are dropped."""
 
@@ -46,7 +50,7 @@ class Publisher(Protocol):
         """Sends a message and waits until the broker has it.
 
         Args:
-            message: goes to the queue of its stage and priority.
+            message: goes to the queue of its stage, key and priority.
             timeout: in seconds; None is the default of the settings.
 
         Raises:
@@ -76,7 +80,7 @@ class BrokerPublisher:
         """
         self.settings = settings or broker_settings()
         self._application = application or celery_application(self.settings)
-        self._queues = all_queues(self.settings)
+        self._declared = lru_cache(MAX_DECLARATIONS)(partial(declared, settings=self.settings))
         self._rabbitmq = uses_rabbitmq(self.settings)
         # In threads of their own, so that the timeout holds whatever the client library does with its timeouts.
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="publisher")
@@ -86,8 +90,11 @@ class BrokerPublisher:
         self.closed = False
         """Whether it was closed, so that nothing can be sent any more."""
 
-    def publish(self, message: Message, *, timeout: float | None = None) -> None:
+    def publish(self, message: Message | Hello, *, timeout: float | None = None) -> None:
         """Sends a message and waits for the confirmation; see `Publisher`."""
+        if isinstance(message, Hello):
+            self.publish_text(message.stage_queue, message.queue, message.to_json(), timeout=timeout)
+            return
         with sending(message) as traced:
             self.publish_text(traced.stage_queue, traced.queue, traced.to_json(), timeout=timeout)
 
@@ -241,12 +248,11 @@ class BrokerPublisher:
     def _send_once(
         self, connection: Connection, queue_name: str, body: Any, options: Mapping[str, Any]
     ) -> None:
-        declared = [self._queues[queue_name]]
         Producer(connection.default_channel).publish(
             body,
             exchange="",
             routing_key=queue_name,
-            declare=declared,
+            declare=[self._declared(queue_name)],
             mandatory=True,  # Otherwise RabbitMQ confirms a message for a missing queue too.
             timeout=self.settings.timeout,
             confirm_timeout=self.settings.timeout,

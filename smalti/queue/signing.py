@@ -22,7 +22,7 @@ from kombu.utils.encoding import bytes_to_str
 from pydantic import Field, ValidationError
 
 from smalti.errors import InvalidInputError, MalformedMessageError
-from smalti.messages import QUEUE_PREFIX, Event, Message, Stage
+from smalti.messages import QUEUE_PREFIX, Event, Hello, Message, Stage
 from smalti.network import warn_of_open_key
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 from smalti.validation import Strict
@@ -91,7 +91,7 @@ def check_seal(options: Mapping[str, Any], queue: str) -> Seal:
     return seal
 
 
-def check_sender(signer: str, message: Message) -> None:
+def check_sender(signer: str, message: Message | Hello) -> None:
     """Raises `MalformedMessageError` if a service must not send a message."""
     if signer == ANYONE:
         return
@@ -99,6 +99,8 @@ def check_sender(signer: str, message: Message) -> None:
     if is_allowed and isinstance(message, Event) and signer != "gateway":
         # The gateway repeats the events of its queue, whoever has sent them.
         is_allowed = message.stage is _STAGES[signer]
+    elif isinstance(message, Hello):
+        is_allowed = message.stage is _STAGES.get(signer)
     if not is_allowed:
         raise MalformedMessageError(f"the key of the {signer} must not send this message")
 

@@ -17,6 +17,11 @@ from kombu.message import Message as KombuMessage
 from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 from kombu.transport.virtual import base as virtual
+from kombu.utils.json import dumps
+
+from smalti.messages import HELLO_QUEUE
+from smalti.queue.held.holding import KEEP_SCRIPT, held_set, split_held
+from smalti.queue.queues import MAX_HELLOS
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +92,17 @@ class _ValkeyChannel(kombu_redis.Channel):
     Message = ValkeyMessage
     QoS = _ValkeyQoS
     connection_class_ssl = ValkeyTls
+
+    def _put(self, queue: str, message: dict[str, Any], **options: Any) -> None:
+        """Adds a message to a queue; one that is held back waits in a sorted set, as if sent to the queue already."""
+        origin, milliseconds = split_held(queue)
+        if milliseconds is None:
+            super()._put(queue, message, **options)
+            if queue == HELLO_QUEUE:
+                self.client.ltrim(queue, 0, MAX_HELLOS - 1)
+            return
+        message["properties"]["delivery_info"]["routing_key"] = origin
+        self.client.eval(KEEP_SCRIPT, 1, held_set(origin), milliseconds / 1000, dumps(message))
 
 
 class ValkeyTransport(kombu_redis.Transport):

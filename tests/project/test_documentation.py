@@ -9,7 +9,7 @@ import pytest
 from harness.paths import ROOT
 from smalti.cli import run
 from smalti.queue import BrokerSettings
-from smalti.queue.application import all_queues
+from smalti.queue.queues import all_queues
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

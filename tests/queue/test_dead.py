@@ -26,8 +26,8 @@ from smalti.queue import (
     Outcome,
     celery_application,
 )
-from smalti.queue.application import all_queues
 from smalti.queue.dead.headers import DIED, KIND, ORIGIN, REASON
+from smalti.queue.queues import all_queues
 from smalti.queue.transport import BROKER_ERRORS, RawMessage
 from smalti.settings import PREFIX
 

@@ -201,7 +201,6 @@ def test_unreadable_messages_are_dead_lettered_and_the_worker_survives(queue_har
         "the limit is": good + " " * 70_000,
         "encode.prompt": good.replace('"a cat"', '""'),
         "is in the queue of encode": task().done().to_json(),
-        "has version 99": good.replace('"version":2', '"version":99'),
     }
     for text in texts.values():
         publisher.publish_text(Stage.ENCODE, queue, text)
@@ -260,16 +259,6 @@ def test_worker_survives_rubbish_in_valkey(valkey: ValkeyServer) -> None:
         queue_harness.wait_for(Outcome.DONE)
     finally:
         queue_harness.stop()
-
-
-def test_message_of_a_newer_version_waits_for_newer_services(queue_harness: QueueHarness) -> None:
-    newer = task().to_json().replace('"version":2', '"version":3')
-    queue_harness.publisher.publish_text(Stage.ENCODE, "smalti.encode.interactive", newer)
-    queue_harness.work()
-    queue_harness.wait_for(Outcome.DEAD)
-    assert queue_harness.outcomes[Outcome.RETRIED] == queue_harness.settings.deliveries - 1
-    assert [text for text, _ in dead(queue_harness.settings)] == [newer]
-    assert events(queue_harness.settings) == []
 
 
 def test_duplicate_deliveries_run_once(queue_harness: QueueHarness) -> None:

@@ -29,7 +29,7 @@ from smalti.errors import BrokerUnavailableError
 from smalti.messages import EncodeTask, Message, Stage, dead_queue_name, queue_name
 from smalti.parameters import Priority
 from smalti.queue import Delivery, Outcome, celery_application
-from smalti.queue.application import all_queues
+from smalti.queue.queues import all_queues
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 

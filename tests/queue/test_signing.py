@@ -27,11 +27,11 @@ from smalti.queue import (
     Outcome,
     celery_application,
 )
-from smalti.queue.application import all_queues
 from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
 from smalti.queue.delivery import DeliveryHandler
 from smalti.queue.outcomes import ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER
+from smalti.queue.queues import declared
 from smalti.queue.signing import SealingSerializer, TrustedCertificates
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
@@ -116,7 +116,7 @@ def take(settings: BrokerSettings, queue: str) -> list[KombuMessage]:
     """Takes the messages of a queue as they are."""
     found = []
     with celery_application(settings).connection_for_write() as connection:
-        bound = all_queues(settings)[queue](connection.channel())
+        bound = declared(queue, settings)(connection.channel())
         bound.declare()
         while message := bound.get(accept=["application/data"], no_ack=True):
             found.append(message)

@@ -11,9 +11,9 @@ from kombu import serialization
 
 from smalti.errors import ExpiredMessageError, MalformedMessageError, SmaltiError
 from smalti.messages import QUEUE_PREFIX, Message, Stage, dead_queue_name, parse
-from smalti.queue.application import stage_queues
 from smalti.queue.dead.headers import BROKER, DIED, KIND, OLD_NAME, ORIGIN, REASON
 from smalti.queue.dead.instructions import MAX_BODY_BYTES
+from smalti.queue.queues import stage_of, stage_queues
 from smalti.queue.signing import SEAL, SIGNED_TYPE, Seal
 from smalti.queue.transport import RawMessage
 from smalti.storage import digest
@@ -84,8 +84,7 @@ class DeadLetter:
             named = f"{QUEUE_PREFIX}{self.queue}"
         if named and not named.startswith(QUEUE_PREFIX):
             named = f"{QUEUE_PREFIX}{named}"
-        known = stage_queues(self.stage)
-        return named if named in known else known[0]
+        return named if stage_of(named) is self.stage else stage_queues(self.stage)[0]
 
     @property
     def signed(self) -> bool:

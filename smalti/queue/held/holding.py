@@ -1,0 +1,107 @@
+"""Messages that are held back: the worker that received them cannot do the work, but another may.
+
+Such a message goes to a queue of its own, from which the broker, or with Valkey a worker, returns it after a delay. So
+it occupies no worker, and is there after a restart. It stays as it came, with its signature. With every time the delay
+grows, until the message expires.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from pydantic_core import from_json
+
+from smalti.messages import MAX_CLOCK_SKEW_SECONDS
+
+TIMES_HEADER: Final = "smalti_held"
+"""The header that counts how often a message was held back."""
+SINCE_HEADER: Final = "smalti_held_since"
+"""The header with the Unix time at which that was first done."""
+MAX_HELD_SECONDS: Final = 8 * 24 * 3600.0
+"""Time after which a message is not held back any more, whatever it says: longer than any job may take."""
+MAX_UNDATED_SECONDS: Final = 3600.0
+"""The same for a message of which nothing says when it expires."""
+
+_HELD: Final = ".held"
+
+# Valkey keeps the messages of a queue in a sorted set, by the time of its own clock at which they go back.
+KEEP_SCRIPT: Final = """
+local now = redis.call('TIME')
+redis.call('ZADD', KEYS[1], now[1] + now[2] / 1e6 + ARGV[1], ARGV[2])
+"""
+RETURN_SCRIPT: Final = """
+local now = redis.call('TIME')
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] + now[2] / 1e6, 'LIMIT', 0, ARGV[1])
+for _, message in ipairs(due) do
+    redis.call('LPUSH', KEYS[2], message)
+    redis.call('ZREM', KEYS[1], message)
+end
+return #due
+"""
+
+
+def held_queue(origin: str, seconds: float) -> str:
+    """Returns the queue from which messages go back to another one after a delay."""
+    return f"{origin}{_HELD}.{max(1, round(seconds * 1000))}"
+
+
+def held_set(origin: str) -> str:
+    """Returns the key of Valkey's sorted set of messages that go back to a queue."""
+    return f"{origin}{_HELD}"
+
+
+def split_held(name: str) -> tuple[str, int | None]:
+    """Returns the queue that messages go back to, and the delay in milliseconds; None for any other queue."""
+    origin, found, delay = name.rpartition(f"{_HELD}.")
+    return (origin, int(delay)) if found and delay.isascii() and delay.isdigit() else (name, None)
+
+
+def expiry_of(text: str) -> float | None:
+    """Returns the time until which a message of an unknown version may be held back; None if it does not say one."""
+    try:
+        expires = from_json(text)["expires"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    if isinstance(expires, bool) or not isinstance(expires, int | float) or not math.isfinite(expires):
+        return None
+    return float(expires) + MAX_CLOCK_SKEW_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """How often a message was held back, and since when."""
+
+    times: int
+    since: float
+    """Unix time."""
+
+    @classmethod
+    def read(cls, headers: Mapping[str, Any], now: float) -> Self:
+        """Reads the headers of a message. They are not signed, so that values that make no sense are replaced."""
+        times, since = headers.get(TIMES_HEADER), headers.get(SINCE_HEADER)
+        is_time = isinstance(since, int | float) and math.isfinite(since) and 0 <= since <= now
+        return cls(
+            times=times if isinstance(times, int) and 0 <= times < 2**31 else 0,
+            since=float(since) if is_time else now,  # type: ignore[arg-type]
+        )
+
+    @property
+    def next_headers(self) -> dict[str, Any]:
+        """The headers of the message when it is held back once more."""
+        return {TIMES_HEADER: self.times + 1, SINCE_HEADER: self.since}
+
+    def delay(self, first: float, maximum: float) -> float:
+        """Returns for how many seconds it is held back."""
+        return min(first * 2.0 ** min(self.times, 64), maximum)
+
+    def is_over(self, expires: float | None) -> bool:
+        """Returns whether it must not be held back any more.
+
+        Args:
+            expires: Unix time until which it may be; None if nothing says it.
+        """
+        now = time.time()
+        limit = MAX_UNDATED_SECONDS if expires is None else MAX_HELD_SECONDS
+        return now >= self.since + limit or (expires is not None and now >= expires)

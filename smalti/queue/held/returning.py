@@ -1,0 +1,70 @@
+"""The thread in which a worker returns messages that were held back, from Valkey's sorted sets to their queues."""
+
+import logging
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from smalti.queue.application import celery_application
+from smalti.queue.held.holding import RETURN_SCRIPT, held_set
+from smalti.queue.settings import BrokerSettings
+from smalti.queue.transport import BROKER_ERRORS, describe
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECONDS: Final = 0.5
+"""Interval between two looks; a message is held back for that much longer at most. Not longer than the first delay."""
+MAX_RETURNED: Final = 100
+"""Messages of a queue that are returned at a time."""
+
+
+class ReturningThread:
+    """Returns held messages once their delay is over; several workers may do so for the same queue."""
+
+    def __init__(self, settings: BrokerSettings, queues: Iterable[str]) -> None:
+        """Connects to nothing until `start`.
+
+        Args:
+            settings: the broker, which is Valkey or Redis.
+            queues: the queues that messages are returned to.
+        """
+        self._application = celery_application(settings)
+        self._interval = min(INTERVAL_SECONDS, settings.retry_first)
+        self._queues = tuple(queues)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="returning", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread without waiting for the broker."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after what it is doing."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._return_while_connected()
+            except BROKER_ERRORS as error:
+                if not failing:
+                    logger.warning("messages that were held back are not returned: %s", describe(error))
+                failing = True
+                self._stopping.wait(self._interval)
+            else:
+                failing = False
+
+    def _return_while_connected(self) -> None:
+        connection = self._application.connection_for_write(heartbeat=0)
+        try:
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            channel: Any = connection.default_channel
+            while not self._stopping.is_set():
+                for queue in self._queues:
+                    channel.client.eval(RETURN_SCRIPT, 2, held_set(queue), queue, MAX_RETURNED)
+                self._stopping.wait(self._interval)
+        finally:
+            with suppress(*BROKER_ERRORS):
+                connection.release()
