@@ -31,7 +31,7 @@ from smalti.queue import (
     celery_application,
     consume,
 )
-from smalti.queue.queues import all_queues, declared
+from smalti.queue.broker.queues import all_queues, declared
 from smalti.registry.folder import ModelFolder
 from smalti.storage import ObjectStore
 

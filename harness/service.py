@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from smalti.messages import MessageSettings
 from smalti.queue import BrokerPublisher, BrokerSettings
 from smalti.rpc.channel import channel
 from smalti.rpc.errors import translated
@@ -27,6 +28,7 @@ def bare_process(store: MemoryStore | None = None) -> Process:
         settings=ServiceSettings(),
         rpc=ONCE,
         broker=broker,
+        messages=MessageSettings(),
         publisher=BrokerPublisher(broker),
         store=store or MemoryStore(),
         telemetry=Telemetry(Metrics("ranker")),

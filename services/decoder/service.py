@@ -8,6 +8,7 @@ import numpy as np
 
 from smalti.compilation import use_compilation_cache
 from smalti.engines.decoder import DecoderEngine
+from smalti.messages import Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
@@ -15,6 +16,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.service.serving import Serving
 from smalti.services.decoder.handler import DecodeHandler
 from smalti.services.decoder.servicer import DecoderServicer
 from smalti.text.rewording import Rewriter
@@ -54,6 +56,7 @@ def build(process: Process) -> Service:
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device
+    serving = Serving.of(Stage.DECODE, spec, device)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = DecoderServicer(engine=engine, compute=compute, spec=spec, model=model.reference)
@@ -67,6 +70,7 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency or CONCURRENCY,
         model=spec.folder.name,
         engine=compute,
+        serving=serving,
         close=handler.close,
     )
 

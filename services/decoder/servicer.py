@@ -9,10 +9,11 @@ from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import NotSupportedError
-from smalti.messages import MAX_IN_CHUNK
+from smalti.messages import MAX_IN_CHUNK, Stage
 from smalti.pictures import receive_image
+from smalti.registry.routes import route_keys
 from smalti.registry.spec import ModelSpec
-from smalti.rpc.conversion import check_asked_model, image_message, tokens_message, tokens_of
+from smalti.rpc.conversion import check_asked_part, image_message, tokens_message, tokens_of
 from smalti.service.checks import check_count
 from smalti.service.compute import ComputeThread
 from smalti.v1 import decoder_pb2_grpc, model_pb2
@@ -49,14 +50,15 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self._compute = compute
         self._spec = spec
         self._model = model
+        self._key = route_keys(spec.folder)[Stage.DECODE]
 
     async def Decode(  # noqa: D102, N802
         self, request: DecodeRequest, context: Any
     ) -> AsyncIterator[DecodeResponse]:
-        check_asked_model(request.model, self._model)
+        check_asked_part(request, self._model, self._key)
         check_count(len(request.pictures), MAX_IN_CHUNK, field="pictures", noun="pictures")
         spec, step = self._spec, self._engine.batch_size
-        tokens = tokens_of(request.pictures, spec.tokens, spec.codebook_size, field="pictures")
+        tokens = tokens_of(request.pictures, spec.tokens, spec.vqgan.n_embed, field="pictures")
         with self._compute.permit():
             # One batch of the program at a time, so that other calls get their turn in between.
             for start in range(0, len(tokens), step):
@@ -70,7 +72,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     async def EncodeImages(  # noqa: D102, N802
         self, request: EncodeImagesRequest, context: Any
     ) -> EncodeImagesResponse:
-        check_asked_model(request.model, self._model)
+        check_asked_part(request, self._model, self._key)
         if not self._engine.vqgan.has_encoder:
             raise NotSupportedError("the model's VQGAN has no encoder, so it cannot encode images")
         check_count(len(request.images), MAX_IMAGES, field="images", noun="pictures")

@@ -5,6 +5,7 @@ import jax
 
 from smalti.compilation import use_compilation_cache
 from smalti.engines.encoder import EncoderEngine
+from smalti.messages import Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
@@ -12,6 +13,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.service.serving import Serving
 from smalti.services.encoder.handler import EncodeHandler
 from smalti.services.encoder.servicer import EncoderServicer
 from smalti.text.rewording import Rewriter
@@ -50,6 +52,7 @@ def build(process: Process) -> Service:
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device
+    serving = Serving.of(Stage.ENCODE, spec, device)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = EncoderServicer(engine=engine, compute=compute, rewriter=rewriter, model=model.reference)
@@ -63,5 +66,6 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency or CONCURRENCY,
         model=spec.folder.name,
         engine=compute,
+        serving=serving,
         close=handler.close,
     )

@@ -68,6 +68,8 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
 
     def load(self, task: GenerateTask) -> tuple[Encoding, ...]:
         """Loads the encodings that the candidates are generated from, each once."""
+        if task.adapters:
+            raise InvalidInputError("adapters", "are not supported by this generator; leave them out")
         self._check_given(task)
         return tuple(
             self.store_executor.map(lambda ref: load_encoding(self.store, ref, self._spec), _distinct(task))

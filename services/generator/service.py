@@ -7,12 +7,14 @@ from smalti.compilation import use_compilation_cache
 from smalti.engines.encoder import unconditional_encoding
 from smalti.engines.generator.engine import DEFAULT_MAX_WAITING, GeneratorEngine
 from smalti.errors import ModelError
+from smalti.messages import Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service, failpoints
 from smalti.service.cancellation import Cancellations
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.service.serving import Serving
 from smalti.services.generator.failing_batch import REQUEST, STEP, FailingBatch
 from smalti.services.generator.handler import GenerateHandler
 from smalti.services.generator.servicer import GeneratorServicer
@@ -46,6 +48,7 @@ def build(process: Process) -> Service:
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device
+    serving = Serving.of(Stage.GENERATE, spec, device)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = GeneratorServicer(engine=engine, spec=spec, model=model.reference)
@@ -59,5 +62,6 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency or settings.slots // 4 + 2,
         model=spec.folder.name,
         engine=engine,
+        serving=serving,
         close=handler.close,
     )

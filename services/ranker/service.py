@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from smalti.engines.ranker import RankerEngine
+from smalti.messages import Stage
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process, Service
@@ -12,6 +13,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.service.serving import Serving
 from smalti.services.ranker.handler import RankHandler
 from smalti.services.ranker.servicer import RankerServicer
 from smalti.text.rewording import Rewriter
@@ -51,9 +53,10 @@ def build(process: Process) -> Service:
         rewriter=rewriter,
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    serving = Serving.of(Stage.RANK, spec, device)
 
     def register(server: grpc.aio.Server) -> None:
-        servicer = RankerServicer(engine=engine, compute=compute, model=model.reference)
+        servicer = RankerServicer(engine=engine, compute=compute, model=model.reference, key=serving.key)
         add_RankerServiceServicer_to_server(servicer, server)
         described = EngineServicer(stage=engine_pb2.STAGE_RANK, model=model, engine=compute, device=device)
         add_EngineServiceServicer_to_server(described, server)
@@ -64,5 +67,6 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency or CONCURRENCY,
         model=spec.folder.name,
         engine=compute,
+        serving=serving,
         close=handler.close,
     )

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from smalti.engines.ranker import RankerEngine
-from smalti.messages import MAX_IN_CHUNK
+from smalti.messages import MAX_IN_CHUNK, RouteKey
 from smalti.models.clip import Ranking
 from smalti.pictures import receive_image
-from smalti.rpc.conversion import check_asked_model, features_message
+from smalti.rpc.conversion import check_asked_part, features_message
 from smalti.service.checks import check_count, checked_prompt
 from smalti.service.compute import ComputeThread
 from smalti.v1 import model_pb2, ranker_pb2_grpc
@@ -20,7 +20,12 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
     """Scores the pictures of gRPC calls."""
 
     def __init__(
-        self, *, engine: RankerEngine, compute: ComputeThread, model: model_pb2.ModelReference
+        self,
+        *,
+        engine: RankerEngine,
+        compute: ComputeThread,
+        model: model_pb2.ModelReference,
+        key: RouteKey,
     ) -> None:
         """Serves a loaded engine.
 
@@ -28,13 +33,15 @@ class RankerServicer(ranker_pb2_grpc.RankerServiceServicer):
             engine: the ranker.
             compute: the thread in which the ranker runs.
             model: the loaded model.
+            key: the key of the files that it works with.
         """
         self._engine = engine
         self._compute = compute
         self._model = model
+        self._key = key
 
     async def Score(self, request: ScoreRequest, context: Any) -> ScoreResponse:  # noqa: D102, N802
-        check_asked_model(request.model, self._model)
+        check_asked_part(request, self._model, self._key)
         prompt = checked_prompt(request.prompt)
         check_count(len(request.images), MAX_IN_CHUNK, field="images", noun="pictures")
         rankings: list[Ranking] = []

@@ -12,9 +12,9 @@ from PIL import Image
 from smalti.engines.encoding import Encoding
 from smalti.engines.refiner import RefinerEngine, RefinerInput
 from smalti.errors import DamagedObjectError, InvalidInputError
-from smalti.messages import FailureReason, Message, PictureToRefine, RefineTask, Stage
+from smalti.messages import Message, PictureToRefine, RefineTask, Stage
 from smalti.pictures import Drawing, png_bytes, read_drawing
-from smalti.queue import PermanentError
+from smalti.queue import HoldBackError
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
@@ -68,15 +68,14 @@ class RefineHandler(StageHandler[RefineTask, list[ChosenPicture]]):
         """Loads the pictures, and what the network needs to know of them.
 
         Raises:
-            PermanentError: the task needs another refiner.
+            HoldBackError: the task needs another refiner.
             MissingObjectError: an input is missing.
             DamagedObjectError: an input is not what was written.
         """
         if task.refiner is not None and task.refiner != self._spec.refiner_revision:
-            raise PermanentError(
-                FailureReason.MODEL,
+            raise HoldBackError(
                 f"the task needs the refiner {task.refiner}; "
-                f"this service has loaded {self._spec.refiner_revision or 'none'}",
+                f"this service has loaded {self._spec.refiner_revision or 'none'}"
             )
         # Most pictures share the encoding of the prompt, so each encoding is loaded once.
         refs = {each.encoding.key: each.encoding for each in task.pictures if each.encoding is not None}

@@ -7,6 +7,7 @@ import numpy as np
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.refiner import RefinerEngine, RefinerInput
+from smalti.messages import Stage
 from smalti.parameters import Refinement, SecondPass
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
@@ -15,6 +16,7 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
+from smalti.service.serving import Serving
 from smalti.services.refiner.handler import RefineHandler
 from smalti.services.refiner.servicer import RefinerServicer
 from smalti.v1 import engine_pb2
@@ -44,6 +46,7 @@ def build(process: Process) -> Service:
     handler = RefineHandler(
         process=process, spec=spec, cancellations=cancellations, engine=engine, compute=compute
     )
+    serving = Serving.of(Stage.REFINE, spec, device)
 
     def register(server: grpc.aio.Server) -> None:
         servicer = RefinerServicer(engine=engine, compute=compute, spec=spec, model=model.reference)
@@ -57,6 +60,7 @@ def build(process: Process) -> Service:
         concurrency=settings.concurrency or CONCURRENCY,
         model=spec.folder.name,
         engine=compute,
+        serving=serving,
         close=handler.close,
     )
 

@@ -34,7 +34,7 @@ from smalti.messages.events import (
     PromptReading,
     StageDone,
 )
-from smalti.messages.hello import Hello
+from smalti.messages.hello import MAX_CARD_LENGTH, Hello
 from smalti.messages.parsing import Message, Task, parse, parse_hello
 from smalti.messages.queues import (
     HELLO_QUEUE,
@@ -65,6 +65,7 @@ __all__ = [
     "KEY_LENGTH",
     "MAX_ADAPTERS",
     "MAX_CANDIDATES",
+    "MAX_CARD_LENGTH",
     "MAX_CHUNKS",
     "MAX_CLOCK_SKEW_SECONDS",
     "MAX_GIVEN_TOKENS",

@@ -1,12 +1,12 @@
 """Queues between the services: publishing messages and consuming them."""
 
 from smalti.queue.application import broker_address, celery_application, check_broker
+from smalti.queue.broker.order import BatchTurns
 from smalti.queue.consumer import Consumer, consume
 from smalti.queue.dead.access import DeadLetters, HeldLetter
 from smalti.queue.dead.letters import DeadLetter, LetterFilter
 from smalti.queue.errors import GiveBackError, HandlerError, HoldBackError, PermanentError, RetryError
 from smalti.queue.metrics import QUEUE_ENTRY, DeliveryMetrics
-from smalti.queue.order import BatchTurns
 from smalti.queue.outcomes import (
     Delivery,
     DeliveryObserver,

@@ -17,12 +17,12 @@ from celery import Celery
 from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.messages import QUEUE_PREFIX, Stage, queue_name
 from smalti.network import check_key_pair, check_plaintext
-from smalti.queue.queues import all_queues, declared, uses_rabbitmq
+from smalti.queue.broker.queues import all_queues, declared, uses_rabbitmq
 from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
 from smalti.queue.signing import use_signatures
 
 # Kombu imports this class, which decides the order in which queues are polled.
-QUEUE_ORDER = "smalti.queue.order:InteractiveFirst"
+QUEUE_ORDER = "smalti.queue.broker.order:InteractiveFirst"
 
 
 def celery_application(settings: BrokerSettings, queues: Iterable[str] = ()) -> Celery:
@@ -42,7 +42,7 @@ def celery_application(settings: BrokerSettings, queues: Iterable[str] = ()) -> 
     _check_url(url)
     application = Celery("smalti", set_as_current=False, loader="celery.loaders.app:AppLoader")
     application.conf.update(
-        broker_transport=f"smalti.queue.transport:{'Rabbit' if rabbitmq else 'Valkey'}Transport",
+        broker_transport=f"smalti.queue.broker.transport:{'Rabbit' if rabbitmq else 'Valkey'}Transport",
         broker_url=url.replace("amqps://", "amqp://", 1) if rabbitmq else url,
         broker_use_ssl=_tls(settings, rabbitmq) if tls else False,
         broker_transport_options=_rabbitmq_options(settings) if rabbitmq else _redis_options(settings),

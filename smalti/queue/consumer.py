@@ -12,6 +12,8 @@ from kombu.message import Message as KombuMessage
 from smalti.errors import MalformedMessageError
 from smalti.messages import RouteKey, Stage, dead_queue_name
 from smalti.queue.application import celery_application
+from smalti.queue.broker.queues import stage_queues, task_name, uses_rabbitmq
+from smalti.queue.broker.transport import RAW, RawMessage
 from smalti.queue.crashes.isolation import IsolationGate
 from smalti.queue.crashes.journal import WorkJournal
 from smalti.queue.dead.headers import UNREADABLE, with_death
@@ -19,10 +21,8 @@ from smalti.queue.delivery import DeliveryHandler, UnacknowledgedError
 from smalti.queue.held.returning import ReturningThread
 from smalti.queue.outcomes import DeliveryObserver, Handler, HelloHandler, ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER, SENT_HEADER, BrokerPublisher
-from smalti.queue.queues import stage_queues, task_name, uses_rabbitmq
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import SIGNER, check_seal
-from smalti.queue.transport import RAW, RawMessage
 from smalti.queue.worker import WorkerThread
 from smalti.storage import JobKeys, ObjectStore, digest
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from smalti.messages import FailureReason, Hello, Message, StageDone
-from smalti.queue.transport import RawMessage
+from smalti.queue.broker.transport import RawMessage
 
 
 @dataclass(frozen=True)

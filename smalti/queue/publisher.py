@@ -18,11 +18,11 @@ from kombu.utils.uuid import uuid
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import Hello, Message, Stage
 from smalti.queue.application import celery_application
-from smalti.queue.queues import declared, task_name, uses_rabbitmq
+from smalti.queue.broker.queues import declared, task_name, uses_rabbitmq
+from smalti.queue.broker.transport import BROKER_ERRORS, RawMessage, describe
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.queue.signing import seal
 from smalti.queue.tracing import sending
-from smalti.queue.transport import BROKER_ERRORS, RawMessage, describe
 
 REDELIVERIES_HEADER = "smalti_redeliveries"
 """The header that counts crashes of workers over a message, and failed attempts to read it."""

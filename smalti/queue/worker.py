@@ -26,9 +26,9 @@ from kombu.connection import Connection
 from kombu.message import Message as KombuMessage
 
 from smalti.errors import SmaltiError
+from smalti.queue.broker.order import BatchTurns, is_batch_queue
+from smalti.queue.broker.transport import RAW, RawMessage, describe
 from smalti.queue.dead.instructions import find_instruction
-from smalti.queue.order import BatchTurns, is_batch_queue
-from smalti.queue.transport import RAW, RawMessage, describe
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,17 @@ from smalti.pictures import plain_png_bytes
 from smalti.rpc.errors import within
 from smalti.rpc.tensors import to_array, to_tensor
 from smalti.text.rewording import Rewording
-from smalti.v1 import encoder_pb2, job_pb2, model_pb2, prompt_pb2, refiner_pb2, sampling_pb2, tensor_pb2
+from smalti.v1 import (
+    decoder_pb2,
+    encoder_pb2,
+    job_pb2,
+    model_pb2,
+    prompt_pb2,
+    ranker_pb2,
+    refiner_pb2,
+    sampling_pb2,
+    tensor_pb2,
+)
 from smalti.v1.decoder_pb2 import EncodedImage
 from smalti.v1.tokens_pb2 import ImageTokens
 
@@ -182,6 +192,30 @@ def check_asked_model(asked: model_pb2.ModelReference, loaded: model_pb2.ModelRe
     if asked.name not in ("", loaded.name) or asked.revision not in ("", loaded.revision):
         wanted = f"{asked.name or loaded.name} {asked.revision}".rstrip()
         raise ModelNotFoundError(f"{wanted} is not loaded here; {loaded.name} {loaded.revision} is", wanted)
+
+
+def check_asked_part(
+    request: decoder_pb2.DecodeRequest | decoder_pb2.EncodeImagesRequest | ranker_pb2.ScoreRequest,
+    loaded: model_pb2.ModelReference,
+    key: str,
+) -> None:
+    """Checks that the files are loaded that a request needs: by their key if it has one, or else by the model.
+
+    Args:
+        request: the request.
+        loaded: the loaded model.
+        key: the key of the loaded files.
+
+    Raises:
+        ModelNotFoundError: others are loaded.
+    """
+    if not request.key:
+        check_asked_model(request.model, loaded)
+    elif request.key != key:
+        raise ModelNotFoundError(
+            f"files with the key {request.key} are not loaded here; those of {loaded.name} with {key} are",
+            request.key,
+        )
 
 
 def check_same_model(made_by: model_pb2.ModelReference, loaded: model_pb2.ModelReference, field: str) -> None:

@@ -1,11 +1,14 @@
 """The settings of gRPC servers and channels; each is read from the variable `SMALTI_RPC_<NAME>`."""
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from smalti.network import address_of
 from smalti.settings import (
     PREFIX,
     EnvironmentSettings,
@@ -33,6 +36,9 @@ class RpcSettings(EnvironmentSettings):
     """Address that a server listens on; `0.0.0.0` or `::` for all of the machine's addresses."""
     port: Port = 0
     """Port that a server listens on; 0 picks a free one."""
+    advertise: str = ""
+    """HOST or HOST:PORT at which the other services call this server, if that is not where it listens. Unset: the
+    address that it listens on, or the name of this machine if it listens on all addresses."""
     health_port: Port | None = None
     """Second port that answers only health checks, without TLS, because a kubelet cannot use TLS; 0 picks a free one.
     If unset, only the server's own port answers health checks."""
@@ -97,6 +103,30 @@ class RpcSettings(EnvironmentSettings):
     balancers notice."""
     attempts: Annotated[int, Field(ge=1, le=5)] = 4
     """Maximum number of attempts at a call that fails with UNAVAILABLE, including the first."""
+
+    @field_validator("advertise")
+    @classmethod
+    def _check_advertise(cls, text: str) -> str:
+        try:
+            parts = urlsplit(f"//{text}")
+            parts.port  # noqa: B018 - Raises for one that is no number, or too large.
+        except ValueError:
+            parts = None
+        if text and (parts is None or parts.netloc != text or not parts.hostname or "@" in text):
+            raise ValueError(f"{text!r} must be HOST or HOST:PORT; an IPv6 address is in brackets")
+        return text
+
+    def advertised(self, port: int) -> str:
+        """Returns HOST:PORT at which others call a server.
+
+        Args:
+            port: the port that it listens on.
+        """
+        if self.advertise:
+            parts = urlsplit(f"//{self.advertise}")
+            return address_of(parts.hostname or "", parts.port or port)
+        everywhere = self.host in ("0.0.0.0", "::")
+        return address_of(socket.gethostname() if everywhere else self.host, port)
 
     @field_validator("trusted_peers")
     @classmethod

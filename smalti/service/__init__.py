@@ -23,5 +23,6 @@ __all__ = [
     "prompts",
     "run",
     "service_settings",
+    "serving",
     "stage",
 ]

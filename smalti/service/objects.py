@@ -50,7 +50,8 @@ def load_tokens(
 ) -> Int[np.ndarray, "candidates tokens"]:
     """Loads the image tokens of a chunk; raises as `load_encoding` does."""
     tokens = _tensor(_read(store, ref), ref.key, "tokens", np.int32, (candidates, spec.tokens))
-    if tokens.min() < 0 or tokens.max() >= spec.codebook_size:
+    # The transformer that has drawn them may be that of another model, which uses more of the codebook.
+    if tokens.min() < 0 or tokens.max() >= spec.vqgan.n_embed:
         raise DamagedObjectError(ref.key, "contains a token outside the model's codebook")
     return tokens
 
@@ -63,7 +64,7 @@ def load_tokens_row(
     found = tensors.get("tokens")
     rows = len(found) if found is not None and found.ndim else 0
     tokens = _tensor(tensors, ref.key, "tokens", np.int32, (rows, spec.tokens))
-    if row >= rows or tokens.min() < 0 or tokens.max() >= spec.codebook_size:
+    if row >= rows or tokens.min() < 0 or tokens.max() >= spec.vqgan.n_embed:
         raise DamagedObjectError(ref.key, f"has no valid tokens in row {row}")
     return tokens[row]
 

@@ -26,13 +26,14 @@ from smalti.errors import (
     ModelNotFoundError,
     StoreUnavailableError,
 )
-from smalti.messages import Stage
+from smalti.messages import MessageSettings, Stage, message_settings
 from smalti.queue import (
     QUEUE_ENTRY,
     BrokerPublisher,
     BrokerSettings,
     Consumer,
     Handler,
+    HelloHandler,
     broker_address,
     broker_settings,
     consume,
@@ -44,6 +45,7 @@ from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.rpc.tls import server_credentials
 from smalti.service import failpoints
 from smalti.service.engine import Engine
+from smalti.service.serving import HelloThread, Serving
 from smalti.service.settings import ServiceSettings, service_settings
 from smalti.service.telemetry import Telemetry
 from smalti.service.telemetry import start as start_telemetry
@@ -55,6 +57,8 @@ log = logging.getLogger(__name__)
 DONE, DIED, UNUSABLE = 0, 1, 2
 """Exit codes: drained; engine or consumer dead, or the drain hung; invalid setting or model."""
 
+HELLO_VERSION = 3
+"""Version of messages from which on workers say hello."""
 WATCH_SECONDS = 0.1
 """Interval between liveness checks."""
 DEAD_SECONDS = 5.0
@@ -87,6 +91,7 @@ class Process:
     settings: ServiceSettings
     rpc: RpcSettings
     broker: BrokerSettings
+    messages: MessageSettings
     publisher: BrokerPublisher
     store: ObjectStore
     telemetry: Telemetry
@@ -104,10 +109,19 @@ class Process:
         if ignored := variables.ignored():
             log.info("variables of other programs are ignored: %s", ", ".join(each.name for each in ignored))
         failpoints.arm()
-        settings, rpc, broker = service_settings(), rpc_settings(), broker_settings()
+        settings, rpc, broker, messages = (
+            service_settings(), rpc_settings(), broker_settings(), message_settings(),
+        )  # fmt: skip
         server_credentials(rpc)
         return cls(
-            name, settings, rpc, broker, BrokerPublisher(broker), telemetry.store(open_store()), telemetry
+            name=name,
+            settings=settings,
+            rpc=rpc,
+            broker=broker,
+            messages=messages,
+            publisher=BrokerPublisher(broker),
+            store=telemetry.store(open_store()),
+            telemetry=telemetry,
         )
 
 
@@ -124,6 +138,10 @@ class Service:
     model: str = ""
     """Name of the loaded model."""
     engine: Engine | None = None
+    serving: Serving | None = None
+    """What a stage serves; None for the gateway."""
+    hear: HelloHandler = lambda hello: None
+    """Told what workers say of themselves; for the gateway."""
     background_tasks: Sequence[BackgroundTask] = ()
     ready: Callable[[], bool] = lambda: True
     """Whether calls can succeed; while they cannot, health is NOT_SERVING, but the process goes on. Must not block."""
@@ -224,7 +242,10 @@ class _Lifecycle:
             store=None if stage is Stage.EVENTS else process.store,
             settings=process.broker,
             observer=process.telemetry.delivery_observer,
+            key=service.serving.key if service.serving else None,
+            hear=service.hear,
         )
+        self._hello: HelloThread | None = None
         process.telemetry.watch("ready", lambda: float(self._ready and self._serves()))
         process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumer.running})
         if service.engine is not None:
@@ -256,6 +277,7 @@ class _Lifecycle:
         # In a thread, since it reads the journal and may write to the store, while health is asked for.
         await asyncio.to_thread(self._consumer.start)
         self._ready = True
+        self._say_hello(server)
         log.info("%s is ready at %s", self._process.name, server.address)
         dead = await self._wait_for_end()
         self._ready = False
@@ -272,6 +294,22 @@ class _Lifecycle:
         finished = await self._drain(server, None)
         await loop.run_in_executor(None, self._close)
         return DONE if finished else DIED
+
+    def _say_hello(self, server: Server) -> None:
+        """Tells the gateways of this worker from now on, if they are new enough to read it."""
+        process, serving, engine = self._process, self._service.serving, self._service.engine
+        if serving is None or engine is None or process.messages.write < HELLO_VERSION:
+            return
+        self._hello = HelloThread(
+            process.publisher,
+            serving,
+            address=process.rpc.advertised(server.port),
+            slots=engine.slots,
+            concurrency=self._service.concurrency,
+            interval=process.settings.hello,
+            serves=lambda: self._ready and self._serves(),
+        )
+        self._hello.start()
 
     def _dead_part(self) -> str:
         """Returns which vital part has died, and why; empty while all of them live."""
@@ -311,12 +349,14 @@ class _Lifecycle:
         """
         calls = asyncio.create_task(server.stop(grace))
         await asyncio.sleep(0)  # Once the task has run, the health has changed.
-        messages = asyncio.get_running_loop().run_in_executor(None, partial(self._consumer.stop, grace))
+        loop = asyncio.get_running_loop()
+        goodbye = [] if self._hello is None else [loop.run_in_executor(None, self._hello.stop)]
+        messages = loop.run_in_executor(None, partial(self._consumer.stop, grace))
         others = [
             task.stop(self._process.rpc.grace if grace is None else grace)
             for task in self._service.background_tasks
         ]
-        results = await asyncio.gather(calls, messages, *others, return_exceptions=True)
+        results = await asyncio.gather(calls, messages, *goodbye, *others, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 log.error("a part of the service failed to stop", exc_info=result)

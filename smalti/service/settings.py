@@ -29,6 +29,9 @@ class ServiceSettings(EnvironmentSettings):
     than the engine takes for one dispatch or one picture."""
     cancel_poll: Seconds = 0.25
     """Interval between cancellation checks, in seconds."""
+    hello: Seconds = 5.0
+    """Interval in seconds at which a stage tells the gateways that it is there, if `SMALTI_MESSAGES_WRITE` is 3; after
+    three of them without a word it counts as gone."""
     grace: Seconds = 29.0
     """Time in seconds after SIGTERM or SIGINT at which the process ends even if something hangs. It must be longer than
     `SMALTI_BROKER_DRAIN` and `SMALTI_RPC_GRACE`, and shorter than the time after which the supervisor kills it."""

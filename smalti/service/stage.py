@@ -25,8 +25,9 @@ from smalti.errors import (
     RequestExpiredError,
 )
 from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
-from smalti.queue import Delivery, GiveBackError, PermanentError, Publisher, RetryError
+from smalti.queue import Delivery, GiveBackError, HoldBackError, PermanentError, Publisher, RetryError
 from smalti.registry.folder import ModelFolder
+from smalti.registry.routes import route_keys
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.compute import ComputeThread
@@ -142,6 +143,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         self.store_executor = StoreExecutor()
         self._broker = process.broker
         self._folder = folder
+        self.key = route_keys(folder)[self.stage]
         self._cancellations = cancellations
 
     @abstractmethod
@@ -321,11 +323,17 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         return replace(output, objects=tuple(ref for objects in recorded for ref in objects))
 
     def _check_model(self, task: TaskType) -> None:
-        if (task.model, task.revision) != (self._folder.name, self._folder.revision):
-            raise PermanentError(
-                FailureReason.MODEL,
+        """Checks that this worker serves the task; raises `HoldBackError` if that is for another one."""
+        folder, key = self._folder, task.routes.get(self.stage)
+        if key is None and (task.model, task.revision) != (folder.name, folder.revision):
+            raise HoldBackError(
                 f"the task needs {task.model} {task.revision}; "
-                f"this service has loaded {self._folder.name} {self._folder.revision}",
+                f"this service has loaded {folder.name} {folder.revision}"
+            )
+        # Whatever the model is called: the key stands for all files that the stage works with.
+        if key not in (None, self.key):
+            raise HoldBackError(
+                f"the task needs {task.model} with the key {key}; this service has {self.key}"
             )
 
     def _from_the_start(self, task: TaskType, error: MissingObjectError | DamagedObjectError) -> Message:

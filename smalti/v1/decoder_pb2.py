@@ -27,7 +27,7 @@ from smalti.v1 import model_pb2 as smalti_dot_v1_dot_model__pb2
 from smalti.v1 import tokens_pb2 as smalti_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17smalti/v1/decoder.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x15smalti/v1/model.proto\x1a\x16smalti/v1/tokens.proto\"o\n\rDecodeRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12.\n\x08pictures\x18\x02 \x03(\x0b\x32\x16.smalti.v1.ImageTokensB\x04\xe2\x41\x01\x02\"G\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x17.smalti.v1.EncodedImage\"O\n\x0c\x45ncodedImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\"[\n\x13\x45ncodeImagesRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x02\"@\n\x14\x45ncodeImagesResponse\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.smalti.v1.ImageTokens2\xa2\x01\n\x0e\x44\x65\x63oderService\x12?\n\x06\x44\x65\x63ode\x12\x18.smalti.v1.DecodeRequest\x1a\x19.smalti.v1.DecodeResponse0\x01\x12O\n\x0c\x45ncodeImages\x12\x1e.smalti.v1.EncodeImagesRequest\x1a\x1f.smalti.v1.EncodeImagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17smalti/v1/decoder.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x15smalti/v1/model.proto\x1a\x16smalti/v1/tokens.proto\"\x82\x01\n\rDecodeRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12.\n\x08pictures\x18\x02 \x03(\x0b\x32\x16.smalti.v1.ImageTokensB\x04\xe2\x41\x01\x02\x12\x11\n\x03key\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"G\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12&\n\x05image\x18\x02 \x01(\x0b\x32\x17.smalti.v1.EncodedImage\"O\n\x0c\x45ncodedImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\"n\n\x13\x45ncodeImagesRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x02\x12\x11\n\x03key\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"@\n\x14\x45ncodeImagesResponse\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.smalti.v1.ImageTokens2\xa2\x01\n\x0e\x44\x65\x63oderService\x12?\n\x06\x44\x65\x63ode\x12\x18.smalti.v1.DecodeRequest\x1a\x19.smalti.v1.DecodeResponse0\x01\x12O\n\x0c\x45ncodeImages\x12\x1e.smalti.v1.EncodeImagesRequest\x1a\x1f.smalti.v1.EncodeImagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_DECODEREQUEST'].fields_by_name['pictures']._loaded_options = None
   _globals['_DECODEREQUEST'].fields_by_name['pictures']._serialized_options = b'\342A\001\002'
+  _globals['_DECODEREQUEST'].fields_by_name['key']._loaded_options = None
+  _globals['_DECODEREQUEST'].fields_by_name['key']._serialized_options = b'\342A\001\001'
   _globals['_ENCODEIMAGESREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_ENCODEIMAGESREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\001'
   _globals['_ENCODEIMAGESREQUEST'].fields_by_name['images']._loaded_options = None
   _globals['_ENCODEIMAGESREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\002'
-  _globals['_DECODEREQUEST']._serialized_start=118
-  _globals['_DECODEREQUEST']._serialized_end=229
-  _globals['_DECODERESPONSE']._serialized_start=231
-  _globals['_DECODERESPONSE']._serialized_end=302
-  _globals['_ENCODEDIMAGE']._serialized_start=304
-  _globals['_ENCODEDIMAGE']._serialized_end=383
-  _globals['_ENCODEIMAGESREQUEST']._serialized_start=385
-  _globals['_ENCODEIMAGESREQUEST']._serialized_end=476
-  _globals['_ENCODEIMAGESRESPONSE']._serialized_start=478
-  _globals['_ENCODEIMAGESRESPONSE']._serialized_end=542
-  _globals['_DECODERSERVICE']._serialized_start=545
-  _globals['_DECODERSERVICE']._serialized_end=707
+  _globals['_ENCODEIMAGESREQUEST'].fields_by_name['key']._loaded_options = None
+  _globals['_ENCODEIMAGESREQUEST'].fields_by_name['key']._serialized_options = b'\342A\001\001'
+  _globals['_DECODEREQUEST']._serialized_start=119
+  _globals['_DECODEREQUEST']._serialized_end=249
+  _globals['_DECODERESPONSE']._serialized_start=251
+  _globals['_DECODERESPONSE']._serialized_end=322
+  _globals['_ENCODEDIMAGE']._serialized_start=324
+  _globals['_ENCODEDIMAGE']._serialized_end=403
+  _globals['_ENCODEIMAGESREQUEST']._serialized_start=405
+  _globals['_ENCODEIMAGESREQUEST']._serialized_end=515
+  _globals['_ENCODEIMAGESRESPONSE']._serialized_start=517
+  _globals['_ENCODEIMAGESRESPONSE']._serialized_end=581
+  _globals['_DECODERSERVICE']._serialized_start=584
+  _globals['_DECODERSERVICE']._serialized_end=746
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,11 @@ class DecodeRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key of the decoder, which identifies the files that it works with: 12 hexadecimal digits. If set, it decides in
+    place of `model`: a decoder serves every model that shares its files.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model that must be loaded. If omitted, the loaded model is used."""
@@ -41,10 +46,11 @@ class DecodeRequest(_message.Message):
         *,
         model: _model_pb2.ModelReference | None = ...,
         pictures: _abc.Iterable[_tokens_pb2.ImageTokens] | None = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pictures", b"pictures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "pictures", b"pictures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,6 +126,11 @@ class EncodeImagesRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key of the decoder, which identifies the files that it works with: 12 hexadecimal digits. If set, it decides in
+    place of `model`: a decoder serves every model that shares its files.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model that must be loaded. If omitted, the loaded model is used."""
@@ -135,10 +146,11 @@ class EncodeImagesRequest(_message.Message):
         *,
         model: _model_pb2.ModelReference | None = ...,
         images: _abc.Iterable[_builtins.bytes] | None = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "key", b"key", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

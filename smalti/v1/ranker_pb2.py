@@ -27,7 +27,7 @@ from smalti.v1 import model_pb2 as smalti_dot_v1_dot_model__pb2
 from smalti.v1 import tensor_pb2 as smalti_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/ranker.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x15smalti/v1/model.proto\x1a\x16smalti/v1/tensor.proto\"\x8a\x01\n\x0cScoreRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10include_features\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"D\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x01\x12#\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x11.smalti.v1.Tensor2K\n\rRankerService\x12:\n\x05Score\x12\x17.smalti.v1.ScoreRequest\x1a\x18.smalti.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smalti/v1/ranker.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x15smalti/v1/model.proto\x1a\x16smalti/v1/tensor.proto\"\x9d\x01\n\x0cScoreRequest\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x19.smalti.v1.ModelReferenceB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06images\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10include_features\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x11\n\x03key\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"D\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x01\x12#\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x11.smalti.v1.Tensor2K\n\rRankerService\x12:\n\x05Score\x12\x17.smalti.v1.ScoreRequest\x1a\x18.smalti.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\002'
   _globals['_SCOREREQUEST'].fields_by_name['include_features']._loaded_options = None
   _globals['_SCOREREQUEST'].fields_by_name['include_features']._serialized_options = b'\342A\001\001'
+  _globals['_SCOREREQUEST'].fields_by_name['key']._loaded_options = None
+  _globals['_SCOREREQUEST'].fields_by_name['key']._serialized_options = b'\342A\001\001'
   _globals['_SCOREREQUEST']._serialized_start=118
-  _globals['_SCOREREQUEST']._serialized_end=256
-  _globals['_SCORERESPONSE']._serialized_start=258
-  _globals['_SCORERESPONSE']._serialized_end=326
-  _globals['_RANKERSERVICE']._serialized_start=328
-  _globals['_RANKERSERVICE']._serialized_end=403
+  _globals['_SCOREREQUEST']._serialized_end=275
+  _globals['_SCORERESPONSE']._serialized_start=277
+  _globals['_SCORERESPONSE']._serialized_end=345
+  _globals['_RANKERSERVICE']._serialized_start=347
+  _globals['_RANKERSERVICE']._serialized_end=422
 # @@protoc_insertion_point(module_scope)

@@ -30,12 +30,17 @@ class ScoreRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     INCLUDE_FEATURES_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt: 1 to `Limits.prompt_characters` characters, not blank. For pictures of a model with a closed
     vocabulary, pass `PromptReading.drawn`.
     """
     include_features: _builtins.bool
     """Whether to also return what the pictures look like."""
+    key: _builtins.str
+    """The key of the ranker, which identifies the files that it works with: 12 hexadecimal digits. If set, it decides in
+    place of `model`: a ranker serves every model that shares its files.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelReference:
         """The model that must be loaded. If omitted, the loaded model is used."""
@@ -53,10 +58,11 @@ class ScoreRequest(_message.Message):
         prompt: _builtins.str = ...,
         images: _abc.Iterable[_builtins.bytes] | None = ...,
         include_features: _builtins.bool = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "include_features", b"include_features", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "include_features", b"include_features", "key", b"key", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,9 +26,9 @@ from smalti.queue import (
     Outcome,
     celery_application,
 )
+from smalti.queue.broker.queues import all_queues
+from smalti.queue.broker.transport import BROKER_ERRORS, RawMessage
 from smalti.queue.dead.headers import DIED, KIND, ORIGIN, REASON
-from smalti.queue.queues import all_queues
-from smalti.queue.transport import BROKER_ERRORS, RawMessage
 from smalti.settings import PREFIX
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]

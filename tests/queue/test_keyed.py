@@ -35,9 +35,9 @@ from smalti.queue import (
     LetterFilter,
     Outcome,
 )
+from smalti.queue.broker.order import InteractiveFirst
+from smalti.queue.broker.queues import MAX_HELLOS, UNUSED_SECONDS, declared, stage_of, stage_queues
 from smalti.queue.dead.headers import REASON
-from smalti.queue.order import InteractiveFirst
-from smalti.queue.queues import MAX_HELLOS, UNUSED_SECONDS, declared, stage_of, stage_queues
 from smalti.queue.signing import check_sender
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]

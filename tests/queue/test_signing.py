@@ -27,11 +27,11 @@ from smalti.queue import (
     Outcome,
     celery_application,
 )
+from smalti.queue.broker.queues import declared
 from smalti.queue.dead.headers import REASON as DEAD_REASON_HEADER
 from smalti.queue.delivery import DeliveryHandler
 from smalti.queue.outcomes import ReceivedMessage
 from smalti.queue.publisher import REDELIVERIES_HEADER
-from smalti.queue.queues import declared
 from smalti.queue.signing import SealingSerializer, TrustedCertificates
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]

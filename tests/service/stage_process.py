@@ -11,6 +11,18 @@ from collections.abc import Iterable
 from smalti.messages import EncodeTask, Message, Stage
 from smalti.queue import Delivery
 from smalti.service import Process, Service, run
+from smalti.service.compute import ComputeThread
+from smalti.service.serving import Serving
+
+SERVING = Serving(
+    stage=Stage.ENCODE,
+    key="a1b2c3d4e5f6",
+    model="none",
+    revision="sha256:0",
+    device="cpu",
+    card="CgYKBG5vbmU=",
+    parts={Stage.DECODE: "0d0e0c0d0e00"},
+)
 
 
 class BackgroundTask:
@@ -42,6 +54,8 @@ def build(process: Process) -> Service:
         register=lambda server: None,
         handler=handle,
         concurrency=2,
+        engine=ComputeThread(max_permits=1, stall_seconds=60, check=lambda: None),
+        serving=SERVING,
         background_tasks=[background_task],
     )
 

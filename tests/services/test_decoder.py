@@ -14,9 +14,11 @@ from harness.grpc_server import asynchronous
 from harness.service import answer, called
 from smalti.engines.decoder import DecoderEngine
 from smalti.errors import InvalidInputError, ModelNotFoundError, NotSupportedError, OverloadedError
+from smalti.messages import Stage
 from smalti.pictures import MAX_FILE_BYTES, plain_png_bytes, read_image, square
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
+from smalti.registry.routes import route_keys
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.server import Register
 from smalti.service.compute import ComputeThread
@@ -86,6 +88,23 @@ async def test_bad_requests_name_their_fields(servicer: DecoderServicer) -> None
             await answer(stub.Decode(DecodeRequest(pictures=[PICTURE], model=other)))
         with pytest.raises(ModelNotFoundError):
             await answer(stub.EncodeImages(EncodeImagesRequest(images=[file(4, 4)], model=other)))
+
+
+@asynchronous
+async def test_models_that_share_the_vqgan_are_decoded_by_its_key(
+    servicer: DecoderServicer, tiny: ModelFolder
+) -> None:
+    other, key = ModelReference(name="mega", revision="sha256:0"), route_keys(tiny)[Stage.DECODE]
+    async with called(register(servicer)) as channel:
+        stub = DecoderServiceStub(channel)
+        for asked in (other, None):
+            decoding = DecodeRequest(pictures=[PICTURE], model=asked, key=key)
+            assert len(await answer(stub.Decode(decoding))) == 1
+            encoding = EncodeImagesRequest(images=[file(4, 4)], model=asked, key=key)
+            assert len((await answer(stub.EncodeImages(encoding))).pictures) == 1
+        # The key decides, whatever the model is.
+        with pytest.raises(ModelNotFoundError, match="with the key 000000000000 are not loaded"):
+            await answer(stub.Decode(DecodeRequest(pictures=[PICTURE], key="0" * 12)))
 
 
 @asynchronous

@@ -8,9 +8,11 @@ import pytest
 from harness.grpc_server import asynchronous
 from harness.service import answer, called
 from smalti.errors import InvalidInputError, ModelNotFoundError
+from smalti.messages import Stage
 from smalti.pictures import plain_png_bytes
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
+from smalti.registry.routes import route_keys
 from smalti.rpc.tensors import to_array
 from smalti.service.compute import ComputeThread
 from smalti.service.model import model_reference
@@ -24,7 +26,10 @@ from smalti.v1.ranker_pb2_grpc import RankerServiceStub, add_RankerServiceServic
 def servicer(tiny: ModelFolder, pipeline: Pipeline) -> Iterator[RankerServicer]:
     compute = ComputeThread(max_permits=2, stall_seconds=60, check=lambda: None)
     yield RankerServicer(
-        engine=pipeline.ranker, compute=compute, model=model_reference(tiny.name, tiny.revision)
+        engine=pipeline.ranker,
+        compute=compute,
+        model=model_reference(tiny.name, tiny.revision),
+        key=route_keys(tiny)[Stage.RANK],
     )
     compute.close()
 

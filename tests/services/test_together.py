@@ -1,6 +1,7 @@
 """The four stages as processes: through the queue and over gRPC they give the same pictures as the pipeline."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ONCE, SERVING, ServiceProcess
 from smalti.messages import (
+    MAX_CLOCK_SKEW_SECONDS,
     Chunk,
     DecodeTask,
     EncodeTask,
@@ -233,15 +235,16 @@ def test_task_whose_input_is_always_lost_fails_after_the_last_attempt(
     assert len(read_all(publisher.settings, "smalti.generate.dead")) == 1
 
 
-def test_task_for_another_model_or_a_cancelled_job_is_refused(
+def test_task_for_another_model_expires_and_one_of_a_cancelled_job_is_refused(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
-    publisher.publish(encode_task(tiny, "other", revision="sha256:" + "0" * 64))
+    soon = time.time() - MAX_CLOCK_SKEW_SECONDS + 1
+    publisher.publish(encode_task(tiny, "other", revision="sha256:" + "0" * 64, expires=soon))
     store.put(JobKeys("cancelled").cancelled, b'{"reason": "cancelled"}')
     publisher.publish(encode_task(tiny, "cancelled"))
     found = gather(lambda: events(publisher.settings), lambda found: len(found) == 2)
     assert {(event.job, event.reason) for event in found if isinstance(event, Failed)} == {
-        ("other", "model"),
+        ("other", "expired"),
         ("cancelled", "cancelled"),
     }
     assert list(objects(store, "cancelled")) == [JobKeys("cancelled").cancelled]

@@ -13,13 +13,13 @@ from kombu.utils.json import loads
 
 from smalti.errors import BrokerUnavailableError
 from smalti.queue.application import celery_application
+from smalti.queue.broker.queues import uses_rabbitmq
+from smalti.queue.broker.transport import BROKER_ERRORS, RawMessage, describe
 from smalti.queue.dead.headers import without_death
 from smalti.queue.dead.letters import DeadLetter, LetterFilter
 from smalti.queue.publisher import REDELIVERIES_HEADER, BrokerPublisher
-from smalti.queue.queues import uses_rabbitmq
 from smalti.queue.settings import BrokerSettings
 from smalti.queue.signing import SIGNED_TYPE
-from smalti.queue.transport import BROKER_ERRORS, RawMessage, describe
 
 PAGE: Final = 100
 """Letters that Valkey is asked for at a time."""

@@ -5,7 +5,7 @@ from typing import Final
 from kombu.message import Message as KombuMessage
 
 from smalti.messages import MAX_MESSAGE_BYTES
-from smalti.queue.transport import COMPRESSION
+from smalti.queue.broker.transport import COMPRESSION
 
 MAX_BODY_BYTES: Final = 16 * MAX_MESSAGE_BYTES
 """Largest body that is parsed. JSON in JSON, and a signature around it, make a message several times larger."""

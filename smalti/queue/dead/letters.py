@@ -11,11 +11,11 @@ from kombu import serialization
 
 from smalti.errors import ExpiredMessageError, MalformedMessageError, SmaltiError
 from smalti.messages import QUEUE_PREFIX, Message, Stage, dead_queue_name, parse
+from smalti.queue.broker.queues import stage_of, stage_queues
+from smalti.queue.broker.transport import RawMessage
 from smalti.queue.dead.headers import BROKER, DIED, KIND, OLD_NAME, ORIGIN, REASON
 from smalti.queue.dead.instructions import MAX_BODY_BYTES
-from smalti.queue.queues import stage_of, stage_queues
 from smalti.queue.signing import SEAL, SIGNED_TYPE, Seal
-from smalti.queue.transport import RawMessage
 from smalti.storage import digest
 
 ID_LENGTH: Final = 12

@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from smalti.queue.application import celery_application
+from smalti.queue.broker.transport import BROKER_ERRORS, describe
 from smalti.queue.held.holding import RETURN_SCRIPT, held_set
 from smalti.queue.settings import BrokerSettings
-from smalti.queue.transport import BROKER_ERRORS, describe
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from kombu.transport.virtual import base as virtual
 from kombu.utils.json import dumps
 
 from smalti.messages import HELLO_QUEUE
+from smalti.queue.broker.queues import MAX_HELLOS
 from smalti.queue.held.holding import KEEP_SCRIPT, held_set, split_held
-from smalti.queue.queues import MAX_HELLOS
 
 logger = logging.getLogger(__name__)
 

@@ -182,9 +182,10 @@ def _held_arguments(origin: str, delay: int) -> dict[str, Any]:
     )
 
 
-_HELLO_ARGUMENTS: Final[dict[str, Any]] = {
-    "x-queue-type": "quorum",
-    "x-overflow": "drop-head",
-    "x-max-length": MAX_HELLOS,
-    "x-message-ttl": HELLO_SECONDS * 1000,
-}
+_HELLO_ARGUMENTS: Final = _arguments(
+    **{
+        "x-overflow": "drop-head",
+        "x-max-length": MAX_HELLOS,
+        "x-message-ttl": HELLO_SECONDS * 1000,
+    }
+)
