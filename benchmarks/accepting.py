@@ -22,6 +22,7 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.gateway import MAX_CALLS
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobRepository
+from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import MemoryStore
 from smalti.testing.publisher import MemoryPublisher
@@ -111,7 +112,7 @@ def _accept(url: str, begin: float, callers: Callers) -> int:
             database=database,
             store=MemoryStore(),
             publisher=MemoryPublisher(),
-            spec=ModelSpec.load(library.find("pictograms")),
+            catalogue=Catalogue(database, ModelCard.from_spec(ModelSpec.load(library.find("pictograms")))),
             settings=GatewaySettings(open_jobs=OPEN_JOBS, stored_jobs=OPEN_JOBS),
         )
         jobs = JobRepository(context)

@@ -12,7 +12,7 @@ from google.rpc.status_pb2 import Status
 from harness.objects import name_of
 from harness.waiting import wait_until
 from smalti.errors import StoreUnavailableError
-from smalti.messages import EncodeTask, GenerateTask, Message, RefineTask, StageDone
+from smalti.messages import DEFAULT_VERSION, EncodeTask, GenerateTask, Message, RefineTask, StageDone
 from smalti.parameters import SamplingParameters
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.errors import error_of_status
@@ -26,6 +26,7 @@ from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.settings import Auth
@@ -49,6 +50,7 @@ class GatewayHarness:
         clock: ManualClock | None = None,
         elapsed: Clock = uptime,
         presence: Presence | None = None,
+        write: int = DEFAULT_VERSION,
         **settings: Any,
     ) -> None:
         """Creates the gateway.
@@ -60,6 +62,7 @@ class GatewayHarness:
             clock: the clock; None creates one that stands still.
             elapsed: returns seconds that only grow.
             presence: the gateway among others that share the database; the test starts it.
+            write: the version of the messages that it writes.
             settings: values that differ from the defaults.
         """
         self.clock = clock or ManualClock()
@@ -72,7 +75,7 @@ class GatewayHarness:
                 database=database,
                 store=self.store,
                 publisher=self.publisher,
-                spec=spec,
+                catalogue=Catalogue(database, ModelCard.from_spec(spec), clock=self.clock, write=write),
                 settings=made,
                 policy=self.policy,
                 clock=self.clock,

@@ -14,7 +14,10 @@ from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
 from smalti.services.gateway.jobs.repository import JobRepository, JobSnapshot
+from smalti.services.gateway.jobs.sizes import JobSizes
 from smalti.services.gateway.jobs.watchers import WatcherHub
+from smalti.services.gateway.models import HelloBuffer
+from smalti.services.gateway.work.binding import Binding
 from smalti.services.gateway.work.dispatch import Dispatcher
 from smalti.services.gateway.work.events import EventHandler
 from smalti.services.gateway.work.fan_in import FanIn
@@ -41,6 +44,10 @@ MARKER_SECONDS: Final = 1.0
 """Time for which CancelJob waits for the store to take the marker."""
 MAX_MARKERS: Final = 256
 """Markers that are about to be written for callers; the store tasks write the others."""
+MODELS_SECONDS: Final = 1.0
+"""Interval between looks at which models can be drawn."""
+HELLO_DELAY_SECONDS: Final = 0.05
+"""Time for which hellos of new workers are collected before they are stored."""
 RECOUNT_SECONDS: Final = 10.0
 """Interval between checks of the counters of tenants."""
 
@@ -72,7 +79,8 @@ class Gateway:
     def __init__(self, context: GatewayContext) -> None:
         """Creates the parts; nothing runs before `start`."""
         self.context = context
-        self.watchers = WatcherHub(context.spec.side)
+        self.watchers = WatcherHub(JobSizes(context.database, context.catalogue).side)
+        self.hellos = HelloBuffer(context.database, context.clock, context.elapsed)
         self.threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call")
         """Runs calls of the database for clients."""
         self.store_threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
@@ -107,6 +115,8 @@ class Gateway:
         )
         self.dispatcher = Dispatcher(context, self.progress)
         self.sweeper = Sweeper(context, self.fan_in)
+        self.binding = Binding(context)
+        self._to_send = wakeups.to_send
         interval = context.settings.sweep
         self._loops = (
             Loop("sending", self.send, seconds=interval, wake=wakeups.to_send),
@@ -124,6 +134,13 @@ class Gateway:
                 seconds=interval,
                 wake=wakeups.store_tasks,
                 delay=STORE_TASKS_DELAY_SECONDS,
+            ),
+            Loop(
+                "models",
+                self.look_at_models,
+                seconds=MODELS_SECONDS,
+                wake=self.hellos.filled,
+                delay=HELLO_DELAY_SECONDS,
             ),
             Loop("counting", self.recount, seconds=RECOUNT_SECONDS, wake=counting),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
@@ -176,6 +193,18 @@ class Gateway:
             while step() >= BATCH_SIZE:
                 pass
 
+    def look_at_models(self) -> None:
+        """Stores hellos, finds out what can be drawn, and binds jobs anew; raises `UnavailableError`."""
+        self.hellos.store()
+        before = {state.card.revision: state.slots for state in self.context.catalogue.fleet.available}
+        now = {state.card.revision: state.slots for state in self.context.catalogue.refresh().available}
+        bound = 0
+        if self.context.holds(Role.SWEEPING):
+            self.hellos.forget()
+            bound = self.binding.bind_anew()
+        if bound or now != before:
+            self._to_send.set()
+
     def recount(self) -> None:
         """Corrects the counters of tenants that have drifted; raises `UnavailableError`."""
         if self.context.holds(Role.SWEEPING):
@@ -190,6 +219,7 @@ class Gateway:
         """Lets the store delete old objects, or deletes them if the store has no expiry."""
         if not self.context.holds(Role.EXPIRING):
             return
+        self.context.catalogue.forget()
         store, days = self.context.store, self.context.expiry_days
         if not store.expire_after(days) and days:
             now = datetime.fromtimestamp(self.context.clock(), UTC)

@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import grpc
 
-from smalti.errors import DatabaseUnavailableError, InvalidInputError
+from smalti.errors import DatabaseUnavailableError, InvalidInputError, UnavailableError
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
@@ -18,6 +19,7 @@ from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
+from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.storage import store_settings
@@ -64,7 +66,7 @@ def build(process: Process) -> Service:
     settings = gateway_settings()
     evidence = Evidence.load(settings, process.rpc)
     policy = ContentPolicy.load(settings, process.rpc)
-    spec = ModelSpec.load(library.find())
+    card = ModelCard.from_spec(ModelSpec.load(library.find()))
     metrics = process.telemetry.metrics
     database = Database(
         settings.database.get_secret_value(),
@@ -81,13 +83,15 @@ def build(process: Process) -> Service:
         database=database,
         store=process.store,
         publisher=process.publisher,
-        spec=spec,
+        catalogue=Catalogue(database, card, clock=clock, write=process.messages.write),
         settings=settings,
         policy=policy,
         clock=clock,
         presence=Presence(database, address=f"{socket.gethostname()}:{process.rpc.port}"),
         expiry_days=store_settings().expiry_days,
     )
+    with suppress(UnavailableError):
+        context.catalogue.refresh()  # So that the first call knows what can be drawn.
     gateway = Gateway(context)
     job_metrics = JobMetrics(metrics)
     context.events.subscribe(job_metrics)
@@ -106,13 +110,17 @@ def build(process: Process) -> Service:
         decoder = None
         if settings.decoder:
             decoder = DecoderServiceStub(_channel(settings.decoder, process))
-        add_ImageServiceServicer_to_server(ImageServicer(gateway, decoder), server)
+        servicer = ImageServicer(
+            gateway, decoder, connect=lambda address: DecoderServiceStub(_channel(address, process))
+        )
+        add_ImageServiceServicer_to_server(servicer, server)
 
     return Service(
         register=register,
         handler=gateway.events.handle,
+        hear=gateway.hellos.add,
         concurrency=settings.concurrency,
-        model=spec.folder.name,
+        model=card.name,
         background_tasks=(GatewayRunner(gateway),),
         ready=lambda: gateway.ready,
         kinds=KINDS,

@@ -24,11 +24,11 @@ from smalti.messages.events import Failed, FailureReason, Progress, PromptReadin
 from smalti.messages.queues import Stage, queue_name
 from smalti.messages.routing import MAX_ADAPTERS, Adapter, Routes, Shard
 from smalti.parameters import FREE, CandidateIndex, Flag, SamplingParameters, SecondPass, Seed
-from smalti.storage import ObjectRef, content_key, digest
+from smalti.storage import JobKeys, ObjectRef, content_key, digest
 
 _SINCE: Final[Mapping[int, tuple[str, ...]]] = {
     2: ("vary", "keep_features", "strength"),
-    3: ("tenant", "routes", "adapters", "shard"),
+    3: ("tenant", "routes", "adapters", "shard", "binding"),
 }
 """The fields that came with a version."""
 
@@ -77,6 +77,15 @@ class StageTask(Envelope):
         if FREE in self.given and (self.version < 2 or self.strength is not None):
             raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
+
+    binding: Annotated[int, Field(ge=0, le=1000, exclude_if=lambda binding: not binding)] = 0
+    """How often the job was bound to another revision after work had been sent. What the stages wrote before does not
+    count for it. Since version 3."""
+
+    @property
+    def keys(self) -> JobKeys:
+        """The keys of the job's objects."""
+        return JobKeys(self.job, self.binding)
 
     @property
     def queue(self) -> str:
@@ -128,6 +137,11 @@ class StageTask(Envelope):
         }
         return unknown | {name: getattr(self, name) for name in StageTask.model_fields}
 
+    @property
+    def _bound(self) -> tuple[str, ...]:
+        """What tells its work from that of earlier bindings."""
+        return (f"binding {self.binding}",) if self.binding else ()
+
     def _check_names(self, refs: tuple[ObjectRef, ...], names: tuple[str, ...]) -> None:
         """Raises `ValueError` unless the references are to objects with these names.
 
@@ -167,7 +181,7 @@ class EncodeTask(StageTask):
 
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
-        return self.job, self.kind, *(str(chunk.chunk) for chunk in self.chunks)
+        return self.job, self.kind, *(str(chunk.chunk) for chunk in self.chunks), *self._bound
 
     def next(
         self, encoding: ObjectRef | Mapping[CandidateIndex, ObjectRef], effective_prompt: str
@@ -215,7 +229,7 @@ class ChunkTask(StageTask):
 
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
-        return self.job, self.kind, str(self.chunk)
+        return self.job, self.kind, str(self.chunk), *self._bound
 
     def from_the_start(self) -> EncodeTask:
         """Returns the task that makes the chunk again, starting from the prompt.
@@ -370,7 +384,7 @@ class RefineTask(StageTask):
 
     @property
     def work_key(self) -> tuple[str, ...]:  # noqa: D102
-        return self.job, self.kind, str(self.chunk)
+        return self.job, self.kind, str(self.chunk), *self._bound
 
 
 @cache

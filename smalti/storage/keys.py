@@ -85,12 +85,22 @@ class JobKeys:
     messages of version 1 have the names themselves.
     """
 
-    def __init__(self, job: str) -> None:
-        """Raises `InvalidInputError` for an invalid job id."""
+    def __init__(self, job: str, binding: int = 0) -> None:
+        """Creates the keys.
+
+        Args:
+            job: id of the job.
+            binding: how often the job was bound to another revision after work had been sent; what the stages wrote
+                before does not count any more.
+
+        Raises:
+            InvalidInputError: the job id is invalid.
+        """
         if not re.fullmatch(JOB_PATTERN, job):
             raise InvalidInputError(
                 "job", f"{job[:80]!r} is not a job id: at most 64 letters, digits, '-' and '_'"
             )
+        self._binding = f"-{binding}" if binding else ""
         self.folder = f"{JOBS}{job}/"
         self.encoding = f"{self.folder}encoding.safetensors"
         self.encodings = f"{self.folder}encodings/"
@@ -123,7 +133,7 @@ class JobKeys:
     def outputs(self, stage: str, work: int | str) -> str:
         """Returns the key of the record of what a stage has written for a chunk, or of an encoding with this name."""
         name = work if isinstance(work, int) else work.rpartition("/")[2].partition(".")[0]
-        return f"{self.folder}outputs/{stage}-{name}.json"
+        return f"{self.folder}outputs/{stage}-{name}{self._binding}.json"
 
     def poison_record(self, stage: str) -> str:
         """Returns the key of the record of crashes over the job at one stage."""

@@ -32,7 +32,8 @@ class ModelReference(_message.Message):
     """The name: 1 to 100 letters, digits, ".", "_" and "-", starting with a letter or a digit."""
     revision: _builtins.str
     """The revision: "sha256:" and 64 hexadecimal digits, computed from the weights, so the same revision gives the same
-    pictures. If empty in a request, any revision is accepted. Responses always have it.
+    pictures. If empty in a request, any revision is accepted. A gateway then chooses among those that can be drawn now;
+    a job whose request names the revision is never drawn with another. Responses always have it.
     """
     def __init__(
         self,
@@ -76,6 +77,8 @@ class Model(_message.Message):
     DEFAULT_DIVERSITY_FIELD_NUMBER: _builtins.int
     REFINER_FIELD_NUMBER: _builtins.int
     ENLARGES_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """A description in one sentence."""
     licence: _builtins.str
@@ -110,6 +113,12 @@ class Model(_message.Message):
     """The default of `ImageParameters.diversity`."""
     enlarges: _builtins.bool
     """Whether pictures can be enlarged."""
+    slots: _builtins.int
+    """The number of candidates that the generators of this revision work on at a time, over all that are known; 0 if they
+    are not known.
+    """
+    available: _builtins.bool
+    """Whether jobs can be drawn with this revision now. False for one that is known but has no workers."""
     @_builtins.property
     def reference(self) -> Global___ModelReference:
         """The name and the revision."""
@@ -155,10 +164,12 @@ class Model(_message.Message):
         default_diversity: _builtins.float = ...,
         refiner: Global___Refiner | None = ...,
         enlarges: _builtins.bool = ...,
+        slots: _builtins.int = ...,
+        available: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reference", b"reference", "refiner", b"refiner", "sampling", b"sampling", "vocabulary", b"vocabulary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_diversity", b"default_diversity", "default_n", b"default_n", "default_vary", b"default_vary", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "enlarges", b"enlarges", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "refiner", b"refiner", "rows", b"rows", "sampling", b"sampling", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "codebook_size", b"codebook_size", "columns", b"columns", "default", b"default", "default_candidates", b"default_candidates", "default_diversity", b"default_diversity", "default_n", b"default_n", "default_vary", b"default_vary", "description", b"description", "encodes_images", b"encodes_images", "encoding_width", b"encoding_width", "enlarges", b"enlarges", "image_height", b"image_height", "image_width", b"image_width", "licence", b"licence", "limits", b"limits", "reference", b"reference", "refiner", b"refiner", "rows", b"rows", "sampling", b"sampling", "slots", b"slots", "source", b"source", "text_length", b"text_length", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

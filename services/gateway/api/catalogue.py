@@ -1,29 +1,40 @@
-"""Description of the model for clients: sizes, limits, and vocabulary."""
+"""Descriptions of models for clients: sizes, limits, vocabulary, and whether they can be drawn now."""
 
 from google.protobuf.duration_pb2 import Duration
 
 from smalti.messages import MAX_PROMPT_LENGTH
-from smalti.registry.spec import ModelSpec
-from smalti.service.model import model_card
+from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import model_pb2
 
 
-def describe(spec: ModelSpec, settings: GatewaySettings) -> model_pb2.Model:
-    """Returns the description of the model, with limits and vocabulary.
+def describe(
+    state: RevisionState, settings: GatewaySettings, *, is_default: bool = True, has_decoder: bool = False
+) -> model_pb2.Model:
+    """Returns the description of a revision, with limits and vocabulary, and whether it can be drawn now.
 
-    Raises:
-        ModelError: a file of the model is invalid.
+    Args:
+        state: the revision, and its workers.
+        settings: the limits.
+        is_default: whether a request without a model may get it.
+        has_decoder: whether a decoder can be called that encodes its initial images.
     """
-    message = model_card(spec)
-    message.default = True
-    # The decoder service encodes initial images.
-    message.encodes_images = message.encodes_images and settings.decoder is not None
-    if not settings.refiner:
+    message = model_pb2.Model()
+    message.CopyFrom(state.card.message)
+    message.default = is_default
+    message.slots = state.slots
+    message.available = state.is_available
+    message.encodes_images = message.encodes_images and has_decoder
+    if not can_refine(state, settings):
         message.ClearField("refiner")
         message.enlarges = False
     message.limits.CopyFrom(_limits(settings))
     return message
+
+
+def can_refine(state: RevisionState, settings: GatewaySettings) -> bool:
+    """Returns whether the pictures of a revision can be refined and enlarged now."""
+    return settings.refiner or state.refines
 
 
 def without_words(model: model_pb2.Model) -> model_pb2.Model:

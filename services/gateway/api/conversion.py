@@ -97,7 +97,7 @@ def _readable_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> jo
         end_time=timestamp(job.ended),
         expire_time=timestamp(job.expires),
         delete_time=timestamp(job.delete_at),
-        trouble=f"the job is set aside: {job.trouble}" if job.trouble else "",
+        trouble=_trouble(job),
     )
     if job.prompt_reading is not None:
         message.prompt_reading.CopyFrom(
@@ -115,6 +115,12 @@ def _readable_message(snapshot: JobSnapshot, url_of: UrlOf, *, full: bool) -> jo
     if full:
         message.pictures.extend(picture_message(picture, url_of) for picture in snapshot.pictures)
     return message
+
+
+def _trouble(job: Job) -> str:
+    if not job.trouble:
+        return ""
+    return f"the job is set aside: {job.trouble}" if job.set_aside_until is not None else job.trouble
 
 
 def is_final(job: Job) -> bool:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from smalti.policy import PicturesToCheck, PictureToCheck, Verdict
-from smalti.registry.spec import ModelSpec
 from smalti.rpc.conversion import image_message
 from smalti.rpc.errors import translated
 from smalti.services.gateway.database.tables import Job
 from smalti.services.gateway.jobs.reading import parameter_of, pictures_to_check
+from smalti.services.gateway.jobs.sizes import side_of
 from smalti.services.gateway.jobs.watchers import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
@@ -41,8 +41,7 @@ class PreviewRenderer:
     def __init__(
         self,
         preview_tokens: PreviewTokens,
-        spec: ModelSpec,
-        decoder: "DecoderServiceAsyncStub",
+        decoder_of: "Callable[[Job], DecoderServiceAsyncStub | None]",
         *,
         check: CheckPreviews | None = None,
         is_away: Callable[[], bool] = lambda: False,
@@ -51,17 +50,19 @@ class PreviewRenderer:
 
         Args:
             preview_tokens: the tokens of unfinished pictures.
-            spec: the model.
-            decoder: decodes the tokens.
+            decoder_of: returns what decodes the tokens of a job; None if nothing does.
             check: asks the operator's policy; None permits every preview.
             is_away: returns whether the policy does not answer at present, and must.
         """
         self._preview_tokens = preview_tokens
-        self._spec = spec
-        self._decoder = decoder
+        self._decoder_of = decoder_of
         self._check = check
         self._is_away = is_away
         self._permits = asyncio.Semaphore(MAX_CALLS)
+
+    def can_render(self, job: Job) -> bool:
+        """Returns whether there is a decoder for a job."""
+        return self._decoder_of(job) is not None
 
     async def render(self, job: Job, shown: Mapping[int, int]) -> list[Preview]:
         """Renders the candidates of a job that have more rows than were shown before.
@@ -77,20 +78,21 @@ class PreviewRenderer:
         Raises:
             UnavailableError: the decoder, or the policy, does not answer.
         """
-        if self._is_away():
+        decoder, side = self._decoder_of(job), side_of(job)
+        if decoder is None or self._is_away():
             return []
         # The rows at the top that are kept whole of an initial image.
-        given = job.given[: parameter_of(job, "keep_rows", 0) * self._spec.side]
+        given = job.given[: parameter_of(job, "keep_rows", 0) * side]
         complete = {
             candidate: tokens
-            for candidate, tokens in self._complete_rows(job.id, given).items()
-            if len(tokens) // self._spec.side > shown.get(candidate, 0)
+            for candidate, tokens in self._complete_rows(job.id, given, side).items()
+            if len(tokens) // side > shown.get(candidate, 0)
         }
         # Candidates with the fewest rows shown come first.
         chosen = sorted(complete, key=lambda candidate: (shown.get(candidate, 0), candidate))[:MAX_PREVIEWS]
         if not chosen or self._permits.locked():
             return []
-        missing = {candidate: self._spec.tokens - len(complete[candidate]) for candidate in chosen}
+        missing = {candidate: side**2 - len(complete[candidate]) for candidate in chosen}
         request = DecodeRequest(
             pictures=[
                 ImageTokens(tokens=[*complete[candidate], *[0] * missing[candidate]]) for candidate in chosen
@@ -99,10 +101,10 @@ class PreviewRenderer:
         previews = []
         async with self._permits:
             with translated():
-                async for response in self._decoder.Decode(request, timeout=CALL_SECONDS):
+                async for response in decoder.Decode(request, timeout=CALL_SECONDS):
                     candidate = chosen[response.index]
-                    rows = len(complete[candidate]) // self._spec.side
-                    image = await asyncio.to_thread(self._paint_grey, response.image.data, rows)
+                    rows = len(complete[candidate]) // side
+                    image = await asyncio.to_thread(_paint_grey, response.image.data, rows, side)
                     previews.append(Preview(candidate=candidate, rows_drawn=rows, image=image))
         return await self._permitted(job, previews)
 
@@ -114,7 +116,7 @@ class PreviewRenderer:
             PictureToCheck(
                 candidate=preview.candidate,
                 content=preview.image.data,
-                unfinished=preview.rows_drawn < self._spec.side,
+                unfinished=preview.rows_drawn < side_of(job),
             )
             for preview in previews
         ]
@@ -126,21 +128,19 @@ class PreviewRenderer:
             for preview, verdict in zip(previews, verdicts, strict=True)
         ]
 
-    def _complete_rows(self, job_id: str, given: Sequence[int]) -> dict[int, list[int]]:
+    def _complete_rows(self, job_id: str, given: Sequence[int], side: int) -> dict[int, list[int]]:
         """Returns the tokens of the complete rows of each candidate, from the top without gaps."""
         found: dict[int, list[int]] = {}
         for candidate, start, tokens in self._preview_tokens.runs(job_id):
             so_far = found.setdefault(candidate, list(given))
             if start <= len(so_far):
                 so_far[start:] = tokens
-        return {
-            candidate: so_far[: len(so_far) // self._spec.side * self._spec.side]
-            for candidate, so_far in found.items()
-        }
+        return {candidate: so_far[: len(so_far) // side * side] for candidate, so_far in found.items()}
 
-    def _paint_grey(self, content: bytes, rows: int) -> EncodedImage:
-        """Paints the rows that are not generated yet grey."""
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
-            image = opened.convert("RGB")
-        image.paste(GREY, (0, image.height * rows // self._spec.side, image.width, image.height))
-        return image_message(image)
+
+def _paint_grey(content: bytes, rows: int, side: int) -> EncodedImage:
+    """Paints the rows that are not generated yet grey."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
+        image = opened.convert("RGB")
+    image.paste(GREY, (0, image.height * rows // side, image.width, image.height))
+    return image_message(image)

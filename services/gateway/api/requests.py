@@ -22,13 +22,13 @@ from smalti.parameters import (
     check_seed,
     check_strength,
 )
-from smalti.registry.spec import ModelSpec
-from smalti.rpc.conversion import check_asked_model, check_refiner, priority_of, sampling_of, second_pass_of
+from smalti.rpc.conversion import check_refiner, priority_of, sampling_of, second_pass_of
 from smalti.rpc.errors import within
-from smalti.service.model import model_reference
+from smalti.services.gateway.api.catalogue import can_refine
 from smalti.services.gateway.api.conversion import STATES
 from smalti.services.gateway.jobs.repository import JobFilter, PageCursor
 from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.models import ModelCard, RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 
@@ -66,31 +66,35 @@ def content_hash(request: image_pb2.CreateImagesRequest) -> str:
 
 
 def parse_job_spec(
-    request: image_pb2.CreateImagesRequest, spec: ModelSpec, settings: GatewaySettings
+    request: image_pb2.CreateImagesRequest, state: RevisionState, settings: GatewaySettings
 ) -> JobSpec:
     """Returns the job that a request asks for, without the tokens of its initial image.
 
+    Args:
+        request: the request.
+        state: the revision that the job is bound to.
+        settings: the limits.
+
     Raises:
         InvalidInputError: a field is invalid; names it by its path.
-        ModelNotFoundError: the request asks for another model.
     """
-    folder = spec.folder
-    parameters = request.parameters
-    check_asked_model(parameters.model, model_reference(folder.name, folder.revision))
+    card, parameters = state.card, request.parameters
     with within("parameters"):
         prompt = _prompt(parameters.prompt)
         candidates = _number(parameters, "candidates", 1, settings.candidates)
         n = _number(parameters, "n", 1, candidates or settings.candidates)
         first = _number(parameters, "first_candidate", 0, MAX_FIRST_CANDIDATE)
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
-        sampling = sampling_of(parameters.sampling, folder.sampling)
-        vary = parameters.vary if parameters.HasField("vary") else folder.defaults.vary
+        sampling = sampling_of(parameters.sampling, card.sampling)
+        vary = parameters.vary if parameters.HasField("vary") else card.message.default_vary
         diversity = check_diversity(
-            parameters.diversity if parameters.HasField("diversity") else folder.defaults.diversity
+            parameters.diversity if parameters.HasField("diversity") else card.message.default_diversity
         )
-        strength = _check_initial_image(parameters, spec)
-        second_pass = _second_pass(parameters, spec, settings)
+        strength = _check_initial_image(parameters, card)
+        second_pass = _second_pass(parameters, state, settings)
     return JobSpec(
+        card=card,
+        pinned=bool(parameters.model.revision),
         prompt=prompt,
         seed=seed,
         sampling=sampling,
@@ -203,7 +207,7 @@ def _number(parameters: job_pb2.ImageParameters, name: str, minimum: int, maximu
     return value
 
 
-def _check_initial_image(parameters: job_pb2.ImageParameters, spec: ModelSpec) -> float | None:
+def _check_initial_image(parameters: job_pb2.ImageParameters, card: ModelCard) -> float | None:
     """Checks what is kept of an initial image; returns its strength, if that is what it has."""
     if not parameters.HasField("initial_image"):
         return None
@@ -215,16 +219,16 @@ def _check_initial_image(parameters: job_pb2.ImageParameters, spec: ModelSpec) -
         if image.HasField("strength"):
             return check_strength(image.strength)
         if image.keep_rows:
-            check_keep_rows(image.keep_rows, spec.side)
+            check_keep_rows(image.keep_rows, card.side)
     return None
 
 
 def _second_pass(
-    parameters: job_pb2.ImageParameters, spec: ModelSpec, settings: GatewaySettings
+    parameters: job_pb2.ImageParameters, state: RevisionState, settings: GatewaySettings
 ) -> SecondPass | None:
-    second_pass = second_pass_of(parameters, spec.trained_upscale)
-    check_refiner(parameters, spec.refiner_revision)
-    if second_pass is not None and not settings.refiner:
+    second_pass = second_pass_of(parameters, state.card.trained_upscale)
+    check_refiner(parameters, state.card.refiner_revision)
+    if second_pass is not None and not can_refine(state, settings):
         raise NotSupportedError("this gateway has no refiner; leave out refine and upscale")
     return second_pass
 

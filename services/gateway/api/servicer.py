@@ -18,11 +18,12 @@ from smalti.errors import (
 )
 from smalti.policy import PicturesToCheck, PromptToCheck, Verdict
 from smalti.queue import current_trace
-from smalti.rpc.conversion import check_asked_model, priority_of
+from smalti.rpc.conversion import priority_of
 from smalti.rpc.errors import within
 from smalti.rpc.places import CallKinds
 from smalti.services.gateway.api.catalogue import describe, without_words
 from smalti.services.gateway.api.conversion import job_message, picture_message
+from smalti.services.gateway.api.decoders import Connect, Decoders
 from smalti.services.gateway.api.initial_image import InitialImages
 from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.api.requests import (
@@ -50,9 +51,10 @@ from smalti.services.gateway.identity import (
 )
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
 from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.storage import BreakerStore
-from smalti.v1 import image_pb2, job_pb2
+from smalti.v1 import image_pb2, job_pb2, model_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
 
 if TYPE_CHECKING:
@@ -89,36 +91,31 @@ class ImageServicer(ImageServiceServicer):
         gateway: Gateway,
         decoder: "DecoderServiceAsyncStub | None" = None,
         *,
+        connect: Connect | None = None,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         """Creates the servicer.
 
         Args:
             gateway: the jobs.
-            decoder: renders previews and encodes initial images; None turns both off.
+            decoder: renders previews and encodes initial images for the configured model; None if none is set.
+            connect: opens channels to decoders that have said hello; None calls no other.
             keepalive_seconds: maximum time without a message of WatchJob.
-
-        Raises:
-            ModelError: a file of the model is invalid.
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
         self._store = BreakerStore(gateway.context.store)
-        self._spec = gateway.context.spec
+        self._catalogue = gateway.context.catalogue
         self._settings = gateway.context.settings
-        self._model = describe(self._spec, self._settings)
-        self._images = InitialImages(gateway, self._store, decoder)
-        previews = None
-        if decoder:
-            policy = gateway.context.policy
-            check = self._check_previews if policy.asks_pictures else None
-            previews = PreviewRenderer(
-                gateway.watchers.preview_tokens,
-                self._spec,
-                decoder,
-                check=check,
-                is_away=lambda: policy.pictures_wait,
-            )
+        self._decoders = decoders = Decoders(self._catalogue, decoder, connect)
+        self._images = InitialImages(gateway, self._store, decoders)
+        policy = gateway.context.policy
+        previews = PreviewRenderer(
+            gateway.watchers.preview_tokens,
+            lambda job: decoders.of(self._catalogue.card_of(job)),
+            check=self._check_previews if policy.asks_pictures else None,
+            is_away=lambda: policy.pictures_wait,
+        )
         self._watch_handler = WatchHandler(
             gateway.watchers,
             partial(self._call, self._get),
@@ -141,7 +138,8 @@ class ImageServicer(ImageServiceServicer):
             )
             if found is not None:
                 return image_pb2.CreateImagesResponse(job=await self._message(found, full=True))
-        job_spec = parse_job_spec(request, self._spec, self._settings)
+        state = await self._choose(request.parameters)
+        job_spec = parse_job_spec(request, state, self._settings)
         job_spec = replace(
             job_spec,
             request_id=request_id,
@@ -157,7 +155,7 @@ class ImageServicer(ImageServiceServicer):
             await self._check_policy(job_spec)
         if has_picture:
             with within("parameters.initial_image"):
-                given = await self._images.tokens(request.parameters.initial_image)
+                given = await self._images.tokens(request.parameters.initial_image, state.card)
             job_spec = replace(job_spec, given=given)
         with within("parameters"):
             snapshot = await self._call(self._jobs.create, job_spec)
@@ -240,11 +238,35 @@ class ImageServicer(ImageServiceServicer):
         page_size(request.page_size)
         if request.page_token:
             raise InvalidInputError("page_token", "is damaged; start with the first page")
-        return image_pb2.ListModelsResponse(models=[without_words(self._model)])
+        fleet = self._catalogue.fleet
+        models = [without_words(self._describe(state)) for state in fleet.available]
+        return image_pb2.ListModelsResponse(models=models)
 
     async def GetModel(self, request: image_pb2.GetModelRequest, context: Any) -> image_pb2.GetModelResponse:  # noqa: D102, N802
-        check_asked_model(request.model, self._model.reference)
-        return image_pb2.GetModelResponse(model=self._model)
+        state = self._catalogue.find(request.model.name, request.model.revision)
+        return image_pb2.GetModelResponse(model=self._describe(state))
+
+    def _describe(self, state: RevisionState) -> model_pb2.Model:
+        return describe(
+            state,
+            self._settings,
+            is_default=self._catalogue.is_default(state),
+            has_decoder=self._decoders.of(state.card) is not None,
+        )
+
+    async def _choose(self, parameters: job_pb2.ImageParameters) -> RevisionState:
+        """Returns the revision that a new job is bound to.
+
+        Raises:
+            ModelNotFoundError: the request asks for a model, or a revision, that is not known.
+            UnavailableError: the model has no workers now.
+        """
+        asked, image = parameters.model, parameters.initial_image
+        if asked.revision or image.WhichOneof("source") != "picture":
+            return self._catalogue.choose(asked.name, asked.revision)
+        with within("parameters.initial_image"):
+            made_by = await self._images.made_by(image.picture)
+        return self._catalogue.choose(asked.name, fits=made_by.has_same_tokens)
 
     async def _cancel(self, job_id: str, method: str) -> JobSnapshot:
         """Cancels a job, and waits a moment until the stages are notified; no thread waits with it."""
@@ -266,9 +288,12 @@ class ImageServicer(ImageServiceServicer):
 
     async def _check_policy(self, job_spec: JobSpec) -> None:
         """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""
-        policy, folder = self._gateway.context.policy, self._spec.folder
+        policy, card = self._gateway.context.policy, job_spec.card
         asked = PromptToCheck(
-            prompt=job_spec.prompt, labels=job_spec.labels, model=folder.name, revision=folder.revision
+            prompt=job_spec.prompt,
+            labels=job_spec.labels,
+            model=card.name if card else "",
+            revision=card.revision if card else "",
         )
         await in_thread(self._gateway.policy_threads, policy.check_prompt, asked)
 

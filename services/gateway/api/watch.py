@@ -41,7 +41,7 @@ class WatchHandler:
         Args:
             watchers: wakes the streams after changes.
             get: reads a job and converts it to a message.
-            previews: renders previews; None without a decoder.
+            previews: renders previews; None if nothing does.
             preview_seconds: minimum time between two previews.
             keepalive_seconds: maximum time without a message.
         """
@@ -89,7 +89,8 @@ class WatchHandler:
                             yield WatchJobResponse(job=message)
                         if final:
                             return
-                        if previews and self._previews and rendering is None:
+                        renders = previews and self._previews and self._previews.can_render(snapshot.job)
+                        if self._previews and renders and rendering is None:
                             rendering = asyncio.create_task(
                                 self._render(self._previews, snapshot.job, rendered, watcher.wakeup)
                             )

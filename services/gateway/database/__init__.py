@@ -1,3 +1,13 @@
 """The database of the gateway: connection, tables, migrations, and the clock."""
 
-__all__ = ["calls", "clock", "commit", "connection", "deadlines", "presence", "schema", "tables"]
+__all__ = [
+    "calls",
+    "clock",
+    "commit",
+    "connection",
+    "deadlines",
+    "model_tables",
+    "presence",
+    "schema",
+    "tables",
+]

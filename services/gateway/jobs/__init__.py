@@ -10,6 +10,7 @@ __all__ = [
     "observer",
     "reading",
     "repository",
+    "sizes",
     "spec",
     "tenants",
     "watchers",

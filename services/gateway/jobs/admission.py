@@ -48,7 +48,7 @@ _MANY: Final = 2**62
 _EMPTY_AT_FIRST: Final = frozenset(
     (
         *("started", "ended", "delete_at", "asked_until", "reading", "encodings", "error"),
-        *("set_aside_until", "set_aside_by"),
+        *("set_aside_until", "set_aside_by", "trouble"),
         *("owner", "deadline", "pictures", "objects", "problem"),
     )
 )

@@ -84,7 +84,7 @@ def set_aside(context: GatewayContext, job_id: str, error: Exception) -> None:
 
 
 def take_back(job: Job) -> None:
-    """Forgets that a locked job was set aside, since it can be worked on."""
-    if job.set_aside_until is not None:
+    """Forgets that a locked job was set aside, or waited for workers, since it can be worked on."""
+    if job.set_aside_until is not None or job.trouble is not None:
         job.trouble = job.set_aside_until = job.set_aside_by = None
         touch(job)

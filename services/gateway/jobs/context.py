@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from smalti.queue import Publisher
-from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.jobs.observer import JobEvents
+from smalti.services.gateway.models import Catalogue
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import ObjectStore
@@ -23,8 +23,8 @@ class GatewayContext:
     """Store of the objects that the stages exchange, and of pictures."""
     publisher: Publisher
     """Sends chunks to the queues."""
-    spec: ModelSpec
-    """The model that the stages have loaded."""
+    catalogue: Catalogue
+    """The models that can be drawn."""
     settings: GatewaySettings
     """Limits, leases, and intervals."""
     policy: ContentPolicy = field(default_factory=ContentPolicy)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from smalti.messages import Stage
 from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
+from smalti.services.gateway.jobs.reading import parameter_of
 from smalti.storage import JobKeys, ObjectRef
 
 Pairs = list[Any]
@@ -70,7 +71,7 @@ def known_keys(session: Session, job: Job) -> list[str]:
 
     Only those of its result and its marker, and the records of what stages have written, follow from the job.
     """
-    keys = JobKeys(job.id)
+    keys = JobKeys(job.id, parameter_of(job, "binding", 0))
     chunks = session.scalars(select(Chunk).where(Chunk.job_id == job.id)).all()
     found = [keys.result, keys.cancelled]
     found += _encodings(job, keys)

@@ -35,6 +35,11 @@ def parameter_of(job: Job, name: str, default: Any) -> Any:
     return job.parameters.get(name, default) if isinstance(job.parameters, dict) else default
 
 
+def is_of_earlier_revision(job: Job, lease: int | None) -> bool:
+    """Returns whether an event with a lease is about work of a revision that the job is not bound to any more."""
+    return lease is not None and lease < (parameter_of(job, "since_lease", 0) or 0)
+
+
 def pictures_to_check(job: Job, pictures: Sequence[PictureToCheck]) -> PicturesToCheck:
     """Returns what the operator's policy is asked about pictures of a job."""
     return PicturesToCheck(

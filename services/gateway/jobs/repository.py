@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import exists, func, select, tuple_
@@ -30,6 +30,7 @@ from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, new_chunk, remove
 from smalti.services.gateway.jobs.messages import fits
 from smalti.services.gateway.jobs.spec import JobParameters, JobSpec, rows_kept
+from smalti.services.gateway.models import ModelCard
 
 MIN_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
@@ -78,7 +79,7 @@ class JobRepository:
 
     def __init__(self, context: GatewayContext) -> None:
         self._database = context.database
-        self._model_spec = context.spec
+        self._catalogue = context.catalogue
         self._settings = context.settings
         self._events = context.events
         self._clock = context.clock
@@ -129,6 +130,8 @@ class JobRepository:
             InvalidInputError: n is greater than the number of candidates, the prompt has too many bytes, or there is no
                 such tenant.
         """
+        if job_spec.card is None:
+            job_spec = replace(job_spec, card=self._catalogue.choose().card)
         try:
             snapshot = self._admit(job_spec)
         except IntegrityError:
@@ -266,8 +269,9 @@ class JobRepository:
 
     def _new_job(self, job_spec: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
-        parameters = self._parameters(job_spec, idle=idle)
-        rows = (self._model_spec.side - parameters.keep_rows) * parameters.candidates
+        card = job_spec.card or self._catalogue.fleet.configured.card
+        parameters = self._parameters(job_spec, card, idle=idle)
+        rows = (card.side - parameters.keep_rows) * parameters.candidates
         brought = [parameters.model_dump(mode="json", exclude_none=True), job_spec.given, job_spec.labels]
         return Job(
             id=str(uuid.uuid4()),
@@ -275,7 +279,7 @@ class JobRepository:
             state=JobState.QUEUED,
             tenant=job_spec.tenant,
             revision=parameters.revision,
-            pinned=False,
+            pinned=job_spec.pinned,
             request_id=job_spec.request_id,
             request_hash=job_spec.request_hash,
             parameters=brought[0],
@@ -301,34 +305,33 @@ class JobRepository:
             trace=job_spec.trace.model_dump() if job_spec.trace else None,
         )
 
-    def _parameters(self, job_spec: JobSpec, *, idle: bool) -> JobParameters:
-        folder = self._model_spec.folder
+    def _parameters(self, job_spec: JobSpec, card: ModelCard, *, idle: bool) -> JobParameters:
         candidates = job_spec.candidates
         if candidates is None:
-            default = folder.defaults.candidates
+            default = card.message.default_candidates
             candidates = max(default, self._settings.idle_candidates) if idle else default
             candidates = max(min(candidates, self._settings.candidates), job_spec.n or 1)
-        n = min(folder.defaults.n, candidates) if job_spec.n is None else job_spec.n
+        n = min(card.message.default_n, candidates) if job_spec.n is None else job_spec.n
         if n > candidates:
             raise InvalidInputError(
                 "n", f"must not be greater than candidates ({candidates}), got {n}; raise candidates"
             )
         refines = job_spec.second_pass is not None and job_spec.second_pass.refine is not None
         return JobParameters(
-            model=folder.name,
-            revision=folder.revision,
+            model=card.name,
+            revision=card.revision,
             prompt=job_spec.prompt,
             n=n,
             candidates=candidates,
             first_candidate=job_spec.first_candidate,
             seed=job_spec.seed,
             sampling=job_spec.sampling,
-            keep_rows=rows_kept(job_spec.given, job_spec.strength, self._model_spec.side),
+            keep_rows=rows_kept(job_spec.given, job_spec.strength, card.side),
             strength=job_spec.strength,
             vary=job_spec.vary,
             diversity=job_spec.diversity,
             second_pass=job_spec.second_pass,
-            refiner=self._model_spec.refiner_revision if refines else None,
+            refiner=card.refiner_revision if refines else None,
         )
 
     def _new_chunks(self, job: Job) -> list[dict[str, Any]]:

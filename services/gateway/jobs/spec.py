@@ -8,6 +8,7 @@ from pydantic import Field
 from smalti.messages import Prompt, ShortText, Trace
 from smalti.parameters import FREE, Priority, SamplingParameters, SecondPass, Seed
 from smalti.services.gateway.database.tables import DEFAULT_TENANT
+from smalti.services.gateway.models import ModelCard
 from smalti.validation import Strict
 
 
@@ -34,6 +35,10 @@ class JobParameters(Strict):
     """What happens to the chosen pictures; None if nothing does."""
     refiner: ShortText | None = None
     """Revision of the refiner; None if no refiner is used."""
+    binding: int | None = None
+    """How often the job was bound to another revision after work had been sent; None if it never was."""
+    since_lease: int | None = None
+    """The first lease of that revision; events of earlier ones do not count. None if it is the first revision."""
 
 
 def rows_kept(given: Sequence[int], strength: float | None, side: int) -> int:
@@ -54,6 +59,10 @@ class JobSpec:
     """Time until the job expires, in seconds."""
     retention: float
     """Time for which the job is kept after its end, in seconds."""
+    card: ModelCard | None = None
+    """The revision that the job is bound to; None lets the gateway choose one of the default model."""
+    pinned: bool = False
+    """Whether the request names the revision, so that the job is never bound to another."""
     n: int | None = None
     """Number of pictures; None takes the model's default."""
     candidates: int | None = None

@@ -116,14 +116,14 @@ class ReadVersions(Protocol):
 class WatcherHub(JobObserver):
     """Wakes the watchers of a job when it changes. Threads call it; the watchers run in the event loop."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side_of: Callable[[str], int | None]) -> None:
         """Begins without watchers.
 
         Args:
-            side: tokens per row of a picture.
+            side_of: returns the tokens per row of a job's pictures; None if there is no such job.
         """
         self.preview_tokens = PreviewTokens()
-        self._side = side
+        self._side_of = side_of
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: dict[str, _Watched] = {}
         self._changes = count()
@@ -169,15 +169,22 @@ class WatcherHub(JobObserver):
         self.changed(job_id)
 
     def rows_drawn(self, progress: Progress) -> None:
-        """Passes the rows of a progress event to the watchers. Any thread may call it."""
-        if len(progress.tokens) != len(progress.candidates):
+        """Passes the rows of a progress event to the watchers. Any thread may call it.
+
+        Raises:
+            DatabaseUnavailableError: the sizes of the job are not known, and the database does not answer.
+        """
+        if not progress.tokens or len(progress.tokens) != len(progress.candidates):
+            return
+        side = self._side_of(progress.job)
+        if side is None:
             return
         # `rows` may or may not count the rows of an initial image; the position of the last rows is the same.
-        end = (progress.rows + self._side - progress.of) * self._side
+        end = (progress.rows + side - progress.of) * side
         runs = [
             TokenRun(candidate, end - len(tokens), tokens)
             for candidate, tokens in zip(progress.candidates, progress.tokens, strict=True)
-            if 0 <= end - len(tokens) < end <= self._side**2
+            if 0 <= end - len(tokens) < end <= side**2
         ]
         for run in runs:
             self.preview_tokens.add(progress.job, run)

@@ -1,3 +1,3 @@
 """Background work of the gateway: sends chunks, handles events, ends and removes jobs."""
 
-__all__ = ["dispatch", "events", "fan_in", "loops", "progress", "refining", "sweeper"]
+__all__ = ["binding", "dispatch", "events", "fan_in", "loops", "progress", "refining", "sweeper"]

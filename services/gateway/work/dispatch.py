@@ -5,11 +5,11 @@ again when the lease expires. A message that the broker has not confirmed is not
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
@@ -31,7 +31,9 @@ from smalti.services.gateway.jobs.aside import apart, is_set_aside, take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
+from smalti.services.gateway.models import revision_of
 from smalti.services.gateway.work.progress import ProgressBuffer
+from smalti.services.gateway.work.windows import Windows
 from smalti.storage import JobKeys
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class Dispatcher:
         self._clock = context.clock
         self._progress = progress
         self._turns = BatchTurns()
+        self._windows = Windows(context)
         self._elapsed = context.elapsed
         self._looked: float | None = None
 
@@ -150,19 +153,31 @@ class Dispatcher:
         self._looked = self._elapsed()
 
     def _pick(self) -> tuple[list[tuple[str, list[int]]], bool]:
-        """Returns the numbers of the next chunks by job, and whether there may be more that fit into the window.
+        """Returns the numbers of the next chunks by job, and whether there may be more that fit into the windows.
 
         Interactive chunks come first; every eighth turn goes to a batch chunk.
         """
-        with self._database.read() as session:
-            leased = session.scalar(select(func.sum(Chunk.count)).where(IS_LEASED)) or 0
-            room = self._settings.window - int(leased)
-            if room <= 0:
-                return [], False
-            limit = min(room, BATCH_SIZE)
-            waiting = {priority: self._waiting(session, priority, limit) for priority in Priority}
-        queues = {priority: iter(found) for priority, found in waiting.items()}
         picked: dict[str, list[int]] = {}
+        more = False
+        with self._database.read() as session:
+            for revision, room in self._windows(session).items():
+                limit = min(room, BATCH_SIZE)
+                waiting = {
+                    priority: self._waiting(session, revision, priority, limit) for priority in Priority
+                }
+                if not any(waiting.values()):
+                    continue
+                left = self._pick_for(waiting, room, picked)
+                more |= left > 0 and any(len(found) == limit for found in waiting.values())
+        return list(picked.items()), more
+
+    def _pick_for(
+        self,
+        waiting: Mapping[Priority, Sequence[tuple[str, int, int]]],
+        room: int,
+        picked: dict[str, list[int]],
+    ) -> int:
+        queues = {priority: iter(found) for priority, found in waiting.items()}
         while room > 0:
             first = Priority.BATCH if self._turns.next_is_batch() else Priority.INTERACTIVE
             order = (first, *(other for other in Priority if other is not first))
@@ -172,13 +187,16 @@ class Dispatcher:
             job_id, number, count = found
             picked.setdefault(job_id, []).append(number)
             room -= count
-        return list(picked.items()), room > 0 and any(len(found) == limit for found in waiting.values())
+        return room
 
-    def _waiting(self, session: Session, priority: Priority, limit: int) -> Sequence[tuple[str, int, int]]:
+    def _waiting(
+        self, session: Session, revision: str | None, priority: Priority, limit: int
+    ) -> Sequence[tuple[str, int, int]]:
         query = (
             select(Chunk.job_id, Chunk.number, Chunk.count)
             .where(
                 IS_WAITING,
+                Chunk.revision.is_(None) if revision is None else Chunk.revision == revision,
                 Chunk.priority == PRIORITY_NUMBERS[priority],
                 Chunk.job_id.not_in(select(Job.id).where(is_set_aside(self._clock()))),
             )
@@ -256,7 +274,9 @@ class Dispatcher:
             chunk.deadline = deadline
             chunk.sent = chunk.begun = False
             chunk.problem = None  # It was the last attempt's, and this is another.
-        tasks = list(tasks_of(job, chunks))
+        catalogue = self._context.catalogue
+        routes = catalogue.fleet.routes(revision_of(job))
+        tasks = list(tasks_of(job, chunks, version=catalogue.write, routes=routes))
         take_back(job)
         return tasks
 

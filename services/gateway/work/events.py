@@ -27,7 +27,7 @@ from smalti.services.gateway.jobs.aside import set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, end, lock_open, start, touch
 from smalti.services.gateway.jobs.objects import added
-from smalti.services.gateway.jobs.reading import UnreadableJobError, parameter_of
+from smalti.services.gateway.jobs.reading import UnreadableJobError, is_of_earlier_revision, parameter_of
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.services.gateway.work.fan_in import FanIn
@@ -92,15 +92,17 @@ class EventHandler:
             case StageDone(stage=Stage.ENCODE):
                 self._encoded(message)
             case StageDone(stage=Stage.RANK, chunk=int(chunk)):
-                self._fan_in.ranked(message.job, chunk, message.objects)
+                self._fan_in.ranked(message.job, chunk, message.objects, message.lease)
             case StageDone(stage=Stage.REFINE, chunk=int(chunk)):
-                if self._refining.refined(message.job, chunk, message.objects):
+                if self._refining.refined(message.job, chunk, message.objects, lease=message.lease):
                     self._fan_in.finish(message.job)
             case StageDone(chunk=int(chunk)) if message.stage in _PROGRESS:
-                self._progress.reached(message.job, chunk, _PROGRESS[message.stage], message.objects)
+                reached = _PROGRESS[message.stage]
+                self._progress.reached(message.job, chunk, reached, message.objects, lease=message.lease)
             case Progress(chunk=int(chunk)):
-                complete = message.rows + self._context.spec.side - message.of
-                self._progress.rows_reached(message.job, chunk, complete)
+                self._progress.rows_reached(
+                    message.job, chunk, message.of - message.rows, lease=message.lease
+                )
                 self._watchers.rows_drawn(message)
             case Failed():
                 self._failed(message)
@@ -114,7 +116,7 @@ class EventHandler:
         now = self._clock()
         with self._database.write() as session:
             job = lock_open(session, event.job)
-            if job is None:
+            if job is None or is_of_earlier_revision(job, event.lease):
                 return
             job.encodings = added(job.encodings, job.id, event.objects)
             changed = start(job, to_microseconds(now))

@@ -39,7 +39,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     touch,
 )
 from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
-from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
+from smalti.services.gateway.jobs.reading import is_of_earlier_revision, parameter_of, parameters_of
 from smalti.services.gateway.jobs.repository import all_candidates, ranked_pictures
 from smalti.services.gateway.jobs.spec import JobParameters
 from smalti.services.gateway.policy.content_policy import refusal
@@ -92,7 +92,7 @@ class FanIn:
         self._checks.close()
         self._readers.shutdown()
 
-    def ranked(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> None:
+    def ranked(self, job_id: str, number: int, objects: Sequence[ObjectRef], lease: int | None) -> None:
         """Stores the scores of a chunk, and ends the job if all its candidates are ranked.
 
         If the scores are missing or damaged, the chunk is sent again.
@@ -101,13 +101,14 @@ class FanIn:
             job_id: the job.
             number: the chunk.
             objects: the scores, and the tokens.
+            lease: the lease under which they were made.
 
         Raises:
             UnavailableError: the store or the database does not answer.
         """
         keys = JobKeys(job_id)
         refs = {ref.name: ref for ref in objects}
-        if (prefetch := self._chunks_to_prefetch(job_id, number)) is None:
+        if (prefetch := self._chunks_to_prefetch(job_id, number, lease)) is None:
             return
         if (ref := refs.get(keys.scores(number))) is None:
             redo(self._context, job_id, [number], "the ranker has written no scores")
@@ -125,7 +126,7 @@ class FanIn:
         with self._database.write() as session:
             job = lock_open(session, job_id)
             chunk = session.get(Chunk, (job_id, number)) if job else None
-            if job is None or chunk is None:
+            if job is None or chunk is None or is_of_earlier_revision(job, lease):
                 return
             expected = range(chunk.first, chunk.first + chunk.count)
             fits = sorted(scored.index for scored in scores.pictures) == list(expected)
@@ -223,7 +224,7 @@ class FanIn:
         self._events.ended(outcome)
         return True
 
-    def _chunks_to_prefetch(self, job_id: str, number: int) -> tuple[Chunk, ...] | None:
+    def _chunks_to_prefetch(self, job_id: str, number: int, lease: int | None) -> tuple[Chunk, ...] | None:
         """Returns the chunks whose tokens to read while the scores of a chunk are read: all of them for the last chunk.
 
         A job with many chunks is not prefetched, since most of its candidates do not become pictures; nor is a job with
@@ -232,7 +233,7 @@ class FanIn:
         """
         with self._database.read() as session:
             job = session.get(Job, job_id)
-            if job is None or job.state not in OPEN_STATES:
+            if job is None or job.state not in OPEN_STATES or is_of_earlier_revision(job, lease):
                 return None
             chunks = {chunk.number: chunk for chunk in chunks_of(session, job)}
         chunk = chunks.get(number)

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import select
 
@@ -19,6 +19,7 @@ from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import advance, advance_rows, lock_open, start, touch
 from smalti.services.gateway.jobs.objects import added
+from smalti.services.gateway.jobs.reading import is_of_earlier_revision
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import ObjectRef
 
@@ -26,6 +27,15 @@ log = logging.getLogger(__name__)
 
 MAX_DOUBLINGS: Final = 6
 """Number of times that the length of a lease can double."""
+
+
+class _Key(NamedTuple):
+    """What progress is of."""
+
+    job_id: str
+    chunk: int
+    lease: int | None
+    """The lease under which it was made; None if it concerns any."""
 
 
 @dataclass
@@ -37,10 +47,20 @@ class _Entry:
     begun: bool = False
     """Whether the generator has begun the chunk."""
     reached: ChunkProgress = ChunkProgress.NOTHING
-    rows: int = 0
-    """Rows of each candidate that are complete, including those kept of an initial image."""
+    rows_left: int | None = None
+    """Rows of each candidate that are still to be generated; None if the generator has not said."""
     objects: tuple[ObjectRef, ...] = ()
     """Objects that stages have written."""
+
+    def add(self, news: "_Entry") -> None:
+        """Adds further progress."""
+        self.heard |= news.heard
+        self.begun |= news.begun
+        self.reached = max(self.reached, news.reached)
+        if news.rows_left is not None:
+            so_far = news.rows_left if self.rows_left is None else self.rows_left
+            self.rows_left = min(so_far, news.rows_left)
+        self.objects = tuple(dict.fromkeys((*self.objects, *news.objects)))
 
 
 class ProgressBuffer:
@@ -49,29 +69,34 @@ class ProgressBuffer:
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
         self._database = context.database
-        self._side = context.spec.side
         self._settings = context.settings
         self._events = context.events
         self._clock = context.clock
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, int], _Entry] = {}
+        self._entries: dict[_Key, _Entry] = {}
         self.filled = threading.Event()
         """Set while there is something to store."""
 
     def sent(self, job_id: str, chunks: list[int]) -> None:
         """Notes that the broker has confirmed the messages of chunks."""
         for chunk in chunks:
-            self._add(job_id, chunk, _Entry())
+            self._add(_Key(job_id, chunk, None), _Entry())
 
     def reached(
-        self, job_id: str, chunk: int, reached: ChunkProgress, objects: Sequence[ObjectRef] = ()
+        self,
+        job_id: str,
+        chunk: int,
+        reached: ChunkProgress,
+        objects: Sequence[ObjectRef] = (),
+        *,
+        lease: int | None = None,
     ) -> None:
         """Notes that a stage has finished a chunk, and has written objects."""
-        self._add(job_id, chunk, _Entry(heard=True, reached=reached, objects=tuple(objects)))
+        self._add(_Key(job_id, chunk, lease), _Entry(heard=True, reached=reached, objects=tuple(objects)))
 
-    def rows_reached(self, job_id: str, chunk: int, rows: int) -> None:
-        """Notes the complete rows of each candidate of a chunk, including those kept of an initial image."""
-        self._add(job_id, chunk, _Entry(heard=True, begun=True, rows=rows))
+    def rows_reached(self, job_id: str, chunk: int, rows_left: int, *, lease: int | None = None) -> None:
+        """Notes how many rows of each candidate of a chunk are still to be generated."""
+        self._add(_Key(job_id, chunk, lease), _Entry(heard=True, begun=True, rows_left=rows_left))
 
     def store(self) -> None:
         """Stores what was collected.
@@ -87,27 +112,22 @@ class ProgressBuffer:
         try:
             changed = self._write(entries)
         except BaseException:
-            for (job_id, chunk), entry in entries.items():
-                self._add(job_id, chunk, entry)
+            for key, entry in entries.items():
+                self._add(key, entry)
             raise
         for job_id in changed:
             self._events.changed(job_id)
 
-    def _add(self, job_id: str, chunk: int, news: _Entry) -> None:
+    def _add(self, key: _Key, news: _Entry) -> None:
         with self._lock:
-            entry = self._entries.setdefault((job_id, chunk), _Entry())
-            entry.heard |= news.heard
-            entry.begun |= news.begun
-            entry.reached = max(entry.reached, news.reached)
-            entry.rows = max(entry.rows, news.rows)
-            entry.objects = tuple(dict.fromkeys((*entry.objects, *news.objects)))
+            self._entries.setdefault(key, _Entry()).add(news)
             self.filled.set()
 
-    def _write(self, entries: dict[tuple[str, int], _Entry]) -> list[str]:
+    def _write(self, entries: dict[_Key, _Entry]) -> list[str]:
         """Stores entries; returns the jobs of which clients can see a change."""
-        by_job: dict[str, dict[int, _Entry]] = {}
-        for (job_id, chunk), entry in entries.items():
-            by_job.setdefault(job_id, {})[chunk] = entry
+        by_job: dict[str, dict[_Key, _Entry]] = {}
+        for key, entry in entries.items():
+            by_job.setdefault(key.job_id, {})[key] = entry
         try:
             return self._write_together(by_job)
         except UnavailableError:
@@ -120,7 +140,7 @@ class ProgressBuffer:
                 changed += self._write_together({job_id: news})
         return changed
 
-    def _write_together(self, by_job: dict[str, dict[int, _Entry]]) -> list[str]:
+    def _write_together(self, by_job: dict[str, dict[_Key, _Entry]]) -> list[str]:
         now = self._clock()
         changed = []
         with self._database.write() as session:
@@ -129,7 +149,10 @@ class ProgressBuffer:
                 job = lock_open(session, job_id)
                 if job is None:
                     continue
-                news = by_job[job_id]
+                news: dict[int, _Entry] = {}
+                for key, entry in by_job[job_id].items():
+                    if not is_of_earlier_revision(job, key.lease):
+                        news.setdefault(key.chunk, _Entry()).add(entry)
                 chunks = session.scalars(select(Chunk).where(Chunk.job_id == job_id, Chunk.number.in_(news)))
                 visible = False
                 for row in chunks:
@@ -139,8 +162,8 @@ class ProgressBuffer:
                         # Those of the ranker's event count, whatever else was written.
                         row.objects = added(row.objects, job_id, entry.objects, count=False)
                     to_generate = job.rows // job.candidates
-                    generated = entry.rows - (self._side - to_generate)
-                    visible |= advance_rows(job, row, min(generated, to_generate))
+                    if entry.rows_left is not None:
+                        visible |= advance_rows(job, row, to_generate - max(entry.rows_left, 0))
                     if entry.heard:
                         visible |= start(job, to_microseconds(now))
                     renew_lease(row, self._settings, now)

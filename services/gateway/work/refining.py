@@ -24,7 +24,7 @@ from smalti.services.gateway.jobs.lifecycle import (
     touch,
 )
 from smalti.services.gateway.jobs.objects import StoredObject, added, find_object, tokens_of
-from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
+from smalti.services.gateway.jobs.reading import is_of_earlier_revision, parameter_of, parameters_of
 from smalti.services.gateway.work.redoing import redo
 from smalti.storage import JobKeys, ObjectInfo, ObjectRef, find
 
@@ -92,13 +92,16 @@ class Refining:
         self._events.chosen(job_id)
         self._events.changed(job_id)
 
-    def refined(self, job_id: str, number: int, objects: Sequence[ObjectRef]) -> bool:
+    def refined(
+        self, job_id: str, number: int, objects: Sequence[ObjectRef], *, lease: int | None = None
+    ) -> bool:
         """Takes the refined pictures of a chunk; returns whether they were the last ones of the job.
 
         Args:
             job_id: the job.
             number: the chunk.
             objects: the refined pictures.
+            lease: the lease under which they were made.
 
         Raises:
             UnavailableError: the store or the database does not answer.
@@ -109,6 +112,8 @@ class Refining:
             job = lock_open(session, job_id)
             chunk = session.get(Chunk, (job_id, number)) if job else None
             if job is None or chunk is None or chunk.pictures is None:
+                return False
+            if is_of_earlier_revision(job, lease):
                 return False
             if self._replaced(job, chunk, objects, infos):
                 return False
@@ -238,4 +243,4 @@ class Refining:
     def _side(self, job: Job) -> int:
         """Returns width and height of the job's refined pictures."""
         second_pass = parameters_of(job).second_pass
-        return self._context.spec.resolution * (second_pass.upscale if second_pass else 1)
+        return self._context.catalogue.card_of(job).resolution * (second_pass.upscale if second_pass else 1)

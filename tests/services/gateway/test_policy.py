@@ -352,9 +352,9 @@ async def test_no_preview_is_decoded_while_the_hook_is_away(
     job, _, generates = encoded_job(gateway)
     gateway.handle(gateway.stages.draw_rows(generates[0], 1))
     is_away = True
-    nobody: Any = None
+    nobody: Any = object()
     renderer = PreviewRenderer(
-        gateway.gateway.watchers.preview_tokens, ModelSpec.load(tiny), nobody, is_away=lambda: is_away
+        gateway.gateway.watchers.preview_tokens, lambda job: nobody, is_away=lambda: is_away
     )
     with gateway.gateway.watchers.watch(job, rows=True):
         gateway.handle(gateway.stages.draw_rows(generates[0], 2))

@@ -19,6 +19,7 @@ from smalti.services.gateway.api.requests import (
     parse_page_token,
 )
 from smalti.services.gateway.jobs.repository import PageCursor
+from smalti.services.gateway.models import ModelCard, RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2
 
@@ -30,8 +31,9 @@ FLOAT = st.floats(width=32) | st.just(0.5)
 
 
 @pytest.fixture(scope="module")
-def spec(tiny: ModelFolder) -> ModelSpec:
-    return ModelSpec.load(tiny)
+def state(tiny: ModelFolder) -> RevisionState:
+    card = ModelCard.from_spec(ModelSpec.load(tiny))
+    return RevisionState(card=card, stages=frozenset(), slots=0)
 
 
 @given(st.integers(-(2**63) + 1, 2**63 - 1), st.uuids(), TEXT, TOKEN)
@@ -88,13 +90,13 @@ SAMPLING = st.fixed_dictionaries(
 
 
 @given(fields=FIELDS, sampling=SAMPLING)
-def test_jobs(spec: ModelSpec, fields: dict[str, Any], sampling: dict[str, Any]) -> None:
+def test_jobs(state: RevisionState, fields: dict[str, Any], sampling: dict[str, Any]) -> None:
     request = image_pb2.CreateImagesRequest()
     request.parameters.MergeFrom(job_pb2.ImageParameters(**fields))
     for name, value in sampling.items():
         setattr(request.parameters.sampling, name, value)
     try:
-        job = parse_job_spec(request, spec, SETTINGS)
+        job = parse_job_spec(request, state, SETTINGS)
     except SmaltiError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
         assert not isinstance(error, InvalidInputError) or error.field.startswith("parameters.")  # noqa: PT017

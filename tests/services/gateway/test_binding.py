@@ -1,0 +1,178 @@
+"""Jobs are bound to a revision, and bound anew when its workers go."""
+
+import pytest
+
+from harness.fleet import another_card, card_of, say_goodbye, say_hello
+from harness.gateway import GatewayHarness, MakeGateway, job_spec
+from smalti.messages import Stage
+from smalti.services.gateway.api.conversion import job_message
+from smalti.services.gateway.models import ModelCard
+from smalti.services.gateway.work.binding import GRACE_SECONDS
+
+LEASE = 120.0
+
+
+class Rollout:
+    """A gateway whose workers of one revision go while those of another are there."""
+
+    def __init__(self, make_gateway: MakeGateway) -> None:
+        self.elapsed = 0.0
+        self.gateway: GatewayHarness = make_gateway(write=3, elapsed=lambda: self.elapsed, lease=LEASE)
+        own = card_of(self.gateway)
+        self.old, self.new = another_card(own, "1"), another_card(own, "2")
+        say_hello(self.gateway, self.old)
+
+    def replace(self, seconds: float = GRACE_SECONDS) -> None:
+        """The workers of the new revision come, those of the old one go, and some time passes."""
+        say_hello(self.gateway, self.new)
+        say_goodbye(self.gateway, self.old)
+        self.look()
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds: float, *cards: ModelCard) -> None:
+        """Lets time pass, in which workers say hello."""
+        for _ in range(int(seconds // 5)):
+            self.gateway.clock.advance(5)
+            self.elapsed += 5
+            say_hello(self.gateway, *(cards or [self.new]))
+
+    def look(self) -> None:
+        """Lets the gateway look at its models."""
+        self.gateway.gateway.look_at_models()
+
+    def create(self, *, card: ModelCard | None = None, pinned: bool = False) -> str:
+        """Accepts a job of the old revision."""
+        return self.gateway.jobs.create(job_spec(card=card or self.old, pinned=pinned)).job.id
+
+    def revision(self, job: str) -> str:
+        """Returns the last digit of the revision of a job, of its parameters and of its messages."""
+        row = self.gateway.get(job).job
+        assert row.revision == row.parameters["revision"]
+        return str(row.revision)[-1]
+
+
+@pytest.fixture
+def rollout(make_gateway: MakeGateway) -> Rollout:
+    return Rollout(make_gateway)
+
+
+def test_job_that_was_not_sent_is_bound_anew(rollout: Rollout) -> None:
+    job = rollout.create()
+    version = rollout.gateway.get(job).job.version
+    rollout.replace(0)
+    assert rollout.revision(job) == "1"  # The workers may be back in a moment.
+    rollout.pass_time(GRACE_SECONDS)
+    assert rollout.revision(job) == "2"
+    assert rollout.gateway.get(job).job.version > version
+    (task,) = rollout.gateway.send()
+    assert (task.revision, task.binding) == (rollout.new.revision, 0)
+    assert task.routes[Stage.GENERATE] == rollout.new.parts[Stage.GENERATE]
+    rollout.gateway.handle(*rollout.gateway.stages.run(task))
+    assert rollout.gateway.state(job) == "succeeded"
+
+
+def test_pinned_job_waits_and_says_so(rollout: Rollout) -> None:
+    job = rollout.create(pinned=True)
+    rollout.replace()
+    assert rollout.revision(job) == "1"
+    assert rollout.gateway.send() == []
+    message = job_message(rollout.gateway.get(job), lambda key: None, full=True)
+    assert message.trouble == f"waits for workers of {rollout.old.name} {rollout.old.revision}"
+    say_hello(rollout.gateway, rollout.old, worker="again")
+    rollout.look()
+    assert job_message(rollout.gateway.get(job), lambda key: None, full=True).trouble == ""
+    (task,) = rollout.gateway.send()
+    rollout.gateway.handle(*rollout.gateway.stages.run(task))
+    assert rollout.gateway.state(job) == "succeeded"
+
+
+def test_message_that_nobody_has_read_does_no_harm_after_a_rollback(rollout: Rollout) -> None:
+    job, stages = rollout.create(), rollout.gateway.stages
+    (stale,) = rollout.gateway.send()
+    rollout.replace()
+    assert rollout.revision(job) == "2"
+    (task,) = rollout.gateway.send()
+    assert (task.revision, task.binding) == (rollout.new.revision, 1)
+    # The old workers are back, and read what they find in their queue.
+    stale_next, stale_event = stages.encode(stale)
+    rollout.gateway.handle(stale_event)
+    assert rollout.gateway.state(job) == "queued"
+    assert stale.keys.outputs(Stage.ENCODE, stale.keys.encoding) != task.keys.outputs(
+        Stage.ENCODE, task.keys.encoding
+    )
+    assert stale_next[0].work_key != stages.encode(task)[0][0].work_key
+    for generate in stale_next:
+        decode, generated = stages.generate(generate)
+        rank, decoded = stages.decode(decode)
+        rollout.gateway.handle(stages.draw_rows(generate, 1), generated, decoded, stages.rank(rank))
+    row = rollout.gateway.get(job).job
+    assert (row.state.value, row.rows_drawn, row.candidates_ranked) == ("queued", 0, 0)
+    rollout.gateway.handle(*stages.run(task))
+    assert rollout.gateway.state(job) == "succeeded"
+
+
+def test_job_that_has_begun_waits_and_starts_over_when_its_workers_stay_away(rollout: Rollout) -> None:
+    job, stages = rollout.create(), rollout.gateway.stages
+    (task,) = rollout.gateway.send()
+    generates, encoded = stages.encode(task)
+    decode, generated = stages.generate(generates[0])
+    rank, decoded = stages.decode(decode)
+    rollout.gateway.handle(encoded, generated, decoded, stages.rank(rank))
+    assert rollout.gateway.get(job).job.candidates_ranked == 4
+    rollout.replace(LEASE - 5)
+    assert rollout.revision(job) == "1"
+    assert "waits for workers" in str(rollout.gateway.get(job).job.trouble)
+    rollout.pass_time(5)
+    row = rollout.gateway.get(job).job
+    assert (rollout.revision(job), row.trouble, row.candidates_ranked, row.rows_drawn) == ("2", None, 0, 0)
+    (task,) = rollout.gateway.send()
+    rollout.gateway.handle(*stages.run(task))
+    assert rollout.gateway.state(job) == "succeeded"
+
+
+def test_job_that_has_begun_ends_where_it_began_if_its_workers_come_back(rollout: Rollout) -> None:
+    job, stages = rollout.create(), rollout.gateway.stages
+    (task,) = rollout.gateway.send()
+    generates, encoded = stages.encode(task)
+    rollout.gateway.handle(encoded)
+    rollout.replace(60)
+    say_hello(rollout.gateway, rollout.old, worker="again")
+    for generate in generates:
+        decode, generated = stages.generate(generate)
+        rank, decoded = stages.decode(decode)
+        rollout.gateway.handle(generated, decoded, stages.rank(rank))
+    assert rollout.gateway.state(job) == "succeeded"
+    assert rollout.revision(job) == "1"
+
+
+def test_job_with_tokens_is_bound_only_to_the_same_codebook(rollout: Rollout) -> None:
+    gateway = rollout.gateway
+    tokens = tuple([1] * rollout.old.tokens)
+    kept = gateway.jobs.create(job_spec(card=rollout.old, given=tokens[: 2 * rollout.old.side])).job.id
+    rollout.new = another_card(rollout.old, "2", shares_pictures=False)
+    rollout.replace()
+    assert rollout.revision(kept) == "1"
+    rollout.new = another_card(rollout.old, "3")
+    say_hello(gateway, rollout.new)
+    rollout.pass_time(GRACE_SECONDS)
+    assert rollout.revision(kept) == "3"
+
+
+def test_many_jobs_are_bound_anew_and_shared_out(rollout: Rollout) -> None:
+    jobs = [rollout.create() for _ in range(130)]
+    other = another_card(rollout.old, "3")
+    say_hello(rollout.gateway, rollout.new, other)
+    say_goodbye(rollout.gateway, rollout.old)
+    rollout.look()
+    rollout.pass_time(GRACE_SECONDS, rollout.new, other)
+    found = [rollout.revision(job) for job in jobs]
+    assert (found.count("2"), found.count("3")) == (65, 65)
+
+
+def test_job_of_another_model_is_never_bound_anew(rollout: Rollout) -> None:
+    other = another_card(rollout.old, "3", name="other")
+    say_hello(rollout.gateway, other)
+    job = rollout.create(card=other)
+    say_goodbye(rollout.gateway, other)
+    rollout.replace()
+    assert rollout.revision(job) == "3"
