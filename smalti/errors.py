@@ -30,6 +30,7 @@
         ├── ModelMismatchError        the input was made by another model than the loaded one
         ├── NotSupportedError         the loaded model, or this version, cannot do this
         ├── OverloadedError           the service is full; says when to retry
+        │   └── QuotaExceededError        the tenant has used up a limit; says which, and when to retry
         ├── UnavailableError          something that is needed does not answer; says when to retry, if known
         │   ├── DrainingError             the service is shutting down
         │   ├── BrokerUnavailableError    the broker does not answer
@@ -72,6 +73,7 @@ __all__ = [
     "OversizedMessageError",
     "PermissionDeniedError",
     "PictureNotFoundError",
+    "QuotaExceededError",
     "RefusedByPolicyError",
     "RemoteError",
     "RequestCancelledError",
@@ -252,6 +254,21 @@ class OverloadedError(ServiceError):
         super().__init__(problem)
         self.retry_after = retry_after
         """Time to wait before the next try, in seconds."""
+
+
+class QuotaExceededError(OverloadedError):
+    """The tenant has used up one of its limits."""
+
+    def __init__(
+        self, problem: str, retry_after: float, *, quota: str = "", limit: int = 0, left: int = 0
+    ) -> None:
+        super().__init__(problem, retry_after)
+        self.quota = quota
+        """The name of the limit, such as "requests_per_minute"."""
+        self.limit = limit
+        """The limit itself."""
+        self.left = left
+        """What is left of it."""
 
 
 class UnavailableError(ServiceError):

@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import StoreUnavailableError, UnavailableError
-from smalti.services.gateway.database.clock import DatabaseClock
+from smalti.services.gateway.database.clock import DatabaseClock, to_microseconds
 from smalti.services.gateway.database.presence import News, Role
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
 from smalti.services.gateway.jobs.repository import JobRepository, JobSnapshot
 from smalti.services.gateway.jobs.sizes import JobSizes
+from smalti.services.gateway.jobs.tenants import forget_usage
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.models import HelloBuffer
 from smalti.services.gateway.work.binding import Binding
@@ -216,10 +217,11 @@ class Gateway:
             pass
 
     def expire_objects(self) -> None:
-        """Lets the store delete old objects, or deletes them if the store has no expiry."""
+        """Lets the store delete old objects, or deletes them if the store has no expiry; and removes old usage."""
         if not self.context.holds(Role.EXPIRING):
             return
         self.context.catalogue.forget()
+        forget_usage(self.context.database, to_microseconds(self.context.clock()))
         store, days = self.context.store, self.context.expiry_days
         if not store.expire_after(days) and days:
             now = datetime.fromtimestamp(self.context.clock(), UTC)

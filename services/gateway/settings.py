@@ -56,12 +56,23 @@ class GatewaySettings(EnvironmentSettings):
     window: Annotated[int, Field(ge=1, le=2**20)] = 128
     """Maximum number of candidates in the queues at a time. The rest waits in the database, where order and priority
     are kept. Set it to at least twice the slots of all generators together."""
+    turn: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Candidates that a tenant of weight 1 may send in its turn, while others wait; a chunk is always sent whole."""
     open_jobs: Annotated[int, Field(ge=1, le=10**6)] = 10_000
     """Maximum number of open jobs, for all gateways together. Further requests are refused with RESOURCE_EXHAUSTED."""
     stored_jobs: Annotated[int, Field(ge=1, le=10**8)] = 1_000_000
     """Maximum number of jobs in the database, open and ended. Further requests are refused."""
     stored_bytes: Annotated[int, Field(ge=2**20)] = 10 * 2**30
     """Maximum size of what the requests of these jobs have brought: prompts, labels and initial images, in bytes."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Maximum number of jobs that a tenant may create in a minute. This and the next three hold for each tenant without
+    a limit of its own; unset, there is none."""
+    candidates_per_day: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    """Maximum number of candidates that a tenant may ask for in a day (UTC)."""
+    batch_slots: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Maximum number of candidates of a tenant's batch jobs in the queues at a time. The rest waits."""
+    prompt_characters: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """Maximum length of a prompt; the contract has a maximum of its own."""
     candidates: Annotated[int, Field(ge=1, le=1024)] = 256
     """Maximum number of candidates of a job."""
     idle_candidates: Annotated[int, Field(ge=0, le=1024)] = 32

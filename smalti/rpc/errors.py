@@ -7,7 +7,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from smalti.disclosure import Disclosure, disclose
@@ -20,6 +20,7 @@ from smalti.errors import (
     NotSupportedError,
     OverloadedError,
     PictureNotFoundError,
+    QuotaExceededError,
     RemoteError,
     RequestCancelledError,
     RequestExpiredError,
@@ -70,6 +71,20 @@ def status_of(error: BaseException, *, during: str = "") -> Status:
             description=shortened(error.problem, MAX_TEXT_LENGTH),
         )
         details.append(BadRequest(field_violations=[violation]))
+    if isinstance(error, QuotaExceededError):
+        info.metadata["left"] = str(error.left)
+        details.append(
+            QuotaFailure(
+                violations=[
+                    QuotaFailure.Violation(
+                        subject="tenant",
+                        description=text,
+                        quota_metric=error.quota,
+                        quota_value=error.limit,
+                    )
+                ]
+            )
+        )
     if reason.resource:
         name = shortened(str(getattr(error, "name", "")), MAX_NAME_LENGTH)
         details.append(ResourceInfo(resource_type=reason.resource, resource_name=name))
@@ -212,6 +227,19 @@ def _seconds(status: Status) -> float | None:
     return delay.retry_delay.ToNanoseconds() / 1e9 if delay is not None else None
 
 
+def _quota(text: str, status: Status) -> SmaltiError:
+    failure, info = _detail(status.details, QuotaFailure), _detail(status.details, ErrorInfo)
+    violation = failure.violations[0] if failure and failure.violations else QuotaFailure.Violation()
+    left = info.metadata.get("left", "") if info else ""
+    return QuotaExceededError(
+        text,
+        _seconds(status) or 1.0,
+        quota=violation.quota_metric,
+        limit=violation.quota_value,
+        left=int(left) if left.isdecimal() else 0,
+    )
+
+
 def _name(status: Status) -> str:
     resource = _detail(status.details, ResourceInfo)
     return resource.resource_name if resource is not None else ""
@@ -225,6 +253,7 @@ _MAKERS: dict[str, Callable[[str, Status], SmaltiError]] = {
     "PICTURE_NOT_FOUND": lambda text, status: PictureNotFoundError(_name(status), text),
     "REQUEST_ID_REUSED": lambda text, status: RequestIdReusedError(_name(status), text),
     "OVERLOADED": lambda text, status: OverloadedError(text, _seconds(status) or 1.0),
+    "QUOTA_EXCEEDED": _quota,
     "DRAINING": lambda text, status: DrainingError(text, _seconds(status)),
     "ENGINE_STOPPED": lambda text, status: EngineFailedError(text, _seconds(status)),
     "DEPENDENCY_UNAVAILABLE": lambda text, status: UnavailableError(text, _seconds(status)),

@@ -86,6 +86,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_PERMITTED: _ErrorReason.ValueType  # 20
     """PERMISSION_DENIED: the key, the token or the certificate is valid, and may not do this. Do not repeat it."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: the tenant has used up one of its limits.
+    The violation has the name of the limit (`quota_metric`) and the limit (`quota_value`); `metadata["left"]` of the
+    ErrorInfo is what is left of it. Nothing was stored; retry after the delay, which may be hours.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason why a call or a job failed.
@@ -163,4 +168,9 @@ one. Send it as metadata "authorization: Bearer KEY".
 """
 ERROR_REASON_NOT_PERMITTED: ErrorReason.ValueType  # 20
 """PERMISSION_DENIED: the key, the token or the certificate is valid, and may not do this. Do not repeat it."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: the tenant has used up one of its limits.
+The violation has the name of the limit (`quota_metric`) and the limit (`quota_value`); `metadata["left"]` of the
+ErrorInfo is what is left of it. Nothing was stored; retry after the delay, which may be hours.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -82,6 +82,7 @@ class CreateImagesRequest(_message.Message):
     TIME_LIMIT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A version 4 UUID in the usual form with hyphens. Use a new one for each job, and the same one when the call is
     repeated. A request with the same id and the same content returns the same job, for as long as the job is kept.
@@ -111,6 +112,10 @@ class CreateImagesRequest(_message.Message):
         a-z, 0-9, "_", "-", "." and "/"; a value has at most 256 characters.
         """
 
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """Who is told when the job has ended. If omitted, the webhook of the tenant, if it has one."""
+
     def __init__(
         self,
         *,
@@ -120,14 +125,45 @@ class CreateImagesRequest(_message.Message):
         time_limit: _duration_pb2.Duration | None = ...,
         retention: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        webhook: Global___Webhook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "retention", b"retention", "time_limit", b"time_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "retention", b"retention", "time_limit", b"time_limit", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "retention", b"retention", "time_limit", b"time_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "parameters", b"parameters", "priority", b"priority", "request_id", b"request_id", "retention", b"retention", "time_limit", b"time_limit", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateImagesRequest: _TypeAlias = CreateImagesRequest  # noqa: Y015
+
+@_typing.final
+class Webhook(_message.Message):
+    """A URL to which a signed notice is sent, as the Standard Webhooks specification says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    INCLUDE_PROMPT_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """An https URL of at most 2048 characters, to which the notice is sent with POST. The tenant must have a secret for
+    webhooks. If empty, the URL of the tenant, which must then have one.
+    """
+    include_prompt: _builtins.bool
+    """Whether the notice contains the prompt. If omitted, as the tenant has it; at first it does not."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        include_prompt: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_include_prompt", b"_include_prompt", "include_prompt", b"include_prompt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_include_prompt", b"_include_prompt", "include_prompt", b"include_prompt", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__include_prompt: _TypeAlias = _typing.Literal["include_prompt"]  # noqa: Y015
+    _WhichOneofArgType__include_prompt: _TypeAlias = _typing.Literal["_include_prompt", b"_include_prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__include_prompt) -> _WhichOneofReturnType__include_prompt | None: ...
+
+Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
 
 @_typing.final
 class CreateImagesResponse(_message.Message):

@@ -104,7 +104,8 @@ class ImageServiceServicer:
 
         ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
         not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
-        too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
+        too many jobs are open, or the tenant has used up a limit (QUOTA_EXCEEDED); RetryInfo tells when to retry. After
+        each of these errors, nothing is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,8 @@ class ImageServiceStub:
 
     ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
     not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
-    too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
+    too many jobs are open, or the tenant has used up a limit (QUOTA_EXCEEDED); RetryInfo tells when to retry. After
+    each of these errors, nothing is stored.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetJobRequest, _image_pb2.GetJobResponse]
     """Returns the current state of a job. NOT_FOUND: the job does not exist, or it was deleted."""
@@ -100,7 +101,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
     not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
-    too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
+    too many jobs are open, or the tenant has used up a limit (QUOTA_EXCEEDED); RetryInfo tells when to retry. After
+    each of these errors, nothing is stored.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_image_pb2.GetJobRequest, _image_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns the current state of a job. NOT_FOUND: the job does not exist, or it was deleted."""
@@ -156,7 +158,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         ALREADY_EXISTS: the request_id was used for a different request. NOT_FOUND: the model or the initial picture does
         not exist. UNIMPLEMENTED: the initial picture is a file, but the model cannot encode pictures. RESOURCE_EXHAUSTED:
-        too many jobs are open; RetryInfo tells when to retry. After each of these errors, nothing is stored.
+        too many jobs are open, or the tenant has used up a limit (QUOTA_EXCEEDED); RetryInfo tells when to retry. After
+        each of these errors, nothing is stored.
         """
 
     @_abc_1.abstractmethod

@@ -30,6 +30,7 @@ from smalti.errors import (
     OverloadedError,
     PermissionDeniedError,
     PictureNotFoundError,
+    QuotaExceededError,
     RefusedByPolicyError,
     RemoteError,
     RequestCancelledError,
@@ -60,6 +61,9 @@ ERRORS: dict[str, SmaltiError] = {
     "MODEL_MISMATCH": ModelMismatchError("another model"),
     "NOT_SUPPORTED": NotSupportedError("no encoder"),
     "OVERLOADED": OverloadedError("2 calls are already waiting", 2.5),
+    "QUOTA_EXCEEDED": QuotaExceededError(
+        "no more today", 3600.5, quota="candidates_per_day", limit=9, left=2
+    ),
     "DRAINING": DrainingError("about to stop"),
     "ENGINE_STOPPED": EngineFailedError("the engine has stopped; try again, another instance may answer"),
     "DEPENDENCY_UNAVAILABLE": UnavailableError("the store does not answer", 4),

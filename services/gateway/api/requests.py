@@ -98,12 +98,9 @@ def parse_job_spec(
         prompt=prompt,
         seed=seed,
         sampling=sampling,
-        time_limit=_seconds(
-            request, "time_limit", MIN_TIME_LIMIT, settings.time_limit, settings.default_time_limit
-        ),
-        retention=_seconds(
-            request, "retention", MIN_RETENTION, settings.retention, settings.default_retention
-        ),
+        time_limit=_seconds(request, "time_limit", MIN_TIME_LIMIT, settings.time_limit)
+        or settings.default_time_limit,
+        retention=_seconds(request, "retention", MIN_RETENTION, settings.retention),
         n=n,
         candidates=candidates,
         first_candidate=first or 0,
@@ -233,9 +230,9 @@ def _second_pass(
     return second_pass
 
 
-def _seconds(request: Message, name: str, minimum: float, maximum: float, default: float) -> float:
+def _seconds(request: Message, name: str, minimum: float, maximum: float) -> float | None:
     if not request.HasField(name):
-        return default
+        return None
     duration: Duration = getattr(request, name)
     seconds = duration.seconds + duration.nanos / 1e9
     if not minimum <= seconds <= maximum:

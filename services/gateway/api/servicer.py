@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -150,14 +150,15 @@ class ImageServicer(ImageServiceServicer):
         policy, has_picture = self._gateway.context.policy, request.parameters.HasField("initial_image")
         if policy.checks_prompts or has_picture:
             # What costs much comes after what costs little.
-            await self._call(self._jobs.check_capacity, principal.tenant)
+            with _within_parameters():
+                await self._call(self._jobs.check_capacity, job_spec)
         if policy.checks_prompts:
             await self._check_policy(job_spec)
         if has_picture:
             with within("parameters.initial_image"):
                 given = await self._images.tokens(request.parameters.initial_image, state.card)
             job_spec = replace(job_spec, given=given)
-        with within("parameters"):
+        with _within_parameters():
             snapshot = await self._call(self._jobs.create, job_spec)
         return image_pb2.CreateImagesResponse(job=await self._message(snapshot, full=True))
 
@@ -339,6 +340,17 @@ def _report_admin(principal: Principal, method: str, snapshot: JobSnapshot) -> N
     """Tells the audit log what an admin does with the job of another tenant."""
     if snapshot.job.tenant != principal.tenant and Role.ADMIN in principal.roles:
         report("admin", principal, method=method, job=snapshot.job.id, owner=snapshot.job.tenant)
+
+
+@contextmanager
+def _within_parameters() -> Iterator[None]:
+    """Prefixes the field of an error with "parameters", unless it is one of the request itself."""
+    try:
+        yield
+    except InvalidInputError as error:
+        if error.field in image_pb2.CreateImagesRequest.DESCRIPTOR.fields_by_name:
+            raise
+        raise InvalidInputError(f"parameters.{error.field}", error.problem) from error
 
 
 def _job_id(job_id: str) -> str:

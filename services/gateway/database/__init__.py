@@ -10,4 +10,5 @@ __all__ = [
     "presence",
     "schema",
     "tables",
+    "tenant_tables",
 ]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from smalti.errors import InvalidInputError
-from smalti.services.gateway.database.model_tables import Revision
+from smalti.services.gateway.database.schema import METADATA
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 
 MIN_POSTGRESQL: Final = 12
@@ -98,7 +98,7 @@ def explained() -> Iterator[None]:
 
 
 def _check_rights(connection: Connection, user: str, schema: str) -> None:
-    for table in Revision.metadata.sorted_tables:
+    for table in METADATA.sorted_tables:
         for right in _RIGHTS:
             query = "SELECT has_table_privilege(to_regclass(:table), :right)"
             (may,) = _one(connection, query, table=table.name, right=right)

@@ -12,13 +12,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, select
 
 from smalti.errors import InvalidInputError
-from smalti.services.gateway.database.tables import SchemaCompatibility
+from smalti.services.gateway.database import model_tables, tenant_tables
+from smalti.services.gateway.database.tables import Base, SchemaCompatibility
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 
 log = logging.getLogger(__name__)
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
+
+METADATA: Final = Base.metadata
+"""All tables, also those of these modules."""
+assert model_tables.Revision.metadata is tenant_tables.Delivery.metadata is METADATA
 
 OLDEST: Final = "0001"
 """The oldest schema from which this version migrates."""

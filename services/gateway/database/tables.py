@@ -129,6 +129,16 @@ class Tenant(Base):
     """Limits; where one is None, that of the settings holds, which is also that of all tenants together."""
     max_stored_jobs: Mapped[int | None]
     max_stored_bytes: Mapped[int | None]
+    max_requests: Mapped[int | None]
+    """Jobs that it may create in a minute."""
+    max_candidates: Mapped[int | None]
+    """Candidates that it may ask for in a day (UTC)."""
+    max_batch_slots: Mapped[int | None]
+    """Candidates of its batch jobs in the queues at a time."""
+    max_prompt: Mapped[int | None]
+    """Characters of a prompt."""
+    max_retention: Mapped[int | None]
+    """Seconds for which a job may be kept after its end."""
     open_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
     open_batch_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
     """The open jobs that are not interactive; they count in `open_jobs` too."""
@@ -136,6 +146,12 @@ class Tenant(Base):
     """Open and ended jobs."""
     stored_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
     """Sum of `Job.size`."""
+    requests_until: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Time until which its requests have used the rate; see `smalti.services.gateway.jobs.quotas`."""
+    day: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The beginning of the day (UTC) of its last job."""
+    day_candidates: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Candidates that it has asked for on that day."""
 
 
 class Job(Base):
@@ -209,6 +225,8 @@ class Job(Base):
     """Bytes of what the request has brought; None in jobs of older versions."""
     encodings: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
     """The encodings that the encoder has written; see `smalti.services.gateway.jobs.objects`."""
+    webhook: Mapped[dict[str, Any] | None]
+    """`smalti.services.gateway.jobs.spec.JobWebhook` as JSON; None for that of the tenant."""
     lease: Mapped[int]
     """Number of the last lease. Each time chunks are sent, they get a new lease."""
     error: Mapped[bytes | None] = mapped_column(LargeBinary)
@@ -324,26 +342,6 @@ class ScoredCandidate(Base):
     """Whether the operator's policy was asked about the picture."""
     refusal: Mapped[str | None] = mapped_column(Text)
     """What the policy says to the caller if it refuses the picture, perhaps nothing; None if it does not refuse it."""
-
-
-class ApiKey(Base):
-    """A key of a tenant. The key itself is not kept."""
-
-    __tablename__ = "api_keys"
-    __table_args__ = (Index("api_keys_of_tenant", "tenant"),)
-
-    id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """The first digits of `sha256`."""
-    sha256: Mapped[str] = mapped_column(String(64))
-    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
-    roles: Mapped[str] = mapped_column(String(64))
-    """Names of `smalti.services.gateway.identity.Role`, with commas between them."""
-    note: Mapped[str] = mapped_column(String(100))
-    """What it is for, in the words of whoever made it."""
-    created: Mapped[int]
-    last_used: Mapped[int | None]
-    """The beginning of the day (UTC) of its last use."""
-    revoked: Mapped[int | None]
 
 
 class GatewayProcess(Base):

@@ -16,6 +16,7 @@ from sqlalchemy import (
     CTE,
     JSON,
     BigInteger,
+    BindParameter,
     ColumnElement,
     Select,
     String,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
+    case,
     cast,
     func,
     insert,
@@ -32,12 +34,15 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapper
 
+from smalti.services.gateway.database.clock import MICROSECONDS
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Chunk, Job, Label, Tenant
-from smalti.services.gateway.jobs.tenants import LIMITED, Limits, others
+from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.jobs.tenants import LIMITED, MINUTE, Limits, day_of, others
 
 MAX_TOGETHER: Final = 32
 """Maximum number of jobs that are admitted together."""
@@ -45,6 +50,7 @@ MAX_LEADERS: Final = 2
 """Maximum number of groups of one gateway that are on their way at the same time."""
 
 _MANY: Final = 2**62
+_TENANT: Final[Any] = Tenant.__table__.alias("t")
 _EMPTY_AT_FIRST: Final = frozenset(
     (
         *("started", "ended", "delete_at", "asked_until", "reading", "encodings", "error"),
@@ -173,7 +179,8 @@ class Admissions:
             "bytes": sum(job.size or 0 for job, _ in jobs),
             "least": 1 if idle is False else -_MANY,
             "most": 0 if idle else _MANY,
-            **{f"limit_{name}": getattr(self._limits, name) for name in LIMITED},
+            **_demand([job for job, _ in jobs]),
+            **{f"limit_{name}": value for name, value in vars(self._limits).items()},
         }
         new_jobs = [_columns(Job, vars(job)) for job, _ in jobs]
         new_chunks = [_columns(Chunk, chunk) for _, chunks in jobs for chunk in chunks]
@@ -185,8 +192,10 @@ class Admissions:
         row: Sequence[Any] | None
         if self._database.is_sqlite:
             with self._database.write() as session:
-                row = session.execute(_admission(), values).one_or_none()
+                row = session.execute(_admission("max"), values).one_or_none()
                 if row is not None:
+                    used = sqlite.insert(_table(DailyUsage)).values(_USED)
+                    session.execute(_counted(used), values)
                     for table, rows in ((Job, new_jobs), (Chunk, new_chunks), (Label, new_labels)):
                         if rows:
                             session.execute(insert(_table(table)), rows)
@@ -202,6 +211,19 @@ class Admissions:
             Admission(others=int(row[0]) + number, others_batch=int(row[1]) + sum(batch[:number]))
             for number in range(len(jobs))
         ]
+
+
+def _demand(jobs: Sequence[Job]) -> dict[str, int]:
+    """Returns what jobs ask for together, as parameters of the statement that admits them."""
+    now = max(job.created for job in jobs)
+    return {
+        "now": now,
+        "today": day_of(now),
+        "minutes": MINUTE * len(jobs),
+        "asked": sum(job.candidates for job in jobs),
+        "prompt": max(len(job.parameters["prompt"]) for job in jobs),
+        "retention": max(-(-job.retention // MICROSECONDS) for job in jobs),
+    }
 
 
 def _go_together(first: _Request, other: _Request) -> bool:
@@ -222,65 +244,105 @@ def _columns(table: type[Job | Chunk], values: Mapping[str, Any]) -> dict[str, A
 
 
 @cache
-def _admission() -> Update:
+def _admission(larger: str) -> Update:
     """Returns the statement that admits jobs of a tenant: it finds the row of the tenant, or none.
 
     A statement that has waited for another one's compares with the row as it is then, so the limits of a tenant are
     exact. Those of all tenants together may be exceeded by as many jobs as other tenants are given meanwhile.
+
+    Args:
+        larger: the database's function for the larger of two values.
     """
+    row: Any = _TENANT.c
     of_jobs = {
         "open_jobs": "jobs",
         "open_batch_jobs": "batch",
         "stored_jobs": "jobs",
         "stored_bytes": "bytes",
     }
-    more = {name: bindparam(value, type_=BigInteger) for name, value in of_jobs.items()}
-    is_within = []
+    more = {name: _number(value) for name, value in of_jobs.items()}
+    now, day = _number("now"), _number("today")
+
+    def own(name: str) -> ColumnElement[int]:
+        return func.coalesce(row[f"max_{name}"], _number(f"limit_{name}"))
+
+    is_within: list[ColumnElement[bool]] = []
     for name in LIMITED:
-        counter, own = getattr(Tenant, name), getattr(Tenant, f"max_{name}")
-        limit = bindparam(f"limit_{name}", type_=BigInteger)
+        counter, limit = row[name], _number(f"limit_{name}")
         if name == "stored_bytes":  # The last job may exceed it.
-            is_within += [counter < func.coalesce(own, limit), counter + others(name) < limit]
+            is_within += [counter < own(name), counter + others(name) < limit]
         else:
-            is_within += [
-                counter + more[name] <= func.coalesce(own, limit),
-                counter + more[name] + others(name) <= limit,
-            ]
-    all_open = Tenant.open_jobs + others("open_jobs")
+            is_within += [counter + more[name] <= own(name), counter + more[name] + others(name) <= limit]
+    requests_until = getattr(func, larger)(row.requests_until, now) + _number("minutes") // own("requests")
+    day_candidates = case((row.day == day, row.day_candidates), else_=literal_column("0")) + _number("asked")
+    is_within += [
+        requests_until <= now + literal_column(str(MINUTE)),
+        day_candidates <= own("candidates"),
+        _number("prompt") <= own("prompt"),
+        _number("retention") <= own("retention"),
+    ]
+    all_open = row.open_jobs + others("open_jobs")
+    changes = {name: row[name] + value for name, value in more.items()}
+    changes |= {"requests_until": requests_until, "day": day, "day_candidates": day_candidates}
     return (
-        update(Tenant)
+        update(_TENANT)
         .where(
-            Tenant.id == bindparam("of_tenant", type_=String),
+            row.id == bindparam("of_tenant", type_=String),
             *is_within,
-            all_open.between(bindparam("least", type_=BigInteger), bindparam("most", type_=BigInteger)),
+            all_open.between(_number("least"), _number("most")),
         )
-        .values({name: getattr(Tenant, name) + value for name, value in more.items()})
+        .values(changes)
         .returning(
             (all_open - more["open_jobs"]).label("others"),
-            (Tenant.open_batch_jobs + others("open_batch_jobs") - more["open_batch_jobs"]).label("batch"),
+            (row.open_batch_jobs + others("open_batch_jobs") - more["open_batch_jobs"]).label("batch"),
         )
-        .execution_options(synchronize_session=False)
     )
+
+
+def _number(name: str) -> BindParameter[int]:
+    return bindparam(name, type_=BigInteger)
+
+
+_USED: Final[Mapping[str, BindParameter[Any]]] = {
+    "tenant": bindparam("of_tenant", type_=String),
+    "day": _number("today"),
+    "requests": _number("jobs"),
+    "candidates": _number("asked"),
+}
+"""A row of the table of what was used, from parameters of the statement that admits jobs."""
+
+
+def _counted(statement: Any) -> Any:
+    """Returns the insertion of such a row, which adds to the row of the same day."""
+    sums = {name: getattr(DailyUsage, name) + statement.excluded[name] for name in ("requests", "candidates")}
+    return statement.on_conflict_do_update(index_elements=["tenant", "day"], set_=sums)
 
 
 @cache
 def _admission_and_rows() -> Select[Any]:
     """Returns the statement of PostgreSQL that admits jobs and stores all their rows, which are JSON."""
-    admitted = _admission().cte("admitted")
+    admitted = _admission("greatest").cte("admitted")
 
     def rows(table: Table) -> CTE:
         names = [column.name for column in table.columns if column.name not in _EMPTY_AT_FIRST]
         text = cast(bindparam(f"new_{table.name}", type_=Text), JSON)
         of_table: ColumnElement[Any] = literal_column(f"NULL::{table.name}")
         row = func.json_populate_recordset(of_table, text).table_valued(*names).alias("r")
-        chosen = select(*(row.c[name] for name in names)).select_from(admitted.join(row, true()))
-        return insert(table).from_select(names, chosen).cte(f"stored_{table.name}")
+        # Without the names that SQLAlchemy would give to each column.
+        columns: list[Any] = [literal_column(f"r.{name}") for name in names]
+        chosen = select(*columns).select_from(admitted.join(row, true()))
+        return insert(table).from_select(names, chosen).cte(f"new_{table.name}")
 
     tables = (Job, Chunk, Label)
-    return select(admitted.c.others, admitted.c.batch).add_cte(*(rows(_table(each)) for each in tables))
+    values: tuple[BindParameter[Any], ...] = tuple(_USED.values())
+    row: Select[Any] = select(*values).select_from(admitted)
+    used = postgresql.insert(_table(DailyUsage)).from_select(list(_USED), row)
+    return select(admitted.c.others, admitted.c.batch).add_cte(
+        *(rows(_table(each)) for each in tables), _counted(used).cte("used")
+    )
 
 
-def _table(of: type[Job | Chunk | Label]) -> Table:
+def _table(of: type[Job | Chunk | Label | DailyUsage]) -> Table:
     table = of.__table__
     assert isinstance(table, Table)
     return table

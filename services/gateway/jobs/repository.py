@@ -26,16 +26,16 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs import tenants
 from smalti.services.gateway.jobs.admission import Admissions
+from smalti.services.gateway.jobs.capacity import MIN_RETRY_SECONDS, Demand, check_capacity
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, new_chunk, remove
 from smalti.services.gateway.jobs.messages import fits
 from smalti.services.gateway.jobs.spec import JobParameters, JobSpec, rows_kept
+from smalti.services.gateway.jobs.tenants import UNLIMITED, Limits
 from smalti.services.gateway.models import ModelCard
 
-MIN_RETRY_SECONDS: Final = 1.0
-MAX_RETRY_SECONDS: Final = 60.0
-RECENT_SECONDS: Final = 60.0
-"""The rate at which jobs ended within this time predicts when there is room again."""
+RETENTION_SECONDS: Final = 60.0
+"""Time for which the longest retention of a tenant is taken for granted."""
 MAX_TRIES: Final = 10
 """Maximum number of tries to store a job whose room others take at the same time."""
 
@@ -83,14 +83,12 @@ class JobRepository:
         self._settings = context.settings
         self._events = context.events
         self._clock = context.clock
-        self._limits = tenants.Limits(
-            open_jobs=context.settings.open_jobs,
-            stored_jobs=context.settings.stored_jobs,
-            stored_bytes=context.settings.stored_bytes,
-        )
+        self._limits = Limits.load(context.settings)
         self.admissions = Admissions(context.database, self._limits)
         self._was_idle = True
         """Whether no job was open when it was last known; admission finds out if that has changed."""
+        self._retentions: dict[str, tuple[float, int]] = {}
+        """What tenants may have at most, in seconds, and until when that is taken for granted."""
 
     def find_request(
         self, request_id: str, request_hash: str, *, tenant: str = DEFAULT_TENANT
@@ -109,10 +107,10 @@ class JobRepository:
                 raise RequestIdReusedError(job.id)
             return self._snapshot(session, job, full=True)
 
-    def check_capacity(self, tenant: str = DEFAULT_TENANT) -> None:
-        """Raises `OverloadedError` if a tenant, or all together, have too many jobs open, or stored."""
+    def check_capacity(self, job_spec: JobSpec) -> None:
+        """Raises what `create` would for a job for which there is no room."""
         with self._database.read() as session:
-            self._check_capacity(session, tenant)
+            check_capacity(session, self._limits, self._demand(job_spec))
 
     def recount(self) -> int:
         """Corrects the counters of tenants; returns of how many."""
@@ -127,6 +125,7 @@ class JobRepository:
         Raises:
             RequestIdReusedError: the request_id belongs to another request of the tenant.
             OverloadedError: too many jobs are open, or stored.
+            QuotaExceededError: the tenant has used up a limit of its own.
             InvalidInputError: n is greater than the number of candidates, the prompt has too many bytes, or there is no
                 such tenant.
         """
@@ -159,8 +158,11 @@ class JobRepository:
                 self._was_idle = False
                 ahead = admission.others - (0 if job.priority else admission.others_batch)
                 return JobSnapshot(job=job, jobs_ahead=ahead)
+            demand = replace(self._demand(job_spec), candidates=job.candidates)
             with self._database.read() as session:
-                self._was_idle = self._check_capacity(session, job_spec.tenant) == 0
+                usage = check_capacity(session, self._limits, demand)
+            self._was_idle = usage.all_open_jobs == 0
+            self._retentions[job_spec.tenant] = (self._clock() + RETENTION_SECONDS, usage.max_retention)
         # There was room whenever we looked, and others took it.
         raise OverloadedError("too many requests at the same time; try again", MIN_RETRY_SECONDS)
 
@@ -239,33 +241,23 @@ class JobRepository:
             rows = session.execute(select(Job.id, Job.version).where(Job.id.in_(job_ids)))
             return {row.id: row.version for row in rows}
 
-    def _check_capacity(self, session: Session, tenant: str) -> int:
-        """Returns the number of open jobs; raises `OverloadedError` if too many are open, or stored."""
-        usage = tenants.usage_of(session, tenant, self._limits)
-        stored = None
-        if usage.stored_jobs >= usage.max_stored_jobs or usage.stored_bytes >= usage.max_stored_bytes:
-            stored = usage.stored_jobs
-        elif (
-            usage.all_stored_jobs >= self._limits.stored_jobs
-            or usage.all_stored_bytes >= self._limits.stored_bytes
-        ):
-            stored = usage.all_stored_jobs
-        if stored is not None:
-            problem = f"too many jobs are stored ({stored}); delete some, or try again later"
-            raise OverloadedError(problem, MAX_RETRY_SECONDS)
-        open_jobs = None
-        if usage.open_jobs >= usage.max_open_jobs:
-            open_jobs = usage.open_jobs
-        elif usage.all_open_jobs >= self._limits.open_jobs:
-            open_jobs = usage.all_open_jobs
-        if open_jobs is not None:
-            since = to_microseconds(self._clock() - RECENT_SECONDS)
-            ended = session.scalar(select(func.count()).select_from(Job).where(Job.ended >= since)) or 0
-            # There is room again when a job ends. Without a recent one the delay is a guess.
-            seconds = RECENT_SECONDS / ended if ended else MAX_RETRY_SECONDS / 6
-            seconds = min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-            raise OverloadedError(f"too many open jobs ({open_jobs}); try again in {seconds:.0f} s", seconds)
-        return usage.all_open_jobs
+    def _demand(self, job_spec: JobSpec) -> Demand:
+        """Returns what a job asks for, as far as it says so."""
+        return Demand(
+            tenant=job_spec.tenant,
+            now=to_microseconds(self._clock()),
+            candidates=job_spec.candidates or job_spec.n or 1,
+            prompt=len(job_spec.prompt),
+            retention=job_spec.retention,
+        )
+
+    def _retention_of(self, job_spec: JobSpec) -> float:
+        """Returns for how long a job is kept. What a tenant may have at most is known once a job was refused for it."""
+        if job_spec.retention is not None:
+            return job_spec.retention
+        until, longest = self._retentions.get(job_spec.tenant, (0.0, UNLIMITED))
+        default = self._settings.default_retention
+        return min(default, longest) if self._clock() < until else default
 
     def _new_job(self, job_spec: JobSpec, *, idle: bool) -> Job:
         now = self._clock()
@@ -289,7 +281,7 @@ class JobRepository:
             labels=dict(job_spec.labels),
             created=to_microseconds(now),
             expires=to_microseconds(now + job_spec.time_limit),
-            retention=to_microseconds(job_spec.retention),
+            retention=to_microseconds(self._retention_of(job_spec)),
             candidates=parameters.candidates,
             rows=rows,
             rows_drawn=0,

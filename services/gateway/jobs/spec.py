@@ -57,8 +57,8 @@ class JobSpec:
     sampling: SamplingParameters
     time_limit: float
     """Time until the job expires, in seconds."""
-    retention: float
-    """Time for which the job is kept after its end, in seconds."""
+    retention: float | None
+    """Time for which the job is kept after its end, in seconds; None takes the default, or less for some tenants."""
     card: ModelCard | None = None
     """The revision that the job is bound to; None lets the gateway choose one of the default model."""
     pinned: bool = False

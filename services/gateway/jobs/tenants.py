@@ -6,7 +6,7 @@ end of a job and its removal, is counted when its transaction commits (`smalti.s
 
 import logging
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     bindparam,
     case,
+    delete,
     func,
     literal_column,
     or_,
@@ -22,38 +23,85 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError
+from smalti.services.gateway.database.clock import MICROSECONDS
 from smalti.services.gateway.database.commit import count_at_commit
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import COUNTERS, IS_OPEN, Job, Tenant
+from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
 LIMITED: Final = ("open_jobs", "stored_jobs", "stored_bytes")
 """Counters that have limits."""
+UNLIMITED: Final = 2**40
+"""More than anybody has."""
+MINUTE: Final = 60 * MICROSECONDS
+DAY: Final = 24 * 60 * MINUTE
+USAGE_DAYS: Final = 400
+"""Days for which it is kept what a tenant has used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What all tenants may have together, and each that has no limits of its own."""
+    """What each tenant may have that has no limits of its own."""
 
     open_jobs: int
+    """The first three are also what all tenants may have together."""
     stored_jobs: int
     stored_bytes: int
+    requests: int = UNLIMITED
+    """Jobs that it may create in a minute."""
+    candidates: int = UNLIMITED
+    """Candidates that it may ask for in a day."""
+    prompt: int = UNLIMITED
+    """Characters of a prompt."""
+    retention: int = UNLIMITED
+    """Seconds for which a job may be kept; requests are compared with that of the settings when they are read."""
+
+    @classmethod
+    def load(cls, settings: GatewaySettings) -> Self:
+        """Returns the limits of the settings."""
+        return cls(
+            open_jobs=settings.open_jobs,
+            stored_jobs=settings.stored_jobs,
+            stored_bytes=settings.stored_bytes,
+            requests=settings.requests_per_minute or UNLIMITED,
+            candidates=settings.candidates_per_day or UNLIMITED,
+            prompt=settings.prompt_characters or UNLIMITED,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
     """What a tenant has, what it may have, and what all tenants have."""
 
+    tenant: str
     open_jobs: int
     max_open_jobs: int
     stored_jobs: int
     max_stored_jobs: int
     stored_bytes: int
     max_stored_bytes: int
+    max_requests: int
+    max_candidates: int
+    max_prompt: int
+    max_retention: int
+    requests_until: int
+    day: int
+    day_candidates: int
     all_open_jobs: int
     all_stored_jobs: int
     all_stored_bytes: int
+
+
+def day_of(now: int) -> int:
+    """Returns the beginning of the day (UTC) of a time; both are in microseconds."""
+    return now // DAY * DAY
+
+
+def _own(limit: int | None, default: int) -> int:
+    return default if limit is None else limit
 
 
 def _least(limit: int | None, of_all: int) -> int:
@@ -74,7 +122,7 @@ _OTHERS: Final = (
         )
     )
     .where(_other.c.id != bindparam("of_tenant", type_=String))
-    .cte("others")
+    .cte("o")
 )
 
 
@@ -117,12 +165,20 @@ def usage_of(session: Session, tenant: str, limits: Limits) -> Usage:
         raise InvalidInputError("tenant", f"is not known: {tenant!r}; create it first")
     row, *all_tenants = found
     return Usage(
+        tenant=tenant,
         open_jobs=row.open_jobs,
         stored_jobs=row.stored_jobs,
         stored_bytes=row.stored_bytes,
         max_open_jobs=_least(row.max_open_jobs, limits.open_jobs),
         max_stored_jobs=_least(row.max_stored_jobs, limits.stored_jobs),
         max_stored_bytes=_least(row.max_stored_bytes, limits.stored_bytes),
+        max_requests=_own(row.max_requests, limits.requests),
+        max_candidates=_own(row.max_candidates, limits.candidates),
+        max_prompt=_own(row.max_prompt, limits.prompt),
+        max_retention=_own(row.max_retention, limits.retention),
+        requests_until=row.requests_until,
+        day=row.day,
+        day_candidates=row.day_candidates,
         all_open_jobs=int(all_tenants[0]),
         all_stored_jobs=int(all_tenants[1]),
         all_stored_bytes=int(all_tenants[2]),
@@ -164,3 +220,10 @@ def recount(database: Database) -> int:
             [int(each) for each in counted[1:]],
         )
     return len(drifted)
+
+
+def forget_usage(database: Database, now: int) -> int:
+    """Removes what tenants have used long ago; returns the number of rows."""
+    with database.write() as session:
+        old = delete(DailyUsage).where(DailyUsage.day < day_of(now) - USAGE_DAYS * DAY)
+        return int(session.execute(old).rowcount)  # type: ignore[attr-defined]

@@ -5,33 +5,30 @@ again when the lease expires. A message that the broker has not confirmed is not
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
 
 from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
 from smalti.messages import EncodeTask, RefineTask
-from smalti.parameters import Priority
-from smalti.queue import BatchTurns
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
     IS_LEASED,
     IS_WAITING,
-    PRIORITY_NUMBERS,
     Chunk,
     ChunkState,
     Job,
     JobState,
 )
-from smalti.services.gateway.jobs.aside import apart, is_set_aside, take_back
+from smalti.services.gateway.jobs.aside import apart, take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
 from smalti.services.gateway.models import revision_of
+from smalti.services.gateway.work.picking import Picker, Run
 from smalti.services.gateway.work.progress import ProgressBuffer
 from smalti.services.gateway.work.windows import Windows
 from smalti.storage import JobKeys
@@ -70,7 +67,7 @@ class Dispatcher:
         self._events = context.events
         self._clock = context.clock
         self._progress = progress
-        self._turns = BatchTurns()
+        self._picker = Picker(context.settings, context.clock)
         self._windows = Windows(context)
         self._elapsed = context.elapsed
         self._looked: float | None = None
@@ -152,58 +149,10 @@ class Dispatcher:
             )
         self._looked = self._elapsed()
 
-    def _pick(self) -> tuple[list[tuple[str, list[int]]], bool]:
-        """Returns the numbers of the next chunks by job, and whether there may be more that fit into the windows.
-
-        Interactive chunks come first; every eighth turn goes to a batch chunk.
-        """
-        picked: dict[str, list[int]] = {}
-        more = False
+    def _pick(self) -> tuple[list[Run], bool]:
+        """Returns the next chunks, and whether there may be more that fit into the windows."""
         with self._database.read() as session:
-            for revision, room in self._windows(session).items():
-                limit = min(room, BATCH_SIZE)
-                waiting = {
-                    priority: self._waiting(session, revision, priority, limit) for priority in Priority
-                }
-                if not any(waiting.values()):
-                    continue
-                left = self._pick_for(waiting, room, picked)
-                more |= left > 0 and any(len(found) == limit for found in waiting.values())
-        return list(picked.items()), more
-
-    def _pick_for(
-        self,
-        waiting: Mapping[Priority, Sequence[tuple[str, int, int]]],
-        room: int,
-        picked: dict[str, list[int]],
-    ) -> int:
-        queues = {priority: iter(found) for priority, found in waiting.items()}
-        while room > 0:
-            first = Priority.BATCH if self._turns.next_is_batch() else Priority.INTERACTIVE
-            order = (first, *(other for other in Priority if other is not first))
-            found = next((chunk for priority in order if (chunk := next(queues[priority], None))), None)
-            if found is None:
-                break
-            job_id, number, count = found
-            picked.setdefault(job_id, []).append(number)
-            room -= count
-        return room
-
-    def _waiting(
-        self, session: Session, revision: str | None, priority: Priority, limit: int
-    ) -> Sequence[tuple[str, int, int]]:
-        query = (
-            select(Chunk.job_id, Chunk.number, Chunk.count)
-            .where(
-                IS_WAITING,
-                Chunk.revision.is_(None) if revision is None else Chunk.revision == revision,
-                Chunk.priority == PRIORITY_NUMBERS[priority],
-                Chunk.job_id.not_in(select(Job.id).where(is_set_aside(self._clock()))),
-            )
-            .order_by(Chunk.created, Chunk.job_id, Chunk.number)
-            .limit(limit)
-        )
-        return [(job_id, number, count) for job_id, number, count in session.execute(query)]
+            return self._picker.pick(session, self._windows, limit=BATCH_SIZE)
 
     def _send(self, job_id: str, numbers: list[int]) -> int:
         with self._database.write() as session:

@@ -1,9 +1,7 @@
 """How many candidates may be in the queues at a time, for each revision of a model."""
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from collections.abc import Mapping
 
-from smalti.services.gateway.database.tables import IS_LEASED, Chunk
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.models import RevisionState
 
@@ -19,16 +17,15 @@ class Windows:
         self._settings = context.settings
         self._is_bounded = "window" in context.settings.model_fields_set
 
-    def __call__(self, session: Session) -> dict[str | None, int]:
+    def __call__(self, leased: Mapping[str | None, int]) -> dict[str | None, int]:
         """Returns the room that is left, in candidates, by revision; those without room are left out.
 
         None stands for chunks without a revision, which gateways of older versions have stored. They share the window
         of the configured model.
+
+        Args:
+            leased: candidates that are in the queues, by revision.
         """
-        rows = session.execute(
-            select(Chunk.revision, func.sum(Chunk.count)).where(IS_LEASED).group_by(Chunk.revision)
-        )
-        leased = {revision: int(count) for revision, count in rows}
         fleet = self._catalogue.fleet
         rooms: dict[str | None, int] = {}
         for state in fleet.available:

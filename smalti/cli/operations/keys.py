@@ -15,7 +15,7 @@ from rich.text import Text
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 
 if TYPE_CHECKING:
-    from smalti.services.gateway.database.tables import ApiKey
+    from smalti.services.gateway.database.tenant_tables import ApiKey
     from smalti.services.gateway.identity import KeyRepository
 
 NOT_FOUND: Final = 1
