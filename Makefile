@@ -67,9 +67,11 @@ JAX_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python
 accelerator:
 	$(JAX_PYTHON) -m benchmarks.accelerator --out build/accelerator.json
 
-# Runs the fault matrix: breaks every part and accounts for every job. Takes a quarter of an hour on two cores.
+# Runs the fault matrix: breaks every part and accounts for every job. Takes a quarter of an hour on two cores; half an hour
+# with GATEWAYS=2, which needs RabbitMQ and PostgreSQL.
+GATEWAYS ?= 1
 faults: $(INSTALLED)
-	$(BIN)/python -m faults
+	$(BIN)/python -m faults $(if $(filter 1,$(GATEWAYS)),,--broker rabbitmq --database postgres --gateways $(GATEWAYS))
 
 # Formats the code and applies safe fixes.
 format: $(INSTALLED)

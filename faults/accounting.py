@@ -127,19 +127,28 @@ class Account:
         self._known[job.id] = submission
 
     def submit_many(self, prompts: Sequence[str], **asked: Any) -> list[Submission]:
-        """Submits jobs concurrently; each has its index as its seed."""
-        with self.system.client() as client, ThreadPoolExecutor(SUBMITTERS) as threads:
-            return list(
-                threads.map(
-                    lambda numbered: self.submit(numbered[1], seed=numbered[0], client=client, **asked),
-                    enumerate(prompts),
-                )
-            )
+        """Submits jobs concurrently, to the gateways in turn; each has its index as its seed."""
+        with self.system.clients() as clients, ThreadPoolExecutor(SUBMITTERS) as threads:
 
-    def settle(self, *submissions: Submission, seconds: float = PATIENCE) -> None:
-        """Waits until jobs have ended, by default all; those that do not end in time stay without an end."""
+            def submit(numbered: tuple[int, str]) -> Submission:
+                number, prompt = numbered
+                return self.submit(prompt, seed=number, client=clients[number % len(clients)], **asked)
+
+            return list(threads.map(submit, enumerate(prompts)))
+
+    def settle(self, *submissions: Submission, seconds: float = PATIENCE, gateway: str = "") -> None:
+        """Waits until jobs have ended, by default all; those that do not end in time stay without an end.
+
+        Args:
+            submissions: the jobs.
+            seconds: how long to wait.
+            gateway: the name of the gateway to ask; by default any that goes on.
+        """
         waiting = [each for each in submissions or self.submissions if each.job and not each.end]
-        with self.system.client(attempts=4, retry_seconds=60) as client, contextlib.suppress(AssertionError):
+        with (
+            self.system.client(gateway, attempts=4, retry_seconds=60) as client,
+            contextlib.suppress(AssertionError),
+        ):
 
             def look() -> bool:
                 for each in list(waiting):

@@ -35,6 +35,7 @@ def run(
     rows: Annotated[str, typer.Option(help="Rows to run, separated by commas; all by default.")] = "",
     broker: Annotated[str, typer.Option(help="valkey or rabbitmq.")] = "valkey",
     database: Annotated[str, typer.Option(help="sqlite or postgres.")] = "sqlite",
+    gateways: Annotated[int, typer.Option(help="Number of gateways; 2 need postgres.", min=1, max=2)] = 1,
     jobs: Annotated[int, typer.Option(help="Number of jobs of a load.", min=4)] = 24,
     burst: Annotated[int, typer.Option(help="Number of jobs that are submitted at once.", min=100)] = 10_000,
     folder: Annotated[Path | None, typer.Option(help="New folder for data and logs.")] = None,
@@ -47,6 +48,8 @@ def run(
     ):
         if value not in allowed:
             raise InvalidInputError(option, f"{value!r} must be one of {', '.join(allowed)}")
+    if gateways > 1 and database != "postgres":
+        raise InvalidInputError("--gateways", "several gateways need --database postgres")
     chosen = choose(rows)
     console = Console(stderr=True, highlight=False)
     place = folder or Path(tempfile.mkdtemp(prefix="smalti-faults-"))
@@ -54,6 +57,7 @@ def run(
         place,
         broker=broker,
         database=database,
+        gateways=gateways,
         jobs=jobs,
         burst=burst,
         say=lambda text: console.print(text, markup=False, soft_wrap=True),
@@ -62,10 +66,11 @@ def run(
         results = runner.run(chosen)
     finally:
         runner.close()
-    facts = report.facts(broker, database)
+    facts = report.facts(broker, database, gateways)
     report.show(results, facts)
     if write:
-        report.write(write, f"{broker} {database}", results, facts)
+        name = f"{broker} {database}" + f" {gateways} gateways" * (gateways > 1)
+        report.write(write, name, results, facts)
     sys.stdout.flush()
     return 0 if all(result.passed for result in results) else FAILED
 

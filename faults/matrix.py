@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from faults.accounting import Account, Submission, Tally
-from faults.system import STAGES, System
+from faults.layout import STAGES
+from faults.system import System
 
 
 @dataclass
@@ -57,19 +58,23 @@ class Row:
     """The services that are not started with the others."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Modules that are run instead of the services with these names."""
+    releases: Mapping[str, str] = field(default_factory=dict)
+    """Released versions that run instead of the present code, by the names of services."""
     broker: str = ""
     """The only broker that the row concerns; empty for all."""
     database: str = ""
     """The only database that the row concerns; empty for all."""
+    gateways: int = 1
+    """The smallest number of gateways that the row needs."""
 
-    def concerns(self, broker: str, database: str) -> bool:
-        """Returns whether the row can be run with a broker and a database."""
-        return self.broker in ("", broker) and self.database in ("", database)
+    def concerns(self, broker: str, database: str, gateways: int) -> bool:
+        """Returns whether the row can be run with a broker, a database and a number of gateways."""
+        return self.broker in ("", broker) and self.database in ("", database) and self.gateways <= gateways
 
     @property
     def alone(self) -> bool:
         """Whether the row needs its own system."""
-        return bool(self.settings or self.prepare or self.held) or self.services != STAGES
+        return bool(self.settings or self.prepare or self.held or self.releases) or self.services != STAGES
 
 
 @dataclass(frozen=True)

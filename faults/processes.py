@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness.service_process import ONCE, ServiceProcess
@@ -32,6 +33,16 @@ class RestartedService(ServiceProcess):
     def pid(self) -> int:
         """The id of the running process; 0 without one."""
         return next(iter(self.pids), 0)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the process is not held, and not suspended."""
+        if self.held:
+            return False
+        try:
+            return not self.pid or psutil.Process(self.pid).status() != psutil.STATUS_STOPPED
+        except psutil.Error:
+            return True  # It has ended just now, and is restarted.
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process, if it runs."""

@@ -22,12 +22,13 @@ MAX_NAMED = 10
 """Unexpected or wrong objects that are listed; the others are counted."""
 
 
-def facts(broker: str, database: str) -> dict[str, str]:
+def facts(broker: str, database: str, gateways: int) -> dict[str, str]:
     """Returns the facts on which a result depends."""
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **describe_machine(),
         "broker and database": f"{broker}, {database}; store: SeaweedFS",
+        **({"gateways": str(gateways)} if gateways > 1 else {}),
     }
 
 

@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from faults.accounting import Account, Submission, Tally
+from faults.layout import Layout
 from faults.matrix import Result, Row, Trial
 from faults.reference import Reference
-from faults.system import Layout, System
+from faults.system import System
 from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
 
 
 class Runner:
-    """Runs rows on one kind of broker and database; a failing row does not stop the others."""
+    """Runs rows on one kind of system; a failing row does not stop the others."""
 
     def __init__(
         self,
@@ -22,6 +23,7 @@ class Runner:
         *,
         broker: str = "valkey",
         database: str = "sqlite",
+        gateways: int = 1,
         jobs: int = 24,
         burst: int = 10_000,
         long: bool = True,
@@ -33,6 +35,7 @@ class Runner:
             folder: the folder for all data and logs.
             broker: `valkey` or `rabbitmq`.
             database: `sqlite` or `postgres`.
+            gateways: the number of gateways; more than one need PostgreSQL.
             jobs: the number of jobs of a load.
             burst: the number of jobs that are submitted at once.
             long: whether slow parts of rows run too.
@@ -41,6 +44,7 @@ class Runner:
         self._folder = folder
         self._broker = broker
         self._database = database
+        self._gateways = gateways
         self._jobs = jobs
         self._burst = burst
         self._long = long
@@ -50,8 +54,8 @@ class Runner:
         self._reference = Reference.load(self._model)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
-        """Runs the rows that concern broker and database; those without their own settings share a system."""
-        rows = [row for row in rows if row.concerns(self._broker, self._database)]
+        """Runs the rows that concern this kind of system; those without their own settings share one."""
+        rows = [row for row in rows if row.concerns(self._broker, self._database, self._gateways)]
         together = [row for row in rows if not row.alone]
         results = self._run_in(together) if together else []
         for row in rows:
@@ -66,15 +70,17 @@ class Runner:
 
     def _run_in(self, rows: Sequence[Row]) -> list[Result]:
         """Runs rows in one system."""
-        folder = self._folder / f"{self._broker}-{self._database}-{rows[0].name}"
+        folder = self._folder / f"{self._broker}-{self._database}-{self._gateways}-{rows[0].name}"
         folder.mkdir(parents=True)
         prepared = rows[0].prepare(folder) if rows[0].prepare else {}
         layout = Layout(
             broker=self._broker,
             database=self._database,
+            gateways=self._gateways,
             services=rows[0].services,
             held=rows[0].held,
             modules=rows[0].modules,
+            releases=rows[0].releases,
             settings={**rows[0].settings, **prepared},
             failpoints=tuple(failpoint for row in rows for failpoint in row.failpoints),
         )

@@ -1,15 +1,15 @@
 """The whole system as processes that can be harmed, and that are restarted when they end."""
 
+import itertools
 import json
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +17,10 @@ from typing import Any, Self
 import psutil
 from pydantic import SecretStr
 
+from faults.layout import DECODER, SETTINGS, Layout
 from faults.processes import Ended, RestartedService
-from harness.proxy import Proxy
+from harness.proxy import NetworkFault, Proxy
+from harness.releases import release_environment
 from harness.servers import HOST, PostgresServer, RabbitMQServer, S3Server, Server, ValkeyServer
 from harness.waiting import wait_until
 from smalti.client import Client
@@ -29,60 +31,18 @@ from smalti.rpc.settings import RpcSettings
 from smalti.service.failpoints import STATE_VARIABLE, VARIABLE, parse
 from smalti.storage import ObjectStore, StoreSettings, open_store
 
-STAGES = ("encoder", "generator", "decoder", "ranker")
-STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}
-"""The name of each service's work in the queues."""
 PATIENCE = 240.0
 """Time limit in seconds for anything that a row waits for, on a busy machine."""
 WATCH_SECONDS = 0.1
 
-DECODER = "SMALTI_GATEWAY_DECODER"
-"""A setting of rows with initial images; the system gives it the decoder's address."""
-
 BROKERS: Mapping[str, type[Server]] = {"valkey": ValkeyServer, "rabbitmq": RabbitMQServer}
-
-# Short times, so that lost work is detected soon, but longer than the tiny model takes.
-SETTINGS = {
-    "SMALTI_LOG_FORMAT": "json",
-    "SMALTI_METRICS_PORT": "0",
-    "SMALTI_BROKER_TIMEOUT": "3",
-    "SMALTI_BROKER_VISIBILITY_TIMEOUT": "6",
-    "SMALTI_BROKER_RETRY_FIRST": "0.1",
-    "SMALTI_BROKER_RETRY_MAX": "2",
-    "SMALTI_BROKER_DRAIN": "10",
-    "SMALTI_STORE_TIMEOUT": "3",
-    "SMALTI_SERVICE_STALL": "20",
-    "SMALTI_SERVICE_GRACE": "20",
-    "SMALTI_RPC_GRACE": "5",
-    "SMALTI_GATEWAY_LEASE": "12",
-    "SMALTI_GATEWAY_RETRY": "1",
-    "SMALTI_GATEWAY_ATTEMPTS": "8",
-    "SMALTI_GATEWAY_SWEEP": "0.2",
-    "SMALTI_GATEWAY_DATABASE_TIMEOUT": "3",
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The parts of a system."""
-
-    broker: str = "valkey"
-    database: str = "sqlite"
-    services: tuple[str, ...] = STAGES
-    """Names of services, numbered if there are several: `decoder-2`."""
-    held: tuple[str, ...] = ()
-    """Services that are not started at first; see `System.release`."""
-    modules: Mapping[str, str] = field(default_factory=dict)
-    """Modules that are run instead of the services with these names."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings of all processes, which override `SETTINGS`."""
-    failpoints: tuple[str, ...] = ()
 
 
 class System:
-    """A broker, a store, a database, a gateway and the stages; a context manager.
+    """A broker, a store, a database, gateways and the stages; a context manager.
 
-    Gateway and stages reach the broker and the store through separate proxies.
+    Each gateway reaches the broker and the store through proxies of its own, and the stages through others. Several
+    gateways reach PostgreSQL through proxies too.
     """
 
     def __init__(self, layout: Layout, model: ModelFolder, folder: Path) -> None:
@@ -99,6 +59,9 @@ class System:
         self.state = folder / "failpoints"
         self.ends: list[Ended] = []
         self.processes: dict[str, RestartedService] = {}
+        self.gateways = ("gateway", *(f"gateway-{number}" for number in range(2, layout.gateways + 1)))
+        """The names of the gateways that clients use."""
+        self._turns = itertools.count()
         self._stack = ExitStack()
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -147,7 +110,7 @@ class System:
 
     @property
     def gateway(self) -> RestartedService:
-        """The gateway's process."""
+        """The process of the first gateway."""
         return self.processes["gateway"]
 
     def of(self, service: str) -> list[RestartedService]:
@@ -155,15 +118,30 @@ class System:
         return [process for name, process in self.processes.items() if name.partition("-")[0] == service]
 
     @contextmanager
-    def client(self, *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Client]:
-        """Yields a client of the gateway; by default it does not retry."""
+    def client(self, gateway: str = "", *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Client]:
+        """Yields a client of a gateway; by default it does not retry, and the gateways take turns.
+
+        A client that retries is not given a gateway that is held or suspended, if there is another one.
+        """
+        names = self.gateways
+        if retry_seconds:
+            names = tuple(name for name in names if self.processes[name].goes_on) or names
         with Client(
-            self.gateway.url,
+            self.processes[gateway or names[next(self._turns) % len(names)]].url,
             retry_seconds=retry_seconds,
             call_seconds=30,
             settings=RpcSettings(attempts=attempts),
         ) as client:
             yield client
+
+    @contextmanager
+    def clients(self, *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Sequence[Client]]:
+        """Yields a client of each gateway; see `client`."""
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(self.client(name, attempts=attempts, retry_seconds=retry_seconds))
+                for name in self.gateways
+            ]
 
     def broker_settings(self, **changes: Any) -> BrokerSettings:
         """Returns settings for direct access to the broker, without a proxy."""
@@ -175,12 +153,12 @@ class System:
         """Kills a process with SIGKILL; it is restarted."""
         self.processes[name].signal(signal.SIGKILL)
 
-    def wait_for_end(self, name: str, since: float, seconds: float = PATIENCE) -> Ended:
-        """Waits until a process ends, or has ended after `since` (Unix time)."""
+    def wait_for_end(self, *names: str, since: float, seconds: float = PATIENCE) -> Ended:
+        """Waits until one of several processes ends, or has ended after `since` (Unix time)."""
         found: list[Ended] = []
 
         def look() -> bool:
-            found[:] = [end for end in self.ends if end.name == name and end.when >= since]
+            found[:] = [end for end in self.ends if end.name in names and end.when >= since]
             return bool(found)
 
         wait_until(look, seconds)
@@ -232,6 +210,13 @@ class System:
             with self.held(name):
                 process.environment = usual
 
+    def replace(self, name: str, release: str = "", **settings: str) -> None:
+        """Ends a process, and starts another version in its place: a release, or the present code; with settings."""
+        process = self.processes[name]
+        usual = {key: value for key, value in process.environment.items() if key != "PYTHONPATH"}
+        with self.held(name):
+            process.environment = {**usual, **settings, **(release_environment(release) if release else {})}
+
     @contextmanager
     def disk_full(self, process: int) -> Iterator[None]:
         """Makes all writes of a process to files fail while the block runs."""
@@ -241,6 +226,21 @@ class System:
             yield
         finally:
             resource.prlimit(process, resource.RLIMIT_FSIZE, before)
+
+    @contextmanager
+    def faulty(self, side: str, server: str, fault: NetworkFault) -> Iterator[None]:
+        """Injects a fault into the connections to a server while the block runs.
+
+        Args:
+            side: `stages`, `gateways` for all that clients use, or the name of one.
+            server: `broker`, `store`, or `database` with several gateways.
+            fault: the fault.
+        """
+        sides = self.gateways if side == "gateways" else (side,)
+        with ExitStack() as stack:
+            for each in sides:
+                stack.enter_context(self.proxies[each, server].faulty(fault))
+            yield
 
     # Observations.
 
@@ -260,7 +260,8 @@ class System:
     def executions(self, *names: str) -> dict[tuple[str, str, int | None], int]:
         """Counts how often the work of each job, stage and chunk was done, by default by all processes."""
         counts: dict[tuple[str, str, int | None], int] = {}
-        for line in self.lines(*(names or (name for name in self.processes if name != "gateway"))):
+        others = (name for name in self.processes if name.partition("-")[0] != "gateway")
+        for line in self.lines(*(names or others)):
             if str(line.get("event", "")).startswith("the work is done"):
                 work = (line["job"], line["stage"], line.get("chunk"))
                 counts[work] = counts.get(work, 0) + 1
@@ -309,19 +310,21 @@ class System:
         with ThreadPoolExecutor() as threads:
             for started in [threads.submit(server.start) for server in servers]:
                 started.result()
+        through: list[tuple[str, Server]] = [("broker", self.broker), ("store", self.s3)]
+        if self.postgres and self.layout.gateways > 1:
+            through.append(("database", self.postgres))
+        gateways = {
+            name for name in (*self.gateways, *self.layout.services) if name.partition("-")[0] == "gateway"
+        }
         self.proxies = {
-            name: self._stack.enter_context(Proxy(server.port))
-            for name, server in (
-                ("gateway-broker", self.broker),
-                ("stages-broker", self.broker),
-                ("gateway-store", self.s3),
-                ("stages-store", self.s3),
-            )
+            (side, name): self._stack.enter_context(Proxy(server.port))
+            for side in ("stages", *sorted(gateways))
+            for name, server in through
         }
         self.store: ObjectStore = open_store(StoreSettings(url=SecretStr(self.s3.url)))
 
     def _start_services(self) -> None:
-        for name in ("gateway", *self.layout.services):
+        for name in dict.fromkeys((*self.gateways, *self.layout.services)):
             self.processes[name] = self._make(name)
         for gateway in self.of("gateway"):
             if DECODER in gateway.environment:
@@ -336,7 +339,7 @@ class System:
 
     def _make(self, name: str) -> RestartedService:
         service = name.partition("-")[0]
-        side = "gateway" if service == "gateway" else "stages"
+        side = name if service == "gateway" else "stages"
         settings = {
             **SETTINGS,
             VARIABLE: ";".join(self.layout.failpoints),
@@ -346,17 +349,26 @@ class System:
         }
         if service == "gateway":
             settings["SMALTI_GATEWAY_DATABASE"] = (
-                self.postgres.url if self.postgres else f"sqlite:///{self.folder / 'gateway.sqlite3'}"
+                self._address(self.postgres, side, "database")
+                if self.postgres
+                else f"sqlite:///{self.folder / 'gateway.sqlite3'}"
             )
+        if release := self.layout.releases.get(name):
+            settings |= release_environment(release)
         return RestartedService(
             service,
-            broker=_through(self.broker, self.proxies[f"{side}-broker"]),
-            store=_through(self.s3, self.proxies[f"{side}-store"]),
+            broker=self._address(self.broker, side, "broker"),
+            store=self._address(self.s3, side, "store"),
             model=self.model.path,
             folder=self.folder / name,
             environment=settings,
             command=(sys.executable, "-m", self.layout.modules[name]) if name in self.layout.modules else (),
         )
+
+    def _address(self, server: Server, side: str, name: str) -> str:
+        """Returns the URL of a server through the proxy of a side, if it has one."""
+        proxy = self.proxies.get((side, name))
+        return server.url.replace(f"{HOST}:{server.port}", f"{HOST}:{proxy.port}") if proxy else server.url
 
     def _keep(self) -> None:
         """Restarts processes that have ended."""
@@ -369,8 +381,3 @@ class System:
                         self.ends.append(Ended(name, code, time.time()))
                     if not process.pid and not process.held:
                         process.launch()
-
-
-def _through(server: Server, proxy: Proxy) -> str:
-    """Returns the URL of a server through a proxy."""
-    return server.url.replace(f"{HOST}:{server.port}", f"{HOST}:{proxy.port}")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import psutil
+import psycopg
+from psycopg import sql
 
 from smalti.errors import ServerStartError
 from smalti.up.servers import HOST, S3Server, Server, ValkeyServer, exchange, free_port
@@ -162,6 +164,18 @@ class PostgresServer(Server):
             *("-D", data, "-p", str(self.port), "-h", HOST, "-k", self.folder),
             user=user,
         )
+
+    @contextmanager
+    def new_database(self, name: str = "made") -> Iterator[str]:
+        """Yields the URL of an empty database, which is dropped after the block."""
+        with psycopg.connect(self.url, autocommit=True) as owner:
+            made, dropped = sql.SQL("CREATE DATABASE {}"), sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            owner.execute(dropped.format(sql.Identifier(name)))
+            owner.execute(made.format(sql.Identifier(name)))
+            try:
+                yield f"{self.url.rpartition('/')[0]}/{name}"
+            finally:
+                owner.execute(dropped.format(sql.Identifier(name)))
 
     def pause_sessions(self) -> None:
         """Suspends the server with the processes of its connections, as a frozen disk or host would."""

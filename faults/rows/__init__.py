@@ -12,6 +12,7 @@ from faults.rows import (
     pictures,
     refiner,
     store,
+    versions,
     watchers,
     workers,
 )
@@ -47,8 +48,13 @@ ROWS: Final[dict[str, Row]] = {
         refiner.refiner_fails,
         store.foreign_rules,
         store.store_hangs,
+        versions.old_gateway,
+        versions.old_workers,
+        versions.together,
+        versions.update,
         gateway.gateway_killed,
         gateway.gateway_paused,
+        gateway.gateway_cut_off,
         database.one_gateway_suspended,
     )
 }

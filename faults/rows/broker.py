@@ -12,8 +12,9 @@ from typing import Any
 import redis
 
 from faults.accounting import Submission
+from faults.layout import STAGE_NAMES, STAGES
 from faults.matrix import Trial, row, sleeping
-from faults.system import PATIENCE, STAGE_NAMES, STAGES
+from faults.system import PATIENCE
 from harness.objects import key_of
 from harness.proxy import NetworkFault
 from harness.queue import dead, gather, task
@@ -128,13 +129,13 @@ def _undone(harm: Callable[[], object], repair: Callable[[], object]) -> Iterato
 def broker_out_of_reach(trial: Trial) -> None:
     """The connections to the broker are cut, then lose responses: first the gateway's, then those of the stages."""
     system, account = trial.system, trial.account
-    for side in ("gateway-broker", "stages-broker"):
+    for side in ("gateways", "stages"):
         for fault in (NetworkFault(cut=True), NetworkFault(lose_responses=True)):
             name = "cut" if fault.cut else "lose_responses"
             before = account.submit_many(
                 [f"row 6 before {side} {name} {number}" for number in range(trial.jobs // 4)]
             )
-            with system.proxies[side].faulty(fault):
+            with system.faulty(side, "broker", fault):
                 during = account.submit_many(
                     [f"row 6 {side} {name} {number}" for number in range(trial.jobs // 4)]
                 )
@@ -254,8 +255,10 @@ def too_slow(trial: Trial) -> None:
     """Decoding takes four seconds; one second is allowed."""
     submitted = [trial.account.submit(prompt) for _, prompt in _SLOW]
     trial.expect_states("succeeded", *submitted)
-    counted = _suppressed(trial) + trial.system.metric("gateway", "lease_losses_total")
-    counted += sum(trial.system.metric(name, "redeliveries_total") for name in trial.system.layout.services)
+    system = trial.system
+    counted = _suppressed(trial)
+    counted += sum(system.metric(name, "lease_losses_total") for name in system.gateways)
+    counted += sum(system.metric(name, "redeliveries_total") for name in system.layout.services)
     trial.expect(counted > 0, "no metric shows it")
     trial.notes.append(f"the metrics show {counted:.0f} redeliveries, duplicates and lost leases")
 

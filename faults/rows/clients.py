@@ -6,8 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from faults.accounting import Submission
+from faults.layout import STAGE_NAMES, STAGES
 from faults.matrix import Trial, row, sleeping
-from faults.system import PATIENCE, STAGE_NAMES, STAGES
+from faults.system import PATIENCE, System
 from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.errors import OverloadedError, SmaltiError
@@ -32,25 +33,26 @@ def burst(trial: Trial) -> None:
     """Many clients submit many jobs; then the workers start."""
     system, account = trial.system, trial.account
     limit = min(OPEN_JOBS, trial.burst // 2)
-    before = system.resident_bytes("gateway")
+    before = _resident_bytes(system)
     numbers = itertools.count()
     began = time.monotonic()
 
     def call() -> None:
-        with system.client() as client:
+        with system.clients() as clients:
             while (number := next(numbers)) < trial.burst:
+                client = clients[number % len(clients)]
                 account.submit(f"row 13 {number}", seed=number, candidates=1, client=client)
 
     with ThreadPoolExecutor(CALLERS) as threads:
         for called in [threads.submit(call) for _ in range(CALLERS)]:
             called.result()
     seconds = time.monotonic() - began
-    grown = system.resident_bytes("gateway") - before
+    grown = max(after - first for after, first in zip(_resident_bytes(system), before, strict=True))
     accepted = [each for each in account.submissions if each.job]
     refused = [each for each in account.submissions if not each.job]
     trial.notes.append(
         f"{len(accepted)} accepted and {len(refused)} refused in {seconds:.0f} s; "
-        f"the gateway grew by {grown / 2**20:.0f} MiB"
+        f"{'the gateway' if len(before) == 1 else 'a gateway'} grew by {grown / 2**20:.0f} MiB"
     )
     trial.expect(len(accepted) == OPEN_JOBS, f"{len(accepted)} were accepted, not {OPEN_JOBS}")
     for each in refused:
@@ -67,6 +69,11 @@ def burst(trial: Trial) -> None:
         max(ends[:quarter], default=0) < max(ends[-quarter:], default=1),
         "the first jobs were not done first",
     )
+
+
+def _resident_bytes(system: System) -> list[int]:
+    """Returns the resident memory of each gateway."""
+    return [system.resident_bytes(name) for name in system.gateways]
 
 
 _CANCELLED = {

@@ -6,8 +6,9 @@ from functools import partial
 
 from sqlalchemy import create_engine, text
 
+from faults.layout import STAGES
 from faults.matrix import Trial, row
-from faults.system import PATIENCE, STAGES
+from faults.system import PATIENCE
 from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.errors import UnavailableError
@@ -111,11 +112,12 @@ def database_hangs(trial: Trial) -> None:
         for number in range(4):
             _expect_refusal(trial, f"row 12 all of the database hangs {number}")
         trial.expect(time.monotonic() - began < PATIENCE / 2, "the refusals took too long")
-        wait_until(lambda: not trial.system.gateway.serves(), PATIENCE)
+        gateways = [trial.system.processes[name] for name in trial.system.gateways]
+        wait_until(lambda: not any(gateway.serves() for gateway in gateways), PATIENCE)
         time.sleep(LOCKED_SECONDS if trial.long else SHORT_LOCKED_SECONDS)
     finally:
         postgres.resume_sessions()
-    trial.system.wait_until_serving("gateway")
+    trial.system.wait_until_serving(*trial.system.gateways)
     after = account.submit_many([f"row 12 after {number}" for number in range(trial.jobs // 2)])
     trial.expect_states("succeeded", *before, *after)
 
@@ -124,12 +126,12 @@ def database_hangs(trial: Trial) -> None:
     "12 migration",
     "migration that fails, again and again, beside a gateway that serves",
     "the other gateway accepts every job, during the migration and after it",
-    services=(*STAGES, "gateway-2"),
-    held=("gateway-2",),
+    services=(*STAGES, "gateway-late"),
+    held=("gateway-late",),
     database="postgres",
 )
 def migration_fails(trial: Trial) -> None:
-    """Starts a second gateway on a database that it cannot migrate, then on one that needs no migration."""
+    """Starts another gateway on a database that it cannot migrate, then on one that needs no migration."""
     system, account = trial.system, trial.account
     assert system.postgres is not None
     engine = create_engine(system.postgres.url.replace("postgresql://", "postgresql+psycopg://"))
@@ -137,22 +139,22 @@ def migration_fails(trial: Trial) -> None:
         current = connection.scalar(text("SELECT version_num FROM alembic_version"))
         # Its migrations would add what is there already.
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    began, second = time.time(), system.processes["gateway-2"]
-    second.held = False
-    system.wait_for_end("gateway-2", began)
+    began, late = time.time(), system.processes["gateway-late"]
+    late.held = False
+    system.wait_for_end("gateway-late", since=began)
     during = account.submit_many([f"row 12 during {number}" for number in range(trial.jobs // 2)])
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :current"), {"current": current})
     engine.dispose()
-    system.wait_until_serving("gateway-2")
+    system.wait_until_serving("gateway-late")
     after = account.submit_many([f"row 12 after {number}" for number in range(trial.jobs // 2)])
-    with Client(second.url, settings=RpcSettings(attempts=1)) as client:
-        after.append(account.submit("row 12 by the second gateway", client=client))
+    with Client(late.url, settings=RpcSettings(attempts=1)) as client:
+        after.append(account.submit("row 12 by the late gateway", client=client))
     trial.expect_states("succeeded", *during, *after)
 
 
-def _accepts(trial: Trial, prompt: str) -> bool:
-    return not trial.account.submit(prompt).refused
+def _accepts(trial: Trial, client: Client, prompt: str) -> bool:
+    return not trial.account.submit(prompt, client=client).refused
 
 
 @row(
@@ -167,14 +169,17 @@ def one_gateway_suspended(trial: Trial) -> None:
     system, account = trial.system, trial.account
     second = system.processes["gateway-2"]
     longest = 0.0
-    with Client(second.url, retry_seconds=60, settings=RpcSettings(attempts=4)) as client:
+    with (
+        Client(second.url, retry_seconds=60, settings=RpcSettings(attempts=4)) as client,
+        system.client("gateway") as first,
+    ):
         for turn in range(6 if trial.long else 2):
             for number in range(trial.jobs // 4):
                 account.submit(f"row gateway second {turn} {number}", client=client)
             second.pause()
             try:
                 began = time.monotonic()
-                wait_until(partial(_accepts, trial, f"row gateway first {turn}"), PATIENCE)
+                wait_until(partial(_accepts, trial, first, f"row gateway first {turn}"), PATIENCE)
                 longest = max(longest, time.monotonic() - began)
                 time.sleep(2)  # The duration of the fault.
             finally:

@@ -2,8 +2,8 @@
 
 import urllib.request
 
+from faults.layout import STAGES
 from faults.matrix import Trial, row, sleeping
-from faults.system import STAGES
 from harness.waiting import wait_until
 from smalti.storage import digest
 

@@ -3,8 +3,8 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from faults.layout import DECODER
 from faults.matrix import Trial, row
-from faults.system import DECODER
 from harness.hostile_pictures import png, scan_bomb
 from smalti.errors import InvalidInputError
 

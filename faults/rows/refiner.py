@@ -1,9 +1,9 @@
 """The refiner, which a system may lack: killed, away, with a failing engine; its objects damaged; jobs cancelled."""
 
+from faults.layout import STAGES
 from faults.matrix import Trial, killing, row, sleeping
 from faults.rows.store import HARMS, harm_between
 from faults.rows.workers import POINTS
-from faults.system import STAGES
 from harness.waiting import wait_until
 
 _KILLED = [killing("row 20", f"refine.{point}") for point in POINTS]

@@ -13,8 +13,9 @@ from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from minio.xml import marshal
 
 from faults.accounting import Submission
+from faults.layout import STAGE_NAMES
 from faults.matrix import Trial, row, sleeping
-from faults.system import STAGE_NAMES, System
+from faults.system import System
 from harness.objects import key_of
 from harness.proxy import NetworkFault
 from harness.servers import HOST, S3Server
@@ -53,11 +54,10 @@ TROUBLES = {
 def store_in_trouble(trial: Trial) -> None:
     """Every network fault of the store, with running jobs and new ones."""
     system, account = trial.system, trial.account
-    proxies = [system.proxies["gateway-store"], system.proxies["stages-store"]]
     for name, trouble in TROUBLES.items():
         count = max(1, trial.jobs // 6)
         account.submit_many([f"row 10 before {name} {number}" for number in range(count)])
-        with proxies[0].faulty(trouble), proxies[1].faulty(trouble):
+        with system.faulty("gateways", "store", trouble), system.faulty("stages", "store", trouble):
             account.submit_many([f"row 10 {name} {number}" for number in range(count)])
             time.sleep(SECONDS if trial.long else SHORT_SECONDS)
         trial.expect_states("succeeded")
@@ -150,7 +150,7 @@ def store_hangs(trial: Trial) -> None:
 
     threads = [threading.Thread(target=download) for _ in range(DOWNLOADERS)]
     slowest = 0.0
-    with system.proxies["gateway-store"].faulty(NetworkFault(lose_responses=True)):
+    with system.faulty("gateways", "store", NetworkFault(lose_responses=True)):
         for thread in threads:
             thread.start()
         try:
@@ -196,13 +196,13 @@ def foreign_rules(trial: Trial) -> None:
     client.set_bucket_lifecycle(S3Server.bucket, LifecycleConfig([backups]))
     before = _rules(client)
     try:
-        with system.held("gateway"):
+        with system.held(*system.gateways):
             pass
         trial.account.submit_many([f"row 21 {number}" for number in range(trial.jobs // 4)])
         trial.expect_states("succeeded")
         trial.expect(before == _rules(client) and "backup/" in before, f"the rules are {_rules(client)}")
         warned = any(
-            "lifecycle rules of others" in str(line.get("event")) for line in system.lines("gateway")
+            "lifecycle rules of others" in str(line.get("event")) for line in system.lines(*system.gateways)
         )
         trial.expect(warned, "the log does not say which rule to add by hand")
     finally:

@@ -1,15 +1,15 @@
 """Workers that crash, hang, or are asked to stop."""
 
-import itertools
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from faults.layout import STAGE_NAMES, STAGES
+from faults.load import under_load
 from faults.matrix import Trial, killing, row, sleeping
-from faults.system import PATIENCE, STAGE_NAMES, STAGES, System
+from faults.system import PATIENCE, System
 from harness.queue import dead
 from harness.waiting import wait_until
 from smalti.messages import Stage
@@ -32,7 +32,7 @@ def killed_at_work(trial: Trial) -> None:
         trial.system.wait_until_reached(failpoint)
         began = time.time()
         trial.system.kill(service)
-        end = trial.system.wait_for_end(service, began)
+        end = trial.system.wait_for_end(service, since=began)
         trial.expect(end.code == -9, f"{service} ended with {end.code}")
     trial.expect_states("succeeded", *submitted)
 
@@ -80,31 +80,17 @@ _UNDER_LOAD = tuple(f"{stage}.before-write=sleep:0.2?prompt=row 3" for stage in 
 )
 def told_to_end(trial: Trial) -> None:
     """Submits jobs while every process is stopped and restarted."""
-    system, account = trial.system, trial.account
-    over = threading.Event()
-
-    def submit() -> None:
-        with system.client(attempts=4, retry_seconds=60) as client:
-            for number in itertools.count():
-                account.submit(f"row 3 {number}", candidates=4, client=client)
-                if over.wait(0.2):
-                    return
-
-    with ThreadPoolExecutor(1) as threads:
-        submitting = threads.submit(submit)
-        try:
-            for name in (*STAGES, "gateway"):
-                # Wait until work is in progress.
-                wait_until(partial(_works, system, name), PATIENCE)
-                began = time.time()
-                system.processes[name].signal(signal.SIGTERM)
-                end = system.wait_for_end(name, began)
-                trial.expect(end.code == 0, f"{name} ended with {end.code}")
-                trial.notes.append(f"{name} ended after {end.when - began:.1f} s")
-                system.wait_until_serving(name)
-        finally:
-            over.set()
-            submitting.result()
+    system = trial.system
+    with under_load(trial, "row 3", candidates=4):
+        for name in (*STAGES, *system.gateways):
+            # Wait until work is in progress.
+            wait_until(partial(_works, system, name), PATIENCE)
+            began = time.time()
+            system.processes[name].signal(signal.SIGTERM)
+            end = system.wait_for_end(name, since=began)
+            trial.expect(end.code == 0, f"{name} ended with {end.code}")
+            trial.notes.append(f"{name} ended after {end.when - began:.1f} s")
+            system.wait_until_serving(name)
     trial.expect_states("succeeded")
 
 
@@ -148,7 +134,7 @@ def _watch_the_end(trial: Trial, name: str, prompt: str) -> None:
         watching = threads.submit(system.processes[name].states, PATIENCE)
         submission = trial.account.submit(prompt)
         seen = watching.result()
-    end = system.wait_for_end(name, began)
+    end = system.wait_for_end(name, since=began)
     trial.expect(end.code == 1, f"{name} ended with {end.code}")
     trial.expect(seen == ["SERVING", "NOT_SERVING"], f"the health of {name} was {' '.join(seen)}")
     trial.expect_states("succeeded", submission)
@@ -208,7 +194,7 @@ def raising_prompt(trial: Trial) -> None:
             trial.expect("no other" in each.end.error.message, f"it failed with {each.end.error.message!r}")
     ended = [end.name for end in system.ends if end.when >= began]
     trial.expect(not ended, f"processes ended: {', '.join(ended)}")
-    lost = system.metric("gateway", "lease_losses_total")
+    lost = sum(system.metric(name, "lease_losses_total") for name in system.gateways)
     trial.notes.append(f"no process ended, and {lost:.0f} leases were lost")
 
 

@@ -13,7 +13,7 @@ from smalti.rpc.channel import channel
 from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
-from smalti.services.gateway.database.connection import Database, describe, migrate_when_ready
+from smalti.services.gateway.database.connection import Database, describe
 from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
@@ -22,6 +22,7 @@ from smalti.services.gateway.metrics import JobMetrics, gauges
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
+from smalti.services.gateway.starting import migrate_when_ready, wait_until_migrated
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
@@ -74,7 +75,8 @@ def build(process: Process) -> Service:
         observe=lambda op, seconds: metrics.observe("database_seconds", seconds, op=op),
     )
     try:
-        process.report["database"] = migrate_when_ready(database, DATABASE_SECONDS)
+        prepare = migrate_when_ready if settings.migrate else wait_until_migrated
+        process.report["database"] = prepare(database, DATABASE_SECONDS)
         clock = DatabaseClock(database.time)
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.

@@ -45,6 +45,9 @@ class GatewaySettings(EnvironmentSettings):
     `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, which several gateways may share. The tables are created, and
     migrated, at the start. A server on another machine must have a certificate for its name, of an authority of the
     system or of `?sslrootcert=FILE`."""
+    migrate: bool = True
+    """Whether the gateway creates and migrates the tables at its start. If not, it waits up to two minutes until
+    `smalti migrate` has done so, and then ends with code 2."""
     database_timeout: Seconds = 5.0
     """Time a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None

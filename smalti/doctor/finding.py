@@ -29,15 +29,18 @@ class Finding:
     """One line, which names the variable and the remedy if something is wrong."""
 
 
-def ask(subject: str, question: Callable[[], str]) -> Finding:
+def ask(subject: str, question: Callable[[], str | Finding]) -> Finding:
     """Asks about a thing; an error becomes the finding.
 
     Args:
         subject: the thing.
-        question: returns what is there, in a few words.
+        question: returns what is there, in a few words, or the finding itself.
     """
     try:
-        return Finding(subject=subject, state=State.GOOD, text=question())
+        answer = question()
+        return (
+            answer if isinstance(answer, Finding) else Finding(subject=subject, state=State.GOOD, text=answer)
+        )
     except InvalidInputError as error:
         return Finding(subject=subject, state=State.FAILS, text=str(error))
     except UnavailableError as error:

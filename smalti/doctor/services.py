@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from smalti.doctor.finding import Finding, ask
+from smalti.doctor.finding import Finding, State, ask
 from smalti.errors import BrokerUnavailableError, DatabaseUnavailableError, InvalidInputError
 from smalti.settings import PREFIX, settings
 
@@ -18,7 +18,7 @@ def examine_services(*, everything: bool = False) -> Iterator[Finding]:
     Args:
         everything: whether to ask for those that have their default address, too.
     """
-    questions: dict[str, tuple[str, Callable[[], str]]] = {
+    questions: dict[str, tuple[str, Callable[[], str | Finding]]] = {
         "broker": (f"{PREFIX}BROKER_URL", _broker),
         "object store": (f"{PREFIX}STORE_URL", _store),
         "database": (f"{PREFIX}GATEWAY_DATABASE", _database),
@@ -48,13 +48,22 @@ def _store() -> str:
     return f"{found.url.get_secret_value().rpartition('@')[2]} can be written"
 
 
-def _database() -> str:
+def _database() -> str | Finding:
     from smalti.services.gateway.database import connection
     from smalti.services.gateway.settings import gateway_settings
 
-    database = connection.Database(gateway_settings().database.get_secret_value(), timeout=SECONDS)
+    found = gateway_settings()
+    database = connection.Database(found.database.get_secret_value(), timeout=SECONDS)
     try:
-        return database.examine()[1]
+        state = database.examine()
+        if state.is_current:
+            return f"{state.found}, schema {state.revision}"
+        if not found.migrate:
+            raise InvalidInputError(f"{PREFIX}GATEWAY_DATABASE", state.behind)
+        if state.revision is None:
+            return f"{state.found}, whose tables the gateway makes at its start"
+        text = f"{state.found} {state.behind}, or start a gateway, which does it"
+        return Finding(subject="database", state=State.NOTE, text=text)
     except DatabaseUnavailableError as error:
         cause = connection.describe(error.__cause__ or error)
         raise DatabaseUnavailableError(f"{PREFIX}GATEWAY_DATABASE: {cause}") from None

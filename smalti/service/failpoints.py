@@ -15,7 +15,8 @@ seed that it generates with), `STAGE.before-write`, `STAGE.after-write` (before 
 message is sent), `STAGE.after-publish` (before the message is acknowledged). The points of the gateway, in the order of
 a job: `gateway.after-accept` (stored, not yet answered), `gateway.after-lease` (a chunk is marked as sent, but is not
 yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
-`gateway.after-result` (written while the job is still open), `gateway.after-end`.
+`gateway.after-result` (written while the job is still open), `gateway.after-end`. A migration of the gateway's database
+reaches `gateway.before-migrated` before each commit, with the schema that it makes as its `job`.
 
 FIELD is `job`, `prompt`, `chunk` or `seed`; a prompt must contain TEXT, the others must be equal to it.
 

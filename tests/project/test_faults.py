@@ -9,7 +9,7 @@ import pytest
 
 from faults.command import choose, main
 from faults.matrix import Result, Row
-from faults.rows import ROWS, short
+from faults.rows import ROWS, short, versions
 from faults.rows.short import SHORT
 from faults.running import Runner
 from harness.paths import TESTS
@@ -20,11 +20,17 @@ PAGE = (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8")
 DEBIAN = (RabbitMQServer.installed() and PostgresServer.programs() is not None) or "CI" in os.environ
 KILLED = (short.workers, short.gateway)
 """The rows for `make test`. The broker, duplicates, damaged objects and cancelled jobs have tests of their own."""
+VERSIONS = (versions.old_gateway, versions.old_workers, versions.together, versions.update)
 KINDS = [
-    pytest.param("valkey", "sqlite", KILLED, id="killed"),
-    pytest.param("valkey", "sqlite", SHORT, id="valkey-sqlite", marks=pytest.mark.slow),
+    pytest.param("valkey", "sqlite", 1, KILLED, id="killed"),
+    pytest.param("valkey", "sqlite", 1, SHORT, id="valkey-sqlite", marks=pytest.mark.slow),
+    pytest.param("valkey", "sqlite", 1, VERSIONS, id="versions-valkey-sqlite", marks=pytest.mark.slow),
     *(
-        [pytest.param("rabbitmq", "postgres", SHORT, id="rabbitmq-postgres", marks=pytest.mark.slow)]
+        [
+            pytest.param("rabbitmq", "postgres", 1, SHORT, id="rabbitmq-postgres", marks=pytest.mark.slow),
+            pytest.param("rabbitmq", "postgres", 2, SHORT, id="two-gateways", marks=pytest.mark.slow),
+            pytest.param("rabbitmq", "postgres", 2, VERSIONS, id="versions", marks=pytest.mark.slow),
+        ]
         if DEBIAN
         else []
     ),
@@ -40,16 +46,19 @@ def troubles(result: Result) -> list[str]:
 
 # One test for all rows of a kind: they share one system, whose start takes longer than they do.
 @pytest.mark.server
-@pytest.mark.parametrize(("broker", "database", "rows"), KINDS)
+@pytest.mark.parametrize(("broker", "database", "gateways", "rows"), KINDS)
 def test_no_fault_loses_a_job_or_makes_a_wrong_picture(
-    broker: str, database: str, rows: tuple[Row, ...], tmp_path: Path
+    broker: str, database: str, gateways: int, rows: tuple[Row, ...], tmp_path: Path
 ) -> None:
-    runner = Runner(tmp_path, broker=broker, database=database, jobs=4, long=False, say=print)
+    runner = Runner(
+        tmp_path, broker=broker, database=database, gateways=gateways, jobs=4, long=False, say=print
+    )
     try:
         results = runner.run(rows)
     finally:
         runner.close()
-    assert {result.row.name: troubles(result) for result in results} == {row.name: [] for row in rows}
+    names = [row.name for row in rows if row.concerns(broker, database, gateways)]
+    assert {result.row.name: troubles(result) for result in results} == {name: [] for name in names}
     assert all(result.tally.accepted for result in results)
 
 
@@ -78,3 +87,5 @@ def test_rows_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--rows", "99"]) == 2
     assert "--rows: '99' must be one of 1, 2, 3" in capsys.readouterr().err
     assert main(["--broker", "none"]) == 2
+    assert main(["--gateways", "2"]) == 2
+    assert "--gateways: several gateways need --database postgres" in capsys.readouterr().err

@@ -49,6 +49,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti.services.gateway": (
         ("settings",),
         ("database", "policy"),
+        ("starting",),
         ("identity", "models"),
         ("jobs",),
         ("work",),

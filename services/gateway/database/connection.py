@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,10 +44,28 @@ IDLE_LIMIT: Final = 2.0
 AWAY_LIMIT: Final = 2.0
 """Times the timeout without an answer after which the database is away."""
 MIN_AWAY_SECONDS: Final = 3.0
-MIGRATION_LOCK_SECONDS: Final = 2.0
-"""Time for which a migration waits for a lock; callers of running gateways wait behind it for as long."""
 
 Observe = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseState:
+    """What a database is, and what a migration would do."""
+
+    found: str
+    """What it is, in a few words."""
+    revision: str | None
+    """Its schema; None without tables."""
+    is_current: bool
+    """Whether this version can use it as it is."""
+    pending: tuple[schema.Step, ...] = ()
+    """The steps to the wanted schema."""
+
+    @property
+    def behind(self) -> str:
+        """What is to be done about a schema that is behind, in a few words."""
+        what = "has no tables" if self.revision is None else f"has schema {self.revision}"
+        return f"{what}, and this version needs {self.pending[-1].revision}; run smalti migrate"
 
 
 class Database:
@@ -85,44 +104,60 @@ class Database:
         self._writer = self.engine.execution_options(**{WRITE: True})
         self._alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    def migrate(self) -> str:
-        """Creates the tables, or migrates them to the current version, all in one transaction; returns what it found.
+    def migrate(self, limits: schema.Limits | None = None, to: str = "") -> str:
+        """Creates the tables, or migrates them to the current version, step by step; returns what it found.
 
         It uses a connection of its own, which is closed whatever happens: nothing that a migration has locked or set
-        outlives it. When several gateways start together, one migrates and the others wait.
+        outlives it. When several processes migrate together, one does it and the others wait.
+
+        Args:
+            limits: how long it may keep others waiting, and what it reports.
+            to: the schema to make; empty for the newest that this version knows.
 
         Raises:
             DatabaseUnavailableError: the database does not answer, or the tables are in use; try again.
             InvalidInputError: the database cannot be used as it is; says what to change.
         """
-        engine = self._make_engine(migrating=True)
+        engine = self._make_engine(migrating=limits or schema.Limits())
         try:
             with self._turn(), self._translated(), examination.explained():
                 current, found = self._found(engine)
                 if not current:  # Needs no lock otherwise, which a busy database might refuse.
-                    with engine.execution_options(**{WRITE: True}).begin() as connection:
-                        if not self.is_sqlite:
-                            _lock(connection, _MIGRATION_KEY)
-                        schema.upgrade(connection)
-                return f"{found}, ready"
+                    schema.upgrade(engine.execution_options(**{WRITE: True}).begin, limits, to)
+                return found
         finally:
             engine.dispose()
 
-    def examine(self) -> tuple[bool, str]:
-        """Returns whether its tables are there and current, and what it is in a few words; changes nothing.
+    def examine(self, to: str = "") -> DatabaseState:
+        """Returns what the database is; changes nothing.
+
+        Args:
+            to: the wanted schema; empty for the newest that this version knows.
 
         Raises:
             InvalidInputError: the database cannot be used as it is; says what to change.
             DatabaseUnavailableError: the database does not answer.
         """
         if self.is_sqlite and not os.path.exists(self._url.database or ""):  # noqa: PTH110
-            return False, f"{self._url.database} will be created"
-        engine = self._make_engine(migrating=True)
+            steps = tuple(schema.pending(None, to))
+            return DatabaseState(
+                found=f"SQLite in the new file {self._url.database}",
+                revision=None,
+                is_current=False,
+                pending=steps,
+            )
+        engine = self._make_engine(migrating=schema.Limits())
         try:
             with self._translated(), examination.explained():
-                current, found = self._found(engine)
-                state = "ready" if current else "whose tables the gateway makes at its start"
-                return current, f"{found}, {state}"
+                is_current, found = self._found(engine)
+                with engine.connect() as connection:
+                    revision = schema.current(connection)
+                return DatabaseState(
+                    found=found,
+                    revision=revision,
+                    is_current=is_current,
+                    pending=tuple(schema.pending(revision, to)),
+                )
         finally:
             engine.dispose()
 
@@ -252,12 +287,12 @@ class Database:
             log.warning("database error: %s", describe(error))
             raise DatabaseUnavailableError(f"{problem}; try again", RETRY_SECONDS) from error
 
-    def _make_engine(self, *, migrating: bool = False, pooled: bool = True) -> Engine:
+    def _make_engine(self, *, migrating: schema.Limits | None = None, pooled: bool = True) -> Engine:
         if self.is_sqlite:
             file = self._url.database
             if file and file != ":memory:":
                 examination.check_file(Path(file))
-            arguments: dict[str, Any] = {"timeout": self.timeout}
+            arguments: dict[str, Any] = {"timeout": migrating.lock if migrating else self.timeout}
         else:
             arguments = _postgres_arguments(self.timeout, migrating=migrating)
         if migrating or not pooled:
@@ -278,29 +313,20 @@ class Database:
         return engine
 
 
-_MIGRATION_KEY: Final = 0x534D414C544A
-"""Key of the advisory lock in PostgreSQL with which one gateway at a time migrates."""
-
-
 def describe(error: BaseException) -> str:
     """Returns what the driver says, in one line."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def _lock(connection: Connection, key: int) -> None:
-    """Takes an advisory lock until the transaction ends."""
-    connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-
-
-def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
+def _postgres_arguments(timeout: float, *, migrating: schema.Limits | None) -> dict[str, Any]:
     """Returns arguments of libpq, and settings of the server's session; see `docs/jobs.md` for what they are for."""
     idle = max(1, round(timeout))
     lost = round(IDLE_LIMIT * timeout * 1000)
     server = {
-        "lock_timeout": round(1000 * (MIGRATION_LOCK_SECONDS if migrating else timeout)),
+        "lock_timeout": round(1000 * (migrating.lock if migrating else timeout)),
         # A migration of a large table may take long, and must not be given up halfway.
-        "statement_timeout": 0 if migrating else round(STATEMENT_LIMIT * timeout * 1000),
+        "statement_timeout": round(1000 * (migrating.statement if migrating else STATEMENT_LIMIT * timeout)),
         "idle_in_transaction_session_timeout": lost,
         "tcp_keepalives_idle": idle,
         "tcp_keepalives_interval": 1,
@@ -320,22 +346,6 @@ def _postgres_arguments(timeout: float, *, migrating: bool) -> dict[str, Any]:
         "keepalives_count": idle,
         "tcp_user_timeout": lost,
     }
-
-
-def migrate_when_ready(database: Database, seconds: float) -> str:
-    """Migrates the database, and returns what it found; retries while it does not answer, and says so.
-
-    Raises:
-        DatabaseUnavailableError: the database did not answer in time.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return database.migrate()
-        except DatabaseUnavailableError:
-            if time.monotonic() + RETRY_SECONDS > deadline:
-                raise
-            time.sleep(RETRY_SECONDS)
 
 
 def _checked(url: str) -> URL:

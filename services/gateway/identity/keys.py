@@ -12,6 +12,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError
+from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import MICROSECONDS, Clock, SystemClock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, Tenant
@@ -90,6 +91,7 @@ class KeyRepository:
                         "tenant", f"there is no tenant {tenant!r}; add --new-tenant to make it"
                     )
                 session.execute(insert(Tenant).values(id=check_tenant(tenant, "tenant")))
+                schema.require(session, schema.TENANTS)
             kept = ApiKey(
                 id=id_of(digest),
                 sha256=digest,

@@ -133,11 +133,8 @@ def _repository() -> "Iterator[KeyRepository]":
 
     database = connection.Database(gateway_settings().database.get_secret_value())
     try:
-        is_current, _ = database.examine()
-        if not is_current:
-            raise InvalidInputError(
-                VARIABLE, "has no table of keys yet; start a gateway of this version, which makes it"
-            )
+        if not database.examine().is_current:
+            raise InvalidInputError(VARIABLE, "has no table of keys yet; run smalti migrate, which makes it")
         yield KeyRepository(database, database.time)
     except DatabaseUnavailableError as error:
         cause = connection.describe(error.__cause__ or error)

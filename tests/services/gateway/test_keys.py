@@ -141,5 +141,5 @@ def test_database_without_tables_is_left_alone(
 ) -> None:
     monkeypatch.setenv("SMALTI_GATEWAY_DATABASE", f"sqlite:///{tmp_path / 'new.sqlite3'}")
     assert run(["keys", "create"]) == 2
-    assert "SMALTI_GATEWAY_DATABASE: has no table of keys yet; start a gateway" in capsys.readouterr().err
+    assert "SMALTI_GATEWAY_DATABASE: has no table of keys yet; run smalti migrate" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
