@@ -17,12 +17,12 @@ def bare_command(name: str) -> tuple[str, ...]:
 
 def up(
     command: Annotated[list[str] | None, typer.Argument()] = None,
-    model: Annotated[str | None, typer.Option()] = None,
+    model: Annotated[list[str] | None, typer.Option()] = None,
     data: Annotated[Path | None, typer.Option()] = None,
     ports: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     """Runs `smalti up` with bare services; takes its options."""
-    run_system(command or [], model=model, data=data, ports=ports, service_command=bare_command)
+    run_system(command or [], models=model or [], data=data, ports=ports, service_command=bare_command)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from smalti.registry import library
 from smalti.settings import data_folder
 
 if TYPE_CHECKING:
+    from smalti.up.servers import Server
     from smalti.up.supervisor import Supervisor
     from smalti.up.system import System
 
+MODELS_SECONDS, MODELS_POLL_SECONDS = 30.0, 0.2
+"""Time in which the gateway must list the models of the system, and the interval at which it is asked."""
 FAILED = 1
 """Exit status if a port or the data folder is in use, or a process cannot be started."""
 
@@ -39,8 +42,11 @@ def up(
         ),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="A name that `smalti models` lists, or a folder. [default: the shipped model]"),
+        list[str] | None,
+        typer.Option(
+            help="A name that `smalti models` lists, or a folder. Repeat it for several models; the first is used by "
+            "default. [default: the shipped model]"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -58,13 +64,13 @@ def up(
     with needs_extra("up"):
         from smalti.up.services import service_command
 
-    run_system(command or [], model=model, data=data, ports=ports, service_command=service_command)
+    run_system(command or [], models=model or [], data=data, ports=ports, service_command=service_command)
 
 
 def run_system(
     command: list[str],
     *,
-    model: str | None,
+    models: Sequence[str],
     data: Path | None,
     ports: str | None,
     service_command: Callable[[str], Sequence[str]],
@@ -73,7 +79,7 @@ def run_system(
 
     Args:
         command: run against the system; if it is empty, the system runs until a signal arrives.
-        model: the name or folder of a model; None for the shipped model.
+        models: the names or folders of models, the default one first; empty for the shipped model.
         data: the folder for jobs, pictures and logs; None for the default.
         ports: the value of the option --ports.
         service_command: returns the command line that starts a service, given its name.
@@ -82,13 +88,14 @@ def run_system(
         typer.Exit: always, with the exit status.
     """
     from smalti.up.command import find_program
+    from smalti.up.plan import plan_workers
     from smalti.up.ports import read_ports, taken
     from smalti.up.supervisor import Supervisor
     from smalti.up.system import System, begin_logs, owned
 
     program = find_program(command[0]) + command[1:] if command else []
-    chosen = read_ports(ports)
-    folder = library.find(model)
+    workers = plan_workers(list(map(library.find, models)) or [library.find()])
+    chosen = read_ports(ports, [worker.name for worker in workers])
     kept = (data or data_folder("data") / "up").absolute()
     # Standard output belongs to the command; our own messages go to standard error.
     console = Console(stderr=bool(program), highlight=False)
@@ -98,7 +105,7 @@ def run_system(
     try:
         with owned(kept) as umask, signals.deferred() as stopping:
             begin_logs(kept)
-            system = System(kept, chosen, folder.path.absolute(), command=service_command)
+            system = System(kept, chosen, workers, command=service_command)
             supervisor = Supervisor(system.groups, report=lambda line: _say(console, line), move=system.move)
             try:
                 status = _serve(system, supervisor, stopping, program, console, umask)
@@ -123,6 +130,8 @@ def _serve(
         supervisor.begin()
         if not supervisor.wait_until_ready(lambda: stopping.requested):
             return stopping.exit_status if program else 0
+        if len(system.models) > 1:
+            _wait_for_models(system, stopping, console)
     seconds = time.monotonic() - began
     if not program:
         _show(system, seconds, console)
@@ -130,6 +139,16 @@ def _serve(
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
     return _run(program, _addresses(system), umask)
+
+
+def _wait_for_models(system: "System", stopping: signals.Stopping, console: Console) -> None:
+    """Waits until the gateway lists all models, which it learns from their workers a moment after their start."""
+    deadline = time.monotonic() + MODELS_SECONDS
+    while (unknown := system.unknown_models()) and not stopping.requested:
+        if time.monotonic() > deadline:
+            _say(console, f"the gateway does not list {', '.join(unknown)} yet")
+            return
+        time.sleep(MODELS_POLL_SECONDS)
 
 
 def _run(program: list[str], addresses: dict[str, str], umask: int) -> int:
@@ -173,13 +192,26 @@ def _show(system: "System", seconds: float, console: Console) -> None:
     from smalti.up.ports import WEB
     from smalti.up.servers import HOST
 
-    table = Table("", "address", "metrics", box=None, header_style="bold", pad_edge=False)
-    for name, service in {WEB: system.web, **system.services}.items():
-        table.add_row(name, service.url, f"http://{HOST}:{system.ports[f'{name}-metrics']}/metrics")
-    table.add_row("broker", f"{HOST}:{system.valkey.port}")
-    table.add_row("store", f"http://{HOST}:{system.s3.port}")
+    several = len(system.models) > 1
+    table = Table("", "address", "metrics", "memory", box=None, header_style="bold", pad_edge=False)
+    if several:
+        table.add_column("models")
+    table.columns[3].justify = "right"
+    rows: list[tuple[str, str, str, Server]] = [
+        (name, service.url, f"http://{HOST}:{system.ports[f'{name}-metrics']}/metrics", service)
+        for name, service in {WEB: system.web, **system.services}.items()
+    ]
+    rows.append(("broker", f"{HOST}:{system.valkey.port}", "", system.valkey))
+    rows.append(("store", f"http://{HOST}:{system.s3.port}", "", system.s3))
+    total = 0
+    for name, address, metrics, server in rows:
+        memory = system.memory(server)
+        total += memory
+        worker = system.workers.get(name)
+        served = ", ".join(model.name for model in worker.models) if worker else ""
+        table.add_row(name, address, metrics, _in_megabytes(memory), *([served] if several else []))
     console.print(f"Open {system.web.url}", markup=False, style="bold")
-    console.print(f"The system is ready after {seconds:.1f} s.")
+    console.print(f"The system is ready after {seconds:.1f} s, and uses {_in_megabytes(total)} of memory.")
     console.print(table)
     console.print(f"Data, keys and logs are in {system.data}.", markup=False, soft_wrap=True)
     console.print(
@@ -187,6 +219,10 @@ def _show(system: "System", seconds: float, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _in_megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
 
 
 def _say(console: Console, line: str) -> None:

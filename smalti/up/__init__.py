@@ -1,3 +1,3 @@
 """The whole system on one machine: starts, supervises and stops its processes."""
 
-__all__ = ["command", "ports", "servers", "services", "supervisor", "system"]
+__all__ = ["command", "plan", "ports", "servers", "services", "supervisor", "system"]

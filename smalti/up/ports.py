@@ -22,11 +22,13 @@ DEFAULT_PORTS = {
 }
 """The ports of all servers; each service has one for gRPC or HTTP, and one for metrics."""
 
+FIRST_MORE, FIRST_MORE_METRICS = 50060, 9160
+"""The first ports of workers beyond the first of each service."""
 FREE = "free"
 
 
 class Ports(dict[str, int]):
-    """The port of each server, by the names of `DEFAULT_PORTS`."""
+    """The port of each server, by the names of `default_ports`."""
 
     free: frozenset[str] = frozenset()
     """The names of ports that may change, since nobody has named a number."""
@@ -48,16 +50,31 @@ class Ports(dict[str, int]):
         return lines
 
 
-def read_ports(text: str | None) -> Ports:
+def default_ports(workers: Iterable[str]) -> dict[str, int]:
+    """Returns the default ports of a system.
+
+    Args:
+        workers: the names of its workers, such as "generator-2".
+    """
+    more = [name for name in workers if name not in DEFAULT_PORTS]
+    return {
+        **DEFAULT_PORTS,
+        **{name: FIRST_MORE + place for place, name in enumerate(more)},
+        **{f"{name}-metrics": FIRST_MORE_METRICS + place for place, name in enumerate(more)},
+    }
+
+
+def read_ports(text: str | None, workers: Iterable[str] = ()) -> Ports:
     """Returns the ports for the value of `--ports`.
 
     Args:
         text: "free" for free ports only, or a list of changes to the default ports such as "gateway=6000,s3=free".
+        workers: the names of the workers of the system.
 
     Raises:
         InvalidInputError: the text has another form, an unknown name, or a port twice.
     """
-    ports = Ports(DEFAULT_PORTS)
+    ports = Ports(default_ports(workers))
     if text == FREE:
         text = ",".join(f"{name}={FREE}" for name in ports)
     for part in text.split(",") if text else []:

@@ -14,7 +14,7 @@ from smalti.up.servers import HOST, Server
 
 HEALTH_SECONDS = 2.0
 # Ignores the environment: the services that are started here do not use TLS.
-_PROBE = RpcSettings.model_construct(attempts=1)
+PROBE = RpcSettings.model_construct(attempts=1)
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks this machine, for which a proxy of the environment is not meant."""
@@ -65,7 +65,7 @@ class ServiceServer(Server):
         self._run(*self._command, environment=dict(self._launched), cwd=Path.cwd())
 
     def _answers(self) -> bool:
-        with blocking_channel(self.url, _PROBE) as channel:
+        with blocking_channel(self.url, PROBE) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # The types of the stub lack its methods.
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -7,17 +7,23 @@ import secrets
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 
 from smalti.errors import ServerStartError
-from smalti.up.ports import SERVICES, WEB, Ports
+from smalti.rpc.channel import blocking_channel
+from smalti.up.plan import Worker
+from smalti.up.ports import WEB, Ports
 from smalti.up.servers import HOST, S3Server, Server, ValkeyServer
-from smalti.up.services import ServiceServer, WebServer, service_command
+from smalti.up.services import HEALTH_SECONDS, PROBE, ServiceServer, WebServer, service_command
+from smalti.v1.image_pb2 import ListModelsRequest
+from smalti.v1.image_pb2_grpc import ImageServiceStub
 
-WORKERS = SERVICES[1:]
+GATEWAY = "gateway"
 LOGS = "logs"
 
 _CLEARED = (
@@ -37,6 +43,8 @@ _DEFAULTS = {
     "SMALTI_SERVICE_GRACE": "9",
     "SMALTI_WEB_GRACE": "5",
     "SMALTI_RPC_REFLECTION": "1",
+    # All services are of this version.
+    "SMALTI_MESSAGES_WRITE": "3",
     # The services share the cores of one machine, so idle threads must not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -50,7 +58,7 @@ class System:
         self,
         data: Path,
         ports: Ports,
-        model: Path,
+        workers: Sequence[Worker],
         *,
         command: Callable[[str], Sequence[str]] = service_command,
     ) -> None:
@@ -59,7 +67,7 @@ class System:
         Args:
             data: the folder of all data.
             ports: the ports; `move` changes them.
-            model: the folder of the model.
+            workers: the processes of the stages; the first serves the default model.
             command: returns the command line of a service by its name.
         """
         self.data = data
@@ -69,12 +77,16 @@ class System:
         self.s3 = S3Server(
             data / "s3", ports["s3"], access_key=keys["access_key"], secret_key=keys["secret_key"]
         )
-        self._model = model
+        self.workers = {worker.name: worker for worker in workers}
+        """The processes of the stages by their names."""
+        self.models = tuple({each.revision: each for worker in workers for each in worker.models}.values())
+        """The models, the default one first."""
         self._url_key = keys["url_key"]
         self._moving = threading.Lock()
+        kinds = {GATEWAY: GATEWAY} | {worker.name: worker.service for worker in workers}
         self.services = {
-            name: ServiceServer(name, data / name, ports[name], self._environment(name), *command(name))
-            for name in SERVICES
+            name: ServiceServer(name, data / name, ports[name], self._environment(name), *command(kind))
+            for name, kind in kinds.items()
         }
         self.web = WebServer(WEB, data / WEB, ports[WEB], self._environment(WEB), *command(WEB))
         for server in self.servers:
@@ -88,13 +100,38 @@ class System:
     @property
     def groups(self) -> list[list[Server]]:
         """The groups of servers for the `Supervisor`: infrastructure, stages, gateway, web."""
-        workers: list[Server] = [self.services[name] for name in WORKERS]
-        return [[self.valkey, self.s3], workers, [self.services["gateway"]], [self.web]]
+        workers: list[Server] = [self.services[name] for name in self.workers]
+        return [[self.valkey, self.s3], workers, [self.services[GATEWAY]], [self.web]]
 
     @property
     def gateway(self) -> str:
         """The address of the gateway, as host:port."""
-        return f"{HOST}:{self.ports['gateway']}"
+        return f"{HOST}:{self.ports[GATEWAY]}"
+
+    def unknown_models(self) -> list[str]:
+        """Returns the models that the gateway does not list yet; empty if it cannot be asked.
+
+        It learns of all but its own from what the workers say.
+        """
+        names = {model.name for model in self.models}
+        with blocking_channel(self.gateway, PROBE) as channel:
+            stub: Any = ImageServiceStub(channel)
+            try:
+                listed = stub.ListModels(ListModelsRequest(page_size=1000), timeout=HEALTH_SECONDS).models
+            except grpc.RpcError as error:
+                code = error.code() if isinstance(error, grpc.Call) else None
+                waits = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                return sorted(names) if waits else []
+        return sorted(names - {model.reference.name for model in listed})
+
+    def memory(self, server: Server) -> int:
+        """Returns the bytes of memory that a server has now; 0 if that is not known."""
+        found = 0
+        for pid in server.pids:
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                found += sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+        return found
 
     def move(self, server: Server) -> list[str]:
         """Takes other ports instead of free ones of a server that another program has taken meanwhile.
@@ -117,8 +154,9 @@ class System:
 
     def _environment(self, name: str) -> dict[str, str]:
         """Returns the settings of a service."""
+        model = self.workers[name].models[0] if name in self.workers else self.models[0]
         environment = {
-            "SMALTI_MODEL": str(self._model),
+            "SMALTI_MODEL": str(model.path.absolute()),
             "SMALTI_BROKER_URL": self.valkey.url,
             "SMALTI_BROKER_JOURNAL": str(self.data / "workers"),
             "SMALTI_STORE_URL": self.s3.url,
@@ -136,7 +174,8 @@ class System:
                 "SMALTI_WEB_SIGNING_KEY": self._url_key,
             }
         environment["SMALTI_RPC_PORT"] = str(self.ports[name])
-        if name == "gateway":
+        environment["SMALTI_RPC_ADVERTISE"] = f"{HOST}:{self.ports[name]}"
+        if name == GATEWAY:
             environment |= {
                 "SMALTI_GATEWAY_DATABASE": f"sqlite:///{self.data / name / 'jobs.sqlite3'}",
                 "SMALTI_GATEWAY_DECODER": f"{HOST}:{self.ports['decoder']}",

@@ -14,6 +14,7 @@ from harness.bare_up import bare_command
 from harness.waiting import wait_until
 from smalti.errors import ServerStartError
 from smalti.registry.folder import ModelFolder
+from smalti.up.plan import plan_workers
 from smalti.up.ports import WEB, read_ports
 from smalti.up.servers import HOST, S3Server, ValkeyServer
 from smalti.up.supervisor import Supervisor
@@ -57,7 +58,7 @@ def system(tmp_path: Path, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(FOLDER, str(tmp_path))
     with owned(tmp_path / "data"):
         begin_logs(tmp_path / "data")
-        yield System(tmp_path / "data", read_ports("free"), tiny.path, command=bare_command)
+        yield System(tmp_path / "data", read_ports("free"), plan_workers([tiny]), command=bare_command)
 
 
 class RobbedStore(S3Server):

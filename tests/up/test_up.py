@@ -7,7 +7,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from harness.processes import kill
 from harness.waiting import wait_until
 from smalti.cli import run
 from smalti.errors import InvalidInputError
+from smalti.messages import Stage
 from smalti.registry.folder import ModelFolder
+from smalti.registry.routes import route_keys
+from smalti.testing.model import tiny_model
 from smalti.up.command import guarded
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, WEB, holder, read_ports
 from smalti.up.servers import free_port, is_free
@@ -34,12 +38,19 @@ class Up:
     """`smalti up` as a process."""
 
     def __init__(
-        self, folder: Path, model: Path, *command: str, ports: str = "free", data: Path | None = None
+        self,
+        folder: Path,
+        model: Path,
+        *command: str,
+        ports: str = "free",
+        data: Path | None = None,
+        others: Sequence[Path] = (),
     ):
         self.folder = folder
         self.data = data or folder / "data"
         self.output = folder / f"output-{time.monotonic_ns()}"
-        options = ["--model", str(model), "--data", str(self.data), "--ports", ports]
+        models = [option for path in (model, *others) for option in ("--model", str(path))]
+        options = [*models, "--data", str(self.data), "--ports", ports]
         with self.output.open("wb") as output:
             self.process = psutil.Popen(
                 guarded(
@@ -162,6 +173,37 @@ def test_everything_runs_is_shown_and_ends_in_order_on_ctrl_c(
     assert len(ends) == 2 * (len(SERVICES) + 1)
 
 
+def test_models_that_share_files_share_the_workers_of_these_files(
+    up: Callable[..., Up], tmp_path: Path, tiny: ModelFolder
+) -> None:
+    """Tiny models with the VQGAN and CLIP of the first, and with others."""
+    shared = tiny_model(tmp_path / "shared", seed=5, pictures_seed=1)
+    alone = tiny_model(tmp_path / "alone", seed=6)
+    assert route_keys(shared)[Stage.DECODE] == route_keys(tiny)[Stage.DECODE]
+    system = up(others=(shared.path, alone.path)).ready()
+    workers = {
+        "encoder": tiny, "encoder-2": shared, "encoder-3": alone,
+        "generator": tiny, "generator-2": shared, "generator-3": alone,
+        "decoder": tiny, "decoder-2": alone, "ranker": tiny, "ranker-2": alone, "refiner": tiny, "refiner-2": alone,
+    }  # fmt: skip
+    lines = {
+        line.split()[0]: line for line in map(str.rstrip, system.said.splitlines()) if "/metrics" in line
+    }
+    assert list(lines) == [WEB, "gateway", *workers]
+    for name, model in workers.items():
+        service = name.partition("-")[0]
+        assert any(event.startswith(f"{service} runs with {model.path} ") for event in system.events)
+        assert (system.data / "logs" / f"{name}.log").exists()
+        assert " MB" in lines[name]
+    assert lines["decoder"].endswith("tiny, shared")
+    assert lines["decoder-2"].endswith("alone")
+    runs = [event.split()[0] for event in system.events if " runs with " in event]
+    assert Counter(runs) == Counter(
+        {WEB: 1, "gateway": 1, **Counter(name.partition("-")[0] for name in workers)}
+    )
+    assert system.end() == 0
+
+
 def test_processes_that_die_are_restarted(up: Callable[..., Up]) -> None:
     system = up().ready()
     for name in ("harness.bare_service decoder", "valkey-server"):
@@ -269,6 +311,18 @@ def test_ports_are_the_default_ones_except_named_ones() -> None:
     assert not set(read_ports("free").values()) & set(DEFAULT_PORTS.values())
 
 
+def test_more_workers_have_ports_of_their_own() -> None:
+    ports = read_ports("generator-2=6000", ["encoder", "encoder-2", "generator", "generator-2"])
+    assert {name: ports[name] for name in ("encoder", "encoder-2", "encoder-2-metrics", "generator-2")} == {
+        "encoder": 50051,
+        "encoder-2": 50060,
+        "encoder-2-metrics": 9160,
+        "generator-2": 6000,
+    }
+    with pytest.raises(InvalidInputError, match="'generator-2' must be one of"):
+        read_ports("generator-2=6000")
+
+
 def test_holder_of_a_free_port_is_unknown() -> None:
     assert holder(free_port()) == "an invisible process, perhaps of another user"
 
@@ -278,6 +332,7 @@ def test_wrong_model_or_program_is_one_line_at_once(
 ) -> None:
     for arguments, said in (
         (["--model", "no-such-model"], "there is no model no-such-model"),
+        (["--model", "pictograms", "--model", "pictograms"], "are the same model; give it once"),
         (["--", "no-such-program"], "COMMAND: no-such-program: no such program"),
     ):
         assert run(["up", "--data", str(tmp_path / "data"), *arguments]) == 2
