@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings
 
 from harness.paths import DOCS
 from smalti.errors import InvalidInputError
+from smalti.messages import MessageSettings
 from smalti.queue.settings import BrokerSettings, broker_settings
 from smalti.registry.importing import choose_folder
 from smalti.registry.library import list_models
@@ -26,6 +27,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
     RpcSettings,
     ServiceSettings,
     BrokerSettings,
+    MessageSettings,
     StoreSettings,
     GatewaySettings,
     WebSettings,

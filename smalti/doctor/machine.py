@@ -23,6 +23,7 @@ KINDS: Final = {
     "smalti.rpc.settings": "RpcSettings",
     "smalti.service.settings": "ServiceSettings",
     "smalti.queue.settings": "BrokerSettings",
+    "smalti.messages": "MessageSettings",
     "smalti.storage.settings": "StoreSettings",
     "smalti.services.gateway.settings": "GatewaySettings",
     "smalti.services.web.settings": "WebSettings",

@@ -160,9 +160,9 @@ class DeliveryHandler:
         try:
             message = parse(received.text)
         except ExpiredMessageError as error:
-            self._check_sender(received, error.message)
+            check_sender(received.signer, error.message)
             raise
-        self._check_sender(received, message)
+        check_sender(received.signer, message)
         if message.stage_queue is not self._stage:
             raise MessageError(f"a message for {message.stage_queue} is in the queue of {self._stage}")
         return message
@@ -173,8 +173,7 @@ class DeliveryHandler:
             if received.problem:
                 raise MessageError(received.problem)
             hello = parse_hello(received.text)
-            if received.signer is not None:
-                check_sender(received.signer, hello)
+            check_sender(received.signer, hello)
             self._hear(hello)
         except UnknownVersionError:
             return Completion(Outcome.EXPIRED)
@@ -184,11 +183,6 @@ class DeliveryHandler:
             logger.warning("what a worker says of itself is lost: %s", disclose(error, during="a hello").text)
             return Completion(Outcome.FAILED)
         return Completion(Outcome.DONE)
-
-    def _check_sender(self, received: ReceivedMessage, message: Message) -> None:
-        """Raises `MalformedMessageError` if the signer of the message must not send it."""
-        if received.signer is not None:
-            check_sender(received.signer, message)
 
     def _deliver(self, received: ReceivedMessage, message: Message) -> Completion:
         """Does the work here, joins a thread that is doing it, or returns it to the queue."""
@@ -355,10 +349,12 @@ class DeliveryHandler:
 
     def _hold_back(self, received: ReceivedMessage, expires: float | None, why: str) -> Completion | None:
         """Has the message, as it came, delivered again after a delay; returns None if that was done for long enough."""
-        holding = Holding.read(received.raw.headers, time.time())
-        if holding.is_over(expires):
+        now = time.time()
+        holding = Holding.read(received.raw.headers, now)
+        left = holding.left(expires, now)
+        if left <= 0:
             return None
-        delay = holding.delay(self._settings.retry_first, self._settings.retry_max)
+        delay = holding.delay(self._settings.retry_first, self._settings.retry_max, left)
         logger.info("a message of %s is held back for %.1f s: %s", self._stage, delay, why)
         headers = without_death(received.raw.headers) | holding.next_headers
         self._publisher.publish_received(held_queue(received.queue, delay), received.raw, headers)

@@ -91,9 +91,17 @@ def check_seal(options: Mapping[str, Any], queue: str) -> Seal:
     return seal
 
 
-def check_sender(signer: str, message: Message | Hello) -> None:
-    """Raises `MalformedMessageError` if a service must not send a message."""
-    if signer == ANYONE:
+def check_sender(signer: str | None, message: Message | Hello) -> None:
+    """Checks that a service may send a message.
+
+    Args:
+        signer: the service whose key has signed it; None if messages are not signed.
+        message: the message.
+
+    Raises:
+        MalformedMessageError: it may not.
+    """
+    if signer is None or signer == ANYONE:
         return
     is_allowed = message.stage_queue in _NEXT.get(signer, ())
     if is_allowed and isinstance(message, Event) and signer != "gateway":

@@ -151,18 +151,27 @@ def test_expiry_is_read_whatever_else_a_newer_message_says(text: str, expires: f
 
 
 def test_holding_ends_when_a_message_expires_or_after_a_time() -> None:
-    now = time.time()
-    fresh = Holding.read({}, now)
-    assert (fresh.times, fresh.since) == (0, now)
-    assert not fresh.is_over(now + 10)
-    assert fresh.is_over(now - 10)
-    assert not fresh.is_over(None)
-    assert Holding(times=1, since=now - MAX_UNDATED_SECONDS - 1).is_over(None)
-    assert not Holding(times=1, since=now - MAX_UNDATED_SECONDS - 1).is_over(now + 10)
-    assert Holding(times=1, since=now - MAX_HELD_SECONDS - 1).is_over(now + 1e9)
-    assert [Holding(times=times, since=now).delay(0.5, 30.0) for times in (0, 1, 5, 6, 7, 10**6)] == [
-        0.5, 1.0, 16.0, 30.0, 30.0, 30.0,
-    ]  # fmt: skip
+    fresh = Holding.read({}, 1000.0)
+    assert (fresh.times, fresh.since) == (0, 1000.0)
+    assert fresh.left(1010.0, 1000.0) == 10
+    assert fresh.left(990.0, 1000.0) == -10
+    assert fresh.left(None, 1000.0) == MAX_UNDATED_SECONDS
+    assert fresh.left(None, 1001.0 + MAX_UNDATED_SECONDS) == -1
+    assert fresh.left(1e12, 1001.0 + MAX_HELD_SECONDS) == -1
+
+
+@pytest.mark.parametrize(
+    ("left", "delays"),
+    [
+        (1e9, [0.5, 1.0, 16.0, 30.0, 30.0, 30.0]),
+        # Not much longer than it may be, and with the delays of the others.
+        (5.0, [0.5, 1.0, 8.0, 8.0, 8.0, 8.0]),
+        (0.1, [0.5] * 6),
+    ],
+)
+def test_delays_grow_to_a_limit(left: float, delays: list[float]) -> None:
+    times = (0, 1, 5, 6, 7, 10**6)
+    assert [Holding(times=each, since=0).delay(0.5, 30.0, left) for each in times] == delays
 
 
 @pytest.mark.parametrize("wrong", [-1, "x", None, 2**40, math.nan, math.inf, [1], True])

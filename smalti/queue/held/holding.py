@@ -6,7 +6,6 @@ grows, until the message expires.
 """
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -92,16 +91,25 @@ class Holding:
         """The headers of the message when it is held back once more."""
         return {TIMES_HEADER: self.times + 1, SINCE_HEADER: self.since}
 
-    def delay(self, first: float, maximum: float) -> float:
-        """Returns for how many seconds it is held back."""
-        return min(first * 2.0 ** min(self.times, 64), maximum)
+    def delay(self, first: float, maximum: float, left: float) -> float:
+        """Returns for how many seconds it is held back: twice as long as the time before.
 
-    def is_over(self, expires: float | None) -> bool:
-        """Returns whether it must not be held back any more.
+        Args:
+            first: seconds of the first time.
+            maximum: the longest.
+            left: seconds until it must not be held back any more; it is not held back for much longer than these.
+        """
+        # All delays are of one series, since RabbitMQ has a queue for each.
+        doublings = math.ceil(math.log2(max(left / first, 1.0)))
+        return min(first * 2.0 ** min(self.times, doublings, 64), maximum)
+
+    def left(self, expires: float | None, now: float) -> float:
+        """Returns for how many seconds more it may be held back; zero or less if it must not be any more.
 
         Args:
             expires: Unix time until which it may be; None if nothing says it.
+            now: Unix time.
         """
-        now = time.time()
-        limit = MAX_UNDATED_SECONDS if expires is None else MAX_HELD_SECONDS
-        return now >= self.since + limit or (expires is not None and now >= expires)
+        if expires is None:
+            return self.since + MAX_UNDATED_SECONDS - now
+        return min(expires, self.since + MAX_HELD_SECONDS) - now
