@@ -63,6 +63,8 @@ class ScriptedGateway(ImageServiceServicer):
         """Creates a service without jobs and faults."""
         self.jobs: dict[str, list[job_pb2.Job]] = {}
         """The versions of each job."""
+        self.models = [MODEL]
+        """What ListModels returns."""
         self.calls: dict[str, list[Any]] = defaultdict(list)
         """The requests to each method."""
         self.failures: dict[str, list[BaseException]] = defaultdict(list)
@@ -190,9 +192,9 @@ class ScriptedGateway(ImageServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: image_pb2.ListModelsRequest, context: Context
     ) -> image_pb2.ListModelsResponse:
-        """Returns the only model."""
+        """Returns the models."""
         self._begin("ListModels", request)
-        return image_pb2.ListModelsResponse(models=[MODEL])
+        return image_pb2.ListModelsResponse(models=self.models)
 
     async def GetModel(  # noqa: N802
         self, request: image_pb2.GetModelRequest, context: Context

@@ -1,8 +1,9 @@
 """The gateway's metrics: counters of jobs that end, and gauges read from the database."""
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
-from sqlalchemy import func, select
+from sqlalchemy import TextClause, func, select
 
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
 from smalti.services.gateway.database.presence import Role
@@ -18,8 +19,15 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
+from smalti.services.gateway.models import Fleet
 from smalti.services.gateway.policy.content_policy import Subject
 from smalti.telemetry import GaugeValue, Metrics
+
+MAX_REVISIONS: Final = 20
+"""Revisions that have values of their own."""
+REVISION_DIGITS: Final = 12
+OTHER: Final = "other"
+"""All other revisions."""
 
 
 class JobMetrics(JobObserver):
@@ -44,6 +52,19 @@ class JobMetrics(JobObserver):
     def policy_answered(self, subject: Subject, by: str, outcome: str, amount: int) -> None:
         """Counts the answers of the operator's policy."""
         self._metrics.add("policy_checks_total", amount, subject=subject.value, by=by, outcome=outcome)
+
+
+def _by_revision(fleet: Fleet, values: Mapping[str | None, int]) -> dict[str, float]:
+    """Returns values by the name and the first digits of a revision; those of many revisions are added up."""
+    found: dict[str, float] = {}
+    known = [revision for revision in fleet.by_revision if revision in values][:MAX_REVISIONS]
+    for revision, value in values.items():
+        label = OTHER
+        if revision in known:
+            card = fleet.card(revision)
+            label = f"{card.name}@{card.revision.removeprefix('sha256:')[:REVISION_DIGITS]}"
+        found[label] = found.get(label, 0.0) + value
+    return found
 
 
 def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
@@ -86,7 +107,28 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
     def gateway_roles() -> GaugeValue:
         return {role.label: float(context.holds(role)) for role in Role}
 
+    def revision_slots() -> GaugeValue:
+        fleet = context.catalogue.fleet
+        return _by_revision(fleet, {state.card.revision: state.slots for state in fleet.available})
+
+    def revision_candidates_waiting() -> GaugeValue:
+        return candidates(IS_WAITING)
+
+    def revision_candidates_sent() -> GaugeValue:
+        return candidates(IS_LEASED)
+
+    def candidates(which: TextClause) -> GaugeValue:
+        query = select(Chunk.revision, func.sum(Chunk.count)).where(which).group_by(Chunk.revision)
+        with database.read() as session:
+            found = [(revision, int(count)) for revision, count in session.execute(query)]
+        fleet = context.catalogue.fleet
+        values: dict[str | None, int] = {state.card.revision: 0 for state in fleet.available}
+        return _by_revision(fleet, values | dict(found))
+
     return {
+        "revision_slots": revision_slots,
+        "revision_candidates_waiting": revision_candidates_waiting,
+        "revision_candidates_sent": revision_candidates_sent,
         "gateways": gateways,
         "gateway_roles": gateway_roles,
         "jobs_open": jobs_open,

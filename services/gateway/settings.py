@@ -51,14 +51,17 @@ class GatewaySettings(EnvironmentSettings):
     database_timeout: Seconds = 5.0
     """Time a call waits for the database before it is answered with UNAVAILABLE."""
     decoder: str | None = None
-    """`HOST:PORT` of a decoder, for previews and for initial images given as files. Both are off when it is unset."""
+    """`HOST:PORT` of a decoder, for previews and for initial images given as files, of the configured model and of
+    those with the same VQGAN. Decoders that say hello serve the others, and all when it is unset."""
     refiner: bool = False
-    """Whether refiners take work from the queues. While it is off, jobs that refine or enlarge pictures are refused."""
+    """Whether refiners take work from the queues. While it is off, jobs that refine or enlarge pictures are refused,
+    unless a refiner of their model has said hello."""
     chunk: Annotated[int, Field(ge=1, le=MAX_IN_CHUNK)] = 4
     """Candidates per chunk. The candidates of a chunk travel through the queues together."""
     window: Annotated[int, Field(ge=1, le=2**20)] = 128
     """Maximum number of candidates in the queues at a time. The rest waits in the database, where order and priority
-    are kept. Set it to at least twice the slots of all generators together."""
+    are kept. It holds for the configured model while its generators say no hello; other revisions have twice the slots
+    of their generators. If it is set, it also bounds all together."""
     turn: Annotated[int, Field(ge=1, le=1024)] = 16
     """Candidates that a tenant of weight 1 may send in its turn, while others wait; a chunk is always sent whole."""
     open_jobs: Annotated[int, Field(ge=1, le=10**6)] = 10_000

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from smalti import __version__
 from smalti.cli import data, evaluate, generate, models, train, up
-from smalti.cli.operations import doctor, keys, migrate, queue
+from smalti.cli.operations import doctor, keys, migrate, queue, revisions
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 from smalti.foreign_text import check_text, printable
@@ -49,7 +49,10 @@ def application() -> typer.Typer:
         if context.invoked_subcommand is None:
             print(context.get_help())
 
-    for command in (generate, up, models, doctor, migrate, keys, queue, data, train, evaluate):
+    for command in (
+        *(generate, up, models, doctor, migrate, keys, revisions, queue),
+        *(data, train, evaluate),
+    ):
         command.register(app)
     return app
 

@@ -107,8 +107,8 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A name that `smalti models` lists, or a folder; with --server, a model of the gateway. "
-            "[default: the shipped model, or the gateway's]"
+            help="A name that `smalti models` lists, or a folder; with --server, a model of the gateway, or "
+            "NAME@REVISION for one of its revisions. [default: the shipped model, or the gateway's]"
         ),
     ] = None,
     server: Annotated[

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
@@ -19,9 +19,15 @@ from smalti.cli.generate_output import (
     write,
 )
 from smalti.entrance import signals
+from smalti.errors import InvalidInputError
 from smalti.outputs import open_folder
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
+
+REVISION_MARK: Final = "@"
+"""Between the name of a model and its revision."""
+REVISION_PREFIX: Final = "sha256:"
+REVISION_DIGITS: Final = 64
 
 if TYPE_CHECKING:
     from smalti.client import AsyncClient, GenerateOptions, RemotePicture
@@ -99,6 +105,10 @@ async def _generate_all(
     console = Console(stderr=True)
     async with AsyncClient(server) as client:
         total = None
+        if options.model is not None and REVISION_MARK in options.model:
+            name, revision = await _named_revision(client, options.model)
+            options = dataclasses.replace(options, model=name)
+            request |= {"model": name, "revision": revision}
         if original is not None:
             total = original.candidates if options.candidates is None else options.candidates
             if options.model is None:
@@ -124,6 +134,25 @@ async def _generate_all(
                 options=options,
                 warned=warned,
             )
+
+
+async def _named_revision(client: "AsyncClient", model: str) -> tuple[str, str]:
+    """Returns the name and the revision of NAME@REVISION; of the revision, the first digits are enough.
+
+    Raises:
+        InvalidInputError: no revision of the model that can be drawn now begins so, or several do.
+    """
+    name, _, wanted = model.partition(REVISION_MARK)
+    digits = wanted.removeprefix(REVISION_PREFIX)
+    if len(digits) == REVISION_DIGITS:
+        return name, REVISION_PREFIX + digits  # It may be one that has no workers now.
+    there = [each.reference.revision async for each in client.models() if each.reference.name == name]
+    found = [each for each in there if digits and each.startswith(REVISION_PREFIX + digits)]
+    if len(found) != 1:
+        known = ", ".join(each.removeprefix(REVISION_PREFIX)[:12] for each in there) or "none"
+        problem = f"must be a revision of {name} at {client.server}, got {wanted!r:.80}; there is {known}"
+        raise InvalidInputError("model", problem)
+    return name, found[0]
 
 
 def _options_of(original: Drawing, options: Options, total: int) -> "GenerateOptions":

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from smalti.cli.extras import needs_extra
 from smalti.errors import InvalidInputError
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
@@ -51,9 +52,21 @@ def models(
         ),
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="Print the words that MODEL knows.")] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="List what this gateway can draw with now, instead of this machine's models.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that come with Smalti and your own, or the words that a model knows."""
+    """List the models that come with Smalti and your own, those of a gateway, or the words that a model knows."""
+    if server is not None:
+        if words or model is not None:
+            raise InvalidInputError("server", "lists models alone; leave out MODEL and --words")
+        _list_remote(server, as_json)
+        return
     if words:
         _print_words(library.find(model), as_json)
         return
@@ -71,6 +84,36 @@ def models(
     table = Table("name", "revision", "licence", "size", "where", box=None, header_style="bold")
     for entry in listed:
         table.add_row(*(Text(cell) for cell in _cells(entry)))
+    Console().print(table)
+
+
+def _list_remote(server: str, as_json: bool) -> None:
+    """Prints the revisions that a gateway can draw with now."""
+    with needs_extra("client"):
+        from smalti.client import Client
+
+    with Client(server) as client:
+        found = list(client.models())
+    if as_json:
+        entries = [
+            {
+                "name": each.reference.name,
+                "revision": each.reference.revision,
+                "default": each.default,
+                "available": each.available,
+                "slots": each.slots,
+                "licence": each.licence,
+                "description": each.description,
+            }
+            for each in found
+        ]
+        print(json.dumps(entries, indent=2))
+        return
+    table = Table("name", "revision", "slots", "licence", "", box=None, header_style="bold")
+    for each in found:
+        revision, slots = each.reference.revision[:SHORT_REVISION], str(each.slots or "unknown")
+        cells = (each.reference.name, revision, slots, each.licence, "default" if each.default else "")
+        table.add_row(*(Text(cell) for cell in cells))
     Console().print(table)
 
 

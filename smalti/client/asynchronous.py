@@ -222,21 +222,25 @@ class AsyncClient(ClientBase):
                 yield picture
 
     async def models(self) -> AsyncIterator[Model]:
-        """Yields the models of the gateway, without the words that they know."""
+        """Yields the models that the gateway can draw with now, without the words that they know.
+
+        A model of which several revisions can be drawn is there several times.
+        """
         async for page in self._pages(self._stub.ListModels, ListModelsRequest()):
             for model in page.models:
                 yield model
 
-    async def model(self, name: str | None = None) -> Model:
+    async def model(self, name: str | None = None, revision: str | None = None) -> Model:
         """Returns a model, with its limits, its defaults, and the words that it knows.
 
         Args:
             name: the name of the model; None for the default model.
+            revision: its revision; None for one that can be drawn now.
 
         Raises:
             ModelNotFoundError: the gateway has no such model.
         """
-        reference = ModelReference(name=name) if name else None
+        reference = ModelReference(name=name or "", revision=revision or "") if name or revision else None
         return (await self._call(self._stub.GetModel, GetModelRequest(model=reference))).model
 
     async def close(self) -> None:

@@ -208,20 +208,24 @@ class Client(ClientBase):
         yield from self._resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
 
     def models(self) -> Iterator[Model]:
-        """Yields the models of the gateway, without the words that they know."""
+        """Yields the models that the gateway can draw with now, without the words that they know.
+
+        A model of which several revisions can be drawn is there several times.
+        """
         for page in self._pages(self._stub.ListModels, ListModelsRequest()):
             yield from page.models
 
-    def model(self, name: str | None = None) -> Model:
+    def model(self, name: str | None = None, revision: str | None = None) -> Model:
         """Returns a model, with its limits, its defaults, and the words that it knows.
 
         Args:
             name: the name of the model; None for the default model.
+            revision: its revision; None for one that can be drawn now.
 
         Raises:
             ModelNotFoundError: the gateway has no such model.
         """
-        reference = ModelReference(name=name) if name else None
+        reference = ModelReference(name=name or "", revision=revision or "") if name or revision else None
         return self._call(self._stub.GetModel, GetModelRequest(model=reference)).model
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class GenerateOptions(TypedDict, total=False):
     model: str | None
     """Name of the model."""
     revision: str | None
-    """Revision of the model; the gateway refuses the job if it has another one."""
+    """Revision of the model, with which the job is drawn then; None for any that can be drawn now."""
     initial_image: "bytes | Path | ImageTokens | PictureReference | None"
     """A picture of which a part is kept: the path or content of a file, tokens, or a picture of an earlier job. One of
     the next four says which part."""

@@ -130,6 +130,14 @@ DEFINITIONS: Final = (
     _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
     _gauge("gateways", "gateways that share the database and are alive", (GATEWAY,)),
     _gauge("gateway_roles", "1 if this gateway does what one of them does for all", (GATEWAY,), ("role",)),
+    _gauge("revision_slots", "slots of the generators of a revision that have said hello", (GATEWAY,), ("revision",)),
+    _gauge("revision_candidates_waiting", "candidates of a revision that wait to be sent", (GATEWAY,), ("revision",)),
+    _gauge(
+        "revision_candidates_sent",
+        "candidates of a revision that were sent and are not finished",
+        (GATEWAY,),
+        ("revision",),
+    ),
     _counter("recounted_total", "corrections of the counters of a tenant, which differed from its jobs", (GATEWAY,)),
     _counter("lease_losses_total", "chunks sent again because their lease expired", (GATEWAY,)),
     _counter(

@@ -20,6 +20,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.up.ports import DEFAULT_PORTS
 from smalti.up.servers import free_port
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED
+from smalti.v1.model_pb2 import Model, ModelReference
 
 LIMIT = 120.0
 
@@ -217,6 +218,38 @@ def test_bad_input_is_one_line_and_status_2(
     assert error.startswith(f"smalti: {said}") or said in ("no-such-model",)
     assert said in error
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_first_digits_of_a_revision_are_enough(
+    generate: Generate, wire: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revisions = [f"sha256:{digit * 64}" for digit in ("0", "a")]
+    models = [Model(reference=ModelReference(name="wire", revision=each)) for each in revisions]
+    monkeypatch.setattr(wire.gateway, "models", models)
+    for given in ("wire@a", f"wire@{revisions[1]}", "wire@sha256:aa"):
+        assert generate("a fox", "--n", "1", "--server", wire.address, "--model", given)[0] == 0
+        asked = wire.gateway.calls["CreateImages"][-1].parameters.model
+        assert (asked.name, asked.revision) == ("wire", revisions[1])
+    status, _, error = generate("a fox", "--server", wire.address, "--model", "wire@b")
+    assert status == 2
+    assert error == (
+        f"smalti: model: must be a revision of wire at {wire.address}, got 'b'; there is {'0' * 12}, {'a' * 12}\n"
+    )
+
+
+def test_models_of_a_server_are_listed(
+    wire: ServedGateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = ModelReference(name="wire", revision=f"sha256:{'a' * 64}")
+    monkeypatch.setattr(wire.gateway, "models", [Model(reference=reference, slots=16, default=True)])
+    assert run(["models", "--server", wire.address]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["wire", "sha256:" + 12 * "a", "16", "default"]
+    assert run(["models", "--server", wire.address, "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["revision"], entry["slots"]) == (reference.revision, 16)
+    assert run(["models", "wire", "--server", wire.address]) == 2
+    assert "leave out MODEL" in capsys.readouterr().err
 
 
 def test_missing_server_is_one_line(generate: Generate) -> None:

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smalti.errors import InvalidInputError
+from smalti.messages import Stage
 from smalti.services.gateway.models import Catalogue, ModelCard
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ log = logging.getLogger(__name__)
 
 Connect = Callable[[str], "DecoderServiceAsyncStub"]
 """Opens a channel to a decoder, given `HOST:PORT`; raises `InvalidInputError` if that is invalid."""
+
+
+class Decoder(NamedTuple):
+    """A decoder, and what it needs to be told."""
+
+    stub: "DecoderServiceAsyncStub"
+    key: str
+    """Key of the VQGAN with which it must decode."""
 
 
 class Decoders:
@@ -38,11 +47,11 @@ class Decoders:
         self._stubs: dict[str, DecoderServiceAsyncStub] = {}
         self._calls = 0
 
-    def of(self, card: ModelCard) -> "DecoderServiceAsyncStub | None":
+    def of(self, card: ModelCard) -> Decoder | None:
         """Returns a decoder for the image tokens of a revision, each in turn; None if there is none."""
-        fleet = self._catalogue.fleet
+        fleet, key = self._catalogue.fleet, card.parts[Stage.DECODE]
         if self._configured is not None and card.has_same_tokens(fleet.configured.card):
-            return self._configured
+            return Decoder(self._configured, key)
         addresses = fleet.decoders(card)
         if not addresses or self._connect is None:
             return None
@@ -56,4 +65,4 @@ class Decoders:
             except InvalidInputError as error:
                 log.warning("a decoder says that its address is %s: %s", address, error.problem)
                 return None
-        return self._stubs[address]
+        return Decoder(self._stubs[address], key)

@@ -20,7 +20,7 @@ from smalti.pictures import receive_masked_tiles, receive_size
 from smalti.results import ResultFile
 from smalti.rpc.conversion import given_tokens
 from smalti.rpc.errors import translated
-from smalti.services.gateway.api.decoders import Decoders
+from smalti.services.gateway.api.decoders import Decoder, Decoders
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Principal, current_principal
@@ -32,7 +32,7 @@ from smalti.v1.decoder_pb2 import EncodeImagesRequest
 from smalti.v1.job_pb2 import InitialImage, PictureReference
 
 if TYPE_CHECKING:
-    from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
+    pass
 
 
 class InitialImages:
@@ -160,10 +160,11 @@ class InitialImages:
 
     async def _tokens_of_file(self, content: bytes, card: ModelCard) -> tuple[int, ...]:
         with translated():
-            response = await self._image_encoder(card).EncodeImages(EncodeImagesRequest(images=[content]))
+            decoder = self._image_encoder(card)
+            response = await decoder.stub.EncodeImages(EncodeImagesRequest(images=[content], key=decoder.key))
         return given_tokens(response.pictures[0], card.tokens, card.codebook_size, field="image", whole=True)
 
-    def _image_encoder(self, card: ModelCard) -> "DecoderServiceAsyncStub":
+    def _image_encoder(self, card: ModelCard) -> Decoder:
         """Returns the service that encodes files; raises `NotSupportedError` if there is none."""
         decoder = self._decoders.of(card)
         if decoder is None or not card.message.encodes_images:

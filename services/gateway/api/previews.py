@@ -11,6 +11,7 @@ from PIL import Image
 from smalti.policy import PicturesToCheck, PictureToCheck, Verdict
 from smalti.rpc.conversion import image_message
 from smalti.rpc.errors import translated
+from smalti.services.gateway.api.decoders import Decoder
 from smalti.services.gateway.database.tables import Job
 from smalti.services.gateway.jobs.reading import parameter_of, pictures_to_check
 from smalti.services.gateway.jobs.sizes import side_of
@@ -20,7 +21,7 @@ from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens
 
 if TYPE_CHECKING:
-    from smalti.v1.decoder_pb2_grpc import DecoderServiceAsyncStub
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class PreviewRenderer:
     def __init__(
         self,
         preview_tokens: PreviewTokens,
-        decoder_of: "Callable[[Job], DecoderServiceAsyncStub | None]",
+        decoder_of: Callable[[Job], Decoder | None],
         *,
         check: CheckPreviews | None = None,
         is_away: Callable[[], bool] = lambda: False,
@@ -94,14 +95,15 @@ class PreviewRenderer:
             return []
         missing = {candidate: side**2 - len(complete[candidate]) for candidate in chosen}
         request = DecodeRequest(
+            key=decoder.key,
             pictures=[
                 ImageTokens(tokens=[*complete[candidate], *[0] * missing[candidate]]) for candidate in chosen
-            ]
+            ],
         )
         previews = []
         async with self._permits:
             with translated():
-                async for response in decoder.Decode(request, timeout=CALL_SECONDS):
+                async for response in decoder.stub.Decode(request, timeout=CALL_SECONDS):
                     candidate = chosen[response.index]
                     rows = len(complete[candidate]) // side
                     image = await asyncio.to_thread(_paint_grey, response.image.data, rows, side)

@@ -4,5 +4,17 @@ from smalti.services.gateway.models.card import ModelCard
 from smalti.services.gateway.models.catalogue import ROUTES_SINCE, Catalogue, revision_of
 from smalti.services.gateway.models.fleet import Fleet, RevisionState
 from smalti.services.gateway.models.hellos import HelloBuffer
+from smalti.services.gateway.models.listing import ListedRevision, list_revisions, retire
 
-__all__ = ["ROUTES_SINCE", "Catalogue", "Fleet", "HelloBuffer", "ModelCard", "RevisionState", "revision_of"]
+__all__ = [
+    "ROUTES_SINCE",
+    "Catalogue",
+    "Fleet",
+    "HelloBuffer",
+    "ListedRevision",
+    "ModelCard",
+    "RevisionState",
+    "list_revisions",
+    "retire",
+    "revision_of",
+]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from smalti.errors import ModelNotFoundError, UnavailableError
@@ -267,15 +267,3 @@ def store_card(session: Session, card: ModelCard, now: int) -> None:
         "last_seen": now,
     }
     upsert(session, Revision, [row], ("model", "card", "parts", "last_seen"))
-
-
-def retire(session: Session, revision: str, now: int | None) -> bool:
-    """Sets whether new jobs get a revision only if they name it; returns whether it is known.
-
-    Args:
-        session: a writing transaction.
-        revision: the revision.
-        now: the time in microseconds; None takes the retirement back.
-    """
-    change = update(Revision).where(Revision.revision == revision).values(retired=now)
-    return bool(session.execute(change).rowcount)  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ class Catalogue:
             self._offers.popitem(last=False)
         async with offer.lock:
             if time.monotonic() >= offer.until:
-                offer.models = {model.reference.name: model async for model in self._client.models()}
+                offer.models = _by_name([model async for model in self._client.models()])
                 offer.until = time.monotonic() + FRESH_SECONDS
         return list(offer.models.values())
 
@@ -83,10 +83,20 @@ class Catalogue:
         # The limits and defaults may change at any time; the words belong to the revision.
         key = (model.reference.name, model.reference.revision)
         if key not in self._described:
-            described = await self._client.model(model.reference.name)
+            described = await self._client.model(*key)
             self._described = {other: each for other, each in self._described.items() if other[0] != key[0]}
             self._described[key] = described
         found = Model()
         found.CopyFrom(model)
         found.vocabulary.CopyFrom(self._described[key].vocabulary)
         return found
+
+
+def _by_name(models: list[Model]) -> dict[str, Model]:
+    """Returns one revision of each model: the one that draws the most, as a new job is likely to get it."""
+    found: dict[str, Model] = {}
+    for model in models:
+        before = found.get(model.reference.name)
+        if before is None or model.slots > before.slots:
+            found[model.reference.name] = model
+    return found

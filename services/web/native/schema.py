@@ -47,7 +47,7 @@ class JobRequest(DrawingParameters):
     model: str | None = None
     """A model of `GET /v1/models`."""
     revision: str | None = None
-    """The revision that the model must have."""
+    """The revision to draw with; any that can be drawn now if it is missing."""
     n: int | None = None
     """Number of pictures to return, the best of the candidates."""
     first_candidate: int | None = None

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from smalti.errors import DatabaseUnavailableError, InvalidInputError
+from smalti.cli.operations.database import gateway_database
+from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from smalti.services.gateway.database.tenant_tables import ApiKey
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 NOT_FOUND: Final = 1
 """Exit status when a key that was meant was not found."""
-VARIABLE: Final = "SMALTI_GATEWAY_DATABASE"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -126,21 +126,11 @@ def _repository() -> "Iterator[KeyRepository]":
         InvalidInputError: it cannot be used, or has no tables.
         DatabaseUnavailableError: it does not answer.
     """
-    # Only where they are needed: SQLAlchemy takes long to load.
-    from smalti.services.gateway.database import connection
+    # Only where it is needed: SQLAlchemy takes long to load.
     from smalti.services.gateway.identity import KeyRepository
-    from smalti.services.gateway.settings import gateway_settings
 
-    database = connection.Database(gateway_settings().database.get_secret_value())
-    try:
-        if not database.examine().is_current:
-            raise InvalidInputError(VARIABLE, "has no table of keys yet; run smalti migrate, which makes it")
+    with gateway_database("keys") as database:
         yield KeyRepository(database, database.time)
-    except DatabaseUnavailableError as error:
-        cause = connection.describe(error.__cause__ or error)
-        raise DatabaseUnavailableError(f"{VARIABLE}: {cause}") from None
-    finally:
-        database.close()
 
 
 def _report(event: str, kept: "ApiKey") -> None:

@@ -6,15 +6,22 @@ import pytest
 
 from harness.fleet import STAGES, another_card, card_of, hello, say_goodbye, say_hello
 from harness.gateway import GatewayHarness, MakeGateway, job_spec
-from smalti.errors import ModelNotFoundError, UnavailableError
+from smalti.errors import InvalidInputError, ModelNotFoundError, UnavailableError
 from smalti.messages import Stage
-from smalti.services.gateway.models.catalogue import retire
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.models import ListedRevision, list_revisions, retire
 from tests.services.gateway.conftest import needs_postgres
 
 
 def names(gateway: GatewayHarness) -> list[str]:
     """Returns the revisions that can be drawn, by the first digit of each."""
     return [state.card.revision[7] for state in gateway.gateway.context.catalogue.fleet.available]
+
+
+def list_revisions_of(gateway: GatewayHarness) -> list[ListedRevision]:
+    """Returns the list of revisions of an operator."""
+    with gateway.gateway.context.database.read() as session:
+        return list_revisions(session, to_microseconds(gateway.clock()))
 
 
 def chosen(gateway: GatewayHarness, jobs: int, name: str = "") -> Counter[str]:
@@ -130,8 +137,12 @@ def test_retired_revision_gets_jobs_only_if_it_is_named_or_alone(make_gateway: M
     say_hello(gateway, one, two)
     catalogue = gateway.gateway.context.catalogue
     with gateway.gateway.context.database.write() as session:
-        assert retire(session, one.revision, 1)
-        assert not retire(session, "nothing", 1)
+        assert retire(session, "1111", 1) == one.revision
+        for wrong in ("", "0" * 64, "nothing"):
+            with pytest.raises(InvalidInputError, match="no revision begins"):
+                retire(session, wrong, 1)
+    listed = {each.revision: (each.slots, each.missing, each.retired) for each in list_revisions_of(gateway)}
+    assert (listed[one.revision], listed[two.revision]) == ((8, (), 1), (8, (), None))
     gateway.gateway.look_at_models()
     assert chosen(gateway, 4) == {"2": 4}
     assert catalogue.choose(revision=one.revision).card.revision == one.revision

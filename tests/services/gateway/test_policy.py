@@ -29,6 +29,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.results import ResultFile
 from smalti.rpc.settings import RpcSettings
+from smalti.services.gateway.api.decoders import Decoder
 from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.policy.hooks import RemoteHook
 from smalti.storage import JobKeys
@@ -352,7 +353,7 @@ async def test_no_preview_is_decoded_while_the_hook_is_away(
     job, _, generates = encoded_job(gateway)
     gateway.handle(gateway.stages.draw_rows(generates[0], 1))
     is_away = True
-    nobody: Any = object()
+    nobody = Decoder(None, "")  # type: ignore[arg-type]
     renderer = PreviewRenderer(
         gateway.gateway.watchers.preview_tokens, lambda job: nobody, is_away=lambda: is_away
     )

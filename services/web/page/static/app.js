@@ -32,6 +32,8 @@ const wall = new Wall(find("wall-view"), {
   announce: (text) => told.announce(text),
 });
 const share = find("share");
+/** The choice of a model, where there are several. */
+const choices = find("model");
 /** The timer after which the wall says that its connection is lost. */
 let losing = null;
 
@@ -54,11 +56,22 @@ const models = loadModel();
 async function loadModel() {
   const { models: all } = await persist(() => call("api/models"));
   const name = (all.find((each) => each.default) ?? all[0])?.name;
-  model = await persist(() => call(`api/models/${encodeURIComponent(name)}`));
-  ask.offer(model);
+  const choice = choices.lastElementChild;
+  choice.replaceChildren(...all.map((each) => new Option(each.name, each.name, false, each.name === name)));
+  choices.hidden = all.length < 2;
+  choice.addEventListener("change", () => useModel(choice.value));
+  await useModel(name);
   viewer.refresh();
   if (!shown && !route().id && ask.stopping.hidden) empty();
   return model;
+}
+
+/** Draws with a model from now on. */
+async function useModel(name) {
+  const found = await persist(() => call(`api/models/${encodeURIComponent(name)}`));
+  if (model && choices.lastElementChild.value !== name) return; // Another one was chosen meanwhile.
+  model = found;
+  ask.offer(model);
 }
 
 /** Does something again until the service answers. */
@@ -124,7 +137,8 @@ async function draw(parameters) {
   expect("Sending");
   // The button that was pressed may be gone; the keyboard stays where it can stop.
   if (document.activeElement === document.body) ask.stopping.focus();
-  const body = { n: Math.min(PLACES, model?.default_candidates ?? PLACES), ...parameters };
+  const named = choices.hidden ? {} : { model: choices.lastElementChild.value };
+  const body = { ...named, n: Math.min(PLACES, model?.default_candidates ?? PLACES), ...parameters };
   if (wallShown && !share.control.checked) body.labels = { ...body.labels, wall: "off" };
   const waits = (error, pause) => {
     if (error instanceof Unreachable) told.connection("No connection. Your prompt is sent as soon as there is one.");
