@@ -135,3 +135,6 @@ class HelloThread:
             self._publisher.publish(hello, timeout=timeout)
         except BrokerUnavailableError as error:
             log.info("a hello is lost: %s", error)
+        except Exception:
+            # Without hellos the worker would count as gone.
+            log.exception("a hello is lost")
