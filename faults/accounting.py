@@ -7,7 +7,7 @@ object must be explained by a job.
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,17 +85,19 @@ class Tally:
 class Account:
     """Submits the jobs of a row, and accounts for them."""
 
-    def __init__(self, system: System, reference: Reference, known: dict[str, Submission]) -> None:
+    def __init__(
+        self, system: System, references: Mapping[str, Reference], known: dict[str, Submission]
+    ) -> None:
         """Starts without submissions.
 
         Args:
             system: the system under test.
-            reference: generates the expected pictures.
+            references: generate the expected pictures, by the revision of the model.
             known: all jobs that were submitted to the system, by id; new ones are added.
         """
         self.system = system
         self.submissions: list[Submission] = []
-        self._reference = reference
+        self._references = references
         self._known = known
 
     def submit(
@@ -198,7 +200,9 @@ class Account:
         if drawn != list(range(submission.candidates)):
             tally.wrong.append(f"job {job.id} has the pictures {drawn}")
         for picture in job.pictures:
-            if picture.sha256 not in self._allowed(submission, picture.candidate, submission.second_pass):
+            reference = self._references[job.parameters.model.revision]
+            allowed = self._allowed(reference, submission, picture.candidate, submission.second_pass)
+            if picture.sha256 not in allowed:
                 tally.wrong.append(f"picture {picture.candidate} of job {job.id}, as the gateway has it")
 
     def _check_store(self, tally: Tally) -> None:
@@ -213,21 +217,31 @@ class Account:
                 candidate = int(name_of(info.key).rpartition("/")[2].removesuffix(".png"))
                 second_pass = submission.second_pass if "/refined/" in info.key else None
                 with contextlib.suppress(DamagedObjectError):  # A damaged picture cannot be served.
-                    allowed = self._allowed(submission, candidate, second_pass)
+                    allowed = [
+                        sha256
+                        for reference in self._possible()
+                        for sha256 in self._allowed(reference, submission, candidate, second_pass)
+                    ]
                     if digest(self.system.store.get(info.key)) not in allowed:
                         tally.wrong.append(info.key)
         with self.system.client(attempts=4, retry_seconds=60) as client:
             tally.unexpected += [f"job {job.id}" for job in client.list() if job.id not in self._known]
 
+    def _possible(self) -> Sequence[Reference]:
+        """Returns what may have drawn a picture in the store: perhaps another revision, before a job was bound anew."""
+        if not self.system.layout.models:
+            return [self._references[self.system.model.revision]]
+        return list(self._references.values())
+
     def _allowed(
-        self, submission: Submission, candidate: int, second_pass: SecondPass | None
+        self, reference: Reference, submission: Submission, candidate: int, second_pass: SecondPass | None
     ) -> tuple[str, ...]:
         """Returns the checksums that a picture may have: one, unless there are decoders of two kinds."""
         drawn = submission.prompt, submission.seed, candidate, submission.candidates
-        sha256 = self._reference.sha256(*drawn, second_pass)
+        sha256 = reference.sha256(*drawn, second_pass)
         if not self.system.layout.modules:
             return (sha256,)
-        return sha256, self._reference.repacked_sha256(*drawn)
+        return sha256, reference.repacked_sha256(*drawn)
 
 
 def _explained(key: str, submission: Submission) -> bool:

@@ -7,6 +7,8 @@ STAGES = ("encoder", "generator", "decoder", "ranker")
 STAGE_NAMES = {"encoder": "encode", "generator": "generate", "decoder": "decode", "ranker": "rank"}
 """The name of each service's work in the queues."""
 
+FIRST, NEXT = "first", "next"
+"""Two revisions of one model, which share the VQGAN and CLIP."""
 DECODER = "SMALTI_GATEWAY_DECODER"
 """A setting of rows with initial images; the system gives it the decoder's address."""
 
@@ -46,6 +48,8 @@ class Layout:
     """Services that are not started at first; see `System.release`."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Modules that are run instead of the services with these names."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Which model services load, by their names; those that are not named load `FIRST`."""
     releases: Mapping[str, str] = field(default_factory=dict)
     """Released versions that run instead of the present code, by the names of services."""
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -58,6 +58,8 @@ class Row:
     """The services that are not started with the others."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Modules that are run instead of the services with these names."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Which model services load, by their names."""
     releases: Mapping[str, str] = field(default_factory=dict)
     """Released versions that run instead of the present code, by the names of services."""
     broker: str = ""

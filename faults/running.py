@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from faults.accounting import Account, Submission, Tally
-from faults.layout import Layout
+from faults.layout import FIRST, NEXT, Layout
 from faults.matrix import Result, Row, Trial
 from faults.reference import Reference
 from faults.system import System
@@ -49,9 +49,9 @@ class Runner:
         self._burst = burst
         self._long = long
         self._say = say
-        path = folder / "model"
-        self._model = ModelFolder.open(path) if path.exists() else tiny_model(path, seed=1, with_refiner=True)
-        self._reference = Reference.load(self._model)
+        self._models: dict[str, ModelFolder] = {}
+        self._references: dict[str, Reference] = {}
+        self._add(FIRST, 1)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
         """Runs the rows that concern this kind of system; those without their own settings share one."""
@@ -66,7 +66,21 @@ class Runner:
 
     def close(self) -> None:
         """Closes the reference engines."""
-        self._reference.close()
+        for reference in self._references.values():
+            reference.close()
+
+    def _add(self, name: str, seed: int) -> None:
+        """Adds a revision of the model, unless it is there."""
+        if name not in self._models:
+            path = self._folder / name / "model"
+            made = path.exists()
+            model = (
+                ModelFolder.open(path)
+                if made
+                else tiny_model(path, seed=seed, pictures_seed=1, with_refiner=True)
+            )
+            self._models[name] = model
+            self._references[model.revision] = Reference.load(model)
 
     def _run_in(self, rows: Sequence[Row]) -> list[Result]:
         """Runs rows in one system."""
@@ -80,11 +94,14 @@ class Runner:
             services=rows[0].services,
             held=rows[0].held,
             modules=rows[0].modules,
+            models=rows[0].models,
             releases=rows[0].releases,
             settings={**rows[0].settings, **prepared},
             failpoints=tuple(failpoint for row in rows for failpoint in row.failpoints),
         )
-        system = System(layout, self._model, folder)
+        if NEXT in layout.models.values():
+            self._add(NEXT, 2)
+        system = System(layout, self._models, folder)
         known: dict[str, Submission] = {}
         began = time.monotonic()
         results = []
@@ -102,7 +119,7 @@ class Runner:
     def _run_one(self, row: Row, system: System, known: dict[str, Submission]) -> Result:
         self._say(f"row {row.name}: {row.fault}")
         began = time.monotonic()
-        trial = Trial(system, Account(system, self._reference, known), self._jobs, self._long, self._burst)
+        trial = Trial(system, Account(system, self._references, known), self._jobs, self._long, self._burst)
         tally = Tally()
         try:
             row.run(trial)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 from pydantic import SecretStr
 
-from faults.layout import DECODER, SETTINGS, Layout
+from faults.layout import DECODER, FIRST, SETTINGS, Layout
 from faults.processes import Ended, RestartedService
 from harness.proxy import NetworkFault, Proxy
 from harness.releases import release_environment
@@ -45,16 +45,16 @@ class System:
     gateways reach PostgreSQL through proxies too.
     """
 
-    def __init__(self, layout: Layout, model: ModelFolder, folder: Path) -> None:
+    def __init__(self, layout: Layout, models: Mapping[str, ModelFolder], folder: Path) -> None:
         """Creates the system without starting it.
 
         Args:
             layout: the parts of the system.
-            model: the model to generate with.
+            models: the models to generate with, by their names in the layout.
             folder: the folder for data and logs.
         """
         self.layout = layout
-        self.model = model
+        self.models = models
         self.folder = folder
         self.state = folder / "failpoints"
         self.ends: list[Ended] = []
@@ -107,6 +107,11 @@ class System:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def model(self) -> ModelFolder:
+        """The model that the gateways are configured with."""
+        return self.models[FIRST]
 
     @property
     def gateway(self) -> RestartedService:
@@ -177,13 +182,17 @@ class System:
         """Waits until a counting failpoint has been hit `number` + 1 times."""
         wait_until(lambda: self.reached(failpoint, number), PATIENCE)
 
+    def end(self, *names: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends processes, and does not restart them until they are released."""
+        for name in names:
+            self.processes[name].held = True
+            self.processes[name].signal(number)
+        wait_until(lambda: not any(self.processes[name].pid for name in names), PATIENCE)
+
     @contextmanager
     def held(self, *names: str) -> Iterator[None]:
         """Stops processes, and does not restart them while the block runs."""
-        for name in names:
-            self.processes[name].held = True
-            self.processes[name].signal(signal.SIGTERM)
-        wait_until(lambda: not any(self.processes[name].pid for name in names), PATIENCE)
+        self.end(*names)
         try:
             yield
         finally:
@@ -359,7 +368,7 @@ class System:
             service,
             broker=self._address(self.broker, side, "broker"),
             store=self._address(self.s3, side, "store"),
-            model=self.model.path,
+            model=self.models[self.layout.models.get(name, FIRST)].path,
             folder=self.folder / name,
             environment=settings,
             command=(sys.executable, "-m", self.layout.modules[name]) if name in self.layout.modules else (),

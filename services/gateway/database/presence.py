@@ -56,7 +56,14 @@ WITH alive AS (
     UPDATE chunks SET deadline = 0 FROM dead
     WHERE chunks.state = 'leased' AND NOT chunks.sent AND chunks.owner = dead.id RETURNING 1
 )
-SELECT (SELECT count(*) FROM freed), array(SELECT address FROM dead)
+SELECT (SELECT count(*) FROM freed), array(SELECT address FROM dead), array(SELECT id FROM dead)
+"""
+_FREE_CLAIMS: Final = """
+WITH questions AS (
+    UPDATE jobs SET asked_until = NULL, asked_by = NULL
+    WHERE jobs.state IN ('queued', 'running') AND jobs.asked_by = ANY(%(dead)s)
+)
+UPDATE chores SET due = 0, owner = NULL WHERE chores.owner = ANY(%(dead)s)
 """
 
 
@@ -205,8 +212,10 @@ class Presence:
                 "newest": newest,
             },
         )
-        freed, dead = driver.execute(_BURY, {"alive": _ALIVE}).fetchone() or (0, [])
-        for address in dead:
+        freed, addresses, dead = driver.execute(_BURY, {"alive": _ALIVE}).fetchone() or (0, [], [])
+        if dead:
+            driver.execute(_FREE_CLAIMS, {"dead": dead})
+        for address in addresses:
             log.info("the gateway at %s has ended", address)
         if freed:
             log.warning("%d chunks that a gateway was sending when it ended are sent again", freed)

@@ -216,6 +216,8 @@ class Job(Base):
     """Number of candidates whose pictures the operator's policy has refused."""
     asked_until: Mapped[int | None]
     """Time until which a gateway asks the operator's policy about the job's pictures, and the others do not."""
+    asked_by: Mapped[str | None] = mapped_column(String(36))
+    """The gateway that asks; None in claims of older versions."""
     refining: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether the pictures to refine are chosen, and have chunks of their own."""
     prompt_encoded: Mapped[bool] = mapped_column("encoded", Boolean)
@@ -388,5 +390,7 @@ class StoreTask(Base):
     """Whether the job has encodings of several wordings."""
     tries: Mapped[int] = mapped_column(SmallInteger)
     """Number of failures."""
+    owner: Mapped[str | None] = mapped_column(String(36))
+    """The gateway that has claimed the task last; None in claims of older versions."""
     keys: Mapped[list[Any] | None] = mapped_column(ReadableJson(none_as_null=True))
     """Keys of the job's objects that the database knew, without the job's folder; None in tasks of older versions."""

@@ -53,7 +53,7 @@ _MANY: Final = 2**62
 _TENANT: Final[Any] = Tenant.__table__.alias("t")
 _EMPTY_AT_FIRST: Final = frozenset(
     (
-        *("started", "ended", "delete_at", "asked_until", "reading", "encodings", "error"),
+        *("started", "ended", "delete_at", "asked_until", "asked_by", "reading", "encodings", "error"),
         *("set_aside_until", "set_aside_by", "trouble"),
         *("owner", "deadline", "pictures", "objects", "problem"),
     )

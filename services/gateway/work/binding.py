@@ -204,7 +204,7 @@ def _start_over(session: Session, job: Job) -> None:
         chunk.losses = chunk.attempts = 0
     session.execute(delete(ScoredCandidate).where(ScoredCandidate.job_id == job.id))
     job.prompt_encoded = False
-    job.prompt_reading = job.encodings = job.asked_until = None
+    job.prompt_reading = job.encodings = job.asked_until = job.asked_by = None
     job.pictures_refused = 0
     parameters = parameters_of(job)
     job.pictures_to_refine = (

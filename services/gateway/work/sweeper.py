@@ -152,6 +152,7 @@ class Sweeper:
             )
             for task in tasks:
                 task.due = to_microseconds(now + CLAIM_SECONDS)
+                task.owner = self._database.id
         return tasks
 
     def _postpone(self, tasks: Sequence[StoreTask]) -> None:
@@ -166,7 +167,7 @@ class Sweeper:
                         StoreTask.action == task.action,
                         _is_still_claimed(task),
                     )
-                    .values(due=to_microseconds(now + seconds), tries=StoreTask.tries + 1)
+                    .values(due=to_microseconds(now + seconds), tries=StoreTask.tries + 1, owner=None)
                 )
 
     def _run(self, group: Sequence[StoreTask]) -> None:

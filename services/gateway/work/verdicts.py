@@ -80,35 +80,45 @@ class PictureChecks:
         try:
             with apart(self._context, job.id):
                 try:
-                    with self._claimed(job.id) as is_mine:
-                        if is_mine:
-                            self._ask(job, chunks, pictures)
+                    with self._claimed(job.id) as until:
+                        if until is not None:
+                            self._ask(job, chunks, pictures, until)
                 finally:
                     with self._lock:
                         self._asking.discard(job.id)
-                if is_mine:
+                if until is not None:
                     self._finish(job.id)
         except UnavailableError as error:
             log.warning("the job waits for the verdicts on its pictures: %s", error, extra={"job": job.id})
 
     @contextmanager
-    def _claimed(self, job_id: str) -> Iterator[bool]:
-        """Claims a job while the block runs; yields False if another gateway asks about it, or it has ended."""
+    def _claimed(self, job_id: str) -> Iterator[int | None]:
+        """Claims a job while the block runs.
+
+        Yields the time until which it is claimed, which tells this claim from others of this gateway; None if another
+        gateway asks about the job, or it has ended.
+        """
         database, now = self._context.database, self._context.clock()
         until = to_microseconds(now + self._context.policy.timeout + READING_SECONDS)
         is_free = or_(Job.asked_until.is_(None), Job.asked_until <= to_microseconds(now))
         with database.write() as session:
-            claim = update(Job).where(Job.id == job_id, IS_OPEN, is_free).values(asked_until=until)
+            claim = (
+                update(Job)
+                .where(Job.id == job_id, IS_OPEN, is_free)
+                .values(asked_until=until, asked_by=database.id)
+            )
             is_mine = bool(session.execute(claim).rowcount)  # type: ignore[attr-defined]
         try:
-            yield is_mine
+            yield until if is_mine else None
         finally:
             if is_mine:
                 with database.write() as session:
-                    mine = Job.id == job_id, Job.asked_until == until
-                    session.execute(update(Job).where(*mine).values(asked_until=None))
+                    mine = Job.id == job_id, Job.asked_until == until, Job.asked_by == database.id
+                    session.execute(update(Job).where(*mine).values(asked_until=None, asked_by=None))
 
-    def _ask(self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate]) -> None:
+    def _ask(
+        self, job: Job, chunks: Sequence[Chunk], pictures: Sequence[ScoredCandidate], until: int
+    ) -> None:
         contents, lost = [], []
         for picture in pictures:
             try:
@@ -122,14 +132,16 @@ class PictureChecks:
             redo(self._context, job.id, sorted(again), problem, *(picture.key for picture in lost))
             return
         verdicts = self._context.policy.check_pictures(pictures_to_check(job, contents), Subject.PICTURE)
-        self._store(job.id, pictures, verdicts)
+        self._store(job.id, pictures, verdicts, until)
 
-    def _store(self, job_id: str, pictures: Sequence[ScoredCandidate], verdicts: Sequence[Verdict]) -> None:
+    def _store(
+        self, job_id: str, pictures: Sequence[ScoredCandidate], verdicts: Sequence[Verdict], until: int
+    ) -> None:
         refused = sum(verdict.refused for verdict in verdicts)
         with self._context.database.write() as session:
             job = lock_open(session, job_id)
-            if job is None:
-                return
+            if job is None or (job.asked_until, job.asked_by) != (until, self._context.database.id):
+                return  # The claim was lost, such as while this gateway was suspended, and another one asks.
             for picture, verdict in zip(pictures, verdicts, strict=True):
                 values: dict[str, Any] = {"checked": True}
                 if verdict.refused:

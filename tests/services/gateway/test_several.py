@@ -19,6 +19,7 @@ from harness.servers import PostgresServer, ValkeyServer, free_port
 from harness.service_process import ServiceProcess
 from harness.waiting import wait_until
 from smalti import __version__
+from smalti.policy import Verdict
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
@@ -26,7 +27,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database import presence
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
-from smalti.services.gateway.database.tables import GatewayProcess, JobState
+from smalti.services.gateway.database.tables import GatewayProcess, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.lifecycle import lock, touch
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
 from smalti.v1 import image_pb2, job_pb2
@@ -123,6 +124,38 @@ def test_chunks_that_a_dead_gateway_was_sending_are_free_at_once(colleague: Call
     time.sleep(1.5)
     assert third.send() == []
     assert second.state(other) == "queued"
+
+
+@needs_postgres
+def test_what_a_dead_gateway_has_claimed_is_free_at_once(colleague: Callable[..., Colleague]) -> None:
+    first, second = colleague(), colleague()
+    first.appear()
+    second.appear()
+    job = first.create()
+    cancelled = first.create()
+    first.jobs.cancel(cancelled)
+    checks = first.gateway.fan_in._checks
+    with checks._claimed(job) as until:
+        assert until is not None
+        assert first.gateway.sweeper._claim() != []
+        assert second.gateway.sweeper.run_store_tasks() == 0
+        with second.gateway.fan_in._checks._claimed(job) as other:
+            assert other is None
+        first.die()
+
+        def may_ask() -> bool:
+            with second.gateway.fan_in._checks._claimed(job) as mine:
+                return mine is not None
+
+        wait_until(may_ask, 10)  # No time passes on its clock.
+        wait_until(lambda: second.gateway.sweeper.run_store_tasks() > 0, 10)
+        # If the first one is alive after all, its answer comes too late.
+        version = second.get(job).job.version
+        picture = ScoredCandidate(job_id=job, candidate=0, sha256="", key="")
+        with second.gateway.fan_in._checks._claimed(job):
+            checks._store(job, [picture], [Verdict(refused=True)], until)
+        assert second.get(job).job.version == version
+    assert second.get(job).job.asked_until is None
 
 
 @needs_postgres
