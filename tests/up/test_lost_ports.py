@@ -61,6 +61,21 @@ def system(tmp_path: Path, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -
         yield System(tmp_path / "data", read_ports("free"), plan_workers([tiny]), command=bare_command)
 
 
+def test_services_write_the_newest_messages_and_say_where_they_are(
+    tmp_path: Path, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALTI_MESSAGES_WRITE", raising=False)
+    ports = read_ports("decoder=6000")
+    folder = tmp_path / "data"
+    with owned(folder):
+        decoder = System(folder, ports, plan_workers([tiny])).services["decoder"].environment
+        monkeypatch.setenv("SMALTI_MESSAGES_WRITE", "2")
+        chosen = System(folder, ports, plan_workers([tiny])).services["decoder"].environment
+    assert decoder["SMALTI_MESSAGES_WRITE"] == "3"
+    assert "SMALTI_MESSAGES_WRITE" not in chosen  # The user's holds.
+    assert decoder["SMALTI_RPC_ADVERTISE"] == "127.0.0.1:6000"
+
+
 class RobbedStore(S3Server):
     """A store that loses ports among its parts before its first start."""
 
