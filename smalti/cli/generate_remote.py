@@ -19,7 +19,7 @@ from smalti.cli.generate_output import (
     write,
 )
 from smalti.entrance import signals
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.outputs import open_folder
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
@@ -32,6 +32,7 @@ REVISION_DIGITS: Final = 64
 if TYPE_CHECKING:
     from smalti.client import AsyncClient, GenerateOptions, RemotePicture
     from smalti.v1.job_pb2 import Job
+    from smalti.v1.model_pb2 import Model
 
 
 def generate(server: str, prompts: Sequence[str], original: Drawing | None, options: Options) -> None:
@@ -112,13 +113,14 @@ async def _generate_all(
         if original is not None:
             total = original.candidates if options.candidates is None else options.candidates
             if options.model is None:
-                found = await client.model(original.model)
+                found = await _model_of(client, original)
                 check_revision(
                     original,
                     found.reference.revision,
                     refine=request["refine"],
                     refiner=found.refiner.revision if found.HasField("refiner") else None,
                 )
+                request["revision"] = original.revision
             request |= _options_of(original, options, total)
         for prompt in prompts:
             with collected_warnings() as warned, progress_bar(console, prompt) as bar:
@@ -134,6 +136,14 @@ async def _generate_all(
                 options=options,
                 warned=warned,
             )
+
+
+async def _model_of(client: "AsyncClient", original: Drawing) -> "Model":
+    """Returns the revision of an original, or else one that the gateway can draw with now."""
+    try:
+        return await client.model(original.model, original.revision)
+    except ModelNotFoundError:
+        return await client.model(original.model)
 
 
 async def _named_revision(client: "AsyncClient", model: str) -> tuple[str, str]:

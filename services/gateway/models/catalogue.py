@@ -31,6 +31,10 @@ SEEN_SECONDS: Final = 30.0
 """Interval at which a revision that is there is written to the database again."""
 FORGET_SECONDS: Final = 30 * 24 * 3600.0
 """Time after which a revision is forgotten that nobody has served, and of which there are no jobs."""
+HEARD_SECONDS: Final = 60.0
+"""Time for which work goes to the queues of workers that were there."""
+HELLO_SECONDS: Final = 15.0
+"""Time after the start in which all workers that are there have said hello."""
 RECENT_SECONDS: Final = 3600.0
 """Time for which a revision without workers is expected to come back."""
 RETRY_SECONDS: Final = 10.0
@@ -77,6 +81,10 @@ class Catalogue:
         self._shares = Shares()
         self._lock = threading.Lock()
         self._known: dict[str, _KnownCard] = {}
+        self._began: float | None = None
+        """When it was first looked."""
+        self._heard: dict[tuple[Stage, str], float] = {}
+        """When live workers were last known, by stage and key."""
         self._seen: float | None = None
         """When the configured revision was last written to the database."""
         self._fleet = self._new_fleet({})
@@ -98,6 +106,8 @@ class Catalogue:
         """
         with self._lock:
             now = self._clock()
+            if self._began is None:
+                self._began = now
             if self._seen is None or now - self._seen >= SEEN_SECONDS:
                 with self._database.write() as session:
                     store_card(session, self._configured, to_microseconds(now))
@@ -111,9 +121,17 @@ class Catalogue:
                     for row in session.execute(live.order_by(Worker.id))
                 )
                 self._read_cards(session)
+            self._heard |= dict.fromkeys(workers, now)
+            self._heard = {key: at for key, at in self._heard.items() if now - at < HEARD_SECONDS}
             self._fleet = self._new_fleet(workers)
             self._shares.keep([state.card.revision for state in self._fleet.available])
             return self._fleet
+
+    def may_send(self, state: RevisionState) -> bool:
+        """Returns whether work can be sent to a revision now: not before its workers have had the time to say hello."""
+        if state.is_live or not state.is_available or self.write < ROUTES_SINCE:
+            return state.is_available
+        return self._began is not None and self._clock() - self._began >= HELLO_SECONDS
 
     def choose(self, name: str = "", revision: str = "", *, fits: Fits = lambda card: True) -> RevisionState:
         """Returns the revision for a new job.
@@ -229,7 +247,7 @@ class Catalogue:
             # Where the workers of another revision say hello, its own would do so, too.
             is_silent=not is_followed,
         )
-        return Fleet(states=(first, *others), workers=workers)
+        return Fleet(states=(first, *others), workers=workers, heard=frozenset(self._heard))
 
     def _was_seen(self, state: RevisionState, seconds: float) -> bool:
         return state.seen is not None and self._clock() - state.seen < seconds

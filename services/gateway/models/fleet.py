@@ -57,6 +57,8 @@ class Fleet:
     states: Sequence[RevisionState]
     workers: Mapping[tuple[Stage, str], WorkersOfKey] = field(default_factory=dict)
     """The live workers by stage and key."""
+    heard: Collection[tuple[Stage, str]] = ()
+    """Stages and keys whose workers have said hello lately; they may be gone for a moment."""
 
     @cached_property
     def by_revision(self) -> Mapping[str, RevisionState]:
@@ -114,12 +116,12 @@ class Fleet:
         return []
 
     def routes(self, revision: str | None) -> dict[Stage, str]:
-        """Returns the keys of the queues for the work of a revision: for the stages that have live workers."""
+        """Returns the keys of the queues for the work of a revision: for the stages whose workers say hello."""
         state = self.get(revision)
         return {
             stage: key
             for stage, key in (state.card.parts.items() if state else ())
-            if (stage, key) in self.workers
+            if (stage, key) in self.workers or (stage, key) in self.heard
         }
 
     @cached_property

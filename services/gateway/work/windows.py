@@ -29,6 +29,8 @@ class Windows:
         fleet = self._catalogue.fleet
         rooms: dict[str | None, int] = {}
         for state in fleet.available:
+            if not self._catalogue.may_send(state):
+                continue
             revision = state.card.revision
             rooms[revision] = self._size(state) - leased.get(revision, 0)
             if state.is_configured:

@@ -62,11 +62,30 @@ def test_messages_have_routes_to_the_stages_with_workers(make_gateway: MakeGatew
     own = card_of(gateway)
     say_hello(gateway, own, stages=STAGES[:2])
     gateway.create()
+    assert gateway.send() == []  # The others may not have said hello yet.
+    gateway.clock.advance(15)
+    say_hello(gateway, own, stages=STAGES[:2])
     (task,) = gateway.send()
     assert task.version == 3
     assert task.tenant == "default"
     assert task.routes == {stage: own.parts[stage] for stage in STAGES[:2]}
     assert task.queue == f"smalti.encode.{own.parts[Stage.ENCODE]}.interactive"
+
+
+def test_workers_that_are_gone_for_a_moment_keep_their_queues(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(write=3)
+    own = card_of(gateway)
+    say_hello(gateway, own)
+    gateway.clock.advance(20)
+    gateway.gateway.look_at_models()
+    gateway.create()
+    (task,) = gateway.send()
+    assert task.queue == f"smalti.encode.{own.parts[Stage.ENCODE]}.interactive"
+    gateway.clock.advance(45)
+    gateway.gateway.look_at_models()
+    gateway.create()
+    (task,) = gateway.send()
+    assert task.queue == "smalti.encode.interactive"
 
 
 def test_gateway_that_writes_version_2_sends_to_its_own_model_only(make_gateway: MakeGateway) -> None:
