@@ -5,6 +5,7 @@ again when the lease expires. A message that the broker has not confirmed is not
 """
 
 import logging
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -27,6 +28,7 @@ from smalti.services.gateway.jobs.aside import apart, take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.models import revision_of
 from smalti.services.gateway.work.picking import Picker, Run
 from smalti.services.gateway.work.progress import ProgressBuffer
@@ -41,6 +43,16 @@ BATCH_SIZE: Final = 256
 """Number of chunks or jobs that one query reads."""
 MAX_LISTINGS: Final = 8
 """Maximum number of listings of the store at the same time."""
+
+
+class _Arrivals(JobObserver):
+    """Knows whether jobs have come."""
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+
+    def created(self, job_id: str) -> None:
+        self.come.set()
 
 
 class Dispatcher:
@@ -69,6 +81,8 @@ class Dispatcher:
         self._progress = progress
         self._picker = Picker(context.settings, context.clock)
         self._windows = Windows(context)
+        self._arrivals = _Arrivals()
+        context.events.subscribe(self._arrivals)
         self._elapsed = context.elapsed
         self._looked: float | None = None
 
@@ -93,11 +107,17 @@ class Dispatcher:
         sent = 0
         more = True
         while more:
+            self._arrivals.come.clear()
             picked, more = self._pick()
             before = sent
-            for job_id, numbers in picked:
-                with apart(self._context, job_id):
-                    sent += self._send(job_id, numbers)
+            for number, run in enumerate(picked):
+                if number and self._arrivals.come.is_set():
+                    # What has come meanwhile may be another tenant's, which does not wait for all that was picked.
+                    self._picker.give_back(picked[number:])
+                    more = True
+                    break
+                with apart(self._context, run.job_id):
+                    sent += self._send(run.job_id, run.numbers)
             if sent == before:
                 break  # No chunks are left, or other gateways have sent them.
         return sent

@@ -14,7 +14,7 @@ chunks of a tenant, without reading others; at most `MAX_TENANTS` are looked at 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -38,6 +38,9 @@ class Run(NamedTuple):
 
     job_id: str
     numbers: list[int]
+    turns: "Turns"
+    before: tuple[str, bool, dict[str, int]]
+    """The state of the turns before it was picked."""
 
 
 @dataclass
@@ -54,6 +57,11 @@ class Turns:
     """Candidates that tenants may send, of this turn and turns before."""
     more: bool = False
     """Whether there may be more work than was read."""
+
+    @property
+    def state(self) -> tuple[str, bool, dict[str, int]]:
+        """Whose turn it is, whether it is not over yet, and what is left of all turns."""
+        return self.tenant, self.begun, self.left.copy()
 
     def chunks(self, read: Callable[[str], TenantWork]) -> Iterator[WaitingChunk]:
         """Yields what waits, in the order of turns, as far as one reading of some tenants reaches.
@@ -135,20 +143,25 @@ class Picker:
             last: dict[Priority, Run] = {}
             line = self._line(session, waiting, revision, min(room, limit))
             while room > 0 and (found := next(line, None)):
-                priority, chunk = found
+                priority, chunk, before = found
                 run = last.get(priority)
                 if run is None or run.job_id != chunk.job_id:
-                    run = last[priority] = Run(chunk.job_id, [])
+                    run = last[priority] = Run(chunk.job_id, [], self._turns[revision, priority], before)
                     runs.append(run)
                 run.numbers.append(chunk.number)
                 room -= chunk.size
             more |= room > 0 and any(turns.more for (of, _), turns in self._turns.items() if of == revision)
         return runs, more
 
+    def give_back(self, runs: Sequence[Run]) -> None:
+        """Takes back turns whose chunks are not sent: all runs of a pick from one on."""
+        for run in reversed(runs):
+            run.turns.tenant, run.turns.begun, run.turns.left = run.before
+
     def _line(
         self, session: Session, waiting: WaitingWork, revision: str | None, limit: int
-    ) -> Iterator[tuple[Priority, WaitingChunk]]:
-        """Yields the chunks of a revision in the order in which they are to be sent."""
+    ) -> Iterator[tuple[Priority, WaitingChunk, tuple[str, bool, dict[str, int]]]]:
+        """Yields the chunks of a revision in the order in which they are to be sent, and the turns before each."""
         turn = max(self._settings.turn, self._settings.chunk)
         queues: dict[Priority, Iterator[WaitingChunk]] = {}
         for priority in Priority:
@@ -167,8 +180,9 @@ class Picker:
         while True:
             first = Priority.BATCH if batch_turns.next_is_batch() else Priority.INTERACTIVE
             for priority in (first, *(other for other in Priority if other is not first)):
+                before = self._turns[revision, priority].state
                 if (chunk := next(queues[priority], None)) is not None:
-                    yield priority, chunk
+                    yield priority, chunk, before
                     break
             else:
                 return

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from sqlalchemy import event, insert, text
 
+from harness.gateway import MakeGateway
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Chunk, ChunkState, Job, JobState
 from smalti.services.gateway.jobs.lifecycle import new_chunk
@@ -132,9 +133,9 @@ def picked(database: Database, picker: Picker, room: int, revision: str | None =
     """Picks chunks and marks them as sent."""
     with database.write() as session:
         runs, _ = picker.pick(session, lambda leased: {revision: room}, limit=256)
-        for job, numbers in runs:
-            for number in numbers:
-                session.get_one(Chunk, (job, number)).state = ChunkState.LEASED
+        for run in runs:
+            for number in run.numbers:
+                session.get_one(Chunk, (run.job_id, number)).state = ChunkState.LEASED
     return runs
 
 
@@ -155,6 +156,41 @@ def test_single_job_behind_many_waits_for_one_turn(database: Database) -> None:
         assert tenants_of(picked(database, picker, 20)) == ["big"] * 5
         add_jobs(database, "small", 1, first=turn)
         assert "small" in tenants_of(picked(database, picker, 4 * (most + 1)))
+
+
+def test_turns_that_are_given_back_were_not_taken(database: Database) -> None:
+    for name in ("a", "b"):
+        add_tenant(database, name)
+        add_jobs(database, name, 40)
+    picker, twin = make_picker(), make_picker()
+    windows = {"r": 80}
+    with database.read() as session:
+        runs, _ = picker.pick(session, lambda leased: windows, limit=256)
+        picker.give_back(runs[7:])
+        again, _ = picker.pick(session, lambda leased: windows, limit=256)
+        whole, _ = twin.pick(session, lambda leased: windows, limit=256)
+    assert tenants_of(runs)[:8] == ["a"] * 4 + ["b"] * 4
+    # Of the turn of b one chunk is left.
+    assert tenants_of(again)[:5] == ["b"] + ["a"] * 4
+    assert tenants_of(whole) == tenants_of(runs)
+
+
+def test_job_that_comes_while_chunks_are_sent_waits_for_one_turn(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(window=400)
+    for name in ("big", "small"):
+        add_tenant(gateway.gateway.context.database, name)
+    big = [gateway.create(tenant="big", candidates=16) for _ in range(20)]
+    publish, came = gateway.publisher.publish, []
+
+    def publish_and_create(message: Any, **options: Any) -> None:
+        publish(message, **options)
+        if message.job == big[2]:
+            came.append(gateway.create(tenant="small"))
+
+    gateway.publisher.publish = publish_and_create  # type: ignore[method-assign]
+    order = [task.job for task in gateway.send()]
+    assert order.index(came[0]) <= 4
+    assert sorted(order) == sorted([*big, *came])
 
 
 def test_shares_follow_the_weights(database: Database) -> None:
