@@ -18,6 +18,7 @@ from smalti.services.gateway.jobs.sizes import JobSizes
 from smalti.services.gateway.jobs.tenants import forget_usage
 from smalti.services.gateway.jobs.watchers import WatcherHub
 from smalti.services.gateway.models import HelloBuffer
+from smalti.services.gateway.webhooks import Deliveries
 from smalti.services.gateway.work.binding import Binding
 from smalti.services.gateway.work.dispatch import Dispatcher
 from smalti.services.gateway.work.events import EventHandler
@@ -49,6 +50,8 @@ MODELS_SECONDS: Final = 1.0
 """Interval between looks at which models can be drawn."""
 HELLO_DELAY_SECONDS: Final = 0.05
 """Time for which hellos of new workers are collected before they are stored."""
+WEBHOOK_SECONDS: Final = 1.0
+"""Interval between checks for notices that are due; those of jobs that end here are sent at once."""
 RECOUNT_SECONDS: Final = 10.0
 """Interval between checks of the counters of tenants."""
 
@@ -59,6 +62,7 @@ class _Wakeups(JobObserver):
     def __init__(self) -> None:
         self.to_send = threading.Event()
         self.store_tasks = threading.Event()
+        self.webhooks = threading.Event()
 
     def created(self, job_id: str) -> None:
         self.to_send.set()
@@ -69,6 +73,7 @@ class _Wakeups(JobObserver):
     def ended(self, outcome: JobOutcome) -> None:
         self.to_send.set()
         self.store_tasks.set()
+        self.webhooks.set()
 
     def deleted(self, job_id: str) -> None:
         self.store_tasks.set()
@@ -116,6 +121,12 @@ class Gateway:
         )
         self.dispatcher = Dispatcher(context, self.progress)
         self.sweeper = Sweeper(context, self.fan_in)
+        self.deliveries = Deliveries(
+            context.database,
+            clock=context.clock,
+            settings=context.webhooks,
+            ended=wakeups.webhooks.set,
+        )
         self.binding = Binding(context)
         self._to_send = wakeups.to_send
         interval = context.settings.sweep
@@ -143,6 +154,7 @@ class Gateway:
                 wake=self.hellos.filled,
                 delay=HELLO_DELAY_SECONDS,
             ),
+            Loop("webhooks", self.send_notices, seconds=WEBHOOK_SECONDS, wake=wakeups.webhooks),
             Loop("counting", self.recount, seconds=RECOUNT_SECONDS, wake=counting),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
@@ -216,6 +228,11 @@ class Gateway:
         while self.context.holds(Role.STORE_TASKS) and self.sweeper.run_store_tasks() >= BATCH_SIZE:
             pass
 
+    def send_notices(self) -> None:
+        """Sends notices to webhooks that are due; raises `UnavailableError`."""
+        if self.context.holds(Role.WEBHOOKS):
+            self.deliveries.send_due()
+
     def expire_objects(self) -> None:
         """Lets the store delete old objects, or deletes them if the store has no expiry; and removes old usage."""
         if not self.context.holds(Role.EXPIRING):
@@ -266,7 +283,8 @@ class Gateway:
         self.context.database.close()
 
     def close_threads(self) -> None:
-        """Ends the thread pools; the database stays open."""
+        """Ends the thread pools, and notices that are on their way; the database stays open."""
+        self.deliveries.stop()
         self.threads.shutdown(cancel_futures=True)
         self.store_threads.shutdown(cancel_futures=True)
         self.policy_threads.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.services.gateway.starting import migrate_when_ready, wait_until_migrated
+from smalti.services.gateway.webhooks import webhook_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
@@ -88,6 +89,7 @@ def build(process: Process) -> Service:
         catalogue=Catalogue(database, card, clock=clock, write=process.messages.write),
         settings=settings,
         policy=policy,
+        webhooks=webhook_settings(),
         clock=clock,
         presence=Presence(database, address=f"{socket.gethostname()}:{process.rpc.port}"),
         expiry_days=store_settings().expiry_days,

@@ -5,6 +5,7 @@ from smalti.client.blocking import Client
 from smalti.client.downloads import RemotePicture
 from smalti.client.jobs import Event, check_succeeded, has_ended
 from smalti.client.requests import DEFAULT_SERVER, GenerateOptions, ListOptions
+from smalti.webhooks import verify_webhook
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -16,4 +17,5 @@ __all__ = [
     "RemotePicture",
     "check_succeeded",
     "has_ended",
+    "verify_webhook",
 ]

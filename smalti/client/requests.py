@@ -87,6 +87,11 @@ class GenerateOptions(TypedDict, total=False):
     """Time in seconds for which the job and its pictures are kept after it has ended."""
     labels: Mapping[str, str] | None
     """Labels of the user's choice, by which `list` can filter."""
+    webhook: str | None
+    """An https URL to which a signed notice is sent when the job has ended; see `smalti.client.verify_webhook`. The
+    default is that of the tenant, if it has one."""
+    webhook_prompt: bool | None
+    """Whether the notice contains the prompt; the default is as the tenant has it."""
     request_id: str | None
     """A UUID that makes the call safe to repeat: the same id and content return the same job. The default is new."""
 
@@ -118,6 +123,8 @@ _ARGUMENTS: Final = {
         f"parameters.initial_image.{name}": name
         for name in ("keep_rows", "mask", "redrawn_tiles", "strength")
     },
+    "webhook.url": "webhook",
+    "webhook.include_prompt": "webhook_prompt",
     "parameters.refine.strength": "refine",
     "parameters.refine.steps": "refine",
 }
@@ -162,6 +169,8 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         "request_id": (request, "request_id"),
         "model": (parameters.model, "name"),
         "revision": (parameters.model, "revision"),
+        "webhook": (request.webhook, "url"),
+        "webhook_prompt": (request.webhook, "include_prompt"),
         "keep_rows": (parameters.initial_image, "keep_rows"),
         "strength": (parameters.initial_image, "strength"),
         **{

@@ -50,9 +50,10 @@ from smalti.services.gateway.identity import (
     report,
 )
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
-from smalti.services.gateway.jobs.spec import JobSpec
+from smalti.services.gateway.jobs.spec import JobSpec, JobWebhook
 from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.policy.content_policy import Subject
+from smalti.services.gateway.webhooks import WebhookRepository, check_url
 from smalti.storage import BreakerStore
 from smalti.v1 import image_pb2, job_pb2, model_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
@@ -104,6 +105,7 @@ class ImageServicer(ImageServiceServicer):
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
+        self._webhooks = WebhookRepository(gateway.context.database, gateway.context.clock)
         self._store = BreakerStore(gateway.context.store)
         self._catalogue = gateway.context.catalogue
         self._settings = gateway.context.settings
@@ -147,6 +149,8 @@ class ImageServicer(ImageServiceServicer):
             trace=current_trace(),
             tenant=principal.tenant,
         )
+        if request.HasField("webhook"):
+            job_spec = replace(job_spec, webhook=await self._webhook(request.webhook, principal.tenant))
         policy, has_picture = self._gateway.context.policy, request.parameters.HasField("initial_image")
         if policy.checks_prompts or has_picture:
             # What costs much comes after what costs little.
@@ -286,6 +290,23 @@ class ImageServicer(ImageServiceServicer):
         """
         seconds = self._settings.database_timeout
         return await call_database(self._gateway.threads, seconds, function, *arguments, **named)
+
+    async def _webhook(self, asked: image_pb2.Webhook, tenant: str) -> JobWebhook:
+        """Returns whom a job tells of its end; raises `InvalidInputError`."""
+        with within("webhook"):
+            if asked.url:
+                check_url(asked.url, "url", private=self._gateway.context.webhooks.private)
+            found = await self._call(self._webhooks.find, tenant)
+            if found is None:
+                raise InvalidInputError(
+                    "url",
+                    f"cannot be told anything: tenant {tenant} has no secret that signs; let the operator make one "
+                    "(smalti tenants webhook set)",
+                )
+            if not asked.url and found.url is None:
+                raise InvalidInputError("url", f"must be set, since tenant {tenant} has none of its own")
+        include_prompt = asked.include_prompt if asked.HasField("include_prompt") else None
+        return JobWebhook(url=asked.url or None, include_prompt=include_prompt)
 
     async def _check_policy(self, job_spec: JobSpec) -> None:
         """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""

@@ -1,4 +1,5 @@
-"""What a transaction does when it commits: it counts jobs of tenants, and notifies other gateways of changed jobs.
+"""What a transaction does when it commits: it counts jobs of tenants, stores notices for webhooks, and notifies other
+gateways of changed jobs.
 
 The row of a tenant is what all requests wait for, so it is locked last. On PostgreSQL these statements and the COMMIT
 travel together, so the lock is not held for a round trip, and they cost none.
@@ -22,6 +23,16 @@ _KEY: Final = "smalti_at_commit"
 _COUNT: Final = text(
     f"UPDATE tenants SET {', '.join(f'{name} = {name} + :{name}' for name in COUNTERS)} WHERE id = :tenant"
 )
+_DELIVER: Final = text(
+    "INSERT INTO deliveries (id, tenant, subject, version, url, body, created, due, tries) "
+    "SELECT CAST(:id AS VARCHAR(36)), tenant, CAST(:subject AS VARCHAR(64)), CAST(:version AS BIGINT), "
+    "coalesce(CAST(:url AS VARCHAR(2048)), url), "
+    "CASE WHEN coalesce(CAST(:include_prompt AS BOOLEAN), include_prompt) "
+    "THEN CAST(:body_with_prompt AS TEXT) ELSE CAST(:body AS TEXT) END, "
+    "CAST(:now AS BIGINT), CAST(:now AS BIGINT), 0 "
+    "FROM webhooks WHERE tenant = :tenant AND coalesce(CAST(:url AS VARCHAR(2048)), url) IS NOT NULL"
+)
+"""Stores a notice if the tenant has a secret, and the job or the tenant a URL."""
 _NOTIFY: Final = text("SELECT pg_notify(:channel, notice) FROM unnest(CAST(:notices AS text[])) AS notice")
 
 
@@ -29,6 +40,8 @@ _NOTIFY: Final = text("SELECT pg_notify(:channel, notice) FROM unnest(CAST(:noti
 class _AtCommit:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     """What to add to the counters, by tenant."""
+    deliveries: list[dict[str, Any]] = field(default_factory=list)
+    """Notices for webhooks."""
     changed: dict[str, None] = field(default_factory=dict)
     """Jobs that clients see in a new version."""
 
@@ -44,6 +57,17 @@ def count_at_commit(session: Session, tenant: str, **counters: int) -> None:
     counts = _of(session).counts.setdefault(tenant, Counter())
     for name, number in counters.items():
         counts[name] += number
+
+
+def deliver_at_commit(session: Session, **notice: Any) -> None:
+    """Stores a notice for a webhook at the commit, if the tenant wants to be told.
+
+    Args:
+        session: a transaction of `Database.write`.
+        notice: its `id`, `tenant`, `subject`, `version`, `body`, `body_with_prompt`, the time `now`, and what the
+            subject itself asks for: `url` and `include_prompt`, or None for what the tenant has set.
+    """
+    _of(session).deliveries.append(notice)
 
 
 def notify_at_commit(session: Session, job_id: str) -> None:
@@ -63,7 +87,8 @@ def commit(session: Session, sender: str) -> None:
         session.commit()
         return
     # In one order, so that no two transactions wait for each other.
-    statements: list[tuple[Any, dict[str, Any]]] = [
+    statements: list[tuple[Any, dict[str, Any]]] = [(_DELIVER, each) for each in at_commit.deliveries]
+    statements += [
         (_COUNT, {"tenant": tenant, **{name: counts[name] for name in COUNTERS}})
         for tenant, counts in sorted(at_commit.counts.items())
     ]

@@ -76,6 +76,8 @@ class Role(IntEnum):
     """Runs the pending tasks in the object store."""
     EXPIRING = 3
     """Deletes old objects where the store does not."""
+    WEBHOOKS = 4
+    """Sends notices to webhooks."""
 
     @property
     def label(self) -> str:

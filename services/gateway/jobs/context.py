@@ -10,6 +10,7 @@ from smalti.services.gateway.jobs.observer import JobEvents
 from smalti.services.gateway.models import Catalogue
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.webhooks import WebhookSettings
 from smalti.storage import ObjectStore
 
 
@@ -27,6 +28,8 @@ class GatewayContext:
     """The models that can be drawn."""
     settings: GatewaySettings
     """Limits, leases, and intervals."""
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    """Limits of notices to webhooks."""
     policy: ContentPolicy = field(default_factory=ContentPolicy)
     """What may be drawn; by default everything."""
     clock: Clock = field(default_factory=SystemClock)

@@ -26,6 +26,7 @@ from smalti.services.gateway.database.tables import (
     StoreTask,
 )
 from smalti.services.gateway.jobs import tenants
+from smalti.services.gateway.jobs.notices import announce_end
 from smalti.services.gateway.jobs.objects import known_keys
 from smalti.services.gateway.jobs.observer import JobOutcome
 from smalti.services.gateway.jobs.reading import parameter_of
@@ -229,6 +230,7 @@ def end(
     job.delete_at = moment + job.retention
     if error is not None:
         job.error = status_of(error, during=f"job {job.id}").SerializeToString()
+    announce_end(session, job, outcome.reason)
     session.execute(
         update(Chunk)
         .where(Chunk.job_id == job.id, Chunk.state.in_((ChunkState.WAITING, ChunkState.LEASED)))

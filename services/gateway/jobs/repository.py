@@ -293,6 +293,7 @@ class JobRepository:
             pictures_refused=0,
             refining=False,
             prompt_encoded=False,
+            webhook=job_spec.webhook.model_dump(exclude_none=True) if job_spec.webhook else None,
             lease=0,
             trace=job_spec.trace.model_dump() if job_spec.trace else None,
         )

@@ -41,6 +41,13 @@ class JobParameters(Strict):
     """The first lease of that revision; events of earlier ones do not count. None if it is the first revision."""
 
 
+class JobWebhook(Strict):
+    """Who is told when a job has ended; what is None is as its tenant has it."""
+
+    url: str | None = None
+    include_prompt: bool | None = None
+
+
 def rows_kept(given: Sequence[int], strength: float | None, side: int) -> int:
     """Returns how many rows at the top every candidate keeps whole; the generator begins after them."""
     if strength is not None:
@@ -77,6 +84,7 @@ class JobSpec:
     second_pass: SecondPass | None = None
     priority: Priority = Priority.INTERACTIVE
     labels: dict[str, str] = field(default_factory=dict)
+    webhook: JobWebhook | None = None
     tenant: str = DEFAULT_TENANT
     """Id of the tenant whose job it is."""
     request_id: str | None = None

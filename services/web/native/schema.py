@@ -62,6 +62,10 @@ class JobRequest(DrawingParameters):
     """Time in seconds for which the job and its pictures are kept after its end."""
     labels: dict[str, str] | None = None
     """Labels by which jobs can be listed."""
+    webhook: str | None = None
+    """An https URL that is told when the job has ended, with a signed notice; by default that of the tenant."""
+    webhook_prompt: bool | None = None
+    """Whether the notice contains the prompt."""
     request_id: str | None = None
     """A UUID that makes the call safe to repeat, in place of the header `Idempotency-Key`."""
 
