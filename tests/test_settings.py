@@ -16,6 +16,7 @@ from smalti.registry.library import list_models
 from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
 from smalti.services.gateway.settings import GatewaySettings, gateway_settings
+from smalti.services.gateway.webhooks import WebhookSettings
 from smalti.services.web.settings import WebSettings
 from smalti.settings import PREFIX, Settings, settings
 from smalti.storage.settings import StoreSettings, store_settings
@@ -30,6 +31,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
     MessageSettings,
     StoreSettings,
     GatewaySettings,
+    WebhookSettings,
     WebSettings,
     LogSettings,
     MetricsSettings,

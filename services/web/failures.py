@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from smalti.disclosure import Disclosure
-from smalti.errors import InvalidInputError, ModelNotFoundError, RemoteError
+from smalti.errors import InvalidInputError, ModelNotFoundError, QuotaExceededError, RemoteError
 from smalti.rpc.errors import disclose_call
 from smalti.rpc.reasons import reason_of
 
@@ -29,8 +29,17 @@ _OPENAI_CODES: Final = {
     "INVALID_INPUT": "invalid_value",
     "OVERLOADED": "rate_limit_exceeded",
     "UNAUTHENTICATED": "invalid_api_key",
+    "requests_per_minute": "rate_limit_exceeded",
+    "open_jobs": "rate_limit_exceeded",
+    "candidates_per_day": "insufficient_quota",
+    "stored_jobs": "insufficient_quota",
+    "stored_bytes": "insufficient_quota",
 }
-"""Codes of `error.code` that differ from the name of the reason."""
+"""Codes of `error.code` that differ from the name of the reason; those of a quota by its name."""
+_RATES: Final = {"requests_per_minute": "requests", "candidates_per_day": "candidates"}
+"""Quotas that are told in headers `x-ratelimit-*`, and their names there."""
+MAX_RETRY_SECONDS: Final = 60.0
+"""OpenAI's clients wait for no longer, and would ask again too early."""
 
 
 class HttpError(HTTPException):
@@ -70,6 +79,12 @@ class Failure:
     retry_after: float | None = None
     error_id: str = ""
     """The id under which the log has the cause of an unexpected error."""
+    quota: str = ""
+    """The limit of the tenant that is used up, such as "requests_per_minute"."""
+    limit: int = 0
+    """The limit itself."""
+    left: int = 0
+    """What is left of it."""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -77,7 +92,7 @@ class Failure:
         """The body of the OpenAI API."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = "rate_limit_error" if self.status == HTTPStatus.TOO_MANY_REQUESTS else kind
-        code = _OPENAI_CODES.get(self.reason, self.reason.lower())
+        code = _OPENAI_CODES.get(self.quota or self.reason, self.reason.lower())
         return {"error": {"message": self.message, "type": kind, "param": self.field, "code": code}}
 
     @property
@@ -91,17 +106,23 @@ class Failure:
             "detail": self.message,
             "reason": self.reason,
             **{name: value for name, value in more.items() if value},
+            **({"quota": self.quota, "limit": self.limit, "left": self.left} if self.quota else {}),
         }
 
     def response(self, path: str) -> Response:
         """Returns the answer to a request for a path."""
         # OpenAI's clients would also repeat requests that fail again, such as one whose key belongs to another.
-        headers = {"x-should-retry": str(self.status in RETRIED).lower(), **self.headers}
+        is_soon = self.retry_after is None or self.retry_after <= MAX_RETRY_SECONDS
+        headers = {"x-should-retry": str(self.status in RETRIED and is_soon).lower(), **self.headers}
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
             headers["retry-after-ms"] = str(max(1, round(self.retry_after * 1000)))
+            if unit := _RATES.get(self.quota):
+                headers[f"x-ratelimit-limit-{unit}"] = str(self.limit)
+                headers[f"x-ratelimit-remaining-{unit}"] = str(self.left)
+                headers[f"x-ratelimit-reset-{unit}"] = f"{max(1, math.ceil(self.retry_after))}s"
         if path == NATIVE or path.startswith(f"{NATIVE}/"):
             return JSONResponse(self.problem, self.status, headers, "application/problem+json")
         return JSONResponse(self.openai, self.status, headers)
@@ -144,7 +165,14 @@ def failure_of(error: BaseException, *, during: str = "") -> Failure:
         field=where,
         retry_after=retry_after,
         error_id=disclosed.error_id,
+        **_quota_of(error),
     )
+
+
+def _quota_of(error: BaseException) -> dict[str, Any]:
+    if not isinstance(error, QuotaExceededError):
+        return {}
+    return {"quota": error.quota, "limit": error.limit, "left": error.left}
 
 
 def _title(status: int) -> str:

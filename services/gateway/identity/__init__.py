@@ -3,15 +3,18 @@
 from smalti.services.gateway.identity.gatekeeper import Gatekeeper, check_priority, report
 from smalti.services.gateway.identity.keys import KeyRepository
 from smalti.services.gateway.identity.principal import ANYONE, Principal, Role, current_principal
+from smalti.services.gateway.identity.tenants import LIMITS, TenantRepository
 from smalti.services.gateway.identity.ways import Evidence
 
 __all__ = [
     "ANYONE",
+    "LIMITS",
     "Evidence",
     "Gatekeeper",
     "KeyRepository",
     "Principal",
     "Role",
+    "TenantRepository",
     "check_priority",
     "current_principal",
     "report",

@@ -55,6 +55,8 @@ class Turns:
     """Whether its turn is not over yet."""
     left: dict[str, int] = field(default_factory=dict)
     """Candidates that tenants may send, of this turn and turns before."""
+    alone: bool = False
+    """Whether no other tenant had work when it was read last."""
     more: bool = False
     """Whether there may be more work than was read."""
 
@@ -73,6 +75,9 @@ class Turns:
         for _ in range(MAX_ROUNDS):
             work = read(self.tenant)
             tenants = deque(work.tenants)
+            # Who was alone had more than its turn.
+            self.begun = self.begun and not (self.alone and len(tenants) > 1)
+            self.alone = len(tenants) == 1
             if tenants and tenants[0].name == self.tenant and not self.begun:
                 tenants.rotate(-1)  # It had its turn.
                 if not work.is_all:

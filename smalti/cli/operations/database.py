@@ -1,8 +1,9 @@
 """The database of the gateways, for commands of their operator."""
 
+import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 
@@ -39,3 +40,22 @@ def gateway_database(what: str) -> "Iterator[Database]":
         raise DatabaseUnavailableError(f"{VARIABLE}: {cause}") from None
     finally:
         database.close()
+
+
+def report(event: str, **fields: Any) -> None:
+    """Writes a line to the audit log, if it has a file; the database has the same."""
+    from smalti.settings import read_settings
+    from smalti.telemetry import LogSettings, audit
+
+    file = read_settings(LogSettings).audit
+    if file is None:
+        return
+    audit.set_up(file, audit.json_formatter())
+    audit.write(event, who=f"operator {_user()}", **fields)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container's bare user id.
+        return "unknown"

@@ -1,6 +1,5 @@
 """`smalti keys`: making, listing and revoking the keys with which callers say who they are."""
 
-import getpass
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from smalti.cli.operations.database import gateway_database
+from smalti.cli.operations.database import gateway_database, report
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -134,23 +133,7 @@ def _repository() -> "Iterator[KeyRepository]":
 
 
 def _report(event: str, kept: "ApiKey") -> None:
-    """Writes a line to the audit log, if it has a file; the database has the same."""
-    from smalti.settings import read_settings
-    from smalti.telemetry import LogSettings, audit
-
-    file = read_settings(LogSettings).audit
-    if file is None:
-        return
-    audit.set_up(file, audit.json_formatter())
-    fields = {"key": kept.id, "tenant": kept.tenant, "roles": kept.roles.split(",")}
-    audit.write(event, who=f"operator {_user()}", **fields)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container's bare user id.
-        return "unknown"
+    report(event, key=kept.id, tenant=kept.tenant, roles=kept.roles.split(","))
 
 
 def _fields(kept: "ApiKey") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.gateway import GatewayHarness, MakeGateway, emptied_database, sqlite_database
 from harness.policy import PolicyProcess
+from harness.receiver import Receiver
 from harness.servers import PostgresServer
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
@@ -67,3 +68,16 @@ def hook() -> Iterator[PolicyProcess]:
     """An operator's policy in a process of its own."""
     with PolicyProcess() as process:
         yield process
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks on this machine."""
+    with Receiver() as started:
+        yield started
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Webhooks may be on this machine."""
+    monkeypatch.setenv("SMALTI_WEBHOOK_PRIVATE", "1")

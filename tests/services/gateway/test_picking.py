@@ -193,6 +193,16 @@ def test_job_that_comes_while_chunks_are_sent_waits_for_one_turn(make_gateway: M
     assert sorted(order) == sorted([*big, *came])
 
 
+def test_turn_of_who_was_alone_ends_when_another_comes(database: Database) -> None:
+    add_tenant(database, "big")
+    add_tenant(database, "small")
+    add_jobs(database, "big", 40)
+    picker = make_picker()
+    assert tenants_of(picked(database, picker, 24)) == ["big"] * 6  # A turn, and half of one.
+    add_jobs(database, "small", 1, first=100)
+    assert tenants_of(picked(database, picker, 8)) == ["small", "big"]
+
+
 def test_shares_follow_the_weights(database: Database) -> None:
     add_tenant(database, "one", weight=1)
     add_tenant(database, "three", weight=3)
