@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.measuring import Bystanders, describe_machine, format_seconds
 from harness.gateway import GatewayHarness, finish_chunk, job_spec, sqlite_database
@@ -108,7 +108,7 @@ def measure(database: Database, jobs: int, singles: int, turn: int) -> list[Wait
     with database.write() as session:
         session.add_all([Tenant(id="many"), Tenant(id="single")])
     spec = ModelSpec.load(library.find("pictograms"))
-    limits = {"open_jobs": 10**6, "stored_jobs": 10**6, "window": 2 * SLOTS, "turn": turn}
+    limits: dict[str, Any] = {"open_jobs": 10**6, "stored_jobs": 10**6, "window": 2 * SLOTS, "turn": turn}
     gateway = GatewayHarness(database, spec, clock=RunningClock(), **limits)
     with ThreadPoolExecutor(CALLERS) as threads:
         many = job_spec(tenant="many", candidates=CANDIDATES, time_limit=86_400.0)

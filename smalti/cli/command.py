@@ -50,7 +50,7 @@ def application() -> typer.Typer:
             print(context.get_help())
 
     for command in (
-        *(generate, up, models, doctor, migrate, keys, revisions, queue),
+        *(generate, up, models, doctor, migrate, keys, tenants, revisions, queue),
         *(data, train, evaluate),
     ):
         command.register(app)

@@ -53,10 +53,12 @@ def register(app: typer.Typer) -> None:
         help="The tenants in the database that `SMALTI_GATEWAY_DATABASE` names: limits, turns, webhooks.",
         no_args_is_help=True,
     )
-    for command in (list_, create, set_, usage):
+    commands: list[Any] = [list_, create, set_, usage]
+    for command in commands:
         tenants.command(command.__name__.rstrip("_"))(command)
     webhook = typer.Typer(help="How a tenant is told that jobs have ended.", no_args_is_help=True)
-    for command in (show_webhook, set_webhook, rotate_webhook):
+    commands = [show_webhook, set_webhook, rotate_webhook]
+    for command in commands:
         webhook.command(command.__name__.partition("_")[0])(command)
     tenants.add_typer(webhook, name="webhook")
     app.add_typer(tenants, name="tenants")

@@ -163,7 +163,7 @@ def test_turns_that_are_given_back_were_not_taken(database: Database) -> None:
         add_tenant(database, name)
         add_jobs(database, name, 40)
     picker, twin = make_picker(), make_picker()
-    windows = {"r": 80}
+    windows: dict[str | None, int] = {"r": 80}
     with database.read() as session:
         runs, _ = picker.pick(session, lambda leased: windows, limit=256)
         picker.give_back(runs[7:])

@@ -14,9 +14,9 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.webhooks import Deliveries, WebhookSettings, check_url
 from smalti.services.gateway.webhooks.addresses import is_public
 from tests.services.gateway.test_webhooks import (
-    closing_deliveries,
     secret_of,
     send,
+    stopping,
     waiting,
 )
 
@@ -77,7 +77,7 @@ def test_private_addresses_are_not_reached_by_any_name(
         )
     secret_of(gateway, f"http://{name}:{receiver.port}/")
     gateway.cancel(gateway.create())
-    with closing_deliveries(
+    with stopping(
         Deliveries(database, clock=gateway.clock, settings=WebhookSettings(private=False))
     ) as deliveries:
         deliveries.send_due()

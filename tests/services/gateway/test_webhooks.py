@@ -2,7 +2,8 @@
 
 import json
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def test_job_has_a_url_and_a_wish_of_its_own(gateway: GatewayHarness, receiver: 
     assert receiver.received[0].path == "/ended?of=job"
     assert body_of(receiver)["data"]["job"]["prompt"] == "a fox"
     webhooks(gateway).set(DEFAULT_TENANT, url=receiver.url, include_prompt=True)
-    for own in (None, JobWebhook(include_prompt=False)):
-        gateway.cancel(gateway.create("a hen", webhook=own))
+    for wish in (None, JobWebhook(include_prompt=False)):
+        gateway.cancel(gateway.create("a hen", webhook=wish))
         send(gateway)
     assert ["prompt" in json.loads(each.body)["data"]["job"] for each in receiver.received[1:]] == [
         True,
@@ -267,7 +268,7 @@ def test_receiver_that_does_not_answer_costs_no_more_than_its_time(
     gateway.cancel(gateway.create())
     receiver.holding.clear()
     settings = WebhookSettings(timeout=0.3)
-    with closing_deliveries(Deliveries(database, clock=gateway.clock, settings=settings)) as deliveries:
+    with stopping(Deliveries(database, clock=gateway.clock, settings=settings)) as deliveries:
         began = time.monotonic()
         deliveries.send_due()
         wait_until(lambda: deliveries.send_due() == 0 and not deliveries.flying)
@@ -275,9 +276,11 @@ def test_receiver_that_does_not_answer_costs_no_more_than_its_time(
     assert waiting(database)[0].problem == "no answer within 0.3 s"
 
 
-def closing_deliveries(deliveries: Deliveries) -> Any:
-    deliveries.close = deliveries.stop  # type: ignore[attr-defined]
-    return closing(deliveries)  # type: ignore[type-var]
+@contextmanager
+def stopping(deliveries: Deliveries) -> Iterator[Deliveries]:
+    """Stops deliveries after the block."""
+    yield deliveries
+    deliveries.stop()
 
 
 def test_notices_of_a_subject_come_in_order(
