@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 
 from smalti import __version__
 from smalti.cli import data, evaluate, generate, models, train, up
-from smalti.cli.operations import doctor, keys, migrate, queue, revisions
+from smalti.cli.operations import doctor, keys, migrate, queue, revisions, tenants
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 from smalti.foreign_text import check_text, printable
