@@ -25,6 +25,7 @@ from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
+from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
@@ -50,6 +51,7 @@ class GatewayHarness:
         clock: ManualClock | None = None,
         elapsed: Clock = uptime,
         presence: Presence | None = None,
+        rows: RowFeed | None = None,
         write: int = DEFAULT_VERSION,
         **settings: Any,
     ) -> None:
@@ -62,6 +64,7 @@ class GatewayHarness:
             clock: the clock; None creates one that stands still.
             elapsed: returns seconds that only grow.
             presence: the gateway among others that share the database; the test starts it.
+            rows: tells the others of rows; the test starts it.
             write: the version of the messages that it writes.
             settings: values that differ from the defaults.
         """
@@ -81,6 +84,7 @@ class GatewayHarness:
                 clock=self.clock,
                 elapsed=elapsed,
                 presence=presence,
+                rows=rows,
                 expiry_days=7,
             )
         )

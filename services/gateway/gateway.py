@@ -86,6 +86,8 @@ class Gateway:
         """Creates the parts; nothing runs before `start`."""
         self.context = context
         self.watchers = WatcherHub(JobSizes(context.database, context.catalogue).side)
+        if context.rows is not None:
+            context.rows.hear = self.watchers.rows_drawn
         self.hellos = HelloBuffer(context.database, context.clock, context.elapsed)
         self.threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call")
         """Runs calls of the database for clients."""
@@ -180,6 +182,8 @@ class Gateway:
         self._started = True
         if self.context.presence is not None:
             self.context.presence.start()
+        if self.context.rows is not None:
+            self.context.rows.start()
         for loop in self._loops:
             loop.start()
 
@@ -270,6 +274,8 @@ class Gateway:
         for loop in self._loops:
             if loop.alive:
                 loop.stop(STOP_SECONDS)
+        if self.context.rows is not None:
+            self.context.rows.stop()
         if self.context.presence is not None:
             self.context.presence.stop(STOP_SECONDS)
         self._started = False

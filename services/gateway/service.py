@@ -18,6 +18,7 @@ from smalti.services.gateway.database.presence import Presence
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.metrics import JobMetrics, gauges
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
@@ -82,6 +83,7 @@ def build(process: Process) -> Service:
     except DatabaseUnavailableError as error:
         cause = describe(error.__cause__ or error)  # It is the operator who reads this.
         raise DatabaseUnavailableError(f"{GATEWAY_PREFIX}DATABASE: {error}: {cause}") from None
+    presence = Presence(database, address=f"{socket.gethostname()}:{process.rpc.port}")
     context = GatewayContext(
         database=database,
         store=process.store,
@@ -91,7 +93,8 @@ def build(process: Process) -> Service:
         policy=policy,
         webhooks=webhook_settings(),
         clock=clock,
-        presence=Presence(database, address=f"{socket.gethostname()}:{process.rpc.port}"),
+        presence=presence,
+        rows=None if database.is_sqlite else RowFeed(process.broker, presence),
         expiry_days=store_settings().expiry_days,
     )
     with suppress(UnavailableError):

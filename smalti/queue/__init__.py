@@ -1,6 +1,7 @@
 """Queues between the services: publishing messages and consuming them."""
 
 from smalti.queue.application import broker_address, celery_application, check_broker
+from smalti.queue.broker.broadcast import Broadcast
 from smalti.queue.broker.order import BatchTurns
 from smalti.queue.consumer import Consumer, consume
 from smalti.queue.dead.access import DeadLetters, HeldLetter
@@ -22,6 +23,7 @@ from smalti.queue.tracing import current_trace
 __all__ = [
     "QUEUE_ENTRY",
     "BatchTurns",
+    "Broadcast",
     "BrokerPublisher",
     "BrokerSettings",
     "Consumer",

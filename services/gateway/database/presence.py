@@ -56,7 +56,8 @@ WITH alive AS (
     UPDATE chunks SET deadline = 0 FROM dead
     WHERE chunks.state = 'leased' AND NOT chunks.sent AND chunks.owner = dead.id RETURNING 1
 )
-SELECT (SELECT count(*) FROM freed), array(SELECT address FROM dead), array(SELECT id FROM dead)
+SELECT (SELECT count(*) FROM freed), array(SELECT address FROM dead), array(SELECT id FROM dead),
+    (SELECT count(*) FROM gateways)
 """
 _FREE_CLAIMS: Final = """
 WITH questions AS (
@@ -121,6 +122,8 @@ class Presence:
             silent: seconds without one after which the server ends the connection.
         """
         self.news = News()
+        self.others = 0
+        """Number of other gateways that were alive at the last look."""
         self._database = database
         self._address = address[:255]
         self._beat_seconds, self._silent_seconds = beat, silent
@@ -214,7 +217,9 @@ class Presence:
                 "newest": newest,
             },
         )
-        freed, addresses, dead = driver.execute(_BURY, {"alive": _ALIVE}).fetchone() or (0, [], [])
+        row = driver.execute(_BURY, {"alive": _ALIVE}).fetchone()
+        freed, addresses, dead, known = row or (0, [], [], 1)
+        self.others = known - len(dead) - 1
         if dead:
             driver.execute(_FREE_CLAIMS, {"dead": dead})
         for address in addresses:

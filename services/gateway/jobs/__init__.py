@@ -10,6 +10,7 @@ __all__ = [
     "observer",
     "reading",
     "repository",
+    "rows",
     "sizes",
     "spec",
     "tenants",

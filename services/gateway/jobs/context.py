@@ -7,6 +7,7 @@ from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.jobs.observer import JobEvents
+from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.models import Catalogue
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GatewaySettings
@@ -39,6 +40,8 @@ class GatewayContext:
     """Returns seconds that only grow, to notice that this process was suspended."""
     presence: Presence | None = None
     """This gateway among those that share the database; None for a gateway that shares it with nobody."""
+    rows: RowFeed | None = None
+    """Tells the other gateways of rows of tokens; None for a gateway without others."""
     events: JobEvents = field(default_factory=JobEvents)
     """Notified of every change of a job after it is committed."""
     expiry_days: int = 0

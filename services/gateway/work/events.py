@@ -104,6 +104,8 @@ class EventHandler:
                     message.job, chunk, message.of - message.rows, lease=message.lease
                 )
                 self._watchers.rows_drawn(message)
+                if self._context.rows is not None:
+                    self._context.rows.tell(message)
             case Failed():
                 self._failed(message)
             case _:

@@ -1,3 +1,3 @@
-"""The brokers: which queues there are, in which order they are polled, and kombu's transports, made stricter."""
+"""The brokers: which queues there are, in which order they are polled, kombu's transports, and what all are told."""
 
-__all__ = ["order", "queues", "transport"]
+__all__ = ["broadcast", "order", "queues", "transport"]

@@ -104,6 +104,13 @@ class _ValkeyChannel(kombu_redis.Channel):
         message["properties"]["delivery_info"]["routing_key"] = origin
         self.client.eval(KEEP_SCRIPT, 1, held_set(origin), milliseconds / 1000, dumps(message))
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Subscribes a queue to a channel; by default kombu would also keep its name for ever."""
+        if self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, "")
+            return
+        super()._queue_bind(exchange, routing_key, pattern, queue)
+
 
 class ValkeyTransport(kombu_redis.Transport):
     """The transport for Valkey and Redis."""

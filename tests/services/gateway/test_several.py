@@ -12,14 +12,16 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from harness.gateway import GatewayHarness, emptied_database
+from harness.gateway import GatewayHarness, emptied_database, encoded_job
 from harness.gateway_calls import create_request
 from harness.grpc_server import asynchronous
+from harness.queue import settings_for
 from harness.servers import PostgresServer, ValkeyServer, free_port
 from harness.service_process import ServiceProcess
 from harness.waiting import wait_until
 from smalti import __version__
 from smalti.policy import Verdict
+from smalti.queue import BrokerSettings
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import blocking_channel
@@ -29,6 +31,7 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.database.tables import GatewayProcess, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.lifecycle import lock, touch
+from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub
@@ -44,9 +47,12 @@ class Colleague(GatewayHarness):
 
     presence: Presence
 
-    def __init__(self, database: Database, spec: ModelSpec, **presence: Any) -> None:
+    def __init__(
+        self, database: Database, spec: ModelSpec, broker: BrokerSettings | None = None, **presence: Any
+    ) -> None:
         self.presence = Presence(database, **presence)
-        super().__init__(database, spec, presence=self.presence)
+        self.rows = None if broker is None else RowFeed(broker, self.presence)
+        super().__init__(database, spec, presence=self.presence, rows=self.rows)
 
     def appear(self) -> None:
         """Starts what tells the others of this gateway, and waits until it hears of them."""
@@ -156,6 +162,30 @@ def test_what_a_dead_gateway_has_claimed_is_free_at_once(colleague: Callable[...
             checks._store(job, [picture], [Verdict(refused=True)], until)
         assert second.get(job).job.version == version
     assert second.get(job).job.asked_until is None
+
+
+@needs_postgres
+def test_rows_that_a_gateway_receives_reach_the_watchers_of_all(
+    colleague: Callable[..., Colleague], valkey: ValkeyServer
+) -> None:
+    gateways = [colleague(broker=settings_for(valkey)) for _ in range(3)]
+    for each in gateways:
+        each.appear()
+        assert each.rows is not None
+        each.rows.start()
+    first, *others = gateways
+    wait_until(lambda: all(each.rows and each.rows.is_ready for each in gateways), 30)
+    wait_until(lambda: first.presence.others == 2, 10)
+    job, _, (generate, *_) = encoded_job(first)
+    first.handle(first.stages.draw_rows(generate, 1))
+    expected = first.gateway.watchers.preview_tokens.runs(job)
+    assert len(expected) == len(generate.candidates)
+    for each in others:
+        runs = each.gateway.watchers.preview_tokens.runs
+        wait_until(lambda runs=runs: runs(job) == expected, 30)  # type: ignore[misc]
+    for each in gateways:
+        assert each.rows is not None
+        each.rows.stop()
 
 
 @needs_postgres
