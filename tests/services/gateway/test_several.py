@@ -4,13 +4,14 @@ import asyncio
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from harness.gateway import GatewayHarness, emptied_database, encoded_job
 from harness.gateway_calls import create_request
@@ -20,6 +21,7 @@ from harness.servers import PostgresServer, ValkeyServer, free_port
 from harness.service_process import ServiceProcess
 from harness.waiting import wait_until
 from smalti import __version__
+from smalti.errors import DatabaseUnavailableError, JobNotFoundError
 from smalti.policy import Verdict
 from smalti.queue import BrokerSettings
 from smalti.registry.folder import ModelFolder
@@ -30,7 +32,7 @@ from smalti.services.gateway.database import presence
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.database.tables import GatewayProcess, JobState, ScoredCandidate
-from smalti.services.gateway.jobs.lifecycle import lock, touch
+from smalti.services.gateway.jobs.lifecycle import lock, remove, touch
 from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
 from smalti.v1 import image_pb2, job_pb2
@@ -186,6 +188,34 @@ def test_rows_that_a_gateway_receives_reach_the_watchers_of_all(
     for each in gateways:
         assert each.rows is not None
         each.rows.stop()
+
+
+@needs_postgres
+def test_job_is_deleted_while_its_request_is_repeated(colleague: Callable[..., Colleague]) -> None:
+    first, second = colleague(), colleague()
+    asked = {"request_id": "22222222-2222-4222-8222-222222222222", "request_hash": "a" * 64}
+    job = first.create(**asked)
+    first.jobs.cancel(job)
+    database = first.gateway.context.database
+    with ThreadPoolExecutor(1) as threads:
+        # The one has the job's row and wants the tenant's, the other has the tenant's and waits for the request_id.
+        with suppress(DatabaseUnavailableError), database.write() as session:
+            found = lock(session, job)
+            assert found is not None
+            remove(session, found, first.clock())
+            session.flush()
+            repeated = threads.submit(second.create, **asked)
+            waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            wait_until(lambda: bool(session.scalar(waits)), 10)
+        with suppress(DatabaseUnavailableError):
+            repeated.result(timeout=30)
+    # PostgreSQL has ended one of them within seconds, and the client repeats it.
+    with suppress(JobNotFoundError):
+        first.delete(job)
+    again = second.create(**asked)
+    assert again != job
+    assert second.create(**asked) == again
+    assert first.jobs.recount() == 0
 
 
 @needs_postgres
