@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from faults.accounting import Account, Submission, Tally
@@ -10,8 +11,11 @@ from faults.layout import FIRST, NEXT, Layout
 from faults.matrix import Result, Row, Trial
 from faults.reference import Reference
 from faults.system import System
+from harness.waiting import wait_until
 from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
+
+LEFT_OVER_SECONDS = 30.0
 
 
 class Runner:
@@ -109,8 +113,10 @@ class Runner:
             self._say(f"a system is ready after {time.monotonic() - began:.0f} s: {folder}")
             for row in rows:
                 results.append(self._run_one(row, system, known))
-        left_over = system.left_over()
-        if left_over:
+        # A server that was killed, since the machine is busy, ends a moment later than what has started it.
+        with suppress(AssertionError):
+            wait_until(lambda: not system.left_over(), LEFT_OVER_SECONDS)
+        if left_over := system.left_over():
             last = results[-1]
             problems = (*last.problems, *(f"still runs: {command}" for command in left_over))
             results[-1] = Result(last.row, last.tally, problems, last.notes, last.seconds)
