@@ -25,10 +25,10 @@ from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.repository import JobSnapshot
-from smalti.services.gateway.jobs.rows import RowFeed
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
+from smalti.services.gateway.rows import RowFeed
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.settings import Auth
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore

@@ -114,8 +114,8 @@ _DATABASE: Final = "SMALTI_GATEWAY_DATABASE"
 
 @row(
     "24",
-    "update of a whole system of the last release under load, and back: database, gateways, workers; the command that "
-    "migrates is killed, and run twice at once",
+    "update of a whole system of the last release under load, and back: database, gateways, workers, version 3 of the "
+    "messages; the command that migrates is killed, and run twice at once",
     "no job fails, and none has other files",
     services=_ALL_STAGES,
     settings={**_SETTINGS, "SMALTI_GATEWAY_MIGRATE": "0"},
@@ -124,15 +124,25 @@ _DATABASE: Final = "SMALTI_GATEWAY_DATABASE"
 def update(trial: Trial) -> None:
     """Replaces one process after the other, in the order of docs/upgrading.md, then in the reverse order."""
     system = trial.system
-    processes = (*system.gateways, *_ALL_STAGES)
+    # What workers do by it, to say hello, gateways of the release do not notice.
+    newest = {"SMALTI_MESSAGES_WRITE": "3", "SMALTI_SERVICE_HELLO": "1"}
     with under_load(trial, "row 24", interval=1.0, refine=True) as load:
         load.during = "the database is migrated"
         _migrate(trial)
-        for name in processes:
+        for name in system.gateways:
             load.during = f"{name} is updated"
             system.replace(name)
+        for name in _ALL_STAGES:
+            load.during = f"{name} is updated"
+            system.replace(name, **newest)
+        for name in system.gateways:
+            load.during = f"{name} writes version 3"
+            system.replace(name, **newest)
         _note_slowest(trial, load, "the update")
-        for name in reversed(processes):
+        for name in system.gateways:
+            load.during = f"{name} writes version 2"
+            system.replace(name, SMALTI_MESSAGES_WRITE="2")
+        for name in (*_ALL_STAGES, *system.gateways):
             load.during = f"{name} goes back"
             system.replace(name, LAST)
         _note_slowest(trial, load, "the way back")

@@ -10,7 +10,6 @@ __all__ = [
     "observer",
     "reading",
     "repository",
-    "rows",
     "sizes",
     "spec",
     "tenants",
