@@ -38,6 +38,7 @@ from smalti.queue import (
 from smalti.queue.broker.order import InteractiveFirst
 from smalti.queue.broker.queues import MAX_HELLOS, UNUSED_SECONDS, declared, stage_of, stage_queues
 from smalti.queue.dead.headers import REASON
+from smalti.queue.held.holding import held_queue, held_set
 from smalti.queue.signing import check_sender
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
@@ -166,6 +167,21 @@ def test_valkey_keeps_the_newest_hellos(valkey: ValkeyServer) -> None:
     assert client.lrange(HELLO_QUEUE, 0, 1)[1] == b"old"
     assert client.lrange(HELLO_QUEUE, 0, 0) != [b"old"]
     client.delete(HELLO_QUEUE)
+    client.close()
+
+
+def test_valkey_forgets_what_waits_for_a_revision_that_is_gone(valkey: ValkeyServer) -> None:
+    clear(settings_for(valkey))
+    publisher, client = BrokerPublisher(settings_for(valkey)), redis.Redis(port=valkey.port)
+    publisher.publish(routed("one", ONE))
+    publisher.publish(task("old"))
+    held = held_queue(KEYED, 60.0)
+    publisher.publish_raw(held, b"x", "application/json", "utf-8", {"task": "smalti.encode"})
+    publisher.close()
+    for key in (KEYED, held_set(KEYED)):
+        assert UNUSED_SECONDS - 600 < int(str(client.ttl(key))) <= UNUSED_SECONDS
+    assert client.ttl("smalti.encode.interactive") == -1
+    client.flushdb()
     client.close()
 
 

@@ -29,8 +29,8 @@ is found by its heartbeat, its engine, or the lease of the gateway. RabbitMQ bef
 DEAD_DELIVERY_LIMIT: Final = 2_000_000_000
 """No limit for dead letters: each look at them counts as a delivery, and RabbitMQ 4 drops a message after 20."""
 UNUSED_SECONDS: Final = 14 * 24 * 3600
-"""Time after which RabbitMQ deletes a keyed queue that nobody consumes: the revision is gone. It is longer than any job
-may take."""
+"""Time after which a keyed queue is deleted that nobody consumes, or, with Valkey, that nobody sends to: its revision
+is gone. It is longer than any job may take."""
 UNUSED_HELD_SECONDS: Final = 24 * 3600
 """Time after which RabbitMQ deletes a queue of messages that were held back; each stays there for seconds."""
 HELLO_SECONDS: Final = 60
@@ -73,6 +73,12 @@ def stage_of(name: str) -> Stage | None:
         return Stage.EVENTS
     found = _WORK.fullmatch(name)
     return Stage(found["stage"]) if found and found["stage"] in list(Stage) else None
+
+
+def is_keyed(name: str) -> bool:
+    """Returns whether a queue is for the workers of a key."""
+    stage = stage_of(name)
+    return stage is not None and name not in stage_queues(stage)
 
 
 def uses_rabbitmq(settings: BrokerSettings) -> bool:
@@ -154,9 +160,6 @@ def _arguments(**others: Any) -> dict[str, Any]:
 
 def _work_arguments(name: str, dead: str) -> dict[str, Any]:
     """Returns what RabbitMQ must know of a queue of work or events."""
-    stage = stage_of(name)
-    assert stage is not None
-    keyed = name not in stage_queues(stage)
     return _arguments(
         **{
             "x-dead-letter-exchange": "",
@@ -165,7 +168,7 @@ def _work_arguments(name: str, dead: str) -> dict[str, Any]:
             "x-dead-letter-strategy": "at-least-once",
             "x-delivery-limit": DELIVERY_LIMIT,
         },
-        **({"x-expires": UNUSED_SECONDS * 1000} if keyed else {}),
+        **({"x-expires": UNUSED_SECONDS * 1000} if is_keyed(name) else {}),
     )
 
 

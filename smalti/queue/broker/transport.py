@@ -20,7 +20,7 @@ from kombu.transport.virtual import base as virtual
 from kombu.utils.json import dumps
 
 from smalti.messages import HELLO_QUEUE
-from smalti.queue.broker.queues import MAX_HELLOS
+from smalti.queue.broker.queues import MAX_HELLOS, UNUSED_SECONDS, is_keyed
 from smalti.queue.held.holding import KEEP_SCRIPT, held_set, split_held
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,12 @@ class _ValkeyChannel(kombu_redis.Channel):
             super()._put(queue, message, **options)
             if queue == HELLO_QUEUE:
                 self.client.ltrim(queue, 0, MAX_HELLOS - 1)
+            elif is_keyed(queue):
+                self.client.expire(queue, UNUSED_SECONDS)
             return
         message["properties"]["delivery_info"]["routing_key"] = origin
-        self.client.eval(KEEP_SCRIPT, 1, held_set(origin), milliseconds / 1000, dumps(message))
+        arguments = milliseconds / 1000, dumps(message), UNUSED_SECONDS
+        self.client.eval(KEEP_SCRIPT, 1, held_set(origin), *arguments)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Subscribes a queue to a channel; by default kombu would also keep its name for ever."""

@@ -29,7 +29,10 @@ _HELD: Final = ".held"
 KEEP_SCRIPT: Final = """
 local now = redis.call('TIME')
 redis.call('ZADD', KEYS[1], now[1] + now[2] / 1e6 + ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
+"""Keeps a message; takes the set, the delay in seconds, the message, and the seconds after which an unused set is
+deleted."""
 RETURN_SCRIPT: Final = """
 local now = redis.call('TIME')
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] + now[2] / 1e6, 'LIMIT', 0, ARGV[1])
@@ -37,8 +40,11 @@ for _, message in ipairs(due) do
     redis.call('LPUSH', KEYS[2], message)
     redis.call('ZREM', KEYS[1], message)
 end
+if #due > 0 and tonumber(ARGV[2]) > 0 then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
 return #due
 """
+"""Returns messages that are due; takes the set, the queue, how many at most, and the seconds after which an unused
+queue is deleted, or 0."""
 
 
 def held_queue(origin: str, seconds: float) -> str:

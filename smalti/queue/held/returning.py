@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from smalti.queue.application import celery_application
+from smalti.queue.broker.queues import UNUSED_SECONDS, is_keyed
 from smalti.queue.broker.transport import BROKER_ERRORS, describe
 from smalti.queue.held.holding import RETURN_SCRIPT, held_set
 from smalti.queue.settings import BrokerSettings
@@ -63,7 +64,8 @@ class ReturningThread:
             channel: Any = connection.default_channel
             while not self._stopping.is_set():
                 for queue in self._queues:
-                    channel.client.eval(RETURN_SCRIPT, 2, held_set(queue), queue, MAX_RETURNED)
+                    unused = UNUSED_SECONDS if is_keyed(queue) else 0
+                    channel.client.eval(RETURN_SCRIPT, 2, held_set(queue), queue, MAX_RETURNED, unused)
                 self._stopping.wait(self._interval)
         finally:
             with suppress(*BROKER_ERRORS):
