@@ -35,16 +35,19 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 deleted."""
 RETURN_SCRIPT: Final = """
 local now = redis.call('TIME')
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] + now[2] / 1e6, 'LIMIT', 0, ARGV[1])
-for _, message in ipairs(due) do
-    redis.call('LPUSH', KEYS[2], message)
-    redis.call('ZREM', KEYS[1], message)
+for index = 1, #KEYS, 2 do
+    local held, queue = KEYS[index], KEYS[index + 1]
+    local due = redis.call('ZRANGEBYSCORE', held, '-inf', now[1] + now[2] / 1e6, 'LIMIT', 0, ARGV[1])
+    for _, message in ipairs(due) do
+        redis.call('LPUSH', queue, message)
+        redis.call('ZREM', held, message)
+    end
+    local unused = tonumber(ARGV[(index + 3) / 2])
+    if #due > 0 and unused > 0 then redis.call('EXPIRE', queue, unused) end
 end
-if #due > 0 and tonumber(ARGV[2]) > 0 then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
-return #due
 """
-"""Returns messages that are due; takes the set, the queue, how many at most, and the seconds after which an unused
-queue is deleted, or 0."""
+"""Returns messages that are due; takes pairs of a set and its queue, how many messages of each at most, and for each
+queue the seconds after which it is deleted if it is unused, or 0."""
 
 
 def held_queue(origin: str, seconds: float) -> str:

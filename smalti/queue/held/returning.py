@@ -14,8 +14,8 @@ from smalti.queue.settings import BrokerSettings
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_SECONDS: Final = 0.5
-"""Interval between two looks; a message is held back for that much longer at most. Not longer than the first delay."""
+INTERVAL_SECONDS: Final = 1.0
+"""Interval between two looks, at most twice the first delay; a message is held back for that much longer at most."""
 MAX_RETURNED: Final = 100
 """Messages of a queue that are returned at a time."""
 
@@ -31,8 +31,11 @@ class ReturningThread:
             queues: the queues that messages are returned to.
         """
         self._application = celery_application(settings)
-        self._interval = min(INTERVAL_SECONDS, settings.retry_first)
-        self._queues = tuple(queues)
+        self._interval = min(INTERVAL_SECONDS, 2 * settings.retry_first)
+        names = tuple(queues)
+        keys = [key for name in names for key in (held_set(name), name)]
+        unused = [UNUSED_SECONDS if is_keyed(name) else 0 for name in names]
+        self._arguments = len(keys), *keys, MAX_RETURNED, *unused
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="returning", daemon=True)
 
@@ -63,9 +66,7 @@ class ReturningThread:
             connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             channel: Any = connection.default_channel
             while not self._stopping.is_set():
-                for queue in self._queues:
-                    unused = UNUSED_SECONDS if is_keyed(queue) else 0
-                    channel.client.eval(RETURN_SCRIPT, 2, held_set(queue), queue, MAX_RETURNED, unused)
+                channel.client.eval(RETURN_SCRIPT, *self._arguments)
                 self._stopping.wait(self._interval)
         finally:
             with suppress(*BROKER_ERRORS):
