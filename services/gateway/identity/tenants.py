@@ -6,6 +6,7 @@ from typing import Final
 from sqlalchemy import select
 
 from smalti.errors import InvalidInputError
+from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Tenant
@@ -57,6 +58,7 @@ class TenantRepository:
             made = Tenant(id=name)
             _change(made, weight, limits or {})
             session.add(made)
+            schema.require(session, schema.TENANTS)
         return made
 
     def set(

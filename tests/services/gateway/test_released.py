@@ -23,7 +23,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.tables import Tenant
-from smalti.services.gateway.identity import KeyRepository, Role
+from smalti.services.gateway.identity import Role, TenantRepository
 from smalti.storage import StoreSettings, open_store
 from tests.services.gateway.conftest import DATABASES
 
@@ -183,13 +183,16 @@ jobs["new"] = gateway.create("it is from the release again")
         assert counters(gateway) == (0, 8)
 
 
-def test_release_does_not_start_where_there_are_tenants(place: Place) -> None:
+@pytest.mark.parametrize("with_key", [True, False])
+def test_release_does_not_start_where_there_are_tenants(place: Place, with_key: bool) -> None:
     with place.present() as gateway:
-        KeyRepository(gateway.gateway.context.database).create("default", [Role.DRAW])
+        gateway.keys.create("default", [Role.DRAW])
     place.release("")
     with place.present() as gateway:
-        KeyRepository(gateway.gateway.context.database).create("second", [Role.DRAW], new_tenant=True)
-    with pytest.raises(
-        AssertionError, match=r"and this version knows 0007; start a newer gateway \(one that knows 0008"
-    ):
+        if with_key:
+            gateway.keys.create("second", [Role.DRAW], new_tenant=True)
+        else:
+            TenantRepository(gateway.gateway.context.database, gateway.clock).create("second")
+    refused = r"and this version knows 0007; start a newer gateway \(one that knows 0008"
+    with pytest.raises(AssertionError, match=refused):
         place.release("")
