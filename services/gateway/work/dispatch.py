@@ -205,6 +205,11 @@ class Dispatcher:
                 .where(Chunk.job_id == job_id, IS_LEASED, Chunk.deadline <= to_microseconds(now))
                 .order_by(Chunk.number)
             ).all()
+            if not self._may_send(job):
+                # They would only fill queues that nobody reads. They wait until its workers are back.
+                for chunk in chunks:
+                    chunk.state, chunk.deadline = ChunkState.WAITING, None
+                return 0
             lost = [chunk for chunk in chunks if chunk.sent]
             if lost and not resend:
                 for chunk in lost:
@@ -229,6 +234,11 @@ class Dispatcher:
             self._events.lost(len(lost))
             log.warning("the leases of %d chunks expired; resending them", len(lost), extra={"job": job_id})
         return self._publish(job_id, tasks)
+
+    def _may_send(self, job: Job) -> bool:
+        catalogue = self._context.catalogue
+        state = catalogue.fleet.get(revision_of(job))
+        return state is None or catalogue.may_send(state)
 
     def _lease(self, job: Job, chunks: Sequence[Chunk]) -> list[EncodeTask | RefineTask]:
         """Leases chunks of a locked job; returns their messages."""

@@ -30,7 +30,7 @@ MAX_ROUNDS: Final = 64
 """Maximum number of times that tenants without anything to send are passed over in a pick."""
 
 Windows = Callable[[Mapping[str | None, int]], Mapping[str | None, int]]
-"""Returns how many candidates more may be sent, by revision, from how many are in the queues."""
+"""Returns how many candidates more may be sent, by revision, from how many are in the queues (0 where some wait)."""
 
 
 class Run(NamedTuple):
@@ -140,7 +140,7 @@ class Picker:
         known = set(waiting.revisions)
         self._turns = {key: turns for key, turns in self._turns.items() if key[0] in known}
         self._batch_turns = {key: turns for key, turns in self._batch_turns.items() if key in known}
-        rooms = windows(waiting.leased_by_revision()) if known else {}
+        rooms = windows(dict.fromkeys(known, 0) | waiting.leased_by_revision()) if known else {}
         runs: list[Run] = []
         more = False
         for revision in waiting.revisions:

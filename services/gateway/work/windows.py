@@ -24,7 +24,8 @@ class Windows:
         of the configured model.
 
         Args:
-            leased: candidates that are in the queues, by revision.
+            leased: candidates that are in the queues, by revision; also of revisions for which some only wait. They
+                share a bound for all.
         """
         fleet = self._catalogue.fleet
         rooms: dict[str | None, int] = {}
@@ -36,11 +37,15 @@ class Windows:
             if state.is_configured:
                 rooms[revision] -= leased.get(None, 0)
         without = rooms.get(fleet.configured.card.revision, 0)
-        rooms = {revision: room for revision, room in rooms.items() if room > 0}
+        rooms = {revision: room for revision, room in rooms.items() if room > 0 and revision in leased}
         if self._is_bounded:
-            left, wanted = self._settings.window - sum(leased.values()), sum(rooms.values())
+            # What waits in the queues of a revision without workers is nobody's work now.
+            served = {None, *(state.card.revision for state in fleet.available)}
+            busy = sum(count for revision, count in leased.items() if revision in served)
+            left, wanted = self._settings.window - busy, sum(rooms.values())
             if wanted > left:
-                rooms = {revision: room * left // wanted for revision, room in rooms.items()}
+                # Rounded up, so that a small bound stops nobody.
+                rooms = {revision: -(-room * left // wanted) for revision, room in rooms.items()}
                 without = min(without, left)
         return {revision: room for revision, room in (*rooms.items(), (None, without)) if room > 0}
 

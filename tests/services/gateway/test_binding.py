@@ -86,6 +86,23 @@ def test_pinned_job_waits_and_says_so(rollout: Rollout) -> None:
     assert rollout.gateway.state(job) == "succeeded"
 
 
+def test_lost_work_is_not_sent_to_queues_that_nobody_reads(rollout: Rollout) -> None:
+    job, gateway = rollout.create(pinned=True), rollout.gateway
+    assert len(gateway.send()) == 1
+    rollout.replace()
+    gateway.clock.advance(LEASE)
+    rollout.elapsed += LEASE
+    for _ in range(2):  # At first, a gateway that has not looked for long extends leases.
+        assert gateway.send() == []
+        gateway.clock.advance(LEASE)
+    assert gateway.gateway.dispatcher.send_again() == 0
+    say_hello(gateway, rollout.old, worker="again")
+    (task,) = gateway.send()
+    assert task.revision == rollout.old.revision
+    gateway.handle(*gateway.stages.run(task))
+    assert gateway.state(job) == "succeeded"
+
+
 def test_message_that_nobody_has_read_does_no_harm_after_a_rollback(rollout: Rollout) -> None:
     job, stages = rollout.create(), rollout.gateway.stages
     (stale,) = rollout.gateway.send()

@@ -203,6 +203,20 @@ def test_window_of_the_settings_bounds_all_revisions_together(make_gateway: Make
     }
 
 
+def test_work_of_a_revision_that_is_gone_fills_no_window(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(write=3, window=16)
+    own = card_of(gateway)
+    one, other = another_card(own, "1"), another_card(own, "2", name="other")
+    say_hello(gateway, one, other, slots=8)
+    for _ in range(2):
+        gateway.jobs.create(job_spec(card=other))
+    assert len(gateway.send()) == 2
+    gateway.jobs.create(job_spec(card=one))
+    assert gateway.send() == []
+    say_goodbye(gateway, other)
+    assert len(gateway.send()) == 1
+
+
 def test_sizes_of_a_job_are_those_of_its_revision(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(write=3)
     own = card_of(gateway)

@@ -273,7 +273,7 @@ def test_revisions_have_windows_of_their_own(database: Database) -> None:
     with database.write() as session:
         session.execute(text("UPDATE chunks SET state = 'leased' WHERE job_id IN ('a-0', 'a-1', 'a-300')"))
         runs, _ = picker.pick(session, windows, limit=256)
-    assert seen == [{"new": 8, None: 4}]
+    assert seen == [{"new": 8, "old": 0, "gone": 0, None: 4}]
     assert sorted(run.job_id for run in runs) == ["a-100", "a-2", "a-3", "a-301"]
 
 
