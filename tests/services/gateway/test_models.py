@@ -9,6 +9,7 @@ from harness.gateway import GatewayHarness, MakeGateway, job_spec
 from smalti.errors import InvalidInputError, ModelNotFoundError, UnavailableError
 from smalti.messages import Stage
 from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.metrics import gauges
 from smalti.services.gateway.models import ListedRevision, list_revisions, retire
 from tests.services.gateway.conftest import needs_postgres
 
@@ -215,6 +216,27 @@ def test_work_of_a_revision_that_is_gone_fills_no_window(make_gateway: MakeGatew
     assert gateway.send() == []
     say_goodbye(gateway, other)
     assert len(gateway.send()) == 1
+
+
+def test_metrics_tell_of_each_revision_and_of_few(make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(write=3)
+    own = card_of(gateway)
+    cards = [another_card(own, f"{number:x}", name=f"m{number}") for number in range(1, 16)]
+    say_hello(gateway, *cards, slots=4)
+    for _ in range(2):
+        gateway.jobs.create(job_spec(card=cards[0]))
+    assert len(gateway.send()) == 1
+    read = gauges(gateway.gateway.context)
+    label = f"m1@{12 * '1'}"
+    assert [
+        read[name]()[label]  # type: ignore[index]
+        for name in ("revision_slots", "revision_candidates_sent", "revision_candidates_waiting")
+    ] == [4, 8, 8]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smalti.services.gateway.metrics.MAX_REVISIONS", 3)
+        found = read["revision_slots"]()
+    assert isinstance(found, dict)
+    assert (len(found), sum(found.values())) == (4, 60)
 
 
 def test_sizes_of_a_job_are_those_of_its_revision(make_gateway: MakeGateway) -> None:
