@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from smalti.cli.extras import needs_extra
+from smalti.cli.operations.database import VARIABLE
 from smalti.entrance import signals
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 TO_DO: Final = 1
 """Exit status of `--check` if there is something to do."""
 RETRY_SECONDS: Final = 1.0
-VARIABLE: Final = "SMALTI_GATEWAY_DATABASE"
 
 
 def register(app: typer.Typer) -> None:
@@ -143,7 +144,7 @@ def _database() -> "Iterator[Database]":
         InvalidInputError: it cannot be used as it is.
         DatabaseUnavailableError: it does not answer.
     """
-    with signals.at_once():  # SQLAlchemy takes long to load.
+    with signals.at_once(), needs_extra("gateway"):  # SQLAlchemy takes long to load.
         from smalti.service import failpoints
         from smalti.services.gateway.database import connection
         from smalti.services.gateway.settings import gateway_settings
