@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 
 from smalti.client import AsyncClient
 from smalti.errors import DrainingError
@@ -75,3 +76,12 @@ def _context(request: Request) -> WebContext:
 
 Context = Annotated[WebContext, Depends(_context)]
 """The parameter of a route that takes the context."""
+
+with_key = Security(
+    HTTPBearer(
+        scheme_name="key",
+        description="A key (`sk-smalti-...`) or a token, where the service wants one.",
+        auto_error=False,
+    )
+)
+"""Says in the OpenAPI document that requests may have a key, so that `/docs` can send one. The gateway checks it."""

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from smalti.client import has_ended
 from smalti.errors import InvalidInputError
-from smalti.services.web.context import Context
+from smalti.services.web.context import Context, with_key
 from smalti.services.web.jobs import sse
 from smalti.services.web.native.conversion import job_object, model_object, options_of
 from smalti.services.web.native.events import events_of, parse_last_id
@@ -35,7 +35,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     )
 }
 
-router = APIRouter(prefix="/api", tags=["Smalti"], responses=ERRORS)
+router = APIRouter(prefix="/api", tags=["Smalti"], responses=ERRORS, dependencies=[with_key])
 
 
 @router.post(

@@ -7,12 +7,12 @@ from fastapi import APIRouter
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
-from smalti.services.web.context import Context, WebContext
+from smalti.services.web.context import Context, WebContext, with_key
 from smalti.services.web.failures import failure_of
 from smalti.services.web.jobs import Walls, sse
 from smalti.services.web.jobs.following import until
 
-wall_router = APIRouter(prefix="/api", tags=["Smalti"])
+wall_router = APIRouter(prefix="/api", tags=["Smalti"], dependencies=[with_key])
 
 
 @wall_router.get("/wall/events", response_class=EventSourceResponse)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from smalti.client import GenerateOptions
 from smalti.errors import InvalidInputError
-from smalti.services.web.context import Context, WebContext
+from smalti.services.web.context import Context, WebContext, with_key
 from smalti.services.web.jobs import sse
 from smalti.services.web.jobs.following import wait_for, while_connected
 from smalti.services.web.openai.answers import response_of
@@ -37,7 +37,7 @@ PICTURES_OR_EVENTS: dict[int | str, dict[str, Any]] = {
 
 _CONTENT = PATH.removeprefix("/v1")
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS, dependencies=[with_key])
 
 
 @router.post(

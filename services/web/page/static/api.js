@@ -2,6 +2,9 @@
 
 import { askForKey, authorization } from "./key.js";
 
+/** The longest time in seconds for which the page waits by itself. */
+const LONGEST = 120;
+
 /** A request that was refused, or a job that has failed: problem details (RFC 9457). */
 export class Problem extends Error {
   constructor(body, status) {
@@ -9,11 +12,23 @@ export class Problem extends Error {
     this.status = body.status || status;
     this.field = body.field || "";
     this.retryAfter = body.retry_after || 0;
+    this.quota = body.quota || "";
+    this.limit = body.limit || 0;
+    this.left = body.left || 0;
   }
 
-  /** Whether the same request may succeed later. */
+  /** Whether the same request may succeed soon. */
   get passes() {
-    return [408, 429, 502, 503, 504].includes(this.status);
+    return [408, 429, 502, 503, 504].includes(this.status) && this.retryAfter <= LONGEST;
+  }
+
+  /** The limit of the tenant that is used up, in words; "" if the reason is another. */
+  get used() {
+    if (this.quota === "requests_per_minute") return `You may draw ${this.limit} times a minute`;
+    if (this.quota !== "candidates_per_day") return this.quota && this.message;
+    const again = new Date(Date.now() + 1000 * this.retryAfter);
+    const time = again.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    return `You may draw ${this.limit} candidates a day, and ${this.left} are left; come again at ${time}`;
   }
 }
 

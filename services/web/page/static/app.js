@@ -142,7 +142,7 @@ async function draw(parameters) {
   if (wallShown && !share.control.checked) body.labels = { ...body.labels, wall: "off" };
   const waits = (error, pause) => {
     if (error instanceof Unreachable) told.connection("No connection. Your prompt is sent as soon as there is one.");
-    else expect(`Too much is being drawn right now; trying again in ${about(pause / 1000)}`);
+    else expect(`${error.used || "Too much is being drawn right now"}; trying again in ${about(pause / 1000)}`);
     told.announce(told.state.textContent);
   };
   try {
@@ -161,7 +161,8 @@ function refused(error, parameters = {}) {
   told.connection("");
   const problem = error instanceof Problem;
   if (!problem) console.error(error);
-  const text = problem ? error.message.replace(/^prompt: /, "The prompt ") : "Something went wrong in this page.";
+  const said = problem && error.used ? `${error.used}.` : error.message;
+  const text = problem ? said.replace(/^prompt: /, "The prompt ") : "Something went wrong in this page.";
   if (problem && error.field === "prompt") {
     ask.refuse(text);
     told.show("Nothing was drawn.", { mood: "trouble" });
