@@ -22,6 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from sqlalchemy import delete, insert, text
+
 from benchmarks.measuring import Bystanders, describe_machine, format_seconds
 from harness.gateway import GatewayHarness, finish_chunk, job_spec, sqlite_database
 from harness.servers import PostgresServer
@@ -30,7 +32,10 @@ from smalti.messages import EncodeTask, GenerateTask, Message
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Tenant
+from smalti.services.gateway.database.tables import Chunk, Job, JobState, Tenant
+from smalti.services.gateway.jobs.lifecycle import new_chunk
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.gateway.work.picking import Picker
 
 SLOTS: Final = 64
 """Candidates at a time; the window is twice as many."""
@@ -40,6 +45,15 @@ CANDIDATES: Final = 16
 TICK_SECONDS: Final = 0.002
 CALLERS: Final = 16
 LIMIT_SECONDS: Final = 120.0
+PICKS: Final = 50
+WAITING: Final = {"1 tenant": (1, 32_000), "1,000 tenants": (1000, 32)}
+"""Tenants, and chunks of each; a job has at most 32,767."""
+_JOB: Final[dict[str, Any]] = {
+    "version": 1, "state": JobState.QUEUED, "parameters": {}, "given": [], "priority": 0, "labels": {}, "created": 0,
+    "expires": 2**60, "retention": 0, "candidates": 4, "rows": 0, "rows_drawn": 0, "candidates_generated": 0,
+    "candidates_decoded": 0, "candidates_ranked": 0, "prompt_encoded": False, "lease": 0, "revision": "r",
+    "pinned": False, "refining": False, "pictures_to_refine": 0, "pictures_refined": 0, "pictures_refused": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +171,32 @@ def _databases() -> Iterator[list[tuple[str, Database]]]:
             yield [("SQLite", sqlite), ("PostgreSQL", postgres)]
 
 
+def pick_seconds(database: Database, tenants: int, chunks: int) -> list[float]:
+    """Returns how long it takes to choose the next 128 candidates while tenants have chunks of 4 that wait."""
+    names = [f"t{number:04}" for number in range(tenants)]
+    with database.write() as session:
+        session.execute(insert(Tenant), [{"id": name} for name in names])
+        session.execute(insert(Job), [{**_JOB, "id": name, "tenant": name} for name in names])
+        jobs = [Job(id=name, tenant=name, priority=0, created=0, revision="r") for name in names]
+        rows = [new_chunk(job, number, first=0, count=4) for job in jobs for number in range(chunks)]
+        session.execute(insert(Chunk), rows)
+    with database.write() as session:
+        session.execute(text("ANALYZE"))
+    picker = Picker(GatewaySettings(), time.time)
+    times = []
+    for _ in range(PICKS):
+        began = time.perf_counter()
+        with database.read() as session:
+            runs, _ = picker.pick(session, lambda leased: {"r": 2 * SLOTS}, limit=256)
+        times.append(time.perf_counter() - began)
+        assert sum(len(run.numbers) for run in runs) * 4 >= 2 * SLOTS
+    with database.write() as session:
+        for table in (Chunk, Job):
+            session.execute(delete(table))
+        session.execute(delete(Tenant).where(Tenant.id.in_(names)))
+    return times
+
+
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(
@@ -167,10 +207,17 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=CANDIDATES, help="candidates of a turn")
     options = parser.parse_args()
     bystanders = Bystanders()
+    picks: list[str] = []
     print("| database | candidates sent before it: most | until it is sent | until it has ended |")
     print("|---|---|---|---|")
     with _databases() as databases:
         for name, database in databases:
+            for waiting, (tenants, chunks) in WAITING.items():
+                times = pick_seconds(database, tenants, chunks)
+                picks.append(
+                    f"| {name} | {waiting} | {tenants * chunks:,} | {format_seconds(statistics.median(times))} "
+                    f"(at most {format_seconds(max(times))}) |"
+                )
             waits = measure(database, options.jobs, options.singles, options.turn)
             cells = [f"{max(each.before for each in waits)}"]
             for times in ([each.sent for each in waits], [each.ended for each in waits]):
@@ -178,6 +225,8 @@ def main() -> None:
                     f"{format_seconds(statistics.median(times))} (at most {format_seconds(max(times))})"
                 )
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print("\n| database | with work | chunks that wait | to choose the next 128 candidates |")
+    print("|---|---|---|---|", *picks, sep="\n")
     print(f"\n{options.jobs:,} jobs of {CANDIDATES} candidates, {options.singles} single ones, {SLOTS} slots")
     print(f"{describe_machine()['processor']}; other processes used {bystanders.share():.0%} of it")
 

@@ -176,10 +176,17 @@ def _of_revision(is_null: bool) -> ColumnElement[bool]:
     return Chunk.revision.is_(null()) if is_null else Chunk.revision == bindparam("revision", type_=String)
 
 
+_ORDER: Final[Sequence[Any]] = (
+    *(Chunk.revision, Chunk.priority, Chunk.tenant),
+    *(Chunk.created, Chunk.job_id, Chunk.number),
+)
+"""The order of the index, named whole: for a revision that is NULL, the databases would sort all chunks otherwise."""
+
+
 def _next(column: Any, *conditions: ColumnElement[bool]) -> Any:
     """Returns the least value of a column among chunks that wait, which an index finds."""
     found = select(column).where(IS_WAITING, column.is_not(None), *conditions)
-    return found.order_by(column).limit(literal_column("1")).scalar_subquery()
+    return found.order_by(*_ORDER[:3]).limit(literal_column("1")).scalar_subquery()
 
 
 @cache
@@ -190,7 +197,6 @@ def _overview() -> CompoundSelect[Any]:
     seen = seen.union_all(
         select(_next(revision, revision > seen.c.revision)).where(seen.c.revision.is_not(None))
     )
-    # In the order of the index, or SQLite would read all chunks to find none.
     old = _next(Chunk.priority, Chunk.revision.is_(null())).is_not(None)
     leased: Any = select(
         literal_column("0"), Chunk.revision, Chunk.priority, Chunk.tenant, func.sum(Chunk.count)
@@ -252,7 +258,7 @@ def _chunks(is_null: bool, aside: ColumnElement[bool], tenant: Any) -> Select[An
         Chunk.priority == bindparam("priority", type_=SmallInteger),
         Chunk.tenant == tenant,
         Chunk.job_id.not_in(select(Job.id).where(aside)),
-    ).order_by(Chunk.created, Chunk.job_id, Chunk.number)
+    ).order_by(*_ORDER)
 
 
 def _work(is_null: bool, aside: ColumnElement[bool]) -> Select[Any]:
