@@ -162,12 +162,12 @@ def _rows(session: Session, values: dict[str, Any], is_null: bool, now: float) -
         return
     # SQLite has no LATERAL, and no round trips either.
     tenants = session.execute(_ring(is_null), values).all()
+    tenant, most = bindparam("tenant", type_=String), bindparam("most", type_=BigInteger)
+    of_tenant = _chunks(is_null, is_set_aside(now), tenant).limit(most)
     for name, weight, slots in tenants:
-        most = min(values["limit"], values["limit"] // len(tenants) + values["turn"] * max(1, weight or 1))
-        chunks: Sequence[Any] = session.execute(
-            _chunks(is_null, is_set_aside(now), bindparam("tenant", type_=String)).limit(most),
-            {**values, "tenant": name},
-        ).all()
+        share = values["limit"] // len(tenants) + values["turn"] * max(1, weight or 1)
+        given = {**values, "tenant": name, "most": min(values["limit"], share)}
+        chunks: Sequence[Any] = session.execute(of_tenant, given).all()
         for chunk in chunks or [(None, None, None)]:
             yield (name, weight, slots, *chunk)
 
