@@ -12,6 +12,7 @@ INTERNAL = {
     "ClientGoneError",
     "GiveBackError",
     "HandlerError",
+    "HoldBackError",
     "PermanentError",
     "RetryError",
     "UnknownFieldError",

@@ -329,6 +329,6 @@ def test_warning_about_a_long_prompt_is_one_line(generate: Generate) -> None:
 def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert run(["generate", "--help"]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for default in ("random", "the model's, usually 9", "the shipped model, or the gateway's", "pictures"):
         assert f"[default: {default}]" in shown
