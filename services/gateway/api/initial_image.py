@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from smalti.engines.generator.given import without_tiles
 from smalti.errors import (
@@ -30,9 +29,6 @@ from smalti.services.gateway.settings import GATEWAY_PREFIX
 from smalti.storage import JobKeys, ObjectStore
 from smalti.v1.decoder_pb2 import EncodeImagesRequest
 from smalti.v1.job_pb2 import InitialImage, PictureReference
-
-if TYPE_CHECKING:
-    pass
 
 
 class InitialImages:

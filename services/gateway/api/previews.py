@@ -4,7 +4,7 @@ import asyncio
 import io
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from PIL import Image
 
@@ -13,15 +13,12 @@ from smalti.rpc.conversion import image_message
 from smalti.rpc.errors import translated
 from smalti.services.gateway.api.decoders import Decoder
 from smalti.services.gateway.database.tables import Job
-from smalti.services.gateway.jobs.reading import parameter_of, pictures_to_check
+from smalti.services.gateway.jobs.reading import first_lease, parameter_of, pictures_to_check
 from smalti.services.gateway.jobs.sizes import side_of
 from smalti.services.gateway.jobs.watchers import PreviewTokens
 from smalti.v1.decoder_pb2 import DecodeRequest, EncodedImage
 from smalti.v1.image_pb2 import Preview
 from smalti.v1.tokens_pb2 import ImageTokens
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +83,7 @@ class PreviewRenderer:
         given = job.given[: parameter_of(job, "keep_rows", 0) * side]
         complete = {
             candidate: tokens
-            for candidate, tokens in self._complete_rows(job.id, given, side).items()
+            for candidate, tokens in self._complete_rows(job, given, side).items()
             if len(tokens) // side > shown.get(candidate, 0)
         }
         # Candidates with the fewest rows shown come first.
@@ -130,13 +127,13 @@ class PreviewRenderer:
             for preview, verdict in zip(previews, verdicts, strict=True)
         ]
 
-    def _complete_rows(self, job_id: str, given: Sequence[int], side: int) -> dict[int, list[int]]:
+    def _complete_rows(self, job: Job, given: Sequence[int], side: int) -> dict[int, list[int]]:
         """Returns the tokens of the complete rows of each candidate, from the top without gaps."""
         found: dict[int, list[int]] = {}
-        for candidate, start, tokens in self._preview_tokens.runs(job_id):
-            so_far = found.setdefault(candidate, list(given))
-            if start <= len(so_far):
-                so_far[start:] = tokens
+        for run in self._preview_tokens.runs(job.id, since=first_lease(job)):
+            so_far = found.setdefault(run.candidate, list(given))
+            if run.start <= len(so_far):
+                so_far[run.start :] = run.tokens
         return {candidate: so_far[: len(so_far) // side * side] for candidate, so_far in found.items()}
 
 

@@ -11,6 +11,7 @@ from smalti.errors import SmaltiError
 from smalti.services.gateway.api.conversion import is_final
 from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.database.tables import Job as JobRow
+from smalti.services.gateway.jobs.reading import first_lease
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.watchers import TokenRun, Watcher, WatcherHub
 from smalti.v1 import tokens_pb2
@@ -70,6 +71,7 @@ class WatchHandler:
         loop = asyncio.get_running_loop()
         rendered: deque[Preview] = deque()
         rendering: asyncio.Task[None] | None = None
+        revision: str | None = None
         with self._watchers.watch(job_id, rows=rows) as watcher:
             try:
                 while True:
@@ -83,6 +85,7 @@ class WatchHandler:
                         watcher.changed = False
                         snapshot, message = await self._read(job_id)
                         watcher.version = snapshot.job.version
+                        watcher.since = first_lease(snapshot.job)
                         final = is_final(snapshot.job)
                         if final or snapshot.job.version > since:
                             since = snapshot.job.version
@@ -90,7 +93,13 @@ class WatchHandler:
                         if final:
                             return
                         renders = previews and self._previews and self._previews.can_render(snapshot.job)
+                        if rendering is not None and snapshot.job.revision != revision:
+                            # Bound to another revision, which draws from the beginning, perhaps with another decoder.
+                            rendering.cancel()
+                            rendering = None
+                            rendered.clear()
                         if self._previews and renders and rendering is None:
+                            revision = snapshot.job.revision
                             rendering = asyncio.create_task(
                                 self._render(self._previews, snapshot.job, rendered, watcher.wakeup)
                             )
@@ -149,6 +158,9 @@ def _take_rows(watcher: Watcher) -> RowsDrawn | None:
     runs: dict[int, TokenRun] = {}
     while watcher.runs:
         run = watcher.runs[0]
+        if run.lease < watcher.since:
+            watcher.runs.popleft()
+            continue
         previous = runs.get(run.candidate)
         if previous is None:
             runs[run.candidate] = run
@@ -160,4 +172,9 @@ def _take_rows(watcher: Watcher) -> RowsDrawn | None:
         watcher.runs.popleft()
     if not runs:
         return None
-    return RowsDrawn(runs=[tokens_pb2.TokenRun(**run._asdict()) for run in runs.values()])
+    return RowsDrawn(
+        runs=[
+            tokens_pb2.TokenRun(candidate=run.candidate, start=run.start, tokens=run.tokens)
+            for run in runs.values()
+        ]
+    )

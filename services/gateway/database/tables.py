@@ -147,7 +147,7 @@ class Tenant(Base):
     stored_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
     """Sum of `Job.size`."""
     requests_until: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Time until which its requests have used the rate; see `smalti.services.gateway.jobs.quotas`."""
+    """Time until which its requests have used the rate; see `smalti.services.gateway.jobs.admission`."""
     day: Mapped[int] = mapped_column(default=0, server_default="0")
     """The beginning of the day (UTC) of its last job."""
     day_candidates: Mapped[int] = mapped_column(default=0, server_default="0")

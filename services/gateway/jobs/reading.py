@@ -35,9 +35,14 @@ def parameter_of(job: Job, name: str, default: Any) -> Any:
     return job.parameters.get(name, default) if isinstance(job.parameters, dict) else default
 
 
+def first_lease(job: Job) -> int:
+    """Returns the first lease of the revision that a job is bound to; 0 if it was never bound to another."""
+    return parameter_of(job, "since_lease", 0) or 0
+
+
 def is_of_earlier_revision(job: Job, lease: int | None) -> bool:
     """Returns whether an event with a lease is about work of a revision that the job is not bound to any more."""
-    return lease is not None and lease < (parameter_of(job, "since_lease", 0) or 0)
+    return lease is not None and lease < first_lease(job)
 
 
 def pictures_to_check(job: Job, pictures: Sequence[PictureToCheck]) -> PicturesToCheck:

@@ -37,6 +37,8 @@ class TokenRun(NamedTuple):
     start: int
     """Position of the first token in the picture."""
     tokens: tuple[int, ...]
+    lease: int = 0
+    """The lease under which it was drawn."""
 
 
 class Watcher:
@@ -53,6 +55,8 @@ class Watcher:
         """The version that was last sent."""
         self.runs: deque[TokenRun] = deque(maxlen=MAX_RUNS)
         """Token runs to send, in the order in which they were generated."""
+        self.since = 0
+        """The first lease whose runs count."""
 
     def wake(self) -> None:
         """Wakes the watcher, since the job has changed."""
@@ -74,7 +78,7 @@ class PreviewTokens:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: OrderedDict[str, dict[int, dict[int, tuple[int, ...]]]] = OrderedDict()
+        self._rows: OrderedDict[str, dict[int, dict[int, TokenRun]]] = OrderedDict()
         self._candidates = 0
 
     def add(self, job_id: str, run: TokenRun) -> None:
@@ -85,7 +89,9 @@ class PreviewTokens:
             if run.candidate not in job:
                 job[run.candidate] = {}
                 self._candidates += 1
-            job[run.candidate][run.start] = run.tokens
+            before = job[run.candidate].get(run.start)
+            if before is None or before.lease <= run.lease:
+                job[run.candidate][run.start] = run
             while self._candidates > MAX_CANDIDATES and len(self._rows) > 1:
                 self._candidates -= len(self._rows.popitem(last=False)[1])
 
@@ -94,13 +100,20 @@ class PreviewTokens:
         with self._lock:
             self._candidates -= len(self._rows.pop(job_id, ()))
 
-    def runs(self, job_id: str) -> list[TokenRun]:
-        """Returns the token runs of a job; those of a candidate are in the order of their positions."""
+    def runs(self, job_id: str, *, since: int = 0) -> list[TokenRun]:
+        """Returns the token runs of a job; those of a candidate are in the order of their positions.
+
+        Args:
+            job_id: the job.
+            since: the first lease that counts; what is older was drawn by a revision that the job is not bound to any
+                more.
+        """
         with self._lock:
             return [
-                TokenRun(candidate, start, tokens)
-                for candidate, rows in self._rows.get(job_id, {}).items()
-                for start, tokens in sorted(rows.items())
+                run
+                for rows in self._rows.get(job_id, {}).values()
+                for _, run in sorted(rows.items())
+                if run.lease >= since
             ]
 
 
@@ -116,11 +129,11 @@ class ReadVersions(Protocol):
 class WatcherHub(JobObserver):
     """Wakes the watchers of a job when it changes. Threads call it; the watchers run in the event loop."""
 
-    def __init__(self, side_of: Callable[[str], int | None]) -> None:
+    def __init__(self, side_of: Callable[[str, int | None], int | None]) -> None:
         """Begins without watchers.
 
         Args:
-            side_of: returns the tokens per row of a job's pictures; None if there is no such job.
+            side_of: returns the tokens per row of a job's pictures under a lease; None if there is no such job.
         """
         self.preview_tokens = PreviewTokens()
         self._side_of = side_of
@@ -176,13 +189,13 @@ class WatcherHub(JobObserver):
         """
         if not progress.tokens or len(progress.tokens) != len(progress.candidates):
             return
-        side = self._side_of(progress.job)
+        side = self._side_of(progress.job, progress.lease)
         if side is None:
             return
         # `rows` may or may not count the rows of an initial image; the position of the last rows is the same.
         end = (progress.rows + side - progress.of) * side
         runs = [
-            TokenRun(candidate, end - len(tokens), tokens)
+            TokenRun(candidate, end - len(tokens), tokens, progress.lease or 0)
             for candidate, tokens in zip(progress.candidates, progress.tokens, strict=True)
             if 0 <= end - len(tokens) < end <= side**2
         ]

@@ -81,6 +81,8 @@ class Catalogue:
         self._shares = Shares()
         self._lock = threading.Lock()
         self._known: dict[str, _KnownCard] = {}
+        self._unusable: dict[str, str] = {}
+        """Digests of the cards that this version cannot read, by revision."""
         self._began: float | None = None
         """When it was first looked."""
         self._heard: dict[tuple[Stage, str], float] = {}
@@ -214,8 +216,12 @@ class Catalogue:
             )
         ).all()
         known: dict[str, _KnownCard] = {}
+        unusable: dict[str, str] = {}
         for revision, parts, last_seen, retired in rows:
             digest = str(parts.get(CARD, ""))
+            if self._unusable.get(revision) == digest:
+                unusable[revision] = digest
+                continue
             before = self._known.get(revision)
             card = before.card if before and before.digest == digest else None
             if card is None:
@@ -224,9 +230,10 @@ class Catalogue:
                     card = ModelCard.parse(content or b"", parts)
                 except ValueError as error:
                     log.warning("revision %s is left alone: %s", revision, error)
+                    unusable[revision] = digest
                     continue
             known[revision] = _KnownCard(card, digest, to_seconds(last_seen), retired is not None)
-        self._known = known
+        self._known, self._unusable = known, unusable
 
     def _new_fleet(self, workers: Mapping[tuple[Stage, str], WorkersOfKey]) -> Fleet:
         configured = self._configured

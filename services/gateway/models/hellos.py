@@ -26,6 +26,8 @@ INTERVALS: Final = 3
 """Intervals without a hello after which a worker counts as gone, and after which a hello is too old."""
 BATCH_SIZE: Final = 500
 """Rows of one statement."""
+REMEMBERED_SECONDS: Final = 3 * 3600.0
+"""Time for which a worker is remembered that says nothing; hellos are at most an hour apart."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class HelloBuffer:
         self._old: dict[str, _Old] = {}
         """The last hello that seemed too old, by worker."""
         self._cards: dict[str, tuple[str, float]] = {}
-        """What was last stored of a revision: the card as it was sent, and when."""
-        self._known: set[str] = set()
-        """Workers that this gateway has heard of."""
+        """What was lately stored of a revision: the card as it was sent, and when."""
+        self._known: dict[str, float] = {}
+        """Workers that this gateway has heard of, and when it heard them last."""
         self.filled = threading.Event()
         """Set when there is something to store that is news."""
 
@@ -79,23 +81,34 @@ class HelloBuffer:
         Raises:
             DatabaseUnavailableError: the database does not answer; later hellos say the same again.
         """
+        elapsed = self._elapsed()
         with self._lock:
             hellos, self._hellos = list(self._hellos.values()), {}
             self.filled.clear()
-            self._known |= {hello.worker for hello in hellos}
-            self._known -= {hello.worker for hello in hellos if hello.leaving}
-        now = self._clock()
-        cards = self._new_cards(hellos, now)
+            self._known |= {hello.worker: elapsed for hello in hellos}
+            for hello in hellos:
+                if hello.leaving:
+                    del self._known[hello.worker]
+            long_ago = elapsed - REMEMBERED_SECONDS
+            self._known = {worker: heard for worker, heard in self._known.items() if heard > long_ago}
+            self._old = {worker: old for worker, old in self._old.items() if old.arrived > long_ago}
         if not hellos:
             return 0
+        now = self._clock()
+        self._cards = {
+            revision: (card, at) for revision, (card, at) in self._cards.items() if now - at < SEEN_SECONDS
+        }
+        cards = self._new_cards(hellos)
         with self._database.write() as session:
-            for card in cards:
-                store_card(session, card, to_microseconds(now))
             # Sorted, so that gateways lock the rows in the same order.
+            for _, card in sorted(cards.values(), key=lambda found: found[1].revision):
+                store_card(session, card, to_microseconds(now))
             rows = [_row(hello, now) for hello in sorted(hellos, key=lambda hello: hello.worker)]
             for start in range(0, len(rows), BATCH_SIZE):
                 batch = rows[start : start + BATCH_SIZE]
                 upsert(session, Worker, batch, [name for name in batch[0] if name != "id"], newer="sent_at")
+        # Only now, or cards that were not stored would be missing until they are due again.
+        self._cards |= {revision: (sent, now) for revision, (sent, _) in cards.items()}
         return len(hellos)
 
     def forget(self) -> int:
@@ -104,8 +117,8 @@ class HelloBuffer:
         with self._database.write() as session:
             gone = session.scalars(delete(Worker).where(Worker.silent_at <= now).returning(Worker.id)).all()
         with self._lock:
-            self._known.difference_update(gone)
             for worker in gone:
+                self._known.pop(worker, None)
                 self._old.pop(worker, None)
         return len(gone)
 
@@ -125,14 +138,13 @@ class HelloBuffer:
             return True
         return not 0 < hello.sent - before.sent <= 2 * (arrived - before.arrived)
 
-    def _new_cards(self, hellos: list[Hello], now: float) -> list[ModelCard]:
-        """Returns the cards among hellos that are news, or were stored long ago."""
-        found: dict[str, ModelCard] = {}
+    def _new_cards(self, hellos: list[Hello]) -> dict[str, tuple[str, ModelCard]]:
+        """Returns the cards among hellos that were not stored lately, as they were sent and parsed, by revision."""
+        found: dict[str, tuple[str, ModelCard]] = {}
         for hello in hellos:
             if hello.card is None or hello.leaving:
                 continue
-            before = self._cards.get(hello.revision)
-            if before and before[0] == hello.card and now - before[1] < SEEN_SECONDS:
+            if hello.card == self._cards.get(hello.revision, ("", 0.0))[0]:
                 continue
             try:
                 content = base64.b64decode(hello.card, validate=True)
@@ -143,9 +155,8 @@ class HelloBuffer:
             if (card.name, card.revision) != (hello.model, hello.revision):
                 log.warning("the hello of %s is left alone: its card is of another model", hello.worker)
                 continue
-            found[hello.revision] = card
-            self._cards[hello.revision] = (hello.card, now)
-        return list(found.values())
+            found[hello.revision] = hello.card, card
+        return found
 
 
 def _row(hello: Hello, now: float) -> dict[str, Any]:

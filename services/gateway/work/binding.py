@@ -5,11 +5,14 @@ from collections.abc import Collection
 from functools import partial
 from typing import Final
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import Select, delete, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from smalti.services.gateway.database.model_tables import Revision
 from smalti.services.gateway.database.tables import (
+    IS_LEASED,
     IS_OPEN,
+    IS_WAITING,
     Chunk,
     ChunkState,
     Job,
@@ -20,16 +23,27 @@ from smalti.services.gateway.jobs.aside import is_not_set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import chunks_of, forget_choice, reset, touch
 from smalti.services.gateway.jobs.reading import UnreadableJobError, parameters_of
-from smalti.services.gateway.models import ROUTES_SINCE, ModelCard, RevisionState
+from smalti.services.gateway.models import HELLO_SECONDS, ROUTES_SINCE, ModelCard, RevisionState
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5.0
 """Time without workers of some stage after which jobs that have not begun are bound anew."""
+GAP_SECONDS: Final = 10.0
+"""Time between two looks after which the workers that are there are given the time to say hello first."""
 BATCH_SIZE: Final = 100
 """Jobs that one transaction changes."""
 MAX_BATCHES: Final = 20
-"""Transactions of one call for a revision, so that hellos are stored in time."""
+"""Transactions of one call for a revision."""
+MAX_SECONDS: Final = 2.0
+"""Time that one call takes, so that hellos are stored meanwhile; a transaction may be slow."""
+
+_NEEDS_WORKERS: Final = or_(
+    Job.candidates_ranked < Job.candidates, Job.pictures_refined < Job.pictures_to_refine
+)
+"""What is ranked waits for the store or for the policy, and for no worker."""
+_Place = tuple[int, str]
+"""Time of creation and id of a job."""
 
 
 class Binding:
@@ -41,8 +55,15 @@ class Binding:
         self._catalogue = context.catalogue
         self._clock = context.clock
         self._elapsed = context.elapsed
+        self._looked: float | None = None
+        self._began = 0.0
+        """Since when it has looked without a gap."""
         self._missing: dict[str, float] = {}
         """Since when revisions have lacked workers."""
+        self._served: set[str] = set()
+        """The revisions whose jobs do not wait for workers any more."""
+        self._places: dict[str, _Place] = {}
+        """The last job that was looked at of a revision whose other jobs are to be looked at next."""
 
     def bind_anew(self) -> int:
         """Binds jobs anew whose revision lacks workers, where another one of the model has them; returns how many.
@@ -54,37 +75,71 @@ class Binding:
             DatabaseUnavailableError: the database does not answer.
         """
         fleet, now = self._catalogue.fleet, self._elapsed()
-        served = [state.card.revision for state in fleet.available]
+        if self._looked is None or now - self._looked > GAP_SECONDS:
+            # Who has come and gone meanwhile is not known.
+            self._began, self._missing, self._served = now, {}, set()
+        self._looked = now
         missing = [state for state in fleet.states if not state.is_available]
         self._missing = {
             state.card.revision: self._missing.get(state.card.revision, now) for state in missing
         }
-        self._go_on(served)
+        self._go_on({state.card.revision for state in fleet.available})
+        if now - self._began < HELLO_SECONDS:
+            return 0
+        due = [state for state in missing if now - self._missing[state.card.revision] >= GRACE_SECONDS]
+        with_work = self._with_work([state.card.revision for state in due]) if due else set()
         bound = 0
-        for state in missing:
-            seconds = now - self._missing[state.card.revision]
-            if seconds >= GRACE_SECONDS:
-                bound += self._bind_jobs(state, start_over=seconds >= self._context.settings.lease)
+        for state in due:
+            if state.card.revision in with_work:
+                seconds = now - self._missing[state.card.revision]
+                bound += self._bind_jobs(
+                    state.card,
+                    start_over=seconds >= self._context.settings.lease,
+                    until=now + MAX_SECONDS,
+                )
                 self._tell(state)
         return bound
 
-    def _bind_jobs(self, state: RevisionState, *, start_over: bool) -> int:
-        bound = 0
-        if self._catalogue.rebind(state.card, lambda card: True) is None:
+    def _with_work(self, revisions: Collection[str]) -> set[str]:
+        """Returns which revisions have chunks that are not done, as indexes know it."""
+        own = Chunk.revision == Revision.revision
+        query = select(Revision.revision).where(
+            Revision.revision.in_(revisions),
+            or_(exists().where(IS_WAITING, own), exists().where(IS_LEASED, own)),
+        )
+        with self._database.read() as session:
+            return set(session.scalars(query))
+
+    def _bind_jobs(self, card: ModelCard, *, start_over: bool, until: float) -> int:
+        if self._catalogue.rebind(card, lambda card: True) is None:
             return 0
+        bound = 0
+        after = self._places.pop(card.revision, None)
         for _ in range(MAX_BATCHES):
-            found = self._bind_batch(state.card, start_over=start_over)
+            found, after = self._bind_batch(card, after, start_over=start_over)
             bound += found
-            if found < BATCH_SIZE:
+            if after is None or self._elapsed() >= until:
                 break
+        if after is not None:
+            self._places[card.revision] = after
         if bound:
-            log.info("%d jobs of %s %s are bound anew", bound, state.card.name, state.card.revision)
+            log.info("%d jobs of %s %s are bound anew", bound, card.name, card.revision)
         return bound
 
-    def _bind_batch(self, card: ModelCard, *, start_over: bool) -> int:
+    def _bind_batch(
+        self, card: ModelCard, after: _Place | None, *, start_over: bool
+    ) -> tuple[int, _Place | None]:
+        """Binds some jobs of a revision anew.
+
+        Args:
+            card: the revision.
+            after: the last job that was looked at; None begins with the first.
+            start_over: whether to bind those that have begun, too.
+
+        Returns:
+            The number of jobs that are bound anew, and the last one that was looked at; None if no more follow.
+        """
         states = [JobState.QUEUED, *([JobState.RUNNING] if start_over else [])]
-        # Sent messages may be read later, and only newer ones tell whose work is whose.
-        was_sent = self._catalogue.write >= ROUTES_SINCE
         query = (
             select(Job)
             .where(
@@ -92,27 +147,34 @@ class Binding:
                 Job.revision == card.revision,
                 Job.pinned.is_(False),
                 Job.state.in_(states),
+                _NEEDS_WORKERS,
                 is_not_set_aside(self._clock()),
             )
-            .order_by(Job.trouble.is_not(None), Job.created, Job.id)
+            .order_by(Job.created, Job.id)
             .limit(BATCH_SIZE)
             .with_for_update(skip_locked=True)
         )
-        if not was_sent:
+        if after is not None:
+            query = query.where(tuple_(Job.created, Job.id) > after)
+        if self._catalogue.write < ROUTES_SINCE:
+            # What was sent may be read later, and only newer messages tell whose work is whose.
             query = query.where(Job.lease == 0)
         changed = []
         with self._database.write() as session:
-            for job in session.scalars(query).all():
+            jobs = session.scalars(query).all()
+            last = (jobs[-1].created, jobs[-1].id) if len(jobs) == BATCH_SIZE else None
+            for job in jobs:
                 try:
                     target = self._catalogue.rebind(card, partial(fits, job, card))
-                    if target is not None:
+                    # Nobody may serve what says no hello; while the broker is away, nobody says any.
+                    if target is not None and (target.is_live or not job.lease):
                         bind(session, job, target.card)
                         changed.append(job.id)
                 except UnreadableJobError as error:
                     log.warning("the job is not bound anew: %s", error, extra={"job": job.id})
         for job_id in changed:
             self._context.events.changed(job_id)
-        return len(changed)
+        return len(changed), last
 
     def _tell(self, state: RevisionState) -> None:
         """Tells clients why jobs wait."""
@@ -120,22 +182,27 @@ class Binding:
         query = select(Job).where(
             IS_OPEN,
             Job.revision == state.card.revision,
+            _NEEDS_WORKERS,
             Job.trouble.is_(None),
             Job.set_aside_until.is_(None),
         )
         self._set_trouble(query, trouble)
 
-    def _go_on(self, served: Collection[str]) -> None:
+    def _go_on(self, served: set[str]) -> None:
         """Takes back that jobs wait whose workers are there again."""
-        query = select(Job).where(
-            IS_OPEN, Job.revision.in_(served), Job.trouble.is_not(None), Job.set_aside_until.is_(None)
-        )
-        self._set_trouble(query, None)
+        self._served &= served
+        if back := served - self._served:
+            query = select(Job).where(
+                IS_OPEN, Job.revision.in_(back), Job.trouble.is_not(None), Job.set_aside_until.is_(None)
+            )
+            if not self._set_trouble(query, None):
+                self._served = served
 
-    def _set_trouble(self, query: Select[Job], trouble: str | None) -> None:
+    def _set_trouble(self, query: Select[Job], trouble: str | None) -> bool:
+        """Sets the trouble of some jobs of a query; returns whether there were any."""
         with self._database.read() as session:
             if session.scalar(query.with_only_columns(Job.id).limit(1)) is None:
-                return
+                return False
         with self._database.write() as session:
             jobs = session.scalars(query.limit(BATCH_SIZE).with_for_update(skip_locked=True)).all()
             for job in jobs:
@@ -143,6 +210,7 @@ class Binding:
                 touch(job)
         for job in jobs:
             self._context.events.changed(job.id)
+        return True
 
 
 def fits(job: Job, before: ModelCard, card: ModelCard) -> bool:

@@ -6,7 +6,9 @@ from harness.fleet import another_card, card_of, say_goodbye, say_hello
 from harness.gateway import GatewayHarness, MakeGateway, job_spec
 from smalti.messages import Stage
 from smalti.services.gateway.api.conversion import job_message
-from smalti.services.gateway.models import ModelCard
+from smalti.services.gateway.database.tables import Job
+from smalti.services.gateway.jobs.reading import first_lease
+from smalti.services.gateway.models import HELLO_SECONDS, ModelCard
 from smalti.services.gateway.work.binding import GRACE_SECONDS
 
 LEASE = 120.0
@@ -21,6 +23,7 @@ class Rollout:
         own = card_of(self.gateway)
         self.old, self.new = another_card(own, "1"), another_card(own, "2")
         say_hello(self.gateway, self.old)
+        self.pass_time(HELLO_SECONDS, self.old)
 
     def replace(self, seconds: float = GRACE_SECONDS) -> None:
         """The workers of the new revision come, those of the old one go, and some time passes."""
@@ -35,6 +38,13 @@ class Rollout:
             self.gateway.clock.advance(5)
             self.elapsed += 5
             say_hello(self.gateway, *(cards or [self.new]))
+
+    def lose_hellos(self, seconds: float) -> None:
+        """Lets time pass in which no hello arrives, as while the broker is away."""
+        for _ in range(int(seconds // 5)):
+            self.gateway.clock.advance(5)
+            self.elapsed += 5
+            self.look()
 
     def look(self) -> None:
         """Lets the gateway look at its models."""
@@ -193,3 +203,70 @@ def test_job_of_another_model_is_never_bound_anew(rollout: Rollout) -> None:
     say_goodbye(rollout.gateway, other)
     rollout.replace()
     assert rollout.revision(job) == "3"
+
+
+def test_jobs_that_another_revision_can_draw_do_not_wait_behind_those_that_it_cannot(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smalti.services.gateway.work.binding.BATCH_SIZE", 2)
+    tokens = tuple([1] * (2 * rollout.old.side))
+    kept = [rollout.gateway.jobs.create(job_spec(card=rollout.old, given=tokens)).job.id for _ in range(5)]
+    job = rollout.create()
+    say_goodbye(rollout.gateway, rollout.old)
+    rollout.lose_hellos(15)  # All of them wait, and say so.
+    assert rollout.gateway.get(job).job.trouble
+    rollout.new = another_card(rollout.old, "2", shares_pictures=False)
+    say_hello(rollout.gateway, rollout.new)
+    rollout.pass_time(GRACE_SECONDS)
+    assert rollout.revision(job) == "2"
+    assert {rollout.revision(each) for each in kept} == {"1"}
+
+
+def test_job_that_is_ranked_does_not_start_over(rollout: Rollout) -> None:
+    job = rollout.create()
+    (task,) = rollout.gateway.send()
+    rollout.gateway.handle(rollout.gateway.stages.encode(task)[1])
+    with rollout.gateway.gateway.context.database.write() as session:
+        row = session.get_one(Job, job)
+        row.candidates_ranked = row.candidates  # It waits for the store, or for the policy.
+    rollout.replace(LEASE)
+    row = rollout.gateway.get(job).job
+    assert (rollout.revision(job), row.trouble, row.candidates_ranked) == ("1", None, row.candidates)
+
+
+def test_no_work_is_lost_while_no_hello_arrives(rollout: Rollout) -> None:
+    begun = rollout.create()
+    (task,) = rollout.gateway.send()
+    rollout.gateway.handle(rollout.gateway.stages.encode(task)[1])
+    waiting = rollout.create()
+    rollout.lose_hellos(3 * LEASE)
+    # The workers of the settings' model may be there without a hello, or nobody.
+    assert rollout.gateway.get(waiting).job.revision == card_of(rollout.gateway).revision
+    assert rollout.revision(begun) == "1"
+
+
+def test_workers_have_the_time_to_say_hello_after_a_gap(rollout: Rollout) -> None:
+    job = rollout.create()
+    rollout.gateway.clock.advance(60)
+    rollout.elapsed += 60
+    say_hello(rollout.gateway, rollout.new)
+    rollout.pass_time(HELLO_SECONDS - 5)
+    assert rollout.revision(job) == "1"
+    say_hello(rollout.gateway, rollout.old, worker="again")
+    rollout.pass_time(15, rollout.old, rollout.new)
+    assert rollout.revision(job) == "1"
+
+
+def test_rows_of_an_earlier_revision_are_not_shown(rollout: Rollout) -> None:
+    job, stages = rollout.create(), rollout.gateway.stages
+    (stale,) = rollout.gateway.send()
+    (generate, *_), encoded = stages.encode(stale)
+    rollout.gateway.handle(encoded, *(stages.draw_rows(generate, row) for row in (1, 2, 3)))
+    rollout.replace(LEASE)
+    assert rollout.revision(job) == "2"
+    (task,) = rollout.gateway.send()
+    (anew, *_), encoded = stages.encode(task)
+    rollout.gateway.handle(encoded, stages.draw_rows(anew, 1), stages.draw_rows(generate, 1))
+    since = first_lease(rollout.gateway.get(job).job)
+    runs = rollout.gateway.gateway.watchers.preview_tokens.runs(job, since=since)
+    assert {(run.start, run.lease) for run in runs} == {(0, task.lease)}

@@ -318,7 +318,7 @@ def test_change_that_is_rolled_back_is_not_reported(
 
 @asynchronous
 async def test_polling_is_slow_while_changes_are_reported() -> None:
-    hub = WatcherHub(lambda job: 4)
+    hub = WatcherHub(lambda job, lease: 4)
     connection, polls = 0, 0
 
     def read(job_ids: Sequence[str]) -> Mapping[str, int]:
