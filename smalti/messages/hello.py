@@ -40,8 +40,8 @@ class Hello(Extensible):
     """HOST:PORT at which others call it over gRPC; empty if it is not known."""
     interval: Annotated[float, Field(gt=0, le=3600)]
     """Seconds until its next hello."""
-    sent: Annotated[float, Field(ge=0)]
-    """Unix time of its sending, by the worker's clock."""
+    sent: Annotated[float, Field(ge=0, lt=2**40)]
+    """Unix time of its sending, by the worker's clock. The microseconds fit into a database."""
     leaving: bool = False
     """Whether it stops, and takes nothing new."""
     card: Annotated[str, StringConstraints(max_length=MAX_CARD_LENGTH)] | None = None

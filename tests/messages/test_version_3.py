@@ -137,6 +137,7 @@ def test_a_hello_goes_to_a_queue_of_its_own() -> None:
         {"key": "x"},
         {"slots": 0},
         {"interval": 0},
+        {"sent": 1e300},
         {"parts": {"decode": "x"}},
     ],
 )
