@@ -55,7 +55,7 @@ def _database() -> str | Finding:
     found = gateway_settings()
     database = connection.Database(found.database.get_secret_value(), timeout=SECONDS)
     try:
-        state = database.examine()
+        state = database.examine(migrates=found.migrate)
         if state.is_current:
             return f"{state.found}, schema {state.revision}"
         if not found.migrate:

@@ -121,18 +121,19 @@ class Database:
         engine = self._make_engine(migrating=limits or schema.Limits())
         try:
             with self._turn(), self._translated(), examination.explained():
-                current, found = self._found(engine)
+                current, found = self._found(engine, migrates=True)
                 if not current:  # Needs no lock otherwise, which a busy database might refuse.
                     schema.upgrade(engine.execution_options(**{WRITE: True}).begin, limits, to)
                 return found
         finally:
             engine.dispose()
 
-    def examine(self, to: str = "") -> DatabaseState:
+    def examine(self, to: str = "", *, migrates: bool = False) -> DatabaseState:
         """Returns what the database is; changes nothing.
 
         Args:
             to: the wanted schema; empty for the newest that this version knows.
+            migrates: whether this process is to migrate it, so that its user must have the right.
 
         Raises:
             InvalidInputError: the database cannot be used as it is; says what to change.
@@ -149,7 +150,7 @@ class Database:
         engine = self._make_engine(migrating=schema.Limits())
         try:
             with self._translated(), examination.explained():
-                is_current, found = self._found(engine)
+                is_current, found = self._found(engine, migrates=migrates)
                 with engine.connect() as connection:
                     revision = schema.current(connection)
                 return DatabaseState(
@@ -161,10 +162,12 @@ class Database:
         finally:
             engine.dispose()
 
-    def _found(self, engine: Engine) -> tuple[bool, str]:
+    def _found(self, engine: Engine, *, migrates: bool) -> tuple[bool, str]:
         """Returns whether there is nothing to migrate, and what the database is in a few words; see `examine`."""
         current = schema.is_current(engine)
-        return current, "SQLite" if self.is_sqlite else examination.check_server(engine, migrates=not current)
+        if self.is_sqlite:
+            return current, "SQLite"
+        return current, examination.check_server(engine, is_current=current, migrates=migrates)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

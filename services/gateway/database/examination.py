@@ -39,12 +39,13 @@ def check_file(path: Path) -> None:
             raise _refused(f"{each} cannot be written; change its owner or mode, or name another file")
 
 
-def check_server(engine: Engine, *, migrates: bool) -> str:
+def check_server(engine: Engine, *, is_current: bool, migrates: bool) -> str:
     """Checks a database of PostgreSQL; returns what it is, in a few words.
 
     Args:
         engine: connects to it.
-        migrates: whether tables must be created or changed.
+        is_current: whether the tables are as they should be; only then is it checked that they may be used.
+        migrates: whether this process creates or changes them otherwise.
 
     Raises:
         InvalidInputError: the database cannot be used as it is; says what to change.
@@ -66,15 +67,15 @@ def check_server(engine: Engine, *, migrates: bool) -> str:
             raise _refused(
                 f"permission denied: {user} may use none of its schemas; GRANT USAGE ON SCHEMA public TO {user}"
             )
-        if migrates:
+        if is_current:
+            _check_rights(connection, user, schema)
+        elif migrates:
             (may,) = _one(connection, "SELECT has_schema_privilege(current_schema(), 'CREATE')")
             if not may:
                 raise _refused(
                     f"permission denied: {user} may not create tables in the schema {schema}; make {user} the owner of "
                     f"the database, or GRANT CREATE ON SCHEMA {schema} TO {user}"
                 )
-        else:
-            _check_rights(connection, user, schema)
     return f"PostgreSQL {version}"
 
 

@@ -57,7 +57,7 @@ def migrate(
     interrupted or is killed leaves nothing, and the next run goes on from there. Two runs at once do each step once.
     """
     with _database() as database:
-        state = database.examine(to)
+        state = database.examine(to, migrates=True)
         if to and state.revision is not None and state.revision > to:
             raise InvalidInputError(
                 "--to",

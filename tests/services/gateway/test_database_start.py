@@ -16,6 +16,7 @@ from harness.service_process import ServiceProcess
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.starting import wait_until_migrated
 from tests.services.gateway.conftest import needs_postgres
 
 
@@ -67,6 +68,28 @@ def test_rights_that_are_missing(
         assert refusal(postgres, "app") == ""
         owner.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
         assert "permission denied: app may use none of its schemas" in refusal(postgres, "app")
+
+
+@needs_postgres
+def test_user_who_may_not_migrate_waits_for_one_who_does(
+    postgres: PostgresServer, statements: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    statements.execute("CREATE DATABASE setup")
+    owners, apps = (f"postgresql://{name}@127.0.0.1:{postgres.port}/setup" for name in ("postgres", "app"))
+    with (
+        psycopg.connect(owners, autocommit=True) as owner,
+        closing(Database(owners)) as owned,
+        closing(Database(apps)) as used,
+    ):
+        for schema in ("0009", ""):
+            with pytest.raises(InvalidInputError, match=r"run smalti migrate$"):
+                wait_until_migrated(used, 0)
+            with pytest.raises(InvalidInputError, match="app may not create tables in the schema public"):
+                used.examine(migrates=True)
+            owned.migrate(to=schema)
+            owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO app")
+        with pytest.raises(InvalidInputError, match="app may not INSERT in"):
+            wait_until_migrated(used, 0)
 
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:
