@@ -20,6 +20,8 @@ __all__ = ["SECRET_PREFIX", "TOLERANCE_SECONDS", "new_secret", "signed_headers",
 
 SECRET_PREFIX: Final = "whsec_"
 SECRET_BYTES: Final = 32
+MIN_SECRET_BYTES: Final = 24
+"""The least that the specification allows. An empty secret, of a variable that is not set, would fit a forger's."""
 TOLERANCE_SECONDS: Final = 300.0
 """Age of a notice up to which it is taken: what somebody has recorded cannot be sent again later."""
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
@@ -80,12 +82,14 @@ def verify_webhook(
         raise InvalidInputError(
             TIMESTAMP, f"is {age:.0f} s ago, more than {tolerance:g} s; perhaps it is sent again"
         )
-    found = [each.partition(",")[2] for each in given[SIGNATURE].split() if each.startswith("v1,")]
+    # Some servers keep bytes that are no text as surrogates, which cannot be encoded.
+    texts = given[SIGNATURE].encode(errors="replace").split()
+    found = [each.removeprefix(b"v1,") for each in texts if each.startswith(b"v1,")]
     expected = [
         _signature(each, notice_id, timestamp, body)
         for each in ((secret,) if isinstance(secret, str) else secret)
     ]
-    if not any(hmac.compare_digest(one.encode(), other.encode()) for one in expected for other in found):
+    if not any(hmac.compare_digest(one.encode(), other) for one in expected for other in found):
         raise InvalidInputError(SIGNATURE, "does not fit the secret and the body; do not trust the request")
     return notice_id
 
@@ -95,5 +99,7 @@ def _signature(secret: str, notice_id: str, timestamp: str, body: bytes) -> str:
         key = b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except (Base64Error, ValueError):
         raise InvalidInputError("secret", f"must be {SECRET_PREFIX} and Base64") from None
+    if len(key) < MIN_SECRET_BYTES:
+        raise InvalidInputError("secret", f"must have at least {MIN_SECRET_BYTES} bytes, got {len(key)}")
     content = b".".join((notice_id.encode(errors="replace"), timestamp.encode(), body))
     return b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()

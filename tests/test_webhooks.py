@@ -45,6 +45,7 @@ def test_either_of_two_secrets_verifies() -> None:
         ({"webhook-timestamp": str(NOW + 1)}, BODY, NOW, "webhook-signature"),
         ({"webhook-signature": ""}, BODY, NOW, "webhook-signature"),
         ({"webhook-signature": "v2,AAAA v1a,AAAA v1,ü"}, BODY, NOW, "webhook-signature"),
+        ({"webhook-signature": "v1,\udcff"}, BODY, NOW, "webhook-signature"),
         ({}, BODY, NOW + 301, "webhook-timestamp"),
         ({}, BODY, NOW - 301, "webhook-timestamp"),
         ({"webhook-timestamp": "now"}, BODY, NOW, "webhook-timestamp"),
@@ -65,3 +66,11 @@ def test_secret_of_another_form_is_told() -> None:
     headers = signed_headers([SECRET], notice_id="x", timestamp=NOW, body=BODY)
     with pytest.raises(InvalidInputError, match=r"^secret: must be whsec_ and Base64"):
         verify_webhook("whsec_ä", headers, BODY, now=NOW)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_QUJD"])
+def test_secret_that_anybody_could_guess_is_refused(secret: str) -> None:
+    """A receiver whose variable is not set must not take what was signed with nothing."""
+    headers = signed_headers([SECRET], notice_id="x", timestamp=NOW, body=BODY)
+    with pytest.raises(InvalidInputError, match=r"^secret: must have at least 24 bytes"):
+        verify_webhook(secret, headers, BODY, now=NOW)

@@ -65,7 +65,7 @@ class Delivery(Base):
     __table_args__ = (
         Index("deliveries_due", "due"),
         Index("deliveries_of_subject", "subject", "version"),
-        Index("deliveries_of_tenant", "tenant", "created"),
+        Index("deliveries_of_tenant", "tenant", "due"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)

@@ -1,6 +1,6 @@
 """Webhooks: notices of what has ended, signed, and sent again until they are taken or a day has passed."""
 
-from smalti.services.gateway.webhooks.addresses import check_url
+from smalti.services.gateway.webhooks.addresses import check_url, host_of
 from smalti.services.gateway.webhooks.deliveries import Deliveries
 from smalti.services.gateway.webhooks.repository import WebhookRepository
 from smalti.services.gateway.webhooks.settings import WEBHOOK_PREFIX, WebhookSettings, webhook_settings
@@ -11,5 +11,6 @@ __all__ = [
     "WebhookRepository",
     "WebhookSettings",
     "check_url",
+    "host_of",
     "webhook_settings",
 ]

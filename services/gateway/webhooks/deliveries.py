@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from smalti.services.gateway.database.clock import Clock, to_microseconds
@@ -36,8 +36,8 @@ MAX_AGE_SECONDS: Final = 24 * 3600.0
 MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 CLAIM_SECONDS: Final = 30.0
 """What a claim is longer than the time for an answer."""
-PAGE: Final = 100
-MAX_PAGES: Final = 10
+MAX_READ: Final = 500
+"""Notices of a tenant that are looked at together."""
 STOP_SECONDS: Final = 2.0
 
 
@@ -78,6 +78,8 @@ class Deliveries:
         self._ended = ended
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._flying: dict[str, Delivery] = {}
+        self._served: dict[str, int] = {}
+        """When tenants with work were served last, as a number that grows."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._sender: Sender | None = None
@@ -144,50 +146,53 @@ class Deliveries:
         now = to_microseconds(self._clock())
         until = to_microseconds(self._clock() + self._settings.timeout + CLAIM_SECONDS)
         with self._database.write() as session:
-            chosen = self._choose(session, now, free)
+            chosen, late = self._choose(session, now, free)
             for delivery in chosen:
                 delivery.due = until
                 delivery.tries += 1
+            session.execute(delete(Delivery).where(Delivery.id.in_([each.id for each in late])))
             tenants = {delivery.tenant for delivery in chosen}
             webhooks = {
                 each.tenant: each
                 for each in session.scalars(select(Webhook).where(Webhook.tenant.in_(tenants)))
             }
+        for each in late:
+            _report("webhook given up", each, each.problem or "it has waited for a day, and was never tried")
         return [(delivery, _secrets(webhooks.get(delivery.tenant), now)) for delivery in chosen]
 
-    def _choose(self, session: Session, now: int, free: int) -> list[Delivery]:
+    def _choose(self, session: Session, now: int, free: int) -> tuple[list[Delivery], list[Any]]:
+        """Returns notices to send, and rows of those that are too old.
+
+        Each tenant's are read apart, and who was served longest ago comes first: however many of some wait for hosts
+        that are slow, those of others are found.
+        """
         of_tenant = Counter(each.tenant for each in self._flying.values())
         of_host = Counter(host_of(each.url) for each in self._flying.values())
         most_of_tenant = max(1, self._settings.together // 4)
         most_of_host = max(1, self._settings.together // 8)
-        chosen: list[Delivery] = []
-        passed: set[str] = set()
-        for _ in range(MAX_PAGES):
-            full = [tenant for tenant, number in of_tenant.items() if number >= most_of_tenant]
-            page = session.scalars(
-                select(Delivery)
-                .where(
-                    Delivery.due <= now,
-                    Delivery.tenant.not_in(full),
-                    Delivery.id.not_in(passed),
-                    _is_first(),
-                )
-                .order_by(Delivery.due)
-                .limit(PAGE)
-                .with_for_update(skip_locked=True)
-            ).all()
-            for delivery in page:
-                passed.add(delivery.id)
-                host = host_of(delivery.url)
-                if of_tenant[delivery.tenant] < most_of_tenant and of_host[host] < most_of_host:
-                    of_tenant[delivery.tenant] += 1
+        chosen: list[str] = []
+        late: list[Any] = []
+        tenants = session.scalars(_tenants_with_work(now)).all()
+        self._served = {each: self._served.get(each, 0) for each in tenants}
+        for tenant in sorted(tenants, key=self._served.__getitem__):
+            if of_tenant[tenant] >= most_of_tenant:
+                continue
+            self._served[tenant] = max(self._served.values()) + 1
+            for each in session.execute(_due(tenant, now)):
+                host = host_of(each.url)
+                if each.created + to_microseconds(MAX_AGE_SECONDS) < now:
+                    late.append(each)
+                elif of_tenant[tenant] < most_of_tenant and of_host[host] < most_of_host:
+                    of_tenant[tenant] += 1
                     of_host[host] += 1
-                    chosen.append(delivery)
+                    chosen.append(each.id)
                 if len(chosen) == free:
-                    return chosen
-            if len(page) < PAGE:
+                    break
+            if len(chosen) == free:
                 break
-        return chosen
+        # Another gateway may claim some of them at the same time.
+        locked = select(Delivery).where(Delivery.id.in_(chosen), Delivery.due <= now)
+        return list(session.scalars(locked.with_for_update(skip_locked=True))), late
 
     async def _send(self, delivery: Delivery, secrets: list[str]) -> None:
         try:
@@ -256,20 +261,44 @@ class Deliveries:
         else:
             log.info("a webhook is tried again: %s", outcome.problem, extra={"job": delivery.subject})
             return
-        audit.write(
-            event,
-            tenant=delivery.tenant,
-            subject=delivery.subject,
-            notice=delivery.id,
-            host=host_of(delivery.url),
-            tries=delivery.tries,
-            why=outcome.problem,
-        )
+        _report(event, delivery, outcome.problem)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()
+
+
+def _report(event: str, delivery: Any, why: str | None) -> None:
+    """Writes a line about a notice, or its row, to the audit log."""
+    audit.write(
+        event,
+        tenant=delivery.tenant,
+        subject=delivery.subject,
+        notice=delivery.id,
+        host=host_of(delivery.url),
+        tries=delivery.tries,
+        why=why,
+    )
+
+
+def _tenants_with_work(now: int) -> Select[Any]:
+    """Returns the tenants of which notices are due, the one that has waited longest first."""
+    each = select(func.min(Delivery.tenant).label("tenant")).cte("each_tenant", recursive=True)
+    following = select(func.min(Delivery.tenant)).where(Delivery.tenant > each.c.tenant).scalar_subquery()
+    each = each.union_all(select(following).where(each.c.tenant.is_not(None)))
+    first = select(func.min(Delivery.due)).where(Delivery.tenant == each.c.tenant).scalar_subquery()
+    return select(each.c.tenant).where(first <= now).order_by(first)
+
+
+def _due(tenant: str, now: int) -> Select[Any]:
+    """Returns what is due of a tenant, without the bodies."""
+    columns: Any = (
+        *(Delivery.id, Delivery.tenant, Delivery.subject, Delivery.url),
+        *(Delivery.created, Delivery.tries, Delivery.problem),
+    )
+    is_due = Delivery.tenant == tenant, Delivery.due <= now, _is_first()
+    return select(*columns).where(*is_due).order_by(Delivery.due).limit(MAX_READ)
 
 
 def _is_first() -> ColumnElement[bool]:

@@ -43,7 +43,7 @@ class Sender:
             ssl_context=ssl.create_default_context(),
             max_connections=None,
             max_keepalive_connections=0,
-            network_backend=_CheckedNetwork(self._resolver, private=settings.private),
+            network_backend=_CheckedNetwork(self._resolver, settings),
         )
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -84,9 +84,10 @@ class Sender:
 class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
     """Looks up names, and connects only to addresses that are allowed: to those, and not to the name again."""
 
-    def __init__(self, resolver: ThreadPoolExecutor, *, private: bool) -> None:
+    def __init__(self, resolver: ThreadPoolExecutor, settings: WebhookSettings) -> None:
         self._resolver = resolver
-        self._private = private
+        self._private = settings.private
+        self._timeout = settings.timeout
         self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -107,9 +108,12 @@ class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
         if not allowed:
             raise SendingError(f"{host} has no public address ({', '.join(addresses[:MAX_ADDRESSES])})")
         problem: Exception | None = None
-        for address in allowed[:MAX_ADDRESSES]:
+        tried = allowed[:MAX_ADDRESSES]
+        # One that is silent, as IPv6 is behind some networks, leaves time for the next.
+        seconds = self._timeout / len(tried)
+        for address in tried:
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await self._inner.connect_tcp(address, port, seconds, local_address, socket_options)
             except (OSError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
                 problem = error
         raise SendingError(f"{host} does not take connections") from problem

@@ -2,6 +2,8 @@
 
 import ipaddress
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -104,3 +106,40 @@ def test_name_is_looked_up_once(
     send(gateway)
     assert receiver.received[0].headers["host"] == f"rebinding.test:{receiver.port}"
     assert asked == ["rebinding.test"]
+
+
+def test_address_that_is_silent_leaves_time_for_the_next(
+    database: Database, gateway: GatewayHarness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = ("127.0.0.2", "127.0.0.1")
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, port, **rest: [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses
+        ],
+    )
+    secret_of(gateway, f"http://two.test:{receiver.port}/")
+    gateway.cancel(gateway.create())
+    settings = WebhookSettings(private=True, timeout=2.0)
+    with (
+        full_listener("127.0.0.2", receiver.port),
+        stopping(Deliveries(database, clock=gateway.clock, settings=settings)) as deliveries,
+    ):
+        deliveries.send_due()
+        wait_until(lambda: deliveries.send_due() == 0 and not deliveries.flying)
+    assert len(receiver.received) == 1
+
+
+@contextmanager
+def full_listener(address: str, port: int) -> Iterator[None]:
+    """Occupies a port whose queue of connections is full, so that further ones get no answer."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(4):
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex((address, port))
+        yield

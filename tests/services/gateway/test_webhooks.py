@@ -114,10 +114,8 @@ def test_job_has_a_url_and_a_wish_of_its_own(gateway: GatewayHarness, receiver: 
     for wish in (None, JobWebhook(include_prompt=False)):
         gateway.cancel(gateway.create("a hen", webhook=wish))
         send(gateway)
-    assert ["prompt" in json.loads(each.body)["data"]["job"] for each in receiver.received[1:]] == [
-        True,
-        False,
-    ]
+    told = [json.loads(each.body)["data"]["job"] for each in receiver.received[1:]]
+    assert ["prompt" in each for each in told] == [True, False]
 
 
 def test_tenant_without_a_secret_is_told_nothing(gateway: GatewayHarness, database: Database) -> None:
@@ -259,6 +257,65 @@ def test_slow_receiver_holds_up_nobody_else(
         slow.holding.set()
         wait_until(lambda: (deliveries.send_due(), len(slow.received))[1] == 60)
         deliveries.stop()
+
+
+def add_notices(database: Database, number: int, *, tenant: str, url: str, created: float) -> None:
+    """Stores notices that are due, and were never tried."""
+    moment = round(created * 1e6)
+    common: dict[str, Any] = {"version": 1, "url": url, "body": "{}", "created": moment, "due": moment}
+    names = [f"{tenant} {each}" for each in range(number)]
+    rows = [Delivery(id=name, tenant=tenant, subject=name, **common) for name in names]
+    with database.write() as session:
+        session.add_all(rows)
+
+
+def test_thousands_that_wait_for_a_slow_receiver_hide_nobody(
+    gateway: GatewayHarness, receiver: Receiver, database: Database
+) -> None:
+    secret_of(gateway, receiver.url)
+    add_tenant(database, "slow")
+    with Receiver() as slow:
+        slow.holding.clear()
+        webhooks(gateway).set("slow", url=slow.url)
+        add_notices(database, 2000, tenant="slow", url=slow.url, created=gateway.clock() - 60)
+        deliveries = gateway.gateway.deliveries
+        deliveries.send_due()
+        gateway.cancel(gateway.create())
+        assert deliveries.send_due() == 1
+        wait_until(lambda: len(receiver.received) == 1)
+        deliveries.stop()
+
+
+def test_many_slow_receivers_leave_the_next_place_to_others(
+    gateway: GatewayHarness, receiver: Receiver, database: Database
+) -> None:
+    with Receiver() as slow, Receiver() as slower:
+        slow.holding.clear()
+        slower.holding.clear()
+        for tenant, url in (("slow", slow.url), ("slower", slower.url)):
+            add_tenant(database, tenant)
+            webhooks(gateway).set(tenant, url=url)
+            add_notices(database, 100, tenant=tenant, url=url, created=gateway.clock() - 60)
+        secret_of(gateway, receiver.url)
+        gateway.cancel(gateway.create())
+        settings = WebhookSettings(timeout=0.3, together=2)
+        with stopping(Deliveries(database, clock=gateway.clock, settings=settings)) as deliveries:
+            assert deliveries.send_due() == 2
+            wait_until(lambda: (deliveries.send_due(), len(receiver.received))[1] == 1)
+            assert len(slow.received) + len(slower.received) <= 5
+
+
+def test_what_has_waited_for_a_day_is_given_up(
+    gateway: GatewayHarness, receiver: Receiver, database: Database
+) -> None:
+    secret_of(gateway, receiver.url)
+    created = gateway.clock() - MAX_AGE_SECONDS - 1
+    add_notices(database, 3, tenant=DEFAULT_TENANT, url=receiver.url, created=created)
+    with captured_log() as log:
+        assert send(gateway) == 0
+    assert receiver.received == waiting(database) == []
+    lines = [line for line in log.lines if line["logger"] == "smalti.audit"]
+    assert [(line["event"], line["tries"]) for line in lines] == [("webhook given up", 0)] * 3
 
 
 def test_receiver_that_does_not_answer_costs_no_more_than_its_time(

@@ -54,7 +54,7 @@ def upgrade() -> None:
     )
     op.create_index("deliveries_due", "deliveries", ["due"])
     op.create_index("deliveries_of_subject", "deliveries", ["subject", "version"])
-    op.create_index("deliveries_of_tenant", "deliveries", ["tenant", "created"])
+    op.create_index("deliveries_of_tenant", "deliveries", ["tenant", "due"])
 
 
 def downgrade() -> None:
