@@ -17,6 +17,7 @@ def test_revisions_are_listed_and_retired(
     tmp_path: Path, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SMALTI_GATEWAY_DATABASE", f"sqlite:///{tmp_path / 'gateway.sqlite3'}")
+    monkeypatch.setenv("SMALTI_LOG_AUDIT", str(tmp_path / "audit.jsonl"))
     with closing(sqlite_database(tmp_path)) as database:
         assert run(["revisions", "list"]) == 0
         assert "no revisions yet" in capsys.readouterr().out
@@ -40,6 +41,10 @@ def test_revisions_are_listed_and_retired(
         assert run(["revisions", "list"]) == 0
         assert "retired" in capsys.readouterr().out
         assert run(["revisions", "restore", one.revision]) == 0
+        events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        assert [(each["event"], each["revision"]) for each in events] == [
+            ("revision retired", one.revision), ("revision restored", one.revision),
+        ]  # fmt: skip
         assert run(["revisions", "retire", "9"]) == 2
         assert "no revision begins with '9'" in capsys.readouterr().err
         gateway.close()

@@ -14,6 +14,7 @@ from smalti.services.gateway.database.tenant_tables import DailyUsage
 from smalti.services.gateway.identity.keys import DAY, check_tenant
 
 MAX_WEIGHT: Final = 100
+MAX_LIMIT: Final = 2**40
 LIMITS: Final[Mapping[str, int]] = {
     "max_open_jobs": 0,
     "max_stored_jobs": 0,
@@ -88,6 +89,6 @@ def _change(tenant: Tenant, weight: int | None, limits: Mapping[str, int | None]
             raise InvalidInputError("weight", f"must be between 1 and {MAX_WEIGHT}, got {weight}")
         tenant.weight = weight
     for name, value in limits.items():
-        if value is not None and not LIMITS[name] <= value < 2**40:
-            raise InvalidInputError(name, f"must be at least {LIMITS[name]}, got {value}")
+        if value is not None and not LIMITS[name] <= value <= MAX_LIMIT:
+            raise InvalidInputError(name, f"must be between {LIMITS[name]} and {MAX_LIMIT}, got {value}")
         setattr(tenant, name, value)

@@ -10,7 +10,13 @@ from sqlalchemy import exists, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from smalti.errors import InvalidInputError, JobNotFoundError, OverloadedError, RequestIdReusedError
+from smalti.errors import (
+    InvalidInputError,
+    JobNotFoundError,
+    OverloadedError,
+    QuotaExceededError,
+    RequestIdReusedError,
+)
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
@@ -145,22 +151,28 @@ class JobRepository:
         return snapshot
 
     def _admit(self, job_spec: JobSpec) -> JobSnapshot:
+        # Whether other jobs are open matters only where it decides on the number of candidates.
+        depends = job_spec.candidates is None
         for _ in range(MAX_TRIES):
             idle = self._was_idle
-            job = self._new_job(job_spec, idle=idle)
+            job = self._new_job(job_spec, idle=idle and depends)
             chunks = self._new_chunks(job)
             if not fits(job, Chunk(**chunks[0])):
                 raise InvalidInputError("prompt", "has too many bytes for a message; shorten it")
-            # Whether other jobs are open matters only where it decides on the number of candidates.
-            depends = job_spec.candidates is None
             admission = self.admissions.admit(job, chunks, idle=idle if depends else None)
             if admission is not None:
                 self._was_idle = False
                 ahead = admission.others - (0 if job.priority else admission.others_batch)
                 return JobSnapshot(job=job, jobs_ahead=ahead)
             demand = replace(self._demand(job_spec), candidates=job.candidates)
-            with self._database.read() as session:
-                usage = check_capacity(session, self._limits, demand)
+            try:
+                with self._database.read() as session:
+                    usage = check_capacity(session, self._limits, demand)
+            except (InvalidInputError, QuotaExceededError):
+                if not (idle and depends):
+                    raise
+                depends = False  # More than the default is given where the tenant may have it.
+                continue
             self._was_idle = usage.all_open_jobs == 0
             self._retentions[job_spec.tenant] = (self._clock() + RETENTION_SECONDS, usage.max_retention)
         # There was room whenever we looked, and others took it.

@@ -42,16 +42,26 @@ def gateway_database(what: str) -> "Iterator[Database]":
         database.close()
 
 
+def open_audit() -> None:
+    """Opens the audit log, if it has a file. A command that changes something does so before it does.
+
+    Raises:
+        InvalidInputError: the file cannot be written; names the variable.
+    """
+    from smalti.settings import read_settings
+    from smalti.telemetry import LogSettings, audit
+
+    if file := read_settings(LogSettings).audit:
+        audit.set_up(file, audit.json_formatter())
+
+
 def report(event: str, **fields: Any) -> None:
     """Writes a line to the audit log, if it has a file; the database has the same."""
     from smalti.settings import read_settings
     from smalti.telemetry import LogSettings, audit
 
-    file = read_settings(LogSettings).audit
-    if file is None:
-        return
-    audit.set_up(file, audit.json_formatter())
-    audit.write(event, who=f"operator {_user()}", **fields)
+    if read_settings(LogSettings).audit:
+        audit.write(event, who=f"operator {_user()}", **fields)
 
 
 def _user() -> str:

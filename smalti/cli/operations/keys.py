@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from smalti.cli.operations.database import gateway_database, report
+from smalti.cli.extras import needs_extra
+from smalti.cli.operations.database import gateway_database, open_audit, report
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     for command in (create, list_, revoke):
-        keys.command(command.__name__.rstrip("_"))(command)
+        keys.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
     app.add_typer(keys, name="keys")
 
 
@@ -57,6 +58,7 @@ def create(
         if each not in list(Role):
             raise InvalidInputError("--role", f"must be one of {', '.join(Role)}, got {each[:60]!r}")
         chosen.append(Role(each))
+    open_audit()
     with _repository() as keys:
         try:
             key, kept = keys.create(tenant, chosen, note=note, new_tenant=new_tenant)
@@ -102,6 +104,7 @@ def revoke(
 ) -> None:
     """Revoke keys for good. Gateways refuse them within five seconds."""
     missing = False
+    open_audit()
     with _repository() as keys:
         for each in ids:
             kept = keys.revoke(each)

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smalti.cli.operations.database import gateway_database
+from smalti.cli.extras import needs_extra
+from smalti.cli.operations.database import gateway_database, open_audit, report
 
 if TYPE_CHECKING:
     from smalti.services.gateway.models import ListedRevision
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     for command in (list_, retire, restore):
-        revisions.command(command.__name__.rstrip("_"))(command)
+        revisions.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
     app.add_typer(revisions, name="revisions")
 
 
@@ -81,10 +82,13 @@ def _set_retired(revision: str, *, is_retired: bool) -> str:
     from smalti.services.gateway import models
     from smalti.services.gateway.database.clock import to_microseconds
 
+    open_audit()
     with gateway_database("revisions") as database:
         now = to_microseconds(database.time())
         with database.write() as session:
-            return models.retire(session, revision, now if is_retired else None)
+            found = models.retire(session, revision, now if is_retired else None)
+    report("revision retired" if is_retired else "revision restored", revision=found)
+    return found
 
 
 def _fields(listed: "ListedRevision") -> dict[str, Any]:

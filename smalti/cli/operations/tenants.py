@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smalti.cli.operations.database import gateway_database, report
+from smalti.cli.extras import needs_extra
+from smalti.cli.operations.database import gateway_database, open_audit, report
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def register(app: typer.Typer) -> None:
     )
     commands: list[Any] = [list_, create, set_, usage]
     for command in commands:
-        tenants.command(command.__name__.rstrip("_"))(command)
+        tenants.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
     webhook = typer.Typer(help="How a tenant is told that jobs have ended.", no_args_is_help=True)
     commands = [show_webhook, set_webhook, rotate_webhook]
     for command in commands:
-        webhook.command(command.__name__.partition("_")[0])(command)
+        webhook.command(command.__name__.partition("_")[0])(needs_extra("gateway")(command))
     tenants.add_typer(webhook, name="webhook")
     app.add_typer(tenants, name="tenants")
 
@@ -85,6 +86,7 @@ def create(
 ) -> None:
     """Make a tenant; limits that are left out are the settings'."""
     given = dict(locals())
+    open_audit()
     with _tenants() as repository, _options():
         made = repository.create(tenant, weight=weight, limits=_limits(given))
     report("tenant created", tenant=tenant, **_set(made))
@@ -105,6 +107,7 @@ def set_(
 ) -> None:
     """Change a tenant. What is left out stays; `none` removes a limit, so that the setting's holds."""
     given = dict(locals())
+    open_audit()
     with _tenants() as repository, _options():
         changed = repository.set(tenant, weight=weight, limits=_limits(given))
     report("tenant changed", tenant=tenant, **_set(changed))
@@ -168,16 +171,19 @@ def set_webhook(
     ] = None,
 ) -> None:
     """Change the webhook of a tenant; the first time, make its secret and print it, the only time that it is shown."""
-    from smalti.services.gateway.webhooks import check_url, webhook_settings
+    from smalti.services.gateway.webhooks import check_url, host_of, webhook_settings
 
     is_none = url == NONE
     if url is not None and not is_none:
         check_url(url, "--url", private=webhook_settings().private)
+    open_audit()
     with _webhooks() as webhooks, _options():
         found, secret = webhooks.set(
             tenant, url=None if is_none else url, no_url=is_none, include_prompt=include_prompt
         )
-    report("webhook changed", tenant=tenant, url=found.url, include_prompt=found.include_prompt)
+    # The rest of a URL may be a secret of the receiver's.
+    host = host_of(found.url) if found.url else None
+    report("webhook changed", tenant=tenant, host=host, include_prompt=found.include_prompt)
     if secret is not None:
         report("webhook secret created", tenant=tenant)
         print(secret)
@@ -187,9 +193,12 @@ def set_webhook(
 
 def rotate_webhook(
     tenant: Name,
-    keep: Annotated[float, typer.Option(min=0, help="Hours for which the secret before signs, too.")] = 24.0,
+    keep: Annotated[
+        float, typer.Option(min=0, max=720, help="Hours for which the secret before signs, too.")
+    ] = 24.0,
 ) -> None:
     """Make a new secret, and print it. The one before signs too for a day, so that receivers can change."""
+    open_audit()
     with _webhooks() as webhooks, _options():
         secret = webhooks.rotate(tenant, keep=3600 * keep)
     report("webhook secret rotated", tenant=tenant, keep_hours=keep)

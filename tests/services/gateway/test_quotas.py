@@ -68,6 +68,18 @@ def test_candidates_of_a_day_are_counted_until_midnight(gateway: GatewayHarness)
         gateway.create(tenant="red", candidates=21)
 
 
+def test_what_an_idle_system_gives_more_is_not_refused(make_gateway: MakeGateway, database: Database) -> None:
+    gateway = make_gateway(idle_candidates=32)
+    add_tenant(database, "red", max_candidates=48)
+    given = [gateway.jobs.create(job_spec(tenant="red", candidates=None)).job for _ in range(2)]
+    assert [job.candidates for job in given] == [32, 16]
+    gateway.run_jobs()
+    add_tenant(database, "blue", max_candidates=20)
+    assert gateway.jobs.create(job_spec(tenant="blue", candidates=None)).job.candidates == 16
+    gateway.run_jobs()
+    assert refused(gateway, tenant="red", candidates=None).left == 0
+
+
 def test_longest_prompt_and_retention(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(prompt_characters=10)
     add_tenant(gateway.gateway.context.database, "red", max_prompt=12, max_retention=600)

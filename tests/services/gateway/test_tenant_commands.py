@@ -3,17 +3,22 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from harness.gateway import GatewayHarness, sqlite_database
 from smalti.cli import run
 from smalti.errors import QuotaExceededError
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
+from smalti.services.gateway.database.tables import Tenant
+from smalti.services.gateway.database.tenant_tables import ApiKey, Webhook
 
 
 @pytest.fixture
@@ -90,7 +95,14 @@ def test_secret_is_shown_once_and_rotated(audit: Path, capsys: pytest.CaptureFix
         (["create", "Shop"], "TENANT: must be 1 to 64 characters"),
         (["set", "nobody"], "TENANT: there is no tenant 'nobody'"),
         (["set", "default", "--weight", "101"], "--weight: must be between 1 and 100, got 101"),
-        (["set", "default", "--batch-slots", "0"], "--batch-slots: must be at least 1, got 0"),
+        (
+            ["set", "default", "--batch-slots", "0"],
+            "--batch-slots: must be between 1 and 1099511627776, got 0",
+        ),
+        (
+            ["set", "default", "--stored-bytes", "9" * 14],
+            "--stored-bytes: must be between 0 and 1099511627776",
+        ),
         (["set", "default", "--retention", "1e3"], "--retention: must be a whole number or none, got '1e3'"),
         (["webhook", "set", "default", "--url", "http://example.org/"], "--url: must be an https URL"),
         (
@@ -106,3 +118,44 @@ def test_commands_say_what_is_wrong(
 ) -> None:
     assert run(["tenants", *arguments]) == 2
     assert problem in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["keys", "create"],
+        ["tenants", "create", "shop"],
+        ["tenants", "webhook", "set", "default", "--url", "https://example.org/"],
+    ],
+)
+def test_nothing_is_made_that_the_audit_log_cannot_have(
+    arguments: list[str], audit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key, or a secret, that was made and could not be shown would be lost."""
+    monkeypatch.setenv("SMALTI_LOG_AUDIT", str(audit.parent / "missing" / "audit.jsonl"))
+    assert run(arguments) == 2
+    assert "SMALTI_LOG_AUDIT" in capsys.readouterr().err
+    with closing(sqlite_database(audit.parent)) as database, database.read() as session:
+        assert session.scalars(select(Tenant.id)).all() == ["default"]
+        assert session.scalars(select(ApiKey.id)).all() == []
+        assert session.scalars(select(Webhook.tenant)).all() == []
+
+
+@pytest.mark.process
+def test_commands_name_the_extra_that_they_need() -> None:
+    script = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sqlalchemy":
+            raise ModuleNotFoundError("belongs to another extra", name=name)
+sys.meta_path.insert(0, Refuse())
+from smalti.cli import run
+for words in ("keys list", "keys create", "tenants list", "tenants webhook set default", "revisions list"):
+    print(run(words.split()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2"] * 5, done.stderr
+    assert set(done.stderr.splitlines()) == {
+        "smalti: sqlalchemy is not installed: pip install 'smalti[gateway]'"
+    }
