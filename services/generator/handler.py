@@ -33,9 +33,9 @@ PROGRESS_SECONDS = 0.2
 POLL_SECONDS = 0.1
 """Interval between checks whether the worker stops, while the engine is silent."""
 MAX_ROW_LENGTH = 64
+"""Tokens of a row that an event can hold."""
 MAX_EVENT_TOKENS = 4096
 """Tokens in a progress event, over all candidates; a message of the queues has at most 64 KiB."""
-"""Tokens of a row that an event can hold."""
 
 
 class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):

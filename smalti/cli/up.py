@@ -1,5 +1,6 @@
 """`smalti up`: the whole system on this machine."""
 
+import os
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
-from smalti.errors import ServerStartError
+from smalti.errors import InvalidInputError, ServerStartError
 from smalti.registry import library
 from smalti.settings import data_folder
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MODELS_SECONDS, MODELS_POLL_SECONDS = 30.0, 0.2
 """Time in which the gateway must list the models of the system, and the interval at which it is asked."""
+MAX_WIDTH = 200
+"""Columns of the table at most; it has fewer than 80 unless a name is very long."""
 FAILED = 1
 """Exit status if a port or the data folder is in use, or a process cannot be started."""
 
@@ -86,7 +89,9 @@ def run_system(
 
     Raises:
         typer.Exit: always, with the exit status.
+        InvalidInputError: an argument or a setting is invalid; nothing was started.
     """
+    from smalti.messages import ROUTES_SINCE, message_settings
     from smalti.up.command import find_program
     from smalti.up.plan import plan_workers
     from smalti.up.ports import read_ports, taken
@@ -95,6 +100,9 @@ def run_system(
 
     program = find_program(command[0]) + command[1:] if command else []
     workers = plan_workers(list(map(library.find, models)) or [library.find()])
+    written = "SMALTI_MESSAGES_WRITE"
+    if len(models) > 1 and written in os.environ and message_settings().write < ROUTES_SINCE:
+        raise InvalidInputError(written, f"must be {ROUTES_SINCE} for several models; unset it")
     chosen = read_ports(ports, [worker.name for worker in workers])
     kept = (data or data_folder("data") / "up").absolute()
     # Standard output belongs to the command; our own messages go to standard error.
@@ -134,7 +142,7 @@ def _serve(
             _wait_for_models(system, stopping, console)
     seconds = time.monotonic() - began
     if not program:
-        _show(system, seconds, console)
+        show(system, seconds, console)
         stopping.wait()
         return 0
     _say(console, f"the system is ready after {seconds:.1f} s: {system.gateway}")
@@ -187,15 +195,12 @@ def _stop(supervisor: "Supervisor", stopping: signals.Stopping, console: Console
         thread.join()
 
 
-def _show(system: "System", seconds: float, console: Console) -> None:
+def show(system: "System", seconds: float, console: Console) -> None:
     """Prints the addresses of the system."""
     from smalti.up.ports import WEB
     from smalti.up.servers import HOST
 
-    several = len(system.models) > 1
     table = Table("", "address", "metrics", "memory", box=None, header_style="bold", pad_edge=False)
-    if several:
-        table.add_column("models")
     table.columns[3].justify = "right"
     rows: list[tuple[str, str, str, Server]] = [
         (name, service.url, f"http://{HOST}:{system.ports[f'{name}-metrics']}/metrics", service)
@@ -207,12 +212,15 @@ def _show(system: "System", seconds: float, console: Console) -> None:
     for name, address, metrics, server in rows:
         memory = system.memory(server)
         total += memory
-        worker = system.workers.get(name)
-        served = ", ".join(model.name for model in worker.models) if worker else ""
-        table.add_row(name, address, metrics, _in_megabytes(memory), *([served] if several else []))
+        table.add_row(name, address, metrics, _in_megabytes(memory))
     console.print(f"Open {system.web.url}", markup=False, style="bold")
     console.print(f"The system is ready after {seconds:.1f} s, and uses {_in_megabytes(total)} of memory.")
-    console.print(table)
+    # Not as wide as the terminal, which may break a line: an address must not be shortened.
+    Console(file=console.file, width=MAX_WIDTH, highlight=False).print(table)
+    if len(system.models) > 1:
+        for model in system.models:
+            names = [name for name, worker in system.workers.items() if model in worker.models]
+            console.print(f"{model.name}: {', '.join(names)}", markup=False, soft_wrap=True)
     console.print(f"Data, keys and logs are in {system.data}.", markup=False, soft_wrap=True)
     console.print(
         f'Draw with: smalti generate --server {system.gateway} "a red balloon". Ctrl-C stops it all.',

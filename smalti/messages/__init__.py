@@ -34,7 +34,7 @@ from smalti.messages.events import (
     PromptReading,
     StageDone,
 )
-from smalti.messages.hello import MAX_CARD_LENGTH, Hello
+from smalti.messages.hello import MAX_CARD_LENGTH, MAX_HELLO_SECONDS, Hello
 from smalti.messages.parsing import Message, Task, parse, parse_hello
 from smalti.messages.queues import (
     HELLO_QUEUE,
@@ -45,7 +45,7 @@ from smalti.messages.queues import (
     dead_queue_name,
     queue_name,
 )
-from smalti.messages.routing import MAX_ADAPTERS, Adapter, Shard
+from smalti.messages.routing import MAX_ADAPTERS, ROUTES_SINCE, Adapter, Shard
 from smalti.messages.settings import MESSAGES_PREFIX, MessageSettings, message_settings
 from smalti.messages.tasks import (
     ChunkTask,
@@ -69,6 +69,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_CLOCK_SKEW_SECONDS",
     "MAX_GIVEN_TOKENS",
+    "MAX_HELLO_SECONDS",
     "MAX_IN_CHUNK",
     "MAX_MESSAGE_BYTES",
     "MAX_NOTICE_LENGTH",
@@ -78,6 +79,7 @@ __all__ = [
     "MAX_WORD_LENGTH",
     "MESSAGES_PREFIX",
     "QUEUE_PREFIX",
+    "ROUTES_SINCE",
     "VERSION",
     "Adapter",
     "CandidateIndex",

@@ -10,6 +10,8 @@ from smalti.messages.routing import Routes
 
 MAX_CARD_LENGTH = 48 * 1024
 """Characters of the card of a model."""
+MAX_HELLO_SECONDS = 3600.0
+"""Seconds between two hellos."""
 
 
 class Hello(Extensible):
@@ -38,7 +40,7 @@ class Hello(Extensible):
     """Newest version of messages that it reads."""
     address: ShortText
     """HOST:PORT at which others call it over gRPC; empty if it is not known."""
-    interval: Annotated[float, Field(gt=0, le=3600)]
+    interval: Annotated[float, Field(gt=0, le=MAX_HELLO_SECONDS)]
     """Seconds until its next hello."""
     sent: Annotated[float, Field(ge=0, lt=2**40)]
     """Unix time of its sending, by the worker's clock. The microseconds fit into a database."""

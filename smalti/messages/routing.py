@@ -1,6 +1,6 @@
 """What version 3 has added to tasks: where the work goes, and what it belongs to."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator
 
@@ -8,6 +8,8 @@ from smalti.messages.envelope import Count, Extensible, ShortText
 from smalti.messages.queues import RouteKey, Stage
 from smalti.storage import JobId, Sha256
 
+ROUTES_SINCE: Final = 3
+"""The first version in which tasks have routes, and workers say hello."""
 MAX_ADAPTERS = 8
 """Adapters of one task."""
 

@@ -39,7 +39,7 @@ class StageTask(Envelope):
     model: ShortText
     """Name of the model."""
     revision: ShortText
-    """Revision of the model; a worker with another revision refuses the task."""
+    """Revision of the model; a worker with another one holds the task back, unless `routes` has its key."""
     prompt: Prompt
     seed: Seed
     sampling: SamplingParameters
@@ -67,6 +67,9 @@ class StageTask(Envelope):
     """Adapters to generate with; a worker that cannot use them refuses the task. Since version 3."""
     shard: Shard | None = None
     """The shard of a batch that the job is for; None for any other job. Since version 3."""
+    binding: Annotated[int, Field(ge=0, le=1000, exclude_if=lambda binding: not binding)] = 0
+    """How often the job was bound to another revision after work had been sent. What the stages wrote before does not
+    count for it. Since version 3."""
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
@@ -77,10 +80,6 @@ class StageTask(Envelope):
         if FREE in self.given and (self.version < 2 or self.strength is not None):
             raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
-
-    binding: Annotated[int, Field(ge=0, le=1000, exclude_if=lambda binding: not binding)] = 0
-    """How often the job was bound to another revision after work had been sent. What the stages wrote before does not
-    count for it. Since version 3."""
 
     @property
     def keys(self) -> JobKeys:

@@ -121,8 +121,8 @@ def _redis_options(settings: BrokerSettings) -> dict[str, Any]:
         # One worker checks at a time. By default, the lock of a worker that is killed meanwhile would keep the others
         # from checking for five minutes; two checks at the same time do no harm.
         "unacked_mutex_expire": check_seconds,
-        # The name of an exchange that has one channel for all listeners is the channel's.
-        "fanout_prefix": False,
+        # Valkey's channels are the same in all databases, so the name of ours begins with the number of the database.
+        "fanout_prefix": True,
         "queue_order_strategy": QUEUE_ORDER,
         "priority_steps": [0],
         "socket_timeout": settings.timeout,

@@ -45,8 +45,8 @@ class BrokerSettings(EnvironmentSettings):
     retry_max: Seconds = 30.0
     """Maximum seconds between two attempts."""
     old_queues: bool = True
-    """Whether a stage takes work from the queues without a key too, as services of 0.2.0 and requests of version 2 use
-    them."""
+    """Whether a stage takes work from the queues without a key too, as services of 0.2.0 and messages of version 2 use
+    them; 0 needs `SMALTI_MESSAGES_WRITE=3`."""
     drain: Seconds = 25.0
     """Seconds that a stopping worker gives to the messages it has begun; the rest goes back to the queue."""
     signing_key: Path | None = None

@@ -26,7 +26,7 @@ from smalti.errors import (
     ModelNotFoundError,
     StoreUnavailableError,
 )
-from smalti.messages import MessageSettings, Stage, message_settings
+from smalti.messages import ROUTES_SINCE, MessageSettings, Stage, message_settings
 from smalti.queue import (
     QUEUE_ENTRY,
     BrokerPublisher,
@@ -57,8 +57,6 @@ log = logging.getLogger(__name__)
 DONE, DIED, UNUSABLE = 0, 1, 2
 """Exit codes: drained; engine or consumer dead, or the drain hung; invalid setting or model."""
 
-HELLO_VERSION = 3
-"""Version of messages from which on workers say hello."""
 WATCH_SECONDS = 0.1
 """Interval between liveness checks."""
 DEAD_SECONDS = 5.0
@@ -113,6 +111,11 @@ class Process:
             service_settings(), rpc_settings(), broker_settings(), message_settings(),
         )  # fmt: skip
         server_credentials(rpc)
+        if messages.write < ROUTES_SINCE and not broker.old_queues:
+            raise InvalidInputError(
+                "SMALTI_BROKER_OLD_QUEUES",
+                f"must be 1 unless SMALTI_MESSAGES_WRITE is 3: work of version {messages.write} is in no other queues",
+            )
         return cls(
             name=name,
             settings=settings,
@@ -143,9 +146,9 @@ class Service:
     hear: HelloHandler = lambda hello: None
     """Told what workers say of themselves; for the gateway."""
     background_tasks: Sequence[BackgroundTask] = ()
+    """Started in this order once gRPC listens, and stopped together with it."""
     ready: Callable[[], bool] = lambda: True
     """Whether calls can succeed; while they cannot, health is NOT_SERVING, but the process goes on. Must not block."""
-    """Started in this order once gRPC listens, and stopped together with it."""
     kinds: CallKinds = field(default_factory=CallKinds)
     """What is special about its gRPC methods."""
     authenticate: Authenticate | None = None
@@ -298,7 +301,7 @@ class _Lifecycle:
     def _say_hello(self, server: Server) -> None:
         """Tells the gateways of this worker from now on, if they are new enough to read it."""
         process, serving, engine = self._process, self._service.serving, self._service.engine
-        if serving is None or engine is None or process.messages.write < HELLO_VERSION:
+        if serving is None or engine is None or process.messages.write < ROUTES_SINCE:
             return
         self._hello = HelloThread(
             process.publisher,

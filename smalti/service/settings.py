@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from smalti.messages import MAX_HELLO_SECONDS
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, read_settings
 
 SERVICE_PREFIX = f"{PREFIX}SERVICE_"
@@ -29,7 +30,7 @@ class ServiceSettings(EnvironmentSettings):
     than the engine takes for one dispatch or one picture."""
     cancel_poll: Seconds = 0.25
     """Interval between cancellation checks, in seconds."""
-    hello: Seconds = 5.0
+    hello: Annotated[float, Field(gt=0, le=MAX_HELLO_SECONDS)] = 5.0
     """Interval in seconds at which a stage tells the gateways that it is there, if `SMALTI_MESSAGES_WRITE` is 3; after
     three of them without a word it counts as gone."""
     grace: Seconds = 29.0

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from harness.queue import HARMLESS_WARNINGS, settings_for
-from harness.servers import Server
+from harness.servers import Server, ValkeyServer
 from harness.signing import certificate
 from harness.waiting import wait_until
 from smalti.queue import Broadcast, BrokerSettings
@@ -54,6 +55,25 @@ def test_all_others_hear(join: Join) -> None:
     assert second.broadcast.tell("back")
     wait_until(lambda: first.heard == ["back"], 30)
     assert second.heard == ["row 0", "row 1", "row 2"]
+
+
+def test_another_database_of_valkey_is_another_system(valkey: ValkeyServer) -> None:
+    base = valkey.url.rpartition("/")[0]
+    with ExitStack() as stack:
+
+        def made(database: int) -> Listener:
+            url = SecretStr(f"{base}/{database}")
+            listener = Listener(settings_for(valkey).model_copy(update={"url": url}))
+            stack.callback(listener.broadcast.stop)
+            return listener
+
+        first, second, third, fourth = map(made, (0, 0, 1, 1))
+        first.broadcast.tell("row")
+        wait_until(lambda: second.heard == ["row"], 30)
+        third.broadcast.tell("other")
+        wait_until(lambda: "other" in fourth.heard, 30)
+        assert fourth.heard == ["other"]
+        assert second.heard == ["row"]
 
 
 def test_listener_is_back_with_the_broker(join: Join, broker: Server) -> None:

@@ -196,6 +196,13 @@ def test_rabbitmq_is_told_how_long_to_keep_queues_and_hellos(rabbitmq: RabbitMQS
     assert hellos["queue_arguments"]["x-message-ttl"] == 60_000
 
 
+def test_a_queue_of_work_is_declared_once_by_each_connection(rabbitmq: RabbitMQServer) -> None:
+    settings = settings_for(rabbitmq)
+    assert declared(KEYED, settings).can_cache_declaration
+    # RabbitMQ deletes it after a day, with what is in it, unless it is declared again.
+    assert not declared(f"{KEYED}.held.500", settings).can_cache_declaration
+
+
 def test_a_signed_message_cannot_be_moved_to_a_queue_of_another_key(
     valkey: ValkeyServer, tmp_path: Path
 ) -> None:

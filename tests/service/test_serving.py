@@ -1,23 +1,28 @@
 """Workers say hello to the gateways, and take the work of their key."""
 
 import base64
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.paths import ROOT
 from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import ValkeyServer
 from harness.service_process import ServiceProcess
 from smalti import __version__
+from smalti.errors import InvalidInputError
 from smalti.messages import HELLO_QUEUE, VERSION, Hello, Stage, StageDone, parse_hello
 from smalti.queue import BrokerPublisher
 from smalti.registry.folder import ModelFolder
 from smalti.registry.routes import route_keys
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.settings import RpcSettings
+from smalti.service import service_settings
 from smalti.service.serving import Serving
 from smalti.v1.model_pb2 import Model
 
@@ -77,6 +82,26 @@ def test_a_worker_serves_its_key_and_is_silent_where_0_2_0_may_be(
     assert {event.job for event in found if isinstance(event, StageDone)} == {"keyed", "old"}
     assert worker.end() == 0
     assert hellos(publisher) == []
+
+
+def test_a_worker_that_would_get_no_work_does_not_start() -> None:
+    environment = {"SMALTI_MESSAGES_WRITE": "2", "SMALTI_BROKER_OLD_QUEUES": "0"}
+    done = subprocess.run(
+        [sys.executable, STAGE_PROCESS],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "SMALTI_BROKER_OLD_QUEUES: must be 1 unless SMALTI_MESSAGES_WRITE is 3" in done.stderr
+
+
+def test_an_interval_that_no_hello_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALTI_SERVICE_HELLO", "7200")
+    with pytest.raises(InvalidInputError, match="SMALTI_SERVICE_HELLO"):
+        service_settings()
 
 
 def test_encoders_tell_the_card_and_the_keys_of_their_model(worded: ModelFolder) -> None:

@@ -1,5 +1,6 @@
 """`smalti up` as a process, with real Valkey and SeaweedFS, and services that only answer health checks."""
 
+import io
 import json
 import os
 import signal
@@ -15,19 +16,23 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
 from harness.bare_service import FOLDER
 from harness.processes import kill
 from harness.waiting import wait_until
 from smalti.cli import run
+from smalti.cli.up import show
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage
 from smalti.registry.folder import ModelFolder
 from smalti.registry.routes import route_keys
 from smalti.testing.model import tiny_model
 from smalti.up.command import guarded
+from smalti.up.plan import plan_workers
 from smalti.up.ports import DEFAULT_PORTS, SERVICES, WEB, holder, read_ports
 from smalti.up.servers import free_port, is_free
+from smalti.up.system import System, owned
 
 pytestmark = pytest.mark.server
 
@@ -340,6 +345,42 @@ def test_wrong_model_or_program_is_one_line_at_once(
         assert said in error
         assert error.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_several_models_need_the_newest_messages(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tiny: ModelFolder,
+    worded: ModelFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMALTI_MESSAGES_WRITE", "2")
+    models = [option for model in (tiny, worded) for option in ("--model", str(model.path))]
+    # Ports that are wrong too, so that nothing starts whatever is checked.
+    assert run(["up", "--data", str(tmp_path / "data"), "--ports", "x", *models]) == 2
+    assert "SMALTI_MESSAGES_WRITE: must be 3 for several models; unset it" in capsys.readouterr().err
+    assert run(["up", "--data", str(tmp_path / "data"), "--ports", "x", *models[:2]]) == 2
+    assert "ports: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 80, 300])
+def test_no_address_is_cut(tmp_path: Path, tiny: ModelFolder, worded: ModelFolder, width: int) -> None:
+    workers = plan_workers([tiny, worded])
+    with owned(tmp_path / "data"):
+        ports = read_ports("free", [worker.name for worker in workers])
+        system = System(tmp_path / "data", ports, workers)
+    output = io.StringIO()
+    show(system, 1.0, Console(file=output, width=width, highlight=False))
+    lines = output.getvalue().splitlines()
+    assert lines[0] == f"Open http://127.0.0.1:{ports[WEB]}"
+    rows = {line.split()[0]: line.split() for line in lines if "/metrics" in line}
+    for name in ("gateway", *(worker.name for worker in workers)):
+        address, metrics = f"127.0.0.1:{ports[name]}", f"http://127.0.0.1:{ports[f'{name}-metrics']}/metrics"
+        assert rows[name][1:3] == [address, metrics]
+    assert all(len(line) <= 80 for line in lines if "127.0.0.1:" in line and "smalti generate" not in line)
+    served = ", ".join(worker.name for worker in workers if worded in worker.models)
+    assert served.startswith("encoder-2, generator-2, ")
+    assert f"{worded.name}: {served}" in lines
 
 
 def test_ports_error_is_an_input_error() -> None:

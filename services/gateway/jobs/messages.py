@@ -9,6 +9,7 @@ from smalti.messages import (
     MAX_CHUNKS,
     MAX_IN_CHUNK,
     MAX_MESSAGE_BYTES,
+    ROUTES_SINCE,
     EncodeTask,
     PictureToRefine,
     RefineTask,
@@ -20,7 +21,6 @@ from smalti.services.gateway.database.clock import to_seconds
 from smalti.services.gateway.database.tables import PRIORITIES, Chunk, Job
 from smalti.services.gateway.jobs.reading import parameter_of, parameters_of
 from smalti.services.gateway.jobs.spec import JobParameters
-from smalti.services.gateway.models import ROUTES_SINCE
 
 REFERENCE_BYTES: Final = 256
 """Bytes per candidate by which a later stage's message may be larger: the reference to the picture."""

@@ -13,7 +13,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from smalti.errors import ModelNotFoundError, UnavailableError
-from smalti.messages import DEFAULT_VERSION, Stage
+from smalti.messages import DEFAULT_VERSION, ROUTES_SINCE, Stage
 from smalti.services.gateway.database.clock import Clock, SystemClock, to_microseconds, to_seconds
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.model_tables import Revision, Worker
@@ -25,8 +25,6 @@ from smalti.services.gateway.models.upserting import upsert
 
 log = logging.getLogger(__name__)
 
-ROUTES_SINCE: Final = 3
-"""First version of messages that has routes."""
 SEEN_SECONDS: Final = 30.0
 """Interval at which a revision that is there is written to the database again."""
 FORGET_SECONDS: Final = 30 * 24 * 3600.0

@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import Select, delete, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from smalti.messages import ROUTES_SINCE
 from smalti.services.gateway.database.model_tables import Revision
 from smalti.services.gateway.database.tables import (
     IS_LEASED,
@@ -23,7 +24,7 @@ from smalti.services.gateway.jobs.aside import is_not_set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import chunks_of, forget_choice, reset, touch
 from smalti.services.gateway.jobs.reading import UnreadableJobError, parameters_of
-from smalti.services.gateway.models import HELLO_SECONDS, ROUTES_SINCE, ModelCard, RevisionState
+from smalti.services.gateway.models import HELLO_SECONDS, ModelCard, RevisionState
 
 log = logging.getLogger(__name__)
 

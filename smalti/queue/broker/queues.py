@@ -101,6 +101,16 @@ class DeadLetteringQueue(Queue):
     attrs: ClassVar[Any] = (*Queue.attrs, ("dead", None))  # type: ignore[misc]
     dead: Queue | None
 
+    @property
+    def can_cache_declaration(self) -> bool:  # type: ignore[override]
+        """Whether a connection declares it only once, and not before each message.
+
+        kombu declares every queue again that expires. One of held messages needs that, having no consumers. One of
+        work does not: it expires only where nobody consumes, and a message for a queue that is gone is returned, after
+        which the publisher connects and declares again.
+        """
+        return self.dead is not None or bool(super().can_cache_declaration)
+
     def declare(self, nowait: bool = False, channel: Any = None) -> str:
         """Declares both, the dead-letter queue first."""
         if self.dead is not None:

@@ -122,6 +122,14 @@ class ValkeyTransport(kombu_redis.Transport):
     connection_errors = (*BROKER_ERRORS, *kombu_redis.Transport.connection_errors)
     channel_errors = ()
 
+    def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
+        """Asks whether the broker still answers those who listen to a channel; Celery's event loop does so by itself.
+
+        A listener sends nothing, and so would not notice that its broker has gone without a word.
+        """
+        cycle: Any = self.cycle
+        cycle.maybe_check_subclient_health()
+
 
 class _RabbitChannel(pyamqp.Channel):
     Message = RabbitMessage
