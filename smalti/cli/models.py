@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smalti.cli.extras import needs_extra
+from smalti.cli.operations import tables
 from smalti.errors import InvalidInputError
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
@@ -84,7 +85,7 @@ def models(
     table = Table("name", "revision", "licence", "size", "where", box=None, header_style="bold")
     for entry in listed:
         table.add_row(*(Text(cell) for cell in _cells(entry)))
-    Console().print(table)
+    tables.print_table(table)
 
 
 def _list_remote(server: str, as_json: bool) -> None:
@@ -114,7 +115,7 @@ def _list_remote(server: str, as_json: bool) -> None:
         revision, slots = each.reference.revision[:SHORT_REVISION], str(each.slots or "unknown")
         cells = (each.reference.name, revision, slots, each.licence, "default" if each.default else "")
         table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    tables.print_table(table)
 
 
 def verify(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")]) -> None:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from smalti.cli.extras import needs_extra
 from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def list_(
         table.add_row(
             *map(Text, (*cells, row["last_used"] or "never", (row["revoked"] or "")[:10], row["note"]))
         )
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 def revoke(

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError, MalformedMessageError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def list_(
         why = row["why"][:MAX_WHY_LENGTH] + (" (its job has expired)" if row["expired"] else "")
         cells = (row["id"], row["queue"], row["died"] or "", row["kind"], row["job"], why)
         table.add_row(*(Text(str(cell)) for cell in cells))
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 def show(

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from smalti.cli.extras import needs_extra
 from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.tables import print_table
 
 if TYPE_CHECKING:
     from smalti.services.gateway.models import ListedRevision
@@ -65,7 +65,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
             ", ".join(each["missing"]),
         )
         table.add_row(*map(Text, (*cells, state)))
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 def retire(revision: Digits) -> None:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from smalti.cli.extras import needs_extra
 from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(as_json: AsJson = False) -> None:
-    """List the tenants with their limits and what they have; an empty limit is the setting's."""
+    """List the tenants with their limits and what they have; a limit that is not there is the setting's."""
     with _tenants() as repository:
-        rows = [_fields(each) for each in repository.list()]
-    _show(rows, as_json=as_json)
+        found = repository.list()
+    _show([_fields(each) if as_json else _in_words(each) for each in found], as_json=as_json)
 
 
 def create(
@@ -111,8 +111,7 @@ def set_(
     with _tenants() as repository, _options():
         changed = repository.set(tenant, weight=weight, limits=_limits(given))
     report("tenant changed", tenant=tenant, **_set(changed))
-    words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in _set(changed).items())
-    print(f"{tenant}: {words}")
+    print(f"{tenant}: {_words(_set(changed))}")
 
 
 def usage(
@@ -254,6 +253,18 @@ def _set(tenant: "Tenant") -> dict[str, Any]:
     }
 
 
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
+def _in_words(tenant: "Tenant") -> dict[str, Any]:
+    """Returns a line on a tenant for people, who have no room for a column of each limit."""
+    limits = _set(tenant)
+    weight = limits.pop("weight")
+    counts = {"open": tenant.open_jobs, "stored": tenant.stored_jobs}
+    return {"tenant": tenant.id, "weight": weight, **counts, "limits": _words(limits)}
+
+
 def _fields(tenant: "Tenant") -> dict[str, Any]:
     return {
         "tenant": tenant.id,
@@ -274,4 +285,4 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     table = Table(*(name.replace("_", " ") for name in rows[0]), box=None, header_style="bold")
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    Console(soft_wrap=True).print(table)
+    print_table(table)

@@ -54,7 +54,7 @@ def test_limits_that_were_set_hold(
     shop = rows["shop"]
     assert (shop["weight"], shop["open_jobs"], shop["requests_per_minute"], shop["open"]) == (3, 5, None, 3)
     assert run(["tenants", "list"]) == 0
-    assert "shop" in capsys.readouterr().out
+    assert re.search(r"shop +3 +3 +3 +open jobs 5 *\n", capsys.readouterr().out)
     assert run(["tenants", "usage", "--days", "400", "--json"]) == 0
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [(line["event"], line["tenant"], line["weight"]) for line in lines] == [
