@@ -21,11 +21,21 @@ from harness.queue import dead, gather, task
 from harness.servers import RabbitMQServer, Server
 from harness.signing import certificate
 from harness.waiting import wait_until
-from smalti.messages import MAX_MESSAGE_BYTES, Chunk, EncodeTask, GenerateTask, Stage, queue_name
+from smalti.messages import (
+    MAX_CLOCK_SKEW_SECONDS,
+    MAX_MESSAGE_BYTES,
+    Chunk,
+    EncodeTask,
+    GenerateTask,
+    Stage,
+    queue_name,
+)
 from smalti.queue import BrokerPublisher
 from smalti.storage import JobKeys, ObjectRef
 
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 30.0, 4.0
+HELD_SECONDS = 5.0
+"""Time for which a message of a newer version is held back."""
 SERVED = (*map(Stage, STAGE_NAMES.values()), Stage.EVENTS)
 """Stages with a process. The refiner has none here, so nothing reads its queue."""
 
@@ -314,7 +324,8 @@ def _rubbish(publisher: BrokerPublisher, stage: Stage) -> int:
     }
     texts = [
         "{",
-        json.dumps({**good, "version": 99}),
+        # One of a newer version is held back for a newer worker until it expires by every clock.
+        json.dumps({**good, "version": 99, "expires": time.time() + HELD_SECONDS - MAX_CLOCK_SKEW_SECONDS}),
         json.dumps({**good, "prompt": "x" * MAX_MESSAGE_BYTES}),
         json.dumps({**good, "unknown": 1}),
         json.dumps(foreign),
