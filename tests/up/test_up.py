@@ -200,12 +200,12 @@ def test_models_that_share_files_share_the_workers_of_these_files(
         assert any(event.startswith(f"{service} runs with {model.path} ") for event in system.events)
         assert (system.data / "logs" / f"{name}.log").exists()
         assert " MB" in lines[name]
-    for model, served in {
+    for name_of_model, served in {
         "tiny": "encoder, generator, decoder, ranker, refiner",
         "shared": "encoder-2, generator-2, decoder, ranker, refiner",
         "alone": "encoder-3, generator-3, decoder-2, ranker-2, refiner-2",
     }.items():
-        assert f"{model}: {served}" in map(str.rstrip, system.said.splitlines())
+        assert f"{name_of_model}: {served}" in map(str.rstrip, system.said.splitlines())
     runs = [event.split()[0] for event in system.events if " runs with " in event]
     assert Counter(runs) == Counter(
         {WEB: 1, "gateway": 1, **Counter(name.partition("-")[0] for name in workers)}
