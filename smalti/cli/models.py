@@ -82,10 +82,7 @@ def models(
     if not listed:
         print("There are no models yet; `smalti import` and `smalti pull` add them.")
         return
-    table = Table("name", "revision", "licence", "size", "where", box=None, header_style="bold")
-    for entry in listed:
-        table.add_row(*(Text(cell) for cell in _cells(entry)))
-    tables.print_table(table)
+    tables.print_table(("name", "revision", "licence", "size", "where"), map(_cells, listed))
 
 
 def _list_remote(server: str, as_json: bool) -> None:
@@ -110,12 +107,17 @@ def _list_remote(server: str, as_json: bool) -> None:
         ]
         print(json.dumps(entries, indent=2))
         return
-    table = Table("name", "revision", "slots", "licence", "", box=None, header_style="bold")
-    for each in found:
-        revision, slots = each.reference.revision[:SHORT_REVISION], str(each.slots or "unknown")
-        cells = (each.reference.name, revision, slots, each.licence, "default" if each.default else "")
-        table.add_row(*(Text(cell) for cell in cells))
-    tables.print_table(table)
+    rows = (
+        (
+            each.reference.name,
+            each.reference.revision[:SHORT_REVISION],
+            str(each.slots or "unknown"),
+            each.licence,
+            "default" if each.default else "",
+        )
+        for each in found
+    )
+    tables.print_table(("name", "revision", "slots", "licence", ""), rows)
 
 
 def verify(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")]) -> None:

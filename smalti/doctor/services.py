@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from smalti.doctor.finding import Finding, State, ask
-from smalti.errors import BrokerUnavailableError, DatabaseUnavailableError, InvalidInputError
+from smalti.errors import BrokerUnavailableError, InvalidInputError
 from smalti.settings import PREFIX, settings
 
 SECONDS: Final = 5.0
@@ -49,12 +49,11 @@ def _store() -> str:
 
 
 def _database() -> str | Finding:
-    from smalti.services.gateway.database import connection
+    from smalti.services.gateway.opening import operators_database
     from smalti.services.gateway.settings import gateway_settings
 
     found = gateway_settings()
-    database = connection.Database(found.database.get_secret_value(), timeout=SECONDS)
-    try:
+    with operators_database(found, SECONDS) as database:
         state = database.examine(migrates=found.migrate)
         if state.is_current:
             return f"{state.found}, schema {state.revision}"
@@ -64,11 +63,6 @@ def _database() -> str | Finding:
             return f"{state.found}, whose tables the gateway makes at its start"
         text = f"{state.found} {state.behind}, or start a gateway, which does it"
         return Finding(subject="database", state=State.NOTE, text=text)
-    except DatabaseUnavailableError as error:
-        cause = connection.describe(error.__cause__ or error)
-        raise DatabaseUnavailableError(f"{PREFIX}GATEWAY_DATABASE: {cause}") from None
-    finally:
-        database.close()
 
 
 def _gateway() -> str:

@@ -49,7 +49,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti.services.gateway": (
         ("settings",),
         ("database", "policy"),
-        ("rows", "starting"),
+        ("opening", "rows"),
         ("identity", "models", "webhooks"),
         ("jobs",),
         ("work",),

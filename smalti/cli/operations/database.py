@@ -1,16 +1,30 @@
 """The database of the gateways, for commands of their operator."""
 
 import getpass
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from smalti.errors import DatabaseUnavailableError, InvalidInputError
+import typer
+
+from smalti.cli.extras import needs_extra
+from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from smalti.services.gateway.database.connection import Database
 
 VARIABLE: Final = "SMALTI_GATEWAY_DATABASE"
+TIMEOUT_SECONDS: Final = 5.0
+"""Time that a transaction waits for a lock or a connection."""
+
+
+def command_group(about: str, *commands: Callable[..., Any]) -> typer.Typer:
+    """Returns a group of commands that use the database; each has the first word of its function's name."""
+    group = typer.Typer(help=about, no_args_is_help=True)
+    for command in commands:
+        group.command(command.__name__.partition("_")[0])(needs_extra("gateway")(command))
+    return group
 
 
 @contextmanager
@@ -25,21 +39,20 @@ def gateway_database(what: str) -> "Iterator[Database]":
         DatabaseUnavailableError: it does not answer.
     """
     # Only where they are needed: SQLAlchemy takes long to load.
-    from smalti.services.gateway.database import connection
+    from smalti.services.gateway.opening import operators_database
     from smalti.services.gateway.settings import gateway_settings
 
-    database = connection.Database(gateway_settings().database.get_secret_value())
-    try:
+    with operators_database(gateway_settings(), TIMEOUT_SECONDS) as database:
         if not database.examine().is_current:
             raise InvalidInputError(
                 VARIABLE, f"has no table of {what} yet; run smalti migrate, which makes it"
             )
         yield database
-    except DatabaseUnavailableError as error:
-        cause = connection.describe(error.__cause__ or error)
-        raise DatabaseUnavailableError(f"{VARIABLE}: {cause}") from None
-    finally:
-        database.close()
+
+
+def iso_time(microseconds: int) -> str:
+    """Returns a time of the database for people and programs, in whole seconds."""
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat(timespec="seconds")
 
 
 def open_audit() -> None:

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Column
 
-from smalti.cli.extras import needs_extra
-from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.database import command_group, gateway_database, iso_time, open_audit, report
 from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError
 
@@ -27,13 +24,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    keys = typer.Typer(
-        help="The keys of callers, in the database that `SMALTI_GATEWAY_DATABASE` names.",
-        no_args_is_help=True,
-    )
-    for command in (create, list_, revoke):
-        keys.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
-    app.add_typer(keys, name="keys")
+    about = "The keys of callers, in the database that `SMALTI_GATEWAY_DATABASE` names."
+    app.add_typer(command_group(about, create, list_, revoke), name="keys")
 
 
 def create(
@@ -89,14 +81,19 @@ def list_(
         return
     # Without its id, nobody can revoke a key.
     first = Column("id", no_wrap=True, min_width=len(rows[0]["id"]))
-    others = ("tenant", "roles", "created", "last used", "revoked", "note")
-    table = Table(first, *others, box=None, header_style="bold")
-    for row in rows:
-        cells = (row["id"], row["tenant"], ", ".join(row["roles"]), (row["created"] or "")[:10])
-        table.add_row(
-            *map(Text, (*cells, row["last_used"] or "never", (row["revoked"] or "")[:10], row["note"]))
+    cells = (
+        (
+            row["id"],
+            row["tenant"],
+            ", ".join(row["roles"]),
+            row["created"][:10],
+            row["last_used"] or "never",
+            (row["revoked"] or "")[:10],
+            row["note"],
         )
-    print_table(table)
+        for row in rows
+    )
+    print_table((first, "tenant", "roles", "created", "last used", "revoked", "note"), cells)
 
 
 def revoke(
@@ -112,7 +109,7 @@ def revoke(
                 missing = True
                 typer.echo(f"smalti: there is no key {each[:60]}", err=True)
             elif kept.revoked is not None:
-                print(f"{kept.id} of {kept.tenant} was revoked on {_time(kept.revoked)[:10]}")
+                print(f"{kept.id} of {kept.tenant} was revoked on {iso_time(kept.revoked)[:10]}")
             else:
                 _report("key revoked", kept)
                 print(f"{kept.id} of {kept.tenant} is revoked")
@@ -145,11 +142,7 @@ def _fields(kept: "ApiKey") -> dict[str, Any]:
         "tenant": kept.tenant,
         "roles": kept.roles.split(","),
         "note": kept.note,
-        "created": _time(kept.created),
-        "last_used": None if kept.last_used is None else _time(kept.last_used)[:10],
-        "revoked": None if kept.revoked is None else _time(kept.revoked),
+        "created": iso_time(kept.created),
+        "last_used": None if kept.last_used is None else iso_time(kept.last_used)[:10],
+        "revoked": None if kept.revoked is None else iso_time(kept.revoked),
     }
-
-
-def _time(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).isoformat(timespec="seconds")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from smalti.cli.extras import needs_extra
-from smalti.cli.operations.database import VARIABLE
 from smalti.entrance import signals
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
 
@@ -103,8 +102,7 @@ def _run(database: "Database", *, to: str, lock: float, statement: float, second
                 signals.check()
                 cause = connection.describe(error.__cause__ or error)
                 if "statement timeout" in cause or time.monotonic() - began + RETRY_SECONDS > seconds:
-                    what = f"{VARIABLE}: {cause}; the steps that were printed are done"
-                    raise DatabaseUnavailableError(what) from None
+                    raise DatabaseUnavailableError(f"{cause}; the steps that were printed are done") from None
                 if cause != told:
                     typer.echo(f"smalti: trying again for up to {seconds:g} s: {cause}", err=True)
                 told = cause
@@ -147,18 +145,12 @@ def _database() -> "Iterator[Database]":
     with signals.at_once(), needs_extra("gateway"):  # SQLAlchemy takes long to load.
         from smalti.service import failpoints
         from smalti.services.gateway.database import connection
+        from smalti.services.gateway.opening import operators_database
         from smalti.services.gateway.settings import gateway_settings
     failpoints.arm()
     # Their lines are this command's own.
     for name in ("alembic", connection.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     settings = gateway_settings()
-    database = connection.Database(settings.database.get_secret_value(), timeout=settings.database_timeout)
-    try:
+    with operators_database(settings, settings.database_timeout) as database:
         yield database
-    except DatabaseUnavailableError as error:
-        if error.__cause__ is None:
-            raise
-        raise DatabaseUnavailableError(f"{VARIABLE}: {connection.describe(error.__cause__)}") from None
-    finally:
-        database.close()

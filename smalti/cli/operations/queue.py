@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError, MalformedMessageError
@@ -74,12 +72,14 @@ def list_(
     if not rows:
         print("There are no dead letters." if chosen.is_empty else "There are no such dead letters.")
         return
-    table = Table("id", "queue", "died", "kind", "job", "why", box=None, header_style="bold")
-    for row in rows:
-        why = row["why"][:MAX_WHY_LENGTH] + (" (its job has expired)" if row["expired"] else "")
-        cells = (row["id"], row["queue"], row["died"] or "", row["kind"], row["job"], why)
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    print_table(table)
+    cells = (
+        (
+            *(str(row[name] or "") for name in ("id", "queue", "died", "kind", "job")),
+            row["why"][:MAX_WHY_LENGTH] + (" (its job has expired)" if row["expired"] else ""),
+        )
+        for row in rows
+    )
+    print_table(("id", "queue", "died", "kind", "job", "why"), cells)
 
 
 def show(

@@ -1,15 +1,11 @@
 """`smalti revisions`: which revisions of models the gateways know, and which take no new jobs."""
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from smalti.cli.extras import needs_extra
-from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.database import command_group, gateway_database, iso_time, open_audit, report
 from smalti.cli.operations.tables import print_table
 
 if TYPE_CHECKING:
@@ -27,13 +23,8 @@ Digits = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    revisions = typer.Typer(
-        help="The revisions of models, in the database that `SMALTI_GATEWAY_DATABASE` names.",
-        no_args_is_help=True,
-    )
-    for command in (list_, retire, restore):
-        revisions.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
-    app.add_typer(revisions, name="revisions")
+    about = "The revisions of models, in the database that `SMALTI_GATEWAY_DATABASE` names."
+    app.add_typer(command_group(about, list_, retire, restore), name="revisions")
 
 
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -51,21 +42,18 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     if not found:
         print("There are no revisions yet; a gateway adds its own when it starts.")
         return
-    table = Table(
-        "model", "revision", "slots", "open jobs", "without workers", "", box=None, header_style="bold"
-    )
-    for each in found:
-        revision = each["revision"][:SHORT_REVISION]
-        state = f"retired {each['retired'][:10]}" if each["retired"] else ""
-        cells = (
+    rows = (
+        (
             each["model"],
-            revision,
+            each["revision"][:SHORT_REVISION],
             str(each["slots"]),
             str(each["open_jobs"]),
             ", ".join(each["missing"]),
+            f"retired {each['retired'][:10]}" if each["retired"] else "",
         )
-        table.add_row(*map(Text, (*cells, state)))
-    print_table(table)
+        for each in found
+    )
+    print_table(("model", "revision", "slots", "open jobs", "without workers", ""), rows)
 
 
 def retire(revision: Digits) -> None:
@@ -98,10 +86,6 @@ def _fields(listed: "ListedRevision") -> dict[str, Any]:
         "slots": listed.slots,
         "missing": [stage.value for stage in listed.missing],
         "open_jobs": listed.open_jobs,
-        "last_seen": _time(listed.last_seen),
-        "retired": None if listed.retired is None else _time(listed.retired),
+        "last_seen": iso_time(listed.last_seen),
+        "retired": None if listed.retired is None else iso_time(listed.retired),
     }
-
-
-def _time(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="seconds")

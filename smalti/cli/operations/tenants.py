@@ -3,15 +3,11 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from smalti.cli.extras import needs_extra
-from smalti.cli.operations.database import gateway_database, open_audit, report
+from smalti.cli.operations.database import command_group, gateway_database, iso_time, open_audit, report
 from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError
 
@@ -50,18 +46,10 @@ Retention = Annotated[str | None, typer.Option(metavar="N", help="Seconds for wh
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    tenants = typer.Typer(
-        help="The tenants in the database that `SMALTI_GATEWAY_DATABASE` names: limits, turns, webhooks.",
-        no_args_is_help=True,
-    )
-    commands: list[Any] = [list_, create, set_, usage]
-    for command in commands:
-        tenants.command(command.__name__.rstrip("_"))(needs_extra("gateway")(command))
-    webhook = typer.Typer(help="How a tenant is told that jobs have ended.", no_args_is_help=True)
-    commands = [show_webhook, set_webhook, rotate_webhook]
-    for command in commands:
-        webhook.command(command.__name__.partition("_")[0])(needs_extra("gateway")(command))
-    tenants.add_typer(webhook, name="webhook")
+    about = "The tenants in the database that `SMALTI_GATEWAY_DATABASE` names: limits, turns, webhooks."
+    tenants = command_group(about, list_, create, set_, usage)
+    about = "How a tenant is told that jobs have ended."
+    tenants.add_typer(command_group(about, show_webhook, set_webhook, rotate_webhook), name="webhook")
     app.add_typer(tenants, name="tenants")
 
 
@@ -121,7 +109,7 @@ def usage(
     with _tenants() as repository:
         rows = [
             {
-                "day": datetime.fromtimestamp(each.day // 1_000_000, UTC).date().isoformat(),
+                "day": iso_time(each.day)[:10],
                 "tenant": each.tenant,
                 "requests": each.requests,
                 "candidates": each.candidates,
@@ -282,7 +270,4 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if not rows:
         print("There is nothing.")
         return
-    table = Table(*(name.replace("_", " ") for name in rows[0]), box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    print_table(table)
+    print_table([name.replace("_", " ") for name in rows[0]], (map(str, row.values()) for row in rows))

@@ -1,11 +1,13 @@
-"""What a gateway does about the schema of its database when it starts."""
+"""Opening the database: for a gateway that starts, and for a command of its operator."""
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from smalti.errors import DatabaseUnavailableError, InvalidInputError
-from smalti.services.gateway.database.connection import RETRY_SECONDS, Database
-from smalti.services.gateway.settings import GATEWAY_PREFIX
+from smalti.services.gateway.database.connection import RETRY_SECONDS, Database, describe
+from smalti.services.gateway.settings import GATEWAY_PREFIX, GatewaySettings
 
 log = logging.getLogger(__name__)
 
@@ -50,3 +52,25 @@ def wait_until_migrated(database: Database, seconds: float) -> str:
         if time.monotonic() + RETRY_SECONDS > deadline:
             raise problem
         time.sleep(RETRY_SECONDS)
+
+
+@contextmanager
+def operators_database(settings: GatewaySettings, timeout: float) -> Iterator[Database]:
+    """Opens the database, and closes it after the block.
+
+    Args:
+        settings: name it.
+        timeout: as in `Database`.
+
+    Raises:
+        InvalidInputError: it cannot be used as it is.
+        DatabaseUnavailableError: it does not answer; names the variable, and says what the driver says.
+    """
+    database = Database(settings.database.get_secret_value(), timeout=timeout)
+    try:
+        yield database
+    except DatabaseUnavailableError as error:
+        cause = describe(error.__cause__ or error)
+        raise DatabaseUnavailableError(f"{GATEWAY_PREFIX}DATABASE: {cause}") from None
+    finally:
+        database.close()
