@@ -46,16 +46,18 @@ def announce_end(session: Session, job: Job, reason: str) -> None:
         version=job.version,
         url=asked.get("url"),
         include_prompt=asked.get("include_prompt"),
-        body=_body(f"job.{job.state.value}", told, job),
-        body_with_prompt=_body(
-            f"job.{job.state.value}", {**told, "prompt": parameter_of(job, "prompt", "")}, job
-        ),
+        body=_body(job, told),
+        body_with_prompt=_body(job, {**told, "prompt": parameter_of(job, "prompt", "")}),
         now=job.ended,
     )
 
 
-def _body(kind: str, told: dict[str, object], job: Job) -> str:
-    content = {"type": kind, "timestamp": _time(job.ended or job.created), "data": {"job": told}}
+def _body(job: Job, told: dict[str, object]) -> str:
+    content = {
+        "type": f"job.{job.state.value}",
+        "timestamp": _time(job.ended or job.created),
+        "data": {"job": told},
+    }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 

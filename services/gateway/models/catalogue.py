@@ -16,10 +16,10 @@ from smalti.errors import ModelNotFoundError, UnavailableError
 from smalti.messages import DEFAULT_VERSION, ROUTES_SINCE, Stage
 from smalti.services.gateway.database.clock import Clock, SystemClock, to_microseconds, to_seconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.model_tables import Revision, Worker
+from smalti.services.gateway.database.model_tables import Revision
 from smalti.services.gateway.database.tables import Job
 from smalti.services.gateway.models.card import ModelCard
-from smalti.services.gateway.models.fleet import Fleet, RevisionState, WorkersOfKey, grouped, state_of
+from smalti.services.gateway.models.fleet import Fleet, RevisionState, WorkersOfKey, live_workers, state_of
 from smalti.services.gateway.models.sharing import Shares
 from smalti.services.gateway.models.upserting import upsert
 
@@ -113,13 +113,7 @@ class Catalogue:
                     store_card(session, self._configured, to_microseconds(now))
                 self._seen = now
             with self._database.read() as session:
-                live = select(Worker.stage, Worker.key, Worker.slots, Worker.address).where(
-                    Worker.silent_at > to_microseconds(now), Worker.leaving.is_(False)
-                )
-                workers = grouped(
-                    (row.stage, row.key, row.slots, row.address)
-                    for row in session.execute(live.order_by(Worker.id))
-                )
+                workers = live_workers(session, to_microseconds(now))
                 self._read_cards(session)
             self._heard |= dict.fromkeys(workers, now)
             self._heard = {key: at for key, at in self._heard.items() if now - at < HEARD_SECONDS}

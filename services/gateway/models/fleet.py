@@ -1,11 +1,15 @@
 """What can be drawn at one point in time: the revisions of models, and the workers that serve them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from smalti.messages import Stage
+from smalti.services.gateway.database.model_tables import Worker
 from smalti.services.gateway.models.card import STAGES, ModelCard
 
 
@@ -153,10 +157,18 @@ def state_of(
     )
 
 
-def grouped(rows: Iterable[tuple[str, str, int, str]]) -> dict[tuple[Stage, str], WorkersOfKey]:
-    """Returns workers by stage and key. Each row is a stage, a key, slots, and an address."""
+def live_workers(session: Session, now: int) -> dict[tuple[Stage, str], WorkersOfKey]:
+    """Reads which workers are there, by stage and key.
+
+    Args:
+        session: a transaction.
+        now: the time in microseconds.
+    """
+    live = select(Worker.stage, Worker.key, Worker.slots, Worker.address).where(
+        Worker.silent_at > now, Worker.leaving.is_(False)
+    )
     found: dict[tuple[Stage, str], WorkersOfKey] = {}
-    for name, key, slots, address in rows:
+    for name, key, slots, address in session.execute(live.order_by(Worker.id)):
         if name not in list(Stage):
             continue
         before = found.get((Stage(name), key), WorkersOfKey(0, ()))

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage
-from smalti.services.gateway.database.model_tables import Revision, Worker
+from smalti.services.gateway.database.model_tables import Revision
 from smalti.services.gateway.database.tables import IS_OPEN, Job
 from smalti.services.gateway.models.card import STAGES
+from smalti.services.gateway.models.fleet import live_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,32 +38,28 @@ def list_revisions(session: Session, now: int) -> list[ListedRevision]:
         session: a transaction.
         now: the time in microseconds.
     """
-    live = select(Worker.stage, Worker.key, func.sum(Worker.slots)).where(
-        Worker.silent_at > now, Worker.leaving.is_(False)
-    )
-    workers = {
-        (stage, key): int(slots)
-        for stage, key, slots in session.execute(live.group_by(Worker.stage, Worker.key))
-    }
+    workers = live_workers(session, now)
     jobs = select(Job.revision, func.count().label("jobs")).where(IS_OPEN).group_by(Job.revision)
     open_jobs = {row.revision: int(row.jobs) for row in session.execute(jobs)}
     rows = session.scalars(
         select(Revision).order_by(Revision.model, Revision.first_seen.desc(), Revision.revision)
     )
-    return [
-        ListedRevision(
-            model=row.model,
-            revision=row.revision,
-            slots=workers.get((Stage.GENERATE.value, row.parts.get(Stage.GENERATE.value, "")), 0),
-            missing=tuple(
-                stage for stage in STAGES if (stage.value, row.parts.get(stage.value, "")) not in workers
-            ),
-            open_jobs=open_jobs.get(row.revision, 0),
-            last_seen=row.last_seen,
-            retired=row.retired,
+    listed = []
+    for row in rows:
+        served = {stage: workers.get((stage, row.parts.get(stage.value, ""))) for stage in STAGES}
+        generators = served[Stage.GENERATE]
+        listed.append(
+            ListedRevision(
+                model=row.model,
+                revision=row.revision,
+                slots=generators.slots if generators else 0,
+                missing=tuple(stage for stage, found in served.items() if found is None),
+                open_jobs=open_jobs.get(row.revision, 0),
+                last_seen=row.last_seen,
+                retired=row.retired,
+            )
         )
-        for row in rows
-    ]
+    return listed
 
 
 def retire(session: Session, digits: str, now: int | None) -> str:

@@ -135,9 +135,8 @@ class WaitingWork:
                     found[name] = OfTenant(name, max(1, weight or 1), own, taken.get(name, 0))
                 if chunk[0] is not None:
                     found[name].chunks.append(WaitingChunk(*chunk))
-            share = limit // max(1, len(found))
             for each in found.values():
-                each.has_more = len(each.chunks) >= min(limit, share + turn * each.weight)
+                each.has_more = len(each.chunks) >= _most(limit, len(found), turn * each.weight)
             return TenantWork(list(found.values()), len(found) < MAX_TENANTS)
 
         return read
@@ -165,11 +164,16 @@ def _rows(session: Session, values: dict[str, Any], is_null: bool, now: float) -
     tenant, most = bindparam("tenant", type_=String), bindparam("most", type_=BigInteger)
     of_tenant = _chunks(is_null, is_set_aside(now), tenant).limit(most)
     for name, weight, slots in tenants:
-        share = values["limit"] // len(tenants) + values["turn"] * max(1, weight or 1)
-        given = {**values, "tenant": name, "most": min(values["limit"], share)}
+        most_of_tenant = _most(values["limit"], len(tenants), values["turn"] * max(1, weight or 1))
+        given = {**values, "tenant": name, "most": most_of_tenant}
         chunks: Sequence[Any] = session.execute(of_tenant, given).all()
         for chunk in chunks or [(None, None, None)]:
             yield (name, weight, slots, *chunk)
+
+
+def _most(limit: int, tenants: int, own_turn: int) -> int:
+    """Returns how many chunks are read of a tenant; `_work` has the same formula in SQL."""
+    return min(limit, limit // tenants + own_turn)
 
 
 def _of_revision(is_null: bool) -> ColumnElement[bool]:

@@ -168,31 +168,28 @@ def _arguments(**others: Any) -> dict[str, Any]:
     }
 
 
-def _work_arguments(name: str, dead: str) -> dict[str, Any]:
-    """Returns what RabbitMQ must know of a queue of work or events."""
+def _moving_to(other: str, **others: Any) -> dict[str, Any]:
+    """Returns the arguments of a queue whose messages RabbitMQ moves to another one in the end."""
     return _arguments(
         **{
             "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": dead,
-            # A message leaves this queue only when the dead-letter queue has it; requires reject-publish.
+            "x-dead-letter-routing-key": other,
+            # A message leaves this queue only when the other one has it; requires reject-publish.
             "x-dead-letter-strategy": "at-least-once",
-            "x-delivery-limit": DELIVERY_LIMIT,
-        },
-        **({"x-expires": UNUSED_SECONDS * 1000} if is_keyed(name) else {}),
+            **others,
+        }
     )
+
+
+def _work_arguments(name: str, dead: str) -> dict[str, Any]:
+    """Returns what RabbitMQ must know of a queue of work or events."""
+    expires = {"x-expires": UNUSED_SECONDS * 1000} if is_keyed(name) else {}
+    return _moving_to(dead, **{"x-delivery-limit": DELIVERY_LIMIT}, **expires)
 
 
 def _held_arguments(origin: str, delay: int) -> dict[str, Any]:
     """Returns what RabbitMQ must know of a queue from which messages go back after a delay in milliseconds."""
-    return _arguments(
-        **{
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": origin,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-message-ttl": delay,
-            "x-expires": UNUSED_HELD_SECONDS * 1000,
-        }
-    )
+    return _moving_to(origin, **{"x-message-ttl": delay, "x-expires": UNUSED_HELD_SECONDS * 1000})
 
 
 _HELLO_ARGUMENTS: Final = _arguments(
