@@ -4,11 +4,11 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from faults.matrix import Trial
+from harness.meanwhile import meanwhile
 
 INTERVAL_SECONDS = 0.2
 MAX_SECONDS = 60.0
@@ -37,9 +37,9 @@ def under_load(
         interval: seconds between two jobs.
         asked: further arguments of the jobs.
     """
-    over, load = threading.Event(), Load()
+    load = Load()
 
-    def submit() -> None:
+    def submit(over: threading.Event) -> None:
         with trial.system.clients(attempts=4, retry_seconds=MAX_SECONDS) as clients:
             for number in itertools.count():
                 began = time.monotonic()
@@ -49,10 +49,5 @@ def under_load(
                 if over.wait(interval):
                     return
 
-    with ThreadPoolExecutor(1) as threads:
-        submitting = threads.submit(submit)
-        try:
-            yield load
-        finally:
-            over.set()
-            submitting.result()
+    with meanwhile(submit):
+        yield load

@@ -5,11 +5,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
 from harness.servers import RabbitMQServer, Server
+from harness.signing import certificate
 from harness.waiting import WAIT, wait_until
 from smalti.messages import (
     Chunk,
@@ -57,6 +59,17 @@ def settings_for(server: Server, **changes: Any) -> BrokerSettings:
         "drain": 10.0,
     }
     return BrokerSettings(url=SecretStr(server.url), **{**quick, **changes})
+
+
+def signing_as(server: Server, trusted: Path, name: str, **changes: Any) -> BrokerSettings:
+    """Returns the settings of a service that signs; its certificate is put among the trusted ones, in a folder."""
+    trusted.mkdir(exist_ok=True)
+    key, public = trusted / f"{name}.key", trusted / f"{name}.pem"
+    if not public.exists():
+        certificate(trusted, name)
+    return settings_for(
+        server, signing_key=key, signing_certificate=public, signing_trusted=trusted, **changes
+    )
 
 
 def patient(settings: BrokerSettings) -> BrokerSettings:

@@ -19,10 +19,10 @@ from harness.queue import (
     gather,
     read_all,
     settings_for,
+    signing_as,
     task,
 )
 from harness.servers import RabbitMQServer, Server, ValkeyServer
-from harness.signing import certificate
 from harness.waiting import wait_until
 from smalti.messages import HELLO_QUEUE, Hello, Message, Stage, parse_hello, queue_name
 from smalti.parameters import Priority
@@ -207,10 +207,7 @@ def test_a_signed_message_cannot_be_moved_to_a_queue_of_another_key(
     valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     clear(settings_for(valkey))
-    trusted = tmp_path / "trusted"
-    trusted.mkdir()
-    key, public = certificate(trusted, "all")
-    settings = settings_for(valkey, signing_key=key, signing_certificate=public, signing_trusted=trusted)
+    settings = signing_as(valkey, tmp_path / "trusted", "all")
     harness = QueueHarness(settings)
     try:
         harness.publisher.publish(routed("one", ONE))
@@ -233,10 +230,7 @@ def test_a_signed_message_cannot_be_moved_to_a_queue_of_another_key(
 
 def test_a_message_that_was_held_back_keeps_its_signature(valkey: ValkeyServer, tmp_path: Path) -> None:
     clear(settings_for(valkey))
-    trusted = tmp_path / "trusted"
-    trusted.mkdir()
-    key, public = certificate(trusted, "gateway")
-    settings = settings_for(valkey, signing_key=key, signing_certificate=public, signing_trusted=trusted)
+    settings = signing_as(valkey, tmp_path / "trusted", "gateway")
     harness = QueueHarness(settings)
     tries: list[float] = []
 

@@ -13,7 +13,7 @@ from celery.security.key import PrivateKey
 from kombu.exceptions import DecodeError
 from kombu.message import Message as KombuMessage
 
-from harness.queue import HARMLESS_WARNINGS, QueueHarness, clear, dead, gather, settings_for, task
+from harness.queue import HARMLESS_WARNINGS, QueueHarness, clear, dead, gather, settings_for, signing_as, task
 from harness.servers import Server, ValkeyServer
 from harness.signing import certificate
 from smalti.errors import InvalidInputError, MalformedMessageError
@@ -39,21 +39,14 @@ pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
 def test_only_signed_messages_are_accepted(broker: Server, tmp_path: Path) -> None:
     trusted, foreign = tmp_path / "trusted", tmp_path / "foreign"
-    trusted.mkdir()
-    foreign.mkdir()
-
-    def signing(folder: Path, name: str) -> BrokerSettings:
-        key, public = certificate(folder, name)
-        return settings_for(broker, signing_key=key, signing_certificate=public, signing_trusted=folder)
-
     # kombu has one signer per process, the last that was set up, so the stranger signs first.
-    stranger = BrokerPublisher(signing(foreign, "gateway"))
+    stranger = BrokerPublisher(signing_as(broker, foreign, "gateway"))
     stranger.publish(task("stranger"))
     stranger.close()
     plain = BrokerPublisher(settings_for(broker))
     plain.publish(task("unsigned"))
     plain.close()
-    queue_harness = QueueHarness(signing(trusted, "all"))
+    queue_harness = QueueHarness(signing_as(broker, trusted, "all"))
     try:
         queue_harness.publisher.publish(task("ours"))
         queue_harness.work()
@@ -91,17 +84,6 @@ def emptied(valkey: ValkeyServer) -> ValkeyServer:
     """A broker with empty queues."""
     clear(settings_for(valkey))
     return valkey
-
-
-def signing_as(server: Server, trusted: Path, name: str, **changes: Any) -> BrokerSettings:
-    """Returns the settings of a service; its certificate is put among the trusted ones."""
-    public = trusted / f"{name}.pem"
-    key = trusted / f"{name}.key"
-    if not public.exists():
-        certificate(trusted, name)
-    return settings_for(
-        server, signing_key=key, signing_certificate=public, signing_trusted=trusted, **changes
-    )
 
 
 def publish_as(server: Server, trusted: Path, name: str, *messages: Message) -> None:

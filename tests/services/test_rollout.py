@@ -1,15 +1,14 @@
 """A rollout and a rollback under load, with real services: no job fails, and each is drawn by one revision."""
 
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from harness.meanwhile import meanwhile
 from harness.queue import clear, settings_for
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ServiceProcess
@@ -23,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.server]
 
 STEP_SECONDS = 180.0
 """Time within which workers come or go on a busy machine."""
+MORE = 4
+"""Jobs that come while one revision alone has workers."""
 OWN = ("encoder", "generator")
 """The services that only one revision has; decoder and ranker are shared."""
 
@@ -96,21 +97,21 @@ def slots(client: Client) -> dict[str, int]:
 def load(url: str) -> Iterator[list[Job]]:
     """Creates jobs while the block runs; after it, they have all ended."""
     jobs: list[Job] = []
-    stopping = threading.Event()
 
-    def create() -> None:
+    def create(over: threading.Event) -> None:
         with Client(url) as client:
-            while not stopping.wait(0.5):
+            while not over.wait(0.5):
                 job = client.create("a red fox", seed=7, n=1, candidates=2)
                 jobs.append(job)
 
-    with ThreadPoolExecutor(1) as threads:
-        creating = threads.submit(create)
-        try:
-            yield jobs
-        finally:
-            stopping.set()
-            creating.result()
+    with meanwhile(create):
+        yield jobs
+
+
+def wait_for_more(jobs: list[Job]) -> None:
+    """Waits until some more jobs have come."""
+    before = len(jobs)
+    wait_until(lambda: len(jobs) >= before + MORE, STEP_SECONDS)
 
 
 @pytest.fixture
@@ -127,12 +128,12 @@ def test_rollout_and_rollback_under_load(system: System) -> None:
         with load(system.gateway.url) as jobs:
             system.start(new, client)
             system.stop(old, client)
-            time.sleep(2)
+            wait_for_more(jobs)
             pinned = client.create("a red fox", seed=7, n=1, candidates=2, revision=old.revision)
             wait_until(lambda: "waits for workers" in client.get(pinned.id).trouble, STEP_SECONDS)
             system.start(old, client)
             system.stop(new, client)
-            time.sleep(2)
+            wait_for_more(jobs)
         files = defaultdict[str, set[str]](set)
         for job in [*jobs, pinned]:
             *_, ended = client.watch(job.id)
