@@ -37,7 +37,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     },
 }
 """The extras of each lock."""
-PARTS: Final = frozenset({"docs", "jax", "service", "telemetry"})
+PARTS: Final = frozenset({"batch", "docs", "jax", "service", "telemetry"})
 """Extras without a lock of their own, since they are only installed as parts of others."""
 BUILD: Final = "build"
 """The lock of what builds the project."""

@@ -216,6 +216,7 @@ class Limits(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     DEFAULT_RETENTION_FIELD_NUMBER: _builtins.int
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
     prompt_characters: _builtins.int
     """The maximum number of characters (Unicode code points) in a prompt."""
     candidates: _builtins.int
@@ -228,6 +229,8 @@ class Limits(_message.Message):
     """The maximum number of open (queued or running) jobs of all users together. At this limit, CreateImages fails with
     RESOURCE_EXHAUSTED.
     """
+    file_bytes: _builtins.int
+    """The maximum size of a file of FileService in bytes."""
     @_builtins.property
     def time_limit(self) -> _duration_pb2.Duration:
         """The maximum `CreateImagesRequest.time_limit`."""
@@ -256,10 +259,11 @@ class Limits(_message.Message):
         retention: _duration_pb2.Duration | None = ...,
         default_retention: _duration_pb2.Duration | None = ...,
         open_jobs: _builtins.int = ...,
+        file_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_retention", b"default_retention", "default_time_limit", b"default_time_limit", "retention", b"retention", "time_limit", b"time_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "default_retention", b"default_retention", "default_time_limit", b"default_time_limit", "image_bytes", b"image_bytes", "labels", b"labels", "open_jobs", b"open_jobs", "prompt_characters", b"prompt_characters", "retention", b"retention", "time_limit", b"time_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "default_retention", b"default_retention", "default_time_limit", b"default_time_limit", "file_bytes", b"file_bytes", "image_bytes", b"image_bytes", "labels", b"labels", "open_jobs", b"open_jobs", "prompt_characters", b"prompt_characters", "retention", b"retention", "time_limit", b"time_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
