@@ -25,6 +25,9 @@
     └── ServiceError                  a service answers with an error instead of a result
         ├── JobNotFoundError          no job has this id, or the job was deleted
         ├── PictureNotFoundError      the job has no such picture, or the picture was deleted
+        ├── BatchNotFoundError        no batch has this id or no such file, or the batch was deleted
+        ├── StoredFileNotFoundError   no file has this id, or the file was deleted
+        ├── WrongStateError           the batch, the file or the deployment is not in a state that permits the call
         ├── RequestIdReusedError      the request_id belongs to another request
         ├── JobNotSucceededError      the job has no pictures because it did not succeed
         ├── ModelMismatchError        the input was made by another model than the loaded one
@@ -49,6 +52,7 @@ from typing import Any
 __all__ = [
     "AttemptsExhaustedError",
     "AuthenticationError",
+    "BatchNotFoundError",
     "BrokerUnavailableError",
     "CheckpointError",
     "ConfigError",
@@ -86,8 +90,10 @@ __all__ = [
     "SmaltiWarning",
     "StorageError",
     "StoreUnavailableError",
+    "StoredFileNotFoundError",
     "UnavailableError",
     "UnknownVersionError",
+    "WrongStateError",
 ]
 
 
@@ -222,6 +228,28 @@ class PictureNotFoundError(ServiceError):
         super().__init__(problem or f"there is no picture {name}, or it has been deleted")
         self.name = name
         """The requested picture."""
+
+
+class BatchNotFoundError(ServiceError):
+    """No batch has this id, the batch was deleted, or it has no such file."""
+
+    def __init__(self, name: str, problem: str = "") -> None:
+        super().__init__(problem or f"there is no batch {name}, or it has been deleted")
+        self.name = name
+        """The batch's id, or the id and the name of the file."""
+
+
+class StoredFileNotFoundError(ServiceError):
+    """No file has this id, or the file was deleted."""
+
+    def __init__(self, name: str, problem: str = "") -> None:
+        super().__init__(problem or f"there is no file {name}, or it has been deleted")
+        self.name = name
+        """The file's id."""
+
+
+class WrongStateError(ServiceError):
+    """The batch, the file or the deployment is not in a state that permits the call."""
 
 
 class RequestIdReusedError(ServiceError):

@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from smalti.disclosure import Disclosure, disclose
 from smalti.errors import (
+    BatchNotFoundError,
     DrainingError,
     EngineFailedError,
     InvalidInputError,
@@ -27,6 +28,7 @@ from smalti.errors import (
     RequestIdReusedError,
     ServiceError,
     SmaltiError,
+    StoredFileNotFoundError,
     UnavailableError,
 )
 from smalti.rpc.reasons import BY_NAME, DOMAIN, INTERNAL, MODEL_UNUSABLE, reason_of
@@ -251,6 +253,8 @@ _MAKERS: dict[str, Callable[[str, Status], SmaltiError]] = {
     "MODEL_NOT_FOUND": lambda text, status: ModelNotFoundError(text, _name(status)),
     "JOB_NOT_FOUND": lambda text, status: JobNotFoundError(_name(status), text),
     "PICTURE_NOT_FOUND": lambda text, status: PictureNotFoundError(_name(status), text),
+    "BATCH_NOT_FOUND": lambda text, status: BatchNotFoundError(_name(status), text),
+    "FILE_NOT_FOUND": lambda text, status: StoredFileNotFoundError(_name(status), text),
     "REQUEST_ID_REUSED": lambda text, status: RequestIdReusedError(_name(status), text),
     "OVERLOADED": lambda text, status: OverloadedError(text, _seconds(status) or 1.0),
     "QUOTA_EXCEEDED": _quota,

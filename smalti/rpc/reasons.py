@@ -8,6 +8,7 @@ import grpc
 from smalti.errors import (
     AttemptsExhaustedError,
     AuthenticationError,
+    BatchNotFoundError,
     DrainingError,
     EngineFailedError,
     InvalidInputError,
@@ -26,7 +27,9 @@ from smalti.errors import (
     RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
+    StoredFileNotFoundError,
     UnavailableError,
+    WrongStateError,
 )
 
 DOMAIN = "smalti"
@@ -71,8 +74,11 @@ REASONS = (
     _reason("MODEL_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, ModelNotFoundError, resource="model"),
     _reason("JOB_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, JobNotFoundError, resource="job"),
     _reason("PICTURE_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, PictureNotFoundError, resource="picture"),
+    _reason("BATCH_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, BatchNotFoundError, resource="batch"),
+    _reason("FILE_NOT_FOUND", _Code.NOT_FOUND, _Http.NOT_FOUND, StoredFileNotFoundError, resource="file"),
     _reason("REQUEST_ID_REUSED", _Code.ALREADY_EXISTS, _Http.CONFLICT, RequestIdReusedError, resource="job"),
     _reason("JOB_NOT_SUCCEEDED", _Code.FAILED_PRECONDITION, _Http.CONFLICT, JobNotSucceededError),
+    _reason("WRONG_STATE", _Code.FAILED_PRECONDITION, _Http.CONFLICT, WrongStateError),
     _reason("MODEL_MISMATCH", _Code.FAILED_PRECONDITION, _Http.CONFLICT, ModelMismatchError),
     _reason("NOT_SUPPORTED", _Code.UNIMPLEMENTED, _Http.NOT_IMPLEMENTED, NotSupportedError),
     _reason("QUOTA_EXCEEDED", _Code.RESOURCE_EXHAUSTED, _Http.TOO_MANY_REQUESTS, QuotaExceededError),

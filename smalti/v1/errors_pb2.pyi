@@ -91,6 +91,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     The violation has the name of the limit (`quota_metric`) and the limit (`quota_value`); `metadata["left"]` of the
     ErrorInfo is what is left of it. Nothing was stored; retry after the delay, which may be hours.
     """
+    ERROR_REASON_BATCH_NOT_FOUND: _ErrorReason.ValueType  # 22
+    """NOT_FOUND, with google.rpc.ResourceInfo of type "batch": the batch, or the file of it, does not exist, or the batch
+    was deleted.
+    """
+    ERROR_REASON_FILE_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND, with google.rpc.ResourceInfo of type "file": the file does not exist, or it was deleted."""
+    ERROR_REASON_WRONG_STATE: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION: the batch, the file or the deployment is not in a state that permits the call. The message says
+    what has to change first.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason why a call or a job failed.
@@ -172,5 +182,15 @@ ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: the tenant has used up one of its limits.
 The violation has the name of the limit (`quota_metric`) and the limit (`quota_value`); `metadata["left"]` of the
 ErrorInfo is what is left of it. Nothing was stored; retry after the delay, which may be hours.
+"""
+ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 22
+"""NOT_FOUND, with google.rpc.ResourceInfo of type "batch": the batch, or the file of it, does not exist, or the batch
+was deleted.
+"""
+ERROR_REASON_FILE_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND, with google.rpc.ResourceInfo of type "file": the file does not exist, or it was deleted."""
+ERROR_REASON_WRONG_STATE: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION: the batch, the file or the deployment is not in a state that permits the call. The message says
+what has to change first.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

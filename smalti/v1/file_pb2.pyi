@@ -401,6 +401,7 @@ class ListFilesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     OLDEST_FIRST_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of files on the page, up to 1000; larger values mean 1000, and 0 means 50."""
     page_token: _builtins.str
@@ -409,6 +410,8 @@ class ListFilesRequest(_message.Message):
     """Only files with this purpose. If omitted, all."""
     oldest_first: _builtins.bool
     """Whether the oldest come first."""
+    name: _builtins.str
+    """Only files with this name. If omitted, all."""
     def __init__(
         self,
         *,
@@ -416,10 +419,11 @@ class ListFilesRequest(_message.Message):
         page_token: _builtins.str = ...,
         purpose: _builtins.str = ...,
         oldest_first: _builtins.bool = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

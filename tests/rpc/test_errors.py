@@ -15,6 +15,7 @@ from harness.grpc_server import asynchronous, served
 from smalti.errors import (
     AttemptsExhaustedError,
     AuthenticationError,
+    BatchNotFoundError,
     BrokerUnavailableError,
     CheckpointError,
     DatabaseUnavailableError,
@@ -37,8 +38,10 @@ from smalti.errors import (
     RequestExpiredError,
     RequestIdReusedError,
     SmaltiError,
+    StoredFileNotFoundError,
     StoreUnavailableError,
     UnavailableError,
+    WrongStateError,
 )
 from smalti.rpc.channel import blocking_channel, channel
 from smalti.rpc.errors import error_of, error_of_status, status_of, translated, within
@@ -56,6 +59,9 @@ ERRORS: dict[str, SmaltiError] = {
     "MODEL_NOT_FOUND": ModelNotFoundError("there is no model mega", "mega"),
     "JOB_NOT_FOUND": JobNotFoundError("j1"),
     "PICTURE_NOT_FOUND": PictureNotFoundError("j1/3"),
+    "BATCH_NOT_FOUND": BatchNotFoundError("b1"),
+    "FILE_NOT_FOUND": StoredFileNotFoundError("f1"),
+    "WRONG_STATE": WrongStateError("batch b1 has ended"),
     "REQUEST_ID_REUSED": RequestIdReusedError("j1"),
     "JOB_NOT_SUCCEEDED": JobNotSucceededError("job j1 is RUNNING"),
     "MODEL_MISMATCH": ModelMismatchError("another model"),
