@@ -1,12 +1,19 @@
-"""Finding objects by their names, since their keys depend on their content."""
+"""Object stores in tests, and finding objects by their names, since their keys depend on their content."""
 
 import re
 from typing import Final
 
-from smalti.storage import JobKeys, ObjectRef, ObjectStore, content_key, digest
+from pydantic import SecretStr
+
+from smalti.storage import JobKeys, ObjectRef, ObjectStore, StoreSettings, content_key, digest
 from smalti.storage.keys import CONTENT_DIGITS
 
 _CONTENT: Final = re.compile(rf"-[0-9a-f]{{{CONTENT_DIGITS}}}(?=\.\w+$)")
+
+
+def store_settings_for(url: str, timeout: float = 10.0) -> StoreSettings:
+    """Returns the settings of a store at this URL."""
+    return StoreSettings(url=SecretStr(url), timeout=timeout)
 
 
 def name_of(key: str) -> str:

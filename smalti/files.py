@@ -10,7 +10,7 @@ from typing import Any
 from smalti.errors import InvalidInputError, ModelError
 from smalti.foreign_text import parse_json
 
-_WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of file systems without hard links, such as FAT."""
 
 
@@ -46,7 +46,7 @@ def create_file(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in _WITHOUT_LINKS:
+        if error.errno not in WITHOUT_LINKS:
             raise
         return _create_plainly(path, content)
     finally:

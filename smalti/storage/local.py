@@ -2,21 +2,26 @@
 
 import errno
 import fcntl
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from smalti.errors import DamagedObjectError, MissingObjectError, StoreUnavailableError
-from smalti.files import write_atomically
+from smalti.files import WITHOUT_LINKS, atomic_path, write_atomically
 from smalti.storage.keys import ObjectRef, check_key
-from smalti.storage.store import ObjectInfo, digest, verified
+from smalti.storage.reading import open_reader
+from smalti.storage.store import ObjectInfo, check_digest, digest, digest_of_file, using_file, verified
 
 Result = TypeVar("Result")
 
+COPY_BYTES = 2**20
+"""Bytes of an object that are held in memory when it is copied."""
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Errors of a folder that will not be ours by waiting."""
 
@@ -29,17 +34,24 @@ class LocalStore:
         self.folder = folder.absolute()
 
     def put(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> ObjectRef:  # noqa: D102
-        path = self._path(key)
-        ref = ObjectRef(key=key, sha256=digest(content))
+        return self._put(key, digest(content), lambda path: write_atomically(path, content))
 
-        def write() -> ObjectRef:
+    def put_file(  # noqa: D102
+        self, key: str, path: Path, *, content_type: str = "application/octet-stream"
+    ) -> ObjectRef:
+        return self._put(key, digest_of_file(path), partial(_copy, path))
+
+    def _put(self, key: str, sha256: str, write: Callable[[Path], None]) -> ObjectRef:
+        path = self._path(key)
+
+        def put() -> ObjectRef:
             path.parent.mkdir(parents=True, exist_ok=True)
             # First the checksum: a reader in between finds the object missing or damaged, never without a checksum.
-            write_atomically(_checksum_path(path), ref.sha256)
-            write_atomically(path, content)
-            return ref
+            write_atomically(_checksum_path(path), sha256)
+            write(path)
+            return ObjectRef(key=key, sha256=sha256)
 
-        return self._try(write)
+        return self._try(put)
 
     def create(self, key: str, content: bytes, *, content_type: str = "application/octet-stream") -> bool:  # noqa: D102
         path = self._path(key)
@@ -56,6 +68,12 @@ class LocalStore:
 
         return self._try(write)
 
+    def copy(self, source: ObjectRef, key: str) -> ObjectRef:  # noqa: D102
+        path = self._path(source.key)
+        if self._try(path.exists):
+            return self._put(key, source.sha256, partial(_link, path))
+        raise MissingObjectError(source.key)
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         path = self._path(key)
 
@@ -71,6 +89,42 @@ class LocalStore:
         except DamagedObjectError:
             # The object may have been overwritten between the two reads.
             return self._try(read)
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:  # noqa: D102
+        source = self._path(key)
+
+        def read() -> None:
+            try:
+                file = source.open("rb")
+            except FileNotFoundError:
+                raise MissingObjectError(key) from None
+            hashed = hashlib.sha256()
+            with file, using_file(path), atomic_path(path) as temporary, temporary.open("wb") as copy:
+                while part := file.read(COPY_BYTES):
+                    hashed.update(part)
+                    copy.write(part)
+                check_digest(key, hashed.hexdigest(), copy.tell(), _read_checksum(source), sha256)
+
+        try:
+            self._try(read)
+        except DamagedObjectError:
+            self._try(read)
+
+    def read(self, key: str, start: int, length: int) -> bytes:  # noqa: D102
+        path = self._path(key)
+
+        def read() -> bytes:
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(length)
+            except FileNotFoundError:
+                raise MissingObjectError(key) from None
+
+        return self._try(read)
+
+    def open_object(self, key: str) -> BinaryIO:  # noqa: D102
+        return open_reader(self, key)
 
     def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         path = self._path(key)
@@ -99,6 +153,11 @@ class LocalStore:
     def presigned_url(self, key: str, *, seconds: float) -> str:
         """Returns a `file:` URL, which works on this machine and does not expire."""
         return self._path(key).as_uri()
+
+    def presigned_upload(self, key: str, *, seconds: float) -> str:
+        """Returns nothing: nobody can upload to a file."""
+        self._path(key)
+        return ""
 
     def expire_after(self, days: int) -> bool:
         """Returns False: a folder does not expire objects."""
@@ -151,6 +210,22 @@ def _read_checksum(path: Path) -> str | None:
         return _checksum_path(path).read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _copy(source: Path, path: Path) -> None:
+    with atomic_path(path) as temporary, using_file(source):
+        shutil.copyfile(source, temporary)
+
+
+def _link(source: Path, path: Path) -> None:
+    """Gives a file a second name; both keep their content when the other is replaced."""
+    try:
+        with atomic_path(path) as temporary:
+            temporary.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        _copy(source, path)
 
 
 def _remove(path: Path) -> None:

@@ -3,10 +3,14 @@
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
 
 from smalti.errors import MissingObjectError
+from smalti.files import write_atomically
 from smalti.storage.keys import ObjectRef, check_key
-from smalti.storage.store import ObjectInfo, digest, verified
+from smalti.storage.reading import open_reader
+from smalti.storage.store import ObjectInfo, digest, using_file, verified
 
 
 class MemoryStore:
@@ -28,13 +32,30 @@ class MemoryStore:
         with self._lock:
             return self.entries.setdefault(key, (content, info))[1] is info
 
+    def put_file(  # noqa: D102
+        self, key: str, path: Path, *, content_type: str = "application/octet-stream"
+    ) -> ObjectRef:
+        with using_file(path):
+            content = path.read_bytes()
+        return self.put(key, content, content_type=content_type)
+
+    def copy(self, source: ObjectRef, key: str) -> ObjectRef:  # noqa: D102
+        return self.put(key, self.get(source.key, sha256=source.sha256))
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
-        with self._lock:
-            entry = self.entries.get(check_key(key))
-        if entry is None:
-            raise MissingObjectError(key)
-        content, info = entry
+        content, info = self._entry(key)
         return verified(key, content, info.sha256, sha256)
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:  # noqa: D102
+        content = self.get(key, sha256=sha256)
+        with using_file(path):
+            write_atomically(path, content)
+
+    def read(self, key: str, start: int, length: int) -> bytes:  # noqa: D102
+        return self._entry(key)[0][start : start + length]
+
+    def open_object(self, key: str) -> BinaryIO:  # noqa: D102
+        return open_reader(self, key)
 
     def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         with self._lock:
@@ -55,9 +76,21 @@ class MemoryStore:
         """Returns a `memory:` URL, which nothing can read."""
         return f"memory:///{check_key(key)}"
 
+    def presigned_upload(self, key: str, *, seconds: float) -> str:
+        """Returns nothing: nobody else can write to this memory."""
+        check_key(key)
+        return ""
+
     def expire_after(self, days: int) -> bool:
         """Returns False: the store does not expire objects."""
         return False
 
     def check(self) -> None:
         """Does nothing: memory is always available."""
+
+    def _entry(self, key: str) -> tuple[bytes, ObjectInfo]:
+        with self._lock:
+            entry = self.entries.get(check_key(key))
+        if entry is None:
+            raise MissingObjectError(key)
+        return entry

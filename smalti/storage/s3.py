@@ -1,5 +1,6 @@
 """An object store behind the S3 protocol, such as SeaweedFS, MinIO, Ceph or AWS, through the client of MinIO."""
 
+import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -8,22 +9,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
-from typing import Final, TypeVar
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
 from xml.etree.ElementTree import ParseError
 
 import urllib3
-from minio import Minio
-from minio.commonconfig import ENABLED, Filter
+from minio.commonconfig import ENABLED, CopySource, Filter
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from smalti.errors import DamagedObjectError, MissingObjectError, SmaltiError, StoreUnavailableError
+from smalti.files import atomic_path
 from smalti.storage.answers import BusyStoreError, CarefulPool, clock_skew, may_heal
 from smalti.storage.keys import JOBS, ObjectRef, check_key
-from smalti.storage.store import ObjectInfo, digest, verified
+from smalti.storage.reading import open_reader
+from smalti.storage.s3_client import connect
+from smalti.storage.store import ObjectInfo, check_digest, digest, digest_of_file, using_file, verified
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ CHECKSUM: Final = "x-amz-meta-sha256"
 RULE: Final = "smalti-jobs"
 CONNECTIONS: Final = 32
 """Idle connections that are kept."""
+STREAM_BYTES: Final = 2**20
+"""Bytes of an object that are held in memory when it is written to a file."""
 PAGE: Final = 1000
 """Objects that S3 lists in one response."""
 DELETE_BATCH: Final = 100
@@ -78,8 +83,16 @@ class S3Store:
             cert_reqs="CERT_REQUIRED",
             ca_certs=ca,
         )
-        self._client = _client(address.endpoint, address, http)
-        self._signer = _client(address.public_endpoint or address.endpoint, address, http)
+        self._client, self._signer = (
+            connect(
+                endpoint,
+                http,
+                access_key=address.access_key,
+                secret_key=address.secret_key,
+                region=address.region,
+            )
+            for endpoint in (address.endpoint, address.public_endpoint or address.endpoint)
+        )
         self._retrying = Retrying(
             stop=stop_after_attempt(tries),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
@@ -122,20 +135,68 @@ class S3Store:
 
         return self._try(key, write)
 
+    def put_file(  # noqa: D102
+        self, key: str, path: Path, *, content_type: str = "application/octet-stream"
+    ) -> ObjectRef:
+        ref = ObjectRef(key=check_key(key), sha256=digest_of_file(path))
+        headers = {"Content-Type": content_type, CHECKSUM: ref.sha256}
+
+        def write() -> None:
+            self._make_bucket()
+            self._client.put_file(self._bucket, key, path, headers)
+
+        self._try(key, write)
+        return ref
+
+    def copy(self, source: ObjectRef, key: str) -> ObjectRef:  # noqa: D102
+        check_key(key)
+        content = CopySource(self._bucket, source.key)
+        self._try(source.key, lambda: self._client.copy_object(self._bucket, key, content))
+        return ObjectRef(key=key, sha256=source.sha256)
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         check_key(key)
 
         def read() -> bytes:
-            response = self._client.get_object(self._bucket, key)
-            try:
-                content = response.read()
-            except BaseException:
-                response.close()  # The rest of this response must not be read as the next one.
-                raise
-            response.release_conn()
-            return verified(key, content, response.headers.get(CHECKSUM), sha256)
+            with self._client.reading(self._bucket, key) as response:
+                return verified(key, response.read(), response.headers.get(CHECKSUM), sha256)
 
         return self._try(key, read)
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:  # noqa: D102
+        check_key(key)
+
+        def read() -> None:
+            with (
+                self._client.reading(self._bucket, key) as response,
+                using_file(path),
+                atomic_path(path) as temporary,
+                temporary.open("wb") as file,
+            ):
+                hashed = hashlib.sha256()
+                for part in response.stream(STREAM_BYTES):
+                    hashed.update(part)
+                    file.write(part)
+                check_digest(key, hashed.hexdigest(), file.tell(), response.headers.get(CHECKSUM), sha256)
+
+        self._try(key, read)
+
+    def read(self, key: str, start: int, length: int) -> bytes:  # noqa: D102
+        check_key(key)
+
+        def read() -> bytes:
+            try:
+                with self._client.reading(self._bucket, key, start, length) as response:
+                    return response.read()
+            except S3Error as error:
+                if error.code == "InvalidRange":
+                    return b""
+                raise
+
+        return self._try(key, read)
+
+    def open_object(self, key: str) -> BinaryIO:  # noqa: D102
+        return open_reader(self, key)
 
     def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         check_key(key)
@@ -192,8 +253,12 @@ class S3Store:
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
         """Returns a signed URL; S3 limits its lifetime to a week."""
-        expires = timedelta(seconds=max(1, min(int(seconds), 7 * 24 * 3600)))
-        return self._signer.presigned_get_object(self._bucket, check_key(key), expires=expires)
+        return self._signer.presigned_get_object(self._bucket, check_key(key), expires=_lifetime(seconds))
+
+    def presigned_upload(self, key: str, *, seconds: float) -> str:
+        """Returns a signed URL; S3 limits its lifetime to a week."""
+        self._try("", self._make_bucket)
+        return self._signer.presigned_put_object(self._bucket, check_key(key), expires=_lifetime(seconds))
 
     def expire_after(self, days: int) -> bool:
         """Sets our lifecycle rule of the bucket, unless it is there already.
@@ -298,6 +363,10 @@ class S3Store:
             raise StoreUnavailableError(f"object store: {error}", transient=False) from error
 
 
+def _lifetime(seconds: float) -> timedelta:
+    return timedelta(seconds=max(1, min(int(seconds), 7 * 24 * 3600)))
+
+
 def _days(rule: Rule) -> int | None:
     """Returns after how many days a rule lets objects of jobs expire; None if it is another rule."""
     if rule.status != ENABLED or rule.rule_filter is None or rule.rule_filter.prefix != JOBS:
@@ -314,23 +383,3 @@ def _is_transient(error: BaseException) -> bool:
 
 def _is_unsupported(error: BaseException | None) -> bool:
     return isinstance(error, S3Error) and error.response.status == HTTPStatus.NOT_IMPLEMENTED
-
-
-class _Client(Minio):
-    """The client, with a write that takes headers: `put_object` does not know conditions."""
-
-    def put(self, bucket: str, key: str, content: bytes, headers: dict[str, str]) -> None:
-        """Writes an object with exactly these headers."""
-        self._put_object(bucket, key, content, dict(headers))
-
-
-def _client(endpoint: str, address: S3Address, http: urllib3.PoolManager) -> _Client:
-    parts = urlsplit(endpoint)
-    return _Client(
-        parts.netloc,
-        access_key=address.access_key,
-        secret_key=address.secret_key,
-        secure=parts.scheme == "https",
-        region=address.region,  # Otherwise the client would ask the server before it signs a URL.
-        http_client=http,
-    )

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
 
-from smalti.errors import DamagedObjectError
+from smalti.errors import DamagedObjectError, StoreUnavailableError
 from smalti.storage.keys import JOBS, ObjectRef, is_intermediate
 
 
@@ -45,6 +47,21 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def put_file(self, key: str, path: Path, *, content_type: str = "application/octet-stream") -> ObjectRef:
+        """Writes or replaces an object with the content of a file, which is not held in memory as a whole.
+
+        A file that cannot be read counts as a store that is unavailable.
+        """
+        ...
+
+    def copy(self, source: ObjectRef, key: str) -> ObjectRef:
+        """Writes or replaces an object with the content of another one, which the store copies by itself.
+
+        Raises:
+            MissingObjectError: the source does not exist.
+        """
+        ...
+
     def get(self, key: str, *, sha256: str | None = None) -> bytes:
         """Reads an object.
 
@@ -55,6 +72,45 @@ class ObjectStore(Protocol):
         Raises:
             MissingObjectError: the object does not exist.
             DamagedObjectError: the content is not what was written, or does not have the given SHA-256.
+        """
+        ...
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+        """Writes an object to a file, which is never seen half-written, and does not hold it in memory as a whole.
+
+        Args:
+            key: the key of the object.
+            path: the file; replaced if it exists.
+            sha256: as in `get`. With it, objects can be read that were not written by Smalti.
+
+        Raises:
+            MissingObjectError: the object does not exist.
+            DamagedObjectError: the content is not what was written, or does not have the given SHA-256.
+            StoreUnavailableError: also raised if the file cannot be written.
+        """
+        ...
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Reads a part of an object, without verifying it.
+
+        Args:
+            key: the key of the object.
+            start: position of the first byte; not negative.
+            length: number of bytes; positive.
+
+        Returns:
+            The bytes; fewer at the end of the object, and none behind it.
+
+        Raises:
+            MissingObjectError: the object does not exist.
+        """
+        ...
+
+    def open_object(self, key: str) -> BinaryIO:
+        """Opens an object for reading, without verifying it; it is read in parts, and can be sought in.
+
+        Raises:
+            MissingObjectError: the object does not exist; also raised by the file's methods.
         """
         ...
 
@@ -72,6 +128,13 @@ class ObjectStore(Protocol):
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
         """Returns a URL that lets anybody read the object for a time, without checking that it exists."""
+        ...
+
+    def presigned_upload(self, key: str, *, seconds: float) -> str:
+        """Returns a URL to which anybody can upload the object for a time, by PUT; empty if the store has none.
+
+        What is uploaded has no SHA-256 with it: read it with `open_object`, or with its SHA-256 from elsewhere.
+        """
         ...
 
     def expire_after(self, days: int) -> bool:
@@ -92,16 +155,43 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal; raises `StoreUnavailableError` if it cannot be read."""
+    with using_file(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def using_file(path: Path) -> Iterator[None]:
+    """Translates errors of a local file, such as a full disk, into `StoreUnavailableError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(f"{path}: {error.strerror or error}") from error
+
+
 def verified(key: str, content: bytes, stored: str | None, wanted: str | None) -> bytes:
     """Returns the content if it has the stored and the wanted checksum; otherwise raises `DamagedObjectError`."""
-    found = digest(content)
-    if stored is None:
+    check_digest(key, digest(content), len(content), stored, wanted)
+    return content
+
+
+def check_digest(key: str, found: str, size: int, stored: str | None, wanted: str | None) -> None:
+    """Raises `DamagedObjectError` unless an object has the stored and the wanted checksum.
+
+    Args:
+        key: the key of the object.
+        found: the SHA-256 of what was read.
+        size: the number of bytes that were read.
+        stored: the SHA-256 that the store has with the object; None if there is none.
+        wanted: the SHA-256 that the caller wants; None if any will do.
+    """
+    if stored is None and wanted is None:
         raise DamagedObjectError(key, "no checksum; it was not written by Smalti")
-    if found != stored:
-        raise DamagedObjectError(key, f"its {len(content)} bytes do not match its checksum")
+    if stored is not None and found != stored:
+        raise DamagedObjectError(key, f"its {size} bytes do not match its checksum")
     if wanted is not None and found != wanted:
         raise DamagedObjectError(key, "its content is not that which the message refers to")
-    return content
 
 
 def find(store: ObjectStore, *keys: str) -> tuple[ObjectRef, ...] | None:

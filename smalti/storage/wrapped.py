@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from smalti.storage.keys import ObjectRef
+from smalti.storage.reading import open_reader
 from smalti.storage.store import ObjectInfo, ObjectStore
 
 Result = TypeVar("Result")
@@ -35,6 +37,24 @@ class WrappedStore(ABC):
     def get(self, key: str, *, sha256: str | None = None) -> bytes:  # noqa: D102
         return self._call("get", key, lambda: self._store.get(key, sha256=sha256))
 
+    def put_file(  # noqa: D102
+        self, key: str, path: Path, *, content_type: str = "application/octet-stream"
+    ) -> ObjectRef:
+        return self._call("put_file", key, lambda: self._store.put_file(key, path, content_type=content_type))
+
+    def copy(self, source: ObjectRef, key: str) -> ObjectRef:  # noqa: D102
+        return self._call("copy", key, lambda: self._store.copy(source, key))
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:  # noqa: D102
+        self._call("get_file", key, lambda: self._store.get_file(key, path, sha256=sha256))
+
+    def read(self, key: str, start: int, length: int) -> bytes:  # noqa: D102
+        return self._call("read", key, lambda: self._store.read(key, start, length))
+
+    def open_object(self, key: str) -> BinaryIO:
+        """Opens an object whose parts are read through this store."""
+        return open_reader(self, key)
+
     def stat(self, key: str) -> ObjectInfo | None:  # noqa: D102
         return self._call("stat", key, lambda: self._store.stat(key))
 
@@ -48,6 +68,9 @@ class WrappedStore(ABC):
     def presigned_url(self, key: str, *, seconds: float) -> str:
         """Returns the store's URL; that needs no call."""
         return self._store.presigned_url(key, seconds=seconds)
+
+    def presigned_upload(self, key: str, *, seconds: float) -> str:  # noqa: D102
+        return self._call("presigned_upload", key, lambda: self._store.presigned_upload(key, seconds=seconds))
 
     def expire_after(self, days: int) -> bool:  # noqa: D102
         return self._call("expire_after", "", lambda: self._store.expire_after(days))

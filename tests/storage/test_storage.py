@@ -14,7 +14,7 @@ import pytest
 from minio import Minio
 from pydantic import SecretStr
 
-from harness.objects import put_named
+from harness.objects import put_named, store_settings_for
 from harness.servers import HOST, S3Server, free_port
 from harness.waiting import WAIT
 from smalti.errors import DamagedObjectError, InvalidInputError, MissingObjectError, StoreUnavailableError
@@ -33,24 +33,6 @@ from smalti.storage import (
 from smalti.storage.s3 import S3Store
 
 KEYS = JobKeys("j1")
-
-
-def settings_for(server: S3Server, url: str | None = None, timeout: float = 10.0) -> StoreSettings:
-    return StoreSettings(url=SecretStr(url or server.url), timeout=timeout)
-
-
-@pytest.fixture(params=["memory", "local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    """An empty store of each kind."""
-    if request.param == "s3":
-        made = open_store(settings_for(request.getfixturevalue("s3")))
-        made.delete(*[info.key for info in made.objects()])
-    elif request.param == "local":
-        made = open_store(StoreSettings(url=SecretStr((tmp_path / "a store").as_uri())))
-    else:
-        made = open_store(StoreSettings(url=SecretStr("memory:")))
-    made.check()
-    return made
 
 
 def test_object_round_trip(store: ObjectStore) -> None:
@@ -193,7 +175,7 @@ def test_damage_on_disk_is_detected(tmp_path: Path) -> None:
 
 
 def test_damage_in_s3_is_detected(s3: S3Server) -> None:
-    store = open_store(settings_for(s3))
+    store = open_store(store_settings_for(s3.url))
     assert isinstance(store, S3Store)
     ref = store.put(KEYS.tokens(0), b"0123456789")
     other = store.put(KEYS.tokens(1), b"other")
@@ -211,7 +193,7 @@ def test_damage_in_s3_is_detected(s3: S3Server) -> None:
 
 
 def test_presigned_url_works_for_anybody_until_it_expires(s3: S3Server) -> None:
-    store = open_store(settings_for(s3))
+    store = open_store(store_settings_for(s3.url))
     store.put(KEYS.candidate(0), b"a picture", content_type="image/png")
     with urllib.request.urlopen(store.presigned_url(KEYS.candidate(0), seconds=60)) as answer:
         assert answer.read() == b"a picture"
@@ -232,7 +214,7 @@ def test_local_url_names_the_file(tmp_path: Path) -> None:
 
 
 def test_objects_of_jobs_expire(s3: S3Server) -> None:
-    store = open_store(settings_for(s3))
+    store = open_store(store_settings_for(s3.url))
     assert store.expire_after(7)
     assert store.expire_after(3)
     assert store.expire_after(0)
@@ -241,7 +223,7 @@ def test_objects_of_jobs_expire(s3: S3Server) -> None:
 
 def test_missing_bucket_is_created(s3: S3Server) -> None:
     url = s3.url.rpartition("/")[0] + "/another"
-    store = open_store(settings_for(s3, url))
+    store = open_store(store_settings_for(url))
     with pytest.raises(MissingObjectError):
         store.get(KEYS.result)
     store.put(KEYS.result, b"x")
@@ -249,7 +231,7 @@ def test_missing_bucket_is_created(s3: S3Server) -> None:
 
 
 def test_refusal_is_reported_at_once_without_the_secret(s3: S3Server) -> None:
-    store = open_store(settings_for(s3, s3.url.replace(s3.secret_key, "a-wrong-secret")))
+    store = open_store(store_settings_for(s3.url.replace(s3.secret_key, "a-wrong-secret")))
     for call in (lambda: store.put(KEYS.result, b"x"), lambda: store.get(KEYS.result), store.check):
         with pytest.raises(StoreUnavailableError) as caught:
             call()
@@ -258,7 +240,7 @@ def test_refusal_is_reported_at_once_without_the_secret(s3: S3Server) -> None:
 
 
 def test_store_that_hangs_times_out(s3: S3Server) -> None:
-    store = open_store(settings_for(s3, timeout=1.0))
+    store = open_store(store_settings_for(s3.url, timeout=1.0))
     store.put(KEYS.result, b"before")
     s3.pause()
     try:
@@ -322,7 +304,7 @@ def test_keys_may_be_set_separately(s3: S3Server) -> None:
 
 
 def test_wrong_port_is_reported(s3: S3Server) -> None:
-    store = open_store(settings_for(s3, s3.url.replace(str(s3.port), str(free_port()))))
+    store = open_store(store_settings_for(s3.url.replace(str(s3.port), str(free_port()))))
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         store.check()
 
