@@ -1,14 +1,15 @@
 """The client for asyncio."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, Unpack
+from typing import Self, TypeAlias, TypeVar, Unpack
 
-from grpc.aio import EOF, ClientInterceptor
+from grpc.aio import ClientInterceptor
 
-from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, ClientBase, cancellation_note
+from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, cancellation_note
+from smalti.client.batches import AsyncBatches, AsyncFiles
+from smalti.client.calls import AsyncCalls
 from smalti.client.downloads import DOWNLOAD_SECONDS, PictureDownload, RemotePicture
 from smalti.client.jobs import WATCH_SECONDS, Event, JobFollower, JobWatch, OnProgress
 from smalti.client.requests import (
@@ -18,7 +19,6 @@ from smalti.client.requests import (
     list_request,
     translated_errors,
 )
-from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import channel
 from smalti.rpc.settings import RpcSettings
@@ -39,7 +39,7 @@ Item = TypeVar("Item")
 Pictures: TypeAlias = list[RemotePicture]
 
 
-class AsyncClient(ClientBase):
+class AsyncClient:
     """Calls a gateway from the event loop in which it was created; otherwise like `Client`.
 
     Close it, or use it in an `async with` block.
@@ -69,9 +69,18 @@ class AsyncClient(ClientBase):
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        super().__init__(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        self._calls = AsyncCalls(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
         self._channel = channel(self.server, settings, interceptors=interceptors)
         self._stub = ImageServiceStub(self._channel)
+        self.files = AsyncFiles(self._calls, self._channel)
+        """Files at the gateway, such as the prompts of batches."""
+        self.batches = AsyncBatches(self._calls, self._channel, self.files)
+        """Batches at the gateway."""
+
+    @property
+    def server(self) -> str:
+        """The address of the gateway, as HOST:PORT."""
+        return self._calls.server
 
     async def generate(
         self,
@@ -123,7 +132,9 @@ class AsyncClient(ClientBase):
             SmaltiError: the request was refused, or the server does not answer.
         """
         return (
-            await self._call(self._stub.CreateImages, create_request(prompt, options), full_seconds=wait)
+            await self._calls.call(
+                self._stub.CreateImages, create_request(prompt, options), full_seconds=wait
+            )
         ).job
 
     async def get(self, job_id: str) -> Job:
@@ -132,7 +143,7 @@ class AsyncClient(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        return (await self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))).job
+        return (await self._calls.call(self._stub.GetJob, GetJobRequest(job_id=job_id))).job
 
     async def list(self, **filters: Unpack[ListOptions]) -> AsyncIterator[Job]:
         """Yields jobs, newest first; requests further pages as they are needed.
@@ -144,7 +155,7 @@ class AsyncClient(ClientBase):
             InvalidInputError: a filter cannot be used; names it.
         """
         request = list_request(**filters)
-        async for page in self._pages(self._stub.ListJobs, request):
+        async for page in self._calls.pages(self._stub.ListJobs, request):
             for job in page.jobs:
                 yield job
 
@@ -160,7 +171,7 @@ class AsyncClient(ClientBase):
         """
         request = list_request(**filters)
         request.page_token = page_token
-        page: ListJobsResponse = await self._call(self._stub.ListJobs, request)
+        page: ListJobsResponse = await self._calls.call(self._stub.ListJobs, request)
         return page
 
     async def cancel(self, job_id: str) -> Job:
@@ -169,7 +180,7 @@ class AsyncClient(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        return (await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id))).job
+        return (await self._calls.call(self._stub.CancelJob, CancelJobRequest(job_id=job_id))).job
 
     async def delete(self, job_id: str) -> None:
         """Deletes a job and its pictures; an open job is cancelled first.
@@ -177,7 +188,7 @@ class AsyncClient(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted before.
         """
-        await self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+        await self._calls.call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     async def watch(self, job_id: str, *, since_version: int | None = None) -> AsyncGenerator[Job, None]:
         """Yields a job as it is, and again after each change, until it has ended.
@@ -189,16 +200,16 @@ class AsyncClient(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        watch = JobWatch(job_id, since_version, self._stream_budget())
-        async with aclosing(self._resume(self._stub.WatchJob, watch, WATCH_SECONDS)) as events:
+        watch = JobWatch(job_id, since_version, self._calls.stream_budget())
+        async with aclosing(self._calls.resume(self._stub.WatchJob, watch, WATCH_SECONDS)) as events:
             async for event in events:
                 if isinstance(event, Job):
                     yield event
 
     def events(self, job_id: str, *, since_version: int | None = None) -> AsyncGenerator[Event, None]:
         """Yields what `watch` yields, and new tokens, and previews of unfinished pictures; arguments as for `watch`."""
-        watch = JobWatch(job_id, since_version, self._stream_budget(), include_tokens=True)
-        return self._resume(self._stub.WatchJob, watch, WATCH_SECONDS)
+        watch = JobWatch(job_id, since_version, self._calls.stream_budget(), include_tokens=True)
+        return self._calls.resume(self._stub.WatchJob, watch, WATCH_SECONDS)
 
     async def download(
         self, job: Job | str, *, candidates: Sequence[int] | None = None
@@ -215,8 +226,8 @@ class AsyncClient(ClientBase):
         """
         if isinstance(job, str) or not job.pictures:
             job = await self.get(job if isinstance(job, str) else job.id)
-        download = PictureDownload(job, candidates, self._stream_budget())
-        through = self._resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
+        download = PictureDownload(job, candidates, self._calls.stream_budget())
+        through = self._calls.resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
         async with aclosing(through) as pictures:
             async for picture in pictures:
                 yield picture
@@ -226,7 +237,7 @@ class AsyncClient(ClientBase):
 
         A model of which several revisions can be drawn is there several times.
         """
-        async for page in self._pages(self._stub.ListModels, ListModelsRequest()):
+        async for page in self._calls.pages(self._stub.ListModels, ListModelsRequest()):
             for model in page.models:
                 yield model
 
@@ -241,7 +252,7 @@ class AsyncClient(ClientBase):
             ModelNotFoundError: the gateway has no such model.
         """
         reference = ModelReference(name=name or "", revision=revision or "") if name or revision else None
-        return (await self._call(self._stub.GetModel, GetModelRequest(model=reference))).model
+        return (await self._calls.call(self._stub.GetModel, GetModelRequest(model=reference))).model
 
     async def close(self) -> None:
         """Closes the connection and ends the calls that use it."""
@@ -261,64 +272,7 @@ class AsyncClient(ClientBase):
         try:
             with translated_errors():
                 request = CancelJobRequest(job_id=job_id)
-                result = (
-                    await self._stub.CancelJob(request, timeout=CANCEL_SECONDS, metadata=self._metadata)
-                ).job
+                result = (await self._calls.attempt(self._stub.CancelJob, request, CANCEL_SECONDS)).job
         except SmaltiError as error:
             result = error
         return cancellation_note(job_id, result)
-
-    async def _call(self, method: Callable[..., Any], request: Any, *, full_seconds: float = 0.0) -> Any:
-        """Makes a call, with retries."""
-        budget = self._call_budget(full_seconds)
-        while True:
-            try:
-                with translated_errors():
-                    response = await method(request, timeout=self._call_seconds, metadata=self._metadata)
-                self._note_answer(None)
-                return response
-            except SmaltiError as error:
-                self._note_answer(error)
-                pause = budget.pause(error)
-            await asyncio.sleep(pause)
-
-    async def _pages(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
-        while True:
-            page = await self._call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def _resume(
-        self, method: Callable[..., Any], stream: ResumableStream[Any, Any, Item], seconds: float
-    ) -> AsyncGenerator[Item, None]:
-        """Yields the items of a stream, over as many connections as it takes."""
-        while not stream.done:
-            error: SmaltiError | None = None
-            try:
-                async with aclosing(self._connect(method, stream.request(), seconds)) as responses:
-                    async for response in responses:
-                        item = stream.take(response)
-                        if item is not None:
-                            yield item
-                        if stream.done:
-                            return
-            except SmaltiError as failed:
-                error = failed
-            await asyncio.sleep(stream.pause(error))
-
-    async def _connect(
-        self, method: Callable[..., Any], request: Any, seconds: float
-    ) -> AsyncGenerator[Any, None]:
-        call = method(request, timeout=seconds, metadata=self._metadata)
-        try:
-            while True:
-                with translated_errors():
-                    response = await call.read()
-                if response is EOF:
-                    return
-                self._note_answer(None)
-                yield response
-        finally:
-            call.cancel()

@@ -1,6 +1,7 @@
-"""The shared part of both clients: the address of the server, and how long to wait for it."""
+"""The shared part of all calls: the address of the server, and how long to wait for it."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from smalti.client.requests import key_metadata, server_address
 from smalti.client.retries import RetryBudget
@@ -13,8 +14,8 @@ CANCEL_SECONDS: Final = 5.0
 """Time limit for cancelling the job of an interrupted call."""
 
 
-class ClientBase:
-    """The address of a server, and how long to wait for it."""
+class CallsBase:
+    """The address of a server, the key to it, and how long to wait for it."""
 
     def __init__(
         self, server: str | None, *, key: str | None, call_seconds: float, retry_seconds: float
@@ -27,15 +28,20 @@ class ClientBase:
         self._retry_seconds = retry_seconds
         self._reached = False
 
-    def _call_budget(self, full_seconds: float) -> RetryBudget:
+    def attempt(self, method: Callable[..., Any], request: Any, seconds: float | None = None) -> Any:
+        """Begins a call, with the key; the request may be a function that returns an iterator of messages."""
+        request = request() if callable(request) else request
+        return method(request, timeout=seconds or self._call_seconds, metadata=self._metadata)
+
+    def call_budget(self, full_seconds: float) -> RetryBudget:
         """Returns the budget of a call, which may wait this long for a full server."""
         return RetryBudget(self._retry_seconds, full_seconds=full_seconds, reached=self._reached)
 
-    def _stream_budget(self) -> RetryBudget:
+    def stream_budget(self) -> RetryBudget:
         """Returns the budget of a stream. Its job is already accepted, so it also waits for a full server."""
-        return self._call_budget(self._retry_seconds)
+        return self.call_budget(self._retry_seconds)
 
-    def _note_answer(self, error: SmaltiError | None) -> None:
+    def note_answer(self, error: SmaltiError | None) -> None:
         """Remembers that the server answered, with this error or without one."""
         if not isinstance(error, UnavailableError):
             self._reached = True

@@ -1,12 +1,13 @@
 """The blocking client."""
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, Unpack
+from typing import Self, TypeAlias, TypeVar, Unpack
 
-from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, ClientBase, cancellation_note
+from smalti.client.base import CALL_SECONDS, CANCEL_SECONDS, RETRY_SECONDS, cancellation_note
+from smalti.client.batches import Batches, Files
+from smalti.client.calls import BlockingCalls
 from smalti.client.downloads import DOWNLOAD_SECONDS, PictureDownload, RemotePicture
 from smalti.client.jobs import WATCH_SECONDS, Event, JobFollower, JobWatch, OnProgress
 from smalti.client.requests import (
@@ -16,7 +17,6 @@ from smalti.client.requests import (
     list_request,
     translated_errors,
 )
-from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import blocking_channel
 from smalti.rpc.settings import RpcSettings
@@ -37,7 +37,7 @@ Item = TypeVar("Item")
 Pictures: TypeAlias = list[RemotePicture]
 
 
-class Client(ClientBase):
+class Client:
     """Calls a gateway; thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(
@@ -62,9 +62,18 @@ class Client(ClientBase):
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        super().__init__(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        self._calls = BlockingCalls(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
         self._channel = blocking_channel(self.server, settings)
         self._stub = ImageServiceStub(self._channel)
+        self.files = Files(self._calls, self._channel)
+        """Files at the gateway, such as the prompts of batches."""
+        self.batches = Batches(self._calls, self._channel, self.files)
+        """Batches at the gateway."""
+
+    @property
+    def server(self) -> str:
+        """The address of the gateway, as HOST:PORT."""
+        return self._calls.server
 
     def generate(
         self,
@@ -115,7 +124,9 @@ class Client(ClientBase):
             OverloadedError: the gateway is still full after that time; `retry_after` says when to retry.
             SmaltiError: the request was refused, or the server does not answer.
         """
-        return self._call(self._stub.CreateImages, create_request(prompt, options), full_seconds=wait).job
+        return self._calls.call(
+            self._stub.CreateImages, create_request(prompt, options), full_seconds=wait
+        ).job
 
     def get(self, job_id: str) -> Job:
         """Returns a job as it is now.
@@ -123,7 +134,7 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
+        return self._calls.call(self._stub.GetJob, GetJobRequest(job_id=job_id)).job
 
     def list(self, **filters: Unpack[ListOptions]) -> Iterator[Job]:
         """Yields jobs, newest first; requests further pages as they are needed.
@@ -135,7 +146,7 @@ class Client(ClientBase):
             InvalidInputError: a filter cannot be used; names it.
         """
         request = list_request(**filters)
-        for page in self._pages(self._stub.ListJobs, request):
+        for page in self._calls.pages(self._stub.ListJobs, request):
             yield from page.jobs
 
     def page(self, *, page_token: str = "", **filters: Unpack[ListOptions]) -> ListJobsResponse:
@@ -150,7 +161,7 @@ class Client(ClientBase):
         """
         request = list_request(**filters)
         request.page_token = page_token
-        page: ListJobsResponse = self._call(self._stub.ListJobs, request)
+        page: ListJobsResponse = self._calls.call(self._stub.ListJobs, request)
         return page
 
     def cancel(self, job_id: str) -> Job:
@@ -159,7 +170,7 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id)).job
+        return self._calls.call(self._stub.CancelJob, CancelJobRequest(job_id=job_id)).job
 
     def delete(self, job_id: str) -> None:
         """Deletes a job and its pictures; an open job is cancelled first.
@@ -167,7 +178,7 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted before.
         """
-        self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+        self._calls.call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     def watch(self, job_id: str, *, since_version: int | None = None) -> Generator[Job, None, None]:
         """Yields a job as it is, and again after each change, until it has ended.
@@ -179,15 +190,15 @@ class Client(ClientBase):
         Raises:
             JobNotFoundError: no job has this id, or the job was deleted.
         """
-        watch = JobWatch(job_id, since_version, self._stream_budget())
-        for event in self._resume(self._stub.WatchJob, watch, WATCH_SECONDS):
+        watch = JobWatch(job_id, since_version, self._calls.stream_budget())
+        for event in self._calls.resume(self._stub.WatchJob, watch, WATCH_SECONDS):
             if isinstance(event, Job):
                 yield event
 
     def events(self, job_id: str, *, since_version: int | None = None) -> Generator[Event, None, None]:
         """Yields what `watch` yields, and new tokens, and previews of unfinished pictures; arguments as for `watch`."""
-        watch = JobWatch(job_id, since_version, self._stream_budget(), include_tokens=True)
-        return self._resume(self._stub.WatchJob, watch, WATCH_SECONDS)
+        watch = JobWatch(job_id, since_version, self._calls.stream_budget(), include_tokens=True)
+        return self._calls.resume(self._stub.WatchJob, watch, WATCH_SECONDS)
 
     def download(
         self, job: Job | str, *, candidates: Sequence[int] | None = None
@@ -204,15 +215,15 @@ class Client(ClientBase):
         """
         if isinstance(job, str) or not job.pictures:
             job = self.get(job if isinstance(job, str) else job.id)
-        download = PictureDownload(job, candidates, self._stream_budget())
-        yield from self._resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
+        download = PictureDownload(job, candidates, self._calls.stream_budget())
+        yield from self._calls.resume(self._stub.DownloadImages, download, DOWNLOAD_SECONDS)
 
     def models(self) -> Iterator[Model]:
         """Yields the models that the gateway can draw with now, without the words that they know.
 
         A model of which several revisions can be drawn is there several times.
         """
-        for page in self._pages(self._stub.ListModels, ListModelsRequest()):
+        for page in self._calls.pages(self._stub.ListModels, ListModelsRequest()):
             yield from page.models
 
     def model(self, name: str | None = None, revision: str | None = None) -> Model:
@@ -226,7 +237,7 @@ class Client(ClientBase):
             ModelNotFoundError: the gateway has no such model.
         """
         reference = ModelReference(name=name or "", revision=revision or "") if name or revision else None
-        return self._call(self._stub.GetModel, GetModelRequest(model=reference)).model
+        return self._calls.call(self._stub.GetModel, GetModelRequest(model=reference)).model
 
     def close(self) -> None:
         """Closes the connection and ends the calls that use it."""
@@ -246,62 +257,7 @@ class Client(ClientBase):
         try:
             with translated_errors():
                 request = CancelJobRequest(job_id=job_id)
-                result = self._stub.CancelJob(request, timeout=CANCEL_SECONDS, metadata=self._metadata).job
+                result = self._calls.attempt(self._stub.CancelJob, request, CANCEL_SECONDS).job
         except SmaltiError as error:
             result = error
         return cancellation_note(job_id, result)
-
-    def _call(self, method: Callable[..., Any], request: Any, *, full_seconds: float = 0.0) -> Any:
-        """Makes a call, with retries."""
-        budget = self._call_budget(full_seconds)
-        while True:
-            try:
-                with translated_errors():
-                    response = method(request, timeout=self._call_seconds, metadata=self._metadata)
-                self._note_answer(None)
-                return response
-            except SmaltiError as error:
-                self._note_answer(error)
-                pause = budget.pause(error)
-            time.sleep(pause)
-
-    def _pages(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        while True:
-            page = self._call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    def _resume(
-        self, method: Callable[..., Any], stream: ResumableStream[Any, Any, Item], seconds: float
-    ) -> Generator[Item, None, None]:
-        """Yields the items of a stream, over as many connections as it takes."""
-        while not stream.done:
-            error: SmaltiError | None = None
-            try:
-                with closing(self._connect(method, stream.request(), seconds)) as responses:
-                    for response in responses:
-                        item = stream.take(response)
-                        if item is not None:
-                            yield item
-                        if stream.done:
-                            return
-            except SmaltiError as failed:
-                error = failed
-            time.sleep(stream.pause(error))
-
-    def _connect(
-        self, method: Callable[..., Any], request: Any, seconds: float
-    ) -> Generator[Any, None, None]:
-        call = method(request, timeout=seconds, metadata=self._metadata)
-        try:
-            while True:
-                with translated_errors():
-                    response = next(call, None)
-                if response is None:
-                    return
-                self._note_answer(None)
-                yield response
-        finally:
-            call.cancel()

@@ -1,8 +1,8 @@
-"""Watching a job until it ends."""
+"""Watching a job or a batch until it ends."""
 
 import warnings
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from smalti.client.retries import RetryBudget
 from smalti.errors import (
@@ -13,6 +13,13 @@ from smalti.errors import (
     UnavailableError,
 )
 from smalti.rpc.errors import error_of_status
+from smalti.v1.batch_pb2 import (
+    BATCH_STATE_CANCELLED,
+    BATCH_STATE_EXPIRED,
+    BATCH_STATE_FAILED,
+    BATCH_STATE_SUCCEEDED,
+    Batch,
+)
 from smalti.v1.generator_pb2 import RowsDrawn
 from smalti.v1.image_pb2 import Preview, WatchJobRequest, WatchJobResponse
 from smalti.v1.job_pb2 import (
@@ -25,36 +32,102 @@ from smalti.v1.job_pb2 import (
 
 Event: TypeAlias = Job | RowsDrawn | Preview
 """An event of a watched job: a new version of the job, new tokens, or a preview of an unfinished picture."""
+Version = TypeVar("Version", Job, Batch)
 OnProgress: TypeAlias = Callable[[Job], object]
 """Called with every new version of a job."""
 
 _FINAL_STATES: Final = {JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED}
+
+_FINAL_BATCH_STATES: Final = {
+    BATCH_STATE_SUCCEEDED,
+    BATCH_STATE_FAILED,
+    BATCH_STATE_CANCELLED,
+    BATCH_STATE_EXPIRED,
+}
 
 WATCH_SECONDS: Final = 60.0
 """Time until a watch is renewed, because a connection can die unnoticed. A server that is alive sends a keep-alive
 message every 15 seconds."""
 
 
-def has_ended(job: Job) -> bool:
-    """Returns whether a job is in a final state; a state that this version does not know is not final."""
-    return job.state in _FINAL_STATES
+def has_ended(work: Job | Batch) -> bool:
+    """Returns whether a job or a batch is in a final state; a state that is not known here is not final."""
+    if isinstance(work, Batch):
+        return work.state in _FINAL_BATCH_STATES
+    return work.state in _FINAL_STATES
 
 
-def check_succeeded(job: Job) -> None:
-    """Checks that a job that has ended has pictures.
+def check_succeeded(work: Job | Batch) -> None:
+    """Checks that a job that has ended has pictures, or that a batch that has ended is complete.
 
     Raises:
-        SmaltiError: the job did not succeed; says why.
+        SmaltiError: the job or the batch did not succeed; says why.
     """
-    if job.state == JOB_STATE_FAILED:
-        raise error_of_status(job.error)
-    if job.state == JOB_STATE_CANCELLED:
-        raise RequestCancelledError(f"job {job.id} was cancelled")
-    if job.state == JOB_STATE_EXPIRED:
-        raise RequestExpiredError(f"job {job.id} had not ended when its time limit ran out")
+    failed: int
+    cancelled: int
+    expired: int
+    if isinstance(work, Batch):
+        name = f"batch {work.id}"
+        failed, cancelled, expired = BATCH_STATE_FAILED, BATCH_STATE_CANCELLED, BATCH_STATE_EXPIRED
+    else:
+        name = f"job {work.id}"
+        failed, cancelled, expired = JOB_STATE_FAILED, JOB_STATE_CANCELLED, JOB_STATE_EXPIRED
+    if work.state == failed:
+        raise error_of_status(work.error)
+    if work.state == cancelled:
+        raise RequestCancelledError(f"{name} was cancelled")
+    if work.state == expired:
+        raise RequestExpiredError(f"{name} had not ended when its time limit ran out")
 
 
-class JobWatch:
+class Watch(Generic[Version]):
+    """A watch over something with versions, such as a job, until it has ended."""
+
+    def __init__(self, name: str, since_version: int | None, budget: RetryBudget) -> None:
+        """Has received nothing yet.
+
+        Args:
+            name: what is watched, for errors.
+            since_version: yields only later versions; None for the present one, and then every change.
+            budget: how long to retry when the stream breaks.
+        """
+        self._name = name
+        self._since = since_version
+        self._budget = budget
+        self._received = False
+        self.done = False
+
+    def note_connection(self) -> int | None:
+        """Prepares for a new connection, and returns the version from which on to watch."""
+        self._received = False
+        return self._since
+
+    def note_message(self) -> None:
+        """Notes that the server is alive."""
+        self._received = True
+        self._budget.renew()
+
+    def take_version(self, version: Version, *, ended: bool) -> Version | None:
+        """Returns a version if it is new, or the last one."""
+        self.done = ended
+        if self._since is not None and version.version <= self._since and not ended:
+            return None
+        self._since = max(version.version, self._since or 0)
+        return version
+
+    def pause(self, error: SmaltiError | None) -> float:
+        """See `ResumableStream`."""
+        if error is None:
+            error = UnavailableError(f"the server ended the watch of {self._name} too early")
+        elif isinstance(error, RequestExpiredError):
+            # The watch was open for `WATCH_SECONDS`; it is renewed at once if the server was alive meanwhile.
+            if self._received:
+                return 0.0
+            error = UnavailableError(f"the server sends nothing about {self._name}")
+        return self._budget.pause(error)
+
+
+class JobWatch(Watch[Job]):
     """A watch over a job; a `ResumableStream` of events."""
 
     def __init__(
@@ -68,49 +141,29 @@ class JobWatch:
             budget: how long to retry when the stream breaks.
             include_tokens: also yields new tokens, and previews of unfinished pictures.
         """
+        super().__init__(f"job {job_id}", since_version, budget)
         self._job_id = job_id
-        self._since = since_version
-        self._budget = budget
         self._include_tokens = include_tokens
-        self._received = False
-        self.done = False
 
     def request(self) -> WatchJobRequest:  # noqa: D102
-        self._received = False
         return WatchJobRequest(
             job_id=self._job_id,
-            since_version=self._since,
+            since_version=self.note_connection(),
             include_rows=self._include_tokens,
             include_previews=self._include_tokens,
         )
 
     def take(self, response: WatchJobResponse) -> Event | None:
         """Returns the event of a message; None for a version that is not new, or an event that is not known here."""
-        self._received = True
-        self._budget.renew()
+        self.note_message()
         match response.WhichOneof("event"):
             case "job":
-                job = response.job
-                self.done = has_ended(job)
-                if self._since is not None and job.version <= self._since and not self.done:
-                    return None
-                self._since = max(job.version, self._since or 0)
-                return job
+                return self.take_version(response.job, ended=has_ended(response.job))
             case "rows":
                 return response.rows
             case "preview":
                 return response.preview
         return None
-
-    def pause(self, error: SmaltiError | None) -> float:  # noqa: D102
-        if error is None:
-            error = UnavailableError(f"the server ended the watch of job {self._job_id} too early")
-        elif isinstance(error, RequestExpiredError):
-            # The watch was open for `WATCH_SECONDS`; it is renewed at once if the server was alive meanwhile.
-            if self._received:
-                return 0.0
-            error = UnavailableError(f"the server sends nothing about job {self._job_id}")
-        return self._budget.pause(error)
 
 
 class JobFollower:

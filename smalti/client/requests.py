@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -18,6 +18,7 @@ from smalti.parameters import Refinement
 from smalti.rpc.conversion import refinement_message
 from smalti.rpc.errors import translated
 from smalti.settings import settings
+from smalti.v1.batch_pb2 import CreateBatchRequest
 from smalti.v1.image_pb2 import JOB_VIEW_BASIC, JOB_VIEW_FULL, CreateImagesRequest, ListJobsRequest
 from smalti.v1.job_pb2 import ImageParameters, InitialImage, JobState, PictureReference
 from smalti.v1.sampling_pb2 import Priority, SamplingParameters
@@ -26,21 +27,23 @@ from smalti.v1.tokens_pb2 import ImageTokens
 DEFAULT_SERVER: Final = "127.0.0.1:50050"
 """The address of the gateway that `smalti up` starts."""
 
+Fields: TypeAlias = Mapping[str, tuple[Message, str]]
+"""Options by name: the message and the field of each."""
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of a job; an option that is missing or None takes the default of the model or the gateway.
 
-    The ranges are those of the contract (`ImageParameters`, `SamplingParameters`, `CreateImagesRequest`).
+class RequestOptions(TypedDict, total=False):
+    """Options that jobs and batches share; one that is missing or None takes the default of the model or the gateway.
+
+    The ranges are those of the contract (`ImageParameters`, `SamplingParameters`).
     """
 
     n: int | None
     """Number of pictures to return, the best of the candidates."""
     candidates: int | None
     """Number of pictures to generate. The default is the model's number, or more while the system is idle."""
-    first_candidate: int | None
-    """Index of the first candidate: with the same seed, 16 generates sixteen more."""
     seed: int | None
-    """Equal seeds give equal pictures; the default is random."""
+    """Equal seeds give equal pictures. The default is random for a job; for a batch it is 0, from which
+    each prompt gets a seed of its own."""
     guidance_scale: float | None
     """`unconditional + scale * (conditional - unconditional)`; 1 turns guidance off."""
     temperature: float | None
@@ -66,7 +69,31 @@ class GenerateOptions(TypedDict, total=False):
     model: str | None
     """Name of the model."""
     revision: str | None
-    """Revision of the model, with which the job is drawn then; None for any that can be drawn now."""
+    """Revision of the model, with which everything is drawn then; None for any that can be drawn now."""
+    time_limit: float | None
+    """Time in seconds after which the job or batch expires; waiting counts."""
+    retention: float | None
+    """Time in seconds for which the job or batch and its pictures are kept after it has ended."""
+    labels: Mapping[str, str] | None
+    """Labels of the user's choice, by which `list` can filter."""
+    webhook: str | None
+    """An https URL to which a signed notice is sent at the end; see `smalti.client.verify_webhook`. The
+    default is that of the tenant, if it has one."""
+    webhook_prompt: bool | None
+    """Whether the notice contains the prompt; the default is as the tenant has it."""
+    request_id: str | None
+    """A UUID that makes the call safe to repeat: the same id and content return the same job or batch. The
+    default is new."""
+
+
+class GenerateOptions(RequestOptions, total=False):
+    """Options of a job, with those of `RequestOptions`.
+
+    The ranges are those of the contract (`ImageParameters`, `SamplingParameters`, `CreateImagesRequest`).
+    """
+
+    first_candidate: int | None
+    """Index of the first candidate: with the same seed, 16 generates sixteen more."""
     initial_image: "bytes | Path | ImageTokens | PictureReference | None"
     """A picture of which a part is kept: the path or content of a file, tokens, or a picture of an earlier job. One of
     the next four says which part."""
@@ -81,19 +108,6 @@ class GenerateOptions(TypedDict, total=False):
     """Share of the tiles to draw anew, between 0 and 1; each candidate draws other ones anew."""
     priority: str | None
     """"interactive", or "batch" for work that uses what other jobs leave free."""
-    time_limit: float | None
-    """Time in seconds after which the job expires; waiting counts."""
-    retention: float | None
-    """Time in seconds for which the job and its pictures are kept after it has ended."""
-    labels: Mapping[str, str] | None
-    """Labels of the user's choice, by which `list` can filter."""
-    webhook: str | None
-    """An https URL to which a signed notice is sent when the job has ended; see `smalti.client.verify_webhook`. The
-    default is that of the tenant, if it has one."""
-    webhook_prompt: bool | None
-    """Whether the notice contains the prompt; the default is as the tenant has it."""
-    request_id: str | None
-    """A UUID that makes the call safe to repeat: the same id and content return the same job. The default is new."""
 
 
 class ListOptions(TypedDict, total=False):
@@ -159,47 +173,75 @@ def create_request(prompt: str, options: GenerateOptions) -> CreateImagesRequest
         InvalidInputError: an argument has the wrong type; names it. The gateway checks the ranges.
         TypeError: there is no such option.
     """
-    unknown = options.keys() - GenerateOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
+    check_options(options, GenerateOptions)
     request = CreateImagesRequest()
-    parameters = request.parameters
-    fields: dict[str, tuple[Message, str]] = {
-        "prompt": (parameters, "prompt"),
-        "request_id": (request, "request_id"),
-        "model": (parameters.model, "name"),
-        "revision": (parameters.model, "revision"),
-        "webhook": (request.webhook, "url"),
-        "webhook_prompt": (request.webhook, "include_prompt"),
-        "keep_rows": (parameters.initial_image, "keep_rows"),
-        "strength": (parameters.initial_image, "strength"),
-        **{
-            name: (parameters, name)
-            for name in ("n", "candidates", "first_candidate", "seed", "vary", "diversity", "upscale")
-        },
-        **{name: (parameters.sampling, name) for name in SamplingParameters.DESCRIPTOR.fields_by_name},
+    image = request.parameters.initial_image
+    fields = {
+        **request_fields(request),
+        "prompt": (request.parameters, "prompt"),
+        "first_candidate": (request.parameters, "first_candidate"),
+        "keep_rows": (image, "keep_rows"),
+        "strength": (image, "strength"),
     }
     given: dict[str, Any] = {"prompt": prompt, "request_id": str(uuid.uuid4())}
     given |= {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         match name:
             case "initial_image":
-                _fill(name, value, partial(_set_initial_image, parameters.initial_image))
+                fill(name, value, partial(_set_initial_image, image))
             case "mask":
-                _fill(name, value, partial(_set_mask, parameters.initial_image))
+                fill(name, value, partial(_set_mask, image))
             case "redrawn_tiles":
-                _fill(name, value, parameters.initial_image.redrawn_tiles.extend)
-            case "time_limit" | "retention":
-                _fill(name, value, partial(_set_seconds, getattr(request, name)))
-            case "refine":
-                _fill(name, value, partial(_set_refinement, parameters))
+                fill(name, value, image.redrawn_tiles.extend)
             case "priority":
-                request.priority = _enum_value(Priority, "PRIORITY_", name, value)
-            case "labels":
-                _fill(name, value, request.labels.update)
+                request.priority = enum_value(Priority, "PRIORITY_", name, value)
             case _:
-                _fill(name, value, partial(setattr, *fields[name]))
+                fill_field(request, fields, name, value)
     return request
+
+
+def check_options(options: Mapping[str, Any], kind: Any) -> None:
+    """Checks that a `TypedDict` has no other options.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    unknown = options.keys() - kind.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unexpected argument {sorted(unknown)[0]!r}")
+
+
+def request_fields(request: CreateImagesRequest | CreateBatchRequest) -> Fields:
+    """Returns where the options are that requests for a job and for a batch share, by their names."""
+    parameters = request.parameters
+    return {
+        "request_id": (request, "request_id"),
+        "model": (parameters.model, "name"),
+        "revision": (parameters.model, "revision"),
+        "webhook": (request.webhook, "url"),
+        "webhook_prompt": (request.webhook, "include_prompt"),
+        **{name: (parameters, name) for name in ("n", "candidates", "seed", "vary", "diversity", "upscale")},
+        **{name: (parameters.sampling, name) for name in SamplingParameters.DESCRIPTOR.fields_by_name},
+    }
+
+
+def fill_field(
+    request: CreateImagesRequest | CreateBatchRequest, fields: Fields, name: str, value: Any
+) -> None:
+    """Sets an option that requests for a job and for a batch share.
+
+    Raises:
+        InvalidInputError: the value has the wrong type.
+    """
+    match name:
+        case "time_limit" | "retention":
+            fill(name, value, partial(_set_seconds, getattr(request, name)))
+        case "refine":
+            fill(name, value, partial(_set_refinement, request.parameters))
+        case "labels":
+            fill(name, value, request.labels.update)
+        case _:
+            fill(name, value, partial(setattr, *fields[name]))
 
 
 def list_request(
@@ -217,12 +259,12 @@ def list_request(
         InvalidInputError: an argument has the wrong type, or names an unknown state.
     """
     request = ListJobsRequest(view=JOB_VIEW_FULL if with_pictures else JOB_VIEW_BASIC)
-    request.states.extend(_enum_value(JobState, "JOB_STATE_", "states", state) for state in states)
-    _fill("labels", labels or {}, request.labels.update)
-    _fill("page_size", page_size, partial(setattr, request, "page_size"))
+    request.states.extend(enum_value(JobState, "JOB_STATE_", "states", state) for state in states)
+    fill("labels", labels or {}, request.labels.update)
+    fill("page_size", page_size, partial(setattr, request, "page_size"))
     for name, time in (("created_since", created_since), ("created_before", created_before)):
         if time is not None:
-            _fill(name, time.astimezone(), getattr(request, name).FromDatetime)
+            fill(name, time.astimezone(), getattr(request, name).FromDatetime)
     return request
 
 
@@ -245,7 +287,12 @@ def argument_name(field: str) -> str:
     return _ARGUMENTS.get(field) or field.removeprefix("parameters.").removeprefix("sampling.")
 
 
-def _fill(name: str, value: Any, put: Callable[[Any], None]) -> None:
+def fill(name: str, value: Any, put: Callable[[Any], None]) -> None:
+    """Puts a value into a message.
+
+    Raises:
+        InvalidInputError: the message does not take it; names the option.
+    """
     try:
         put(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -288,7 +335,7 @@ def _set_mask(source: InitialImage, mask: Any) -> None:
         raise InvalidInputError("mask", "is an empty file")
 
 
-def _enum_value(enum: Any, prefix: str, field: str, name: str) -> Any:
+def enum_value(enum: Any, prefix: str, field: str, name: str) -> Any:
     """Returns the value of an enum by its short name: "batch" is PRIORITY_BATCH."""
     names = {key.removeprefix(prefix).lower(): key for key in enum.keys()[1:]}
     if name not in names:

@@ -1,0 +1,243 @@
+"""Batches and files for the blocking client."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Unpack
+
+import grpc
+
+from smalti.client.batches.requests import (
+    PURPOSE,
+    BatchFilters,
+    BatchOptions,
+    create_batch_request,
+    file_start,
+    list_batches_request,
+    source_of,
+)
+from smalti.client.batches.streams import CONTENT_SECONDS, BatchWatch, ContentStream
+from smalti.client.batches.uploads import (
+    UPLOAD_SECONDS,
+    goes_to_store,
+    put_to_store,
+    size_of,
+    upload_requests,
+)
+from smalti.client.calls import BlockingCalls
+from smalti.client.jobs import WATCH_SECONDS
+from smalti.errors import SmaltiError
+from smalti.files import atomic_path
+from smalti.v1.batch_pb2 import (
+    Batch,
+    BatchFile,
+    CancelBatchRequest,
+    DeleteBatchRequest,
+    DownloadBatchFileRequest,
+    GetBatchRequest,
+    ListBatchesResponse,
+    ListBatchFilesRequest,
+    PauseBatchRequest,
+    ResumeBatchRequest,
+)
+from smalti.v1.batch_pb2_grpc import BatchServiceStub
+from smalti.v1.file_pb2 import (
+    CreateFileRequest,
+    DeleteFileRequest,
+    DownloadFileRequest,
+    File,
+    FinishFileRequest,
+    GetFileRequest,
+    ListFilesRequest,
+)
+from smalti.v1.file_pb2_grpc import FileServiceStub
+
+
+class Files:
+    """The files at a gateway: `Client.files`."""
+
+    def __init__(self, calls: BlockingCalls, channel: grpc.Channel) -> None:
+        """Uses the calls and the channel of a client."""
+        self._calls = calls
+        self._stub = FileServiceStub(channel)
+
+    def upload(
+        self,
+        source: Path | bytes,
+        *,
+        name: str | None = None,
+        purpose: str = PURPOSE,
+        retention: float | None = None,
+    ) -> File:
+        """Uploads a file: to the store itself if it is large and the store has URLs, otherwise to the gateway.
+
+        Args:
+            source: the path of the file, or its content.
+            name: its name, whose ending tells the format; None for that of the path.
+            purpose: what it is for.
+            retention: time in seconds for which it is kept; None for the gateway's default.
+
+        Raises:
+            SmaltiError: the file cannot be read, it was refused, or the server does not answer.
+        """
+        start, size = file_start(source, name, purpose, retention), size_of(source)
+        if goes_to_store(size):
+            created = self._calls.call(self._stub.CreateFile, CreateFileRequest(start=start))
+            if created.upload_url and put_to_store(created.upload_url, source, size):
+                return self._calls.call(
+                    self._stub.FinishFile, FinishFileRequest(file_id=created.file.id)
+                ).file
+            with suppress(SmaltiError):
+                self.delete(created.file.id)
+        requests = upload_requests(start, source)
+        return self._calls.call(self._stub.UploadFile, requests, seconds=UPLOAD_SECONDS).file
+
+    def get(self, file_id: str) -> File:
+        """Returns a file, without its content."""
+        return self._calls.call(self._stub.GetFile, GetFileRequest(file_id=file_id)).file
+
+    def list(self, *, purpose: str = "", oldest_first: bool = False, page_size: int = 0) -> Iterator[File]:
+        """Yields files, newest first; requests further pages as they are needed.
+
+        Args:
+            purpose: only files with this purpose; empty for all.
+            oldest_first: whether the oldest come first.
+            page_size: number of files to request at a time; 0 for the server's default.
+        """
+        request = ListFilesRequest(page_size=page_size, purpose=purpose, oldest_first=oldest_first)
+        for page in self._calls.pages(self._stub.ListFiles, request):
+            yield from page.files
+
+    def delete(self, file_id: str) -> None:
+        """Deletes a file."""
+        self._calls.call(self._stub.DeleteFile, DeleteFileRequest(file_id=file_id))
+
+    def read(self, file: File | str) -> Generator[bytes, None, None]:
+        """Yields the content of a file, which is verified at the end.
+
+        Raises:
+            RemoteError: the content is damaged.
+        """
+        found = self.get(source_of(file))
+        content = ContentStream(
+            f"file {found.id}",
+            lambda offset: DownloadFileRequest(file_id=found.id, offset=offset),
+            size=found.size_bytes,
+            sha256=found.sha256,
+            budget=self._calls.stream_budget(),
+        )
+        yield from self._calls.resume(self._stub.DownloadFile, content, CONTENT_SECONDS)
+
+    def save(self, file: File | str, path: Path | str) -> None:
+        """Downloads a file to a path, atomically."""
+        _write(self.read(file), Path(path))
+
+
+class Batches:
+    """The batches at a gateway: `Client.batches`."""
+
+    def __init__(self, calls: BlockingCalls, channel: grpc.Channel, files: Files) -> None:
+        """Uses the calls and the channel of a client."""
+        self._calls = calls
+        self._stub = BatchServiceStub(channel)
+        self._files = files
+
+    def create(
+        self,
+        source: Path | File | str | None = None,
+        *,
+        object_key: str | None = None,
+        wait: float = 0.0,
+        **options: Unpack[BatchOptions],
+    ) -> Batch:
+        """Creates a batch and returns it as it was accepted. It runs to its end even if the client goes away.
+
+        Args:
+            source: the prompts: a path, which is uploaded, or a file at the gateway, or its id.
+            object_key: the key of an object in the store, in place of `source`.
+            wait: how long to wait while the gateway is full, in seconds.
+            **options: see `BatchOptions`.
+
+        Raises:
+            SmaltiError: the request was refused, or the server does not answer.
+        """
+        if isinstance(source, Path):
+            source = self._files.upload(source)
+        request = create_batch_request(source, object_key, options)
+        return self._calls.call(self._stub.CreateBatch, request, full_seconds=wait).batch
+
+    def get(self, batch_id: str) -> Batch:
+        """Returns a batch as it is now."""
+        return self._calls.call(self._stub.GetBatch, GetBatchRequest(batch_id=batch_id)).batch
+
+    def list(self, **filters: Unpack[BatchFilters]) -> Iterator[Batch]:
+        """Yields batches, newest first; requests further pages as they are needed.
+
+        Args:
+            **filters: see `BatchFilters`.
+        """
+        for page in self._calls.pages(self._stub.ListBatches, list_batches_request(**filters)):
+            yield from page.batches
+
+    def page(self, *, page_token: str = "", **filters: Unpack[BatchFilters]) -> ListBatchesResponse:
+        """Returns one page of what `list` yields, with the token of the next page; it has the same arguments."""
+        request = list_batches_request(**filters)
+        request.page_token = page_token
+        page: ListBatchesResponse = self._calls.call(self._stub.ListBatches, request)
+        return page
+
+    def watch(self, batch_id: str, *, since_version: int | None = None) -> Generator[Batch, None, None]:
+        """Yields a batch as it is, and again after each change, until it has ended.
+
+        Args:
+            batch_id: the batch.
+            since_version: yields only later versions; a batch that has ended is always yielded.
+        """
+        watch = BatchWatch(batch_id, since_version, self._calls.stream_budget())
+        return self._calls.resume(self._stub.WatchBatch, watch, WATCH_SECONDS)
+
+    def pause(self, batch_id: str) -> Batch:
+        """Begins no further shards of a batch, and returns it."""
+        return self._calls.call(self._stub.PauseBatch, PauseBatchRequest(batch_id=batch_id)).batch
+
+    def resume(self, batch_id: str) -> Batch:
+        """Goes on with a batch that was paused, and returns it."""
+        return self._calls.call(self._stub.ResumeBatch, ResumeBatchRequest(batch_id=batch_id)).batch
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Cancels a batch and returns it; what is drawn stays. A batch that has ended stays as it is."""
+        return self._calls.call(self._stub.CancelBatch, CancelBatchRequest(batch_id=batch_id)).batch
+
+    def delete(self, batch_id: str) -> None:
+        """Deletes a batch and its files; an open batch is cancelled first."""
+        self._calls.call(self._stub.DeleteBatch, DeleteBatchRequest(batch_id=batch_id))
+
+    def files(self, batch_id: str) -> Iterator[BatchFile]:
+        """Yields the files of a batch in alphabetical order; they are complete when the batch has ended."""
+        for page in self._calls.pages(self._stub.ListBatchFiles, ListBatchFilesRequest(batch_id=batch_id)):
+            yield from page.files
+
+    def read(self, batch_id: str, file: BatchFile) -> Generator[bytes, None, None]:
+        """Yields the content of a file of a batch, which is verified at the end.
+
+        Raises:
+            RemoteError: the content is damaged.
+        """
+        content = ContentStream(
+            f"{file.name} of batch {batch_id}",
+            lambda offset: DownloadBatchFileRequest(batch_id=batch_id, name=file.name, offset=offset),
+            size=file.size_bytes,
+            sha256=file.sha256,
+            budget=self._calls.stream_budget(),
+        )
+        return self._calls.resume(self._stub.DownloadBatchFile, content, CONTENT_SECONDS)
+
+    def save(self, batch_id: str, file: BatchFile, path: Path | str) -> None:
+        """Downloads a file of a batch to a path, atomically."""
+        _write(self.read(batch_id, file), Path(path))
+
+
+def _write(content: Generator[bytes, None, None], path: Path) -> None:
+    with closing(content), atomic_path(path) as partial, partial.open("wb") as file:
+        for piece in content:
+            file.write(piece)

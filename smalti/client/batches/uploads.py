@@ -1,0 +1,76 @@
+"""Sending a file: to the gateway in pieces, or to the store itself, at a URL of the gateway."""
+
+import io
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from smalti.errors import InvalidInputError
+from smalti.v1.file_pb2 import FileStart, UploadFileRequest
+
+UPLOAD_SECONDS: Final = 6 * 3600.0
+"""Time limit for sending a file."""
+PIECE_BYTES: Final = 1 << 20
+MIN_DIRECT_BYTES: Final = 16 << 20
+"""Smaller files are sent to the gateway, in one call instead of three."""
+MAX_DIRECT_BYTES: Final = 5 << 30
+"""S3 takes no more at once."""
+STORE_SECONDS: Final = 60.0
+"""Time limit for each write to the store, and for its answer."""
+
+
+def size_of(source: Path | bytes) -> int:
+    """Returns the size of a user's file.
+
+    Raises:
+        InvalidInputError: the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return len(source)
+    try:
+        with source.open("rb") as file:
+            return file.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise InvalidInputError("file", f"{source}: cannot be read ({error.strerror})") from None
+
+
+def goes_to_store(size: int) -> bool:
+    """Returns whether a file of this size is sent to the store itself, if the store has URLs."""
+    return MIN_DIRECT_BYTES <= size <= MAX_DIRECT_BYTES
+
+
+def upload_requests(start: FileStart, source: Path | bytes) -> Callable[[], Iterator[UploadFileRequest]]:
+    """Returns a function that begins the upload of a file from its start."""
+
+    def requests() -> Iterator[UploadFileRequest]:
+        yield UploadFileRequest(start=start)
+        with _opened(source) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield UploadFileRequest(data=piece)
+
+    return requests
+
+
+def put_to_store(url: str, source: Path | bytes, size: int) -> bool:
+    """Sends a file to a URL of the store; returns False if the store cannot be reached, or does not take it."""
+    if not url.startswith(("http://", "https://")):
+        return False
+    try:
+        with _opened(source) as file:
+            request = urllib.request.Request(
+                url,
+                data=file,
+                method="PUT",
+                headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+            )
+            with urllib.request.urlopen(request, timeout=STORE_SECONDS):
+                return True
+    except (OSError, HTTPException):
+        return False
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
