@@ -36,8 +36,21 @@ class AnyClient:
             self.client = self._loop.run_until_complete(make())
 
     def __getattr__(self, name: str) -> Any:
+        return self._calling(self.client, name)
+
+    @property
+    def batches(self) -> Any:
+        """The batches of the client, called in the same way."""
+        return _Part(self, self.client.batches)
+
+    @property
+    def files(self) -> Any:
+        """The files of the client, called in the same way."""
+        return _Part(self, self.client.files)
+
+    def _calling(self, part: Any, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
-            result = getattr(self.client, name)(*arguments, **named)
+            result = getattr(part, name)(*arguments, **named)
             if inspect.isasyncgen(result):
                 result = self._collect(result)
             if self._loop is not None:
@@ -55,3 +68,14 @@ class AnyClient:
         self.close()
         if self._loop is not None:
             self._loop.close()
+
+
+class _Part:
+    """A part of a client, such as its batches."""
+
+    def __init__(self, client: AnyClient, part: Any) -> None:
+        self._client = client
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        return self._client._calling(self._part, name)

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from PIL import Image
 
+from harness.batch_service import ScriptedBatches
 from harness.loop_thread import LoopThread
 from smalti.errors import (
     InvalidInputError,
@@ -33,6 +34,8 @@ from smalti.rpc.identity import Authenticate
 from smalti.rpc.server import Server, serve
 from smalti.rpc.settings import RpcSettings
 from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
+from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import ImageServiceServicer, add_ImageServiceServicer_to_server
 from smalti.v1.model_pb2 import Model, ModelReference
 
@@ -267,6 +270,7 @@ class ServedGateway:
         """Starts serving, by default on a free port and for everybody."""
         self._authenticate = authenticate
         self.gateway = ScriptedGateway()
+        self.batches = ScriptedBatches()
         self._settings = settings or RpcSettings()
         self._thread = LoopThread("gateway")
         try:
@@ -302,6 +306,8 @@ class ServedGateway:
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_ImageServiceServicer_to_server(self.gateway, server)
+        add_BatchServiceServicer_to_server(self.batches, server)
+        add_FileServiceServicer_to_server(self.batches, server)
 
 
 @contextlib.contextmanager

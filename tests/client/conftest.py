@@ -18,6 +18,7 @@ def server() -> Iterator[ServedGateway]:
 def served(server: ServedGateway) -> ServedGateway:
     """The gateway, without jobs, and with a connection that does not break."""
     server.gateway.__init__()  # type: ignore[misc]
+    server.batches.__init__()  # type: ignore[misc]
     return server
 
 

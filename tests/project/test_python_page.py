@@ -9,7 +9,7 @@ import pytest
 from harness.image_service import ServedGateway, served_gateway
 from harness.paths import DOCS
 from smalti import errors
-from smalti.client import GenerateOptions
+from smalti.client import BatchOptions, GenerateOptions
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
 from smalti.registry.folder import ModelFolder
@@ -53,7 +53,11 @@ def test_tree_of_errors_is_that_of_the_module() -> None:
 
 def test_every_option_and_parameter_is_named() -> None:
     client = PAGE.partition("\n## Client\n")[2]
-    missing = [name for name in GenerateOptions.__annotations__ if f"`{name}`" not in client]
+    missing = [
+        name
+        for name in {**GenerateOptions.__annotations__, **BatchOptions.__annotations__}
+        if f"`{name}`" not in client
+    ]
     assert set(missing) == set(SamplingParameters.model_fields)
     table = PAGE.partition("\n## Sampling parameters\n")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(SamplingParameters.model_fields)
