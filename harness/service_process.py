@@ -65,11 +65,15 @@ class ServiceProcess(Server):
         """The address of the service, as host:port."""
         return f"{HOST}:{self.port}"
 
-    def health(self) -> int:
-        """Returns its health; raises `grpc.RpcError` if it does not answer."""
+    def health(self, name: str = "") -> int:
+        """Returns its health; raises `grpc.RpcError` if it does not answer.
+
+        Args:
+            name: "store" for the process together with its object store.
+        """
         with blocking_channel(self.url, ONCE) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+            return int(stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal, and waits for the end; returns the exit code."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -15,10 +15,18 @@ WATCH_SECONDS = 1.0
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health of the services of a server and of the server as a whole (""); it is that of the engine."""
+    """The health of the services of a server and of the server as a whole (""); it is that of the engine.
+
+    A server may have further names, for what it needs from others.
+    """
 
     def __init__(
-        self, services: Iterable[str], healthy: Callable[[], bool], *, watch_seconds: float = WATCH_SECONDS
+        self,
+        services: Iterable[str],
+        healthy: Callable[[], bool],
+        *,
+        needs: Mapping[str, Callable[[], Awaitable[bool]]] | None = None,
+        watch_seconds: float = WATCH_SECONDS,
     ) -> None:
         """Starts with the health of the engine.
 
@@ -26,10 +34,13 @@ class Health(health_pb2_grpc.HealthServicer):
             services: full names of the services, such as "smalti.v1.EncoderService".
             healthy: tells whether the engine takes work; called often from the event loop, so it must not block. An
                 exception counts as False.
+            needs: further names, each with a check of something that the server needs. Such a name is SERVING while the
+                engine takes work and the check succeeds; an exception counts as a failure.
             watch_seconds: interval between the checks for each client that watches.
         """
         self._services = {"", *services}
         self._healthy = healthy
+        self._needs = needs or {}
         self._watch_seconds = watch_seconds
         self._draining = asyncio.Event()
 
@@ -37,11 +48,13 @@ class Health(health_pb2_grpc.HealthServicer):
         """Reports NOT_SERVING from now on, and ends the calls of clients that watch after telling them."""
         self._draining.set()
 
-    def status(self, service: str) -> int:
+    async def status(self, service: str) -> int:
         """Returns the health of a service, a value of `HealthCheckResponse.ServingStatus`."""
-        if service not in self._services:
+        if service not in self._services and service not in self._needs:
             return HealthCheckResponse.SERVICE_UNKNOWN
         serving = not self._draining.is_set() and self._is_healthy()
+        if serving and service in self._needs:
+            serving = await self._has(service)
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
     async def Check(  # noqa: D102, N802
@@ -49,7 +62,7 @@ class Health(health_pb2_grpc.HealthServicer):
         request: HealthCheckRequest,
         context: "grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]",
     ) -> HealthCheckResponse:
-        status = self.status(request.service)
+        status = await self.status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service}")
         return HealthCheckResponse(status=status)
@@ -63,7 +76,7 @@ class Health(health_pb2_grpc.HealthServicer):
         while True:
             # Read before the status, so that a stopping server always reports NOT_SERVING last.
             draining = self._draining.is_set()
-            status = self.status(request.service)
+            status = await self.status(request.service)
             if status != last:
                 await context.write(HealthCheckResponse(status=status))
                 last = status
@@ -79,4 +92,11 @@ class Health(health_pb2_grpc.HealthServicer):
             return bool(self._healthy())
         except Exception:
             log.exception("the health check failed")
+            return False
+
+    async def _has(self, name: str) -> bool:
+        try:
+            return await self._needs[name]()
+        except Exception:
+            log.exception("the health check of %s failed", name)
             return False

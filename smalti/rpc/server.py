@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -122,6 +122,7 @@ async def serve(
     register: Register,
     *,
     healthy: Callable[[], bool],
+    needs: Mapping[str, Callable[[], Awaitable[bool]]] | None = None,
     settings: RpcSettings | None = None,
     kinds: CallKinds = CallKinds(),
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -132,6 +133,7 @@ async def serve(
     Args:
         register: adds the services; methods are coroutines or asynchronous generators that raise Smalti's errors.
         healthy: tells whether the engine takes work; must not block.
+        needs: further names for health checks; see `Health`.
         settings: None reads them from the environment.
         kinds: what is special about methods.
         interceptors: further interceptors, such as those for metrics and traces; they enclose all others.
@@ -154,7 +156,7 @@ async def serve(
     )
     named = _Named(server)
     register(named)  # type: ignore[arg-type]
-    health = Health(named.names, healthy)
+    health = Health(named.names, healthy, needs=needs)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection.enable_server_reflection([*named.names, HEALTH_SERVICE, reflection.SERVICE_NAME], server)

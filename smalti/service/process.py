@@ -50,13 +50,15 @@ from smalti.service.settings import ServiceSettings, service_settings
 from smalti.service.telemetry import Telemetry
 from smalti.service.telemetry import start as start_telemetry
 from smalti.starting import without_collection
-from smalti.storage import ObjectStore, open_store
+from smalti.storage import ObjectStore, StoreCheck, open_store
 
 log = logging.getLogger(__name__)
 
 DONE, DIED, UNUSABLE = 0, 1, 2
 """Exit codes: drained; engine or consumer dead, or the drain hung; invalid setting or model."""
 
+STORE_HEALTH = "store"
+"""Name in health checks of the process together with its object store."""
 WATCH_SECONDS = 0.1
 """Interval between liveness checks."""
 DEAD_SECONDS = 5.0
@@ -264,6 +266,7 @@ class _Lifecycle:
         server = await serve(
             self._service.register,
             healthy=self._serves,
+            needs={STORE_HEALTH: StoreCheck(self._process.store).succeeds},
             settings=self._process.rpc,
             kinds=self._service.kinds,
             interceptors=self._process.telemetry.interceptors,

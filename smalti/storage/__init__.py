@@ -1,6 +1,7 @@
 """The object store: the data that stages pass on, and the results of jobs."""
 
 from smalti.storage.breaker import BreakerStore
+from smalti.storage.checking import StoreCheck
 from smalti.storage.keys import (
     JobId,
     JobKeys,
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectRef",
     "ObjectStore",
     "Sha256",
+    "StoreCheck",
     "StoreSettings",
     "check_key",
     "content_key",

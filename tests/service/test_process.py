@@ -1,5 +1,6 @@
 """A service process: start, health, drain and exit."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import ValkeyServer
-from harness.service_process import SERVING, ServiceProcess
+from harness.service_process import NOT_SERVING, SERVING, ServiceProcess
 from harness.waiting import wait_until
 from smalti.errors import InvalidInputError
 from smalti.messages import StageDone
@@ -54,6 +55,16 @@ def test_service_serves_and_drains(
     # The running task was finished, and the queue is empty.
     assert [type(event) for event in events(publisher.settings)] == [StageDone]
     assert not read_all(publisher.settings, "smalti.encode.interactive")
+
+
+def test_health_of_the_store_is_apart_from_that_of_the_process(
+    service: ServiceProcess, store: LocalStore
+) -> None:
+    service.start()
+    shutil.rmtree(store.folder)
+    store.folder.write_text("no folder")
+    assert service.health("store") == NOT_SERVING
+    assert service.health() == SERVING
 
 
 def test_hanging_drain_leaves_the_message_in_its_queue(

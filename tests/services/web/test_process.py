@@ -10,6 +10,7 @@ import pytest
 from harness.image_service import ServedGateway, served_gateway
 from harness.signing import certificate
 from harness.web_process import COMMAND, WebProcess
+from smalti.doctor.probe import find_web_problem
 
 pytestmark = pytest.mark.process
 
@@ -20,7 +21,9 @@ def gateway() -> Iterator[ServedGateway]:
         yield served
 
 
-def test_process_serves_https_and_drains(tmp_path: Path, gateway: ServedGateway) -> None:
+def test_process_serves_https_and_drains(
+    tmp_path: Path, gateway: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, cert = certificate(tmp_path, "web")
     environment = {
         "SMALTI_SERVER": gateway.address,
@@ -30,7 +33,12 @@ def test_process_serves_https_and_drains(tmp_path: Path, gateway: ServedGateway)
     with WebProcess(tmp_path / "web", environment) as process:
         assert process.get("/readyz").status_code == 200
         assert [model["id"] for model in process.get("/v1/models").json()["data"]] == ["wire"]
+        monkeypatch.setenv("SMALTI_WEB_PORT", str(process.port))
+        monkeypatch.setenv("SMALTI_WEB_TLS_CERTIFICATE", str(cert))
+        monkeypatch.setenv("SMALTI_WEB_TLS_KEY", str(key))
+        assert find_web_problem() == ""
         assert process.end() == 0
+        assert find_web_problem().startswith(f"127.0.0.1:{process.port} does not answer: ")
         log = process.log.read_text()
     assert f"web is ready at https://127.0.0.1:{process.port}" in log
     assert "web has ended" in log
