@@ -1,8 +1,8 @@
 """A health check as a command, for containers: `python -m smalti.doctor.probe rpc [NAME]` or `... probe web`.
 
 `rpc` asks the port `SMALTI_RPC_HEALTH_PORT` of this machine for the health of NAME, without it for that of the process
-together with its object store. `web` asks `/readyz`. The exit status is 0 if it is healthy, and otherwise 1, with a line
-on standard error.
+together with its object store. `web` asks `/readyz`. The exit status is 0 if it is healthy, and otherwise 1, with a
+line on standard error.
 """
 
 import http.client
