@@ -1,3 +1,3 @@
 """The services. Each serves one engine, or the gateway, over gRPC and from a queue."""
 
-__all__ = ["decoder", "encoder", "gateway", "generator", "ranker", "refiner"]
+__all__ = ["decoder", "encoder", "gateway", "generator", "ranker", "refiner", "web"]
