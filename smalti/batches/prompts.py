@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from smalti.batches.layout import MAX_IN_SHARD
 from smalti.errors import DamagedObjectError
@@ -43,7 +43,8 @@ class BatchPrompt(Strict):
     """Number of the row in the input, from 0, blank lines not counted."""
     id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH)]
     """The id that the input gives it, or else the number of the row."""
-    prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_LENGTH)]
+    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_LENGTH)]
+    """What to draw; of an invalid row, what can be shown of it, which may be empty."""
     seed: Seed
     n: Annotated[int, Field(ge=1, le=1024)]
     candidates: Annotated[int, Field(ge=1, le=1024)]
@@ -58,6 +59,14 @@ class BatchPrompt(Strict):
     )
     problem: str | None = Field(default=None, exclude_if=lambda given: given is None)
     """Why it must not be drawn, such as a policy's refusal; None for all others."""
+    invalid: Flag = False
+    """Whether the row of the input cannot be used; `problem` tells why."""
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> "BatchPrompt":
+        if self.problem is None and (self.invalid or not self.prompt):
+            raise ValueError("a prompt without text, or of an invalid row, needs a problem")
+        return self
 
     @property
     def key(self) -> str:
@@ -117,6 +126,37 @@ class PromptResult(Strict):
     revision: str
     pictures: tuple[PictureRecord, ...] = ()
     """The pictures, best first."""
+
+    @classmethod
+    def not_drawn(
+        cls,
+        prompt: BatchPrompt,
+        problem: str,
+        *,
+        model: str,
+        revision: str,
+        effective_prompt: str | None = None,
+    ) -> "PromptResult":
+        """Returns the result of a prompt that was not drawn.
+
+        Args:
+            prompt: the prompt.
+            problem: why it was not drawn; only the beginning of a long text is kept.
+            model: name of the model.
+            revision: revision of the model.
+            effective_prompt: the prompt in the model's own words, if that is known and differs.
+        """
+        return cls(
+            row=prompt.row,
+            id=prompt.id,
+            prompt=prompt.prompt,
+            effective_prompt=effective_prompt,
+            seed=prompt.seed,
+            state="invalid" if prompt.invalid else "failed",
+            problem=problem[:MAX_PROBLEM_LENGTH],
+            model=model,
+            revision=revision,
+        )
 
     @staticmethod
     def to_bytes(results: Iterable["PromptResult"]) -> bytes:
