@@ -1,5 +1,15 @@
 """The files of batches: reading and checking their input, cutting it into shards, and writing what is drawn."""
 
+from smalti.batches.checking import BatchDefaults
+from smalti.batches.finishing import (
+    BatchDescription,
+    BatchSummary,
+    FinalState,
+    InputRecord,
+    OutputCounts,
+    ResultPart,
+    finish,
+)
 from smalti.batches.layout import (
     MAX_IN_SHARD,
     SHARDS_IN_MANIFEST,
@@ -9,6 +19,16 @@ from smalti.batches.layout import (
     BatchLayout,
     ShardRange,
 )
+from smalti.batches.manifest import read_manifest
+from smalti.batches.places import FolderPlace, OutputPlace, StorePlace
+from smalti.batches.planning import (
+    DEFAULT_SHARD_PROMPTS,
+    BatchPlan,
+    OnRows,
+    PlanCounts,
+    PlannedShard,
+    TokensOf,
+)
 from smalti.batches.prompts import (
     BatchPrompt,
     PictureFormat,
@@ -17,19 +37,49 @@ from smalti.batches.prompts import (
     ShardFile,
     seed_of_row,
 )
+from smalti.batches.reading import COLUMNS, EditSource, InputFormat, format_of
+from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, picture_file, read_tar
 
 __all__ = [
+    "COLUMNS",
+    "DEFAULT_SHARD_PROMPTS",
     "MAX_IN_SHARD",
     "SHARDS_IN_MANIFEST",
     "SUCCESS_FILE",
     "SUMMARY_FILE",
+    "BatchDefaults",
+    "BatchDescription",
     "BatchKeys",
     "BatchLayout",
+    "BatchPlan",
     "BatchPrompt",
+    "BatchSummary",
+    "DrawnPicture",
+    "EditSource",
+    "FinalState",
+    "FolderPlace",
+    "InputFormat",
+    "InputRecord",
+    "OnRows",
+    "OutputCounts",
+    "OutputPlace",
     "PictureFormat",
     "PictureRecord",
+    "PlanCounts",
+    "PlannedShard",
     "PromptResult",
+    "ResultPart",
     "ShardFile",
     "ShardRange",
+    "StorePlace",
+    "TarPicture",
+    "TarRecord",
+    "TarWriter",
+    "TokensOf",
+    "finish",
+    "format_of",
+    "picture_file",
+    "read_manifest",
+    "read_tar",
     "seed_of_row",
 ]

@@ -6,10 +6,16 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import Field
 
-from smalti.batches.prompts import MAX_ID_LENGTH, MAX_PROBLEM_LENGTH, MAX_PROMPT_LENGTH, BatchPrompt, seed_of_row
+from smalti.batches.prompts import (
+    MAX_ID_LENGTH,
+    MAX_PROBLEM_LENGTH,
+    MAX_PROMPT_LENGTH,
+    BatchPrompt,
+    seed_of_row,
+)
 from smalti.batches.reading import SAMPLING_COLUMNS, RowProblem, json_type
 from smalti.errors import InvalidInputError
-from smalti.foreign_text import check_text, printable
+from smalti.foreign_text import check_text, parse_json, printable
 from smalti.parameters import (
     MAX_SEED,
     Counts,
@@ -200,14 +206,14 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     if sampling is None:
         return fields
     if isinstance(sampling, str):
-        from smalti.foreign_text import parse_json
-
         sampling = parse_json(sampling, "sampling")
     if not isinstance(sampling, dict):
         raise InvalidInputError("sampling", f"must be an object, not {json_type(sampling)}")
     for name, value in sampling.items():
         if name not in SAMPLING_COLUMNS:
-            raise InvalidInputError("sampling", f"{printable(str(name))!r:.60} is none of {', '.join(SAMPLING_COLUMNS)}")
+            raise InvalidInputError(
+                "sampling", f"{printable(str(name))!r:.60} is none of {', '.join(SAMPLING_COLUMNS)}"
+            )
         if _is_empty(value):
             continue
         if name in fields:

@@ -15,7 +15,10 @@ BYTES: Final = "application/octet-stream"
 
 
 class OutputPlace(Protocol):
-    """Writes and reads files by their names, such as "manifest/00000.parquet". Writes are atomic and may be repeated."""
+    """Writes and reads files by their names, such as "manifest/00000.parquet".
+
+    Writes are atomic and may be repeated.
+    """
 
     def put(self, name: str, content: bytes, content_type: str = BYTES) -> None:
         """Writes or replaces a file."""
@@ -41,7 +44,11 @@ class FolderPlace:
         write_atomically(self._made(name), content)
 
     def put_file(self, name: str, path: Path, content_type: str = BYTES) -> None:  # noqa: D102
-        with atomic_path(self._made(name)) as temporary, path.open("rb") as source, temporary.open("xb") as target:
+        with (
+            atomic_path(self._made(name)) as temporary,
+            path.open("rb") as source,
+            temporary.open("xb") as target,
+        ):
             shutil.copyfileobj(source, target)
 
     def open(self, name: str) -> BinaryIO:  # noqa: D102

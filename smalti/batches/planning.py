@@ -1,7 +1,6 @@
 """Planning: checking a whole input, and cutting it into shards; memory does not grow with the input."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -129,7 +128,8 @@ class BatchPlan:
                     first_problem = first_problem or message
                     if on_invalid is not None:
                         on_invalid(message)
-                if reader.has_ids:
+                # The number of an invalid row stands for an id that could not be read.
+                if reader.has_ids and not (prompt.invalid and prompt.id == str(row)):
                     ids.add(prompt.id, place)
                 if on_rows is not None and row % _ROWS_BETWEEN_REPORTS == 0:
                     on_rows(row)
@@ -150,9 +150,8 @@ class BatchPlan:
         """
         self._check_shards()
         number = first
-        with self.open() as file, closing(
-            self._prompts(self._reader(file), first * self.shard_prompts, with_tokens=True)
-        ) as rows:
+        with self.open() as file:
+            rows = self._prompts(self._reader(file), first * self.shard_prompts, with_tokens=True)
             while prompts := [prompt for _, prompt in islice(rows, self.shard_prompts)]:
                 yield PlannedShard(number=number, prompts=prompts)
                 number += 1

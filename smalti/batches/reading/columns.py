@@ -9,7 +9,17 @@ from smalti.foreign_text import printable
 from smalti.parameters import SamplingParameters
 
 SAMPLING_COLUMNS: Final = tuple(SamplingParameters.model_fields)
-COLUMNS: Final = ("prompt", "id", "seed", "n", "candidates", "vary", "diversity", "sampling", *SAMPLING_COLUMNS)
+COLUMNS: Final = (
+    "prompt",
+    "id",
+    "seed",
+    "n",
+    "candidates",
+    "vary",
+    "diversity",
+    "sampling",
+    *SAMPLING_COLUMNS,
+)
 """The columns that have a meaning."""
 _MAX_TOLD: Final = 12
 """Columns of an input that an error names."""
@@ -60,7 +70,9 @@ class Columns:
             if meaning is not None and meaning in found:
                 raise InvalidInputError(INPUT, f"column {name!r} occurs twice; rename one of the two")
             if meaning is None and not self._ignore_unknown:
-                what = f"column {printable(name)!r:.100}" if name else f"column {position}, which has no name,"
+                what = (
+                    f"column {printable(name)!r:.100}" if name else f"column {position}, which has no name,"
+                )
                 raise InvalidInputError(
                     INPUT, f"{what} has no meaning; give a known column its name, or ignore such columns"
                 )

@@ -38,7 +38,9 @@ class ParquetReader:
         except self._failures as error:
             raise self._damaged(error) from None
         meanings = columns.check_header(schema.names)
-        self._meanings = {name: each for name, each in zip(schema.names, meanings, strict=True) if each is not None}
+        self._meanings = {
+            name: each for name, each in zip(schema.names, meanings, strict=True) if each is not None
+        }
         self.has_ids = "id" in meanings
         prompts = schema.field(columns.name_of("prompt")).type
         if pa.types.is_dictionary(prompts):
@@ -76,9 +78,14 @@ class ParquetReader:
         meanings = list(self._meanings.values())
         for number, row in enumerate(zip(*values, strict=True), start):
             if number >= first:
-                bad = next((name for name, value in zip(self._meanings, row, strict=True) if value is _NOT_UTF8), None)
+                bad = next(
+                    (name for name, value in zip(self._meanings, row, strict=True) if value is _NOT_UTF8),
+                    None,
+                )
                 problem = None if bad is None else RowProblem("is not valid UTF-8", bad)
-                fields = {key: value for key, value in zip(meanings, row, strict=True) if value is not _NOT_UTF8}
+                fields = {
+                    key: value for key, value in zip(meanings, row, strict=True) if value is not _NOT_UTF8
+                }
                 yield InputRow(number, fields, problem)
 
     @staticmethod

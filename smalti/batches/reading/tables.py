@@ -33,20 +33,20 @@ class CsvReader:
         while True:
             start = self._lines.number + 1
             self._size, self._quotes = 0, 0
+            values: list[str] = []
             try:
                 values = next(table)
             except StopIteration:
                 return
             except csv.Error as error:
-                problem = self._damage(start, error)
-                values = None
+                problem: RowProblem | None = self._damage(start, error)
             else:
                 if not any(map(str.strip, values)):
                     self.blank += 1
                     continue
                 problem = self._problem(values, len(meanings))
             if row >= first:
-                fields = zip(meanings, values or (), strict=False)
+                fields = zip(meanings, values if len(values) == len(meanings) else (), strict=False)
                 yield InputRow(start, {key: value for key, value in fields if key is not None}, problem)
             row += 1
 

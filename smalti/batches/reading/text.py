@@ -103,5 +103,11 @@ def read_object(line: bytes) -> dict[str, Any] | RowProblem:
 
 def json_type(value: Any) -> str:
     """Returns what JSON calls the type of a value, for errors."""
-    names = ((bool, "true or false"), (int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "an object"))
+    names = (
+        (bool, "true or false"),
+        (int | float, "a number"),
+        (str, "a text"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
     return next((name for kind, name in names if isinstance(value, kind)), "null")
