@@ -6,9 +6,7 @@ __all__ = [
     "commit",
     "connection",
     "deadlines",
-    "model_tables",
     "presence",
     "schema",
     "tables",
-    "tenant_tables",
 ]

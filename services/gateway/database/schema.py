@@ -22,7 +22,6 @@ from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError
 from smalti.service import failpoints
-from smalti.services.gateway.database import model_tables, tenant_tables
 from smalti.services.gateway.database.tables import Base, SchemaCompatibility
 from smalti.services.gateway.settings import GATEWAY_PREFIX
 
@@ -30,10 +29,11 @@ log = logging.getLogger(__name__)
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 METADATA: Final = Base.metadata
-"""All tables, also those of these modules."""
-assert model_tables.Revision.metadata is tenant_tables.Delivery.metadata is METADATA
+"""All tables."""
 TENANTS: Final = "0008"
 """The first schema whose gateways know tenants."""
+BATCHES: Final = "0013"
+"""The first schema whose gateways know batches."""
 OLDEST: Final = "0001"
 """The oldest schema from which this version migrates."""
 

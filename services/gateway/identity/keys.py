@@ -15,8 +15,7 @@ from smalti.errors import InvalidInputError
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import MICROSECONDS, Clock, SystemClock, to_microseconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH, Tenant
-from smalti.services.gateway.database.tenant_tables import ApiKey
+from smalti.services.gateway.database.tables import MAX_ID_LENGTH, ApiKey, Tenant
 from smalti.services.gateway.identity.principal import Role
 
 PREFIX: Final = "sk-smalti-"

@@ -9,8 +9,7 @@ from smalti.errors import InvalidInputError
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Tenant
-from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.database.tables import DailyUsage, Tenant
 from smalti.services.gateway.identity.keys import DAY, check_tenant
 
 MAX_WEIGHT: Final = 100

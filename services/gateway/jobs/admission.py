@@ -40,8 +40,7 @@ from sqlalchemy.orm import Mapper
 
 from smalti.services.gateway.database.clock import MICROSECONDS
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Chunk, Job, Label, Tenant
-from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.database.tables import Chunk, DailyUsage, Job, Label, Tenant
 from smalti.services.gateway.jobs.tenants import LIMITED, MINUTE, Limits, day_of, others
 
 MAX_TOGETHER: Final = 32

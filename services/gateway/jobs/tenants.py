@@ -26,8 +26,7 @@ from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.clock import MICROSECONDS
 from smalti.services.gateway.database.commit import count_at_commit
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import COUNTERS, IS_OPEN, Job, Tenant
-from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.database.tables import COUNTERS, IS_OPEN, DailyUsage, Job, Tenant
 from smalti.services.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)

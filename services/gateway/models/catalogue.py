@@ -16,8 +16,7 @@ from smalti.errors import ModelNotFoundError, UnavailableError
 from smalti.messages import DEFAULT_VERSION, ROUTES_SINCE, Stage
 from smalti.services.gateway.database.clock import Clock, SystemClock, to_microseconds, to_seconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.model_tables import Revision
-from smalti.services.gateway.database.tables import Job
+from smalti.services.gateway.database.tables import Job, Revision
 from smalti.services.gateway.models.card import ModelCard
 from smalti.services.gateway.models.fleet import Fleet, RevisionState, WorkersOfKey, live_workers, state_of
 from smalti.services.gateway.models.sharing import Shares

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from smalti.messages import Stage
-from smalti.services.gateway.database.model_tables import Worker
+from smalti.services.gateway.database.tables import Worker
 from smalti.services.gateway.models.card import STAGES, ModelCard
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import delete
 from smalti.messages import Hello
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.model_tables import Worker
+from smalti.services.gateway.database.tables import Worker
 from smalti.services.gateway.models.card import ModelCard
 from smalti.services.gateway.models.catalogue import SEEN_SECONDS, store_card
 from smalti.services.gateway.models.upserting import upsert

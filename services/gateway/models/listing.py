@@ -8,8 +8,7 @@ from sqlalchemy.orm import Session
 
 from smalti.errors import InvalidInputError
 from smalti.messages import Stage
-from smalti.services.gateway.database.model_tables import Revision
-from smalti.services.gateway.database.tables import IS_OPEN, Job
+from smalti.services.gateway.database.tables import IS_OPEN, Job, Revision
 from smalti.services.gateway.models.card import STAGES
 from smalti.services.gateway.models.fleet import live_workers
 

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from smalti.services.gateway.database.model_tables import Revision, Worker
+from smalti.services.gateway.database.tables import Revision, Worker
 
 
 def upsert(

@@ -5,7 +5,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from smalti.errors import InvalidInputError
-from smalti.services.gateway.database.tenant_tables import MAX_URL_LENGTH
+from smalti.services.gateway.database.tables import MAX_URL_LENGTH
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _LOCAL_NAT64: Final = ipaddress.ip_network("64:ff9b:1::/48")

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, aliased
 
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tenant_tables import Delivery, Webhook
+from smalti.services.gateway.database.tables import Delivery, Webhook
 from smalti.services.gateway.webhooks.addresses import host_of
 from smalti.services.gateway.webhooks.sending import Answer, Sender, SendingError
 from smalti.services.gateway.webhooks.settings import WebhookSettings

@@ -8,8 +8,7 @@ from sqlalchemy import func, select
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.clock import Clock, to_microseconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Tenant
-from smalti.services.gateway.database.tenant_tables import Delivery, Webhook
+from smalti.services.gateway.database.tables import Delivery, Tenant, Webhook
 from smalti.webhooks import new_secret
 
 KEEP_SECONDS: Final = 24 * 3600.0

@@ -9,7 +9,6 @@ from sqlalchemy import Select, delete, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from smalti.messages import ROUTES_SINCE
-from smalti.services.gateway.database.model_tables import Revision
 from smalti.services.gateway.database.tables import (
     IS_LEASED,
     IS_OPEN,
@@ -18,6 +17,7 @@ from smalti.services.gateway.database.tables import (
     ChunkState,
     Job,
     JobState,
+    Revision,
     ScoredCandidate,
 )
 from smalti.services.gateway.jobs.aside import is_not_set_aside

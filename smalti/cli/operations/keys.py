@@ -13,7 +13,7 @@ from smalti.cli.operations.tables import print_table
 from smalti.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from smalti.services.gateway.database.tenant_tables import ApiKey
+    from smalti.services.gateway.database.tables import ApiKey
     from smalti.services.gateway.identity import KeyRepository
 
 NOT_FOUND: Final = 1

@@ -13,7 +13,7 @@ from harness.gateway import GatewayHarness, sqlite_database
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tenant_tables import ApiKey
+from smalti.services.gateway.database.tables import ApiKey
 from smalti.services.gateway.identity import KeyRepository, Role
 from smalti.services.gateway.identity import keys as module
 

@@ -18,8 +18,7 @@ from smalti.errors import InvalidInputError, QuotaExceededError
 from smalti.rpc.errors import DETAILS_KEY, translated
 from smalti.services.gateway.database.clock import MICROSECONDS
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import DEFAULT_TENANT, Tenant
-from smalti.services.gateway.database.tenant_tables import DailyUsage
+from smalti.services.gateway.database.tables import DEFAULT_TENANT, DailyUsage, Tenant
 from smalti.services.gateway.jobs.capacity import in_words
 from smalti.services.gateway.jobs.tenants import DAY
 from tests.services.gateway.test_tenants import add_tenant, all_at_once

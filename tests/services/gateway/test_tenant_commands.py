@@ -17,8 +17,7 @@ from smalti.cli import run
 from smalti.errors import QuotaExceededError
 from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
-from smalti.services.gateway.database.tables import Tenant
-from smalti.services.gateway.database.tenant_tables import ApiKey, Webhook
+from smalti.services.gateway.database.tables import ApiKey, Tenant, Webhook
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from harness.waiting import wait_until
 from smalti.client import verify_webhook
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import DEFAULT_TENANT, JobState
-from smalti.services.gateway.database.tenant_tables import Delivery
+from smalti.services.gateway.database.tables import DEFAULT_TENANT, Delivery, JobState
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.spec import JobWebhook
 from smalti.services.gateway.webhooks import Deliveries, WebhookRepository, WebhookSettings

@@ -1,11 +1,62 @@
-"""More tables of tenants: their keys, what they have used, their webhooks, and deliveries that are due."""
+"""Tenants: what they have and may have, their keys, their webhooks, and deliveries that are due."""
 
-from sqlalchemy import Boolean, ForeignKey, Index, String, Text, false
+from typing import Final
+
+from sqlalchemy import (
+    Boolean,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    false,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH, Base
+from smalti.services.gateway.database.tables.base import MAX_ID_LENGTH, Base
 
+COUNTERS: Final = ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
+"""The columns of a tenant that follow its jobs."""
 MAX_URL_LENGTH = 2048
+
+
+class Tenant(Base):
+    """A tenant: whose jobs they are, what it may have, and how much it has.
+
+    The counters are changed in the transaction that changes the jobs; see `smalti.services.gateway.jobs.tenants`.
+    """
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
+    weight: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Its share when tenants take turns, relative to the others'."""
+    max_open_jobs: Mapped[int | None]
+    """Limits; where one is None, that of the settings holds, which is also that of all tenants together."""
+    max_stored_jobs: Mapped[int | None]
+    max_stored_bytes: Mapped[int | None]
+    max_requests: Mapped[int | None]
+    """Jobs that it may create in a minute."""
+    max_candidates: Mapped[int | None]
+    """Candidates that it may ask for in a day (UTC)."""
+    max_batch_slots: Mapped[int | None]
+    """Candidates of its batch jobs in the queues at a time."""
+    max_prompt: Mapped[int | None]
+    """Characters of a prompt."""
+    max_retention: Mapped[int | None]
+    """Seconds for which a job may be kept after its end."""
+    open_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    open_batch_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The open jobs that are not interactive; they count in `open_jobs` too."""
+    stored_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Open and ended jobs."""
+    stored_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Sum of `Job.size`."""
+    requests_until: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Time until which its requests have used the rate; see `smalti.services.gateway.jobs.admission`."""
+    day: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The beginning of the day (UTC) of its last job."""
+    day_candidates: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Candidates that it has asked for on that day."""
 
 
 class ApiKey(Base):

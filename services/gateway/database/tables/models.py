@@ -1,14 +1,17 @@
-"""The tables of models: their revisions, and the workers that have said hello.
-
-Times are as in `smalti.services.gateway.database.tables`.
-"""
+"""Models: their revisions, and the workers that have said hello."""
 
 from typing import Any
 
-from sqlalchemy import Boolean, Index, LargeBinary, String, false
+from sqlalchemy import (
+    Boolean,
+    Index,
+    LargeBinary,
+    String,
+    false,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH, MAX_REVISION_LENGTH, Base
+from smalti.services.gateway.database.tables.base import MAX_ID_LENGTH, MAX_REVISION_LENGTH, Base
 
 
 class Revision(Base):

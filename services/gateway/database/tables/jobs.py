@@ -1,14 +1,9 @@
-"""The tables: tenants, their jobs, chunks and candidates, gateways, and pending tasks in the object store.
-
-Times are whole microseconds since 1970 (UTC). JSON columns are read and written as a whole. Some columns have an older
-name than their attribute: databases of earlier versions stay readable without a migration.
-"""
+"""Jobs, their chunks and candidates, and pending tasks in the object store."""
 
 from enum import IntEnum, StrEnum
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     Float,
     ForeignKey,
@@ -20,17 +15,17 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from smalti.parameters import Priority
 from smalti.services.gateway.database.columns import ReadableEnum, ReadableJson
-
-MAX_ID_LENGTH: Final = 64
-MAX_REVISION_LENGTH: Final = 200
-COUNTERS: Final = ("open_jobs", "open_batch_jobs", "stored_jobs", "stored_bytes")
-"""The columns of a tenant that follow its jobs."""
-DEFAULT_TENANT: Final = "default"
-"""The tenant of callers without one, and of all jobs of older versions. It always exists."""
+from smalti.services.gateway.database.tables.base import (
+    DEFAULT_TENANT,
+    MAX_ID_LENGTH,
+    MAX_REVISION_LENGTH,
+    Base,
+    partial_index,
+)
 
 
 class JobState(StrEnum):
@@ -100,60 +95,6 @@ IS_WAITING: Final = text("chunks.state = 'waiting'")
 IS_LEASED: Final = text("chunks.state = 'leased'")
 
 
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
-
-
-class Base(DeclarativeBase):
-    """Base class of the tables."""
-
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        int: BigInteger,
-        dict[str, Any]: ReadableJson(none_as_null=True),
-        list[Any]: ReadableJson,
-    }
-
-
-class Tenant(Base):
-    """A tenant: whose jobs they are, what it may have, and how much it has.
-
-    The counters are changed in the transaction that changes the jobs; see `smalti.services.gateway.jobs.tenants`.
-    """
-
-    __tablename__ = "tenants"
-
-    id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
-    weight: Mapped[int] = mapped_column(default=1, server_default="1")
-    """Its share when tenants take turns, relative to the others'."""
-    max_open_jobs: Mapped[int | None]
-    """Limits; where one is None, that of the settings holds, which is also that of all tenants together."""
-    max_stored_jobs: Mapped[int | None]
-    max_stored_bytes: Mapped[int | None]
-    max_requests: Mapped[int | None]
-    """Jobs that it may create in a minute."""
-    max_candidates: Mapped[int | None]
-    """Candidates that it may ask for in a day (UTC)."""
-    max_batch_slots: Mapped[int | None]
-    """Candidates of its batch jobs in the queues at a time."""
-    max_prompt: Mapped[int | None]
-    """Characters of a prompt."""
-    max_retention: Mapped[int | None]
-    """Seconds for which a job may be kept after its end."""
-    open_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
-    open_batch_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
-    """The open jobs that are not interactive; they count in `open_jobs` too."""
-    stored_jobs: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Open and ended jobs."""
-    stored_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Sum of `Job.size`."""
-    requests_until: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Time until which its requests have used the rate; see `smalti.services.gateway.jobs.admission`."""
-    day: Mapped[int] = mapped_column(default=0, server_default="0")
-    """The beginning of the day (UTC) of its last job."""
-    day_candidates: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Candidates that it has asked for on that day."""
-
-
 class Job(Base):
     """A job."""
 
@@ -161,14 +102,14 @@ class Job(Base):
     __table_args__ = (
         Index("jobs_newest", "created", "id"),
         Index("jobs_by_state", "state", "created", "id"),
-        _partial_index("jobs_open", "priority", "created", "id", where="state IN ('queued', 'running')"),
-        _partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
+        partial_index("jobs_open", "priority", "created", "id", where="state IN ('queued', 'running')"),
+        partial_index("jobs_expire", "expires", where="state IN ('queued', 'running')"),
         Index("jobs_delete", "delete_at"),
         Index("jobs_ended", "ended"),
         Index("jobs_requests", "tenant", "request_id", unique=True),
         Index("jobs_of_tenant", "tenant", "created", "id"),
         Index("jobs_stored", "tenant", "size"),
-        _partial_index("jobs_set_aside", "set_aside_until", where="set_aside_until IS NOT NULL"),
+        partial_index("jobs_set_aside", "set_aside_until", where="set_aside_until IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
@@ -263,10 +204,8 @@ class Chunk(Base):
 
     __tablename__ = "chunks"
     __table_args__ = (
-        _partial_index(
-            "chunks_waiting", "priority", "created", "job_id", "number", where="state = 'waiting'"
-        ),
-        _partial_index(
+        partial_index("chunks_waiting", "priority", "created", "job_id", "number", where="state = 'waiting'"),
+        partial_index(
             "chunks_of_revision",
             "revision",
             "priority",
@@ -276,7 +215,7 @@ class Chunk(Base):
             "number",
             where="state = 'waiting'",
         ),
-        _partial_index("chunks_leased", "deadline", "job_id", "count", where="state = 'leased'"),
+        partial_index("chunks_leased", "deadline", "job_id", "count", where="state = 'leased'"),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
@@ -344,33 +283,6 @@ class ScoredCandidate(Base):
     """Whether the operator's policy was asked about the picture."""
     refusal: Mapped[str | None] = mapped_column(Text)
     """What the policy says to the caller if it refuses the picture, perhaps nothing; None if it does not refuse it."""
-
-
-class GatewayProcess(Base):
-    """A gateway that runs. It says so every second; see `smalti.services.gateway.database.presence`."""
-
-    __tablename__ = "gateways"
-
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    number: Mapped[int]
-    """Key of the advisory lock that its connection holds while it runs."""
-    address: Mapped[str] = mapped_column(String(255))
-    """Where its calls are answered, `HOST:PORT`, as far as it knows."""
-    version: Mapped[str] = mapped_column(String(64))
-    oldest_schema: Mapped[str] = mapped_column(String(32))
-    """Range of the schemas that it can use."""
-    newest_schema: Mapped[str] = mapped_column(String(32))
-    seen_at: Mapped[int]
-    """Time of its last sign of life, by the clock of the database."""
-
-
-class SchemaCompatibility(Base):
-    """One row: which gateways can use the schema. A migration that older gateways cannot bear raises `oldest`."""
-
-    __tablename__ = "schema_compatibility"
-
-    oldest: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """The newest schema that the oldest of these gateways knows."""
 
 
 class StoreTask(Base):
