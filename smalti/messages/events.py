@@ -1,11 +1,12 @@
 """The events that stages send to the gateway."""
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from smalti.messages.envelope import (
+    EXTENSIBLE_SINCE,
     MAX_IN_CHUNK,
     Count,
     Envelope,
@@ -17,6 +18,8 @@ from smalti.messages.envelope import (
 from smalti.messages.queues import Stage, queue_name
 from smalti.storage import ObjectRef
 
+BATCHES: Final = "batches"
+"""The folder of the objects of all batches."""
 MAX_WORDS = 64
 """Words in each list of a `PromptReading`."""
 MAX_WORD_LENGTH = 200
@@ -88,6 +91,25 @@ class PromptReading(Extensible):
     """Number of text tokens that the encoder reads; None if an older encoder has not counted them."""
 
 
+class ShardReport(Extensible):
+    """What has become of the prompts of a shard."""
+
+    part: ObjectRef
+    """Their results: JSON lines, one for each prompt. It is in the folder of the batch, and stays."""
+    tar: ObjectRef | None = None
+    """Their pictures, in the folder of the batch; None if there are none."""
+    drawn: Count
+    """Prompts with pictures."""
+    failed: Count
+    """Prompts without."""
+    candidates: Count
+    """Candidates that were generated."""
+    pictures: Count
+    """Pictures in the tar."""
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    """Bytes of the tar."""
+
+
 class StageDone(Event):
     """A stage has finished, and its objects are durable."""
 
@@ -99,13 +121,38 @@ class StageDone(Event):
     """Whether an earlier attempt had already written the objects."""
     reading: PromptReading | None = None
     """Set by the encoder."""
+    shard: ShardReport | None = None
+    """Set by the last stage of a shard. Since version 3."""
 
     @model_validator(mode="after")
     def _check_objects(self) -> Self:
         for ref in self.objects:
             if ref.key not in self.keys:
                 raise ValueError(f"{ref.key} is not in the job's folder")
+        if self.shard is not None:
+            self._check_report(self.shard)
         return self
+
+    def _check_report(self, report: ShardReport) -> None:
+        if self.version < EXTENSIBLE_SINCE:
+            raise ValueError(f"shard needs version {EXTENSIBLE_SINCE}")
+        for ref in (report.part, *([report.tar] if report.tar else [])):
+            top, _, rest = ref.key.partition("/")
+            if top != BATCHES or not self.job.startswith(f"{rest.partition('/')[0]}-"):
+                raise ValueError(f"{ref.key} is not in the folder of the batch")
+
+
+class ShardProgress(Event):
+    """How far a stage is with a shard; losing such a message does no harm. Since version 3."""
+
+    kind: Literal["shard-progress"] = "shard-progress"
+    done: Count
+    """Candidates, or before there are any prompts, that are done."""
+    total: Count
+
+    @property
+    def work_key(self) -> tuple[str, ...]:  # noqa: D102
+        return *super().work_key, str(self.done)
 
 
 class Progress(Event):

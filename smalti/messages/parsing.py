@@ -8,13 +8,32 @@ from pydantic_core import from_json
 
 from smalti.errors import ExpiredMessageError, MalformedMessageError, UnknownVersionError
 from smalti.messages.envelope import EXTENSIBLE_SINCE, VERSION, check_size
-from smalti.messages.events import Failed, Progress, StageDone
+from smalti.messages.events import Failed, Progress, ShardProgress, StageDone
 from smalti.messages.hello import Hello
-from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask, RefineTask, StageTask
+from smalti.messages.routed import RoutedTask
+from smalti.messages.shards import (
+    DecodeShardTask,
+    EncodeShardTask,
+    GenerateShardTask,
+    RankShardTask,
+    RefineShardTask,
+)
+from smalti.messages.tasks import DecodeTask, EncodeTask, GenerateTask, RankTask, RefineTask
 from smalti.validation import first_problem
 
-Task = EncodeTask | GenerateTask | DecodeTask | RankTask | RefineTask
-Message = Task | StageDone | Progress | Failed
+Task = (
+    EncodeTask
+    | GenerateTask
+    | DecodeTask
+    | RankTask
+    | RefineTask
+    | EncodeShardTask
+    | GenerateShardTask
+    | DecodeShardTask
+    | RankShardTask
+    | RefineShardTask
+)
+Message = Task | StageDone | Progress | ShardProgress | Failed
 """A message of a job."""
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
@@ -38,7 +57,7 @@ def parse(text: str | bytes, *, now: float | None = None) -> Message:
     """
     message = _read(_MESSAGE, text)
     now = time.time() if now is None else now
-    if isinstance(message, StageTask) and message.late_at <= now:
+    if isinstance(message, RoutedTask) and message.late_at <= now:
         raise ExpiredMessageError(message, now - message.expires)
     return message
 

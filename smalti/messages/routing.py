@@ -1,12 +1,12 @@
-"""What version 3 has added to tasks: where the work goes, and what it belongs to."""
+"""What version 3 has added to tasks: where the work goes, and what it is done with."""
 
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator
 
-from smalti.messages.envelope import Count, Extensible, ShortText
+from smalti.messages.envelope import Extensible, ShortText
 from smalti.messages.queues import RouteKey, Stage
-from smalti.storage import JobId, Sha256
+from smalti.storage import Sha256
 
 ROUTES_SINCE: Final = 3
 """The first version in which tasks have routes, and workers say hello."""
@@ -33,10 +33,3 @@ class Adapter(Extensible):
     """SHA-256 of its file."""
     weight: float = 1.0
     """How strongly it is applied."""
-
-
-class Shard(Extensible):
-    """A part of a batch."""
-
-    batch: JobId
-    number: Count

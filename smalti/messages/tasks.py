@@ -12,7 +12,6 @@ from smalti.messages.envelope import (
     MAX_IN_CHUNK,
     MAX_TO_REFINE,
     Chunk,
-    Envelope,
     Extensible,
     Index,
     Indices,
@@ -20,26 +19,23 @@ from smalti.messages.envelope import (
     ShortText,
     Token,
 )
-from smalti.messages.events import Failed, FailureReason, Progress, PromptReading, StageDone
-from smalti.messages.queues import Stage, queue_name
-from smalti.messages.routing import MAX_ADAPTERS, Adapter, Routes, Shard
+from smalti.messages.events import Progress, StageDone
+from smalti.messages.queues import Stage
+from smalti.messages.routed import RoutedTask
+from smalti.messages.routing import MAX_ADAPTERS, Adapter
 from smalti.parameters import FREE, CandidateIndex, Flag, SamplingParameters, SecondPass, Seed
-from smalti.storage import JobKeys, ObjectRef, content_key, digest
+from smalti.storage import ObjectRef
 
 _SINCE: Final[Mapping[int, tuple[str, ...]]] = {
     2: ("vary", "keep_features", "strength"),
-    3: ("tenant", "routes", "adapters", "shard", "binding"),
+    3: ("adapters",),
 }
 """The fields that came with a version."""
 
 
-class StageTask(Envelope):
-    """The fields of the tasks of all stages."""
+class StageTask(RoutedTask):
+    """The fields of the tasks of a job."""
 
-    model: ShortText
-    """Name of the model."""
-    revision: ShortText
-    """Revision of the model; a worker with another one holds the task back, unless `routes` has its key."""
     prompt: Prompt
     seed: Seed
     sampling: SamplingParameters
@@ -56,20 +52,10 @@ class StageTask(Envelope):
     version 2."""
     keep_features: Flag = False
     """Whether the ranker also writes what the pictures look like, for a choice of different ones. Since version 2."""
-    tenant: ShortText | None = None
-    """Name of the tenant that the job belongs to; None if nothing says it. Since version 3."""
-    routes: Routes = Field(default={}, exclude_if=lambda routes: not routes)
-    """Keys of the queues that the work of the job goes to, by stage; the work of a stage without a key goes to the
-    queues of all its workers. Since version 3."""
     adapters: Annotated[
         tuple[Adapter, ...], Field(max_length=MAX_ADAPTERS, exclude_if=lambda adapters: not adapters)
     ] = ()
     """Adapters to generate with; a worker that cannot use them refuses the task. Since version 3."""
-    shard: Shard | None = None
-    """The shard of a batch that the job is for; None for any other job. Since version 3."""
-    binding: Annotated[int, Field(ge=0, le=1000, exclude_if=lambda binding: not binding)] = 0
-    """How often the job was bound to another revision after work had been sent. What the stages wrote before does not
-    count for it. Since version 3."""
 
     @model_validator(mode="after")
     def _check_version(self) -> Self:
@@ -81,81 +67,9 @@ class StageTask(Envelope):
             raise ValueError("given: a position without a token needs version 2, and no strength")
         return self
 
-    @property
-    def keys(self) -> JobKeys:
-        """The keys of the job's objects."""
-        return JobKeys(self.job, self.binding)
-
-    @property
-    def queue(self) -> str:
-        """The queue that the message goes to."""
-        return queue_name(self.stage_queue, self.priority, self.routes.get(self.stage_queue))
-
-    def output_key(self, name: str, content: bytes) -> str:
-        """Returns the key of an object that the stage writes.
-
-        Args:
-            name: its name in `JobKeys`.
-            content: its content, from which the key follows since version 2.
-        """
-        return content_key(name, digest(content)) if self.version > 1 else name
-
-    def done(
-        self,
-        *objects: ObjectRef,
-        seconds: float = 0.0,
-        skipped: bool = False,
-        reading: PromptReading | None = None,
-    ) -> StageDone:
-        """Returns the event that says that the stage has finished.
-
-        Args:
-            objects: what the stage has written; must be durable.
-            seconds: time spent in the engine.
-            skipped: whether an earlier attempt had already written the objects.
-            reading: how the model reads the prompt; given by the encoder.
-        """
-        return StageDone(
-            **self._event_fields(), objects=objects, seconds=seconds, skipped=skipped, reading=reading
-        )
-
-    def failed(self, reason: FailureReason, detail: str, *, permanent: bool = True) -> Failed:
-        """Returns the event that says that the stage has failed.
-
-        Args:
-            reason: why.
-            detail: one line for the user.
-            permanent: whether another attempt would fail as well.
-        """
-        return Failed(**self._event_fields(), reason=reason, detail=detail[:500], permanent=permanent)
-
     def _carried(self) -> dict[str, Any]:
         """Returns the fields that the next message repeats, unknown ones too unless it has its own of that name."""
-        unknown = {
-            name: value for name, value in (self.model_extra or {}).items() if name not in _known_fields()
-        }
-        return unknown | {name: getattr(self, name) for name in StageTask.model_fields}
-
-    @property
-    def _bound(self) -> tuple[str, ...]:
-        """What tells its work from that of earlier bindings."""
-        return (f"binding {self.binding}",) if self.binding else ()
-
-    def _check_names(self, refs: tuple[ObjectRef, ...], names: tuple[str, ...]) -> None:
-        """Raises `ValueError` unless the references are to objects with these names.
-
-        Since version 2, their keys must follow from their content, too.
-        """
-        keys = tuple(
-            content_key(name, ref.sha256) if self.version > 1 else name
-            for name, ref in zip(names, refs, strict=False)
-        )
-        if len(refs) != len(names) or tuple(ref.key for ref in refs) != keys:
-            raise ValueError(f"the references must be to {', '.join(names)}, with their contents in the keys")
-
-    def _event_fields(self) -> dict[str, Any]:
-        chunk = getattr(self, "chunk", None)
-        return {**Envelope._carried(self), "stage": self.stage_queue, "chunk": chunk}
+        return self._unknown(_known_fields()) | {name: getattr(self, name) for name in StageTask.model_fields}
 
 
 class EncodeTask(StageTask):
@@ -231,11 +145,7 @@ class ChunkTask(StageTask):
         return self.job, self.kind, str(self.chunk), *self._bound
 
     def from_the_start(self) -> EncodeTask:
-        """Returns the task that makes the chunk again, starting from the prompt.
-
-        A stage sends it when an object is missing or damaged. Delete a damaged object first: otherwise the producing
-        stage would find it and skip the work.
-        """
+        """Returns the task that makes the chunk again, starting from the prompt."""
         chunk = Chunk(chunk=self.chunk, candidates=self.candidates)
         return EncodeTask(**{**StageTask._carried(self), "attempt": self.attempt + 1}, chunks=(chunk,))
 

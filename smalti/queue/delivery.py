@@ -28,9 +28,9 @@ from smalti.messages import (
     Event,
     FailureReason,
     Message,
+    RoutedTask,
     Stage,
     StageDone,
-    StageTask,
     dead_queue_name,
     parse,
     parse_hello,
@@ -378,7 +378,7 @@ class DeliveryHandler:
         outcome: Outcome,
     ) -> Completion:
         """Reports the failure to the gateway; keeps the message too if the cause is unknown."""
-        if isinstance(message, StageTask):
+        if isinstance(message, RoutedTask):
             self._publisher.publish(message.failed(reason, detail))
         if outcome is Outcome.DEAD or isinstance(message, Event):
             outcome = self._bury(received, detail, reason.value).outcome

@@ -44,10 +44,10 @@ _NEXT: Final[Mapping[str, tuple[Stage, ...]]] = {
     "encoder": (Stage.GENERATE, Stage.ENCODE, Stage.EVENTS),
     "generator": (Stage.DECODE, Stage.ENCODE, Stage.GENERATE, Stage.EVENTS),
     "decoder": (Stage.RANK, Stage.ENCODE, Stage.DECODE, Stage.EVENTS),
-    "ranker": (Stage.ENCODE, Stage.RANK, Stage.EVENTS),
-    "refiner": (Stage.REFINE, Stage.EVENTS),
+    "ranker": (Stage.REFINE, Stage.ENCODE, Stage.RANK, Stage.EVENTS),
+    "refiner": (Stage.ENCODE, Stage.REFINE, Stage.EVENTS),
 }
-"""The stages whose queues a service writes to. A chunk whose objects are lost goes back to the encoder."""
+"""The stages whose queues a service writes to. A chunk or a shard whose objects are lost goes back to the encoder."""
 _STAGES: Final[Mapping[str, Stage]] = {
     "encoder": Stage.ENCODE,
     "generator": Stage.GENERATE,

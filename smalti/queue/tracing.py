@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind
 
-from smalti.messages import EncodeTask, Message, Progress, StageDone, Trace
+from smalti.messages import EncodeTask, Message, Progress, ShardProgress, StageDone, Trace
 from smalti.telemetry import tracing
 from smalti.telemetry.logs import about
 
@@ -22,7 +22,7 @@ def sending(message: Message) -> Iterator[Message]:
 
     The trace is that of the current thread or task. Without one, the message keeps its own.
     """
-    if not tracing.is_recording() or isinstance(message, Progress):
+    if not tracing.is_recording() or isinstance(message, Progress | ShardProgress):
         yield message
         return
     with tracing.span(
@@ -42,7 +42,7 @@ def sending(message: Message) -> Iterator[Message]:
 def handling(message: Message, queue: str) -> Iterator[Span]:
     """Adds the message to the log lines and traces of the block, which handles it."""
     with about(**_log_fields(message)):
-        if isinstance(message, Progress):
+        if isinstance(message, Progress | ShardProgress):
             yield tracing.current_span()
             return
         operation = {"messaging.operation.name": "process", "messaging.operation.type": "process"}

@@ -28,6 +28,7 @@ _INTERMEDIATE = (
     "tokens/",
     "scores/",
     "outputs/",
+    "shard/",
     "suspects/",
 )
 _KEY = re.compile(rf"{_PART}(/{_PART})*")
@@ -107,6 +108,15 @@ class JobKeys:
         """The prefix of the encodings of a job whose candidates have wordings of their own."""
         self.result = f"{self.folder}result.json"
         self.cancelled = f"{self.folder}cancelled.json"
+        self.shard_encodings = f"{self.folder}shard/encodings.safetensors"
+        """The name of the encodings of all prompts of a shard; the stages work on a shard as on a job."""
+        self.shard_tokens = f"{self.folder}shard/tokens.safetensors"
+        self.shard_candidates = f"{self.folder}shard/candidates.tar"
+        """The name of the pictures of all candidates of a shard."""
+        self.shard_chosen = f"{self.folder}shard/chosen.tar"
+        """The name of the chosen pictures of a shard, for the refiner."""
+        self.shard_output = f"{self.folder}shard/output.tar"
+        """The name of the pictures of a shard as its batch gets them; copied to the folder of the batch."""
         self.poison_records = f"{self.folder}suspects/"
         """The prefix of the records of crashes over the job."""
 

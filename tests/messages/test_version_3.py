@@ -56,9 +56,9 @@ def test_messages_have_version_2_until_it_is_said_otherwise(monkeypatch: pytest.
         message_settings()
 
 
-@pytest.mark.parametrize("name", ["tenant", "routes", "adapters", "shard"])
+@pytest.mark.parametrize("name", ["tenant", "routes", "adapters"])
 def test_new_fields_need_version_3(name: str) -> None:
-    others = {each: None for each in ("tenant", "routes", "adapters", "shard") if each != name}
+    others = {each: None for each in ("tenant", "routes", "adapters") if each != name}
     encode_task(**others)
     with pytest.raises(MalformedMessageError, match=f"{name} needs version 3"):
         encode_task(version=2, **others)
@@ -89,7 +89,7 @@ def test_every_stage_passes_on_what_version_3_has_added_and_what_it_does_not_kno
     for task in all_tasks(encode):
         text = json.loads(task.to_json())
         assert text["later"] == {"deep": [1, None, "x"]}
-        for name in ("tenant", "routes", "adapters", "shard"):
+        for name in ("tenant", "routes", "adapters"):
             assert text[name] == ENCODE[name]
         assert parse(task.to_json(), now=0) == task
         assert json.loads(task.next_attempt().to_json())["later"] == text["later"]
