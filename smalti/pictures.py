@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Protocol, runtime_checkable
+from typing import Annotated, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -38,6 +38,7 @@ __all__ = [
     "Picture",
     "grid",
     "load_drawing",
+    "lossy_bytes",
     "masked_tiles",
     "plain_png_bytes",
     "png_bytes",
@@ -166,6 +167,19 @@ def plain_png_bytes(image: Image.Image) -> bytes:
     """Returns the picture as PNG without a drawing; equal input gives equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def lossy_bytes(image: Image.Image, kind: Literal["jpeg", "webp"], quality: int) -> bytes:
+    """Returns the picture as JPEG or WebP; equal input gives equal bytes.
+
+    Args:
+        image: the picture, in RGB.
+        kind: the format.
+        quality: from 0 to 100, the best.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, kind.upper(), quality=quality)
     return buffer.getvalue()
 
 

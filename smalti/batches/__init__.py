@@ -1,5 +1,6 @@
 """The files of batches: reading and checking their input, cutting it into shards, and writing what is drawn."""
 
+from smalti.batches import openai
 from smalti.batches.checking import BatchDefaults
 from smalti.batches.finishing import (
     BatchDescription,
@@ -78,6 +79,7 @@ __all__ = [
     "TokensOf",
     "finish",
     "format_of",
+    "openai",
     "picture_file",
     "read_manifest",
     "read_tar",

@@ -9,13 +9,13 @@ from typing import BinaryIO, Final
 from smalti.batches.checking import BatchDefaults, RowChecker
 from smalti.batches.duplicates import DuplicateFinder
 from smalti.batches.layout import MAX_IN_SHARD, MAX_SHARDS, ShardRange
+from smalti.batches.openai import OpenAIOptions, OpenAIReader
 from smalti.batches.prompts import BatchPrompt, ShardFile
 from smalti.batches.reading import (
     INPUT,
     Columns,
     EditSource,
     InputFormat,
-    InputRow,
     RowProblem,
     RowReader,
     message_of,
@@ -91,6 +91,8 @@ class BatchPlan:
     """Whether rows that cannot be used become invalid prompts; otherwise the first one is an error."""
     shard_prompts: int = DEFAULT_SHARD_PROMPTS
     """Prompts of a shard."""
+    openai: OpenAIOptions | None = None
+    """What requests of OpenAI's Batch API may ask for; needed for that format."""
     tokens_of: TokensOf | None = None
     """How edits get their tokens; None refuses them."""
 
@@ -158,7 +160,9 @@ class BatchPlan:
 
     def _reader(self, file: BinaryIO) -> RowReader:
         if self.format is InputFormat.OPENAI:
-            raise NotImplementedError
+            if self.openai is None:
+                raise ValueError("requests of OpenAI's Batch API need options")
+            return OpenAIReader(file, self.openai, self.defaults)
         return open_rows(file, self.format, Columns(self.columns, ignore_unknown=self.ignore_columns))
 
     def _prompts(
@@ -170,7 +174,7 @@ class BatchPlan:
             problem = row.problem
             if problem is None:
                 try:
-                    given = self._given(row) if with_tokens else ()
+                    given = self._given(row.edit, with_tokens)
                     yield row.place, checker.prompt(number, row.fields, given)
                     continue
                 except InvalidInputError as error:
@@ -179,17 +183,19 @@ class BatchPlan:
                 raise InvalidInputError(INPUT, message_of(reader.unit, row.place, problem))
             yield row.place, checker.invalid(number, row.fields, problem)
 
-    def _given(self, row: InputRow) -> tuple[int, ...]:
-        if row.edit is None:
+    def _given(self, edit: EditSource | None, with_tokens: bool) -> tuple[int, ...]:
+        if edit is None:
             return ()
         if self.tokens_of is None:
             raise InvalidInputError("images", "edits cannot be drawn here; leave them out")
-        return self.tokens_of(row.edit)
+        return self.tokens_of(edit) if with_tokens else ()
 
     def _column(self, name: str) -> str:
         """Returns the name that the input gives a column, for errors."""
         if self.format is InputFormat.TEXT:
             return ""
+        if self.format is InputFormat.OPENAI:
+            return "custom_id" if name == "id" else f"body.{name}"
         return self.columns.get(name, name)
 
     def _check_shards(self) -> None:

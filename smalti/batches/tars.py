@@ -16,7 +16,7 @@ from smalti.batches.prompts import BatchPrompt, Line, PictureFormat, PictureReco
 from smalti.errors import DamagedObjectError
 from smalti.foreign_text import reason_of
 from smalti.parameters import CandidateIndex, SamplingParameters, SecondPass, Seed
-from smalti.pictures import Drawing, png_bytes
+from smalti.pictures import Drawing, lossy_bytes, png_bytes
 from smalti.storage import Sha256, digest
 from smalti.validation import Strict, first_problem
 
@@ -106,14 +106,7 @@ def picture_file(image: Image.Image, drawing: Drawing, picture_format: PictureFo
     """
     if picture_format is PictureFormat.PNG:
         return png_bytes(image, drawing)
-    return webp_bytes(image)
-
-
-def webp_bytes(image: Image.Image) -> bytes:
-    """Returns a picture as WebP of `WEBP_QUALITY`."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=WEBP_QUALITY)
-    return buffer.getvalue()
+    return lossy_bytes(image, "webp", WEBP_QUALITY)
 
 
 class TarWriter(AbstractContextManager["TarWriter"]):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from smalti.batches import openai
 from smalti.client import GenerateOptions
 from smalti.errors import InvalidInputError
 from smalti.services.web.openai.schema import GenerationRequest
@@ -10,12 +11,6 @@ from smalti.services.web.pictures import OutputFormat
 from smalti.v1.model_pb2 import Model
 
 DEFAULT_COUNT: Final = 1
-QUALITIES: Final = {
-    "auto": "medium", "standard": "medium", "hd": "high",
-}  # fmt: skip
-"""Other names of qualities."""
-MULTIPLES: Final = {"low": 0, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
-"""How many times the default number of candidates is drawn, by quality; 0 draws only what is returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,7 @@ def make_plan(
         max_labels=model.limits.labels,
         output_format=output_format,
         file_quality=100 if request.output_compression is None else request.output_compression,
-        quality=_quality(request.quality),
+        quality=openai.quality_name(request.quality),
         size=size,
         as_urls=request.response_format == "url",
         partial_images=request.partial_images or 0,
@@ -97,14 +92,9 @@ def make_plan(
     )
 
 
-def _quality(asked: str | None) -> str:
-    return QUALITIES.get(asked or "auto", asked or "auto")
-
-
 def _candidates(request: GenerationRequest, count: int, model: Model) -> int | None:
     """Returns the number of candidates that is asked for, or that of the quality; None lets the gateway choose."""
-    if request.candidates is not None or request.quality in (None, "auto"):
+    if request.candidates is not None:
         return request.candidates
-    wanted = max(count, MULTIPLES[_quality(request.quality)] * model.default_candidates)
     # A count over the limit is refused by the gateway, which names it.
-    return max(count, min(wanted, model.limits.candidates))
+    return openai.candidates_of(request.quality, count, model.default_candidates, model.limits.candidates)

@@ -8,6 +8,8 @@ from typing import Final
 
 from PIL import Image
 
+from smalti.pictures import lossy_bytes
+
 MAX_THREADS: Final = 2
 """Conversions at the same time."""
 
@@ -59,7 +61,7 @@ def _shrink(png: bytes) -> bytes:
 
 
 def _convert(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
-    buffer = io.BytesIO()
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        image.convert("RGB").save(buffer, output_format.value.upper(), quality=quality)
-    return buffer.getvalue()
+        return lossy_bytes(
+            image.convert("RGB"), "webp" if output_format is OutputFormat.WEBP else "jpeg", quality
+        )

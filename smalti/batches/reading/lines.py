@@ -16,11 +16,17 @@ TOO_LONG: Final = RowProblem(f"has more than {MAX_LINE} bytes; a prompt has far 
 
 
 class Lines:
-    """Reads lines; of one that is too long, only a beginning of more than `MAX_LINE` bytes is kept."""
+    """Reads lines; of one that is too long, only a beginning is kept, which is longer than the limit."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        """Starts at the beginning of a file."""
+    def __init__(self, file: BinaryIO, max_line: int = MAX_LINE) -> None:
+        """Starts at the beginning of a file.
+
+        Args:
+            file: the file.
+            max_line: bytes that a line may have.
+        """
         self._file = file
+        self._max_line = max_line
         self.number = 0
         """The number of the line that was read last, from 1."""
         self.quotes = 0
@@ -33,22 +39,23 @@ class Lines:
             InvalidInputError: the file is not text in UTF-8, which its first bytes show.
         """
         readline = self._file.readline
-        line = _without_mark(readline(MAX_LINE + 2))
+        limit = self._max_line
+        line = _without_mark(readline(limit + 2))
         while line:
             self.number += 1
             self.quotes = 0
-            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+            if len(line) > limit and not line.endswith(b"\n"):
                 while (rest := readline(MAX_LINE)) and not rest.endswith(b"\n"):
                     self.quotes += rest.count(b'"')
                 self.quotes += rest.count(b'"')
             yield line
-            line = readline(MAX_LINE + 2)
+            line = readline(limit + 2)
 
 
-def decode(line: bytes) -> str | RowProblem:
+def decode(line: bytes, max_line: int = MAX_LINE) -> str | RowProblem:
     """Returns a line as text, or what is wrong with it."""
-    if len(line) > MAX_LINE:
-        return TOO_LONG
+    if len(line) > max_line:
+        return TOO_LONG if max_line == MAX_LINE else RowProblem(f"has more than {max_line} bytes")
     try:
         return line.decode()
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from smalti.batches.reading.columns import Columns
-from smalti.batches.reading.lines import Lines, decode
+from smalti.batches.reading.lines import MAX_LINE, Lines, decode
 from smalti.batches.reading.rows import InputRow, RowProblem
 from smalti.errors import InvalidInputError
 from smalti.foreign_text import parse_json
@@ -87,9 +87,9 @@ class JsonReader:
         }
 
 
-def read_object(line: bytes) -> dict[str, Any] | RowProblem:
-    """Returns the JSON object in a line, or what is wrong with it."""
-    text = decode(line)
+def read_object(line: bytes, max_line: int = MAX_LINE) -> dict[str, Any] | RowProblem:
+    """Returns the JSON object in a line of at most so many bytes, or what is wrong with it."""
+    text = decode(line, max_line)
     if isinstance(text, RowProblem):
         return text
     try:

@@ -1,0 +1,39 @@
+"""OpenAI's Batch API: its requests as rows of a batch, and its answers."""
+
+from smalti.batches.openai.answers import AnswerContext, AnswerCounts, MissingCode, OpenTar, write_answers
+from smalti.batches.openai.quality import Quality, candidates_of, quality_name
+from smalti.batches.openai.requests import (
+    EDITS,
+    ENDPOINTS,
+    GENERATIONS,
+    EditBody,
+    ImageReference,
+    OpenAIOptions,
+    OpenAIReader,
+    OpenAIRequest,
+    RequestBody,
+    data_url_content,
+    first_request,
+)
+
+__all__ = [
+    "EDITS",
+    "ENDPOINTS",
+    "GENERATIONS",
+    "AnswerContext",
+    "AnswerCounts",
+    "EditBody",
+    "ImageReference",
+    "MissingCode",
+    "OpenAIOptions",
+    "OpenAIReader",
+    "OpenAIRequest",
+    "OpenTar",
+    "Quality",
+    "RequestBody",
+    "candidates_of",
+    "data_url_content",
+    "first_request",
+    "quality_name",
+    "write_answers",
+]
