@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -138,6 +138,11 @@ upgrade: $(INSTALLED)
 # Lists the licences of all packages in docs/licences.md.
 licences: $(INSTALLED)
 	$(BIN)/python -m scripts.licences
+
+# Builds the images of the services, or some: make images SERVICES="gateway web" OPTIONS="--jax cuda12". Needs buildah or docker.
+SERVICES ?=
+images:
+	$(PYTHON) -m scripts.images $(OPTIONS) $(SERVICES)
 
 clean:
 	rm -rf $(VENV) pictures build dist

@@ -2,8 +2,9 @@
 
 The default package of PyTorch on Linux brings 4 GB of CUDA, which only a machine with an NVIDIA GPU uses. On any other
 machine this takes the CPU build, if the lock has its hash: from wheels at hand, else from PyTorch's own CPU index if
-that answers within seconds. `TORCH_INDEX` names another index; empty, it means pip's default one. Uses the standard
-library only, since it runs before anything is installed.
+that answers within seconds. `TORCH_INDEX` names another index; empty, it means pip's default one. `TORCH_BUILD`, `cpu`
+or `cuda`, chooses the build for another machine than this one. Uses the standard library only, since it runs before
+anything is installed.
 """
 
 import os
@@ -36,7 +37,7 @@ def main() -> None:
     index = os.environ.get("TORCH_INDEX", CPU_INDEX)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "torch.txt")
-        chosen = arguments(entry, index, default=sys.platform != "linux" or has_nvidia(), file=file)
+        chosen = arguments(entry, index, default=takes_default(), file=file)
         sys.exit(subprocess.run([*PIP, *chosen]).returncode)
 
 
@@ -68,6 +69,14 @@ def write_requirement(file: Path, requirement: str, entry: str) -> None:
     """Writes a requirement with the hashes of an entry of a lock."""
     hashes = (f"--hash=sha256:{each}" for each in sorted(hashes_of(entry)))
     file.write_text(" ".join([requirement, *hashes]) + "\n", encoding="utf-8")
+
+
+def takes_default() -> bool:
+    """Tells whether the default build of PyTorch is the right one."""
+    build = os.environ.get("TORCH_BUILD", "")
+    if build not in ("", "cpu", "cuda"):
+        sys.exit(f"install_torch: TORCH_BUILD must be cpu or cuda, not {build}")
+    return build == "cuda" if build else sys.platform != "linux" or has_nvidia()
 
 
 def installed_version() -> str | None:

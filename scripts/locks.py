@@ -53,6 +53,9 @@ PYTHONS: Final = ("3.11", "3.12", "3.13")
 PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_28_aarch64")
 """Of wheels of PyTorch."""
 
+DEVICES: Final = ("cuda12", "cuda13", "tpu")
+"""Devices of JAX besides the CPU; the lock of each has what it needs beside the locks of extras with JAX."""
+
 HEADER: Final = "# {what} Written by `make locks` and `make upgrade`.\n"
 
 
@@ -76,12 +79,28 @@ def main() -> None:
     write(BUILD, "What builds the project.", build_lock(everything))
     cuda = {name: everything[name] for name in everything.keys() - without_cuda(everything).keys()}
     write(CUDA, "What the default build of PyTorch on Linux needs beside the CPU build.", cuda)
+    for device in DEVICES:
+        more = device_lock(device, kept.get(f"jax-{device}", {}) | everything, locks["generator"])
+        write(f"jax-{device}", f"What JAX for {device} needs beside JAX for the CPU.", more)
 
 
 def build_lock(versions: Lock) -> Lock:
     """Returns the lock of the build requirements."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
     return resolve(versions, python=PYTHON, requirements=project["build-system"]["requires"])
+
+
+def device_lock(device: str, versions: Lock, lock: Lock) -> Lock:
+    """Returns what JAX needs for a device beside a lock, in the version of JAX that the lock has.
+
+    Args:
+        device: one of `DEVICES`.
+        versions: the versions to keep where possible.
+        lock: the lock of an extra with JAX.
+    """
+    requirement = f"jax[{device}]=={version_of(lock['jax'])}"
+    found = resolve(versions, python=PYTHON, requirements=[requirement])
+    return {name: entry for name, entry in found.items() if name not in lock}
 
 
 def resolve(

@@ -80,7 +80,8 @@ def test_lock_has_everything_that_its_extras_need(name: str, python: str) -> Non
 
 def test_every_extra_has_a_lock_or_is_a_part() -> None:
     assert {each for extras in locks.EXTRAS.values() for each in extras} | locks.PARTS == set(EXTRAS)
-    assert {path.stem for path in LOCKS.iterdir()} == {*locks.EXTRAS, locks.BUILD, locks.CUDA}
+    devices = {f"jax-{device}" for device in locks.DEVICES}
+    assert {path.stem for path in LOCKS.iterdir()} == {*locks.EXTRAS, locks.BUILD, locks.CUDA, *devices}
 
 
 def test_every_entry_has_hashes_and_no_address() -> None:
@@ -104,6 +105,19 @@ def test_no_lock_of_an_extra_has_cuda() -> None:
         lock = load_lock(LOCKS / f"{name}.txt")
         assert locks.without_cuda(lock) == lock
     assert {"triton", "nvidia-cublas"} <= load_lock(LOCKS / f"{locks.CUDA}.txt").keys()
+
+
+@pytest.mark.parametrize("device", locks.DEVICES)
+def test_device_of_jax_has_the_versions_of_the_other_locks(device: str) -> None:
+    jax, lock = load_lock(LOCKS / "generator.txt"), load_lock(LOCKS / f"jax-{device}.txt")
+    cuda = load_lock(LOCKS / f"{locks.CUDA}.txt")
+    assert not lock.keys() & jax.keys()
+    for name in lock.keys() & cuda.keys():
+        assert version_of(lock[name]) == version_of(cuda[name]), name
+    brings = "libtpu" if device == "tpu" else f"jax-{device}-plugin"
+    assert brings in lock
+    if device != "tpu":
+        assert version_of(lock[brings]) == version_of(jax["jax"])
 
 
 def test_build_requirements_are_locked() -> None:

@@ -1,0 +1,129 @@
+"""The images: which there are, what gets into a build, and where its packages come from."""
+
+import fnmatch
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.paths import ROOT
+from scripts import images
+
+DOCKERFILE = images.DOCKERFILE.read_text(encoding="utf-8")
+IGNORE = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def stages() -> dict[str, str]:
+    """Returns the text of each stage by its name."""
+    parts = re.split(r"^FROM \S+ AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def ignored(path: str) -> bool:
+    """Tells whether .dockerignore keeps a path out of the build; the last line that fits counts."""
+    answer = False
+    for line in IGNORE:
+        pattern = line.removeprefix("!")
+        parents = [path, *map(str, Path(path).parents)]
+        if line and not line.startswith("#") and any(fnmatch.fnmatch(each, pattern) for each in parents):
+            answer = not line.startswith("!")
+    return answer
+
+
+def test_every_service_has_a_target_that_starts_it() -> None:
+    services = {path.name for path in (ROOT / "services").iterdir() if (path / "__main__.py").exists()}
+    assert set(images.SERVICES) == services | {"trainer"}
+    for service in services:
+        assert f'CMD ["python", "-m", "smalti.services.{service}"]' in stages()[service]
+
+
+def test_packages_are_a_layer_below_the_source_and_every_lock_exists() -> None:
+    for service in images.SERVICES:
+        copies = re.findall(r"^COPY --from=(\S+)", stages()[service], re.MULTILINE)
+        assert copies == [f"{service}-packages", "smalti"]
+        packages = stages()[f"{service}-packages"]
+        (lock,) = re.findall(r"install (\S+)(?: --\S+ \S+)*$", packages, re.MULTILINE)
+        assert f"locks/{lock}.txt" in packages
+        assert (ROOT / "locks" / f"{lock}.txt").exists()
+        assert ("--jax" in packages) == (service in images.WITH_JAX)
+        assert ("--torch" in packages) == (service in images.WITH_TORCH)
+
+
+def test_every_file_that_is_copied_gets_into_the_build() -> None:
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for source in line.split()[:-1]:
+            found = [str(path.relative_to(ROOT)) for path in ROOT.glob(source)]
+            assert found, source
+            assert not any(map(ignored, found)), source
+    for path in (".git/config", "tests/conftest.py", "data/x", "smalti/__pycache__/x.pyc"):
+        assert ignored(path), path
+
+
+@pytest.mark.parametrize("device", images.JAX_BUILDS)
+def test_every_device_of_jax_has_a_lock_or_needs_none(device: str) -> None:
+    assert (ROOT / "locks" / f"jax-{device}.txt").exists() == (device != "cpu")
+
+
+def test_configuration_of_pip_is_a_secret_and_folders_are_mounted(tmp_path: Path) -> None:
+    wheels, index, authority = tmp_path / "wheels", tmp_path / "index" / "simple", tmp_path / "ca.pem"
+    wheels.mkdir()
+    index.mkdir(parents=True)
+    authority.write_text("a certificate")
+    configuration = {
+        "index-url": "https://user:secret@mirror.example/simple",
+        "extra-index-url": f"{index.as_uri()} file:///nowhere/simple",
+        "find-links": f"{wheels} /nowhere",
+        "cert": str(authority),
+        "constraint": "/etc/constraints.txt",
+        "default-timeout": "180",
+    }
+    folders = images.local_folders(configuration)
+    assert folders == {index.as_uri(): index.parent, str(wheels): wheels}
+    secrets = images.write_secrets(tmp_path, configuration, folders)
+    assert secrets["ca"] == authority
+    assert secrets["pip"].read_text().splitlines() == [
+        "[global]",
+        "index-url = https://user:secret@mirror.example/simple",
+        f"extra-index-url = {index.as_uri()}",
+        f"find-links = {wheels}",
+        "default-timeout = 180",
+    ]
+    options = images.parse(["gateway", "--jax", "tpu"])
+    command = images.command_of(options, "buildah", "gateway", "a:b", secrets, folders)
+    assert "secret@" not in " ".join(command)
+    assert f"id=pip,src={secrets['pip']}" in command
+    assert f"{wheels}:{wheels}:ro" in command
+    assert not any(
+        "--volume" in each
+        for each in images.command_of(options, "docker", "gateway", "a:b", secrets, folders)
+    )
+
+
+def test_images_for_accelerators_have_names_of_their_own() -> None:
+    options = images.parse(
+        ["--jax", "cuda12", "--torch", "cuda", "--tag", "1", "--repository", "r.example/s"]
+    )
+    names = {
+        service: images.name_of(options, service) for service in ("gateway", "decoder", "ranker", "trainer")
+    }
+    assert names == {
+        "gateway": "r.example/s/gateway:1",
+        "decoder": "r.example/s/decoder:1-cuda12",
+        "ranker": "r.example/s/ranker:1-cuda",
+        "trainer": "r.example/s/trainer:1-cuda12-cuda",
+    }
+
+
+@pytest.mark.parametrize("argument", ["gate", "--jax=rocm"])
+def test_wrong_argument_is_one_line(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        images.parse([argument])
+    assert ended.value.code == 2
+    assert argument.removeprefix("--jax=") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_installer_refuses_what_it_does_not_know() -> None:
+    script = images.DOCKERFILE.with_name("install")
+    done = subprocess.run([script, "gateway", "--jaxx", "cpu"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "install: unknown option --jaxx\n")
