@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from smalti.errors import InvalidInputError
 from smalti.validation import first_problem
 
 PREFIX = "SMALTI_"
+SECRETS = f"{PREFIX}SECRETS"
+"""The variable that names a folder of files, each with the value of a setting."""
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
 """A time in seconds, above zero and at most a week."""
@@ -116,11 +123,27 @@ class Auth(StrEnum):
 
 
 class EnvironmentSettings(BaseSettings):
-    """The base of all settings: an empty variable counts as unset, and docstrings describe the fields."""
+    """The base of all settings: an empty variable counts as unset, and docstrings describe the fields.
+
+    What no variable sets may be a file in the folder `SMALTI_SECRETS`, with the variable's name.
+    """
 
     model_config = SettingsConfigDict(
         env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        folder = os.environ.get(SECRETS)
+        files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
+        return (init_settings, env_settings, *files)
 
 
 class Settings(EnvironmentSettings):
@@ -146,11 +169,17 @@ class Settings(EnvironmentSettings):
     """Folder for compiled programs, which make the next start quick; an empty value turns the cache off. Reading a
     program is running code, so the folder is used only if it belongs to the user who runs Smalti and nobody else can
     write to it."""
+    compilation_cache_volume: bool = False
+    """Nobody but this program reaches the folders above that one, whatever their permissions say, as in a volume of a
+    container; only the folder itself must belong to the user alone."""
     compilation_cache_bytes: int = Field(default=2**30, gt=0)
     """Size of that folder in bytes, beyond which the programs that were used longest ago are removed."""
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""
+    secrets: Path | None = None
+    """Folder of files with the values of settings, such as a mounted secret: a file has the name of a variable, and a
+    variable that is set goes before."""
     key: SecretStr | None = None
     """Key with which the clients and `smalti generate` call the gateway, `sk-smalti-...`, or a token. Services ignore
     it."""
@@ -195,12 +224,23 @@ def settings() -> Settings:
     return read_settings(Settings)
 
 
+def is_set(variable: str) -> bool:
+    """Tells whether a setting has a value, from the environment or from a file of `SMALTI_SECRETS`."""
+    if os.environ.get(variable):
+        return True
+    folder = os.environ.get(SECRETS, "")
+    return bool(folder) and Path(folder, variable).is_file()
+
+
 def read_settings(kind: type[SettingsKind]) -> SettingsKind:
     """Reads settings of one kind from the environment as it is now.
 
     Raises:
         InvalidInputError: a value is invalid; names its variable.
     """
+    folder = os.environ.get(SECRETS)
+    if folder and not os.access(folder, os.R_OK | os.X_OK):
+        raise InvalidInputError(SECRETS, f"{folder} is not a folder that can be read")
     try:
         return kind()
     except ValidationError as error:

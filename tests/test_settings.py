@@ -18,7 +18,7 @@ from smalti.service.settings import ServiceSettings
 from smalti.services.gateway.settings import GatewaySettings, gateway_settings
 from smalti.services.gateway.webhooks import WebhookSettings
 from smalti.services.web.settings import WebSettings
-from smalti.settings import PREFIX, Settings, settings
+from smalti.settings import PREFIX, Settings, is_set, settings
 from smalti.storage.settings import StoreSettings, store_settings
 from smalti.telemetry.settings import LogSettings, MetricsSettings
 
@@ -45,6 +45,29 @@ def test_environment_sets_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings().models == Path("/somewhere")
     assert settings().offline
     assert settings().hub_cache is None
+
+
+def test_files_of_a_folder_set_what_no_variable_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SMALTI_BROKER_URL", "SMALTI_BROKER_ATTEMPTS", "SMALTI_STORE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMALTI_SECRETS", str(tmp_path))
+    monkeypatch.setenv("SMALTI_BROKER_HEARTBEAT", "20")
+    (tmp_path / "SMALTI_BROKER_URL").write_text("redis://:secret@127.0.0.1:6380/0\n")
+    (tmp_path / "SMALTI_BROKER_HEARTBEAT").write_text("30")
+    (tmp_path / "SMALTI_OFFLINE").write_text("1")
+    assert broker_settings().url.get_secret_value() == "redis://:secret@127.0.0.1:6380/0"
+    assert broker_settings().heartbeat == 20
+    assert settings().offline
+    assert is_set("SMALTI_BROKER_URL")
+    assert not is_set("SMALTI_STORE_URL")
+    (tmp_path / "SMALTI_BROKER_ATTEMPTS").write_text("none")
+    with pytest.raises(InvalidInputError, match=r"^SMALTI_BROKER_ATTEMPTS: "):
+        broker_settings()
+    monkeypatch.setenv("SMALTI_SECRETS", str(tmp_path / "missing"))
+    with pytest.raises(
+        InvalidInputError, match=r"^SMALTI_SECRETS: .*missing is not a folder that can be read"
+    ):
+        broker_settings()
 
 
 def test_default_folder_of_models_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:

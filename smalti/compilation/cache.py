@@ -28,7 +28,8 @@ def use_compilation_cache() -> None:
         InvalidInputError: there is no device to compile for.
     """
     find_device()
-    path = settings().compilation_cache
+    given = settings()
+    path = given.compilation_cache
     if path is None:
         _opened.clear()
         if VARIABLE not in os.environ:
@@ -40,7 +41,7 @@ def use_compilation_cache() -> None:
         return
     _opened.clear()
     try:
-        _opened[str(path)] = PrivateFolder.open(path)
+        _opened[str(path)] = PrivateFolder.open(path, trust_parents=given.compilation_cache_volume)
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}" if error.filename else error
         _warn(f"is not used, so every start compiles: {problem}")

@@ -40,8 +40,12 @@ class PrivateFolder:
         """Whether `write` and `trim` do nothing."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, trust_parents: bool = False) -> Self:
         """Opens a folder; creates it for this user alone if it is missing.
+
+        Args:
+            path: the folder.
+            trust_parents: whether nobody else reaches the folders above it, whatever their permissions say.
 
         Raises:
             PermissionError: others can write to it or replace it; names the folder.
@@ -55,7 +59,7 @@ class PrivateFolder:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _check_owner(path, os.fstat(descriptor))
-            for parent in path.parents:
+            for parent in () if trust_parents else path.parents:
                 _check_parent(parent)
         except BaseException:
             os.close(descriptor)

@@ -1,12 +1,11 @@
 """What the services need from others: broker, object store, database and gateway, each if a setting names it."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from smalti.doctor.finding import Finding, State, ask
 from smalti.errors import BrokerUnavailableError, InvalidInputError
-from smalti.settings import PREFIX, settings
+from smalti.settings import PREFIX, is_set, settings
 
 SECONDS: Final = 5.0
 """Time in which each must answer."""
@@ -25,7 +24,7 @@ def examine_services(*, everything: bool = False) -> Iterator[Finding]:
         "gateway": (f"{PREFIX}SERVER", _gateway),
     }
     for subject, (variable, question) in questions.items():
-        if everything or os.environ.get(variable):
+        if everything or is_set(variable):
             yield ask(subject, question)
 
 

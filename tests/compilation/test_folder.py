@@ -43,6 +43,11 @@ def test_folder_that_others_can_replace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shared").chmod(0o777)
     with pytest.raises(PermissionError, match=r"others can write to .*shared, and replace what is in it"):
         PrivateFolder.open(tmp_path / "shared" / "programs")
+    PrivateFolder.open(tmp_path / "shared" / "programs", trust_parents=True)
+    (tmp_path / "shared" / "programs").chmod(0o770)
+    with pytest.raises(PermissionError, match=r"others can write to .*programs; chmod go-w"):
+        PrivateFolder.open(tmp_path / "shared" / "programs", trust_parents=True)
+    (tmp_path / "shared" / "programs").chmod(0o700)
     (tmp_path / "shared").chmod(0o1777)
     PrivateFolder.open(tmp_path / "shared" / "programs")
 
