@@ -39,7 +39,7 @@ from smalti.batches.prompts import (
     seed_of_row,
 )
 from smalti.batches.reading import COLUMNS, EditSource, InputFormat, format_of
-from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, picture_file, read_tar
+from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, read_tar, webp_bytes
 
 __all__ = [
     "COLUMNS",
@@ -80,8 +80,8 @@ __all__ = [
     "finish",
     "format_of",
     "openai",
-    "picture_file",
     "read_manifest",
     "read_tar",
     "seed_of_row",
+    "webp_bytes",
 ]

@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Annotated, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer
 
 from smalti.batches.prompts import BatchPrompt, Line, PictureFormat, PictureRecord
 from smalti.errors import DamagedObjectError
 from smalti.foreign_text import reason_of
 from smalti.parameters import CandidateIndex, SamplingParameters, SecondPass, Seed
-from smalti.pictures import Drawing, lossy_bytes, png_bytes
+from smalti.pictures import lossy_bytes
 from smalti.storage import Sha256, digest
 from smalti.validation import Strict, first_problem
 
@@ -26,15 +26,19 @@ _MODE: Final = 0o644
 
 
 class TarRecord(Strict):
-    """The description of a picture, `<key>.json` beside it: all that is needed to draw it again."""
+    """The description of a picture, `<key>.json` beside it: all that is needed to draw it again.
+
+    All pictures of a batch have the same keys with values of the same types, so that libraries can infer columns from
+    the first of them.
+    """
 
     id: str
     row: Line
     prompt: str
-    effective_prompt: str | None = Field(default=None, exclude_if=lambda given: given is None)
-    """The prompt in the model's own words; left out if the model reads the prompt as it is."""
-    wording: str | None = Field(default=None, exclude_if=lambda given: given is None)
-    """What was encoded for the candidate; left out without `vary`."""
+    effective_prompt: str
+    """The prompt in the model's own words; the prompt itself if the model reads it as it is."""
+    wording: str
+    """What was encoded for the candidate; without `vary` that is `effective_prompt`."""
     seed: Seed
     score: float
     candidate: CandidateIndex
@@ -45,13 +49,23 @@ class TarRecord(Strict):
     sampling: SamplingParameters
     vary: bool
     diversity: float
-    second_pass: SecondPass | None = None
+    second_pass: SecondPass | None = Field(default=None, exclude_if=lambda given: given is None)
+    """The same for all prompts of a batch."""
     model: str
     revision: str
     sha256: Sha256
     """SHA-256 of the picture's file."""
     width: int
     height: int
+
+    @field_serializer("sampling")
+    def _every_value(self, sampling: SamplingParameters) -> dict[str, Any]:
+        return sampling.every_value()
+
+    @property
+    def reworded(self) -> str | None:
+        """The prompt in the model's own words; None if the model reads the prompt as it is."""
+        return None if self.effective_prompt == self.prompt else self.effective_prompt
 
     def picture(self, key: str, size: int) -> PictureRecord:
         """Returns what the manifest says about the picture.
@@ -68,7 +82,7 @@ class TarRecord(Strict):
             size=size,
             width=self.width,
             height=self.height,
-            wording=self.wording,
+            wording=self.wording if self.vary else None,
         )
 
 
@@ -96,16 +110,8 @@ class TarPicture:
     record: TarRecord
 
 
-def picture_file(image: Image.Image, drawing: Drawing, picture_format: PictureFormat) -> bytes:
-    """Returns the file of a picture; equal input gives equal bytes.
-
-    Args:
-        image: the picture, in RGB.
-        drawing: how it was made, which a PNG file records.
-        picture_format: the format of the file.
-    """
-    if picture_format is PictureFormat.PNG:
-        return png_bytes(image, drawing)
+def webp_bytes(image: Image.Image) -> bytes:
+    """Returns the file of a picture, in RGB, for a batch in WebP; equal input gives equal bytes."""
     return lossy_bytes(image, "webp", WEBP_QUALITY)
 
 
@@ -150,8 +156,8 @@ class TarWriter(AbstractContextManager["TarWriter"]):
                 id=prompt.id,
                 row=prompt.row,
                 prompt=prompt.prompt,
-                effective_prompt=effective_prompt,
-                wording=picture.wording,
+                effective_prompt=effective_prompt or prompt.prompt,
+                wording=picture.wording or effective_prompt or prompt.prompt,
                 seed=prompt.seed,
                 score=picture.score,
                 candidate=picture.candidate,

@@ -6,9 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from harness.captioned_pictures import picture
 from smalti.batches import (
     BatchDescription,
     BatchPlan,
@@ -24,19 +22,20 @@ from smalti.batches import (
     ResultPart,
     ShardRange,
     TarWriter,
-    picture_file,
+    webp_bytes,
 )
-from smalti.pictures import Drawing
+from smalti.pictures import Drawing, png_bytes
 from smalti.storage import digest
 
 MODEL, REVISION = "tiny", "0123456789ab"
+SIDE = 16
 
 
 def draw(prompt: BatchPrompt, picture_format: PictureFormat = PictureFormat.PNG) -> list[DrawnPicture]:
     """Returns pictures that follow from the seed alone."""
     pictures = []
     for rank in range(prompt.n):
-        pixels = np.random.default_rng([prompt.seed, rank]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image = picture(prompt.seed + rank, (SIDE, SIDE))
         drawing = Drawing(
             prompt=prompt.prompt,
             seed=prompt.seed,
@@ -47,8 +46,11 @@ def draw(prompt: BatchPrompt, picture_format: PictureFormat = PictureFormat.PNG)
             candidate=rank,
             score=1 - rank / 10,
         )
-        content = picture_file(Image.fromarray(pixels), drawing, picture_format)
-        pictures.append(DrawnPicture(content=content, candidate=rank, score=1 - rank / 10, width=8, height=8))
+        is_png = picture_format is PictureFormat.PNG
+        content = png_bytes(image, drawing) if is_png else webp_bytes(image)
+        pictures.append(
+            DrawnPicture(content=content, candidate=rank, score=1 - rank / 10, width=SIDE, height=SIDE)
+        )
     return pictures
 
 

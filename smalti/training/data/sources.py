@@ -3,7 +3,8 @@
 * a folder with captions beside the pictures: `fox.jpg` and `fox.txt`, one caption per line;
 * a CSV or TSV file with the columns `image`, `caption` and optionally `url`;
 * a JSONL file with the same keys; `caption` may be a list;
-* webdataset tar files, one or a folder of them: `000.jpg` with `000.txt`, or `000.json` with the same keys.
+* webdataset tar files, one or a folder of them: `000.jpg` with `000.txt`, or `000.json` with the same keys. The
+  pictures of a batch are such files, with their captions as `prompt`.
 
 Something missing or unreadable appears in the stream as a `Problem` and does not end it. Endings of names may be in
 capitals. Names are as `printable` shows them, so that every report can hold them.
@@ -26,6 +27,9 @@ PICTURE_ENDINGS = frozenset(
 _CAPTION_ENDING = ".txt"
 _RECORD_ENDING = ".json"
 _ADDRESS_KEY = "url"
+_CAPTION_KEY = "caption"
+_PROMPT_KEY = "prompt"
+"""The caption of a picture that was drawn in a batch."""
 
 NO_CAPTION = "picture without a caption"
 NO_PICTURE = "caption without a picture"
@@ -168,7 +172,8 @@ def _from_sample(name: str, sample: Sample) -> Record:
     try:
         record = parse_json(sample.get(_RECORD_ENDING, b"{}"), "the record")
         record = record if isinstance(record, dict) else {}
-        captions = _lines(decode_text(sample.get(_CAPTION_ENDING, b""), "the caption")) or _captions(record)
+        text = decode_text(sample.get(_CAPTION_ENDING, b""), "the caption")
+        captions = _lines(text) or _captions(record) or _captions(record, _PROMPT_KEY)
     except InvalidInputError as error:
         return Problem(name, UNREADABLE, error.problem)
     return _made(name, sample[picture], captions, _address(record))
@@ -218,8 +223,8 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _captions(record: dict[str, Any]) -> tuple[str, ...]:
-    value = record.get("caption")
+def _captions(record: dict[str, Any], key: str = _CAPTION_KEY) -> tuple[str, ...]:
+    value = record.get(key)
     values = value if isinstance(value, list) else [value]
     return tuple(text for text in values if isinstance(text, str) and text.strip())
 
