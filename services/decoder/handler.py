@@ -2,11 +2,9 @@
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from smalti.engines.decoder import DecoderEngine
 from smalti.messages import DecodeTask, Message, Stage
-from smalti.pictures import Drawing, png_bytes
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
@@ -14,6 +12,7 @@ from smalti.service.compute import ComputeThread
 from smalti.service.objects import load_tokens
 from smalti.service.prompts import effective_prompt, wordings_of
 from smalti.service.stage import StageHandler, StageOutput, TaskContext
+from smalti.shards.decoding import candidate_file
 from smalti.storage import ObjectRef
 from smalti.text.rewording import Rewriter
 
@@ -99,17 +98,17 @@ class DecodeHandler(StageHandler[DecodeTask, Int[np.ndarray, "pictures tokens"]]
             index: the candidate's index in the job.
             pixels: the picture.
         """
-        drawing = Drawing(
+        content = candidate_file(
+            pixels,
             prompt=task.prompt,
+            effective_prompt=prompt,
+            wording=wording,
             seed=task.seed,
-            model=task.model,
-            revision=task.revision,
             sampling=task.sampling,
             candidates=task.candidates_in_job,
             candidate=index,
-            drawn=None if prompt == task.prompt else prompt,
             vary=task.vary,
-            wording=wording,
+            model=task.model,
+            revision=task.revision,
         )
-        content = png_bytes(Image.fromarray(pixels), drawing)
         return self.write(task, task.keys.candidate(index), content, content_type="image/png")

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.given import kept_by
+from smalti.engines.generator.given import check_given, kept_by
 from smalti.engines.generator.requests import (
     Candidate,
     GenerationHandle,
@@ -18,7 +18,6 @@ from smalti.engines.generator.requests import (
 )
 from smalti.errors import EngineFullError, InvalidInputError
 from smalti.messages import GenerateTask, Message, Stage
-from smalti.parameters import FREE
 from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process
@@ -70,7 +69,12 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
         """Loads the encodings that the candidates are generated from, each once."""
         if task.adapters:
             raise InvalidInputError("adapters", "are not supported by this generator; leave them out")
-        self._check_given(task)
+        check_given(
+            task.given,
+            task.strength,
+            image_length=self._spec.tokens,
+            codebook_size=self._spec.codebook_size,
+        )
         return tuple(
             self.store_executor.map(lambda ref: load_encoding(self.store, ref, self._spec), _distinct(task))
         )
@@ -106,20 +110,6 @@ class GenerateHandler(StageHandler[GenerateTask, tuple[Encoding, ...]]):
         self, context: TaskContext[GenerateTask], objects: tuple[ObjectRef, ...]
     ) -> tuple[Message, ...]:
         return (context.task.next(objects[0]),)
-
-    def _check_given(self, task: GenerateTask) -> None:
-        given, length = task.given, self._spec.tokens
-        if task.strength is not None and len(given) != length:
-            raise InvalidInputError("given", f"has {len(given)} tokens; with strength, it must have {length}")
-        if len(given) > length or (len(given) == length and FREE not in given and task.strength is None):
-            raise InvalidInputError(
-                "given", f"has {len(given)} tokens; of the {length} of a picture, one must be left to draw"
-            )
-        if max(given, default=0) >= self._spec.codebook_size:
-            size = self._spec.codebook_size
-            raise InvalidInputError(
-                "given", f"has a token outside the model's codebook; tokens must be below {size}"
-            )
 
     def _submit(
         self,

@@ -20,6 +20,35 @@ def start_after(given: Sequence[int], image_length: int) -> int:
     return beginning if beginning == len(given) or beginning >= math.isqrt(image_length) else 0
 
 
+def check_given(
+    given: Sequence[int], strength: float | None, *, image_length: int, codebook_size: int
+) -> None:
+    """Checks given tokens against the sizes of a model.
+
+    Args:
+        given: the given tokens.
+        strength: share of them that is drawn anew; None for none.
+        image_length: tokens of a picture.
+        codebook_size: number of different tokens.
+
+    Raises:
+        InvalidInputError: they do not fit.
+    """
+    if strength is not None and len(given) != image_length:
+        raise InvalidInputError(
+            "given", f"has {len(given)} tokens; with strength, it must have {image_length}"
+        )
+    is_whole = len(given) == image_length and FREE not in given and strength is None
+    if len(given) > image_length or is_whole:
+        raise InvalidInputError(
+            "given", f"has {len(given)} tokens; of the {image_length} of a picture, one must be left to draw"
+        )
+    if max(given, default=0) >= codebook_size:
+        raise InvalidInputError(
+            "given", f"has a token outside the model's codebook; tokens must be below {codebook_size}"
+        )
+
+
 def kept_by(tokens: Sequence[int], strength: float | None, seed: int, candidate: int) -> tuple[int, ...]:
     """Returns the given tokens of one candidate.
 
