@@ -5,19 +5,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from smalti.batches.checking import BatchDefaults
 from smalti.batches.layout import MAX_IN_SHARD, SHARDS_IN_MANIFEST, BatchLayout, ShardRange
-from smalti.batches.manifest import ManifestWriter
+from smalti.batches.manifest import ManifestWriter, parse_results
 from smalti.batches.places import JSON, PARQUET, OutputPlace
-from smalti.batches.prompts import PictureFormat, PromptResult
+from smalti.batches.prompts import PictureFormat
 from smalti.batches.reading import InputFormat
 from smalti.errors import DamagedObjectError
 from smalti.storage import Sha256
 from smalti.validation import Strict, first_problem
+
+_STATES: Final = {"drawn": 0, "failed": 0, "invalid": 0}
+_REQUIRED: Final = ("id", "prompt", "seed", "state", "model", "revision", "pictures")
 
 Amount = Annotated[int, Field(ge=0)]
 FinalState = Literal["complete", "cancelled", "expired"]
@@ -134,11 +138,11 @@ def finish(
     layout = BatchLayout()
     with tempfile.TemporaryDirectory(prefix="smalti-manifest-", dir=folder) as temporary:
         path = Path(temporary) / "manifest.parquet"
-        for number, group in groupby(_results(description, parts, state), _manifest_of):
+        for number, group in groupby(_tables(description, parts, state), _manifest_of):
             with ManifestWriter(path) as writer:
-                for _, result in group:
-                    writer.add(result)
-                    tally.add(result)
+                for _, table in group:
+                    writer.add(table)
+                    tally.add(table)
             place.put_file(layout.manifest(number), path, PARQUET)
     summary = BatchSummary(
         state=state,
@@ -157,13 +161,13 @@ def finish(
     return summary
 
 
-def _manifest_of(numbered: tuple[int, PromptResult]) -> int:
+def _manifest_of(numbered: tuple[int, Any]) -> int:
     return numbered[0] // SHARDS_IN_MANIFEST
 
 
-def _results(
+def _tables(
     description: BatchDescription, parts: Iterable[ResultPart], state: FinalState
-) -> Iterator[tuple[int, PromptResult]]:
+) -> Iterator[tuple[int, Any]]:
     """Yields all results with the numbers of their shards, every row once; raises `DamagedObjectError`."""
     row = 0
     is_complete = state == "complete"
@@ -172,17 +176,20 @@ def _results(
         first = part.range.number * description.shard_prompts + part.range.start
         if first < row or (is_complete and first > row):
             raise DamagedObjectError(name, f"begins with row {first}, but row {row} comes next")
-        results = PromptResult.parse(name, part.load())
-        row = first + part.range.count
-        if [result.row for result in results] != list(range(first, row)):
-            raise DamagedObjectError(name, f"does not have the rows from {first} to {row - 1}")
         if part.range.start + part.range.count > description.prompts_of(part.range.number):
             raise DamagedObjectError(name, "has more prompts than its shard")
+        row = first + part.range.count
+        table = parse_results(name, part.load())
+        if not np.array_equal(table["row"].to_numpy(), np.arange(first, row)):
+            raise DamagedObjectError(name, f"does not have the rows from {first} to {row - 1}")
+        if empty := [column for column in _REQUIRED if table[column].null_count]:
+            raise DamagedObjectError(name, f"has a row without {empty[0]}")
         tar = BatchLayout().tar(part.range)
-        for result in results:
-            if result.tar not in (None, tar):
-                raise DamagedObjectError(name, f"row {result.row} is in {result.tar!r:.60}, not in {tar}")
-            yield part.range.number, result
+        if others := set(table["tar"].unique().to_pylist()) - {None, tar}:
+            raise DamagedObjectError(name, f"has pictures in {min(others)!r:.60}, not in {tar}")
+        if others := set(table["state"].unique().to_pylist()) - _STATES.keys():
+            raise DamagedObjectError(name, f"has the states {others}")
+        yield part.range.number, table
     if is_complete and row != description.prompts:
         raise DamagedObjectError("parts", f"row {row} is missing")
 
@@ -191,19 +198,20 @@ class _Tally:
     """Counts what is written."""
 
     def __init__(self) -> None:
-        self._states = {"drawn": 0, "failed": 0, "invalid": 0}
+        self._states = dict(_STATES)
         self._pictures = 0
         self._bytes = 0
         self.revisions: set[str] = set()
         self.tars: list[str] = []
 
-    def add(self, result: PromptResult) -> None:
-        self._states[result.state] += 1
-        self._pictures += len(result.pictures)
-        self._bytes += sum(picture.size for picture in result.pictures)
-        self.revisions.add(result.revision)
-        if result.tar is not None and self.tars[-1:] != [result.tar]:
-            self.tars.append(result.tar)
+    def add(self, table: Any) -> None:
+        for found in table["state"].value_counts().to_pylist():
+            self._states[found["values"]] += found["counts"]
+        pictures = table["pictures"].combine_chunks().flatten()
+        self._pictures += len(pictures)
+        self._bytes += sum(pictures.field("size").to_pylist())
+        self.revisions.update(table["revision"].unique().to_pylist())
+        self.tars.extend(tar for tar in table["tar"].unique().to_pylist() if tar is not None)
 
     def counts(self, blank: int) -> OutputCounts:
         return OutputCounts(

@@ -19,6 +19,32 @@ _ROWS_TOGETHER: Final = 1024
 """Rows that are read together."""
 
 
+def parse_results(name: str, content: bytes) -> Any:
+    """Returns results as a table of the manifest, many times faster than `PromptResult.parse`.
+
+    Args:
+        name: what errors call the results.
+        content: the results, as `PromptResult.to_bytes` makes them.
+
+    Raises:
+        DamagedObjectError: they are not valid.
+    """
+    import pyarrow as pa
+    from pyarrow import json
+
+    try:
+        return json.read_json(
+            pa.BufferReader(content),
+            # A row is never in two blocks.
+            read_options=json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+            parse_options=json.ParseOptions(
+                explicit_schema=manifest_schema(), unexpected_field_behavior="error"
+            ),
+        )
+    except pa.ArrowException as error:
+        raise DamagedObjectError(name, reason_of(error)) from None
+
+
 class ManifestWriter(AbstractContextManager["ManifestWriter"]):
     """Writes a file of the manifest as a stream; the same rows give the same bytes."""
 
@@ -26,15 +52,16 @@ class ManifestWriter(AbstractContextManager["ManifestWriter"]):
         """Creates the file, or replaces it."""
         from pyarrow import parquet
 
-        self._schema = _schema()
-        self._rows: list[dict[str, Any]] = []
-        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._tables: list[Any] = []
+        self._waiting = 0
+        self._writer = parquet.ParquetWriter(path, manifest_schema(), compression="zstd")
 
-    def add(self, result: PromptResult) -> None:
-        """Writes a row."""
-        self._rows.append(result.model_dump())
-        if len(self._rows) == ROWS_IN_GROUP:
-            self._flush()
+    def add(self, table: Any) -> None:
+        """Writes the rows of a table."""
+        self._tables.append(table)
+        self._waiting += len(table)
+        if self._waiting >= ROWS_IN_GROUP:
+            self._flush(self._waiting - self._waiting % ROWS_IN_GROUP)
 
     def __exit__(
         self,
@@ -44,19 +71,19 @@ class ManifestWriter(AbstractContextManager["ManifestWriter"]):
     ) -> None:
         """Completes the file."""
         try:
-            if error is None:
-                self._flush()
+            if error is None and self._waiting:
+                self._flush(self._waiting)
         finally:
             self._writer.close()
 
-    def _flush(self) -> None:
+    def _flush(self, rows: int) -> None:
+        """Writes so many of the rows that wait."""
         import pyarrow as pa
 
-        if self._rows:
-            self._writer.write_table(
-                pa.Table.from_pylist(self._rows, self._schema), row_group_size=ROWS_IN_GROUP
-            )
-            self._rows.clear()
+        # As whole arrays: how rows came must not be seen in the file.
+        table = pa.concat_tables(self._tables).combine_chunks()
+        self._writer.write_table(table.slice(0, rows), row_group_size=ROWS_IN_GROUP)
+        self._tables, self._waiting = [table.slice(rows)], self._waiting - rows
 
 
 def read_manifest(name: str, file: BinaryIO) -> Iterator[PromptResult]:
@@ -83,7 +110,8 @@ def read_manifest(name: str, file: BinaryIO) -> Iterator[PromptResult]:
         raise DamagedObjectError(name, str(problem)) from None
 
 
-def _schema() -> Any:
+def manifest_schema() -> Any:
+    """Returns the columns of the manifest: the fields of `PromptResult`."""
     import pyarrow as pa
 
     text, large, small = pa.string(), pa.int64(), pa.int32()

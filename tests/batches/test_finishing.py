@@ -17,6 +17,7 @@ from smalti.batches import (
     PictureFormat,
     PromptResult,
     ResultPart,
+    ShardRange,
     StorePlace,
     finish,
     read_manifest,
@@ -152,6 +153,7 @@ def test_a_finish_that_was_interrupted_is_repeated(tmp_path: Path) -> None:
     assert files_in(out) == files_in(whole)
 
 
+_FIRST = ShardRange(number=0, count=1, part=True)
 Break = Callable[[list[ResultPart]], list[ResultPart]]
 
 
@@ -182,9 +184,20 @@ def _changed(
             lambda parts: _changed(
                 parts, 1, lambda rows: rows.__setitem__(0, rows[0].model_copy(update={"tar": "x"}))
             ),
-            "row 4 is in 'x', not in 00001.tar",
+            "has pictures in 'x', not in 00001.tar",
         ),
-        (lambda parts: [replace(parts[0], load=lambda: b"{}"), *parts[1:]], "field required"),
+        (
+            lambda parts: [replace(parts[0], load=lambda: b"{}"), *parts[1:]],
+            "does not have the rows from 0 to 3",
+        ),
+        (lambda parts: [replace(parts[0], load=lambda: b""), *parts[1:]], "damaged"),
+        (lambda parts: [replace(parts[2], load=lambda: b'{"row": 0}', range=_FIRST)], "has a row without id"),
+        (lambda parts: [replace(parts[0], load=lambda: b'{"row": "a"}'), *parts[1:]], "number"),
+        (
+            lambda parts: [replace(parts[0], load=lambda: b'{"row": 0, "x": 1}'), *parts[1:]],
+            "unexpected field",
+        ),
+        (lambda parts: [replace(parts[0], load=lambda: b'{"row": 0'), *parts[1:]], "parse error"),
     ],
 )
 def test_a_row_that_is_missing_or_double_ends_it(tmp_path: Path, broken: Break, problem: str) -> None:

@@ -1,0 +1,1 @@
+"""What batches cost: planning, drawing and finishing them."""
