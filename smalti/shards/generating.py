@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from smalti.batches import BatchPrompt
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.given import check_given, kept_by
-from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest
+from smalti.engines.generator.requests import Candidate, GenerationHandle, GenerationRequest, TokenRun
 from smalti.errors import EngineFullError
 from smalti.parameters import Priority
 from smalti.shards.encodings import ShardEncodings
@@ -18,7 +19,7 @@ from smalti.shards.readings import PROMPT_ERRORS, Reading
 from smalti.shards.tokens import ShardTokens
 
 FILL: Final = 2
-"""Candidates that are submitted for each slot: while one is generated, the next one waits for its slot."""
+"""Candidates that are submitted for each slot, at least: while one is generated, the next one waits for its slot."""
 POLL_SECONDS: Final = 0.1
 """Interval between checks while the engine is silent."""
 
@@ -51,15 +52,15 @@ def generate_shard(
 ) -> ShardTokens:
     """Generates the tokens of all candidates of a shard.
 
-    Candidates are submitted in the order of the prompts, twice as many as the engine has slots, so that a slot that
-    becomes free is filled at once. A prompt over which the engine fails gets a problem, and the others go on.
+    Candidates are submitted in the order of the prompts, at least twice as many as the engine has slots, so that a slot
+    that becomes free is filled at once. A prompt over which the engine fails gets a problem, and the others go on.
 
     Args:
         prompts: the prompts.
         encodings: what the encoder has made of them.
         engine: the generator, which others may use at the same time.
         codebook_size: the number of different image tokens.
-        slots: candidates that are submitted at the same time, at most; None for twice the engine's slots.
+        slots: candidates that are submitted at the same time, at most; None for no limit.
         deadline: time of `time.monotonic` at which the engine drops what is not finished.
         on_progress: called with the candidates that are done and with all of them, whenever some are.
         check: called ten times a second with the candidates that are left; what it raises ends the shard.
@@ -96,7 +97,7 @@ class _Feed:
         self._engine = engine
         self._codebook_size = codebook_size
         self._deadline = deadline
-        self._limit = slots or FILL * engine.slots
+        self._limit = slots
         self.readings: list[Reading] = list(encodings.readings)
         self.tokens: list[np.ndarray | None] = [None] * len(prompts)
         drawn = [reading.problem is None for reading in self.readings]
@@ -109,22 +110,22 @@ class _Feed:
         self._pieces = self._cut()
         self._next: _Piece | None = next(self._pieces, None)
         self._open: dict[_Piece, GenerationHandle] = {}
-        self._ended: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+        # A piece that has ended, or None for a candidate that is finished.
+        self._ended: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._finished: dict[_Piece, int] = {}
 
     def submit(self) -> bool:
         """Submits as many pieces as fit; returns False when everything is done."""
-        submitted = sum(piece.size for piece in self._open)
         while self._next is not None:
             piece = self._next
             if self.readings[piece.prompt].problem is None:
-                if self._open and submitted + piece.size > self._limit:
+                if not self._has_room(piece):
                     break
                 try:
-                    handle = self._engine.submit(piece.request, lambda run: None)
+                    handle = self._engine.submit(piece.request, partial(self._receive, piece))
                 except EngineFullError:  # Full of others' requests.
                     break
                 self._open[piece] = handle
-                submitted += piece.size
                 handle.future.add_done_callback(lambda _, piece=piece: self._ended.put(piece))  # type: ignore[misc]
             else:
                 self.done += piece.size
@@ -137,7 +138,10 @@ class _Feed:
             piece = self._ended.get(timeout=POLL_SECONDS)
         except queue.Empty:
             return False
+        if piece is None:
+            return False
         handle = self._open.pop(piece)
+        self._finished.pop(piece, None)
         self.done += piece.size
         if self.readings[piece.prompt].problem is not None:
             return True
@@ -151,6 +155,18 @@ class _Feed:
             self.tokens[piece.prompt] = whole = np.zeros(shape, np.int32)
         whole[piece.first : piece.first + piece.size] = tokens
         return True
+
+    def _has_room(self, piece: _Piece) -> bool:
+        running = sum(each.size - self._finished.get(each, 0) for each in self._open)
+        if self._limit is not None:
+            return not running or running + piece.size <= self._limit
+        return running < FILL * self._engine.slots
+
+    def _receive(self, piece: _Piece, run: TokenRun) -> None:
+        """Counts finished candidates; on the engine's thread."""
+        if run.start + len(run.tokens) == self._engine.batch.image_length:
+            self._finished[piece] = self._finished.get(piece, 0) + 1
+            self._ended.put(None)
 
     def cancel(self) -> None:
         """Cancels what runs."""
@@ -166,8 +182,8 @@ class _Feed:
                 handle.cancel()
 
     def _cut(self) -> Iterator[_Piece]:
-        """Yields the candidates in pieces, of which two fit into the limit."""
-        largest = max(1, self._limit // FILL)
+        """Yields the candidates in pieces: as many as there are slots, or half of the limit."""
+        largest = self._engine.slots if self._limit is None else max(1, self._limit // 2)
         for position, prompt in enumerate(self._prompts):
             if self.readings[position].problem is not None:
                 continue
