@@ -7,13 +7,14 @@ object must be explained by a job.
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from faults.reference import Reference
 from faults.system import PATIENCE, System
+from faults.tally import Tally
 from harness.objects import name_of
 from harness.waiting import wait_until
 from smalti.client import Client, has_ended
@@ -62,31 +63,16 @@ class Submission:
         return ENDS[self.end.state] if self.end else "lost"
 
 
-@dataclass
-class Tally:
-    """The numbers of a row."""
-
-    states: Counter[str] = field(default_factory=Counter)
-    twice: int = 0
-    """Work that was done again; harmless, since it writes the same bytes."""
-    unexpected: list[str] = field(default_factory=list)
-    """Objects and jobs without explanation."""
-    wrong: list[str] = field(default_factory=list)
-    """Pictures that differ from those of a run without faults, and jobs that changed after their end."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Reasons of failed jobs."""
-
-    @property
-    def accepted(self) -> int:
-        """The number of accepted jobs."""
-        return self.states.total() - self.states["refused"]
-
-
 class Account:
     """Submits the jobs of a row, and accounts for them."""
 
     def __init__(
-        self, system: System, references: Mapping[str, Reference], known: dict[str, Submission]
+        self,
+        system: System,
+        references: Mapping[str, Reference],
+        known: dict[str, Submission],
+        *,
+        is_other: Callable[[str], bool] = lambda job: False,
     ) -> None:
         """Starts without submissions.
 
@@ -94,8 +80,10 @@ class Account:
             system: the system under test.
             references: generate the expected pictures, by the revision of the model.
             known: all jobs that were submitted to the system, by id; new ones are added.
+            is_other: returns whether the objects of a job belong to another account.
         """
         self.system = system
+        self._is_other = is_other
         self.submissions: list[Submission] = []
         self._references = references
         self._known = known
@@ -211,6 +199,8 @@ class Account:
         for info in self.system.store.objects("jobs/"):
             job = info.key.split("/")[1]
             submission = self._known.get(job)
+            if self._is_other(job):
+                continue
             if submission is None or not _explained(info.key, submission):
                 tally.unexpected.append(info.key)
             elif job in mine and info.key.endswith(".png"):

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults.accounting import Account, Submission, Tally
+from faults.accounting import Account, Submission
+from faults.batches import BatchAccount, BatchSubmission
 from faults.layout import STAGES
 from faults.system import System
+from faults.tally import Tally
 
 
 @dataclass
@@ -16,6 +18,7 @@ class Trial:
 
     system: System
     account: Account
+    batches: BatchAccount
     jobs: int = 24
     """The number of jobs of a load."""
     long: bool = True
@@ -39,6 +42,14 @@ class Trial:
             if each.state != state:
                 why = each.refused or (each.end.error.message if each.end else "")
                 self.problems.append(f"{each.prompt!r} is {each.state}, not {state}: {why}")
+
+    def expect_batches(self, state: str, *submissions: BatchSubmission) -> None:
+        """Waits for batches, by default all, and records a problem for each with another final state."""
+        self.batches.settle(*submissions)
+        for each in submissions or self.batches.submissions:
+            if each.state != state:
+                why = each.refused or (each.end.error.message if each.end else "")
+                self.problems.append(f"batch {each.name!r} is {each.state}, not {state}: {why}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Row:
     @property
     def alone(self) -> bool:
         """Whether the row needs its own system."""
-        return bool(self.settings or self.prepare or self.held or self.releases) or self.services != STAGES
+        return bool(self.prepare or self.held or self.releases) or self.services != STAGES
 
 
 @dataclass(frozen=True)

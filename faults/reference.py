@@ -67,7 +67,7 @@ class Reference:
         first = candidate // 16 * 16
         job = _Job(prompt, seed, of, second_pass)
         if (job, candidate) not in self._known:
-            self._draw(job, range(first, first + 16))
+            self._draw(job, range(first, min(first + 16, of)))
         return self._known[job, candidate][0]
 
     def repacked_sha256(self, prompt: str, seed: int, candidate: int, of: int) -> str:

@@ -2,15 +2,18 @@
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from faults.accounting import Account, Submission, Tally
+from faults.accounting import Account, Submission
+from faults.batches import BatchAccount, BatchSubmission
 from faults.layout import FIRST, NEXT, Layout
 from faults.matrix import Result, Row, Trial
 from faults.reference import Reference
 from faults.system import System
+from faults.tally import Tally
 from harness.waiting import wait_until
 from smalti.registry.folder import ModelFolder
 from smalti.testing.model import tiny_model
@@ -58,13 +61,14 @@ class Runner:
         self._add(FIRST, 1)
 
     def run(self, rows: Sequence[Row]) -> list[Result]:
-        """Runs the rows that concern this kind of system; those without their own settings share one."""
+        """Runs the rows that concern this kind of system; those with the same settings share one."""
         rows = [row for row in rows if row.concerns(self._broker, self._database, self._gateways)]
-        together = [row for row in rows if not row.alone]
-        results = self._run_in(together) if together else []
+        together: dict[tuple[tuple[str, str], ...], list[Row]] = {}
         for row in rows:
-            if row.alone:
-                results += self._run_in([row])
+            if not row.alone:
+                together.setdefault(tuple(sorted(row.settings.items())), []).append(row)
+        groups = [*together.values(), *([row] for row in rows if row.alone)]
+        results = [result for group in groups for result in self._run_in(group)]
         order = {row.name: place for place, row in enumerate(rows)}
         return sorted(results, key=lambda result: order[result.row.name])
 
@@ -107,12 +111,13 @@ class Runner:
             self._add(NEXT, 2)
         system = System(layout, self._models, folder)
         known: dict[str, Submission] = {}
+        known_batches: dict[str, BatchSubmission] = {}
         began = time.monotonic()
         results = []
         with system:
             self._say(f"a system is ready after {time.monotonic() - began:.0f} s: {folder}")
             for row in rows:
-                results.append(self._run_one(row, system, known))
+                results.append(self._run_one(row, system, known, known_batches))
         # A server that was killed, since the machine is busy, ends a moment later than what has started it.
         with suppress(AssertionError):
             wait_until(lambda: not system.left_over(), LEFT_OVER_SECONDS)
@@ -122,10 +127,18 @@ class Runner:
             results[-1] = Result(last.row, last.tally, problems, last.notes, last.seconds)
         return results
 
-    def _run_one(self, row: Row, system: System, known: dict[str, Submission]) -> Result:
+    def _run_one(
+        self,
+        row: Row,
+        system: System,
+        known: dict[str, Submission],
+        known_batches: dict[str, BatchSubmission],
+    ) -> Result:
         self._say(f"row {row.name}: {row.fault}")
         began = time.monotonic()
-        trial = Trial(system, Account(system, self._references, known), self._jobs, self._long, self._burst)
+        batches = BatchAccount(system, self._references, known_batches)
+        account = Account(system, self._references, known, is_other=batches.explains)
+        trial = Trial(system, account, batches, self._jobs, self._long, self._burst)
         tally = Tally()
         try:
             row.run(trial)
@@ -133,11 +146,14 @@ class Runner:
             trial.problems.append(_describe(error))
         try:
             system.wait_until_serving()
-            tally = trial.account.close()
+            tally = account.close()
+            tally.add(batches.close())
         except Exception as error:
             trial.problems.append(_describe(error))
-            tally.states.update(each.state for each in trial.account.submissions)
-        result = Result(row, tally, tuple(trial.problems), tuple(trial.notes), time.monotonic() - began)
+            tally.states = Counter(each.state for each in account.submissions)
+            tally.states.update(each.state for each in batches.submissions)
+        notes = (*trial.notes, *tally.notes)
+        result = Result(row, tally, tuple(trial.problems), notes, time.monotonic() - began)
         self._say(f"row {row.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s")
         for problem in (*result.problems, *tally.unexpected[:5], *tally.wrong[:5]):
             self._say(f"    {problem}")
