@@ -173,6 +173,15 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
             file=self._add_file(received[0].start, content, file_pb2.FILE_STATE_READY)
         )
 
+    async def ComposeFile(  # noqa: N802
+        self, request: file_pb2.ComposeFileRequest, context: Context
+    ) -> file_pb2.ComposeFileResponse:
+        """Joins files."""
+        content = b"".join(self._file_of(each)[1] for each in request.file_ids)
+        return file_pb2.ComposeFileResponse(
+            file=self._add_file(request.start, content, file_pb2.FILE_STATE_READY)
+        )
+
     async def GetFile(  # noqa: N802
         self, request: file_pb2.GetFileRequest, context: Context
     ) -> file_pb2.GetFileResponse:
