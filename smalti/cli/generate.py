@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import generate_local, generate_remote
+from smalti.cli import drawing, generate_local, generate_remote
 from smalti.cli.generate_output import InitialImageOptions, Options
 from smalti.errors import InvalidInputError
 from smalti.files import load_content
-from smalti.parameters import Refinement, check_diversity, check_kept, check_strength
+from smalti.parameters import check_diversity, check_kept, check_strength
 from smalti.pictures import Drawing, load_drawing, read_image
 from smalti.settings import settings
 
@@ -23,101 +23,26 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--n", help="Number of pictures to keep, the best ones. [default: the model's, usually 9]"
-        ),
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of pictures to draw, from which the ranker chooses. [default: the model's, usually 16]"
-        ),
-    ] = None,
+    n: drawing.Count = None,
+    candidates: drawing.Candidates = None,
     seed: Annotated[
         int | None, typer.Option(help="Equal seeds draw equal pictures. [default: random]")
     ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt; 1 turns guidance off. [default: the model's]"),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Variety; 0 always takes the most probable tile. [default: the model's]"),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Sample among the k most probable tiles; 0 for no limit. [default: the model's]"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample among the most probable tiles that together reach this probability. [default: the model's]"
-        ),
-    ] = None,
-    layout_share: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the tiles, the first ones, that the next two options are for; 0 for none. "
-            "[default: the model's]"
-        ),
-    ] = None,
-    layout_temperature: Annotated[
-        float | None, typer.Option(help="Temperature of these tiles. [default: the model's]")
-    ] = None,
-    layout_guidance_scale: Annotated[
-        float | None, typer.Option(help="Guidance scale of these tiles. [default: the model's]")
-    ] = None,
-    vary: Annotated[
-        bool | None,
-        typer.Option(
-            "--vary/--no-vary",
-            help="Let candidates differ in what the prompt leaves open, such as the style. [default: the model's]",
-        ),
-    ] = None,
-    diversity: Annotated[
-        float | None,
-        typer.Option(
-            help="Weight of difference when pictures are chosen, from 0 (the best ones) to 1. [default: the model's]"
-        ),
-    ] = None,
-    refine: Annotated[
-        bool | None,
-        typer.Option(
-            "--refine/--no-refine",
-            help="Draw the details of the kept pictures again, by diffusion. The model must have a refiner. "
-            "[default: no]",
-        ),
-    ] = None,
-    refine_strength: Annotated[
-        float | None,
-        typer.Option(help="How much the refiner may change, from 0 to 1; implies --refine. [default: 1]"),
-    ] = None,
-    refine_steps: Annotated[
-        int | None, typer.Option(help="Evaluations of the refiner; implies --refine. [default: 4]")
-    ] = None,
-    upscale: Annotated[
-        int | None,
-        typer.Option(
-            help="Enlarge the kept pictures by 2 or 4. Without --refine this adds no detail. "
-            "[default: the refiner's own factor with --refine, otherwise 1]"
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A name that `smalti models` lists, or a folder; with --server, a model of the gateway, or "
-            "NAME@REVISION for one of its revisions. [default: the shipped model, or the gateway's]"
-        ),
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Draw at this gateway instead of in this process. [default: SMALTI_SERVER, if set]",
-        ),
-    ] = None,
+    guidance_scale: drawing.GuidanceScale = None,
+    temperature: drawing.Temperature = None,
+    top_k: drawing.TopK = None,
+    top_p: drawing.TopP = None,
+    layout_share: drawing.LayoutShare = None,
+    layout_temperature: drawing.LayoutTemperature = None,
+    layout_guidance_scale: drawing.LayoutGuidanceScale = None,
+    vary: drawing.Vary = None,
+    diversity: drawing.DiversityWeight = None,
+    refine: drawing.Refine = None,
+    refine_strength: drawing.RefineStrength = None,
+    refine_steps: drawing.RefineSteps = None,
+    upscale: drawing.Upscale = None,
+    model: drawing.Model = None,
+    server: drawing.Server = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     with_grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write one picture that shows all of them.")
@@ -163,7 +88,7 @@ def generate(
         sampling=sampling,
         vary=vary,
         diversity=None if diversity is None else check_diversity(diversity),
-        refine=_refinement(refine, strength=refine_strength, steps=refine_steps),
+        refine=drawing.refinement(refine, strength=refine_strength, steps=refine_steps),
         upscale=upscale,
         initial=initial,
         model=model,
@@ -175,26 +100,6 @@ def generate(
         generate_remote.generate(server, prompts or [], original, options)
     else:
         generate_local.generate(prompts or [], original, options)
-
-
-def _refinement(
-    refine: bool | None, *, strength: float | None, steps: int | None
-) -> Refinement | bool | None:
-    """Returns how to refine: parameters, False for not at all, or None if no option says.
-
-    Raises:
-        InvalidInputError: a value is out of range, or contradicts --no-refine.
-    """
-    given = {name: value for name, value in (("strength", strength), ("steps", steps)) if value is not None}
-    if refine is False and given:
-        name = next(iter(given))
-        raise InvalidInputError(f"refine-{name}", "has no effect with --no-refine; leave one of them out")
-    if not refine and not given:
-        return refine
-    try:
-        return Refinement.check(**given)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"refine-{error.field}", error.problem) from None
 
 
 def _initial_image(
