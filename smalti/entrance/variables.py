@@ -202,7 +202,7 @@ RULES: Final = (
     _rule(
         "AWS_* MINIO_*",
         "minio",
-        "nothing: address, region and keys of the store come from SMALTI_STORE_*",
+        "address, region and keys of s3:// addresses of `smalti batch` that SMALTI_STORE_* does not name; nothing else",
         any_value,
     ),
     _rule(

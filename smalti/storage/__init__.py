@@ -1,5 +1,6 @@
 """The object store: the data that stages pass on, and the results of jobs."""
 
+from smalti.storage.addresses import S3_SCHEME, open_address
 from smalti.storage.breaker import BreakerStore
 from smalti.storage.checking import StoreCheck
 from smalti.storage.keys import (
@@ -19,6 +20,7 @@ from smalti.storage.settings import StoreSettings, open_store, store_settings
 from smalti.storage.store import ObjectInfo, ObjectStore, digest, find, sweep
 
 __all__ = [
+    "S3_SCHEME",
     "BreakerStore",
     "JobId",
     "JobKeys",
@@ -37,6 +39,7 @@ __all__ = [
     "find",
     "is_intermediate",
     "is_picture",
+    "open_address",
     "open_store",
     "store_settings",
     "sweep",

@@ -55,6 +55,7 @@ class S3Address:
     bucket: str
     access_key: str
     secret_key: str
+    session_token: str | None = None
     region: str = "us-east-1"
     public_endpoint: str | None = None
     """The endpoint for clients, if it differs; presigned URLs are made for it."""
@@ -89,6 +90,7 @@ class S3Store:
                 http,
                 access_key=address.access_key,
                 secret_key=address.secret_key,
+                session_token=address.session_token,
                 region=address.region,
             )
             for endpoint in (address.endpoint, address.public_endpoint or address.endpoint)

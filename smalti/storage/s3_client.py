@@ -79,7 +79,13 @@ class S3Client(Minio):
 
 
 def connect(
-    endpoint: str, http: urllib3.PoolManager, *, access_key: str, secret_key: str, region: str
+    endpoint: str,
+    http: urllib3.PoolManager,
+    *,
+    access_key: str,
+    secret_key: str,
+    session_token: str | None,
+    region: str,
 ) -> S3Client:
     """Returns a client of an endpoint, which makes its calls with the given connections."""
     parts = urlsplit(endpoint)
@@ -87,6 +93,7 @@ def connect(
         parts.netloc,
         access_key=access_key,
         secret_key=secret_key,
+        session_token=session_token,
         secure=parts.scheme == "https",
         region=region,  # Otherwise the client would ask the server before it signs a URL.
         http_client=http,

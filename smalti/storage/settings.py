@@ -43,6 +43,8 @@ class StoreSettings(EnvironmentSettings):
     """Access key; overrides the one in the URL."""
     secret_key: SecretStr | None = None
     """Secret key; overrides the one in the URL."""
+    session_token: SecretStr | None = None
+    """Session token of keys that are valid for a time."""
     public_url: str | None = None
     """`http://HOST:PORT` or `https://HOST` at which clients reach the S3 store, if it differs from the services'
     address. URLs of pictures begin with it."""
@@ -120,6 +122,7 @@ def _open_s3(settings: StoreSettings) -> ObjectStore:
         bucket=bucket,
         access_key=access,
         secret_key=secret,
+        session_token=settings.session_token.get_secret_value() if settings.session_token else None,
         region=region,
         public_endpoint=settings.public_url,
     )
