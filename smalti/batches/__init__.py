@@ -12,6 +12,7 @@ from smalti.batches.finishing import (
     finish,
 )
 from smalti.batches.layout import (
+    WORK,
     MAX_IN_SHARD,
     SHARDS_IN_MANIFEST,
     SUCCESS_FILE,
@@ -42,6 +43,7 @@ from smalti.batches.reading import COLUMNS, EditSource, InputFormat, format_of
 from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, read_tar, webp_bytes
 
 __all__ = [
+    "WORK",
     "COLUMNS",
     "DEFAULT_SHARD_PROMPTS",
     "MAX_IN_SHARD",

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import data, evaluate, generate, models, train, up
+from smalti.cli import batches, data, evaluate, generate, models, train, up
 from smalti.cli.operations import doctor, keys, migrate, queue, revisions, tenants
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
@@ -50,7 +50,7 @@ def application() -> typer.Typer:
             print(context.get_help())
 
     for command in (
-        *(generate, up, models, doctor, migrate, keys, tenants, revisions, queue),
+        *(generate, batches, up, models, doctor, migrate, keys, tenants, revisions, queue),
         *(data, train, evaluate),
     ):
         command.register(app)

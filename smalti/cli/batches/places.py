@@ -1,0 +1,199 @@
+"""Where a batch is written to: a folder, or below an address of S3."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
+from smalti.cli.batches.leases import StoreLease
+from smalti.entrance import signals
+from smalti.errors import MissingObjectError
+from smalti.outputs import MARK_FILE, open_folder
+from smalti.storage import S3_SCHEME, ObjectStore, open_address
+
+FIELD: Final = "out"
+SCRATCH: Final = f"{WORK}scratch/"
+"""Where files of a run are made, on the disk of the output."""
+_CLUTTER: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", MARK_FILE})
+
+
+class Keeper(Protocol):
+    """What is written is kept from now on, even if the block fails."""
+
+    def keep(self) -> None:
+        """See `smalti.outputs.OpenFolder`."""
+        ...
+
+
+class RunPlace(OutputPlace, Protocol):
+    """Where a run writes; raises `SmaltiError` if it cannot."""
+
+    label: str
+    """The place as the user named it."""
+
+    def get(self, name: str) -> bytes | None:
+        """Returns the content of a file, or None if there is none."""
+        ...
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Returns the names of the files that begin with a prefix, in alphabetical order."""
+        ...
+
+    def remove(self, *names: str) -> None:
+        """Removes files; missing ones are ignored."""
+        ...
+
+    def take_file(self, name: str, path: Path, content_type: str) -> None:
+        """Writes or replaces a file with one that was made in `scratch`, and is gone afterwards."""
+        ...
+
+    def opened(self, inputs: Mapping[str, str | Path | None]) -> AbstractContextManager[Keeper]:
+        """Opens the place for this run alone; if the block fails before `keep`, nothing of it stays."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Yields a folder of this machine for files that are being made; needs the place to be open."""
+        ...
+
+
+class FolderRun(FolderPlace):
+    """A folder; a `RunPlace`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Creates the folder when it is opened."""
+        super().__init__(folder)
+        self.folder = folder
+        self.label = str(folder)
+
+    def get(self, name: str) -> bytes | None:  # noqa: D102
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, prefix: str = "") -> list[str]:  # noqa: D102
+        above = self.folder / prefix.rpartition("/")[0]
+        found = [
+            (Path(folder) / name).relative_to(self.folder).as_posix()
+            for folder, _, names in os.walk(above)
+            for name in names
+            # Those that begin with a dot are not whole yet: a process was killed while it wrote them.
+            if name not in _CLUTTER and not name.startswith(".")
+        ]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def remove(self, *names: str) -> None:  # noqa: D102
+        for name in names:
+            path = self.folder / name
+            path.unlink(missing_ok=True)
+            self._remove_empty(path.parent)
+
+    def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A part that names this file is written afterwards: after a loss of power, it must not be there without it.
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(target)
+
+    def opened(self, inputs: Mapping[str, str | Path | None]) -> AbstractContextManager[Keeper]:  # noqa: D102
+        return open_folder(self.folder, inputs=inputs, field=FIELD, undone=(WORK.rstrip("/"),))
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:  # noqa: D102
+        path = self.folder / SCRATCH
+        path.mkdir(parents=True, exist_ok=True)
+        _empty(path)
+        try:
+            yield path
+        finally:
+            _empty(path)
+            self._remove_empty(path)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Removes a folder below the place, and those above it, as far as they are empty."""
+        for each in (folder, *folder.parents):
+            if each == self.folder or not each.is_relative_to(self.folder):
+                return
+            try:
+                each.rmdir()
+            except OSError:
+                return
+
+
+class StoreRun(StorePlace):
+    """Objects below a prefix; a `RunPlace`."""
+
+    def __init__(self, store: ObjectStore, prefix: str, label: str) -> None:
+        """Takes the store, the prefix, which is empty or ends with "/", and the address as the user named it."""
+        super().__init__(store, prefix)
+        self.store = store
+        self.prefix = prefix
+        self.label = label
+        self._lease = StoreLease(store, prefix, label)
+
+    def get(self, name: str) -> bytes | None:  # noqa: D102
+        try:
+            return self.store.get(self.prefix + name)
+        except MissingObjectError:
+            return None
+
+    def names(self, prefix: str = "") -> list[str]:  # noqa: D102
+        found = []
+        for info in self.store.objects(self.prefix + prefix):
+            found.append(info.key.removeprefix(self.prefix))
+            signals.check()
+        return found
+
+    def remove(self, *names: str) -> None:  # noqa: D102
+        if names:
+            self.store.delete(*(self.prefix + name for name in names))
+
+    def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
+        self._lease.check()
+        self.put_file(name, path, content_type)
+        path.unlink()
+
+    @contextmanager
+    def opened(self, inputs: Mapping[str, str | Path | None]) -> Iterator[Keeper]:  # noqa: D102
+        with self._lease.held():
+            kept = _Kept()
+            try:
+                yield kept
+            except BaseException:
+                if not kept.kept:
+                    self.remove(*self.names(WORK))
+                raise
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:  # noqa: D102
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="smalti-batch-") as folder:
+            yield Path(folder)
+
+
+class _Kept:
+    kept = False
+
+    def keep(self) -> None:
+        self.kept = True
+
+
+def open_place(out: str) -> FolderRun | StoreRun:
+    """Returns the place that the user names, without writing anything.
+
+    Raises:
+        InvalidInputError: the address cannot be used.
+    """
+    if not out.startswith(S3_SCHEME):
+        return FolderRun(Path(out))
+    store, key = open_address(out, FIELD)
+    return StoreRun(store, f"{key}/" if key else "", out)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)

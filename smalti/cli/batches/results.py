@@ -1,0 +1,197 @@
+"""The files of a batch of a gateway, fetched and verified into a folder or below an address of S3."""
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+
+from smalti.batches import SUCCESS_FILE, WORK, InputRecord
+from smalti.cli.batches import remote
+from smalti.cli.batches.inputs import open_input
+from smalti.cli.batches.options import RunOptions
+from smalti.cli.batches.places import FIELD, Keeper, RunPlace, open_place
+from smalti.cli.batches.progress import batch_progress
+from smalti.cli.batches.records import check_empty, load_summary
+from smalti.entrance import signals
+from smalti.errors import InvalidInputError
+from smalti.validation import Strict
+
+if TYPE_CHECKING:
+    from smalti.client import Client
+    from smalti.v1.batch_pb2 import Batch, BatchFile
+
+BATCH_FILE: Final = f"{WORK}batch.json"
+_PART: Final = 1 << 20
+
+
+class BatchRecord(Strict):
+    """The batch whose files a place gets."""
+
+    batch: str = ""
+    """The id; empty as long as the gateway has not answered."""
+    request_id: str = ""
+    """What makes it safe to create the batch again; empty if another command has created it."""
+    options: str = ""
+    """SHA-256 of the input and of all options with which it was created."""
+
+
+def run(client: "Client", options: RunOptions, out: str) -> "Batch | None":
+    """Draws a batch at a gateway, and fetches its files; the same command goes on with it after an interruption.
+
+    Args:
+        client: the client.
+        options: the options.
+        out: where to write.
+
+    Returns:
+        The batch; None if everything was there before.
+
+    Raises:
+        SmaltiError: something cannot be used, the batch does not succeed, or the gateway does not answer.
+    """
+    from smalti.client import check_succeeded
+
+    place = open_place(out)
+    with (
+        open_input(options.source, options.input_format) as source,
+        place.opened({"input": source.path}) as keeper,
+    ):
+        input_record = source.record()
+        if _is_complete(place, input_record):
+            return None
+        record = _load(place)
+        digest = _digest(client.server, options, input_record)
+        if record is None:
+            check_empty(place)
+            record = BatchRecord(request_id=str(uuid.uuid4()), options=digest)
+            _save(place, record)
+        elif record.options != digest:
+            raise InvalidInputError(
+                FIELD,
+                f"{place.label} has batch {record.batch or '(not answered yet)'} of another input or other options; "
+                "give another place, or fetch it with `smalti batch results`",
+            )
+        keeper.keep()
+        if not record.batch:
+            accepted = remote.submit(client, options, source, request_id=record.request_id)
+            record = record.model_copy(update={"batch": accepted.id})
+            _save(place, record)
+        remote.say(record.batch)
+        ended = remote.watch(client, record.batch)
+        try:
+            check_succeeded(ended)
+        except BaseException:
+            place.remove(BATCH_FILE)  # Another try begins anew.
+            raise
+        _fetch_all(client, record.batch, place)
+        return ended
+
+
+def fetch(client: "Client", batch_id: str, out: str) -> int:
+    """Fetches all files of a batch; those that are there already are not fetched again.
+
+    Args:
+        client: the client.
+        batch_id: the batch.
+        out: where to write.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        SmaltiError: the place has something else, a file arrives damaged, or the gateway does not answer.
+    """
+    place = open_place(out)
+    with place.opened({}) as keeper:
+        record = _load(place)
+        if record is not None and record.batch != batch_id:
+            raise InvalidInputError(
+                FIELD, f"{place.label} has files of batch {record.batch}, not {batch_id}; give another place"
+            )
+        return _fetch_all(client, batch_id, place, keeper)
+
+
+def _fetch_all(client: "Client", batch_id: str, place: RunPlace, keeper: Keeper | None = None) -> int:
+    files = list(client.batches.files(batch_id))
+    # `_SUCCESS` comes last, as everywhere.
+    files.sort(key=lambda file: file.name == SUCCESS_FILE)
+    with place.scratch() as folder, batch_progress("Fetching") as progress:
+        there = _names_there(place, batch_id, {file.name: file for file in files})
+        if keeper is not None:
+            _save(place, BatchRecord(batch=batch_id))
+            keeper.keep()
+        for number, file in enumerate(files):
+            progress.show("Fetching", number, len(files))
+            if file.name not in there:
+                _fetch(client, batch_id, file, place, folder)
+    place.remove(BATCH_FILE)
+    return len(files)
+
+
+def _names_there(place: RunPlace, batch_id: str, files: "dict[str, BatchFile]") -> set[str]:
+    """Returns the names of the files that are there; raises `InvalidInputError` if a place has others."""
+    there = set()
+    for name in place.names():
+        if name.startswith(WORK):
+            continue
+        if name not in files or _sha256(place, name) != files[name].sha256:
+            raise InvalidInputError(
+                FIELD, f"{place.label} has {name}, which is not of batch {batch_id}; give another place"
+            )
+        there.add(name)
+    return there
+
+
+def _fetch(client: "Client", batch_id: str, file: "BatchFile", place: RunPlace, folder: Path) -> None:
+    path = folder / "file"
+    with path.open("wb") as made:
+        for piece in client.batches.read(batch_id, file):
+            made.write(piece)
+            signals.check()
+    place.take_file(file.name, path, "application/octet-stream")
+
+
+def _sha256(place: RunPlace, name: str) -> str:
+    hashed = hashlib.sha256()
+    with place.open(name) as file:
+        while piece := file.read(_PART):
+            hashed.update(piece)
+            signals.check()
+    return hashed.hexdigest()
+
+
+def _is_complete(place: RunPlace, input_record: InputRecord) -> bool:
+    """Returns whether a place has the whole output of an input."""
+    if place.get(SUCCESS_FILE) is None or place.get(BATCH_FILE) is not None:
+        return False
+    summary = load_summary(place)
+    return summary is not None and summary.input.sha256 == input_record.sha256
+
+
+def _load(place: RunPlace) -> BatchRecord | None:
+    content = place.get(BATCH_FILE)
+    if content is None:
+        return None
+    try:
+        return BatchRecord.model_validate_json(content)
+    except ValidationError:
+        raise InvalidInputError(
+            FIELD, f"{place.label} has a {BATCH_FILE} that cannot be read; give another place, or remove it"
+        ) from None
+
+
+def _save(place: RunPlace, record: BatchRecord) -> None:
+    place.put(BATCH_FILE, record.model_dump_json().encode(), "application/json")
+
+
+def _digest(server: str, options: RunOptions, input_record: InputRecord) -> str:
+    given = {
+        **options.request(),
+        "refine": repr(options.refine),
+        "server": server,
+        "input": input_record.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
