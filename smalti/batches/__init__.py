@@ -12,11 +12,11 @@ from smalti.batches.finishing import (
     finish,
 )
 from smalti.batches.layout import (
-    WORK,
     MAX_IN_SHARD,
     SHARDS_IN_MANIFEST,
     SUCCESS_FILE,
     SUMMARY_FILE,
+    WORK,
     BatchKeys,
     BatchLayout,
     ShardRange,
@@ -43,13 +43,13 @@ from smalti.batches.reading import COLUMNS, EditSource, InputFormat, format_of
 from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, read_tar, webp_bytes
 
 __all__ = [
-    "WORK",
     "COLUMNS",
     "DEFAULT_SHARD_PROMPTS",
     "MAX_IN_SHARD",
     "SHARDS_IN_MANIFEST",
     "SUCCESS_FILE",
     "SUMMARY_FILE",
+    "WORK",
     "BatchDefaults",
     "BatchDescription",
     "BatchKeys",

@@ -1,6 +1,7 @@
 """Drawing what ended the process before: prompt by prompt, so that the one that does it is found."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +13,12 @@ from smalti.batches import (
     TarWriter,
     read_tar,
 )
-from smalti.cli.batches.drawing import ShardOutput
+from smalti.cli.batches.drawing import DrawnShard
 from smalti.cli.batches.places import RunPlace
 from smalti.cli.batches.records import Begun, write_begun
 from smalti.cli.batches.stages import PipelineStages
 from smalti.entrance import signals
+from smalti.errors import SmaltiError
 
 MAX_LOST: Final = 2
 """How often in a row a prompt may end the process that draws it alone."""
@@ -30,7 +32,7 @@ def draw_carefully(
     place: RunPlace,
     folder: Path,
     on_wait: Callable[[], None],
-) -> ShardOutput:
+) -> DrawnShard:
     """Draws the prompts of a shard one after another, and notes before each that it is drawn alone.
 
     Args:
@@ -47,16 +49,21 @@ def draw_carefully(
         begun = Begun(failed=tuple(sorted(failed)))
         write_begun(place, shard.number, begun)
     outputs: dict[int, tuple[PromptResult, Path | None]] = {}
-    # First the one that may end the process again.
-    for prompt in sorted(shard.prompts, key=lambda prompt: prompt.row != begun.row):
-        if prompt.row in failed or prompt.problem is not None:
-            outputs[prompt.row] = stages.not_drawn(prompt, prompt.problem or PROBLEM), None
-            continue
-        times = begun.times + 1 if prompt.row == begun.row else 1
-        write_begun(place, shard.number, Begun(failed=begun.failed, row=prompt.row, times=times))
-        outputs[prompt.row] = _draw_alone(stages, shard.number, prompt, folder)
-        signals.check()
-        on_wait()
+    try:
+        # First the one that may end the process again.
+        for prompt in sorted(shard.prompts, key=lambda prompt: prompt.row != begun.row):
+            if prompt.row in failed or prompt.problem is not None:
+                outputs[prompt.row] = stages.not_drawn(prompt, prompt.problem or PROBLEM), None
+                continue
+            times = begun.times + 1 if prompt.row == begun.row else 1
+            write_begun(place, shard.number, Begun(failed=begun.failed, row=prompt.row, times=times))
+            outputs[prompt.row] = _draw_alone(stages, shard.number, prompt, folder)
+            on_wait()
+    except BaseException:
+        # The process has not been lost: that this prompt was drawn alone says nothing against it.
+        with suppress(SmaltiError, OSError):
+            write_begun(place, shard.number, begun)
+        raise
     return _joined(stages, shard, outputs, folder)
 
 
@@ -64,12 +71,9 @@ def _draw_alone(
     stages: PipelineStages, number: int, prompt: BatchPrompt, folder: Path
 ) -> tuple[PromptResult, Path | None]:
     alone = PlannedShard(number=number, prompts=[prompt])
-
-    def check(done: int = 0) -> None:
-        signals.check()
-
-    encoded = stages.encode(alone)
-    output = stages.draw(alone, encoded, stages.generate(alone, encoded, check), folder, check)
+    encoded = stages.encode(alone, signals.check)
+    tokens = stages.generate(alone, encoded, lambda done: None, signals.check)
+    output = stages.draw(alone, encoded, tokens, folder, signals.check)
     if output.tar is None:
         return output.results[0], None
     return output.results[0], output.tar.rename(folder / f"{prompt.key}.tar")
@@ -80,7 +84,7 @@ def _joined(
     shard: PlannedShard,
     outputs: dict[int, tuple[PromptResult, Path | None]],
     folder: Path,
-) -> ShardOutput:
+) -> DrawnShard:
     """Returns a shard of which each prompt was drawn alone, with one tar."""
     path = stages.tar_path(shard.number, folder)
     results = []
@@ -105,5 +109,5 @@ def _joined(
             results.append(result)
     if not writer.pictures:
         path.unlink()
-        return ShardOutput(number=shard.number, results=results, tar=None)
-    return ShardOutput(number=shard.number, results=results, tar=path)
+        return DrawnShard(number=shard.number, results=results, tar=None)
+    return DrawnShard(number=shard.number, results=results, tar=path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -41,12 +42,11 @@ Limit = Annotated[int, typer.Option(min=1, max=100_000, help="Batches to list, t
 
 
 class _Group(TyperGroup):
-    """A group that takes the name of a file for the command `run`."""
+    """A group whose command is `run` if the arguments begin with none of its commands."""
 
-    def resolve_command(self, context: Any, arguments: list[str]) -> Any:
-        if arguments and self.get_command(context, arguments[0]) is None:
-            arguments = ["run", *arguments]
-        return super().resolve_command(context, arguments)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names = (*self.list_commands(ctx), *self.get_help_option_names(ctx))
+        return super().parse_args(ctx, ["run", *args] if args and args[0] not in names else args)
 
 
 def register(app: typer.Typer) -> None:
@@ -267,7 +267,7 @@ def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
         if estimate.seconds is None
         else f"about {time_in_words(estimate.seconds)} on this machine",
     }
-    print_table(("", ""), lines.items())
+    _print_lines(lines)
 
 
 def _counts(counts: "OutputCounts") -> str:
@@ -303,7 +303,13 @@ def _print(batch: "Batch", as_json: bool) -> None:
             lines["time"] = "unknown" if duration is None else f"about {time_in_words(duration)}"
     if done.HasField("time_left"):
         lines["time left"] = time_in_words(done.time_left.ToSeconds())
-    print_table(("", ""), lines.items())
+    _print_lines(lines)
+
+
+def _print_lines(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines)) + 2
+    for name, value in lines.items():
+        print(f"{name + ':':{width}}{printable(value)}")
 
 
 def _share(batch: "Batch") -> str:

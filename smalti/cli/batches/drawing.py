@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from smalti.batches import PlannedShard, PromptResult
-from smalti.entrance import signals
 
 POLL_SECONDS: Final = 0.2
 GENERATING: Final = 2
@@ -17,7 +16,7 @@ GENERATING: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardOutput:
+class DrawnShard:
     """A shard that was drawn."""
 
     number: int
@@ -31,27 +30,29 @@ class Stop(Exception):  # noqa: N818
 
 
 class ShardStages(Protocol):
-    """The stages of a shard; each is called by threads of its own."""
+    """The stages of a shard; each is called by threads of its own, and calls `check` at times, which may raise."""
 
-    def encode(self, shard: PlannedShard) -> Any:
+    def encode(self, shard: PlannedShard, check: Callable[[], None]) -> Any:
         """Encodes the prompts."""
         ...
 
-    def generate(self, shard: PlannedShard, encoded: Any, check: Callable[[int], None]) -> Any:
-        """Generates the tokens; `check` is called with the number of candidates done, and may raise."""
+    def generate(
+        self, shard: PlannedShard, encoded: Any, on_done: Callable[[int], None], check: Callable[[], None]
+    ) -> Any:
+        """Generates the tokens; `on_done` is called with the number of candidates that are done."""
         ...
 
     def draw(
         self, shard: PlannedShard, encoded: Any, generated: Any, folder: Path, check: Callable[[], None]
-    ) -> ShardOutput:
-        """Decodes and ranks the pictures, and makes the tar in a folder; `check` is called at times, and may raise."""
+    ) -> DrawnShard:
+        """Decodes and ranks the pictures, and makes the tar in a folder."""
         ...
 
 
 class Line:
     """A line of threads, one for each stage, with room for a shard between two of them."""
 
-    def __init__(self, stages: ShardStages, folder: Path, on_done: Callable[[ShardOutput], None]) -> None:
+    def __init__(self, stages: ShardStages, folder: Path, on_done: Callable[[DrawnShard], None]) -> None:
         """Starts nothing yet.
 
         Args:
@@ -79,10 +80,7 @@ class Line:
 
         Args:
             shards: the shards, in order; read by another thread as they are needed.
-            on_wait: called by this thread now and then.
-
-        Raises:
-            KeyboardInterrupt: the process was asked to end.
+            on_wait: called by this thread now and then; what it raises ends the work.
         """
         encoded: queue.Queue[Any] = queue.Queue(1)
         generated: queue.Queue[Any] = queue.Queue(1)
@@ -99,7 +97,6 @@ class Line:
         try:
             while any(thread.is_alive() for thread in threads):
                 threads[-1].join(POLL_SECONDS)
-                signals.check()
                 on_wait()
                 if self._stopped.is_set():
                     break
@@ -112,7 +109,7 @@ class Line:
 
     def _encode(self, shards: Iterator[PlannedShard], encoded: "queue.Queue[Any]") -> None:
         for shard in shards:
-            self._put(encoded, (shard, self._stages.encode(shard)))
+            self._put(encoded, (shard, self._stages.encode(shard, self._check)))
         for _ in range(GENERATING):
             self._put(encoded, None)
 
@@ -120,12 +117,12 @@ class Line:
         while (item := self._get(encoded)) is not None:
             shard, encodings = item
 
-            def check(done: int, number: int = shard.number) -> None:
-                self._check()
+            def on_done(done: int, number: int = shard.number) -> None:
                 with self._lock:
                     self._generated[number] = done
 
-            self._put(generated, (shard, encodings, self._stages.generate(shard, encodings, check)))
+            tokens = self._stages.generate(shard, encodings, on_done, self._check)
+            self._put(generated, (shard, encodings, tokens))
         with self._lock:
             self._generating -= 1
             is_last = self._generating == 0

@@ -1,13 +1,13 @@
 """`smalti batch run` in this process."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from smalti.batches import (
     SUCCESS_FILE,
     SUMMARY_FILE,
-    WORK,
     BatchDescription,
     BatchLayout,
     BatchPlan,
@@ -20,7 +20,7 @@ from smalti.batches import (
     finish,
 )
 from smalti.cli.batches.careful import draw_carefully
-from smalti.cli.batches.drawing import Line, ShardOutput, ShardStages
+from smalti.cli.batches.drawing import DrawnShard, Line
 from smalti.cli.batches.inputs import Input, open_input
 from smalti.cli.batches.options import RunOptions
 from smalti.cli.batches.places import FIELD, RunPlace, open_place
@@ -42,9 +42,10 @@ from smalti.cli.batches.records import (
     write_begun,
     write_part,
 )
+from smalti.cli.batches.stages import PipelineStages
 from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
-from smalti.errors import InvalidInputError
+from smalti.errors import InvalidInputError, SmaltiError
 from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.starting import without_collection
@@ -165,6 +166,7 @@ def run(options: RunOptions, out: str, on_invalid: OnInvalid) -> Outcome:
             else:
                 record = batch.record(before.counts, input_record)
                 check_same(place, comparable_run(before), comparable_run(record))
+                place.tidy()
                 record = before
             keeper.keep()
             finished = finished_shards(place)
@@ -176,7 +178,7 @@ def run(options: RunOptions, out: str, on_invalid: OnInvalid) -> Outcome:
                 summary = finish(
                     place, record.description, result_parts(place, record.description), folder=folder
                 )
-            _remove_work(place)
+            place.remove_work(RUN_FILE)
             return Outcome(summary=summary, resumed=resumed)
 
 
@@ -196,7 +198,7 @@ def _complete(place: RunPlace, batch: LocalRun, input_record: InputRecord) -> Ba
         comparable(summary, summary.revisions),
         comparable(wanted.description, (wanted.revision,)),
     )
-    _remove_work(place)
+    place.remove_work(RUN_FILE)
     return summary
 
 
@@ -226,7 +228,7 @@ def _draw(
             drawing.add(shard.number)
             yield shard
 
-    def write(output: ShardOutput) -> None:
+    def write(output: DrawnShard) -> None:
         nonlocal done
         if output.tar is not None:
             tar = layout.tar(ShardRange(number=output.number, count=description.prompts_of(output.number)))
@@ -239,10 +241,11 @@ def _draw(
     with place.scratch() as folder:
         progress.show(f"Loading {batch.spec.folder.name}")
         with batch.load() as pipeline:
-            stages = _stages(pipeline, record)
+            stages = PipelineStages(pipeline, description.picture_format, batch.spec.codebook_size)
             line = Line(stages, folder, write)
 
             def show() -> None:
+                signals.check()
                 ahead = line.candidates / candidates_each if candidates_each else 0.0
                 progress.update(min(done + ahead, description.prompts), description.prompts)
 
@@ -255,17 +258,5 @@ def _draw(
                 line.run(missing(), show)
             finally:
                 # This process has not been lost, whatever has ended the run.
-                remove_begun(place, *drawing)
-
-
-def _stages(pipeline: "Pipeline", record: RunRecord) -> ShardStages:
-    from smalti.cli.batches.stages import PipelineStages
-
-    return PipelineStages(pipeline, record.description.picture_format)
-
-
-def _remove_work(place: RunPlace) -> None:
-    """Removes what a run goes on from; its record last, by which a run that is killed meanwhile is known."""
-    names: list[Any] = [name for name in place.names(WORK) if name != RUN_FILE]
-    place.remove(*names)
-    place.remove(RUN_FILE)
+                with suppress(SmaltiError, OSError):
+                    remove_begun(place, *drawing)

@@ -1,13 +1,15 @@
 """Where a batch is written to: a folder, or below an address of S3."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
 from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
-from smalti.cli.batches.leases import StoreLease
+from smalti.cli.batches.leases import LEASES, StoreLease
 from smalti.entrance import signals
 from smalti.errors import MissingObjectError
 from smalti.outputs import MARK_FILE, open_folder
@@ -16,6 +18,7 @@ from smalti.storage import S3_SCHEME, ObjectStore, open_address
 FIELD: Final = "out"
 SCRATCH: Final = f"{WORK}scratch/"
 """Where files of a run are made, on the disk of the output."""
+_HALF_WRITTEN: Final = ".*.partial"
 _CLUTTER: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", MARK_FILE})
 
 
@@ -43,6 +46,14 @@ class RunPlace(OutputPlace, Protocol):
 
     def remove(self, *names: str) -> None:
         """Removes files; missing ones are ignored."""
+        ...
+
+    def tidy(self) -> None:
+        """Removes what a process of the same run has left that was killed while it wrote."""
+        ...
+
+    def remove_work(self, last: str) -> None:
+        """Removes all of `_work/`, and the file `last` after everything else."""
         ...
 
     def take_file(self, name: str, path: Path, content_type: str) -> None:
@@ -90,6 +101,15 @@ class FolderRun(FolderPlace):
             path.unlink(missing_ok=True)
             self._remove_empty(path.parent)
 
+    def remove_work(self, last: str) -> None:  # noqa: D102
+        work = self.folder / WORK
+        for path in work.iterdir() if work.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self.folder / last:
+                path.unlink()
+        self.remove(last)
+
     def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +120,10 @@ class FolderRun(FolderPlace):
 
     def opened(self, inputs: Mapping[str, str | Path | None]) -> AbstractContextManager[Keeper]:  # noqa: D102
         return open_folder(self.folder, inputs=inputs, field=FIELD, undone=(WORK.rstrip("/"),))
+
+    def tidy(self) -> None:  # noqa: D102
+        for path in (*self.folder.glob(_HALF_WRITTEN), *self.folder.glob(f"manifest/{_HALF_WRITTEN}")):
+            path.unlink()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:  # noqa: D102
@@ -151,6 +175,15 @@ class StoreRun(StorePlace):
         if names:
             self.store.delete(*(self.prefix + name for name in names))
 
+    def tidy(self) -> None:
+        """Does nothing: an object is there whole, or not at all."""
+
+    def remove_work(self, last: str) -> None:  # noqa: D102
+        # The lease is removed when the place is closed.
+        kept = (last, LEASES)
+        self.remove(*(name for name in self.names(WORK) if not name.startswith(kept)))
+        self.remove(last)
+
     def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
         self._lease.check()
         self.put_file(name, path, content_type)
@@ -169,8 +202,6 @@ class StoreRun(StorePlace):
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:  # noqa: D102
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="smalti-batch-") as folder:
             yield Path(folder)
 

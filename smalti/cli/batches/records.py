@@ -19,6 +19,7 @@ from smalti.batches import (
     ShardRange,
 )
 from smalti.cli.batches.places import FIELD, RunPlace
+from smalti.entrance import signals
 from smalti.errors import DamagedObjectError, InvalidInputError
 from smalti.validation import Strict
 
@@ -154,6 +155,7 @@ def write_part(place: RunPlace, number: int, results: list[PromptResult]) -> Non
 def result_parts(place: RunPlace, description: BatchDescription) -> Iterator[ResultPart]:
     """Yields the results of all shards, in order."""
     for number in range(description.shards):
+        signals.check()
         yield ResultPart(
             range=ShardRange(number=number, count=description.prompts_of(number)),
             load=partial(_load, place, part_name(number)),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from smalti.batches import BatchPrompt, PlanCounts, PlannedShard
+from smalti.batches import BatchPrompt, PictureFormat, PlanCounts, PlannedShard
 from smalti.cli.batches.inputs import open_input
 from smalti.cli.batches.local import LocalRun, prepare
 from smalti.cli.batches.options import RunOptions
 from smalti.cli.batches.progress import batch_progress
+from smalti.cli.batches.stages import PipelineStages
 from smalti.entrance import signals
 
 TRIAL_CANDIDATES: Final = 64
@@ -79,22 +80,19 @@ def _measure(
     batch: LocalRun, prompts: list[BatchPrompt], on_loaded: Callable[[], None]
 ) -> tuple[float, float]:
     """Returns the seconds for each candidate, and the bytes of each picture."""
-    from smalti.batches import PictureFormat
-    from smalti.cli.batches.stages import PipelineStages
-
-    def check(done: int = 0) -> None:
-        signals.check()
-
     with batch.load() as pipeline, tempfile.TemporaryDirectory(prefix="smalti-trial-") as folder:
-        stages = PipelineStages(pipeline, PictureFormat(batch.options.picture_format.value))
+        stages = PipelineStages(
+            pipeline, PictureFormat(batch.options.picture_format.value), batch.spec.codebook_size
+        )
         on_loaded()
         seconds = math.inf
         # Once to compile what is not compiled yet, and once to measure.
         for number, some in enumerate((prompts[:1], prompts)):
             shard = PlannedShard(number=number, prompts=some)
             before = time.monotonic()
-            encoded = stages.encode(shard)
-            output = stages.draw(shard, encoded, stages.generate(shard, encoded, check), Path(folder), check)
+            encoded = stages.encode(shard, signals.check)
+            tokens = stages.generate(shard, encoded, lambda done: None, signals.check)
+            output = stages.draw(shard, encoded, tokens, Path(folder), signals.check)
             seconds = time.monotonic() - before
     pictures = [picture for result in output.results for picture in result.pictures]
     size = sum(picture.size for picture in pictures) / max(1, len(pictures))
