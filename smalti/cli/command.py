@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from smalti import __version__
-from smalti.cli import batches, data, evaluate, generate, models, train, up
+from smalti.cli import batches, data, evaluate, models, train, up
+from smalti.cli.drawing import generate
 from smalti.cli.operations import doctor, keys, migrate, queue, revisions, tenants
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning

@@ -195,7 +195,7 @@ def test_no_module_and_no_room_is_too_large(house: Mapping[str, Module]) -> None
         ("engines.encoder", "from smalti.engines.generator.engine import GeneratorEngine", arrows_up),
         ("registry.manifest", "from smalti.registry.folder import ModelFolder", cycles),
         ("services.encoder.handler", "from smalti.services.decoder import handler", arrows_up),
-        ("cli.generate", "from smalti.queue.worker import Worker", imports_past_a_door),
+        ("cli.drawing.generate", "from smalti.queue.worker import Worker", imports_past_a_door),
     ],
 )
 def test_wrong_arrow_is_found(

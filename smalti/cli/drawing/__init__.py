@@ -1,5 +1,6 @@
-"""What the commands share that draw: their options."""
+"""`smalti generate`, and the options that it shares with other commands that draw."""
 
+from smalti.cli.drawing import generate
 from smalti.cli.drawing.options import (
     AsJson,
     Candidates,
@@ -41,5 +42,6 @@ __all__ = [
     "TopP",
     "Upscale",
     "Vary",
+    "generate",
     "refinement",
 ]

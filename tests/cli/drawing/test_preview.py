@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from smalti.cli.preview import shows_pictures
+from smalti.cli.drawing.preview import shows_pictures
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from smalti.cli.extras import needs_extra
-from smalti.cli.generate_output import (
+from smalti.cli.drawing.output import (
     Options,
     ProgressBar,
     check_revision,
@@ -14,6 +13,7 @@ from smalti.cli.generate_output import (
     second_pass_of,
     write,
 )
+from smalti.cli.extras import needs_extra
 from smalti.devices import check_flags
 from smalti.entrance import signals
 from smalti.outputs import open_folder

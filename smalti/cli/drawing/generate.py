@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import drawing, generate_local, generate_remote
-from smalti.cli.generate_output import InitialImageOptions, Options
+from smalti.cli.drawing import local, options, remote
+from smalti.cli.drawing.output import InitialImageOptions, Options
 from smalti.errors import InvalidInputError
 from smalti.files import load_content
 from smalti.parameters import check_diversity, check_kept, check_strength
@@ -23,26 +23,26 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
-    n: drawing.Count = None,
-    candidates: drawing.Candidates = None,
+    n: options.Count = None,
+    candidates: options.Candidates = None,
     seed: Annotated[
         int | None, typer.Option(help="Equal seeds draw equal pictures. [default: random]")
     ] = None,
-    guidance_scale: drawing.GuidanceScale = None,
-    temperature: drawing.Temperature = None,
-    top_k: drawing.TopK = None,
-    top_p: drawing.TopP = None,
-    layout_share: drawing.LayoutShare = None,
-    layout_temperature: drawing.LayoutTemperature = None,
-    layout_guidance_scale: drawing.LayoutGuidanceScale = None,
-    vary: drawing.Vary = None,
-    diversity: drawing.DiversityWeight = None,
-    refine: drawing.Refine = None,
-    refine_strength: drawing.RefineStrength = None,
-    refine_steps: drawing.RefineSteps = None,
-    upscale: drawing.Upscale = None,
-    model: drawing.Model = None,
-    server: drawing.Server = None,
+    guidance_scale: options.GuidanceScale = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    layout_share: options.LayoutShare = None,
+    layout_temperature: options.LayoutTemperature = None,
+    layout_guidance_scale: options.LayoutGuidanceScale = None,
+    vary: options.Vary = None,
+    diversity: options.DiversityWeight = None,
+    refine: options.Refine = None,
+    refine_strength: options.RefineStrength = None,
+    refine_steps: options.RefineSteps = None,
+    upscale: options.Upscale = None,
+    model: options.Model = None,
+    server: options.Server = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
     with_grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also write one picture that shows all of them.")
@@ -81,14 +81,14 @@ def generate(
         "layout_share": layout_share, "layout_temperature": layout_temperature,
         "layout_guidance_scale": layout_guidance_scale,
     }  # fmt: skip
-    options = Options(
+    given = Options(
         n=n,
         candidates=candidates,
         seed=seed,
         sampling=sampling,
         vary=vary,
         diversity=None if diversity is None else check_diversity(diversity),
-        refine=drawing.refinement(refine, strength=refine_strength, steps=refine_steps),
+        refine=options.refinement(refine, strength=refine_strength, steps=refine_steps),
         upscale=upscale,
         initial=initial,
         model=model,
@@ -97,9 +97,9 @@ def generate(
         as_json=as_json,
     )
     if server := server or settings().server:
-        generate_remote.generate(server, prompts or [], original, options)
+        remote.generate(server, prompts or [], original, given)
     else:
-        generate_local.generate(prompts or [], original, options)
+        local.generate(prompts or [], original, given)
 
 
 def _initial_image(

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from smalti.cli.preview import preview, shows_pictures
+from smalti.cli.drawing.preview import preview, shows_pictures
 from smalti.errors import InvalidInputError, SmaltiWarning
 from smalti.parameters import Refinement, SecondPass
 from smalti.pictures import Drawing, Picture, grid, png_bytes, save_png, slug

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from smalti.cli.extras import needs_extra
-from smalti.cli.generate_output import (
+from smalti.cli.drawing.output import (
     Options,
     ProgressBar,
     check_revision,
@@ -18,6 +17,7 @@ from smalti.cli.generate_output import (
     second_pass_of,
     write,
 )
+from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
 from smalti.errors import InvalidInputError, ModelNotFoundError
 from smalti.outputs import open_folder
