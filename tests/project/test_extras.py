@@ -134,5 +134,7 @@ def test_client_imports_with_its_own_extra() -> None:
 
 @pytest.mark.parametrize("extra", ["local", "up", "training"])
 def test_command_imports_with_its_own_extra(extra: str) -> None:
-    module = {"local": "smalti.cli.drawing.generate", "up": "smalti.up", "training": "smalti.cli.train"}[extra]
+    module = {"local": "smalti.cli.drawing.generate", "up": "smalti.up", "training": "smalti.cli.train"}[
+        extra
+    ]
     run_with(extra, module)
