@@ -20,6 +20,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database.clock import Clock, ManualClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence
+from smalti.services.gateway.database.rows import RowFeed
 from smalti.services.gateway.database.tables import DEFAULT_TENANT, Base, Tenant
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
@@ -28,7 +29,6 @@ from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
-from smalti.services.gateway.rows import RowFeed
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.settings import Auth
 from smalti.storage import MemoryStore, ObjectRef, ObjectStore

@@ -7,7 +7,6 @@ __all__ = [
     "identity",
     "jobs",
     "models",
-    "opening",
     "settings",
     "webhooks",
     "work",

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from smalti.errors import StoreUnavailableError, UnavailableError
+from smalti.services.gateway.batches import Batches
 from smalti.services.gateway.database.clock import DatabaseClock, to_microseconds
 from smalti.services.gateway.database.presence import News, Role
 from smalti.services.gateway.database.tables import JobState
@@ -110,6 +111,7 @@ class Gateway:
                 freed=lambda chunks: wakeups.to_send.set(),
                 gained=lambda role: first_times[role].set() if role in first_times else None,
             )
+        self.batches = Batches(context)
         self.jobs = JobRepository(context)
         self.progress = ProgressBuffer(context)
         refining = Refining(context)
@@ -120,6 +122,7 @@ class Gateway:
             refining=refining,
             progress=self.progress,
             watchers=self.watchers,
+            of_shards=self.batches.events.apply,
         )
         self.dispatcher = Dispatcher(context, self.progress)
         self.sweeper = Sweeper(context, self.fan_in)
@@ -160,6 +163,7 @@ class Gateway:
             Loop("counting", self.recount, seconds=RECOUNT_SECONDS, wake=counting),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
+            *self.batches.loops(),
         )
         self._started = False
         self._reclaimed = False
@@ -221,6 +225,7 @@ class Gateway:
             bound = self.binding.bind_anew()
         if bound or now != before:
             self._to_send.set()
+            self.batches.signals.to_send.set()
 
     def recount(self) -> None:
         """Corrects the counters of tenants that have drifted; raises `UnavailableError`."""

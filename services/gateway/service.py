@@ -14,15 +14,15 @@ from smalti.service import Process, Service
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe
+from smalti.services.gateway.database.opening import migrate_when_ready, wait_until_migrated
 from smalti.services.gateway.database.presence import Presence
+from smalti.services.gateway.database.rows import RowFeed
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.metrics import JobMetrics, gauges
 from smalti.services.gateway.models import Catalogue, ModelCard
-from smalti.services.gateway.opening import migrate_when_ready, wait_until_migrated
 from smalti.services.gateway.policy.content_policy import ContentPolicy
-from smalti.services.gateway.rows import RowFeed
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.services.gateway.webhooks import webhook_settings
 from smalti.storage import store_settings

@@ -79,6 +79,11 @@ class GatewaySettings(EnvironmentSettings):
     """Maximum number of candidates of a tenant's batch jobs in the queues at a time. The rest waits."""
     prompt_characters: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Maximum length of a prompt; the contract has a maximum of its own."""
+    open_batches: Annotated[int, Field(ge=1, le=10**5)] = 100
+    """Maximum number of batches of a tenant that have not ended. Further ones are refused with RESOURCE_EXHAUSTED."""
+    plans: bool = True
+    """Whether this gateway reads, checks and cuts the inputs of batches, and writes their manifests. Another one must
+    do it if not."""
     candidates: Annotated[int, Field(ge=1, le=1024)] = 256
     """Maximum number of candidates of a job."""
     idle_candidates: Annotated[int, Field(ge=0, le=1024)] = 32
@@ -99,6 +104,9 @@ class GatewaySettings(EnvironmentSettings):
     """Maximum number of labels of a job."""
     lease: Seconds = 120.0
     """Time without an event of a chunk after which the chunk is sent again. It doubles with every loss."""
+    shard_lease: Seconds = 600.0
+    """Time without an event of a shard of a batch after which the shard is sent again, while no worker is known to work
+    on it: it may wait in a queue behind others. While one does, `SMALTI_GATEWAY_LEASE` holds."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 6
     """Failed attempts at a chunk after which its job fails."""
     retry: Seconds = 5.0

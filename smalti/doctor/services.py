@@ -48,7 +48,7 @@ def _store() -> str:
 
 
 def _database() -> str | Finding:
-    from smalti.services.gateway.opening import operators_database
+    from smalti.services.gateway.database.opening import operators_database
     from smalti.services.gateway.settings import gateway_settings
 
     found = gateway_settings()

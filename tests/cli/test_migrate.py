@@ -21,8 +21,8 @@ from harness.waiting import wait_until
 from smalti.cli import run
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.opening import wait_until_migrated
 from smalti.services.gateway.database.schema import known_range
-from smalti.services.gateway.opening import wait_until_migrated
 from tests.services.gateway.conftest import DATABASES, needs_postgres
 
 OLDEST, NEWEST = known_range()

@@ -49,10 +49,10 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "smalti.services.gateway": (
         ("settings",),
         ("database", "policy"),
-        ("opening", "rows"),
         ("identity", "models", "webhooks"),
         ("jobs",),
         ("work",),
+        ("batches",),
         ("gateway",),
         ("metrics",),
         ("api",),

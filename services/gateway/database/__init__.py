@@ -6,7 +6,9 @@ __all__ = [
     "commit",
     "connection",
     "deadlines",
+    "opening",
     "presence",
+    "rows",
     "schema",
     "tables",
 ]

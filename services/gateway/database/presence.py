@@ -63,6 +63,12 @@ _FREE_CLAIMS: Final = """
 WITH questions AS (
     UPDATE jobs SET asked_until = NULL, asked_by = NULL
     WHERE jobs.state IN ('queued', 'running') AND jobs.asked_by = ANY(%(dead)s)
+), batches_of_dead AS (
+    UPDATE batches SET owned_until = 0, owner = NULL
+    WHERE batches.state IN ('planning', 'running', 'paused', 'finishing') AND batches.owner = ANY(%(dead)s)
+), shards_of_dead AS (
+    UPDATE shards SET deadline = 0
+    WHERE shards.state = 'leased' AND NOT shards.sent AND shards.owner = ANY(%(dead)s)
 )
 UPDATE chores SET due = 0, owner = NULL WHERE chores.owner = ANY(%(dead)s)
 """
@@ -79,6 +85,8 @@ class Role(IntEnum):
     """Deletes old objects where the store does not."""
     WEBHOOKS = 4
     """Sends notices to webhooks."""
+    SHARDS = 5
+    """Sends the shards of batches."""
 
     @property
     def label(self) -> str:

@@ -3,9 +3,11 @@
 __all__ = [
     "admission",
     "aside",
+    "capacity",
     "context",
     "lifecycle",
     "messages",
+    "notices",
     "objects",
     "observer",
     "reading",

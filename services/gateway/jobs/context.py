@@ -6,10 +6,10 @@ from smalti.queue import Publisher
 from smalti.services.gateway.database.clock import Clock, SystemClock, uptime
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
+from smalti.services.gateway.database.rows import RowFeed
 from smalti.services.gateway.jobs.observer import JobEvents
 from smalti.services.gateway.models import Catalogue
 from smalti.services.gateway.policy.content_policy import ContentPolicy
-from smalti.services.gateway.rows import RowFeed
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.services.gateway.webhooks import WebhookSettings
 from smalti.storage import ObjectStore

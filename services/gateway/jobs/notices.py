@@ -30,9 +30,9 @@ def announce_end(session: Session, job: Job, reason: str) -> None:
         "priority": PRIORITIES[job.priority].value,
         "candidates": job.candidates,
         "pictures": parameter_of(job, "n", 0),
-        "created": _time(job.created),
-        "ended": _time(job.ended or job.created),
-        "deleted": _time(job.delete_at or job.created),
+        "created": time_text(job.created),
+        "ended": time_text(job.ended or job.created),
+        "deleted": time_text(job.delete_at or job.created),
     }
     if reason:
         message = Status.FromString(job.error).message if job.error else ""
@@ -52,14 +52,22 @@ def announce_end(session: Session, job: Job, reason: str) -> None:
     )
 
 
-def _body(job: Job, told: dict[str, object]) -> str:
-    content = {
-        "type": f"job.{job.state.value}",
-        "timestamp": _time(job.ended or job.created),
-        "data": {"job": told},
-    }
+def notice_body(kind: str, ended: int, data: dict[str, object]) -> str:
+    """Returns the body of a notice.
+
+    Args:
+        kind: what has happened, such as "job.succeeded".
+        ended: when, in microseconds.
+        data: to what.
+    """
+    content = {"type": kind, "timestamp": time_text(ended), "data": data}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-def _time(microseconds: int) -> str:
+def time_text(microseconds: int) -> str:
+    """Returns a time as webhooks tell it."""
     return datetime.fromtimestamp(to_seconds(microseconds), UTC).isoformat().replace("+00:00", "Z")
+
+
+def _body(job: Job, told: dict[str, object]) -> str:
+    return notice_body(f"job.{job.state.value}", job.ended or job.created, {"job": told})

@@ -16,7 +16,7 @@ from smalti.errors import ModelNotFoundError, UnavailableError
 from smalti.messages import DEFAULT_VERSION, ROUTES_SINCE, Stage
 from smalti.services.gateway.database.clock import Clock, SystemClock, to_microseconds, to_seconds
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.database.tables import Job, Revision
+from smalti.services.gateway.database.tables import Batch, Job, Revision
 from smalti.services.gateway.models.card import ModelCard
 from smalti.services.gateway.models.fleet import Fleet, RevisionState, WorkersOfKey, live_workers, state_of
 from smalti.services.gateway.models.sharing import Shares
@@ -195,7 +195,9 @@ class Catalogue:
         old = to_microseconds(self._clock() - FORGET_SECONDS)
         with self._database.write() as session:
             unused = delete(Revision).where(
-                Revision.last_seen < old, ~exists().where(Job.revision == Revision.revision)
+                Revision.last_seen < old,
+                ~exists().where(Job.revision == Revision.revision),
+                ~exists().where(Batch.revision == Revision.revision),
             )
             return int(session.execute(unused).rowcount)  # type: ignore[attr-defined]
 

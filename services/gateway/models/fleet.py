@@ -18,6 +18,8 @@ class WorkersOfKey(NamedTuple):
 
     slots: int
     addresses: tuple[str, ...]
+    number: int = 0
+    """How many they are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +31,8 @@ class RevisionState:
     """The stages for which there are live workers."""
     slots: int
     """Candidates that its live generators work on at a time."""
+    generators: int = 0
+    """Number of its live generators."""
     seen: float | None = None
     """When it was last known to be there, in seconds since 1970."""
     is_configured: bool = False
@@ -152,6 +156,7 @@ def state_of(
         card=card,
         stages=frozenset(served),
         slots=served[Stage.GENERATE].slots if Stage.GENERATE in served else 0,
+        generators=served[Stage.GENERATE].number if Stage.GENERATE in served else 0,
         seen=seen,
         is_retired=is_retired,
     )
@@ -173,6 +178,8 @@ def live_workers(session: Session, now: int) -> dict[tuple[Stage, str], WorkersO
             continue
         before = found.get((Stage(name), key), WorkersOfKey(0, ()))
         found[Stage(name), key] = WorkersOfKey(
-            before.slots + slots, (*before.addresses, *([address] if address else []))
+            before.slots + slots,
+            (*before.addresses, *([address] if address else [])),
+            before.number + 1,
         )
     return found

@@ -112,6 +112,11 @@ class ContentPolicy:
         """Whether there is anything to ask about a prompt."""
         return self._words is not None or self._asks_prompts
 
+    @property
+    def asks_hook(self) -> bool:
+        """Whether a hook is asked about prompts."""
+        return self._asks_prompts
+
     def check_prompt(self, asked: PromptToCheck) -> None:
         """Asks the list, then the hook, about a prompt.
 

@@ -7,7 +7,7 @@ succeed.
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -52,6 +52,7 @@ class EventHandler:
         refining: Refining,
         progress: ProgressBuffer,
         watchers: WatcherHub,
+        of_shards: Callable[[Message], bool] = lambda message: False,
     ) -> None:
         """Creates the handler.
 
@@ -61,6 +62,7 @@ class EventHandler:
             refining: receives the refined pictures.
             progress: receives progress, which may be stored later.
             watchers: receives the rows that the generator has drawn.
+            of_shards: applies an event if it is of a shard of a batch; returns whether it is.
         """
         self._context = context
         self._database = context.database
@@ -69,6 +71,7 @@ class EventHandler:
         self._refining = refining
         self._progress = progress
         self._watchers = watchers
+        self._of_shards = of_shards
 
     def handle(self, delivery: Delivery) -> Iterable[Message]:
         """Handles a delivery, as a `smalti.queue.Handler`; no messages follow."""
@@ -81,6 +84,8 @@ class EventHandler:
         Raises:
             UnavailableError: the database or the store does not answer; the event must be delivered again.
         """
+        if self._of_shards(message):
+            return
         try:
             self._apply(message)
         except UnreadableJobError as error:

@@ -39,7 +39,7 @@ def gateway_database(what: str) -> "Iterator[Database]":
         DatabaseUnavailableError: it does not answer.
     """
     # Only where they are needed: SQLAlchemy takes long to load.
-    from smalti.services.gateway.opening import operators_database
+    from smalti.services.gateway.database.opening import operators_database
     from smalti.services.gateway.settings import gateway_settings
 
     with operators_database(gateway_settings(), TIMEOUT_SECONDS) as database:

@@ -145,7 +145,7 @@ def _database() -> "Iterator[Database]":
     with signals.at_once(), needs_extra("gateway"):  # SQLAlchemy takes long to load.
         from smalti.service import failpoints
         from smalti.services.gateway.database import connection
-        from smalti.services.gateway.opening import operators_database
+        from smalti.services.gateway.database.opening import operators_database
         from smalti.services.gateway.settings import gateway_settings
     failpoints.arm()
     # Their lines are this command's own.

@@ -22,10 +22,10 @@ from smalti.registry.spec import ModelSpec
 from smalti.rpc.reasons import reason_of
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database
+from smalti.services.gateway.database.opening import migrate_when_ready
 from smalti.services.gateway.database.schema import configuration
 from smalti.services.gateway.database.tables import Tenant
 from smalti.services.gateway.jobs.repository import JobFilter
-from smalti.services.gateway.opening import migrate_when_ready
 
 pytestmark = pytest.mark.skipif(
     PostgresServer.programs() is None and "CI" not in os.environ, reason="PostgreSQL is not installed"

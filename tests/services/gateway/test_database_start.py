@@ -16,7 +16,7 @@ from harness.service_process import ServiceProcess
 from smalti.errors import InvalidInputError
 from smalti.registry.folder import ModelFolder
 from smalti.services.gateway.database.connection import Database
-from smalti.services.gateway.opening import wait_until_migrated
+from smalti.services.gateway.database.opening import wait_until_migrated
 from tests.services.gateway.conftest import needs_postgres
 
 

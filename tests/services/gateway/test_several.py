@@ -31,10 +31,10 @@ from smalti.rpc.settings import RpcSettings
 from smalti.services.gateway.database import presence
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
+from smalti.services.gateway.database.rows import RowFeed
 from smalti.services.gateway.database.tables import GatewayProcess, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.lifecycle import lock, remove, touch
 from smalti.services.gateway.jobs.watchers import POLLS_WHILE_LISTENING, WatcherHub
-from smalti.services.gateway.rows import RowFeed
 from smalti.v1 import image_pb2, job_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceStub
 from tests.services.gateway.conftest import needs_postgres

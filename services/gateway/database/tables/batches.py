@@ -76,6 +76,7 @@ class Batch(Base):
             "batches_open", "state", "id", where="state IN ('planning', 'running', 'paused', 'finishing')"
         ),
         partial_index("batches_delete", "delete_at", where="delete_at IS NOT NULL"),
+        partial_index("batches_clean", "clean_at", where="clean_at IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(String(MAX_ID_LENGTH), primary_key=True)
@@ -115,6 +116,8 @@ class Batch(Base):
     """Time for which the batch is kept after its end, in microseconds."""
     delete_at: Mapped[int | None]
     """Time at which its files, then its rows, are deleted; set when it ends."""
+    clean_at: Mapped[int | None]
+    """Time at which what its drawing has left is deleted: its shards, their results, and intermediate objects."""
     removed: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     """Whether it is deleted for its owner; what is left of it is deleted at `delete_at`."""
     prompts: Mapped[int] = mapped_column(default=0)
@@ -179,6 +182,8 @@ class Shard(Base):
     """A `ChunkProgress`."""
     candidates: Mapped[int]
     """Candidates of its prompts."""
+    invalid: Mapped[int] = mapped_column(SmallInteger, default=0)
+    """Its prompts that cannot be used."""
     generated: Mapped[int] = mapped_column(default=0)
     """Candidates that its generator has reported."""
     sha256: Mapped[str] = mapped_column(String(64))

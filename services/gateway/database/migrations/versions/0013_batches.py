@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.Column("retention", sa.BigInteger(), nullable=False),
         _number("delete_at", None),
+        _number("clean_at", None),
         _flag("removed"),
         *(_number(name) for name in _COUNTERS),
         sa.Column("rates", sa.JSON(), nullable=True),
@@ -71,10 +72,9 @@ def upgrade() -> None:
     op.create_index(
         "batches_open", "batches", ["state", "id"], sqlite_where=is_open, postgresql_where=is_open
     )
-    has_time = sa.text("delete_at IS NOT NULL")
-    op.create_index(
-        "batches_delete", "batches", ["delete_at"], sqlite_where=has_time, postgresql_where=has_time
-    )
+    for name, column in (("batches_delete", "delete_at"), ("batches_clean", "clean_at")):
+        has_time = sa.text(f"{column} IS NOT NULL")
+        op.create_index(name, "batches", [column], sqlite_where=has_time, postgresql_where=has_time)
     op.create_table(
         "shards",
         sa.Column(
@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reached", sa.SmallInteger(), nullable=False, server_default="0"),
         _number("candidates"),
+        sa.Column("invalid", sa.SmallInteger(), nullable=False, server_default="0"),
         _number("generated"),
         sa.Column("sha256", sa.String(64), nullable=False),
         _number("lease"),

@@ -1,0 +1,28 @@
+"""Batches: their inputs are planned, their shards sent, and what is drawn is finished."""
+
+from smalti.services.gateway.batches.estimating import Estimate, rate_of, seconds_left
+from smalti.services.gateway.batches.repository import (
+    BatchCursor,
+    BatchFilter,
+    BatchRepository,
+    BatchSnapshot,
+)
+from smalti.services.gateway.batches.room import Batches
+from smalti.services.gateway.batches.signals import BatchOutcome
+from smalti.services.gateway.batches.spec import BatchParameters, BatchSource, BatchSpec, parameters_of
+
+__all__ = [
+    "BatchCursor",
+    "BatchFilter",
+    "BatchOutcome",
+    "BatchParameters",
+    "BatchRepository",
+    "BatchSnapshot",
+    "BatchSource",
+    "BatchSpec",
+    "Batches",
+    "Estimate",
+    "parameters_of",
+    "rate_of",
+    "seconds_left",
+]

@@ -1,0 +1,138 @@
+"""Claims of batches: one gateway at a time plans or finishes a batch.
+
+A claim has a fencing number, which grows with each claim. What a gateway stores under an earlier claim does not count:
+it may have been suspended while another one went on.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy.orm import Session
+
+from smalti.errors import UnavailableError
+from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch
+from smalti.services.gateway.jobs.context import GatewayContext
+
+log = logging.getLogger(__name__)
+
+CLAIM_SECONDS: Final = 30.0
+"""Time for which a batch belongs to the gateway that has claimed it, unless it says again that it is there."""
+RENEW_SECONDS: Final = 5.0
+
+
+class ClaimLostError(Exception):
+    """Another gateway has the batch now, or it was cancelled; what was not stored does not count."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A batch that this gateway works on."""
+
+    batch_id: str
+    fence: int
+    lost: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when it is known that the claim does not hold any more."""
+
+    def check(self) -> None:
+        """Raises `ClaimLostError` if the claim is known to be lost."""
+        if self.lost.is_set():
+            raise ClaimLostError(f"batch {self.batch_id} is not claimed any more")
+
+    def lock(self, session: Session) -> Batch:
+        """Locks the batch; raises `ClaimLostError` if the claim does not hold any more."""
+        query = select(Batch).where(Batch.id == self.batch_id, Batch.fence == self.fence, IS_OPEN_BATCH)
+        batch = session.scalars(query.with_for_update()).one_or_none()
+        if batch is None:
+            self.lost.set()
+            raise ClaimLostError(f"batch {self.batch_id} is not claimed any more")
+        return batch
+
+
+class Claims:
+    """Claims batches for this gateway; thread-safe."""
+
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._own: set[str] = set()
+        """The batches that threads of this gateway work on."""
+
+    @contextmanager
+    def next(self, *which: ColumnElement[bool]) -> Iterator[Claim | None]:
+        """Claims an open batch, the oldest first, while the block runs, and keeps the claim alive in a thread.
+
+        Args:
+            which: conditions.
+
+        Yields:
+            The claim; None if there is no batch that is free.
+
+        Raises:
+            DatabaseUnavailableError: the database does not answer.
+        """
+        claim = self._claim(which)
+        if claim is None:
+            yield None
+            return
+        stopped = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(claim, stopped), name="claim", daemon=True)
+        keeper.start()
+        try:
+            yield claim
+        finally:
+            stopped.set()
+            keeper.join()
+            with self._lock:
+                self._own.discard(claim.batch_id)
+            self._release(claim)
+
+    def _claim(self, which: Sequence[ColumnElement[bool]]) -> Claim | None:
+        database, now = self._context.database, self._context.clock()
+        with self._lock:
+            own = set(self._own)
+        is_free = or_(Batch.owned_until.is_(None), Batch.owned_until <= to_microseconds(now))
+        # What is planned is open, as the index knows it.
+        query = select(Batch).where(IS_OPEN_BATCH, is_free, Batch.id.not_in(own), *which)
+        query = query.order_by(Batch.created, Batch.id).limit(1)
+        with database.read() as session:
+            if session.scalar(query.with_only_columns(Batch.id)) is None:
+                return None
+        with database.write() as session:
+            batch = session.scalars(query.with_for_update(skip_locked=True)).one_or_none()
+            if batch is None:
+                return None
+            batch.fence += 1
+            batch.owner = database.id
+            batch.owned_until = to_microseconds(now + CLAIM_SECONDS)
+            claim = Claim(batch.id, batch.fence)
+        with self._lock:
+            self._own.add(claim.batch_id)
+        return claim
+
+    def _keep(self, claim: Claim, stopped: threading.Event) -> None:
+        while not stopped.wait(RENEW_SECONDS):
+            until = to_microseconds(self._context.clock() + CLAIM_SECONDS)
+            try:
+                if not self._set(claim, until):
+                    claim.lost.set()
+                    return
+            except UnavailableError as error:
+                log.warning("the claim could not be renewed: %s", error, extra={"batch": claim.batch_id})
+
+    def _release(self, claim: Claim) -> None:
+        try:
+            self._set(claim, None)
+        except UnavailableError as error:
+            log.warning("the claim ends later: %s", error, extra={"batch": claim.batch_id})
+
+    def _set(self, claim: Claim, until: int | None) -> bool:
+        values = {"owned_until": until} | ({"owner": None} if until is None else {})
+        with self._context.database.write() as session:
+            held = update(Batch).where(Batch.id == claim.batch_id, Batch.fence == claim.fence, IS_OPEN_BATCH)
+            return bool(session.execute(held.values(**values)).rowcount)  # type: ignore[attr-defined]

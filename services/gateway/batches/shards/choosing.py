@@ -1,0 +1,141 @@
+"""Chooses which batches send shards next: tenants take turns, and inside a tenant the highest rank comes first."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from smalti.services.gateway.batches.shards.quotas import InFlight, Usage
+from smalti.services.gateway.batches.spec import parameters_of
+from smalti.services.gateway.database.tables import (
+    IS_OPEN_BATCH,
+    IS_WAITING_SHARD,
+    Batch,
+    BatchState,
+    ChunkProgress,
+    Shard,
+    Tenant,
+)
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.models import Catalogue, ModelCard, RevisionState
+
+MAX_BATCHES: Final = 1000
+"""Batches of a tenant, and of all, that are looked at together."""
+
+
+class Choice(NamedTuple):
+    """A batch that may send a shard."""
+
+    batch_id: str
+    revision: RevisionState
+    slots: int | None
+    """Candidates of the shard that may have slots at a time."""
+
+
+@dataclass
+class _Line:
+    """The batches of a tenant that have shards to send."""
+
+    tenant: str
+    weight: int
+    max_slots: int | None
+    batches: list[Batch]
+
+
+class ShardPicker:
+    """Picks batches; one thread per gateway. It remembers whose turn it was."""
+
+    def __init__(self, context: GatewayContext) -> None:
+        self._catalogue = context.catalogue
+        self._settings = context.settings
+        self._last = ""
+        """The tenant whose turn it was last."""
+
+    def pick(self, session: Session, *, limit: int) -> list[Choice]:
+        """Returns which batches may each send a further shard, in the order of turns; a batch may occur often."""
+        lines = deque(self._lines(session))
+        if not lines:
+            return []
+        usage = Usage.load(session)
+        # The turn goes on after the tenant that had the last one.
+        names = [line.tenant for line in lines]
+        lines.rotate(-sum(name <= self._last for name in names) % len(names))
+        choices: list[Choice] = []
+        waiting = {batch.id: self._waiting(session, batch, limit) for line in lines for batch in line.batches}
+        while lines and len(choices) < limit:
+            line = lines.popleft()
+            found = 0
+            for choice in self._turn(line, usage, waiting):
+                choices.append(choice)
+                self._last = line.tenant
+                found += 1
+                if found == line.weight or len(choices) == limit:
+                    break
+            if found:
+                lines.append(line)
+        return choices
+
+    def _turn(self, line: _Line, usage: Usage, waiting: dict[str, int]) -> Iterator[Choice]:
+        for batch in line.batches:
+            state = revision_for(self._catalogue, batch)
+            while state is not None and waiting[batch.id] and usage.room(state) > 0:
+                slots = usage.slots(state, batch, line.max_slots)
+                if slots == 0:
+                    break
+                waiting[batch.id] -= 1
+                revision = state.card.revision
+                usage.add(InFlight(batch.id, batch.tenant, revision, ChunkProgress.NOTHING, slots))
+                yield Choice(batch.id, state, slots)
+
+    def _lines(self, session: Session) -> list[_Line]:
+        has_waiting = exists().where(Shard.batch_id == Batch.id, IS_WAITING_SHARD)
+        query = (
+            select(Batch, Tenant.weight, Tenant.max_batch_slots)
+            .outerjoin(Tenant, Tenant.id == Batch.tenant)
+            .where(IS_OPEN_BATCH, Batch.state == BatchState.RUNNING, has_waiting)
+            .order_by(Batch.tenant, Batch.rank.desc(), Batch.created, Batch.id)
+            .limit(MAX_BATCHES)
+        )
+        lines: dict[str, _Line] = {}
+        for batch, weight, max_slots in session.execute(query):
+            most = self._settings.batch_slots if max_slots is None else max_slots
+            line = lines.setdefault(batch.tenant, _Line(batch.tenant, weight or 1, most, []))
+            line.batches.append(batch)
+        return list(lines.values())
+
+    def _waiting(self, session: Session, batch: Batch, limit: int) -> int:
+        of_batch = Shard.batch_id == batch.id, IS_WAITING_SHARD
+        return len(session.execute(select(Shard.number).where(*of_batch).limit(limit)).all())
+
+
+def revision_for(catalogue: Catalogue, batch: Batch) -> RevisionState | None:
+    """Returns the revision that draws the next shards of a batch; None if no workers can.
+
+    It is the batch's own. If that has no workers, and the request has not named it, it is another one of the model.
+    """
+    own = catalogue.fleet.get(batch.revision)
+    if own is not None and own.is_live and own.generators:
+        return own
+    if batch.pinned:
+        return None
+    card = own.card if own is not None else None
+    if card is None:
+        return None
+    other = catalogue.rebind(card, lambda candidate: fits(batch, card, candidate))
+    return other if other is not None and other.is_live and other.generators else None
+
+
+def fits(batch: Batch, before: ModelCard, card: ModelCard) -> bool:
+    """Returns whether another revision can draw the shards of a batch that is bound to one."""
+    second_pass = parameters_of(batch).defaults.second_pass
+    # Some rows may have tokens of an initial image, which only mean the same with the same VQGAN.
+    if not (card.has_same_tokens(before) and card.side == before.side):
+        return False
+    return (
+        second_pass is None
+        or second_pass.refine is None
+        or (card.refiner_revision is not None and card.trained_upscale == before.trained_upscale)
+    )

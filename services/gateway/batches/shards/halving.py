@@ -1,0 +1,150 @@
+"""Shards that crash their workers, or fail too often: they are halved until the one prompt is found.
+
+The halves are drawn from the start, as jobs of their own. A single prompt is given up, which its row of the manifest
+tells; it never ends the batch.
+"""
+
+import logging
+
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from smalti.batches import BatchKeys, BatchPrompt, PromptResult, ShardFile, ShardRange
+from smalti.errors import AttemptsExhaustedError, DamagedObjectError, MissingObjectError
+from smalti.service import failpoints
+from smalti.services.gateway.batches.lifecycle import DRAWING_STATES, add_store_task, end, leased, lock, touch
+from smalti.services.gateway.batches.shards.completing import Results, complete
+from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
+from smalti.services.gateway.database.tables import (
+    Batch,
+    BatchState,
+    Shard,
+    ShardState,
+    StoreAction,
+)
+from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.storage import content_key, digest
+
+log = logging.getLogger(__name__)
+
+
+class Halving:
+    """Halves shards; thread-safe."""
+
+    def __init__(self, context: GatewayContext, signals: BatchSignals) -> None:
+        self._context = context
+        self._signals = signals
+
+    def give_up(self, batch_id: str, shard: ShardRange, lease: int, problem: str) -> None:
+        """Halves a shard, or gives up the prompt of one that has a single one.
+
+        Args:
+            batch_id: the batch.
+            shard: the prompts.
+            lease: the lease under which they have failed; nothing happens if it is not the current one.
+            problem: why they have failed.
+
+        Raises:
+            UnavailableError: the database or the store does not answer.
+        """
+        query = leased(batch_id, shard, lease)
+        with self._context.database.read() as session:
+            row = session.scalars(query).one_or_none()
+            batch = session.get(Batch, batch_id)
+        if row is None or batch is None or batch.state not in DRAWING_STATES:
+            return
+        key = BatchKeys(batch_id).shard(shard.number)
+        try:
+            all_prompts = ShardFile.parse(key, self._context.store.get(key, sha256=row.sha256))
+        except (MissingObjectError, DamagedObjectError) as error:
+            self._fail(batch_id, error)
+            return
+        prompts = all_prompts[shard.start : shard.start + shard.count]
+        log.warning("shard %s of batch %s is given up: %s", shard.name, batch_id, problem)
+        if shard.count > 1:
+            self._halve(batch_id, shard, lease, prompts)
+        else:
+            self._give_up(batch, row, shard, prompts[0], problem)
+
+    def _halve(self, batch_id: str, shard: ShardRange, lease: int, prompts: list[BatchPrompt]) -> None:
+        now = self._context.clock()
+        with self._context.database.write() as session:
+            batch, row = self._lock(session, batch_id, shard, lease)
+            if batch is None or row is None:
+                return
+            row.state, row.deadline = ShardState.HALVED, None
+            halves = [_row(row, half, prompts) for half in shard.halves()]
+            session.execute(insert(Shard), halves)
+            # A copy of the message may come again, and would crash its worker.
+            add_store_task(session, batch, row, StoreAction.WRITE_MARKER, now)
+            add_store_task(session, batch, row, StoreAction.DELETE, now)
+            touch(batch)
+        failpoints.reach("gateway.after-halved", job=BatchKeys(batch_id).job(shard))
+        self._signals.shards_ended("halved", 1)
+        self._signals.changed(batch_id)
+        self._signals.to_send.set()
+
+    def _give_up(
+        self, batch: Batch, row: Shard, shard: ShardRange, prompt: BatchPrompt, problem: str
+    ) -> None:
+        result = PromptResult.not_drawn(
+            prompt,
+            prompt.problem or problem,
+            model=batch.model,
+            revision=row.revision or batch.revision,
+        )
+        content = PromptResult.to_bytes([result])
+        sha256 = digest(content)
+        key = content_key(BatchKeys(batch.id).part(shard), sha256)
+        self._context.store.put(key, content, content_type="application/jsonl")
+        is_last = False
+        with self._context.database.write() as session:
+            locked, current = self._lock(session, batch.id, shard, row.lease)
+            if locked is None or current is None:
+                return
+            results = Results(sha256=sha256, failed=1)
+            now = self._context.clock()
+            is_last = complete(session, locked, current, results, now)
+            add_store_task(session, locked, current, StoreAction.WRITE_MARKER, now)
+        self._signals.shards_ended("failed", 1)
+        self._signals.prompts_ended("failed", 1)
+        self._signals.changed(batch.id)
+        (self._signals.to_finish if is_last else self._signals.to_send).set()
+
+    def _fail(self, batch_id: str, error: Exception) -> None:
+        """Ends a batch whose prompts are lost."""
+        log.error("the prompts of a shard are lost: %s", error, extra={"batch": batch_id})
+        problem = AttemptsExhaustedError(f"{error}; it has the prompts of a shard. Create the batch again")
+        outcome: BatchOutcome | None = None
+        with self._context.database.write() as session:
+            batch = lock(session, batch_id)
+            if batch is not None and batch.state in DRAWING_STATES:
+                outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=problem)
+        if outcome is not None:
+            self._signals.ended(outcome)
+            self._signals.changed(batch_id)
+            self._signals.to_clean.set()
+
+    def _lock(
+        self, session: Session, batch_id: str, shard: ShardRange, lease: int
+    ) -> tuple[Batch | None, Shard | None]:
+        batch = lock(session, batch_id)
+        row = session.scalars(leased(batch_id, shard, lease).with_for_update()).one_or_none()
+        return (batch if batch is not None and batch.state in DRAWING_STATES else None), row
+
+
+def _row(whole: Shard, half: ShardRange, prompts: list[BatchPrompt]) -> dict[str, object]:
+    """Returns the row of a half; `prompts` are those of the whole."""
+    first = half.start - whole.start
+    own = prompts[first : first + half.count]
+    return {
+        "batch_id": whole.batch_id,
+        "number": half.number,
+        "start": half.start,
+        "count": half.count,
+        "part": True,
+        "state": ShardState.WAITING,
+        "candidates": sum(prompt.candidates for prompt in own if prompt.problem is None),
+        "invalid": sum(prompt.invalid for prompt in own),
+        "sha256": whole.sha256,
+    }
