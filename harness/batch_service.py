@@ -92,21 +92,21 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
     async def PauseBatch(  # noqa: N802
         self, request: batch_pb2.PauseBatchRequest, context: Context
     ) -> batch_pb2.PauseBatchResponse:
-        """Adds a version that is PAUSED."""
+        """Leaves a version alone that is PAUSED."""
         state = batch_pb2.BATCH_STATE_PAUSED
         return batch_pb2.PauseBatchResponse(batch=self._change(request.batch_id, state))
 
     async def ResumeBatch(  # noqa: N802
         self, request: batch_pb2.ResumeBatchRequest, context: Context
     ) -> batch_pb2.ResumeBatchResponse:
-        """Adds a version that is RUNNING."""
+        """Leaves a version alone that is RUNNING."""
         state = batch_pb2.BATCH_STATE_RUNNING
         return batch_pb2.ResumeBatchResponse(batch=self._change(request.batch_id, state))
 
     async def CancelBatch(  # noqa: N802
         self, request: batch_pb2.CancelBatchRequest, context: Context
     ) -> batch_pb2.CancelBatchResponse:
-        """Adds a version that is CANCELLED."""
+        """Leaves a version alone that is CANCELLED."""
         state = batch_pb2.BATCH_STATE_CANCELLED
         return batch_pb2.CancelBatchResponse(batch=self._change(request.batch_id, state))
 
@@ -256,7 +256,7 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
         changed = batch_pb2.Batch()
         changed.CopyFrom(versions[-1])
         changed.version, changed.state = changed.version + 1, state
-        versions.append(changed)
+        versions[:] = [changed]
         return changed
 
     def _add_file(self, start: file_pb2.FileStart, content: bytes, state: Any) -> file_pb2.File:

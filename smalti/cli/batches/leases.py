@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -52,7 +52,8 @@ class StoreLease:
         finally:
             ended.set()
             thread.join()
-            if not self._lost.is_set():
+            # Without an answer of the store, the lease is stale after a while.
+            with suppress(StorageError):
                 self._store.delete(self._key)
 
     def _take(self) -> None:

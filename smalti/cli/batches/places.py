@@ -193,11 +193,12 @@ class StoreRun(StorePlace):
     def opened(self, inputs: Mapping[str, str | Path | None]) -> Iterator[Keeper]:  # noqa: D102
         with self._lease.held():
             kept = _Kept()
+            before = set(self.names(WORK))
             try:
                 yield kept
             except BaseException:
                 if not kept.kept:
-                    self.remove(*self.names(WORK))
+                    self.remove(*(name for name in self.names(WORK) if name not in before))
                 raise
 
     @contextmanager
