@@ -10,9 +10,11 @@ from PIL import Image
 from harness.gateway import GatewayHarness
 from harness.service import answer, called
 from smalti.pictures import plain_png_bytes
+from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
 
@@ -22,13 +24,17 @@ Change = Callable[[Any], object]
 
 @asynccontextmanager
 async def served(gateway: GatewayHarness, **options: Any) -> AsyncIterator[Any]:
-    """Serves a gateway; yields a stub for it."""
+    """Serves a gateway; yields a stub for its images, or what `stub` makes of a channel."""
     authenticate = options.pop("authenticate", None) or gateway.gatekeeper()
+    stub = options.pop("stub", ImageServiceStub)
     servicer = ImageServicer(gateway.gateway, **options)
-    async with called(
-        lambda server: add_ImageServiceServicer_to_server(servicer, server), authenticate
-    ) as channel:
-        yield ImageServiceStub(channel)
+
+    def register(server: Any) -> None:
+        add_ImageServiceServicer_to_server(servicer, server)
+        add_FileServiceServicer_to_server(FileServicer(gateway.gateway), server)
+
+    async with called(register, authenticate) as channel:
+        yield stub(channel)
 
 
 def create_request(change: Change = lambda request: None, **fields: Any) -> image_pb2.CreateImagesRequest:

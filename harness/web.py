@@ -21,6 +21,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
+from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
@@ -41,6 +42,7 @@ from smalti.v1.decoder_pb2_grpc import (
     DecoderServiceStub,
     add_DecoderServiceServicer_to_server,
 )
+from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
 
@@ -246,10 +248,15 @@ class WebHarness:
 
     async def _serve_gateway(self) -> Any:
         servicer = ImageServicer(self.gateway.gateway, DecoderServiceStub(self._channel))
+
+        def register(server: Any) -> None:
+            add_ImageServiceServicer_to_server(servicer, server)
+            add_FileServiceServicer_to_server(FileServicer(self.gateway.gateway), server)
+
         # Its streams end at once when it stops, as those of a process that is killed.
         settings = ONCE.model_copy(update={"port": self._rpc_port})
         return await serve(
-            lambda server: add_ImageServiceServicer_to_server(servicer, server),
+            register,
             healthy=lambda: True,
             settings=settings,
             kinds=KINDS,

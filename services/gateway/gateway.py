@@ -12,6 +12,7 @@ from smalti.services.gateway.batches import Batches
 from smalti.services.gateway.database.clock import DatabaseClock, to_microseconds
 from smalti.services.gateway.database.presence import News, Role
 from smalti.services.gateway.database.tables import JobState
+from smalti.services.gateway.files import FILES_AT_A_TIME, FileContents, FileRepository, remove_due
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
 from smalti.services.gateway.jobs.repository import JobRepository, JobSnapshot
@@ -53,6 +54,8 @@ HELLO_DELAY_SECONDS: Final = 0.05
 """Time for which hellos of new workers are collected before they are stored."""
 WEBHOOK_SECONDS: Final = 1.0
 """Interval between checks for notices that are due; those of jobs that end here are sent at once."""
+FILES_SECONDS: Final = 10.0
+"""Interval between checks for files to delete; those that are deleted by a call to this gateway are at once."""
 RECOUNT_SECONDS: Final = 10.0
 """Interval between checks of the counters of tenants."""
 
@@ -133,6 +136,9 @@ class Gateway:
             ended=wakeups.webhooks.set,
         )
         self.binding = Binding(context)
+        self.files = FileRepository(context)
+        self.files_due = threading.Event()
+        """Wakes what deletes the contents of files."""
         self._to_send = wakeups.to_send
         interval = context.settings.sweep
         self._loops = (
@@ -160,6 +166,7 @@ class Gateway:
                 delay=HELLO_DELAY_SECONDS,
             ),
             Loop("webhooks", self.send_notices, seconds=WEBHOOK_SECONDS, wake=wakeups.webhooks),
+            Loop("files", self.remove_files, seconds=FILES_SECONDS, wake=self.files_due),
             Loop("counting", self.recount, seconds=RECOUNT_SECONDS, wake=counting),
             Loop("clock", self._look_at_clock, seconds=CLOCK_SECONDS),
             Loop("expiring", self.expire_objects, seconds=EXPIRY_INTERVAL_SECONDS, wake=expiring),
@@ -235,6 +242,12 @@ class Gateway:
     def run_store_tasks(self) -> None:
         """Runs the tasks in the object store that are due; raises `UnavailableError`."""
         while self.context.holds(Role.STORE_TASKS) and self.sweeper.run_store_tasks() >= BATCH_SIZE:
+            pass
+
+    def remove_files(self) -> None:
+        """Deletes files whose time is over, with their contents; raises `UnavailableError`."""
+        contents = FileContents(self.context.store)
+        while self.context.holds(Role.STORE_TASKS) and remove_due(self.files, contents) >= FILES_AT_A_TIME:
             pass
 
     def send_notices(self) -> None:

@@ -13,9 +13,11 @@ from smalti.services.gateway.database.tables import (
     IS_WAITING,
     OPEN_STATES,
     Chunk,
+    FileState,
     GatewayProcess,
     Job,
     JobState,
+    StoredFile,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
@@ -98,6 +100,16 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
             oldest = session.scalar(select(func.min(Chunk.created)).where(IS_WAITING))
         return max(0.0, to_seconds(now - oldest)) if oldest is not None else 0.0
 
+    def files_stored() -> GaugeValue:
+        with database.read() as session:
+            found = session.execute(select(StoredFile.state, func.count()).group_by(StoredFile.state))
+            counts = {state: float(count) for state, count in found}
+        return {state.value: counts.get(state, 0.0) for state in FileState}
+
+    def file_bytes_stored() -> GaugeValue:
+        with database.read() as session:
+            return float(session.scalar(select(func.sum(StoredFile.size))) or 0)
+
     def gateways() -> GaugeValue:
         if database.is_sqlite:
             return 1.0
@@ -129,6 +141,8 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
         "revision_slots": revision_slots,
         "revision_candidates_waiting": revision_candidates_waiting,
         "revision_candidates_sent": revision_candidates_sent,
+        "files_stored": files_stored,
+        "file_bytes_stored": file_bytes_stored,
         "gateways": gateways,
         "gateway_roles": gateway_roles,
         "jobs_open": jobs_open,

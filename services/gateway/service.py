@@ -11,6 +11,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
+from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe
@@ -27,6 +28,7 @@ from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.services.gateway.webhooks import webhook_settings
 from smalti.storage import store_settings
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
+from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
 
 DATABASE_SECONDS = 120.0
@@ -121,6 +123,7 @@ def build(process: Process) -> Service:
             gateway, decoder, connect=lambda address: DecoderServiceStub(_channel(address, process))
         )
         add_ImageServiceServicer_to_server(servicer, server)
+        add_FileServiceServicer_to_server(FileServicer(gateway), server)
 
     return Service(
         register=register,

@@ -100,6 +100,13 @@ class GatewaySettings(EnvironmentSettings):
     """Time for which a job that does not set one is kept."""
     image_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 8 * 2**20
     """Maximum size of the file of an initial image, in bytes. Must be smaller than `SMALTI_RPC_RECEIVE_BYTES`."""
+    file_bytes: Annotated[int, Field(ge=1024, le=2**43)] = 4 * 2**30
+    """Maximum size of a file that clients upload, in bytes. While it arrives, it is in the folder for temporary files
+    (`TMPDIR`), which needs room for several."""
+    stored_files: Annotated[int, Field(ge=1, le=10**7)] = 10_000
+    """Maximum number of files that a tenant has stored. Further ones are refused."""
+    stored_file_bytes: Annotated[int, Field(ge=2**20, le=2**60)] = 100 * 2**30
+    """Maximum size of the files that a tenant has stored, in bytes."""
     labels: Annotated[int, Field(ge=0, le=1000)] = 16
     """Maximum number of labels of a job."""
     lease: Seconds = 120.0

@@ -33,6 +33,8 @@ _OPENAI_CODES: Final = {
     "open_jobs": "rate_limit_exceeded",
     "candidates_per_day": "insufficient_quota",
     "stored_jobs": "insufficient_quota",
+    "stored_files": "insufficient_quota",
+    "stored_file_bytes": "insufficient_quota",
     "stored_bytes": "insufficient_quota",
 }
 """Codes of `error.code` that differ from the name of the reason; those of a quota by its name."""

@@ -17,7 +17,7 @@ from smalti.storage.keys import (
 from smalti.storage.local import LocalStore
 from smalti.storage.memory import MemoryStore
 from smalti.storage.settings import StoreSettings, open_store, store_settings
-from smalti.storage.store import ObjectInfo, ObjectStore, digest, find, sweep
+from smalti.storage.store import ObjectInfo, ObjectStore, digest, digest_of_file, find, sweep
 
 __all__ = [
     "S3_SCHEME",
@@ -36,6 +36,7 @@ __all__ = [
     "check_key",
     "content_key",
     "digest",
+    "digest_of_file",
     "find",
     "is_intermediate",
     "is_picture",

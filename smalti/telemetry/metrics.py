@@ -128,6 +128,8 @@ DEFINITIONS: Final = (
     _gauge("jobs_set_aside", "jobs that a gateway cannot work on, and leaves alone for a while", (GATEWAY,)),
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),
     _gauge("outbox_age_seconds", "age of the oldest message that waits to be sent", (GATEWAY,)),
+    _gauge("files_stored", "files of clients, and files made for them, by state", (GATEWAY,), ("state",)),
+    _gauge("file_bytes_stored", "size of these files in bytes", (GATEWAY,)),
     _gauge("gateways", "gateways that share the database and are alive", (GATEWAY,)),
     _gauge("gateway_roles", "1 if this gateway does what one of them does for all", (GATEWAY,), ("role",)),
     _gauge("revision_slots", "slots of the generators of a revision that have said hello", (GATEWAY,), ("revision",)),

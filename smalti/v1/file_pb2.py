@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smalti/v1/file.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.smalti.v1.FileState\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\tFileStart\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07purpose\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x32\n\tretention\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\">\n\x11\x43reateFileRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x02\"\x7f\n\x12\x43reateFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\x12\x12\n\nupload_url\x18\x02 \x01(\t\x12\x36\n\x12upload_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"*\n\x11\x46inishFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"3\n\x12\x46inishFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"^\n\x11UploadFileRequest\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x01H\x00\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x01H\x00\x42\x06\n\x04part\"3\n\x12UploadFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"W\n\x12\x43omposeFileRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x66ile_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\"4\n\x13\x43omposeFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"\'\n\x0eGetFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"0\n\x0fGetFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"\x8c\x01\n\x10ListFilesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07purpose\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0coldest_first\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"L\n\x11ListFilesResponse\x12\x1e\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0f.smalti.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x11\x44\x65leteFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x14\n\x12\x44\x65leteFileResponse\"B\n\x13\x44ownloadFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"$\n\x14\x44ownloadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*W\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_STATE_UPLOADING\x10\x01\x12\x14\n\x10\x46ILE_STATE_READY\x10\x02\x32\xe6\x04\n\x0b\x46ileService\x12I\n\nCreateFile\x12\x1c.smalti.v1.CreateFileRequest\x1a\x1d.smalti.v1.CreateFileResponse\x12I\n\nFinishFile\x12\x1c.smalti.v1.FinishFileRequest\x1a\x1d.smalti.v1.FinishFileResponse\x12K\n\nUploadFile\x12\x1c.smalti.v1.UploadFileRequest\x1a\x1d.smalti.v1.UploadFileResponse(\x01\x12L\n\x0b\x43omposeFile\x12\x1d.smalti.v1.ComposeFileRequest\x1a\x1e.smalti.v1.ComposeFileResponse\x12@\n\x07GetFile\x12\x19.smalti.v1.GetFileRequest\x1a\x1a.smalti.v1.GetFileResponse\x12\x46\n\tListFiles\x12\x1b.smalti.v1.ListFilesRequest\x1a\x1c.smalti.v1.ListFilesResponse\x12I\n\nDeleteFile\x12\x1c.smalti.v1.DeleteFileRequest\x1a\x1d.smalti.v1.DeleteFileResponse\x12Q\n\x0c\x44ownloadFile\x12\x1e.smalti.v1.DownloadFileRequest\x1a\x1f.smalti.v1.DownloadFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smalti/v1/file.proto\x12\tsmalti.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.smalti.v1.FileState\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\tFileStart\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07purpose\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x32\n\tretention\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\">\n\x11\x43reateFileRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x02\"\x7f\n\x12\x43reateFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\x12\x12\n\nupload_url\x18\x02 \x01(\t\x12\x36\n\x12upload_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"*\n\x11\x46inishFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"3\n\x12\x46inishFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"^\n\x11UploadFileRequest\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x01H\x00\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x01H\x00\x42\x06\n\x04part\"3\n\x12UploadFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"W\n\x12\x43omposeFileRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x14.smalti.v1.FileStartB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x66ile_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\"4\n\x13\x43omposeFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"\'\n\x0eGetFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"0\n\x0fGetFileResponse\x12\x1d\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x0f.smalti.v1.File\"\xa9\x01\n\x10ListFilesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07purpose\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0coldest_first\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rafter_file_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"L\n\x11ListFilesResponse\x12\x1e\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x0f.smalti.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x11\x44\x65leteFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x14\n\x12\x44\x65leteFileResponse\"B\n\x13\x44ownloadFileRequest\x12\x15\n\x07\x66ile_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"$\n\x14\x44ownloadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*W\n\tFileState\x12\x1a\n\x16\x46ILE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_STATE_UPLOADING\x10\x01\x12\x14\n\x10\x46ILE_STATE_READY\x10\x02\x32\xe6\x04\n\x0b\x46ileService\x12I\n\nCreateFile\x12\x1c.smalti.v1.CreateFileRequest\x1a\x1d.smalti.v1.CreateFileResponse\x12I\n\nFinishFile\x12\x1c.smalti.v1.FinishFileRequest\x1a\x1d.smalti.v1.FinishFileResponse\x12K\n\nUploadFile\x12\x1c.smalti.v1.UploadFileRequest\x1a\x1d.smalti.v1.UploadFileResponse(\x01\x12L\n\x0b\x43omposeFile\x12\x1d.smalti.v1.ComposeFileRequest\x1a\x1e.smalti.v1.ComposeFileResponse\x12@\n\x07GetFile\x12\x19.smalti.v1.GetFileRequest\x1a\x1a.smalti.v1.GetFileResponse\x12\x46\n\tListFiles\x12\x1b.smalti.v1.ListFilesRequest\x1a\x1c.smalti.v1.ListFilesResponse\x12I\n\nDeleteFile\x12\x1c.smalti.v1.DeleteFileRequest\x1a\x1d.smalti.v1.DeleteFileResponse\x12Q\n\x0c\x44ownloadFile\x12\x1e.smalti.v1.DownloadFileRequest\x1a\x1f.smalti.v1.DownloadFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,14 +64,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFILESREQUEST'].fields_by_name['oldest_first']._serialized_options = b'\342A\001\001'
   _globals['_LISTFILESREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_LISTFILESREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\001'
+  _globals['_LISTFILESREQUEST'].fields_by_name['after_file_id']._loaded_options = None
+  _globals['_LISTFILESREQUEST'].fields_by_name['after_file_id']._serialized_options = b'\342A\001\001'
   _globals['_DELETEFILEREQUEST'].fields_by_name['file_id']._loaded_options = None
   _globals['_DELETEFILEREQUEST'].fields_by_name['file_id']._serialized_options = b'\342A\001\002'
   _globals['_DOWNLOADFILEREQUEST'].fields_by_name['file_id']._loaded_options = None
   _globals['_DOWNLOADFILEREQUEST'].fields_by_name['file_id']._serialized_options = b'\342A\001\002'
   _globals['_DOWNLOADFILEREQUEST'].fields_by_name['offset']._loaded_options = None
   _globals['_DOWNLOADFILEREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
-  _globals['_FILESTATE']._serialized_start=1530
-  _globals['_FILESTATE']._serialized_end=1617
+  _globals['_FILESTATE']._serialized_start=1559
+  _globals['_FILESTATE']._serialized_end=1646
   _globals['_FILE']._serialized_start=134
   _globals['_FILE']._serialized_end=354
   _globals['_FILESTART']._serialized_start=356
@@ -97,17 +99,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFILERESPONSE']._serialized_start=1087
   _globals['_GETFILERESPONSE']._serialized_end=1135
   _globals['_LISTFILESREQUEST']._serialized_start=1138
-  _globals['_LISTFILESREQUEST']._serialized_end=1278
-  _globals['_LISTFILESRESPONSE']._serialized_start=1280
-  _globals['_LISTFILESRESPONSE']._serialized_end=1356
-  _globals['_DELETEFILEREQUEST']._serialized_start=1358
-  _globals['_DELETEFILEREQUEST']._serialized_end=1400
-  _globals['_DELETEFILERESPONSE']._serialized_start=1402
-  _globals['_DELETEFILERESPONSE']._serialized_end=1422
-  _globals['_DOWNLOADFILEREQUEST']._serialized_start=1424
-  _globals['_DOWNLOADFILEREQUEST']._serialized_end=1490
-  _globals['_DOWNLOADFILERESPONSE']._serialized_start=1492
-  _globals['_DOWNLOADFILERESPONSE']._serialized_end=1528
-  _globals['_FILESERVICE']._serialized_start=1620
-  _globals['_FILESERVICE']._serialized_end=2234
+  _globals['_LISTFILESREQUEST']._serialized_end=1307
+  _globals['_LISTFILESRESPONSE']._serialized_start=1309
+  _globals['_LISTFILESRESPONSE']._serialized_end=1385
+  _globals['_DELETEFILEREQUEST']._serialized_start=1387
+  _globals['_DELETEFILEREQUEST']._serialized_end=1429
+  _globals['_DELETEFILERESPONSE']._serialized_start=1431
+  _globals['_DELETEFILERESPONSE']._serialized_end=1451
+  _globals['_DOWNLOADFILEREQUEST']._serialized_start=1453
+  _globals['_DOWNLOADFILEREQUEST']._serialized_end=1519
+  _globals['_DOWNLOADFILERESPONSE']._serialized_start=1521
+  _globals['_DOWNLOADFILERESPONSE']._serialized_end=1557
+  _globals['_FILESERVICE']._serialized_start=1649
+  _globals['_FILESERVICE']._serialized_end=2263
 # @@protoc_insertion_point(module_scope)

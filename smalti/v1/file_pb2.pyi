@@ -402,6 +402,7 @@ class ListFilesRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     OLDEST_FIRST_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    AFTER_FILE_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of files on the page, up to 1000; larger values mean 1000, and 0 means 50."""
     page_token: _builtins.str
@@ -412,6 +413,8 @@ class ListFilesRequest(_message.Message):
     """Whether the oldest come first."""
     name: _builtins.str
     """Only files with this name. If omitted, all."""
+    after_file_id: _builtins.str
+    """Only files that follow this one in the list, by its id; in place of `page_token`."""
     def __init__(
         self,
         *,
@@ -420,10 +423,11 @@ class ListFilesRequest(_message.Message):
         purpose: _builtins.str = ...,
         oldest_first: _builtins.bool = ...,
         name: _builtins.str = ...,
+        after_file_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "purpose", b"purpose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_file_id", b"after_file_id", "name", b"name", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("database", "policy"),
         ("identity", "models", "webhooks"),
         ("jobs",),
+        ("files",),
         ("work",),
         ("batches",),
         ("gateway",),

@@ -56,6 +56,7 @@ def _limits(settings: GatewaySettings) -> model_pb2.Limits:
         retention=_duration(settings.retention),
         default_retention=_duration(settings.default_retention),
         open_jobs=settings.open_jobs,
+        file_bytes=settings.file_bytes,
     )
 
 

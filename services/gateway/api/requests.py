@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -98,9 +98,9 @@ def parse_job_spec(
         prompt=prompt,
         seed=seed,
         sampling=sampling,
-        time_limit=_seconds(request, "time_limit", MIN_TIME_LIMIT, settings.time_limit)
+        time_limit=seconds_of(request, "time_limit", MIN_TIME_LIMIT, settings.time_limit)
         or settings.default_time_limit,
-        retention=_seconds(request, "retention", MIN_RETENTION, settings.retention),
+        retention=seconds_of(request, "retention", MIN_RETENTION, settings.retention),
         n=n,
         candidates=candidates,
         first_candidate=first or 0,
@@ -141,14 +141,14 @@ def parse_job_filter(request: image_pb2.ListJobsRequest, settings: GatewaySettin
     )
 
 
-def page_token(request: image_pb2.ListJobsRequest, last: PageCursor) -> str:
-    """Returns the token of the page after a job. It is valid for requests with the same filter."""
+def page_token(request: Message, last: PageCursor) -> str:
+    """Returns the token of the page after a job, or what else is listed; valid for requests with the same filter."""
     content = json.dumps([last.created, last.id])
     return urlsafe_b64encode(f"{_fingerprint(request, content)}{content}".encode()).decode().rstrip("=")
 
 
-def parse_page_token(request: image_pb2.ListJobsRequest) -> PageCursor | None:
-    """Returns the last job of the previous page; None for the first page.
+def parse_page_token(request: Any) -> PageCursor | None:
+    """Returns the last job of the previous page, or what else is listed; None for the first page.
 
     Raises:
         InvalidInputError: the token is damaged, or belongs to a request with another filter.
@@ -177,10 +177,23 @@ def check_view(view: int) -> None:
         raise InvalidInputError("view", f"must be JOB_VIEW_BASIC or JOB_VIEW_FULL, got {view}")
 
 
-def _fingerprint(request: image_pb2.ListJobsRequest, content: str) -> str:
-    filters = image_pb2.ListJobsRequest()
+def seconds_of(request: Message, name: str, minimum: float, maximum: float) -> float | None:
+    """Returns a duration of a request; None if it has none. Raises `InvalidInputError` for one out of range."""
+    if not request.HasField(name):
+        return None
+    duration: Duration = getattr(request, name)
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not minimum <= seconds <= maximum:
+        raise InvalidInputError(name, f"must be between {minimum:g} s and {maximum:g} s, got {seconds:g} s")
+    return seconds
+
+
+def _fingerprint(request: Message, content: str) -> str:
+    filters = type(request)()
     filters.CopyFrom(request)
-    for field in ("page_size", "page_token", "view"):
+    for field in {"page_size", "page_token", "after_file_id", "view"} & set(
+        request.DESCRIPTOR.fields_by_name
+    ):
         filters.ClearField(field)
     digest = hashlib.sha256(filters.SerializeToString(deterministic=True) + b"\0" + content.encode())
     return digest.hexdigest()[:_FINGERPRINT_LENGTH]
@@ -228,16 +241,6 @@ def _second_pass(
     if second_pass is not None and not can_refine(state, settings):
         raise NotSupportedError("this gateway has no refiner; leave out refine and upscale")
     return second_pass
-
-
-def _seconds(request: Message, name: str, minimum: float, maximum: float) -> float | None:
-    if not request.HasField(name):
-        return None
-    duration: Duration = getattr(request, name)
-    seconds = duration.seconds + duration.nanos / 1e9
-    if not minimum <= seconds <= maximum:
-        raise InvalidInputError(name, f"must be between {minimum:g} s and {maximum:g} s, got {seconds:g} s")
-    return seconds
 
 
 def _labels(

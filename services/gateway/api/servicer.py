@@ -24,6 +24,7 @@ from smalti.rpc.places import CallKinds
 from smalti.services.gateway.api.catalogue import describe, without_words
 from smalti.services.gateway.api.conversion import job_message, picture_message
 from smalti.services.gateway.api.decoders import Connect, Decoders
+from smalti.services.gateway.api.file_servicer import FILE_CALLS
 from smalti.services.gateway.api.initial_image import InitialImages
 from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.api.requests import (
@@ -77,7 +78,8 @@ KINDS: Final = CallKinds(
             *("GetJob", "ListJobs", "CancelJob", "DeleteJob", "WatchJob", "DownloadImages"),
             *("ListModels", "GetModel"),
         )
-    ),
+    )
+    + FILE_CALLS,
 )
 """What is special about the calls; only CreateImages may bring a picture."""
 

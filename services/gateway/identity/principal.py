@@ -56,6 +56,14 @@ ROLES: Final[Mapping[str, frozenset[Role]]] = {
     "/smalti.v1.ImageService/DownloadImages": _CALLERS | {Role.WEB},
     "/smalti.v1.ImageService/ListModels": _CALLERS | {Role.WEB},
     "/smalti.v1.ImageService/GetModel": _CALLERS | {Role.WEB},
+    "/smalti.v1.FileService/CreateFile": _CALLERS,
+    "/smalti.v1.FileService/FinishFile": _CALLERS,
+    "/smalti.v1.FileService/UploadFile": _CALLERS,
+    "/smalti.v1.FileService/ComposeFile": _CALLERS,
+    "/smalti.v1.FileService/GetFile": _CALLERS,
+    "/smalti.v1.FileService/ListFiles": _CALLERS,
+    "/smalti.v1.FileService/DeleteFile": _CALLERS,
+    "/smalti.v1.FileService/DownloadFile": _CALLERS,
 }
 """For each method, the roles of which one is enough. A method that is not here is refused."""
 PRIORITY_ROLES: Final[Mapping[Priority, frozenset[Role]]] = {

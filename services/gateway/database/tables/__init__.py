@@ -21,6 +21,11 @@ from smalti.services.gateway.database.tables.batches import (
     Shard,
     ShardState,
 )
+from smalti.services.gateway.database.tables.files import (
+    MAX_PURPOSE_LENGTH,
+    FileState,
+    StoredFile,
+)
 from smalti.services.gateway.database.tables.gateways import (
     GatewayProcess,
     SchemaCompatibility,
@@ -67,6 +72,7 @@ __all__ = [
     "IS_WAITING_SHARD",
     "MAX_ID_LENGTH",
     "MAX_NAME_LENGTH",
+    "MAX_PURPOSE_LENGTH",
     "MAX_REVISION_LENGTH",
     "MAX_URL_LENGTH",
     "OPEN_BATCH_STATES",
@@ -82,6 +88,7 @@ __all__ = [
     "ChunkState",
     "DailyUsage",
     "Delivery",
+    "FileState",
     "GatewayProcess",
     "Job",
     "JobState",
@@ -93,6 +100,7 @@ __all__ = [
     "ShardState",
     "StoreAction",
     "StoreTask",
+    "StoredFile",
     "Tenant",
     "Webhook",
     "Worker",
