@@ -20,18 +20,18 @@ from smalti.telemetry import Metrics
 ONCE = RpcSettings(attempts=1, grace=0)
 
 
-def bare_process(store: MemoryStore | None = None) -> Process:
+def bare_process(store: MemoryStore | None = None, name: str = "ranker") -> Process:
     """Returns a process with a store in memory and without a broker."""
     broker = BrokerSettings(timeout=0.2, drain=1.0)
     return Process(
-        name="ranker",
+        name=name,
         settings=ServiceSettings(),
         rpc=ONCE,
         broker=broker,
         messages=MessageSettings(),
         publisher=BrokerPublisher(broker),
         store=store or MemoryStore(),
-        telemetry=Telemetry(Metrics("ranker")),
+        telemetry=Telemetry(Metrics(name)),
     )
 
 

@@ -1,15 +1,18 @@
 """Prompts of shards, and a shard that is drawn in one process."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smalti.batches import BatchPrompt, PictureFormat
+from smalti.batches import BatchPrompt, PictureFormat, ShardFile
 from smalti.engines.encoding import Encoding
+from smalti.messages import EncodeShardTask, ShardRange, shard_job, shard_key
 from smalti.parameters import SamplingParameters
 from smalti.pipeline import Pipeline
+from smalti.registry.folder import ModelFolder
 from smalti.registry.spec import ModelSpec
 from smalti.shards.decoding import decode_shard
 from smalti.shards.encoding import encode_shard
@@ -19,6 +22,7 @@ from smalti.shards.output import ShardOutput, write_output
 from smalti.shards.ranking import rank_shard
 from smalti.shards.refining import refine_shard
 from smalti.shards.tokens import ShardTokens
+from smalti.storage import ObjectStore
 
 
 def batch_prompt(row: int, prompt: str, **changes: Any) -> BatchPrompt:
@@ -33,6 +37,33 @@ def batch_prompt(row: int, prompt: str, **changes: Any) -> BatchPrompt:
         "sampling": SamplingParameters(),
     }
     return BatchPrompt(**{**fields, **changes})
+
+
+def encode_shard_task(
+    store: ObjectStore, prompts: Sequence[BatchPrompt], model: ModelFolder, batch: str = "b1", **changes: Any
+) -> EncodeShardTask:
+    """Writes the file of a shard; returns the task with which its work begins.
+
+    Args:
+        store: the object store.
+        prompts: the prompts of the shard.
+        model: the model.
+        batch: id of the batch.
+        changes: fields of the task.
+    """
+    part = changes.pop("range", ShardRange(number=0, count=len(prompts)))
+    shard = store.put(shard_key(batch, part.number), ShardFile.to_bytes(prompts))
+    fields: dict[str, Any] = {
+        "job": shard_job(batch, part),
+        "expires": time.time() + 3600,
+        "model": model.name,
+        "revision": model.revision,
+        "batch": batch,
+        "range": part,
+        "shard": shard,
+        "has_second_pass": any(prompt.second_pass for prompt in prompts),
+    }
+    return EncodeShardTask(**{**fields, **changes})
 
 
 class LocalShard:

@@ -17,8 +17,10 @@ from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.service.serving import Serving
+from smalti.service.shards import HandlerByKind
 from smalti.services.decoder.handler import DecodeHandler
 from smalti.services.decoder.servicer import DecoderServicer
+from smalti.services.decoder.shard_handler import DecodeShardHandler
 from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.decoder_pb2_grpc import add_DecoderServiceServicer_to_server
@@ -45,7 +47,7 @@ def build(process: Process) -> Service:
         check=partial(_warm_up, engine, spec),
     )
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = DecodeHandler(
+    jobs = DecodeHandler(
         process=process,
         spec=spec,
         cancellations=cancellations,
@@ -53,6 +55,10 @@ def build(process: Process) -> Service:
         compute=compute,
         rewriter=rewriter,
     )
+    shards = DecodeShardHandler(
+        process=process, spec=spec, cancellations=cancellations, engine=engine, compute=compute
+    )
+    handler = HandlerByKind(jobs, shards)
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device

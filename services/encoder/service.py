@@ -14,8 +14,10 @@ from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.service.serving import Serving
+from smalti.service.shards import HandlerByKind
 from smalti.services.encoder.handler import EncodeHandler
 from smalti.services.encoder.servicer import EncoderServicer
+from smalti.services.encoder.shard_handler import EncodeShardHandler
 from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
@@ -41,7 +43,7 @@ def build(process: Process) -> Service:
         check=lambda: engine.encode(""),
     )
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = EncodeHandler(
+    jobs = EncodeHandler(
         process=process,
         folder=spec.folder,
         cancellations=cancellations,
@@ -49,6 +51,15 @@ def build(process: Process) -> Service:
         compute=compute,
         rewriter=rewriter,
     )
+    shards = EncodeShardHandler(
+        process=process,
+        folder=spec.folder,
+        cancellations=cancellations,
+        engine=engine,
+        compute=compute,
+        rewriter=rewriter,
+    )
+    handler = HandlerByKind(jobs, shards)
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device

@@ -15,9 +15,11 @@ from smalti.service.cancellation import Cancellations
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.service.serving import Serving
+from smalti.service.shards import HandlerByKind
 from smalti.services.generator.failing_batch import REQUEST, STEP, FailingBatch
 from smalti.services.generator.handler import GenerateHandler
 from smalti.services.generator.servicer import GeneratorServicer
+from smalti.services.generator.shard_handler import GenerateShardHandler
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from smalti.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
@@ -44,7 +46,9 @@ def build(process: Process) -> Service:
         engine.batch = FailingBatch(engine.batch)
     model = model_message(spec)
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = GenerateHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
+    jobs = GenerateHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
+    shards = GenerateShardHandler(process=process, spec=spec, cancellations=cancellations, engine=engine)
+    handler = HandlerByKind(jobs, shards)
 
     device = jax.devices()[0].device_kind
     process.report["device"] = device

@@ -14,8 +14,10 @@ from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.service.serving import Serving
+from smalti.service.shards import HandlerByKind
 from smalti.services.ranker.handler import RankHandler
 from smalti.services.ranker.servicer import RankerServicer
+from smalti.services.ranker.shard_handler import RankShardHandler
 from smalti.text.rewording import Rewriter
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
@@ -44,7 +46,7 @@ def build(process: Process) -> Service:
         check=warm_up,
     )
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = RankHandler(
+    jobs = RankHandler(
         process=process,
         folder=spec.folder,
         cancellations=cancellations,
@@ -52,6 +54,10 @@ def build(process: Process) -> Service:
         compute=compute,
         rewriter=rewriter,
     )
+    shards = RankShardHandler(
+        process=process, folder=spec.folder, cancellations=cancellations, engine=engine, compute=compute
+    )
+    handler = HandlerByKind(jobs, shards)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     serving = Serving.of(Stage.RANK, spec, device)
 

@@ -17,8 +17,10 @@ from smalti.service.compute import ComputeThread
 from smalti.service.engine_service import EngineServicer
 from smalti.service.model import model_message
 from smalti.service.serving import Serving
+from smalti.service.shards import HandlerByKind
 from smalti.services.refiner.handler import RefineHandler
 from smalti.services.refiner.servicer import RefinerServicer
+from smalti.services.refiner.shard_handler import RefineShardHandler
 from smalti.v1 import engine_pb2
 from smalti.v1.engine_pb2_grpc import add_EngineServiceServicer_to_server
 from smalti.v1.refiner_pb2_grpc import add_RefinerServiceServicer_to_server
@@ -43,9 +45,13 @@ def build(process: Process) -> Service:
         check=partial(_warm_up, engine, spec),
     )
     cancellations = Cancellations(process.store, settings.cancel_poll)
-    handler = RefineHandler(
+    jobs = RefineHandler(
         process=process, spec=spec, cancellations=cancellations, engine=engine, compute=compute
     )
+    shards = RefineShardHandler(
+        process=process, spec=spec, cancellations=cancellations, engine=engine, compute=compute
+    )
+    handler = HandlerByKind(jobs, shards)
     serving = Serving.of(Stage.REFINE, spec, device)
 
     def register(server: grpc.aio.Server) -> None:

@@ -42,5 +42,6 @@ class DeliveryMetrics:
             self._metrics.add("duplicates_suppressed_total")
             return
         self._metrics.observe("stage_seconds", done.seconds, stage=done.stage.value)
-        if "images_total" in self._metrics.definitions:
+        # The stages of shards, whose objects hold many pictures, count them themselves.
+        if "images_total" in self._metrics.definitions and done.chunk is not None:
             self._metrics.add("images_total", len(done.objects))

@@ -1,11 +1,16 @@
-"""The objects of the stages: tensors as safetensors files, and the record of what a stage has written.
+"""The objects of the stages: tensors as safetensors files, the record of what a stage has written, and calls of the
+store at the same time.
 
 The same numbers give the same bytes. But two workers that do the same work may write different numbers, because their
 machines or libraries differ. Neither overwrites the other's objects, and the record of whoever was first decides which
 ones the next stage works on.
 """
 
-from collections.abc import Sequence
+import contextvars
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +22,14 @@ from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.registry.spec import ModelSpec
 from smalti.results import OutputsFile
 from smalti.storage import ObjectRef, ObjectStore
+
+THREADS: Final = 16
+"""Calls of the store that a stage makes at the same time."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def encoding_bytes(encoding: Encoding) -> bytes:
@@ -69,13 +82,16 @@ def load_tokens_row(
     return tokens[row]
 
 
-def find_outputs(store: ObjectStore, record: str, names: Sequence[str]) -> tuple[ObjectRef, ...] | None:
+def find_outputs(
+    store: ObjectStore, record: str, names: Sequence[str], copies: Mapping[str, str] = _NONE
+) -> tuple[ObjectRef, ...] | None:
     """Returns the objects of earlier work, if they are all there.
 
     Args:
         store: the store.
         record: the key of the record.
         names: the names that the objects must have, in order.
+        copies: by name, the key of a copy that will do as well.
     """
     try:
         objects = OutputsFile.parse(record, store.get(record)).objects
@@ -83,25 +99,35 @@ def find_outputs(store: ObjectStore, record: str, names: Sequence[str]) -> tuple
         return None
     if [ref.name for ref in objects] != list(names):
         return None
-    for ref in objects:
-        info = store.stat(ref.key)
-        if info is None or info.sha256 != ref.sha256:
-            return None
-    return objects
+    there = all(
+        is_there(store, ref.key, ref.sha256)
+        or (ref.name in copies and is_there(store, copies[ref.name], ref.sha256))
+        for ref in objects
+    )
+    return objects if there else None
 
 
-def record_outputs(store: ObjectStore, record: str, objects: Sequence[ObjectRef]) -> tuple[ObjectRef, ...]:
+def is_there(store: ObjectStore, key: str, sha256: str) -> bool:
+    """Returns whether there is an object with this content."""
+    info = store.stat(key)
+    return info is not None and info.sha256 == sha256
+
+
+def record_outputs(
+    store: ObjectStore, record: str, objects: Sequence[ObjectRef], copies: Mapping[str, str] = _NONE
+) -> tuple[ObjectRef, ...]:
     """Records what was written, and returns what counts: the objects of the first writer that are still there.
 
     Args:
         store: the store.
         record: the key of the record.
         objects: the objects; must be durable.
+        copies: as in `find_outputs`.
     """
     content = OutputsFile(objects=tuple(objects)).to_bytes()
     if store.create(record, content, content_type="application/json"):
         return tuple(objects)
-    first = find_outputs(store, record, [ref.name for ref in objects])
+    first = find_outputs(store, record, [ref.name for ref in objects], copies)
     if first is not None:
         return first
     # The objects of the first writer are lost.
@@ -126,3 +152,31 @@ def _tensor(
         expected = f"{np.dtype(dtype)} of shape {shape}"
         raise DamagedObjectError(key, f"{name} is {found}; must be {expected}")
     return tensor
+
+
+class StoreExecutor:
+    """Runs calls in a pool of threads, with the caller's context variables, so that logs and traces know the task.
+
+    A stage waits longer for the store than its objects take to transfer.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+
+    def submit(self, call: Callable[[], Result]) -> "Future[Result]":
+        """Runs a call in a thread of the pool."""
+        return self._threads.submit(contextvars.copy_context().run, call)
+
+    def map(self, call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Returns the results of a call for each item, in order; raises the first error."""
+        first, *others = items
+        futures = [self.submit(lambda item=item: call(item)) for item in others]  # type: ignore[misc]
+        try:
+            return [call(first), *(future.result() for future in futures)]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Waits for the calls that run, and ends the threads."""
+        self._threads.shutdown()

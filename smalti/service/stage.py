@@ -24,16 +24,15 @@ from smalti.errors import (
     RequestCancelledError,
     RequestExpiredError,
 )
-from smalti.messages import ChunkTask, FailureReason, Message, PromptReading, Stage, StageTask
+from smalti.messages import FailureReason, Message, PromptReading, RoutedTask, ShardTask, Stage, StageDone
 from smalti.queue import Delivery, GiveBackError, HoldBackError, PermanentError, Publisher, RetryError
 from smalti.registry.folder import ModelFolder
 from smalti.registry.routes import route_keys
 from smalti.service import failpoints
 from smalti.service.cancellation import Cancellations, CancellationToken
 from smalti.service.compute import ComputeThread
-from smalti.service.objects import find_outputs, record_outputs
+from smalti.service.objects import StoreExecutor, find_outputs, record_outputs
 from smalti.service.process import Process
-from smalti.service.store_executor import StoreExecutor
 from smalti.storage import ObjectRef, find
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 DRAIN_SHARE = 0.8
 """The share of the drain time in which a task that has begun may finish; the rest is left for giving it back."""
 
-TaskType = TypeVar("TaskType", bound=StageTask)
+TaskType = TypeVar("TaskType", bound=RoutedTask)
 Inputs = TypeVar("Inputs")
 """The inputs that a stage loads."""
 
@@ -106,11 +105,19 @@ class TaskContext(Generic[TaskType]):
         """Waits until the worker stops, for the length of a drain at most."""
         self._draining.wait(self._drain_seconds)
 
-    def reach(self, point: str) -> None:
-        """Triggers the failpoints of the stage at this point."""
+    def reach(self, point: str, prompt: str = "") -> None:
+        """Triggers the failpoints of the stage at this point.
+
+        Args:
+            point: the point, without the stage.
+            prompt: the prompt of a shard that is worked on, if it is one.
+        """
         task = self.task
         failpoints.reach(
-            f"{task.stage_queue}.{point}", job=task.job, prompt=task.prompt, chunk=getattr(task, "chunk", "")
+            f"{task.stage_queue}.{'shard-' if isinstance(task, ShardTask) else ''}{point}",
+            job=task.job,
+            prompt=prompt or getattr(task, "prompt", ""),
+            chunk=getattr(task, "chunk", ""),
         )
 
 
@@ -140,6 +147,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         """
         self.store = process.store
         self.publisher: Publisher = process.publisher
+        self.metrics = process.telemetry.metrics
         self.store_executor = StoreExecutor()
         self._broker = process.broker
         self._folder = folder
@@ -174,6 +182,16 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         """Returns the records of what is written: the names in each, by its key. One holds everything by default."""
         names = self.output_names(task)
         return {task.keys.outputs(self.stage, getattr(task, "chunk", 0)): names}
+
+    def copies(self, task: TaskType) -> Mapping[str, str]:
+        """Returns the keys of copies of what is written, by name, which will do as well; none by default."""
+        return {}
+
+    def done(self, context: TaskContext[TaskType], output: StageOutput) -> StageDone:
+        """Returns the event that says that the stage has finished."""
+        return context.task.done(
+            *output.objects, seconds=output.seconds, skipped=output.skipped, reading=context.reading
+        )
 
     def write(
         self, task: TaskType, name: str, content: bytes, *, content_type: str = "application/octet-stream"
@@ -264,9 +282,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
                 log.info("the work is done; the engine took %.3f s", output.seconds)
             context.reach("after-write")
             yield from self.next_tasks(context, output.objects)
-            yield task.done(
-                *output.objects, seconds=output.seconds, skipped=output.skipped, reading=context.reading
-            )
+            yield self.done(context, output)
             context.reach("after-publish")
 
     def _find_or_run(self, context: TaskContext[TaskType]) -> StageOutput:
@@ -295,7 +311,7 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             if output := find_output():
                 return output
             raise
-        return find_output() or self._record(self.run(context, inputs), records)
+        return find_output() or self._record(task, self.run(context, inputs), records)
 
     def _find(
         self, task: TaskType, records: Mapping[str, tuple[str, ...]] | None
@@ -305,19 +321,23 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             return find(self.store, *self.output_names(task))
         found: list[ObjectRef] = []
         for record, names in records.items():
-            objects = find_outputs(self.store, record, names)
+            objects = find_outputs(self.store, record, names, self.copies(task))
             if objects is None:
                 return None
             found += objects
         return tuple(found)
 
-    def _record(self, output: StageOutput, records: Mapping[str, tuple[str, ...]] | None) -> StageOutput:
+    def _record(
+        self, task: TaskType, output: StageOutput, records: Mapping[str, tuple[str, ...]] | None
+    ) -> StageOutput:
         """Records what was written; returns what the next stage works on, which another worker may have written."""
         if records is None:
             return output
         refs = {ref.name: ref for ref in output.objects}
         recorded = self.store_executor.map(
-            lambda each: record_outputs(self.store, each[0], [refs[name] for name in each[1]]),
+            lambda each: record_outputs(
+                self.store, each[0], [refs[name] for name in each[1]], self.copies(task)
+            ),
             records.items(),
         )
         return replace(output, objects=tuple(ref for objects in recorded for ref in objects))
@@ -337,14 +357,15 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
             )
 
     def _from_the_start(self, task: TaskType, error: MissingObjectError | DamagedObjectError) -> Message:
-        """Deletes the damaged object, and returns the task that makes the chunk again from the prompt."""
-        if not isinstance(task, ChunkTask):
+        """Deletes the damaged object, and returns the task that makes the same work again from its beginning."""
+        again = task.from_the_start()
+        if again is None:
             # Its inputs come from several chunks, which only the gateway can have made again.
             self.store.delete(error.key)
             raise PermanentError(FailureReason.INPUTS, str(error)) from error
         if task.attempt >= self._broker.attempts:
             raise RetryError(str(error)) from error
-        log.warning("chunk %d of %s starts again from the prompt: %s", task.chunk, task.job, error)
+        log.warning("%s starts again from the prompt: %s", " ".join(task.work_key), error)
         # Even if the object is intact but not the expected one: the producing stage would find it and skip the work.
         self.store.delete(error.key)
-        return task.from_the_start()
+        return again  # type: ignore[return-value]

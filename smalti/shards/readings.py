@@ -6,12 +6,12 @@ from typing import Final
 from pydantic import Field, TypeAdapter, ValidationError
 
 from smalti.batches import BatchPrompt
-from smalti.errors import DamagedObjectError, InvalidInputError, RequestFailedError
+from smalti.errors import DamagedObjectError, InvalidInputError, NotSupportedError, RequestFailedError
 from smalti.validation import Strict, first_problem
 
 OnPrompt = Callable[[BatchPrompt], None]
 """Called before a stage works on a prompt; what it raises ends the stage."""
-PROMPT_ERRORS: Final = (InvalidInputError, RequestFailedError)
+PROMPT_ERRORS: Final = (InvalidInputError, NotSupportedError, RequestFailedError)
 """Errors that concern one prompt alone; the shard goes on without it."""
 
 

@@ -108,6 +108,8 @@ DEFINITIONS: Final = (
     _histogram("batch_occupancy", "share of the slots in use, per dispatch", (GENERATOR,), buckets=SHARES),
     _counter("tokens_generated_total", "generated image tokens", (GENERATOR,)),
     _counter("images_total", "decoded pictures; of a refiner: refined and enlarged ones", (DECODER, REFINER)),
+    _counter("shards_total", "shards of batches whose output was written", (RANKER, REFINER)),
+    _counter("shard_prompts_total", "prompts of these shards", (RANKER, REFINER), ("state",)),
     _counter(
         "engine_compilations_total", "programs compiled or read from the cache; constant after warm-up", COMPILED
     ),
