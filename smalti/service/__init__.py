@@ -24,5 +24,6 @@ __all__ = [
     "run",
     "service_settings",
     "serving",
+    "shards",
     "stage",
 ]

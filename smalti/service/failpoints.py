@@ -12,7 +12,10 @@
 The points of a stage, in order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread before it computes; in
 the generator before every dispatch, for no task in particular), `generate.engine-request` (before a dispatch, for each
 seed that it generates with), `STAGE.before-write`, `STAGE.after-write` (before any
-message is sent), `STAGE.after-publish` (before the message is acknowledged). The points of the gateway, in the order of
+message is sent), `STAGE.after-publish` (before the message is acknowledged). Those of shards are the same with
+`STAGE.shard-` at their beginning, such as `decode.shard-after-read`; `STAGE.shard-engine-step` is reached for each prompt
+of the shard, with that prompt, and of a shard that is the last stage's, the output is put into its place after
+`STAGE.shard-after-write`. The points of the gateway, in the order of
 a job: `gateway.after-accept` (stored, not yet answered), `gateway.after-lease` (a chunk is marked as sent, but is not
 yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
 `gateway.after-result` (written while the job is still open), `gateway.after-end`. A migration of the gateway's database
