@@ -51,6 +51,14 @@ class Trial:
                 why = each.refused or (each.end.error.message if each.end else "")
                 self.problems.append(f"batch {each.name!r} is {each.state}, not {state}: {why}")
 
+    def expect_same_files(self, first: BatchSubmission, *others: BatchSubmission) -> None:
+        """Records a problem for each batch whose output differs from that of the first one."""
+        for other in others:
+            differing = self.batches.differences(first, other)
+            self.expect(
+                not differing, f"{', '.join(differing[:3])} of {other.name!r} and {first.name!r} differ"
+            )
+
 
 @dataclass(frozen=True)
 class Row:

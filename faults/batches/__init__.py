@@ -2,6 +2,6 @@
 
 from faults.batches.account import BatchAccount
 from faults.batches.output import read_output
-from faults.batches.submissions import BatchSubmission
+from faults.batches.submissions import CANDIDATES, SHARD_PROMPTS, BatchSubmission
 
-__all__ = ["BatchAccount", "BatchSubmission", "read_output"]
+__all__ = ["CANDIDATES", "SHARD_PROMPTS", "BatchAccount", "BatchSubmission", "read_output"]

@@ -15,7 +15,7 @@ from faults.system import PATIENCE, System
 from faults.tally import Tally
 from harness.objects import name_of
 from harness.waiting import wait_until
-from smalti.batches import BatchKeys
+from smalti.batches import SUMMARY_FILE, BatchKeys
 from smalti.client import Client
 from smalti.errors import BatchNotFoundError, SmaltiError, UnavailableError
 from smalti.storage import JobKeys, digest
@@ -53,6 +53,7 @@ class BatchAccount:
         prompts: Sequence[str],
         *,
         failing: Sequence[int] = (),
+        invalid: Sequence[int] = (),
         client: Client | None = None,
         content: bytes | None = None,
         **asked: Any,
@@ -63,6 +64,7 @@ class BatchAccount:
             name: its name, different from those of the other batches of the system.
             prompts: the lines of its input.
             failing: rows that cannot be drawn.
+            invalid: rows that cannot be used.
             client: the client to use; by default one of the gateways in turn.
             content: the input, if that is not the prompts.
             asked: further arguments of the call.
@@ -73,6 +75,7 @@ class BatchAccount:
             str(uuid.uuid4()),
             {"shard_prompts": SHARD_PROMPTS, **asked},
             frozenset(failing),
+            frozenset(invalid),
         )
         lines = "".join(f"{prompt}\n" for prompt in prompts).encode()
         self.system.store.put(submission.input_key, lines if content is None else content)
@@ -142,6 +145,23 @@ class BatchAccount:
             if waiting:
                 time.sleep(_SHORT_SECONDS)
 
+    def listed(self, submission: BatchSubmission) -> dict[str, str]:
+        """Returns the SHA-256 of each file of a batch, as a gateway lists them."""
+        with self.system.client(attempts=TRIES, retry_seconds=RETRY_SECONDS) as client:
+            return {file.name: file.sha256 for file in client.batches.files(submission.batch)}
+
+    def differences(self, first: BatchSubmission, second: BatchSubmission) -> list[str]:
+        """Returns the names of files in which two batches of the same prompts differ, though nothing may differ.
+
+        The summaries differ in the name of the input alone.
+        """
+        one, other = (read_output(self.system.store, each.batch) for each in (first, second))
+        for files, submission in ((one, first), (other, second)):
+            if SUMMARY_FILE in files:
+                name = submission.input_key.rpartition("/")[2].encode()
+                files[SUMMARY_FILE] = files[SUMMARY_FILE].replace(name, b"input")
+        return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
     def close(self) -> Tally:
         """Looks for refused batches that were accepted nevertheless, waits for all batches, and counts."""
         for each in self.submissions:
@@ -188,14 +208,10 @@ class BatchAccount:
         submission.files = {name: digest(content) for name, content in files.items()}
         if files or submission.state == "succeeded":
             found += problems_of(submission, files, self._references)
-        listed = self._listed(submission)
+        listed = self.listed(submission)
         if listed != submission.files:
             found.append(f"it lists {sorted(listed)}, and has {sorted(submission.files)}")
         return found
-
-    def _listed(self, submission: BatchSubmission) -> dict[str, str]:
-        with self.system.client(attempts=TRIES, retry_seconds=RETRY_SECONDS) as client:
-            return {file.name: file.sha256 for file in client.batches.files(submission.batch)}
 
     def _check_store(self, tally: Tally) -> None:
         """Checks that every object of a batch is explained."""

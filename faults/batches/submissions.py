@@ -29,7 +29,9 @@ class BatchSubmission:
     request_id: str
     asked: dict[str, Any] = field(default_factory=dict)
     failing: frozenset[int] = frozenset()
-    """Rows that cannot be drawn; all others must be."""
+    """Rows that cannot be drawn."""
+    invalid: frozenset[int] = frozenset()
+    """Rows that cannot be used; all others must be drawn."""
     batch: str = ""
     """The id of the accepted batch; empty if it was not accepted."""
     refused: SmaltiError | None = None
@@ -55,6 +57,10 @@ class BatchSubmission:
         if not self.batch:
             return "refused"
         return ENDS[self.end.state] if self.end else "lost"
+
+    def state_of(self, row: int) -> str:
+        """Returns the state that a row must have in the manifest."""
+        return "failed" if row in self.failing else "invalid" if row in self.invalid else "drawn"
 
     def seed(self, row: int) -> int:
         """Returns the seed of a row."""

@@ -4,6 +4,7 @@ from typing import Final
 
 from faults.matrix import Row
 from faults.rows import (
+    batches,
     broker,
     clients,
     database,
@@ -54,6 +55,20 @@ ROWS: Final[dict[str, Row]] = {
         versions.together,
         versions.update,
         revisions.rollout,
+        batches.workers.killed,
+        batches.workers.told_to_end,
+        batches.gateway.killed,
+        batches.gateway.killed_at_random,
+        batches.gateway.one_is_away,
+        batches.outside.store_in_trouble,
+        batches.outside.broker_away,
+        batches.outside.objects_harmed,
+        batches.poison.deadly,
+        batches.poison.raising,
+        batches.states.taken_back,
+        batches.states.expired,
+        batches.beside.beside_jobs,
+        batches.bad_input.bad_input,
         gateway.gateway_killed,
         gateway.gateway_paused,
         gateway.gateway_cut_off,

@@ -81,13 +81,14 @@ class Finisher:
             batch = claim.lock(session)
         keys = BatchKeys(batch.id)
         ending = batch.ending or BatchState.SUCCEEDED
+        failpoints.reach("gateway.before-manifest", job=batch.id, batch=batch.name)
         summary = finish(
             StorePlace(self._store, keys.prefix),
             self._describe(batch),
             self._parts(claim, keys),
             _FINAL[ending],
         )
-        failpoints.reach("gateway.after-manifest", job=batch.id)
+        failpoints.reach("gateway.after-manifest", job=batch.id, batch=batch.name)
         with self._database.write() as session:
             locked = claim.lock(session)
             _count(locked, summary)

@@ -128,7 +128,7 @@ class BatchRepository:
             if found is None:
                 raise
             return found
-        failpoints.reach("gateway.after-batch", job=batch.id)
+        failpoints.reach("gateway.after-batch", job=batch.id, batch=batch.name)
         self._signals.to_plan.set()
         return BatchSnapshot(batch=batch, now=to_microseconds(self._clock()))
 

@@ -98,7 +98,7 @@ class Planner:
             if cursor is None or "next" not in cursor:
                 counts = plan.check(folder=folder, on_rows=_Reporter(self, claim))
                 cursor = self._checked(claim, counts, sha256)
-                failpoints.reach("gateway.after-checked", job=claim.batch_id)
+                failpoints.reach("gateway.after-checked", job=batch.id, batch=batch.name)
             if not batch.validate_only:
                 self._cut(claim, batch, plan, first=cursor["next"])
         self._planned(claim)
@@ -171,14 +171,14 @@ class Planner:
                 )
                 for shard, ref in zip(allowed, refs, strict=True):
                     rows.append(_row(batch.id, shard, ref.sha256))
-                failpoints.reach("gateway.before-shards", job=batch.id)
+                failpoints.reach("gateway.before-shards", job=batch.id, batch=batch.name)
                 with self._database.write() as session:
                     locked = claim.lock(session)
                     session.execute(insert(Shard), rows)
                     locked.candidates -= refused.candidates
                     locked.pictures_planned -= refused.pictures
                     locked.cursor = {**(locked.cursor or {}), "next": group[-1].number + 1}
-                failpoints.reach("gateway.after-shards", job=batch.id)
+                failpoints.reach("gateway.after-shards", job=batch.id, batch=batch.name)
                 self._signals.rows_planned(sum(len(shard.prompts) for shard in group))
 
     def _allowed(
@@ -210,7 +210,7 @@ class Planner:
                     batch.state = BatchState.RUNNING
                 batch.trouble = None
                 touch(batch)
-        failpoints.reach("gateway.after-planned", job=claim.batch_id)
+        failpoints.reach("gateway.after-planned", job=batch.id, batch=batch.name)
         log.info("batch %s is planned", claim.batch_id)
         self._tell(claim.batch_id, outcome)
         self._signals.to_send.set()

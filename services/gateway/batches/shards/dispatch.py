@@ -143,9 +143,9 @@ class ShardDispatcher:
         if begins:
             self._signals.changed(batch_id)
         for task in tasks:
-            failpoints.reach("gateway.after-shard-lease", job=task.job)
+            failpoints.reach("gateway.after-shard-lease", job=task.job, batch=batch.name)
             self._publish(task)
-            failpoints.reach("gateway.after-shard-publish", job=task.job)
+            failpoints.reach("gateway.after-shard-publish", job=task.job, batch=batch.name)
         return len(tasks)
 
     def _lease(self, batch: Batch, shard: Shard, choice: Choice) -> EncodeShardTask:

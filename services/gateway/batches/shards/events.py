@@ -103,7 +103,9 @@ class ShardEvents:
                 size=report.bytes,
             )
             is_last = complete(session, batch, shard, results, now)
-        failpoints.reach("gateway.after-shard-done", job=BatchKeys(name.batch_id).job(range_of(shard)))
+        failpoints.reach(
+            "gateway.after-shard-done", job=BatchKeys(batch.id).job(range_of(shard)), batch=batch.name
+        )
         self._signals.shards_ended("done", 1)
         for outcome, count in (("drawn", report.drawn), ("failed", report.failed)):
             if count:

@@ -79,7 +79,7 @@ class Halving:
             add_store_task(session, batch, row, StoreAction.WRITE_MARKER, now)
             add_store_task(session, batch, row, StoreAction.DELETE, now)
             touch(batch)
-        failpoints.reach("gateway.after-halved", job=BatchKeys(batch_id).job(shard))
+        failpoints.reach("gateway.after-halved", job=BatchKeys(batch_id).job(shard), batch=batch.name)
         self._signals.shards_ended("halved", 1)
         self._signals.changed(batch_id)
         self._signals.to_send.set()
