@@ -21,15 +21,14 @@ yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are
 `gateway.after-result` (written while the job is still open), `gateway.after-end`. A migration of the gateway's database
 reaches `gateway.before-migrated` before each commit, with the schema that it makes as its `job`.
 
-The points of a stage's work for a shard of a batch are the same, with "shard-" before the name, such as
-`STAGE.shard-after-read`. Those of the gateway, in the order of a batch: `gateway.after-batch` (stored, not answered),
+The points of the gateway, in the order of a batch: `gateway.after-batch` (stored, not answered),
 `gateway.after-checked` (the whole input is read), `gateway.before-shards` and `gateway.after-shards` (before and after
 shards are stored, a group at a time), `gateway.after-planned`, `gateway.after-shard-lease`,
 `gateway.after-shard-publish`, `gateway.after-shard-done` (the results of a shard count), `gateway.after-halved`,
 `gateway.before-manifest`, `gateway.after-manifest` (everything is written while the batch is still open).
 
-FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of a shard's files, such as 00012) or `batch` (the name of a
-batch); a prompt must contain TEXT, the others must be equal to it.
+FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of its files, such as 00012) or `batch` (its name); a prompt
+must contain TEXT, the others must be equal to it.
 
 TIMES counts in one process. If `SMALTI_FAILPOINTS_STATE` names a folder, it counts over all processes that share the
 folder, and so over restarts.
