@@ -11,23 +11,22 @@
 
 The points of a stage, in order: `STAGE.after-read`, `STAGE.engine-step` (in the engine's thread before it computes; in
 the generator before every dispatch, for no task in particular), `generate.engine-request` (before a dispatch, for each
-seed that it generates with), `STAGE.before-write`, `STAGE.after-write` (before any
-message is sent), `STAGE.after-publish` (before the message is acknowledged). Those of shards are the same with
-`STAGE.shard-` at their beginning, such as `decode.shard-after-read`; `STAGE.shard-engine-step` is reached for each prompt
-of the shard, with that prompt, and of a shard that is the last stage's, the output is put into its place after
-`STAGE.shard-after-write`. The points of the gateway, in the order of
-a job: `gateway.after-accept` (stored, not yet answered), `gateway.after-lease` (a chunk is marked as sent, but is not
-yet), `gateway.after-publish`, `gateway.after-ranked` (the scores of a chunk are stored), `gateway.before-result`,
-`gateway.after-result` (written while the job is still open), `gateway.after-end`. A migration of the gateway's database
-reaches `gateway.before-migrated` before each commit, with the schema that it makes as its `job`.
+seed that it generates with), `STAGE.before-write`, `STAGE.after-write` (before any message is sent),
+`STAGE.after-publish` (before the message is acknowledged). Those of shards begin with `STAGE.shard-`, such as
+`decode.shard-after-read`; `STAGE.shard-engine-step` is reached for each prompt of the shard, with that prompt. The last
+stage puts its output into its place after `STAGE.shard-after-write`.
 
-The points of the gateway, in the order of a batch: `gateway.after-batch` (stored, not answered),
-`gateway.after-checked` (the whole input is read), `gateway.before-shards` and `gateway.after-shards` (before and after
-shards are stored, a group at a time), `gateway.after-planned`, `gateway.after-shard-lease`,
-`gateway.after-shard-publish`, `gateway.after-shard-done` (the results of a shard count), `gateway.after-halved`,
-`gateway.before-manifest`, `gateway.after-manifest` (everything is written while the batch is still open).
+The points of the gateway, in the order of a job: `gateway.after-accept` (stored, not yet answered),
+`gateway.after-lease` (a chunk is marked as sent, but is not yet), `gateway.after-publish`, `gateway.after-ranked` (the
+scores of a chunk are stored), `gateway.before-result`, `gateway.after-result` (written while the job is still open),
+`gateway.after-end`. In the order of a batch: `gateway.after-batch` (stored, not yet answered), `gateway.after-checked`
+(the whole input is read), `gateway.before-shards` and `gateway.after-shards` (before and after some shards are stored),
+`gateway.after-planned`, `gateway.after-shard-lease`, `gateway.after-shard-publish`, `gateway.after-shard-done` (the
+results of a shard count), `gateway.after-halved`, `gateway.before-manifest`, `gateway.after-manifest` (everything is
+written while the batch is still open). A migration of the gateway's database reaches `gateway.before-migrated` before
+each commit, with the schema that it makes as its `job`.
 
-FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of its files, such as 00012) or `batch` (its name); a prompt
+FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of its files, such as 00012) or `batch` (its name). A prompt
 must contain TEXT, the others must be equal to it.
 
 TIMES counts in one process. If `SMALTI_FAILPOINTS_STATE` names a folder, it counts over all processes that share the

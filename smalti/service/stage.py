@@ -118,6 +118,7 @@ class TaskContext(Generic[TaskType]):
             job=task.job,
             prompt=prompt or getattr(task, "prompt", ""),
             chunk=getattr(task, "chunk", ""),
+            shard=task.range.name if isinstance(task, ShardTask) else "",
         )
 
 
