@@ -26,7 +26,7 @@ results of a shard count), `gateway.after-halved`, `gateway.before-manifest`, `g
 written while the batch is still open). A migration of the gateway's database reaches `gateway.before-migrated` before
 each commit, with the schema that it makes as its `job`.
 
-FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of its files, such as 00012) or `batch` (its name). A prompt
+FIELD is `job`, `prompt`, `chunk`, `seed`, `shard` (the name of its files, as in 00012) or `batch` (its name). A prompt
 must contain TEXT, the others must be equal to it.
 
 TIMES counts in one process. If `SMALTI_FAILPOINTS_STATE` names a folder, it counts over all processes that share the
