@@ -39,6 +39,13 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
         ("__main__",),
     ),
+    "smalti.batches": (
+        ("duplicates", "layout", "places", "reading"),
+        ("prompts",),
+        ("checking", "manifest", "tars"),
+        ("finishing", "openai"),
+        ("planning",),
+    ),
     "smalti.engines": (
         ("encoding", "decoder", "ranker"),
         ("encoder", "refiner"),
