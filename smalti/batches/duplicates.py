@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-_RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])
+RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8")])
 """Of an id: 128 bits of its hash, so that no two ids ever have the same, and where it is."""
 _PARTITIONS: Final = 64
 _BUFFER: Final = 2**14
@@ -43,7 +43,7 @@ class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
         for partition in range(_PARTITIONS):
             self._flush(partition)
             path = self._path(partition)
-            if path.exists() and (pair := _first(np.fromfile(path, _RECORD))) is not None:
+            if path.exists() and (pair := first_pair(np.fromfile(path, RECORD))) is not None:
                 found.append(pair)
         return min(found, key=lambda pair: pair[1], default=None)
 
@@ -66,7 +66,7 @@ class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
         return Path(self._folder.name) / f"{partition}.ids"
 
 
-def _first(records: np.ndarray) -> tuple[int, int] | None:
+def first_pair(records: np.ndarray) -> tuple[int, int] | None:
     """Returns the places of the first two records with one digest."""
     records = records[np.lexsort((records["place"], records["low"], records["high"]))]
     before, after = records[:-1], records[1:]

@@ -153,6 +153,11 @@ def test_a_bad_row_is_told_or_skipped(
     assert shard.candidates == counts.candidates == 8
 
 
+def test_nothing_is_taken_from_fields_that_are_out_of_place(make_plan: MakePlan) -> None:
+    [shard] = make_plan(b"prompt,id\na, b,c\nd,e\n", "csv", skip_invalid=True).shards()
+    assert [(prompt.id, prompt.prompt) for prompt in shard.prompts] == [("0", ""), ("e", "d")]
+
+
 SEEDS = ["abc", "1.5", "-1", str(2**63), "1e3", "NaN", "9" * 50, "1_000", "٣"]
 
 
@@ -238,7 +243,12 @@ WHOLE = {
     "csv-open-huge": (
         "csv",
         b'prompt,id\na fox,1\n"' + b"x\n" * MEBIBYTE,
-        "line .*: has .*(more than|too long)",
+        "line 3: has a quotation mark that is not closed",
+    ),
+    "csv-open-fields": (
+        "csv",
+        b'prompt,id\na fox,1\n"' + b'x","y\n' * MEBIBYTE,
+        "line 3: has more than 1048576 bytes",
     ),
     "csv-header": ("csv", b"pr\xffmpt,id\na fox,1\n", "line 1: is not valid UTF-8"),
     "utf-16": ("text", "a fox".encode("utf-16"), "is UTF-16; save it as UTF-8"),

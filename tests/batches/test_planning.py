@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from smalti.batches import BatchDefaults, BatchPlan, BatchPrompt, ShardFile, seed_of_row
+import smalti.batches.planning
+from smalti.batches import BatchDefaults, BatchPlan, BatchPrompt, InputFormat, ShardFile, seed_of_row
 from smalti.errors import InvalidInputError
-from smalti.parameters import SamplingParameters
+from smalti.parameters import SamplingParameters, SecondPass
+from smalti.storage import LocalStore, MemoryStore
 from tests.batches.conftest import DEFAULTS, MakePlan
 
 ROWS: list[dict[str, Any]] = [
@@ -256,6 +259,49 @@ def test_what_is_accepted_is_read_back_the_same(row: dict[str, Any]) -> None:
     else:
         with pytest.raises(InvalidInputError, match=r"^input: line 1, column"):
             list(plan.shards())
+
+
+def test_a_row_may_have_as_many_candidates_as_the_limit(make_plan: MakePlan) -> None:
+    defaults = DEFAULTS.model_copy(update={"max_candidates": 8})
+    make_plan(b'{"prompt": "a fox", "candidates": 8}', "jsonl", defaults).check()
+    with pytest.raises(InvalidInputError, match=r"line 1, column 'candidates': must be from 1 to 8, not 9"):
+        make_plan(b'{"prompt": "a fox", "candidates": 9}', "jsonl", defaults).check()
+
+
+def test_all_prompts_have_the_second_pass_of_the_batch(make_plan: MakePlan) -> None:
+    defaults = DEFAULTS.model_copy(update={"second_pass": SecondPass(upscale=2)})
+    [prompt] = prompts_of(make_plan(b"a fox\n", "text", defaults))
+    assert prompt.second_pass == SecondPass(upscale=2)
+
+
+def test_too_many_shards_are_refused(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smalti.batches.planning, "MAX_SHARDS", 3)
+    make_plan(b"a fox\n" * 6, "text", shard_prompts=2).check()
+    with pytest.raises(
+        InvalidInputError, match="has 7 rows, which are more than 3 shards; use larger shards"
+    ):
+        make_plan(b"a fox\n" * 7, "text", shard_prompts=2).check()
+
+
+def test_names_of_columns_may_have_blanks_around_them(make_plan: MakePlan) -> None:
+    [prompt] = prompts_of(make_plan(b"id , prompt\nx,a fox\n", "csv"))
+    assert (prompt.id, prompt.prompt) == ("x", "a fox")
+
+
+@pytest.mark.parametrize("name", ["text", *AS])
+def test_an_input_in_a_store(name: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"fox {row}"} for row in range(50)]
+    content = b"".join(f"fox {row}\n".encode() for row in range(50)) if name == "text" else AS[name](rows)
+    for store in (MemoryStore(), LocalStore(tmp_path)):
+        store.put("inputs/a", content)
+        plan = BatchPlan(
+            open=partial(store.open_object, "inputs/a"),
+            format=InputFormat(name),
+            defaults=DEFAULTS,
+            shard_prompts=8,
+        )
+        assert plan.check().prompts == 50
+        assert [each.prompt for each in prompts_of(plan, 5)] == [f"fox {row}" for row in range(40, 50)]
 
 
 def test_defaults_are_checked_before_the_input(make_plan: MakePlan) -> None:

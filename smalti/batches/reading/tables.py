@@ -19,6 +19,8 @@ class CsvReader:
     def __init__(self, file: BinaryIO, columns: Columns) -> None:
         self._lines = Lines(file)
         self._columns = columns
+        self._start = 1
+        """The first line of the row that is read."""
         self._size = 0
         """Bytes of the lines that were read for a row."""
         self._quotes = 0
@@ -31,7 +33,7 @@ class CsvReader:
         meanings = self._header(table)
         row = 0
         while True:
-            start = self._lines.number + 1
+            self._start = self._lines.number + 1
             self._size, self._quotes = 0, 0
             values: list[str] = []
             try:
@@ -39,7 +41,7 @@ class CsvReader:
             except StopIteration:
                 return
             except csv.Error as error:
-                problem: RowProblem | None = self._damage(start, error)
+                problem: RowProblem | None = self._damage(error)
             else:
                 if not any(map(str.strip, values)):
                     self.blank += 1
@@ -47,7 +49,7 @@ class CsvReader:
                 problem = self._problem(values, len(meanings))
             if row >= first:
                 fields = zip(meanings, values if len(values) == len(meanings) else (), strict=False)
-                yield InputRow(start, {key: value for key, value in fields if key is not None}, problem)
+                yield InputRow(self._start, {key: value for key, value in fields if key is not None}, problem)
             row += 1
 
     def _header(self, table: Iterator[list[str]]) -> list[str | None]:
@@ -78,7 +80,7 @@ class CsvReader:
                 continue
             # The row ends with its line, or else it is not known where the next one begins.
             if self._quotes % 2:
-                raise InvalidInputError(INPUT, f"line {self._lines.number}: {TOO_LONG.problem}")
+                raise InvalidInputError(INPUT, f"line {self._start}: {TOO_LONG.problem}")
             yield '"\n' if is_inside else "too long\n"
 
     def _problem(self, values: list[str], columns: int) -> RowProblem | None:
@@ -96,10 +98,11 @@ class CsvReader:
                 return RowProblem("is not valid UTF-8")
         return None
 
-    def _damage(self, start: int, error: csv.Error) -> RowProblem:
+    def _damage(self, error: csv.Error) -> RowProblem:
         """Returns what is wrong with a row; raises `InvalidInputError` where the next one cannot be found."""
-        if self._quotes % 2 or self._lines.number > start:
+        if self._quotes % 2 or self._lines.number > self._start:
             raise InvalidInputError(
-                INPUT, f"line {start}: has a quotation mark that is not closed, or a field that is too long"
+                INPUT,
+                f"line {self._start}: has a quotation mark that is not closed, or a field that is too long",
             )
         return TOO_LONG if self._size > MAX_LINE else RowProblem(f"is not CSV: {reason_of(error)}")
