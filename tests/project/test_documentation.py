@@ -43,12 +43,15 @@ def test_smalti_commands_of_the_readme_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     others = [words for words in commands(ROOT / "README.md") if words[0] != "make"]
     assert others
     for words in others:
         assert words[0] == ".venv/bin/smalti"
         assert run(words[1:]) == 0
-    assert "9 of 16 drawn" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "9 of 16 drawn" in output
+    assert "3 of 3 prompts drawn" in output
     assert len(list(tmp_path.glob("pictures/*.png"))) == 10
 
 

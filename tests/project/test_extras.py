@@ -129,7 +129,9 @@ def test_command_starts_without_any_extra() -> None:
 
 
 def test_client_imports_with_its_own_extra() -> None:
-    run_with("client", "smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion")
+    run_with(
+        "client", "smalti.client", "smalti.rpc.channel", "smalti.rpc.conversion", "smalti.cli.batches.results"
+    )
 
 
 @pytest.mark.parametrize("extra", ["local", "up", "training"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from smalti.batches import InputFormat, InputRecord, format_of
+from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
 from smalti.errors import InvalidInputError, MissingObjectError, SmaltiError
 from smalti.storage import S3_SCHEME, open_address
@@ -87,7 +88,8 @@ def _file(path: Path, name: str, input_format: InputFormat) -> Input:
 
 
 def _object(address: str, input_format: str | None) -> Input:
-    store, key = open_address(address, FIELD)
+    with needs_extra("service"):
+        store, key = open_address(address, FIELD)
     found = _format(key, input_format)
     if store.stat(key) is None:
         raise InvalidInputError(FIELD, f"there is no object {address}")

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
 from smalti.cli.batches.leases import LEASES, StoreLease
+from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
 from smalti.errors import MissingObjectError
 from smalti.outputs import MARK_FILE, open_folder
@@ -222,7 +223,8 @@ def open_place(out: str) -> FolderRun | StoreRun:
     """
     if not out.startswith(S3_SCHEME):
         return FolderRun(Path(out))
-    store, key = open_address(out, FIELD)
+    with needs_extra("service"):
+        store, key = open_address(out, FIELD)
     return StoreRun(store, f"{key}/" if key else "", out)
 
 

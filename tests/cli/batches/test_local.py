@@ -70,6 +70,30 @@ def test_run_that_failed_goes_on_and_ends_with_the_same_files(
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
+def test_shard_that_was_lost_is_drawn_prompt_by_prompt(
+    batch: Batch, prompts: Path, drawn: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As after a crash: a note says that the shard was being drawn."""
+    assert batch(prompts, "--out", tmp_path / "whole", *drawn)[0] == 0
+    noted = (
+        ("{}", ["drawn"] * 5),
+        ('{"row": 3, "times": 1}', ["drawn"] * 5),
+        ('{"row": 3, "times": 2}', ["drawn", "drawn", "drawn", "failed", "drawn"]),
+    )
+    for number, (note, states) in enumerate(noted):
+        out = tmp_path / f"out-{number}"
+        (out / "00000.tar").mkdir(parents=True)
+        assert batch(prompts, "--out", out, *drawn)[0] == 2
+        (out / "00000.tar").rmdir()
+        (out / "_work/begun").mkdir()
+        (out / "_work/begun/00001.json").write_text(note)
+        (out / "_work/parts/00001.jsonl").unlink(missing_ok=True)
+        assert batch(prompts, "--out", out, *drawn)[0] == 0
+        assert [row["state"] for row in parquet.read_table(out / "manifest").to_pylist()] == states
+        if "failed" not in states:
+            assert files_of(out) == files_of(tmp_path / "whole")
+
+
 def test_another_run_is_refused_with_what_differs(
     batch: Batch, prompts: Path, drawn: tuple[str, ...], tmp_path: Path
 ) -> None:
