@@ -21,7 +21,7 @@ from smalti.network import WatchedFiles, address_of, cannot_listen, check_key_pa
 from smalti.rpc.observer import client_interceptors
 from smalti.services.web.app import build
 from smalti.services.web.context import WebContext
-from smalti.services.web.gateway import StreamMetadata, UnaryMetadata
+from smalti.services.web.gateway import StreamMetadata, UnaryMetadata, UploadMetadata
 from smalti.services.web.limits import LimitedListener, protocol_class
 from smalti.services.web.settings import WEB_PREFIX, WebSettings, web_settings
 from smalti.settings import listed
@@ -101,7 +101,7 @@ class WebServer:
     async def run(self) -> None:
         """Serves until `stop` is called, then finishes what has begun."""
         settings = self._settings
-        interceptors = (UnaryMetadata(), StreamMetadata(), *client_interceptors())
+        interceptors = (UnaryMetadata(), StreamMetadata(), UploadMetadata(), *client_interceptors())
         async with AsyncClient(
             self._server,
             key="",

@@ -75,6 +75,9 @@ class WebSettings(EnvironmentSettings):
     upload_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 12 * 2**20
     """Maximum size of the body of a request with pictures, in bytes. Must be smaller than the gateway's
     `SMALTI_RPC_RECEIVE_BYTES`."""
+    file_bytes: Annotated[int, Field(ge=1024, le=2**43)] = 512 * 2**20
+    """Maximum size of the body of a request with a file, or a part of one, in bytes. While it arrives, it is in the
+    folder for temporary files (`TMPDIR`), which needs room for several."""
     connections: Annotated[int, Field(ge=1, le=10**6)] = 2000
     """Maximum number of connections; further ones are closed."""
     client_requests: Annotated[int, Field(ge=1, le=10**6)] = 256
@@ -86,6 +89,8 @@ class WebSettings(EnvironmentSettings):
     """Time in which the header of a request must arrive."""
     body_timeout: Seconds = 30.0
     """Time in which the body of a request must arrive."""
+    file_timeout: Seconds = 3600.0
+    """Time in which the body of a request with a file must arrive."""
     send_timeout: Seconds = 60.0
     """Time in which a client must take each part of an answer."""
     keep_alive: Seconds = 30.0

@@ -4,6 +4,7 @@ from smalti.services.web.gateway.caller import (
     Caller,
     StreamMetadata,
     UnaryMetadata,
+    UploadMetadata,
     calling_with,
     current_caller,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "DrawingParameters",
     "StreamMetadata",
     "UnaryMetadata",
+    "UploadMetadata",
     "calling_with",
     "current_caller",
 ]

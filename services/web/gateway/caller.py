@@ -52,6 +52,15 @@ class StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(_with_caller(client_call_details), request)
 
 
+class UploadMetadata(grpc.aio.StreamUnaryClientInterceptor):
+    """Adds the caller to calls with a stream of requests."""
+
+    async def intercept_stream_unary(  # noqa: D102
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return await continuation(_with_caller(client_call_details), request_iterator)
+
+
 @contextmanager
 def calling_with(key: SecretStr | None) -> Iterator[None]:
     """Calls the gateway in the block with a key in place of the caller's; None leaves that."""

@@ -25,6 +25,8 @@ SIGNED = re.compile(PATH.format(id="[^/]+"))
 """Paths whose URLs are signed instead."""
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 """Paths that take pictures, so that their bodies may be larger."""
+FILES = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
+"""Paths that take files, whose bodies go to the disk while they arrive."""
 
 
 class Guard:
@@ -69,7 +71,7 @@ class Guard:
             except (SmaltiError, HTTPException) as error:
                 await failure_of(error).response(scope["path"])(scope, receive, send)
                 return
-            body = _Body(receive, max_bytes, self._settings.body_timeout)
+            body = _Body(receive, max_bytes, self._seconds(scope["path"]))
             await self._app(scope, body.receive, self._limited(send))
 
     def _check_draining(self) -> None:
@@ -84,7 +86,12 @@ class Guard:
             raise AuthenticationError("the request has no key: send it as authorization: Bearer KEY")
 
     def _max_bytes(self, path: str) -> int:
+        if FILES.fullmatch(path):
+            return self._settings.file_bytes
         return self._settings.upload_bytes if path in UPLOADS else self._settings.body_bytes
+
+    def _seconds(self, path: str) -> float:
+        return self._settings.file_timeout if FILES.fullmatch(path) else self._settings.body_timeout
 
     def _limited(self, send: Send) -> Send:
         async def limited(message: Message) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -18,7 +18,7 @@ MAX_FIELDS: Final = 64
 DEFAULT_PROMPT: Final = "a picture"
 """The prompt of a variation of a picture that does not say how it was made."""
 
-Form = TypeVar("Form", bound=GenerationRequest)
+Form = TypeVar("Form", bound=BaseModel)
 
 
 async def read_edit(request: Request) -> tuple[EditForm, bytes, bytes]:
@@ -30,7 +30,7 @@ async def read_edit(request: Request) -> tuple[EditForm, bytes, bytes]:
         InvalidInputError: the form or a field of it cannot be used.
     """
     fields, files = await _read(request, ("image", "mask"))
-    return _checked(EditForm, fields), files["image"], files.get("mask", files["image"])
+    return checked(EditForm, fields), files["image"], files.get("mask", files["image"])
 
 
 async def read_variation(request: Request) -> tuple[VariationForm, bytes]:
@@ -44,7 +44,7 @@ async def read_variation(request: Request) -> tuple[VariationForm, bytes]:
     fields, files = await _read(request, ("image",))
     if "prompt" not in fields:
         fields["prompt"] = await _recorded_prompt(files["image"])
-    return _checked(VariationForm, fields), files["image"]
+    return checked(VariationForm, fields), files["image"]
 
 
 def form_schema(kind: type[GenerationRequest], *pictures: str) -> dict[str, Any]:
@@ -56,10 +56,15 @@ def form_schema(kind: type[GenerationRequest], *pictures: str) -> dict[str, Any]
     return {"requestBody": {"required": True, "content": {MULTIPART: {"schema": schema}}}}
 
 
-async def _read(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Returns the text fields and the files of a form; `names` are those of the files."""
+def check_form(request: Request) -> None:
+    """Raises `InvalidInputError` unless a request has a form."""
     if not request.headers.get("content-type", "").lower().startswith(MULTIPART):
         raise InvalidInputError("body", f"must be a form, sent with content-type: {MULTIPART}")
+
+
+async def _read(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Returns the text fields and the files of a form; `names` are those of the files."""
+    check_form(request)
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
     async with request.form(max_files=len(names) + 1, max_fields=MAX_FIELDS) as form:
@@ -80,7 +85,8 @@ async def _read(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str
     return fields, files
 
 
-def _checked(kind: type[Form], fields: Mapping[str, str]) -> Form:
+def checked(kind: type[Form], fields: Mapping[str, Any]) -> Form:
+    """Returns the fields of a form; raises `RequestValidationError`, which names the first that cannot be used."""
     try:
         # Not strict: a form has only text.
         return kind.model_validate(fields, strict=False)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
+from smalti.client.batches.uploads import Source
 from smalti.client.requests import (
     RequestOptions,
     check_options,
@@ -130,14 +131,14 @@ def source_of(file: File | str) -> str:
     return file.id if isinstance(file, File) else file
 
 
-def file_start(source: Path | bytes, name: str | None, purpose: str, retention: float | None) -> FileStart:
+def file_start(source: Source, name: str | None, purpose: str, retention: float | None) -> FileStart:
     """Returns what is known of a file before its content.
 
     Raises:
         InvalidInputError: a file from memory has no name, or a value has the wrong type.
     """
     if name is None:
-        if isinstance(source, bytes):
+        if not isinstance(source, Path):
             raise InvalidInputError(
                 "name", "is missing; content without a path needs one, such as prompts.jsonl"
             )

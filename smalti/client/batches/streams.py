@@ -55,7 +55,7 @@ class ContentStream:
             name: what is downloaded, for errors.
             request_from: returns the request for the content from an offset on.
             size: the size of the file in bytes.
-            sha256: the SHA-256 that the content must have.
+            sha256: the SHA-256 that the content must have; empty if it is not known.
             budget: how long to retry when the stream breaks.
         """
         self._name = name
@@ -83,7 +83,8 @@ class ContentStream:
         data = piece.data
         self._offset += len(data)
         self._digest.update(data)
-        if self.done and (self._offset > self._size or self._digest.hexdigest() != self._sha256):
+        is_wrong = self._sha256 and self._digest.hexdigest() != self._sha256
+        if self.done and (self._offset > self._size or is_wrong):
             raise RemoteError(
                 f"{self._name} arrives damaged: its SHA-256 is not {self._sha256}", code="DATA_LOSS"
             )

@@ -4,13 +4,16 @@ import io
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from smalti.errors import InvalidInputError
 from smalti.v1.file_pb2 import FileStart, UploadFileRequest
 
+Source: TypeAlias = Path | bytes | BinaryIO
+"""A user's file: its path, its content, or an open file that can be sought in."""
 UPLOAD_SECONDS: Final = 6 * 3600.0
 """Time limit for sending a file."""
 PIECE_BYTES: Final = 1 << 20
@@ -22,7 +25,7 @@ STORE_SECONDS: Final = 60.0
 """Time limit for each write to the store, and for its answer."""
 
 
-def size_of(source: Path | bytes) -> int:
+def size_of(source: Source) -> int:
     """Returns the size of a user's file.
 
     Raises:
@@ -30,6 +33,8 @@ def size_of(source: Path | bytes) -> int:
     """
     if isinstance(source, bytes):
         return len(source)
+    if not isinstance(source, Path):
+        return source.seek(0, io.SEEK_END)
     try:
         with source.open("rb") as file:
             return file.seek(0, io.SEEK_END)
@@ -42,7 +47,7 @@ def goes_to_store(size: int) -> bool:
     return MIN_DIRECT_BYTES <= size <= MAX_DIRECT_BYTES
 
 
-def upload_requests(start: FileStart, source: Path | bytes) -> Callable[[], Iterator[UploadFileRequest]]:
+def upload_requests(start: FileStart, source: Source) -> Callable[[], Iterator[UploadFileRequest]]:
     """Returns a function that begins the upload of a file from its start."""
 
     def requests() -> Iterator[UploadFileRequest]:
@@ -54,7 +59,7 @@ def upload_requests(start: FileStart, source: Path | bytes) -> Callable[[], Iter
     return requests
 
 
-def put_to_store(url: str, source: Path | bytes, size: int) -> bool:
+def put_to_store(url: str, source: Source, size: int) -> bool:
     """Sends a file to a URL of the store; returns False if the store cannot be reached, or does not take it."""
     if not url.startswith(("http://", "https://")):
         return False
@@ -72,5 +77,10 @@ def put_to_store(url: str, source: Path | bytes, size: int) -> bool:
         return False
 
 
-def _opened(source: Path | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+def _opened(source: Source) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, Path):
+        return source.open("rb")
+    source.seek(0)
+    return nullcontext(source)
