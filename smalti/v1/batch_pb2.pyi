@@ -255,6 +255,7 @@ class Batch(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, assigned by the gateway: 1 to 40 characters from a-z, 0-9 and "-"."""
     version: _builtins.int
@@ -285,6 +286,8 @@ class Batch(_message.Message):
     """
     error_file_id: _builtins.str
     """For such an input, the file with the lines that failed."""
+    ending: Global___BatchState.ValueType
+    """The final state that a FINISHING batch will have."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The labels chosen by the user."""
@@ -362,10 +365,11 @@ class Batch(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        ending: Global___BatchState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "estimate", b"estimate", "expire_time", b"expire_time", "finish_time", b"finish_time", "input", b"input", "parameters", b"parameters", "progress", b"progress", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "error_file_id", b"error_file_id", "estimate", b"estimate", "expire_time", b"expire_time", "finish_time", b"finish_time", "id", b"id", "input", b"input", "labels", b"labels", "name", b"name", "output_file_id", b"output_file_id", "output_prefix", b"output_prefix", "parameters", b"parameters", "picture_format", b"picture_format", "progress", b"progress", "rank", b"rank", "request_id", b"request_id", "shard_prompts", b"shard_prompts", "slots", b"slots", "start_time", b"start_time", "state", b"state", "trouble", b"trouble", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "ending", b"ending", "error", b"error", "error_file_id", b"error_file_id", "estimate", b"estimate", "expire_time", b"expire_time", "finish_time", b"finish_time", "id", b"id", "input", b"input", "labels", b"labels", "name", b"name", "output_file_id", b"output_file_id", "output_prefix", b"output_prefix", "parameters", b"parameters", "picture_format", b"picture_format", "progress", b"progress", "rank", b"rank", "request_id", b"request_id", "shard_prompts", b"shard_prompts", "slots", b"slots", "start_time", b"start_time", "state", b"state", "trouble", b"trouble", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@ again."""
 
 from smalti.services.web.jobs import following, sse
 from smalti.services.web.jobs.attendance import Attendance
-from smalti.services.web.jobs.repeats import LABEL, Repeats
+from smalti.services.web.jobs.repeats import LABEL, Repeats, is_retry, request_id_of
 from smalti.services.web.jobs.wall import Walls
 
-__all__ = ["LABEL", "Attendance", "Repeats", "Walls", "following", "sse"]
+__all__ = ["LABEL", "Attendance", "Repeats", "Walls", "following", "is_retry", "request_id_of", "sse"]

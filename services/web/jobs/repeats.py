@@ -83,16 +83,14 @@ class Repeats:
         if len(labels) < max_labels:
             labels[LABEL] = label
         options["labels"] = labels
-        if _retries(headers) and (found := await self._find(label, seeded=options.get("seed") is not None)):
+        if is_retry(headers) and (found := await self._find(label, seeded=options.get("seed") is not None)):
             return found
         return await self._client.create(prompt, **options)
 
     async def _create_once(self, key: str, prompt: str, options: GenerateOptions) -> Job:
         """Creates the job of a key. A job that was cancelled, because its client went away, is made again."""
-        owner = current_caller.get().authorization
         for generation in range(MAX_GENERATIONS):
-            digest = bytes.fromhex(_digest(owner, key, str(generation)))
-            options["request_id"] = str(uuid.UUID(bytes=digest[:16], version=4))
+            options["request_id"] = _request_id(key, generation)
             job = await self._client.create(prompt, **options)
             if job.state != JOB_STATE_CANCELLED:
                 return job
@@ -120,13 +118,29 @@ class Repeats:
         return None
 
 
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """Returns the id of the gateway's request that follows from the key of a request; None if it has no key.
+
+    Raises:
+        InvalidInputError: the key cannot be used.
+    """
+    key = headers.get(KEY)
+    return None if key is None else _request_id(_checked(key), 0)
+
+
+def _request_id(key: str, generation: int) -> str:
+    digest = bytes.fromhex(_digest(current_caller.get().authorization, key, str(generation)))
+    return str(uuid.UUID(bytes=digest[:16], version=4))
+
+
 def _checked(key: str) -> str:
     if not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise InvalidInputError(KEY, f"must have 1 to {MAX_KEY_LENGTH} characters, got {len(key)}")
     return key
 
 
-def _retries(headers: Mapping[str, str]) -> bool:
+def is_retry(headers: Mapping[str, str]) -> bool:
+    """Returns whether a client says that it has sent a request before."""
     count = headers.get(RETRIES, "")
     return count.isascii() and count.isdigit() and int(count[:9]) > 0
 

@@ -10,7 +10,7 @@ from smalti.errors import InvalidInputError
 from smalti.services.web.context import Context, WebContext, with_key
 from smalti.services.web.jobs import sse
 from smalti.services.web.jobs.following import wait_for, while_connected
-from smalti.services.web.openai import files
+from smalti.services.web.openai import batches, files
 from smalti.services.web.openai.answers import response_of
 from smalti.services.web.openai.content import FileQuality, Format, parse_id, picture_file
 from smalti.services.web.openai.plan import make_plan
@@ -42,6 +42,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS, dependencies
 
 
 router.include_router(files.router)
+router.include_router(batches.router)
 
 
 @router.post(
