@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from smalti.services.web.openai.files.schema import ExpiresAfter, Identifier
+from smalti.services.web.openai.files import ExpiresAfter, Identifier
 from smalti.validation import Strict
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
