@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import select
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from smalti.storage import S3_SCHEME, open_address
 FIELD: Final = "input"
 STANDARD_INPUT: Final = "-"
 _PART: Final = 1 << 20
+_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,9 @@ def _spooled(source: BinaryIO) -> Iterator[Path]:
 
 
 def _read_some(source: BinaryIO) -> bytes:
+    # A terminal, or another program, may be silent for long.
+    while not select.select([source], [], [], _POLL_SECONDS)[0]:
+        signals.check()
     return os.read(source.fileno(), _PART)
 
 

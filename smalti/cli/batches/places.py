@@ -12,7 +12,7 @@ from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
 from smalti.cli.batches.leases import LEASES, StoreLease
 from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
-from smalti.errors import MissingObjectError
+from smalti.errors import MissingObjectError, SmaltiError
 from smalti.outputs import MARK_FILE, open_folder
 from smalti.storage import S3_SCHEME, ObjectStore, open_address
 
@@ -197,9 +197,12 @@ class StoreRun(StorePlace):
             before = set(self.names(WORK))
             try:
                 yield kept
-            except BaseException:
+            except BaseException as error:
                 if not kept.kept:
                     self.remove(*(name for name in self.names(WORK) if name not in before))
+                if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+                    # Of the disk of this machine, on which files are made.
+                    raise SmaltiError(f"{self.label} cannot be written: {error.strerror or error}") from error
                 raise
 
     @contextmanager

@@ -122,6 +122,8 @@ def test_complete_output_of_another_run_is_refused(
     status, _, error = batch(prompts, "--out", out, *drawn, "--seed", "1")
     assert status == 2
     assert "has another run: its seed is 0, not 1" in error
+    (out / "00001.tar").unlink()
+    assert f"{out} has _SUCCESS, but lacks 00001.tar" in batch(prompts, "--out", out, *drawn)[2]
 
 
 def test_folder_with_other_files_or_another_writer_is_refused(
