@@ -1,6 +1,6 @@
 """Batches and files for the blocking client."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Unpack
@@ -19,6 +19,7 @@ from smalti.client.batches.requests import (
 from smalti.client.batches.streams import CONTENT_SECONDS, BatchWatch, ContentStream
 from smalti.client.batches.uploads import (
     UPLOAD_SECONDS,
+    Source,
     goes_to_store,
     put_to_store,
     size_of,
@@ -42,6 +43,7 @@ from smalti.v1.batch_pb2 import (
 )
 from smalti.v1.batch_pb2_grpc import BatchServiceStub
 from smalti.v1.file_pb2 import (
+    ComposeFileRequest,
     CreateFileRequest,
     DeleteFileRequest,
     DownloadFileRequest,
@@ -63,7 +65,7 @@ class Files:
 
     def upload(
         self,
-        source: Path | bytes,
+        source: Source,
         *,
         name: str | None = None,
         purpose: str = PURPOSE,
@@ -72,7 +74,7 @@ class Files:
         """Uploads a file: to the store itself if it is large and the store has URLs, otherwise to the gateway.
 
         Args:
-            source: the path of the file, or its content.
+            source: the path of the file, its content, or an open file that can be sought in.
             name: its name, whose ending tells the format; None for that of the path.
             purpose: what it is for.
             retention: time in seconds for which it is kept; None for the gateway's default.
@@ -84,27 +86,46 @@ class Files:
         if goes_to_store(size):
             created = self._calls.call(self._stub.CreateFile, CreateFileRequest(start=start))
             if created.upload_url and put_to_store(created.upload_url, source, size):
-                return self._calls.call(
-                    self._stub.FinishFile, FinishFileRequest(file_id=created.file.id)
-                ).file
+                finish = FinishFileRequest(file_id=created.file.id)
+                return self._calls.call(self._stub.FinishFile, finish, seconds=UPLOAD_SECONDS).file
             with suppress(SmaltiError):
                 self.delete(created.file.id)
         requests = upload_requests(start, source)
         return self._calls.call(self._stub.UploadFile, requests, seconds=UPLOAD_SECONDS).file
 
+    def compose(
+        self, files: Sequence[str], *, name: str, purpose: str = PURPOSE, retention: float | None = None
+    ) -> File:
+        """Joins files, by their ids, to a new one, and deletes them; the other arguments are those of `upload`."""
+        start = file_start(b"", name, purpose, retention)
+        request = ComposeFileRequest(start=start, file_ids=files)
+        return self._calls.call(self._stub.ComposeFile, request, seconds=UPLOAD_SECONDS).file
+
     def get(self, file_id: str) -> File:
         """Returns a file, without its content."""
         return self._calls.call(self._stub.GetFile, GetFileRequest(file_id=file_id)).file
 
-    def list(self, *, purpose: str = "", oldest_first: bool = False, page_size: int = 0) -> Iterator[File]:
+    def list(
+        self,
+        *,
+        name: str = "",
+        purpose: str = "",
+        after: str = "",
+        oldest_first: bool = False,
+        page_size: int = 0,
+    ) -> Iterator[File]:
         """Yields files, newest first; requests further pages as they are needed.
 
         Args:
+            name: only files with this name; empty for all.
             purpose: only files with this purpose; empty for all.
+            after: only files that follow the one with this id; empty for all.
             oldest_first: whether the oldest come first.
             page_size: number of files to request at a time; 0 for the server's default.
         """
-        request = ListFilesRequest(page_size=page_size, purpose=purpose, oldest_first=oldest_first)
+        request = ListFilesRequest(
+            page_size=page_size, name=name, purpose=purpose, after_file_id=after, oldest_first=oldest_first
+        )
         for page in self._calls.pages(self._stub.ListFiles, request):
             yield from page.files
 
@@ -112,8 +133,12 @@ class Files:
         """Deletes a file."""
         self._calls.call(self._stub.DeleteFile, DeleteFileRequest(file_id=file_id))
 
-    def read(self, file: File | str) -> Generator[bytes, None, None]:
-        """Yields the content of a file, which is verified at the end.
+    def read(self, file: File | str, *, offset: int = 0) -> Generator[bytes, None, None]:
+        """Yields the content of a file, which is verified at the end if it is the whole.
+
+        Args:
+            file: the file, or its id.
+            offset: the first byte that is wanted.
 
         Raises:
             RemoteError: the content is damaged.
@@ -121,9 +146,9 @@ class Files:
         found = self.get(source_of(file))
         content = ContentStream(
             f"file {found.id}",
-            lambda offset: DownloadFileRequest(file_id=found.id, offset=offset),
-            size=found.size_bytes,
-            sha256=found.sha256,
+            lambda position: DownloadFileRequest(file_id=found.id, offset=offset + position),
+            size=found.size_bytes - offset,
+            sha256="" if offset else found.sha256,
             budget=self._calls.stream_budget(),
         )
         yield from self._calls.resume(self._stub.DownloadFile, content, CONTENT_SECONDS)

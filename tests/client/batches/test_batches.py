@@ -1,6 +1,7 @@
 """Batches and files through both clients."""
 
 import http.server
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,20 @@ def test_files_are_uploaded_listed_read_and_deleted(client: AnyClient, tmp_path:
     client.files.delete(first.id)
     with pytest.raises(StoredFileNotFoundError, match=first.id):
         client.files.get(first.id)
+
+
+def test_parts_are_joined_and_read_from_an_offset(client: AnyClient, served: ServedGateway) -> None:
+    parts = [
+        client.files.upload(io.BytesIO(text), name="part") for text in (b"a fox\n" * 50, b"a cat\n" * 50)
+    ]
+    whole = client.files.compose([part.id for part in parts], name="prompts.txt")
+    served.batches.breaks["DownloadFile"] = [1]
+    assert b"".join(client.files.read(whole, offset=290)) == b"a fox\na fox\n"[2:] + b"a cat\n" * 50
+    client.files.list(name="prompts.txt", purpose="batch", after=parts[0].id, oldest_first=True, page_size=7)
+    asked = served.batches.calls["ListFiles"][0]
+    assert (asked.name, asked.purpose, asked.after_file_id, asked.oldest_first, asked.page_size) == (
+        "prompts.txt", "batch", parts[0].id, True, 7,
+    )  # fmt: skip
 
 
 def test_file_that_cannot_be_uploaded_is_named(client: AnyClient, tmp_path: Path) -> None:
