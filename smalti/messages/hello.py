@@ -32,6 +32,8 @@ class Hello(Extensible):
     """Computations at the same time, as `EngineService` says; candidates for a generator."""
     concurrency: Annotated[int, Field(ge=1, le=2**20)]
     """Messages that it handles at the same time."""
+    shards: Annotated[int, Field(ge=0, le=2**20, exclude_if=lambda shards: not shards)] = 0
+    """Shards of batches that it handles at the same time, beside these messages; 0 for a worker that knows none."""
     device: ShortText
     """Kind of its device."""
     code: ShortText

@@ -12,6 +12,7 @@ from kombu.message import Message as KombuMessage
 from smalti.errors import MalformedMessageError
 from smalti.messages import RouteKey, Stage, dead_queue_name
 from smalti.queue.application import celery_application
+from smalti.queue.broker.pool import EXCESS
 from smalti.queue.broker.queues import stage_queues, task_name, uses_rabbitmq
 from smalti.queue.broker.transport import RAW, RawMessage
 from smalti.queue.crashes.isolation import IsolationGate
@@ -28,6 +29,8 @@ from smalti.storage import JobKeys, ObjectStore, digest
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SHARDS = 2
+"""Shards that a worker handles at the same time: while one ends, the other keeps the engine busy."""
 CLOSE_SECONDS = 5.0
 """Time that closing the connection may take once the work is done."""
 RETURN_SECONDS = 30.0
@@ -43,6 +46,7 @@ class Consumer:
         handler: Handler,
         *,
         concurrency: int,
+        shards: int,
         settings: BrokerSettings,
         publisher: BrokerPublisher,
         store: ObjectStore | None,
@@ -71,9 +75,15 @@ class Consumer:
         queues = stage_queues(stage, key, old=settings.old_queues)
         application = celery_application(settings, queues)
         self._register(application)
-        self._worker = WorkerThread(application, queues, concurrency=concurrency, dead_letter=self._keep)
+        self._worker = WorkerThread(
+            application, queues, concurrency=concurrency, shards=shards, dead_letter=self._keep
+        )
         # RabbitMQ returns by itself what was held back.
-        self._returning = None if uses_rabbitmq(settings) else ReturningThread(settings, queues)
+        self._returning = (
+            None
+            if uses_rabbitmq(settings)
+            else ReturningThread(settings, queues, lambda: self._worker.shard_tags)
+        )
 
     @property
     def alive(self) -> bool:
@@ -192,6 +202,7 @@ class Consumer:
                 queue=queue,
                 raw=getattr(request, RAW),
                 redelivered=bool(request.delivery_info["redelivered"]),
+                is_excess=bool(getattr(request, EXCESS, False)),
                 redeliveries=count if isinstance(count, int) and count >= 0 else 0,
                 sent=sent if isinstance(sent, float) else None,
                 signer=signer,
@@ -224,6 +235,7 @@ def consume(
     handler: Handler,
     *,
     concurrency: int,
+    shards: int = DEFAULT_SHARDS,
     publisher: BrokerPublisher,
     store: ObjectStore | None = None,
     settings: BrokerSettings | None = None,
@@ -240,6 +252,7 @@ def consume(
         handler: does the work in one of `concurrency` threads; see `smalti.queue.outcomes.Handler`.
         concurrency: messages that are handled at the same time. A generator needs more than its slots, so that work
             waits for the generator and not the generator for work.
+        shards: shards of batches that are handled at the same time, in threads of their own.
         publisher: sends the messages that follow from the work.
         store: keeps the crash counts by which poison messages are found. None is for messages that cannot crash a
             worker, such as events: they are never given up as poison.
@@ -256,6 +269,7 @@ def consume(
         stage,
         handler,
         concurrency=concurrency,
+        shards=shards,
         settings=settings or broker_settings(),
         publisher=publisher,
         store=store,

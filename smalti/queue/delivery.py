@@ -29,13 +29,14 @@ from smalti.messages import (
     FailureReason,
     Message,
     RoutedTask,
+    ShardTask,
     Stage,
     StageDone,
     dead_queue_name,
     parse,
     parse_hello,
 )
-from smalti.queue.crashes.isolation import IsolationGate
+from smalti.queue.crashes.isolation import DrainOrGate, IsolationGate
 from smalti.queue.crashes.journal import WorkJournal
 from smalti.queue.crashes.learning import CrashLearner
 from smalti.queue.crashes.poison import PoisonRecord, PoisonRecords, work_id
@@ -186,7 +187,7 @@ class DeliveryHandler:
 
     def _deliver(self, received: ReceivedMessage, message: Message) -> Completion:
         """Does the work here, joins a thread that is doing it, or returns it to the queue."""
-        if self.draining.is_set():
+        if self.draining.is_set() or received.is_excess:
             return self._give_back(received)
         with self._lock:
             running = self._in_progress.get(message.work_key)
@@ -279,7 +280,10 @@ class DeliveryHandler:
         """Calls the handler, and sends the messages that follow from its outcome."""
         done = None
         try:
-            for follower in self._handler(Delivery(message, self.draining)):
+            # What takes minutes is given back when another message must run alone; this one may do so already.
+            gives_way = isinstance(message, ShardTask) and not self.gate.closed
+            stopping = DrainOrGate(self.draining, self.gate) if gives_way else self.draining
+            for follower in self._handler(Delivery(message, stopping)):
                 self._publisher.publish(follower)
                 done = follower if isinstance(follower, StageDone) else done
         except GiveBackError:

@@ -39,6 +39,8 @@ class ReceivedMessage:
     """Whether the broker has delivered it before."""
     redeliveries: int = 0
     """Redeliveries counted so far, from its header."""
+    is_excess: bool = False
+    """Whether it is about a shard, and this worker has as many as it may have."""
     sent: float | None = None
     """Unix time of its sending; None if unknown."""
     signer: str | None = None

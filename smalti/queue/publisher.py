@@ -18,6 +18,7 @@ from kombu.utils.uuid import uuid
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import Hello, Message, Stage
 from smalti.queue.application import celery_application
+from smalti.queue.broker.pool import SHARD_HEADER
 from smalti.queue.broker.queues import declared, task_name, uses_rabbitmq
 from smalti.queue.broker.transport import BROKER_ERRORS, RawMessage, describe
 from smalti.queue.settings import BrokerSettings, broker_settings
@@ -183,6 +184,7 @@ class BrokerPublisher:
 
     def _send_task(self, stage: Stage, queue_name: str, text: str, headers: Mapping[str, Any]) -> None:
         """Sends a message as the Celery task of its stage."""
+        shard = {SHARD_HEADER: 1} if f'"kind":"{stage.value}-shard"' in text else {}
         sent, redeliveries = time.time(), int(headers.get(REDELIVERIES_HEADER, 0))
         task = self._application.amqp.as_task_v2(
             # Empty, since they would put the prompt into the headers.
@@ -197,7 +199,7 @@ class BrokerPublisher:
             queue_name,
             task.body,
             serializer=self._application.conf.task_serializer,
-            headers={**task.headers, SENT_HEADER: sent, **headers},
+            headers={**task.headers, **shard, SENT_HEADER: sent, **headers},
             **task.properties,
         )
 

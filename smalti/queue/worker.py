@@ -9,15 +9,12 @@ import errno
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 from celery import Celery
 from celery.bootsteps import RUN
-from celery.concurrency.base import apply_target
-from celery.concurrency.thread import ApplyResult, TaskPool
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
@@ -26,7 +23,8 @@ from kombu.connection import Connection
 from kombu.message import Message as KombuMessage
 
 from smalti.errors import SmaltiError
-from smalti.queue.broker.order import BatchTurns, is_batch_queue
+from smalti.queue.broker.order import is_batch_queue
+from smalti.queue.broker.pool import SHARD_HEADER, PriorityPool
 from smalti.queue.broker.transport import RAW, RawMessage, describe
 from smalti.queue.dead.instructions import find_instruction
 
@@ -42,40 +40,6 @@ DeadLetter = Callable[[KombuMessage, str], None]
 """Keeps a message that Celery cannot read; called with the message and the reason."""
 
 
-class PriorityPool(TaskPool):
-    """Celery's thread pool, in which interactive work does not queue behind batch work."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Takes the arguments of Celery's pools."""
-        super().__init__(*arguments, **options)
-        self._waiting: dict[bool, deque[Callable[[], None]]] = {False: deque(), True: deque()}
-        self._turns = BatchTurns()
-        self._lock = threading.Lock()
-
-    def on_apply(self, target: Any, args: Any = None, kwargs: Any = None, **options: Any) -> ApplyResult:
-        """Queues a message. A free thread then takes the first in order, which may be another one."""
-        is_batch = is_batch_queue(args[2]["delivery_info"]["routing_key"])
-        callbacks = options.get("callback"), options.get("accept_callback")
-        with self._lock:
-            self._waiting[is_batch].append(lambda: apply_target(target, args, kwargs, *callbacks))
-        return ApplyResult(self.executor.submit(self.run_next))
-
-    def run_next(self) -> bool:
-        """Handles the first message in order; returns False when none waits."""
-        with self._lock:
-            interactive, batch = self._waiting[False], self._waiting[True]
-            if not interactive and not batch:
-                return False
-            takes_batch = bool(batch) and (not interactive or self._turns.next_is_batch())
-            run = (batch if takes_batch else interactive).popleft()
-        run()
-        return True
-
-    def on_stop(self) -> None:
-        """Abandons the threads: their time is up, and their messages go back to the broker."""
-        self.executor.shutdown(wait=False, cancel_futures=True)
-
-
 class DeadLetteringConsumer(Consumer):
     """Celery's consumer without communication between workers; it keeps messages that Celery would drop."""
 
@@ -86,6 +50,8 @@ class DeadLetteringConsumer(Consumer):
         """Takes the arguments of Celery's consumers."""
         self.unacknowledged: set[Any] = set()
         """The delivery tags of this connection whose messages are not acknowledged yet."""
+        self.shards: set[Any] = set()
+        """Those of messages about shards."""
         self._short_lived = 0
         """Connections in a row that did not hold."""
         self._connected_at = 0.0
@@ -146,7 +112,7 @@ class DeadLetteringConsumer(Consumer):
         current = consumer is not None and message.channel is consumer.channel
         call(log, () if current and self.blueprint.state == RUN else errors, *options)
         if current:
-            self.unacknowledged.discard(message.delivery_tag)
+            self._forget(message)
 
     def cancel_task_queue(self, queue: str) -> None:
         """Stops consuming from a queue; without a connection, the next one does so."""
@@ -168,6 +134,8 @@ class DeadLetteringConsumer(Consumer):
 
         def on_message(message: KombuMessage) -> None:
             self.unacknowledged.add(message.delivery_tag)
+            if (message.headers or {}).get(SHARD_HEADER):
+                self.shards.add(message.delivery_tag)
             try:
                 why = None
                 with suppress(Exception):  # What cannot be decoded goes to Celery, which reports it below.
@@ -223,6 +191,7 @@ class DeadLetteringConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Gives the connection up; waits if one after the other does not hold."""
         self.unacknowledged.clear()
+        self.shards.clear()
         with suppress(CPendingDeprecationWarning):
             super().on_connection_error_after_connected(exc)
         self._wait_after(exc)
@@ -261,7 +230,11 @@ class DeadLetteringConsumer(Consumer):
             message.reject(requeue=True)
         else:
             message.ack()
+        self._forget(message)
+
+    def _forget(self, message: KombuMessage) -> None:
         self.unacknowledged.discard(message.delivery_tag)
+        self.shards.discard(message.delivery_tag)
 
 
 class WorkerThread:
@@ -270,7 +243,13 @@ class WorkerThread:
     _taken: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
-        self, application: Celery, queues: list[str], *, concurrency: int, dead_letter: DeadLetter
+        self,
+        application: Celery,
+        queues: list[str],
+        *,
+        concurrency: int,
+        shards: int,
+        dead_letter: DeadLetter,
     ) -> None:
         """Creates the worker; `start` runs it.
 
@@ -278,6 +257,7 @@ class WorkerThread:
             application: has the tasks.
             queues: the queues to consume, by priority.
             concurrency: messages that are handled at the same time.
+            shards: shards that are handled at the same time, beside these messages.
             dead_letter: keeps messages that Celery cannot read.
 
         Raises:
@@ -305,6 +285,10 @@ class WorkerThread:
             ready_callback=lambda consumer: self.ready.set(),
         )
         self._worker.consumer.dead_letter = dead_letter
+        self._worker.pool.limit_shards(shards, lambda then: self._soon(self._adjust, then))
+        self._prefetch = self._worker.consumer.initial_prefetch_count
+        self._paused = False
+        self._consumed = set(queues)
         self._thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
 
     @property
@@ -317,19 +301,24 @@ class WorkerThread:
         """The number of messages that are not acknowledged yet."""
         return len(self._worker.consumer.unacknowledged)
 
+    @property
+    def shard_tags(self) -> list[Any]:
+        """The delivery tags of shards that are handled."""
+        return list(self._worker.consumer.shards)
+
     def start(self) -> None:
         """Starts the thread without waiting for the broker."""
         self._thread.start()
 
     def pause(self) -> None:
         """Stops consuming; messages that were received are still handled."""
-        for name in self._queues:
-            self._soon(self._worker.consumer.cancel_task_queue, name)
+        self._paused = True
+        self._soon(self._adjust, _nothing)
 
     def resume(self) -> None:
         """Consumes again."""
-        for name in self._queues:
-            self._soon(self._worker.consumer.add_task_queue, name)
+        self._paused = False
+        self._soon(self._adjust, _nothing)
 
     def handle_waiting(self) -> None:
         """Handles in this thread the messages that wait for a thread of the pool."""
@@ -358,6 +347,23 @@ class WorkerThread:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def _adjust(self, then: Callable[[], None]) -> None:
+        """Consumes from the queues from which messages can be handled, and no others; in the worker's thread."""
+        pool, consumer = self._worker.pool, self._worker.consumer
+        for name in self._queues:
+            wanted = not self._paused and not (pool.is_full and is_batch_queue(name))
+            if wanted and name not in self._consumed:
+                consumer.add_task_queue(name)
+                self._consumed.add(name)
+            elif not wanted and name in self._consumed:
+                consumer.cancel_task_queue(name)
+                self._consumed.remove(name)
+        # A shard that is handled takes no place that another message could have; for a new connection, too.
+        consumer.initial_prefetch_count = self._prefetch + pool.shards
+        if consumer.qos is not None:
+            consumer.qos.value = consumer.initial_prefetch_count
+        then()
+
     def _soon(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Schedules a call in the worker's thread, between two messages."""
         hub = self._worker.hub
@@ -371,3 +377,7 @@ class WorkerThread:
             state.should_stop = None
             self._taken.release()
             self.ended.set()
+
+
+def _nothing() -> None:
+    """Does nothing."""

@@ -243,6 +243,7 @@ class _Lifecycle:
             stage,
             service.handler,
             concurrency=service.concurrency,
+            shards=process.settings.shards,
             publisher=process.publisher,
             store=None if stage is Stage.EVENTS else process.store,
             settings=process.broker,
@@ -312,6 +313,7 @@ class _Lifecycle:
             address=process.rpc.advertised(server.port),
             slots=engine.slots,
             concurrency=self._service.concurrency,
+            shards=process.settings.shards,
             interval=process.settings.hello,
             serves=lambda: self._ready and self._serves(),
         )

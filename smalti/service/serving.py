@@ -75,6 +75,7 @@ class HelloThread:
         address: str,
         slots: int,
         concurrency: int,
+        shards: int,
         interval: float,
         serves: Callable[[], bool],
     ) -> None:
@@ -86,6 +87,7 @@ class HelloThread:
             address: HOST:PORT at which it is called over gRPC.
             slots: computations of its engine at the same time.
             concurrency: messages that it handles at the same time.
+            shards: shards that it handles at the same time, beside these messages.
             interval: seconds between two hellos.
             serves: whether calls and messages can succeed now; it is silent while they cannot.
         """
@@ -100,6 +102,7 @@ class HelloThread:
             revision=serving.revision,
             slots=slots,
             concurrency=concurrency,
+            shards=shards,
             device=serving.device[:200],
             code=__version__,
             reads=VERSION,

@@ -20,6 +20,9 @@ class ServiceSettings(EnvironmentSettings):
     """Maximum number of messages that a stage handles at the same time. If unset, 4 for an encoder, 2 for a decoder, a
     ranker and a refiner, and a quarter of the slots plus 2 for a generator: then chunks of 4 candidates fill the slots
     and the next ones are ready."""
+    shards: Annotated[int, Field(ge=1, le=64)] = 2
+    """Maximum number of shards of batches that a stage works on at the same time, beside `SMALTI_SERVICE_CONCURRENCY`
+    messages of jobs. With two, one keeps the engine busy while the other is read or written."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
     """Number of candidates that a generator processes at the same time; memory grows with it."""
     waiting: Annotated[int, Field(ge=1, le=2**20)] | None = None

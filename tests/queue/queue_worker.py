@@ -1,7 +1,7 @@
 """A worker process for the tests of the queue: `python queue_worker.py SETTINGS STORE`. It reports on stdout.
 
-The prompt says what happens: `die` kills the process during the work, `die after` after the events were sent and before
-the acknowledgement, `sleep N` takes N seconds.
+The prompt, or the batch of a shard, says what happens: `die` kills the process during the work, `die after` after the
+events were sent and before the acknowledgement, `sleep N` takes N seconds (`sleep-N` of a batch).
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from smalti.messages import EncodeTask, Message, Stage
+from smalti.messages import EncodeShardTask, EncodeTask, Message, Stage
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, consume
 from smalti.storage import LocalStore
 
@@ -27,15 +27,16 @@ def die() -> None:
 
 def handle(delivery: Delivery) -> Iterator[Message]:
     task = delivery.message
-    assert isinstance(task, EncodeTask)
+    assert isinstance(task, EncodeTask | EncodeShardTask)
+    prompt = task.prompt if isinstance(task, EncodeTask) else task.batch.replace("-", " ")
     say("begin", task.job)
-    if task.prompt == "die":
+    if prompt == "die":
         time.sleep(0.3)  # Until the worker has received neighbours too.
         die()
-    if task.prompt.startswith("sleep"):
-        time.sleep(float(task.prompt.split()[1]))
+    if prompt.startswith("sleep"):
+        time.sleep(float(prompt.split()[1]))
     yield task.done()
-    if task.prompt == "die after":
+    if prompt == "die after":
         die()
     say("done", task.job)
 

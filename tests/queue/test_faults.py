@@ -2,10 +2,6 @@
 
 import contextlib
 import itertools
-import json
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +21,7 @@ from harness.queue import (
     settings_for,
     task,
 )
+from harness.queue_process import WorkerProcess
 from harness.servers import RabbitMQServer, Server
 from harness.waiting import WAIT, wait_until
 from smalti.errors import BrokerUnavailableError
@@ -36,9 +33,6 @@ from smalti.messages import (
 )
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, Outcome, celery_application
 from smalti.storage import JobKeys, LocalStore
-from smalti.up.command import guarded
-
-WORKER = Path(__file__).parent / "queue_worker.py"
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
 
@@ -98,7 +92,7 @@ def test_no_message_is_lost_when_the_broker_crashes_or_hangs(
     def handle(delivery: Delivery) -> Iterable[Message]:
         time.sleep(0.05)
         finished.add(delivery.message.job)
-        return [delivery.message.done()]  # type: ignore[union-attr]
+        return [delivery.message.done()]  # type: ignore[operator, union-attr]
 
     def send(count: int) -> None:
         for _ in range(count):
@@ -142,35 +136,6 @@ def test_deleted_queue_is_declared_again(broker: Server) -> None:
     publisher.publish_text(Stage.RANK, "smalti.rank.batch", "after", timeout=WAIT)
     publisher.close()
     assert [text for text, _ in read_all(settings, "smalti.rank.batch")] == ["after"]
-
-
-class WorkerProcess:
-    """A worker in its own process, and its output; killed when the block ends."""
-
-    def __init__(self, settings: BrokerSettings, folder: Path) -> None:
-        values = {
-            **settings.model_dump(mode="json", exclude_none=True),
-            "url": settings.url.get_secret_value(),
-        }
-        self.process = subprocess.Popen(
-            guarded([sys.executable, WORKER, json.dumps(values), folder]), stdout=subprocess.PIPE, text=True
-        )
-        self.said: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            self.said.extend(line.strip() for line in self.process.stdout)
-
-    def __enter__(self) -> "WorkerProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
 
 
 def leave_restore_lock(settings: BrokerSettings) -> None:

@@ -288,7 +288,7 @@ def test_drain_finishes_running_messages_and_leaves_the_rest(queue_harness: Queu
     def handle(delivery: Delivery) -> Iterable[Message]:
         delivery.draining.wait(WAIT)
         time.sleep(0.3)
-        return [delivery.message.done()]  # type: ignore[union-attr]
+        return [delivery.message.done()]  # type: ignore[operator, union-attr]
 
     consumer = queue_harness.work(handle, concurrency=2)
     for number in range(6):

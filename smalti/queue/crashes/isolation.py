@@ -5,8 +5,13 @@ to the broker: if the worker crashes again, the cause is known and nothing else 
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+POLL_SECONDS: Final = 0.1
+"""Interval between looks at what cannot be waited for."""
 
 
 class IsolationGate:
@@ -34,6 +39,11 @@ class IsolationGate:
         self._running = 0
         self._closed = False
         self._closing = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether a message wants to run alone, or does."""
+        return self._closed
 
     @property
     def running(self) -> int:
@@ -96,3 +106,23 @@ class IsolationGate:
         with self._changed:
             self._running -= count
             self._changed.notify_all()
+
+
+class DrainOrGate(threading.Event):
+    """Set when the worker stops, or when another message must run alone."""
+
+    def __init__(self, draining: threading.Event, gate: IsolationGate) -> None:
+        super().__init__()
+        self._draining = draining
+        self._gate = gate
+
+    def is_set(self) -> bool:
+        """Returns whether one of both is the case."""
+        return self._draining.is_set() or self._gate.closed
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until one of both is the case, or the time has passed; returns whether one is."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and (deadline is None or time.monotonic() < deadline):
+            self._draining.wait(POLL_SECONDS)
+        return self.is_set()

@@ -1,8 +1,12 @@
-"""The thread in which a worker returns messages that were held back, from Valkey's sorted sets to their queues."""
+"""The thread in which a worker returns messages that were held back, from Valkey's sorted sets to their queues.
+
+It also keeps what takes long: by Valkey's record of when a worker got a message, others take it back after a while.
+"""
 
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 1.0
 """Interval between two looks, at most twice the first delay; a message is held back for that much longer at most."""
+KEEPS: Final = 4
+"""How often a message that takes long is kept within the visibility timeout."""
 MAX_RETURNED: Final = 100
 """Messages of a queue that are returned at a time."""
 
@@ -23,13 +29,19 @@ MAX_RETURNED: Final = 100
 class ReturningThread:
     """Returns held messages once their delay is over; several workers may do so for the same queue."""
 
-    def __init__(self, settings: BrokerSettings, queues: Iterable[str]) -> None:
+    def __init__(
+        self, settings: BrokerSettings, queues: Iterable[str], kept: Callable[[], Iterable[str]]
+    ) -> None:
         """Connects to nothing until `start`.
 
         Args:
             settings: the broker, which is Valkey or Redis.
             queues: the queues that messages are returned to.
+            kept: returns the delivery tags of messages that this worker works on, however long that takes.
         """
+        self._kept = kept
+        self._keep_seconds = settings.visibility_timeout / KEEPS
+        self._kept_at = time.monotonic()
         self._application = celery_application(settings)
         self._interval = min(INTERVAL_SECONDS, 2 * settings.retry_first)
         names = tuple(queues)
@@ -60,6 +72,16 @@ class ReturningThread:
             else:
                 failing = False
 
+    def _keep(self, channel: Any) -> None:
+        """Tells the broker that this worker still has its long messages, a few times in the time that it allows."""
+        if time.monotonic() - self._kept_at < self._keep_seconds:
+            return
+        self._kept_at = time.monotonic()
+        now = time.time()
+        if tags := dict.fromkeys(self._kept(), now):
+            # Only those that are there: one may have been acknowledged meanwhile.
+            channel.client.zadd(channel.unacked_index_key, tags, xx=True)
+
     def _return_while_connected(self) -> None:
         connection = self._application.connection_for_write(heartbeat=0)
         try:
@@ -67,6 +89,7 @@ class ReturningThread:
             channel: Any = connection.default_channel
             while not self._stopping.is_set():
                 channel.client.eval(RETURN_SCRIPT, *self._arguments)
+                self._keep(channel)
                 self._stopping.wait(self._interval)
         finally:
             with suppress(*BROKER_ERRORS):
