@@ -212,7 +212,7 @@ def test_log_of_a_handler_names_the_work_and_never_the_prompt(valkey: ValkeyServ
             raise RuntimeError("it is broken")
         if message.job == "waits":
             raise UnavailableError("it is away")
-        return [message.done()]  # type: ignore[union-attr]
+        return [message.done()]  # type: ignore[operator, union-attr]
 
     publisher = BrokerPublisher(settings)
     with captured_log() as written, recording() as (collector, traced):
