@@ -10,10 +10,12 @@ from PIL import Image
 from harness.gateway import GatewayHarness
 from harness.service import answer, called
 from smalti.pictures import plain_png_bytes
+from smalti.services.gateway.api.batches import BatchServicer
 from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.v1 import image_pb2, job_pb2
+from smalti.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
 from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
 from smalti.v1.tokens_pb2 import ImageTokens
@@ -32,6 +34,7 @@ async def served(gateway: GatewayHarness, **options: Any) -> AsyncIterator[Any]:
     def register(server: Any) -> None:
         add_ImageServiceServicer_to_server(servicer, server)
         add_FileServiceServicer_to_server(FileServicer(gateway.gateway), server)
+        add_BatchServiceServicer_to_server(BatchServicer(gateway.gateway), server)
 
     async with called(register, authenticate) as channel:
         yield stub(channel)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -203,6 +204,12 @@ class Gateway:
             self.context.clock.synchronize()
         else:
             self.context.database.time()
+
+    def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """Returns the versions of jobs and batches by their ids; those that do not exist are left out."""
+        found = self.jobs.versions(job_ids)
+        others = [each for each in job_ids if each not in found]
+        return found | (self.batches.repository.versions(others) if others else {})
 
     def send(self) -> None:
         """Sends waiting chunks, then chunks whose leases have expired; raises `UnavailableError`."""

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 
@@ -11,6 +12,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
+from smalti.services.gateway.api.batches import BATCH_ENDLESS, BATCH_KEPT, BATCH_SMALL, BatchServicer
 from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
@@ -27,6 +29,7 @@ from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
 from smalti.services.gateway.webhooks import webhook_settings
 from smalti.storage import store_settings
+from smalti.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
 from smalti.v1.decoder_pb2_grpc import DecoderServiceStub
 from smalti.v1.file_pb2_grpc import add_FileServiceServicer_to_server
 from smalti.v1.image_pb2_grpc import add_ImageServiceServicer_to_server
@@ -51,7 +54,7 @@ class GatewayRunner:
         gateway.start()
         self._polling = asyncio.create_task(
             gateway.watchers.poll(
-                gateway.jobs.versions, gateway.context.settings.watch, lambda: gateway.context.listening
+                gateway.versions, gateway.context.settings.watch, lambda: gateway.context.listening
             )
         )
 
@@ -124,6 +127,7 @@ def build(process: Process) -> Service:
         )
         add_ImageServiceServicer_to_server(servicer, server)
         add_FileServiceServicer_to_server(FileServicer(gateway), server)
+        add_BatchServiceServicer_to_server(BatchServicer(gateway), server)
 
     return Service(
         register=register,
@@ -133,7 +137,12 @@ def build(process: Process) -> Service:
         model=card.name,
         background_tasks=(GatewayRunner(gateway),),
         ready=lambda: gateway.ready,
-        kinds=KINDS,
+        kinds=replace(
+            KINDS,
+            endless=(*KINDS.endless, *BATCH_ENDLESS),
+            kept=(*KINDS.kept, *BATCH_KEPT),
+            small=(*KINDS.small, *BATCH_SMALL),
+        ),
         authenticate=gatekeeper,
         close=gateway.close,
     )

@@ -57,9 +57,9 @@ def check_request_id(request_id: str) -> str | None:
     return request_id.lower() or None
 
 
-def content_hash(request: image_pb2.CreateImagesRequest) -> str:
+def content_hash(request: Message) -> str:
     """Returns the hash of a request's content, without its request_id."""
-    content = image_pb2.CreateImagesRequest()
+    content = type(request)()
     content.CopyFrom(request)
     content.ClearField("request_id")
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
@@ -81,9 +81,9 @@ def parse_job_spec(
     card, parameters = state.card, request.parameters
     with within("parameters"):
         prompt = _prompt(parameters.prompt)
-        candidates = _number(parameters, "candidates", 1, settings.candidates)
-        n = _number(parameters, "n", 1, candidates or settings.candidates)
-        first = _number(parameters, "first_candidate", 0, MAX_FIRST_CANDIDATE)
+        candidates = number_of(parameters, "candidates", 1, settings.candidates)
+        n = number_of(parameters, "n", 1, candidates or settings.candidates)
+        first = number_of(parameters, "first_candidate", 0, MAX_FIRST_CANDIDATE)
         seed = check_seed(parameters.seed if parameters.HasField("seed") else None)
         sampling = sampling_of(parameters.sampling, card.sampling)
         vary = parameters.vary if parameters.HasField("vary") else card.message.default_vary
@@ -91,7 +91,7 @@ def parse_job_spec(
             parameters.diversity if parameters.HasField("diversity") else card.message.default_diversity
         )
         strength = _check_initial_image(parameters, card)
-        second_pass = _second_pass(parameters, state, settings)
+        second_pass = second_pass_for(parameters, state, settings)
     return JobSpec(
         card=card,
         pinned=bool(parameters.model.revision),
@@ -109,7 +109,7 @@ def parse_job_spec(
         diversity=diversity,
         second_pass=second_pass,
         priority=priority_of(request.priority),
-        labels=_labels(request, settings.labels),
+        labels=labels_of(request, settings.labels),
     )
 
 
@@ -135,7 +135,7 @@ def parse_job_filter(request: image_pb2.ListJobsRequest, settings: GatewaySettin
         states.append(_STATES[number])
     return JobFilter(
         states=tuple(dict.fromkeys(states)),
-        labels=_labels(request, settings.labels),
+        labels=labels_of(request, settings.labels),
         created_since=_microseconds(request, "created_since"),
         created_before=_microseconds(request, "created_before"),
     )
@@ -208,7 +208,8 @@ def _prompt(prompt: str) -> str:
     return prompt
 
 
-def _number(parameters: job_pb2.ImageParameters, name: str, minimum: int, maximum: int) -> int | None:
+def number_of(parameters: job_pb2.ImageParameters, name: str, minimum: int, maximum: int) -> int | None:
+    """Returns a number of the parameters; None if it is not set. Raises `InvalidInputError` if it is out of range."""
     if not parameters.HasField(name):  # type: ignore[arg-type]
         return None
     value = int(getattr(parameters, name))
@@ -233,9 +234,15 @@ def _check_initial_image(parameters: job_pb2.ImageParameters, card: ModelCard) -
     return None
 
 
-def _second_pass(
+def second_pass_for(
     parameters: job_pb2.ImageParameters, state: RevisionState, settings: GatewaySettings
 ) -> SecondPass | None:
+    """Returns the second pass that parameters ask for; None if they ask for none.
+
+    Raises:
+        InvalidInputError: a value is out of range.
+        NotSupportedError: the model has no refiner, or none can be reached.
+    """
     second_pass = second_pass_of(parameters, state.card.trained_upscale)
     check_refiner(parameters, state.card.refiner_revision)
     if second_pass is not None and not can_refine(state, settings):
@@ -243,9 +250,8 @@ def _second_pass(
     return second_pass
 
 
-def _labels(
-    request: image_pb2.CreateImagesRequest | image_pb2.ListJobsRequest, maximum: int
-) -> dict[str, str]:
+def labels_of(request: Any, maximum: int) -> dict[str, str]:
+    """Returns the labels of a request; raises `InvalidInputError`."""
     labels = dict(request.labels)
     if len(labels) > maximum:
         raise InvalidInputError("labels", f"must have at most {maximum} entries, got {len(labels)}")

@@ -38,6 +38,7 @@ from smalti.services.gateway.api.requests import (
     parse_page_token,
 )
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS, WatchHandler
+from smalti.services.gateway.api.webhook_requests import WebhookRequests
 from smalti.services.gateway.database.calls import call_database, in_thread
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
@@ -51,10 +52,9 @@ from smalti.services.gateway.identity import (
     report,
 )
 from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
-from smalti.services.gateway.jobs.spec import JobSpec, JobWebhook
+from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.policy.content_policy import Subject
-from smalti.services.gateway.webhooks import WebhookRepository, check_url
 from smalti.storage import BreakerStore
 from smalti.v1 import image_pb2, job_pb2, model_pb2
 from smalti.v1.image_pb2_grpc import ImageServiceServicer
@@ -107,7 +107,7 @@ class ImageServicer(ImageServiceServicer):
         """
         self._gateway = gateway
         self._jobs = gateway.jobs
-        self._webhooks = WebhookRepository(gateway.context.database, gateway.context.clock)
+        self._webhooks = WebhookRequests(gateway.context)
         self._store = BreakerStore(gateway.context.store)
         self._catalogue = gateway.context.catalogue
         self._settings = gateway.context.settings
@@ -152,7 +152,9 @@ class ImageServicer(ImageServiceServicer):
             tenant=principal.tenant,
         )
         if request.HasField("webhook"):
-            job_spec = replace(job_spec, webhook=await self._webhook(request.webhook, principal.tenant))
+            job_spec = replace(
+                job_spec, webhook=await self._call(self._webhooks.check, request.webhook, principal.tenant)
+            )
         policy, has_picture = self._gateway.context.policy, request.parameters.HasField("initial_image")
         if policy.checks_prompts or has_picture:
             # What costs much comes after what costs little.
@@ -292,23 +294,6 @@ class ImageServicer(ImageServiceServicer):
         """
         seconds = self._settings.database_timeout
         return await call_database(self._gateway.threads, seconds, function, *arguments, **named)
-
-    async def _webhook(self, asked: image_pb2.Webhook, tenant: str) -> JobWebhook:
-        """Returns whom a job tells of its end; raises `InvalidInputError`."""
-        with within("webhook"):
-            if asked.url:
-                check_url(asked.url, "url", private=self._gateway.context.webhooks.private)
-            found = await self._call(self._webhooks.find, tenant)
-            if found is None:
-                raise InvalidInputError(
-                    "url",
-                    f"cannot be told anything: tenant {tenant} has no secret that signs; let the operator make one "
-                    "(smalti tenants webhook set)",
-                )
-            if not asked.url and found.url is None:
-                raise InvalidInputError("url", f"must be set, since tenant {tenant} has none of its own")
-        include_prompt = asked.include_prompt if asked.HasField("include_prompt") else None
-        return JobWebhook(url=asked.url or None, include_prompt=include_prompt)
 
     async def _check_policy(self, job_spec: JobSpec) -> None:
         """Raises `RefusedByPolicyError`, or `UnavailableError` if the policy's hook does not answer, and must."""

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from smalti.errors import SmaltiError
 from smalti.services.gateway.api.conversion import is_final
@@ -21,8 +21,37 @@ from smalti.v1.job_pb2 import Job
 
 log = logging.getLogger(__name__)
 
+Read = TypeVar("Read")
+
 KEEPALIVE_SECONDS: Final = 15.0
 """Time without a message after which an empty one is sent."""
+
+
+class SharedReads(Generic[Read]):
+    """Reads what has changed. Watchers that were woken by the same change share one read, however many they are."""
+
+    def __init__(self, watchers: WatcherHub, get: Callable[[str], Awaitable[Read]]) -> None:
+        """Takes what wakes the watchers, and what reads a job, or a batch."""
+        self._watchers = watchers
+        self._get = get
+        self._reads: dict[str, tuple[int, asyncio.Future[Read]]] = {}
+        """The reads that are in progress, with the change that they follow."""
+
+    async def read(self, watched: str) -> Read:
+        """Reads what is watched, by its id."""
+        change = self._watchers.change(watched)
+        followed, reading = self._reads.get(watched, (-1, None))
+        if reading is None or reading.done() or followed != change:
+            reading = asyncio.ensure_future(self._get(watched))
+            self._reads[watched] = (change, reading)
+            reading.add_done_callback(lambda done: self._end_read(watched, done))
+        return await asyncio.shield(reading)
+
+    def _end_read(self, watched: str, done: "asyncio.Future[Read]") -> None:
+        if not done.cancelled():
+            done.exception()  # Its watchers may all have gone.
+        if self._reads.get(watched, (-1, None))[1] is done:
+            del self._reads[watched]
 
 
 class WatchHandler:
@@ -47,9 +76,7 @@ class WatchHandler:
             keepalive_seconds: maximum time without a message.
         """
         self._watchers = watchers
-        self._get = get
-        self._reads: dict[str, tuple[int, asyncio.Future[tuple[JobSnapshot, Job]]]] = {}
-        """The reads that are in progress, with the change that they follow."""
+        self._reads = SharedReads(watchers, get)
         self._previews = previews
         self._preview_seconds = preview_seconds
         self._keepalive_seconds = keepalive_seconds
@@ -83,7 +110,7 @@ class WatchHandler:
                         yield WatchJobResponse(preview=rendered.popleft())
                     if watcher.changed:
                         watcher.changed = False
-                        snapshot, message = await self._read(job_id)
+                        snapshot, message = await self._reads.read(job_id)
                         watcher.version = snapshot.job.version
                         watcher.since = first_lease(snapshot.job)
                         final = is_final(snapshot.job)
@@ -113,22 +140,6 @@ class WatchHandler:
                     rendering.cancel()
                     with suppress(asyncio.CancelledError):
                         await rendering
-
-    async def _read(self, job_id: str) -> tuple[JobSnapshot, Job]:
-        """Reads a job. Watchers that were woken by the same change share one read, however many they are."""
-        change = self._watchers.change(job_id)
-        followed, reading = self._reads.get(job_id, (-1, None))
-        if reading is None or reading.done() or followed != change:
-            reading = asyncio.ensure_future(self._get(job_id))
-            self._reads[job_id] = (change, reading)
-            reading.add_done_callback(lambda done: self._end_read(job_id, done))
-        return await asyncio.shield(reading)
-
-    def _end_read(self, job_id: str, done: "asyncio.Future[tuple[JobSnapshot, Job]]") -> None:
-        if not done.cancelled():
-            done.exception()  # Its watchers may all have gone.
-        if self._reads.get(job_id, (-1, None))[1] is done:
-            del self._reads[job_id]
 
     async def _render(
         self,

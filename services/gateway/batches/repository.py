@@ -14,6 +14,7 @@ from smalti.errors import (
     InvalidInputError,
     QuotaExceededError,
     RequestIdReusedError,
+    StoredFileNotFoundError,
 )
 from smalti.service import failpoints
 from smalti.services.gateway.batches.estimating import Estimate, estimate_of
@@ -29,11 +30,15 @@ from smalti.services.gateway.database.tables import (
     OPEN_BATCH_STATES,
     Batch,
     BatchState,
+    FileState,
     Shard,
+    StoredFile,
     Tenant,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.tenants import UNLIMITED
 
+DEFAULT_RETENTION_SECONDS: Final = 30 * 24 * 3600.0
 RETRY_SECONDS: Final = 60.0
 """When a tenant with too many open batches may try again."""
 
@@ -108,6 +113,15 @@ class BatchRepository:
                 )
             return self._snapshots(session, [batch])[0]
 
+    def check_input(self, key: str, tenant: str) -> None:
+        """Raises `StoredFileNotFoundError` if an object below "inputs/" is in the folder of another tenant."""
+        owner = key.split("/")[1]
+        if tenant != DEFAULT_TENANT or key.count("/") < 2 or owner == tenant:
+            return
+        with self._database.read() as session:
+            if session.get(Tenant, owner) is not None:
+                raise StoredFileNotFoundError(key, f"there is no object {key} in the store")
+
     def create(self, spec: BatchSpec) -> BatchSnapshot:
         """Accepts a batch. Once this returns, it is stored and will end, whatever fails.
 
@@ -119,7 +133,8 @@ class BatchRepository:
         batch = self._new(spec)
         try:
             with self._database.write() as session:
-                self._check_limits(session, spec)
+                batch.retention = to_microseconds(self._check_limits(session, spec))
+                self._check_file(session, batch)
                 # Gateways that know nothing of batches would never end it.
                 schema.require(session, schema.BATCHES)
                 session.add(batch)
@@ -224,15 +239,25 @@ class BatchRepository:
             self._signals.changed(batch_id)
         return snapshot
 
-    def _check_limits(self, session: Session, spec: BatchSpec) -> None:
+    def _check_file(self, session: Session, batch: Batch) -> None:
+        """Raises `StoredFileNotFoundError` if the input has been deleted; from now on it cannot be."""
+        if batch.input_file is None:
+            return
+        query = select(StoredFile.state).where(StoredFile.id == batch.input_file).with_for_update()
+        if session.scalar(query) is not FileState.READY:
+            raise StoredFileNotFoundError(batch.input_file)
+
+    def _check_limits(self, session: Session, spec: BatchSpec) -> float:
+        """Checks the limits of a tenant; returns for how many seconds the batch is kept."""
         query = select(Tenant).where(Tenant.id == spec.tenant).with_for_update()
         tenant = session.scalars(query).one_or_none()
         if tenant is None:
             raise InvalidInputError("tenant", f"is not known: {spec.tenant!r}; create it first")
-        if tenant.max_retention is not None and spec.retention > tenant.max_retention:
+        longest = UNLIMITED if tenant.max_retention is None else tenant.max_retention
+        if spec.retention is not None and spec.retention > longest:
             raise InvalidInputError(
                 "retention",
-                f"must be at most {tenant.max_retention} s for tenant {tenant.id}, got {spec.retention:g} s",
+                f"must be at most {longest} s for tenant {tenant.id}, got {spec.retention:g} s",
             )
         open_batches = session.scalar(
             select(func.count()).select_from(Batch).where(IS_OPEN_BATCH, Batch.tenant == spec.tenant)
@@ -246,6 +271,7 @@ class BatchRepository:
                 quota="open_batches",
                 limit=limit,
             )
+        return min(DEFAULT_RETENTION_SECONDS, longest) if spec.retention is None else spec.retention
 
     def _new(self, spec: BatchSpec) -> Batch:
         now = self._clock()
@@ -262,12 +288,12 @@ class BatchRepository:
             model=spec.card.name,
             revision=spec.card.revision,
             pinned=spec.pinned,
+            input_file=spec.parameters.input.file_id or None,
             rank=spec.rank,
             slots=spec.slots,
             validate_only=spec.validate_only,
             created=to_microseconds(now),
             expires=to_microseconds(now + spec.time_limit),
-            retention=to_microseconds(spec.retention),
             removed=False,
             webhook=spec.webhook.model_dump(exclude_none=True) if spec.webhook else None,
             trace=spec.trace.model_dump() if spec.trace else None,

@@ -57,8 +57,8 @@ class BatchSpec:
     parameters: BatchParameters
     time_limit: float
     """Time until the batch expires, in seconds."""
-    retention: float
-    """Time for which the batch is kept after its end, in seconds."""
+    retention: float | None
+    """Time for which the batch is kept after its end, in seconds; None takes the default, or less for some tenants."""
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0

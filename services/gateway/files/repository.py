@@ -3,14 +3,14 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Exists, Select, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from smalti.errors import QuotaExceededError, StoredFileNotFoundError, WrongStateError
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import FileState, StoredFile, Tenant
+from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch, FileState, StoredFile, Tenant
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.storage import ObjectRef
 
@@ -109,6 +109,7 @@ class FileRepository:
 
         Raises:
             StoredFileNotFoundError: it, or a part, was deleted meanwhile.
+            WrongStateError: a batch reads a part.
             QuotaExceededError: the tenant has no room for it.
         """
         with self._database.write() as session:
@@ -117,7 +118,7 @@ class FileRepository:
                 return row
             now = to_microseconds(self._clock())
             for part in parts:
-                _delete(_found(_locked(session, part), part, row.tenant), now)
+                _delete(session, _found(_locked(session, part), part, row.tenant), now)
             session.flush()  # The parts do not count any more.
             if checked:
                 self._room(session, row.tenant, size=size)
@@ -185,17 +186,25 @@ class FileRepository:
             return session.scalars(query).all()
 
     def delete(self, file_id: str, *, tenant: str | None = None) -> StoredFile:
-        """Deletes a file; its content is deleted soon after. Raises `StoredFileNotFoundError`."""
+        """Deletes a file; its content is deleted soon after.
+
+        Raises:
+            StoredFileNotFoundError: there is no such file.
+            WrongStateError: a batch reads it.
+        """
         with self._database.write() as session:
             row = _found(_locked(session, file_id), file_id, tenant)
-            _delete(row, to_microseconds(self._clock()))
+            _delete(session, row, to_microseconds(self._clock()))
         return row
 
     def due(self, limit: int) -> Sequence[StoredFile]:
         """Returns files whose objects are to be deleted now; those of them that callers still see are hidden first."""
         now = to_microseconds(self._clock())
         query = (
-            select(StoredFile).where(StoredFile.delete_at <= now).order_by(StoredFile.delete_at).limit(limit)
+            select(StoredFile)
+            .where(StoredFile.delete_at <= now, ~_is_read(StoredFile.id))
+            .order_by(StoredFile.delete_at)
+            .limit(limit)
         )
         with self._database.read() as session:
             if not session.scalars(query.limit(1)).all():
@@ -266,7 +275,15 @@ def _locked(session: Session, file_id: str) -> StoredFile | None:
     return session.scalars(select(StoredFile).where(StoredFile.id == file_id).with_for_update()).one_or_none()
 
 
-def _delete(row: StoredFile, now: int) -> None:
+def _is_read(file_id: Any) -> Exists:
+    """Returns the condition that a batch that has not ended reads a file."""
+    return exists().where(IS_OPEN_BATCH, Batch.input_file == file_id)
+
+
+def _delete(session: Session, row: StoredFile, now: int) -> None:
+    """Deletes a locked file; raises `WrongStateError` if a batch reads it."""
+    if session.scalar(select(_is_read(row.id))):
+        raise WrongStateError(f"a batch reads file {row.id}; delete it when the batch has ended")
     row.state, row.delete_at = FileState.DELETED, now
 
 

@@ -64,6 +64,14 @@ ROLES: Final[Mapping[str, frozenset[Role]]] = {
     "/smalti.v1.FileService/ListFiles": _CALLERS,
     "/smalti.v1.FileService/DeleteFile": _CALLERS,
     "/smalti.v1.FileService/DownloadFile": _CALLERS,
+    "/smalti.v1.BatchService/CreateBatch": frozenset({Role.BATCH, Role.ADMIN}),
+    **{
+        f"/smalti.v1.BatchService/{name}": _CALLERS
+        for name in (
+            *("GetBatch", "ListBatches", "WatchBatch", "PauseBatch", "ResumeBatch", "CancelBatch"),
+            *("DeleteBatch", "ListBatchFiles", "DownloadBatchFile"),
+        )
+    },
 }
 """For each method, the roles of which one is enough. A method that is not here is refused."""
 PRIORITY_ROLES: Final[Mapping[Priority, frozenset[Role]]] = {

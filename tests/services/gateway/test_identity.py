@@ -33,26 +33,28 @@ from smalti.services.gateway.identity.principal import ROLES
 from smalti.services.gateway.identity.ways import chosen_ways, principals_by_name
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.settings import Auth
-from smalti.v1 import file_pb2, image_pb2, job_pb2
+from smalti.v1 import batch_pb2, file_pb2, image_pb2, job_pb2
+from smalti.v1.batch_pb2_grpc import BatchServiceStub
 from smalti.v1.file_pb2_grpc import FileServiceStub
 from smalti.v1.image_pb2_grpc import ImageServiceStub, add_ImageServiceServicer_to_server
 from smalti.v1.sampling_pb2 import PRIORITY_BATCH, PRIORITY_INTERACTIVE
 
-SERVICES = {"ImageService": (image_pb2, ImageServiceStub), "FileService": (file_pb2, FileServiceStub)}
+SERVICES = {
+    "ImageService": (image_pb2, ImageServiceStub),
+    "FileService": (file_pb2, FileServiceStub),
+    "BatchService": (batch_pb2, BatchServiceStub),
+}
 CALLERS = {Role.DRAW, Role.BATCH, Role.ADMIN}
 
-# What each role may call, written down a second time: a change of the table must be meant.
+# What each role may call, a second time: a change of the table must be meant.
 MAY: Mapping[str, set[Role]] = {
-    "CreateImages": CALLERS,
-    "GetJob": CALLERS | {Role.WEB},
-    "ListJobs": CALLERS,
-    "CancelJob": CALLERS,
-    "DeleteJob": CALLERS,
-    "WatchJob": CALLERS,
-    "DownloadImages": CALLERS | {Role.WEB},
-    "ListModels": CALLERS | {Role.WEB},
-    "GetModel": CALLERS | {Role.WEB},
+    **dict.fromkeys(("CreateImages", "ListJobs", "CancelJob", "DeleteJob", "WatchJob"), CALLERS),
+    **dict.fromkeys(("GetJob", "DownloadImages", "ListModels", "GetModel"), CALLERS | {Role.WEB}),
     **dict.fromkeys(("CreateFile", "FinishFile", "UploadFile", "ComposeFile"), CALLERS),
+    "CreateBatch": {Role.BATCH, Role.ADMIN},
+    **dict.fromkeys(("GetBatch", "ListBatches", "WatchBatch", "ListBatchFiles"), CALLERS),
+    **dict.fromkeys(("DownloadBatchFile", "PauseBatch", "ResumeBatch"), CALLERS),
+    **dict.fromkeys(("CancelBatch", "DeleteBatch"), CALLERS),
     **dict.fromkeys(("GetFile", "ListFiles", "DeleteFile", "DownloadFile"), CALLERS),
 }
 METHODS = {
@@ -85,7 +87,7 @@ def request_of(method: str, role: Role) -> Any:
     if method == "CreateImages":
         return create_request(priority=PRIORITY_BATCH if role is Role.BATCH else PRIORITY_INTERACTIVE)
     _, kind = METHODS[method]
-    names = [name for name in ("job_id", "file_id") if name in kind.DESCRIPTOR.fields_by_name]
+    names = [name for name in ("job_id", "file_id", "batch_id") if name in kind.DESCRIPTOR.fields_by_name]
     request = kind(**dict.fromkeys(names, "none"))
     return iter([request]) if method == "UploadFile" else request
 

@@ -93,6 +93,8 @@ class Batch(Base):
     labels: Mapped[dict[str, Any]]
     parameters: Mapped[dict[str, Any]]
     """`smalti.services.gateway.batches.spec.BatchParameters` as JSON."""
+    input_file: Mapped[str | None] = mapped_column(String(MAX_ID_LENGTH))
+    """The uploaded file that is its input, which is kept until it has ended; None for another object."""
     model: Mapped[str] = mapped_column(String(MAX_REVISION_LENGTH))
     revision: Mapped[str] = mapped_column(String(MAX_REVISION_LENGTH))
     """The revision of the model that the batch is bound to."""

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(200), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("parameters", sa.JSON(), nullable=False),
+        sa.Column("input_file", sa.String(64), nullable=True),
         sa.Column("model", sa.String(200), nullable=False),
         sa.Column("revision", sa.String(200), nullable=False),
         _flag("pinned"),
