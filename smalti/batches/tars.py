@@ -217,13 +217,19 @@ def read_tar(name: str, file: BinaryIO) -> Iterator[TarPicture]:
                 key, ending = PurePosixPath(member.name).stem, PurePosixPath(member.name).suffix[1:]
                 opened = tar.extractfile(member)
                 content = b"" if opened is None else opened.read()
-                if ending != _RECORD:
+                if ending == _RECORD:
+                    if picture is None or picture[0] != key:
+                        raise DamagedObjectError(name, f"{key} has no picture")
+                    yield TarPicture(
+                        key=key, content=picture[1], record=TarRecord.model_validate_json(content)
+                    )
+                    picture = None
+                elif picture is None:
                     picture = key, content
-                    continue
-                if picture is None or picture[0] != key:
-                    raise DamagedObjectError(name, f"{key} has no picture")
-                yield TarPicture(key=key, content=picture[1], record=TarRecord.model_validate_json(content))
-                picture = None
+                else:
+                    break
+            if picture is not None:
+                raise DamagedObjectError(name, f"{picture[0]} is without its description")
     except tarfile.TarError as error:
         raise DamagedObjectError(name, reason_of(error)) from None
     except ValidationError as error:

@@ -8,8 +8,8 @@ from smalti.batches.reading.rows import INPUT, InputRow, RowProblem
 from smalti.errors import InvalidInputError
 from smalti.foreign_text import reason_of
 
-_ROWS: Final = 1024
-"""Rows that are decoded together."""
+_ROWS: Final = 32
+"""Rows that are decoded together; few, since each may have a text of any length."""
 _BUFFER: Final = 1 << 20
 """Bytes of a column that are read together."""
 
