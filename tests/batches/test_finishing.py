@@ -153,6 +153,7 @@ def test_a_finish_that_was_interrupted_is_repeated(tmp_path: Path) -> None:
     assert files_in(out) == files_in(whole)
 
 
+_LONG = ShardRange(number=1, count=5)
 _FIRST = ShardRange(number=0, count=1, part=True)
 Break = Callable[[list[ResultPart]], list[ResultPart]]
 
@@ -191,6 +192,13 @@ def _changed(
             "does not have the rows from 0 to 3",
         ),
         (lambda parts: [replace(parts[0], load=lambda: b""), *parts[1:]], "damaged"),
+        (lambda parts: [parts[0], replace(parts[1], range=_LONG)], "has more prompts than its shard"),
+        (
+            lambda parts: _changed(
+                parts, 1, lambda rows: rows.__setitem__(0, rows[0].model_copy(update={"state": "x"}))
+            ),
+            "has the states {'x'}",
+        ),
         (lambda parts: [replace(parts[2], load=lambda: b'{"row": 0}', range=_FIRST)], "has a row without id"),
         (lambda parts: [replace(parts[0], load=lambda: b'{"row": "a"}'), *parts[1:]], "number"),
         (

@@ -151,6 +151,15 @@ def test_the_first_request_tells_endpoint_and_model() -> None:
             api.first_request(io.BytesIO(bad))
 
 
+def test_reading_may_begin_with_any_request() -> None:
+    content = b"".join(
+        line(f"{row}", api.EDITS, prompt="a", images=[{"file_id": f"{row}"}]) for row in range(5)
+    )
+    made = plan(content, shard_prompts=2, tokens_of=lambda source: (int(source.image),))
+    found = [(prompt.row, prompt.id, prompt.given) for shard in made.shards(1) for prompt in shard.prompts]
+    assert found == [(row, f"{row}", (row,)) for row in (2, 3, 4)]
+
+
 def test_edits_get_their_tokens() -> None:
     content = (
         line("a", api.EDITS, prompt="a fox", images=[{"image_url": PICTURE}], mask={"file_id": "file-1"})
