@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images deploy-check clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -30,15 +30,15 @@ PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 # Every test but the slow ones; the goal is five minutes on two idle cores.
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not deploy"
 
 # What needs no server, no training and no process of its own; the goal is a minute.
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not slow and not server and not training and not process"
+	$(PYTEST) -m "not slow and not server and not training and not process and not deploy"
 
 # The slow tests; CI does not run them.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not deploy"
 
 # Checks style, types, links, the public contract and the documentation site.
 check: $(INSTALLED)
@@ -143,6 +143,19 @@ licences: $(INSTALLED)
 SERVICES ?=
 images:
 	$(PYTHON) -m scripts.images $(OPTIONS) $(SERVICES)
+
+# Checks the Dockerfile, the Compose file, the chart and the alerts with their own programs, which it installs in build/.
+# Needs promtool (Debian's prometheus) and docker-compose 2.20 or newer.
+TOOLS := build/deploy-tools
+deploy-check: $(INSTALLED) $(TOOLS)/.installed
+	$(BIN)/pytest -m deploy tests/deploy
+
+$(TOOLS)/.installed: locks/deploy.txt scripts/deploy_tools.py
+	rm -rf $(TOOLS)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --require-hashes --no-deps --only-binary :all: --requirement locks/deploy.txt
+	$(TOOLS)/bin/python -m scripts.deploy_tools $(TOOLS)
+	touch $@
 
 clean:
 	rm -rf $(VENV) pictures build dist

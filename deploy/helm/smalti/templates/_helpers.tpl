@@ -1,0 +1,282 @@
+{{/* Names and labels. */}}
+{{- define "smalti.name" -}}
+{{- .Release.Name | trunc 30 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "smalti.selector" -}}
+app.kubernetes.io/name: smalti
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- with .model }}
+smalti.ai/model: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "smalti.labels" -}}
+app.kubernetes.io/name: smalti
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* The image of a service; `suffix` is that of an accelerator. */}}
+{{- define "smalti.image" -}}
+{{- printf "%s/%s:%s%s" .root.Values.image.repository .service (.root.Values.image.tag | default .root.Chart.AppVersion) (.suffix | default "") -}}
+{{- end -}}
+
+{{/* What restricted Pod Security asks for. */}}
+{{- define "smalti.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+# Without this, every mount of a claim would let the group write, and the cache of programs would be refused.
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: { type: RuntimeDefault }
+{{- end -}}
+
+{{- define "smalti.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end -}}
+
+{{/* Longer than preStop and the drain, after which the process ends by itself. */}}
+{{- define "smalti.grace" -}}
+{{- add .Values.drain.delaySeconds .Values.drain.seconds 10 -}}
+{{- end -}}
+
+{{/* Before SIGTERM, so that clients have learned that the pod goes. */}}
+{{- define "smalti.preStop" -}}
+preStop: { sleep: { seconds: {{ .Values.drain.delaySeconds }} } }
+{{- end -}}
+
+{{/* "1" if any model has a refiner. */}}
+{{- define "smalti.refines" -}}
+{{- $replicas := 0 -}}
+{{- range $model := .Values.models -}}
+{{- $service := include "smalti.service" (dict "root" $ "model" $model "name" "refiner") | fromYaml -}}
+{{- $replicas = add $replicas $service.replicas -}}
+{{- end -}}
+{{- ternary "1" "0" (gt $replicas 0) -}}
+{{- end -}}
+
+{{/* The values of a service for a model: those of the service, and above them those of the model. */}}
+{{- define "smalti.service" -}}
+{{- $common := deepCopy (index .root.Values.services .name) -}}
+{{- $own := index (.model.services | default dict) .name | default dict -}}
+{{- toYaml (mergeOverwrite $common (deepCopy $own)) -}}
+{{- end -}}
+
+{{/* Secrets and addresses of broker, store and database. */}}
+{{- define "smalti.brokerSecret" -}}
+{{- .Values.broker.existingSecret | default (printf "%s-broker" (include "smalti.name" .)) -}}
+{{- end -}}
+{{- define "smalti.storeSecret" -}}
+{{- .Values.objectStore.existingSecret | default (printf "%s-store" (include "smalti.name" .)) -}}
+{{- end -}}
+{{- define "smalti.databaseSecret" -}}
+{{- .Values.database.existingSecret | default (printf "%s-database" (include "smalti.name" .)) -}}
+{{- end -}}
+{{- define "smalti.storeUrl" -}}
+{{- if .Values.objectStore.small.enabled -}}
+s3+http://{{ include "smalti.name" . }}-store:8333/smalti
+{{- else -}}
+{{ .Values.objectStore.url }}
+{{- end -}}
+{{- end -}}
+
+{{/* Variables that every process has. */}}
+{{- define "smalti.env" -}}
+- { name: SMALTI_SECRETS, value: /run/smalti/secrets }
+- { name: SMALTI_LOG_FORMAT, value: json }
+- { name: SMALTI_LOG_LEVEL, value: {{ .Values.telemetry.logLevel }} }
+{{- with .Values.telemetry.otlpEndpoint }}
+- { name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }} }
+{{- end }}
+{{- if .Values.tls.plaintext }}
+- { name: SMALTI_PLAINTEXT, value: "1" }
+{{- end }}
+{{- range $name, $value := .Values.env }}
+- { name: {{ $name }}, value: {{ $value | quote }} }
+{{- end }}
+{{- end -}}
+
+{{/* Variables of the gateway and the stages. */}}
+{{- define "smalti.queueEnv" -}}
+{{- $root := .root -}}
+{{- $drain := $root.Values.drain.seconds -}}
+- name: SMALTI_RPC_ADVERTISE
+  valueFrom: { fieldRef: { fieldPath: status.podIP } }
+- { name: SMALTI_STORE_URL, value: {{ include "smalti.storeUrl" $root | quote }} }
+- { name: SMALTI_STORE_EXPIRY_DAYS, value: {{ $root.Values.objectStore.expiryDays | quote }} }
+{{- with $root.Values.objectStore.publicUrl }}
+- { name: SMALTI_STORE_PUBLIC_URL, value: {{ . | quote }} }
+{{- end }}
+{{- if $root.Values.objectStore.caSecret }}
+- { name: SMALTI_STORE_CA, value: /run/smalti/store-ca/ca.crt }
+{{- end }}
+{{- if $root.Values.broker.caSecret }}
+- { name: SMALTI_BROKER_CA, value: /run/smalti/broker-ca/ca.crt }
+{{- end }}
+- { name: SMALTI_MESSAGES_WRITE, value: "3" }
+- { name: SMALTI_MODELS, value: /models }
+- { name: SMALTI_MODEL, value: {{ .model.name }} }
+- { name: SMALTI_RPC_GRACE, value: {{ $drain | quote }} }
+- { name: SMALTI_BROKER_DRAIN, value: {{ $drain | quote }} }
+- { name: SMALTI_SERVICE_GRACE, value: {{ add $drain 4 | quote }} }
+{{- end -}}
+
+{{/* gRPC among the services: certificates, or leave to do without. */}}
+{{- define "smalti.rpcEnv" -}}
+{{- if ne .root.Values.tls.internal.source "plaintext" }}
+- { name: SMALTI_RPC_TLS_CERTIFICATE, value: /run/smalti/tls/tls.crt }
+- { name: SMALTI_RPC_TLS_KEY, value: /run/smalti/tls/tls.key }
+- { name: SMALTI_RPC_TLS_CLIENT_CA, value: /run/smalti/tls/ca.crt }
+- { name: SMALTI_RPC_TLS_CA, value: /run/smalti/tls/ca.crt }
+- { name: SMALTI_RPC_TLS_CLIENT_CERTIFICATE, value: /run/smalti/tls/tls.crt }
+- { name: SMALTI_RPC_TLS_CLIENT_KEY, value: /run/smalti/tls/tls.key }
+{{- if eq .component "web" }}
+{{- else if eq .component "gateway" }}
+# Stages are called at the addresses of their pods, and share a certificate.
+- { name: SMALTI_RPC_TLS_SERVER_NAME, value: {{ include "smalti.name" .root }}-stages }
+{{- else }}
+- { name: SMALTI_RPC_SYSTEM_NAMES, value: {{ printf "%s-gateway,%s-stages" (include "smalti.name" .root) (include "smalti.name" .root) | quote }} }
+{{- end }}
+{{- else if not .root.Values.tls.plaintext }}
+- { name: SMALTI_RPC_PLAINTEXT, value: "1" }
+{{- end }}
+{{- end -}}
+
+{{/* Volumes; `secrets` are names of secrets whose keys are settings. */}}
+{{- define "smalti.volumes" -}}
+{{- $root := .root -}}
+- { name: tmp, emptyDir: {} }
+- name: secrets
+  projected:
+    sources: {{- if not .secrets }} []{{ end }}
+      {{- range .secrets }}
+      - secret: { name: {{ . }} }
+      {{- end }}
+{{- if .queue }}
+{{- with $root.Values.objectStore.caSecret }}
+- { name: store-ca, secret: { secretName: {{ . }} } }
+{{- end }}
+{{- with $root.Values.broker.caSecret }}
+- { name: broker-ca, secret: { secretName: {{ . }} } }
+{{- end }}
+{{- end }}
+{{- if eq .component "gateway" }}
+{{- with $root.Values.database.caSecret }}
+- { name: database-ca, secret: { secretName: {{ . }} } }
+{{- end }}
+{{- end }}
+{{- if ne $root.Values.tls.internal.source "plaintext" }}
+- { name: tls, secret: { secretName: {{ include "smalti.tlsSecret" . }} } }
+{{- end }}
+{{- end -}}
+
+{{- define "smalti.volumeMounts" -}}
+{{- $root := .root -}}
+- { name: tmp, mountPath: /tmp }
+- { name: secrets, mountPath: /run/smalti/secrets, readOnly: true }
+{{- if .queue }}
+{{- if $root.Values.objectStore.caSecret }}
+- { name: store-ca, mountPath: /run/smalti/store-ca, readOnly: true }
+{{- end }}
+{{- if $root.Values.broker.caSecret }}
+- { name: broker-ca, mountPath: /run/smalti/broker-ca, readOnly: true }
+{{- end }}
+{{- end }}
+{{- if and (eq .component "gateway") $root.Values.database.caSecret }}
+- { name: database-ca, mountPath: /run/smalti/database-ca, readOnly: true }
+{{- end }}
+{{- if ne $root.Values.tls.internal.source "plaintext" }}
+- { name: tls, mountPath: /run/smalti/tls, readOnly: true }
+{{- end }}
+{{- end -}}
+
+{{- define "smalti.tlsSecret" -}}
+{{- $kind := ternary .component "stages" (has .component (list "gateway" "web")) -}}
+{{- if eq .root.Values.tls.internal.source "secrets" -}}
+{{- index .root.Values.tls.internal (printf "%sSecret" $kind) -}}
+{{- else -}}
+{{- printf "%s-%s-tls" (include "smalti.name" .root) $kind -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Pods of a service on many nodes, and many zones, where that is possible. */}}
+{{- define "smalti.spread" -}}
+{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ $key }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector: { matchLabels: {{ include "smalti.selector" $ | fromYaml | toJson }} }
+{{- end }}
+{{- end -}}
+
+{{/* The folder of a model: the shipped one, a download that is verified, a claim, or an image. */}}
+{{- define "smalti.modelVolume" -}}
+{{- $source := .model.source -}}
+{{- if $source.claim }}
+- { name: models, persistentVolumeClaim: { claimName: {{ $source.claim.name }}, readOnly: true } }
+{{- else if $source.image }}
+- { name: models, image: { reference: {{ $source.image.reference | quote }}, pullPolicy: {{ $source.image.pullPolicy | default "IfNotPresent" }} } }
+{{- else }}
+- { name: models, emptyDir: {} }
+{{- end }}
+{{- end -}}
+
+{{- define "smalti.modelContainers" -}}
+{{- $source := .model.source -}}
+{{- $common := dict "root" .root }}
+{{- with $source.hub }}
+- name: pull
+  image: {{ $.image }}
+  imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
+  command:
+    - smalti
+    - pull
+    - {{ .repository | quote }}
+    - --name
+    - {{ $.model.name }}
+    {{- with .revision }}
+    - --revision
+    - {{ . | quote }}
+    {{- end }}
+    {{- with .licence }}
+    - --licence
+    - {{ . | quote }}
+    {{- end }}
+  env:
+    - { name: SMALTI_MODELS, value: /models }
+    - { name: SMALTI_HUB_CACHE, value: /tmp/hub }
+    {{- with .tokenSecret }}
+    - { name: HF_TOKEN, valueFrom: { secretKeyRef: { name: {{ . }}, key: HF_TOKEN } } }
+    {{- end }}
+  securityContext: {{- include "smalti.containerSecurity" $common | nindent 4 }}
+  resources: {{- toYaml $.resources | nindent 4 }}
+  volumeMounts:
+    - { name: models, mountPath: /models }
+    - { name: tmp, mountPath: /tmp }
+    - { name: data, mountPath: /data }
+    - { name: cache, mountPath: /cache }
+{{- end }}
+{{- if not $source.shipped }}
+# Reads every file and compares it with its checksum in model.json, before the service says that it is ready.
+- name: verify
+  image: {{ $.image }}
+  imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
+  command: [smalti, verify, {{ .model.name }}]
+  env:
+    - { name: SMALTI_MODELS, value: /models }
+  securityContext: {{- include "smalti.containerSecurity" $common | nindent 4 }}
+  resources: {{- toYaml $.resources | nindent 4 }}
+  volumeMounts:
+    - { name: models, mountPath: /models, readOnly: true }
+    - { name: tmp, mountPath: /tmp }
+    - { name: data, mountPath: /data }
+    - { name: cache, mountPath: /cache }
+{{- end }}
+{{- end -}}

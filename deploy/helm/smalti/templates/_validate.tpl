@@ -1,0 +1,64 @@
+{{/* What a schema cannot say, in one line each. */}}
+{{- define "smalti.validate" -}}
+{{- $v := .Values -}}
+{{- if not (or $v.broker.existingSecret $v.broker.small.enabled) -}}
+{{- fail "broker.existingSecret: is not set; name a secret with SMALTI_BROKER_URL, or set broker.small.enabled for trying" -}}
+{{- end -}}
+{{- if not (or $v.database.existingSecret $v.database.small.enabled) -}}
+{{- fail "database.existingSecret: is not set; name a secret with SMALTI_GATEWAY_DATABASE, or set database.small.enabled for trying" -}}
+{{- end -}}
+{{- if and (not $v.objectStore.small.enabled) (or (not $v.objectStore.url) (not $v.objectStore.existingSecret)) -}}
+{{- fail "objectStore.url, objectStore.existingSecret: are not set; set both, or objectStore.small.enabled for trying" -}}
+{{- end -}}
+{{- $small := or $v.broker.small.enabled $v.database.small.enabled $v.objectStore.small.enabled -}}
+{{- if and $small (not $v.tls.plaintext) -}}
+{{- fail "tls.plaintext: must be true with the small broker, store or database of the chart, which have no TLS" -}}
+{{- end -}}
+{{- if and (contains "mtls" $v.gateway.auth) (eq $v.tls.internal.source "plaintext") -}}
+{{- fail "gateway.auth: mtls needs tls.internal.source certManager or secrets" -}}
+{{- end -}}
+{{- if and (eq $v.tls.internal.source "certManager") (not $v.tls.internal.issuerRef.name) -}}
+{{- fail "tls.internal.issuerRef.name: is not set; name an issuer of cert-manager" -}}
+{{- end -}}
+{{- if eq $v.tls.internal.source "secrets" -}}
+{{- range list "gatewaySecret" "stagesSecret" "webSecret" -}}
+{{- if not (index $v.tls.internal .) -}}{{- fail (printf "tls.internal.%s: is not set; name a secret with tls.crt, tls.key and ca.crt" .) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.web.enabled (contains "keys" $v.gateway.auth) (not $v.web.existingSecret) -}}
+{{- fail "web.existingSecret: is not set; name a secret with SMALTI_WEB_SIGNING_KEY and SMALTI_WEB_KEY, which the web service needs where the gateway wants keys" -}}
+{{- end -}}
+{{- if and $v.web.enabled (gt (int $v.web.replicas) 1) (not $v.web.existingSecret) -}}
+{{- fail "web.existingSecret: is not set; name a secret with SMALTI_WEB_SIGNING_KEY, which several web services share, or set web.replicas to 1" -}}
+{{- end -}}
+{{- if eq $v.autoscaling.kind "keda" -}}
+{{- if and (eq $v.broker.kind "rabbitmq") (not $v.autoscaling.rabbitmqSecret) -}}
+{{- fail "autoscaling.rabbitmqSecret: is not set; name a secret with the URL of RabbitMQ's HTTP API as host" -}}
+{{- end -}}
+{{- if and (eq $v.broker.kind "valkey") (not $v.autoscaling.prometheus) -}}
+{{- fail "autoscaling.prometheus: is not set; with Valkey, KEDA scales by metrics of Smalti" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.host: is not set; set the host at which clients reach the web service" -}}
+{{- end -}}
+{{- if and $v.gatewayApi.enabled (not $v.gatewayApi.parentRefs) -}}
+{{- fail "gatewayApi.parentRefs: is empty; name the Gateway that the routes belong to" -}}
+{{- end -}}
+{{- $names := dict -}}
+{{- range $index, $model := $v.models -}}
+{{- if hasKey $names $model.name -}}{{- fail (printf "models[%d].name: %s is given twice" $index $model.name) -}}{{- end -}}
+{{- $_ := set $names $model.name true -}}
+{{- if ne (len $model.source) 1 -}}{{- fail (printf "models[%d].source: must have exactly one of shipped, hub, claim and image" $index) -}}{{- end -}}
+{{- range $name := list "encoder" "generator" "decoder" "ranker" "refiner" -}}
+{{- $service := include "smalti.service" (dict "root" $ "model" $model "name" $name) | fromYaml -}}
+{{- $accelerator := $service.accelerator | default (dict "kind" "none") -}}
+{{- if and (eq $accelerator.kind "tpu") (or (not $accelerator.type) (not $accelerator.topology)) -}}
+{{- fail (printf "services.%s.accelerator: a tpu needs type and topology, such as tpu-v6e-slice and 1x1" $name) -}}
+{{- end -}}
+{{- if and (eq $accelerator.kind "tpu") (eq $name "ranker") -}}
+{{- fail "services.ranker.accelerator: the ranker computes with PyTorch, which has no build for tpu here; use none or nvidia" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

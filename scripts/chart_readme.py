@@ -1,0 +1,133 @@
+"""Writes the chart's README: every value, with its default and what the comment above it in values.yaml says."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+CHART: Final = Path(__file__).resolve().parent.parent / "deploy" / "helm" / "smalti"
+README: Final = CHART / "README.md"
+COMMENT: Final = "# -- "
+MAX_DEFAULT: Final = 120
+"""Length of a default beyond which it is not shown."""
+
+HEAD: Final = """# The Helm chart
+
+Text to pictures with DALL·E mini's architecture: gateway, web service, and the stages of each model. How to install it
+is in [deployment](../../../docs/deploy.md). Written by `python -m scripts.chart_readme`.
+
+| file | for |
+|---|---|
+{presets}
+
+A value that is misspelt, or of the wrong kind, is refused by `values.schema.json` before anything is applied.
+
+| value | meaning | default |
+|---|---|---|
+{values}
+
+## What a service may have
+
+Each of `services.encoder`, `services.generator`, `services.decoder`, `services.ranker` and `services.refiner`, and of
+the same names under `services` of a model:
+
+| value | meaning |
+|---|---|
+| `replicas`, `resources`, `env`, `nodeSelector`, `tolerations`, `affinity` | as everywhere |
+| `image` | another image than the chart's |
+| `slots`, `concurrency` | candidates of a generator, and messages of any stage, at the same time |
+| `accelerator.kind` | `none`, `nvidia` or `tpu` |
+| `accelerator.count` | devices of each process; 1 by default |
+| `accelerator.type` | product of the GPU (`nvidia.com/gpu.product`), or type of the TPU (`tpu-v6e-slice`) |
+| `accelerator.topology` | topology of the TPU, such as `1x1` |
+| `accelerator.resource` | another resource than `nvidia.com/gpu`, such as `nvidia.com/mig-1g.10gb` |
+| `accelerator.cuda` | `cuda12` or `cuda13`: which image |
+| `autoscaling.minReplicas`, `autoscaling.maxReplicas` | bounds; by default `replicas` and four times as many |
+| `autoscaling.messages` | messages for each process, with KEDA |
+| `probes.startupSeconds` | time for weights and programs; 900 by default |
+
+## Where a model comes from
+
+| source | meaning |
+|---|---|
+| `shipped: true` | the model in the images |
+| `hub: {{repository, revision, licence, tokenSecret}}` | pulled from the Hugging Face hub at the start of each pod |
+| `claim: {{name}}` | a PersistentVolumeClaim with the model's folder, named as the model |
+| `image: {{reference, pullPolicy}}` | an image that holds the model's folder, named as the model; needs image volumes |
+
+All but the shipped one are compared with the checksums in `model.json` before a service starts.
+"""
+
+
+def main() -> None:
+    """Writes the page."""
+    README.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Returns the page."""
+    presets = [f"| `{path.name}` | {described(path)} |" for path in sorted(CHART.glob("values-*.yaml"))]
+    return HEAD.format(presets="\n".join(presets), values="\n".join(rows()))
+
+
+def described(path: Path) -> str:
+    """Returns the comment at the top of a preset."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.removeprefix("#").strip() for line in top)
+
+
+def rows() -> list[str]:
+    """Returns a row for each value with a comment; ends with a line if one has none."""
+    text = (CHART / "values.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    found: list[tuple[tuple[str, ...], str]] = []
+    path: list[str] = []
+    comment = ""
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            begins = stripped.startswith(COMMENT)
+            comment = stripped.removeprefix(COMMENT) if begins else comment and f"{comment} {stripped[2:]}"
+            continue
+        match = re.fullmatch(r"( *)([A-Za-z][A-Za-z0-9]*):.*", line)
+        if match and len(match[1]) % 2 == 0 and len(match[1]) // 2 <= len(path):
+            path = [*path[: len(match[1]) // 2], match[2]]
+            if comment:
+                found.append((tuple(path), comment))
+        comment = ""
+    covered = {path for path, _ in found}
+    if bare := [
+        path for path in leaves(values) if not any(path[:end] in covered for end in range(1, len(path) + 1))
+    ]:
+        sys.exit(
+            f"chart_readme: values.yaml says nothing of {'.'.join(bare[0])}; put a comment with two dashes above it"
+        )
+    return [f"| `{'.'.join(path)}` | {said} | {default_of(values, path)} |" for path, said in found]
+
+
+def leaves(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Returns the paths of all values that hold no others."""
+    if not isinstance(values, dict) or not values:
+        return [path]
+    return [leaf for key, value in values.items() for leaf in leaves(value, (*path, key))]
+
+
+def default_of(values: Any, path: tuple[str, ...]) -> str:
+    """Returns a value as the table shows it."""
+    for key in path:
+        values = values[key]
+    if values in ("", [], {}):
+        return "none"
+    text = (
+        yaml.safe_dump(values, default_flow_style=True, width=10**6, sort_keys=False)
+        .removesuffix("...\n")
+        .strip()
+    )
+    return f"`{text}`" if len(text) <= MAX_DEFAULT else "see below"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The chart: both Helms render every preset, and what they render is valid, locked up, and says what Smalti reads."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.chart import (
+    CHART,
+    HELMS,
+    KUBERNETES,
+    PRESETS,
+    TOOLS,
+    Object,
+    arguments,
+    helm,
+    objects,
+    pods,
+    rendered,
+    write,
+)
+from harness.paths import DOCS
+
+pytestmark = pytest.mark.deploy
+
+CUSTOM = {
+    "Certificate",
+    "GRPCRoute",
+    "HTTPRoute",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "TriggerAuthentication",
+}
+"""Kinds that Kubernetes itself does not know."""
+
+
+def of_smalti(found: list[Object]) -> list[tuple[str, Object]]:
+    """Returns the pods of Smalti's own images."""
+    return [
+        (name, spec)
+        for name, spec in pods(found)
+        if any(each["image"].startswith("smalti/") for each in spec["containers"])
+    ]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("program", HELMS)
+def test_preset_passes_the_linter(program: str, preset: str) -> None:
+    done = helm(program, "lint", "--strict", str(CHART), *arguments(preset))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_helms_render_the_same(preset: str) -> None:
+    def without_passwords(text: str) -> list[Object]:
+        return [each for each in objects(text) if each["kind"] != "Secret"]
+
+    first, second = (without_passwords(rendered(preset, "1.33", program)) for program in HELMS)
+    assert first == second
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_objects_fit_the_schemas_of_kubernetes(version: str, preset: str, tmp_path: Path) -> None:
+    path = write(tmp_path, rendered(preset, version))
+    done = subprocess.run(
+        [TOOLS / "kubernetes-validate", "-k", version, "--strict", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("INFO")]
+    # A kind without a schema is a warning.
+    assert [line for line in said if (re.findall(r"for kind (\w+)", line) or [""])[0] not in CUSTOM] == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pods_are_locked_up(preset: str) -> None:
+    for name, spec in pods(objects(rendered(preset))):
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True, name
+        assert security["runAsUser"] > 0, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for each in (*spec["containers"], *spec.get("initContainers", [])):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert each["resources"]["limits"]["memory"], name
+            assert each["resources"]["requests"]["cpu"], name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_setting_that_is_rendered_is_one(preset: str) -> None:
+    pages = "".join((DOCS / f"{page}.md").read_text(encoding="utf-8") for page in ("settings", "models"))
+    known = set(re.findall(r"^\| `(SMALTI_[A-Z_]+)`", pages, re.MULTILINE))
+    used = set(re.findall(r"\bSMALTI_[A-Z_]+\b", rendered(preset)))
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pods_have_longer_than_their_drain(preset: str) -> None:
+    text = rendered(preset, settings=("drain.seconds=100", "drain.delaySeconds=7"))
+    checked = 0
+    for name, spec in of_smalti(objects(text)):
+        for each in spec["containers"]:
+            settings = {setting["name"]: setting.get("value") for setting in each.get("env", [])}
+            if "lifecycle" not in each:
+                continue
+            checked += 1
+            delay = each["lifecycle"]["preStop"]["sleep"]["seconds"]
+            grace = settings.get("SMALTI_SERVICE_GRACE") or settings["SMALTI_WEB_GRACE"]
+            assert delay == 7
+            assert spec["terminationGracePeriodSeconds"] > delay + int(grace), name
+            if "SMALTI_SERVICE_GRACE" in settings:
+                assert int(grace) > int(settings["SMALTI_BROKER_DRAIN"]) == 100, name
+    assert checked >= 7
+
+
+def test_workers_reach_only_what_they_need() -> None:
+    found = {
+        each["metadata"]["name"]: each["spec"]
+        for each in objects(rendered("minimal"))
+        if each["kind"] == "NetworkPolicy"
+    }
+    nothing = found["smalti-nothing"]
+    assert nothing["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in nothing
+    assert "egress" not in nothing
+    reached = {
+        (port["port"], place["podSelector"]["matchLabels"]["app.kubernetes.io/component"])
+        for rule in found["smalti-stages"]["egress"]
+        for port in rule["ports"]
+        for place in rule["to"]
+    }
+    assert reached == {(6379, "broker"), (8333, "store")}
+    assert [rule["ports"] for rule in found["smalti-web"]["egress"]] == [[{"port": 50050}]]
+
+
+@pytest.mark.parametrize("preset", ["nvidia", "tpu"])
+def test_accelerators_are_asked_for_and_kept_to_their_nodes(preset: str) -> None:
+    resource, key = {
+        "nvidia": ("nvidia.com/gpu", "nvidia.com/gpu"),
+        "tpu": ("google.com/tpu", "google.com/tpu"),
+    }[preset]
+    specs = dict(pods(objects(rendered(preset))))
+    generator = specs["Deployment smalti-generator-pictograms"]
+    (container,) = generator["containers"]
+    assert container["resources"]["limits"][resource] == container["resources"]["requests"][resource] == 1
+    assert container["image"].endswith("-cuda12" if preset == "nvidia" else "-tpu")
+    assert {"key": key, "operator": "Exists", "effect": "NoSchedule"} in generator["tolerations"]
+    assert generator["nodeSelector"]
+    encoder = specs["Deployment smalti-encoder-pictograms"]
+    assert "tolerations" not in encoder
+    if preset == "nvidia":
+        (decoder,) = specs["Deployment smalti-decoder-pictograms"]["containers"]
+        assert decoder["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
+
+
+def test_keda_counts_the_queues_of_the_documentation() -> None:
+    page = (DOCS / "queue.md").read_text(encoding="utf-8")
+    queues = set(re.findall(r"`(smalti\.[a-z]+\.(?:interactive|batch))`", page))
+    keyed = {
+        queue.replace(".interactive", ".3f9c21d0a7b4.interactive").replace(".batch", ".3f9c21d0a7b4.batch")
+        for queue in queues
+    }
+    counted = set()
+    for each in objects(rendered("cpu")):
+        if each["kind"] == "ScaledObject":
+            (trigger,) = [one for one in each["spec"]["triggers"] if one["type"] == "rabbitmq"]
+            assert trigger["metadata"]["protocol"] == "http"  # AMQP would not count what workers hold.
+            pattern = re.compile(trigger["metadata"]["queueName"])
+            counted |= {queue for queue in keyed if pattern.fullmatch(queue)}
+            assert not pattern.fullmatch("smalti.decode.dead")
+    assert counted == keyed
+
+
+def test_weights_are_verified_before_the_service_starts() -> None:
+    settings: tuple[str, ...] = (
+        "models[0].name=mega",
+        "models[0].source.hub.repository=dalle-mini/dalle-mega",
+        "models[0].source.hub.revision=v1",
+    )
+    specs = dict(pods(objects(rendered("minimal", settings=settings))))
+    for name in ("Deployment smalti-generator-mega", "Deployment smalti-gateway"):
+        pull, verify = specs[name]["initContainers"]
+        assert pull["command"] == [
+            *("smalti", "pull", "dalle-mini/dalle-mega", "--name", "mega", "--revision", "v1")
+        ]
+        assert verify["command"] == ["smalti", "verify", "mega"]
+    settings = ("models[0].name=pictograms", "models[0].source.image.reference=r.example/m@sha256:1")
+    specs = dict(pods(objects(rendered("minimal", settings=settings))))
+    generator = specs["Deployment smalti-generator-pictograms"]
+    assert [each["name"] for each in generator["initContainers"]] == ["verify"]
+    (volume,) = [each for each in generator["volumes"] if each["name"] == "models"]
+    assert volume["image"]["reference"] == "r.example/m@sha256:1"
+
+
+REFUSED = [
+    ("cpu", "broker.existingSecret=", "broker.existingSecret: is not set"),
+    ("cpu", "database.existingSecret=", "database.existingSecret: is not set"),
+    ("cpu", "objectStore.url=", "objectStore.url, objectStore.existingSecret: are not set"),
+    ("cpu", "web.existingSecret=", "web.existingSecret: is not set"),
+    ("cpu", "autoscaling.rabbitmqSecret=", "autoscaling.rabbitmqSecret: is not set"),
+    ("cpu", "tls.internal.issuerRef.name=", "tls.internal.issuerRef.name: is not set"),
+    ("cpu", "tls.internal.source=secrets", "tls.internal.gatewaySecret: is not set"),
+    ("minimal", "tls.plaintext=false", "tls.plaintext: must be true"),
+    ("minimal", "gateway.auth=mtls", "gateway.auth: mtls needs"),
+    ("minimal", "gateway.replicaz=2", "replicaz"),
+    ("minimal", "gateway.auth=key", "auth"),
+    ("minimal", "services.generator.accelerator.kind=gpu", "kind"),
+    ("tpu", "services.generator.accelerator.topology=", "services.generator.accelerator: a tpu needs"),
+    (
+        "minimal",
+        "models[0].name=a,models[0].source.claim.name=x,models[0].source.shipped=true",
+        "models[0].source: must have exactly one",
+    ),
+    ("minimal", "models[0].name=a", "source"),
+    ("minimal", "ingress.enabled=true", "ingress.host: is not set"),
+]
+
+
+@pytest.mark.parametrize(("preset", "setting", "line"), REFUSED)
+@pytest.mark.parametrize("program", HELMS)
+def test_wrong_values_are_refused_with_one_line(program: str, preset: str, setting: str, line: str) -> None:
+    done = helm(program, "template", "smalti", str(CHART), *arguments(preset, (setting,)))
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert sum(line in each for each in done.stderr.splitlines()) == 1
