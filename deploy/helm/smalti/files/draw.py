@@ -1,4 +1,4 @@
-"""Draws a picture through the front door, for `helm test`: the HTTP API, or the gateway where there is no web service."""
+"""Draws a picture through the front door, for `helm test`: the HTTP API, or the gateway if there is no web service."""
 
 import base64
 import json

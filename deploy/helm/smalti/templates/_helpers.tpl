@@ -8,7 +8,7 @@ app.kubernetes.io/name: smalti
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .model }}
-smalti.ai/model: {{ . }}
+smalti-model: {{ . }}
 {{- end }}
 {{- end -}}
 
