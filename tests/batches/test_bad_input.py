@@ -110,6 +110,11 @@ ROWS = {
         "line 3: has more than 1048576 bytes",
     ),
     "csv-quotes": ("csv", b'prompt,id\na fox,1\n"b"d"",2\na cat,3\n', "line 3: is not CSV"),
+    "csv-return": (
+        "csv",
+        b"prompt,id\na fox,1\nb\rd,2\na cat,3\n",
+        "line 3: has a carriage return outside",
+    ),
     "csv-empty": ("csv", b"prompt,id\na fox,1\n,2\na cat,3\n", "line 3, column 'prompt': is empty"),
     "parquet-empty": (
         "parquet",

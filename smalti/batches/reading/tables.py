@@ -57,7 +57,7 @@ class CsvReader:
             # Blank lines above the names of the columns do no harm.
             names = next(filter(any, table), [])
         except csv.Error as error:
-            raise InvalidInputError(INPUT, f"line {self._lines.number}: {reason_of(error)}") from None
+            raise InvalidInputError(INPUT, f"line {self._lines.number}: {_reason(error)}") from None
         if not names:
             raise InvalidInputError(INPUT, "is empty; its first line must name the columns, such as prompt")
         names = [name.strip() for name in names]
@@ -105,4 +105,10 @@ class CsvReader:
                 INPUT,
                 f"line {self._start}: has a quotation mark that is not closed, or a field that is too long",
             )
-        return TOO_LONG if self._size > MAX_LINE else RowProblem(f"is not CSV: {reason_of(error)}")
+        return TOO_LONG if self._size > MAX_LINE else RowProblem(_reason(error))
+
+
+def _reason(error: csv.Error) -> str:
+    if "new-line" in str(error):
+        return "has a carriage return outside quotation marks; put the field into them"
+    return f"is not CSV: {reason_of(error)}"
