@@ -2,24 +2,19 @@
 
 import json
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-from harness.processes import LIMIT, started
 from smalti.cli import run
-from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from tests.cli.batches.conftest import files_of
+from tests.cli.batches.processes import COMMAND, end_when, ends, parts
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
-COMMAND = [sys.executable, "-m", "smalti"]
 # A prompt over which the process is lost, as by a fault of a library or for want of memory.
 BOMB = """
 import os, signal, sys
@@ -41,28 +36,6 @@ sys.exit(run(sys.argv[1:]))
 def options(model: Path, source: Path, out: Path, *more: str) -> list[str]:
     given = ["batch", "run", str(source), "--out", str(out), "--model", str(model)]
     return [*given, *more]
-
-
-def end_when(command: list[str], number: int, is_time: Callable[[], bool]) -> tuple[int, str]:
-    """Sends a signal to a process once it is time; returns its exit status, and what it said."""
-    with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        deadline = time.monotonic() + LIMIT
-        while not is_time():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=LIMIT)
-        return process.returncode, said
-
-
-def ends(command: list[str]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def parts(out: Path) -> int:
-    return len(list(out.glob("_work/parts/*.jsonl")))
 
 
 def test_run_that_is_killed_three_times_ends_with_the_same_files(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -111,24 +84,3 @@ def test_prompt_that_ends_the_process_twice_in_a_row_is_told_as_failed(
     others = parquet.read_table(whole / "manifest").to_pylist()
     assert [row for row in rows if row["row"] != 2] == [row for row in others if row["row"] != 2]
     assert not (out / "_work").exists()
-
-
-def test_shipped_model_draws_200_prompts_though_it_is_killed_twice(tmp_path: Path) -> None:
-    """In a fresh clone: the shipped model, and no other file."""
-    source = tmp_path / "prompts.txt"
-    source.write_text("".join(f"a {colour} cat\na {colour} house\n" for colour in COLOURS * 10))
-    more = ("--n", "1", "--candidates", "2", "--shard", "25")
-    model = library.find(None).path
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    command = [*COMMAND, *options(model, source, out, *more)]
-    assert end_when(command, signal.SIGKILL, lambda: parts(out) >= 1)[0] == -signal.SIGKILL
-    before = parts(out)
-    assert end_when(command, signal.SIGKILL, lambda: parts(out) > before + 1)[0] == -signal.SIGKILL
-    status, said = ends(command)
-    assert (status, said.partition(",")[0]) == (0, "200 of 200 prompts drawn"), said
-    status, said = ends([*COMMAND, *options(model, source, whole, *more)])
-    assert status == 0, said
-    assert files_of(out) == files_of(whole)
-
-
-COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple", "brown", "pink")

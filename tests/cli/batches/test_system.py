@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.processes import LIMIT, started
 from harness.waiting import wait_until
 from smalti.registry.folder import ModelFolder
-from tests.cli.batches.conftest import Batch, files_of
+from tests.cli.batches.conftest import Batch, compared, files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
@@ -42,7 +41,6 @@ def test_files_of_the_system_are_those_of_one_process(
     )
     status, output, error = batch("run", source, "--out", there, "--server", system, *options)
     assert (status, "succeeded" in output) == (0, True), error
-    # A gateway has a limit of its own, which decides nothing here.
     assert compared(there) == compared(here)
     assert batch("run", source, "--out", there, "--server", system, *options)[1] == (
         f"{there} is complete already\n"
@@ -86,13 +84,6 @@ def test_batch_is_paused_cancelled_and_deleted(batch: Batch, system: str, tmp_pa
     assert batch_id in batch("list", *at)[1]
     assert batch("delete", batch_id, *at)[0] == 0
     assert batch_id not in batch("list", *at)[1]
-
-
-def compared(folder: Path) -> dict[str, Any]:
-    files: dict[str, Any] = files_of(folder)
-    summary = json.loads(files["summary.json"])
-    del summary["parameters"]["max_candidates"]
-    return {**files, "summary.json": summary}
 
 
 def status_of(batch: Batch, batch_id: str, at: tuple[str, ...]) -> str:
