@@ -6,19 +6,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
 from smalti.cli.batches.leases import LEASES, StoreLease
 from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
 from smalti.errors import MissingObjectError, SmaltiError
+from smalti.files import atomic_path
 from smalti.outputs import MARK_FILE, open_folder
 from smalti.storage import S3_SCHEME, ObjectStore, open_address
 
 FIELD: Final = "out"
 SCRATCH: Final = f"{WORK}scratch/"
 """Where files of a run are made, on the disk of the output."""
+BYTES: Final = "application/octet-stream"
 _HALF_WRITTEN: Final = ".*.partial"
 _CLUTTER: Final = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", MARK_FILE})
 
@@ -41,8 +43,8 @@ class RunPlace(OutputPlace, Protocol):
         """Returns the content of a file, or None if there is none."""
         ...
 
-    def names(self, prefix: str = "") -> list[str]:
-        """Returns the names of the files that begin with a prefix, in alphabetical order."""
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yields the names of the files that begin with a prefix, as they are found."""
         ...
 
     def remove(self, *names: str) -> None:
@@ -85,16 +87,24 @@ class FolderRun(FolderPlace):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def names(self, prefix: str = "") -> list[str]:  # noqa: D102
-        above = self.folder / prefix.rpartition("/")[0]
-        found = [
-            (Path(folder) / name).relative_to(self.folder).as_posix()
-            for folder, _, names in os.walk(above)
-            for name in names
-            # Those that begin with a dot are not whole yet: a process was killed while it wrote them.
-            if name not in _CLUTTER and not name.startswith(".")
-        ]
-        return sorted(name for name in found if name.startswith(prefix))
+    def put(self, name: str, content: bytes, content_type: str = BYTES) -> None:  # noqa: D102
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial, partial.open("xb") as file:
+            file.write(content)
+            _flush(file)
+
+    def names(self, prefix: str = "") -> Iterator[str]:  # noqa: D102
+        for folder, folders, names in os.walk(self.folder / prefix.rpartition("/")[0]):
+            folders.sort()
+            signals.check()
+            for each in sorted(names):
+                # Those that begin with a dot are not whole yet: a process was killed while it wrote them.
+                if each in _CLUTTER or each.startswith("."):
+                    continue
+                name = (Path(folder) / each).relative_to(self.folder).as_posix()
+                if name.startswith(prefix):
+                    yield name
 
     def remove(self, *names: str) -> None:  # noqa: D102
         for name in names:
@@ -114,9 +124,9 @@ class FolderRun(FolderPlace):
     def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A part that names this file is written afterwards: after a loss of power, it must not be there without it.
+        # The results that name this file are written afterwards: after a loss of power, they must not be there alone.
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            _flush(file)
         path.replace(target)
 
     def opened(self, inputs: Mapping[str, str | Path | None]) -> AbstractContextManager[Keeper]:  # noqa: D102
@@ -165,12 +175,10 @@ class StoreRun(StorePlace):
         except MissingObjectError:
             return None
 
-    def names(self, prefix: str = "") -> list[str]:  # noqa: D102
-        found = []
+    def names(self, prefix: str = "") -> Iterator[str]:  # noqa: D102
         for info in self.store.objects(self.prefix + prefix):
-            found.append(info.key.removeprefix(self.prefix))
             signals.check()
-        return found
+            yield info.key.removeprefix(self.prefix)
 
     def remove(self, *names: str) -> None:  # noqa: D102
         if names:
@@ -229,6 +237,12 @@ def open_place(out: str) -> FolderRun | StoreRun:
     with needs_extra("service"):
         store, key = open_address(out, FIELD)
     return StoreRun(store, f"{key}/" if key else "", out)
+
+
+def _flush(file: BinaryIO) -> None:
+    """Waits until a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _empty(folder: Path) -> None:

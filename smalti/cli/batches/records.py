@@ -87,11 +87,11 @@ def load_summary(place: RunPlace) -> BatchSummary | None:
 
 def check_empty(place: RunPlace) -> None:
     """Raises `InvalidInputError` if a place has anything that is not of this run."""
-    others = [name for name in place.names() if not name.startswith(WORK)]
-    if others:
-        raise InvalidInputError(
-            FIELD, f"{place.label} is not empty (it has {others[0]}); give another place, or empty it"
-        )
+    for name in place.names():
+        if not name.startswith(WORK):
+            raise InvalidInputError(
+                FIELD, f"{place.label} is not empty (it has {name}); give another place, or empty it"
+            )
 
 
 def check_same(place: RunPlace, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def _load(place: RunPlace, name: str) -> bytes:
 def load_begun(place: RunPlace, finished: Set[int]) -> dict[int, Begun]:
     """Returns the shards that were being drawn when a process was lost, by their numbers."""
     found = {}
-    for name in place.names(BEGUN):
+    for name in list(place.names(BEGUN)):
         number = int(name.removeprefix(BEGUN).partition(".")[0])
         content = place.get(name)
         if number in finished or content is None:

@@ -76,7 +76,6 @@ def test_shard_that_was_lost_is_drawn_prompt_by_prompt(
     """As after a crash: a note says that the shard was being drawn."""
     assert batch(prompts, "--out", tmp_path / "whole", *drawn)[0] == 0
     noted = (
-        ("{}", ["drawn"] * 5),
         ('{"row": 3, "times": 1}', ["drawn"] * 5),
         ('{"row": 3, "times": 2}', ["drawn", "drawn", "drawn", "failed", "drawn"]),
     )

@@ -20,7 +20,7 @@ def test_failure_before_anything_is_kept_leaves_only_what_was_there(place: Store
     for is_kept, left in ((False, ["run.json"]), (True, ["parts/00000.jsonl", "run.json"])):
         with pytest.raises(KeyError), place.opened({}) as keeper:
             _fail(place, keeper if is_kept else None)
-        assert place.names() == [WORK + name for name in left]
+        assert list(place.names()) == [WORK + name for name in left]
 
 
 def _fail(place: StoreRun, keeper: Keeper | None) -> None:
@@ -44,4 +44,4 @@ def test_work_is_removed_with_its_record_last(place: StoreRun) -> None:
             place.put(f"{WORK}{name}", b"")
         place.put("00000.tar", b"")
         place.remove_work(f"{WORK}run.json")
-    assert place.names() == ["00000.tar"]
+    assert list(place.names()) == ["00000.tar"]
