@@ -15,6 +15,8 @@ from harness.objects import delete_named, get_named, put_named, ref_of
 from harness.queue import clear, events, gather, read_all, settings_for, task
 from harness.servers import S3Server, ValkeyServer
 from harness.service_process import ONCE, SERVING, ServiceProcess
+from harness.shards import LocalShard, batch_prompt, encode_shard_task
+from smalti.batches import PromptResult
 from smalti.messages import (
     MAX_CLOCK_SKEW_SECONDS,
     Chunk,
@@ -23,6 +25,7 @@ from smalti.messages import (
     Failed,
     GenerateTask,
     Message,
+    ShardProgress,
     Stage,
     StageDone,
 )
@@ -144,6 +147,29 @@ def test_queue_gives_the_pictures_of_the_pipeline(
     assert encoded.reading is not None
     assert encoded.reading.effective_prompt == PROMPT
     assert {ref.key for event in done for ref in event.objects} == set(objects(store, "whole"))
+
+
+def test_shard_through_the_queue_is_that_of_one_process(
+    services: dict[str, ServiceProcess],
+    publisher: BrokerPublisher,
+    store: ObjectStore,
+    tiny: ModelFolder,
+    pipeline: Pipeline,
+    tmp_path: Path,
+) -> None:
+    prompts = [batch_prompt(row, PROMPT, candidates=5) for row in range(3)]
+    publisher.publish(encode_shard_task(store, prompts, tiny, "whole-batch"))
+    found = read_events(
+        publisher, lambda found: any(isinstance(event, StageDone) and event.shard for event in found)
+    )
+    stages = [event.stage for event in found if isinstance(event, StageDone)]
+    assert stages == [Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK]
+    assert {event.stage for event in found if isinstance(event, ShardProgress)} == set(stages)
+    report = next(event.shard for event in found if isinstance(event, StageDone) and event.shard)
+    local = LocalShard(pipeline, prompts).draw(tmp_path / "00000.tar")
+    assert report.tar is not None
+    assert store.get(report.tar.key, sha256=report.tar.sha256) == (tmp_path / "00000.tar").read_bytes()
+    assert store.get(report.part.key) == PromptResult.to_bytes(local.results)
 
 
 def test_repeated_work_is_skipped_or_gives_the_same_bytes(
