@@ -1,16 +1,14 @@
 """Planning: inputs that are read, checked and cut, by gateways that are killed."""
 
-from collections.abc import Callable
-
 import pytest
 from google.rpc.status_pb2 import Status
 
 from harness.batches import BatchHarness
 from harness.gateway import MakeGateway
+from harness.killing import Killed, killed_at
 from smalti.batches import BatchKeys
 from smalti.errors import InvalidInputError, QuotaExceededError, SmaltiError, StoredFileNotFoundError
 from smalti.rpc.errors import error_of_status
-from smalti.service import failpoints
 from smalti.services.gateway.database.tables import Batch, Shard
 from smalti.services.gateway.identity import TenantRepository
 
@@ -27,25 +25,6 @@ def rows_of(batches: BatchHarness, batch: str) -> list[Shard]:
     """Returns the shards of a batch."""
     with batches.gateway.gateway.context.database.read() as session:
         return list(session.query(Shard).filter(Shard.batch_id == batch).order_by(Shard.number))
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-@pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Lets the gateway end at a failpoint, once."""
-
-    def at(point: str) -> None:
-        def reach(reached: str, **fields: object) -> None:
-            if reached == point:
-                monkeypatch.setattr(failpoints, "reach", lambda *arguments, **fields: None)
-                raise Killed
-
-        monkeypatch.setattr(failpoints, "reach", reach)
-
-    return at
 
 
 def test_input_is_checked_and_cut(batches: BatchHarness) -> None:
@@ -102,13 +81,10 @@ def test_validation_alone_draws_nothing(batches: BatchHarness) -> None:
     "point",
     ["gateway.after-checked", "gateway.before-shards", "gateway.after-shards", "gateway.after-planned"],
 )
-def test_planner_that_is_killed_loses_nothing(
-    batches: BatchHarness, killed_at: Callable[[str], None], point: str
-) -> None:
+def test_planner_that_is_killed_loses_nothing(batches: BatchHarness, point: str) -> None:
     undisturbed = batches.planned(200, shard_prompts=2)
     batch = batches.create(200, shard_prompts=2)
-    killed_at(point)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(point):
         batches.room.plan()
     batches.pass_time(31)  # The claim of the one that was killed ends.
     batches.room.plan()

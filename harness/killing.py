@@ -1,0 +1,26 @@
+"""Code that ends at a failpoint, as if its process were killed there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from smalti.service import failpoints
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@contextmanager
+def killed_at(point: str) -> Iterator[None]:
+    """Lets the code of the block end at a failpoint, by `Killed`."""
+    reached = failpoints.reach
+
+    def reach(name: str, **fields: object) -> None:
+        if name == point:
+            raise Killed
+
+    failpoints.reach = reach
+    try:
+        yield
+    finally:
+        failpoints.reach = reached
