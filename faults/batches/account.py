@@ -83,8 +83,8 @@ class BatchAccount:
         self.ask(submission, client)
         return submission
 
-    def ask(self, submission: BatchSubmission, client: Client | None = None) -> None:
-        """Submits a batch, or repeats the call like a client that got no answer."""
+    def ask(self, submission: BatchSubmission, client: Client | None = None) -> bool:
+        """Submits a batch, or repeats the call like a client that got no answer; returns whether it was accepted."""
         with contextlib.ExitStack() as stack:
             client = client or stack.enter_context(self.system.client())
             try:
@@ -98,9 +98,10 @@ class BatchAccount:
                 )
             except SmaltiError as error:
                 submission.refused = error
-                return
+                return False
         submission.batch, submission.refused = batch.id, None
         self._known[batch.id] = submission
+        return True
 
     def now(self, submission: BatchSubmission) -> Batch:
         """Returns a batch as it is now, from any gateway that goes on."""

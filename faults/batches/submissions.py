@@ -64,7 +64,7 @@ class BatchSubmission:
 
     def seed(self, row: int) -> int:
         """Returns the seed of a row."""
-        return seed_of_row(0, row)
+        return seed_of_row(int(self.asked.get("seed", 0)), row)
 
     def owns(self, job: str) -> bool:
         """Returns whether a job is a shard of the batch, or a part of one."""

@@ -10,6 +10,7 @@ import pytest
 from faults.command import choose, main
 from faults.matrix import Result, Row
 from faults.rows import ROWS, short, versions
+from faults.rows.batches.short import SHORT as BATCHES
 from faults.rows.short import SHORT
 from faults.running import Runner
 from harness.paths import TESTS
@@ -24,11 +25,15 @@ VERSIONS = (versions.old_gateway, versions.old_workers, versions.together, versi
 KINDS = [
     pytest.param("valkey", "sqlite", 1, KILLED, id="killed"),
     pytest.param("valkey", "sqlite", 1, SHORT, id="valkey-sqlite", marks=pytest.mark.slow),
+    pytest.param("valkey", "sqlite", 1, BATCHES, id="batches-valkey-sqlite", marks=pytest.mark.slow),
     pytest.param("valkey", "sqlite", 1, VERSIONS, id="versions-valkey-sqlite", marks=pytest.mark.slow),
     *(
         [
             pytest.param("rabbitmq", "postgres", 1, SHORT, id="rabbitmq-postgres", marks=pytest.mark.slow),
             pytest.param("rabbitmq", "postgres", 2, SHORT, id="two-gateways", marks=pytest.mark.slow),
+            pytest.param(
+                "rabbitmq", "postgres", 2, BATCHES, id="batches-two-gateways", marks=pytest.mark.slow
+            ),
             pytest.param("rabbitmq", "postgres", 2, VERSIONS, id="versions", marks=pytest.mark.slow),
         ]
         if DEBIAN

@@ -2,12 +2,15 @@
 
 import itertools
 import time
+from collections import Counter
 from typing import Final
 
 from faults.batches import SHARD_PROMPTS, BatchSubmission
 from faults.matrix import Trial, row
 from faults.rows.batches.settings import SETTINGS, prompts_of
+from faults.system import PATIENCE
 from harness.proxy import NetworkFault
+from harness.waiting import wait_until
 from smalti.v1 import batch_pb2
 
 _POINTS: Final = (
@@ -35,14 +38,15 @@ def killed(trial: Trial) -> None:
         batches.submit(name, prompts, shard_prompts=1 if "shards" in point else SHARD_PROMPTS)
         for point, (_, name) in _KILLED.items()
     ]
+    # The gateway is killed meanwhile again and again.
     for each in submitted:
-        if not each.batch:
-            with system.client(attempts=4, retry_seconds=60) as client:
-                batches.ask(each, client)
-        with system.client(attempts=4, retry_seconds=60) as client:
-            known = [batch.id for batch in client.batches.list() if batch.request_id == each.request_id]
-        trial.expect(known == [each.batch], f"{each.name!r} made the batches {known}")
+        wait_until(lambda each=each: each.batch or batches.ask(each), PATIENCE)  # type: ignore[misc]
     trial.expect_batches("succeeded", *submitted)
+    with system.client(attempts=4, retry_seconds=60) as client:
+        made = Counter(batch.request_id for batch in client.batches.list())
+    for each in submitted:
+        count = made[each.request_id]
+        trial.expect(count == 1, f"{each.name!r} made {count} batches")
     for failpoint, _ in _KILLED.values():
         trial.expect(system.reached(failpoint), f"{failpoint} was not reached")
     for count in (1, SHARD_PROMPTS):
