@@ -119,6 +119,7 @@ def finish(
     state: FinalState = "complete",
     *,
     folder: Path | None = None,
+    before_mark: Callable[[BatchSummary], None] = lambda summary: None,
 ) -> BatchSummary:
     """Writes the manifest, the summary, and for a complete batch the mark, in this order.
 
@@ -130,6 +131,7 @@ def finish(
         parts: the results, in the order of their rows: all of them if the batch is complete.
         state: how the batch has ended.
         folder: where temporary files are made; None for the system's place.
+        before_mark: called when everything but the mark is written.
 
     Raises:
         DamagedObjectError: a part is not valid, or a row is missing or occurs twice; nothing is marked as complete.
@@ -156,6 +158,7 @@ def finish(
         shards=tuple(tally.tars),
     )
     place.put(layout.summary, summary.to_bytes(), JSON)
+    before_mark(summary)
     if state == "complete":
         place.put(layout.success, b"")
     return summary

@@ -4,7 +4,6 @@ import statistics
 import time
 from typing import Final
 
-from faults.batches import SHARD_PROMPTS
 from faults.matrix import Trial, row
 from faults.rows.batches.settings import SETTINGS, prompts_of
 from faults.system import PATIENCE
@@ -25,11 +24,8 @@ def beside_jobs(trial: Trial) -> None:
     batches = trial.batches
     count = max(6, trial.jobs // 2)
     alone = [_seconds(trial, f"row 36 alone {number}") for number in range(count)]
-    batch = batches.submit(
-        "row 36",
-        prompts_of("row 36", 100 * SHARD_PROMPTS if trial.long else 40 * SHARD_PROMPTS),
-        shard_prompts=16,
-    )
+    prompts = prompts_of("row 36", 1600 if trial.long else 800)
+    batch = batches.submit("row 36", prompts, shard_prompts=16)
     batches.wait_until(batch, lambda now: now.progress.candidates_generated > 0)
     beside = [_seconds(trial, f"row 36 beside {number}") for number in range(count)]
     now = batches.now(batch)

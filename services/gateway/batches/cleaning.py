@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from smalti.batches import BatchKeys
+from smalti.batches import BatchKeys, BatchSummary
+from smalti.errors import MissingObjectError
 from smalti.services.gateway.batches.lifecycle import lock, stop
 from smalti.services.gateway.batches.shards import messages_end
 from smalti.services.gateway.batches.signals import BatchSignals
@@ -21,7 +23,7 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import LATE_SECONDS
-from smalti.storage import JobKeys
+from smalti.storage import JobKeys, ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,9 @@ class BatchCleaner:
         self._delete(f"{keys.folder}shards/")
         self._delete(f"{keys.folder}parts/")
         self._delete_intermediate(batch.id, with_markers=is_late)
+        with suppress(MissingObjectError):  # Nothing was drawn.
+            summary = BatchSummary.parse(keys.summary, self._store.get(keys.summary))
+            delete_strays(self._store, keys, summary)
         with self._database.write() as session:
             locked = lock(session, batch.id)
             if locked is not None:
@@ -142,15 +147,25 @@ class BatchCleaner:
         self._delete(f"jobs/{batch_id}-", is_useless)
 
     def _delete(self, prefix: str, which: Callable[[str], bool] = lambda key: True) -> None:
-        keys: list[str] = []
-        for info in self._store.objects(prefix):
-            if which(info.key):
-                keys.append(info.key)
-            if len(keys) == KEYS_TOGETHER:
-                self._store.delete(*keys)
-                keys.clear()
-        if keys:
-            self._store.delete(*keys)
+        _delete_objects(self._store, prefix, which)
+
+
+def delete_strays(store: ObjectStore, keys: BatchKeys, summary: BatchSummary) -> None:
+    """Deletes tars of the output that the summary does not name: of shards that were halved, or dropped, meanwhile."""
+    named = {f"{keys.prefix}{name}" for name in summary.shards}
+    _delete_objects(store, keys.prefix, lambda key: key.endswith(".tar") and key not in named)
+
+
+def _delete_objects(store: ObjectStore, prefix: str, which: Callable[[str], bool]) -> None:
+    keys: list[str] = []
+    for info in store.objects(prefix):
+        if which(info.key):
+            keys.append(info.key)
+        if len(keys) == KEYS_TOGETHER:
+            store.delete(*keys)
+            keys.clear()
+    if keys:
+        store.delete(*keys)
 
 
 def _late_at(batch: Batch) -> int:

@@ -23,6 +23,7 @@ from smalti.batches import (
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.service import failpoints
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
+from smalti.services.gateway.batches.cleaning import delete_strays
 from smalti.services.gateway.batches.lifecycle import end, touch
 from smalti.services.gateway.batches.signals import BatchSignals
 from smalti.services.gateway.batches.spec import parameters_of, range_of
@@ -87,6 +88,7 @@ class Finisher:
             self._describe(batch),
             self._parts(claim, keys),
             _FINAL[ending],
+            before_mark=lambda summary: delete_strays(self._store, keys, summary),
         )
         failpoints.reach("gateway.after-manifest", job=batch.id, batch=batch.name)
         with self._database.write() as session:

@@ -112,11 +112,7 @@ def stop(session: Session, batch: Batch, state: BatchState, now: float) -> Batch
     if not is_planned(batch):
         return end(session, batch, state, now)
     if batch.state is BatchState.FINISHING:
-        if batch.ending is BatchState.SUCCEEDED and state is BatchState.CANCELLED:
-            batch.ending = state
-            batch.fence += 1  # Whoever finishes it begins again.
-            batch.owned_until = None
-            touch(batch)
+        # Everything is drawn, or it was ended before. A complete batch may have its mark already.
         return None
     drop_leased(session, batch, now)
     begin_finishing(batch, state, now)
