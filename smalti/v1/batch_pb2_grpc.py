@@ -145,7 +145,8 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelBatch(self, request, context):
-        """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change.
+        """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change, nor one that is
+        FINISHING: if everything is drawn, it becomes SUCCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

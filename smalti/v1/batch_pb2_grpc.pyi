@@ -57,7 +57,9 @@ class BatchServiceStub:
     ResumeBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.ResumeBatchRequest, _batch_pb2.ResumeBatchResponse]
     """Goes on with a batch that was paused. FAILED_PRECONDITION: the batch has ended."""
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]
-    """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change."""
+    """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change, nor one that is
+    FINISHING: if everything is drawn, it becomes SUCCEEDED.
+    """
     DeleteBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.DeleteBatchRequest, _batch_pb2.DeleteBatchResponse]
     """Deletes a batch and its files; one that has not ended is cancelled first."""
     ListBatchFiles: _grpc.UnaryUnaryMultiCallable[_batch_pb2.ListBatchFilesRequest, _batch_pb2.ListBatchFilesResponse]
@@ -96,7 +98,9 @@ class BatchServiceAsyncStub(BatchServiceStub):
     ResumeBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.ResumeBatchRequest, _batch_pb2.ResumeBatchResponse]  # type: ignore[assignment]
     """Goes on with a batch that was paused. FAILED_PRECONDITION: the batch has ended."""
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]  # type: ignore[assignment]
-    """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change."""
+    """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change, nor one that is
+    FINISHING: if everything is drawn, it becomes SUCCEEDED.
+    """
     DeleteBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.DeleteBatchRequest, _batch_pb2.DeleteBatchResponse]  # type: ignore[assignment]
     """Deletes a batch and its files; one that has not ended is cancelled first."""
     ListBatchFiles: _aio.UnaryUnaryMultiCallable[_batch_pb2.ListBatchFilesRequest, _batch_pb2.ListBatchFilesResponse]  # type: ignore[assignment]
@@ -174,7 +178,9 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _batch_pb2.CancelBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.CancelBatchResponse, _abc.Awaitable[_batch_pb2.CancelBatchResponse]]:
-        """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change."""
+        """Ends a batch. What is drawn stays, with a manifest of it. A batch that has ended does not change, nor one that is
+        FINISHING: if everything is drawn, it becomes SUCCEEDED.
+        """
 
     @_abc_1.abstractmethod
     def DeleteBatch(
