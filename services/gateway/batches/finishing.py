@@ -22,6 +22,7 @@ from smalti.batches import (
 )
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.service import failpoints
+from smalti.services.gateway.batches.answers import store_answers
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
 from smalti.services.gateway.batches.cleaning import delete_strays
 from smalti.services.gateway.batches.lifecycle import end, touch
@@ -91,9 +92,11 @@ class Finisher:
             before_mark=lambda summary: delete_strays(self._store, keys, summary),
         )
         failpoints.reach("gateway.after-manifest", job=batch.id, batch=batch.name)
+        files = store_answers(self._context, batch, self._parts(claim, keys), ending)
         with self._database.write() as session:
             locked = claim.lock(session)
             _count(locked, summary)
+            locked.output_file, locked.error_file = files.output, files.error
             outcome = end(session, locked, ending, self._context.clock())
         log.info("batch %s has ended: %s", batch.id, ending)
         self._signals.ended(outcome)

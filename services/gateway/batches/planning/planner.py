@@ -25,6 +25,7 @@ from smalti.errors import (
     UnavailableError,
 )
 from smalti.service import failpoints
+from smalti.services.gateway.batches.answers import openai_options
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
 from smalti.services.gateway.batches.lifecycle import end, touch
 from smalti.services.gateway.batches.planning.charging import charge, max_prompt_of
@@ -93,6 +94,7 @@ class Planner:
                 ignore_columns=parameters.input.ignore_columns,
                 skip_invalid=parameters.input.skip_invalid,
                 shard_prompts=parameters.shard_prompts,
+                openai=openai_options(self._context, batch),
             )
             cursor = batch.cursor
             if cursor is None or "next" not in cursor:
