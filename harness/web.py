@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 from PIL import Image
 
+from harness.batches import BatchHarness
 from harness.gateway import GatewayHarness, finish_chunk, sqlite_database
 from harness.loop_thread import LIMIT, LoopThread, Result
 from harness.service import ONCE
@@ -21,6 +22,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
+from smalti.services.gateway.api.batches import BatchServicer
 from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
@@ -30,6 +32,7 @@ from smalti.services.web.settings import WebSettings
 from smalti.settings import Auth
 from smalti.storage import ObjectStore
 from smalti.telemetry import Metrics
+from smalti.v1.batch_pb2_grpc import add_BatchServiceServicer_to_server
 from smalti.v1.decoder_pb2 import (
     DecodeRequest,
     DecodeResponse,
@@ -101,6 +104,7 @@ class WebHarness:
         gateway: dict[str, Any] | None = None,
         store: ObjectStore | None = None,
         auth: Sequence[Auth] = (),
+        batches: bool = False,
         **settings: Any,
     ) -> None:
         """Starts serving.
@@ -111,14 +115,18 @@ class WebHarness:
             gateway: settings of the gateway that differ from the defaults.
             store: the object store; None creates one in memory.
             auth: how callers of the gateway say who they are; everybody may do everything if it is empty.
+            batches: whether batches are drawn, too.
             **settings: settings of the web service that differ from the defaults.
         """
         self._database = sqlite_database(folder)
         self._side = spec.side
         self._auth = auth
         options = {"previews": 0.02, "sweep": 0.05, **(gateway or {})}
+        if batches:
+            options["write"] = 3
         self.gateway = GatewayHarness(self._database, spec, store=store, clock=RunningClock(), **options)
         self.gateway.stages.picture = picture_file
+        self.batches = BatchHarness(self.gateway) if batches else None
         self.metrics = Metrics("web")
         self._settings = WebSettings(**{"port": 0, "grace": 5.0, "abandon": 0.3, "retry": 10.0, **settings})
         self.paused = threading.Event()
@@ -232,6 +240,10 @@ class WebHarness:
         while not self._ending.wait(PAUSE):
             if not self.paused.is_set():
                 self.gateway.run_jobs()
+                if self.batches is not None:
+                    self.batches.greet()
+                    self.batches.room.plan()
+                    self.batches.run()
             self.gateway.gateway.run_store_tasks()
 
     async def _start_decoder(self) -> None:
@@ -252,6 +264,7 @@ class WebHarness:
         def register(server: Any) -> None:
             add_ImageServiceServicer_to_server(servicer, server)
             add_FileServiceServicer_to_server(FileServicer(self.gateway.gateway), server)
+            add_BatchServiceServicer_to_server(BatchServicer(self.gateway.gateway), server)
 
         # Its streams end at once when it stops, as those of a process that is killed.
         settings = ONCE.model_copy(update={"port": self._rpc_port})

@@ -59,6 +59,7 @@ def batch_message(snapshot: BatchSnapshot) -> batch_pb2.Batch:
         id=batch.id,
         version=batch.version,
         state=STATES.get(batch.state, batch_pb2.BATCH_STATE_UNSPECIFIED),
+        ending=STATES[batch.ending] if batch.ending else batch_pb2.BATCH_STATE_UNSPECIFIED,
         request_id=batch.request_id or "",
         name=batch.name,
         labels=batch.labels,
