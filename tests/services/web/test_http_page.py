@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from harness.gateway_calls import mask_file
 from harness.paths import DOCS
 from harness.web import SIZE, WebHarness, picture_file
+from smalti.registry.spec import ModelSpec
 
 ADDRESS = "http://127.0.0.1:8080"
 """The address of the service in the examples."""
@@ -26,11 +28,19 @@ def examples(language: str) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
+    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=True)
+    yield served
+    served.close()
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which the examples run, with the files that they name."""
     (tmp_path / "cat.png").write_bytes(picture_file(1, 1))
     (tmp_path / "hole.png").write_bytes(mask_file(SIZE))
+    (tmp_path / "requests.jsonl").write_text(examples("json")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,3 +70,4 @@ def test_code_for_python(web: WebHarness, folder: Path) -> None:
     with names["client"]:
         counts = [len(names[answer].data) for answer in ("pictures", "edited", "varied")]
     assert counts == [9, 1, 4]
+    assert [json.loads(each)["custom_id"] for each in names["answers"]] == ["1"]
