@@ -77,8 +77,13 @@ def load_text(path: Path, field: str | None = None) -> str:
     return decode_text(content, field)
 
 
-def parse_json(content: str | bytes, field: str) -> Any:
+def parse_json(content: str | bytes, field: str, *, unique: bool = False) -> Any:
     """Parses JSON; numbers that JSON does not have, such as NaN, are refused.
+
+    Args:
+        content: the text.
+        field: what errors name.
+        unique: whether an object that has a key twice is refused; otherwise the last value counts.
 
     Raises:
         InvalidInputError: it is not JSON, nested too deeply, or not a valid text; its texts may still have half of a
@@ -86,7 +91,9 @@ def parse_json(content: str | bytes, field: str) -> Any:
     """
     text = content if isinstance(content, str) else decode_text(content, field)
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_unique if unique else None
+        )
     except ValueError as error:
         raise InvalidInputError(field, f"is not JSON: {reason_of(error)}") from None
     except RecursionError:
@@ -131,3 +138,12 @@ def _escaped(character: str) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
+    return found

@@ -78,6 +78,11 @@ ROWS = {
         b'{"prompt": "a"}\n{"prompt": "b", "x": 1}\n{"prompt": "c"}\n',
         "line 2: column 'x' has no",
     ),
+    "json-twice": (
+        "jsonl",
+        b'{"prompt": "a fox"}\n{"prompt": "b", "n": 1, "prompt": "d"}\n{"prompt": "c"}\n',
+        "line 2: is not JSON: the key 'prompt' occurs twice",
+    ),
     "json-utf8": (
         "jsonl",
         b'{"prompt": "a fox"}\n{"prompt": "\xff"}\n{"prompt": "c"}\n',

@@ -93,7 +93,7 @@ def read_object(line: bytes, max_line: int = MAX_LINE) -> dict[str, Any] | RowPr
     if isinstance(text, RowProblem):
         return text
     try:
-        found = parse_json(text, "line")
+        found = parse_json(text, "line", unique=True)
     except InvalidInputError as error:
         return RowProblem(error.problem)
     if not isinstance(found, dict):
