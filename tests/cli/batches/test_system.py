@@ -1,5 +1,6 @@
 """`smalti batch` through the whole system: the files are those of a run in one process."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 
 from harness.processes import LIMIT, started
 from harness.waiting import wait_until
+from smalti.client import Client
+from smalti.client.batches import uploads
 from smalti.registry.folder import ModelFolder
 from tests.cli.batches.conftest import Batch, compared, files_of
 
@@ -84,6 +87,19 @@ def test_batch_is_paused_cancelled_and_deleted(batch: Batch, system: str, tmp_pa
     assert batch_id in batch("list", *at)[1]
     assert batch("delete", batch_id, *at)[0] == 0
     assert batch_id not in batch("list", *at)[1]
+
+
+def test_large_file_goes_to_the_store_itself_and_comes_back(system: str) -> None:
+    content = b"a red cat\n" * (uploads.MIN_DIRECT_BYTES // 10 + 1)
+    with Client(system) as client:
+        # Both ways give the same file.
+        for name, size in (("large.txt", len(content)), ("small.txt", 1000)):
+            file = client.files.upload(content[:size], name=name)
+            assert (file.size_bytes, file.sha256) == (size, hashlib.sha256(content[:size]).hexdigest())
+            assert b"".join(client.files.read(file)) == content[:size]
+        both = client.files.compose([file.id], name="joined.txt")
+        assert b"".join(client.files.read(both, offset=990)) == content[:10]
+        assert [each.name for each in client.files.list(name="joined.txt")] == ["joined.txt"]
 
 
 def status_of(batch: Batch, batch_id: str, at: tuple[str, ...]) -> str:
