@@ -50,8 +50,9 @@ def test_files_of_the_system_are_those_of_one_process(
     )
 
 
-def test_run_whose_client_is_killed_goes_on_and_is_fetched(
-    batch: Batch, system: str, source: Path, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_run_whose_client_is_ended_goes_on_and_is_fetched(
+    batch: Batch, system: str, source: Path, tmp_path: Path, number: int, status: int
 ) -> None:
     out = tmp_path / "out"
     options = (*OPTIONS, "--skip-invalid", "--server", system)
@@ -59,8 +60,8 @@ def test_run_whose_client_is_killed_goes_on_and_is_fetched(
     with started(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         record = out / "_work/batch.json"
         wait_until(lambda: record.exists() and json.loads(record.read_text())["batch"], LIMIT)
-        process.send_signal(signal.SIGKILL)
-        process.wait(LIMIT)
+        process.send_signal(number)
+        assert process.wait(LIMIT) == status
     batch_id = json.loads((out / "_work/batch.json").read_text())["batch"]
     status, _, error = batch(*command[4:])
     assert (status, error) == (0, f"batch {batch_id}\n")
