@@ -1,5 +1,6 @@
 """`smalti batch` reads and writes addresses of S3, with the files that it writes into a folder."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from harness.servers import S3Server
 from smalti.cli.batches.places import StoreRun, open_place
 from smalti.errors import StoreUnavailableError
 from tests.cli.batches.conftest import Batch, files_of
+from tests.cli.batches.processes import COMMAND, end_when, ends
 
 
 @pytest.fixture
@@ -69,3 +71,22 @@ def test_prefix_with_other_objects_is_refused(
     assert objects(f"{bucket}/other") == {"notes.txt": b"mine"}
     status, _, error = batch(f"{bucket}/nowhere.txt", "--out", f"{bucket}/new", *drawn)
     assert (status, error) == (2, "smalti: input: there is no object s3://batches/nowhere.txt\n")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_run_that_is_killed_goes_on_at_once(
+    batch: Batch, bucket: str, drawn: tuple[str, ...], tmp_path: Path
+) -> None:
+    """What it has left says which process of this machine it was, so nobody waits for it."""
+    source, out = tmp_path / "prompts.txt", f"{bucket}/killed/"
+    source.write_text("".join(f"a fox number {number}\n" for number in range(30)))
+    assert batch(source, "--out", tmp_path / "whole", *drawn)[0] == 0
+    place = open_place(out)
+    command = [*COMMAND, "batch", "run", str(source), "--out", out, *drawn]
+    status, _ = end_when(command, signal.SIGKILL, lambda: len(list(place.names("_work/parts/"))) >= 3)
+    assert status == -signal.SIGKILL
+    assert list(place.names("_work/leases/"))
+    status, said = ends(command)
+    assert status == 0, said
+    assert objects(out) == files_of(tmp_path / "whole")
