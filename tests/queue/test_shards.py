@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from harness.queue import BROKERS, HARMLESS_WARNINGS, QueueHarness, clear, dead, events, settings_for, task
+from harness.queue import (
+    BROKERS,
+    HARMLESS_WARNINGS,
+    QueueHarness,
+    clear,
+    dead,
+    events,
+    read_all,
+    settings_for,
+    task,
+)
 from harness.queue_process import WorkerProcess
 from harness.servers import Server
 from harness.waiting import WAIT, wait_until
@@ -154,6 +164,24 @@ def test_shard_gives_way_to_work_that_must_run_alone(queue_harness: QueueHarness
     assert alone == [1]
     assert queue_harness.outcomes[Outcome.GIVEN_BACK] >= 1
     assert queue_harness.begun[-1] == shard_task().job
+
+
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
+def test_shard_goes_back_when_the_worker_stops(queue_harness: QueueHarness) -> None:
+    began = threading.Event()
+
+    def handle(delivery: Delivery) -> Iterable[Message]:
+        began.set()
+        assert delivery.draining.wait(WAIT)
+        raise GiveBackError("the worker stops")
+
+    queue_harness.publisher.publish(shard_task())
+    consumer = queue_harness.work(handle)
+    assert began.wait(WAIT)
+    assert consumer.stop(WAIT)
+    [(text, headers)] = read_all(queue_harness.settings, "smalti.encode.batch")
+    assert parse(text) == shard_task().model_copy(update={"expires": parse(text).expires})
+    assert headers["smalti_shard"] == 1
 
 
 @pytest.mark.slow

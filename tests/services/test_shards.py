@@ -29,6 +29,7 @@ from smalti.parameters import Refinement, SecondPass
 from smalti.pipeline import Pipeline
 from smalti.queue import Delivery, GiveBackError, PermanentError
 from smalti.registry.folder import ModelFolder
+from smalti.service import failpoints
 from smalti.storage import digest
 
 PROMPTS = [
@@ -286,3 +287,21 @@ def test_missing_pictures_are_no_error_of_the_tar(stages: RealStages, worded: Mo
     assert isinstance(done, StageDone)
     assert not done.skipped
     assert stages.store.get(place) == tar
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode", "rank", "refine"])
+def test_prompt_over_which_an_engine_fails_is_told_as_failed(
+    stages: RealStages, worded: ModelFolder, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv("SMALTI_FAILPOINTS", f"{stage}.shard-engine-step=raise?prompt=big dog")
+    failpoints.arm()
+    try:
+        prompts = [REFINED[0], REFINED[4]]
+        report = report_of(stages.messages(encode_shard_task(stages.store, prompts, worded)))
+    finally:
+        monkeypatch.delenv("SMALTI_FAILPOINTS")
+        failpoints.arm()
+    drawn, failed = results(stages, report)
+    assert (drawn.state, len(drawn.pictures)) == ("drawn", 2)
+    assert (failed.state, failed.pictures) == ("failed", ())
+    assert failed.problem == "the engine fails over this request, and over no other"
