@@ -11,16 +11,16 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(point: str) -> Iterator[None]:
+def killed_at(wanted: str) -> Iterator[None]:
     """Lets the code of the block end at a failpoint, by `Killed`."""
-    reached = failpoints.reach
+    before = failpoints.reach
 
-    def reach(name: str, **fields: object) -> None:
-        if name == point:
+    def reach(point: str, **about: object) -> None:
+        if point == wanted:
             raise Killed
 
     failpoints.reach = reach
     try:
         yield
     finally:
-        failpoints.reach = reached
+        failpoints.reach = before

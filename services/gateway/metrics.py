@@ -5,18 +5,24 @@ from typing import Final
 
 from sqlalchemy import TextClause, func, select
 
+from smalti.services.gateway.batches import BatchOutcome, BatchSignals
 from smalti.services.gateway.database.clock import to_microseconds, to_seconds
 from smalti.services.gateway.database.presence import Role
 from smalti.services.gateway.database.tables import (
     IS_LEASED,
+    IS_LEASED_SHARD,
     IS_OPEN,
+    IS_OPEN_BATCH,
     IS_WAITING,
+    OPEN_BATCH_STATES,
     OPEN_STATES,
+    Batch,
     Chunk,
     FileState,
     GatewayProcess,
     Job,
     JobState,
+    Shard,
     StoredFile,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -54,6 +60,25 @@ class JobMetrics(JobObserver):
     def policy_answered(self, subject: Subject, by: str, outcome: str, amount: int) -> None:
         """Counts the answers of the operator's policy."""
         self._metrics.add("policy_checks_total", amount, subject=subject.value, by=by, outcome=outcome)
+
+
+class BatchMetrics:
+    """Counts what becomes of batches."""
+
+    def __init__(self, metrics: Metrics, signals: BatchSignals) -> None:
+        """Hears of it from now on."""
+        self._metrics = metrics
+        signals.ended = self._ended
+        signals.shards_ended = lambda outcome, number: metrics.add(
+            "batch_shards_total", number, outcome=outcome
+        )
+        signals.prompts_ended = lambda outcome, number: metrics.add(
+            "batch_prompts_total", number, outcome=outcome
+        )
+        signals.rows_planned = lambda rows: metrics.add("batch_rows_planned_total", rows)
+
+    def _ended(self, outcome: BatchOutcome) -> None:
+        self._metrics.add("batches_total", outcome=outcome.state.value, reason=outcome.reason)
 
 
 def _by_revision(fleet: Fleet, values: Mapping[str | None, int]) -> dict[str, float]:
@@ -137,7 +162,31 @@ def gauges(context: GatewayContext) -> Mapping[str, Callable[[], GaugeValue]]:
         values: dict[str | None, int] = {state.card.revision: 0 for state in fleet.available}
         return _by_revision(fleet, values | dict(found))
 
+    def batches_open() -> GaugeValue:
+        query = select(Batch.state, func.count()).where(IS_OPEN_BATCH).group_by(Batch.state)
+        with database.read() as session:
+            found = {state: float(number) for state, number in session.execute(query)}
+        return {state.value: found.get(state, 0.0) for state in OPEN_BATCH_STATES}
+
+    def batch_age_seconds() -> GaugeValue:
+        now = to_microseconds(context.clock())
+        with database.read() as session:
+            oldest = session.scalar(select(func.min(Batch.created)).where(IS_OPEN_BATCH))
+        return max(0.0, to_seconds(now - oldest)) if oldest is not None else 0.0
+
+    def batch_shards() -> GaugeValue:
+        left = func.sum(Batch.shards - Batch.shards_ended)
+        with database.read() as session:
+            planned = IS_OPEN_BATCH, Batch.planned.is_not(None)
+            open_shards = float(session.scalar(select(left).where(*planned)) or 0)
+            sent = float(session.scalar(select(func.count()).select_from(Shard).where(IS_LEASED_SHARD)) or 0)
+        # The halves of a shard count as one that is left.
+        return {"waiting": max(0.0, open_shards - sent), "sent": sent}
+
     return {
+        "batches_open": batches_open,
+        "batch_age_seconds": batch_age_seconds,
+        "batch_shards": batch_shards,
         "revision_slots": revision_slots,
         "revision_candidates_waiting": revision_candidates_waiting,
         "revision_candidates_sent": revision_candidates_sent,

@@ -23,7 +23,7 @@ from smalti.services.gateway.database.rows import RowFeed
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import Evidence, Gatekeeper, KeyRepository
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.metrics import JobMetrics, gauges
+from smalti.services.gateway.metrics import BatchMetrics, JobMetrics, gauges
 from smalti.services.gateway.models import Catalogue, ModelCard
 from smalti.services.gateway.policy.content_policy import ContentPolicy
 from smalti.services.gateway.settings import GATEWAY_PREFIX, gateway_settings
@@ -107,6 +107,7 @@ def build(process: Process) -> Service:
     gateway = Gateway(context)
     job_metrics = JobMetrics(metrics)
     context.events.subscribe(job_metrics)
+    BatchMetrics(metrics, gateway.batches.signals)
     policy.count = job_metrics.policy_answered
     for name, read in gauges(context).items():
         process.telemetry.watch(name, read)

@@ -8,7 +8,7 @@ from smalti.services.gateway.batches.repository import (
     BatchSnapshot,
 )
 from smalti.services.gateway.batches.room import Batches
-from smalti.services.gateway.batches.signals import BatchOutcome
+from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.batches.spec import BatchParameters, BatchSource, BatchSpec, parameters_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "BatchOutcome",
     "BatchParameters",
     "BatchRepository",
+    "BatchSignals",
     "BatchSnapshot",
     "BatchSource",
     "BatchSpec",

@@ -30,7 +30,7 @@ class Batches:
     def __init__(self, context: GatewayContext) -> None:
         """Creates the parts; nothing runs before the loops are started."""
         self._context = context
-        self.signals = signals = BatchSignals(changed=context.events.changed)
+        self.signals = signals = BatchSignals(changed=context.events.changed, lost=context.events.lost)
         claims = Claims(context)
         halving = Halving(context, signals)
         self.repository = BatchRepository(context, signals)
