@@ -22,7 +22,7 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
-from smalti.services.gateway.api.batches import BatchServicer
+from smalti.services.gateway.api.batches import BatchServicer, EditTokens
 from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
@@ -260,6 +260,10 @@ class WebHarness:
 
     async def _serve_gateway(self) -> Any:
         servicer = ImageServicer(self.gateway.gateway, DecoderServiceStub(self._channel))
+
+        self.gateway.gateway.batches.planner.edit_tokens = EditTokens(
+            self.gateway.gateway, servicer.images, asyncio.get_running_loop()
+        )
 
         def register(server: Any) -> None:
             add_ImageServiceServicer_to_server(servicer, server)

@@ -12,7 +12,13 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
-from smalti.services.gateway.api.batches import BATCH_ENDLESS, BATCH_KEPT, BATCH_SMALL, BatchServicer
+from smalti.services.gateway.api.batches import (
+    BATCH_ENDLESS,
+    BATCH_KEPT,
+    BATCH_SMALL,
+    BatchServicer,
+    EditTokens,
+)
 from smalti.services.gateway.api.file_servicer import FileServicer
 from smalti.services.gateway.api.servicer import KINDS, ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
@@ -126,6 +132,7 @@ def build(process: Process) -> Service:
         servicer = ImageServicer(
             gateway, decoder, connect=lambda address: DecoderServiceStub(_channel(address, process))
         )
+        gateway.batches.planner.edit_tokens = EditTokens(gateway, servicer.images, asyncio.get_running_loop())
         add_ImageServiceServicer_to_server(servicer, server)
         add_FileServiceServicer_to_server(FileServicer(gateway), server)
         add_BatchServiceServicer_to_server(BatchServicer(gateway), server)

@@ -112,7 +112,8 @@ class ImageServicer(ImageServiceServicer):
         self._catalogue = gateway.context.catalogue
         self._settings = gateway.context.settings
         self._decoders = decoders = Decoders(self._catalogue, decoder, connect)
-        self._images = InitialImages(gateway, self._store, decoders)
+        self.images = InitialImages(gateway, self._store, decoders)
+        """Turns initial images into tokens."""
         policy = gateway.context.policy
         previews = PreviewRenderer(
             gateway.watchers.preview_tokens,
@@ -164,7 +165,7 @@ class ImageServicer(ImageServiceServicer):
             await self._check_policy(job_spec)
         if has_picture:
             with within("parameters.initial_image"):
-                given = await self._images.tokens(request.parameters.initial_image, state.card)
+                given = await self.images.tokens(request.parameters.initial_image, state.card)
             job_spec = replace(job_spec, given=given)
         with _within_parameters():
             snapshot = await self._call(self._jobs.create, job_spec)
@@ -274,7 +275,7 @@ class ImageServicer(ImageServiceServicer):
         if asked.revision or image.WhichOneof("source") != "picture":
             return self._catalogue.choose(asked.name, asked.revision)
         with within("parameters.initial_image"):
-            made_by = await self._images.made_by(image.picture)
+            made_by = await self.images.made_by(image.picture)
         return self._catalogue.choose(asked.name, fits=made_by.has_same_tokens)
 
     async def _cancel(self, job_id: str, method: str) -> JobSnapshot:

@@ -1,6 +1,7 @@
 """OpenAI's Batch API, with its own client: batches of a real gateway whose stages are played."""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,11 @@ import httpx2
 import openai
 import pytest
 
+from harness.gateway_calls import mask_file
 from harness.waiting import wait_until
-from harness.web import SIZE, WebHarness
+from harness.web import SIZE, WebHarness, picture_file
+from smalti.batches import ShardFile
+from smalti.parameters import FREE
 from smalti.registry.spec import ModelSpec
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -148,6 +152,29 @@ def test_retry_makes_no_second_batch(client: openai.OpenAI, web: WebHarness) -> 
     other = uploaded(client, line("b"))
     assert refusal(lambda: create(client, other, extra_headers=key), 409).code == "request_id_reused"
     assert create(client, other, extra_headers={"x-stainless-retry-count": "1"}).id not in (first.id, *keyed)
+
+
+def test_edits_keep_what_the_mask_does_not_cover(client: openai.OpenAI, web: WebHarness) -> None:
+    picture, mask = picture_file(1, 200), mask_file(SIZE)
+    file = client.files.create(file=("cat.png", picture), purpose="vision").id
+    url = f"data:image/png;base64,{b64encode(mask).decode()}"
+    lines = [
+        line("a", EDITS, images=[{"file_id": file}], mask={"image_url": url}),
+        line("b", EDITS, images=[{"file_id": "unknown"}], mask={"image_url": url}),
+        line("c", EDITS, images=[{"file_id": file}], mask={"image_url": "data:image/png;base64,AAAA"}),
+        line("d", EDITS),
+    ]
+    done = ended(client, create(client, uploaded(client, *lines), EDITS).id)
+    assert [each["custom_id"] for each in lines_of(client, done.output_file_id)] == ["a"]
+    errors = [each["response"]["body"]["error"] for each in lines_of(client, done.error_file_id)]
+    assert [error["param"] for error in errors] == ["images", "mask", "images"]
+    assert "there is no file unknown" in errors[0]["message"]
+    keys = [info.key for info in web.gateway.store.objects(f"batches/{done.id}/shards/")]
+    first = ShardFile.parse(keys[0], web.gateway.store.get(keys[0]))[0]
+    answer = client.images.edit(image=picture, mask=mask, prompt="prompt a")
+    alone = web.gateway.jobs.get(str(answer.to_dict()["id"])).job
+    assert FREE in first.given
+    assert list(first.given) == alone.given
 
 
 def test_refusals(client: openai.OpenAI, http: httpx2.Client) -> None:

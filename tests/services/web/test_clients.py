@@ -15,6 +15,7 @@ import pytest
 
 from harness.gateway_calls import mask_file
 from harness.web import SIZE, TOKENS, WebHarness, picture_file
+from smalti.registry.spec import ModelSpec
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.test_http_page import ADDRESS, examples
 
@@ -46,6 +47,58 @@ console.log(JSON.stringify({
   error: [error.constructor.name, error.status, error.param, error.code],
 }));
 """
+
+
+BATCH_SCRIPT = """
+import OpenAI, { toFile } from "openai";
+
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "any", maxRetries: 0 });
+const [url, purpose] = ["/v1/images/generations", "batch"];
+const line = (id, body) => JSON.stringify({ custom_id: id, method: "POST", url, body }) + "\\n";
+const content = Buffer.from(line("a", { prompt: "a cat", n: 2 }) + line("b", { prompt: "" }));
+const file = await client.files.create({ file: await toFile(content, "requests.jsonl"), purpose });
+const upload = await client.uploads.create(
+  { bytes: content.length, filename: "parts.jsonl", mime_type: "application/jsonl", purpose });
+const parts = [];
+for (const part of [content.subarray(0, 10), content.subarray(10)]) {
+  parts.push(await client.uploads.parts.create(upload.id, { data: await toFile(part, "part") }));
+}
+const completed = await client.uploads.complete(upload.id, { part_ids: parts.map((part) => part.id) });
+const joined = await (await client.files.content(completed.file.id)).text();
+const ended = async (batch) => {
+  while (["validating", "in_progress", "finalizing"].includes(batch.status)) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  return batch;
+};
+const create = (id) => client.batches.create(
+  { input_file_id: id, endpoint: url, completion_window: "24h", metadata: { run: "7" } });
+const done = await ended(await create(completed.file.id));
+const broken = await client.files.create({ file: await toFile(Buffer.from("no JSON\\n"), "broken.jsonl"), purpose });
+const failed = await ended(await create(broken.id));
+const lines = async (id) => (await (await client.files.content(id)).text()).trim().split("\\n").map(JSON.parse);
+const listed = [];
+for await (const batch of client.batches.list({ limit: 1 })) listed.push(batch.id);
+const files = [];
+for await (const each of client.files.list({ purpose, limit: 1, order: "asc" })) files.push(each.id);
+const deleted = await client.files.delete(file.id);
+const gone = await client.files.retrieve(file.id).catch((caught) => caught);
+console.log(JSON.stringify({
+  same: joined === content.toString(), status: done.status, counts: done.request_counts, metadata: done.metadata,
+  answers: (await lines(done.output_file_id)).map((each) => [each.custom_id, each.response.body.data.length]),
+  errors: (await lines(done.error_file_id)).map((each) => [each.custom_id, each.response.status_code]),
+  failed: [failed.status, failed.errors.data[0].line], listed: listed.length, files: files.length,
+  deleted: deleted.deleted, gone: [gone.constructor.name, gone.code],
+}));
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
+    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=True)
+    yield served
+    served.close()
 
 
 @pytest.fixture
@@ -177,6 +230,19 @@ def test_node(web: WebHarness, tmp_path: Path) -> None:
     assert said["types"] == ["image_generation.completed"]
     assert said["models"] == ["pictograms"]
     assert said["error"] == ["BadRequestError", 400, "prompt", "invalid_value"]
+    assert json.loads(node(BATCH_SCRIPT, f"{web.url}/v1")) == {
+        "same": True,
+        "status": "completed",
+        "counts": {"total": 2, "completed": 1, "failed": 1},
+        "metadata": {"run": "7"},
+        "answers": [["a", 2]],
+        "errors": [["b", 400]],
+        "failed": ["failed", 1],
+        "listed": 2,
+        "files": 3,
+        "deleted": True,
+        "gone": ["NotFoundError", "file_not_found"],
+    }
     before = len(web.jobs)
     for example in examples("js"):
         node(example.replace(ADDRESS, web.url))

@@ -8,14 +8,16 @@ import hashlib
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import insert
 
-from smalti.batches import BatchKeys, BatchPlan, BatchPrompt, PlanCounts, PlannedShard
+from smalti.batches import BatchKeys, BatchPlan, BatchPrompt, EditSource, PlanCounts, PlannedShard
 from smalti.errors import (
     DamagedObjectError,
     InvalidInputError,
@@ -38,6 +40,8 @@ from smalti.services.gateway.jobs.context import GatewayContext
 
 log = logging.getLogger(__name__)
 
+EditTokensOf = Callable[[Batch, EditSource], tuple[int, ...]]
+
 TOGETHER: Final = 32
 """Shards that are stored by one transaction."""
 WRITERS: Final = 8
@@ -57,6 +61,8 @@ class Planner:
         self._signals = signals
         self._claims = claims
         self._policing = Policing(context)
+        self.edit_tokens: EditTokensOf | None = None
+        """Returns the image tokens that an edit keeps; None refuses edits."""
 
     def plan_next(self) -> bool:
         """Plans a batch that nobody plans; returns whether there was one.
@@ -95,6 +101,7 @@ class Planner:
                 skip_invalid=parameters.input.skip_invalid,
                 shard_prompts=parameters.shard_prompts,
                 openai=openai_options(self._context, batch),
+                tokens_of=partial(self.edit_tokens, batch) if self.edit_tokens else None,
             )
             cursor = batch.cursor
             if cursor is None or "next" not in cursor:
