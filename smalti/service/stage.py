@@ -247,6 +247,11 @@ class StageHandler(ABC, Generic[TaskType, Inputs]):
         finally:
             wait(written)  # No write outlives a task that was given up.
 
+    def check_now(self, context: TaskContext[TaskType]) -> None:
+        """Looks at once whether the job was cancelled or has ended; raises `PermanentError` if so."""
+        self._cancellations.check_now(context.cancellation)
+        context.cancellation.check()
+
     def close(self) -> None:
         """Ends the threads; call it after the last message."""
         self.store_executor.close()

@@ -273,6 +273,27 @@ def test_progress_is_told_at_the_beginning_of_a_stage(stages: RealStages, worded
     assert all(isinstance(each, Event) for each in stages.told)
 
 
+def test_worker_that_is_too_slow_does_not_replace_the_tar(
+    stages: RealStages, worded: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard was done by another worker meanwhile, and its record is deleted."""
+    first = encode_shard_task(stages.store, PROMPTS, worded)
+    rank = tasks_of(stages, first)[Stage.RANK]
+    place = BatchKeys("b1").tar(first.range)
+    stages.store.delete(*[info.key for info in stages.store.objects(f"{rank.keys.folder}outputs/")])
+    create = stages.store.create
+
+    def meanwhile(key: str, content: bytes, **options: Any) -> bool:
+        stages.store.put(rank.keys.cancelled, b"{}")
+        stages.store.put(place, b"of the other worker")
+        return create(key, content, **options)
+
+    monkeypatch.setattr(stages.store, "create", meanwhile)
+    with pytest.raises(PermanentError):
+        stages.run(rank)
+    assert stages.store.get(place) == b"of the other worker"
+
+
 def test_missing_pictures_are_no_error_of_the_tar(stages: RealStages, worded: ModelFolder) -> None:
     """The record of a tar that has vanished does not count."""
     first = encode_shard_task(stages.store, PROMPTS, worded)

@@ -74,7 +74,7 @@ class FinishingHandler(ShardHandler[ShardType, Inputs], Generic[ShardType, Input
         tar, part = output.objects
         results = PromptResult.parse(part.key, self.store.get(part.key, sha256=part.sha256))
         report = self._report(
-            part, tar, results, self.load_prompts(task), BatchKeys(task.batch).tar(task.range)
+            context, part, tar, results, self.load_prompts(task), BatchKeys(task.batch).tar(task.range)
         )
         self.metrics.add("shards_total")
         for state in ("drawn", "failed", "invalid"):
@@ -83,6 +83,7 @@ class FinishingHandler(ShardHandler[ShardType, Inputs], Generic[ShardType, Input
 
     def _report(
         self,
+        context: TaskContext[ShardType],
         part: ObjectRef,
         tar: ObjectRef,
         results: list[PromptResult],
@@ -95,6 +96,9 @@ class FinishingHandler(ShardHandler[ShardType, Inputs], Generic[ShardType, Input
         output, size = ShardOutput(results=tuple(results)), 0
         if output.pictures:
             if not is_there(self.store, place, tar.sha256):
+                # The record is deleted once the shard is done, so that this one may be of a worker that was too slow.
+                # The marker is there by then.
+                self.check_now(context)
                 self.store.copy(tar, place)
             info = self.store.stat(place)
             size = info.size if info else 0
