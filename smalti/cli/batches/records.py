@@ -24,6 +24,8 @@ from smalti.errors import DamagedObjectError, InvalidInputError
 from smalti.validation import Strict
 
 RUN_FILE: Final = f"{WORK}run.json"
+BATCH_FILE: Final = f"{WORK}batch.json"
+"""The batch of a gateway whose files a place gets."""
 PARTS: Final = f"{WORK}parts/"
 BEGUN: Final = f"{WORK}begun/"
 _PART: Final = re.compile(r"(\d{5,})\.jsonl")
@@ -86,7 +88,16 @@ def load_summary(place: RunPlace) -> BatchSummary | None:
 
 
 def check_empty(place: RunPlace) -> None:
-    """Raises `InvalidInputError` if a place has anything that is not of this run."""
+    """Checks that a place has nothing, when a run begins.
+
+    Raises:
+        InvalidInputError: it has files, or a run of the other kind, here or at a gateway.
+    """
+    for name, where in ((RUN_FILE, "in one process"), (BATCH_FILE, "at a gateway")):
+        if place.get(name) is not None:
+            raise InvalidInputError(
+                FIELD, f"{place.label} has a run {where}; give another place, or go on with that run"
+            )
     for name in place.names():
         if not name.startswith(WORK):
             raise InvalidInputError(

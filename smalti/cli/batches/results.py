@@ -14,7 +14,7 @@ from smalti.cli.batches.inputs import open_input
 from smalti.cli.batches.options import RunOptions
 from smalti.cli.batches.places import FIELD, Keeper, RunPlace, open_place
 from smalti.cli.batches.progress import batch_progress
-from smalti.cli.batches.records import check_empty, load_summary
+from smalti.cli.batches.records import BATCH_FILE, check_empty, load_summary
 from smalti.entrance import signals
 from smalti.errors import InvalidInputError
 from smalti.validation import Strict
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from smalti.client import Client
     from smalti.v1.batch_pb2 import Batch, BatchFile
 
-BATCH_FILE: Final = f"{WORK}batch.json"
 _PART: Final = 1 << 20
 
 

@@ -62,6 +62,23 @@ def test_run_that_was_interrupted_goes_on_with_its_batch(
     assert len(served.batches.calls["CreateBatch"]) == 1
 
 
+def test_place_with_a_run_of_the_other_kind_is_refused(
+    batch: Batch,
+    served: ServedGateway,
+    prompts: Path,
+    drawn: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here/_work").mkdir(parents=True)
+    (tmp_path / "here/_work/run.json").write_text("{}")
+    assert "has a run in one process" in batch("run", prompts, "--out", tmp_path / "here")[2]
+    (tmp_path / "there/_work").mkdir(parents=True)
+    (tmp_path / "there/_work/batch.json").write_text("{}")
+    monkeypatch.delenv("SMALTI_SERVER")
+    assert "has a run at a gateway" in batch("run", prompts, "--out", tmp_path / "there", *drawn)[2]
+
+
 def test_batch_that_fails_ends_the_run_with_its_reason(
     batch: Batch, served: ServedGateway, prompts: Path, tmp_path: Path
 ) -> None:
