@@ -1,5 +1,6 @@
 """The chart: both Helms render every preset, and what they render is valid, locked up, and says what Smalti reads."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -21,8 +22,36 @@ from harness.chart import (
     write,
 )
 from harness.paths import DOCS
+from smalti.messages import MessageSettings
+from smalti.queue.settings import BrokerSettings
+from smalti.rpc.settings import RpcSettings
+from smalti.service.settings import ServiceSettings
+from smalti.services.gateway.settings import GatewaySettings
+from smalti.services.web.settings import WebSettings
+from smalti.settings import Settings, read_settings
+from smalti.storage import StoreSettings, open_store
 
 pytestmark = pytest.mark.deploy
+
+SETTINGS = (
+    *(
+        BrokerSettings,
+        GatewaySettings,
+        MessageSettings,
+        RpcSettings,
+        ServiceSettings,
+        Settings,
+        StoreSettings,
+    ),
+    WebSettings,
+)
+SECRETS = {
+    "SMALTI_BROKER_URL": "amqps://smalti:secret@rabbitmq.example:5671//",
+    "SMALTI_STORE_ACCESS_KEY": "access",
+    "SMALTI_STORE_SECRET_KEY": "secret",
+    "SMALTI_GATEWAY_DATABASE": "postgresql://smalti:secret@database.example/smalti",
+    "SMALTI_WEB_SIGNING_KEY": "s" * 40,
+}
 
 CUSTOM = {
     "Certificate",
@@ -102,6 +131,25 @@ def test_every_setting_that_is_rendered_is_one(preset: str) -> None:
     used = set(re.findall(r"\bSMALTI_[A-Z_]+\b", rendered(preset)))
     assert used
     assert used <= known
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_of_every_pod_are_valid(
+    preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for secret, value in SECRETS.items():
+        (tmp_path / secret).write_text(value)
+    for name, spec in of_smalti(objects(rendered(preset))):
+        for variable in [each for each in os.environ if each.startswith("SMALTI_")]:
+            monkeypatch.delenv(variable)
+        (container,) = spec["containers"]
+        for each in container.get("env", []):
+            monkeypatch.setenv(each["name"], each.get("value", "10.0.0.1"))
+        monkeypatch.setenv("SMALTI_SECRETS", str(tmp_path))
+        monkeypatch.setenv("SMALTI_RPC_HOST", "0.0.0.0")  # As the images have it.
+        for kind in SETTINGS:
+            assert read_settings(kind), name
+        open_store()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
