@@ -9,6 +9,7 @@ import pytest
 
 from harness.paths import ROOT
 from scripts import images
+from scripts.lock_files import LOCKS, load_lock, version_of
 
 DOCKERFILE = images.DOCKERFILE.read_text(encoding="utf-8")
 IGNORE = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
@@ -36,6 +37,23 @@ def test_every_service_has_a_target_that_starts_it() -> None:
     assert set(images.SERVICES) == services | {"trainer"}
     for service in services:
         assert f'CMD ["python", "-m", "smalti.services.{service}"]' in stages()[service]
+
+
+def test_images_are_for_a_number_without_rights_and_say_whether_they_are_healthy() -> None:
+    assert not DOCKERFILE.startswith("# syntax=")  # It would ask a registry.
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
+    assert "USER 10001:10001" in stages()["service"]
+    for folder in ("/data", "/cache"):
+        assert re.search(rf"chown 10001:10001 .*{folder}", stages()["service"])
+    assert '"smalti.doctor.probe", "rpc"]' in stages()["service"]
+    assert '"smalti.doctor.probe", "web"]' in stages()["web"]
+
+
+def test_stand_ins_have_the_versions_of_the_locks() -> None:
+    locked = load_lock(LOCKS / "up.txt")
+    lines = (ROOT / "harness" / "stand_ins" / "versions.txt").read_text(encoding="utf-8").splitlines()
+    for name, _, version in (line.partition("==") for line in lines):
+        assert version == version_of(locked[name])
 
 
 def test_packages_are_a_layer_below_the_source_and_every_lock_exists() -> None:
