@@ -15,6 +15,13 @@ from harness.web import SIZE, WebHarness, picture_file
 from smalti.batches import ShardFile
 from smalti.parameters import FREE
 from smalti.registry.spec import ModelSpec
+from smalti.services.web.openai.batches.conversion import batch_object
+from smalti.v1.batch_pb2 import (
+    BATCH_STATE_CANCELLED,
+    BATCH_STATE_FINISHING,
+    BATCH_STATE_SUCCEEDED,
+    Batch,
+)
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 SIZES = f"{SIZE}x{SIZE}"
@@ -118,6 +125,15 @@ def test_batch_is_cancelled(client: openai.OpenAI, web: WebHarness) -> None:
     assert done.cancelling_at is not None
     assert done.cancelled_at >= done.cancelling_at
     assert client.batches.cancel(batch.id).status == "cancelled"
+
+
+def test_batch_that_finishes_after_it_was_cancelled_is_cancelling() -> None:
+    batch = Batch(state=BATCH_STATE_FINISHING, ending=BATCH_STATE_CANCELLED, finish_time={"seconds": 7})
+    shown = batch_object(batch)
+    assert (shown.status, shown.cancelling_at, shown.finalizing_at) == ("cancelling", 7, None)
+    batch.ending = BATCH_STATE_SUCCEEDED
+    shown = batch_object(batch)
+    assert (shown.status, shown.cancelling_at, shown.finalizing_at) == ("finalizing", None, 7)
 
 
 def test_input_is_kept_while_its_batch_runs(client: openai.OpenAI, web: WebHarness) -> None:
