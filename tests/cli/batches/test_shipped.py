@@ -8,7 +8,7 @@ import pytest
 from tests.cli.batches.conftest import compared, files_of
 from tests.cli.batches.processes import COMMAND, end_when, ends, parts
 
-pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.server]
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.server, pytest.mark.timeout(1800)]
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple", "brown", "pink")
 OPTIONS = ("--n", "1", "--candidates", "2", "--shard", "25")
