@@ -20,7 +20,7 @@ from smalti.batches import (
     StorePlace,
     finish,
 )
-from smalti.errors import DamagedObjectError, MissingObjectError
+from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableError
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import store_answers
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
@@ -76,6 +76,12 @@ class Finisher:
                 log.info("finishing begins again elsewhere: %s", error)
             except _LostPartError as error:
                 self._draw_again(claim, error)
+            except UnavailableError:
+                raise
+            except Exception as error:
+                # It would fail again, and the other batches wait.
+                log.exception("a batch cannot be finished", extra={"batch": claim.batch_id})
+                self._fail(claim, error)
         return True
 
     def _finish(self, claim: Claim) -> None:
@@ -101,6 +107,14 @@ class Finisher:
         log.info("batch %s has ended: %s", batch.id, ending)
         self._signals.ended(outcome)
         self._signals.changed(batch.id)
+        self._signals.to_clean.set()
+
+    def _fail(self, claim: Claim, error: Exception) -> None:
+        with self._database.write() as session:
+            batch = claim.lock(session)
+            outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=error)
+        self._signals.ended(outcome)
+        self._signals.changed(claim.batch_id)
         self._signals.to_clean.set()
 
     def _describe(self, batch: Batch) -> BatchDescription:

@@ -79,6 +79,8 @@ class Planner:
                 log.info("planning ends: %s", error)
             except UnavailableError:
                 raise
+            except OSError as error:
+                raise UnavailableError(f"the folder for temporary files cannot be used: {error}") from error
             except Exception as error:
                 if not isinstance(error, SmaltiError):
                     log.exception("a batch cannot be planned", extra={"batch": claim.batch_id})

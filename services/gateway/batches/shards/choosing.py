@@ -51,6 +51,8 @@ class ShardPicker:
     def __init__(self, context: GatewayContext) -> None:
         self._catalogue = context.catalogue
         self._settings = context.settings
+        self.unreadable: set[str] = set()
+        """Batches that this version of the gateway cannot read, which another one sends."""
         self._last = ""
         """The tenant whose turn it was last."""
 
@@ -101,6 +103,8 @@ class ShardPicker:
         )
         lines: dict[str, _Line] = {}
         for batch, weight, max_slots in session.execute(query):
+            if batch.id in self.unreadable:
+                continue
             most = self._settings.batch_slots if max_slots is None else max_slots
             line = lines.setdefault(batch.tenant, _Line(batch.tenant, weight or 1, most, []))
             line.batches.append(batch)

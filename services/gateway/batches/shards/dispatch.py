@@ -23,6 +23,7 @@ from smalti.services.gateway.batches.spec import UnreadableBatchError, range_of
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import (
     IS_LEASED_SHARD,
+    IS_OPEN_BATCH,
     IS_WAITING_SHARD,
     Batch,
     BatchState,
@@ -73,7 +74,11 @@ class ShardDispatcher:
                 choices = self._picker.pick(session, limit=TOGETHER)
             now_sent = 0
             for batch_id, group in _by_batch(choices).items():
-                now_sent += self._send(batch_id, group)
+                try:
+                    now_sent += self._send(batch_id, group)
+                except UnreadableBatchError as error:
+                    log.error("the shards of a batch are not sent: %s", error)
+                    self._picker.unreadable.add(batch_id)
             sent += now_sent
             if not now_sent or len(choices) < TOGETHER:
                 return sent
@@ -103,7 +108,7 @@ class ShardDispatcher:
 
     def tell(self) -> None:
         """Tells clients why batches do not go on whose revisions have no workers, and takes it back."""
-        running = select(Batch).where(Batch.state == BatchState.RUNNING)
+        running = select(Batch).where(IS_OPEN_BATCH, Batch.state == BatchState.RUNNING)
         with self._database.read() as session:
             batches = session.scalars(running).all()
         for batch in batches:

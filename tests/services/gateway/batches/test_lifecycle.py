@@ -188,6 +188,16 @@ def test_shard_whose_results_are_lost_is_drawn_again(batches: BatchHarness) -> N
     assert [row["row"] for row in batches.rows(batch)] == list(range(10))
 
 
+def test_batch_that_cannot_be_finished_fails_and_does_not_hold_up_others(batches: BatchHarness) -> None:
+    broken, fine = in_state(batches, "finishing"), in_state(batches, "finishing")
+    database = batches.gateway.gateway.context.database
+    with database.write() as session:
+        session.get_one(Batch, broken).prompts = 11  # A row has no result.
+    batches.room.finish()
+    assert (batches.state(broken), batches.state(fine)) == ("failed", "succeeded")
+    assert "_SUCCESS" not in batches.files(broken)
+
+
 def test_finished_shards_leave_no_intermediate_objects(batches: BatchHarness) -> None:
     batches.planned(10)
     task, *_ = batches.send()

@@ -8,6 +8,7 @@ from harness.gateway import MakeGateway
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import EncodeShardTask, Failed, FailureReason, Stage
 from smalti.parameters import Priority
+from smalti.services.gateway.database.tables import Batch
 from smalti.services.gateway.identity import TenantRepository
 from smalti.storage import JobKeys
 
@@ -215,6 +216,13 @@ def test_broker_that_is_away_loses_nothing(batches: BatchHarness) -> None:
     batches.gateway.publisher.available = True
     batches.run()
     assert batches.state(batch) == "succeeded"
+
+
+def test_batch_of_a_newer_version_does_not_hold_up_others(batches: BatchHarness) -> None:
+    newer, own = batches.planned(4), batches.planned(4)
+    with batches.gateway.gateway.context.database.write() as session:
+        session.get_one(Batch, newer).parameters = {"input": 7}
+    assert [task.batch for task in batches.send()] == [own]
 
 
 def test_shards_are_bound_to_another_revision_if_their_own_has_no_workers(batches: BatchHarness) -> None:
