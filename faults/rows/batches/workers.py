@@ -66,7 +66,7 @@ def told_to_end(trial: Trial) -> None:
         trial.expect_batches("succeeded", batch)
     step = "generate.engine-step=kill@1"
     with system.failing("generator", step):
-        killed = batches.submit("row 27 the generator's step is killed", prompts)
+        killed = batches.submit("row 27 generator killed", prompts)
         trial.expect_batches("succeeded", killed)
     trial.expect(system.reached(step), "the generator's step was not reached")
     trial.expect_same_files(*batches.submissions)
