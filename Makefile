@@ -53,9 +53,11 @@ check: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python scripts/build_docs.py
 
-# Measures the generator, the decoder and the whole system. Takes half an hour on two cores; nothing else should run.
+# Measures the generator, the decoder, the whole system, and batches. Takes an hour on two cores; nothing else should run.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.batches.throughput
+	$(BIN)/python -m benchmarks.batches.planning
 
 # Counts what a job costs, simulates a fleet from it, and writes docs/scale.md. Takes half an hour on two cores.
 scale: $(INSTALLED)

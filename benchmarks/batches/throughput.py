@@ -32,6 +32,7 @@ from benchmarks.measuring import Bystanders, describe_machine, format_seconds
 from benchmarks.report import Row, compared, write_between
 from benchmarks.scale.costs import Counts
 from benchmarks.scale.counting import CountedStore, Counters
+from benchmarks.scale.planning import H100
 from harness.servers import PostgresServer, free_port
 from harness.waiting import wait_until
 from smalti.client import Client
@@ -40,6 +41,16 @@ from smalti.testing.model import tiny_model
 from smalti.v1 import batch_pb2
 from smalti.v1.batch_pb2 import Batch
 
+PROMPTS: Final = 100_000_000
+"""Prompts of the arithmetic, on this many accelerators, with this many candidates each."""
+ACCELERATORS: Final = 1000
+CANDIDATES: Final = 16
+TOLD: Final = (
+    *("database: statements", "database: commits", "database: rows written", "database: bytes of the log"),
+    *("broker: messages", "broker: commands", "store: requests", "store: PUT", "store: GET"),
+    *("processor: gateway", "processor: PostgreSQL", "processor: Valkey", "processor: SeaweedFS"),
+)
+"""Counts of a shard that do not depend on how many candidates it has; but the store's processor time does."""
 GOAL: Final = 500.0
 """Prompts a second."""
 GOAL_ROW_BYTES: Final = 1000
@@ -48,9 +59,13 @@ SHARD_PROMPTS: Final = 256
 WARM_UP_PROMPTS: Final = 512
 """Prompts of a batch before the measured one, which does not count."""
 SAMPLE_SECONDS: Final = 2.0
+IDLE_SECONDS: Final = 10.0
+"""Time for which the idle system is counted: what it does anyway is not a cost of the batch."""
 INPUT: Final = "inputs/throughput.txt"
-BEGIN: Final = "<!-- throughput: written by python -m benchmarks.batches.throughput -->"
-END: Final = "<!-- end of throughput -->"
+PLACES: Final = ("throughput", "arithmetic")
+"""Places in the page."""
+BEGIN: Final = "<!-- {}: written by python -m benchmarks.batches.throughput -->"
+END: Final = "<!-- end of {} -->"
 ENDED: Final = (
     *(batch_pb2.BATCH_STATE_SUCCEEDED, batch_pb2.BATCH_STATE_FAILED),
     *(batch_pb2.BATCH_STATE_CANCELLED, batch_pb2.BATCH_STATE_EXPIRED),
@@ -108,12 +123,13 @@ class Measured:
         }
 
 
-def measure(prompts: int, candidates: int, folder: Path) -> Measured:
+def measure(prompts: int, candidates: int, shard_prompts: int, folder: Path) -> Measured:
     """Draws a batch in a whole system.
 
     Args:
         prompts: the number of prompts.
         candidates: candidates of each prompt, all of which become pictures.
+        shard_prompts: prompts of a shard.
         folder: folder for data and logs.
 
     Raises:
@@ -127,7 +143,7 @@ def measure(prompts: int, candidates: int, folder: Path) -> Measured:
             content = "".join(f"a red fox beside tree number {row}\n" for row in range(count)).encode()
             store.put(INPUT, content)
             made = client.batches.create(
-                object_key=INPUT, n=candidates, candidates=candidates, shard_prompts=SHARD_PROMPTS
+                object_key=INPUT, n=candidates, candidates=candidates, shard_prompts=shard_prompts
             )
             wait_until(lambda: client.batches.get(made.id).state in ENDED, 24 * 3600)
             batch = client.batches.get(made.id)
@@ -137,11 +153,17 @@ def measure(prompts: int, candidates: int, folder: Path) -> Measured:
             return batch
 
         draw(WARM_UP_PROMPTS)
-        before = counters.read()
+        idle, began = counters.read(), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        before, ready = counters.read(), time.monotonic()
         with _sampled(system, postgres) as samples:
             batch = draw(prompts)
-        after = counters.read()
-        counts = {name: value - before.get(name, 0.0) for name, value in after.items()}
+        after, ended = counters.read(), time.monotonic()
+        counts = {}
+        for name, value in after.items():
+            first = before.get(name, 0.0)
+            anyway = (first - idle.get(name, 0.0)) / (ready - began) * (ended - ready)
+            counts[name] = max(0.0, value - first - anyway)
     return Measured(prompts=prompts, candidates=candidates, batch=batch, counts=counts, samples=samples)
 
 
@@ -159,6 +181,8 @@ def tables(measured: Measured, facts: Mapping[str, str]) -> list[str]:
     lines += [f"| {row.work} | {row.ours} | {row.goal} |" for row in rows]
     lines += ["", "| each | shard | prompt |", "|---|---|---|"]
     for name, count in sorted(measured.counts.items()):
+        if not count:
+            continue
         is_time = name.startswith("processor")
         shard, prompt = count / measured.shards, count / measured.prompts
         shown = (
@@ -170,6 +194,26 @@ def tables(measured: Measured, facts: Mapping[str, str]) -> list[str]:
         grown = measured.samples.grown(name)
         lines.append(f"| {name} | {max(seen) / 2**20:.0f} MiB | {grown / 2**20:+.1f} MiB |")
     return [*lines, "", *(f"* {name}: {fact}" for name, fact in facts.items()), ""]
+
+
+def arithmetic(measured: Measured) -> list[str]:
+    """Returns the lines, in Markdown, of what many prompts need on many accelerators, from what a shard has needed."""
+    shards = PROMPTS / SHARD_PROMPTS
+    seconds = PROMPTS * CANDIDATES / (ACCELERATORS * H100.candidates)
+    rate = shards / seconds
+    lines = ["", "| what | altogether | a second |", "|---|---|---|"]
+    lines += [f"| prompts | {PROMPTS:,} | {PROMPTS / seconds:,.0f} |"]
+    lines += [f"| shards of {SHARD_PROMPTS} | {shards:,.0f} | {rate:.1f} |"]
+    lines += [f"| time of the accelerators | {seconds / 3600:.1f} h | |"]
+    for name in TOLD:
+        each = measured.counts.get(name, 0.0) / measured.shards
+        if name.startswith("processor"):
+            lines.append(f"| {name} | {each * shards / 3600:,.1f} h | {each * rate:.2f} cores |")
+        else:
+            lines.append(f"| {name} | {each * shards:,.0f} | {each * rate:,.0f} |")
+    size = measured.samples.row_bytes / measured.shards
+    lines.append(f"| database: bytes of the table of shards | {size * shards / 1e9:.2f} GB | |")
+    return [*lines, ""]
 
 
 def _short(count: float) -> str:
@@ -252,12 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--candidates", type=int, default=1, help="candidates of each prompt; all are pictures"
     )
+    parser.add_argument("--shard", type=int, default=SHARD_PROMPTS, help="prompts of a shard")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables into this page")
     options = parser.parse_args(arguments)
     bystanders, began = Bystanders(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="smalti-batches-") as name:
         Path(name).chmod(0o755)  # PostgreSQL's user may enter it.
-        measured = measure(options.prompts, options.candidates, Path(name))
+        measured = measure(options.prompts, options.candidates, options.shard, Path(name))
     lines = tables(
         measured,
         {
@@ -265,14 +310,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "processor": describe_machine()["processor"],
             "versions": f"Python {platform.python_version()}, smalti {smalti.__version__}",
             "batch": f"{measured.prompts:,} prompts, each with {measured.candidates} candidate"
-            f"{'s' * (measured.candidates > 1)} of the tiny model; {measured.shards:,} shards of {SHARD_PROMPTS}",
+            f"{'s' * (measured.candidates > 1)} of the tiny model; {measured.shards:,} shards of {options.shard}",
             "other processes": f"used {bystanders.share():.0%} of the cores during the run of "
             f"{format_seconds(time.monotonic() - began)}",
         },
     )
-    Console(width=160).print(Markdown("\n".join(lines)))
-    if options.write:
-        write_between(options.write, lines, begin=BEGIN, end=END)
+    written = dict(zip(PLACES, (lines, arithmetic(measured)), strict=True))
+    for name, each in written.items():
+        Console(width=160).print(Markdown("\n".join(each)))
+        if options.write:
+            write_between(options.write, each, begin=BEGIN.format(name), end=END.format(name))
 
 
 if __name__ == "__main__":

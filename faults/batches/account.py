@@ -21,6 +21,8 @@ from smalti.errors import BatchNotFoundError, SmaltiError, UnavailableError
 from smalti.storage import JobKeys, digest
 from smalti.v1.batch_pb2 import Batch
 
+SECONDS: Final = 3 * PATIENCE
+"""Time limit for a batch: its shards may kill their workers one after the other."""
 TRIES: Final = 4
 RETRY_SECONDS: Final = 60.0
 CLEANING_SECONDS: Final = 30.0
@@ -123,7 +125,7 @@ class BatchAccount:
         wait_until(look, seconds)
         return found[0]
 
-    def settle(self, *submissions: BatchSubmission, seconds: float = PATIENCE, gateway: str = "") -> None:
+    def settle(self, *submissions: BatchSubmission, seconds: float = SECONDS, gateway: str = "") -> None:
         """Waits until batches have ended, by default all; those that do not end in time stay without an end.
 
         Args:
