@@ -59,6 +59,10 @@ SHARD_PROMPTS: Final = 256
 WARM_UP_PROMPTS: Final = 512
 """Prompts of a batch before the measured one, which does not count."""
 SAMPLE_SECONDS: Final = 2.0
+SIZES: Final = (
+    "SELECT coalesce(sum(pg_column_size(shards)), 0) + pg_indexes_size('shards'), pg_total_relation_size('shards') "
+    "FROM shards"
+)
 IDLE_SECONDS: Final = 10.0
 """Time for which the idle system is counted: what it does anyway is not a cost of the batch."""
 INPUT: Final = "inputs/throughput.txt"
@@ -79,7 +83,9 @@ class Samples:
     memory: dict[str, list[float]] = field(default_factory=dict)
     """Proportional bytes of each process and its children, one for each sample."""
     row_bytes: float = 0.0
-    """The largest size of the table of shards, with its indexes."""
+    """The largest size of the rows of shards, with the indexes."""
+    table_bytes: float = 0.0
+    """The largest size of their table with its indexes, and with old versions that are not removed yet."""
 
     def grown(self, name: str) -> float:
         """Returns how much the median memory of the last fifth of the time exceeds that of the second fifth."""
@@ -171,11 +177,14 @@ def tables(measured: Measured, facts: Mapping[str, str]) -> list[str]:
     """Returns the lines, in Markdown, that tell what was measured."""
     rate = measured.prompts / measured.seconds
     size = measured.samples.row_bytes / measured.shards
+    used = sum(count for name, count in measured.counts.items() if name.startswith("processor"))
     goal = f"under {GOAL_ROW_BYTES} B: {'reached' if size < GOAL_ROW_BYTES else 'missed'}"
     rows = [
         Row("prompts a second, from acceptance to end", f"{rate:.0f}", "", *compared(rate, GOAL, "/s")),
         *(Row(part, format_seconds(seconds)) for part, seconds in measured.parts.items()),
-        Row("database: bytes of a shard, with indexes", f"{size:.0f} B", "", "", goal),
+        Row("processor time of a prompt, of all processes", format_seconds(used / measured.prompts)),
+        Row("database: bytes of the row of a shard, with indexes", f"{size:.0f} B", "", "", goal),
+        Row("the same with its old versions", f"{measured.samples.table_bytes / measured.shards:.0f} B"),
     ]
     lines = ["", "| what | measured | goal |", "|---|---|---|"]
     lines += [f"| {row.work} | {row.ours} | {row.goal} |" for row in rows]
@@ -211,8 +220,6 @@ def arithmetic(measured: Measured) -> list[str]:
             lines.append(f"| {name} | {each * shards / 3600:,.1f} h | {each * rate:.2f} cores |")
         else:
             lines.append(f"| {name} | {each * shards:,.0f} | {each * rate:,.0f} |")
-    size = measured.samples.row_bytes / measured.shards
-    lines.append(f"| database: bytes of the table of shards | {size * shards / 1e9:.2f} GB | |")
     return [*lines, ""]
 
 
@@ -260,8 +267,9 @@ def _sampled(system: Deployment, postgres: PostgresServer) -> Iterator[Samples]:
             for name, server in servers.items():
                 samples.memory.setdefault(name, []).append(_resident(server.pids[-1]))
             with engine.connect() as connection:
-                size = connection.scalar(sqlalchemy.text("SELECT pg_total_relation_size('shards')"))
-            samples.row_bytes = max(samples.row_bytes, float(size or 0))
+                rows, table = connection.execute(sqlalchemy.text(SIZES)).one()
+            samples.row_bytes = max(samples.row_bytes, float(rows))
+            samples.table_bytes = max(samples.table_bytes, float(table))
 
     thread = threading.Thread(target=sample, name="samples", daemon=True)
     thread.start()
