@@ -125,7 +125,7 @@ def expired(trial: Trial) -> None:
     """Lets three batches expire at the same time."""
     system, batches = trial.system, trial.batches
     planning = batches.submit("row 35 planning", prompts_of("row 35", 4), time_limit=_EXPIRY_SECONDS)
-    running = batches.submit("row 35 running", prompts_of("row 35", 160), time_limit=_EXPIRY_SECONDS)
+    running = batches.submit("row 35 running", prompts_of("row 35", 1000), time_limit=_EXPIRY_SECONDS)
     paused = batches.submit("row 35 paused", prompts_of("row 35", 160), time_limit=_EXPIRY_SECONDS)
     for each in (running, paused):
         batches.wait_until(each, lambda now: now.progress.shards_ended > 0)
