@@ -124,11 +124,11 @@ _PLANNED_LATE: Final = f"gateway.after-checked=sleep:{_EXPIRY_SECONDS + 5:g}@1?b
 def expired(trial: Trial) -> None:
     """Lets three batches expire at the same time."""
     system, batches = trial.system, trial.batches
+    paused = batches.submit("row 35 paused", prompts_of("row 35", 160), time_limit=_EXPIRY_SECONDS)
+    batches.wait_until(paused, lambda now: now.progress.shards_ended > 0)
+    _call(trial, paused, lambda client: client.batches.pause(paused.batch))
     planning = batches.submit("row 35 planning", prompts_of("row 35", 4), time_limit=_EXPIRY_SECONDS)
     running = batches.submit("row 35 running", prompts_of("row 35", 1000), time_limit=_EXPIRY_SECONDS)
-    paused = batches.submit("row 35 paused", prompts_of("row 35", 160), time_limit=_EXPIRY_SECONDS)
-    for each in (running, paused):
-        batches.wait_until(each, lambda now: now.progress.shards_ended > 0)
-    _call(trial, paused, lambda client: client.batches.pause(paused.batch))
+    batches.wait_until(running, lambda now: now.progress.shards_ended > 0)
     with system.held("generator"):
         trial.expect_batches("expired", planning, running, paused)
