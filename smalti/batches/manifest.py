@@ -54,7 +54,8 @@ class ManifestWriter(AbstractContextManager["ManifestWriter"]):
 
         self._tables: list[Any] = []
         self._waiting = 0
-        self._writer = parquet.ParquetWriter(path, manifest_schema(), compression="zstd")
+        # Absolute: a relative path with a colon looks like the address of a store.
+        self._writer = parquet.ParquetWriter(path.absolute(), manifest_schema(), compression="zstd")
 
     def add(self, table: Any) -> None:
         """Writes the rows of a table."""

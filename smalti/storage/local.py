@@ -134,7 +134,7 @@ class LocalStore:
         for path in [self._path(key) for key in keys]:
             self._try(partial(_remove, path))
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         above = self.folder / prefix.rpartition("/")[0]
         found: list[str] = self._try(
             lambda: [
@@ -145,7 +145,7 @@ class LocalStore:
             ]
         )
         for key in sorted(found):
-            if key.startswith(prefix):
+            if key.startswith(prefix) and key > after:
                 info = self._try(partial(self._info, self.folder / key, None))
                 if info:
                     yield info

@@ -67,9 +67,13 @@ class MemoryStore:
             for key in keys:
                 self.entries.pop(check_key(key), None)
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         with self._lock:
-            found = sorted((key, info) for key, (_, info) in self.entries.items() if key.startswith(prefix))
+            found = sorted(
+                (key, info)
+                for key, (_, info) in self.entries.items()
+                if key.startswith(prefix) and key > after
+            )
         yield from (info for _, info in found)
 
     def presigned_url(self, key: str, *, seconds: float) -> str:

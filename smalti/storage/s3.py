@@ -227,8 +227,7 @@ class S3Store:
         if errors:
             raise StoreUnavailableError(f"{len(errors)} objects were not deleted: {errors[0].message}")
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
-        after = ""
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:  # noqa: D102
         while True:
             # One page at a time, so that a failing page can be retried.
             page = self._try("", partial(self._page, prefix, after))

@@ -122,8 +122,8 @@ class ObjectStore(Protocol):
         """Deletes objects; missing ones are ignored."""
         ...
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yields all objects whose keys begin with the prefix, sorted by key."""
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        """Yields all objects whose keys begin with the prefix and follow `after`, sorted by key."""
         ...
 
     def presigned_url(self, key: str, *, seconds: float) -> str:

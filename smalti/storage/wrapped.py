@@ -61,9 +61,9 @@ class WrappedStore(ABC):
     def delete(self, *keys: str) -> None:  # noqa: D102
         self._call("delete", "", lambda: self._store.delete(*keys))
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         """Lists objects directly: it makes many calls, between which the caller works."""
-        return self._store.objects(prefix)
+        return self._store.objects(prefix, after=after)
 
     def presigned_url(self, key: str, *, seconds: float) -> str:
         """Returns the store's URL; that needs no call."""

@@ -51,6 +51,12 @@ def test_the_bytes_do_not_depend_on_how_rows_came(tmp_path: Path, together: int)
     assert written(tmp_path / "a", results, together) == written(tmp_path / "b", results, 256)
 
 
+def test_relative_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run:7").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert written(Path("run:7/manifest.parquet"), [result(0, "a fox", ())], 1)
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
 

@@ -152,7 +152,7 @@ def test_step_without_its_lock_is_tried_again(target: Target, lines: Lines) -> N
         going_on = target.start(*options, "--wait", "60")
         assert going_on.stderr is not None
         assert "trying again" in going_on.stderr.readline()
-    out, _ = going_on.communicate(timeout=60)
+    out, _ = going_on.communicate(timeout=120)
     assert going_on.returncode == 0
     assert steps(out.splitlines()) == STEPS[7:]
 

@@ -110,6 +110,10 @@ def test_listing_is_complete_and_sorted(store: ObjectStore) -> None:
     store.put(JobKeys("j10").encoding, b"x")
     assert [info.key for info in store.objects(KEYS.folder)] == sorted(keys)
     assert [info.key for info in store.objects("jobs/j1")] == [*sorted(keys), JobKeys("j10").encoding]
+    assert [info.key for info in store.objects("jobs/j1", after=sorted(keys)[1])] == [
+        *sorted(keys)[2:],
+        JobKeys("j10").encoding,
+    ]
     assert list(store.objects("jobs/j2/")) == []
     assert len(list(store.objects(f"{KEYS.folder}candidates/100"))) == 6
     store.delete(*keys)

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from smalti.errors import (
@@ -48,9 +51,13 @@ MAX_UPLOADS: Final = 8
 """Contents that arrive, or are joined, at the same time; each takes room on the disk."""
 IDLE_SECONDS: Final = 60.0
 """Time within which the next message of UploadFile must arrive."""
+MIN_BYTES_PER_SECOND: Final = 2**14
+"""Rate at which content must arrive, after the first `IDLE_SECONDS`: a slow client holds a place of all clients."""
 URL_SECONDS: Final = 3600.0
 """Time for which an upload URL is valid."""
 MAX_PARTS: Final = 1000
+_COMPOSED: Final = uuid.UUID("5c1b8d0e-52a4-4f0b-9b57-2f6f3f4f6b1d")
+"""The namespace of the ids of files that are made of others."""
 MAX_NAME_LENGTH: Final = 255
 HOUR, DAY = 3600.0, 24 * 3600.0
 MIN_RETENTION, DEFAULT_RETENTION, MAX_RETENTION = HOUR, 30 * DAY, 365 * DAY
@@ -85,7 +92,8 @@ class FileServicer(FileServiceServicer):
     ) -> file_pb2.CreateFileResponse:
         new = _new_file(request.start)
         row, _ = await self._call(self._files.reserve, new, url_seconds=URL_SECONDS)
-        url = await self._store(self._contents.upload_url, row.id, URL_SECONDS)
+        async with self._given_up_on_failure(row):
+            url = await self._store(self._contents.upload_url, row.id, URL_SECONDS)
         if not url:
             await self._call(self._files.give_up, row.id)  # UploadFile makes another.
         return file_pb2.CreateFileResponse(
@@ -118,7 +126,9 @@ class FileServicer(FileServiceServicer):
             row, room = await self._call(self._files.reserve, new)
             async with self._given_up_on_failure(row):
                 with self._incoming() as incoming:
+                    begun = time.monotonic()
                     while (message := await _next(requests)) is not None:
+                        _check_rate(incoming.size, time.monotonic() - begun)
                         await self._store(incoming.write, _data(message))
                         if incoming.size > room:
                             await self._call(self._files.check_room, new.tenant, incoming.size)
@@ -131,6 +141,11 @@ class FileServicer(FileServiceServicer):
         new, ids = _new_file(request.start), list(request.file_ids)
         if not 1 <= len(ids) <= MAX_PARTS or len(set(ids)) != len(ids):
             raise InvalidInputError("file_ids", f"must have 1 to {MAX_PARTS} ids, each once, got {len(ids)}")
+        new = replace(new, id=_composed_id(new.tenant, ids))
+        with suppress(StoredFileNotFoundError):
+            joined = await self._call(self._files.get, new.id, tenant=new.tenant)
+            if joined.state is FileState.READY:  # By a call whose answer was lost.
+                return file_pb2.ComposeFileResponse(file=file_message(joined))
         parts = [await self._call(self._files.get_ready, _file_id(each), tenant=new.tenant) for each in ids]
         if (total := sum(part.size for part in parts)) > self._settings.file_bytes:
             raise InvalidInputError(
@@ -138,6 +153,10 @@ class FileServicer(FileServiceServicer):
             )
         with self._upload():
             row = await self._call(self._files.add, new)
+            if (
+                row.state is FileState.DELETED
+            ):  # An earlier call has failed, and its objects are yet to be deleted.
+                row = await self._call(self._files.add, replace(new, id=""))
             async with self._given_up_on_failure(row):
                 with self._incoming() as incoming, _readable():
                     await self._store(self._contents.collect, parts, incoming)
@@ -272,6 +291,11 @@ def _new_file(start: file_pb2.FileStart) -> NewFile:
         )
 
 
+def _composed_id(tenant: str, file_ids: Sequence[str]) -> str:
+    """Returns the id of the file that others are joined to. They are gone then, so it is made once."""
+    return str(uuid.uuid5(_COMPOSED, "\0".join((tenant, *file_ids))))
+
+
 def _text(field: str, text: str, minimum: int, maximum: int) -> str:
     if not minimum <= len(text) <= maximum:
         raise InvalidInputError(field, f"must have {minimum} to {maximum} characters, got {len(text)}")
@@ -298,6 +322,12 @@ async def _next(requests: AsyncIterator[file_pb2.UploadFileRequest]) -> file_pb2
         if not limit.expired():
             raise
         raise RequestExpiredError(f"nothing has arrived for {IDLE_SECONDS:g} s") from None
+
+
+def _check_rate(size: int, seconds: float) -> None:
+    """Raises `RequestExpiredError` if so few bytes have arrived in a time that the client holds others up."""
+    if seconds > IDLE_SECONDS + size / MIN_BYTES_PER_SECOND:
+        raise RequestExpiredError(f"only {size} bytes have arrived in {seconds:.0f} s; send larger messages")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from smalti.cli.batches.records import (
     RunRecord,
     check_empty,
     check_same,
+    check_whole,
     comparable,
     comparable_run,
     finished_shards,
@@ -198,12 +199,7 @@ def _complete(place: RunPlace, batch: LocalRun, input_record: InputRecord) -> Ba
         comparable(summary, summary.revisions),
         comparable(wanted.description, (wanted.revision,)),
     )
-    there = set(place.names())
-    if missing := [name for name in summary.shards if name not in there]:
-        raise InvalidInputError(
-            FIELD,
-            f"{place.label} has {SUCCESS_FILE}, but lacks {missing[0]}; give another place, or remove all of it",
-        )
+    check_whole(place, summary)
     place.remove_work(RUN_FILE)
     return summary
 

@@ -12,7 +12,7 @@ from smalti.batches import WORK, FolderPlace, OutputPlace, StorePlace
 from smalti.cli.batches.leases import LEASES, StoreLease
 from smalti.cli.extras import needs_extra
 from smalti.entrance import signals
-from smalti.errors import MissingObjectError, SmaltiError
+from smalti.errors import InvalidInputError, MissingObjectError, SmaltiError
 from smalti.files import atomic_path
 from smalti.outputs import MARK_FILE, open_folder
 from smalti.storage import S3_SCHEME, ObjectStore, open_address
@@ -233,6 +233,8 @@ def open_place(out: str) -> FolderRun | StoreRun:
         InvalidInputError: the address cannot be used.
     """
     if not out.startswith(S3_SCHEME):
+        if "://" in out:
+            raise InvalidInputError(FIELD, f"must be a folder, or s3://BUCKET/PREFIX, got {out!r:.120}")
         return FolderRun(Path(out))
     with needs_extra("service"):
         store, key = open_address(out, FIELD)

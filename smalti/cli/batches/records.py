@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from smalti.batches import (
+    SUCCESS_FILE,
     SUMMARY_FILE,
     WORK,
     BatchDescription,
@@ -116,6 +117,16 @@ def check_same(place: RunPlace, there: Mapping[str, Any], wanted: Mapping[str, A
             FIELD,
             f"{place.label} has another run: its {name} is {_shown(before)}, not {_shown(now)}; give another place, or "
             "the input and options of that run",
+        )
+
+
+def check_whole(place: RunPlace, summary: BatchSummary) -> None:
+    """Raises `InvalidInputError` if files of a batch that is complete are missing."""
+    there = set(place.names())
+    if missing := [name for name in summary.shards if name not in there]:
+        raise InvalidInputError(
+            FIELD,
+            f"{place.label} has {SUCCESS_FILE}, but lacks {missing[0]}; give another place, or remove all of it",
         )
 
 

@@ -32,7 +32,13 @@ def connected(server: str | None) -> Iterator["Client"]:
 
 
 def submit(
-    client: "Client", options: RunOptions, source: Input, *, validate_only: bool = False, request_id: str = ""
+    client: "Client",
+    options: RunOptions,
+    source: Input,
+    *,
+    validate_only: bool = False,
+    request_id: str = "",
+    on_uploaded: Callable[[], None] = lambda: None,
 ) -> "Batch":
     """Uploads an input, creates a batch, and returns it as it was accepted.
 
@@ -42,6 +48,7 @@ def submit(
         source: the input.
         validate_only: whether the input is only checked.
         request_id: makes it safe to repeat; empty for a new one.
+        on_uploaded: called before the batch is created.
 
     Raises:
         SmaltiError: the input cannot be read, or the gateway refuses.
@@ -58,7 +65,9 @@ def submit(
         batch_progress(f"Sending {source.name}"),
     ):
         path = copied(source, Path(folder))
-        return client.batches.create(client.files.upload(path), wait=60.0, **request)
+        file = client.files.upload(path)
+        on_uploaded()
+        return client.batches.create(file, wait=60.0, **request)
 
 
 def say(batch_id: str) -> None:

@@ -4,19 +4,19 @@ import hashlib
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from smalti.batches import SUCCESS_FILE, WORK, InputRecord
+from smalti.batches import SUCCESS_FILE, WORK, InputFormat, InputRecord
 from smalti.cli.batches import remote
 from smalti.cli.batches.inputs import open_input
 from smalti.cli.batches.options import RunOptions
 from smalti.cli.batches.places import FIELD, Keeper, RunPlace, open_place
 from smalti.cli.batches.progress import batch_progress
-from smalti.cli.batches.records import BATCH_FILE, check_empty, load_summary
+from smalti.cli.batches.records import BATCH_FILE, check_empty, check_same, check_whole, load_summary
 from smalti.entrance import signals
-from smalti.errors import InvalidInputError
+from smalti.errors import BatchNotFoundError, InvalidInputError
 from smalti.validation import Strict
 
 if TYPE_CHECKING:
@@ -59,33 +59,43 @@ def run(client: "Client", options: RunOptions, out: str) -> "Batch | None":
         place.opened({"input": source.path}) as keeper,
     ):
         input_record = source.record()
-        if _is_complete(place, input_record):
-            return None
         record = _load(place)
+        if record is None and _is_complete(place, options, source.format, input_record):
+            return None
         digest = _digest(client.server, options, input_record)
         if record is None:
             check_empty(place)
             record = BatchRecord(request_id=str(uuid.uuid4()), options=digest)
-            _save(place, record)
         elif record.options != digest:
             raise InvalidInputError(
                 FIELD,
                 f"{place.label} has batch {record.batch or '(not answered yet)'} of another input or other options; "
                 "give another place, or fetch it with `smalti batch results`",
             )
-        keeper.keep()
+        else:
+            keeper.keep()
         if not record.batch:
-            accepted = remote.submit(client, options, source, request_id=record.request_id)
+
+            def keep(before: BatchRecord = record) -> None:
+                _save(place, before)
+                keeper.keep()
+
+            accepted = remote.submit(client, options, source, request_id=record.request_id, on_uploaded=keep)
             record = record.model_copy(update={"batch": accepted.id})
             _save(place, record)
         remote.say(record.batch)
-        ended = remote.watch(client, record.batch)
         try:
-            check_succeeded(ended)
-        except BaseException:
-            place.remove(BATCH_FILE)  # Another try begins anew.
-            raise
-        _fetch_all(client, record.batch, place)
+            ended = remote.watch(client, record.batch)
+            try:
+                check_succeeded(ended)
+            except BaseException:
+                place.remove(BATCH_FILE)  # Another try begins anew.
+                raise
+            _fetch_all(client, record.batch, place)
+        except BatchNotFoundError as error:
+            raise InvalidInputError(
+                FIELD, f"{place.label} has a run of which {error}; remove its {BATCH_FILE} to begin anew"
+            ) from None
         return ended
 
 
@@ -162,12 +172,56 @@ def _sha256(place: RunPlace, name: str) -> str:
     return hashed.hexdigest()
 
 
-def _is_complete(place: RunPlace, input_record: InputRecord) -> bool:
-    """Returns whether a place has the whole output of an input."""
-    if place.get(SUCCESS_FILE) is None or place.get(BATCH_FILE) is not None:
+def _is_complete(
+    place: RunPlace, options: RunOptions, input_format: InputFormat, input_record: InputRecord
+) -> bool:
+    """Returns whether a place has the whole output of a run.
+
+    Raises:
+        InvalidInputError: it has that of another run, as far as the options say; the rest is the gateway's.
+    """
+    if place.get(SUCCESS_FILE) is None or (summary := load_summary(place)) is None:
         return False
-    summary = load_summary(place)
-    return summary is not None and summary.input.sha256 == input_record.sha256
+    model, _, revision = (options.model or "").partition(remote.REVISION_MARK)
+    before, second_pass = summary.parameters, summary.parameters.second_pass
+    there = {
+        "input": summary.input.sha256,
+        "format of the input": summary.input.format.value,
+        "model": summary.model,
+        "revision": " ".join(summary.revisions),
+        "seed": before.seed,
+        "n": before.n,
+        "candidates": before.candidates,
+        **before.sampling.model_dump(),
+        "vary": before.vary,
+        "diversity": before.diversity,
+        "refine": second_pass is not None and second_pass.refine is not None,
+        "upscale": second_pass and second_pass.upscale,
+        "picture format": summary.picture_format.value,
+        "prompts in a shard": summary.shard_prompts,
+    }
+    given: dict[str, Any] = {
+        "model": model or None,
+        "revision": revision or None,
+        **options.sampling,
+        "vary": options.vary,
+        "diversity": options.diversity,
+        "upscale": options.upscale,
+    }
+    wanted = {
+        **{name: value for name, value in given.items() if value is not None},
+        "input": input_record.sha256,
+        "format of the input": input_format.value,
+        "seed": options.seed or 0,
+        "n": options.n,
+        "candidates": options.candidates,
+        "refine": bool(options.refine),
+        "picture format": options.picture_format.value,
+        "prompts in a shard": options.shard_prompts,
+    }
+    check_same(place, {name: there[name] for name in there if name in wanted}, wanted)
+    check_whole(place, summary)
+    return True
 
 
 def _load(place: RunPlace) -> BatchRecord | None:

@@ -139,7 +139,7 @@ def load_column(folder: Path, split: str, column: str) -> pa.ChunkedArray:
             "data", f"{folder} must have a world, or Parquet shards named {split}-00000.parquet, ..."
         )
     try:
-        table = pq.read_table([str(path) for path in paths], columns=[column])
+        table = pq.read_table([str(path.absolute()) for path in paths], columns=[column])
     except (pa.ArrowInvalid, OSError) as error:
         raise InvalidInputError("data", f"{folder}: a shard of {split!r} cannot be read ({error})") from None
     if column not in table.column_names:

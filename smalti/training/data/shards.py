@@ -65,7 +65,8 @@ class ShardWriter:
         if self._writer is None:
             number = (self.rows - 1) // self._rows_per_shard
             path = self._folder / f"{self._split}-{number:05}.parquet"
-            self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+            # Absolute: a relative path with a colon looks like the address of a store.
+            self._writer = pq.ParquetWriter(path.absolute(), self._schema, compression="zstd")
         self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
         self._pending = []
 

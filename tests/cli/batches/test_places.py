@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from smalti.batches import WORK
-from smalti.cli.batches.places import Keeper, StoreRun
-from smalti.errors import SmaltiError
+from smalti.cli.batches.places import Keeper, StoreRun, open_place
+from smalti.errors import InvalidInputError, SmaltiError
 from smalti.storage import MemoryStore
 
 
@@ -28,6 +28,12 @@ def _fail(place: StoreRun, keeper: Keeper | None) -> None:
         keeper.keep()
     place.put(f"{WORK}parts/00000.jsonl", b"")
     raise KeyError
+
+
+@pytest.mark.parametrize("out", ["http://host/run", "gs://bucket/run", "file:///run"])
+def test_address_of_another_kind_is_refused(out: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^out: must be a folder, or s3://BUCKET/PREFIX"):
+        open_place(out)
 
 
 def test_full_disk_of_this_machine_is_told_in_one_line(place: StoreRun) -> None:

@@ -62,6 +62,53 @@ def test_run_that_was_interrupted_goes_on_with_its_batch(
     assert len(served.batches.calls["CreateBatch"]) == 1
 
 
+def test_place_with_another_run_is_refused(
+    batch: Batch,
+    served: ServedGateway,
+    prompts: Path,
+    drawn: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.delenv("SMALTI_SERVER")
+        assert batch("run", prompts, "--out", out, *drawn)[0] == 0
+    own = drawn[2:]
+    assert batch("run", prompts, "--out", out, *own)[:2] == (0, f"{out} is complete already\n")
+    for more, difference in (
+        (("--seed", "1"), "its seed is 0, not 1"),
+        (("--n", "1"), "its n is 2, not 1"),
+        (("--temperature", "0.5"), "its temperature is"),
+        (("--format", "webp"), "its picture format is png, not webp"),
+        (("--model", "other"), "its model is"),
+        (("--refine",), "its refine is false, not true"),
+    ):
+        status, _, error = batch("run", prompts, "--out", out, *own, *more)
+        assert (status, f"{out} has another run: {difference}" in error) == (2, True), error
+    (out / "00001.tar").unlink()
+    assert "lacks 00001.tar" in batch("run", prompts, "--out", out, *own)[2]
+    assert not served.batches.calls["CreateBatch"]
+
+
+def test_gateway_that_cannot_be_reached_leaves_nothing(batch: Batch, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert batch("run", prompts, "--out", out, "--server", "127.0.0.1:1")[0] == 2
+    assert not out.exists()
+
+
+def test_batch_that_was_deleted_is_told_with_the_remedy(
+    batch: Batch, served: ServedGateway, prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    served.batches.damaged = 1
+    batch("run", prompts, "--out", out)
+    batch("delete", "batch-0")
+    status, _, error = batch("run", prompts, "--out", out)
+    assert status == 2
+    assert "there is no batch batch-0, or it has been deleted; remove its _work/batch.json to begin" in error
+
+
 def test_place_with_a_run_of_the_other_kind_is_refused(
     batch: Batch,
     served: ServedGateway,

@@ -81,6 +81,23 @@ async def test_files_are_joined(make_gateway: MakeGateway) -> None:
 
 
 @asynchronous
+async def test_files_are_joined_once_however_often_it_is_asked(gateway: GatewayHarness) -> None:
+    async with files(gateway) as stub:
+        ids = [(await upload(stub, each)).id for each in (b"abc", b"def")]
+        key = next(key for key in objects_of(gateway) if ids[1] in key)
+        content, info = gateway.store.entries.pop(key)  # type: ignore[attr-defined]
+        with pytest.raises(StoredFileNotFoundError):
+            await compose(stub, ids)
+        gateway.store.entries[key] = (content, info)  # type: ignore[attr-defined]
+        whole = await compose(stub, ids)  # An earlier try that has failed is not in the way.
+        assert await download(stub, whole.id) == b"abcdef"
+        others = [(await upload(stub, each)).id for each in (b"abc", b"def")]
+        other = await compose(stub, others)
+        assert await compose(stub, others) == other
+        assert other.id != whole.id
+
+
+@asynchronous
 async def test_damaged_content_is_told(gateway: GatewayHarness) -> None:
     async with files(gateway) as stub:
         made, other = await upload(stub), await upload(stub, b"other")

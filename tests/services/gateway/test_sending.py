@@ -290,10 +290,10 @@ class ListingStore(FaultyStore):
 
     listings = 0
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
         """Lists objects."""
         self.listings += 1
-        return super().objects(prefix)
+        return super().objects(prefix, after=after)
 
 
 def test_store_is_asked_about_crashes_only_where_they_matter(make_gateway: MakeGateway) -> None:

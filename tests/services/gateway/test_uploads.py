@@ -171,6 +171,23 @@ async def test_number_of_uploads_is_bounded(gateway: GatewayHarness, monkeypatch
 
 
 @asynchronous
+async def test_client_that_sends_hardly_anything_holds_no_place(
+    gateway: GatewayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_servicer, "IDLE_SECONDS", 0.5)
+
+    async def slow() -> AsyncIterator[Any]:
+        yield next(messages())
+        while True:
+            yield file_pb2.UploadFileRequest(data=b"x")
+            await asyncio.sleep(0.01)
+
+    async with files(gateway) as stub:
+        assert "bytes have arrived in" in str(await problem(answer(stub.UploadFile(slow()))))
+        assert await listed(stub) == []
+
+
+@asynchronous
 async def test_upload_to_the_store_itself(make_gateway: MakeGateway) -> None:
     gateway = make_gateway(store=UrlStore(), file_bytes=2**21)
     start = file_pb2.FileStart(name="prompts.txt")

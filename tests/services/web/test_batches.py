@@ -173,17 +173,22 @@ def test_retry_makes_no_second_batch(client: openai.OpenAI, web: WebHarness) -> 
 def test_edits_keep_what_the_mask_does_not_cover(client: openai.OpenAI, web: WebHarness) -> None:
     picture, mask = picture_file(1, 200), mask_file(SIZE)
     file = client.files.create(file=("cat.png", picture), purpose="vision").id
+    lost = client.files.create(file=("lost.png", picture), purpose="vision").id
     url = f"data:image/png;base64,{b64encode(mask).decode()}"
     lines = [
         line("a", EDITS, images=[{"file_id": file}], mask={"image_url": url}),
         line("b", EDITS, images=[{"file_id": "unknown"}], mask={"image_url": url}),
         line("c", EDITS, images=[{"file_id": file}], mask={"image_url": "data:image/png;base64,AAAA"}),
         line("d", EDITS),
+        line("e", EDITS, images=[{"file_id": lost}], mask={"image_url": url}),
     ]
+    [key] = [info.key for info in web.gateway.store.objects("files/") if lost in info.key]
+    web.gateway.store.delete(key)
     done = ended(client, create(client, uploaded(client, *lines), EDITS).id)
     assert [each["custom_id"] for each in lines_of(client, done.output_file_id)] == ["a"]
     errors = [each["response"]["body"]["error"] for each in lines_of(client, done.error_file_id)]
-    assert [error["param"] for error in errors] == ["images", "mask", "images"]
+    assert [error["param"] for error in errors] == ["images", "mask", "images", "images"]
+    assert "was deleted, or is damaged" in errors[3]["message"]
     assert "there is no file unknown" in errors[0]["message"]
     keys = [info.key for info in web.gateway.store.objects(f"batches/{done.id}/shards/")]
     first = ShardFile.parse(keys[0], web.gateway.store.get(keys[0]))[0]

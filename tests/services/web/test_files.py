@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from harness.web import WebHarness
+from smalti.client import Client
 from smalti.settings import Auth
 from tests.services.web.conftest import MakeWeb
 
@@ -107,6 +108,7 @@ def test_unusable_forms(http: httpx2.Client) -> None:
         ({"purpose": "batch", "file": "text"}, {"image": ("a.txt", b"x")}, "file"),
         ({"purpose": "batch", "expires_after[seconds]": "1"}, file, "expires_after.anchor"),
         ({"purpose": "batch", "steps": "3"}, file, "steps"),
+        ({"purpose": "batch", "expires_after": "1", "expires_after[seconds]": "1"}, file, "expires_after"),
     ):
         answer = http.post("/v1/files", data=fields, files=files)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
@@ -158,6 +160,31 @@ def test_upload_goes_on_after_a_part_was_lost(client: openai.OpenAI, web: WebHar
     assert client.files.content(done.file.id).content == b"defabc"
     for part in parts:
         refusal(lambda part=part: client.files.retrieve(part), 404)
+
+
+def test_upload_is_completed_again_after_its_answer_was_lost(client: openai.OpenAI, web: WebHarness) -> None:
+    begun = client.uploads.create(bytes=6, filename="a.txt", mime_type="text/plain", purpose="batch")
+    parts = [client.uploads.parts.create(begun.id, data=each).id for each in (b"abc", b"def")]
+    other = client.files.create(file=("b.txt", b"uvwxyz"), purpose="batch")
+    with Client(web.address) as gateway:  # As far as a web service came that was killed.
+        joined = [gateway.files.compose(parts, name="a.txt") for _ in range(2)]
+        assert joined[0] == joined[1]
+    refusal(lambda: client.uploads.complete(begun.id, part_ids=[other.id]), 400)
+    refusal(lambda: client.uploads.complete(begun.id, part_ids=parts[::-1]), 400)
+    assert client.files.content(other.id).content == b"uvwxyz"
+    done = client.uploads.complete(begun.id, part_ids=parts)
+    assert done.file is not None
+    assert done.file.id == joined[0].id
+    assert client.files.content(done.file.id).content == b"abcdef"
+
+
+def test_file_that_calls_itself_an_upload_is_none(client: openai.OpenAI, web: WebHarness) -> None:
+    with Client(web.address) as gateway:
+        large = gateway.files.upload(b"[" * 2**20, name="a.txt", purpose="upload")
+        begun = client.uploads.create(bytes=3, filename="a.txt", mime_type="text/plain", purpose="batch")
+        gateway.files.upload(b"[", name=begun.id, purpose="upload.end")
+    for upload in (large.id, begun.id):
+        refusal(lambda upload=upload: client.uploads.cancel(upload), 404)
 
 
 def test_upload_is_cancelled(client: openai.OpenAI) -> None:

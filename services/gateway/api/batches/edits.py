@@ -7,7 +7,9 @@ from typing import Final
 from smalti.batches import EditSource
 from smalti.batches.openai import data_url_content
 from smalti.errors import (
+    DamagedObjectError,
     InvalidInputError,
+    MissingObjectError,
     NotSupportedError,
     StoredFileNotFoundError,
     UnavailableError,
@@ -53,9 +55,10 @@ class EditTokens:
         # Without a mask, the transparent part of the picture is drawn anew.
         mask = image if edit.mask is None else self._content(batch, edit.mask, "mask")
         card = self._catalogue.fleet.card(batch.revision)
-        encoding = self._images.tokens(InitialImage(image=image, mask=mask), card)
+        request = self._images.tokens(InitialImage(image=image, mask=mask), card)
+        encoding = asyncio.run_coroutine_threadsafe(request, self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(encoding, self._loop).result(ENCODING_SECONDS)
+            return encoding.result(ENCODING_SECONDS)
         except InvalidInputError as error:
             raise InvalidInputError(
                 "images" if error.field == "image" else error.field, error.problem
@@ -63,6 +66,7 @@ class EditTokens:
         except NotSupportedError as error:
             raise InvalidInputError("images", str(error)) from None
         except (TimeoutError, CancelledError) as error:
+            encoding.cancel()
             raise UnavailableError("a picture could not be encoded in time") from error
 
     def _content(self, batch: Batch, source: str, field: str) -> bytes:
@@ -74,4 +78,7 @@ class EditTokens:
             raise InvalidInputError(field, str(error)) from None
         if file.size > self._max_bytes:
             raise InvalidInputError(field, f"must have at most {self._max_bytes} bytes, got {file.size}")
-        return b"".join(self._contents.pieces(file))
+        try:
+            return b"".join(self._contents.pieces(file))
+        except (MissingObjectError, DamagedObjectError):
+            raise InvalidInputError(field, f"file {source} was deleted, or is damaged") from None

@@ -40,7 +40,7 @@ class BatchFiles:
         size = min(request.page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         prefix = BatchKeys(request.batch_id).prefix
         after = _parse_token(request.page_token)
-        found = (info for info in self._store.objects(prefix) if info.key.removeprefix(prefix) > after)
+        found = self._store.objects(prefix, after=f"{prefix}{after}" if after else "")
         infos = list(islice(found, size + 1))
         response = ListBatchFilesResponse()
         for info in self._threads.map(self._store.stat, [info.key for info in infos[:size]]):

@@ -68,7 +68,7 @@ async def list_batches(
     found: list[BatchObject] = []
     has_more = False
     if after:
-        await context.client.batches.get(after)
+        _known(await context.client.batches.get(after))
     seen = not after
     async for batch in _batches(context):
         if not seen:

@@ -5,6 +5,7 @@ process of the web service can go on with it.
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal
 
@@ -21,6 +22,8 @@ PART: Final = "upload.part"
 END: Final = "upload.end"
 HIDDEN: Final = frozenset({UPLOAD, PART, END})
 """Purposes of files that are no files of users."""
+MAX_RECORD_BYTES: Final = 64 * 2**10
+"""Size of the description of an upload, at most."""
 SECONDS: Final = 3600.0
 """Time for which an upload may be completed, and for which a part is kept."""
 
@@ -70,15 +73,16 @@ class Uploads:
 
     async def find(self, upload_id: str) -> Upload:
         """Returns an upload; raises `StoredFileNotFoundError`."""
+        missing = StoredFileNotFoundError(upload_id, f"there is no upload {upload_id}, or it has expired")
         record = await self._files.get(upload_id)
         if record.purpose != UPLOAD:
-            raise StoredFileNotFoundError(upload_id, f"there is no upload {upload_id}, or it has expired")
-        asked = UploadRequest.model_validate_json(await self._content(record))
-        ends = [each async for each in self._files.list(name=upload_id, purpose=END)]
+            raise missing
+        ended = await anext(aiter(self._files.list(name=upload_id, purpose=END, page_size=1)), None)
         try:
-            end = _End.model_validate_json(await self._content(ends[0])) if ends else None
-        except ValidationError:
-            end = None
+            asked = UploadRequest.model_validate_json(await self._content(record))
+            end = _End.model_validate_json(await self._content(ended)) if ended else None
+        except ValidationError:  # Files of these purposes can be uploaded by anyone, at the gateway.
+            raise missing from None
         return Upload(record=record, asked=asked, end=end)
 
     async def add(self, upload_id: str, content: BinaryIO) -> PartObject:
@@ -103,12 +107,15 @@ class Uploads:
         if upload.end is not None and upload.end.status == "completed":
             return upload
         _check_pending(upload)
-        known = {each.id: each async for each in self._files.list(name=upload_id, purpose=PART)}
-        for part_id in part_ids:
-            if part_id not in known:
-                raise InvalidInputError("part_ids", f"upload {upload_id} has no part {part_id!r:.80}")
         if len(set(part_ids)) < len(part_ids):
             raise InvalidInputError("part_ids", "must name each part once")
+        known = {each.id: each async for each in self._files.list(name=upload_id, purpose=PART)}
+        if missing := [part_id for part_id in part_ids if part_id not in known]:
+            # An earlier try may have joined them, and its answer was lost.
+            file = await self._joined_before(upload, part_ids) if missing == part_ids else None
+            if file is None:
+                raise InvalidInputError("part_ids", f"upload {upload_id} has no part {missing[0]!r:.80}")
+            return await self._ended(upload, _End(status="completed", file_id=file.id), set(known))
         total = sum(known[part_id].size_bytes for part_id in part_ids)
         if total != upload.asked.bytes:
             raise InvalidInputError(
@@ -116,13 +123,7 @@ class Uploads:
             )
         if md5 is not None and (found := await self._md5(part_ids)) != md5.lower():
             raise InvalidInputError("md5", f"is not that of the parts, {found}; upload them again")
-        expires = upload.asked.expires_after
-        file = await self._files.compose(
-            part_ids,
-            name=upload.asked.filename,
-            purpose=upload.asked.purpose,
-            retention=float(expires.seconds) if expires else None,
-        )
+        file = await self._compose(upload, part_ids)
         return await self._ended(
             upload, _End(status="completed", file_id=file.id), known.keys() - set(part_ids)
         )
@@ -140,14 +141,40 @@ class Uploads:
         parts = {each.id async for each in self._files.list(name=upload_id, purpose=PART)}
         return await self._ended(upload, _End(status="cancelled"), parts)
 
+    async def _compose(self, upload: Upload, part_ids: list[str]) -> File:
+        expires = upload.asked.expires_after
+        return await self._files.compose(
+            part_ids,
+            name=upload.asked.filename,
+            purpose=upload.asked.purpose,
+            retention=float(expires.seconds) if expires else None,
+        )
+
+    async def _joined_before(self, upload: Upload, part_ids: list[str]) -> File | None:
+        """Returns the file that an earlier try has made of parts, none of which is there; None if there is none."""
+        for part_id in part_ids:
+            with suppress(StoredFileNotFoundError):
+                await self._files.get(part_id)
+                return None  # It is no part of this upload, and must not be joined.
+        try:
+            file = await self._compose(upload, part_ids)
+        except StoredFileNotFoundError:
+            return None
+        is_same = (file.name, file.size_bytes) == (upload.asked.filename, upload.asked.bytes)
+        return file if is_same else None
+
     async def _ended(self, upload: Upload, end: _End, useless: set[str]) -> Upload:
         content, name = end.model_dump_json().encode(), upload.record.id
         await self._files.upload(content, name=name, purpose=END, retention=SECONDS)
         for part_id in useless:
-            await self._files.delete(part_id)
+            with suppress(StoredFileNotFoundError):  # A call at the same time has deleted it.
+                await self._files.delete(part_id)
         return Upload(record=upload.record, asked=upload.asked, end=end)
 
     async def _content(self, file: File) -> bytes:
+        """Returns the content of a file of ours; nothing if it is too large to be one."""
+        if file.size_bytes > MAX_RECORD_BYTES:
+            return b""
         return b"".join([piece async for piece in self._files.read(file)])
 
     async def _md5(self, part_ids: list[str]) -> str:

@@ -66,7 +66,12 @@ async def received(request: Request, name: str) -> AsyncIterator[tuple[dict[str,
                 elif key == name:
                     raise InvalidInputError(name, "must be a file, not text")
                 elif nested := _NESTED.fullmatch(key):
-                    fields.setdefault(nested[1], {})[nested[2]] = value
+                    group = fields.setdefault(nested[1], {})
+                    if not isinstance(group, dict):
+                        raise InvalidInputError(
+                            nested[1], "occurs with and without brackets; give one of them"
+                        )
+                    group[nested[2]] = value
                 else:
                     fields[key] = value
             if file is None:
