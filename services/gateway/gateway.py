@@ -15,6 +15,7 @@ from smalti.services.gateway.database.presence import News, Role
 from smalti.services.gateway.database.tables import JobState
 from smalti.services.gateway.files import FILES_AT_A_TIME, FileContents, FileRepository, remove_due
 from smalti.services.gateway.jobs.context import GatewayContext
+from smalti.services.gateway.jobs.objects import write_marker
 from smalti.services.gateway.jobs.observer import JobObserver, JobOutcome
 from smalti.services.gateway.jobs.repository import JobRepository, JobSnapshot
 from smalti.services.gateway.jobs.sizes import JobSizes
@@ -29,7 +30,7 @@ from smalti.services.gateway.work.fan_in import FanIn
 from smalti.services.gateway.work.loops import Loop
 from smalti.services.gateway.work.progress import ProgressBuffer
 from smalti.services.gateway.work.refining import Refining
-from smalti.services.gateway.work.sweeper import BATCH_SIZE, Sweeper, write_marker
+from smalti.services.gateway.work.sweeper import BATCH_SIZE, Sweeper
 from smalti.storage import sweep
 
 log = logging.getLogger(__name__)

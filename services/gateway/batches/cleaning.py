@@ -20,9 +20,11 @@ from smalti.services.gateway.database.tables import (
     Batch,
     BatchState,
     Shard,
+    StoreTask,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import LATE_SECONDS
+from smalti.services.gateway.jobs.objects import write_marker
 from smalti.storage import JobKeys, ObjectStore
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ class BatchCleaner:
             return
         is_late = self._is_late(batch)
         keys = BatchKeys(batch.id)
+        self._write_markers(batch.id)
         self._delete_rows(batch.id)
         self._delete(f"{keys.folder}shards/")
         self._delete(f"{keys.folder}parts/")
@@ -110,6 +113,7 @@ class BatchCleaner:
         if batch.state in OPEN_BATCH_STATES:
             return
         is_late = self._is_late(batch)
+        self._write_markers(batch.id)
         self._delete_rows(batch.id)
         self._delete(BatchKeys(batch.id).folder)
         self._delete_intermediate(batch.id, with_markers=is_late)
@@ -129,6 +133,14 @@ class BatchCleaner:
 
     def _is_late(self, batch: Batch) -> bool:
         return to_microseconds(self._clock()) >= _late_at(batch)
+
+    def _write_markers(self, batch_id: str) -> None:
+        """Writes the markers of shards that are due: once their records are deleted, only they stop late stages."""
+        of_batch = StoreTask.job_id.startswith(f"{batch_id}-", autoescape=True)
+        with self._database.read() as session:
+            tasks = session.execute(select(StoreTask.job_id, StoreTask.state).where(of_batch)).all()
+        for job_id, state in tasks:
+            write_marker(self._store, job_id, state)
 
     def _delete_rows(self, batch_id: str) -> None:
         while True:

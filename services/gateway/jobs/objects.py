@@ -4,6 +4,7 @@ Their keys depend on their content, so they do not follow from the job. They are
 job's folder, and a SHA-256.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from smalti.messages import Stage
-from smalti.services.gateway.database.tables import Chunk, Job, ScoredCandidate
+from smalti.services.gateway.database.tables import Chunk, Job, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.reading import parameter_of
-from smalti.storage import JobKeys, ObjectRef
+from smalti.storage import JobKeys, ObjectRef, ObjectStore
 
 Pairs = list[Any]
 
@@ -87,6 +88,13 @@ def kept_pictures(session: Session, job_id: str) -> set[str]:
     chunks = session.scalars(select(Chunk).where(Chunk.job_id == job_id)).all()
     kept |= {picture["picture"]["key"] for chunk in chunks for picture in chunk.pictures or ()}
     return kept
+
+
+def write_marker(store: ObjectStore, job_id: str, state: JobState) -> None:
+    """Writes the marker that tells the stages to stop working on a job."""
+    reason = "expired" if state is JobState.EXPIRED else "cancelled"
+    content = json.dumps({"reason": reason}).encode()
+    store.put(JobKeys(job_id).cancelled, content, content_type="application/json")
 
 
 def _encodings(job: Job, keys: JobKeys) -> list[str]:

@@ -1,6 +1,5 @@
 """Work that becomes due: expires and removes jobs, and runs the pending tasks in the object store."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -20,9 +19,9 @@ from smalti.services.gateway.database.tables import (
 from smalti.services.gateway.jobs.aside import apart, is_not_set_aside
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock, lock_open, remove
-from smalti.services.gateway.jobs.objects import kept_pictures
+from smalti.services.gateway.jobs.objects import kept_pictures, write_marker
 from smalti.services.gateway.work.fan_in import FanIn
-from smalti.storage import JobKeys, ObjectStore, is_intermediate, is_picture
+from smalti.storage import JobKeys, is_intermediate, is_picture
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +182,9 @@ class Sweeper:
                 self._delete(task, self._is_useless(task))
             case StoreAction.DELETE:
                 self._delete(task, lambda key: key != keys.cancelled)
+            case StoreAction.END_SHARD:
+                write_marker(self._store, task.job_id, task.state)
+                self._delete(task, lambda key: key != keys.cancelled)
             case StoreAction.DELETE_LATE | StoreAction.DELETE_AGAIN:
                 self._delete(task, lambda key: True)
 
@@ -229,10 +231,3 @@ def _grouped(tasks: Sequence[StoreTask]) -> list[list[StoreTask]]:
     markers = [[task] for task in tasks if task.action is StoreAction.WRITE_MARKER]
     others = [[task] for task in tasks if task.action not in (StoreAction.WRITE_MARKER, StoreAction.CLEAN_UP)]
     return [*markers, *([clean_ups] if clean_ups else []), *others]
-
-
-def write_marker(store: ObjectStore, job_id: str, state: JobState) -> None:
-    """Writes the marker that tells the stages to stop working on a job."""
-    reason = "expired" if state is JobState.EXPIRED else "cancelled"
-    content = json.dumps({"reason": reason}).encode()
-    store.put(JobKeys(job_id).cancelled, content, content_type="application/json")

@@ -37,10 +37,8 @@ def complete(session: Session, batch: Batch, shard: Shard, results: Results, now
     Returns:
         Whether the batch has no shards left to draw, and is to be finished.
     """
-    if shard.lease > 1:
-        # Another copy of its message may still wait, and would be worked on for nothing.
-        add_store_task(session, batch, shard, StoreAction.WRITE_MARKER, now)
-    add_store_task(session, batch, shard, StoreAction.DELETE, now)
+    # A copy of its message may still wait, or be worked on: the broker can deliver it twice under any lease.
+    add_store_task(session, batch, shard, StoreAction.END_SHARD, now)
     shard.state, shard.deadline, shard.problem = ShardState.DONE, None, None
     shard.results = results.sha256
     batch.drawn += results.drawn

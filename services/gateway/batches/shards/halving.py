@@ -76,8 +76,7 @@ class Halving:
             halves = [_row(row, half, prompts) for half in shard.halves()]
             session.execute(insert(Shard), halves)
             # A copy of the message may come again, and would crash its worker.
-            add_store_task(session, batch, row, StoreAction.WRITE_MARKER, now)
-            add_store_task(session, batch, row, StoreAction.DELETE, now)
+            add_store_task(session, batch, row, StoreAction.END_SHARD, now)
             touch(batch)
         failpoints.reach("gateway.after-halved", job=BatchKeys(batch_id).job(shard), batch=batch.name)
         self._signals.shards_ended("halved", 1)
@@ -105,7 +104,6 @@ class Halving:
             results = Results(sha256=sha256, failed=1)
             now = self._context.clock()
             is_last = complete(session, locked, current, results, now)
-            add_store_task(session, locked, current, StoreAction.WRITE_MARKER, now)
         self._signals.shards_ended("failed", 1)
         self._signals.prompts_ended("failed", 1)
         self._signals.changed(batch.id)

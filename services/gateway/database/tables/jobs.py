@@ -84,6 +84,11 @@ class StoreAction(StrEnum):
     """Delete everything, once no message of the removed job can be handled any more."""
     DELETE_AGAIN = "delete again"
     """Delete everything days later, in case a listing of the store was behind, or a stage wrote very late."""
+    END_SHARD = "end shard"
+    """Write the marker of a shard of a batch that needs no more work, and only then delete everything else of it.
+
+    Without its record, a stage that works on a copy of its message does not find what was written; the marker stops it.
+    """
 
 
 PRIORITY_NUMBERS: Final = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}

@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import func, select
 
 from harness.batches import BatchHarness
+from harness.gateway import MakeGateway
 from harness.killing import Killed, killed_at
 from harness.receiver import Receiver
 from smalti.batches import BatchKeys, BatchSummary
@@ -11,8 +12,9 @@ from smalti.errors import BatchNotFoundError, WrongStateError
 from smalti.messages import FailureReason, Stage
 from smalti.services.gateway.batches import rate_of, seconds_left
 from smalti.services.gateway.database.tables import Batch, Delivery, Shard
+from smalti.services.gateway.jobs.lifecycle import LATE_SECONDS
 from smalti.services.gateway.webhooks import WebhookRepository
-from smalti.storage import JobKeys
+from smalti.storage import JobKeys, MemoryStore
 
 DAY = 24 * 3600.0
 STATES = ("planning", "running", "paused", "finishing")
@@ -199,12 +201,61 @@ def test_batch_that_cannot_be_finished_fails_and_does_not_hold_up_others(batches
 
 
 def test_finished_shards_leave_no_intermediate_objects(batches: BatchHarness) -> None:
-    batches.planned(10)
-    task, *_ = batches.send()
-    batches.store.put(f"{JobKeys(task.job).folder}shard/tokens.safetensors", b"tokens")
-    batches.handle(batches.stages.reached(task, Stage.GENERATE), batches.stages.draw(task))
+    batch = batches.planned(10)
+    tasks = batches.send()
+    for task in tasks:
+        batches.store.put(f"{JobKeys(task.job).folder}shard/tokens.safetensors", b"tokens")
+        batches.handle(batches.stages.reached(task, Stage.GENERATE), batches.stages.draw(task))
     batches.gateway.gateway.run_store_tasks()
-    assert batches.keys(f"jobs/{task.job}/") == []
+    assert batches.keys("jobs/") == [JobKeys(task.job).cancelled for task in tasks]
+    batches.room.finish()
+    assert batches.state(batch) == "succeeded"
+    batches.pass_time(1)
+    assert len(batches.keys("jobs/")) == len(tasks)
+    batches.pass_time(DAY + LATE_SECONDS)
+    assert batches.keys("jobs/") == []
+
+
+class OrderedStore(MemoryStore):
+    """Notes the records of stages that were deleted while nothing said that their shards need no more work."""
+
+    def __init__(self) -> None:
+        """Nothing was deleted."""
+        super().__init__()
+        self.too_early: list[str] = []
+
+    def delete(self, *keys: str) -> None:
+        """Deletes objects."""
+        records = [key for key in keys if "/outputs/" in key]
+        self.too_early += [key for key in records if JobKeys(key.split("/")[1]).cancelled not in self.entries]
+        super().delete(*keys)
+
+
+@pytest.mark.parametrize("swept", [True, False], ids=["in order", "batch ends first"])
+@pytest.mark.parametrize("end", ["drawn", "halved", "cancelled"])
+def test_markers_are_written_before_the_records_are_deleted(
+    make_gateway: MakeGateway, end: str, swept: bool
+) -> None:
+    """Under the first lease too: a worker may have a copy of the message, and does not find the record any more."""
+    store = OrderedStore()
+    batches = BatchHarness(make_gateway(write=3, store=store))
+    batch = batches.planned(4)
+    (task,) = batches.send()
+    keys = JobKeys(task.job)
+    store.put(keys.outputs(Stage.RANK, "shard"), b"{}")
+    if end == "drawn":
+        batches.handle(batches.stages.draw(task))
+    elif end == "halved":
+        batches.handle(task.failed(FailureReason.POISON, "its worker died 3 times"))
+    else:
+        batches.room.repository.cancel(batch)
+    if swept:
+        batches.gateway.gateway.run_store_tasks()
+    batches.run()
+    batches.room.clean()
+    assert keys.cancelled in store.entries
+    assert keys.outputs(Stage.RANK, "shard") not in store.entries
+    assert store.too_early == []
 
 
 def test_rate_and_time_left_follow_from_the_last_minutes(batches: BatchHarness) -> None:
