@@ -1,7 +1,11 @@
-"""Atomic writing of files, and reading of files."""
+"""Atomic writing of files, reading of files, and folders for temporary files."""
 
 import errno
+import fcntl
+import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +14,8 @@ from typing import Any
 from smalti.errors import InvalidInputError, ModelError
 from smalti.foreign_text import parse_json
 
+SCRATCH = "smalti-scratch-"
+"""What the names of folders for temporary files begin with."""
 WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of file systems without hard links, such as FAT."""
 
@@ -52,6 +58,42 @@ def create_file(path: Path, content: bytes) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yields an empty folder below the system's folder for temporary files, and removes it with its files.
+
+    The lock on a folder ends with its process, whatever ends it. So a folder without a lock is nobody's any more, and
+    the next process that needs one removes it.
+    """
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned() -> None:
+    """Removes the folders of this user's processes that have ended without removing them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        try:
+            if folder.stat().st_uid != os.getuid() or not any(folder.iterdir()):
+                continue  # An empty one may be about to be locked.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue  # Another process was faster.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue  # Its process works with it.
+        finally:
+            os.close(descriptor)
 
 
 def _temporary(path: Path) -> Path:

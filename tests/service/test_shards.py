@@ -14,8 +14,8 @@ from smalti.service.shards import scratch_folder
 
 _KILLED = """
 import os, signal
-from smalti.service.shards import scratch_folder
-with scratch_folder() as folder:
+from smalti.files import temporary_folder
+with temporary_folder() as folder:
     (folder / "candidates.tar").write_bytes(b"x")
     print(folder, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,6 @@
 """Batches of OpenAI's Batch API: what their requests may ask for, and the files with the answers."""
 
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from smalti.batches.openai import (
     write_answers,
 )
 from smalti.errors import DamagedObjectError, MissingObjectError
+from smalti.files import temporary_folder
 from smalti.services.gateway.batches.spec import parameters_of
 from smalti.services.gateway.database.clock import MICROSECONDS, to_seconds
 from smalti.services.gateway.database.tables import Batch, BatchState
@@ -86,8 +86,7 @@ def _store(
         size=options.size,
         missing="batch_expired" if ending is BatchState.EXPIRED else "batch_cancelled",
     )
-    with tempfile.TemporaryDirectory(prefix="smalti-answers-") as name, ExitStack() as files:
-        folder = Path(name)
+    with temporary_folder() as folder, ExitStack() as files:
         sha256 = (batch.cursor or {}).get("sha256") or parameters.input.sha256
         context.store.get_file(parameters.input.object_key, folder / "input", sha256=sha256)
 

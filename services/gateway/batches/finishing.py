@@ -21,6 +21,7 @@ from smalti.batches import (
     finish,
 )
 from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableError
+from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import store_answers
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
@@ -78,6 +79,8 @@ class Finisher:
                 self._draw_again(claim, error)
             except UnavailableError:
                 raise
+            except OSError as error:
+                raise UnavailableError(f"the folder for temporary files cannot be used: {error}") from error
             except Exception as error:
                 # It would fail again, and the other batches wait.
                 log.exception("a batch cannot be finished", extra={"batch": claim.batch_id})
@@ -90,13 +93,15 @@ class Finisher:
         keys = BatchKeys(batch.id)
         ending = batch.ending or BatchState.SUCCEEDED
         failpoints.reach("gateway.before-manifest", job=batch.id, batch=batch.name)
-        summary = finish(
-            StorePlace(self._store, keys.prefix),
-            self._describe(batch),
-            self._parts(claim, keys),
-            _FINAL[ending],
-            before_mark=lambda summary: delete_strays(self._store, keys, summary),
-        )
+        with temporary_folder() as folder:
+            summary = finish(
+                StorePlace(self._store, keys.prefix),
+                self._describe(batch),
+                self._parts(claim, keys),
+                _FINAL[ending],
+                folder=folder,
+                before_mark=lambda summary: delete_strays(self._store, keys, summary),
+            )
         failpoints.reach("gateway.after-manifest", job=batch.id, batch=batch.name)
         files = store_answers(self._context, batch, self._parts(claim, keys), ending)
         with self._database.write() as session:

@@ -6,7 +6,6 @@ no more than a few shards of work, and another one goes on. A batch whose input 
 
 import hashlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from smalti.errors import (
     StoredFileNotFoundError,
     UnavailableError,
 )
+from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import openai_options
 from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
@@ -91,8 +91,7 @@ class Planner:
         with self._database.write() as session:
             batch = claim.lock(session)
         parameters = parameters_of(batch)
-        with tempfile.TemporaryDirectory(prefix="smalti-batch-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             file, sha256 = self._fetch(claim, batch, parameters, folder)
             plan = BatchPlan(
                 open=lambda: file.open("rb"),

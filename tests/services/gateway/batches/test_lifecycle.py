@@ -1,5 +1,8 @@
 """What may happen to a batch in each state, how it is finished, and what is deleted when."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from sqlalchemy import func, select
 
@@ -8,7 +11,7 @@ from harness.gateway import MakeGateway
 from harness.killing import Killed, killed_at
 from harness.receiver import Receiver
 from smalti.batches import BatchKeys, BatchSummary
-from smalti.errors import BatchNotFoundError, WrongStateError
+from smalti.errors import BatchNotFoundError, UnavailableError, WrongStateError
 from smalti.messages import FailureReason, Stage
 from smalti.services.gateway.batches import rate_of, seconds_left
 from smalti.services.gateway.database.tables import Batch, Delivery, Shard
@@ -198,6 +201,23 @@ def test_batch_that_cannot_be_finished_fails_and_does_not_hold_up_others(batches
     batches.room.finish()
     assert (batches.state(broken), batches.state(fine)) == ("failed", "succeeded")
     assert "_SUCCESS" not in batches.files(broken)
+
+
+@pytest.mark.parametrize("state", ["planning", "finishing"])
+def test_full_folder_for_temporary_files_is_waited_out(
+    batches: BatchHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    batch = in_state(batches, state)
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(UnavailableError, match="folder for temporary files"):
+            batches.room.plan() if state == "planning" else batches.room.finish()
+    assert batches.state(batch) == state
+    batches.gateway.clock.advance(60)
+    batches.greet()
+    batches.room.plan()
+    batches.run()
+    assert batches.state(batch) == "succeeded"
 
 
 def test_finished_shards_leave_no_intermediate_objects(batches: BatchHarness) -> None:
