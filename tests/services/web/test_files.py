@@ -1,6 +1,8 @@
 """Files and uploads, with OpenAI's own client and without."""
 
+import errno
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from starlette import formparsers
 
 from harness.web import WebHarness
 from smalti.client import Client
@@ -55,7 +58,9 @@ def test_file_goes_and_comes(client: openai.OpenAI) -> None:
 def test_list_has_pages(client: openai.OpenAI, web: WebHarness) -> None:
     purposes: Any = ("batch", "vision", "batch", "batch")
     made = [client.files.create(file=("a.txt", b"x"), purpose=each).id for each in purposes]
-    client.uploads.create(bytes=1, filename="hidden", mime_type="text/plain", purpose="batch")
+    hidden = client.uploads.create(bytes=1, filename="hidden", mime_type="text/plain", purpose="batch")
+    for call in (client.files.retrieve, client.files.content):
+        assert refusal(lambda call=call: call(hidden.id), 404).code == "file_not_found"
     assert [file.id for file in client.files.list(limit=2)] == made[::-1]
     assert [file.id for file in client.files.list(limit=1, order="asc", purpose="batch")] == [
         made[0],
@@ -118,6 +123,21 @@ def test_unusable_forms(http: httpx2.Client) -> None:
         "/v1/files", data={"purpose": "batch"}, headers={"content-type": "multipart/form-data"}
     )
     assert answer.status_code == 400
+
+
+class FullDisk(tempfile.SpooledTemporaryFile[bytes]):
+    """A temporary file that cannot go to the disk."""
+
+    def rollover(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_is_told(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(formparsers, "SpooledTemporaryFile", FullDisk)
+        full = refusal(lambda: client.files.create(file=("a.txt", CONTENT), purpose="batch"), 503)
+        assert "cannot keep the file while it arrives: No space left on device; try again" in full.message
+    client.files.create(file=("a.txt", CONTENT), purpose="batch")
 
 
 def test_upload_in_parts(client: openai.OpenAI, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from smalti.errors import InvalidInputError, OverloadedError
+from smalti.errors import InvalidInputError, OverloadedError, UnavailableError
 from smalti.services.web.failures import UnknownFieldError
 from smalti.services.web.openai.uploads import MULTIPART, check_form
 
@@ -50,10 +50,16 @@ async def received(request: Request, name: str) -> AsyncIterator[tuple[dict[str,
     Raises:
         InvalidInputError: the form cannot be used.
         OverloadedError: too many files arrive.
+        UnavailableError: the disk is full.
     """
     check_form(request)
     with receiving.file():
-        async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+        try:
+            form = await request.form(max_files=1, max_fields=MAX_FIELDS)
+        except OSError as error:
+            problem = f"the service cannot keep the file while it arrives: {error.strerror}; try again"
+            raise UnavailableError(problem, 30.0) from error
+        try:
             fields: dict[str, Any] = {}
             file: UploadFile | None = None
             for key, value in form.multi_items():
@@ -77,6 +83,8 @@ async def received(request: Request, name: str) -> AsyncIterator[tuple[dict[str,
             if file is None:
                 raise InvalidInputError(name, "is missing")
             yield fields, file
+        finally:
+            await form.close()
 
 
 def file_schema(name: str, **fields: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from smalti.errors import WrongStateError
+from smalti.errors import StoredFileNotFoundError, WrongStateError
 from smalti.services.web.context import Context, WebContext
 from smalti.services.web.openai.files.content import file_content
 from smalti.services.web.openai.files.parts import HIDDEN, Uploads
@@ -72,7 +72,7 @@ async def list_files(
 @router.get("/files/{file_id}")
 async def get_file(file_id: str, context: Context) -> FileObject:
     """Returns a file without its content."""
-    return file_object(await context.client.files.get(file_id))
+    return file_object(await _visible(context, file_id))
 
 
 @router.delete("/files/{file_id}")
@@ -116,8 +116,15 @@ async def cancel_upload(upload_id: str, context: Context) -> UploadObject:
     return await (await Uploads(context.client).cancel(upload_id)).answer(context.client)
 
 
-async def _ready(context: WebContext, file_id: str) -> File:
+async def _visible(context: WebContext, file_id: str) -> File:
     file = await context.client.files.get(file_id)
+    if file.purpose in HIDDEN:
+        raise StoredFileNotFoundError(file_id)
+    return file
+
+
+async def _ready(context: WebContext, file_id: str) -> File:
+    file = await _visible(context, file_id)
     if file.state != FILE_STATE_READY:
         raise WrongStateError(f"file {file_id} has no content yet; finish its upload")
     return file
