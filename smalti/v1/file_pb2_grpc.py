@@ -112,6 +112,7 @@ class FileServiceServicer:
 
     def ComposeFile(self, request, context):
         """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted.
+        The call is safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

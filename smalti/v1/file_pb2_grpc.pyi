@@ -48,7 +48,9 @@ class FileServiceStub:
     UploadFile: _grpc.StreamUnaryMultiCallable[_file_pb2.UploadFileRequest, _file_pb2.UploadFileResponse]
     """Uploads a file. The first message has `start`, all others have `data`. Nothing is stored if the call fails."""
     ComposeFile: _grpc.UnaryUnaryMultiCallable[_file_pb2.ComposeFileRequest, _file_pb2.ComposeFileResponse]
-    """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted."""
+    """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted.
+    The call is safe to repeat.
+    """
     GetFile: _grpc.UnaryUnaryMultiCallable[_file_pb2.GetFileRequest, _file_pb2.GetFileResponse]
     """Returns a file without its content."""
     ListFiles: _grpc.UnaryUnaryMultiCallable[_file_pb2.ListFilesRequest, _file_pb2.ListFilesResponse]
@@ -78,7 +80,9 @@ class FileServiceAsyncStub(FileServiceStub):
     UploadFile: _aio.StreamUnaryMultiCallable[_file_pb2.UploadFileRequest, _file_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Uploads a file. The first message has `start`, all others have `data`. Nothing is stored if the call fails."""
     ComposeFile: _aio.UnaryUnaryMultiCallable[_file_pb2.ComposeFileRequest, _file_pb2.ComposeFileResponse]  # type: ignore[assignment]
-    """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted."""
+    """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted.
+    The call is safe to repeat.
+    """
     GetFile: _aio.UnaryUnaryMultiCallable[_file_pb2.GetFileRequest, _file_pb2.GetFileResponse]  # type: ignore[assignment]
     """Returns a file without its content."""
     ListFiles: _aio.UnaryUnaryMultiCallable[_file_pb2.ListFilesRequest, _file_pb2.ListFilesResponse]  # type: ignore[assignment]
@@ -129,7 +133,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_pb2.ComposeFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_file_pb2.ComposeFileResponse, _abc.Awaitable[_file_pb2.ComposeFileResponse]]:
-        """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted."""
+        """Joins files, which must be READY, to a new one, and deletes them: the parts of an upload that could be interrupted.
+        The call is safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def GetFile(
