@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from smalti.foreign_text import parse_json
 
 SCRATCH = "smalti-scratch-"
 """What the names of folders for temporary files begin with."""
+UNLOCKED_SECONDS = 600.0
+"""Time after which an empty folder for temporary files is not one that its process is about to lock."""
 WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """Errors of file systems without hard links, such as FAT."""
 
@@ -82,8 +85,10 @@ def _remove_abandoned() -> None:
     """Removes the folders of this user's processes that have ended without removing them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         try:
-            if folder.stat().st_uid != os.getuid() or not any(folder.iterdir()):
-                continue  # An empty one may be about to be locked.
+            status = folder.stat()
+            is_new = time.time() - status.st_mtime < UNLOCKED_SECONDS
+            if status.st_uid != os.getuid() or (is_new and not any(folder.iterdir())):
+                continue  # A new, empty one may be about to be locked.
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             continue  # Another process was faster.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from smalti.errors import StoreUnavailableError
+from smalti.files import SCRATCH
 from smalti.service.shards import scratch_folder
 
 _KILLED = """
@@ -48,6 +49,18 @@ def test_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary: 
             assert not left.exists()
             assert (used / "output.tar").exists()
             assert set(temporary.iterdir()) == {used, other}
+
+
+def test_empty_folder_is_removed_once_nobody_can_be_about_to_lock_it(temporary: Path) -> None:
+    old, new = temporary / f"{SCRATCH}old", temporary / f"{SCRATCH}new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with scratch_folder() as used:
+        os.utime(used, (0, 0))
+        with scratch_folder():
+            assert used.exists()
+            assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_full_disk_is_no_fault_of_the_shard(temporary: Path) -> None:
