@@ -65,7 +65,7 @@ InputFormat = Annotated[
 Columns = Annotated[
     list[str] | None,
     typer.Option(
-        "--column", metavar="NAME=COLUMN", help="A column that is called otherwise: prompt=caption."
+        "--column", metavar="NAME=COLUMN", help="Reads the column NAME from COLUMN: prompt=caption."
     ),
 ]
 IgnoreColumns = Annotated[
