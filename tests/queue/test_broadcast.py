@@ -76,6 +76,7 @@ def test_another_database_of_valkey_is_another_system(valkey: ValkeyServer) -> N
         assert second.heard == ["row"]
 
 
+@pytest.mark.slow
 def test_listener_is_back_with_the_broker(join: Join, broker: Server) -> None:
     first, second = join(), join()
     broker.kill()

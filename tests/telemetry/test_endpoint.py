@@ -37,7 +37,12 @@ def scrape(port: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET /metrics HTTP/1.1\r\n", b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n"]
+    "sent",
+    [
+        b"GET /metrics HTTP/1.1\r\n",
+        pytest.param(b"", marks=pytest.mark.slow),
+        pytest.param(b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n", marks=pytest.mark.slow),
+    ],
 )
 def test_many_idle_connections_take_few_threads_and_no_answer(port: int, sent: bytes) -> None:
     before = threading.active_count()

@@ -25,6 +25,7 @@ def block(language: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_example_of_the_page_draws_with_both_models(tmp_path: Path) -> None:
     models = {

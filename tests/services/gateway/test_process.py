@@ -230,7 +230,7 @@ def test_default_time_limit_must_not_exceed_the_maximum(monkeypatch: pytest.Monk
         gateway_settings()
 
 
-@pytest.mark.parametrize("away", ["stopped", "paused"])
+@pytest.mark.parametrize("away", ["stopped", pytest.param("paused", marks=pytest.mark.slow)])
 def test_gateway_ends_without_a_stack_trace_while_the_broker_is_away(
     tiny: ModelFolder, tmp_path: Path, away: str
 ) -> None:
