@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from harness.gateway_calls import mask_file
 from harness.waiting import wait_until
@@ -128,7 +129,7 @@ def test_batch_is_cancelled(client: openai.OpenAI, web: WebHarness) -> None:
 
 
 def test_batch_that_finishes_after_it_was_cancelled_is_cancelling() -> None:
-    batch = Batch(state=BATCH_STATE_FINISHING, ending=BATCH_STATE_CANCELLED, finish_time={"seconds": 7})
+    batch = Batch(state=BATCH_STATE_FINISHING, ending=BATCH_STATE_CANCELLED, finish_time=Timestamp(seconds=7))
     shown = batch_object(batch)
     assert (shown.status, shown.cancelling_at, shown.finalizing_at) == ("cancelling", 7, None)
     batch.ending = BATCH_STATE_SUCCEEDED
