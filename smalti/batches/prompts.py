@@ -24,6 +24,8 @@ from smalti.validation import Strict, first_problem
 MAX_PROMPT_LENGTH: Final = 4000
 MAX_ID_LENGTH: Final = 256
 MAX_PROBLEM_LENGTH: Final = 500
+POLICY_PROBLEM: Final = "the operator's policy refuses the prompt"
+"""The beginning of the problem of a prompt that the operator's policy refuses."""
 Line = Annotated[int, Field(ge=0, lt=2**40)]
 Row = TypeVar("Row", bound=Strict)
 

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from smalti.errors import UnavailableError
+from smalti.services.gateway.batches.spec import UnreadableBatchError
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -28,6 +29,14 @@ RENEW_SECONDS: Final = 5.0
 
 class ClaimLostError(Exception):
     """Another gateway has the batch now, or it was cancelled; what was not stored does not count."""
+
+
+def folder_problem(error: Exception) -> UnavailableError | None:
+    """Returns what to raise if the folder for temporary files is full, or cannot be used; None for other errors."""
+    # Errors of the system have a number; Pillow's, which are of the same class, have none.
+    if isinstance(error, OSError) and error.errno is not None:
+        return UnavailableError(f"the folder for temporary files cannot be used: {error}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,15 @@ class Claims:
         self._lock = threading.Lock()
         self._own: set[str] = set()
         """The batches that threads of this gateway work on."""
+        self._unreadable: set[str] = set()
+        """Batches that this version of the gateway cannot read, which another one plans and finishes."""
 
     @contextmanager
     def next(self, *which: ColumnElement[bool]) -> Iterator[Claim | None]:
         """Claims an open batch, the oldest first, while the block runs, and keeps the claim alive in a thread.
+
+        A batch whose block has raised `UnavailableError` comes after all others the next time, so that it cannot hold
+        them up. One whose block has raised `UnreadableBatchError` is left to other gateways; that is not raised again.
 
         Args:
             which: conditions.
@@ -83,23 +97,31 @@ class Claims:
         stopped = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(claim, stopped), name="claim", daemon=True)
         keeper.start()
+        free_since: int | None = None
         try:
             yield claim
+        except UnreadableBatchError as error:
+            log.error("a batch is left to other gateways: %s", error, extra={"batch": claim.batch_id})
+            with self._lock:
+                self._unreadable.add(claim.batch_id)
+        except UnavailableError:
+            free_since = to_microseconds(self._context.clock())
+            raise
         finally:
             stopped.set()
             keeper.join()
             with self._lock:
                 self._own.discard(claim.batch_id)
-            self._release(claim)
+            self._release(claim, free_since)
 
     def _claim(self, which: Sequence[ColumnElement[bool]]) -> Claim | None:
         database, now = self._context.database, self._context.clock()
         with self._lock:
-            own = set(self._own)
+            not_these = self._own | self._unreadable
         is_free = or_(Batch.owned_until.is_(None), Batch.owned_until <= to_microseconds(now))
         # What is planned is open, as the index knows it.
-        query = select(Batch).where(IS_OPEN_BATCH, is_free, Batch.id.not_in(own), *which)
-        query = query.order_by(Batch.created, Batch.id).limit(1)
+        query = select(Batch).where(IS_OPEN_BATCH, is_free, Batch.id.not_in(not_these), *which)
+        query = query.order_by(Batch.owned_until.nulls_first(), Batch.created, Batch.id).limit(1)
         with database.read() as session:
             if session.scalar(query.with_only_columns(Batch.id)) is None:
                 return None
@@ -119,20 +141,19 @@ class Claims:
         while not stopped.wait(RENEW_SECONDS):
             until = to_microseconds(self._context.clock() + CLAIM_SECONDS)
             try:
-                if not self._set(claim, until):
+                if not self._set(claim, owned_until=until):
                     claim.lost.set()
                     return
             except UnavailableError as error:
                 log.warning("the claim could not be renewed: %s", error, extra={"batch": claim.batch_id})
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: Claim, free_since: int | None) -> None:
         try:
-            self._set(claim, None)
+            self._set(claim, owned_until=free_since, owner=None)
         except UnavailableError as error:
             log.warning("the claim ends later: %s", error, extra={"batch": claim.batch_id})
 
-    def _set(self, claim: Claim, until: int | None) -> bool:
-        values = {"owned_until": until} | ({"owner": None} if until is None else {})
+    def _set(self, claim: Claim, **values: int | None) -> bool:
         with self._context.database.write() as session:
             held = update(Batch).where(Batch.id == claim.batch_id, Batch.fence == claim.fence, IS_OPEN_BATCH)
             return bool(session.execute(held.values(**values)).rowcount)  # type: ignore[attr-defined]

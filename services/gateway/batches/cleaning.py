@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from smalti.batches import BatchKeys, BatchSummary
-from smalti.errors import MissingObjectError
+from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.services.gateway.batches.lifecycle import lock, stop
 from smalti.services.gateway.batches.shards import messages_end
 from smalti.services.gateway.batches.signals import BatchSignals
@@ -101,8 +100,13 @@ class BatchCleaner:
         self._delete(f"{keys.folder}shards/")
         self._delete(f"{keys.folder}parts/")
         self._delete_intermediate(batch.id, with_markers=is_late)
-        with suppress(MissingObjectError):  # Nothing was drawn.
+        try:
             summary = BatchSummary.parse(keys.summary, self._store.get(keys.summary))
+        except MissingObjectError:
+            pass  # Nothing was drawn.
+        except DamagedObjectError as error:
+            log.warning("what its drawing has left stays: %s", error, extra={"batch": batch.id})
+        else:
             delete_strays(self._store, keys, summary)
         with self._database.write() as session:
             locked = lock(session, batch.id)

@@ -24,11 +24,11 @@ from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableErr
 from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import store_answers
-from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
+from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims, folder_problem
 from smalti.services.gateway.batches.cleaning import delete_strays
 from smalti.services.gateway.batches.lifecycle import end, touch
 from smalti.services.gateway.batches.signals import BatchSignals
-from smalti.services.gateway.batches.spec import parameters_of, range_of
+from smalti.services.gateway.batches.spec import UnreadableBatchError, parameters_of, range_of
 from smalti.services.gateway.database.tables import Batch, BatchState, Shard, ShardState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.storage import content_key
@@ -72,20 +72,24 @@ class Finisher:
             if claim is None:
                 return False
             try:
-                self._finish(claim)
+                self._finish_or_fail(claim)
             except ClaimLostError as error:
                 log.info("finishing begins again elsewhere: %s", error)
-            except _LostPartError as error:
-                self._draw_again(claim, error)
-            except UnavailableError:
-                raise
-            except OSError as error:
-                raise UnavailableError(f"the folder for temporary files cannot be used: {error}") from error
-            except Exception as error:
-                # It would fail again, and the other batches wait.
-                log.exception("a batch cannot be finished", extra={"batch": claim.batch_id})
-                self._fail(claim, error)
         return True
+
+    def _finish_or_fail(self, claim: Claim) -> None:
+        try:
+            self._finish(claim)
+        except _LostPartError as error:
+            self._draw_again(claim, error)
+        except (UnavailableError, UnreadableBatchError, ClaimLostError):
+            raise
+        except Exception as error:
+            if problem := folder_problem(error):
+                raise problem from error
+            # It would fail again, and the other batches wait.
+            log.exception("a batch cannot be finished", extra={"batch": claim.batch_id})
+            self._fail(claim, error)
 
     def _finish(self, claim: Claim) -> None:
         with self._database.write() as session:

@@ -64,7 +64,7 @@ WITH questions AS (
     UPDATE jobs SET asked_until = NULL, asked_by = NULL
     WHERE jobs.state IN ('queued', 'running') AND jobs.asked_by = ANY(%(dead)s)
 ), batches_of_dead AS (
-    UPDATE batches SET owned_until = 0, owner = NULL
+    UPDATE batches SET owned_until = NULL, owner = NULL
     WHERE batches.state IN ('planning', 'running', 'paused', 'finishing') AND batches.owner = ANY(%(dead)s)
 ), shards_of_dead AS (
     UPDATE shards SET deadline = 0

@@ -14,7 +14,7 @@ from PIL import Image
 
 from smalti.batches.openai.quality import quality_name
 from smalti.batches.openai.requests import OpenAIRequest, RequestBody
-from smalti.batches.prompts import PromptResult
+from smalti.batches.prompts import POLICY_PROBLEM, PromptResult
 from smalti.batches.tars import TarPicture, read_tar
 from smalti.errors import DamagedObjectError
 from smalti.pictures import lossy_bytes
@@ -153,18 +153,21 @@ def _error(
     if result is None:
         error = {"code": context.missing, "message": _MISSING[context.missing]}
         return {"id": request_id, "custom_id": request.custom_id, "response": None, "error": error}
-    is_invalid = result.state == "invalid"
     problem = result.problem or "the prompt could not be drawn"
     found = _PROBLEM.fullmatch(problem)
+    code = "invalid_value" if result.state == "invalid" else "failed"
+    if problem.startswith(POLICY_PROBLEM):
+        code = "content_policy_violation"
+    is_failure = code == "failed"
     body = {
         "error": {
             "message": found[2] if found else problem,
-            "type": "invalid_request_error" if is_invalid else "server_error",
+            "type": "server_error" if is_failure else "invalid_request_error",
             "param": found[1] if found else None,
-            "code": "invalid_value" if is_invalid else "failed",
+            "code": code,
         }
     }
-    status = HTTPStatus.BAD_REQUEST if is_invalid else HTTPStatus.INTERNAL_SERVER_ERROR
+    status = HTTPStatus.INTERNAL_SERVER_ERROR if is_failure else HTTPStatus.BAD_REQUEST
     return _line(request, request_id, status, body)
 
 

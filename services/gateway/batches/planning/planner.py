@@ -28,12 +28,12 @@ from smalti.errors import (
 from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import openai_options
-from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims
+from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims, folder_problem
 from smalti.services.gateway.batches.lifecycle import end, touch
 from smalti.services.gateway.batches.planning.charging import charge, max_prompt_of
 from smalti.services.gateway.batches.planning.policing import Policing
 from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
-from smalti.services.gateway.batches.spec import BatchParameters, parameters_of
+from smalti.services.gateway.batches.spec import BatchParameters, UnreadableBatchError, parameters_of
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import Batch, BatchState, Shard, ShardState
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -77,11 +77,11 @@ class Planner:
                 self._plan(claim)
             except ClaimLostError as error:
                 log.info("planning ends: %s", error)
-            except UnavailableError:
+            except (UnavailableError, UnreadableBatchError):
                 raise
-            except OSError as error:
-                raise UnavailableError(f"the folder for temporary files cannot be used: {error}") from error
             except Exception as error:
+                if problem := folder_problem(error):
+                    raise problem from error
                 if not isinstance(error, SmaltiError):
                     log.exception("a batch cannot be planned", extra={"batch": claim.batch_id})
                 self._fail(claim, error)

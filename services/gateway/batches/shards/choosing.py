@@ -1,5 +1,6 @@
 """Chooses which batches send shards next: tenants take turns, and inside a tenant the highest rank comes first."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from smalti.services.gateway.batches.shards.quotas import InFlight, Usage
-from smalti.services.gateway.batches.spec import parameters_of
+from smalti.services.gateway.batches.spec import UnreadableBatchError, parameters_of
 from smalti.services.gateway.database.tables import (
     IS_OPEN_BATCH,
     IS_WAITING_SHARD,
@@ -21,6 +22,8 @@ from smalti.services.gateway.database.tables import (
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.models import Catalogue, ModelCard, RevisionState
+
+log = logging.getLogger(__name__)
 
 MAX_BATCHES: Final = 1000
 """Batches of a tenant, and of all, that are looked at together."""
@@ -51,7 +54,7 @@ class ShardPicker:
     def __init__(self, context: GatewayContext) -> None:
         self._catalogue = context.catalogue
         self._settings = context.settings
-        self.unreadable: set[str] = set()
+        self._unreadable: set[str] = set()
         """Batches that this version of the gateway cannot read, which another one sends."""
         self._last = ""
         """The tenant whose turn it was last."""
@@ -80,9 +83,18 @@ class ShardPicker:
                 lines.append(line)
         return choices
 
+    def note_unreadable(self, batch_id: str, error: UnreadableBatchError) -> None:
+        """Leaves a batch to other gateways from now on."""
+        log.error("the shards of a batch are left to other gateways: %s", error, extra={"batch": batch_id})
+        self._unreadable.add(batch_id)
+
     def _turn(self, line: _Line, usage: Usage, waiting: dict[str, int]) -> Iterator[Choice]:
         for batch in line.batches:
-            state = revision_for(self._catalogue, batch)
+            try:
+                state = revision_for(self._catalogue, batch)
+            except UnreadableBatchError as error:
+                self.note_unreadable(batch.id, error)
+                continue
             while state is not None and waiting[batch.id] and usage.room(state) > 0:
                 slots = usage.slots(state, batch, line.max_slots)
                 if slots == 0:
@@ -103,7 +115,7 @@ class ShardPicker:
         )
         lines: dict[str, _Line] = {}
         for batch, weight, max_slots in session.execute(query):
-            if batch.id in self.unreadable:
+            if batch.id in self._unreadable:
                 continue
             most = self._settings.batch_slots if max_slots is None else max_slots
             line = lines.setdefault(batch.tenant, _Line(batch.tenant, weight or 1, most, []))

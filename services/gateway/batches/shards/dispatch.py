@@ -77,8 +77,7 @@ class ShardDispatcher:
                 try:
                     now_sent += self._send(batch_id, group)
                 except UnreadableBatchError as error:
-                    log.error("the shards of a batch are not sent: %s", error)
-                    self._picker.unreadable.add(batch_id)
+                    self._picker.note_unreadable(batch_id, error)
             sent += now_sent
             if not now_sent or len(choices) < TOGETHER:
                 return sent

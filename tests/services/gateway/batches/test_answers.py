@@ -7,6 +7,7 @@ import pytest
 
 from harness.batches import BatchHarness
 from harness.fleet import card_of
+from harness.gateway import MakeGateway
 from smalti.batches import InputFormat
 from smalti.errors import InvalidInputError
 from smalti.services.gateway.batches.answers import store_answers
@@ -57,6 +58,24 @@ def test_answers_and_errors_are_files(batches: BatchHarness) -> None:
     assert [each["custom_id"] for each in failed] == ["c", "d", "e"]
     assert [each["response"]["status_code"] for each in failed] == [500, 400, 400]
     assert failed[1]["response"]["body"]["error"]["param"] == "size"
+
+
+def test_refusal_of_the_policy_is_told_as_such(
+    make_gateway: MakeGateway, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    words = tmp_path_factory.mktemp("words") / "words.txt"
+    words.write_text("dragon\n")
+    batches = BatchHarness(make_gateway(write=3, policy_list=words))
+    batch = created(batches, line("a"), line("b", prompt="a dragon"))
+    batches.run()
+    (refused,) = answers(batches, batches.get(batch).batch.error_file)
+    assert (refused["custom_id"], refused["response"]["status_code"]) == ("b", 400)
+    assert refused["response"]["body"]["error"] == {
+        "message": "the operator's policy refuses the prompt",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "content_policy_violation",
+    }
 
 
 def test_batch_without_failures_has_no_file_of_errors(batches: BatchHarness) -> None:

@@ -220,6 +220,29 @@ def test_full_folder_for_temporary_files_is_waited_out(
     assert batches.state(batch) == "succeeded"
 
 
+def test_batch_of_a_newer_version_is_left_to_others(batches: BatchHarness) -> None:
+    database = batches.gateway.gateway.context.database
+    newer = in_state(batches, "finishing"), in_state(batches, "planning")
+    for batch in newer:
+        with database.write() as session:
+            session.get_one(Batch, batch).parameters = {"input": 7}
+    own = in_state(batches, "finishing")
+    batches.room.finish()
+    batches.room.plan()
+    assert [batches.state(batch) for batch in (*newer, own)] == ["finishing", "planning", "succeeded"]
+    with database.read() as session:
+        assert session.get_one(Batch, newer[0]).owned_until is None
+
+
+def test_damaged_summary_does_not_hold_up_the_cleaning(batches: BatchHarness) -> None:
+    damaged, fine = in_state(batches, "finishing"), in_state(batches, "finishing")
+    batches.room.finish()
+    batches.store.put(f"{BatchKeys(damaged).prefix}summary.json", b"{}")
+    batches.room.clean()
+    for batch in (damaged, fine):
+        assert batches.keys(f"{BatchKeys(batch).folder}parts/") == []
+
+
 def test_finished_shards_leave_no_intermediate_objects(batches: BatchHarness) -> None:
     batch = batches.planned(10)
     tasks = batches.send()

@@ -1,16 +1,29 @@
 """Planning: inputs that are read, checked and cut, by gateways that are killed."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 from google.rpc.status_pb2 import Status
 
 from harness.batches import BatchHarness
 from harness.gateway import MakeGateway
 from harness.killing import Killed, killed_at
+from harness.policy import MESSAGE, PolicyProcess
+from harness.waiting import wait_until
 from smalti.batches import BatchKeys
-from smalti.errors import InvalidInputError, QuotaExceededError, SmaltiError, StoredFileNotFoundError
+from smalti.errors import (
+    InvalidInputError,
+    QuotaExceededError,
+    SmaltiError,
+    StoredFileNotFoundError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from smalti.rpc.errors import error_of_status
 from smalti.services.gateway.database.tables import Batch, Shard
 from smalti.services.gateway.identity import TenantRepository
+from smalti.storage import MemoryStore
 
 
 def problem_of(batches: BatchHarness, batch: str) -> SmaltiError:
@@ -139,6 +152,64 @@ def test_prompts_that_the_word_list_refuses_are_not_drawn(
     rows = batches.rows(batch)
     assert [row["state"] for row in rows] == ["drawn", "failed", "drawn"]
     assert rows[1]["problem"] == "the operator's policy refuses the prompt"
+
+
+def test_prompts_that_the_hook_refuses_are_not_drawn(make_gateway: MakeGateway, hook: PolicyProcess) -> None:
+    batches = BatchHarness(make_gateway(write=3, policy_hook=hook.url, policy_subjects="prompts"))
+    batch = batches.planned(["a cat", "a weapon", "a bird"])
+    batches.run()
+    assert [row["problem"] for row in batches.rows(batch)] == [
+        None,
+        f"the operator's policy refuses the prompt: {MESSAGE}",
+        None,
+    ]
+
+
+def test_batch_is_planned_when_the_hook_is_there_again(make_gateway: MakeGateway) -> None:
+    with PolicyProcess() as process:
+        batches = BatchHarness(make_gateway(write=3, policy_hook=process.url, policy_subjects="prompts"))
+        batch = batches.create(8)
+        process.stop()
+        with pytest.raises(UnavailableError, match="policy does not answer"):
+            batches.room.plan()
+        assert batches.state(batch) == "planning"
+        process.start()
+
+        def planned() -> bool:
+            with suppress(UnavailableError):
+                batches.room.plan()
+            return batches.state(batch) == "running"
+
+        wait_until(planned, 20)
+    assert [shard.count for shard in rows_of(batches, batch)] == [4, 4]
+
+
+class PartlyAwayStore(MemoryStore):
+    """A store that does not give one object."""
+
+    away = "inputs/away.txt"
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+        """Copies an object to a file."""
+        if key == self.away:
+            raise StoreUnavailableError("the store is unavailable")
+        super().get_file(key, path, sha256=sha256)
+
+
+def test_batch_that_cannot_be_planned_now_does_not_hold_up_others(make_gateway: MakeGateway) -> None:
+    store = PartlyAwayStore()
+    batches = BatchHarness(make_gateway(write=3, store=store))
+    waiting, *others = batches.create(4, key=store.away), batches.create(4), batches.create(4)
+    with pytest.raises(StoreUnavailableError):
+        batches.room.plan()
+    batches.gateway.clock.advance(1)
+    with pytest.raises(StoreUnavailableError):
+        batches.room.plan()
+    assert [batches.state(batch) for batch in (waiting, *others)] == ["planning", "running", "running"]
+    store.away = ""
+    batches.gateway.clock.advance(1)
+    batches.room.plan()
+    assert batches.state(waiting) == "running"
 
 
 def test_prompts_that_are_too_long_for_the_tenant_are_not_drawn(batches: BatchHarness) -> None:

@@ -1,12 +1,15 @@
 """Batches of several gateways on one PostgreSQL: one plans, one sends, and another goes on when it dies."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
 from harness.batches import BatchHarness
 from harness.gateway import GatewayHarness, emptied_database
+from harness.grpc_server import asynchronous
 from harness.killing import Killed, killed_at
 from harness.servers import PostgresServer
 from harness.waiting import wait_until
@@ -16,6 +19,8 @@ from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.database.presence import Presence, Role
 from smalti.services.gateway.database.tables import Batch
 from smalti.storage import MemoryStore
+from smalti.v1 import batch_pb2
+from tests.services.gateway.batches.test_batch_calls import served
 from tests.services.gateway.conftest import needs_postgres
 
 pytestmark = [needs_postgres, pytest.mark.server]
@@ -81,3 +86,29 @@ def test_another_gateway_goes_on_with_the_plan_of_one_that_dies(
     wait_until(planned, 20)  # No time passes on its clock.
     wait_until(lambda: holds(second.gateway, Role.SHARDS), 20)
     assert len(second.send()) == 2
+
+
+@asynchronous
+async def test_watch_at_another_gateway_shows_every_change(two: tuple[BatchHarness, BatchHarness]) -> None:
+    first, second = two
+    batch = first.create(8)
+    seen: list[int] = []
+
+    async def follow(stub: Any) -> None:
+        async for each in stub.WatchBatch(batch_pb2.WatchBatchRequest(batch_id=batch)):
+            if each.HasField("batch"):
+                seen.append(each.batch.state)
+
+    async def until_seen(state: int) -> None:
+        async with asyncio.timeout(20):
+            while state not in seen:
+                await asyncio.sleep(0.02)
+
+    async with served(second.gateway) as stub:
+        following = asyncio.create_task(follow(stub))
+        await until_seen(batch_pb2.BATCH_STATE_PLANNING)
+        await asyncio.to_thread(first.room.plan)
+        await until_seen(batch_pb2.BATCH_STATE_RUNNING)
+        await asyncio.to_thread(first.run)
+        await asyncio.wait_for(following, 20)
+    assert seen[-1] == batch_pb2.BATCH_STATE_SUCCEEDED

@@ -225,6 +225,20 @@ def test_batch_of_a_newer_version_does_not_hold_up_others(batches: BatchHarness)
     assert [task.batch for task in batches.send()] == [own]
 
 
+def test_batch_of_a_newer_version_without_workers_does_not_hold_up_others(batches: BatchHarness) -> None:
+    gateway = batches.gateway
+    newer, free = batches.planned(4), batches.planned(4)
+    with gateway.gateway.context.database.write() as session:
+        session.get_one(Batch, newer).parameters = {"input": 7}
+    own = card_of(gateway)
+    other = another_card(own, "1")
+    say_goodbye(gateway, own)
+    say_hello(gateway, other)
+    gateway.clock.advance(100)
+    say_hello(gateway, other)
+    assert [(task.batch, task.revision) for task in batches.send()] == [(free, other.revision)]
+
+
 def test_shards_are_bound_to_another_revision_if_their_own_has_no_workers(batches: BatchHarness) -> None:
     gateway = batches.gateway
     own = card_of(gateway)
