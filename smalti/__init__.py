@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smalti.errors import (
     AttemptsExhaustedError,
     AuthenticationError,
+    BatchNotFoundError,
     BrokerUnavailableError,
     CheckpointError,
     ConfigError,
@@ -46,9 +47,11 @@ from smalti.errors import (
     SmaltiError,
     SmaltiWarning,
     StorageError,
+    StoredFileNotFoundError,
     StoreUnavailableError,
     UnavailableError,
     UnknownVersionError,
+    WrongStateError,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ __all__ = [
     "AsyncClient",
     "AttemptsExhaustedError",
     "AuthenticationError",
+    "BatchNotFoundError",
     "BrokerUnavailableError",
     "CheckpointError",
     "Client",
@@ -105,8 +109,10 @@ __all__ = [
     "SmaltiWarning",
     "StorageError",
     "StoreUnavailableError",
+    "StoredFileNotFoundError",
     "UnavailableError",
     "UnknownVersionError",
+    "WrongStateError",
     "__version__",
 ]
 

@@ -1,5 +1,6 @@
 """Every route over HTTP with every role, from a table; and what the documentation page says of keys."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +34,38 @@ MAY: Mapping[tuple[str, str], set[Role]] = {
     ("POST", "/v1/images/generations"): DRAWERS,
     ("POST", "/v1/images/edits"): DRAWERS,
     ("POST", "/v1/images/variations"): DRAWERS,
+    **dict.fromkeys(
+        (
+            *(("POST", "/v1/files"), ("GET", "/v1/files"), ("GET", "/v1/files/{file_id}")),
+            *(("DELETE", "/v1/files/{file_id}"), ("GET", "/v1/files/{file_id}/content")),
+            *(("POST", "/v1/uploads"), ("POST", "/v1/uploads/{upload_id}/parts")),
+            *(("POST", "/v1/uploads/{upload_id}/complete"), ("POST", "/v1/uploads/{upload_id}/cancel")),
+            *(("GET", "/v1/batches"), ("GET", "/v1/batches/{batch_id}")),
+            ("POST", "/v1/batches/{batch_id}/cancel"),
+        ),
+        CALLERS,
+    ),
+    ("POST", "/v1/batches"): {Role.BATCH, Role.ADMIN},
     ("GET", "/v1/models"): READERS,
     ("GET", "/v1/models/{model}"): READERS,
+}
+REQUEST = {
+    "custom_id": "1",
+    "method": "POST",
+    "url": "/v1/images/generations",
+    "body": {"prompt": "a blue cat"},
+}
+BODIES: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/api/jobs"): {"json": JOB},
+    ("POST", "/v1/images/generations"): {"json": {"prompt": "a blue cat", "n": 1}},
+    ("POST", "/v1/images/edits"): {"files": FORM, "data": {"prompt": "a cat"}},
+    ("POST", "/v1/images/variations"): {"files": FORM, "data": {"prompt": "a cat"}},
+    ("POST", "/v1/files"): {"files": {"file": ("x.jsonl", b"{}")}, "data": {"purpose": "batch"}},
+    ("POST", "/v1/uploads"): {
+        "json": {"bytes": 1, "filename": "x.jsonl", "mime_type": "application/jsonl", "purpose": "batch"}
+    },
+    ("POST", "/v1/uploads/{upload_id}/parts"): {"files": {"data": ("x", b"x")}},
+    ("POST", "/v1/uploads/{upload_id}/complete"): {"json": {"part_ids": ["none"]}},
 }
 SIGNED = "/v1/images/"
 """URLs that need a signature, and no key."""
@@ -48,16 +79,21 @@ def keyed(make_web: MakeWeb) -> tuple[WebHarness, dict[Role, str]]:
     return web, keys
 
 
-def request(http: httpx2.Client, method: str, path: str, key: str) -> int:
-    """Sends a request of a route; returns the status. A stream of events is not read."""
-    path = re.sub(r"\{\w+\}", "none", path)
-    body: dict[str, Any] = {}
-    if path in ("/api/jobs", "/v1/images/generations") and method == "POST":
-        body = {"json": JOB if path == "/api/jobs" else {"prompt": "a blue cat", "n": 1}}
-    elif path.startswith("/v1/images/"):
-        body = {"files": FORM, "data": {"prompt": "a cat"}}
+def request(http: httpx2.Client, route: tuple[str, str], key: str, file: str) -> int:
+    """Sends a request of a route; returns the status. A stream of events is not read.
+
+    Args:
+        http: the client.
+        route: method and path.
+        key: the caller's key; empty for none.
+        file: id of a file that a batch can be made of.
+    """
+    method, path = route
+    body = BODIES.get(route, {})
+    if route == ("POST", "/v1/batches"):
+        body = {"json": {"input_file_id": file, "endpoint": REQUEST["url"], "completion_window": "24h"}}
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with http.stream(method, path, headers=headers, **body) as answer:
+    with http.stream(method, re.sub(r"\{\w+\}", "none", path), headers=headers, **body) as answer:
         return answer.status_code
 
 
@@ -80,12 +116,18 @@ def test_each_route_is_open_to_its_roles_alone(
 ) -> None:
     web, keys = keyed
     with web.client() as http:
+        made = http.post(
+            "/v1/files",
+            headers={"authorization": f"Bearer {keys[Role.ADMIN]}"},
+            files={"file": ("x.jsonl", json.dumps(REQUEST).encode())},
+            data={"purpose": "batch"},
+        ).json()
         for role, key in keys.items():
-            status = request(http, *route, key)
+            status = request(http, route, key, made["id"])
             assert status != 401
             assert (status == 403) is (role not in MAY[route]), (role, status)
         for nobody in ("", "sk-smalti-wrong"):
-            assert request(http, *route, nobody) == 401
+            assert request(http, route, nobody, made["id"]) == 401
 
 
 def test_documentation_offers_to_send_a_key(make_web: MakeWeb) -> None:
