@@ -22,7 +22,6 @@ STORE: Final = "store"
 
 def main(arguments: Sequence[str]) -> int:
     """Asks, and returns the exit status."""
-    begin("smalti probe", status=1)
     try:
         match arguments:
             case ["rpc"]:
@@ -106,4 +105,5 @@ def _here(host: str) -> str:
 
 
 if __name__ == "__main__":
+    begin("smalti probe", status=1)
     sys.exit(main(sys.argv[1:]))
