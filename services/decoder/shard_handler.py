@@ -7,10 +7,9 @@ from smalti.registry.spec import ModelSpec
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.shards import ShardHandler, ShardSteps, scratch_folder
+from smalti.service.shards import ShardHandler, scratch_folder
 from smalti.service.stage import StageOutput, TaskContext
 from smalti.shards.decoding import decode_shard
-from smalti.shards.pictures import write_pictures
 from smalti.shards.tokens import ShardTokens
 from smalti.storage import ObjectRef
 
@@ -47,9 +46,7 @@ class DecodeShardHandler(ShardHandler[DecodeShardTask, Generated]):
 
     def run(self, context: TaskContext[DecodeShardTask], inputs: Generated) -> StageOutput:  # noqa: D102
         task, (prompts, tokens) = context.task, inputs
-        context.reach("after-read")
-        context.check_begin()
-        steps = ShardSteps(context, self.publisher, prompts, self._compute)
+        steps = self.begin(context, prompts, self._compute)
         decoded = decode_shard(
             prompts,
             tokens,
@@ -60,11 +57,9 @@ class DecodeShardHandler(ShardHandler[DecodeShardTask, Generated]):
             on_prompt=steps.begin,
         )
         with scratch_folder() as folder:
-            path = folder / "candidates.tar"
-            write_pictures(path, decoded)
-            context.check()
-            context.reach("before-write")
-            written = self.write_file(task.keys.shard_candidates, path, "application/x-tar")
+            written = self.write_pictures(
+                context, task.keys.shard_candidates, decoded, folder / "candidates.tar"
+            )
         self.metrics.add("images_total", sum(len(rows) for rows in tokens.tokens if rows is not None))
         return StageOutput((written,), steps.seconds)
 

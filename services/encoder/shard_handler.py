@@ -7,7 +7,7 @@ from smalti.registry.folder import ModelFolder
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.shards import ShardHandler, ShardSteps
+from smalti.service.shards import ShardHandler
 from smalti.service.stage import StageOutput, TaskContext
 from smalti.shards.encoding import encode_shard
 from smalti.storage import ObjectRef
@@ -45,9 +45,7 @@ class EncodeShardHandler(ShardHandler[EncodeShardTask, list[BatchPrompt]]):
         self, context: TaskContext[EncodeShardTask], inputs: list[BatchPrompt]
     ) -> StageOutput:
         task = context.task
-        context.reach("after-read")
-        context.check_begin()
-        steps = ShardSteps(context, self.publisher, inputs, self._compute)
+        steps = self.begin(context, inputs, self._compute)
         made = encode_shard(
             inputs,
             lambda text: steps.compute(lambda: self._engine.encode(text)),

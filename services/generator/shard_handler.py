@@ -9,7 +9,7 @@ from smalti.queue import GiveBackError
 from smalti.registry.spec import ModelSpec
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
-from smalti.service.shards import ShardHandler, ShardSteps
+from smalti.service.shards import ShardHandler
 from smalti.service.stage import StageOutput, TaskContext
 from smalti.shards.encodings import ShardEncodings
 from smalti.shards.generating import generate_shard
@@ -43,9 +43,7 @@ class GenerateShardHandler(ShardHandler[GenerateShardTask, Encoded]):
     def run(self, context: TaskContext[GenerateShardTask], inputs: Encoded) -> StageOutput:
         """Generates the tokens among other requests of the engine, which come first if they are interactive."""
         task, (prompts, encodings) = context.task, inputs
-        context.reach("after-read")
-        context.check_begin()
-        steps = ShardSteps(context, self.publisher, prompts)
+        steps = self.begin(context, prompts)
         began = time.monotonic()
         tracing.event(tracing.COMPUTE_BEGINS)
         try:

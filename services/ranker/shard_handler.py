@@ -7,9 +7,9 @@ from smalti.registry.folder import ModelFolder
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.shards import FinishingHandler, ShardSteps, scratch_folder
+from smalti.service.shards import FinishingHandler, scratch_folder
 from smalti.service.stage import StageOutput, TaskContext
-from smalti.shards.pictures import read_pictures, write_pictures
+from smalti.shards.pictures import read_pictures
 from smalti.shards.ranking import rank_shard
 from smalti.storage import ObjectRef
 
@@ -49,9 +49,7 @@ class RankShardHandler(FinishingHandler[RankShardTask, list[BatchPrompt]]):
         with scratch_folder() as folder:
             candidates = folder / "candidates.tar"
             self.store.get_file(task.candidates.key, candidates, sha256=task.candidates.sha256)
-            context.reach("after-read")
-            context.check_begin()
-            steps = ShardSteps(context, self.publisher, inputs, self._compute)
+            steps = self.begin(context, inputs, self._compute)
             ranked = rank_shard(
                 read_pictures(task.candidates.key, candidates, inputs),
                 lambda prompt, images: steps.compute(lambda: self._engine.look(prompt, images)),
@@ -60,11 +58,8 @@ class RankShardHandler(FinishingHandler[RankShardTask, list[BatchPrompt]]):
             if self.is_last(task):
                 written = self.write_output(context, ranked, folder / "output.tar")
             else:
-                chosen = folder / "chosen.tar"
-                write_pictures(chosen, ranked)
-                context.check()
-                context.reach("before-write")
-                written = (self.write_file(task.keys.shard_chosen, chosen, "application/x-tar"),)
+                chosen = self.write_pictures(context, task.keys.shard_chosen, ranked, folder / "chosen.tar")
+                written = (chosen,)
         return StageOutput(written, steps.seconds)
 
     def next_tasks(  # noqa: D102

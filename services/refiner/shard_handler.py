@@ -7,7 +7,7 @@ from smalti.registry.spec import ModelSpec
 from smalti.service import Process
 from smalti.service.cancellation import Cancellations
 from smalti.service.compute import ComputeThread
-from smalti.service.shards import FinishingHandler, ShardSteps, scratch_folder
+from smalti.service.shards import FinishingHandler, scratch_folder
 from smalti.service.stage import StageOutput, TaskContext
 from smalti.shards.encodings import ShardEncodings
 from smalti.shards.pictures import read_pictures
@@ -57,9 +57,7 @@ class RefineShardHandler(FinishingHandler[RefineShardTask, Made]):
         with scratch_folder() as folder:
             chosen = folder / "chosen.tar"
             self.store.get_file(task.chosen.key, chosen, sha256=task.chosen.sha256)
-            context.reach("after-read")
-            context.check_begin()
-            steps = ShardSteps(context, self.publisher, prompts, self._compute)
+            steps = self.begin(context, prompts, self._compute)
             refined = refine_shard(
                 read_pictures(task.chosen.key, chosen, prompts),
                 tokens,

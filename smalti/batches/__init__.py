@@ -22,14 +22,13 @@ from smalti.batches.layout import (
     ShardRange,
 )
 from smalti.batches.manifest import read_manifest
-from smalti.batches.places import FolderPlace, OutputPlace, StorePlace
+from smalti.batches.places import TAR, FolderPlace, OutputPlace, StorePlace
 from smalti.batches.planning import (
     DEFAULT_SHARD_PROMPTS,
     BatchPlan,
     OnRows,
     PlanCounts,
     PlannedShard,
-    TokensOf,
 )
 from smalti.batches.prompts import (
     BatchPrompt,
@@ -40,7 +39,15 @@ from smalti.batches.prompts import (
     seed_of_row,
 )
 from smalti.batches.reading import COLUMNS, EditSource, InputFormat, format_of
-from smalti.batches.tars import DrawnPicture, TarPicture, TarRecord, TarWriter, read_tar, webp_bytes
+from smalti.batches.tars import (
+    DrawnPicture,
+    TarPicture,
+    TarRecord,
+    TarWriter,
+    add_member,
+    read_tar,
+    webp_bytes,
+)
 
 __all__ = [
     "COLUMNS",
@@ -49,6 +56,7 @@ __all__ = [
     "SHARDS_IN_MANIFEST",
     "SUCCESS_FILE",
     "SUMMARY_FILE",
+    "TAR",
     "WORK",
     "BatchDefaults",
     "BatchDescription",
@@ -78,7 +86,7 @@ __all__ = [
     "TarPicture",
     "TarRecord",
     "TarWriter",
-    "TokensOf",
+    "add_member",
     "finish",
     "format_of",
     "openai",

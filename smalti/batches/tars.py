@@ -175,8 +175,8 @@ class TarWriter(AbstractContextManager["TarWriter"]):
                 height=picture.height,
             )
             key = f"{prompt.key}-{rank}"
-            self._write(f"{key}.{self._format.value}", picture.content)
-            self._write(f"{key}.{_RECORD}", record.model_dump_json().encode())
+            add_member(self._tar, f"{key}.{self._format.value}", picture.content)
+            add_member(self._tar, f"{key}.{_RECORD}", record.model_dump_json().encode())
             records.append(record.picture(key, len(picture.content)))
         self.pictures += len(records)
         return tuple(records)
@@ -192,12 +192,13 @@ class TarWriter(AbstractContextManager["TarWriter"]):
         if error is not None:
             self._path.unlink(missing_ok=True)
 
-    def _write(self, name: str, content: bytes) -> None:
-        # Without times, owners and groups, which would differ between equal runs.
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        member.mode = _MODE
-        self._tar.addfile(member, io.BytesIO(content))
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file to a tar, without times, owners and groups, which would differ between equal runs."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.mode = _MODE
+    tar.addfile(member, io.BytesIO(content))
 
 
 def read_tar(name: str, file: BinaryIO) -> Iterator[TarPicture]:

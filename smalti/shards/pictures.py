@@ -5,19 +5,17 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 from PIL import Image
 from pydantic import Field, ValidationError
 
-from smalti.batches import BatchPrompt
+from smalti.batches import BatchPrompt, add_member
 from smalti.errors import DamagedObjectError
 from smalti.foreign_text import reason_of
 from smalti.parameters import CandidateIndex
 from smalti.shards.readings import Reading, check_reading
 from smalti.validation import Strict, first_problem
-
-_MODE: Final = 0o644
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +72,9 @@ def write_pictures(path: Path, drawn: Iterable[DrawnPrompt]) -> None:
                     for picture in each.pictures
                 ),
             )
-            _add(tar, f"{each.prompt.key}.json", entry.model_dump_json().encode())
+            add_member(tar, f"{each.prompt.key}.json", entry.model_dump_json().encode())
             for picture in each.pictures:
-                _add(tar, f"{each.prompt.key}-{picture.candidate}.png", picture.content)
+                add_member(tar, f"{each.prompt.key}-{picture.candidate}.png", picture.content)
 
 
 def read_pictures(name: str, path: Path, prompts: Sequence[BatchPrompt]) -> Iterator[DrawnPrompt]:
@@ -113,13 +111,6 @@ def read_pictures(name: str, path: Path, prompts: Sequence[BatchPrompt]) -> Iter
         raise DamagedObjectError(name, reason_of(error)) from None
     except ValidationError as error:
         raise DamagedObjectError(name, str(first_problem(error))) from None
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    member.mode = _MODE
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _read(name: str, tar: tarfile.TarFile, wanted: str) -> bytes:

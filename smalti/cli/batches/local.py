@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from smalti.batches import (
     SUCCESS_FILE,
     SUMMARY_FILE,
+    TAR,
     BatchDescription,
     BatchLayout,
     BatchPlan,
@@ -54,7 +55,6 @@ from smalti.starting import without_collection
 if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
 
-TAR: Final = "application/x-tar"
 OnInvalid = Callable[[str], None]
 
 

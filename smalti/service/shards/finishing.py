@@ -15,7 +15,6 @@ from smalti.shards.output import ShardOutput, write_output
 from smalti.shards.pictures import DrawnPrompt
 from smalti.storage import ObjectRef
 
-TAR: Final = "application/x-tar"
 LINES: Final = "application/jsonl"
 
 
@@ -61,7 +60,7 @@ class FinishingHandler(ShardHandler[ShardType, Inputs], Generic[ShardType, Input
         )
         context.check()
         context.reach("before-write")
-        tar = self.write_file(task.keys.shard_output, path, TAR)
+        tar = self.write_tar(task.keys.shard_output, path)
         results = PromptResult.to_bytes(output.results)
         part = self.write(task, BatchKeys(task.batch).part(task.range), results, content_type=LINES)
         return tar, part

@@ -1,16 +1,17 @@
 """The shared part of the stages of shards: loading the prompts, progress, and what is computed for each prompt."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from smalti.batches import BatchPrompt, ShardFile
+from smalti.batches import TAR, BatchPrompt, ShardFile
 from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.messages import FailureReason, Message, ShardTask
 from smalti.queue import Delivery, PermanentError, Publisher
 from smalti.service.compute import ComputeThread
 from smalti.service.stage import Inputs, StageHandler, TaskContext
+from smalti.shards.pictures import DrawnPrompt, write_pictures
 from smalti.storage import ObjectRef, content_key, digest_of_file
 
 PROGRESS_SECONDS: Final = 5.0
@@ -47,9 +48,36 @@ class ShardHandler(StageHandler[ShardType, Inputs], Generic[ShardType, Inputs]):
             raise PermanentError(FailureReason.INPUTS, str(error)) from error
         return chosen
 
-    def write_file(self, name: str, path: Path, content_type: str) -> ObjectRef:
-        """Writes an object of the stage from a file."""
-        return self.store.put_file(content_key(name, digest_of_file(path)), path, content_type=content_type)
+    def begin(
+        self,
+        context: TaskContext[ShardType],
+        prompts: Sequence[BatchPrompt],
+        compute: ComputeThread | None = None,
+    ) -> "ShardSteps":
+        """Checks that a shard may begin once its inputs are read, and tells the gateway so; see `ShardSteps`."""
+        context.reach("after-read")
+        context.check_begin()
+        return ShardSteps(context, self.publisher, prompts, compute)
+
+    def write_pictures(
+        self, context: TaskContext[ShardType], name: str, drawn: Iterable[DrawnPrompt], path: Path
+    ) -> ObjectRef:
+        """Writes prompts with their pictures for the next stage.
+
+        Args:
+            context: the task.
+            name: the name of the object.
+            drawn: the prompts with their pictures.
+            path: where the tar is made.
+        """
+        write_pictures(path, drawn)
+        context.check()
+        context.reach("before-write")
+        return self.write_tar(name, path)
+
+    def write_tar(self, name: str, path: Path) -> ObjectRef:
+        """Writes an object of the stage from a tar."""
+        return self.store.put_file(content_key(name, digest_of_file(path)), path, content_type=TAR)
 
     def next_tasks(
         self, context: TaskContext[ShardType], objects: tuple[ObjectRef, ...]
