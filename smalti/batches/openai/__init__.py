@@ -1,18 +1,15 @@
 """OpenAI's Batch API: its requests as rows of a batch, and its answers."""
 
-from smalti.batches.openai.answers import AnswerContext, AnswerCounts, MissingCode, OpenTar, write_answers
+from smalti.batches.openai.answers import AnswerContext, AnswerCounts, write_answers
 from smalti.batches.openai.quality import Quality, candidates_of, quality_name
 from smalti.batches.openai.requests import (
     EDITS,
     ENDPOINTS,
     GENERATIONS,
     MAX_LINE,
-    EditBody,
-    ImageReference,
     OpenAIOptions,
     OpenAIReader,
     OpenAIRequest,
-    RequestBody,
     data_url_content,
     first_request,
 )
@@ -24,15 +21,10 @@ __all__ = [
     "MAX_LINE",
     "AnswerContext",
     "AnswerCounts",
-    "EditBody",
-    "ImageReference",
-    "MissingCode",
     "OpenAIOptions",
     "OpenAIReader",
     "OpenAIRequest",
-    "OpenTar",
     "Quality",
-    "RequestBody",
     "candidates_of",
     "data_url_content",
     "first_request",
