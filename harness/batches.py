@@ -67,7 +67,7 @@ class FakeShards:
     def prompts(self, task: EncodeShardTask) -> list[BatchPrompt]:
         """Returns the prompts of a message."""
         prompts = ShardFile.parse(task.shard.key, self.store.get(task.shard.key, sha256=task.shard.sha256))
-        return prompts[task.range.start : task.range.start + task.range.count]
+        return task.range.of(prompts)
 
     def reached(self, task: EncodeShardTask, stage: Stage) -> StageDone:
         """Returns the event of a stage before the last."""
@@ -95,16 +95,12 @@ class FakeShards:
                         continue
                     records = tar.add(prompt, [_picture(prompt, rank) for rank in range(prompt.n)])
                     results.append(
-                        PromptResult(
-                            row=prompt.row,
-                            id=prompt.id,
-                            prompt=prompt.prompt,
-                            seed=prompt.seed,
-                            state="drawn",
+                        PromptResult.of_pictures(
+                            prompt,
+                            records,
                             tar=layout.tar(task.range),
                             model=task.model,
                             revision=task.revision,
-                            pictures=records,
                         )
                     )
                 count = tar.pictures

@@ -9,13 +9,13 @@ from pydantic import Field
 from smalti.batches.prompts import (
     MAX_ID_LENGTH,
     MAX_PROBLEM_LENGTH,
-    MAX_PROMPT_LENGTH,
     BatchPrompt,
     seed_of_row,
 )
 from smalti.batches.reading import SAMPLING_COLUMNS, RowProblem, json_type
 from smalti.errors import InvalidInputError
 from smalti.foreign_text import check_text, parse_json, printable
+from smalti.messages import MAX_PROMPT_LENGTH
 from smalti.parameters import (
     MAX_SEED,
     Counts,

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from smalti.batches.layout import MAX_IN_SHARD
 from smalti.errors import DamagedObjectError
+from smalti.messages import MAX_PROMPT_LENGTH
 from smalti.parameters import (
     MAX_SEED,
     CandidateIndex,
@@ -21,7 +22,6 @@ from smalti.parameters import (
 from smalti.storage import Sha256
 from smalti.validation import Strict, first_problem
 
-MAX_PROMPT_LENGTH: Final = 4000
 MAX_ID_LENGTH: Final = 256
 MAX_PROBLEM_LENGTH: Final = 500
 POLICY_PROBLEM: Final = "the operator's policy refuses the prompt"
@@ -128,6 +128,40 @@ class PromptResult(Strict):
     revision: str
     pictures: tuple[PictureRecord, ...] = ()
     """The pictures, best first."""
+
+    @classmethod
+    def of_pictures(
+        cls,
+        prompt: BatchPrompt,
+        pictures: tuple[PictureRecord, ...],
+        *,
+        tar: str,
+        model: str,
+        revision: str,
+        effective_prompt: str | None = None,
+    ) -> "PromptResult":
+        """Returns the result of a prompt that was drawn.
+
+        Args:
+            prompt: the prompt.
+            pictures: its pictures, best first.
+            tar: the name of the tar that they are in.
+            model: name of the model.
+            revision: revision of the model.
+            effective_prompt: the prompt in the model's own words, if it differs.
+        """
+        return cls(
+            row=prompt.row,
+            id=prompt.id,
+            prompt=prompt.prompt,
+            effective_prompt=effective_prompt,
+            seed=prompt.seed,
+            state="drawn",
+            tar=tar,
+            model=model,
+            revision=revision,
+            pictures=pictures,
+        )
 
     @classmethod
     def not_drawn(

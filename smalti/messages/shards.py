@@ -1,7 +1,7 @@
 """The tasks of the shards of a batch: one message for each stage and shard, from the prompts to the output."""
 
 from functools import cache
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ MAX_IN_SHARD: Final = 1024
 """Prompts of a shard."""
 MAX_SHARDS: Final = 10**6
 """Shards of a batch."""
+
+Item = TypeVar("Item")
 
 
 class ShardRange(Extensible):
@@ -41,6 +43,10 @@ class ShardRange(Extensible):
     def name(self) -> str:
         """The name of its files, without an ending."""
         return f"{self.number:05d}-{self.start}-{self.count}" if self.part else f"{self.number:05d}"
+
+    def of(self, prompts: list[Item]) -> list[Item]:
+        """Returns these of the prompts of the shard; fewer if it does not have them all."""
+        return prompts[self.start : self.start + self.count]
 
     def halves(self) -> "tuple[ShardRange, ShardRange]":
         """Returns its halves; it must have two prompts at least."""

@@ -64,17 +64,13 @@ def write_output(
                 )
             else:
                 records = writer.add(prompt, _pictures(each, picture_format), reading.effective_prompt)
-                result = PromptResult(
-                    row=prompt.row,
-                    id=prompt.id,
-                    prompt=prompt.prompt,
-                    effective_prompt=reading.effective_prompt,
-                    seed=prompt.seed,
-                    state="drawn",
+                result = PromptResult.of_pictures(
+                    prompt,
+                    records,
                     tar=tar,
                     model=model,
                     revision=revision,
-                    pictures=records,
+                    effective_prompt=reading.effective_prompt,
                 )
             results.append(result)
     return ShardOutput(results=tuple(results))

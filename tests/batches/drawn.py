@@ -66,24 +66,14 @@ def draw_part(
     name = f"{part.name}.tar"
     results = []
     with TarWriter(path, picture_format, model=MODEL, revision=REVISION) as tar:
-        for prompt in shard.prompts[part.start : part.start + part.count]:
+        for prompt in part.of(shard.prompts):
             problem = prompt.problem or ("cannot be drawn" if "bad" in prompt.prompt else None)
             if problem is not None:
                 results.append(PromptResult.not_drawn(prompt, problem, model=MODEL, revision=REVISION))
                 continue
             records = tar.add(prompt, draw(prompt, picture_format))
             results.append(
-                PromptResult(
-                    row=prompt.row,
-                    id=prompt.id,
-                    prompt=prompt.prompt,
-                    seed=prompt.seed,
-                    state="drawn",
-                    tar=name,
-                    model=MODEL,
-                    revision=REVISION,
-                    pictures=records,
-                )
+                PromptResult.of_pictures(prompt, records, tar=name, model=MODEL, revision=REVISION)
             )
     if tar.pictures:
         place.put_file(name, path)

@@ -39,7 +39,7 @@ class ShardHandler(StageHandler[ShardType, Inputs], Generic[ShardType, Inputs]):
             prompts = ShardFile.parse(
                 task.shard.key, self.store.get(task.shard.key, sha256=task.shard.sha256)
             )
-            chosen = prompts[part.start : part.start + part.count]
+            chosen = part.of(prompts)
             if len(chosen) != part.count:
                 raise DamagedObjectError(
                     task.shard.key, f"has {len(prompts)} prompts; the task is about {part.name}"

@@ -59,7 +59,7 @@ class Halving:
         except (MissingObjectError, DamagedObjectError) as error:
             self._fail(batch_id, error)
             return
-        prompts = all_prompts[shard.start : shard.start + shard.count]
+        prompts = shard.of(all_prompts)
         log.warning("shard %s of batch %s is given up: %s", shard.name, batch_id, problem)
         if shard.count > 1:
             self._halve(batch_id, shard, lease, prompts)
