@@ -215,6 +215,17 @@ def check_prompt(prompt: str) -> str:
     return prompt
 
 
+def seed_of_digits(seed: Any) -> Any:
+    """Returns a seed that is a text of digits as a number: JavaScript reads numbers exactly only up to 2^53.
+
+    Everything else is returned as it is.
+    """
+    is_number = (
+        isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= len(str(MAX_SEED))
+    )
+    return int(seed) if is_number else seed
+
+
 def check_seed(seed: int | None) -> int:
     """Returns the seed; a random one for None.
 

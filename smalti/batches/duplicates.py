@@ -2,9 +2,8 @@
 
 import hashlib
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -16,8 +15,11 @@ _BUFFER: Final = 2**14
 """Bytes that are written to a partition together."""
 
 
-class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
-    """Collects ids in files of a temporary folder, each with the ids whose hashes begin alike."""
+class DuplicateFinder(ExitStack):
+    """Collects ids in files of a temporary folder, each with the ids whose hashes begin alike.
+
+    The folder is removed at the end of the block.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         """Creates the temporary folder.
@@ -25,7 +27,8 @@ class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
         Args:
             folder: where; None for the system's place for temporary files.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="smalti-ids-", dir=folder)
+        super().__init__()
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="smalti-ids-", dir=folder)))
         self._buffers = [bytearray() for _ in range(_PARTITIONS)]
 
     def add(self, row_id: str, place: int) -> None:
@@ -47,15 +50,6 @@ class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
                 found.append(pair)
         return min(found, key=lambda pair: pair[1], default=None)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Removes the temporary folder."""
-        self._folder.cleanup()
-
     def _flush(self, partition: int) -> None:
         if buffer := self._buffers[partition]:
             with self._path(partition).open("ab") as file:
@@ -63,7 +57,7 @@ class DuplicateFinder(AbstractContextManager["DuplicateFinder"]):
             buffer.clear()
 
     def _path(self, partition: int) -> Path:
-        return Path(self._folder.name) / f"{partition}.ids"
+        return self._folder / f"{partition}.ids"
 
 
 def first_pair(records: np.ndarray) -> tuple[int, int] | None:

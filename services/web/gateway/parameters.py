@@ -1,24 +1,16 @@
 """The parameters that both APIs share, under the names of the client's options."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
 from smalti.client import GenerateOptions
+from smalti.parameters import seed_of_digits
 from smalti.validation import Strict
-
-MAX_DIGITS: Final = 19
-"""Digits of the greatest seed, 2^63 - 1."""
-
-
-def _number(seed: Any) -> Any:
-    is_number = isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= MAX_DIGITS
-    return int(seed) if is_number else seed
-
 
 Seed = Annotated[
     int,
-    BeforeValidator(_number),
+    BeforeValidator(seed_of_digits),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]{1,19}$"}]}),
 ]
 """A seed. A string of digits is taken too, as answers have it: JavaScript reads numbers exactly only up to 2^53."""

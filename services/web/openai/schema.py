@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from smalti.batches.openai import Quality
 from smalti.services.web.gateway import DrawingParameters
 from smalti.services.web.pictures import OutputFormat
 
 Label = Annotated[str, Field(max_length=256)]
-Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
 
 class GenerationRequest(DrawingParameters):

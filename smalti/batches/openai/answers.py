@@ -84,14 +84,12 @@ def write_answers(
             found = result if result is not None and result.row == row else None
             if found is not None:
                 result = next(left, None)
-            is_drawn = found is not None and found.state == "drawn"
-            line = (
-                _answer(request, found, pictures.of(found), context)
-                if found is not None and found.state == "drawn"
-                else _error(request, found, row, context)
-            )
-            (answers if is_drawn else errors).write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            counts["completed" if is_drawn else "failed"] += 1
+            if found is not None and found.state == "drawn":
+                line, file, count = _answer(request, found, pictures.of(found), context), answers, "completed"
+            else:
+                line, file, count = _error(request, found, row, context), errors, "failed"
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            counts[count] += 1
     if result is not None:
         raise DamagedObjectError("results", f"row {result.row} is out of order, or has no request")
     return AnswerCounts(**counts)

@@ -21,7 +21,7 @@ from smalti.batches.reading import (
 )
 from smalti.errors import InvalidInputError
 from smalti.foreign_text import check_text, printable
-from smalti.parameters import MAX_SEED
+from smalti.parameters import seed_of_digits
 from smalti.validation import Strict, first_problem
 
 GENERATIONS: Final = "/v1/images/generations"
@@ -32,14 +32,6 @@ MAX_LINE: Final = 2**25
 DEFAULT_COUNT: Final = 1
 _DATA: Final = "data:"
 _KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
-
-
-def _seed(value: Any) -> Any:
-    """Returns a seed that is a text of digits as a number: JavaScript reads numbers exactly only up to 2^53."""
-    is_number = (
-        isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= len(str(MAX_SEED))
-    )
-    return int(value) if is_number else value
 
 
 class ImageReference(Strict):
@@ -86,7 +78,7 @@ class RequestBody(Strict):
     partial_images: Literal[0] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
     safety_identifier: Annotated[str, Field(max_length=256)] | None = None
-    seed: Annotated[int, BeforeValidator(_seed)] | None = None
+    seed: Annotated[int, BeforeValidator(seed_of_digits)] | None = None
     candidates: int | None = None
     guidance_scale: float | None = None
     temperature: float | None = None
@@ -204,9 +196,7 @@ class OpenAIReader:
             row += 1
 
     def _request(self, number: int, line: bytes) -> OpenAIRequest:
-        record = read_object(line, MAX_LINE)
-        if isinstance(record, RowProblem):
-            raise InvalidInputError(INPUT, f"line {number}: {record.problem}")
+        record = _record(number, line)
         custom_id = self._check(number, record)
         body = record["body"]
         kind = EditBody if self._endpoint == EDITS else RequestBody
@@ -313,9 +303,7 @@ def first_request(file: BinaryIO) -> tuple[str, str | None]:
     for line in lines:
         if line.isspace():
             continue
-        record = read_object(line, MAX_LINE)
-        if isinstance(record, RowProblem):
-            raise InvalidInputError(INPUT, f"line {lines.number}: {record.problem}")
+        record = _record(lines.number, line)
         url, body = record.get("url"), record.get("body")
         if url not in ENDPOINTS:
             raise InvalidInputError(
@@ -324,3 +312,11 @@ def first_request(file: BinaryIO) -> tuple[str, str | None]:
         model = body.get("model") if isinstance(body, dict) else None
         return url, model if isinstance(model, str) else None
     raise InvalidInputError(INPUT, "has no requests; give one at least")
+
+
+def _record(number: int, line: bytes) -> dict[str, Any]:
+    """Returns the object in a line; raises `InvalidInputError` if there is none."""
+    record = read_object(line, MAX_LINE)
+    if isinstance(record, RowProblem):
+        raise InvalidInputError(INPUT, f"line {number}: {record.problem}")
+    return record
