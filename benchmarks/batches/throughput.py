@@ -33,9 +33,10 @@ from benchmarks.report import Row, compared, write_between
 from benchmarks.scale.costs import Counts
 from benchmarks.scale.counting import CountedStore, Counters
 from benchmarks.scale.planning import H100
+from harness.meanwhile import meanwhile
 from harness.servers import PostgresServer, free_port
 from harness.waiting import wait_until
-from smalti.client import Client
+from smalti.client import Client, has_ended
 from smalti.storage import StoreSettings, open_store
 from smalti.testing.model import tiny_model
 from smalti.v1 import batch_pb2
@@ -70,10 +71,6 @@ PLACES: Final = ("throughput", "arithmetic")
 """Places in the page."""
 BEGIN: Final = "<!-- {}: written by python -m benchmarks.batches.throughput -->"
 END: Final = "<!-- end of {} -->"
-ENDED: Final = (
-    *(batch_pb2.BATCH_STATE_SUCCEEDED, batch_pb2.BATCH_STATE_FAILED),
-    *(batch_pb2.BATCH_STATE_CANCELLED, batch_pb2.BATCH_STATE_EXPIRED),
-)
 
 
 @dataclass(kw_only=True)
@@ -151,7 +148,7 @@ def measure(prompts: int, candidates: int, shard_prompts: int, folder: Path) -> 
             made = client.batches.create(
                 object_key=INPUT, n=candidates, candidates=candidates, shard_prompts=shard_prompts
             )
-            wait_until(lambda: client.batches.get(made.id).state in ENDED, 24 * 3600)
+            wait_until(lambda: has_ended(client.batches.get(made.id)), 24 * 3600)
             batch = client.batches.get(made.id)
             progress = batch.progress
             if batch.state != batch_pb2.BATCH_STATE_SUCCEEDED or progress.prompts_drawn != count:
@@ -252,7 +249,7 @@ def _system(folder: Path, model: Path) -> Iterator[tuple[Deployment, Counters, P
 @contextmanager
 def _sampled(system: Deployment, postgres: PostgresServer) -> Iterator[Samples]:
     """Samples the memory of all processes, and the size of the table of shards, while the block runs."""
-    samples, over = Samples(), threading.Event()
+    samples = Samples()
     servers: dict[str, Any] = {
         **system.services,
         "Valkey": system.valkey,
@@ -262,7 +259,7 @@ def _sampled(system: Deployment, postgres: PostgresServer) -> Iterator[Samples]:
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = sqlalchemy.create_engine(address)
 
-    def sample() -> None:
+    def sample(over: threading.Event) -> None:
         while not over.wait(SAMPLE_SECONDS):
             for name, server in servers.items():
                 samples.memory.setdefault(name, []).append(_resident(server.pids[-1]))
@@ -271,13 +268,10 @@ def _sampled(system: Deployment, postgres: PostgresServer) -> Iterator[Samples]:
             samples.row_bytes = max(samples.row_bytes, float(rows))
             samples.table_bytes = max(samples.table_bytes, float(table))
 
-    thread = threading.Thread(target=sample, name="samples", daemon=True)
-    thread.start()
     try:
-        yield samples
+        with meanwhile(sample):
+            yield samples
     finally:
-        over.set()
-        thread.join()
         engine.dispose()
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from faults.batches.output import problems_of, read_output
-from faults.batches.submissions import CANDIDATES, SHARD_PROMPTS, BatchSubmission, has_ended
+from faults.batches.submissions import CANDIDATES, SHARD_PROMPTS, BatchSubmission
 from faults.reference import Reference
 from faults.system import PATIENCE, System
 from faults.tally import Tally
 from harness.objects import name_of
 from harness.waiting import wait_until
 from smalti.batches import SUMMARY_FILE, BatchKeys
-from smalti.client import Client
+from smalti.client import Client, has_ended
 from smalti.errors import BatchNotFoundError, SmaltiError, UnavailableError
 from smalti.storage import JobKeys, digest
 from smalti.v1.batch_pb2 import Batch
@@ -27,7 +27,8 @@ TRIES: Final = 4
 RETRY_SECONDS: Final = 60.0
 CLEANING_SECONDS: Final = 30.0
 """Time within which what an ended batch does not need any more is deleted, but for what stages write late."""
-_SHORT_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 0.2
+"""Interval between two looks at batches; each connects anew, and must not slow down what is looked at."""
 _MARKER: Final = "/cancelled.json"
 
 
@@ -146,7 +147,7 @@ class BatchAccount:
                         each.end = batch
                         waiting.remove(each)
             if waiting:
-                time.sleep(_SHORT_SECONDS)
+                time.sleep(_LOOK_SECONDS)
 
     def listed(self, submission: BatchSubmission) -> dict[str, str]:
         """Returns the SHA-256 of each file of a batch, as a gateway lists them."""

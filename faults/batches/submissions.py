@@ -69,8 +69,3 @@ class BatchSubmission:
     def owns(self, job: str) -> bool:
         """Returns whether a job is a shard of the batch, or a part of one."""
         return bool(self.batch) and job.startswith(f"{self.batch}-")
-
-
-def has_ended(batch: Batch) -> bool:
-    """Returns whether a batch is in a final state."""
-    return batch.state in ENDS
