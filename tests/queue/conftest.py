@@ -20,6 +20,15 @@ def rabbitmq() -> Iterator[RabbitMQServer]:
         yield server
 
 
+# RabbitMQ takes long to start, and a worker's process too; what does not depend on the kind of broker is tested on
+# RabbitMQ with the slow tests.
+mostly_on_valkey = pytest.mark.parametrize(
+    "broker",
+    [name if name == "valkey" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS],
+    indirect=True,
+)
+
+
 @pytest.fixture(params=BROKERS)
 def broker(request: pytest.FixtureRequest) -> Server:
     """A broker of each kind, with empty queues."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harness.queue import (
-    BROKERS,
     HARMLESS_WARNINGS,
     QueueHarness,
     clear,
@@ -33,16 +32,9 @@ from smalti.messages import (
 )
 from smalti.queue import BrokerPublisher, BrokerSettings, Delivery, Outcome, celery_application
 from smalti.storage import JobKeys, LocalStore
+from tests.queue.conftest import mostly_on_valkey
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
-
-# RabbitMQ takes long to start, and a worker's process too; what does not depend on the kind of broker is tested on
-# RabbitMQ with the slow tests.
-mostly_on_valkey = pytest.mark.parametrize(
-    "broker",
-    [name if name == "valkey" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS],
-    indirect=True,
-)
 
 
 @mostly_on_valkey

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from harness.queue import (
-    BROKERS,
     HARMLESS_WARNINGS,
     QueueHarness,
     clear,
@@ -36,14 +35,9 @@ from smalti.parameters import Priority
 from smalti.queue import BrokerPublisher, Delivery, GiveBackError, Outcome
 from smalti.queue.crashes.poison import PoisonRecords
 from smalti.storage import MemoryStore, ObjectRef
+from tests.queue.conftest import mostly_on_valkey
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in HARMLESS_WARNINGS]
-
-mostly_on_valkey = pytest.mark.parametrize(
-    "broker",
-    [name if name == "valkey" else pytest.param(name, marks=pytest.mark.slow) for name in BROKERS],
-    indirect=True,
-)
 
 
 def shard_task(batch: str = "b1", number: int = 0) -> EncodeShardTask:
