@@ -1,10 +1,10 @@
 """Scripted batches and files in memory for tests of clients: fixed states, and streams that break on demand."""
 
 import hashlib
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from harness.scripted import Faults, page
 from smalti.errors import BatchNotFoundError, NotSupportedError, StoredFileNotFoundError, UnavailableError
 from smalti.rpc.errors import status_of
 from smalti.v1 import batch_pb2, file_pb2
@@ -25,24 +25,17 @@ FILES: Final = {
 Context = Any
 
 
-class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
+class ScriptedBatches(Faults, BatchServiceServicer, FileServiceServicer):
     """Batches go through PLANNING and RUNNING, and succeed at once; one with the name "fail" fails."""
 
     def __init__(self) -> None:
         """Creates services without batches, files and faults."""
+        super().__init__()
         self.batches: dict[str, list[batch_pb2.Batch]] = {}
         """The versions of each batch."""
         self.files: dict[str, tuple[file_pb2.File, bytes]] = {}
         self.upload_url = ""
         """What CreateFile returns."""
-        self.calls: dict[str, list[Any]] = defaultdict(list)
-        """The requests to each method."""
-        self.lost_answers: dict[str, int] = defaultdict(int)
-        """The number of next calls of a method that do their work and then fail with UNAVAILABLE."""
-        self.breaks: dict[str, list[int]] = defaultdict(list)
-        """The number of messages after which the next streams of a method break, one each."""
-        self.damaged = 0
-        """The number of next files that are sent damaged."""
 
     async def CreateBatch(  # noqa: N802
         self, request: batch_pb2.CreateBatchRequest, context: Context
@@ -69,10 +62,8 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
     ) -> batch_pb2.ListBatchesResponse:
         """Returns a page of two batches."""
         self.calls["ListBatches"].append(request)
-        start = int(request.page_token or 0)
-        found = [versions[-1] for versions in reversed(self.batches.values())]
-        token = str(start + 2) if start + 2 < len(found) else ""
-        return batch_pb2.ListBatchesResponse(batches=found[start : start + 2], next_page_token=token)
+        batches, token = page([each[-1] for each in reversed(self.batches.values())], request.page_token, 2)
+        return batch_pb2.ListBatchesResponse(batches=batches, next_page_token=token)
 
     async def WatchBatch(  # noqa: N802
         self, request: batch_pb2.WatchBatchRequest, context: Context
@@ -123,16 +114,14 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
     ) -> batch_pb2.ListBatchFilesResponse:
         """Returns a page of two files."""
         self._versions_of(request.batch_id)
-        names = sorted(FILES)
-        start = int(request.page_token or 0)
-        page = [
+        names, token = page(sorted(FILES), request.page_token, 2)
+        files = [
             batch_pb2.BatchFile(
                 name=name, size_bytes=len(FILES[name]), sha256=hashlib.sha256(FILES[name]).hexdigest()
             )
-            for name in names[start : start + 2]
+            for name in names
         ]
-        token = str(start + 2) if start + 2 < len(names) else ""
-        return batch_pb2.ListBatchFilesResponse(files=page, next_page_token=token)
+        return batch_pb2.ListBatchFilesResponse(files=files, next_page_token=token)
 
     async def DownloadBatchFile(  # noqa: N802
         self, request: batch_pb2.DownloadBatchFileRequest, context: Context
@@ -166,8 +155,7 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
         """Takes a file."""
         received = [request async for request in requests]
         self.calls["UploadFile"].append(received[0])
-        if self.lost_answers["UploadFile"]:
-            self._lose("UploadFile")
+        self._lose("UploadFile")
         content = b"".join(request.data for request in received[1:])
         return file_pb2.UploadFileResponse(
             file=self._add_file(received[0].start, content, file_pb2.FILE_STATE_READY)
@@ -193,10 +181,8 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
     ) -> file_pb2.ListFilesResponse:
         """Returns a page of one file."""
         self.calls["ListFiles"].append(request)
-        found = [file for file, _ in self.files.values()]
-        start = int(request.page_token or 0)
-        token = str(start + 1) if start + 1 < len(found) else ""
-        return file_pb2.ListFilesResponse(files=found[start : start + 1], next_page_token=token)
+        files, token = page([file for file, _ in self.files.values()], request.page_token, 1)
+        return file_pb2.ListFilesResponse(files=files, next_page_token=token)
 
     async def DeleteFile(  # noqa: N802
         self, request: file_pb2.DeleteFileRequest, context: Context
@@ -276,11 +262,3 @@ class ScriptedBatches(BatchServiceServicer, FileServiceServicer):
         if file_id not in self.files:
             raise StoredFileNotFoundError(file_id)
         return self.files[file_id]
-
-    def _lose(self, method: str) -> None:
-        if self.lost_answers[method]:
-            self.lost_answers[method] -= 1
-            raise UnavailableError("the response was lost")
-
-    def _breaks(self, method: str) -> int | None:
-        return self.breaks[method].pop(0) if self.breaks[method] else None

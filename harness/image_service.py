@@ -16,6 +16,7 @@ from PIL import Image
 
 from harness.batch_service import ScriptedBatches
 from harness.loop_thread import LoopThread
+from harness.scripted import Faults, page
 from smalti.errors import (
     InvalidInputError,
     JobNotFoundError,
@@ -59,27 +60,20 @@ def png(candidate: int) -> bytes:
     return plain_png_bytes(Image.new("RGB", (32, 32), (candidate, 0, 0))) + bytes(3 * CHUNK_BYTES)
 
 
-class ScriptedGateway(ImageServiceServicer):
+class ScriptedGateway(Faults, ImageServiceServicer):
     """An image service with a script. Jobs with the prompts "queue" and "wait" wait; those in `ERRORS` fail."""
 
     def __init__(self) -> None:
         """Creates a service without jobs and faults."""
+        super().__init__()
         self.jobs: dict[str, list[job_pb2.Job]] = {}
         """The versions of each job."""
         self.models = [MODEL]
         """What ListModels returns."""
-        self.calls: dict[str, list[Any]] = defaultdict(list)
-        """The requests to each method."""
         self.failures: dict[str, list[BaseException]] = defaultdict(list)
         """Raised by the next calls of a method, one each, before they do anything."""
-        self.lost_answers: dict[str, int] = defaultdict(int)
-        """The number of next calls of a method that do their work and then fail with UNAVAILABLE."""
-        self.breaks: dict[str, list[int]] = defaultdict(list)
-        """The number of messages after which the next streams of a method break, one each."""
         self.silent_ends: list[int] = []
         """The number of messages after which the next watches end with OK, although their job has not ended."""
-        self.damaged = 0
-        """The number of next files that are sent damaged."""
         self.go_on = asyncio.Event()
         self.watching = threading.Event()
         """Set once a watch waits for `go_on`."""
@@ -113,10 +107,8 @@ class ScriptedGateway(ImageServiceServicer):
     ) -> image_pb2.ListJobsResponse:
         """Returns a page of two jobs."""
         self._begin("ListJobs", request)
-        start = int(request.page_token or 0)
-        jobs = [versions[-1] for versions in reversed(self.jobs.values())]
-        token = str(start + 2) if start + 2 < len(jobs) else ""
-        return image_pb2.ListJobsResponse(jobs=jobs[start : start + 2], next_page_token=token)
+        jobs, token = page([each[-1] for each in reversed(self.jobs.values())], request.page_token, 2)
+        return image_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(  # noqa: N802
         self, request: image_pb2.CancelJobRequest, context: Context
@@ -212,14 +204,6 @@ class ScriptedGateway(ImageServiceServicer):
         self.calls[method].append(request)
         if self.failures[method]:
             raise self.failures[method].pop(0)
-
-    def _lose(self, method: str) -> None:
-        if self.lost_answers[method]:
-            self.lost_answers[method] -= 1
-            raise UnavailableError("the response was lost")
-
-    def _breaks(self, method: str) -> int | None:
-        return self.breaks[method].pop(0) if self.breaks[method] else None
 
     def _versions_of(self, job_id: str) -> list[job_pb2.Job]:
         if job_id not in self.jobs:

@@ -81,7 +81,7 @@ class RealStages:
         self.words_file = folder.words_file
         self.rewriter = CountingRewriter.load(folder.words_file)
         spec = ModelSpec.load(folder)
-        refiner = RefinerEngine.load(spec)
+        self.refiner = refiner = RefinerEngine.load(spec)
 
         def common(service: str) -> dict[str, Any]:
             process = replace(bare_process(self.store, service), publisher=publisher)

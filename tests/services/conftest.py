@@ -47,6 +47,20 @@ def stages(worded: ModelFolder, pipeline: Pipeline) -> Iterator[RealStages]:
 
 
 @pytest.fixture(scope="session")
+def one_process(worded: ModelFolder, pipeline: Pipeline, stages: RealStages) -> Pipeline:
+    """The engines of the stages in one process."""
+    return Pipeline(
+        folder=worded,
+        encoder=pipeline.encoder,
+        generator=stages.generator,
+        decoder=pipeline.decoder,
+        ranker=pipeline.ranker,
+        refiner=stages.refiner,
+        rewriter=stages.rewriter,
+    )
+
+
+@pytest.fixture(scope="session")
 def policy_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an installed package with entry points that are policies."""
     folder = tmp_path_factory.mktemp("package")

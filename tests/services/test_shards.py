@@ -50,23 +50,6 @@ def empty(stages: RealStages) -> None:
     stages.store.entries.clear()
 
 
-@pytest.fixture(scope="module")
-def one_process(worded: ModelFolder, pipeline: Pipeline, stages: RealStages) -> Pipeline:
-    """The engines of the stages in one process."""
-    from smalti.engines.refiner import RefinerEngine
-    from smalti.registry.spec import ModelSpec
-
-    return Pipeline(
-        folder=worded,
-        encoder=pipeline.encoder,
-        generator=stages.generator,
-        decoder=pipeline.decoder,
-        ranker=pipeline.ranker,
-        refiner=RefinerEngine.load(ModelSpec.load(worded)),
-        rewriter=stages.rewriter,
-    )
-
-
 def report_of(messages: list[Message]) -> ShardReport:
     [report] = [each.shard for each in messages if isinstance(each, StageDone) and each.shard is not None]
     return report

@@ -24,20 +24,6 @@ CHUNKS = (Chunk(chunk=0, candidates=(0, 1, 2, 3, 4)), Chunk(chunk=1, candidates=
 
 
 @pytest.fixture(scope="module")
-def one_process(worded: ModelFolder, pipeline: Pipeline, stages: RealStages) -> Pipeline:
-    """The engines of the stages in one process."""
-    return Pipeline(
-        folder=worded,
-        encoder=pipeline.encoder,
-        generator=stages.generator,
-        decoder=pipeline.decoder,
-        ranker=pipeline.ranker,
-        refiner=pipeline.refiner,
-        rewriter=stages.rewriter,
-    )
-
-
-@pytest.fixture(scope="module")
 def expected(one_process: Pipeline) -> list[LocalPicture]:
     """All candidates, drawn in one process."""
     return one_process.generate_candidates(
