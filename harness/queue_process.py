@@ -4,13 +4,20 @@ import json
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Set
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from harness.paths import ROOT
+from harness.queue import dead, events
+from harness.waiting import WAIT, wait_until
+from smalti.messages import Failed, parse
 from smalti.queue import BrokerSettings
 from smalti.up.command import guarded
 
-WORKER = ROOT / "tests" / "queue" / "queue_worker.py"
+WORKER: Final = ROOT / "tests" / "queue" / "queue_worker.py"
 
 
 class WorkerProcess:
@@ -40,3 +47,43 @@ class WorkerProcess:
         self.process.kill()
         self.process.wait()
         self._reader.join()
+
+
+@dataclass
+class Verdict:
+    """What has become of a message that crashes its workers."""
+
+    failed: list[Failed] = field(default_factory=list)
+    """The events of failed work."""
+    buried: list[str] = field(default_factory=list)
+    """The jobs of dead letters."""
+    crashes: int = 0
+    """Workers that were killed."""
+
+
+def crash_until_convicted(settings: BrokerSettings, folder: Path, others: Set[str]) -> Verdict:
+    """Runs one worker after the other until a message is given up and kept, and all other jobs are done.
+
+    Args:
+        settings: the broker.
+        folder: the folder of the workers' store.
+        others: the other jobs.
+    """
+    verdict, done = Verdict(), set[str]()
+
+    def settled() -> bool:
+        for event in events(settings):
+            if isinstance(event, Failed):
+                verdict.failed.append(event)
+            else:
+                done.add(event.job)
+        verdict.buried.extend(parse(text).job for text, _ in dead(settings))
+        return bool(verdict.failed and verdict.buried) and others <= done
+
+    deadline = time.monotonic() + 3 * WAIT
+    while not settled():
+        assert time.monotonic() < deadline
+        with WorkerProcess(settings, folder) as worker:
+            wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
+            verdict.crashes += worker.process.poll() == -9
+    return verdict

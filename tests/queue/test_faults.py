@@ -20,12 +20,11 @@ from harness.queue import (
     settings_for,
     task,
 )
-from harness.queue_process import WorkerProcess
+from harness.queue_process import WorkerProcess, crash_until_convicted
 from harness.servers import RabbitMQServer, Server
 from harness.waiting import WAIT, wait_until
 from smalti.errors import BrokerUnavailableError
 from smalti.messages import (
-    Failed,
     Message,
     Stage,
     parse,
@@ -165,29 +164,10 @@ def test_poison_message_is_dead_lettered_and_its_neighbours_are_done(broker: Ser
     publisher.publish(task("poison", "die"))
     for job in sorted(neighbours):
         publisher.publish(task(job, "sleep 1"))
-    failed: list[Failed] = []
-    done: set[str] = set()
-    buried: list[str] = []
-
-    def settled() -> bool:
-        for event in events(settings):
-            if isinstance(event, Failed):
-                failed.append(event)
-            else:
-                done.add(event.job)
-        buried.extend(parse(text).job for text, _ in dead(settings))
-        return bool(failed and buried) and neighbours <= done
-
-    crashes = 0
-    deadline = time.monotonic() + 3 * WAIT
-    while not settled():
-        assert time.monotonic() < deadline
-        with WorkerProcess(settings, tmp_path) as worker:
-            wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
-            crashes += worker.process.poll() == -9
-    assert crashes == settings.deliveries
-    assert [(event.job, event.reason) for event in failed] == [("poison", "poison")]
-    assert buried == ["poison"]
+    verdict = crash_until_convicted(settings, tmp_path, neighbours)
+    assert verdict.crashes == settings.deliveries
+    assert [(event.job, event.reason) for event in verdict.failed] == [("poison", "poison")]
+    assert verdict.buried == ["poison"]
     # What was convicted stays so, and nothing is known of the neighbours.
     kept = [info.key for info in LocalStore(tmp_path).objects()]
     assert kept == [JobKeys("poison").poison_record("encode")]

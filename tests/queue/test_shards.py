@@ -12,18 +12,15 @@ from harness.queue import (
     HARMLESS_WARNINGS,
     QueueHarness,
     clear,
-    dead,
-    events,
     read_all,
     settings_for,
     task,
 )
-from harness.queue_process import WorkerProcess
+from harness.queue_process import WorkerProcess, crash_until_convicted
 from harness.servers import Server
 from harness.waiting import WAIT, wait_until
 from smalti.messages import (
     EncodeShardTask,
-    Failed,
     Message,
     ShardRange,
     Stage,
@@ -193,26 +190,10 @@ def test_shard_that_crashes_its_workers_is_convicted_and_others_are_done(
         publisher.publish(shard_task("sleep-1", number))
     for job in ("j1", "j2"):
         publisher.publish(task(job, "sleep 1"))
-    failed: list[Failed] = []
-    done: set[str] = set()
-    buried: list[str] = []
-
-    def settled() -> bool:
-        for event in events(settings):
-            if isinstance(event, Failed):
-                failed.append(event)
-            else:
-                done.add(event.job)
-        buried.extend(parse(text).job for text, _ in dead(settings))
-        return bool(failed and buried) and others <= done
-
-    crashes, deadline = 0, time.monotonic() + 3 * WAIT
-    while not settled():
-        assert time.monotonic() < deadline
-        with WorkerProcess(settings, tmp_path) as worker:
-            wait_until(lambda: worker.process.poll() is not None or settled(), 2 * WAIT)
-            crashes += worker.process.poll() == -9
-    assert crashes == settings.deliveries
-    assert [(event.job, event.reason, event.stage) for event in failed] == [(guilty, "poison", "encode")]
-    assert buried == [guilty]
+    verdict = crash_until_convicted(settings, tmp_path, others)
+    assert verdict.crashes == settings.deliveries
+    assert [(event.job, event.reason, event.stage) for event in verdict.failed] == [
+        (guilty, "poison", "encode")
+    ]
+    assert verdict.buried == [guilty]
     publisher.close()
