@@ -62,11 +62,6 @@ class TarRecord(Strict):
     def _every_value(self, sampling: SamplingParameters) -> dict[str, Any]:
         return sampling.every_value()
 
-    @property
-    def reworded(self) -> str | None:
-        """The prompt in the model's own words; None if the model reads the prompt as it is."""
-        return None if self.effective_prompt == self.prompt else self.effective_prompt
-
     def picture(self, key: str, size: int) -> PictureRecord:
         """Returns what the manifest says about the picture.
 

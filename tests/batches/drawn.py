@@ -1,8 +1,6 @@
 """Batches as they are when every shard is drawn, with small pictures that no engine made."""
 
-import io
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from smalti.batches import (
     BatchPlan,
     BatchPrompt,
     DrawnPicture,
-    FolderPlace,
     InputFormat,
     InputRecord,
     OutputPlace,
@@ -26,6 +23,7 @@ from smalti.batches import (
 )
 from smalti.pictures import Drawing, png_bytes
 from smalti.storage import digest
+from tests.batches.conftest import plan_of
 
 MODEL, REVISION = "tiny", "0123456789ab"
 SIDE = 16
@@ -121,14 +119,5 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def text_plan(lines: int, shard_prompts: int = 4, bad: int | None = None) -> BatchPlan:
-    from tests.batches.conftest import DEFAULTS
-
     content = "".join(f"{'a bad' if line == bad else 'a'} fox {line}\n" for line in range(lines)).encode()
-    return replace(
-        BatchPlan(open=lambda: io.BytesIO(content), format=InputFormat.TEXT, defaults=DEFAULTS),
-        shard_prompts=shard_prompts,
-    )
-
-
-def folder_place(folder: Path) -> FolderPlace:
-    return FolderPlace(folder)
+    return plan_of(content, InputFormat.TEXT, shard_prompts=shard_prompts)

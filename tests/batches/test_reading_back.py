@@ -165,7 +165,8 @@ def test_all_descriptions_have_the_same_keys(tmp_path: Path, load_dataset: Any) 
         assert tar.add(shard.prompts[-1], pictures, "a kitten")[0].wording == "a black cat"
     with (tmp_path / "0.tar").open("rb") as file:
         records = [picture.record for picture in read_tar("0.tar", file)]
-    assert [record.reworded for record in records] == [None] * 16 + ["a kitten"] * 2
+    reworded = [record.effective_prompt != record.prompt and record.effective_prompt for record in records]
+    assert reworded == [False] * 16 + ["a kitten"] * 2
     assert [record.sampling for record in records[::2]] == [prompt.sampling for prompt in shard.prompts]
     rows = [row["json"] for row in load_dataset("webdataset", data_files=[str(tmp_path / "0.tar")])]
     assert [row["effective_prompt"] for row in rows] == ["a fox"] * 16 + ["a kitten"] * 2

@@ -12,7 +12,6 @@ from faults.batches.output import problems_of
 from faults.batches.submissions import CANDIDATES, BatchSubmission
 from smalti.batches import (
     BatchDefaults,
-    BatchPlan,
     BatchPrompt,
     FinalState,
     InputFormat,
@@ -26,6 +25,7 @@ from smalti.batches import (
 from smalti.parameters import SamplingParameters
 from smalti.storage import MemoryStore, digest
 from smalti.v1.batch_pb2 import BATCH_STATE_CANCELLED, BATCH_STATE_SUCCEEDED, Batch, BatchProgress
+from tests.batches.conftest import plan_of
 from tests.batches.drawn import MODEL, REVISION, describe, draw, draw_all
 
 PROMPTS = tuple(f"a fox {number}" for number in range(5))
@@ -53,14 +53,10 @@ def submission(state: int = BATCH_STATE_SUCCEEDED, **progress: Any) -> BatchSubm
 def output(folder: Path, state: FinalState = "complete", parts: slice = slice(None)) -> Files:
     """Returns the output of a batch of five prompts in three shards."""
     content = "".join(f"{prompt}\n" for prompt in PROMPTS).encode()
-    plan = BatchPlan(
-        open=lambda: io.BytesIO(content),
-        format=InputFormat.TEXT,
-        defaults=BatchDefaults(
-            default_n=CANDIDATES, default_candidates=CANDIDATES, sampling=SamplingParameters()
-        ),
-        shard_prompts=SHARD,
+    defaults = BatchDefaults(
+        default_n=CANDIDATES, default_candidates=CANDIDATES, sampling=SamplingParameters()
     )
+    plan = plan_of(content, InputFormat.TEXT, defaults, shard_prompts=SHARD)
     store = MemoryStore()
     place = StorePlace(store, "")
     drawn: list[ResultPart] = draw_all(plan, place, folder)
