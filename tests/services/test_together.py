@@ -2,7 +2,8 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from smalti.v1.ranker_pb2_grpc import RankerServiceStub
 SERVICES = ("encoder", "generator", "decoder", "ranker")
 PROMPT = "a red fox"
 SEED = 7
+STAGES = (Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK)
 CHUNKS = (Chunk(chunk=0, candidates=(0, 1, 2, 3)), Chunk(chunk=1, candidates=(4, 5)))
 
 
@@ -87,18 +89,26 @@ def encode_task(tiny: ModelFolder, job: str, **changes: Any) -> EncodeTask:
     return task(job, PROMPT, model=tiny, **fields)
 
 
-def read_events(publisher: BrokerPublisher, enough: Callable[[list[Message]], bool]) -> list[Message]:
-    """Reads events until `enough` returns true; fails on a `Failed` event."""
+def read_events(
+    publisher: BrokerPublisher, job: str, stages: Iterable[Stage] = STAGES, chunks: int = 1
+) -> list[Message]:
+    """Reads the events of a job until each of the stages has reported each chunk; fails on a `Failed` event.
+
+    A stage reports to the gateway after it has sent its work on, so that the report of the next stage
+    may come first.
+    """
+    wanted = {stage: 1 if stage is Stage.ENCODE else chunks for stage in stages}
+
+    def ended(found: list[Message]) -> bool:
+        reported = {(event.stage, event.chunk) for event in found if isinstance(event, StageDone)}
+        counts = Counter(stage for stage, _ in reported)
+        return counts >= Counter(wanted) or any(isinstance(event, Failed) for event in found)
+
     found = gather(
-        lambda: events(publisher.settings),
-        lambda found: enough(found) or any(isinstance(event, Failed) for event in found),
+        lambda: [event for event in events(publisher.settings) if getattr(event, "job", None) == job], ended
     )
     assert not [event for event in found if isinstance(event, Failed)]
     return found
-
-
-def ranked(chunks: int) -> Callable[[list[Message]], bool]:
-    return lambda found: sum(_is(event, Stage.RANK) for event in found) >= chunks
 
 
 def _is(event: Message, stage: Stage) -> bool:
@@ -120,7 +130,7 @@ def test_queue_gives_the_pictures_of_the_pipeline(
     tmp_path: Path,
 ) -> None:
     publisher.publish(encode_task(tiny, "whole"))
-    found = read_events(publisher, ranked(2))
+    found = read_events(publisher, "whole", chunks=2)
     keys = JobKeys("whole")
     scores = [
         picture
@@ -158,13 +168,11 @@ def test_shard_through_the_queue_is_that_of_one_process(
     tmp_path: Path,
 ) -> None:
     prompts = [batch_prompt(row, PROMPT, candidates=5) for row in range(3)]
-    publisher.publish(encode_shard_task(store, prompts, tiny, "whole-batch"))
-    found = read_events(
-        publisher, lambda found: any(isinstance(event, StageDone) and event.shard for event in found)
-    )
-    stages = [event.stage for event in found if isinstance(event, StageDone)]
-    assert stages == [Stage.ENCODE, Stage.GENERATE, Stage.DECODE, Stage.RANK]
-    assert {event.stage for event in found if isinstance(event, ShardProgress)} == set(stages)
+    asked = encode_shard_task(store, prompts, tiny, "whole-batch")
+    publisher.publish(asked)
+    found = read_events(publisher, asked.job)
+    assert sorted(event.stage for event in found if isinstance(event, StageDone)) == sorted(STAGES)
+    assert {event.stage for event in found if isinstance(event, ShardProgress)} == set(STAGES)
     report = next(event.shard for event in found if isinstance(event, StageDone) and event.shard)
     local = LocalShard(pipeline, prompts).draw(tmp_path / "00000.tar")
     assert report.tar is not None
@@ -177,14 +185,14 @@ def test_repeated_work_is_skipped_or_gives_the_same_bytes(
 ) -> None:
     asked = encode_task(tiny, "again")
     publisher.publish(asked)
-    read_events(publisher, ranked(2))
+    read_events(publisher, "again", chunks=2)
     first = objects(store, "again")
     publisher.publish(asked)
-    found = read_events(publisher, ranked(2))
+    found = read_events(publisher, "again", chunks=2)
     assert all(event.skipped for event in found if isinstance(event, StageDone))
     store.delete(*first)
     publisher.publish(asked)
-    found = read_events(publisher, ranked(2))
+    found = read_events(publisher, "again", chunks=2)
     assert not any(event.skipped for event in found if isinstance(event, StageDone))
     assert objects(store, "again") == first
 
@@ -199,7 +207,7 @@ def test_missing_or_damaged_object_is_recreated(
 ) -> None:
     job = damage.replace(" ", "-")
     publisher.publish(encode_task(tiny, job, chunks=CHUNKS[:1]))
-    found = read_events(publisher, ranked(1))
+    found = read_events(publisher, job)
     whole, keys = objects(store, job), JobKeys(job)
     decoded = next(event for event in found if _is(event, Stage.DECODE))
     assert isinstance(decoded, StageDone)
@@ -217,7 +225,7 @@ def test_missing_or_damaged_object_is_recreated(
         delete_named(store, keys.scores(0))
         pictures = [*decoded.objects[:3], put_named(store, decoded.objects[3].name, b"this is no picture")]
         publisher.publish(again.next(tuple(pictures)))
-    found = read_events(publisher, ranked(1))
+    found = read_events(publisher, job, [Stage.RANK])
     assert objects(store, job) == whole
     # The work was restarted once, which counts as an attempt.
     assert {event.attempt for event in found if _is(event, Stage.RANK)} == {2}
@@ -227,7 +235,7 @@ def test_finished_work_is_passed_on_without_its_inputs(
     services: dict[str, ServiceProcess], publisher: BrokerPublisher, store: ObjectStore, tiny: ModelFolder
 ) -> None:
     publisher.publish(encode_task(tiny, "done", chunks=CHUNKS[:1]))
-    read_events(publisher, ranked(1))
+    read_events(publisher, "done")
     keys = JobKeys("done")
     whole = objects(store, "done")
     tokens = ref_of(store, keys.tokens(0))
@@ -235,11 +243,11 @@ def test_finished_work_is_passed_on_without_its_inputs(
     encoding = ref_of(store, keys.encoding)
     store.delete(encoding.key, tokens.key)
     publisher.publish(DecodeTask(**carried, chunk=0, candidates=CHUNKS[0].candidates, tokens=tokens))
-    found = read_events(publisher, ranked(1))
-    assert [(event.stage, event.skipped) for event in found if isinstance(event, StageDone)] == [
+    found = read_events(publisher, "done", [Stage.DECODE, Stage.RANK])
+    assert {(event.stage, event.skipped) for event in found if isinstance(event, StageDone)} == {
         (Stage.DECODE, True),
         (Stage.RANK, True),
-    ]
+    }
     assert {
         **objects(store, "done"),
         encoding.key: whole[encoding.key],
