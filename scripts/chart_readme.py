@@ -54,10 +54,16 @@ the same names under `services` of a model:
 |---|---|
 | `shipped: true` | the model in the images |
 | `hub: {{repository, revision, licence, tokenSecret}}` | pulled from the Hugging Face hub at the start of each pod |
+| `s3: {{address, sha256, url, existingSecret, claim}}` | pulled from a store at the start of each pod |
 | `claim: {{name}}` | a PersistentVolumeClaim with the model's folder, named as the model |
 | `image: {{reference, pullPolicy}}` | an image that holds the model's folder, named as the model; needs image volumes |
 
-All but the shipped one are compared with the checksums in `model.json` before a service starts.
+`smalti push MODEL s3://BUCKET/PREFIX` prints the `sha256` of a model at this `address`. `url`
+(`s3+https://HOST/BUCKET`) and `existingSecret` name another store than `objectStore`. With a `claim` that many pods may
+write, the first pod pulls for all.
+
+All but the shipped one are compared with the checksums in `model.json` before a service starts, and with the model's
+`revision` (`sha256:` and 64 digits) if it has one.
 """
 
 

@@ -63,6 +63,14 @@ def create_file(path: Path, content: bytes) -> bool:
     return True
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name; copies it where the file system cannot link. A link is followed."""
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yields an empty folder below the system's folder for temporary files, and removes it with its files.

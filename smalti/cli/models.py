@@ -1,6 +1,7 @@
-"""`smalti models`, `verify`, `import` and `pull`: listing, checking and adding models."""
+"""`smalti models`, `verify`, `import`, `pull` and `push`: listing, checking, adding and storing models."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,8 @@ from smalti.registry import library
 from smalti.registry.folder import ModelFolder
 from smalti.registry.importing import DEFAULT_CLIP, DEFAULT_VQGAN, import_model
 from smalti.registry.library import ListedModel
-from smalti.registry.verify import find_problems
+from smalti.registry.verify import find_file_problems, find_problems
+from smalti.storage import S3_SCHEME, ObjectStore, open_address
 from smalti.text.vocabulary import load_words
 
 FOUND_PROBLEMS = 1
@@ -43,6 +45,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
     app.command("import")(import_)
     app.command("pull")(pull)
+    app.command("push")(push)
 
 
 def models(
@@ -120,10 +123,20 @@ def _list_remote(server: str, as_json: bool) -> None:
     tables.print_table(("name", "revision", "slots", "licence", ""), rows)
 
 
-def verify(model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")]) -> None:
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")],
+    files: Annotated[
+        bool, typer.Option("--files", help="Compare the files with model.json, and no more; needs no JAX.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Revision that the model must have: sha256: and 64 digits.")
+    ] = None,
+) -> None:
     """Check every file of MODEL. Each problem is printed on a line, and the exit status is then 1."""
     folder = library.find(model)
-    problems = find_problems(folder)
+    problems = list(find_file_problems(folder)) if files else find_problems(folder)
+    if revision not in (None, folder.revision):
+        problems.insert(0, f"{folder.path}: revision: is {folder.revision}, but must be {revision}")
     for problem in problems:
         print(problem)
     if problems:
@@ -164,12 +177,20 @@ def import_(
 
 
 def pull(
-    repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="A repository of the Hugging Face hub.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="OWNER/NAME, a repository of the Hugging Face hub; or s3://BUCKET/PREFIX, where `smalti push` has "
+            "stored the model.",
+        ),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the model. [default: the repository's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. [default: the source's]")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit. [default: the newest commit]")
+        str | None, typer.Option(help="Branch, tag or commit of the hub. [default: the newest commit]")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="The model in the store, as `smalti push` has printed it.")
     ] = None,
     vqgan: Annotated[str, typer.Option(help="Repository of the VQGAN.")] = DEFAULT_VQGAN,
     clip: Clip = DEFAULT_CLIP,
@@ -185,11 +206,20 @@ def pull(
     ] = None,
     out: Out = None,
 ) -> None:
-    """Make a model from a repository of the Hugging Face hub, in the format of Smalti or of DALL·E mini."""
+    """Make a model from a repository of the Hugging Face hub, in Smalti's or DALL·E mini's format, or from a store."""
+    if source.startswith(S3_SCHEME):
+        if revision is not None:
+            raise InvalidInputError("revision", "is for the hub; give --sha256 for a model in a store")
+        _pull_stored(source, sha256, name, out)
+        return
+    if sha256 is not None:
+        raise InvalidInputError(
+            "sha256", "is for s3:// addresses; give --revision for a repository of the hub"
+        )
     from smalti.registry.huggingface import pull_model
 
     folder = pull_model(
-        repository,
+        source,
         name=name,
         revision=revision,
         vqgan=vqgan,
@@ -200,6 +230,45 @@ def pull(
         out=out,
     )
     _announce(folder)
+
+
+def _pull_stored(source: str, sha256: str | None, name: str | None, out: Path | None) -> None:
+    """Pulls a model from a store, and prints how much was received."""
+    sha256 = (sha256 or "").removeprefix("sha256:")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InvalidInputError("sha256", "must be the 64 digits that `smalti push` has printed")
+    with needs_extra("service"):
+        from smalti.registry.stored import pull_stored
+
+        store, prefix = _store_of(source, "SOURCE")
+    with Console(stderr=True).status(f"Pulling {source} ..."):
+        folder, count = pull_stored(store, prefix, sha256, name=name, out=out)
+    _announce(folder, f", {decimal(count)} received")
+
+
+def push(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name, or a folder.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="s3://BUCKET/PREFIX: where in a store to put it.")
+    ],
+) -> None:
+    """Store MODEL in S3, each file under its SHA-256, and print the SHA-256 by which `smalti pull` finds it there."""
+    folder = library.find(model)
+    if not target.startswith(S3_SCHEME):
+        raise InvalidInputError("TARGET", f"must be s3://BUCKET/PREFIX, got {target!r:.120}")
+    with needs_extra("service"):
+        from smalti.registry.stored import push_model
+
+        store, prefix = _store_of(target, "TARGET")
+    with Console(stderr=True).status(f"Pushing {folder.name} ..."):
+        sha256, count = push_model(folder, store, prefix)
+    print(f"{folder.name}: sha256:{sha256} in {target}, {decimal(count)} sent")
+
+
+def _store_of(address: str, field: str) -> tuple[ObjectStore, str]:
+    """Returns the store of an address, and what keys begin with there."""
+    store, key = open_address(address, field)
+    return store, f"{key}/" if key else ""
 
 
 def _print_words(folder: ModelFolder, as_json: bool) -> None:
@@ -234,8 +303,8 @@ def _print_words(folder: ModelFolder, as_json: bool) -> None:
         console.print(f"\nIt replaces {others} other words by the nearest of these; --json lists them.")
 
 
-def _announce(folder: ModelFolder) -> None:
-    print(f"{folder.name}: {folder.revision} in {folder.path}")
+def _announce(folder: ModelFolder, more: str = "") -> None:
+    print(f"{folder.name}: {folder.revision} in {folder.path}{more}")
 
 
 def _cells(entry: ListedModel) -> tuple[str, ...]:

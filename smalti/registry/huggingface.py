@@ -3,8 +3,6 @@
 import contextlib
 import glob
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from smalti.errors import InvalidInputError, ModelError
+from smalti.files import link_or_copy
 from smalti.outputs import whole_folder
 from smalti.registry.folder import CARD_FILE, ModelFolder
 from smalti.registry.importing import (
@@ -175,18 +174,10 @@ def _copy_model(
             if not (snapshot / file).is_file():
                 raise ModelError(f"{repository}: {file} is missing, although {MANIFEST_FILE} lists it")
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            _link(snapshot / file, temporary / file)
+            link_or_copy(snapshot / file, temporary / file)
         write_manifest(temporary, json.loads((start / MANIFEST_FILE).read_bytes()) | {"name": name})
         raise_first(find_problems(ModelFolder.open(temporary)))
     return ModelFolder.open(out)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-links a file of the cache into a model; copies it where the file system cannot link."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _licence(snapshot: Path, repository: str) -> str:

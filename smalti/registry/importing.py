@@ -120,13 +120,23 @@ def choose_folder(name: str, out: Path | None, inputs: Inputs = {}) -> Path:  # 
         InvalidInputError: the name is invalid, or the folder cannot be used.
     """
     check_name(name)
-    if out is None:
-        models = settings().models
-        if models is None:
-            raise InvalidInputError("out", f"must be given: this user has no home; or set {PREFIX}MODELS")
-        out = models / name
+    out = folder_for(name, out)
     check_folder(out, inputs=inputs)
     return out
+
+
+def folder_for(name: str, out: Path | None) -> Path:
+    """Returns the folder that a user asks for, or the one with this name among the user's models.
+
+    Raises:
+        InvalidInputError: the user has no folder of models.
+    """
+    if out is not None:
+        return out
+    models = settings().models
+    if models is None:
+        raise InvalidInputError("out", f"must be given: this user has no home; or set {PREFIX}MODELS")
+    return models / name
 
 
 def copy_files(source: Path, target: Path) -> None:

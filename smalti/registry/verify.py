@@ -23,10 +23,11 @@ def find_problems(folder: ModelFolder) -> list[str]:
         raise ModelError(
             f"{folder.path}: {error.name} is needed to check the weights; pip install 'smalti[local]'"
         ) from error
-    return [*_find_file_problems(folder), *find_part_problems(folder)]
+    return [*find_file_problems(folder), *find_part_problems(folder)]
 
 
-def _find_file_problems(folder: ModelFolder) -> Iterator[str]:
+def find_file_problems(folder: ModelFolder) -> Iterator[str]:
+    """Reads every file of a model and yields what differs from its `model.json`, one line each; needs no JAX."""
     recorded, present = folder.manifest.files, set(list_files(folder.path))
     for file in recorded:
         if file not in present:

@@ -1,11 +1,13 @@
-"""`smalti models`, `verify`, `import` and `pull`."""
+"""`smalti models`, `verify`, `import`, `pull` and `push`."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from harness.servers import S3Server
 from smalti.cli import run
 from smalti.registry.folder import ModelFolder
 from smalti.registry.library import SHIPPED, find
@@ -130,6 +132,10 @@ def test_verify(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         f"{models}/mosaic/bart/merges.txt: missing",
         f"{models}/mosaic/extra: not listed in model.json",
     ]
+    assert run(["verify", "mosaic", "--files", "--revision", "sha256:0"]) == 1
+    revised, *others = capsys.readouterr().out.splitlines()
+    assert revised.startswith(f"{models}/mosaic: revision: is sha256:")
+    assert others == lines
     assert "there is no model mosiac. Did you mean mosaic?" in complaint(capsys, "verify", "mosiac")
 
 
@@ -152,3 +158,38 @@ def test_pull(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = "not in the cache; pull it once without offline mode"
     assert message in complaint(capsys, "pull", "somebody/mosaic", "--offline")
     assert "must have the form owner/name" in complaint(capsys, "pull", "some body", "--offline")
+
+
+def test_push_and_pull_with_a_store(
+    models: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SMALTI_STORE_URL", s3.url)
+    assert run(["push", "mosaic", "s3://weights/of-tests"]) == 0
+    said = re.fullmatch(
+        r"tiny: sha256:([0-9a-f]{64}) in s3://weights/of-tests, .* sent\n", capsys.readouterr().out
+    )
+    assert said
+    arguments = ("pull", "s3://weights/of-tests", "--name", "again", "--sha256", said[1])
+    revision = ModelFolder.open(models / "mosaic").revision
+    for received in (r"[\d.]+ [kM]B", "0 bytes"):
+        assert run([*arguments]) == 0
+        expected = f"again: {revision} in {models / 'again'}, {received} received\n"
+        assert re.fullmatch(expected, capsys.readouterr().out)
+    missing = complaint(capsys, "pull", "s3://weights", "--sha256", said[1])
+    assert missing == (
+        f"smalti: sha256: the store has no model {said[1]} (no object models/{said[1]}.json); `smalti push` stores one"
+    )
+
+
+def test_wrong_sources_and_targets(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "TARGET: must be s3://BUCKET/PREFIX, got 'weights'" in complaint(
+        capsys, "push", "mosaic", "weights"
+    )
+    wrong = (
+        (("s3://weights",), "sha256: must be the 64 digits that `smalti push` has printed"),
+        (("s3://weights", "--sha256", "sha256:12"), "sha256: must be the 64 digits"),
+        (("s3://weights", "--revision", "v1"), "revision: is for the hub; give --sha256"),
+        (("somebody/mosaic", "--sha256", "0" * 64), "sha256: is for s3:// addresses; give --revision"),
+    )
+    for arguments, problem in wrong:
+        assert problem in complaint(capsys, "pull", *arguments)

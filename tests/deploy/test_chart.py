@@ -241,13 +241,49 @@ def test_weights_are_verified_before_the_service_starts() -> None:
         assert pull["command"] == [
             *("smalti", "pull", "dalle-mini/dalle-mega", "--name", "mega", "--revision", "v1")
         ]
-        assert verify["command"] == ["smalti", "verify", "mega"]
+        # The images of some services have no JAX.
+        assert pull["image"].startswith("smalti/encoder:")
+        assert verify["command"] == ["smalti", "verify", "mega", "--files"]
     settings = ("models[0].name=pictograms", "models[0].source.image.reference=r.example/m@sha256:1")
     specs = dict(pods(objects(rendered("minimal", settings=settings))))
     generator = specs["Deployment smalti-generator-pictograms"]
     assert [each["name"] for each in generator["initContainers"]] == ["verify"]
     (volume,) = [each for each in generator["volumes"] if each["name"] == "models"]
     assert volume["image"]["reference"] == "r.example/m@sha256:1"
+
+
+def test_weights_from_a_store_are_pulled_by_their_hash() -> None:
+    sha256, revision = "ab" * 32, f"sha256:{'cd' * 32}"
+    settings: tuple[str, ...] = (
+        "models[0].name=mega",
+        "models[0].source.s3.address=s3://weights/all",
+        f"models[0].source.s3.sha256={sha256}",
+        f"models[0].revision={revision}",
+    )
+    other = ("url=s3+https://other.example:9000/weights", "existingSecret=weights", "claim=weights")
+    more = tuple(f"models[0].source.s3.{each}" for each in other)
+    for given, url, secret in (
+        (settings, "s3+http://smalti-store:8333/smalti", "smalti-store"),
+        (settings + more, "s3+https://other.example:9000/weights", "weights"),
+    ):
+        found = objects(rendered("minimal", settings=given))
+        for name in ("Deployment smalti-ranker-mega", "Deployment smalti-gateway"):
+            spec = dict(pods(found))[name]
+            pull, verify = spec["initContainers"]
+            assert pull["command"] == [
+                *("smalti", "pull", "s3://weights/all", "--name", "mega", "--sha256", sha256)
+            ]
+            assert {"name": "SMALTI_STORE_URL", "value": url} in pull["env"]
+            assert verify["command"] == ["smalti", "verify", "mega", "--files", "--revision", revision]
+            volumes = {each.pop("name"): each for each in spec["volumes"]}
+            assert volumes["model-secrets"] == {"secret": {"secretName": secret}}
+            claimed = {"persistentVolumeClaim": {"claimName": "weights"}}
+            assert volumes["models"] == (claimed if given != settings else {"emptyDir": {}})
+        (stages,) = [
+            each for each in found if each["metadata"]["name"] == "smalti-stages" and "egress" in each["spec"]
+        ]
+        ports = {port["port"] for rule in stages["spec"]["egress"] for port in rule["ports"]}
+        assert (9000 in ports) == (given != settings)
 
 
 REFUSED = [
@@ -270,6 +306,7 @@ REFUSED = [
         "models[0].source: must have exactly one",
     ),
     ("minimal", "models[0].name=a", "source"),
+    ("minimal", "models[0].name=a,models[0].source.s3.address=s3://weights", "sha256"),
     ("minimal", "ingress.enabled=true", "ingress.host: is not set"),
 ]
 

@@ -219,10 +219,15 @@ s3+http://{{ include "smalti.name" . }}-store:8333/smalti
 {{/* The folder of a model: the shipped one, a download that is verified, a claim, or an image. */}}
 {{- define "smalti.modelVolume" -}}
 {{- $source := .model.source -}}
+{{- with $source.s3 }}
+- { name: model-secrets, secret: { secretName: {{ .existingSecret | default (include "smalti.storeSecret" $.root) }} } }
+{{- end }}
 {{- if $source.claim }}
 - { name: models, persistentVolumeClaim: { claimName: {{ $source.claim.name }}, readOnly: true } }
 {{- else if $source.image }}
 - { name: models, image: { reference: {{ $source.image.reference | quote }}, pullPolicy: {{ $source.image.pullPolicy | default "IfNotPresent" }} } }
+{{- else if ($source.s3 | default dict).claim }}
+- { name: models, persistentVolumeClaim: { claimName: {{ $source.s3.claim }} } }
 {{- else }}
 - { name: models, emptyDir: {} }
 {{- end }}
@@ -232,8 +237,9 @@ s3+http://{{ include "smalti.name" . }}-store:8333/smalti
 {{- $source := .model.source -}}
 {{- $common := dict "root" .root }}
 {{- with $source.hub }}
+# Checks the networks of the model too, and imports those of others, for which not every service has the libraries.
 - name: pull
-  image: {{ $.image }}
+  image: {{ include "smalti.image" (dict "root" $.root "service" "encoder") }}
   imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
   command:
     - smalti
@@ -263,12 +269,37 @@ s3+http://{{ include "smalti.name" . }}-store:8333/smalti
     - { name: data, mountPath: /data }
     - { name: cache, mountPath: /cache }
 {{- end }}
+{{- with $source.s3 }}
+# Goes on where it stopped; with a claim, receives nothing that is there already.
+- name: pull
+  image: {{ $.image }}
+  imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
+  command: [smalti, pull, {{ .address | quote }}, --name, {{ $.model.name }}, --sha256, {{ .sha256 | quote }}]
+  env:
+    {{- include "smalti.env" $.root | nindent 4 }}
+    - { name: SMALTI_MODELS, value: /models }
+    - { name: SMALTI_STORE_URL, value: {{ .url | default (include "smalti.storeUrl" $.root) | quote }} }
+    {{- if and $.root.Values.objectStore.caSecret (not .url) }}
+    - { name: SMALTI_STORE_CA, value: /run/smalti/store-ca/ca.crt }
+    {{- end }}
+  securityContext: {{- include "smalti.containerSecurity" $common | nindent 4 }}
+  resources: {{- toYaml $.resources | nindent 4 }}
+  volumeMounts:
+    - { name: models, mountPath: /models }
+    - { name: model-secrets, mountPath: /run/smalti/secrets, readOnly: true }
+    {{- if and $.root.Values.objectStore.caSecret (not .url) }}
+    - { name: store-ca, mountPath: /run/smalti/store-ca, readOnly: true }
+    {{- end }}
+    - { name: tmp, mountPath: /tmp }
+    - { name: data, mountPath: /data }
+    - { name: cache, mountPath: /cache }
+{{- end }}
 {{- if not $source.shipped }}
 # Reads every file and compares it with its checksum in model.json, before the service says that it is ready.
 - name: verify
   image: {{ $.image }}
   imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
-  command: [smalti, verify, {{ .model.name }}]
+  command: [smalti, verify, {{ .model.name }}, --files{{ with .model.revision }}, --revision, {{ . | quote }}{{ end }}]
   env:
     - { name: SMALTI_MODELS, value: /models }
   securityContext: {{- include "smalti.containerSecurity" $common | nindent 4 }}

@@ -49,7 +49,7 @@
 {{- range $index, $model := $v.models -}}
 {{- if hasKey $names $model.name -}}{{- fail (printf "models[%d].name: %s is given twice" $index $model.name) -}}{{- end -}}
 {{- $_ := set $names $model.name true -}}
-{{- if ne (len $model.source) 1 -}}{{- fail (printf "models[%d].source: must have exactly one of shipped, hub, claim and image" $index) -}}{{- end -}}
+{{- if ne (len $model.source) 1 -}}{{- fail (printf "models[%d].source: must have exactly one of shipped, hub, s3, claim and image" $index) -}}{{- end -}}
 {{- range $name := list "encoder" "generator" "decoder" "ranker" "refiner" -}}
 {{- $service := include "smalti.service" (dict "root" $ "model" $model "name" $name) | fromYaml -}}
 {{- $accelerator := $service.accelerator | default (dict "kind" "none") -}}
