@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images deploy-check clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images image-check deploy-check clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -145,6 +145,12 @@ licences: $(INSTALLED)
 SERVICES ?=
 images:
 	$(PYTHON) -m scripts.images $(OPTIONS) $(SERVICES)
+
+# Builds the gateway's image and runs it read-only, without rights. Needs buildah and podman, or docker; mmdebstrap, if no
+# registry can be reached.
+image-check: $(UP)
+	base=$$($(BIN)/python -m scripts.base_image) && $(BIN)/python -m scripts.images --base "$$base" --tag check gateway
+	$(BIN)/python -m scripts.check_image smalti/gateway:check
 
 # Checks the Dockerfile, the Compose file, the chart and the alerts with their own programs, which it installs in build/.
 # Needs promtool (Debian's prometheus) and docker-compose 2.20 or newer.

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+# podman's own default needs systemd.
+ENGINES: Final = (("podman", "--cgroup-manager", "cgroupfs"), ("docker",))
 READY_SECONDS: Final = 120.0
 UNHEALTHY_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30
@@ -22,6 +24,10 @@ STOP_SECONDS: Final = 30
 LOCKED_UP: Final = (
     *("--read-only", "--tmpfs", "/tmp", "--network", "none"),
     *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
+    # podman's defaults are more than root may set on some machines.
+    *("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"),
+    # The check asks for the health itself; podman's timer for it needs systemd.
+    "--no-healthcheck",
 )
 SETTINGS: Final = ("--env", "SMALTI_PLAINTEXT=1", "--env", "SMALTI_AUTH=none")
 PROBE: Final = ("python", "-m", "smalti.doctor.probe", "rpc")
@@ -34,10 +40,10 @@ def main() -> None:
     """Checks the image; ends with a line if something is wrong."""
     if len(sys.argv) != 2:
         sys.exit("check_image: must be called with the name of an image")
-    engine = next((each for each in ("podman", "docker") if shutil.which(each)), None)
-    if engine is None:
+    found = next((each for each in ENGINES if shutil.which(each[0])), None)
+    if found is None:
         sys.exit("check_image: neither podman nor docker is installed; install one of them")
-    problem = find_problem(engine, sys.argv[1])
+    problem = find_problem(found, sys.argv[1])
     if problem:
         sys.exit(f"check_image: {sys.argv[1]}: {problem}")
     print(
@@ -45,52 +51,52 @@ def main() -> None:
     )
 
 
-def find_problem(engine: str, image: str) -> str:
+def find_problem(engine: Sequence[str], image: str) -> str:
     """Returns what is wrong with an image; empty if nothing is."""
-    (facts,) = json.loads(run(engine, "image", "inspect", image).stdout)
+    (facts,) = json.loads(run(*engine, "image", "inspect", image).stdout)
     user = facts.get("User") or facts["Config"].get("User", "")
     if not user.split(":")[0].isdecimal() or user.startswith("0"):
         return f"its user is {user or 'not set'}; must be a number other than 0"
     with running(engine, image) as container:
         if not wait_for(engine, container, status=0, seconds=READY_SECONDS):
             return f"is not healthy after {READY_SECONDS:.0f} s"
-        if run(engine, "exec", container, "touch", "/opt/smalti/file").returncode == 0:
+        if run(*engine, "exec", container, "touch", "/opt/smalti/file").returncode == 0:
             return "can write to its root"
         for program in MISSING:
-            if run(engine, "exec", container, "sh", "-c", f"command -v {program}").returncode == 0:
+            if run(*engine, "exec", container, "sh", "-c", f"command -v {program}").returncode == 0:
                 return f"holds {program}"
-        run(engine, "exec", container, "sh", "-c", f"rm -r {STORE} && touch {STORE}")
+        run(*engine, "exec", container, "sh", "-c", f"rm -r {STORE} && touch {STORE}")
         if not wait_for(engine, container, status=1, seconds=UNHEALTHY_SECONDS):
             return f"says that it is healthy, {UNHEALTHY_SECONDS:.0f} s after its store has become a file"
-        run(engine, "stop", "--time", str(STOP_SECONDS), container)
-        (state,) = json.loads(run(engine, "container", "inspect", container).stdout)
+        run(*engine, "stop", "--time", str(STOP_SECONDS), container)
+        (state,) = json.loads(run(*engine, "container", "inspect", container).stdout)
         if code := state["State"]["ExitCode"]:
             return f"ends with status {code}"
     return ""
 
 
 @contextmanager
-def running(engine: str, image: str) -> Iterator[str]:
+def running(engine: Sequence[str], image: str) -> Iterator[str]:
     """Runs the image with an empty volume while the block runs; yields the container's name."""
     name = f"smalti-check-{uuid.uuid4().hex[:12]}"
-    volume = ("--volume", f"{name}:/data")
-    started = run(engine, "run", "--detach", "--name", name, *LOCKED_UP, *volume, *SETTINGS, image)
+    options = (*LOCKED_UP, "--volume", f"{name}:/data", *SETTINGS)
+    started = run(*engine, "run", "--detach", "--name", name, *options, image)
     try:
         if started.returncode:
             sys.exit(f"check_image: {image} cannot be started: {started.stderr.strip()}")
         yield name
     except BaseException:
-        print(run(engine, "logs", name).stderr, file=sys.stderr)
+        print(run(*engine, "logs", name).stderr, file=sys.stderr)
         raise
     finally:
-        run(engine, "rm", "--force", name)
-        run(engine, "volume", "rm", "--force", name)
+        run(*engine, "rm", "--force", name)
+        run(*engine, "volume", "rm", "--force", name)
 
 
-def wait_for(engine: str, container: str, *, status: int, seconds: float) -> bool:
+def wait_for(engine: Sequence[str], container: str, *, status: int, seconds: float) -> bool:
     """Asks for the container's health until the exit status is the given one; returns whether it was in time."""
     deadline = time.monotonic() + seconds
-    while run(engine, "exec", container, *PROBE).returncode != status:
+    while run(*engine, "exec", container, *PROBE).returncode != status:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)

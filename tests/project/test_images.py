@@ -1,6 +1,8 @@
 """The images: which there are, what gets into a build, and where its packages come from."""
 
 import fnmatch
+import hashlib
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.paths import ROOT
-from scripts import images
+from scripts import base_image, images
 from scripts.lock_files import LOCKS, load_lock, version_of
 
 DOCKERFILE = images.DOCKERFILE.read_text(encoding="utf-8")
@@ -145,3 +147,26 @@ def test_installer_refuses_what_it_does_not_know() -> None:
     script = images.DOCKERFILE.with_name("install")
     done = subprocess.run([script, "gateway", "--jaxx", "cpu"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "install: unknown option --jaxx\n")
+
+
+def test_base_of_packages_is_kept_outside_the_repository_for_a_month(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # Has no mmdebstrap.
+    with pytest.raises(SystemExit, match=r"base_image: .* install mmdebstrap, or name a base"):
+        base_image.archive_of_packages()
+    (tmp_path / "smalti" / "images").mkdir(parents=True)
+    key = hashlib.sha256("\n".join((base_image.SUITE, *base_image.OPTIONS)).encode()).hexdigest()[:12]
+    archive = tmp_path / "smalti" / "images" / f"base-bookworm-{key}.tar"
+    archive.touch()
+    assert base_image.archive_of_packages() == archive
+    os.utime(archive, times=(0, 0))
+    with pytest.raises(SystemExit):
+        base_image.archive_of_packages()
+
+
+def test_images_are_built_and_run_by_ci() -> None:
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1].split()
+    assert steps[0] == "make"
+    assert "image-check" in steps
