@@ -1,7 +1,7 @@
 """Layers and tree helpers that the networks share."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 GROUP_NORM_EPSILON = 1e-6
+
+if TYPE_CHECKING:
+    Shaped = Array
+else:
+    # What stands for an array when a program is compiled without any passes the checks of shapes, too.
+    Shaped = Array | jax.ShapeDtypeStruct
 
 Parameters = Mapping[str, Any]
 """A tree of arrays as in Flax; the path of a leaf, joined by "/", is its name in the checkpoint."""

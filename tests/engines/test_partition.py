@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,14 @@ from jaxtyping import Int
 from harness.paths import ROOT
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.engine import GeneratorEngine
-from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, WEIGHT_RULES, Partition, Rules
+from smalti.engines.generator.partition import (
+    PREFIX_RULES,
+    ROWS_FIRST,
+    STATE_RULES,
+    WEIGHT_RULES,
+    Partition,
+    Rules,
+)
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.models import bart
@@ -48,6 +56,14 @@ def test_split_depends_on_the_name(rules: Rules, name: str, split: tuple[str | N
     assert Partition.over().sharding(rules, name).spec == PartitionSpec(*split)
 
 
+def test_keys_are_split_by_heads_wherever_they_lie() -> None:
+    partition = Partition.over(cache_layout=ROWS_FIRST)
+    assert partition.sharding(STATE_RULES, "cross_attention/0/keys").spec == PartitionSpec(
+        "data", None, "model"
+    )
+    assert partition.sharding(PREFIX_RULES, "layers/0/values").spec == PartitionSpec(None, None, "model")
+
+
 @pytest.mark.parametrize("text", ["", "8", "1x", "axb", "0x1", "-1x8", "1x2x4"])
 def test_invalid_mesh_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"^mesh: ") as refused:
@@ -60,7 +76,7 @@ def test_mesh_with_too_many_devices_is_refused() -> None:
         Partition.parse("1x1000")
 
 
-def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
+def draw(mesh: str, cache_layout: str = "") -> Int[np.ndarray, "candidates tokens"]:
     """Generates more candidates than there are slots, some of them after given tokens."""
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
     numbers = np.random.default_rng(1)
@@ -71,7 +87,8 @@ def draw(mesh: str) -> Int[np.ndarray, "candidates tokens"]:
         )
         for length in (9, 2)
     )
-    engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=Partition.parse(mesh))
+    partition = replace(Partition.parse(mesh), cache_layout=cache_layout)
+    engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=partition)
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     handles = []
     for given in ((), (5, 6), (FREE, 5, FREE, 6)):
@@ -117,10 +134,16 @@ def held() -> dict[str, list[int]]:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "mesh",
-    ["2x4", pytest.param("1x8", marks=pytest.mark.slow), pytest.param("8x1", marks=pytest.mark.slow)],
+    ("mesh", "cache_layout"),
+    [
+        ("2x4", ""),
+        pytest.param("1x8", "", marks=pytest.mark.slow),
+        pytest.param("8x1", "", marks=pytest.mark.slow),
+        pytest.param("2x4", ROWS_FIRST, marks=pytest.mark.slow),
+        pytest.param("1x8", ROWS_FIRST, marks=pytest.mark.slow),
+    ],
 )
-def test_eight_devices_give_the_tokens_of_one(mesh: str) -> None:
+def test_eight_devices_give_the_tokens_of_one(mesh: str, cache_layout: str) -> None:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -133,7 +156,7 @@ use_compilation_cache()
 spec = importlib.util.spec_from_file_location("laid", {str(Path(__file__))!r})
 laid = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(laid)
-print(json.dumps([jax.device_count(), laid.draw({mesh!r}).tolist(), laid.problems(), laid.held()]))
+print(json.dumps([jax.device_count(), laid.draw({mesh!r}, {cache_layout!r}).tolist(), laid.problems(), laid.held()]))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -119,13 +119,15 @@ class DecodeBatch:
         self._partition = partition or Partition.parse(settings().generator_mesh)
         self._partition.check(bart.config, slots)
         dtype = jnp.dtype(compute_dtype() if dtype is None else dtype)
-        self._block_length = block_length(bart.config, blocks)
         # Position of each slot, tracked on the host to avoid copies from the device.
         self._positions = np.full(slots, self.image_length)
         self._weights = decoder_weights(bart.config, bart.params, dtype, self._partition)
         # Padding of the empty prompt is dropped: attention gives it a weight of exactly 0.
         real = int(unconditional.mask.sum())
         self._unconditional = self.prefill(Encoding(unconditional.states[:real], unconditional.mask[:real]))
+        if not self._partition.cached.has_blocks:
+            blocks, groups, skip_blocks = 1, 1, False
+        self._block_length = block_length(bart.config, blocks)
         self._skip_blocks = self.image_length > MAX_SHORT_IMAGE if skip_blocks is None else skip_blocks
         if groups is None:
             groups = default_groups(slots, self._partition) if self._skip_blocks else 1

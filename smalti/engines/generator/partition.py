@@ -7,14 +7,16 @@ the compiler derives which partial sums the devices exchange.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from smalti.engines.generator.attention import CacheLayout, HeadsFirst, RowsFirst
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
 
@@ -23,6 +25,9 @@ Rules = tuple[tuple[str, PartitionSpec], ...]
 Tree = TypeVar("Tree")
 
 DATA, MODEL = "data", "model"
+
+CACHED = re.compile(r"(^|/)(keys|values)$")
+"""Names of keys and values. Their rules are for rows and heads, whose axis depends on the layout."""
 
 WEIGHT_RULES: Rules = (
     # The first product of a block is split by its outputs, the last by its inputs: one sum over devices per block.
@@ -42,14 +47,25 @@ STATE_RULES: Rules = (
 )
 
 
+HEADS_FIRST, ROWS_FIRST = "heads_first", "rows_first"
+LAYOUTS: Mapping[str, type[HeadsFirst] | type[RowsFirst]] = {HEADS_FIRST: HeadsFirst, ROWS_FIRST: RowsFirst}
+
+
 @dataclass(frozen=True)
 class Partition:
-    """A mesh of devices, and how arrays are split over it."""
+    """A mesh of devices, how arrays are split over it, and how they lie on it."""
 
     mesh: Mesh
+    cache_layout: str = ""
+    """Name of the layout of keys and values, one of `LAYOUTS`; by default the one for the devices of the mesh."""
+
+    def __post_init__(self) -> None:
+        if not self.cache_layout:
+            on_tpu = self.mesh.devices.flat[0].platform == "tpu"
+            object.__setattr__(self, "cache_layout", ROWS_FIRST if on_tpu else HEADS_FIRST)
 
     @classmethod
-    def over(cls, data: int = 1, model: int = 1) -> "Partition":
+    def over(cls, data: int = 1, model: int = 1, cache_layout: str = "") -> "Partition":
         """Makes a mesh of the first `data * model` devices.
 
         Raises:
@@ -61,7 +77,7 @@ class Partition:
                 "mesh",
                 f"{data}x{model} needs {data * model} devices, but there are {len(devices)}; use a smaller mesh",
             )
-        return cls(Mesh(np.array(devices[: data * model]).reshape(data, model), (DATA, MODEL)))
+        return cls(Mesh(np.array(devices[: data * model]).reshape(data, model), (DATA, MODEL)), cache_layout)
 
     @classmethod
     def parse(cls, text: str) -> "Partition":
@@ -84,7 +100,7 @@ class Partition:
         divided = {
             "slots": (slots, data),
             "decoder_attention_heads": (config.decoder_attention_heads, model),
-            "decoder_ffn_dim": (config.decoder_ffn_dim, model),
+            "decoder_ffn_dim": (self.padded_width(config.decoder_ffn_dim), model),
             "decoder_start_token_id": (config.decoder_start_token_id, model),
         }
         for name, (size, devices) in divided.items():
@@ -94,11 +110,27 @@ class Partition:
                     f"{data}x{model} does not fit: {name} is {size}, which {devices} devices cannot share evenly",
                 )
 
+    def layout_for(self, config: DalleBartConfig) -> CacheLayout:
+        """Returns the layout of a model's keys and values."""
+        return LAYOUTS[self.cache_layout](config.decoder_attention_heads)
+
+    @property
+    def cached(self) -> type[HeadsFirst] | type[RowsFirst]:
+        """The layout of any model's keys and values."""
+        return LAYOUTS[self.cache_layout]
+
+    def padded_width(self, width: int) -> int:
+        """Returns the width of the feed-forward block with the padding that the layout asks for."""
+        return -(-width // self.cached.width_multiple) * self.cached.width_multiple
+
     def sharding(self, rules: Rules, name: str) -> NamedSharding:
         """Returns how the array with this name is split."""
         spec = next(
             spec for pattern, spec in rules if re.search(rf"(^|/){pattern}$" if pattern else "", name)
         )
+        if CACHED.search(name):
+            rows, heads = spec
+            spec = PartitionSpec(rows, *(None,) * (self.cached.heads_axis - 1), heads)
         return NamedSharding(self.mesh, spec)
 
     def place(self, array: np.ndarray, rules: Rules, name: str) -> Array:
@@ -108,15 +140,25 @@ class Partition:
 
     def constrain(self, tree: Tree, rules: Rules) -> Tree:
         """Tells the compiler, inside a program, how the arrays of a tree are split."""
-        named, structure = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [
-            jax.lax.with_sharding_constraint(
+        return self._map(jax.lax.with_sharding_constraint, tree, rules)
+
+    def abstract(self, tree: Tree, rules: Rules) -> Tree:
+        """Returns what stands for a tree of arrays on the devices, to compile for them: `jax.ShapeDtypeStruct`."""
+        return self._map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            rules,
+        )
+
+    def _map(self, function: Callable[[Any, NamedSharding], Any], tree: Tree, rules: Rules) -> Tree:
+        """Applies a function to the leaves of a tree and their shardings."""
+        mapped: Tree = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: function(
                 leaf, self.sharding(rules, jax.tree_util.keystr(path, simple=True, separator="/"))
-            )
-            for path, leaf in named
-        ]
-        constrained: Tree = jax.tree_util.tree_unflatten(structure, leaves)
-        return constrained
+            ),
+            tree,
+        )
+        return mapped
 
     def gather(self, array: Array) -> Array:
         """Tells the compiler, inside a program, that every device holds the whole array."""

@@ -14,16 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.compilation import program
-from smalti.engines.generator.attention import (
-    attend,
-    attend_to_blocks,
-    heads_first,
-    put_into_blocks,
-    split_heads,
-)
+from smalti.engines.generator.attention import Blocks, KeysValues, put_into_blocks
 from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
 from smalti.engines.generator.sampling import guide, sample, uniforms
-from smalti.engines.generator.state import Blocks, DecodeState, KeysValues, Prefix, Sampling
+from smalti.engines.generator.state import DecodeState, Prefix, Sampling
 from smalti.engines.generator.weights import DecoderWeights, LayerWeights, Norm
 from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
 from smalti.models.layers import precision
@@ -39,11 +33,17 @@ def project(
     return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
 
 
-def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "features rows"]:
-    """Layer norm of every column; statistics in float32."""
+def normalize(
+    x: Float[Array, "features rows"], norm: Norm, width: int | None = None
+) -> Float[Array, "features rows"]:
+    """Layer norm of every column; statistics in float32.
+
+    With `width`, only the first features count, and the others are zeros; what they become is undefined.
+    """
     wide = x.astype(jnp.float32)
-    mean = wide.mean(0)
-    variance = jnp.maximum(jnp.square(wide).mean(0) - jnp.square(mean), 0)
+    width = width or len(x)
+    mean = wide.sum(0) / width
+    variance = jnp.maximum(jnp.square(wide).sum(0) / width - jnp.square(mean), 0)
     scaled = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
     if norm.scale is not None:
         scaled = scaled * norm.scale[:, None]
@@ -51,15 +51,19 @@ def normalize(x: Float[Array, "features rows"], norm: Norm) -> Float[Array, "fea
 
 
 def run_layer(
-    x: Float[Array, "d_model rows"], layer: LayerWeights, attend_self: Attention, attend_cross: Attention
+    x: Float[Array, "d_model rows"],
+    layer: LayerWeights,
+    attend_self: Attention,
+    attend_cross: Attention,
+    ffn: int,
 ) -> Float[Array, "d_model rows"]:
-    """Runs one decoder layer with the given self-attention and cross-attention."""
+    """Runs one decoder layer with the given self-attention and cross-attention; `ffn` is the unpadded width."""
     attended = project(layer.self_out, attend_self(normalize(x, layer.self_norm), layer))
     x = x + normalize(attended, layer.self_out_norm)
     attended = project(layer.cross_out, attend_cross(normalize(x, layer.cross_norm), layer))
     x = x + normalize(attended, layer.cross_out_norm)
     activated, linear = project(layer.glu_in, normalize(x, layer.glu_norm))
-    h = normalize(jax.nn.gelu(activated, approximate=False) * linear, layer.glu_inner_norm)
+    h = normalize(jax.nn.gelu(activated, approximate=False) * linear, layer.glu_inner_norm, ffn)
     return x + project(layer.glu_out, h)
 
 
@@ -82,10 +86,11 @@ def prefill(
 ) -> Prefix:
     """Computes the cross-attention keys and values of one prompt, for all layers."""
 
+    layout = partition.layout_for(config)
+
     def keys_values(layer: LayerWeights) -> KeysValues:
         keys, values = project(layer.cross_kv, encoding.T.astype(layer.cross_kv.dtype))
-        heads = config.decoder_attention_heads
-        return KeysValues(heads_first(keys, heads), heads_first(values, heads))
+        return KeysValues(layout.by_position(keys), layout.by_position(values))
 
     prefix = Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
     return partition.constrain(prefix, PREFIX_RULES)
@@ -116,12 +121,15 @@ def prime(
     positions = jnp.arange(config.image_length)
     previous = jnp.where(positions == 0, config.decoder_start_token_id, jnp.roll(tokens, 1))
     causal = positions <= positions[:, None]
-    halves = [_run_positions(config, weights, half, previous, causal) for half in (prefix, unconditional)]
+    halves = [
+        _run_positions(partition, config, weights, half, previous, causal) for half in (prefix, unconditional)
+    ]
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
     return partition.constrain(joined, PREFIX_RULES)
 
 
 def _run_positions(
+    partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
     prefix: Prefix,
@@ -129,21 +137,21 @@ def _run_positions(
     causal: Bool[Array, "image_length image_length"],
 ) -> tuple[KeysValues, ...]:
     """Runs the decoder over all positions of one picture; a row of `x` is a position."""
-    heads = config.decoder_attention_heads
+    layout = partition.layout_for(config)
     x = embed(weights, previous, jnp.arange(config.image_length))
     cache: list[KeysValues] = []
 
     def attend_self(x: Array, layer: LayerWeights) -> Array:
         q, k, v = project(layer.self_qkv, x)
-        cache.append(KeysValues(heads_first(k, heads), heads_first(v, heads)))
-        return attend(split_heads(q, heads), cache[-1], causal)
+        cache.append(KeysValues(layout.by_position(k), layout.by_position(v)))
+        return layout.attend(layout.by_row(q), cache[-1], causal)
 
     for layer, cross in zip(weights.layers, prefix.layers, strict=True):
 
         def attend_cross(x: Array, layer: LayerWeights, cross: KeysValues = cross) -> Array:
-            return attend(split_heads(project(layer.cross_q, x), heads), cross, prefix.mask)
+            return layout.attend(layout.by_row(project(layer.cross_q, x)), cross, prefix.mask)
 
-        x = run_layer(x, layer, attend_self, attend_cross)
+        x = run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim)
     return tuple(cache)
 
 
@@ -201,6 +209,7 @@ def insert_primed(
         slots: indices of the slots, padded with an index past the last slot.
     """
     rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
+    axis = partition.cached.positions_axis
 
     def put(groups: tuple[Blocks, ...], new: KeysValues) -> tuple[Blocks, ...]:
         size = groups[0][0].keys.shape[0]
@@ -214,10 +223,14 @@ def insert_primed(
         placed: list[KeysValues] = []
         start = 0
         for block in blocks:
-            positions = slice(start, start := start + block.keys.shape[2])
+            end = start + block.keys.shape[axis]
             keys, values = (
-                jnp.tile(each[:, :, positions], (len(slots), 1, 1, 1)) for each in (new.keys, new.values)
+                jnp.tile(
+                    jax.lax.slice_in_dim(each, start, end, axis=axis), (len(slots), *(1,) * (each.ndim - 1))
+                )
+                for each in (new.keys, new.values)
             )
+            start = end
             placed.append(
                 KeysValues(
                     block.keys.at[rows].set(keys, mode="drop"),
@@ -300,7 +313,7 @@ def _generate_one(
     )
     furthest = jnp.where(active, position, 0)
     logits, self_attention = _decode(
-        config, weights, unconditional, state, previous, position, furthest, blocks
+        partition, config, weights, unconditional, state, previous, position, furthest, blocks
     )
     sampling = state.sampling
     conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
@@ -323,6 +336,7 @@ def _generate_one(
 
 
 def _decode(
+    partition: Partition,
     config: DalleBartConfig,
     weights: DecoderWeights,
     unconditional: Prefix,
@@ -336,7 +350,7 @@ def _decode(
 
     `furthest` is the position of an unfinished slot, and 0 for the others, whose results are ignored.
     """
-    heads, slots = config.decoder_attention_heads, position.shape[0]
+    layout, slots = partition.layout_for(config), position.shape[0]
     both = jnp.repeat(position, 2)  # The conditional half of a slot, then its unconditional half.
     x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
     groups = len(state.self_attention[0])
@@ -349,29 +363,32 @@ def _decode(
     ):
 
         def attend_self(x: Array, layer: LayerWeights, past: tuple[Blocks, ...] = past) -> Array:
-            q, k, v = (split_heads(each, heads) for each in project(layer.self_qkv, x))
+            q, k, v = (layout.by_row(each) for each in project(layer.self_qkv, x))
             if groups == 1:
-                seen = put_into_blocks(past[0][:blocks], k, v, both)
+                seen = put_into_blocks(layout, past[0][:blocks], k, v, both)
                 self_attention.append((seen + past[0][blocks:],))
-                return attend_to_blocks(q, seen, both)
+                return layout.attend_to_blocks(q, seen, both)
             placed, attended = [], []
             for group, rows in enumerate(group_rows):
-                placed.append(put_into_blocks(past[group], k[rows], v[rows], both[rows]))
-                attended.append(attend_to_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group]))
+                placed.append(put_into_blocks(layout, past[group], k[rows], v[rows], both[rows]))
+                attended.append(
+                    layout.attend_to_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group])
+                )
             self_attention.append(tuple(placed))
             return jnp.concatenate(attended, axis=1)
 
         def attend_cross(
             x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
         ) -> Array:
-            queries = split_heads(project(layer.cross_q, x), heads).reshape(slots, 2, heads, -1)
+            queries = layout.by_row(project(layer.cross_q, x))
+            queries = queries.reshape(slots, 2, *queries.shape[1:])
             attended = (
-                attend(queries[:, 0], cross, state.cross_mask),
-                attend(queries[:, 1], shared, unconditional.mask),
+                layout.attend(queries[:, 0], cross, state.cross_mask),
+                layout.attend(queries[:, 1], shared, unconditional.mask),
             )
             return jnp.stack(attended, axis=2).reshape(x.shape)
 
-        x = run_layer(x, layer, attend_self, attend_cross)
+        x = run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim)
     logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
     # Without the barrier, XLA fuses the following transposition into the product, which is then several times slower
     # on a CPU.

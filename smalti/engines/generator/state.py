@@ -6,29 +6,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from smalti.compilation import program
+from smalti.engines.generator.attention import Blocks, KeysValues
 from smalti.engines.generator.partition import STATE_RULES, Partition
 from smalti.models.bart import DalleBartConfig
+from smalti.models.layers import Shaped
 from smalti.parameters import FREE
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KeysValues:
-    """Keys and values of one attention; heads before positions, so that a head's positions are contiguous."""
-
-    keys: Float[Array, "rows heads positions head_size"]
-    values: Float[Array, "rows heads positions head_size"]
-
-
-Blocks = tuple[KeysValues, ...]
-"""Keys and values of one attention, split along the positions into separate arrays.
-
-A step attends only over the first blocks, those that already hold tokens. With one large array, that part would have to
-be copied, and the sums over a block would depend on which other blocks are attended to.
-"""
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +23,7 @@ class Prefix:
 
     layers: tuple[KeysValues, ...]
     """Keys and values of each layer, with a single row."""
-    mask: Bool[Array, "1 positions"]
+    mask: Bool[Shaped, "1 positions"]
     """True at text, False at padding."""
 
 
@@ -47,23 +32,23 @@ class Prefix:
 class Sampling:
     """Sampling parameters of each slot, for `smalti.engines.generator.sampling.sample`."""
 
-    seed: UInt32[Array, "slots 2"]
+    seed: UInt32[Shaped, "slots 2"]
     """High and low word of the seed."""
-    candidate: Int[Array, " slots"]
+    candidate: Int[Shaped, " slots"]
     """Index of the candidate, which selects its random numbers."""
-    guidance_scale: Float[Array, " slots"]
+    guidance_scale: Float[Shaped, " slots"]
     """Guidance scale; 1 for no guidance."""
-    temperature: Float[Array, " slots"]
+    temperature: Float[Shaped, " slots"]
     """Temperature; 0 for greedy sampling."""
-    top_k: Int[Array, " slots"]
+    top_k: Int[Shaped, " slots"]
     """Number of tokens to sample from; 0 for no limit."""
-    top_p: Float[Array, " slots"]
+    top_p: Float[Shaped, " slots"]
     """Probability that the tokens to sample from reach together; 1 for no limit."""
-    layout_length: Int[Array, " slots"]
+    layout_length: Int[Shaped, " slots"]
     """Number of positions, the first ones, to which the two values below apply; 0 for none."""
-    layout_temperature: Float[Array, " slots"]
+    layout_temperature: Float[Shaped, " slots"]
     """Temperature of the layout."""
-    layout_guidance_scale: Float[Array, " slots"]
+    layout_guidance_scale: Float[Shaped, " slots"]
     """Guidance scale of the layout."""
 
 
@@ -77,11 +62,11 @@ class DecodeState:
     are fixed, but its results are ignored.
     """
 
-    tokens: Int[Array, "slots image_length"]
+    tokens: Int[Shaped, "slots image_length"]
     """Image tokens so far; undefined from `position` on."""
-    position: Int[Array, " slots"]
+    position: Int[Shaped, " slots"]
     """Position of the next token."""
-    given: Int[Array, "slots image_length"]
+    given: Int[Shaped, "slots image_length"]
     """Tokens that are taken instead of sampled ones; `FREE` where one is sampled."""
     sampling: Sampling
     """Sampling parameters of each slot's candidate."""
@@ -91,7 +76,7 @@ class DecodeState:
     cross_attention: tuple[KeysValues, ...]
     """Keys and values of each layer, for each slot's prompt. The unconditional half is the same for all slots and is
     not stored here."""
-    cross_mask: Bool[Array, "slots text_length"]
+    cross_mask: Bool[Shaped, "slots text_length"]
     """True where a slot's prompt has text, False at padding."""
 
 
@@ -115,10 +100,10 @@ def empty_state(
         blocks: maximum number of blocks in self-attention.
         groups: number of groups of slots, each of which attends only over the blocks that it needs.
     """
-    heads, length = config.decoder_attention_heads, block_length(config, blocks)
+    layout, length = partition.layout_for(config), block_length(config, blocks)
 
     def keys_values(rows: int, positions: int) -> KeysValues:
-        shape = (rows, heads, positions, config.d_model // heads)
+        shape = layout.shape(rows, positions, config.d_model)
         # Separate arrays: a buffer can be donated only once.
         return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -154,3 +139,11 @@ def empty_state(
         cross_mask=jnp.zeros((slots, config.max_text_length), bool),
     )
     return partition.constrain(state, STATE_RULES)
+
+
+def abstract_state(
+    partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int, groups: int
+) -> DecodeState:
+    """Returns what stands for a state on the devices, to compile for them; see `empty_state`."""
+    made = jax.eval_shape(lambda: empty_state(partition, config, slots, dtype, blocks, groups))
+    return partition.abstract(made, STATE_RULES)

@@ -1,0 +1,82 @@
+"""The layout for TPUs: keys and values `[rows, positions, d_model]`.
+
+A TPU lays the last axis in lanes of 128, so that heads of 64 as the last axis would make half of every cache padding.
+Here the last axis is the whole width, and nothing is padded, transposed or copied. The queries of a row become a
+block-diagonal matrix `[d_model, heads]`, so that the scores of all heads are one product; of the second product
+`[heads, d_model]`, only the diagonal blocks are kept. That is as many more products as there are heads, on units that
+otherwise wait for the memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from smalti.engines.generator.attention.layout import KeysValues
+from smalti.models.layers import precision
+
+_NEVER = jnp.finfo(jnp.float32).min
+
+
+@dataclass(frozen=True)
+class RowsFirst:
+    """Keys and values `[rows, positions, d_model]`; a vector of each row is `[rows, d_model]`."""
+
+    heads: int
+    positions_axis: ClassVar[int] = 1
+    heads_axis: ClassVar[int] = 2
+    has_blocks: ClassVar[bool] = False
+    # The units compute 128 columns at a time, and a narrower array would be copied into a wider one at every step.
+    width_multiple: ClassVar[int] = 128
+
+    def shape(self, rows: int, positions: int, d_model: int) -> tuple[int, ...]:
+        """Returns the shape of keys, and of values."""
+        return rows, positions, d_model
+
+    def by_row(self, x: Float[Array, "d_model rows"]) -> Float[Array, "rows d_model"]:
+        """Puts rows before features."""
+        return x.T
+
+    def by_position(self, x: Float[Array, "d_model positions"]) -> Float[Array, "1 positions d_model"]:
+        """Puts positions before features."""
+        return x.T[None]
+
+    def attend(
+        self,
+        queries: Float[Array, "rows d_model"],
+        past: KeysValues,
+        mask: Bool[Array, "#rows positions"],
+    ) -> Float[Array, "d_model rows"]:
+        """Attends over the positions that `mask` allows."""
+        d_model = queries.shape[1]
+        exact = precision(queries.dtype)
+        # Each head's features; the blocks of the diagonal.
+        own = jnp.arange(self.heads)[:, None] == jnp.arange(d_model) // (d_model // self.heads)
+        scaled = queries * (d_model // self.heads) ** -0.5
+        by_head = jnp.where(own, scaled[:, None], 0).astype(queries.dtype)
+        shared = past.keys.shape[0] == 1
+        keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
+        axes = "pm" if shared else "rpm"
+        scores = jnp.einsum(
+            f"rhm,{axes}->rhp", by_head, keys, precision=exact, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, _NEVER)).astype(queries.dtype)
+        attended = jnp.einsum(
+            f"rhp,{axes}->rhm", weights, values, precision=exact, preferred_element_type=jnp.float32
+        )
+        return jnp.where(own, attended, 0).sum(1).astype(queries.dtype).T
+
+    def attend_to_blocks(
+        self,
+        queries: Float[Array, "rows d_model"],
+        blocks: Sequence[KeysValues],
+        position: Int[Array, " rows"],
+        furthest: Int[Array, ""] | None = None,
+    ) -> Float[Array, "d_model rows"]:
+        """Attends over the row's positions up to `position`; the positions are one block."""
+        (past,) = blocks
+        seen = jnp.arange(past.keys.shape[1]) <= position[:, None]
+        return self.attend(queries, past, seen)
