@@ -289,5 +289,5 @@ def _explained(key: str, submission: Submission) -> bool:
         *map(keys.candidate, chunks),
         *(map(keys.refined, chunks) if submission.second_pass else ()),
     }
-    more = (keys.poison_records, f"{keys.folder}outputs/")
+    more = (keys.encodings, keys.poison_records, f"{keys.folder}outputs/")
     return name_of(key) in allowed or key.startswith(more)

@@ -8,6 +8,7 @@ from typing import Final
 from faults.accounting import Submission
 from smalti.checkpoints.loading import load_tensors, save_parameters
 from smalti.parameters import SecondPass
+from smalti.pictures import png_bytes
 from smalti.pipeline import Pipeline
 from smalti.registry import library
 from smalti.registry.folder import ModelFolder
@@ -81,7 +82,11 @@ class Expected:
         pictures = self._pipeline.generate(prompt, of, of, seed)
         if second_pass is not None:
             pictures = self._pipeline.refine(pictures, second_pass)
-        return {picture.candidate: digest(picture.to_png()) for picture in pictures}
+        # The services' files do not say a score, which is known only after they are written.
+        return {
+            each.candidate: digest(png_bytes(each.image, each.drawing.model_copy(update={"score": None})))
+            for each in pictures
+        }
 
 
 def revision_of(submission: Submission) -> str:
