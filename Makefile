@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator faults format protos model evaluate locks upgrade licences images image-check deploy-check deploy-test clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check deploy-check clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -68,6 +68,12 @@ scale: $(INSTALLED)
 JAX_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 accelerator:
 	$(JAX_PYTHON) -m benchmarks.accelerator --out build/accelerator.json
+
+# Compiles every program for TPUs that are not there, and writes what the compiler says into docs/performance.md. Takes many
+# hours on two cores, and goes on where it was; ONLY="mini-step-*" picks rows.
+ONLY ?= *
+tpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.tpu --only '$(ONLY)' --write docs/performance.md
 
 # Runs the fault matrix: breaks every part and accounts for every job. Takes a quarter of an hour on two cores; half an hour
 # with GATEWAYS=2, which needs RabbitMQ and PostgreSQL.
@@ -157,12 +163,6 @@ image-check: $(UP)
 TOOLS := build/deploy-tools
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
 	$(BIN)/pytest -m deploy tests/deploy
-
-# Installs the chart in the cluster of KUBECONFIG, harms and upgrades it under load, and accounts for every job (docs/deploy.md).
-# CLUSTER runs the command where the addresses of pods and Services can be reached: make deploy-test CLUSTER="nsenter --net=..."
-CLUSTER ?=
-deploy-test: $(INSTALLED) $(TOOLS)/.installed
-	$(CLUSTER) $(BIN)/python -m faults.cluster $(OPTIONS)
 
 $(TOOLS)/.installed: locks/deploy.txt scripts/deploy_tools.py
 	rm -rf $(TOOLS)

@@ -1,0 +1,1 @@
+"""What the TPU compiler says of every program, for chips that are not there."""

@@ -1,0 +1,66 @@
+"""The table of the programs in `docs/performance.md`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tpu.estimate import CHIPS
+from benchmarks.tpu.rows import Row
+
+BEGIN, END = "<!-- compiled: written by make tpu -->", "<!-- end of what is compiled -->"
+HEADER = (
+    "| program | estimate, ms | floor, ms | share | memory, GiB of a chip | padding of the state "
+    "| copied for a dispatch, MiB | between chips: number; KiB | compile, s | pictures/s a chip |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
+)
+STEPS = 16
+"""Tokens of a dispatch."""
+TOKENS = 256
+
+
+def milliseconds(row: Row, found: Mapping[str, Any]) -> float:
+    """Returns the estimate of a token of all slots, or of a call: cycles, or bytes over bandwidth if that is longer."""
+    clock, bandwidth, _ = CHIPS[row.chip]
+    if row.program == "step":
+        cycles = found["body_cycles"] + found["entry_cycles"] / STEPS
+    else:
+        cycles = found["entry_cycles"] + found["body_cycles"]
+    return 1000 * max(cycles / clock, found["floor_bytes"] / bandwidth)
+
+
+def line(row: Row, found: Mapping[str, Any]) -> str:
+    """Returns the line of one row."""
+    _, bandwidth, memory = CHIPS[row.chip]
+    taken, floor = milliseconds(row, found), 1000 * found["floor_bytes"] / bandwidth
+    state, held = found["state_bytes"], found["memory_bytes"] / 2**30
+    data, model = map(int, row.mesh.split("x"))
+    rate = row.slots / (TOKENS * taken / 1000) / (data * model) if row.program == "step" else 0.0
+    cells = (
+        row.name,
+        f"{taken:.3g}",
+        f"{floor:.3g}" if floor else "",
+        f"{floor / taken:.2f}" if floor and taken else "",
+        f"{held:.2f} of {memory:.0f}",
+        f"{100 * (found['aliased_bytes'] / state - 1):.1f} %" if state else "",
+        f"{found['copied'] / 2**20:.3g}",
+        f"{found['collectives']}; {found['collective_bytes'] / 2**10:.0f}" if data * model > 1 else "",
+        f"{found['compile_seconds']:.0f}",
+        f"{rate:.3g}" if rate else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def table(rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the table of the rows that are compiled."""
+    return HEADER + "\n".join(line(row, results[row.name]) for row in rows if row.name in results)
+
+
+def write(page: Path, text: str) -> None:
+    """Puts the table between its marks on a page."""
+    before = page.read_text(encoding="utf-8")
+    block = f"{BEGIN}\n\n{text}\n\n{END}"
+    after, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, before, flags=re.S)
+    if count != 1:
+        raise SystemExit(f"{page}: has no place for the table; add {BEGIN} and {END}")
+    page.write_text(after, encoding="utf-8")
