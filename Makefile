@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check deploy-check clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check deploy-check deploy-test clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -163,6 +163,12 @@ image-check: $(UP)
 TOOLS := build/deploy-tools
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
 	$(PYTEST) -m deploy tests/deploy
+
+# Installs the chart in the cluster of KUBECONFIG, harms and upgrades it under load, and accounts for every job (docs/deploy.md).
+# CLUSTER runs the command where the addresses of pods and Services can be reached: make deploy-test CLUSTER="nsenter --net=..."
+CLUSTER ?=
+deploy-test: $(INSTALLED) $(TOOLS)/.installed
+	$(CLUSTER) $(BIN)/python -m faults.cluster $(OPTIONS)
 
 $(TOOLS)/.installed: locks/deploy.txt scripts/deploy_tools.py
 	rm -rf $(TOOLS)

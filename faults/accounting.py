@@ -9,18 +9,20 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from faults.reference import Reference
-from faults.system import PATIENCE, System
+from faults.layout import Layout
+from faults.system import PATIENCE
 from faults.tally import Tally
 from harness.objects import name_of
 from harness.waiting import wait_until
 from smalti.client import Client, has_ended
 from smalti.errors import DamagedObjectError, SmaltiError, UnavailableError
 from smalti.parameters import Refinement, SecondPass
-from smalti.storage import JobKeys
+from smalti.registry.folder import ModelFolder
+from smalti.storage import JobKeys, ObjectStore
 from smalti.storage.store import digest
 from smalti.v1 import job_pb2
 from smalti.v1.job_pb2 import Job
@@ -32,6 +34,42 @@ ENDS = {
     job_pb2.JOB_STATE_CANCELLED: "cancelled",
     job_pb2.JOB_STATE_EXPIRED: "expired",
 }
+
+
+class Accounted(Protocol):
+    """What an account needs of a system; see `faults.system.System`."""
+
+    layout: Layout
+    store: ObjectStore
+
+    @property
+    def model(self) -> ModelFolder:
+        """The model that the gateways are configured with."""
+
+    def client(
+        self, gateway: str = "", *, attempts: int = 1, retry_seconds: float = 0.0
+    ) -> AbstractContextManager[Client]:
+        """Yields a client of a gateway."""
+
+    def clients(
+        self, *, attempts: int = 1, retry_seconds: float = 0.0
+    ) -> AbstractContextManager[Sequence[Client]]:
+        """Yields a client of each gateway."""
+
+    def executions(self, *names: str) -> dict[tuple[str, str, int | None], int]:
+        """Counts how often the work of each job, stage and chunk was done."""
+
+
+class Expected(Protocol):
+    """The expected pictures of a revision; see `faults.reference.Reference`."""
+
+    def sha256(
+        self, prompt: str, seed: int, candidate: int, of: int, second_pass: SecondPass | None = None
+    ) -> str:
+        """Returns the checksum of the file of a picture."""
+
+    def repacked_sha256(self, prompt: str, seed: int, candidate: int, of: int) -> str:
+        """Returns the checksum of the file of `faults.other_decoder`; of no use where it does not run."""
 
 
 @dataclass
@@ -53,7 +91,9 @@ class Submission:
     @property
     def second_pass(self) -> SecondPass | None:
         """The second pass of its pictures, with what the faults' model does unless told otherwise."""
-        return SecondPass(upscale=2, refine=Refinement()) if self.asked.get("refine") else None
+        if self.asked.get("refine"):
+            return SecondPass(upscale=2, refine=Refinement())
+        return SecondPass(upscale=self.asked["upscale"]) if self.asked.get("upscale") else None
 
     @property
     def state(self) -> str:
@@ -68,8 +108,8 @@ class Account:
 
     def __init__(
         self,
-        system: System,
-        references: Mapping[str, Reference],
+        system: Accounted,
+        references: Mapping[str, Expected],
         known: dict[str, Submission],
         *,
         is_other: Callable[[str], bool] = lambda job: False,
@@ -217,14 +257,14 @@ class Account:
         with self.system.client(attempts=4, retry_seconds=60) as client:
             tally.unexpected += [f"job {job.id}" for job in client.list() if job.id not in self._known]
 
-    def _possible(self) -> Sequence[Reference]:
+    def _possible(self) -> Sequence[Expected]:
         """Returns what may have drawn a picture in the store: perhaps another revision, before a job was bound anew."""
         if not self.system.layout.models:
             return [self._references[self.system.model.revision]]
         return list(self._references.values())
 
     def _allowed(
-        self, reference: Reference, submission: Submission, candidate: int, second_pass: SecondPass | None
+        self, reference: Expected, submission: Submission, candidate: int, second_pass: SecondPass | None
     ) -> tuple[str, ...]:
         """Returns the checksums that a picture may have: one, unless there are decoders of two kinds."""
         drawn = submission.prompt, submission.seed, candidate, submission.candidates
@@ -249,5 +289,5 @@ def _explained(key: str, submission: Submission) -> bool:
         *map(keys.candidate, chunks),
         *(map(keys.refined, chunks) if submission.second_pass else ()),
     }
-    more = (keys.poison_records, f"{keys.folder}outputs/")
+    more = (keys.encodings, keys.poison_records, f"{keys.folder}outputs/")
     return name_of(key) in allowed or key.startswith(more)

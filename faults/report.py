@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks.measuring import describe_machine
 from faults.matrix import Result
+from faults.tally import Tally
 from smalti.errors import InvalidInputError
 from smalti.files import write_atomically
 
@@ -48,18 +49,31 @@ def cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def remarks(results: Sequence[Result]) -> list[str]:
-    """Returns the lines below the table: problems, notes, and reasons of failures."""
-    lines = []
-    for result in results:
-        said = [*result.problems]
-        for kind, found in (("unexpected", result.tally.unexpected), ("wrong", result.tally.wrong)):
-            said += [f"{kind}: {each}" for each in found[:MAX_NAMED]]
-            said += [f"{kind}: and {len(found) - MAX_NAMED} more"] * (len(found) > MAX_NAMED)
-        said += result.notes
-        said += [f"{count} failed: {reason}" for reason, count in result.tally.reasons.items()]
-        lines += [f"row {result.row.name}: {text}" for text in said]
-    return lines
+def remarks(name: str, problems: Sequence[str], notes: Sequence[str], tally: Tally) -> list[str]:
+    """Returns the lines below the table for a row: problems, notes, and reasons of failures.
+
+    Args:
+        name: what each line begins with.
+        problems: expectations that were not met.
+        notes: observations.
+        tally: the numbers.
+    """
+    said = [*problems]
+    for kind, found in (("unexpected", tally.unexpected), ("wrong", tally.wrong)):
+        said += [f"{kind}: {each}" for each in found[:MAX_NAMED]]
+        said += [f"{kind}: and {len(found) - MAX_NAMED} more"] * (len(found) > MAX_NAMED)
+    said += notes
+    said += [f"{count} failed: {reason}" for reason, count in tally.reasons.items()]
+    return [f"{name}: {text}" for text in said]
+
+
+def all_remarks(results: Sequence[Result]) -> list[str]:
+    """Returns the lines below the table for all rows."""
+    return [
+        line
+        for each in results
+        for line in remarks(f"row {each.row.name}", each.problems, each.notes, each.tally)
+    ]
 
 
 def show(results: Sequence[Result], known: Mapping[str, str]) -> None:
@@ -69,7 +83,7 @@ def show(results: Sequence[Result], known: Mapping[str, str]) -> None:
     for result in results:
         table.add_row(*cells(result), style=None if result.passed else "bold red")
     console.print(table)
-    for line in remarks(results):
+    for line in all_remarks(results):
         console.print(line, markup=False)
     for name, fact in known.items():
         console.print(f"{name}: {fact}", markup=False)
@@ -89,15 +103,29 @@ def write(path: Path, name: str, results: Sequence[Result], known: Mapping[str, 
     Raises:
         InvalidInputError: the page has no markers with this name.
     """
-    begin, end = f"<!-- {name}: written by make faults -->", f"<!-- end of {name} -->"
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
+    listed = [f"* {line}" for line in all_remarks(results)]
+    listed += [f"* {name}: {fact}" for name, fact in known.items()]
+    write_between(path, name, "make faults", [*lines, "", *listed])
+
+
+def write_between(path: Path, name: str, maker: str, lines: Sequence[str]) -> None:
+    """Writes lines into a page between two markers, in place of the last ones.
+
+    Args:
+        path: the page.
+        name: the name in the markers.
+        maker: the command in the first marker.
+        lines: what to write.
+
+    Raises:
+        InvalidInputError: the page has no markers with this name.
+    """
+    begin, end = f"<!-- {name}: written by {maker} -->", f"<!-- end of {name} -->"
     page = path.read_text(encoding="utf-8")
     place = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
     if not place.search(page):
         raise InvalidInputError("--write", f"{path} must have the lines {begin!r} and {end!r}")
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
-    listed = [f"* {line}" for line in remarks(results)] + [
-        f"* {name}: {fact}" for name, fact in known.items()
-    ]
-    text = "\n".join((begin, "", *lines, "", *listed, "", end))
+    text = "\n".join((begin, "", *lines, "", end))
     write_atomically(path, place.sub(lambda _: text, page).encode())

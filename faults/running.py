@@ -143,13 +143,13 @@ class Runner:
         try:
             row.run(trial)
         except Exception as error:
-            trial.problems.append(_describe(error))
+            trial.problems.append(describe(error))
         try:
             system.wait_until_serving()
             tally = account.close()
             tally.add(batches.close())
         except Exception as error:
-            trial.problems.append(_describe(error))
+            trial.problems.append(describe(error))
             tally.states = Counter(each.state for each in account.submissions)
             tally.states.update(each.state for each in batches.submissions)
         notes = (*trial.notes, *tally.notes)
@@ -160,7 +160,7 @@ class Runner:
         return result
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Returns an error and its place in one line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]

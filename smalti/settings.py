@@ -174,6 +174,11 @@ class Settings(EnvironmentSettings):
     container; only the folder itself must belong to the user alone."""
     compilation_cache_bytes: int = Field(default=2**30, gt=0)
     """Size of that folder in bytes, beyond which the programs that were used longest ago are removed."""
+    compiled: Path | None = None
+    """Folder of programs that `smalti compile` has made for this kind of machine; looked up before any other. Unless
+    `SMALTI_COMPILED_SHA256` is set, it must belong to the user alone, since reading a program is running code."""
+    compiled_sha256: str = ""
+    """SHA-256 that `smalti compile` printed: makes that folder trusted, whoever can write to it."""
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from smalti import __version__
 from smalti.cli import batches, data, evaluate, models, train, up
 from smalti.cli.drawing import generate
-from smalti.cli.operations import doctor, keys, migrate, queue, revisions, tenants
+from smalti.cli.operations import compile, doctor, keys, migrate, queue, revisions, tenants
 from smalti.entrance import signals, streams
 from smalti.errors import SmaltiError, SmaltiWarning
 from smalti.foreign_text import check_text, printable
@@ -51,7 +51,7 @@ def application() -> typer.Typer:
             print(context.get_help())
 
     for command in (
-        *(generate, batches, up, models, doctor, migrate, keys, tenants, revisions, queue),
+        *(generate, batches, up, models, compile, doctor, migrate, keys, tenants, revisions, queue),
         *(data, train, evaluate),
     ):
         command.register(app)

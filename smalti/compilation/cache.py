@@ -1,4 +1,4 @@
-"""Where compiled programs are kept: the folder of the settings, if it is safe."""
+"""Where compiled programs are kept: the folders of the settings, if they are safe."""
 
 import os
 import warnings
@@ -6,19 +6,27 @@ from typing import Final
 
 import jax
 
+from smalti.compilation.bundle import Bundle
 from smalti.compilation.folder import PrivateFolder
+from smalti.compilation.serialized import UnfitProgramError
 from smalti.devices import find_device
 from smalti.errors import SmaltiWarning
-from smalti.settings import PREFIX, settings
+from smalti.settings import PREFIX, Settings, settings
 
 VARIABLE: Final = f"{PREFIX}COMPILATION_CACHE"
+AHEAD_VARIABLE: Final = f"{PREFIX}COMPILED"
 
 _opened: dict[str, PrivateFolder] = {}
 """The folder in use, by its path in the settings; empty while nothing is kept."""
+_made_ahead: dict[tuple[str, str], Bundle] = {}
+"""The programs that were compiled ahead, by the settings that name them; empty if there are none."""
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the folder that the settings name; call it before anything is compiled.
+
+    Programs that were compiled ahead (`smalti compile`) are looked up first, in the folder of `SMALTI_COMPILED`. One
+    that is not trusted, or that was made for another machine, is left out with a `SmaltiWarning` that says why.
 
     An empty `SMALTI_COMPILATION_CACHE` turns this off. A folder that others can write to is refused with a
     `SmaltiWarning`, since reading a program from it would let them run code here. One that cannot be written is read,
@@ -29,6 +37,7 @@ def use_compilation_cache() -> None:
     """
     find_device()
     given = settings()
+    _use_made_ahead(given)
     path = given.compilation_cache
     if path is None:
         _opened.clear()
@@ -57,10 +66,32 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _warn(problem: str) -> None:
-    warnings.warn(f"{VARIABLE} {problem}", SmaltiWarning, stacklevel=3)
+def _use_made_ahead(given: Settings) -> None:
+    """Opens the folder of programs that were compiled ahead, if the settings name one."""
+    if given.compiled is None:
+        _made_ahead.clear()
+        return
+    named = (str(given.compiled), given.compiled_sha256)
+    if named in _made_ahead:
+        return
+    _made_ahead.clear()
+    try:
+        _made_ahead[named] = Bundle.open(
+            given.compiled, given.compiled_sha256, trust_parents=given.compilation_cache_volume
+        )
+    except UnfitProgramError as error:
+        _warn(f"{given.compiled} is not used, so what it holds is compiled: {error}", AHEAD_VARIABLE)
+
+
+def _warn(problem: str, variable: str = VARIABLE) -> None:
+    warnings.warn(f"{variable} {problem}", SmaltiWarning, stacklevel=4)
 
 
 def kept() -> PrivateFolder | None:
     """Returns the folder of compiled programs; None if none are kept."""
     return next(iter(_opened.values()), None)
+
+
+def made_ahead() -> Bundle | None:
+    """Returns the programs that were compiled ahead; None if there are none."""
+    return next(iter(_made_ahead.values()), None)

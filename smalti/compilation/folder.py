@@ -79,23 +79,33 @@ class PrivateFolder:
     def load(self, name: str) -> bytes | None:
         """Returns the content of a file; None if it is missing, damaged, or not this user's own."""
         try:
-            # Neither a link to elsewhere nor a pipe that never ends.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with os.fdopen(os.open(name + SUFFIX, flags, dir_fd=self._descriptor), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not _is_private(status) or not stat.S_ISREG(status.st_mode):
-                    return None
-                if status.st_size > MAX_FILE_BYTES:
-                    return None
-                stored = file.read()
-                if time.time() - status.st_mtime > TOUCH_SECONDS:
-                    os.utime(file.fileno())
+            stored = self.read(name + SUFFIX)
         except OSError:
             return None
         header = len(_MAGIC) + hashlib.sha256().digest_size
         content = stored[header:]
         intact = stored[:header] == _MAGIC + hashlib.sha256(content).digest()
         return content if intact else None
+
+    def read(self, name: str) -> bytes:
+        """Returns the bytes of a file of this user's own.
+
+        Raises:
+            OSError: it is missing, somebody else could have written it, or it is too large.
+        """
+        # Neither a link to elsewhere nor a pipe that never ends.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, dir_fd=self._descriptor), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not _is_private(status) or not stat.S_ISREG(status.st_mode):
+                raise PermissionError(f"{self.path / name} is not a file that only this user can write")
+            if status.st_size > MAX_FILE_BYTES:
+                raise OSError(f"{self.path / name} has more than {MAX_FILE_BYTES} bytes")
+            stored = file.read()
+            if time.time() - status.st_mtime > TOUCH_SECONDS:
+                with contextlib.suppress(OSError):  # On a read-only file system.
+                    os.utime(file.fileno())
+        return stored
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file atomically; raises `OSError`."""

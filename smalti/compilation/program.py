@@ -3,7 +3,8 @@
 `Program` stands for `jax.jit`. If `use_compilation_cache` found a folder, a program is looked up there by what it is
 called with: static arguments, shapes, types and shardings, and everything else that the machine code depends on
 (`smalti.compilation.target`). Where there is one, the function is not even traced. JAX's own cache would only save the
-last of the three steps, tracing, lowering and compiling.
+last of the three steps, tracing, lowering and compiling. Before that, it is looked up among the programs that were
+compiled ahead (`smalti.compilation.bundle`), if the settings name some.
 """
 
 import json
@@ -12,19 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
 from functools import update_wrapper
-from hashlib import sha256
 from typing import Any, Final, Generic, TypeVar, cast
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
 
-from smalti.compilation.cache import kept
+from smalti.compilation.ahead import AbsentArray, Ahead, Compiled, Memory, ahead, ids_of
+from smalti.compilation.cache import kept, made_ahead
 from smalti.compilation.folder import PrivateFolder
+from smalti.compilation.key import Call, aval_of, describe_call, device_of, devices_of, machine_key
 from smalti.compilation.serialized import UnfitProgramError, dump, load
-from smalti.compilation.target import target
 from smalti.settings import settings
 
 log = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Program(Generic[R]):
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         """Runs the program; compiles it, or reads it from the folder, when it is called so for the first time."""
         # Without a folder, JAX's own table of programs will do, and is faster.
-        if kept() is None and not self._ready:
+        if kept() is None and made_ahead() is None and ahead() is None and not self._ready:
             return cast("R", self._jitted(*args, **kwargs))
         leaves, tree = jax.tree_util.tree_flatten(self._dynamic(args))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -106,8 +104,8 @@ class Program(Generic[R]):
     ) -> Callable[..., R]:
         """Returns the program for some arguments; it takes their leaves."""
         static = tuple(args[place] for place in sorted(self._static_argnums))
-        avals = tuple(map(_aval, leaves))
-        signature = (static, tuple(sorted(kwargs.items())), tree, avals)
+        avals = tuple(map(aval_of, leaves))
+        signature = (ahead(), static, tuple(sorted(kwargs.items())), tree, avals)
         ready = self._ready.get(signature)
         if ready is not None:
             return ready
@@ -116,20 +114,59 @@ class Program(Generic[R]):
         with lock:
             ready = self._ready.get(signature)
             if ready is None:
-                key = _key(
-                    self.name,
-                    _device(leaves),
-                    static=static,
-                    options={**kwargs, **self._options},
-                    tree=str(tree),
-                    arguments=avals,
-                )
-                ready = self._load(key) or self._compile(key, args, kwargs, leaves, tree)
-                self._ready[signature] = ready
+                ready = self._ready[signature] = self._find(args, kwargs, leaves, tree)
         # Whoever waited for the lock, or takes a new one, finds the program.
         with self._lock:
             self._locks.pop(signature, None)
         return ready
+
+    def _find(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[Any], tree: Any
+    ) -> Callable[..., R]:
+        """Returns the program for some arguments, from where it is found first."""
+        if (given := ahead()) is not None:
+            return self._compile_ahead(given, args, kwargs, leaves, tree)
+        key = machine_key(
+            self.name,
+            device_of(leaves),
+            static=tuple(args[place] for place in sorted(self._static_argnums)),
+            options={**kwargs, **self._options},
+            tree=str(tree),
+            arguments=tuple(map(aval_of, leaves)),
+        )
+        return (
+            self._load_ahead(args, kwargs)
+            or self._load(key)
+            or self._compile(key, args, kwargs, leaves, tree)
+        )
+
+    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        return describe_call(
+            self._function,
+            args=args,
+            kwargs=kwargs,
+            static=self._static_argnums,
+            donated=self._options["donate_argnums"],
+        )
+
+    def _load_ahead(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., R] | None:
+        """Reads a program that was compiled ahead; returns None if there is none that can be used."""
+        began = time.monotonic()
+        found = made_ahead()
+        if found is None:
+            return None
+        try:
+            loaded, out_tree = found.load(self.name, self._call(args, kwargs))
+        except UnfitProgramError as error:
+            log.warning("the program %s is not loaded from %s: %s", self.name, found.path, error)
+            return None
+        self._report_read(began, f"{found.path}")
+        return _with_tree(loaded, out_tree)
+
+    def _report_read(self, began: float, origin: str) -> None:
+        seconds = time.monotonic() - began
+        jax.monitoring.record_event_duration_secs(PROGRAM_READ, seconds)
+        log.info("read the program %s from %s in %.2f s", self.name, origin, seconds)
 
     def _load(self, key: str) -> Callable[..., R] | None:
         """Reads a program from the folder; returns None if there is none that can be used."""
@@ -144,18 +181,66 @@ class Program(Generic[R]):
         except UnfitProgramError as error:
             log.warning("the kept program %s does not fit and is made again: %s", self.name, error)
             return None
-        seconds = time.monotonic() - began
-        jax.monitoring.record_event_duration_secs(PROGRAM_READ, seconds)
-        log.info("read the program %s in %.2f s", self.name, seconds)
+        self._report_read(began, "the cache")
         return _with_tree(loaded, out_tree)
 
     def _compile(
         self, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[Any], tree: Any
     ) -> Callable[..., R]:
         """Compiles a program, and writes it into the folder."""
-        began = time.monotonic()
         folder = kept()
+        compiled, out_tree, _ = self._lower_and_compile(
+            key, args, kwargs, leaves, tree, unique=folder is not None
+        )
+        if folder is not None:
+            try:
+                self._write(folder, key, compiled, out_tree)
+            except (OSError, UnfitProgramError) as error:
+                log.warning("the program %s cannot be kept: %s", self.name, error)
+        return _with_tree(compiled, out_tree)
 
+    def _compile_ahead(
+        self, given: Ahead, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[Any], tree: Any
+    ) -> Callable[..., R]:
+        """Compiles a program for devices that need not be there; returns what takes its place here."""
+        everywhere = given.everywhere(args, leaves)
+        absent = [given.stand_in(leaf, everywhere) for leaf in leaves]
+        compiled, out_tree, seconds = self._lower_and_compile("", args, kwargs, absent, tree, unique=True)
+        shardings = jax.tree.leaves((compiled.output_shardings, compiled.input_shardings))
+        given.keep(
+            Compiled(
+                name=self.name,
+                call=self._call(args, kwargs),
+                compiled=compiled,
+                tree=out_tree,
+                devices=ids_of(shardings),
+                memory=Memory.of(compiled),
+                seconds=seconds,
+            )
+        )
+        results = [
+            AbsentArray(each.shape, each.dtype, sharding=sharding)
+            for each, sharding in zip(
+                jax.tree.leaves(compiled.out_info), jax.tree.leaves(compiled.output_shardings), strict=True
+            )
+        ]
+        return _with_tree(lambda *_: results, out_tree)
+
+    def _lower_and_compile(
+        self,
+        key: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        leaves: Sequence[Any],
+        tree: Any,
+        *,
+        unique: bool,
+    ) -> tuple[jax.stages.Compiled, Any, float]:
+        """Returns a compiled program, the tree of its results, and the seconds that it took.
+
+        With `unique`, JAX's own cache neither gives nor keeps it.
+        """
+        began = time.monotonic()
         # By leaves, since JAX describes arguments and results by trees, whose classes may refuse what is no array.
         out_trees: list[Any] = []
 
@@ -171,17 +256,13 @@ class Program(Generic[R]):
 
         # The name is part of JAX's own key, and no key must fit: a program that JAX has read from its cache is
         # incomplete when it is written again, and fails when it runs.
-        unique = "" if folder is None else f"_{key}_{time.time_ns()}"
-        flat.__name__ = f"{getattr(self._function, '__name__', 'program')}{unique}"
-        with nullcontext() if folder is None else _unused_cache():
+        mark = f"_{key}_{time.time_ns()}" if unique else ""
+        flat.__name__ = f"{getattr(self._function, '__name__', 'program')}{mark}"
+        with _unused_cache() if unique else nullcontext():
             compiled = jax.jit(flat, donate_argnums=self._donated(args)).lower(*leaves).compile()
-        log.info("compiled the program %s in %.2f s", self.name, time.monotonic() - began)
-        if folder is not None:
-            try:
-                self._write(folder, key, compiled, out_trees[0])
-            except (OSError, UnfitProgramError) as error:
-                log.warning("the program %s cannot be kept: %s", self.name, error)
-        return _with_tree(compiled, out_trees[0])
+        seconds = time.monotonic() - began
+        log.info("compiled the program %s in %.2f s", self.name, seconds)
+        return compiled, out_trees[0], seconds
 
     def _donated(self, args: Sequence[Any]) -> tuple[int, ...]:
         """Returns the places of the donated arguments' leaves."""
@@ -197,7 +278,7 @@ class Program(Generic[R]):
 
     def _write(self, folder: PrivateFolder, key: str, compiled: jax.stages.Compiled, out_tree: Any) -> None:
         shardings = jax.tree.leaves((compiled.output_shardings, compiled.input_shardings))
-        folder.write(f"{self.name}-{key}", dump(compiled, out_tree, _devices(shardings[0])))
+        folder.write(f"{self.name}-{key}", dump(compiled, out_tree, devices_of(shardings[0])))
         folder.trim(settings().compilation_cache_bytes)
 
 
@@ -225,10 +306,16 @@ def kept_shapes(function: Callable[[Config], Shapes]) -> Callable[[Config], Shap
 
 
 def _load_shapes(name: str, config: Config, function: Callable[[Config], Shapes]) -> Shapes:
+    if (given := ahead()) is not None:
+        traced = function(config)
+        given.keep_shapes(name, config, traced)
+        return traced
+    if (found := made_ahead()) is not None and (shapes := found.shapes(name, config)) is not None:
+        return shapes
     folder = kept()
     if folder is None:
         return function(config)
-    file = f"{name}-{_key(name, jax.devices()[0], config=config)}"
+    file = f"{name}-{machine_key(name, jax.devices()[0], config=config)}"
     content = folder.load(file)
     if content is not None:
         return {parameter: tuple(shape) for parameter, shape in json.loads(content).items()}
@@ -262,68 +349,3 @@ def _unused_cache() -> Iterator[None]:
             _compiling -= 1
             if not _compiling:
                 jax.config.update(option, _before)
-
-
-def _key(name: str, device: jax.Device, **parts: Any) -> str:
-    described = {
-        "name": name,
-        "target": target(device),
-        **{part: _describe(each) for part, each in parts.items()},
-    }
-    return sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _describe(value: Any) -> Any:
-    """Returns a value as JSON that determines it."""
-    if isinstance(value, Mesh):
-        on: list[Any] = list(value.devices.flat)
-        devices = [(device.id, device.device_kind) for device in on]
-        return ["mesh", list(value.shape.items()), list(map(str, value.axis_types)), devices]
-    if isinstance(value, NamedSharding):
-        return ["sharding", _describe(value.mesh), str(value.spec), str(value.memory_kind)]
-    if isinstance(value, Sharding):
-        ids: list[int] = sorted(device.id for device in _devices(value))
-        return [type(value).__name__, ids, str(value.memory_kind)]
-    if is_dataclass(value):
-        return [
-            type(value).__name__,
-            {each.name: _describe(getattr(value, each.name)) for each in fields(value)},
-        ]
-    if isinstance(value, tuple | list):
-        return [_describe(each) for each in value]
-    if isinstance(value, dict):
-        return {str(name): _describe(each) for name, each in value.items()}
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    described = repr(value)
-    if " at 0x" in described:
-        raise TypeError(
-            f"{described} does not determine a program; give a dataclass, or something with a full repr"
-        )
-    return described
-
-
-def _aval(leaf: Any) -> Hashable:
-    """Returns what the program for an argument depends on."""
-    if isinstance(leaf, jax.Array):
-        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding if leaf.committed else None
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
-    array = np.asarray(leaf)
-    return array.shape, array.dtype, not isinstance(leaf, np.ndarray | np.generic), None
-
-
-def _device(leaves: Sequence[Any]) -> jax.Device:
-    """Returns the device, or one of the devices, that a program with these arguments runs on."""
-    for leaf in leaves:
-        if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None:
-            return _devices(leaf.sharding)[0]
-        if isinstance(leaf, jax.Array) and leaf.committed:
-            return _devices(leaf.sharding)[0]
-    return jax.devices()[0]
-
-
-def _devices(sharding: Sharding) -> list[Any]:
-    return (
-        list(sharding.mesh.devices.flat) if isinstance(sharding, NamedSharding) else list(sharding.device_set)
-    )

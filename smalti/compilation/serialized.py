@@ -26,11 +26,7 @@ def dump(compiled: jax.stages.Compiled, tree: Any, devices: Sequence[jax.Device]
         UnfitProgramError: this version of JAX cannot write programs for these devices.
     """
     header = {**_made_by(devices[0].client), "devices": [device.id for device in devices]}
-    try:
-        executable, in_tree, out_tree = serialize_executable.serialize(compiled)
-        return json.dumps(header).encode() + b"\n" + pickle.dumps((executable, in_tree, out_tree, tree))
-    except Exception as error:  # It depends on the version and on the device what is raised.
-        raise UnfitProgramError(f"JAX {jax.__version__} cannot write it ({error!r})") from error
+    return json.dumps(header).encode() + b"\n" + pack(compiled, tree)
 
 
 def load(content: bytes) -> tuple[Callable[..., Sequence[Any]], Any]:
@@ -47,14 +43,36 @@ def load(content: bytes) -> tuple[Callable[..., Sequence[Any]], Any]:
         ids = described.pop("devices")
     except (AttributeError, KeyError, ValueError) as error:
         raise UnfitProgramError("it does not begin with what made it") from error
-    by_id = {device.id: device for device in jax.devices()}
     here = _made_by(jax.devices()[0].client)
     if described != here:
         raise UnfitProgramError(f"it was made by {_words(described)}; this is {_words(here)}")
+    return unpack(pickled, ids)
+
+
+def pack(compiled: jax.stages.Compiled, tree: Any) -> bytes:
+    """Returns a program as bytes, without what made it; raises `UnfitProgramError` as `dump` does."""
+    try:
+        executable, in_tree, out_tree = serialize_executable.serialize(compiled)
+        return pickle.dumps((executable, in_tree, out_tree, tree))
+    except Exception as error:  # It depends on the version and on the device what is raised.
+        raise UnfitProgramError(f"JAX {jax.__version__} cannot write it ({error!r})") from error
+
+
+def unpack(content: bytes, ids: Sequence[int]) -> tuple[Callable[..., Sequence[Any]], Any]:
+    """Returns a program that `pack` has written, and its tree; the content must be trusted, as with `load`.
+
+    Args:
+        content: the bytes.
+        ids: the ids of its devices, in its own order.
+
+    Raises:
+        UnfitProgramError: a device is not here, or the content cannot be read.
+    """
+    by_id = {device.id: device for device in jax.devices()}
     if missing := [each for each in ids if each not in by_id]:
         raise UnfitProgramError(f"it was made for devices that are not here: {missing}")
     try:
-        executable, in_tree, out_tree, tree = pickle.loads(pickled)
+        executable, in_tree, out_tree, tree = pickle.loads(content)
         loaded = serialize_executable.deserialize_and_load(
             executable, in_tree, out_tree, execution_devices=[by_id[each] for each in ids]
         )

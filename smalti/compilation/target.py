@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import platform
+import platform as machine
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -21,6 +21,16 @@ _OPTIONS = re.compile(
     r"compilation_cache|persistent_cache|log|explain|dump|traceback|transfer_guard|pprint|debug_info"
 )
 """Names of JAX's options that do not change what is compiled."""
+_MEANING = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+"""JAX's options that change what a program computes."""
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables with flags of the compiler."""
 
 
 @cache
@@ -44,13 +54,36 @@ def target(device: jax.Device) -> Mapping[str, object]:
             name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)
         },
     }
-    if client.platform == "cpu":
-        # Machine code for the processor, and work shared out among as many threads.
-        described["processor"] = _processor()
-        described["cores"] = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        )
-    return described
+    return described | _own_processor(client.platform)
+
+
+def portable_target(device: jax.Device) -> dict[str, object]:
+    """Returns what programs that are compiled ahead depend on, as values for JSON.
+
+    It leaves out what differs between a machine with the device and one that only compiles for it, and changes neither
+    what a program computes nor with what it is called.
+
+    Args:
+        device: the device; it may be one of a topology that is not there.
+    """
+    platform = device.client.platform
+    return {
+        "platform": platform,
+        "device": device.device_kind,
+        **_own_processor(platform),
+        "versions": {name: _version(name) for name in _PACKAGES if name != "libtpu" or platform == "tpu"},
+        "options": {name: str(jax.config.values[name]) for name in _MEANING},
+        "flags": {name: os.environ.get(name, "") for name in _FLAGS},
+        "code": code_digest(),
+    }
+
+
+def _own_processor(platform: str) -> dict[str, object]:
+    """Returns what machine code for a CPU depends on: the processor, and as many threads as share its work."""
+    if platform != "cpu":
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": _processor(), "cores": cores}
 
 
 @cache
@@ -77,6 +110,6 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
+        return f"{machine.machine()} {machine.processor()}"
     wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))

@@ -1,3 +1,3 @@
 """The stages as computation in this process: compiled programs, batching, sampling."""
 
-__all__ = ["decoder", "encoder", "encoding", "generator", "initial_image", "ranker", "refiner"]
+__all__ = ["ahead", "decoder", "encoder", "encoding", "generator", "initial_image", "ranker", "refiner"]

@@ -1,9 +1,9 @@
 """The VQGAN in both directions: image tokens to pictures, and pictures to image tokens."""
 
-import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from smalti.compilation import backend
 from smalti.models.vqgan import VQGAN
 from smalti.registry.spec import ModelSpec
 
@@ -14,7 +14,7 @@ def default_batch_size() -> int:
     One picture keeps the cores of a CPU busy; with the published VQGAN, batches of four were slower on two cores.
     Computation for the empty rows of a partial batch is wasted.
     """
-    return 1 if jax.default_backend() == "cpu" else 4
+    return 1 if backend() == "cpu" else 4
 
 
 class DecoderEngine:

@@ -10,6 +10,8 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from smalti.compilation import backend
+
 GROUP_NORM_EPSILON = 1e-6
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
 
 def compute_dtype() -> DTypeLike:
     """Returns the type to compute in: bfloat16 on GPUs and TPUs, float32 elsewhere."""
-    return jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+    return jnp.bfloat16 if backend() in ("gpu", "tpu") else jnp.float32
 
 
 class Dense(nn.Module):

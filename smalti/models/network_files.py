@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from smalti.checkpoints.loading import Layout, Selector, every, load_parameters, save_parameters
+from smalti.compilation import put
 from smalti.files import write_atomically
 from smalti.models.layers import Parameters, flatten, unflatten
 
@@ -28,7 +29,7 @@ def load_network(
     if on_host:
         return unflatten(leaves)
     # Popped one by one, so that each host copy is freed once its device copy exists.
-    return unflatten({name: jax.device_put(leaves.pop(name)) for name in list(leaves)})
+    return unflatten({name: put(leaves.pop(name)) for name in list(leaves)})
 
 
 def save_network(folder: Path, params: Parameters, fields: Mapping[str, Any]) -> None:

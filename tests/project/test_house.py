@@ -50,7 +50,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("encoding", "decoder", "ranker"),
         ("encoder", "refiner"),
         ("generator",),
-        ("initial_image",),
+        ("ahead", "initial_image"),
     ),
     "smalti.services": (("decoder", "encoder", "gateway", "generator", "ranker", "refiner", "web"),),
     "smalti.services.gateway": (

@@ -1,3 +1,3 @@
 """Sub-commands for whoever runs the services."""
 
-__all__ = ["doctor", "keys", "migrate", "queue", "revisions", "tables", "tenants"]
+__all__ = ["compile", "doctor", "keys", "migrate", "queue", "revisions", "tables", "tenants"]

@@ -1,3 +1,3 @@
 """The image-token generator: many requests in one batch."""
 
-__all__ = ["batch", "engine", "given", "requests", "state"]
+__all__ = ["batch", "engine", "given", "partition", "requests", "state"]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from smalti.compilation import backend
 from smalti.engines.encoding import Encoding
 from smalti.engines.generator.partition import Partition
 from smalti.engines.generator.programs import insert, insert_primed, prefill, prime, release, step
@@ -39,7 +40,7 @@ def default_groups(slots: int, partition: Partition) -> int:
     There, a group attends only over the blocks that its own slots have filled. A GPU would have to consult the host for
     every group and layer; on several devices, groups would not be on the devices of their slots' other arrays.
     """
-    alone = jax.default_backend() == "cpu" and partition.mesh.size == 1
+    alone = backend() == "cpu" and partition.mesh.size == 1
     return math.gcd(slots // MIN_GROUP_SLOTS, MAX_GROUPS) if alone and slots % MIN_GROUP_SLOTS == 0 else 1
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from smalti.compilation import devices, put
 from smalti.engines.generator.attention import CacheLayout, HeadsFirst, RowsFirst
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
@@ -71,13 +72,13 @@ class Partition:
         Raises:
             InvalidInputError: there are fewer devices.
         """
-        devices = jax.devices()
-        if data < 1 or model < 1 or data * model > len(devices):
+        found = devices()
+        if data < 1 or model < 1 or data * model > len(found):
             raise InvalidInputError(
                 "mesh",
-                f"{data}x{model} needs {data * model} devices, but there are {len(devices)}; use a smaller mesh",
+                f"{data}x{model} needs {data * model} devices, but there are {len(found)}; use a smaller mesh",
             )
-        return cls(Mesh(np.array(devices[: data * model]).reshape(data, model), (DATA, MODEL)), cache_layout)
+        return cls(Mesh(np.array(found[: data * model]).reshape(data, model), (DATA, MODEL)), cache_layout)
 
     @classmethod
     def parse(cls, text: str) -> "Partition":
@@ -103,11 +104,11 @@ class Partition:
             "decoder_ffn_dim": (self.padded_width(config.decoder_ffn_dim), model),
             "decoder_start_token_id": (config.decoder_start_token_id, model),
         }
-        for name, (size, devices) in divided.items():
-            if size % devices:
+        for name, (size, sharers) in divided.items():
+            if size % sharers:
                 raise InvalidInputError(
                     "mesh",
-                    f"{data}x{model} does not fit: {name} is {size}, which {devices} devices cannot share evenly",
+                    f"{data}x{model} does not fit: {name} is {size}, which {sharers} devices cannot share evenly",
                 )
 
     def layout_for(self, config: DalleBartConfig) -> CacheLayout:
@@ -135,7 +136,7 @@ class Partition:
 
     def place(self, array: np.ndarray, rules: Rules, name: str) -> Array:
         """Copies an array from the host to the devices, to each only its part."""
-        placed: Array = jax.device_put(array, self.sharding(rules, name))
+        placed: Array = put(array, self.sharding(rules, name))
         return placed
 
     def constrain(self, tree: Tree, rules: Rules) -> Tree:

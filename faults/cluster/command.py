@@ -1,0 +1,94 @@
+"""The command `python -m faults.cluster`."""
+
+import os
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.measuring import describe_machine
+from faults.cluster import report
+from faults.cluster.phases import PHASES
+from faults.cluster.running import Options, Runner
+from faults.cluster.trial import Phase
+from harness.chart import TOOLS
+from smalti.errors import InvalidInputError, SmaltiError
+from smalti.network import PLAINTEXT
+
+FAILED, USAGE_ERROR = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 1 if a phase fails, 2 if it cannot run."""
+    console = Console(stderr=True, highlight=False)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(run)
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except (SmaltiError, typer.TyperException) as error:
+        console.print(f"deploy-test: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(
+    phases: Annotated[str, typer.Option(help="Phases to run, separated by commas; all by default.")] = "",
+    namespace: Annotated[str, typer.Option(help="Name of a namespace that is not there yet.")] = "smalti",
+    helm: Annotated[str, typer.Option(help="Helm 3.")] = str(TOOLS / "helm3"),
+    kubectl: Annotated[str, typer.Option(help="kubectl.")] = "kubectl",
+    dns: Annotated[
+        str, typer.Option(help="In a cluster without DNS: kubelet's --cluster-dns, served from here.")
+    ] = "",
+    next_tag: Annotated[str, typer.Option(help="Tag of the images that the code is upgraded to.")] = "",
+    values: Annotated[
+        list[Path] | None, typer.Option(help="Further file of values; may be repeated.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="New folder for pictures, logs, and disks.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Page into which the results are written.")] = None,
+    keep: Annotated[bool, typer.Option(help="Leave the installation as it is.")] = False,
+) -> int:
+    """Installs the chart in the cluster of KUBECONFIG, harms and upgrades it under load, and accounts for every job."""
+    chosen = choose(phases)
+    for program, option in ((helm, "--helm"), (kubectl, "--kubectl")):
+        if shutil.which(program) is None:
+            raise InvalidInputError(option, f"{program} is not installed")
+    # The chart's own servers, and pods of this cluster, which the test reaches as their neighbour.
+    os.environ[PLAINTEXT] = "1"
+    place = folder or Path(tempfile.mkdtemp(prefix="smalti-cluster-"))
+    place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o755)
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(f"{datetime.now(UTC):%H:%M:%S} {text}", markup=False, soft_wrap=True)
+
+    say(f"pictures and logs are in {place}")
+    options = Options(
+        place.resolve(), namespace, kubectl, helm, dns, next_tag, values=tuple(values or ()), keep=keep
+    )
+    runner = Runner(
+        options, say, {"when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **describe_machine()}
+    )
+    results = runner.run(chosen)
+    report.show(results)
+    for line in report.said(results):
+        say(line)
+    if write:
+        report.write(write, results, runner.facts)
+    sys.stdout.flush()
+    return 0 if all(result.passed for result in results) else FAILED
+
+
+def choose(names: str) -> list[Phase]:
+    """Returns phases by name, in their order; raises `InvalidInputError` for an unknown name."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in PHASES:
+            raise InvalidInputError("--phases", f"{name!r} must be one of {', '.join(PHASES)}")
+    return [phase for name, phase in PHASES.items() if name in wanted or not wanted]

@@ -1,0 +1,217 @@
+"""The phases, in the order in which they are run."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Final
+
+from faults.cluster import autoscaling, placement
+from faults.cluster.kubernetes import COMPONENT, ClusterError, component_of, name_of
+from faults.cluster.load import Load, under_load
+from faults.cluster.models import revision_of
+from faults.cluster.release import RELEASE
+from faults.cluster.trial import NEXT, READY_SECONDS, Phase, Trial, phase
+
+OURS: Final = ("encoder", "generator", "decoder", "ranker", "refiner", "gateway", "web")
+SERVERS: Final = ("broker", "store", "database")
+PICTURES: Final = 9
+DRAIN_SECONDS: Final = 90
+
+
+@phase("draw", "`helm test`, and nine pictures through the HTTP API", "a picture and nine pictures come")
+def draw(trial: Trial) -> None:
+    """Draws through the front door."""
+    said = trial.release.test()
+    trial.expect("Succeeded" in said, f"helm test says {said[-200:]!r}")
+    began = time.monotonic()
+    pictures = trial.system.draw_by_http("a blue cat on a yellow background", PICTURES)
+    trial.notes.append(f"nine pictures by HTTP after {time.monotonic() - began:.1f} s")
+    trial.expect(len(pictures) == PICTURES, f"{len(pictures)} pictures came")
+    for number, content in enumerate(pictures):
+        (trial.folder / f"picture-{number}.png").write_bytes(content)
+
+
+@phase("pods", "a pod of each of our kinds is deleted, one after another, under load", "no job fails")
+def pods(trial: Trial) -> None:
+    """Deletes pods, and waits after each until its place is filled and jobs end again."""
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(2)
+        _delete_each(trial, load, OURS)
+        trial.system.draw_by_http("a red apple", 1)
+    _note(trial, load)
+
+
+@phase("kill", "the same for a pod of each stage, without time to finish", "no job fails")
+def kill(trial: Trial) -> None:
+    """Deletes pods with force: kubelet kills their containers."""
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        _delete_each(
+            trial, load, ("encoder", "generator", "decoder", "ranker"), "--force", "--grace-period=0"
+        )
+    _note(trial, load)
+
+
+@phase("servers", "broker, store and database are deleted, one after another, under load", "no job fails")
+def servers(trial: Trial) -> None:
+    """Deletes the pods of the servers, which keep their disks."""
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        _delete_each(trial, load, SERVERS)
+    _note(trial, load)
+
+
+@phase(
+    "code",
+    "upgrade of the code (`helm upgrade`, images of another tag) under load",
+    "no job fails; the database is migrated by the hook",
+)
+def code(trial: Trial) -> None:
+    """Upgrades to the images of another tag."""
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        seconds = trial.release.upgrade(*trial.code())
+        trial.notes.append(f"`helm upgrade --wait` took {seconds:.0f} s")
+        load.wait_for(2)
+    images = Counter(
+        each["spec"]["containers"][0]["image"] for kind in OURS for each in trial.namespace.pods(kind)
+    )
+    trial.expect(
+        not trial.next_tag or all(image.endswith(f":{trial.next_tag}") for image in images),
+        f"pods run {', '.join(images)}",
+    )
+    migrated = [
+        each
+        for each in trial.namespace.get("events")
+        if each["involvedObject"]["name"].startswith(f"{RELEASE}-migrate")
+    ]
+    trial.expect(bool(migrated), "no Job migrated the database")
+    _note(trial, load)
+
+
+@phase(
+    "model",
+    "upgrade of the model (another revision, from a claim) under load",
+    "no job fails; each picture is of the revision that its job names",
+)
+def model(trial: Trial) -> None:
+    """Upgrades to another revision of the model."""
+    new = trial.system.models[NEXT].revision
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        seconds = trial.release.upgrade(*trial.code(), *trial.next_model())
+        trial.notes.append(f"`helm upgrade --wait` took {seconds:.0f} s")
+        trial.system.wait_until_drawable(new, READY_SECONDS)
+        load.wait_for(3)
+    _note_revisions(trial)
+    _note(trial, load)
+
+
+@phase(
+    "rollback",
+    "`helm rollback` to the first release, under load",
+    "no job fails; the old revision draws again",
+)
+def rollback(trial: Trial) -> None:
+    """Takes both upgrades back."""
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        seconds = trial.release.rollback(1)
+        trial.notes.append(f"`helm rollback --wait` took {seconds:.0f} s")
+        trial.system.wait_until_drawable(trial.system.model.revision, READY_SECONDS)
+        load.wait_for(3)
+    _note_revisions(trial)
+    _note(trial, load)
+
+
+@phase(
+    "drain",
+    "the only node is drained under load, and takes pods again",
+    "no job fails; the budgets keep a gateway",
+)
+def drain(trial: Trial) -> None:
+    """Drains the node: what may go goes, and comes back when the node takes pods again."""
+    pod = trial.namespace.pods("gateway")[0]
+    node = pod["spec"]["nodeName"]
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        with suppress(ClusterError):  # What the budgets keep does not go.
+            trial.namespace.kubectl(
+                *(
+                    "drain",
+                    node,
+                    "--ignore-daemonsets",
+                    "--delete-emptydir-data",
+                    f"--pod-selector={COMPONENT}",
+                ),
+                f"--timeout={DRAIN_SECONDS}s",
+                seconds=DRAIN_SECONDS + 60,
+            )
+        left = [component_of(each) for each in trial.namespace.pods() if each["spec"].get("nodeName") == node]
+        trial.namespace.kubectl("uncordon", node)
+        trial.notes.append(
+            f"after {DRAIN_SECONDS} s of draining there were left: {', '.join(sorted(left)) or 'nothing'}"
+        )
+        trial.expect("gateway" in left, "no gateway was kept")
+        seconds = trial.namespace.wait_until_ready(seconds=READY_SECONDS)
+        trial.notes.append(f"everything was ready {seconds:.0f} s after the node took pods again")
+        load.wait_for(2)
+    _note(trial, load)
+
+
+@phase("scale", "encoder and generator are scaled by hand from 1 to 3 to 1 under load", "no job fails")
+def scale(trial: Trial) -> None:
+    """Scales two stages by hand."""
+    stages = [f"deployment/{RELEASE}-{kind}-{trial.system.model.name}" for kind in ("encoder", "generator")]
+    with under_load(trial.system, trial.account) as load:
+        load.wait_for(1)
+        for replicas in (3, 1):
+            trial.namespace.kubectl("scale", f"--replicas={replicas}", *stages)
+            seconds = trial.namespace.wait_until_ready(seconds=READY_SECONDS)
+            trial.notes.append(f"{replicas} of each were there after {seconds:.0f} s")
+            load.wait_for(2)
+    _note(trial, load)
+
+
+PHASES: Final[dict[str, Phase]] = {
+    each.name: each
+    for each in (
+        draw,
+        pods,
+        kill,
+        servers,
+        code,
+        model,
+        rollback,
+        drain,
+        scale,
+        autoscaling.autoscale,
+        placement.place,
+    )
+}
+
+
+def _delete_each(trial: Trial, load: Load, kinds: tuple[str, ...], *options: str) -> None:
+    ready = []
+    for kind in kinds:
+        pod = name_of(trial.namespace.pods(kind)[0])
+        trial.namespace.kubectl("delete", "pod", pod, *options, seconds=300)
+        ready.append(f"{kind} {trial.namespace.wait_until_ready(seconds=READY_SECONDS):.0f}")
+        load.wait_for(1)
+    trial.notes.append(f"seconds until all was ready again: {', '.join(ready)}")
+
+
+def _note(trial: Trial, load: Load) -> None:
+    trial.notes.append(f"{load.ended} jobs ended under load, the slowest after {load.slowest:.0f} s")
+
+
+def _note_revisions(trial: Trial) -> None:
+    trial.account.settle(seconds=READY_SECONDS)
+    drawn = Counter(map(revision_of, trial.account.submissions))
+    counts = [
+        f"{drawn[folder.revision]} with the {name} revision" for name, folder in trial.system.models.items()
+    ]
+    trial.notes.append(f"jobs drawn: {', '.join(counts)}")
+    trial.expect(
+        all(drawn[folder.revision] for folder in trial.system.models.values()), "only one revision has drawn"
+    )

@@ -1,0 +1,65 @@
+"""Reports the phases on the terminal, and in a page of the documentation between two markers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from faults.cluster.trial import PhaseResult
+from faults.report import remarks, write_between
+
+NAME: Final = "cluster"
+MAKER: Final = "make deploy-test"
+COLUMNS: Final = (
+    "phase",
+    "what happens",
+    "accepted",
+    "succeeded",
+    "failed",
+    "lost",
+    "wrong",
+    "unexpected",
+    "seconds",
+    "verdict",
+)
+
+
+def cells(result: PhaseResult) -> tuple[str, ...]:
+    """Returns the cells of a phase."""
+    tally = result.tally
+    return (
+        result.phase.name,
+        result.phase.what,
+        str(tally.accepted),
+        *(str(tally.states[name]) for name in ("succeeded", "failed", "lost")),
+        str(len(tally.wrong)),
+        str(len(tally.unexpected)),
+        f"{result.seconds:.0f}",
+        "holds" if result.passed else "FAILS",
+    )
+
+
+def show(results: Sequence[PhaseResult]) -> None:
+    """Prints the results."""
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    table = Table(*COLUMNS)
+    for result in results:
+        table.add_row(*cells(result), style=None if result.passed else "bold red")
+    console.print(table)
+
+
+def write(path: Path, results: Sequence[PhaseResult], facts: Mapping[str, str]) -> None:
+    """Writes the results into a page, in place of the last ones; raises `InvalidInputError` without markers there."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
+    listed = [f"* {line}" for line in said(results)] + [f"* {name}: {fact}" for name, fact in facts.items()]
+    write_between(path, NAME, MAKER, [*lines, "", *listed])
+
+
+def said(results: Sequence[PhaseResult]) -> list[str]:
+    """Returns the lines below the table."""
+    return [
+        line for each in results for line in remarks(each.phase.name, each.problems, each.notes, each.tally)
+    ]

@@ -1,0 +1,184 @@
+"""Installs the chart, runs the phases, and takes everything away again."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from faults.accounting import Account, Submission
+from faults.cluster.kubernetes import ClusterError, Namespace
+from faults.cluster.load import CANDIDATES
+from faults.cluster.models import Expected, make_next_revision, shipped
+from faults.cluster.release import Release
+from faults.cluster.surroundings import disk, make_disks, names_served, needs_disks, needs_names
+from faults.cluster.system import ClusterSystem
+from faults.cluster.trial import CLAIM, FIRST, NEXT, READY_SECONDS, Phase, PhaseResult, Trial
+from faults.running import describe
+from faults.tally import Tally
+from harness.chart import CHART
+from smalti.errors import InvalidInputError
+
+VALUES: Final = (CHART / "values-minimal.yaml", Path(__file__).with_name("values.yaml"))
+INSTALL: Final = Phase(
+    "install", "`helm install --wait` with the chart's own servers", "everything is ready", lambda _: None
+)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the proof is run."""
+
+    folder: Path
+    """New folder for values, pictures, logs, and the disks of a cluster without any."""
+    namespace: str = "smalti"
+    kubectl: str = "kubectl"
+    helm: str = "helm"
+    dns: str = ""
+    """Address that kubelet gives to pods for names, in a cluster without a server for them."""
+    next_tag: str = ""
+    """Tag of the images of the next version of the code."""
+    values: tuple[Path, ...] = ()
+    """Further files of values."""
+    keep: bool = False
+    """Whether the installation is left as it is."""
+
+
+@dataclass
+class Runner:
+    """Runs the phases one after another; one that fails does not stop the others."""
+
+    options: Options
+    say: Say = lambda text: None
+    facts: dict[str, str] = field(default_factory=dict)
+    """Facts on which the results depend."""
+
+    def run(self, phases: Sequence[Phase]) -> list[PhaseResult]:
+        """Installs the chart, and runs the phases."""
+        namespace = Namespace(self.options.namespace, self.options.kubectl)
+        models = {FIRST: shipped(), NEXT: make_next_revision(self.options.folder / "models" / shipped().name)}
+        with ExitStack() as stack:
+            references = {folder.revision: Expected(folder) for folder in models.values()}
+            for each in references.values():
+                stack.callback(each.close)
+            stack.enter_context(self._surroundings(namespace))
+            release = Release(
+                namespace, self.options.helm, self.options.folder, (*VALUES, *self.options.values)
+            )
+            self.facts["Kubernetes"] = release.version
+            self.say(f"installs the chart in {namespace.name}, Kubernetes {release.version}")
+            if not self.options.keep:
+                stack.callback(release.remove)
+            seconds = release.install()
+            self.say(f"install: ready after {seconds:.0f} s")
+            results = [PhaseResult(INSTALL, Tally(), (), (), seconds)]
+            system = ClusterSystem(namespace, models)
+            known: dict[str, Submission] = {}
+            for phase in phases:
+                results.append(self._run_one(phase, system, release, references, known))
+            return results
+
+    @contextmanager
+    def _surroundings(self, namespace: Namespace) -> Iterator[None]:
+        """Makes the namespace, and what the cluster lacks, while the block runs."""
+        options = self.options
+        with ExitStack() as stack:
+            if namespace.exists():
+                raise InvalidInputError(
+                    "--namespace", f"{namespace.name} is there already; name another one, or delete it"
+                )
+            if not options.keep:
+                stack.callback(namespace.remove)
+            namespace.make()
+            if needs_disks(namespace):
+                disks = make_disks(namespace, options.folder / "disks")
+                if not options.keep:
+                    stack.callback(namespace.kubectl, "delete", "persistentvolumes", *disks)
+            if needs_names(namespace):
+                if not options.dns:
+                    raise InvalidInputError(
+                        "--dns",
+                        "is not set; the cluster has no server for names, so give kubelet's --cluster-dns",
+                    )
+                stack.enter_context(names_served(namespace, options.dns, options.folder))
+            self._make_claim(namespace)
+            if not options.keep:
+                stack.callback(namespace.kubectl, "delete", "persistentvolume", f"{namespace.name}-{CLAIM}")
+            yield
+
+    def _make_claim(self, namespace: Namespace) -> None:
+        """Makes the claim with the next revision of the model, which is on this machine, the node."""
+        folder = self.options.folder / "models"
+        namespace.apply(
+            disk(f"{namespace.name}-{CLAIM}", folder, claim={"name": CLAIM, "namespace": namespace.name}),
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": CLAIM, "namespace": namespace.name},
+                "spec": {
+                    "accessModes": ["ReadWriteOnce"],
+                    "storageClassName": "",
+                    "volumeName": f"{namespace.name}-{CLAIM}",
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
+            },
+        )
+
+    def _run_one(
+        self,
+        phase: Phase,
+        system: ClusterSystem,
+        release: Release,
+        references: Mapping[str, Expected],
+        known: dict[str, Submission],
+    ) -> PhaseResult:
+        self.say(f"{phase.name}: {phase.what}")
+        began = time.monotonic()
+        others: set[str] = set()
+        account = Account(system, references, known, is_other=others.__contains__)
+        options = self.options
+        trial = Trial(system.namespace, release, system, account, options.folder, options.next_tag)
+        tally = Tally()
+        try:
+            phase.run(trial)
+        except Exception as error:
+            trial.problems.append(describe(error))
+        try:
+            others |= _without_account(system, account, known)
+            account.settle(seconds=READY_SECONDS)
+            tally = account.close()
+        except Exception as error:
+            trial.problems.append(describe(error))
+            tally.states = Counter(each.state for each in account.submissions)
+        problems = tuple(trial.problems)
+        result = PhaseResult(phase, tally, problems, tuple(trial.notes), time.monotonic() - began)
+        self.say(
+            f"{phase.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s, {dict(tally.states)}"
+        )
+        for line in (*problems, *tally.unexpected[:5], *tally.wrong[:5], *trial.notes, *tally.reasons):
+            self.say(f"    {line}")
+        if not result.passed:
+            self._save(system.namespace, phase)
+        return result
+
+    def _save(self, namespace: Namespace, phase: Phase) -> None:
+        """Keeps what the cluster says of a phase that failed."""
+        with suppress(ClusterError):
+            said = namespace.kubectl("get", "pods,events", "--output", "wide")
+            (self.options.folder / f"{phase.name}.txt").write_text(said, encoding="utf-8")
+
+
+def _without_account(system: ClusterSystem, account: Account, known: dict[str, Submission]) -> set[str]:
+    """Returns the jobs of the HTTP API and of `helm test`, which have no account; all of them are known from now on."""
+    mine = {each.request_id for each in account.submissions}
+    found = set()
+    with system.client(attempts=4, retry_seconds=60) as client:
+        for job in client.list():
+            if job.id not in known and job.request_id not in mine:
+                known[job.id] = Submission("", 0, CANDIDATES, job.request_id, {}, job=job.id)
+            if job.id in known and not known[job.id].prompt:
+                found.add(job.id)
+    return found
