@@ -13,6 +13,7 @@ from dataclasses import dataclass
 _HEAD = re.compile(r"^(ENTRY )?(%?[\w.\-]+) ?\(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
+_NEAR = re.compile(r"\(?\w+\[[\d,]*\]\{[^}]*S\(1\)")
 _OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*)\(")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _BITS = {"pred": 8, "bf16": 16}
@@ -74,7 +75,8 @@ def _operations(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     for line in lines:
         found = _OPERATION.search(line)
         if found:
-            near = "S(1)" in found[1] and not _is_collective(found[2])
+            # Only where the result lies counts: what comes out of the chip's own memory is written, too.
+            near = _NEAR.match(found[1]) and not _is_collective(found[2])
             yield found[2], 0 if near else _first_bytes(found[1])
 
 

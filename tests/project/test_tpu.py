@@ -16,6 +16,8 @@ PROGRAM = """
 ENTRY %main.2 (p: bf16[8]) -> bf16[8] {
   %c = bf16[32,256,1024]{2,1,0:T(8,128)(2,1)} copy(%p), backend_config={"estimated_cycles":"700"}
   %near = bf16[32,256,1024]{2,1,0:T(8,128)(2,1)S(1)} copy(%p)
+  %out = (bf16[16,64]{1,0:T(8,128)}, bf16[16,64]{1,0:T(8,128)S(1)}, u32[]) copy-start(%near)
+  %far = (bf16[64,1024]{1,0:T(8,128)}, bf16[64,1024]{1,0:T(8,128)S(1)}, u32[]) copy-start(%near)
   %small = s32[16]{0} copy(%p), backend_config={"estimated_cycles":"30"}
 }
 """
@@ -26,9 +28,8 @@ STEP = ROWS["mini-step-16-v5e-1x1"]
 def test_cycles_copies_and_collectives_are_summed() -> None:
     found = read(PROGRAM)
     assert (found.entry_cycles, found.body_cycles) == (730, 2000)
-    assert (
-        found.copied == 2 * 32 * 256 * 1024
-    )  # Neither what goes into the chip's own memory, nor what is small.
+    # Neither what goes into the chip's own memory, nor what is small.
+    assert found.copied == 2 * 32 * 256 * 1024 + 2 * 64 * 1024
     assert (found.collectives, found.collective_bytes) == (1, 4 * 32 * 1024)
 
 
