@@ -111,7 +111,7 @@ def test_signals_at_random_instants(
             # The second may come when the interpreter has already put back what signals do by default.
             assert process.returncode in (0, 128 + numbers[0], -numbers[-1]), f"{what}: {error}"
             with contextlib.suppress(AssertionError):
-                wait_until(lambda mark=mark: not left_over(mark), 10)  # type: ignore[misc]
+                wait_until(lambda mark=mark: not left_over(mark))  # type: ignore[misc]
             assert left_over(mark) == [], what
         if len(numbers) == 1 or trial < 0:
             assert not list(out.rglob("*.partial")), what

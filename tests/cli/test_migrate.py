@@ -221,7 +221,7 @@ def test_statement_that_waits_is_interrupted_at_once(target: Target) -> None:
         waiting.communicate(timeout=60)
         assert waiting.returncode == 130
         assert time.monotonic() - began < 30
-        wait_until(lambda: not waits(), 10)
+        wait_until(lambda: not waits())
     assert target.schema() == "0007"
 
 

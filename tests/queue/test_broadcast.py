@@ -26,7 +26,7 @@ class Listener:
         self.heard: list[str] = []
         self.broadcast = Broadcast(NAME, "gateway", self.heard.append, settings)
         self.broadcast.start()
-        wait_until(self.broadcast.listening.is_set, 30)
+        wait_until(self.broadcast.listening.is_set)
 
 
 Join = Callable[..., Listener]
@@ -50,10 +50,10 @@ def test_all_others_hear(join: Join) -> None:
     for number in range(3):
         assert first.broadcast.tell(f"row {number}")
     for other in (second, third):
-        wait_until(lambda other=other: len(other.heard) == 3, 30)  # type: ignore[misc]
+        wait_until(lambda other=other: len(other.heard) == 3)  # type: ignore[misc]
         assert other.heard == ["row 0", "row 1", "row 2"]
     assert second.broadcast.tell("back")
-    wait_until(lambda: first.heard == ["back"], 30)
+    wait_until(lambda: first.heard == ["back"])
     assert second.heard == ["row 0", "row 1", "row 2"]
 
 
@@ -69,9 +69,9 @@ def test_another_database_of_valkey_is_another_system(valkey: ValkeyServer) -> N
 
         first, second, third, fourth = map(made, (0, 0, 1, 1))
         first.broadcast.tell("row")
-        wait_until(lambda: second.heard == ["row"], 30)
+        wait_until(lambda: second.heard == ["row"])
         third.broadcast.tell("other")
-        wait_until(lambda: "other" in fourth.heard, 30)
+        wait_until(lambda: "other" in fourth.heard)
         assert fourth.heard == ["other"]
         assert second.heard == ["row"]
 
@@ -95,7 +95,7 @@ def test_full_buffer_drops_and_does_not_wait(join: Join, broker: Server) -> None
     first = join()
     broker.pause()
     try:
-        wait_until(lambda: not first.broadcast.tell("x" * 1000), 30)
+        wait_until(lambda: not first.broadcast.tell("x" * 1000))
     finally:
         broker.resume()
 
@@ -110,7 +110,7 @@ def test_only_the_signatures_of_gateways_count(
         return {"signing_key": key, "signing_certificate": public, "signing_trusted": tmp_path}
 
     def dropped(why: str) -> None:
-        wait_until(lambda: why in caplog.text, 30)
+        wait_until(lambda: why in caplog.text)
 
     unsigned = join()
     listener = join(**signed("gateway"))
@@ -120,4 +120,4 @@ def test_only_the_signatures_of_gateways_count(
     join(**signed("decoder")).broadcast.tell("of a decoder")
     dropped("only the gateway may send it")
     join(**signed("gateway")).broadcast.tell("of a gateway")
-    wait_until(lambda: listener.heard == ["of a gateway"], 30)
+    wait_until(lambda: listener.heard == ["of a gateway"])

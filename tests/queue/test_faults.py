@@ -50,7 +50,7 @@ def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
                 match=f"did not confirm a message within {timeout:g} s|Timeout|timed out",
             ):
                 publisher.publish(task("paused"), timeout=timeout)
-            assert time.monotonic() - began < timeout + 1
+            assert time.monotonic() - began < timeout + 5
         assert all(publisher.offer(task("offered")) for _ in range(60))
         assert not all(publisher.offer(task("offered")) for _ in range(60))
     finally:
@@ -60,7 +60,7 @@ def test_publishing_times_out_when_the_broker_is_away(broker: Server) -> None:
     began = time.monotonic()
     with pytest.raises(BrokerUnavailableError):
         publisher.publish(task("down"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < publisher.settings.timeout + 5
     broker.start()
     publisher.publish(task("again"), timeout=WAIT)
     publisher.close()

@@ -148,8 +148,7 @@ def test_hellos_are_heard_and_what_is_wrong_is_kept(queue_harness: QueueHarness)
     for text in ('{"version": 4, "kind": "hello"}', '{"version": 3, "kind": "hello"}'):
         queue_harness.publisher.publish_text(Stage.EVENTS, HELLO_QUEUE, text)
     publish(hello(leaving=True))
-    queue_harness.work(stage=Stage.EVENTS, hear=hear)
-    queue_harness.wait_for(Outcome.DONE, 2)
+    queue_harness.work(stage=Stage.EVENTS, hear=hear, concurrency=1)  # One after the other.
     wait_until(lambda: queue_harness.outcomes.total() == 5)
     assert heard == [hello(), hello(leaving=True)]
     assert queue_harness.outcomes == {Outcome.DONE: 2, Outcome.FAILED: 1, Outcome.EXPIRED: 1, Outcome.DEAD: 1}

@@ -99,7 +99,7 @@ def test_silent_gateway_holds_up_the_others_for_seconds(
     with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - it ends the block
         session.execute(select(Tenant).with_for_update())
         assert not creates(second)
-        wait_until(lambda: creates(second), 30)
+        wait_until(lambda: creates(second))
     assert time.monotonic() - began < 10
     first.create()
 
@@ -140,16 +140,16 @@ async def test_calls_are_answered_in_time_while_the_database_hangs(
                 began = time.monotonic()
                 with pytest.raises(UnavailableError, match="the database is not available"):
                     await get_job(stub, job)
-                assert time.monotonic() - began < TIMEOUT + 1
+                assert time.monotonic() - began < TIMEOUT + 5
             began = time.monotonic()
             with pytest.raises(DatabaseUnavailableError):
                 first.gateway.sweep()  # Threads of the background are freed too.
             assert time.monotonic() - began < 4 * TIMEOUT + 5
-            wait_until(lambda: not database.answers, 10)
+            wait_until(lambda: not database.answers)
             assert not database.answers
         finally:
             server.resume_sessions()
-        wait_until(lambda: creates(first), 30)
+        wait_until(lambda: creates(first))
         assert database.answers
         assert (await get_job(stub, job)).id == job
 
@@ -163,13 +163,13 @@ def test_standby_is_unavailable_until_a_primary_is_back(
         operator.execute("SELECT pg_reload_conf()")
         try:
             with pytest.raises(DatabaseUnavailableError) as refused:
-                wait_until(lambda: first.create() == "", 30)
+                wait_until(lambda: first.create() == "")
             assert reason_of(refused.value).code is grpc.StatusCode.UNAVAILABLE
         finally:
             operator.execute("SET default_transaction_read_only = off")
             operator.execute("ALTER SYSTEM RESET default_transaction_read_only")
             operator.execute("SELECT pg_reload_conf()")
-    wait_until(lambda: creates(first), 30)
+    wait_until(lambda: creates(first))
 
 
 def test_clocks_of_gateways_that_share_a_database_agree(

@@ -59,7 +59,7 @@ class Colleague(GatewayHarness):
     def appear(self) -> None:
         """Starts what tells the others of this gateway, and waits until it hears of them."""
         self.presence.start()
-        wait_until(lambda: bool(self.presence.listening), 10)
+        wait_until(lambda: bool(self.presence.listening))
 
     def die(self) -> None:
         """Ends as a process that is killed: its connections break."""
@@ -97,13 +97,13 @@ def test_gateways_are_known_while_they_live(colleague: Callable[..., Colleague])
     first, second = colleague(address="one:1"), colleague(address="two:2")
     first.appear()
     second.appear()
-    wait_until(lambda: set(first.known()) == {"one:1", "two:2"}, 10)
+    wait_until(lambda: set(first.known()) == {"one:1", "two:2"})
     row = first.known()["two:2"]
     assert (row.version, row.oldest_schema) == (__version__, "0001")
     assert row.newest_schema >= "0008"
     assert abs(row.seen_at / 1e6 - time.time()) < 10
     second.die()
-    wait_until(lambda: set(first.known()) == {"one:1"}, 10)
+    wait_until(lambda: set(first.known()) == {"one:1"})
 
 
 @needs_postgres
@@ -122,7 +122,7 @@ def test_chunks_that_a_dead_gateway_was_sending_are_free_at_once(colleague: Call
         tasks[:] = second.send()
         return bool(tasks)
 
-    wait_until(sends, 10)  # No time passes on its clock.
+    wait_until(sends)  # No time passes on its clock.
     assert [(task.job, task.lease) for task in tasks] == [(job, 2)]
     # What a living gateway is sending is its own.
     other = second.create()
@@ -155,8 +155,8 @@ def test_what_a_dead_gateway_has_claimed_is_free_at_once(colleague: Callable[...
             with second.gateway.fan_in._checks._claimed(job) as mine:
                 return mine is not None
 
-        wait_until(may_ask, 10)  # No time passes on its clock.
-        wait_until(lambda: second.gateway.sweeper.run_store_tasks() > 0, 10)
+        wait_until(may_ask)  # No time passes on its clock.
+        wait_until(lambda: second.gateway.sweeper.run_store_tasks() > 0)
         # If the first one is alive after all, its answer comes too late.
         version = second.get(job).job.version
         picture = ScoredCandidate(job_id=job, candidate=0, sha256="", key="")
@@ -176,15 +176,15 @@ def test_rows_that_a_gateway_receives_reach_the_watchers_of_all(
         assert each.rows is not None
         each.rows.start()
     first, *others = gateways
-    wait_until(lambda: all(each.rows and each.rows.is_ready for each in gateways), 30)
-    wait_until(lambda: first.presence.others == 2, 10)
+    wait_until(lambda: all(each.rows and each.rows.is_ready for each in gateways))
+    wait_until(lambda: first.presence.others == 2)
     job, _, (generate, *_) = encoded_job(first)
     first.handle(first.stages.draw_rows(generate, 1))
     expected = first.gateway.watchers.preview_tokens.runs(job)
     assert len(expected) == len(generate.candidates)
     for each in others:
         runs = each.gateway.watchers.preview_tokens.runs
-        wait_until(lambda runs=runs: runs(job) == expected, 30)  # type: ignore[misc]
+        wait_until(lambda runs=runs: runs(job) == expected)  # type: ignore[misc]
     for each in gateways:
         assert each.rows is not None
         each.rows.stop()
@@ -206,7 +206,7 @@ def test_job_is_deleted_while_its_request_is_repeated(colleague: Callable[..., C
             session.flush()
             repeated = threads.submit(second.create, **asked)
             waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            wait_until(lambda: bool(session.scalar(waits)), 10)
+            wait_until(lambda: bool(session.scalar(waits)))
         with suppress(DatabaseUnavailableError):
             repeated.result(timeout=30)
     # PostgreSQL has ended one of them within seconds, and the client repeats it.
@@ -222,14 +222,14 @@ def test_job_is_deleted_while_its_request_is_repeated(colleague: Callable[..., C
 def test_one_gateway_at_a_time_has_a_role(colleague: Callable[..., Colleague]) -> None:
     first, second = colleague(), colleague()
     first.appear()
-    wait_until(lambda: first.roles() == ROLES, 10)
+    wait_until(lambda: first.roles() == ROLES)
     second.appear()
     assert second.roles() == []
     job = second.create()
     second.pass_time(1001)  # Its time limit is over, which is the first one's to see.
     assert second.state(job) == "queued"
     first.die()
-    wait_until(lambda: second.roles() == ROLES, 10)
+    wait_until(lambda: second.roles() == ROLES)
     second.pass_time(0)
     assert second.state(job) == "expired"
 
@@ -240,10 +240,10 @@ def test_gateway_that_is_silent_loses_its_roles(
 ) -> None:
     first, second = colleague(beat=1000.0, silent=2.0), colleague()
     first.appear()
-    wait_until(lambda: first.roles() == ROLES, 10)
+    wait_until(lambda: first.roles() == ROLES)
     second.appear()
-    wait_until(lambda: second.roles() == ROLES, 20)
-    wait_until(lambda: first.roles() == [], 10)
+    wait_until(lambda: second.roles() == ROLES)
+    wait_until(lambda: first.roles() == [])
 
 
 @needs_postgres
@@ -252,14 +252,14 @@ def test_gateway_whose_connection_breaks_is_back_soon(
 ) -> None:
     first = colleague(address="one:1")
     first.appear()
-    wait_until(lambda: first.roles() == ROLES, 10)
+    wait_until(lambda: first.roles() == ROLES)
     with psycopg.connect(postgres.url, autocommit=True) as operator:
         operator.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
             "AND backend_type = 'client backend'"
         )
-    wait_until(lambda: first.presence.listening == 2, 10)
-    wait_until(lambda: first.roles() == ROLES, 10)
+    wait_until(lambda: first.presence.listening == 2)
+    wait_until(lambda: first.roles() == ROLES)
     assert set(first.known()) == {"one:1"}
 
 
@@ -372,7 +372,7 @@ def test_processes_share_a_database(
     sweeps = 'smalti_gateway_roles{model="tiny",role="sweeping",service="gateway"} 1.0'
     with ExitStack() as stack:
         first, second = (stack.enter_context(process) for process in processes)
-        wait_until(lambda: sweeps in metrics(ports["first"]), 20)
+        wait_until(lambda: sweeps in metrics(ports["first"]))
         stubs = [
             ImageServiceStub(stack.enter_context(blocking_channel(each.url, RpcSettings(attempts=1))))
             for each in (first, second)
@@ -386,7 +386,7 @@ def test_processes_share_a_database(
         assert sweeps not in metrics(ports["second"])
         assert "smalti_gateways" in metrics(ports["second"])
         first.kill()
-        wait_until(lambda: sweeps in metrics(ports["second"]), 20)
+        wait_until(lambda: sweeps in metrics(ports["second"]))
         assert second.end() == 0
 
 

@@ -181,7 +181,7 @@ def all_at_once(gateway: GatewayHarness, specs: list[JobSpec]) -> Iterator[list[
         with gateway.gateway.context.database.write() as session:
             session.execute(select(Tenant).with_for_update())
             created = [threads.submit(create, spec) for spec in specs]
-            wait_until(lambda: gateway.jobs.admissions.waiting == len(specs) - MAX_LEADERS, 4)
+            wait_until(lambda: gateway.jobs.admissions.waiting == len(specs) - MAX_LEADERS)
         yield created
 
 

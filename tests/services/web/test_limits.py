@@ -136,7 +136,7 @@ def test_headers_of_answers(http: httpx2.Client, web: WebHarness) -> None:
     start = http.get("/")
     assert "script-src 'self'" in start.headers["content-security-policy"]
     value = sample_reader(web.metrics)
-    assert value("requests_total", entry="GET /v1/models", outcome="done", reason="") >= 3
+    web.wait(lambda: value("requests_total", entry="GET /v1/models", outcome="done", reason="") >= 3)
 
 
 def test_pages_of_listed_origins_may_use_the_api(make_web: MakeWeb) -> None:

@@ -180,7 +180,7 @@ def test_batch_is_planned_when_the_hook_is_there_again(make_gateway: MakeGateway
                 batches.room.plan()
             return batches.state(batch) == "running"
 
-        wait_until(planned, 20)
+        wait_until(planned)
     assert [shard.count for shard in rows_of(batches, batch)] == [4, 4]
 
 

@@ -44,7 +44,7 @@ def two(postgres: PostgresServer, tiny: ModelFolder) -> Iterator[tuple[BatchHarn
             return made
 
         gateways = [gateway()]
-        wait_until(lambda: holds(gateways[0], Role.SHARDS), 20)
+        wait_until(lambda: holds(gateways[0], Role.SHARDS))
         gateways.append(gateway())
         yield BatchHarness(gateways[0]), BatchHarness(gateways[1])
 
@@ -83,8 +83,8 @@ def test_another_gateway_goes_on_with_the_plan_of_one_that_dies(
         second.room.plan()
         return second.state(batch) == "running"
 
-    wait_until(planned, 20)  # No time passes on its clock.
-    wait_until(lambda: holds(second.gateway, Role.SHARDS), 20)
+    wait_until(planned)  # No time passes on its clock.
+    wait_until(lambda: holds(second.gateway, Role.SHARDS))
     assert len(second.send()) == 2
 
 
