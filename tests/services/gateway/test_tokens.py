@@ -40,7 +40,7 @@ def token(key: Any = OURS, algorithm: str = "ES256", kid: str = "one", **changes
         "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": "ann",
-        "exp": time.time() + 600,
+        "exp": time.time() + 3600,
         "tenant": "red",
         **changes,
     }
