@@ -17,6 +17,7 @@ from smalti.rpc.settings import RpcSettings
 from smalti.service.settings import ServiceSettings
 from smalti.services.gateway.settings import GatewaySettings, gateway_settings
 from smalti.services.gateway.webhooks import WebhookSettings
+from smalti.services.generator.settings import GroupSettings
 from smalti.services.web.settings import WebSettings
 from smalti.settings import PREFIX, Settings, is_set, settings
 from smalti.storage.settings import StoreSettings, store_settings
@@ -32,6 +33,7 @@ KINDS: tuple[type[BaseSettings], ...] = (
     StoreSettings,
     GatewaySettings,
     WebhookSettings,
+    GroupSettings,
     WebSettings,
     LogSettings,
     MetricsSettings,

@@ -1,3 +1,3 @@
 """The generator service: generates image tokens, over gRPC and from its queues."""
 
-__all__ = ["service"]
+__all__ = ["service", "settings"]

@@ -8,6 +8,7 @@ from smalti.compilation.ahead import Ahead, Memory, backend, compiling_ahead, de
 from smalti.compilation.bundle import BundleWriter, ProgramEntry
 from smalti.compilation.cache import use_compilation_cache
 from smalti.compilation.program import PROGRAM_READ, Program, kept_shapes, program
+from smalti.compilation.target import code_digest
 from smalti.compilation.topology import find_topology
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Program",
     "ProgramEntry",
     "backend",
+    "code_digest",
     "compiling_ahead",
     "devices",
     "find_topology",

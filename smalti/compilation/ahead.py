@@ -138,10 +138,13 @@ def backend() -> str:
 
 def put(array: Any, sharding: Sharding | None = None) -> Any:
     """Copies an array from the host to the devices, as `jax.device_put`; ahead, keeps only its shape and type."""
-    if ahead() is None:
-        return jax.device_put(array, sharding)
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    return AbsentArray(array.shape, dtype, sharding=sharding)
+    if ahead() is not None:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        return AbsentArray(array.shape, dtype, sharding=sharding)
+    if sharding is not None and not sharding.is_fully_addressable:
+        # Every process has the same array. `device_put` would have them compare all of it.
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+    return jax.device_put(array, sharding)
 
 
 def ids_of(shardings: Sequence[Sharding]) -> tuple[int, ...]:

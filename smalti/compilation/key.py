@@ -91,7 +91,7 @@ def describe(value: Any) -> Any:
     """Returns a value as JSON that determines it."""
     if isinstance(value, Mesh):
         on: list[Any] = list(value.devices.flat)
-        devices = [[device.id, device.device_kind] for device in on]
+        devices = [[device.id, device.device_kind, device.process_index] for device in on]
         return ["mesh", list(map(list, value.shape.items())), list(map(str, value.axis_types)), devices]
     if isinstance(value, NamedSharding):
         return ["sharding", describe(value.mesh), str(value.spec), str(value.memory_kind)]

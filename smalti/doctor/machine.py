@@ -26,6 +26,7 @@ KINDS: Final = {
     "smalti.messages": "MessageSettings",
     "smalti.storage.settings": "StoreSettings",
     "smalti.services.gateway.settings": "GatewaySettings",
+    "smalti.services.generator.settings": "GroupSettings",
     "smalti.services.web.settings": "WebSettings",
     "smalti.telemetry.settings": "LogSettings MetricsSettings",
 }

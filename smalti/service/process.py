@@ -21,6 +21,7 @@ from smalti.devices import check_flags
 from smalti.entrance import begin, signals, streams, variables
 from smalti.errors import (
     DatabaseUnavailableError,
+    EngineFailedError,
     InvalidInputError,
     ModelError,
     ModelNotFoundError,
@@ -136,9 +137,9 @@ class Service:
 
     register: Register
     """Adds the gRPC services to the server."""
-    handler: Handler
-    """Handles the messages of the service's queues."""
-    concurrency: int
+    handler: Handler | None = None
+    """Handles the messages of the service's queues; None for a process that takes none."""
+    concurrency: int = 1
     """Messages that are handled at the same time."""
     model: str = ""
     """Name of the loaded model."""
@@ -151,6 +152,8 @@ class Service:
     """Started in this order once gRPC listens, and stopped together with it."""
     ready: Callable[[], bool] = lambda: True
     """Whether calls can succeed; while they cannot, health is NOT_SERVING, but the process goes on. Must not block."""
+    asked_to_stop: Callable[[], bool] = lambda: False
+    """Whether another process that belongs to this one was asked to stop, so that this one drains. Must not block."""
     kinds: CallKinds = field(default_factory=CallKinds)
     """What is special about its gRPC methods."""
     authenticate: Authenticate | None = None
@@ -192,8 +195,9 @@ def run(name: str, stage: Stage, build: Build) -> int:
             code = asyncio.run(_Lifecycle(process, stage, service).run(stopping))
     except (InvalidInputError, ModelError, ModelNotFoundError) as error:
         return _cannot_start(name, str(error))
-    except DatabaseUnavailableError as error:
-        # No setting is wrong for certain, so that whoever restarts the process goes on waiting for the database.
+    except (DatabaseUnavailableError, EngineFailedError) as error:
+        # No setting is wrong for certain, so that whoever restarts the process goes on waiting for the database, or for
+        # the other processes of a group.
         _cannot_start(name, str(error))
         return DIED
     except ModuleNotFoundError as error:
@@ -239,21 +243,24 @@ class _Lifecycle:
         self._service = service
         self._stopping = asyncio.Event()
         self._ready = False
-        self._consumer: Consumer = consume(
-            stage,
-            service.handler,
-            concurrency=service.concurrency,
-            shards=process.settings.shards,
-            publisher=process.publisher,
-            store=None if stage is Stage.EVENTS else process.store,
-            settings=process.broker,
-            observer=process.telemetry.delivery_observer,
-            key=service.serving.key if service.serving else None,
-            hear=service.hear,
-        )
+        self._consumer: Consumer | None = None
+        if service.handler is not None:
+            self._consumer = consume(
+                stage,
+                service.handler,
+                concurrency=service.concurrency,
+                shards=process.settings.shards,
+                publisher=process.publisher,
+                store=None if stage is Stage.EVENTS else process.store,
+                settings=process.broker,
+                observer=process.telemetry.delivery_observer,
+                key=service.serving.key if service.serving else None,
+                hear=service.hear,
+            )
+            running = self._consumer
+            process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: running.running})
         self._hello: HelloThread | None = None
         process.telemetry.watch("ready", lambda: float(self._ready and self._serves()))
-        process.telemetry.watch("requests_running", lambda: {QUEUE_ENTRY: self._consumer.running})
         if service.engine is not None:
             process.telemetry.watch_engine(service.engine)
 
@@ -281,8 +288,9 @@ class _Lifecycle:
         except BaseException:
             await asyncio.gather(server.stop(0), *(task.stop(0) for task in started))
             raise
-        # In a thread, since it reads the journal and may write to the store, while health is asked for.
-        await asyncio.to_thread(self._consumer.start)
+        if self._consumer is not None:
+            # In a thread, since it reads the journal and may write to the store, while health is asked for.
+            await asyncio.to_thread(self._consumer.start)
         self._ready = True
         self._say_hello(server)
         log.info("%s is ready at %s", self._process.name, server.address)
@@ -324,7 +332,7 @@ class _Lifecycle:
         engine = self._service.engine
         if engine is not None and not engine.healthy:
             return f"its engine has stopped: {engine.failure!r}"
-        if not self._consumer.alive:
+        if self._consumer is not None and not self._consumer.alive:
             return "its consumer has stopped"
         for task in self._service.background_tasks:
             if not task.healthy:
@@ -336,7 +344,7 @@ class _Lifecycle:
 
     async def _wait_for_end(self) -> str:
         """Waits until a signal stops the process or a vital part dies; returns that part, or an empty string."""
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and not self._service.asked_to_stop():
             if dead := self._dead_part():
                 return dead
             try:
@@ -359,7 +367,8 @@ class _Lifecycle:
         await asyncio.sleep(0)  # Once the task has run, the health has changed.
         loop = asyncio.get_running_loop()
         goodbye = [] if self._hello is None else [loop.run_in_executor(None, self._hello.stop)]
-        messages = loop.run_in_executor(None, partial(self._consumer.stop, grace))
+        stopping = (lambda: True) if self._consumer is None else partial(self._consumer.stop, grace)
+        messages = loop.run_in_executor(None, stopping)
         others = [
             task.stop(self._process.rpc.grace if grace is None else grace)
             for task in self._service.background_tasks

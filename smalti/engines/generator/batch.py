@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from smalti.errors import ConfigError
 from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.layers import compute_dtype
 from smalti.parameters import FREE
+from smalti.registry.spec import ModelSpec
 from smalti.settings import settings
 
 BLOCKS = 4
@@ -136,6 +137,13 @@ class DecodeBatch:
         self._dtype, self._blocks = dtype, blocks
         self.reset()
 
+    @classmethod
+    def load(cls, spec: ModelSpec, unconditional: Encoding, *, slots: int) -> Self:
+        """Loads the decoder of a model; raises what `__init__` does, or `ModelError` if a file cannot be used."""
+        # The batch makes its own arrangement of the decoder's weights, after which the originals are freed.
+        half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
+        return cls(half, unconditional, slots=slots)
+
     def reset(self) -> None:
         """Makes a new state, in which every slot is free."""
         self._positions[:] = self.image_length
@@ -170,7 +178,8 @@ class DecodeBatch:
 
     def prefill(self, encoding: Encoding) -> Prefix:
         """Computes the cross-attention keys and values of a prompt."""
-        states, mask = jax.device_put(encoding.states), jax.device_put(encoding.mask)
+        put = self._partition.put
+        states, mask = put(np.asarray(encoding.states)), put(np.asarray(encoding.mask))
         return prefill(self._partition, self.config, self._weights, states, mask)
 
     def insert(self, prefix: Prefix, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
@@ -188,7 +197,7 @@ class DecodeBatch:
             prefix,
             self._indices(slots),
             self._sampling(candidates),
-            jax.device_put(given),
+            self._partition.put(given),
         )
         for beginning, members in beginnings.items():
             if beginning:
@@ -198,9 +207,9 @@ class DecodeBatch:
         """Lets slots that were just inserted start after the given tokens at their beginning."""
         tokens = np.zeros(self.image_length, np.int32)
         tokens[: len(given)] = given
-        on_device = jax.device_put(tokens)
+        on_device = self._partition.put(tokens)
         primed = prime(self._partition, self.config, self._weights, prefix, self._unconditional, on_device)
-        length = jax.device_put(np.int32(len(given)))
+        length = self._partition.put(np.asarray(len(given), np.int32))
         self._state = insert_primed(
             self._partition, self._state, primed, on_device, length, self._indices(slots)
         )
@@ -244,7 +253,7 @@ class DecodeBatch:
         """Returns slots as an array of fixed length, padded with an index past the last slot."""
         indices = np.full(self.slots, self.slots, np.int32)
         indices[: len(slots)] = slots
-        return jax.device_put(indices)
+        return self._partition.put(indices)
 
     def _sampling(self, candidates: Sequence[Candidate]) -> Sampling:
         """Returns the candidates' sampling parameters as arrays of fixed length."""
@@ -252,14 +261,14 @@ class DecodeBatch:
         def pad(values: Sequence[int | float], dtype: DTypeLike) -> Array:
             padded = np.zeros(self.slots, dtype)
             padded[: len(values)] = values
-            return jax.device_put(padded)
+            return self._partition.put(padded)
 
         seeds = np.zeros((self.slots, 2), np.uint32)
         for index, candidate in enumerate(candidates):
             seeds[index] = seed_words(candidate.seed)
         parameters = [candidate.sampling for candidate in candidates]
         return Sampling(
-            seed=jax.device_put(seeds),
+            seed=self._partition.put(seeds),
             candidate=pad([candidate.index for candidate in candidates], np.int32),
             guidance_scale=pad([each.guidance_scale for each in parameters], np.float32),
             temperature=pad([each.temperature for each in parameters], np.float32),

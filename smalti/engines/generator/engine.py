@@ -142,9 +142,7 @@ class GeneratorEngine:
         Raises:
             ModelError: a file of the model cannot be used.
         """
-        # The batch makes its own arrangement of the decoder's weights, after which the originals are freed.
-        half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
-        batch = DecodeBatch(half, unconditional, slots=slots)
+        batch = DecodeBatch.load(spec, unconditional, slots=slots)
         return cls(batch, max_waiting=max_waiting, stall_seconds=stall_seconds, eager=eager)
 
     @property
@@ -252,6 +250,10 @@ class GeneratorEngine:
             self._cancelled.add(handle)
             self._wake.notify_all()
         handle.fail(RequestCancelledError("the request was cancelled"))
+
+    def fail(self, error: Exception) -> None:
+        """Stops the engine for a reason outside it; unfinished requests fail, whatever the loop waits for."""
+        self._stop_for(error)
 
     def close(self) -> None:
         """Stops the loop after the current dispatch; unfinished requests fail."""

@@ -78,7 +78,15 @@ class Partition:
                 "mesh",
                 f"{data}x{model} needs {data * model} devices, but there are {len(found)}; use a smaller mesh",
             )
-        return cls(Mesh(np.array(found[: data * model]).reshape(data, model), (DATA, MODEL)), cache_layout)
+        chosen = found[: data * model]
+        idle = {device.process_index for device in found} - {device.process_index for device in chosen}
+        if idle and jax.process_count() > 1:
+            raise InvalidInputError(
+                "mesh",
+                f"{data}x{model} has no device of process {min(idle)}; the processes of a group have {len(found)} "
+                "devices together, and a mesh of that many uses them",
+            )
+        return cls(Mesh(np.array(chosen).reshape(data, model), (DATA, MODEL)), cache_layout)
 
     @classmethod
     def parse(cls, text: str) -> "Partition":
@@ -138,6 +146,21 @@ class Partition:
         """Copies an array from the host to the devices, to each only its part."""
         placed: Array = put(array, self.sharding(rules, name))
         return placed
+
+    def put(self, array: np.ndarray) -> Array:
+        """Copies an array from the host to the devices, as an argument of a program."""
+        # Without a place, the program decides where it goes; devices of other processes must be named.
+        place = NamedSharding(self.mesh, PartitionSpec()) if self.spans_processes else None
+        placed: Array = put(array, place)
+        return placed
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether devices of other processes belong to the mesh, all of which make the same calls."""
+        own = jax.process_index()
+        return jax.process_count() > 1 and any(
+            device.process_index != own for device in self.mesh.devices.flat
+        )
 
     def constrain(self, tree: Tree, rules: Rules) -> Tree:
         """Tells the compiler, inside a program, how the arrays of a tree are split."""
