@@ -235,7 +235,7 @@ def fill_field(
     """
     match name:
         case "time_limit" | "retention":
-            fill(name, value, partial(_set_seconds, getattr(request, name)))
+            fill(name, value, partial(set_seconds, getattr(request, name)))
         case "refine":
             fill(name, value, partial(_set_refinement, request.parameters))
         case "labels":
@@ -299,7 +299,8 @@ def fill(name: str, value: Any, put: Callable[[Any], None]) -> None:
         raise InvalidInputError(name, f"{value!r:.80} cannot be used: {error}") from None
 
 
-def _set_seconds(duration: Duration, seconds: float) -> None:
+def set_seconds(duration: Duration, seconds: float) -> None:
+    """Sets a duration of a message."""
     duration.FromNanoseconds(round(seconds * 1e9))
 
 

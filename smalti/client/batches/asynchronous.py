@@ -17,7 +17,7 @@ from smalti.client.batches.requests import (
     list_batches_request,
     source_of,
 )
-from smalti.client.batches.streams import CONTENT_SECONDS, BatchWatch, ContentStream
+from smalti.client.batches.streams import CONTENT_SECONDS, BatchWatch, batch_file_content, file_content
 from smalti.client.batches.uploads import (
     UPLOAD_SECONDS,
     Source,
@@ -35,7 +35,6 @@ from smalti.v1.batch_pb2 import (
     BatchFile,
     CancelBatchRequest,
     DeleteBatchRequest,
-    DownloadBatchFileRequest,
     GetBatchRequest,
     ListBatchesResponse,
     ListBatchFilesRequest,
@@ -47,7 +46,6 @@ from smalti.v1.file_pb2 import (
     ComposeFileRequest,
     CreateFileRequest,
     DeleteFileRequest,
-    DownloadFileRequest,
     File,
     FinishFileRequest,
     GetFileRequest,
@@ -145,14 +143,7 @@ class AsyncFiles:
         Raises:
             RemoteError: the content is damaged.
         """
-        found = await self.get(source_of(file))
-        content = ContentStream(
-            f"file {found.id}",
-            lambda position: DownloadFileRequest(file_id=found.id, offset=offset + position),
-            size=found.size_bytes - offset,
-            sha256="" if offset else found.sha256,
-            budget=self._calls.stream_budget(),
-        )
+        content = file_content(await self.get(source_of(file)), offset, self._calls.stream_budget())
         async with aclosing(
             self._calls.resume(self._stub.DownloadFile, content, CONTENT_SECONDS)
         ) as received:
@@ -258,13 +249,7 @@ class AsyncBatches:
         Raises:
             RemoteError: the content is damaged.
         """
-        content = ContentStream(
-            f"{file.name} of batch {batch_id}",
-            lambda offset: DownloadBatchFileRequest(batch_id=batch_id, name=file.name, offset=offset),
-            size=file.size_bytes,
-            sha256=file.sha256,
-            budget=self._calls.stream_budget(),
-        )
+        content = batch_file_content(batch_id, file, self._calls.stream_budget())
         return self._calls.resume(self._stub.DownloadBatchFile, content, CONTENT_SECONDS)
 
     async def save(self, batch_id: str, file: BatchFile, path: Path | str) -> None:

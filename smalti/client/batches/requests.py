@@ -14,6 +14,7 @@ from smalti.client.requests import (
     fill,
     fill_field,
     request_fields,
+    set_seconds,
 )
 from smalti.errors import InvalidInputError
 from smalti.v1.batch_pb2 import (
@@ -147,5 +148,5 @@ def file_start(source: Source, name: str | None, purpose: str, retention: float 
     fill("name", name, partial(setattr, start, "name"))
     fill("purpose", purpose, partial(setattr, start, "purpose"))
     if retention is not None:
-        fill("retention", retention, lambda seconds: start.retention.FromNanoseconds(round(seconds * 1e9)))
+        fill("retention", retention, partial(set_seconds, start.retention))
     return start

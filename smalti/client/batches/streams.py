@@ -7,7 +7,14 @@ from typing import Any, Final, Protocol
 from smalti.client.jobs import Watch, has_ended
 from smalti.client.retries import RetryBudget
 from smalti.errors import RemoteError, SmaltiError, UnavailableError
-from smalti.v1.batch_pb2 import Batch, WatchBatchRequest, WatchBatchResponse
+from smalti.v1.batch_pb2 import (
+    Batch,
+    BatchFile,
+    DownloadBatchFileRequest,
+    WatchBatchRequest,
+    WatchBatchResponse,
+)
+from smalti.v1.file_pb2 import DownloadFileRequest, File
 
 CONTENT_SECONDS: Final = 300.0
 """Time until a download is renewed for what is missing."""
@@ -94,3 +101,25 @@ class ContentStream:
         if error is None:
             error = UnavailableError(f"the server sent only a part of {self._name}")
         return self._budget.pause(error)
+
+
+def file_content(file: File, offset: int, budget: RetryBudget) -> ContentStream:
+    """Returns the content of a file from an offset on; only the whole is verified."""
+    return ContentStream(
+        f"file {file.id}",
+        lambda position: DownloadFileRequest(file_id=file.id, offset=offset + position),
+        size=file.size_bytes - offset,
+        sha256="" if offset else file.sha256,
+        budget=budget,
+    )
+
+
+def batch_file_content(batch_id: str, file: BatchFile, budget: RetryBudget) -> ContentStream:
+    """Returns the content of a file of a batch."""
+    return ContentStream(
+        f"{file.name} of batch {batch_id}",
+        lambda offset: DownloadBatchFileRequest(batch_id=batch_id, name=file.name, offset=offset),
+        size=file.size_bytes,
+        sha256=file.sha256,
+        budget=budget,
+    )
