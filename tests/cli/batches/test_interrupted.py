@@ -56,7 +56,7 @@ def test_run_that_is_killed_three_times_ends_with_the_same_files(tiny: ModelFold
     assert (status, said) == (130, "smalti: interrupted; every file that was written is complete\n")
     assert parts(out) < 20
     status, said = ends(command)
-    assert (status, said.partition(":")[0]) == (0, said.partition(":")[0])
+    assert status == 0, said
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
