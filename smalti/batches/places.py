@@ -38,7 +38,7 @@ class FolderPlace:
 
     def __init__(self, folder: Path) -> None:
         """Creates the folder when the first file is written."""
-        self._folder = folder
+        self.folder = folder
 
     def put(self, name: str, content: bytes, content_type: str = BYTES) -> None:  # noqa: D102
         write_atomically(self._made(name), content)
@@ -53,12 +53,12 @@ class FolderPlace:
 
     def open(self, name: str) -> BinaryIO:  # noqa: D102
         try:
-            return (self._folder / name).open("rb")
+            return (self.folder / name).open("rb")
         except FileNotFoundError:
             raise MissingObjectError(name) from None
 
     def _made(self, name: str) -> Path:
-        path = self._folder / name
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -68,14 +68,14 @@ class StorePlace:
 
     def __init__(self, store: ObjectStore, prefix: str) -> None:
         """Takes the store, and the prefix, which is empty or ends with "/"."""
-        self._store = store
-        self._prefix = prefix
+        self.store = store
+        self.prefix = prefix
 
     def put(self, name: str, content: bytes, content_type: str = BYTES) -> None:  # noqa: D102
-        self._store.put(self._prefix + name, content, content_type=content_type)
+        self.store.put(self.prefix + name, content, content_type=content_type)
 
     def put_file(self, name: str, path: Path, content_type: str = BYTES) -> None:  # noqa: D102
-        self._store.put_file(self._prefix + name, path, content_type=content_type)
+        self.store.put_file(self.prefix + name, path, content_type=content_type)
 
     def open(self, name: str) -> BinaryIO:  # noqa: D102
-        return self._store.open_object(self._prefix + name)
+        return self.store.open_object(self.prefix + name)

@@ -71,9 +71,7 @@ def _draw_alone(
     stages: PipelineStages, number: int, prompt: BatchPrompt, folder: Path
 ) -> tuple[PromptResult, Path | None]:
     alone = PlannedShard(number=number, prompts=[prompt])
-    encoded = stages.encode(alone, signals.check)
-    tokens = stages.generate(alone, encoded, lambda done: None, signals.check)
-    output = stages.draw(alone, encoded, tokens, folder, signals.check)
+    output = stages.draw_alone(alone, folder, signals.check)
     if output.tar is None:
         return output.results[0], None
     return output.results[0], output.tar.rename(folder / f"{prompt.key}.tar")

@@ -40,12 +40,17 @@ class Input:
 
     def record(self) -> InputRecord:
         """Returns what is recorded of the input; reads it once."""
-        hashed = hashlib.sha256()
         with self.open() as file:
-            while part := file.read(_PART):
-                hashed.update(part)
-                signals.check()
-        return InputRecord(name=self.name, sha256=hashed.hexdigest(), format=self.format)
+            return InputRecord(name=self.name, sha256=sha256_of(file), format=self.format)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Returns the SHA-256 of the rest of a file; a signal ends it."""
+    hashed = hashlib.sha256()
+    while part := file.read(_PART):
+        hashed.update(part)
+        signals.check()
+    return hashed.hexdigest()
 
 
 @contextmanager

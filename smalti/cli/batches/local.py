@@ -116,8 +116,6 @@ class Outcome:
     summary: BatchSummary
     was_complete: bool = False
     """Whether everything was there before."""
-    resumed: int = 0
-    """Shards that an earlier run had drawn."""
 
 
 def prepare(source: Input, options: RunOptions) -> LocalRun:
@@ -171,8 +169,7 @@ def run(options: RunOptions, out: str, on_invalid: OnInvalid) -> Outcome:
                 record = before
             keeper.keep()
             finished = finished_shards(place)
-            resumed = len(finished)
-            if resumed < record.description.shards:
+            if len(finished) < record.description.shards:
                 _draw(place, batch, record, finished, progress)
             progress.show("Writing the manifest")
             with place.scratch() as folder:
@@ -180,7 +177,7 @@ def run(options: RunOptions, out: str, on_invalid: OnInvalid) -> Outcome:
                     place, record.description, result_parts(place, record.description), folder=folder
                 )
             place.remove_work(RUN_FILE)
-            return Outcome(summary=summary, resumed=resumed)
+            return Outcome(summary=summary)
 
 
 def _complete(place: RunPlace, batch: LocalRun, input_record: InputRecord) -> BatchSummary | None:

@@ -78,7 +78,6 @@ class FolderRun(FolderPlace):
     def __init__(self, folder: Path) -> None:
         """Creates the folder when it is opened."""
         super().__init__(folder)
-        self.folder = folder
         self.label = str(folder)
 
     def get(self, name: str) -> bytes | None:  # noqa: D102
@@ -88,9 +87,7 @@ class FolderRun(FolderPlace):
             return None
 
     def put(self, name: str, content: bytes, content_type: str = BYTES) -> None:  # noqa: D102
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial, partial.open("xb") as file:
+        with atomic_path(self._made(name)) as partial, partial.open("xb") as file:
             file.write(content)
             _flush(file)
 
@@ -122,8 +119,7 @@ class FolderRun(FolderPlace):
         self.remove(last)
 
     def take_file(self, name: str, path: Path, content_type: str) -> None:  # noqa: D102
-        target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._made(name)
         # The results that name this file are written afterwards: after a loss of power, they must not be there alone.
         with path.open("rb") as file:
             _flush(file)
@@ -164,8 +160,6 @@ class StoreRun(StorePlace):
     def __init__(self, store: ObjectStore, prefix: str, label: str) -> None:
         """Takes the store, the prefix, which is empty or ends with "/", and the address as the user named it."""
         super().__init__(store, prefix)
-        self.store = store
-        self.prefix = prefix
         self.label = label
         self._lease = StoreLease(store, prefix, label)
 

@@ -4,13 +4,13 @@ import hashlib
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from smalti.batches import SUCCESS_FILE, WORK, InputFormat, InputRecord
 from smalti.cli.batches import remote
-from smalti.cli.batches.inputs import open_input
+from smalti.cli.batches.inputs import open_input, sha256_of
 from smalti.cli.batches.options import RunOptions
 from smalti.cli.batches.places import FIELD, Keeper, RunPlace, open_place
 from smalti.cli.batches.progress import batch_progress
@@ -22,8 +22,6 @@ from smalti.validation import Strict
 if TYPE_CHECKING:
     from smalti.client import Client
     from smalti.v1.batch_pb2 import Batch, BatchFile
-
-_PART: Final = 1 << 20
 
 
 class BatchRecord(Strict):
@@ -146,7 +144,7 @@ def _names_there(place: RunPlace, batch_id: str, files: "dict[str, BatchFile]") 
     for name in place.names():
         if name.startswith(WORK):
             continue
-        if name not in files or _sha256(place, name) != files[name].sha256:
+        if name not in files or not _is_same(place, files[name]):
             raise InvalidInputError(
                 FIELD, f"{place.label} has {name}, which is not of batch {batch_id}; give another place"
             )
@@ -163,13 +161,9 @@ def _fetch(client: "Client", batch_id: str, file: "BatchFile", place: RunPlace, 
     place.take_file(file.name, path, "application/octet-stream")
 
 
-def _sha256(place: RunPlace, name: str) -> str:
-    hashed = hashlib.sha256()
-    with place.open(name) as file:
-        while piece := file.read(_PART):
-            hashed.update(piece)
-            signals.check()
-    return hashed.hexdigest()
+def _is_same(place: RunPlace, file: "BatchFile") -> bool:
+    with place.open(file.name) as there:
+        return sha256_of(there) == file.sha256
 
 
 def _is_complete(

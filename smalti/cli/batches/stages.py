@@ -105,6 +105,12 @@ class PipelineStages:
             number=shard.number, results=list(output.results), tar=path if output.pictures else None
         )
 
+    def draw_alone(self, shard: PlannedShard, folder: Path, check: Callable[[], None]) -> DrawnShard:
+        """Takes a shard through all stages, one after another."""
+        encodings = self.encode(shard, check)
+        tokens = self.generate(shard, encodings, lambda done: None, check)
+        return self.draw(shard, encodings, tokens, folder, check)
+
     def not_drawn(self, prompt: BatchPrompt, problem: str) -> PromptResult:
         """Returns the result of a prompt that is not drawn."""
         return PromptResult.not_drawn(prompt, problem, model=self.model, revision=self.revision)

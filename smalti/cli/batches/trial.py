@@ -90,9 +90,7 @@ def _measure(
         for number, some in enumerate((prompts[:1], prompts)):
             shard = PlannedShard(number=number, prompts=some)
             before = time.monotonic()
-            encoded = stages.encode(shard, signals.check)
-            tokens = stages.generate(shard, encoded, lambda done: None, signals.check)
-            output = stages.draw(shard, encoded, tokens, Path(folder), signals.check)
+            output = stages.draw_alone(shard, Path(folder), signals.check)
             seconds = time.monotonic() - before
     pictures = [picture for result in output.results for picture in result.pictures]
     size = sum(picture.size for picture in pictures) / max(1, len(pictures))
