@@ -11,7 +11,7 @@ import typer
 
 from smalti.cli import drawing
 from smalti.errors import InvalidInputError
-from smalti.parameters import Refinement, check_diversity, check_second_pass, check_seed
+from smalti.parameters import check_diversity, check_second_pass, check_seed
 
 if TYPE_CHECKING:
     from smalti.batches import BatchDefaults
@@ -89,20 +89,10 @@ Rank = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(drawing.DrawingOptions):
     """The options; None for one that was not given."""
 
     source: str
-    n: int | None
-    candidates: int | None
-    seed: int | None
-    sampling: dict[str, float | None]
-    """Values of `SamplingParameters` by name."""
-    vary: bool | None
-    diversity: float | None
-    refine: Refinement | bool | None
-    upscale: int | None
-    model: str | None
     picture_format: Format
     shard_prompts: int
     input_format: RowFormat | None
@@ -141,14 +131,7 @@ class RunOptions:
     def request(self) -> "BatchOptions":
         """Returns the options for a gateway."""
         return {
-            "n": self.n,
-            "candidates": self.candidates,
-            "seed": self.seed,
-            "vary": self.vary,
-            "diversity": self.diversity,
-            "refine": self.refine,
-            "upscale": self.upscale,
-            "model": self.model,
+            **self.shared_request(),
             "picture_format": self.picture_format.value,
             "shard_prompts": self.shard_prompts,
             "format": self.input_format and self.input_format.value,
@@ -158,7 +141,6 @@ class RunOptions:
             "slots": self.slots,
             "name": self.name,
             "rank": self.rank,
-            **self.sampling,  # type: ignore[typeddict-item]
         }
 
 

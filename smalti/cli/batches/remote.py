@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from smalti.client import Client
     from smalti.v1.batch_pb2 import Batch
 
-REVISION_MARK: Final = "@"
 _PREFIX: Final = "BATCH_STATE_"
 
 
@@ -58,8 +57,6 @@ def submit(
     request["format"] = source.format.value
     if request_id:
         request["request_id"] = request_id
-    if options.model is not None and REVISION_MARK in options.model:
-        request["model"], _, request["revision"] = options.model.partition(REVISION_MARK)
     with (
         tempfile.TemporaryDirectory(prefix="smalti-batch-") as folder,
         batch_progress(f"Sending {source.name}"),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -176,7 +176,6 @@ def _is_complete(
     """
     if place.get(SUCCESS_FILE) is None or (summary := load_summary(place)) is None:
         return False
-    model, _, revision = (options.model or "").partition(remote.REVISION_MARK)
     before, second_pass = summary.parameters, summary.parameters.second_pass
     there = {
         "input": summary.input.sha256,
@@ -194,16 +193,8 @@ def _is_complete(
         "picture format": summary.picture_format.value,
         "prompts in a shard": summary.shard_prompts,
     }
-    given: dict[str, Any] = {
-        "model": model or None,
-        "revision": revision or None,
-        **options.sampling,
-        "vary": options.vary,
-        "diversity": options.diversity,
-        "upscale": options.upscale,
-    }
     wanted = {
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in options.shared_request().items() if value is not None},
         "input": input_record.sha256,
         "format of the input": input_format.value,
         "seed": options.seed or 0,

@@ -1,11 +1,18 @@
 """Options of commands that draw; the defaults are those of the model."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from smalti.errors import InvalidInputError
 from smalti.parameters import Refinement
+
+if TYPE_CHECKING:
+    from smalti.client import RequestOptions
+
+REVISION_MARK: Final = "@"
+"""Between the name of a model and its revision."""
 
 Count = Annotated[
     int | None,
@@ -98,6 +105,39 @@ Server = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """The options that commands share; None for one that was not given."""
+
+    n: int | None
+    candidates: int | None
+    seed: int | None
+    sampling: dict[str, float | None]
+    """Values of `SamplingParameters` by name."""
+    vary: bool | None
+    diversity: float | None
+    refine: Refinement | bool | None
+    """How to refine the pictures; False for not at all."""
+    upscale: int | None
+    model: str | None
+
+    def shared_request(self) -> "RequestOptions":
+        """Returns these options for a gateway."""
+        model, _, revision = (self.model or "").partition(REVISION_MARK)
+        return {
+            "n": self.n,
+            "candidates": self.candidates,
+            "seed": self.seed,
+            "vary": self.vary,
+            "diversity": self.diversity,
+            "refine": self.refine,
+            "upscale": self.upscale,
+            "model": model or None,
+            "revision": revision or None,
+            **self.sampling,  # type: ignore[typeddict-item]
+        }
 
 
 def refinement(refine: bool | None, *, strength: float | None, steps: int | None) -> Refinement | bool | None:

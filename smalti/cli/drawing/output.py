@@ -11,6 +11,7 @@ from typing import Any, Final, TypedDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from smalti.cli.drawing.options import DrawingOptions
 from smalti.cli.drawing.preview import preview, shows_pictures
 from smalti.errors import InvalidInputError, SmaltiWarning
 from smalti.parameters import Refinement, SecondPass
@@ -30,22 +31,11 @@ class InitialImageOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(DrawingOptions):
     """The options of the command; None for an option that was not given."""
 
-    n: int | None
-    candidates: int | None
-    seed: int | None
-    sampling: dict[str, float | None]
-    """Values of `SamplingParameters` by name."""
-    vary: bool | None
-    diversity: float | None
-    refine: Refinement | bool | None
-    """How to refine the pictures; False for not at all."""
-    upscale: int | None
     initial: InitialImageOptions
     """A picture of which a part is kept; empty without one."""
-    model: str | None
     out: Path
     """The folder for the pictures."""
     with_grid: bool

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
+from smalti.cli.drawing.options import REVISION_MARK
 from smalti.cli.drawing.output import (
     Options,
     ProgressBar,
@@ -24,8 +25,6 @@ from smalti.outputs import open_folder
 from smalti.parameters import SamplingParameters, check_counts, check_prompt, check_seed
 from smalti.pictures import Drawing
 
-REVISION_MARK: Final = "@"
-"""Between the name of a model and its revision."""
 REVISION_PREFIX: Final = "sha256:"
 REVISION_DIGITS: Final = 64
 
@@ -53,15 +52,10 @@ def generate(server: str, prompts: Sequence[str], original: Drawing | None, opti
     seed = check_seed(original.seed if original and options.seed is None else options.seed)
     refine, upscale = second_pass_of(original, options)
     request: GenerateOptions = {
-        "n": options.n,
-        "candidates": options.candidates,
+        **options.shared_request(),
         "seed": seed,
-        "model": options.model,
-        "vary": options.vary,
-        "diversity": options.diversity,
         "refine": refine,
         "upscale": upscale,
-        **options.sampling,  # type: ignore[typeddict-item]
         **options.initial,
     }
     # Every picture is created under a name of its own, so others may write there too.
