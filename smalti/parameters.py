@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from smalti.errors import InvalidInputError, NotSupportedError
 from smalti.foreign_text import check_text
@@ -106,6 +106,59 @@ class Defaults(Counts):
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 CandidateIndex = Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)]
+
+
+def _seed_of_digits(seed: Any) -> Any:
+    """Returns a seed that is a text of digits as a number: JavaScript reads numbers exactly only up to 2^53.
+
+    Everything else is returned as it is.
+    """
+    is_number = (
+        isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= len(str(MAX_SEED))
+    )
+    return int(seed) if is_number else seed
+
+
+ReceivedSeed = Annotated[
+    int,
+    BeforeValidator(_seed_of_digits),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]{1,19}$"}]}),
+]
+"""A seed. A string of digits is taken too, as answers have it: JavaScript reads numbers exactly only up to 2^53."""
+
+
+class DrawingParameters(Strict):
+    """How pictures are drawn and chosen. What is missing takes the default of the model; ranges are checked with it."""
+
+    # Strict: a number that is sent as text is a mistake of the program.
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+    seed: ReceivedSeed | None = None
+    """Equal seeds give equal pictures; random if it is missing. A number, or a string of digits, as answers have it."""
+    candidates: int | None = None
+    """Number of pictures to draw, of which the best `n` are returned."""
+    guidance_scale: float | None = None
+    """How strongly the prompt is followed, from 0 to 100; 1 turns guidance off."""
+    temperature: float | None = None
+    """Divisor of the logits, from 0 to 100; 0 always takes the most probable tile."""
+    top_k: int | None = None
+    """Sample among the k most probable tiles; 0 for no limit."""
+    top_p: float | None = None
+    """Sample among the most probable tiles that together reach this probability; 1 for no limit."""
+    layout_share: float | None = None
+    """Share of the tiles, the first ones, to which the next two apply; 0 for none."""
+    layout_temperature: float | None = None
+    """The temperature of these tiles."""
+    layout_guidance_scale: float | None = None
+    """The guidance scale of these tiles."""
+    vary: bool | None = None
+    """Whether candidates differ in what the prompt leaves open, such as the style."""
+    diversity: float | None = None
+    """Weight of difference from each other when pictures are chosen, from 0 to 1; 0 chooses by score alone."""
+
+    def drawing_values(self) -> dict[str, Any]:
+        """Returns these parameters by name."""
+        return {name: getattr(self, name) for name in DrawingParameters.model_fields}
 
 
 def check_counts(n: int, candidates: int) -> Counts:
@@ -213,17 +266,6 @@ def check_prompt(prompt: str) -> str:
     if not prompt:
         raise InvalidInputError("prompt", "is empty; say what to draw")
     return prompt
-
-
-def seed_of_digits(seed: Any) -> Any:
-    """Returns a seed that is a text of digits as a number: JavaScript reads numbers exactly only up to 2^53.
-
-    Everything else is returned as it is.
-    """
-    is_number = (
-        isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) <= len(str(MAX_SEED))
-    )
-    return int(seed) if is_number else seed
 
 
 def check_seed(seed: int | None) -> int:

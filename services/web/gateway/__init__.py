@@ -9,12 +9,10 @@ from smalti.services.web.gateway.caller import (
     current_caller,
 )
 from smalti.services.web.gateway.catalogue import Catalogue
-from smalti.services.web.gateway.parameters import DrawingParameters
 
 __all__ = [
     "Caller",
     "Catalogue",
-    "DrawingParameters",
     "StreamMetadata",
     "UnaryMetadata",
     "UploadMetadata",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from smalti.services.web.gateway import DrawingParameters
+from smalti.parameters import DrawingParameters
 from smalti.validation import Strict
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]

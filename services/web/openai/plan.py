@@ -1,7 +1,6 @@
 """A request of the OpenAI API as options of a job."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from smalti.batches import openai
 from smalti.client import GenerateOptions
@@ -9,8 +8,6 @@ from smalti.errors import InvalidInputError
 from smalti.services.web.openai.schema import GenerationRequest
 from smalti.services.web.pictures import OutputFormat
 from smalti.v1.model_pb2 import Model
-
-DEFAULT_COUNT: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +56,16 @@ def make_plan(
             f"{model.reference.name} draws {size}; ask for that or auto, not {request.size!r:.40}",
         )
     output_format = request.output_format or OutputFormat.PNG
-    if output_format is OutputFormat.PNG and request.output_compression not in (None, 100):
-        raise InvalidInputError(
-            "output_compression", "must be 100 for png, which loses nothing; use jpeg or webp"
-        )
     if request.stream and request.response_format == "url":
         raise InvalidInputError("response_format", "must be b64_json with stream")
     if request.partial_images and not request.stream:
         raise InvalidInputError("partial_images", "needs stream")
     labels = {"user": request.user, "safety_identifier": request.safety_identifier}
-    count = request.n or DEFAULT_COUNT
+    count = request.n or openai.DEFAULT_COUNT
     return Plan(
         prompt=request.prompt,
         options={
-            **request.drawing_options(),
+            **request.drawing_values(),  # type: ignore[typeddict-item]
             **(source or {}),
             "model": request.model,
             "n": count,
@@ -82,7 +75,7 @@ def make_plan(
         },
         max_labels=model.limits.labels,
         output_format=output_format,
-        file_quality=100 if request.output_compression is None else request.output_compression,
+        file_quality=openai.file_quality(output_format, request.output_compression),
         quality=openai.quality_name(request.quality),
         size=size,
         as_urls=request.response_format == "url",

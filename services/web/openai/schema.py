@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from smalti.batches.openai import Quality
-from smalti.services.web.gateway import DrawingParameters
+from smalti.parameters import DrawingParameters
 from smalti.services.web.pictures import OutputFormat
 
 Label = Annotated[str, Field(max_length=256)]

@@ -1,7 +1,7 @@
 """OpenAI's Batch API: its requests as rows of a batch, and its answers."""
 
 from smalti.batches.openai.answers import AnswerContext, AnswerCounts, write_answers
-from smalti.batches.openai.quality import Quality, candidates_of, quality_name
+from smalti.batches.openai.quality import DEFAULT_COUNT, Quality, candidates_of, file_quality, quality_name
 from smalti.batches.openai.requests import (
     EDITS,
     ENDPOINTS,
@@ -15,6 +15,7 @@ from smalti.batches.openai.requests import (
 )
 
 __all__ = [
+    "DEFAULT_COUNT",
     "EDITS",
     "ENDPOINTS",
     "GENERATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "Quality",
     "candidates_of",
     "data_url_content",
+    "file_quality",
     "first_request",
     "quality_name",
     "write_answers",

@@ -1,6 +1,11 @@
-"""The qualities of OpenAI's API: how many candidates are drawn, of which the best are returned."""
+"""The qualities of OpenAI's API: how many candidates are drawn, of which the best are returned; and of their files."""
 
 from typing import Final, Literal
+
+from smalti.errors import InvalidInputError
+
+DEFAULT_COUNT: Final = 1
+"""Number of pictures to return, if a request does not say it."""
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
@@ -28,3 +33,21 @@ def candidates_of(asked: str | None, n: int, default: int, limit: int) -> int | 
         return None
     wanted = max(n, _MULTIPLES[quality_name(asked)] * default)
     return max(n, min(wanted, limit))
+
+
+def file_quality(file_format: str, compression: int | None) -> int:
+    """Returns the quality of files, from 0 to 100.
+
+    Args:
+        file_format: "png", "jpeg" or "webp".
+        compression: the quality that is asked for; None for the best.
+
+    Raises:
+        InvalidInputError: PNG files would have to be compressed with loss.
+    """
+    quality = 100 if compression is None else compression
+    if file_format == "png" and quality != 100:
+        raise InvalidInputError(
+            "output_compression", "must be 100 for png, which loses nothing; use jpeg or webp"
+        )
+    return quality

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smalti.batches.checking import BatchDefaults
-from smalti.batches.openai.quality import Quality, candidates_of
+from smalti.batches.openai.quality import DEFAULT_COUNT, Quality, candidates_of, file_quality
 from smalti.batches.prompts import MAX_ID_LENGTH
 from smalti.batches.reading import (
     INPUT,
-    SAMPLING_COLUMNS,
     EditSource,
     InputRow,
     Lines,
@@ -21,7 +20,7 @@ from smalti.batches.reading import (
 )
 from smalti.errors import InvalidInputError
 from smalti.foreign_text import check_text, printable
-from smalti.parameters import seed_of_digits
+from smalti.parameters import DrawingParameters, ReceivedSeed
 from smalti.validation import Strict, first_problem
 
 GENERATIONS: Final = "/v1/images/generations"
@@ -29,7 +28,6 @@ EDITS: Final = "/v1/images/edits"
 ENDPOINTS: Final = (GENERATIONS, EDITS)
 MAX_LINE: Final = 2**25
 """Bytes of a line, which may have pictures in Base64."""
-DEFAULT_COUNT: Final = 1
 _DATA: Final = "data:"
 _KEYS: Final = frozenset({"custom_id", "method", "url", "body"})
 
@@ -56,11 +54,8 @@ class ImageReference(Strict):
         return self.file_id or self.image_url or ""
 
 
-class RequestBody(Strict):
+class RequestBody(DrawingParameters):
     """The body of a request, with our extensions, as the HTTP API takes it; ranges are checked with all other rows."""
-
-    # Strict: a number that is sent as text is a mistake of the program.
-    model_config = ConfigDict(strict=True)
 
     prompt: str
     model: str | None = None
@@ -78,17 +73,8 @@ class RequestBody(Strict):
     partial_images: Literal[0] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
     safety_identifier: Annotated[str, Field(max_length=256)] | None = None
-    seed: Annotated[int, BeforeValidator(seed_of_digits)] | None = None
-    candidates: int | None = None
-    guidance_scale: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    layout_share: float | None = None
-    layout_temperature: float | None = None
-    layout_guidance_scale: float | None = None
-    vary: bool | None = None
-    diversity: float | None = None
+    seed: ReceivedSeed | None = None
+    """As the column of this name: if it is missing, it follows from that of the batch."""
 
     @property
     def file_format(self) -> str:
@@ -97,8 +83,8 @@ class RequestBody(Strict):
 
     @property
     def file_quality(self) -> int:
-        """The quality of files in JPEG and WebP, from 0 to 100."""
-        return 100 if self.output_compression is None else self.output_compression
+        """The quality of files in JPEG and WebP, from 0 to 100; raises `InvalidInputError` for PNG with loss."""
+        return file_quality(self.file_format, self.output_compression)
 
     @property
     def edit(self) -> EditSource | None:
@@ -248,10 +234,7 @@ class OpenAIReader:
             )
         if body.size not in (None, "auto", options.size):
             raise InvalidInputError("size", f"must be {options.size} or auto, which {options.model} draws")
-        if body.file_format == "png" and body.file_quality != 100:
-            raise InvalidInputError(
-                "output_compression", "must be 100 for png, which loses nothing; use jpeg or webp"
-            )
+        file_quality(body.file_format, body.output_compression)
 
     def _fields(self, request: OpenAIRequest) -> dict[str, Any]:
         body = request.body
@@ -265,12 +248,9 @@ class OpenAIReader:
         return {
             "id": request.custom_id,
             "prompt": body.prompt,
-            "seed": body.seed,
+            **body.drawing_values(),
             "n": n,
             "candidates": candidates,
-            "vary": body.vary,
-            "diversity": body.diversity,
-            **{name: getattr(body, name) for name in SAMPLING_COLUMNS},
         }
 
 
