@@ -77,7 +77,7 @@ def _invalid(error: RequestValidationError) -> InvalidInputError:
     where = ".".join(path[1:]) or path[0]
     match first["type"]:
         case "extra_forbidden":
-            return UnknownFieldError(where, "there is no such parameter; see /docs for those there are")
+            return UnknownFieldError(where)
         case "missing":
             return InvalidInputError(where, "is missing")
         case "json_invalid":

@@ -67,6 +67,9 @@ class HttpError(HTTPException):
 class UnknownFieldError(InvalidInputError):
     """The request has a field that does not exist."""
 
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "there is no such parameter; see /docs for those there are")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:

@@ -75,7 +75,7 @@ async def _read(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str
             if isinstance(value, UploadFile) and name in names:
                 files[name] = await value.read()
             elif isinstance(value, UploadFile):
-                raise UnknownFieldError(name, "there is no such parameter; see /docs for those there are")
+                raise UnknownFieldError(name)
             elif name in names:
                 raise InvalidInputError(name, "must be a file, not text")
             else:

@@ -14,6 +14,7 @@ from smalti.services.web.context import Context, WebContext
 from smalti.services.web.jobs import is_retry, request_id_of
 from smalti.services.web.openai.batches.conversion import WINDOW_SECONDS, batch_object
 from smalti.services.web.openai.batches.schema import BatchList, BatchObject, BatchRequest
+from smalti.services.web.openai.files import retention_of
 from smalti.v1.batch_pb2 import BATCH_FORMAT_OPENAI, Batch
 from smalti.v1.file_pb2 import File
 
@@ -37,7 +38,6 @@ async def create_batch(request: Request, body: BatchRequest, context: Context) -
         if found is not None:
             return batch_object(found)
     model = await _model_of(context, file, body.endpoint)
-    expires = body.output_expires_after
     try:
         batch = await context.client.batches.create(
             file,
@@ -47,7 +47,7 @@ async def create_batch(request: Request, body: BatchRequest, context: Context) -
             labels=body.metadata,
             skip_invalid=True,
             time_limit=WINDOW_SECONDS,
-            retention=float(expires.seconds) if expires else None,
+            retention=retention_of(body.output_expires_after),
             request_id=request_id,
         )
     except InvalidInputError as error:
@@ -65,21 +65,9 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> BatchList:
     """Lists batches, the newest first."""
-    found: list[BatchObject] = []
-    has_more = False
     if after:
         _known(await context.client.batches.get(after))
-    seen = not after
-    async for batch in _batches(context):
-        if not seen:
-            seen = batch.id == after
-        elif len(found) == limit:
-            has_more = True
-            break
-        else:
-            found.append(batch_object(batch))
-    first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return BatchList(data=found, first_id=first, last_id=last, has_more=has_more)
+    return await BatchList.of((batch_object(batch) async for batch in _batches(context, after)), limit)
 
 
 @router.get("/batches/{batch_id}")
@@ -95,11 +83,15 @@ async def cancel_batch(batch_id: str, context: Context) -> BatchObject:
     return batch_object(await context.client.batches.cancel(batch_id))
 
 
-async def _batches(context: WebContext) -> AsyncIterator[Batch]:
-    """Yields the batches of this API, the newest first."""
+async def _batches(context: WebContext, after: str = "") -> AsyncIterator[Batch]:
+    """Yields the batches of this API, the newest first; only those that follow the one with this id, if it is given."""
+    follows = not after
     async for batch in context.client.batches.list(page_size=PAGE_SIZE):
-        if batch.input.format == BATCH_FORMAT_OPENAI:
+        if batch.input.format != BATCH_FORMAT_OPENAI:
+            continue
+        if follows:
             yield batch
+        follows = follows or batch.id == after
 
 
 def _known(batch: Batch) -> Batch:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from smalti.services.web.openai.files import ExpiresAfter, Identifier
+from smalti.services.web.openai.pages import Listed, Page
 from smalti.validation import Strict
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
@@ -54,10 +55,9 @@ class BatchErrors(BaseModel):
     data: list[BatchError]
 
 
-class BatchObject(BaseModel):
+class BatchObject(Listed):
     """A batch."""
 
-    id: str
     object: Literal["batch"] = "batch"
     endpoint: str
     model: str | None
@@ -82,11 +82,5 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(BaseModel):
+class BatchList(Page[BatchObject]):
     """A page of batches."""
-
-    object: Literal["list"] = "list"
-    data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

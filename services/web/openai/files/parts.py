@@ -13,7 +13,13 @@ from pydantic import ValidationError
 
 from smalti.client import AsyncClient
 from smalti.errors import InvalidInputError, StoredFileNotFoundError, WrongStateError
-from smalti.services.web.openai.files.schema import PartObject, UploadObject, UploadRequest, file_object
+from smalti.services.web.openai.files.schema import (
+    PartObject,
+    UploadObject,
+    UploadRequest,
+    file_object,
+    retention_of,
+)
 from smalti.v1.file_pb2 import File
 from smalti.validation import Strict
 
@@ -142,12 +148,11 @@ class Uploads:
         return await self._ended(upload, _End(status="cancelled"), parts)
 
     async def _compose(self, upload: Upload, part_ids: list[str]) -> File:
-        expires = upload.asked.expires_after
         return await self._files.compose(
             part_ids,
             name=upload.asked.filename,
             purpose=upload.asked.purpose,
-            retention=float(expires.seconds) if expires else None,
+            retention=retention_of(upload.asked.expires_after),
         )
 
     async def _joined_before(self, upload: Upload, part_ids: list[str]) -> File | None:

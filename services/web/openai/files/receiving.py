@@ -65,9 +65,7 @@ async def received(request: Request, name: str) -> AsyncIterator[tuple[dict[str,
             for key, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     if key != name:
-                        raise UnknownFieldError(
-                            key, "there is no such parameter; see /docs for those there are"
-                        )
+                        raise UnknownFieldError(key)
                     file = value
                 elif key == name:
                     raise InvalidInputError(name, "must be a file, not text")

@@ -20,6 +20,7 @@ from smalti.services.web.openai.files.schema import (
     UploadObject,
     UploadRequest,
     file_object,
+    retention_of,
 )
 from smalti.services.web.openai.uploads import checked
 from smalti.v1.file_pb2 import FILE_STATE_READY, File
@@ -39,7 +40,7 @@ async def create_file(request: Request, context: Context) -> FileObject:
             file.file,
             name=file.filename or DEFAULT_NAME,
             purpose=form.purpose,
-            retention=float(form.expires_after.seconds) if form.expires_after else None,
+            retention=retention_of(form.expires_after),
         )
     return file_object(made)
 
@@ -53,20 +54,15 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     """Lists files, the newest first."""
-    found: list[FileObject] = []
-    has_more = False
     files = context.client.files.list(
         purpose=purpose, after=after, oldest_first=order == "asc", page_size=min(limit + 1, PAGE_SIZE)
     )
-    async for file in files:
-        if file.purpose in HIDDEN or file.state != FILE_STATE_READY:
-            continue
-        if len(found) == limit:
-            has_more = True
-            break
-        found.append(file_object(file))
-    first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return FileList(data=found, first_id=first, last_id=last, has_more=has_more)
+    shown = (
+        file_object(file)
+        async for file in files
+        if file.purpose not in HIDDEN and file.state == FILE_STATE_READY
+    )
+    return await FileList.of(shown, limit)
 
 
 @router.get("/files/{file_id}")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from smalti.services.web.openai.pages import Listed, Page
 from smalti.v1.file_pb2 import FILE_STATE_READY, File
 from smalti.validation import Strict
 
@@ -48,10 +49,9 @@ class CompleteRequest(Strict):
     """The MD5 of the file in hexadecimal, which is then compared."""
 
 
-class FileObject(BaseModel):
+class FileObject(Listed):
     """A file."""
 
-    id: str
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -62,14 +62,8 @@ class FileObject(BaseModel):
     """`uploaded` while the content is still arriving."""
 
 
-class FileList(BaseModel):
+class FileList(Page[FileObject]):
     """A page of files."""
-
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeleted(BaseModel):
@@ -102,6 +96,11 @@ class PartObject(BaseModel):
     object: Literal["upload.part"] = "upload.part"
     created_at: int
     upload_id: str
+
+
+def retention_of(expires: ExpiresAfter | None) -> float | None:
+    """Returns the time in seconds for which a file is kept; None for the gateway's default."""
+    return None if expires is None else float(expires.seconds)
 
 
 def file_object(file: File) -> FileObject:
