@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
+import openai
 import pytest
 
 from harness.web import SHIPPED, WebHarness
@@ -39,8 +40,16 @@ def make_web(tmp_path: Path, spec: ModelSpec) -> Iterator[MakeWeb]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
-    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000)
+def with_batches() -> bool:
+    """Whether the web service of a module draws batches, too; a module has its own fixture to say so."""
+    return False
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, with_batches: bool
+) -> Iterator[WebHarness]:
+    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=with_batches)
     yield served
     served.close()
 
@@ -58,3 +67,18 @@ def http(web: WebHarness) -> Iterator[httpx2.Client]:
     """A client of the web service."""
     with web.client() as client:
         yield client
+
+
+@pytest.fixture
+def client(web: WebHarness) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of the web service."""
+    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+def refusal(call: Any, status: int) -> openai.APIStatusError:
+    """Returns the error with which OpenAI's client refuses a call; it has the status."""
+    with pytest.raises(openai.APIStatusError) as caught:
+        call()
+    assert caught.value.status_code == status
+    return caught.value

@@ -2,7 +2,6 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -15,7 +14,6 @@ from harness.waiting import wait_until
 from harness.web import SIZE, WebHarness, picture_file
 from smalti.batches import ShardFile
 from smalti.parameters import FREE
-from smalti.registry.spec import ModelSpec
 from smalti.services.web.openai.batches.conversion import batch_object
 from smalti.v1.batch_pb2 import (
     BATCH_STATE_CANCELLED,
@@ -23,22 +21,15 @@ from smalti.v1.batch_pb2 import (
     BATCH_STATE_SUCCEEDED,
     Batch,
 )
+from tests.services.web.conftest import refusal
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 SIZES = f"{SIZE}x{SIZE}"
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
-    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=True)
-    yield served
-    served.close()
-
-
-@pytest.fixture
-def client(web: WebHarness) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
+def with_batches() -> bool:
+    return True
 
 
 def line(custom_id: str, url: str = GENERATIONS, **body: Any) -> bytes:
@@ -64,13 +55,6 @@ def ended(client: openai.OpenAI, batch: str) -> Any:
 
 def lines_of(client: openai.OpenAI, file: str | None) -> list[Any]:
     return [json.loads(each) for each in client.files.content(file or "").text.splitlines()]
-
-
-def refusal(call: Any, status: int) -> openai.APIStatusError:
-    with pytest.raises(openai.APIStatusError) as caught:
-        call()
-    assert caught.value.status_code == status
-    return caught.value
 
 
 def test_batch_is_created_polled_and_downloaded(client: openai.OpenAI) -> None:

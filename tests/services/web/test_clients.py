@@ -6,7 +6,6 @@ import subprocess
 import threading
 import urllib.request
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 
 from harness.gateway_calls import mask_file
 from harness.web import SIZE, TOKENS, WebHarness, picture_file
-from smalti.registry.spec import ModelSpec
 from tests.services.web.conftest import MakeWeb
 from tests.services.web.test_http_page import ADDRESS, examples
 
@@ -95,16 +93,8 @@ console.log(JSON.stringify({
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
-    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=True)
-    yield served
-    served.close()
-
-
-@pytest.fixture
-def client(web: WebHarness) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
+def with_batches() -> bool:
+    return True
 
 
 def test_python_up_to_ten_pictures_in_both_forms_and_all_formats(client: openai.OpenAI) -> None:

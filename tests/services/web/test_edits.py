@@ -6,7 +6,6 @@ import socket
 import struct
 import zlib
 from base64 import b64decode
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -25,12 +24,6 @@ TILE = SIZE // SIDE
 MASK = mask_file(SIZE, (TILE, 0, 2 * TILE, TILE))
 """A mask of tile 1."""
 CAT = {"prompt": "a cat"}
-
-
-@pytest.fixture
-def client(web: WebHarness) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
 
 
 def photo(grey: int = 9, size: int = SIZE) -> bytes:

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from starlette import formparsers
 from harness.web import WebHarness
 from smalti.client import Client
 from smalti.settings import Auth
-from tests.services.web.conftest import MakeWeb
+from tests.services.web.conftest import MakeWeb, refusal
 
 LINE = (
     b'{"custom_id": "%d", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}\n'
@@ -25,18 +24,11 @@ CONTENT = b"".join(LINE % number for number in range(20_000))
 
 
 @pytest.fixture
-def client(web: WebHarness) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
-        for file in made.files.list():
-            made.files.delete(file.id)
-        yield made
-
-
-def refusal(call: Any, status: int) -> openai.APIStatusError:
-    with pytest.raises(openai.APIStatusError) as caught:
-        call()
-    assert caught.value.status_code == status
-    return caught.value
+def client(client: openai.OpenAI) -> openai.OpenAI:
+    """OpenAI's client, at a service without files."""
+    for file in client.files.list():
+        client.files.delete(file.id)
+    return client
 
 
 def test_file_goes_and_comes(client: openai.OpenAI) -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from harness.gateway_calls import mask_file
 from harness.paths import DOCS
 from harness.web import SIZE, WebHarness, picture_file
-from smalti.registry.spec import ModelSpec
 
 ADDRESS = "http://127.0.0.1:8080"
 """The address of the service in the examples."""
@@ -29,10 +27,8 @@ def examples(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec) -> Iterator[WebHarness]:
-    served = WebHarness(tmp_path_factory.mktemp("web"), spec, client_rate=1000, batches=True)
-    yield served
-    served.close()
+def with_batches() -> bool:
+    return True
 
 
 @pytest.fixture

@@ -2,19 +2,12 @@
 
 import math
 from base64 import b64decode
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
 from harness.web import SIDE, TOKENS, WebHarness, picture_file
-
-
-@pytest.fixture
-def client(web: WebHarness) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{web.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
 
 
 def test_generates_files_and_lists_models(client: openai.OpenAI) -> None:
