@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
 from sqlalchemy import exists, select
@@ -61,26 +62,20 @@ class ShardPicker:
 
     def pick(self, session: Session, *, limit: int) -> list[Choice]:
         """Returns which batches may each send a further shard, in the order of turns; a batch may occur often."""
-        lines = deque(self._lines(session))
+        lines = self._lines(session)
         if not lines:
             return []
         usage = Usage.load(session)
+        turns = deque((line, self._choices(session, line, usage, limit)) for line in lines)
         # The turn goes on after the tenant that had the last one.
-        names = [line.tenant for line in lines]
-        lines.rotate(-sum(name <= self._last for name in names) % len(names))
+        turns.rotate(-sum(line.tenant <= self._last for line in lines) % len(lines))
         choices: list[Choice] = []
-        waiting = {batch.id: self._waiting(session, batch, limit) for line in lines for batch in line.batches}
-        while lines and len(choices) < limit:
-            line = lines.popleft()
-            found = 0
-            for choice in self._turn(line, usage, waiting):
-                choices.append(choice)
+        while turns and len(choices) < limit:
+            line, of_line = turns.popleft()
+            if found := list(islice(of_line, min(line.weight, limit - len(choices)))):
+                choices += found
                 self._last = line.tenant
-                found += 1
-                if found == line.weight or len(choices) == limit:
-                    break
-            if found:
-                lines.append(line)
+                turns.append((line, of_line))
         return choices
 
     def note_unreadable(self, batch_id: str, error: UnreadableBatchError) -> None:
@@ -88,18 +83,20 @@ class ShardPicker:
         log.error("the shards of a batch are left to other gateways: %s", error, extra={"batch": batch_id})
         self._unreadable.add(batch_id)
 
-    def _turn(self, line: _Line, usage: Usage, waiting: dict[str, int]) -> Iterator[Choice]:
+    def _choices(self, session: Session, line: _Line, usage: Usage, limit: int) -> Iterator[Choice]:
+        """Yields what a tenant may send. What is full for a batch stays so, as all that is yielded is in `usage`."""
         for batch in line.batches:
             try:
                 state = revision_for(self._catalogue, batch)
             except UnreadableBatchError as error:
                 self.note_unreadable(batch.id, error)
                 continue
-            while state is not None and waiting[batch.id] and usage.room(state) > 0:
+            if state is None or usage.room(state) <= 0:
+                continue
+            for _ in range(self._waiting(session, batch, limit)):
                 slots = usage.slots(state, batch, line.max_slots)
-                if slots == 0:
+                if slots == 0 or usage.room(state) <= 0:
                     break
-                waiting[batch.id] -= 1
                 revision = state.card.revision
                 usage.add(InFlight(batch.id, batch.tenant, revision, ChunkProgress.NOTHING, slots))
                 yield Choice(batch.id, state, slots)

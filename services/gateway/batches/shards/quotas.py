@@ -1,7 +1,6 @@
 """How many candidates of batches may have slots at a time: for a revision, a batch, and a tenant."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -42,11 +41,16 @@ class InFlight(NamedTuple):
 
 @dataclass
 class Usage:
-    """What the shards in the queues use."""
+    """What the shards in the queues use; counted once, since many choices are made of it."""
 
-    shards: list[InFlight]
-    chunks: Counter[str] = field(default_factory=Counter)
-    """Candidates of batch jobs that are in the queues, by tenant."""
+    sent: Counter[str | None] = field(default_factory=Counter)
+    """Shards by revision."""
+    not_generated: Counter[str | None] = field(default_factory=Counter)
+    """Those of them that are not generated yet, which alone have slots."""
+    of_batch: Counter[str] = field(default_factory=Counter)
+    """Candidates that may have slots, by batch."""
+    of_tenant: Counter[str] = field(default_factory=Counter)
+    """The same by tenant, with the candidates of batch jobs that are in the queues."""
 
     @classmethod
     def load(cls, session: Session) -> "Usage":
@@ -58,20 +62,28 @@ class Usage:
             .where(IS_LEASED, Chunk.priority == PRIORITY_NUMBERS[Priority.BATCH])
             .group_by(Chunk.tenant)
         )
-        return cls(
-            [InFlight(*row) for row in session.execute(shards)],
-            Counter({tenant: int(count) for tenant, count in session.execute(chunks)}),
-        )
+        usage = cls()
+        for row in session.execute(shards):
+            usage.add(InFlight(*row))
+        for tenant, count in session.execute(chunks):
+            usage.of_tenant[tenant] += int(count)
+        return usage
 
     def add(self, shard: InFlight) -> None:
-        """Counts a shard that is about to be sent."""
-        self.shards.append(shard)
+        """Counts a shard that is in the queues, or about to be sent."""
+        self.sent[shard.revision] += 1
+        if shard.reached < ChunkProgress.GENERATED:
+            self.not_generated[shard.revision] += 1
+            self.of_batch[shard.batch_id] += shard.slots or 0
+            self.of_tenant[shard.tenant] += shard.slots or 0
 
     def room(self, state: RevisionState) -> int:
         """Returns how many shards more a revision can take."""
-        own = [each for each in self.shards if each.revision == state.card.revision]
-        before = sum(each.reached < ChunkProgress.GENERATED for each in own)
-        return min(PER_WORKER * state.generators - before, ALL_PER_WORKER * state.generators - len(own))
+        revision = state.card.revision
+        return min(
+            PER_WORKER * state.generators - self.not_generated[revision],
+            ALL_PER_WORKER * state.generators - self.sent[revision],
+        )
 
     def slots(self, state: RevisionState, batch: Batch, max_of_tenant: int | None) -> int | None:
         """Returns how many candidates of a further shard may have slots; None for no limit, 0 if it must wait.
@@ -84,10 +96,9 @@ class Usage:
         whole = max(1, state.slots // max(state.generators, 1))
         limits = []
         if batch.slots is not None:
-            limits.append((batch.slots, self._used(s for s in self._drawn() if s.batch_id == batch.id)))
+            limits.append((batch.slots, self.of_batch[batch.id]))
         if max_of_tenant is not None:
-            used = self._used(s for s in self._drawn() if s.tenant == batch.tenant)
-            limits.append((max_of_tenant, used + self.chunks[batch.tenant]))
+            limits.append((max_of_tenant, self.of_tenant[batch.tenant]))
         given = whole
         for limit, used in limits:
             left = limit - used
@@ -95,10 +106,3 @@ class Usage:
                 return 0
             given = min(given, left)
         return given if limits else None
-
-    def _drawn(self) -> Iterable[InFlight]:
-        return (each for each in self.shards if each.reached < ChunkProgress.GENERATED)
-
-    @staticmethod
-    def _used(shards: Iterable[InFlight]) -> int:
-        return sum(each.slots or 0 for each in shards)
