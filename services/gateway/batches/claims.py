@@ -6,7 +6,7 @@ it may have been suspended while another one went on.
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,10 +14,12 @@ from typing import Final
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from smalti.errors import UnavailableError
+from smalti.errors import SmaltiError, UnavailableError
+from smalti.services.gateway.batches.lifecycle import end
+from smalti.services.gateway.batches.signals import BatchSignals
 from smalti.services.gateway.batches.spec import UnreadableBatchError
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch
+from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch, BatchState
 from smalti.services.gateway.jobs.context import GatewayContext
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,6 @@ RENEW_SECONDS: Final = 5.0
 
 class ClaimLostError(Exception):
     """Another gateway has the batch now, or it was cancelled; what was not stored does not count."""
-
-
-def folder_problem(error: Exception) -> UnavailableError | None:
-    """Returns what to raise if the folder for temporary files is full, or cannot be used; None for other errors."""
-    # Errors of the system have a number; Pillow's, which are of the same class, have none.
-    if isinstance(error, OSError) and error.errno is not None:
-        return UnavailableError(f"the folder for temporary files cannot be used: {error}")
-    return None
 
 
 @dataclass(frozen=True)
@@ -66,13 +60,36 @@ class Claim:
 class Claims:
     """Claims batches for this gateway; thread-safe."""
 
-    def __init__(self, context: GatewayContext) -> None:
+    def __init__(self, context: GatewayContext, signals: BatchSignals) -> None:
         self._context = context
+        self._signals = signals
         self._lock = threading.Lock()
         self._own: set[str] = set()
         """The batches that threads of this gateway work on."""
         self._unreadable: set[str] = set()
         """Batches that this version of the gateway cannot read, which another one plans and finishes."""
+
+    def work(self, do: Callable[[Claim], None], *which: ColumnElement[bool]) -> bool:
+        """Claims an open batch, and works on it; the batch fails if that cannot be done.
+
+        Args:
+            do: the work.
+            which: conditions, as in `next`.
+
+        Returns:
+            Whether there was a batch that was free.
+
+        Raises:
+            UnavailableError: the database, the store or the disk cannot be used; it is done later.
+        """
+        with self.next(*which) as claim:
+            if claim is None:
+                return False
+            try:
+                self._work(do, claim)
+            except ClaimLostError as error:
+                log.info("work on a batch ends here: %s", error)
+        return True
 
     @contextmanager
     def next(self, *which: ColumnElement[bool]) -> Iterator[Claim | None]:
@@ -113,6 +130,28 @@ class Claims:
             with self._lock:
                 self._own.discard(claim.batch_id)
             self._release(claim, free_since)
+
+    def _work(self, do: Callable[[Claim], None], claim: Claim) -> None:
+        try:
+            do(claim)
+        except (ClaimLostError, UnavailableError, UnreadableBatchError):
+            raise
+        except Exception as error:
+            # Errors of the system have a number; Pillow's, which are of the same class, have none.
+            if isinstance(error, OSError) and error.errno is not None:
+                problem = f"the folder for temporary files cannot be used: {error}"
+                raise UnavailableError(problem) from error
+            # It would fail again, and the other batches wait.
+            if not isinstance(error, SmaltiError):
+                log.exception("a batch cannot be planned or finished", extra={"batch": claim.batch_id})
+            self._fail(claim, error)
+
+    def _fail(self, claim: Claim, error: Exception) -> None:
+        with self._context.database.write() as session:
+            batch = claim.lock(session)
+            outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=error)
+        log.info("batch %s has failed: %s", claim.batch_id, error)
+        self._signals.tell_end(outcome)
 
     def _claim(self, which: Sequence[ColumnElement[bool]]) -> Claim | None:
         database, now = self._context.database, self._context.clock()

@@ -20,15 +20,15 @@ from smalti.batches import (
     StorePlace,
     finish,
 )
-from smalti.errors import DamagedObjectError, MissingObjectError, UnavailableError
+from smalti.errors import DamagedObjectError, MissingObjectError
 from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import store_answers
-from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims, folder_problem
+from smalti.services.gateway.batches.claims import Claim, Claims
 from smalti.services.gateway.batches.cleaning import delete_strays
 from smalti.services.gateway.batches.lifecycle import end, touch
 from smalti.services.gateway.batches.signals import BatchSignals
-from smalti.services.gateway.batches.spec import UnreadableBatchError, parameters_of, range_of
+from smalti.services.gateway.batches.spec import parameters_of, range_of
 from smalti.services.gateway.database.tables import Batch, BatchState, Shard, ShardState
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.storage import content_key
@@ -68,28 +68,13 @@ class Finisher:
         Raises:
             UnavailableError: the database or the store does not answer; it is finished later.
         """
-        with self._claims.next(Batch.state == BatchState.FINISHING) as claim:
-            if claim is None:
-                return False
-            try:
-                self._finish_or_fail(claim)
-            except ClaimLostError as error:
-                log.info("finishing begins again elsewhere: %s", error)
-        return True
+        return self._claims.work(self._finish_or_draw_again, Batch.state == BatchState.FINISHING)
 
-    def _finish_or_fail(self, claim: Claim) -> None:
+    def _finish_or_draw_again(self, claim: Claim) -> None:
         try:
             self._finish(claim)
         except _LostPartError as error:
             self._draw_again(claim, error)
-        except (UnavailableError, UnreadableBatchError, ClaimLostError):
-            raise
-        except Exception as error:
-            if problem := folder_problem(error):
-                raise problem from error
-            # It would fail again, and the other batches wait.
-            log.exception("a batch cannot be finished", extra={"batch": claim.batch_id})
-            self._fail(claim, error)
 
     def _finish(self, claim: Claim) -> None:
         with self._database.write() as session:
@@ -114,17 +99,7 @@ class Finisher:
             locked.output_file, locked.error_file = files.output, files.error
             outcome = end(session, locked, ending, self._context.clock())
         log.info("batch %s has ended: %s", batch.id, ending)
-        self._signals.ended(outcome)
-        self._signals.changed(batch.id)
-        self._signals.to_clean.set()
-
-    def _fail(self, claim: Claim, error: Exception) -> None:
-        with self._database.write() as session:
-            batch = claim.lock(session)
-            outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=error)
-        self._signals.ended(outcome)
-        self._signals.changed(claim.batch_id)
-        self._signals.to_clean.set()
+        self._signals.tell_end(outcome)
 
     def _describe(self, batch: Batch) -> BatchDescription:
         parameters, cursor = parameters_of(batch), batch.cursor or {}

@@ -3,12 +3,13 @@
 A transaction locks the batch's row before it changes shards, so that two cannot deadlock.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sqlalchemy import Select, insert, select, update
 from sqlalchemy.orm import Session, object_session
 
-from smalti.batches import BatchKeys, ShardRange
+from smalti.batches import BatchKeys, BatchPrompt, ShardRange
 from smalti.errors import WrongStateError
 from smalti.rpc.errors import status_of
 from smalti.rpc.reasons import reason_of
@@ -56,6 +57,15 @@ def leased(batch_id: str, shard: ShardRange, lease: int) -> Select[Shard]:
         Shard.lease == lease,
         IS_LEASED_SHARD,
     )
+
+
+def lock_drawn(session: Session, batch_id: str, shard: ShardRange, lease: int) -> tuple[Batch, Shard] | None:
+    """Locks a batch, and a shard of it; returns None if the batch does not draw, or the lease has ended."""
+    batch = lock(session, batch_id)
+    row = session.scalars(leased(batch_id, shard, lease).with_for_update()).one_or_none()
+    if batch is None or row is None or batch.state not in DRAWING_STATES:
+        return None
+    return batch, row
 
 
 def lease_end(settings: GatewaySettings, shard: Shard, now: float) -> int:
@@ -158,6 +168,30 @@ def end(
     return BatchOutcome(
         batch_id=batch.id, state=state, reason=reason, seconds=to_seconds(moment - batch.created)
     )
+
+
+def new_shard(
+    batch_id: str, shard: ShardRange, prompts: Sequence[BatchPrompt], sha256: str
+) -> dict[str, Any]:
+    """Returns the row of a shard, or of a part of one, that waits.
+
+    Args:
+        batch_id: its batch.
+        shard: which prompts it has.
+        prompts: these prompts.
+        sha256: SHA-256 of the file with the prompts of the whole shard.
+    """
+    return {
+        "batch_id": batch_id,
+        "number": shard.number,
+        "start": shard.start,
+        "count": shard.count,
+        "part": shard.part,
+        "state": ShardState.WAITING,
+        "candidates": sum(prompt.candidates for prompt in prompts if prompt.problem is None),
+        "invalid": sum(prompt.invalid for prompt in prompts),
+        "sha256": sha256,
+    }
 
 
 def drop_leased(session: Session, batch: Batch, now: float) -> None:

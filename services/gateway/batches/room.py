@@ -31,7 +31,7 @@ class Batches:
         """Creates the parts; nothing runs before the loops are started."""
         self._context = context
         self.signals = signals = BatchSignals(changed=context.events.changed, lost=context.events.lost)
-        claims = Claims(context)
+        claims = Claims(context, signals)
         halving = Halving(context, signals)
         self.repository = BatchRepository(context, signals)
         self.progress = ShardProgressBuffer(context, signals)

@@ -47,3 +47,28 @@ class BatchSignals:
     """Takes how many rows of an input were read."""
     lost: Callable[[int], None] = _ignore
     """Takes how many leases of shards have expired."""
+
+    def tell_end(self, outcome: BatchOutcome) -> None:
+        """Tells of the end of a batch, of which much is deleted then."""
+        self.ended(outcome)
+        self.changed(outcome.batch_id)
+        self.to_clean.set()
+
+    def tell_shard(
+        self, batch_id: str, outcome: str, *, drawn: int = 0, failed: int = 0, is_last: bool = False
+    ) -> None:
+        """Tells what has become of a shard, and of its prompts.
+
+        Args:
+            batch_id: its batch.
+            outcome: as `shards_ended` takes it.
+            drawn: prompts that are drawn.
+            failed: prompts that have failed.
+            is_last: whether the batch has no others left to draw.
+        """
+        self.shards_ended(outcome, 1)
+        for what, count in (("drawn", drawn), ("failed", failed)):
+            if count:
+                self.prompts_ended(what, count)
+        self.changed(batch_id)
+        (self.to_finish if is_last else self.to_send).set()

@@ -21,21 +21,19 @@ from smalti.errors import (
     DamagedObjectError,
     InvalidInputError,
     MissingObjectError,
-    SmaltiError,
     StoredFileNotFoundError,
-    UnavailableError,
 )
 from smalti.files import temporary_folder
 from smalti.service import failpoints
 from smalti.services.gateway.batches.answers import openai_options
-from smalti.services.gateway.batches.claims import Claim, ClaimLostError, Claims, folder_problem
-from smalti.services.gateway.batches.lifecycle import end, touch
+from smalti.services.gateway.batches.claims import Claim, Claims
+from smalti.services.gateway.batches.lifecycle import end, new_shard, touch
 from smalti.services.gateway.batches.planning.charging import charge, max_prompt_of
 from smalti.services.gateway.batches.planning.policing import Policing
 from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
-from smalti.services.gateway.batches.spec import BatchParameters, UnreadableBatchError, parameters_of
+from smalti.services.gateway.batches.spec import BatchParameters, parameters_of
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import Batch, BatchState, Shard, ShardState
+from smalti.services.gateway.database.tables import Batch, BatchState, Shard
 from smalti.services.gateway.jobs.context import GatewayContext
 
 log = logging.getLogger(__name__)
@@ -70,22 +68,7 @@ class Planner:
         Raises:
             UnavailableError: the database or the store does not answer; it is planned later.
         """
-        with self._claims.next(Batch.planned.is_(None)) as claim:
-            if claim is None:
-                return False
-            try:
-                self._plan(claim)
-            except ClaimLostError as error:
-                log.info("planning ends: %s", error)
-            except (UnavailableError, UnreadableBatchError):
-                raise
-            except Exception as error:
-                if problem := folder_problem(error):
-                    raise problem from error
-                if not isinstance(error, SmaltiError):
-                    log.exception("a batch cannot be planned", extra={"batch": claim.batch_id})
-                self._fail(claim, error)
-        return True
+        return self._claims.work(self._plan, Batch.planned.is_(None))
 
     def _plan(self, claim: Claim) -> None:
         with self._database.write() as session:
@@ -180,7 +163,7 @@ class Planner:
                     allowed,
                 )
                 for shard, ref in zip(allowed, refs, strict=True):
-                    rows.append(_row(batch.id, shard, ref.sha256))
+                    rows.append(new_shard(batch.id, shard.range, shard.prompts, ref.sha256))
                 failpoints.reach("gateway.before-shards", job=batch.id, batch=batch.name)
                 with self._database.write() as session:
                     locked = claim.lock(session)
@@ -222,24 +205,11 @@ class Planner:
                 touch(batch)
         failpoints.reach("gateway.after-planned", job=batch.id, batch=batch.name)
         log.info("batch %s is planned", claim.batch_id)
-        self._tell(claim.batch_id, outcome)
-        self._signals.to_send.set()
-
-    def _fail(self, claim: Claim, error: Exception) -> None:
-        try:
-            with self._database.write() as session:
-                batch = claim.lock(session)
-                outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=error)
-        except ClaimLostError:
-            return
-        log.info("batch %s cannot be planned: %s", claim.batch_id, error)
-        self._tell(claim.batch_id, outcome)
-
-    def _tell(self, batch_id: str, outcome: BatchOutcome | None) -> None:
         if outcome is not None:
-            self._signals.ended(outcome)
-            self._signals.to_clean.set()
-        self._signals.changed(batch_id)
+            self._signals.tell_end(outcome)
+        else:
+            self._signals.changed(claim.batch_id)
+            self._signals.to_send.set()
 
 
 class _Refused:
@@ -267,16 +237,3 @@ class _Reporter:
         if time.monotonic() - self._told >= TELL_SECONDS:
             self._planner.report(self._claim, rows)
             self._told = time.monotonic()
-
-
-def _row(batch_id: str, shard: PlannedShard, sha256: str) -> dict[str, Any]:
-    return {
-        "batch_id": batch_id,
-        "number": shard.number,
-        "start": 0,
-        "count": len(shard.prompts),
-        "state": ShardState.WAITING,
-        "candidates": shard.candidates,
-        "invalid": sum(prompt.invalid for prompt in shard.prompts),
-        "sha256": sha256,
-    }

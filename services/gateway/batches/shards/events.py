@@ -6,7 +6,7 @@ current one.
 
 import logging
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 
 from smalti.batches import BatchKeys, ShardRange
 from smalti.messages import Failed, FailureReason, Message, ShardProgress, ShardReport, Stage, StageDone
@@ -16,10 +16,11 @@ from smalti.services.gateway.batches.lifecycle import (
     lease_end,
     leased,
     lock,
+    lock_drawn,
 )
 from smalti.services.gateway.batches.shards.completing import Results, complete
 from smalti.services.gateway.batches.shards.halving import Halving
-from smalti.services.gateway.batches.shards.messages import REACHED, ShardName, shard_of
+from smalti.services.gateway.batches.shards.messages import REACHED, ShardName, is_shard, shard_of
 from smalti.services.gateway.batches.shards.progress import ShardProgressBuffer
 from smalti.services.gateway.batches.signals import BatchSignals
 from smalti.services.gateway.batches.spec import range_of
@@ -86,7 +87,7 @@ class ShardEvents:
         now = self._context.clock()
         with self._database.write() as session:
             batch = lock(session, name.batch_id)
-            shard = session.scalars(_query(name).with_for_update()).one_or_none()
+            shard = session.scalars(select(Shard).where(*is_shard(name)).with_for_update()).one_or_none()
             if batch is None or shard is None or batch.state not in DRAWING_STATES:
                 return
             if shard.state not in (ShardState.WAITING, ShardState.LEASED):
@@ -106,18 +107,15 @@ class ShardEvents:
         failpoints.reach(
             "gateway.after-shard-done", job=BatchKeys(batch.id).job(range_of(shard)), batch=batch.name
         )
-        self._signals.shards_ended("done", 1)
-        for outcome, count in (("drawn", report.drawn), ("failed", report.failed)):
-            if count:
-                self._signals.prompts_ended(outcome, count)
-        self._signals.changed(name.batch_id)
-        (self._signals.to_finish if is_last else self._signals.to_send).set()
+        self._signals.tell_shard(
+            name.batch_id, "done", drawn=report.drawn, failed=report.failed, is_last=is_last
+        )
 
     def _reached(self, name: ShardName, event: StageDone) -> None:
         """Notes that a stage has finished a shard, which then waits for the next one."""
         now = self._context.clock()
         with self._database.write() as session:
-            shard = session.scalars(_query(name).with_for_update()).one_or_none()
+            shard = session.scalars(select(Shard).where(*is_shard(name)).with_for_update()).one_or_none()
             if shard is None or shard.state is not ShardState.LEASED:
                 return
             if event.lease != shard.lease and shard.binding:
@@ -132,7 +130,7 @@ class ShardEvents:
 
     def _failed(self, name: ShardName, event: Failed) -> None:
         with self._database.read() as session:
-            shard = session.scalars(_query(name)).one_or_none()
+            shard = session.scalars(select(Shard).where(*is_shard(name))).one_or_none()
         if shard is None or shard.state is not ShardState.LEASED or shard.lease != event.lease:
             return  # It was sent again since, or is done.
         shard_range = range_of(shard)
@@ -167,18 +165,7 @@ class ShardEvents:
         if event.reason is FailureReason.CANCELLED:
             self._context.store.delete(JobKeys(event.job).cancelled)
         with self._database.write() as session:
-            batch = lock(session, batch_id)
-            row = session.scalars(leased(batch_id, shard, event.lease).with_for_update()).one_or_none()
-            if batch is not None and row is not None and batch.state in DRAWING_STATES:
+            if found := lock_drawn(session, batch_id, shard, event.lease):
+                row = found[1]
                 row.state, row.deadline = ShardState.WAITING, None
         self._signals.to_send.set()
-
-
-def _query(name: ShardName) -> Select[Shard]:
-    """Returns the query of a shard; a whole one has its name, however many prompts it has."""
-    query = select(Shard).where(
-        Shard.batch_id == name.batch_id, Shard.number == name.number, Shard.start == name.start
-    )
-    if name.length is None:
-        return query.where(Shard.part.is_(False))
-    return query.where(Shard.part.is_(True), Shard.count == name.length)

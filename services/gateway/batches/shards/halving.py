@@ -7,12 +7,20 @@ tells; it never ends the batch.
 import logging
 
 from sqlalchemy import insert
-from sqlalchemy.orm import Session
 
 from smalti.batches import BatchKeys, BatchPrompt, PromptResult, ShardFile, ShardRange
 from smalti.errors import AttemptsExhaustedError, DamagedObjectError, MissingObjectError
 from smalti.service import failpoints
-from smalti.services.gateway.batches.lifecycle import DRAWING_STATES, add_store_task, end, leased, lock, touch
+from smalti.services.gateway.batches.lifecycle import (
+    DRAWING_STATES,
+    add_store_task,
+    end,
+    leased,
+    lock,
+    lock_drawn,
+    new_shard,
+    touch,
+)
 from smalti.services.gateway.batches.shards.completing import Results, complete
 from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.database.tables import (
@@ -69,19 +77,21 @@ class Halving:
     def _halve(self, batch_id: str, shard: ShardRange, lease: int, prompts: list[BatchPrompt]) -> None:
         now = self._context.clock()
         with self._context.database.write() as session:
-            batch, row = self._lock(session, batch_id, shard, lease)
-            if batch is None or row is None:
+            found = lock_drawn(session, batch_id, shard, lease)
+            if found is None:
                 return
+            batch, row = found
             row.state, row.deadline = ShardState.HALVED, None
-            halves = [_row(row, half, prompts) for half in shard.halves()]
-            session.execute(insert(Shard), halves)
+            first, second = shard.halves()
+            halves = (first, prompts[: first.count]), (second, prompts[first.count :])
+            session.execute(
+                insert(Shard), [new_shard(batch_id, half, own, row.sha256) for half, own in halves]
+            )
             # A copy of the message may come again, and would crash its worker.
             add_store_task(session, batch, row, StoreAction.END_SHARD, now)
             touch(batch)
         failpoints.reach("gateway.after-halved", job=BatchKeys(batch_id).job(shard), batch=batch.name)
-        self._signals.shards_ended("halved", 1)
-        self._signals.changed(batch_id)
-        self._signals.to_send.set()
+        self._signals.tell_shard(batch_id, "halved")
 
     def _give_up(
         self, batch: Batch, row: Shard, shard: ShardRange, prompt: BatchPrompt, problem: str
@@ -96,18 +106,13 @@ class Halving:
         sha256 = digest(content)
         key = content_key(BatchKeys(batch.id).part(shard), sha256)
         self._context.store.put(key, content, content_type="application/jsonl")
-        is_last = False
         with self._context.database.write() as session:
-            locked, current = self._lock(session, batch.id, shard, row.lease)
-            if locked is None or current is None:
+            found = lock_drawn(session, batch.id, shard, row.lease)
+            if found is None:
                 return
             results = Results(sha256=sha256, failed=1)
-            now = self._context.clock()
-            is_last = complete(session, locked, current, results, now)
-        self._signals.shards_ended("failed", 1)
-        self._signals.prompts_ended("failed", 1)
-        self._signals.changed(batch.id)
-        (self._signals.to_finish if is_last else self._signals.to_send).set()
+            is_last = complete(session, *found, results, self._context.clock())
+        self._signals.tell_shard(batch.id, "failed", failed=1, is_last=is_last)
 
     def _fail(self, batch_id: str, error: Exception) -> None:
         """Ends a batch whose prompts are lost."""
@@ -119,30 +124,4 @@ class Halving:
             if batch is not None and batch.state in DRAWING_STATES:
                 outcome = end(session, batch, BatchState.FAILED, self._context.clock(), error=problem)
         if outcome is not None:
-            self._signals.ended(outcome)
-            self._signals.changed(batch_id)
-            self._signals.to_clean.set()
-
-    def _lock(
-        self, session: Session, batch_id: str, shard: ShardRange, lease: int
-    ) -> tuple[Batch | None, Shard | None]:
-        batch = lock(session, batch_id)
-        row = session.scalars(leased(batch_id, shard, lease).with_for_update()).one_or_none()
-        return (batch if batch is not None and batch.state in DRAWING_STATES else None), row
-
-
-def _row(whole: Shard, half: ShardRange, prompts: list[BatchPrompt]) -> dict[str, object]:
-    """Returns the row of a half; `prompts` are those of the whole."""
-    first = half.start - whole.start
-    own = prompts[first : first + half.count]
-    return {
-        "batch_id": whole.batch_id,
-        "number": half.number,
-        "start": half.start,
-        "count": half.count,
-        "part": True,
-        "state": ShardState.WAITING,
-        "candidates": sum(prompt.candidates for prompt in own if prompt.problem is None),
-        "invalid": sum(prompt.invalid for prompt in own),
-        "sha256": whole.sha256,
-    }
+            self._signals.tell_end(outcome)

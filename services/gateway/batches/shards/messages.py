@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from sqlalchemy import ColumnElement
+
 from smalti.batches import BatchKeys
 from smalti.messages import EncodeShardTask, Stage, Trace
 from smalti.services.gateway.batches.spec import parameters_of, range_of
@@ -46,6 +48,17 @@ def shard_of(job_id: str) -> ShardName | None:
         return None
     count = int(match["count"]) if match["count"] else None
     return ShardName(match["batch"], int(match["number"]), int(match["start"] or 0), count)
+
+
+def is_shard(name: ShardName) -> tuple[ColumnElement[bool], ...]:
+    """Returns the conditions that a row is a shard; a whole one has its name, however many prompts it has."""
+    conditions = (
+        Shard.batch_id == name.batch_id,
+        Shard.number == name.number,
+        Shard.start == name.start,
+        Shard.part.is_(name.length is not None),
+    )
+    return conditions if name.length is None else (*conditions, Shard.count == name.length)
 
 
 def task_of(batch: Batch, shard: Shard, *, routes: Mapping[Stage, str], now: float) -> EncodeShardTask:

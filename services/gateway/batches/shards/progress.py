@@ -3,13 +3,13 @@
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import update
 
 from smalti.messages import ShardProgress, Stage
 from smalti.services.gateway.batches.lifecycle import DRAWING_STATES, lock, touch
-from smalti.services.gateway.batches.shards.messages import REACHED, ShardName
+from smalti.services.gateway.batches.shards.messages import REACHED, ShardName, is_shard
 from smalti.services.gateway.batches.signals import BatchSignals
 from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import IS_LEASED_SHARD, Shard
@@ -75,22 +75,16 @@ class ShardProgressBuffer:
         with self._context.database.write() as session:
             # In one order, so that two gateways cannot deadlock.
             for name, entry in sorted(entries.items(), key=lambda item: item[0][:3]):
-                of_shard: list[Any] = [
-                    Shard.batch_id == name.batch_id,
-                    Shard.number == name.number,
-                    Shard.start == name.start,
+                # What the stage has finished since waits for the next one, and is not begun.
+                is_worked_on = (
                     Shard.lease == entry.lease,
-                    Shard.part.is_(name.length is not None),
-                    # What the stage has finished since waits for the next one, and is not begun.
                     Shard.reached < REACHED[entry.stage],
                     IS_LEASED_SHARD,
-                ]
-                if name.length is not None:
-                    of_shard.append(Shard.count == name.length)
+                )
                 values: dict[str, object] = {"begun": True, "sent": True, "deadline": until}
                 if entry.stage is Stage.GENERATE:
                     values["generated"] = entry.done
-                session.execute(update(Shard).where(*of_shard).values(**values))
+                session.execute(update(Shard).where(*is_shard(name), *is_worked_on).values(**values))
 
     def _tell(self, batch_ids: set[str]) -> None:
         """Gives batches a new version, now and then."""
