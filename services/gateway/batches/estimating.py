@@ -1,5 +1,6 @@
 """How fast batches are, how long they still take, and what they cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,30 +47,36 @@ def seconds_left(batch: Batch, now: int) -> float | None:
     return max(0, batch.prompts - batch.invalid - batch.drawn - batch.failed) / rate
 
 
-def estimate_of(session: Session, batch: Batch) -> Estimate:
-    """Returns what a planned batch costs, from earlier ones of its revision."""
-    earlier = session.scalars(
-        select(Batch)
-        .where(
-            Batch.revision == batch.revision,
-            Batch.state == BatchState.SUCCEEDED,
-            Batch.pictures > 0,
-            Batch.id != batch.id,
+class Estimates:
+    """What batches cost, from earlier ones of their revisions, which one transaction reads once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._earlier: dict[str, Sequence[Batch]] = {}
+        """The last batches by revision."""
+
+    def of(self, batch: Batch) -> Estimate:
+        """Returns what a planned batch costs."""
+        if batch.revision not in self._earlier:
+            self._earlier[batch.revision] = self._read(batch.revision)
+        earlier = [each for each in self._earlier[batch.revision] if each.id != batch.id][:RECENT]
+        picture_format = _format(batch)
+        alike = [each for each in earlier if _format(each) == picture_format]
+        pictures, size = sum(each.pictures for each in alike), sum(each.size for each in alike)
+        seconds = sum(to_seconds((each.finishing or 0) - (each.started or 0)) for each in earlier)
+        generated = sum(each.candidates_generated for each in earlier)
+        return Estimate(
+            candidates=batch.candidates,
+            pictures=batch.pictures_planned,
+            size=round(batch.pictures_planned * size / pictures) if pictures else 0,
+            seconds=batch.candidates * seconds / generated if generated and seconds > 0 else None,
         )
-        .order_by(Batch.created.desc())
-        .limit(RECENT)
-    ).all()
-    picture_format = _format(batch)
-    alike = [each for each in earlier if _format(each) == picture_format]
-    pictures, size = sum(each.pictures for each in alike), sum(each.size for each in alike)
-    seconds = sum(to_seconds((each.finishing or 0) - (each.started or 0)) for each in earlier)
-    generated = sum(each.candidates_generated for each in earlier)
-    return Estimate(
-        candidates=batch.candidates,
-        pictures=batch.pictures_planned,
-        size=round(batch.pictures_planned * size / pictures) if pictures else 0,
-        seconds=batch.candidates * seconds / generated if generated and seconds > 0 else None,
-    )
+
+    def _read(self, revision: str) -> Sequence[Batch]:
+        """Reads one more than is needed: an estimate leaves out the batch itself."""
+        succeeded = Batch.state == BatchState.SUCCEEDED, Batch.pictures > 0
+        query = select(Batch).where(Batch.revision == revision, *succeeded)
+        return self._session.scalars(query.order_by(Batch.created.desc()).limit(RECENT + 1)).all()
 
 
 def _format(batch: Batch) -> object:

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from sqlalchemy import JSON, func, select, tuple_, type_coerce
 from sqlalchemy.exc import IntegrityError
@@ -17,7 +17,7 @@ from smalti.errors import (
     StoredFileNotFoundError,
 )
 from smalti.service import failpoints
-from smalti.services.gateway.batches.estimating import Estimate, estimate_of
+from smalti.services.gateway.batches.estimating import Estimate, Estimates
 from smalti.services.gateway.batches.lifecycle import end, lock, pause, resume, stop, touch
 from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.batches.spec import BatchSpec
@@ -36,14 +36,13 @@ from smalti.services.gateway.database.tables import (
     Tenant,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.tenants import UNLIMITED
+from smalti.services.gateway.jobs.tenants import UNLIMITED, own
 
 DEFAULT_RETENTION_SECONDS: Final = 30 * 24 * 3600.0
 RETRY_SECONDS: Final = 60.0
 """When a tenant with too many open batches may try again."""
 
 Change = Callable[[Session, Batch], BatchOutcome | None]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,6 @@ class BatchRepository:
     def __init__(self, context: GatewayContext, signals: BatchSignals) -> None:
         self._database = context.database
         self._settings = context.settings
-        self._catalogue = context.catalogue
         self._clock = context.clock
         self._signals = signals
 
@@ -253,7 +251,7 @@ class BatchRepository:
         tenant = session.scalars(query).one_or_none()
         if tenant is None:
             raise InvalidInputError("tenant", f"is not known: {spec.tenant!r}; create it first")
-        longest = UNLIMITED if tenant.max_retention is None else tenant.max_retention
+        longest = own(tenant.max_retention, UNLIMITED)
         if spec.retention is not None and spec.retention > longest:
             raise InvalidInputError(
                 "retention",
@@ -308,7 +306,7 @@ class BatchRepository:
             .group_by(Shard.batch_id)
         )
         flying = {each: (int(count), int(made or 0)) for each, count, made in session.execute(query)}
-        now = to_microseconds(self._clock())
+        now, estimates = to_microseconds(self._clock()), Estimates(session)
         found = []
         for batch in batches:
             count, generated = flying.get(batch.id, (0, 0))
@@ -317,7 +315,7 @@ class BatchRepository:
                     batch=batch,
                     in_flight=count,
                     generated=batch.candidates_generated + generated,
-                    estimate=estimate_of(session, batch) if batch.planned is not None else None,
+                    estimate=estimates.of(batch) if batch.planned is not None else None,
                     now=now,
                 )
             )

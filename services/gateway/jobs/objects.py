@@ -5,6 +5,7 @@ job's folder, and a SHA-256.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from smalti.errors import StoreUnavailableError
 from smalti.messages import Stage
 from smalti.services.gateway.database.tables import Chunk, Job, JobState, ScoredCandidate
 from smalti.services.gateway.jobs.reading import parameter_of
 from smalti.storage import JobKeys, ObjectRef, ObjectStore
+
+log = logging.getLogger(__name__)
 
 Pairs = list[Any]
 
@@ -95,6 +99,25 @@ def write_marker(store: ObjectStore, job_id: str, state: JobState) -> None:
     reason = "expired" if state is JobState.EXPIRED else "cancelled"
     content = json.dumps({"reason": reason}).encode()
     store.put(JobKeys(job_id).cancelled, content, content_type="application/json")
+
+
+def has_crashed_workers(store: ObjectStore, job_id: str) -> bool:
+    """Returns whether workers have crashed over a job, perhaps because of another one: they find out which."""
+    try:
+        return any(True for _ in store.objects(JobKeys(job_id).poison_records))
+    except StoreUnavailableError:
+        return True
+
+
+def store_is_writable(store: ObjectStore, lost: str) -> bool:
+    """Returns whether a store can be written; if not, the log says that what is lost is not resent."""
+    try:
+        # A store whose disk is full can still be read, so reading would prove nothing.
+        store.check()
+    except StoreUnavailableError as error:
+        log.warning("lost %s are not resent, since the store cannot be written: %s", lost, error)
+        return False
+    return True
 
 
 def _encodings(job: Job, keys: JobKeys) -> list[str]:

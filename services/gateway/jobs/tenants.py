@@ -99,7 +99,8 @@ def day_of(now: int) -> int:
     return now // DAY * DAY
 
 
-def _own(limit: int | None, default: int) -> int:
+def own(limit: int | None, default: int) -> int:
+    """Returns a limit of a tenant's own; the default if it has none."""
     return default if limit is None else limit
 
 
@@ -171,10 +172,10 @@ def usage_of(session: Session, tenant: str, limits: Limits) -> Usage:
         max_open_jobs=_least(row.max_open_jobs, limits.open_jobs),
         max_stored_jobs=_least(row.max_stored_jobs, limits.stored_jobs),
         max_stored_bytes=_least(row.max_stored_bytes, limits.stored_bytes),
-        max_requests=_own(row.max_requests, limits.requests),
-        max_candidates=_own(row.max_candidates, limits.candidates),
-        max_prompt=_own(row.max_prompt, limits.prompt),
-        max_retention=_own(row.max_retention, limits.retention),
+        max_requests=own(row.max_requests, limits.requests),
+        max_candidates=own(row.max_candidates, limits.candidates),
+        max_prompt=own(row.max_prompt, limits.prompt),
+        max_retention=own(row.max_retention, limits.retention),
         requests_until=row.requests_until,
         day=row.day,
         day_candidates=row.day_candidates,

@@ -8,11 +8,12 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from sqlalchemy import select, update
 
-from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError, StoreUnavailableError
+from smalti.errors import AttemptsExhaustedError, BrokerUnavailableError
 from smalti.messages import EncodeTask, RefineTask
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
@@ -28,12 +29,12 @@ from smalti.services.gateway.jobs.aside import apart, take_back
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.lifecycle import end, lock_open
 from smalti.services.gateway.jobs.messages import chunk_numbers, tasks_of
+from smalti.services.gateway.jobs.objects import has_crashed_workers, store_is_writable
 from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.models import revision_of
 from smalti.services.gateway.work.picking import Picker, Run
 from smalti.services.gateway.work.progress import ProgressBuffer
 from smalti.services.gateway.work.windows import Windows
-from smalti.storage import JobKeys
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Dispatcher:
                 .distinct()
                 .limit(BATCH_SIZE)
             ).all()
-        writable = any(sent for _, sent, _ in late) and self._store_is_writable()
+        writable = any(sent for _, sent, _ in late) and store_is_writable(self._store, "chunks")
         # Asked only where it decides whether this is an attempt: for each job the store makes a listing.
         unclear = {job_id for job_id, sent, is_unclear in late if sent and is_unclear} if writable else set()
         crashed = self._crashed_over(sorted(unclear))
@@ -291,20 +292,5 @@ class Dispatcher:
         if not job_ids:
             return set()
         with ThreadPoolExecutor(min(MAX_LISTINGS, len(job_ids)), thread_name_prefix="crashes") as threads:
-            found = threads.map(self._has_crashed_workers, job_ids)
+            found = threads.map(partial(has_crashed_workers, self._store), job_ids)
             return {job_id for job_id, crashed in zip(job_ids, found, strict=True) if crashed}
-
-    def _has_crashed_workers(self, job_id: str) -> bool:
-        try:
-            return any(True for _ in self._store.objects(JobKeys(job_id).poison_records))
-        except StoreUnavailableError:
-            return True
-
-    def _store_is_writable(self) -> bool:
-        try:
-            # A store whose disk is full can still be read, so reading would prove nothing.
-            self._store.check()
-        except StoreUnavailableError as error:
-            log.warning("lost chunks are not resent, since the store cannot be written: %s", error)
-            return False
-        return True

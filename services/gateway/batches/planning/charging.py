@@ -8,7 +8,7 @@ from smalti.services.gateway.database.clock import to_microseconds, to_seconds
 from smalti.services.gateway.database.tables import Batch, DailyUsage, Tenant
 from smalti.services.gateway.jobs.capacity import in_words
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.services.gateway.jobs.tenants import DAY, UNLIMITED, day_of
+from smalti.services.gateway.jobs.tenants import DAY, Limits, day_of, own
 
 
 def charge(session: Session, context: GatewayContext, batch: Batch, now: float) -> None:
@@ -23,8 +23,7 @@ def charge(session: Session, context: GatewayContext, batch: Batch, now: float) 
     moment = to_microseconds(now)
     today = day_of(moment)
     used = tenant.day_candidates if tenant.day == today else 0
-    own = tenant.max_candidates
-    limit = own if own is not None else (context.settings.candidates_per_day or UNLIMITED)
+    limit = own(tenant.max_candidates, Limits.load(context.settings).candidates)
     if used + batch.candidates > limit:
         left = max(0, limit - used)
         seconds = to_seconds(today + DAY - moment)
@@ -48,5 +47,5 @@ def charge(session: Session, context: GatewayContext, batch: Batch, now: float) 
 def max_prompt_of(context: GatewayContext, tenant: str) -> int:
     """Returns how many characters a prompt of a tenant may have."""
     with context.database.read() as session:
-        own = session.scalar(select(Tenant.max_prompt).where(Tenant.id == tenant))
-    return own if own is not None else (context.settings.prompt_characters or UNLIMITED)
+        max_prompt = session.scalar(select(Tenant.max_prompt).where(Tenant.id == tenant))
+    return own(max_prompt, Limits.load(context.settings).prompt)

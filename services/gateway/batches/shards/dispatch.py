@@ -11,7 +11,6 @@ from typing import Final
 from sqlalchemy import select, update
 
 from smalti.batches import BatchKeys
-from smalti.errors import StoreUnavailableError
 from smalti.messages import EncodeShardTask
 from smalti.service import failpoints
 from smalti.services.gateway.batches.lifecycle import lease_end, leased, lock, touch
@@ -31,12 +30,11 @@ from smalti.services.gateway.database.tables import (
     ShardState,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
-from smalti.storage import JobKeys
+from smalti.services.gateway.jobs.objects import has_crashed_workers, store_is_writable
+from smalti.services.gateway.work.dispatch import SENDING_SECONDS
 
 log = logging.getLogger(__name__)
 
-SENDING_SECONDS: Final = 15.0
-"""Length of the lease until the broker confirms the message; longer than the broker's timeout."""
 TOGETHER: Final = 256
 """Shards that are picked, or looked at, together."""
 
@@ -99,7 +97,9 @@ class ShardDispatcher:
         if not late:
             return 0
         # While the store cannot be written, nothing of it is anybody's fault, and nothing can be done.
-        is_writable = not any(shard.sent for shard in late) or self._store_is_writable()
+        is_writable = not any(shard.sent for shard in late) or store_is_writable(
+            self._context.store, "shards"
+        )
         for shard in late:
             self._lose(shard, is_writable=is_writable)
         self._signals.to_send.set()
@@ -194,7 +194,9 @@ class ShardDispatcher:
 
     def _lose(self, late: Shard, *, is_writable: bool) -> None:
         """Deals with a shard whose lease has expired."""
-        has_crashed = late.sent and late.begun and late.problem is None and self._has_crashed_workers(late)
+        job = BatchKeys(late.batch_id).job(range_of(late))
+        is_unclear = late.sent and late.begun and late.problem is None
+        has_crashed = is_unclear and has_crashed_workers(self._context.store, job)
         given_up = None
         with self._database.write() as session:
             batch = lock(session, late.batch_id)
@@ -235,22 +237,6 @@ class ShardDispatcher:
                     .values(deadline=to_microseconds(now + half))
                 )
         self._looked = elapsed
-
-    def _has_crashed_workers(self, shard: Shard) -> bool:
-        """Returns whether workers have crashed over a shard, perhaps because of another one: they find out which."""
-        job = BatchKeys(shard.batch_id).job(range_of(shard))
-        try:
-            return any(True for _ in self._context.store.objects(JobKeys(job).poison_records))
-        except StoreUnavailableError:
-            return True
-
-    def _store_is_writable(self) -> bool:
-        try:
-            self._context.store.check()
-        except StoreUnavailableError as error:
-            log.warning("lost shards are not resent, since the store cannot be written: %s", error)
-            return False
-        return True
 
 
 def _by_batch(choices: Sequence[Choice]) -> dict[str, list[Choice]]:
