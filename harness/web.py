@@ -24,7 +24,8 @@ from smalti.rpc.channel import channel
 from smalti.rpc.server import serve
 from smalti.services.gateway.api.batches import BatchServicer, EditTokens
 from smalti.services.gateway.api.file_servicer import FileServicer
-from smalti.services.gateway.api.servicer import KINDS, ImageServicer
+from smalti.services.gateway.api.kinds import KINDS
+from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.database.clock import ManualClock
 from smalti.services.gateway.jobs.repository import JobFilter, JobSnapshot
 from smalti.services.web.service import WebServer

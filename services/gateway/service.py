@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from contextlib import suppress
-from dataclasses import replace
 
 import grpc
 
@@ -12,15 +11,10 @@ from smalti.registry import library
 from smalti.registry.spec import ModelSpec
 from smalti.rpc.channel import channel
 from smalti.service import Process, Service
-from smalti.services.gateway.api.batches import (
-    BATCH_ENDLESS,
-    BATCH_KEPT,
-    BATCH_SMALL,
-    BatchServicer,
-    EditTokens,
-)
+from smalti.services.gateway.api.batches import BatchServicer, EditTokens
 from smalti.services.gateway.api.file_servicer import FileServicer
-from smalti.services.gateway.api.servicer import KINDS, ImageServicer
+from smalti.services.gateway.api.kinds import KINDS
+from smalti.services.gateway.api.servicer import ImageServicer
 from smalti.services.gateway.database.clock import DatabaseClock
 from smalti.services.gateway.database.connection import Database, describe
 from smalti.services.gateway.database.opening import migrate_when_ready, wait_until_migrated
@@ -145,12 +139,7 @@ def build(process: Process) -> Service:
         model=card.name,
         background_tasks=(GatewayRunner(gateway),),
         ready=lambda: gateway.ready,
-        kinds=replace(
-            KINDS,
-            endless=(*KINDS.endless, *BATCH_ENDLESS),
-            kept=(*KINDS.kept, *BATCH_KEPT),
-            small=(*KINDS.small, *BATCH_SMALL),
-        ),
+        kinds=KINDS,
         authenticate=gatekeeper,
         close=gateway.close,
     )

@@ -1,8 +1,7 @@
 """Descriptions of models for clients: sizes, limits, vocabulary, and whether they can be drawn now."""
 
-from google.protobuf.duration_pb2 import Duration
-
 from smalti.messages import MAX_PROMPT_LENGTH
+from smalti.services.gateway.api.conversion import duration
 from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import model_pb2
@@ -51,16 +50,10 @@ def _limits(settings: GatewaySettings) -> model_pb2.Limits:
         candidates=settings.candidates,
         image_bytes=settings.image_bytes,
         labels=settings.labels,
-        time_limit=_duration(settings.time_limit),
-        default_time_limit=_duration(settings.default_time_limit),
-        retention=_duration(settings.retention),
-        default_retention=_duration(settings.default_retention),
+        time_limit=duration(settings.time_limit),
+        default_time_limit=duration(settings.default_time_limit),
+        retention=duration(settings.retention),
+        default_retention=duration(settings.default_retention),
         open_jobs=settings.open_jobs,
         file_bytes=settings.file_bytes,
     )
-
-
-def _duration(seconds: float) -> Duration:
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message

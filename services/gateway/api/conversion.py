@@ -4,15 +4,19 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from smalti.parameters import FREE
+from smalti.parameters import FREE, SecondPass
 from smalti.rpc.conversion import priority_number, refinement_message, sampling_message
+from smalti.services.gateway.database.clock import to_microseconds
 from smalti.services.gateway.database.tables import OPEN_STATES, PRIORITIES, Job, JobState, ScoredCandidate
+from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.reading import UnreadableJobError, parameters_of
 from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobParameters
+from smalti.storage import ObjectStore
 from smalti.v1 import job_pb2, prompt_pb2
 from smalti.v1.model_pb2 import ModelReference
 from smalti.v1.tokens_pb2 import ImageTokens
@@ -147,6 +151,33 @@ def picture_message(picture: ScoredCandidate, url_of: UrlOf) -> job_pb2.Picture:
     )
 
 
+def urls_of(context: GatewayContext, store: ObjectStore) -> UrlOf:
+    """Returns what makes the URLs of the objects of a store."""
+
+    def url_of(key: str) -> tuple[str, int] | None:
+        seconds = context.settings.url_lifetime
+        until = to_microseconds(context.clock() + seconds)
+        url = store.presigned_url(key, seconds=seconds)
+        return (url, until) if url.startswith(("http://", "https://")) else None
+
+    return url_of
+
+
+def add_second_pass(message: job_pb2.ImageParameters, asked: SecondPass | None, refiner: str | None) -> None:
+    """Adds a second pass, and the revision of its refiner, to parameters."""
+    if asked is not None:
+        message.upscale = asked.upscale
+        if asked.refine is not None:
+            message.refine.CopyFrom(refinement_message(asked.refine, refiner))
+
+
+def duration(seconds: float) -> Duration:
+    """Returns a time in seconds as a message."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
 def timestamp(microseconds: int | None) -> Timestamp | None:
     """Returns a time in microseconds as a message."""
     if microseconds is None:
@@ -169,10 +200,7 @@ def _parameters(job: Job, *, full: bool) -> job_pb2.ImageParameters:
         vary=parameters.vary,
         diversity=parameters.diversity,
     )
-    if parameters.second_pass is not None:
-        message.upscale = parameters.second_pass.upscale
-        if parameters.second_pass.refine is not None:
-            message.refine.CopyFrom(refinement_message(parameters.second_pass.refine, parameters.refiner))
+    add_second_pass(message, parameters.second_pass, parameters.refiner)
     if job.given and full:
         message.initial_image.CopyFrom(_initial_image(job, parameters))
     return message

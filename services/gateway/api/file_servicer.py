@@ -20,25 +20,28 @@ from smalti.errors import (
 )
 from smalti.rpc.errors import within
 from smalti.services.gateway.api.conversion import timestamp
-from smalti.services.gateway.api.requests import page_size, page_token, parse_page_token, seconds_of
+from smalti.services.gateway.api.requests import (
+    page_size,
+    page_token,
+    parse_page_token,
+    required_id,
+    seconds_of,
+)
 from smalti.services.gateway.database.calls import call_database, in_thread
+from smalti.services.gateway.database.paging import PageCursor
 from smalti.services.gateway.database.tables import (
-    MAX_ID_LENGTH,
     MAX_PURPOSE_LENGTH,
     FileState,
     StoredFile,
 )
 from smalti.services.gateway.files import (
     FileContents,
-    FileCursor,
     FileFilter,
-    FileRepository,
     Incoming,
     NewFile,
 )
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.identity import Principal, Role, current_principal, report
-from smalti.services.gateway.jobs.repository import PageCursor
+from smalti.services.gateway.identity import current_principal, report_admin
 from smalti.storage import BreakerStore
 from smalti.v1 import file_pb2
 from smalti.v1.file_pb2_grpc import FileServiceServicer
@@ -61,13 +64,6 @@ _COMPOSED: Final = uuid.UUID("5c1b8d0e-52a4-4f0b-9b57-2f6f3f4f6b1d")
 MAX_NAME_LENGTH: Final = 255
 HOUR, DAY = 3600.0, 24 * 3600.0
 MIN_RETENTION, DEFAULT_RETENTION, MAX_RETENTION = HOUR, 30 * DAY, 365 * DAY
-FILE_CALLS: Final = tuple(
-    f"/smalti.v1.FileService/{name}"
-    for name in (
-        *("CreateFile", "FinishFile", "ComposeFile", "GetFile", "ListFiles", "DeleteFile", "DownloadFile"),
-    )
-)
-"""The calls that have one request, which is small."""
 _STATES: Final = {
     FileState.UPLOADING: file_pb2.FILE_STATE_UPLOADING,
     FileState.READY: file_pb2.FILE_STATE_READY,
@@ -83,7 +79,7 @@ class FileServicer(FileServiceServicer):
         """Takes the gateway whose files it serves."""
         self._gateway = gateway
         self._settings = gateway.context.settings
-        self._files = FileRepository(gateway.context)
+        self._files = gateway.files
         self._contents = FileContents(BreakerStore(gateway.context.store))
         self._uploads = 0
 
@@ -192,7 +188,7 @@ class FileServicer(FileServiceServicer):
     ) -> file_pb2.DeleteFileResponse:
         principal = current_principal()
         row = await self._call(self._files.delete, _file_id(request.file_id), tenant=principal.scope)
-        _report_admin(principal, "DeleteFile", row)
+        report_admin(principal, "DeleteFile", row.tenant, file=row.id)
         self._gateway.files_due.set()
         return file_pb2.DeleteFileResponse()
 
@@ -201,7 +197,7 @@ class FileServicer(FileServiceServicer):
     ) -> AsyncIterator[file_pb2.DownloadFileResponse]:
         principal = current_principal()
         row = await self._call(self._files.get_ready, _file_id(request.file_id), tenant=principal.scope)
-        _report_admin(principal, "DownloadFile", row)
+        report_admin(principal, "DownloadFile", row.tenant, file=row.id)
         if not 0 <= request.offset <= row.size:
             raise InvalidInputError("offset", f"must be between 0 and {row.size}, got {request.offset}")
         with _readable():
@@ -209,15 +205,14 @@ class FileServicer(FileServiceServicer):
             while data := await self._store(next, pieces, b""):
                 yield file_pb2.DownloadFileResponse(data=data)
 
-    async def _after(self, request: file_pb2.ListFilesRequest) -> FileCursor | None:
+    async def _after(self, request: file_pb2.ListFilesRequest) -> PageCursor | None:
         """Returns the file after which a page begins."""
         if request.after_file_id and request.page_token:
             raise InvalidInputError("after_file_id", "must not be set together with page_token")
         if request.after_file_id:
             row = await self._visible(request.after_file_id, "ListFiles")
-            return FileCursor(row.created, row.id)
-        last = parse_page_token(request)
-        return FileCursor(last.created, last.id) if last else None
+            return PageCursor(row.created, row.id)
+        return parse_page_token(request)
 
     async def _finish(self, row: StoredFile, incoming: Incoming, *, parts: Any = ()) -> StoredFile:
         """Puts the content of a file into the store, and makes the file READY."""
@@ -228,7 +223,7 @@ class FileServicer(FileServiceServicer):
         """Returns a file that the caller may see; raises `StoredFileNotFoundError` for any other."""
         principal = current_principal()
         row = await self._call(self._files.get, _file_id(file_id), tenant=principal.scope)
-        _report_admin(principal, method, row)
+        report_admin(principal, method, row.tenant, file=row.id)
         return row
 
     def _incoming(self) -> Incoming:
@@ -347,14 +342,4 @@ def _id_in(key: str) -> str:
 
 
 def _file_id(file_id: str) -> str:
-    if not file_id:
-        raise InvalidInputError("file_id", "must be set")
-    if len(file_id) > MAX_ID_LENGTH or "\0" in file_id:
-        raise StoredFileNotFoundError(file_id[:MAX_ID_LENGTH].replace("\0", ""))
-    return file_id
-
-
-def _report_admin(principal: Principal, method: str, row: StoredFile) -> None:
-    """Tells the audit log what an admin does with the file of another tenant."""
-    if row.tenant != principal.tenant and Role.ADMIN in principal.roles:
-        report("admin", principal, method=method, file=row.id, owner=row.tenant)
+    return required_id("file_id", file_id, StoredFileNotFoundError)

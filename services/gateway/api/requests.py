@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from smalti.errors import InvalidInputError, NotSupportedError
+from smalti.errors import InvalidInputError, NotSupportedError, SmaltiError
 from smalti.messages import MAX_CANDIDATES, MAX_PROMPT_LENGTH
 from smalti.parameters import (
     KEPT,
@@ -26,7 +27,9 @@ from smalti.rpc.conversion import check_refiner, priority_of, sampling_of, secon
 from smalti.rpc.errors import within
 from smalti.services.gateway.api.catalogue import can_refine
 from smalti.services.gateway.api.conversion import STATES
-from smalti.services.gateway.jobs.repository import JobFilter, PageCursor
+from smalti.services.gateway.database.paging import PageCursor
+from smalti.services.gateway.database.tables import MAX_ID_LENGTH
+from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import ModelCard, RevisionState
 from smalti.services.gateway.settings import GatewaySettings
@@ -55,6 +58,20 @@ def check_request_id(request_id: str) -> str | None:
             "request_id", f"must be a UUID of version 4, such as uuid4() returns, got {request_id[:60]!r}"
         )
     return request_id.lower() or None
+
+
+def required_id(field: str, text: str, missing: Callable[[str], SmaltiError]) -> str:
+    """Returns an id of a request; raises `InvalidInputError` if it is not set, and else as `check_id`."""
+    if not text:
+        raise InvalidInputError(field, "must be set")
+    return check_id(text, missing)
+
+
+def check_id(text: str, missing: Callable[[str], SmaltiError]) -> str:
+    """Returns an id; raises what `missing` makes of one that nothing can have."""
+    if not text or len(text) > MAX_ID_LENGTH or "\0" in text:
+        raise missing(text[:MAX_ID_LENGTH].replace("\0", ""))
+    return text
 
 
 def content_hash(request: Message) -> str:

@@ -20,11 +20,9 @@ from smalti.policy import PicturesToCheck, PromptToCheck, Verdict
 from smalti.queue import current_trace
 from smalti.rpc.conversion import priority_of
 from smalti.rpc.errors import within
-from smalti.rpc.places import CallKinds
 from smalti.services.gateway.api.catalogue import describe, without_words
-from smalti.services.gateway.api.conversion import job_message, picture_message
+from smalti.services.gateway.api.conversion import job_message, picture_message, urls_of
 from smalti.services.gateway.api.decoders import Connect, Decoders
-from smalti.services.gateway.api.file_servicer import FILE_CALLS
 from smalti.services.gateway.api.initial_image import InitialImages
 from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.api.requests import (
@@ -36,22 +34,21 @@ from smalti.services.gateway.api.requests import (
     parse_job_filter,
     parse_job_spec,
     parse_page_token,
+    required_id,
 )
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS, WatchHandler
 from smalti.services.gateway.api.webhook_requests import WebhookRequests
 from smalti.services.gateway.database.calls import call_database, in_thread
-from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH, JobState, ScoredCandidate
+from smalti.services.gateway.database.paging import PageCursor
+from smalti.services.gateway.database.tables import JobState, ScoredCandidate
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.identity import (
     ANYONE,
-    Principal,
-    Role,
     check_priority,
     current_principal,
-    report,
+    report_admin,
 )
-from smalti.services.gateway.jobs.repository import JobSnapshot, PageCursor
+from smalti.services.gateway.jobs.repository import JobSnapshot
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.policy.content_policy import Subject
@@ -68,21 +65,6 @@ PIECE_BYTES: Final = 2**20
 """Bytes of a file per message of DownloadImages."""
 MAX_PAGE_BYTES: Final = 3 * 2**20
 """Maximum size of the jobs on a page. One more job and the message still stays below 4 MiB."""
-_SERVICE: Final = "/smalti.v1.ImageService/"
-KINDS: Final = CallKinds(
-    endless=(f"{_SERVICE}WatchJob",),
-    kept=tuple(f"{_SERVICE}{name}" for name in ("GetJob", "CancelJob", "DeleteJob")),
-    small=tuple(
-        f"{_SERVICE}{name}"
-        for name in (
-            *("GetJob", "ListJobs", "CancelJob", "DeleteJob", "WatchJob", "DownloadImages"),
-            *("ListModels", "GetModel"),
-        )
-    )
-    + FILE_CALLS,
-)
-"""What is special about the calls; only CreateImages may bring a picture."""
-
 Result = TypeVar("Result")
 
 
@@ -109,6 +91,7 @@ class ImageServicer(ImageServiceServicer):
         self._jobs = gateway.jobs
         self._webhooks = WebhookRequests(gateway.context)
         self._store = BreakerStore(gateway.context.store)
+        self._url_of = urls_of(gateway.context, self._store)
         self._catalogue = gateway.context.catalogue
         self._settings = gateway.context.settings
         self._decoders = decoders = Decoders(self._catalogue, decoder, connect)
@@ -282,7 +265,7 @@ class ImageServicer(ImageServiceServicer):
         """Cancels a job, and waits a moment until the stages are notified; no thread waits with it."""
         principal = current_principal()
         snapshot = await self._call(self._jobs.cancel, job_id, tenant=principal.scope)
-        _report_admin(principal, method, snapshot)
+        report_admin(principal, method, snapshot.job.tenant, job=snapshot.job.id)
         if marking := self._gateway.mark(snapshot):
             await asyncio.wait([asyncio.wrap_future(marking)], timeout=MARKER_SECONDS)
         return snapshot
@@ -321,18 +304,12 @@ class ImageServicer(ImageServiceServicer):
         """Returns a job that the caller may see; raises `JobNotFoundError` for any other."""
         principal = current_principal()
         snapshot = self._jobs.get(job_id, full=full, tenant=principal.scope)
-        _report_admin(principal, method, snapshot)
+        report_admin(principal, method, snapshot.job.tenant, job=snapshot.job.id)
         return snapshot
 
     def _get(self, job_id: str, *, full: bool = True) -> tuple[JobSnapshot, job_pb2.Job]:
         snapshot = self._jobs.get(job_id, full=full)
         return snapshot, job_message(snapshot, self._url_of, full=full)
-
-    def _url_of(self, key: str) -> tuple[str, int] | None:
-        seconds = self._settings.url_lifetime
-        until = to_microseconds(self._gateway.context.clock() + seconds)
-        url = self._store.presigned_url(key, seconds=seconds)
-        return (url, until) if url.startswith(("http://", "https://")) else None
 
     def _read(self, picture: ScoredCandidate) -> bytes:
         name = f"{picture.job_id}/{picture.candidate}"
@@ -343,12 +320,6 @@ class ImageServicer(ImageServiceServicer):
         except DamagedObjectError as error:
             log.warning("a damaged picture is not served: %s", error)
             raise PictureNotFoundError(name, f"picture {name} is damaged") from None
-
-
-def _report_admin(principal: Principal, method: str, snapshot: JobSnapshot) -> None:
-    """Tells the audit log what an admin does with the job of another tenant."""
-    if snapshot.job.tenant != principal.tenant and Role.ADMIN in principal.roles:
-        report("admin", principal, method=method, job=snapshot.job.id, owner=snapshot.job.tenant)
 
 
 @contextmanager
@@ -363,11 +334,7 @@ def _within_parameters() -> Iterator[None]:
 
 
 def _job_id(job_id: str) -> str:
-    if not job_id:
-        raise InvalidInputError("job_id", "must be set")
-    if len(job_id) > MAX_ID_LENGTH or "\0" in job_id:
-        raise JobNotFoundError(job_id[:MAX_ID_LENGTH].replace("\0", ""))
-    return job_id
+    return required_id("job_id", job_id, JobNotFoundError)
 
 
 def _selected(snapshot: JobSnapshot, candidates: set[int]) -> list[ScoredCandidate]:

@@ -2,7 +2,6 @@
 
 from smalti.services.gateway.batches.estimating import Estimate, rate_of, seconds_left
 from smalti.services.gateway.batches.repository import (
-    BatchCursor,
     BatchFilter,
     BatchRepository,
     BatchSnapshot,
@@ -12,7 +11,6 @@ from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.batches.spec import BatchParameters, BatchSource, BatchSpec, parameters_of
 
 __all__ = [
-    "BatchCursor",
     "BatchFilter",
     "BatchOutcome",
     "BatchParameters",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import JSON, func, select, tuple_, type_coerce
+from sqlalchemy import JSON, func, select, type_coerce
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,6 +23,7 @@ from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.batches.spec import BatchSpec
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables import (
     DEFAULT_TENANT,
     IS_LEASED_SHARD,
@@ -59,14 +60,6 @@ class BatchSnapshot:
     """What it costs; None before it is planned."""
     now: int = 0
     """The time, in microseconds."""
-
-
-@dataclass(frozen=True)
-class BatchCursor:
-    """The last batch of a page; the next page begins after it."""
-
-    created: int
-    id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +144,7 @@ class BatchRepository:
             batch = _owned(session.get(Batch, batch_id), batch_id, tenant)
             return self._snapshots(session, [batch])[0]
 
-    def page(self, matching: BatchFilter, *, after: BatchCursor | None, limit: int) -> list[BatchSnapshot]:
+    def page(self, matching: BatchFilter, *, after: PageCursor | None, limit: int) -> list[BatchSnapshot]:
         """Returns a page of batches, the newest first.
 
         Args:
@@ -159,16 +152,13 @@ class BatchRepository:
             after: the last batch of the previous page; None for the first page.
             limit: maximum number of batches.
         """
-        query = select(Batch).where(Batch.removed.is_(False))
-        query = query.order_by(Batch.created.desc(), Batch.id.desc()).limit(limit)
+        query = page_of(select(Batch).where(Batch.removed.is_(False)), Batch, after=after, limit=limit)
         if matching.tenant is not None:
             query = query.where(Batch.tenant == matching.tenant)
         if matching.states:
             query = query.where(Batch.state.in_(matching.states))
         for key, value in matching.labels.items():
             query = query.where(type_coerce(Batch.labels, JSON)[key].as_string() == value)
-        if after is not None:
-            query = query.where(tuple_(Batch.created, Batch.id) < (after.created, after.id))
         with self._database.read() as session:
             return self._snapshots(session, session.scalars(query).all())
 

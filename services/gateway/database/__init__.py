@@ -7,6 +7,7 @@ __all__ = [
     "connection",
     "deadlines",
     "opening",
+    "paging",
     "presence",
     "rows",
     "schema",

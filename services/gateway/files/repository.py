@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Exists, Select, exists, func, select, tuple_
+from sqlalchemy import Exists, Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from smalti.errors import QuotaExceededError, StoredFileNotFoundError, WrongStateError
 from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch, FileState, StoredFile, Tenant
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.storage import ObjectRef
@@ -34,14 +35,6 @@ class NewFile:
     """Seconds for which it is kept."""
     id: str = ""
     """Its id; empty for a new one."""
-
-
-@dataclass(frozen=True)
-class FileCursor:
-    """The last file of a page; the next page begins after it."""
-
-    created: int
-    id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +152,7 @@ class FileRepository:
         return row
 
     def page(
-        self, matching: FileFilter, *, after: FileCursor | None, limit: int, oldest_first: bool = False
+        self, matching: FileFilter, *, after: PageCursor | None, limit: int, oldest_first: bool = False
     ) -> Sequence[StoredFile]:
         """Returns a page of files, the newest first unless `oldest_first` is set.
 
@@ -169,19 +162,14 @@ class FileRepository:
             limit: maximum number of files.
             oldest_first: whether the oldest come first.
         """
-        position = tuple_(StoredFile.created, StoredFile.id)
-        query = select(StoredFile).where(StoredFile.state != FileState.DELETED).limit(limit)
+        query = select(StoredFile).where(StoredFile.state != FileState.DELETED)
+        query = page_of(query, StoredFile, after=after, limit=limit, oldest_first=oldest_first)
         if matching.tenant is not None:
             query = query.where(StoredFile.tenant == matching.tenant)
         if matching.purpose:
             query = query.where(StoredFile.purpose == matching.purpose)
         if matching.name:
             query = query.where(StoredFile.name == matching.name)
-        if after is not None:
-            last = (after.created, after.id)
-            query = query.where(position > last if oldest_first else position < last)
-        columns = (StoredFile.created, StoredFile.id)
-        query = query.order_by(*(each if oldest_first else each.desc() for each in columns))
         with self._database.read() as session:
             return session.scalars(query).all()
 

@@ -1,6 +1,6 @@
 """Who calls the gateway, and what they may do: keys, certificates and tokens, and the table of roles."""
 
-from smalti.services.gateway.identity.gatekeeper import Gatekeeper, check_priority, report
+from smalti.services.gateway.identity.gatekeeper import Gatekeeper, check_priority, report_admin
 from smalti.services.gateway.identity.keys import KeyRepository
 from smalti.services.gateway.identity.principal import ANYONE, Principal, Role, current_principal
 from smalti.services.gateway.identity.tenants import LIMITS, TenantRepository
@@ -17,5 +17,5 @@ __all__ = [
     "TenantRepository",
     "check_priority",
     "current_principal",
-    "report",
+    "report_admin",
 ]

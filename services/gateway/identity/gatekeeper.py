@@ -17,6 +17,7 @@ from smalti.services.gateway.identity.principal import (
     PRIORITY_ROLES,
     ROLES,
     Principal,
+    Role,
     check_role,
     principal_of_call,
 )
@@ -153,6 +154,12 @@ def check_priority(principal: Principal, priority: Priority) -> None:
 def report(event: str, principal: Principal, **fields: Any) -> None:
     """Writes a line about a principal to the audit log."""
     audit.write(event, who=principal.name, tenant=principal.tenant, roles=sorted(principal.roles), **fields)
+
+
+def report_admin(principal: Principal, method: str, owner: str, **what: str) -> None:
+    """Tells the audit log what an admin does with something of another tenant, its owner; `what` is its id."""
+    if owner != principal.tenant and Role.ADMIN in principal.roles:
+        report("admin", principal, method=method, **what, owner=owner)
 
 
 def _key_id(metadata: Mapping[str, str]) -> str | None:

@@ -19,6 +19,7 @@ from smalti.errors import (
 )
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables import (
     DEFAULT_TENANT,
     IS_OPEN,
@@ -56,14 +57,6 @@ class JobSnapshot:
     """The pictures of a succeeded job, the best first, if they were asked for."""
     jobs_ahead: int | None = None
     """Number of open jobs that are served before this one; None unless the job is queued."""
-
-
-@dataclass(frozen=True)
-class PageCursor:
-    """The last job of a page; the next page begins after it."""
-
-    created: int
-    id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +191,7 @@ class JobRepository:
             limit: maximum number of jobs.
             full: whether to return their pictures.
         """
-        query = select(Job).order_by(Job.created.desc(), Job.id.desc()).limit(limit)
+        query = page_of(select(Job), Job, after=after, limit=limit)
         if matching.tenant is not None:
             query = query.where(Job.tenant == matching.tenant)
         if matching.states:
@@ -211,8 +204,6 @@ class JobRepository:
             query = query.where(
                 exists().where(Label.job_id == Job.id, Label.key == key, Label.value == value)
             )
-        if after is not None:
-            query = query.where(tuple_(Job.created, Job.id) < (after.created, after.id))
         with self._database.read() as session:
             jobs = session.scalars(query).all()
             pictures: dict[str, list[ScoredCandidate]] = {}

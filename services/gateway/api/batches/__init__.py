@@ -1,6 +1,6 @@
 """`BatchService`: the calls of the API for batches."""
 
 from smalti.services.gateway.api.batches.edits import EditTokens
-from smalti.services.gateway.api.batches.servicer import BATCH_ENDLESS, BATCH_KEPT, BATCH_SMALL, BatchServicer
+from smalti.services.gateway.api.batches.servicer import BatchServicer
 
-__all__ = ["BATCH_ENDLESS", "BATCH_KEPT", "BATCH_SMALL", "BatchServicer", "EditTokens"]
+__all__ = ["BatchServicer", "EditTokens"]

@@ -3,12 +3,11 @@
 import logging
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 
 from smalti.batches import BatchDefaults, BatchKeys, InputFormat, PictureFormat
-from smalti.rpc.conversion import refinement_message, sampling_message
-from smalti.services.gateway.api.conversion import timestamp
+from smalti.rpc.conversion import sampling_message
+from smalti.services.gateway.api.conversion import add_second_pass, duration, timestamp
 from smalti.services.gateway.batches import (
     BatchParameters,
     BatchSnapshot,
@@ -34,14 +33,14 @@ STATES: Final = {
     BatchState.CANCELLED: batch_pb2.BATCH_STATE_CANCELLED,
     BatchState.EXPIRED: batch_pb2.BATCH_STATE_EXPIRED,
 }
-_FORMATS: Final = {
+FORMATS: Final = {
     InputFormat.TEXT: batch_pb2.BATCH_FORMAT_TEXT,
     InputFormat.JSONL: batch_pb2.BATCH_FORMAT_JSONL,
     InputFormat.CSV: batch_pb2.BATCH_FORMAT_CSV,
     InputFormat.PARQUET: batch_pb2.BATCH_FORMAT_PARQUET,
     InputFormat.OPENAI: batch_pb2.BATCH_FORMAT_OPENAI,
 }
-_PICTURE_FORMATS: Final = {
+PICTURE_FORMATS: Final = {
     PictureFormat.PNG: batch_pb2.PICTURE_FORMAT_PNG,
     PictureFormat.WEBP: batch_pb2.PICTURE_FORMAT_WEBP,
 }
@@ -86,7 +85,7 @@ def batch_message(snapshot: BatchSnapshot) -> batch_pb2.Batch:
         return message
     message.input.CopyFrom(_input(parameters.input))
     message.parameters.CopyFrom(_parameters(batch, parameters))
-    message.picture_format = _PICTURE_FORMATS[parameters.picture_format]
+    message.picture_format = PICTURE_FORMATS[parameters.picture_format]
     message.shard_prompts = parameters.shard_prompts
     if snapshot.estimate is not None:
         message.estimate.CopyFrom(_estimate(snapshot.estimate))
@@ -112,13 +111,13 @@ def _progress(snapshot: BatchSnapshot) -> batch_pb2.BatchProgress:
         shards_ended=batch.shards_ended,
         shards_in_flight=snapshot.in_flight,
         prompts_per_second=rate_of(batch, snapshot.now),
-        time_left=None if left is None else _duration(left),
+        time_left=None if left is None else duration(left),
     )
 
 
 def _input(source: BatchSource) -> batch_pb2.BatchInput:
     message = batch_pb2.BatchInput(
-        format=_FORMATS[source.format],
+        format=FORMATS[source.format],
         columns=source.columns,
         ignore_columns=source.ignore_columns,
         skip_invalid=source.skip_invalid,
@@ -142,10 +141,7 @@ def _parameters(batch: Batch, parameters: BatchParameters) -> job_pb2.ImageParam
         vary=defaults.vary,
         diversity=defaults.diversity,
     )
-    if defaults.second_pass is not None:
-        message.upscale = defaults.second_pass.upscale
-        if defaults.second_pass.refine is not None:
-            message.refine.CopyFrom(refinement_message(defaults.second_pass.refine, parameters.refiner))
+    add_second_pass(message, defaults.second_pass, parameters.refiner)
     return message
 
 
@@ -154,11 +150,5 @@ def _estimate(estimate: Estimate) -> batch_pb2.BatchEstimate:
         candidates=estimate.candidates,
         pictures=estimate.pictures,
         bytes=estimate.size,
-        duration=None if estimate.seconds is None else _duration(estimate.seconds),
+        duration=None if estimate.seconds is None else duration(estimate.seconds),
     )
-
-
-def _duration(seconds: float) -> Duration:
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message

@@ -17,7 +17,7 @@ from smalti.errors import (
 )
 from smalti.services.gateway.api.initial_image import InitialImages
 from smalti.services.gateway.database.tables import Batch
-from smalti.services.gateway.files import FileContents, FileRepository
+from smalti.services.gateway.files import FileContents
 from smalti.services.gateway.gateway import Gateway
 from smalti.v1.job_pb2 import InitialImage
 
@@ -38,7 +38,7 @@ class EditTokens:
             loop: the event loop in which it does so.
         """
         self._catalogue = gateway.context.catalogue
-        self._files = FileRepository(gateway.context)
+        self._files = gateway.files
         self._contents = FileContents(gateway.context.store)
         self._max_bytes = gateway.context.settings.image_bytes
         self._images = images

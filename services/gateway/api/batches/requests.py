@@ -14,14 +14,14 @@ from smalti.batches import (
     PictureFormat,
     format_of,
 )
-from smalti.errors import InvalidInputError, StoredFileNotFoundError
+from smalti.errors import InvalidInputError
 from smalti.parameters import check_diversity, check_seed
 from smalti.rpc.conversion import sampling_of
 from smalti.rpc.errors import within
-from smalti.services.gateway.api.batches.conversion import STATES
+from smalti.services.gateway.api.batches.conversion import FORMATS, PICTURE_FORMATS, STATES
 from smalti.services.gateway.api.requests import labels_of, number_of, second_pass_for, seconds_of
 from smalti.services.gateway.batches import BatchFilter, BatchParameters, BatchSource, BatchSpec
-from smalti.services.gateway.database.tables import DEFAULT_TENANT, MAX_ID_LENGTH
+from smalti.services.gateway.database.tables import DEFAULT_TENANT
 from smalti.services.gateway.models import RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.storage import check_key
@@ -35,18 +35,11 @@ MIN_RETENTION, MAX_RETENTION = HOUR, 365 * DAY
 MAX_NAME_LENGTH: Final = 200
 MAX_RANK: Final = 100
 MAX_SLOTS: Final = 2**20
-FORMATS: Final[Mapping[int, InputFormat]] = {
-    batch_pb2.BATCH_FORMAT_TEXT: InputFormat.TEXT,
-    batch_pb2.BATCH_FORMAT_JSONL: InputFormat.JSONL,
-    batch_pb2.BATCH_FORMAT_CSV: InputFormat.CSV,
-    batch_pb2.BATCH_FORMAT_PARQUET: InputFormat.PARQUET,
-    batch_pb2.BATCH_FORMAT_OPENAI: InputFormat.OPENAI,
-}
-PICTURE_FORMATS: Final[Mapping[int, PictureFormat]] = {
-    batch_pb2.PICTURE_FORMAT_PNG: PictureFormat.PNG,
-    batch_pb2.PICTURE_FORMAT_WEBP: PictureFormat.WEBP,
-}
 _STATES = {number: state for state, number in STATES.items()}
+_FORMATS: Final[Mapping[int, InputFormat]] = {number: each for each, number in FORMATS.items()}
+_PICTURE_FORMATS: Final[Mapping[int, PictureFormat]] = {
+    number: each for each, number in PICTURE_FORMATS.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +64,6 @@ def input_key(asked: batch_pb2.BatchInput, tenant: str) -> str:
             return check_key(key)
         except InvalidInputError as error:
             raise InvalidInputError("object_key", error.problem) from None
-
-
-def file_id_of(asked: batch_pb2.BatchInput) -> str:
-    """Returns the file that a request names; raises `StoredFileNotFoundError` for what is no id."""
-    file_id = asked.file_id
-    if not file_id or len(file_id) > MAX_ID_LENGTH or "\0" in file_id:
-        raise StoredFileNotFoundError(file_id[:MAX_ID_LENGTH].replace("\0", ""))
-    return file_id
 
 
 def parse_batch_spec(
@@ -152,10 +137,10 @@ def _source(asked: batch_pb2.BatchInput, source: InputObject) -> BatchSource:
         for name in asked.columns:
             if name not in COLUMNS:
                 raise InvalidInputError("columns", f"{name[:60]!r} is none of {', '.join(sorted(COLUMNS))}")
-        if asked.format and asked.format not in FORMATS:
+        if asked.format and asked.format not in _FORMATS:
             raise InvalidInputError("format", f"must be a BatchFormat, got {asked.format}")
         try:
-            found = FORMATS[asked.format] if asked.format else format_of(source.name)
+            found = _FORMATS[asked.format] if asked.format else format_of(source.name)
         except InvalidInputError as error:
             raise InvalidInputError("format", error.problem) from None
     return BatchSource(
@@ -200,6 +185,6 @@ def _defaults(
 def _picture_format(asked: int) -> PictureFormat:
     if asked == batch_pb2.PICTURE_FORMAT_UNSPECIFIED:
         return PictureFormat.PNG
-    if asked not in PICTURE_FORMATS:
+    if asked not in _PICTURE_FORMATS:
         raise InvalidInputError("picture_format", f"must be a PictureFormat, got {asked}")
-    return PICTURE_FORMATS[asked]
+    return _PICTURE_FORMATS[asked]

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from smalti.errors import (
     BatchNotFoundError,
@@ -19,44 +19,30 @@ from smalti.services.gateway.api.batches.conversion import batch_message
 from smalti.services.gateway.api.batches.files import BatchFiles
 from smalti.services.gateway.api.batches.requests import (
     InputObject,
-    file_id_of,
     input_key,
     parse_batch_filter,
     parse_batch_spec,
 )
 from smalti.services.gateway.api.batches.watching import BatchWatchHandler
+from smalti.services.gateway.api.conversion import urls_of
 from smalti.services.gateway.api.requests import (
+    check_id,
     check_request_id,
     content_hash,
     page_size,
     page_token,
     parse_page_token,
+    required_id,
 )
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS
 from smalti.services.gateway.api.webhook_requests import WebhookRequests
-from smalti.services.gateway.batches import BatchCursor, BatchSnapshot
 from smalti.services.gateway.database.calls import call_database, in_thread
-from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH
-from smalti.services.gateway.files import FileRepository
+from smalti.services.gateway.database.paging import PageCursor
 from smalti.services.gateway.gateway import Gateway
-from smalti.services.gateway.identity import ANYONE, Principal, Role, current_principal, report
-from smalti.services.gateway.jobs.repository import PageCursor
+from smalti.services.gateway.identity import ANYONE, Principal, Role, current_principal, report_admin
 from smalti.storage import BreakerStore
 from smalti.v1 import batch_pb2
 from smalti.v1.batch_pb2_grpc import BatchServiceServicer
-
-_SERVICE: Final = "/smalti.v1.BatchService/"
-BATCH_ENDLESS: Final = (f"{_SERVICE}WatchBatch",)
-BATCH_KEPT: Final = tuple(f"{_SERVICE}{name}" for name in ("GetBatch", "CancelBatch", "DeleteBatch"))
-BATCH_SMALL: Final = tuple(
-    f"{_SERVICE}{name}"
-    for name in (
-        *("CreateBatch", "GetBatch", "ListBatches", "WatchBatch", "PauseBatch", "ResumeBatch"),
-        *("CancelBatch", "DeleteBatch", "ListBatchFiles", "DownloadBatchFile"),
-    )
-)
-"""What is special about the calls: those that do not end, those with places of their own, and small requests."""
 
 Result = TypeVar("Result")
 
@@ -75,9 +61,9 @@ class BatchServicer(BatchServiceServicer):
         self._context = gateway.context
         self._settings = gateway.context.settings
         self._batches = gateway.batches.repository
-        self._uploads = FileRepository(gateway.context)
+        self._uploads = gateway.files
         self._store = BreakerStore(gateway.context.store)
-        self._files = BatchFiles(self._store, gateway.store_threads, self._url_of)
+        self._files = BatchFiles(self._store, gateway.store_threads, urls_of(gateway.context, self._store))
         self._webhooks = WebhookRequests(gateway.context)
         self._watching = BatchWatchHandler(
             gateway.watchers, partial(self._call, self._batches.get), keepalive_seconds=keepalive_seconds
@@ -123,8 +109,7 @@ class BatchServicer(BatchServiceServicer):
     ) -> batch_pb2.ListBatchesResponse:
         size = page_size(request.page_size)
         matching = replace(parse_batch_filter(request, self._settings), tenant=current_principal().scope)
-        last = parse_page_token(request)
-        after = None if last is None else BatchCursor(last.created, last.id)
+        after = parse_page_token(request)
         found = await self._call(self._batches.page, matching, after=after, limit=size + 1)
         response = batch_pb2.ListBatchesResponse(batches=[batch_message(each) for each in found[:size]])
         if len(found) > size:
@@ -207,7 +192,11 @@ class BatchServicer(BatchServiceServicer):
                     raise StoredFileNotFoundError(key, f"there is no object {key} in the store")
                 return InputObject(key=key, name=key, sha256=info.sha256)
             case "file_id":
-                file = await self._call(self._uploads.get_ready, file_id_of(asked), tenant=principal.scope)
+                file = await self._call(
+                    self._uploads.get_ready,
+                    check_id(asked.file_id, StoredFileNotFoundError),
+                    tenant=principal.scope,
+                )
                 return InputObject(key=file.key or "", name=file.name, sha256=file.sha256, file_id=file.id)
             case _:
                 raise InvalidInputError("input.source", "must be set; give file_id or object_key")
@@ -218,7 +207,7 @@ class BatchServicer(BatchServiceServicer):
         batch_id = _batch_id(batch_id)
         if Role.ADMIN in principal.roles and principal is not ANYONE:
             snapshot = await self._call(self._batches.get, batch_id, tenant=principal.scope)
-            _report_admin(principal, method, snapshot)
+            report_admin(principal, method, snapshot.batch.tenant, batch=batch_id)
         return await self._call(call, batch_id, tenant=principal.scope)
 
     async def _call(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
@@ -226,22 +215,6 @@ class BatchServicer(BatchServiceServicer):
         seconds = self._settings.database_timeout
         return await call_database(self._gateway.threads, seconds, function, *arguments, **named)
 
-    def _url_of(self, key: str) -> tuple[str, int] | None:
-        seconds = self._settings.url_lifetime
-        until = to_microseconds(self._context.clock() + seconds)
-        url = self._store.presigned_url(key, seconds=seconds)
-        return (url, until) if url.startswith(("http://", "https://")) else None
-
-
-def _report_admin(principal: Principal, method: str, snapshot: BatchSnapshot) -> None:
-    """Tells the audit log what an admin does with the batch of another tenant."""
-    if snapshot.batch.tenant != principal.tenant:
-        report("admin", principal, method=method, batch=snapshot.batch.id, owner=snapshot.batch.tenant)
-
 
 def _batch_id(batch_id: str) -> str:
-    if not batch_id:
-        raise InvalidInputError("batch_id", "must be set")
-    if len(batch_id) > MAX_ID_LENGTH or "\0" in batch_id:
-        raise BatchNotFoundError(batch_id[:MAX_ID_LENGTH].replace("\0", ""))
-    return batch_id
+    return required_id("batch_id", batch_id, BatchNotFoundError)
