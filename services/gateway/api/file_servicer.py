@@ -28,10 +28,10 @@ from smalti.services.gateway.api.requests import (
     seconds_of,
 )
 from smalti.services.gateway.database.calls import call_database, in_thread
-from smalti.services.gateway.database.paging import PageCursor
 from smalti.services.gateway.database.tables import (
     MAX_PURPOSE_LENGTH,
     FileState,
+    PageCursor,
     StoredFile,
 )
 from smalti.services.gateway.files import (

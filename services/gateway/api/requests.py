@@ -27,8 +27,7 @@ from smalti.rpc.conversion import check_refiner, priority_of, sampling_of, secon
 from smalti.rpc.errors import within
 from smalti.services.gateway.api.catalogue import can_refine
 from smalti.services.gateway.api.conversion import STATES
-from smalti.services.gateway.database.paging import PageCursor
-from smalti.services.gateway.database.tables import MAX_ID_LENGTH
+from smalti.services.gateway.database.tables import MAX_ID_LENGTH, PageCursor
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.services.gateway.jobs.spec import JobSpec
 from smalti.services.gateway.models import ModelCard, RevisionState

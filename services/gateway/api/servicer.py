@@ -39,8 +39,7 @@ from smalti.services.gateway.api.requests import (
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS, WatchHandler
 from smalti.services.gateway.api.webhook_requests import WebhookRequests
 from smalti.services.gateway.database.calls import call_database, in_thread
-from smalti.services.gateway.database.paging import PageCursor
-from smalti.services.gateway.database.tables import JobState, ScoredCandidate
+from smalti.services.gateway.database.tables import JobState, PageCursor, ScoredCandidate
 from smalti.services.gateway.gateway import MARKER_SECONDS, Gateway
 from smalti.services.gateway.identity import (
     ANYONE,

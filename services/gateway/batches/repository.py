@@ -23,7 +23,6 @@ from smalti.services.gateway.batches.signals import BatchOutcome, BatchSignals
 from smalti.services.gateway.batches.spec import BatchSpec
 from smalti.services.gateway.database import schema
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables import (
     DEFAULT_TENANT,
     IS_LEASED_SHARD,
@@ -32,9 +31,11 @@ from smalti.services.gateway.database.tables import (
     Batch,
     BatchState,
     FileState,
+    PageCursor,
     Shard,
     StoredFile,
     Tenant,
+    page_of,
 )
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.services.gateway.jobs.tenants import UNLIMITED, own

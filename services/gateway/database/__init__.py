@@ -7,7 +7,6 @@ __all__ = [
     "connection",
     "deadlines",
     "opening",
-    "paging",
     "presence",
     "rows",
     "schema",

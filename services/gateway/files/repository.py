@@ -10,8 +10,15 @@ from sqlalchemy.orm import Session
 
 from smalti.errors import QuotaExceededError, StoredFileNotFoundError, WrongStateError
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.paging import PageCursor, page_of
-from smalti.services.gateway.database.tables import IS_OPEN_BATCH, Batch, FileState, StoredFile, Tenant
+from smalti.services.gateway.database.tables import (
+    IS_OPEN_BATCH,
+    Batch,
+    FileState,
+    PageCursor,
+    StoredFile,
+    Tenant,
+    page_of,
+)
 from smalti.services.gateway.jobs.context import GatewayContext
 from smalti.storage import ObjectRef
 

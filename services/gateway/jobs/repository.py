@@ -19,7 +19,6 @@ from smalti.errors import (
 )
 from smalti.service import failpoints
 from smalti.services.gateway.database.clock import to_microseconds
-from smalti.services.gateway.database.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables import (
     DEFAULT_TENANT,
     IS_OPEN,
@@ -29,7 +28,9 @@ from smalti.services.gateway.database.tables import (
     Job,
     JobState,
     Label,
+    PageCursor,
     ScoredCandidate,
+    page_of,
 )
 from smalti.services.gateway.jobs import tenants
 from smalti.services.gateway.jobs.admission import Admissions

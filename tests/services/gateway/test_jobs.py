@@ -12,8 +12,7 @@ from smalti.errors import InvalidInputError, OverloadedError, RequestIdReusedErr
 from smalti.messages import FailureReason
 from smalti.registry.folder import ModelFolder
 from smalti.results import ResultFile
-from smalti.services.gateway.database.paging import PageCursor
-from smalti.services.gateway.database.tables import Job, JobState
+from smalti.services.gateway.database.tables import Job, JobState, PageCursor
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes

@@ -18,7 +18,7 @@ from smalti.services.gateway.api.requests import (
     parse_job_spec,
     parse_page_token,
 )
-from smalti.services.gateway.database.paging import PageCursor
+from smalti.services.gateway.database.tables import PageCursor
 from smalti.services.gateway.models import ModelCard, RevisionState
 from smalti.services.gateway.settings import GatewaySettings
 from smalti.v1 import image_pb2, job_pb2

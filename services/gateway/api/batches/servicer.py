@@ -37,7 +37,7 @@ from smalti.services.gateway.api.requests import (
 from smalti.services.gateway.api.watch import KEEPALIVE_SECONDS
 from smalti.services.gateway.api.webhook_requests import WebhookRequests
 from smalti.services.gateway.database.calls import call_database, in_thread
-from smalti.services.gateway.database.paging import PageCursor
+from smalti.services.gateway.database.tables import PageCursor
 from smalti.services.gateway.gateway import Gateway
 from smalti.services.gateway.identity import ANYONE, Principal, Role, current_principal, report_admin
 from smalti.storage import BreakerStore

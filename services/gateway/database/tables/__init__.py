@@ -51,6 +51,7 @@ from smalti.services.gateway.database.tables.models import (
     Revision,
     Worker,
 )
+from smalti.services.gateway.database.tables.paging import PageCursor, page_of
 from smalti.services.gateway.database.tables.tenants import (
     COUNTERS,
     MAX_URL_LENGTH,
@@ -93,6 +94,7 @@ __all__ = [
     "Job",
     "JobState",
     "Label",
+    "PageCursor",
     "Revision",
     "SchemaCompatibility",
     "ScoredCandidate",
@@ -104,4 +106,5 @@ __all__ = [
     "Tenant",
     "Webhook",
     "Worker",
+    "page_of",
 ]

@@ -5,7 +5,9 @@ from typing import TypeVar
 
 from sqlalchemy import Select, tuple_
 
-from smalti.services.gateway.database.tables import Batch, Job, StoredFile
+from smalti.services.gateway.database.tables.batches import Batch
+from smalti.services.gateway.database.tables.files import StoredFile
+from smalti.services.gateway.database.tables.jobs import Job
 
 Listed = TypeVar("Listed", Job, Batch, StoredFile)
 
