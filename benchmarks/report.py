@@ -1,7 +1,7 @@
 """Reports the table on the terminal, and in a page of the documentation between two markers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -54,10 +54,17 @@ def write(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
     Raises:
         InvalidInputError: the page has no markers.
     """
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(astuple(row)) + " |" for row in rows]
     listed = [f"* {name}: {fact}" for name, fact in facts.items()]
-    write_between(path, ["", *lines, "", *listed, ""])
+    write_between(path, ["", *table_lines(COLUMNS, map(astuple, rows)), "", *listed, ""])
+
+
+def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns a table as lines of Markdown."""
+    return [
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def write_between(path: Path, lines: Sequence[str], *, begin: str = BEGIN, end: str = END) -> None:

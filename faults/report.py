@@ -1,6 +1,5 @@
 """Reports the results on the terminal, and in a page of the documentation between two markers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import describe_machine
+from benchmarks.report import table_lines, write_between
 from faults.matrix import Result
 from faults.tally import Tally
-from smalti.errors import InvalidInputError
-from smalti.files import write_atomically
 
 COLUMNS = (
     *("row", "fault", "accepted", "refused", "succeeded", "failed", "cancelled", "expired"),
@@ -103,14 +101,12 @@ def write(path: Path, name: str, results: Sequence[Result], known: Mapping[str, 
     Raises:
         InvalidInputError: the page has no markers with this name.
     """
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
     listed = [f"* {line}" for line in all_remarks(results)]
     listed += [f"* {name}: {fact}" for name, fact in known.items()]
-    write_between(path, name, "make faults", [*lines, "", *listed])
+    write_marked(path, name, "make faults", [*table_lines(COLUMNS, map(cells, results)), "", *listed])
 
 
-def write_between(path: Path, name: str, maker: str, lines: Sequence[str]) -> None:
+def write_marked(path: Path, name: str, maker: str, lines: Sequence[str]) -> None:
     """Writes lines into a page between two markers, in place of the last ones.
 
     Args:
@@ -123,9 +119,4 @@ def write_between(path: Path, name: str, maker: str, lines: Sequence[str]) -> No
         InvalidInputError: the page has no markers with this name.
     """
     begin, end = f"<!-- {name}: written by {maker} -->", f"<!-- end of {name} -->"
-    page = path.read_text(encoding="utf-8")
-    place = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    if not place.search(page):
-        raise InvalidInputError("--write", f"{path} must have the lines {begin!r} and {end!r}")
-    text = "\n".join((begin, "", *lines, "", end))
-    write_atomically(path, place.sub(lambda _: text, page).encode())
+    write_between(path, ["", *lines, ""], begin=begin, end=end)

@@ -24,20 +24,22 @@ from typing import Any
 
 from benchmarks.tpu.rows import Row, all_rows
 from benchmarks.tpu.table import table, write
+from smalti.errors import InvalidInputError
+from smalti.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "tpu"
 LOCK = ROOT / "locks" / "jax-tpu.txt"
 MARK = "result: "
 ROW_SECONDS = 3600.0
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # Without these, the library waits for a server that tells which machine this is.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
+
+
+def pinned() -> tuple[str, str]:
+    """Returns the lines of the lock for libtpu, and its version."""
+    found = re.search(r"^libtpu==(\S+).*?(?=^\S)", LOCK.read_text("utf-8") + "\nend", re.M | re.S)
+    if found is None:
+        raise SystemExit(f"{LOCK}: has no libtpu")
+    return found[0], found[1]
 
 
 def find_libtpu() -> Path:
@@ -45,17 +47,15 @@ def find_libtpu() -> Path:
     spec = find_spec("libtpu")
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parents[1]
-    pinned = re.search(r"^libtpu==(\S+).*?(?=^\S)", LOCK.read_text("utf-8") + "\nend", re.M | re.S)
-    if pinned is None:
-        raise SystemExit(f"{LOCK}: has no libtpu")
-    folder = FOLDER / f"libtpu-{pinned[1]}"
+    requirement, libtpu = pinned()
+    folder = FOLDER / f"libtpu-{libtpu}"
     if not (folder / "libtpu").is_dir():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        requirement = FOLDER / "libtpu.txt"
-        requirement.write_text(pinned[0], "utf-8")
+        lock = FOLDER / "libtpu.txt"
+        lock.write_text(requirement, "utf-8")
         options = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", str(folder))
         subprocess.run(
-            [sys.executable, "-m", "pip", "install", *options, "--requirement", str(requirement)], check=True
+            [sys.executable, "-m", "pip", "install", *options, "--requirement", str(lock)], check=True
         )
     return folder
 
@@ -67,7 +67,7 @@ def compile_apart(row: Row) -> dict[str, Any]:
         RuntimeError: it does not compile; has the last line of what the compiler said.
     """
     paths = [str(find_libtpu()), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tpu", "--row", row.name],
         capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=ROW_SECONDS,
@@ -84,8 +84,7 @@ def _versions() -> str:
     """Returns a checksum of what a result depends on beside its row."""
     from smalti.compilation.target import code_digest
 
-    pinned = re.search(r"^libtpu==(\S+)", LOCK.read_text("utf-8"), re.M)
-    parts = (code_digest(), version("jax"), version("jaxlib"), pinned[1] if pinned else "")
+    parts = (code_digest(), version("jax"), version("jaxlib"), pinned()[1])
     measuring = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("[pe]*.py")))
     return hashlib.sha256(repr(parts).encode() + measuring).hexdigest()[:16]
 
@@ -104,9 +103,7 @@ def run(rows: Sequence[Row], folder: Path) -> dict[str, str]:
             errors[row.name] = str(error)
             print(f"{row.name}: {error}", flush=True)
             continue
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1), "utf-8")
-        partial.replace(kept)
+        write_atomically(kept, json.dumps(found, indent=1))
         print(f"{row.name}: {json.dumps(found)}", flush=True)
     return errors
 
@@ -146,11 +143,14 @@ def main() -> None:
         print("\n".join(row.name for row in chosen))
         return
     errors = run(chosen, options.kept)
-    made = table(rows, load(options.kept))
+    results = load(options.kept)
     if options.write:
-        write(options.write, made)
+        try:
+            write(options.write, rows, results)
+        except InvalidInputError as error:
+            parser.error(str(error))
     else:
-        print("\n" + made)
+        print("", *table(rows, results), sep="\n")
     if errors:
         sys.exit(1)
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.tpu.estimate import read
 from benchmarks.tpu.rows import Row
+from smalti.compilation import Memory, find_topology
 from smalti.engines.generator import programs
 from smalti.engines.generator.partition import DATA, MODEL, PREFIX_RULES, Partition
 from smalti.engines.generator.state import DecodeState, Prefix, abstract_state
@@ -32,7 +32,7 @@ PICTURES = 4
 def compile_row(row: Row) -> dict[str, Any]:
     """Compiles the program of a row; returns what the compiler says of it."""
     data, model = map(int, row.mesh.split("x"))
-    devices = topologies.get_topology_desc(row.topology, platform="tpu").devices[: data * model]
+    devices = find_topology(row.topology)[: data * model]
     partition = Partition(Mesh(np.array(devices).reshape(data, model), (DATA, MODEL)))
     if row.program == "decode":
         lowered, floor, state = _decode(partition)
@@ -43,19 +43,18 @@ def compile_row(row: Row) -> dict[str, Any]:
     began = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - began
-    memory: Any = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
+    memory = Memory.of(compiled)
+    assert memory is not None
     return {
         **asdict(read(str(compiled.as_text()))),
         "compile_seconds": seconds,
         "floor_bytes": floor,
         "state_bytes": state,
-        "aliased_bytes": memory.alias_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "memory_bytes": memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,
+        "aliased_bytes": analysis.alias_size_in_bytes,
+        "argument_bytes": memory.arguments,
+        "temporary_bytes": memory.temporary,
+        "memory_bytes": memory.arguments + memory.temporary + memory.results,
     }
 
 

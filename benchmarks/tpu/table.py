@@ -1,18 +1,17 @@
 """The table of the programs in `docs/performance.md`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import table_lines, write_between
 from benchmarks.tpu.estimate import CHIPS
 from benchmarks.tpu.rows import Row
 
 BEGIN, END = "<!-- compiled: written by make tpu -->", "<!-- end of what is compiled -->"
-HEADER = (
-    "| program | estimate, ms | floor, ms | share | memory, GiB of a chip | padding of the state "
-    "| copied for a dispatch, MiB | between chips: number; KiB | compile, s | pictures/s a chip |\n"
-    "|---|---|---|---|---|---|---|---|---|---|\n"
+COLUMNS = (
+    *("program", "estimate, ms", "floor, ms", "share", "memory, GiB of a chip", "padding of the state"),
+    *("copied for a dispatch, MiB", "between chips: number; KiB", "compile, s", "pictures/s a chip"),
 )
 STEPS = 16
 """Tokens of a dispatch."""
@@ -29,14 +28,14 @@ def milliseconds(row: Row, found: Mapping[str, Any]) -> float:
     return 1000 * max(cycles / clock, found["floor_bytes"] / bandwidth)
 
 
-def line(row: Row, found: Mapping[str, Any]) -> str:
-    """Returns the line of one row."""
+def cells(row: Row, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the cells of one row."""
     _, bandwidth, memory = CHIPS[row.chip]
     taken, floor = milliseconds(row, found), 1000 * found["floor_bytes"] / bandwidth
     state, held = found["state_bytes"], found["memory_bytes"] / 2**30
     data, model = map(int, row.mesh.split("x"))
     rate = row.slots / (TOKENS * taken / 1000) / (data * model) if row.program == "step" else 0.0
-    cells = (
+    return (
         row.name,
         f"{taken:.3g}",
         f"{floor:.3g}" if floor else "",
@@ -48,19 +47,13 @@ def line(row: Row, found: Mapping[str, Any]) -> str:
         f"{found['compile_seconds']:.0f}",
         f"{rate:.3g}" if rate else "",
     )
-    return f"| {' | '.join(cells)} |"
 
 
-def table(rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the table of the rows that are compiled."""
-    return HEADER + "\n".join(line(row, results[row.name]) for row in rows if row.name in results)
+def table(rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the lines of the table of the rows that are compiled."""
+    return table_lines(COLUMNS, (cells(row, results[row.name]) for row in rows if row.name in results))
 
 
-def write(page: Path, text: str) -> None:
-    """Puts the table between its marks on a page."""
-    before = page.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n\n{text}\n\n{END}"
-    after, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, before, flags=re.S)
-    if count != 1:
-        raise SystemExit(f"{page}: has no place for the table; add {BEGIN} and {END}")
-    page.write_text(after, encoding="utf-8")
+def write(page: Path, rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Puts the table between its marks on a page; raises `InvalidInputError` if there are none."""
+    write_between(page, ["", *table(rows, results), ""], begin=BEGIN, end=END)

@@ -7,8 +7,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import table_lines
 from faults.cluster.trial import PhaseResult
-from faults.report import remarks, write_between
+from faults.report import remarks, write_marked
 
 NAME: Final = "cluster"
 MAKER: Final = "make deploy-test"
@@ -52,10 +53,8 @@ def show(results: Sequence[PhaseResult]) -> None:
 
 def write(path: Path, results: Sequence[PhaseResult], facts: Mapping[str, str]) -> None:
     """Writes the results into a page, in place of the last ones; raises `InvalidInputError` without markers there."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
     listed = [f"* {line}" for line in said(results)] + [f"* {name}: {fact}" for name, fact in facts.items()]
-    write_between(path, NAME, MAKER, [*lines, "", *listed])
+    write_marked(path, NAME, MAKER, [*table_lines(COLUMNS, map(cells, results)), "", *listed])
 
 
 def said(results: Sequence[PhaseResult]) -> list[str]:
