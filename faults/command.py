@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,18 @@ FAILED, USAGE_ERROR = 1, 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1 if a row fails, 2 if it cannot run."""
+    return call(run, "faults", arguments)
+
+
+def call(command: Callable[..., int], name: str, arguments: list[str] | None) -> int:
+    """Calls a command with its options; returns its exit code, or 2 with one line of the name and what is wrong."""
     console = Console(stderr=True, highlight=False)
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(run)
+    app.command()(command)
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except (SmaltiError, typer.TyperException) as error:
-        console.print(f"faults: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return 130

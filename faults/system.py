@@ -38,6 +38,12 @@ WATCH_SECONDS = 0.1
 BROKERS: Mapping[str, type[Server]] = {"valkey": ValkeyServer, "rabbitmq": RabbitMQServer}
 
 
+def client_of(url: str, *, attempts: int, retry_seconds: float) -> Client:
+    """Returns a client of one address."""
+    settings = RpcSettings(attempts=attempts)
+    return Client(url, retry_seconds=retry_seconds, call_seconds=30, settings=settings)
+
+
 class System:
     """A broker, a store, a database, gateways and the stages; a context manager.
 
@@ -131,12 +137,8 @@ class System:
         names = self.gateways
         if retry_seconds:
             names = tuple(name for name in names if self.processes[name].goes_on) or names
-        with Client(
-            self.processes[gateway or names[next(self._turns) % len(names)]].url,
-            retry_seconds=retry_seconds,
-            call_seconds=30,
-            settings=RpcSettings(attempts=attempts),
-        ) as client:
+        url = self.processes[gateway or names[next(self._turns) % len(names)]].url
+        with client_of(url, attempts=attempts, retry_seconds=retry_seconds) as client:
             yield client
 
     @contextmanager

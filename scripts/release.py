@@ -5,7 +5,6 @@ from CHANGELOG.md, and `SHA256SUMS` of all of them, signed with an SSH key if on
 """
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Final
 
 from scripts import images
 from scripts.lock_files import LOCKS
+from smalti.registry.folder import sha256_of
 
 ROOT: Final = images.ROOT
 CHART: Final = Path("deploy", "helm", "smalti")
@@ -122,7 +122,7 @@ def build_packages(folder: Path, version: str) -> None:
             archive.extractall(scratch, filter="data")
         (source,) = Path(scratch).iterdir()
         run(*build, "wheel", "--directory", Path(scratch, "again"), cwd=source, more=epoch)
-        if digest(next(Path(scratch, "again").iterdir())) != digest(wheel):
+        if sha256_of(next(Path(scratch, "again").iterdir())) != sha256_of(wheel):
             sys.exit("release: the source distribution makes another wheel than the repository")
         environment = Path(scratch, "environment")
         venv.create(environment, with_pip=True)
@@ -148,16 +148,10 @@ def build_image(options: argparse.Namespace, folder: Path, service: str) -> None
 def sign(folder: Path, key: Path | None) -> None:
     """Writes the checksums of all files, and their signature."""
     sums = folder / "SHA256SUMS"
-    lines = [f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     sums.write_text("".join(lines), encoding="utf-8")
     if key is not None:
         run("ssh-keygen", "-q", "-Y", "sign", "-n", SIGNED_AS, "-f", key, sums)
-
-
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def program(*names: str) -> str:

@@ -16,25 +16,15 @@ from faults.cluster import report
 from faults.cluster.phases import PHASES
 from faults.cluster.running import Options, Runner
 from faults.cluster.trial import Phase
+from faults.command import FAILED, call
 from harness.chart import TOOLS
-from smalti.errors import InvalidInputError, SmaltiError
+from smalti.errors import InvalidInputError
 from smalti.network import PLAINTEXT
-
-FAILED, USAGE_ERROR = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1 if a phase fails, 2 if it cannot run."""
-    console = Console(stderr=True, highlight=False)
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(run)
-    try:
-        return int(app(arguments, standalone_mode=False) or 0)
-    except (SmaltiError, typer.TyperException) as error:
-        console.print(f"deploy-test: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        return 130
+    return call(run, "deploy-test", arguments)
 
 
 def run(

@@ -15,10 +15,10 @@ from pydantic import SecretStr
 from faults.cluster.kubernetes import Namespace
 from faults.cluster.release import RELEASE
 from faults.layout import Layout
+from faults.system import client_of
 from harness.waiting import wait_until
 from smalti.client import Client
 from smalti.registry.folder import ModelFolder
-from smalti.rpc.settings import RpcSettings
 from smalti.storage import ObjectStore, StoreSettings, open_store
 
 GATEWAY_PORT, STORE_PORT = 50050, 8333
@@ -55,12 +55,7 @@ class ClusterSystem:
     @contextmanager
     def client(self, gateway: str = "", *, attempts: int = 1, retry_seconds: float = 0.0) -> Iterator[Client]:
         """Yields a client of the gateways' Service, or of one address; by default it does not retry."""
-        with Client(
-            gateway or self.gateway,
-            retry_seconds=retry_seconds,
-            call_seconds=30,
-            settings=RpcSettings(attempts=attempts),
-        ) as client:
+        with client_of(gateway or self.gateway, attempts=attempts, retry_seconds=retry_seconds) as client:
             yield client
 
     @contextmanager

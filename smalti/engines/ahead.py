@@ -9,7 +9,6 @@ from smalti.engines.decoder import DecoderEngine
 from smalti.engines.encoder import unconditional_encoding
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.partition import Partition
-from smalti.models.bart import DalleBart
 from smalti.registry.spec import ModelSpec
 from smalti.settings import settings
 
@@ -40,8 +39,7 @@ def _start_encoder(spec: ModelSpec) -> None:
 
 
 def _start_generator(spec: ModelSpec, slots: int, partition: Partition) -> None:
-    half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
-    batch = DecodeBatch(half, unconditional_encoding(spec), slots=slots, partition=partition)
+    batch = DecodeBatch.load(spec, unconditional_encoding(spec), slots=slots, partition=partition)
     batch.warm_up(everything=True)
 
 

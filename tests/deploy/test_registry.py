@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.chart import CHART, HELMS, helm
+from harness.servers import free_port
 from harness.waiting import wait_until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.server]
@@ -28,8 +28,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
     """The address of a registry."""
     program = shutil.which("docker-registry")
     assert program, "docker-registry is not installed; install Debian's package of that name"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "registry.yml"
     file.write_text(CONFIGURATION.format(folder=tmp_path / "registry", port=port))
     process = subprocess.Popen([program, "serve", file], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -138,11 +138,13 @@ class DecodeBatch:
         self.reset()
 
     @classmethod
-    def load(cls, spec: ModelSpec, unconditional: Encoding, *, slots: int) -> Self:
+    def load(
+        cls, spec: ModelSpec, unconditional: Encoding, *, slots: int, partition: Partition | None = None
+    ) -> Self:
         """Loads the decoder of a model; raises what `__init__` does, or `ModelError` if a file cannot be used."""
         # The batch makes its own arrangement of the decoder's weights, after which the originals are freed.
         half = DalleBart.load(spec.folder.bart_folder, part="decoder", on_host=True)
-        return cls(half, unconditional, slots=slots)
+        return cls(half, unconditional, slots=slots, partition=partition)
 
     def reset(self) -> None:
         """Makes a new state, in which every slot is free."""
