@@ -74,6 +74,8 @@ def _host(target: str) -> str:
 
 def _options(settings: RpcSettings, host: str) -> list[tuple[str, Any]]:
     options = [*message_options(settings), ("grpc.service_config", json.dumps(service_config(settings)))]
+    # Otherwise channels of one process share connections, and a new one fails during the pause of another.
+    options.append(("grpc.use_local_subchannel_pool", 1))
     if is_this_machine(host):
         options.append(("grpc.enable_http_proxy", 0))  # A proxy of the environment is for other machines.
     if settings.tls_server_name is not None:

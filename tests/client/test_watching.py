@@ -2,10 +2,12 @@
 
 import threading
 
+import pytest
+
 from harness.clients import ALL_VERSIONS, ONCE, AnyClient, versions
 from harness.image_service import ServedGateway
 from smalti.client import Client
-from smalti.errors import OverloadedError, RequestCancelledError, RequestExpiredError
+from smalti.errors import OverloadedError, RequestCancelledError, RequestExpiredError, UnavailableError
 from smalti.v1.job_pb2 import Job
 
 
@@ -55,6 +57,23 @@ def test_watch_outlives_the_server(served: ServedGateway) -> None:
         served.go_on()
         thread.join(30)
         assert versions(seen) == ALL_VERSIONS
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_new_client_does_not_wait_for_the_pause_of_another(kind: str, served: ServedGateway) -> None:
+    another = AnyClient(kind, served.address, settings=ONCE, retry_seconds=0)
+    another.models()
+    served.stop()
+    try:
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                another.models()
+    finally:
+        served.start()
+    new = AnyClient(kind, served.address, settings=ONCE, retry_seconds=0)
+    assert new.models()
+    new.end()
+    another.end()
 
 
 def test_events_request_tokens_and_previews(client: AnyClient, served: ServedGateway) -> None:
