@@ -72,7 +72,7 @@ class Consumer:
             journal=self._journal,
             hear=hear,
         )
-        queues = stage_queues(stage, key, old=settings.old_queues)
+        queues = stage_queues(stage, key, old=settings.old_queues, work=settings.work)
         application = celery_application(settings, queues)
         self._register(application)
         self._worker = WorkerThread(

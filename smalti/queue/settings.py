@@ -1,7 +1,7 @@
 """The settings of the broker and its messages. A field's variable is its name after `SMALTI_BROKER_`."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -9,6 +9,8 @@ from pydantic_settings import SettingsConfigDict
 from smalti.settings import PREFIX, EnvironmentSettings, Seconds, data_folder, read_settings
 
 BROKER_PREFIX = f"{PREFIX}BROKER_"
+
+Work = Literal["all", "interactive", "batch"]
 
 
 class BrokerSettings(EnvironmentSettings):
@@ -47,6 +49,9 @@ class BrokerSettings(EnvironmentSettings):
     old_queues: bool = True
     """Whether a stage takes work from the queues without a key too, as services of 0.2.0 and messages of version 2 use
     them; 0 needs `SMALTI_MESSAGES_WRITE=3`."""
+    work: Work = "all"
+    """Which work a stage takes: `all`, or only that of `interactive` jobs, or only that of `batch` jobs and of batches.
+    Other workers must take the rest."""
     drain: Seconds = 25.0
     """Seconds that a stopping worker gives to the messages it has begun; the rest goes back to the queue."""
     signing_key: Path | None = None

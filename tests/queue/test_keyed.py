@@ -34,6 +34,7 @@ from smalti.queue import (
     HoldBackError,
     LetterFilter,
     Outcome,
+    celery_application,
 )
 from smalti.queue.broker.order import InteractiveFirst
 from smalti.queue.broker.queues import MAX_HELLOS, UNUSED_SECONDS, declared, stage_of, stage_queues
@@ -82,6 +83,29 @@ def test_a_worker_can_leave_the_queues_without_a_key_alone(broker: Server) -> No
         harness.stop()
 
 
+def test_workers_can_share_the_work_by_priority(broker: Server) -> None:
+    """One takes interactive work alone, and the other what the first has left."""
+    left = {Priority.INTERACTIVE: ["one", "old"], Priority.BATCH: ["one-batch", "old-batch"]}
+    for mine, others in ((Priority.INTERACTIVE, Priority.BATCH), (Priority.BATCH, Priority.INTERACTIVE)):
+        harness = QueueHarness(settings_for(broker, work=mine.value))
+        try:
+            for priority in left if mine is Priority.INTERACTIVE else ():
+                keyed, old = left[priority]
+                harness.publisher.publish(routed(keyed, ONE, priority=priority))
+                harness.publisher.publish(task(old, priority=priority))
+            harness.work(key=ONE)
+            harness.wait_for(Outcome.DONE, 2)
+            assert sorted(harness.begun) == sorted(left[mine])
+            if mine is Priority.INTERACTIVE:
+                with celery_application(harness.settings).connection_for_read() as connection:
+                    for key in (ONE, None):
+                        queue = declared(queue_name(Stage.ENCODE, others, key), harness.settings)
+                        _, waiting, _ = queue(connection.channel()).queue_declare(passive=True)
+                        assert waiting == 1
+        finally:
+            harness.stop()
+
+
 def test_names_of_queues() -> None:
     assert stage_queues(Stage.RANK, ONE) == [
         f"smalti.rank.{ONE}.interactive",
@@ -93,6 +117,9 @@ def test_names_of_queues() -> None:
         f"smalti.rank.{ONE}.interactive",
         f"smalti.rank.{ONE}.batch",
     ]
+    assert stage_queues(Stage.RANK, ONE, work="batch") == [f"smalti.rank.{ONE}.batch", "smalti.rank.batch"]
+    assert stage_queues(Stage.RANK, ONE, old=False, work="interactive") == [f"smalti.rank.{ONE}.interactive"]
+    assert stage_queues(Stage.EVENTS, work="batch") == ["smalti.events", "smalti.hello"]
     assert stage_queues(Stage.RANK, None, old=False) == ["smalti.rank.interactive", "smalti.rank.batch"]
     assert stage_queues(Stage.EVENTS) == ["smalti.events", "smalti.hello"]
     assert {stage_of(name) for name in stage_queues(Stage.RANK, ONE)} == {Stage.RANK}

@@ -17,7 +17,7 @@ from smalti.messages import (
 )
 from smalti.parameters import Priority
 from smalti.queue.held.holding import split_held
-from smalti.queue.settings import BROKER_PREFIX, BrokerSettings
+from smalti.queue.settings import BROKER_PREFIX, BrokerSettings, Work
 
 DELIVERY_LIMIT: Final = 20
 """RabbitMQ's own limit of deliveries, a safety net behind `BrokerSettings.deliveries`: every requeue counts towards it,
@@ -49,13 +49,16 @@ def task_name(stage: Stage) -> str:
     return f"smalti.{stage}"
 
 
-def stage_queues(stage: Stage, key: RouteKey | None = None, *, old: bool = True) -> list[str]:
+def stage_queues(
+    stage: Stage, key: RouteKey | None = None, *, old: bool = True, work: Work = "all"
+) -> list[str]:
     """Returns the queues that a service consumes, interactive work first.
 
     Args:
         stage: the stage of the service.
         key: its key; None for a service without one, such as the gateway.
         old: whether it also consumes the queues without a key.
+        work: which priorities it consumes.
     """
     if stage is Stage.EVENTS:
         return [queue_name(stage), HELLO_QUEUE]
@@ -63,6 +66,7 @@ def stage_queues(stage: Stage, key: RouteKey | None = None, *, old: bool = True)
     return [
         queue_name(stage, priority, each)
         for priority in (Priority.INTERACTIVE, Priority.BATCH)
+        if work in ("all", priority.value)
         for each in keys
     ]
 
