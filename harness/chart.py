@@ -12,7 +12,7 @@ from harness.paths import ROOT
 
 TOOLS: Final = ROOT / "build" / "deploy-tools" / "bin"
 CHART: Final = ROOT / "deploy" / "helm" / "smalti"
-PRESETS: Final = ("minimal", "cpu", "nvidia", "tpu")
+PRESETS: Final = ("minimal", "cpu", "nvidia", "tpu", "tpu-hosts")
 HELMS: Final = ("helm3", "helm4")
 KUBERNETES: Final = ("1.30", "1.37")
 """The oldest and the newest version that the chart is for."""
@@ -67,6 +67,8 @@ def pods(found: list[Object]) -> Iterator[tuple[str, Object]]:
             yield name, each["spec"]
         elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield name, each["spec"]["template"]["spec"]
+        elif each["kind"] == "LeaderWorkerSet":
+            yield name, each["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]
 
 
 def write(folder: Path, text: str) -> Path:

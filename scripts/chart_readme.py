@@ -47,6 +47,42 @@ the same names under `services` of a model:
 | `autoscaling.minReplicas`, `autoscaling.maxReplicas` | bounds; by default `replicas` and four times as many |
 | `autoscaling.messages` | messages for each process, with KEDA |
 | `probes.startupSeconds` | time for weights and programs; 900 by default |
+| `mesh` | `SMALTI_GENERATOR_MESH` of a generator: together `accelerator.count` times `group.size` devices |
+| `group.size` | hosts of a [group](#a-generator-on-several-hosts), each with `accelerator.count` devices |
+| `group.existingSecret` | name of a secret with `SMALTI_GROUP_SECRET`; otherwise the chart makes one |
+| `group.exclusiveTopology` | label of the nodes that a group has for itself; by default GKE's node pool for TPUs |
+| `batch` | [workers for batches](#workers-for-batches) |
+
+## Workers for batches
+
+Every worker takes batches too, when nobody waits. `batch` of a service adds workers that take nothing else: a
+Deployment of their own with the PriorityClass for batches, and with KEDA a ScaledObject that counts only the queues
+of batches. It has the fields of a service, for what is different from the interactive ones, such as cheaper nodes,
+and
+
+| value | meaning |
+|---|---|
+| `batch.replicas` | processes without autoscaling; 0 by default |
+| `batch.minReplicas`, `batch.maxReplicas` | bounds with autoscaling; by default 0 and `replicas`. An HPA keeps one |
+| `batch.messages` | messages for each process, with KEDA; 2 by default, which is as many shards as a worker takes |
+| `batch.shared` | whether interactive workers take batches too; they do by default |
+
+With `shared`, no accelerator is idle while there is a batch, and batches go on where no node is free for workers of
+their own. With `shared: false` no shard is in the memory and the threads of an interactive worker.
+
+Gateways send shards while any generator of the model is there, so a stage needs an interactive worker even if all
+batches are drawn by others. With Valkey, KEDA counts the shards of all models together, and no jobs with the priority
+of batches. A worker that goes while it has a shard returns it, and another one draws it.
+
+## A generator on several hosts
+
+With `group`, each generator is a group of pods of a [LeaderWorkerSet](https://lws.sigs.k8s.io) (v1), whose controller
+must be in the cluster; it makes the headless Service of the group, and tells each pod its index and leader. All pods
+are of one template: the leader takes work, the others
+[follow](../../../docs/services.md#a-generator-on-several-hosts) and have the same probes, and when one goes, all are
+made again. The pods of a model's groups may talk with each other at every port, since JAX picks some, and nobody else
+may. What they say is not encrypted. `values-tpu-hosts.yaml` is an example; with its four hosts of four chips,
+`topology: 4x4` is `accelerator.count: 4` times `group.size: 4`. No group has been run on GPUs or TPUs.
 
 ## Where a model comes from
 

@@ -34,33 +34,60 @@ CUSTOM: Final = {
 """Models made from the definitions of their projects."""
 
 
+def _closed(required: list[str], **properties: Any) -> Fields:
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+def _group() -> Fields:
+    """Returns what the chart may write of a LeaderWorkerSet, a part of its own definition; its pods are Kubernetes'."""
+    count = {"type": "integer", "minimum": 0}
+    template = _closed(["metadata", "spec"], metadata={"type": "object"}, spec={"type": "object"})
+    restarts = ["Default", "RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]
+    spec = _closed(
+        ["leaderWorkerTemplate"],
+        replicas=count,
+        startupPolicy={"enum": ["LeaderCreated", "LeaderReady"]},
+        networkConfig=_closed(["subdomainPolicy"], subdomainPolicy={"enum": ["Shared", "UniquePerReplica"]}),
+        rolloutStrategy=_closed(
+            ["type"],
+            type={"const": "RollingUpdate"},
+            rollingUpdateConfiguration=_closed([], partition=count, maxUnavailable=count, maxSurge=count),
+        ),
+        leaderWorkerTemplate=_closed(
+            ["workerTemplate"],
+            size={"type": "integer", "minimum": 1},
+            restartPolicy={"enum": restarts},
+            leaderTemplate=template,
+            workerTemplate=template,
+        ),
+    )
+    return _closed(
+        ["apiVersion", "kind", "metadata", "spec"],
+        apiVersion={"const": "leaderworkerset.x-k8s.io/v1"},
+        kind={"const": "LeaderWorkerSet"},
+        metadata={"type": "object"},
+        spec=spec,
+    )
+
+
 def _route(backend: str) -> Fields:
     """Returns what the chart may write of a route, a part of the Gateway API's own definition."""
     name = {"type": "string", "maxLength": 253, "pattern": r"^(\*\.)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"}
     port = {"type": "integer", "minimum": 1, "maximum": 65535}
-
-    def closed(required: list[str], **properties: Any) -> Fields:
-        return {
-            "type": "object",
-            "additionalProperties": False,
-            "required": required,
-            "properties": properties,
-        }
-
-    parent = closed(
+    parent = _closed(
         ["name"],
         **{key: {"type": "string"} for key in ("group", "kind", "namespace", "name", "sectionName")},
         port=port,
     )
-    backends = {"type": "array", "maxItems": 16, "items": closed(["name"], name=name, port=port)}
-    rule = closed([], backendRefs=backends)
-    spec = closed(
+    backends = {"type": "array", "maxItems": 16, "items": _closed(["name"], name=name, port=port)}
+    rule = _closed([], backendRefs=backends)
+    spec = _closed(
         ["parentRefs", "rules"],
         parentRefs={"type": "array", "maxItems": 32, "items": parent},
         hostnames={"type": "array", "maxItems": 16, "items": name},
         rules={"type": "array", "minItems": 1, "maxItems": 16, "items": rule},
     )
-    return closed(
+    return _closed(
         ["apiVersion", "kind", "metadata", "spec"],
         apiVersion={"const": "gateway.networking.k8s.io/v1"},
         kind={"const": backend},
@@ -69,7 +96,11 @@ def _route(backend: str) -> Fields:
     )
 
 
-ROUTES: Final = {kind: Draft202012Validator(_route(kind)) for kind in ("HTTPRoute", "GRPCRoute")}
+WRITTEN: Final = {
+    **{kind: Draft202012Validator(_route(kind)) for kind in ("HTTPRoute", "GRPCRoute")},
+    "LeaderWorkerSet": Draft202012Validator(_group()),
+}
+"""Kinds of which no package has a model that finds unknown fields."""
 
 
 def main() -> None:
@@ -99,8 +130,13 @@ def schema_problems(objects: list[Fields], version: str) -> Iterator[str]:
 
 def _problems_of(each: Fields, version: str) -> Iterator[str]:
     kind = each.get("kind", "")
-    if kind in ROUTES:
-        yield from (error.message for error in ROUTES[kind].iter_errors(each))
+    if kind in WRITTEN:
+        yield from (error.message for error in WRITTEN[kind].iter_errors(each))
+        templates = each["spec"].get("leaderWorkerTemplate", {})
+        for key in ("leaderTemplate", "workerTemplate"):
+            if key in templates:
+                pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": templates[key]}
+                yield from (f"{key}: {problem}" for problem in _problems_of(pod, version))
     elif kind in CUSTOM:
         try:
             # A key that the model does not know is not there any more when it is written again.

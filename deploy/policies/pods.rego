@@ -9,21 +9,20 @@ workloads contains {"name": name, "labels": object.get(each.metadata, "labels", 
 	name := sprintf("%s %s", [each.kind, each.metadata.name])
 }
 
-workloads contains {"name": name, "labels": template.metadata.labels, "spec": template.spec} if {
+workloads contains {"name": name, "labels": each.spec.template.metadata.labels, "spec": each.spec.template.spec} if {
 	some each in input.objects
-	each.kind in {"Deployment", "StatefulSet", "Job", "LeaderWorkerSet"}
-	some template in templates(each)
+	each.kind in {"Deployment", "StatefulSet", "Job"}
 	name := sprintf("%s %s", [each.kind, each.metadata.name])
 }
 
-templates(each) := [each.spec.template] if each.kind != "LeaderWorkerSet"
-
-templates(each) := [
-template |
-	some key in ["leaderTemplate", "workerTemplate"]
-	template := each.spec.leaderWorkerTemplate[key]
-] if {
+# A LeaderWorkerSet whose leader has a template of its own has two.
+workloads contains {"name": name, "labels": template.metadata.labels, "spec": template.spec} if {
+	some each in input.objects
 	each.kind == "LeaderWorkerSet"
+	some key in ["leaderTemplate", "workerTemplate"]
+	template := object.get(each.spec.leaderWorkerTemplate, key, null)
+	template != null
+	name := sprintf("%s %s", [each.kind, each.metadata.name])
 }
 
 containers contains {"of": each.name, "name": one.name, "container": one, "spec": each.spec} if {

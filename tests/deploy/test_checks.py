@@ -19,6 +19,7 @@ POLICIES: Final = ROOT / "deploy" / "policies"
 DASHBOARDS: Final = {path.stem: json.loads(path.read_text()) for path in MONITORING.glob("dashboards/*.json")}
 RENDERS: Final = [
     *((f"{preset} {version}", preset, version, ()) for preset in PRESETS for version in KUBERNETES),
+    ("batches alone", "cpu", KUBERNETES[-1], ("services.generator.batch.shared=false",)),
     ("long drain", "cpu", KUBERNETES[-1], ("drain.seconds=100", "drain.delaySeconds=7")),
 ]
 
@@ -41,6 +42,12 @@ POD: Final = "spec/template/spec"
 CONTAINER: Final = f"{POD}/containers/0"
 WRONG: Final = [
     ("Deployment", f"{POD}/automountServiceAccountToken", True, "automountServiceAccountToken must be false"),
+    (
+        "LeaderWorkerSet",
+        "spec/leaderWorkerTemplate/workerTemplate/spec/automountServiceAccountToken",
+        True,
+        "LeaderWorkerSet smalti-generator-pictograms: automountServiceAccountToken must be false",
+    ),
     ("Deployment", f"{POD}/enableServiceLinks", None, "enableServiceLinks must be false"),
     ("Deployment", f"{POD}/securityContext/runAsUser", 0, "must run as a user that is not root"),
     ("Deployment", f"{CONTAINER}/securityContext/readOnlyRootFilesystem", None, "must have a read-only root"),
@@ -72,7 +79,7 @@ WRONG: Final = [
     ("ScaledObject", "spec/triggers/0/metadata/queueName", "^smalti\\.", "counts dead letters"),
     ("ScaledObject", "spec/triggers", [], "no ScaledObject counts smalti."),
 ]
-"""Changes of the preset for CPUs that the policies must refuse."""
+"""Changes that the policies must refuse, of the preset for CPUs, and for TPUs where that lacks the kind."""
 MISSPELT: Final = [
     ("Deployment", "spec/replica", 1, "replica"),
     ("Service", "spec/ports", "all", "ports"),
@@ -85,8 +92,16 @@ MISSPELT: Final = [
     ("HTTPRoute", "spec/rules/0/backends", [], "'backends' was unexpected"),
     ("GRPCRoute", "spec/rules/0/backendRefs/0/port", 0, "less than the minimum"),
     ("HTTPRoute", "kind", "HTTPRouter", "no schema for it here"),
+    ("LeaderWorkerSet", "spec/leaderWorkerTemplate/sizes", 4, "'sizes' was unexpected"),
+    ("LeaderWorkerSet", "spec/startupPolicy", "Leader", "'Leader' is not one of"),
+    (
+        "LeaderWorkerSet",
+        "spec/leaderWorkerTemplate/workerTemplate/spec/containers/0/port",
+        1,
+        "workerTemplate: template.spec.containers.0",
+    ),
 ]
-"""Changes that a schema must refuse, of the presets for CPUs and, for routes, for TPUs."""
+"""Changes that a schema must refuse, of the presets for CPUs, and for TPUs where those lack the kind."""
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +113,10 @@ def checked() -> dict[str, Any]:
         for name, preset, version, settings in RENDERS
     }
     newest = KUBERNETES[-1]
-    cpu, tpu = (renders[f"{preset} {newest}"]["objects"] for preset in ("cpu", "tpu"))
+    cpu, tpu = (renders[f"{preset} {newest}"]["objects"] for preset in ("cpu", "tpu-hosts"))
     for name, wrong in (("wrong", WRONG), ("misspelt", MISSPELT)):
         for number, (kind, path, value, _) in enumerate(wrong):
-            base = tpu if kind.endswith("Route") else cpu
+            base = cpu if kind in {each["kind"] for each in cpu} else tpu
             renders[f"{name} {number}"] = {"version": newest, "objects": changed(base, kind, path, value)}
     rules = yaml.safe_load((MONITORING / "rules.yaml").read_text(encoding="utf-8"))
     expressions = [

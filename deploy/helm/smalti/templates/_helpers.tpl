@@ -57,7 +57,7 @@ preStop: { sleep: { seconds: {{ .Values.drain.delaySeconds }} } }
 {{- $replicas := 0 -}}
 {{- range $model := .Values.models -}}
 {{- $service := include "smalti.service" (dict "root" $ "model" $model "name" "refiner") | fromYaml -}}
-{{- $replicas = add $replicas $service.replicas -}}
+{{- $replicas = add $replicas (len (include "smalti.works" (dict "root" $ "service" $service) | fromYamlArray)) -}}
 {{- end -}}
 {{- ternary "1" "0" (gt $replicas 0) -}}
 {{- end -}}
@@ -67,6 +67,46 @@ preStop: { sleep: { seconds: {{ .Values.drain.delaySeconds }} } }
 {{- $common := deepCopy (index .root.Values.services .name) -}}
 {{- $own := index (.model.services | default dict) .name | default dict -}}
 {{- toYaml (mergeOverwrite $common (deepCopy $own)) -}}
+{{- end -}}
+
+{{/* What workers a service has, as a list: of `all` work or only `interactive`, and of `batch` beside them. */}}
+{{- define "smalti.works" -}}
+{{- $batch := .service.batch | default dict -}}
+{{- $most := ternary ($batch.replicas | default 0) ($batch.maxReplicas | default ($batch.replicas | default 0)) (eq .root.Values.autoscaling.kind "none") -}}
+{{- $works := list -}}
+{{- if gt (int .service.replicas) 0 -}}{{- $works = append $works (ternary "interactive" "all" (and (hasKey $batch "shared") (not $batch.shared))) -}}{{- end -}}
+{{- if gt (int $most) 0 -}}{{- $works = append $works "batch" -}}{{- end -}}
+{{- toYaml $works -}}
+{{- end -}}
+
+{{/* The values of the workers for batches: those of the service, and above them its `batch`. */}}
+{{- define "smalti.batchService" -}}
+{{- $own := .batch -}}
+{{- $service := mergeOverwrite (deepCopy (omit . "batch" "autoscaling")) (deepCopy (omit $own "shared" "minReplicas" "maxReplicas" "messages")) -}}
+{{- $_ := set $service "replicas" ($own.replicas | default 0) -}}
+{{- $_ := set $service "batch" $own -}}
+{{- toYaml $service -}}
+{{- end -}}
+
+{{/* The product of the numbers of a mesh or a topology, such as 2x4. */}}
+{{- define "smalti.product" -}}
+{{- $product := 1 -}}
+{{- range splitList "x" . }}{{ $product = mul $product (atoi .) }}{{ end -}}
+{{- $product -}}
+{{- end -}}
+
+{{/* The class of pods of a kind of work; empty for that of the cluster. */}}
+{{- define "smalti.priorityClass" -}}
+{{- $classes := .root.Values.priorityClasses -}}
+{{- index $classes (printf "%sName" .kind) | default (ternary (printf "%s-%s" (include "smalti.name" .root) .kind) "" $classes.create) -}}
+{{- end -}}
+
+{{/* What the pods of stages are labelled as. */}}
+{{- define "smalti.components" -}}
+{{- range list "encoder" "generator" "decoder" "ranker" "refiner" }}
+- {{ . }}
+- {{ . }}-batch
+{{- end }}
 {{- end -}}
 
 {{/* Secrets and addresses of broker, store and database. */}}

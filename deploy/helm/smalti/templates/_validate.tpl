@@ -46,6 +46,8 @@
 {{- fail "gatewayApi.parentRefs: is empty; name the Gateway that the routes belong to" -}}
 {{- end -}}
 {{- $names := dict -}}
+{{- $all := list -}}
+{{- range $v.models -}}{{- $all = append $all .name -}}{{- end -}}
 {{- range $index, $model := $v.models -}}
 {{- if hasKey $names $model.name -}}{{- fail (printf "models[%d].name: %s is given twice" $index $model.name) -}}{{- end -}}
 {{- $_ := set $names $model.name true -}}
@@ -55,6 +57,38 @@
 {{- $accelerator := $service.accelerator | default (dict "kind" "none") -}}
 {{- if and (eq $accelerator.kind "tpu") (or (not $accelerator.type) (not $accelerator.topology)) -}}
 {{- fail (printf "services.%s.accelerator: a tpu needs type and topology, such as tpu-v6e-slice and 1x1" $name) -}}
+{{- end -}}
+{{- $batch := $service.batch | default dict -}}
+{{- $works := include "smalti.works" (dict "root" $ "service" $service) | fromYamlArray -}}
+{{- if and $batch.maxReplicas (eq $v.autoscaling.kind "none") -}}
+{{- fail (printf "services.%s.batch.maxReplicas: needs autoscaling.kind keda or hpa; set services.%s.batch.replicas" $name $name) -}}
+{{- end -}}
+{{- if and (has "interactive" $works) (not (has "batch" $works)) -}}
+{{- fail (printf "services.%s.batch.shared: is false, and no worker takes batches; set services.%s.batch.replicas, or maxReplicas with autoscaling" $name $name) -}}
+{{- end -}}
+{{- if and (has "interactive" $works) (eq $v.autoscaling.kind "keda") (eq $v.broker.kind "valkey") (not $batch.minReplicas) -}}
+{{- fail (printf "services.%s.batch.minReplicas: must be 1 or more where shared is false and the broker is Valkey, in which KEDA cannot count jobs with the priority of batches" $name) -}}
+{{- end -}}
+{{- if and (has "batch" $works) (has (printf "%s-batch" $model.name) $all) -}}
+{{- fail (printf "models[%d].name: %s has workers for batches, which would be named as those of %s-batch" $index $model.name $model.name) -}}
+{{- end -}}
+{{- if and (ne $name "generator") (or $service.group $service.mesh $batch.group $batch.mesh) -}}
+{{- fail (printf "services.%s: only a generator has mesh and group" $name) -}}
+{{- end -}}
+{{- if and $service.group (not $service.mesh) -}}
+{{- fail "services.generator.mesh: is not set; a group needs the devices of all its hosts, such as 4x4" -}}
+{{- end -}}
+{{- range $kind := $works -}}
+{{- $each := $service -}}
+{{- if eq $kind "batch" -}}{{- $each = include "smalti.batchService" $service | fromYaml -}}{{- end -}}
+{{- $asked := $each.accelerator | default (dict "kind" "none") -}}
+{{- $devices := int (mul (int ($asked.count | default 1)) (int (($each.group | default dict).size | default 1))) -}}
+{{- if and (eq $asked.kind "tpu") $asked.topology (ne (int (include "smalti.product" $asked.topology)) $devices) -}}
+{{- fail (printf "services.%s.accelerator: topology %s has %s chips, and count times group.size asks for %d; make them equal" $name $asked.topology (include "smalti.product" $asked.topology) $devices) -}}
+{{- end -}}
+{{- if and $each.mesh (ne $asked.kind "none") (ne (int (include "smalti.product" $each.mesh)) $devices) -}}
+{{- fail (printf "services.%s.mesh: %s is of %s devices, and accelerator.count times group.size asks for %d; make them equal" $name $each.mesh (include "smalti.product" $each.mesh) $devices) -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq $accelerator.kind "tpu") (eq $name "ranker") -}}
 {{- fail "services.ranker.accelerator: the ranker computes with PyTorch, which has no build for tpu here; use none or nvidia" -}}

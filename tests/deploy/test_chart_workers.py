@@ -1,0 +1,148 @@
+"""Workers of the chart beside those for all work: for batches alone, and on several hosts."""
+
+from typing import Any
+
+import pytest
+
+from harness.chart import CHART, HELMS, Object, arguments, helm, objects, rendered
+from smalti.services.generator.settings import group_settings
+
+pytestmark = pytest.mark.deploy
+
+ALONE = ("services.generator.batch.shared=false", "services.generator.batch.tolerations[0].key=spot")
+
+
+def found(preset: str, kind: str, *settings: str) -> dict[str, Object]:
+    """Returns the objects of a kind, by name."""
+    every = objects(rendered(preset, settings=settings))
+    return {each["metadata"]["name"]: each for each in every if each["kind"] == kind}
+
+
+def pod(each: Object) -> Any:
+    return each["spec"]["template"]["spec"]
+
+
+def variables(spec: Object) -> dict[str, Any]:
+    (container,) = spec["containers"]
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
+def queues(scaled: Object) -> list[str]:
+    triggers = scaled["spec"]["triggers"]
+    return [each["metadata"]["queueName"] for each in triggers if each["type"] == "rabbitmq"]
+
+
+def test_workers_for_batches_scale_to_zero_on_their_queues_alone() -> None:
+    scaled = found("cpu", "ScaledObject")
+    batch, all_work = (scaled[f"smalti-generator-pictograms{end}"] for end in ("-batch", ""))
+    assert (batch["spec"]["minReplicaCount"], batch["spec"]["maxReplicaCount"]) == (0, 20)
+    assert batch["spec"]["scaleTargetRef"]["name"] == "smalti-generator-pictograms-batch"
+    assert queues(batch) == [r"^smalti\.generate\.[0-9a-f]{12}\.batch$"]
+    assert len(batch["spec"]["triggers"]) == 1
+    assert queues(all_work) == [r"^smalti\.generate\.[0-9a-f]{12}\.interactive$"]
+    assert queues(scaled["smalti-decoder-pictograms"]) == [
+        r"^smalti\.decode\.[0-9a-f]{12}\.(interactive|batch)$"
+    ]
+    assert "smalti-decoder-pictograms-batch" not in scaled
+
+
+@pytest.mark.parametrize(("settings", "work"), [((), None), (ALONE, "interactive")])
+def test_workers_for_batches_are_pods_of_their_own(settings: tuple[str, ...], work: str | None) -> None:
+    deployments = found("cpu", "Deployment", *settings)
+    batch, interactive = (deployments[f"smalti-generator-pictograms{end}"] for end in ("-batch", ""))
+    assert variables(pod(batch))["SMALTI_BROKER_WORK"] == "batch"
+    assert variables(pod(interactive)).get("SMALTI_BROKER_WORK") == work
+    assert pod(batch)["priorityClassName"] == "smalti-batch"
+    assert pod(interactive)["priorityClassName"] == "smalti-interactive"
+    assert (pod(batch).get("tolerations") == [{"key": "spot"}]) == bool(settings)
+    assert "tolerations" not in pod(interactive)
+    selected = interactive["spec"]["selector"]["matchLabels"]
+    labels = batch["spec"]["template"]["metadata"]["labels"]
+    assert any(labels[key] != value for key, value in selected.items())
+
+
+def test_classes_of_priority_can_be_those_of_the_cluster() -> None:
+    made = found("cpu", "PriorityClass")
+    assert made["smalti-batch"]["value"] < made["smalti-interactive"]["value"]
+    assert made["smalti-batch"]["preemptionPolicy"] == "Never"
+    names = ("priorityClasses.create=false", "priorityClasses.batchName=low")
+    assert found("cpu", "PriorityClass", *names) == {}
+    deployments = found("cpu", "Deployment", *names)
+    assert pod(deployments["smalti-generator-pictograms-batch"])["priorityClassName"] == "low"
+    assert "priorityClassName" not in pod(deployments["smalti-generator-pictograms"])
+
+
+def test_with_valkey_workers_for_batches_follow_the_shards() -> None:
+    settings = ("broker.kind=valkey", "services.decoder.batch.maxReplicas=3")
+    (trigger,) = found("cpu", "ScaledObject", *settings)["smalti-decoder-pictograms-batch"]["spec"][
+        "triggers"
+    ]
+    assert trigger["metadata"]["query"] == 'max(sum by (instance) (smalti_batch_shards{state="sent"}))'
+
+
+def test_a_generator_on_several_hosts_is_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "smalti-generator-pictograms" not in found("tpu-hosts", "Deployment")
+    group = found("tpu-hosts", "LeaderWorkerSet")["smalti-generator-pictograms"]
+    assert group["metadata"]["annotations"] == {
+        "leaderworkerset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
+    template = group["spec"]["leaderWorkerTemplate"]
+    assert (template["size"], template["restartPolicy"]) == (4, "RecreateGroupOnPodRestart")
+    spec = template["workerTemplate"]["spec"]
+    (container,) = spec["containers"]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert {8475, 8476} <= {each["containerPort"] for each in container["ports"]}
+    assert spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    (mounted,) = [each for each in spec["volumes"] if each["name"] == "secrets"]
+    assert {"secret": {"name": "smalti-group"}} in mounted["projected"]["sources"]
+    secret = found("tpu-hosts", "Secret")["smalti-group"]["stringData"]["SMALTI_GROUP_SECRET"]
+    # The settings are whole with what a LeaderWorkerSet adds.
+    given = {name: value for name, value in variables(spec).items() if name.startswith("SMALTI_GROUP_")}
+    added = {"LWS_GROUP_SIZE": "4", "LWS_WORKER_INDEX": "3", "LWS_LEADER_ADDRESS": "g-0.g.default"}
+    for name, value in {**given, **added, "SMALTI_GROUP_SECRET": secret}.items():
+        monkeypatch.setenv(name, value)
+    assert (group_settings().size, group_settings().index) == (4, 3)
+    assert variables(spec)["SMALTI_GENERATOR_MESH"] == "4x4"
+
+
+def test_only_a_group_reaches_its_ports() -> None:
+    policies = found("tpu-hosts", "NetworkPolicy")
+    group = policies["smalti-group-pictograms"]["spec"]
+    assert group["ingress"] == [{"from": [{"podSelector": group["podSelector"]}]}]
+    assert group["egress"] == [{"to": [{"podSelector": group["podSelector"]}]}]
+    assert group["podSelector"]["matchLabels"]["smalti-model"] == "pictograms"
+    others = {
+        port["port"]
+        for name, each in policies.items()
+        if name != "smalti-group-pictograms"
+        for rule in each["spec"].get("ingress", [])
+        for port in rule["ports"]
+    }
+    assert not others & {8475, 8476}
+    assert "smalti-group-pictograms" not in found("tpu", "NetworkPolicy")
+
+
+REFUSED = [
+    ("minimal", "services.decoder.batch.maxReplicas=2", "services.decoder.batch.maxReplicas: needs"),
+    ("minimal", "services.decoder.batch.shared=false", "services.decoder.batch.shared: is false"),
+    (
+        "cpu",
+        "broker.kind=valkey,services.generator.batch.shared=false",
+        "services.generator.batch.minReplicas: must be 1 or more",
+    ),
+    ("minimal", "services.decoder.mesh=1x2", "services.decoder: only a generator"),
+    ("minimal", "services.generator.group.size=2", "services.generator.mesh: is not set"),
+    ("minimal", "services.generator.mesh=two", "mesh"),
+    ("tpu-hosts", "services.generator.group.size=1", "size"),
+    ("tpu-hosts", "services.generator.group.size=2", "topology 4x4 has 16 chips"),
+    ("tpu-hosts", "services.generator.mesh=1x8", "services.generator.mesh: 1x8 is of 8 devices"),
+    ("tpu", "services.generator.accelerator.count=4", "topology 1x1 has 1 chips"),
+]
+
+
+@pytest.mark.parametrize(("preset", "setting", "line"), REFUSED)
+def test_wrong_workers_are_refused_with_one_line(preset: str, setting: str, line: str) -> None:
+    for program in HELMS:
+        done = helm(program, "template", "smalti", str(CHART), *arguments(preset, (setting,)))
+        assert (done.returncode != 0, done.stdout) == (True, "")
+        assert sum(line in each for each in done.stderr.splitlines()) == 1, done.stderr
