@@ -2,9 +2,14 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from harness.chart import CHART, HELMS, Object, arguments, helm, objects, rendered
+from scripts import chart_memory
+from smalti.engines.generator.memory import DEVICE_GIB, Footprint
+from smalti.models.bart import DalleBartConfig
+from smalti.registry.published import MEGA, MINI
 from smalti.services.generator.settings import group_settings
 
 pytestmark = pytest.mark.deploy
@@ -120,6 +125,54 @@ def test_only_a_group_reaches_its_ports() -> None:
     }
     assert not others & {8475, 8476}
     assert "smalti-group-pictograms" not in found("tpu", "NetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "slots", "mesh"),
+    [
+        ("mega", "tpu-v5-lite-podslice", 128, "1x1"),
+        ("mega", "tpu-v5-lite-podslice", 64, "1x1"),
+        ("mega", "tpu-v5-lite-podslice", 512, "1x4"),
+        ("mega", "tpu-v5-lite-podslice", 512, "2x4"),
+        ("mini", "NVIDIA-L4", 1024, "1x1"),
+        ("mega", "NVIDIA-L4", 128, "1x1"),
+    ],
+)
+def test_a_generator_that_does_not_fit_is_refused(size: str, kind: str, slots: int, mesh: str) -> None:
+    """By the same figures as those of the generator itself."""
+    data, model = map(int, mesh.split("x"))
+    tpu = kind.startswith("tpu")
+    chip = chart_memory.TYPES[kind]
+    config = DalleBartConfig.from_fields({"mini": MINI, "mega": MEGA}[size])
+    needed = Footprint.of(config, jnp.bfloat16, on_tpu=tpu).per_device(slots, data, model) / 2**30
+    settings = (
+        *(f"models[0].name={size}", "models[0].source.claim.name=x", f"models[0].size={size}"),
+        *(f"services.generator.slots={slots}", f"services.generator.mesh={mesh}"),
+        f"services.generator.accelerator.type={kind}",
+        f"services.generator.accelerator.count={data * model}",
+        *((f"services.generator.accelerator.topology={mesh}",) if tpu else ()),
+    )
+    done = helm("helm4", "template", "x", str(CHART), *arguments("tpu" if tpu else "nvidia", settings))
+    assert (done.returncode != 0) == (needed > DEVICE_GIB[chip])
+    line = f"models.{size} on {chip} {mesh} needs {needed:.1f} GiB of {DEVICE_GIB[chip]:.1f}: fewer slots"
+    assert (line in done.stderr) == (needed > DEVICE_GIB[chip])
+
+
+def test_a_model_of_another_size_and_a_slice_are_known_too() -> None:
+    size = ("models[0].size.weights=5000000000", "models[0].size.slot=200000000")
+    model = ("models[0].name=m", "models[0].source.claim.name=x", *size, "services.generator.slots=20")
+    given = (*model, "services.generator.accelerator.resource=nvidia.com/mig-1g.10gb")
+    done = helm("helm3", "template", "x", str(CHART), *arguments("nvidia", given))
+    assert "models.m on mig-1g.10gb 1x1 needs 8.5 GiB of 7.5: fewer slots" in done.stderr
+    hub = ("models[0].source.hub.repository=dalle-mini/dalle-mega", "services.generator.slots=1000")
+    done = helm("helm3", "template", "x", str(CHART), *arguments("nvidia", ("models[0].name=m", *hub)))
+    assert "models.m on H100 1x1 needs 108.3 GiB of 60.0" in done.stderr
+
+
+def test_the_file_of_memory_is_that_of_the_models() -> None:
+    assert chart_memory.FILE.read_text(encoding="utf-8") == chart_memory.text(), (
+        "write it with python -m scripts.chart_memory"
+    )
 
 
 REFUSED = [

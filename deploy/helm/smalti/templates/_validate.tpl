@@ -82,6 +82,7 @@
 {{- $each := $service -}}
 {{- if eq $kind "batch" -}}{{- $each = include "smalti.batchService" $service | fromYaml -}}{{- end -}}
 {{- $asked := $each.accelerator | default (dict "kind" "none") -}}
+{{- if eq $name "generator" -}}{{- include "smalti.fits" (dict "root" $ "model" $model "service" $each) -}}{{- end -}}
 {{- $devices := int (mul (int ($asked.count | default 1)) (int (($each.group | default dict).size | default 1))) -}}
 {{- if and (eq $asked.kind "tpu") $asked.topology (ne (int (include "smalti.product" $asked.topology)) $devices) -}}
 {{- fail (printf "services.%s.accelerator: topology %s has %s chips, and count times group.size asks for %d; make them equal" $name $asked.topology (include "smalti.product" $asked.topology) $devices) -}}
