@@ -15,8 +15,8 @@ from smalti.engines.generator.weights import abstract_weights
 from smalti.models.bart import DalleBartConfig
 
 WORKING_BYTES: Final = 128 * 2**20
-"""What the programs and their temporary arrays may take. The compiler for v5e says 34 MiB for a step of mini, with 16
-slots and with 64; the rest is room."""
+"""What the programs and their temporary arrays may take. The compiler for v5e says 34 MiB for a step of mini with
+16 slots, 37 with 64, and 57 for mega with 16; the rest is room."""
 JAX_SHARE: Final = 0.75
 """The part of a GPU's memory that JAX takes, unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise."""
 DEVICE_GIB: Final[Mapping[str, float]] = {
