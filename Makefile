@@ -25,6 +25,9 @@ picture: $(INSTALLED)
 	$(BIN)/smalti up --ports free --data build/demo -- \
 		python -m scripts.page_picture
 
+# The programs that check what is in deploy/, apart from the environment.
+TOOLS := build/deploy-tools
+
 # Two processes; one that has no tests left takes over some of the other's.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
@@ -36,9 +39,9 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not server and not training and not process and not deploy"
 
-# The slow tests; CI does not run them.
-test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not deploy"
+# The slow tests; CI does not run them. Some need programs that check deploy/, and Debian's docker-registry and rclone.
+test-slow: $(INSTALLED) $(TOOLS)/.installed
+	$(PYTEST) -m "slow"
 
 # Checks style, types, links, the public contract, the documentation site, and what is in deploy/.
 check: $(INSTALLED) deploy-check
@@ -152,15 +155,15 @@ SERVICES ?=
 images:
 	$(PYTHON) -m scripts.images $(OPTIONS) $(SERVICES)
 
-# Builds the gateway's image and runs it read-only, without rights. Needs buildah and podman, or docker; mmdebstrap, if no
-# registry can be reached.
+# Builds the gateway's image, or those of SERVICES, and runs them read-only, without rights. Needs buildah and podman, or
+# docker; mmdebstrap, if no registry can be reached.
+CHECKED = $(or $(SERVICES),gateway)
 image-check: $(UP)
-	base=$$($(BIN)/python -m scripts.base_image) && $(BIN)/python -m scripts.images --base "$$base" --tag check gateway
-	$(BIN)/python -m scripts.check_image smalti/gateway:check
+	base=$$($(BIN)/python -m scripts.base_image) && $(BIN)/python -m scripts.images --base "$$base" --tag check $(CHECKED)
+	$(BIN)/python -m scripts.check_image $(CHECKED:%=smalti/%:check)
 
 # Checks the Dockerfile, the Compose file, the chart and the alerts with their own programs, which it installs in build/.
 # Needs promtool (Debian's prometheus); with another Python than 3.11, docker-compose 2.20 or newer too.
-TOOLS := build/deploy-tools
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
 	$(PYTEST) -m "deploy and not slow" tests/deploy
 

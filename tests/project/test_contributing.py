@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
@@ -30,6 +31,23 @@ def test_pre_commit_runs_the_commands_of_make_check() -> None:
     assert set(entries) <= set(recipe("check"))
     for check in CHECKS:
         assert any(entry.startswith(f".venv/bin/{check}") for entry in entries), check
+
+
+@pytest.mark.parametrize("marks", [set(), {"slow"}, {"deploy"}, {"slow", "deploy"}])
+def test_every_test_is_run_by_a_command(marks: set[str]) -> None:
+    """A test with these marks, and perhaps others, is chosen by one command, which names no others."""
+    choices = {}
+    for target in ("test", "test-slow", "deploy-check"):
+        (command,) = (line for line in recipe(target) if "-m " in line)
+        found = re.search(r'-m "([a-z -]+)"( \S+)?$', command)
+        assert found, command
+        choices[target] = eval(found[1], {}, {name: name in marks for name in ("slow", "deploy")})
+    assert sum(choices.values()) == 1, choices
+    # The last command looks into one folder only.
+    elsewhere = [path for path in (ROOT / "tests").rglob("*.py") if path.parent != ROOT / "tests" / "deploy"]
+    assert not [
+        path for path in elsewhere if re.search(r"\bmark\.deploy\b", path.read_text(encoding="utf-8"))
+    ]
 
 
 def test_workflow_runs_the_ci_script_on_every_supported_python() -> None:

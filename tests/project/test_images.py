@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.paths import ROOT
-from scripts import base_image, images
+from scripts import base_image, check_image, images
 from scripts.lock_files import LOCKS, load_lock, version_of
 
 DOCKERFILE = images.DOCKERFILE.read_text(encoding="utf-8")
@@ -170,3 +170,13 @@ def test_images_are_built_and_run_by_ci() -> None:
     steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1].split()
     assert steps[0] == "make"
     assert "image-check" in steps
+
+
+def test_every_image_can_be_checked_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {check_image.kind_of(f"registry.example:5000/s/{service}:1") for service in images.SERVICES}
+    assert kinds == set(check_image.CHECKS) == set(check_image.HOLDS)
+    assert check_image.kind_of("smalti/web@sha256:0") == "web"
+    with pytest.raises(
+        SystemExit, match=r"check_image: smalti/base:1: its name must end with one of encoder, "
+    ):
+        check_image.kind_of("smalti/base:1")
