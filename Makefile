@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check release deploy-check deploy-test clean
+.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check release deploy-check deploy-test compose-test clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -172,6 +172,11 @@ deploy-check: $(INSTALLED) $(TOOLS)/.installed
 CLUSTER ?=
 deploy-test: $(INSTALLED) $(TOOLS)/.installed
 	$(CLUSTER) $(BIN)/python -m faults.cluster $(OPTIONS)
+
+# Starts the Compose file on this machine's Docker engine, kills each container and restarts the engine under load, and accounts
+# for every job. It must run as root, on the host of the engine.
+compose-test: $(INSTALLED) $(TOOLS)/.installed
+	$(CLUSTER) $(BIN)/python -m faults.compose $(OPTIONS)
 
 # Makes what a release publishes, in dist/VERSION: packages, chart, images with bills of materials, notes, checksums. OPTIONS
 # are --key FILE to sign, --services to make some images only, and --snapshot to make it of the tree as it is.

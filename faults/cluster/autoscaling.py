@@ -15,10 +15,11 @@ from typing import Any, Final
 import yaml
 
 from faults.cluster.kubernetes import Namespace, name_of
-from faults.cluster.load import asked
 from faults.cluster.release import RELEASE
 from faults.cluster.system import secret
-from faults.cluster.trial import READY_SECONDS, Trial, phase
+from faults.cluster.trial import ClusterTrial
+from faults.deployed.load import asked
+from faults.deployed.trial import READY_SECONDS, phase
 from harness.chart import Object
 from harness.servers import free_port
 from harness.waiting import wait_until
@@ -42,7 +43,7 @@ SCRAPE: Final = "2s"
     "a burst of jobs; KEDA's triggers, as rendered, evaluated from queues and metrics, and applied by `kubectl scale`",
     "the generator grows while work waits, and shrinks when it is done; no job fails",
 )
-def autoscale(trial: Trial) -> None:
+def autoscale(trial: ClusterTrial) -> None:
     """Follows what the triggers ask for until nothing waits."""
     scaled = [each for each in trial.release.rendered(*SETTINGS) if each["kind"] == "ScaledObject"]
     generator = f"{RELEASE}-generator-{trial.system.model.name}"

@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.measuring import describe_machine
-from faults.cluster import report
 from faults.cluster.phases import PHASES
 from faults.cluster.running import Options, Runner
-from faults.cluster.trial import Phase
 from faults.command import FAILED, call
+from faults.deployed import report
+from faults.deployed.trial import choose
 from harness.chart import TOOLS
 from smalti.errors import InvalidInputError
 from smalti.network import PLAINTEXT
@@ -44,7 +44,7 @@ def run(
     keep: Annotated[bool, typer.Option(help="Leave the installation as it is.")] = False,
 ) -> int:
     """Installs the chart in the cluster of KUBECONFIG, harms and upgrades it under load, and accounts for every job."""
-    chosen = choose(phases)
+    chosen = choose(PHASES, phases)
     for program, option in ((helm, "--helm"), (kubectl, "--kubectl")):
         if shutil.which(program) is None:
             raise InvalidInputError(option, f"{program} is not installed")
@@ -70,15 +70,6 @@ def run(
     for line in report.said(results):
         say(line)
     if write:
-        report.write(write, results, runner.facts)
+        report.write(write, "cluster", "make deploy-test", results, runner.facts)
     sys.stdout.flush()
     return 0 if all(result.passed for result in results) else FAILED
-
-
-def choose(names: str) -> list[Phase]:
-    """Returns phases by name, in their order; raises `InvalidInputError` for an unknown name."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted:
-        if name not in PHASES:
-            raise InvalidInputError("--phases", f"{name!r} must be one of {', '.join(PHASES)}")
-    return [phase for name, phase in PHASES.items() if name in wanted or not wanted]

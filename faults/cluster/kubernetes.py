@@ -1,42 +1,15 @@
 """Calls of kubectl."""
 
 import json
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from faults.deployed.programs import CALL_SECONDS, ProgramError, run
 from harness.chart import Object
 from harness.waiting import wait_until
-from smalti.errors import SmaltiError
 
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
-CALL_SECONDS: Final = 120.0
-
-
-class ClusterError(SmaltiError):
-    """A program that talks to the cluster has failed."""
-
-
-def run(
-    command: Sequence[str],
-    *,
-    text: str | None = None,
-    seconds: float = CALL_SECONDS,
-    environment: Mapping[str, str] | None = None,
-) -> str:
-    """Runs a program to its end, and returns its output; raises `ClusterError` with what it says if it fails."""
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=seconds, check=False, env=environment
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{' '.join(command[:3])}: {error}") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise ClusterError(f"{' '.join(command[:3])}: {said[-600:]}")
-    return done.stdout
 
 
 class Namespace:
@@ -57,7 +30,7 @@ class Namespace:
         return Namespace(name, self._program)
 
     def kubectl(self, *arguments: str, text: str | None = None, seconds: float = CALL_SECONDS) -> str:
-        """Calls kubectl in the namespace; raises `ClusterError` if it fails."""
+        """Calls kubectl in the namespace; raises `ProgramError` if it fails."""
         return run([self._program, "--namespace", self.name, *arguments], text=text, seconds=seconds)
 
     def get(self, kind: str, *, selector: str = "", everywhere: bool = False) -> list[Object]:
@@ -69,7 +42,7 @@ class Namespace:
         return found
 
     def one(self, kind: str, name: str) -> Object:
-        """Returns an object by its name; raises `ClusterError` without one."""
+        """Returns an object by its name; raises `ProgramError` without one."""
         found: Object = json.loads(self.kubectl("get", kind, name, "--output", "json"))
         return found
 
@@ -114,7 +87,7 @@ class Namespace:
                 return all(map(_complete, self.get("deployments,statefulsets"))) and not any(
                     map(going, self.get("pods", selector=COMPONENT))
                 )
-            except ClusterError:
+            except ProgramError:
                 return False  # The API server is away for a moment.
 
         wait_until(look, seconds, problem=f"not everything is ready after {seconds:.0f} s")

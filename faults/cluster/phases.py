@@ -2,24 +2,30 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from faults.cluster import autoscaling, placement
-from faults.cluster.kubernetes import COMPONENT, ClusterError, component_of, name_of
-from faults.cluster.load import Load, under_load
-from faults.cluster.models import revision_of
+from faults.cluster.kubernetes import COMPONENT, component_of, name_of
 from faults.cluster.release import RELEASE
-from faults.cluster.trial import NEXT, READY_SECONDS, Phase, Trial, phase
+from faults.cluster.trial import ClusterTrial
+from faults.deployed.load import Load, under_load
+from faults.deployed.models import revision_of
+from faults.deployed.programs import ProgramError
+from faults.deployed.trial import NEXT, READY_SECONDS, Phase, phase
+from smalti.registry.stored import push_model
 
 OURS: Final = ("encoder", "generator", "decoder", "ranker", "refiner", "gateway", "web")
 SERVERS: Final = ("broker", "store", "database")
 PICTURES: Final = 9
 DRAIN_SECONDS: Final = 90
+STORED: Final = "models"
+"""Where in the store the next revision of the model is put."""
 
 
 @phase("draw", "`helm test`, and nine pictures through the HTTP API", "a picture and nine pictures come")
-def draw(trial: Trial) -> None:
+def draw(trial: ClusterTrial) -> None:
     """Draws through the front door."""
     said = trial.release.test()
     trial.expect("Succeeded" in said, f"helm test says {said[-200:]!r}")
@@ -32,7 +38,7 @@ def draw(trial: Trial) -> None:
 
 
 @phase("pods", "a pod of each of our kinds is deleted, one after another, under load", "no job fails")
-def pods(trial: Trial) -> None:
+def pods(trial: ClusterTrial) -> None:
     """Deletes pods, and waits after each until its place is filled and jobs end again."""
     with under_load(trial.system, trial.account) as load:
         load.wait_for(2)
@@ -42,7 +48,7 @@ def pods(trial: Trial) -> None:
 
 
 @phase("kill", "the same for a pod of each stage, without time to finish", "no job fails")
-def kill(trial: Trial) -> None:
+def kill(trial: ClusterTrial) -> None:
     """Deletes pods with force: kubelet kills their containers."""
     with under_load(trial.system, trial.account) as load:
         load.wait_for(1)
@@ -53,7 +59,7 @@ def kill(trial: Trial) -> None:
 
 
 @phase("servers", "broker, store and database are deleted, one after another, under load", "no job fails")
-def servers(trial: Trial) -> None:
+def servers(trial: ClusterTrial) -> None:
     """Deletes the pods of the servers, which keep their disks."""
     with under_load(trial.system, trial.account) as load:
         load.wait_for(1)
@@ -66,7 +72,7 @@ def servers(trial: Trial) -> None:
     "upgrade of the code (`helm upgrade`, images of another tag) under load",
     "no job fails; the database is migrated by the hook",
 )
-def code(trial: Trial) -> None:
+def code(trial: ClusterTrial) -> None:
     """Upgrades to the images of another tag."""
     with under_load(trial.system, trial.account) as load:
         load.wait_for(1)
@@ -94,15 +100,10 @@ def code(trial: Trial) -> None:
     "upgrade of the model (another revision, from a claim) under load",
     "no job fails; each picture is of the revision that its job names",
 )
-def model(trial: Trial) -> None:
+def model(trial: ClusterTrial) -> None:
     """Upgrades to another revision of the model."""
-    new = trial.system.models[NEXT].revision
     with under_load(trial.system, trial.account) as load:
-        load.wait_for(1)
-        seconds = trial.release.upgrade(*trial.code(), *trial.next_model())
-        trial.notes.append(f"`helm upgrade --wait` took {seconds:.0f} s")
-        trial.system.wait_until_drawable(new, READY_SECONDS)
-        load.wait_for(3)
+        _upgrade_model(trial, load, trial.next_model())
     _note_revisions(trial)
     _note(trial, load)
 
@@ -112,14 +113,26 @@ def model(trial: Trial) -> None:
     "`helm rollback` to the first release, under load",
     "no job fails; the old revision draws again",
 )
-def rollback(trial: Trial) -> None:
+def rollback(trial: ClusterTrial) -> None:
     """Takes both upgrades back."""
     with under_load(trial.system, trial.account) as load:
-        load.wait_for(1)
-        seconds = trial.release.rollback(1)
-        trial.notes.append(f"`helm rollback --wait` took {seconds:.0f} s")
-        trial.system.wait_until_drawable(trial.system.model.revision, READY_SECONDS)
-        load.wait_for(3)
+        _roll_back(trial, load)
+    _note_revisions(trial)
+    _note(trial, load)
+
+
+@phase(
+    "stored",
+    "upgrade of the model, pulled from the chart's store by its SHA-256, and `helm rollback`, under load",
+    "no job fails; each picture is of the revision that its job names",
+)
+def stored(trial: ClusterTrial) -> None:
+    """Puts the other revision into the store, upgrades to it, and takes it back."""
+    sha256, sent = push_model(trial.system.models[NEXT], trial.system.store, f"{STORED}/")
+    trial.notes.append(f"{sent / 1e6:.1f} MB of the model were put into the store")
+    with under_load(trial.system, trial.account) as load:
+        _upgrade_model(trial, load, trial.stored_model(f"s3://smalti/{STORED}", sha256))
+        _roll_back(trial, load)
     _note_revisions(trial)
     _note(trial, load)
 
@@ -129,13 +142,13 @@ def rollback(trial: Trial) -> None:
     "the only node is drained under load, and takes pods again",
     "no job fails; the budgets keep a gateway",
 )
-def drain(trial: Trial) -> None:
+def drain(trial: ClusterTrial) -> None:
     """Drains the node: what may go goes, and comes back when the node takes pods again."""
     pod = trial.namespace.pods("gateway")[0]
     node = pod["spec"]["nodeName"]
     with under_load(trial.system, trial.account) as load:
         load.wait_for(1)
-        with suppress(ClusterError):  # What the budgets keep does not go.
+        with suppress(ProgramError):  # What the budgets keep does not go.
             trial.namespace.kubectl(
                 *(
                     "drain",
@@ -160,7 +173,7 @@ def drain(trial: Trial) -> None:
 
 
 @phase("scale", "encoder and generator are scaled by hand from 1 to 3 to 1 under load", "no job fails")
-def scale(trial: Trial) -> None:
+def scale(trial: ClusterTrial) -> None:
     """Scales two stages by hand."""
     stages = [f"deployment/{RELEASE}-{kind}-{trial.system.model.name}" for kind in ("encoder", "generator")]
     with under_load(trial.system, trial.account) as load:
@@ -173,7 +186,7 @@ def scale(trial: Trial) -> None:
     _note(trial, load)
 
 
-PHASES: Final[dict[str, Phase]] = {
+PHASES: Final[dict[str, Phase[ClusterTrial]]] = {
     each.name: each
     for each in (
         draw,
@@ -183,6 +196,7 @@ PHASES: Final[dict[str, Phase]] = {
         code,
         model,
         rollback,
+        stored,
         drain,
         scale,
         autoscaling.autoscale,
@@ -191,7 +205,7 @@ PHASES: Final[dict[str, Phase]] = {
 }
 
 
-def _delete_each(trial: Trial, load: Load, kinds: tuple[str, ...], *options: str) -> None:
+def _delete_each(trial: ClusterTrial, load: Load, kinds: tuple[str, ...], *options: str) -> None:
     ready = []
     for kind in kinds:
         pod = name_of(trial.namespace.pods(kind)[0])
@@ -201,11 +215,27 @@ def _delete_each(trial: Trial, load: Load, kinds: tuple[str, ...], *options: str
     trial.notes.append(f"seconds until all was ready again: {', '.join(ready)}")
 
 
-def _note(trial: Trial, load: Load) -> None:
+def _upgrade_model(trial: ClusterTrial, load: Load, settings: Sequence[str]) -> None:
+    load.wait_for(1)
+    seconds = trial.release.upgrade(*trial.code(), *settings)
+    trial.notes.append(f"`helm upgrade --wait` took {seconds:.0f} s")
+    trial.system.wait_until_drawable(trial.system.models[NEXT].revision, READY_SECONDS)
+    load.wait_for(3)
+
+
+def _roll_back(trial: ClusterTrial, load: Load) -> None:
+    load.wait_for(1)
+    seconds = trial.release.rollback(1)
+    trial.notes.append(f"`helm rollback --wait` took {seconds:.0f} s")
+    trial.system.wait_until_drawable(trial.system.model.revision, READY_SECONDS)
+    load.wait_for(3)
+
+
+def _note(trial: ClusterTrial, load: Load) -> None:
     trial.notes.append(f"{load.ended} jobs ended under load, the slowest after {load.slowest:.0f} s")
 
 
-def _note_revisions(trial: Trial) -> None:
+def _note_revisions(trial: ClusterTrial) -> None:
     trial.account.settle(seconds=READY_SECONDS)
     drawn = Counter(map(revision_of, trial.account.submissions))
     counts = [

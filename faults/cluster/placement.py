@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 from faults.cluster.kubernetes import Namespace, component_of, name_of
-from faults.cluster.trial import Trial, phase
+from faults.cluster.trial import ClusterTrial
+from faults.deployed.trial import phase
 from harness.chart import CHART, Object
 from harness.waiting import wait_until
 
 PLACED_SECONDS: Final = 30.0
+GONE_SECONDS: Final = 120.0
 KINDS: Final = ("ServiceAccount", "PriorityClass", "Deployment")
 """What scheduling needs of a render."""
 
@@ -64,7 +66,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, list[str]]]] = {
     "the presets for GPUs and TPUs, on nodes that are only described, placed by the cluster's scheduler",
     "each pod is on a node with its accelerator, and those that need none are on none of these",
 )
-def place(trial: Trial) -> None:
+def place(trial: ClusterTrial) -> None:
     """Lets the scheduler place both presets."""
     for preset, expected in EXPECTED.items():
         with _nodes(trial.namespace), _placing(trial, preset) as namespace:
@@ -82,6 +84,13 @@ def _are_placed(namespace: Namespace, expected: Mapping[str, list[str]]) -> bool
     return _placed(namespace) == expected
 
 
+def _are_gone(namespace: Namespace) -> bool:
+    """Removes pods, since nobody on these nodes would say that one has ended; returns whether none will come again."""
+    namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
+    time.sleep(0.5)
+    return not namespace.get("deployments,replicasets,pods")
+
+
 def _placed(namespace: Namespace) -> Mapping[str, list[str]]:
     """Returns the nodes of the pods of each component; "" for one that waits."""
     found: dict[str, list[str]] = {}
@@ -96,7 +105,7 @@ def _named(nodes: list[str]) -> str:
 
 
 @contextmanager
-def _placing(trial: Trial, preset: str) -> Iterator[Namespace]:
+def _placing(trial: ClusterTrial, preset: str) -> Iterator[Namespace]:
     """Applies the pods of a preset in a namespace of their own while the block runs."""
     namespace = trial.namespace.beside(f"{trial.namespace.name}-{preset}")
     namespace.make()
@@ -110,10 +119,9 @@ def _placing(trial: Trial, preset: str) -> Iterator[Namespace]:
         namespace.apply(*objects)
         yield namespace
     finally:
-        namespace.kubectl("delete", "deployments", "--all", "--wait=false")
-        # Nobody on these nodes would say that a pod has ended.
-        for _ in range(2):
-            namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
+        # Until what makes pods has gone, more of them may come.
+        namespace.kubectl("delete", "deployments", "--all", "--cascade=foreground", "--wait=false")
+        wait_until(functools.partial(_are_gone, namespace), GONE_SECONDS, problem="pods do not go")
         for each in objects:
             if each["kind"] == "PriorityClass":
                 namespace.kubectl("delete", "priorityclass", name_of(each), "--ignore-not-found")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from faults.cluster.kubernetes import Namespace, run
+from faults.cluster.kubernetes import Namespace
+from faults.deployed.programs import run
 from harness.chart import CHART, Object, objects
 from harness.paths import ROOT
 

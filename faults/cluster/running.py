@@ -1,31 +1,28 @@
 """Installs the chart, runs the phases, and takes everything away again."""
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from faults.accounting import Account, Submission
-from faults.cluster.kubernetes import ClusterError, Namespace
-from faults.cluster.load import CANDIDATES
-from faults.cluster.models import Expected, make_next_revision, shipped
+from faults.accounting import Account
+from faults.cluster.kubernetes import Namespace
 from faults.cluster.release import Release
 from faults.cluster.surroundings import disk, make_disks, names_served, needs_disks, needs_names
 from faults.cluster.system import ClusterSystem
-from faults.cluster.trial import CLAIM, FIRST, NEXT, READY_SECONDS, Phase, PhaseResult, Trial
-from faults.running import describe
+from faults.cluster.trial import CLAIM, ClusterTrial
+from faults.deployed.models import Expected, make_next_revision, shipped
+from faults.deployed.programs import ProgramError
+from faults.deployed.trial import FIRST, NEXT, Accounts, Phase, PhaseResult, Say
 from faults.tally import Tally
 from harness.chart import CHART
 from smalti.errors import InvalidInputError
 
 VALUES: Final = (CHART / "values-minimal.yaml", Path(__file__).with_name("values.yaml"))
-INSTALL: Final = Phase(
+INSTALL: Final = Phase[ClusterTrial](
     "install", "`helm install --wait` with the chart's own servers", "everything is ready", lambda _: None
 )
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Runner:
     facts: dict[str, str] = field(default_factory=dict)
     """Facts on which the results depend."""
 
-    def run(self, phases: Sequence[Phase]) -> list[PhaseResult]:
+    def run(self, phases: Sequence[Phase[ClusterTrial]]) -> list[PhaseResult]:
         """Installs the chart, and runs the phases."""
         namespace = Namespace(self.options.namespace, self.options.kubectl)
         models = {FIRST: shipped(), NEXT: make_next_revision(self.options.folder / "models" / shipped().name)}
@@ -76,9 +73,22 @@ class Runner:
             self.say(f"install: ready after {seconds:.0f} s")
             results = [PhaseResult(INSTALL, Tally(), (), (), seconds)]
             system = ClusterSystem(namespace, models)
-            known: dict[str, Submission] = {}
+            accounts = Accounts(system, references, self.say)
+
+            def trial_of(account: Account) -> ClusterTrial:
+                return ClusterTrial(
+                    system=system,
+                    account=account,
+                    folder=self.options.folder,
+                    next_tag=self.options.next_tag,
+                    namespace=namespace,
+                    release=release,
+                )
+
             for phase in phases:
-                results.append(self._run_one(phase, system, release, references, known))
+                results.append(accounts.run(phase, trial_of))
+                if not results[-1].passed:
+                    self._save(namespace, phase)
             return results
 
     @contextmanager
@@ -127,58 +137,8 @@ class Runner:
             },
         )
 
-    def _run_one(
-        self,
-        phase: Phase,
-        system: ClusterSystem,
-        release: Release,
-        references: Mapping[str, Expected],
-        known: dict[str, Submission],
-    ) -> PhaseResult:
-        self.say(f"{phase.name}: {phase.what}")
-        began = time.monotonic()
-        others: set[str] = set()
-        account = Account(system, references, known, is_other=others.__contains__)
-        options = self.options
-        trial = Trial(system.namespace, release, system, account, options.folder, options.next_tag)
-        tally = Tally()
-        try:
-            phase.run(trial)
-        except Exception as error:
-            trial.problems.append(describe(error))
-        try:
-            others |= _without_account(system, account, known)
-            account.settle(seconds=READY_SECONDS)
-            tally = account.close()
-        except Exception as error:
-            trial.problems.append(describe(error))
-            tally.states = Counter(each.state for each in account.submissions)
-        problems = tuple(trial.problems)
-        result = PhaseResult(phase, tally, problems, tuple(trial.notes), time.monotonic() - began)
-        self.say(
-            f"{phase.name}: {'holds' if result.passed else 'FAILS'} after {result.seconds:.0f} s, {dict(tally.states)}"
-        )
-        for line in (*problems, *tally.unexpected[:5], *tally.wrong[:5], *trial.notes, *tally.reasons):
-            self.say(f"    {line}")
-        if not result.passed:
-            self._save(system.namespace, phase)
-        return result
-
-    def _save(self, namespace: Namespace, phase: Phase) -> None:
+    def _save(self, namespace: Namespace, phase: Phase[ClusterTrial]) -> None:
         """Keeps what the cluster says of a phase that failed."""
-        with suppress(ClusterError):
+        with suppress(ProgramError):
             said = namespace.kubectl("get", "pods,events", "--output", "wide")
             (self.options.folder / f"{phase.name}.txt").write_text(said, encoding="utf-8")
-
-
-def _without_account(system: ClusterSystem, account: Account, known: dict[str, Submission]) -> set[str]:
-    """Returns the jobs of the HTTP API and of `helm test`, which have no account; all of them are known from now on."""
-    mine = {each.request_id for each in account.submissions}
-    found = set()
-    with system.client(attempts=4, retry_seconds=60) as client:
-        for job in client.list():
-            if job.id not in known and job.request_id not in mine:
-                known[job.id] = Submission("", 0, CANDIDATES, job.request_id, {}, job=job.id)
-            if job.id in known and not known[job.id].prompt:
-                found.add(job.id)
-    return found

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from faults.cluster.kubernetes import ClusterError, Namespace, name_of
+from faults.cluster.kubernetes import Namespace, name_of
+from faults.deployed.programs import ProgramError
 from harness.chart import Object
 from harness.meanwhile import meanwhile
 from smalti.errors import InvalidInputError
@@ -88,7 +89,7 @@ def names_served(namespace: Namespace, address: str, folder: Path) -> Iterator[N
         while not over.wait(LOOK_SECONDS):
             try:
                 found = _hosts(namespace)
-            except ClusterError:
+            except ProgramError:
                 continue  # The API server is away for a moment.
             if found != known:
                 write_atomically(hosts, found.encode())

@@ -12,12 +12,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from faults.cluster import report
 from faults.cluster.autoscaling import wanted_by
-from faults.cluster.command import choose
 from faults.cluster.older import PROBE, rewrite
 from faults.cluster.phases import PHASES
-from faults.cluster.trial import PhaseResult
+from faults.deployed import report
+from faults.deployed.trial import PhaseResult, choose
 from faults.tally import Tally
 from smalti.errors import InvalidInputError
 
@@ -109,7 +108,9 @@ def test_phase_holds_only_if_every_job_succeeded(tmp_path: Path) -> None:
         assert not result(succeeded=3, **{state: 1}).passed
     page = tmp_path / "page.md"
     page.write_text("<!-- cluster: written by make deploy-test -->\nlast time\n<!-- end of cluster -->\n")
-    report.write(page, [result(succeeded=3), result(lost=1)], {"when": "today"})
+    report.write(
+        page, "cluster", "make deploy-test", [result(succeeded=3), result(lost=1)], {"when": "today"}
+    )
     text = page.read_text()
     assert "last time" not in text
     assert text.count("| holds |") == text.count("| FAILS |") == 1
@@ -117,7 +118,7 @@ def test_phase_holds_only_if_every_job_succeeded(tmp_path: Path) -> None:
 
 
 def test_phases_are_chosen_by_name_in_their_order() -> None:
-    assert [each.name for each in choose("scale, draw")] == ["draw", "scale"]
-    assert choose("") == list(PHASES.values())
+    assert [each.name for each in choose(PHASES, "scale, draw")] == ["draw", "scale"]
+    assert choose(PHASES, "") == list(PHASES.values())
     with pytest.raises(InvalidInputError, match="--phases: 'drawing' must be one of draw, pods"):
-        choose("drawing")
+        choose(PHASES, "drawing")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from faults.accounting import Account, Submission
-from faults.cluster.system import ClusterSystem
+from faults.deployed.system import DeployedSystem
 from harness.meanwhile import meanwhile
 from harness.waiting import wait_until
 from smalti.client import Client, has_ended
@@ -51,7 +51,7 @@ class Load:
 
 
 @contextmanager
-def under_load(system: ClusterSystem, account: Account, *, limit: int = OPEN) -> Iterator[Load]:
+def under_load(system: DeployedSystem, account: Account, *, limit: int = OPEN) -> Iterator[Load]:
     """Submits jobs while the block runs, as a patient client does, with at most `limit` that have not ended.
 
     Prompts and seeds repeat, so that few pictures have to be drawn for comparison.

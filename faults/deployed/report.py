@@ -8,11 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import table_lines
-from faults.cluster.trial import PhaseResult
+from faults.deployed.trial import PhaseResult
 from faults.report import remarks, write_marked
 
-NAME: Final = "cluster"
-MAKER: Final = "make deploy-test"
 COLUMNS: Final = (
     "phase",
     "what happens",
@@ -51,10 +49,23 @@ def show(results: Sequence[PhaseResult]) -> None:
     console.print(table)
 
 
-def write(path: Path, results: Sequence[PhaseResult], facts: Mapping[str, str]) -> None:
-    """Writes the results into a page, in place of the last ones; raises `InvalidInputError` without markers there."""
-    listed = [f"* {line}" for line in said(results)] + [f"* {name}: {fact}" for name, fact in facts.items()]
-    write_marked(path, NAME, MAKER, [*table_lines(COLUMNS, map(cells, results)), "", *listed])
+def write(
+    path: Path, name: str, maker: str, results: Sequence[PhaseResult], facts: Mapping[str, str]
+) -> None:
+    """Writes the results into a page, in place of the last ones.
+
+    Args:
+        path: the page.
+        name: the name in the markers of the page.
+        maker: the command in the first marker.
+        results: the results of the phases.
+        facts: what they depend on.
+
+    Raises:
+        InvalidInputError: the page has no markers with this name.
+    """
+    listed = [f"* {line}" for line in said(results)] + [f"* {key}: {fact}" for key, fact in facts.items()]
+    write_marked(path, name, maker, [*table_lines(COLUMNS, map(cells, results)), "", *listed])
 
 
 def said(results: Sequence[PhaseResult]) -> list[str]:
