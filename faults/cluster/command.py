@@ -65,11 +65,14 @@ def run(
     runner = Runner(
         options, say, {"when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **describe_machine()}
     )
-    results = runner.run(chosen)
-    report.show(results)
-    for line in report.said(results):
-        say(line)
-    if write:
-        report.write(write, "cluster", "make deploy-test", results, runner.facts)
-    sys.stdout.flush()
-    return 0 if all(result.passed for result in results) else FAILED
+    try:
+        runner.run(chosen)
+    finally:
+        # What was seen is told even if what is left cannot be taken away.
+        report.show(runner.results)
+        for line in report.said(runner.results):
+            say(line)
+        if write and runner.results:
+            report.write(write, "cluster", "make deploy-test", runner.results, runner.facts)
+        sys.stdout.flush()
+    return 0 if all(result.passed for result in runner.results) else FAILED

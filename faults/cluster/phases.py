@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from faults.cluster import autoscaling, placement
+from faults.cluster import autoscaling, batches, placement
 from faults.cluster.kubernetes import COMPONENT, component_of, name_of
 from faults.cluster.release import RELEASE
 from faults.cluster.trial import ClusterTrial
@@ -200,6 +200,7 @@ PHASES: Final[dict[str, Phase[ClusterTrial]]] = {
         drain,
         scale,
         autoscaling.autoscale,
+        batches.draw_batch,
         placement.place,
     )
 }

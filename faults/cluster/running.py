@@ -9,7 +9,7 @@ from typing import Final
 from faults.accounting import Account
 from faults.cluster.kubernetes import Namespace
 from faults.cluster.release import Release
-from faults.cluster.surroundings import disk, make_disks, names_served, needs_disks, needs_names
+from faults.cluster.surroundings import disk, disks_of, make_disks, names_served, needs_disks, needs_names
 from faults.cluster.system import ClusterSystem
 from faults.cluster.trial import CLAIM, ClusterTrial
 from faults.deployed.models import Expected, make_next_revision, shipped
@@ -52,9 +52,11 @@ class Runner:
     say: Say = lambda text: None
     facts: dict[str, str] = field(default_factory=dict)
     """Facts on which the results depend."""
+    results: list[PhaseResult] = field(default_factory=list)
+    """Results so far."""
 
-    def run(self, phases: Sequence[Phase[ClusterTrial]]) -> list[PhaseResult]:
-        """Installs the chart, and runs the phases."""
+    def run(self, phases: Sequence[Phase[ClusterTrial]]) -> None:
+        """Installs the chart, runs the phases, and takes everything away."""
         namespace = Namespace(self.options.namespace, self.options.kubectl)
         models = {FIRST: shipped(), NEXT: make_next_revision(self.options.folder / "models" / shipped().name)}
         with ExitStack() as stack:
@@ -71,7 +73,7 @@ class Runner:
                 stack.callback(release.remove)
             seconds = release.install()
             self.say(f"install: ready after {seconds:.0f} s")
-            results = [PhaseResult(INSTALL, Tally(), (), (), seconds)]
+            self.results.append(PhaseResult(INSTALL, Tally(), (), (), seconds))
             system = ClusterSystem(namespace, models)
             accounts = Accounts(system, references, self.say)
 
@@ -86,10 +88,9 @@ class Runner:
                 )
 
             for phase in phases:
-                results.append(accounts.run(phase, trial_of))
-                if not results[-1].passed:
+                self.results.append(accounts.run(phase, trial_of))
+                if not self.results[-1].passed:
                     self._save(namespace, phase)
-            return results
 
     @contextmanager
     def _surroundings(self, namespace: Namespace) -> Iterator[None]:
@@ -101,12 +102,12 @@ class Runner:
                     "--namespace", f"{namespace.name} is there already; name another one, or delete it"
                 )
             if not options.keep:
+                # Disks go after the namespace, whose claims hold them.
+                stack.callback(self._remove_disks, namespace)
                 stack.callback(namespace.remove)
             namespace.make()
             if needs_disks(namespace):
-                disks = make_disks(namespace, options.folder / "disks")
-                if not options.keep:
-                    stack.callback(namespace.kubectl, "delete", "persistentvolumes", *disks)
+                make_disks(namespace, options.folder / "disks")
             if needs_names(namespace):
                 if not options.dns:
                     raise InvalidInputError(
@@ -115,9 +116,12 @@ class Runner:
                     )
                 stack.enter_context(names_served(namespace, options.dns, options.folder))
             self._make_claim(namespace)
-            if not options.keep:
-                stack.callback(namespace.kubectl, "delete", "persistentvolume", f"{namespace.name}-{CLAIM}")
             yield
+
+    def _remove_disks(self, namespace: Namespace) -> None:
+        """Deletes the disks of the chart's servers and of the next revision."""
+        names = [f"{namespace.name}-{CLAIM}", *disks_of(namespace)]
+        namespace.kubectl("delete", "persistentvolumes", "--ignore-not-found", *names)
 
     def _make_claim(self, namespace: Namespace) -> None:
         """Makes the claim with the next revision of the model, which is on this machine, the node."""

@@ -47,15 +47,18 @@ def disk(name: str, folder: Path, claim: Mapping[str, str] | None = None) -> Obj
     return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
 
 
-def make_disks(namespace: Namespace, folder: Path) -> list[str]:
-    """Makes empty disks for the chart's own broker, store and database; returns their names."""
-    names = [f"{namespace.name}-{number}" for number in range(DISKS)]
-    for name in names:
+def disks_of(namespace: Namespace) -> list[str]:
+    """Returns the names of the disks of the chart's own broker, store and database."""
+    return [f"{namespace.name}-{number}" for number in range(DISKS)]
+
+
+def make_disks(namespace: Namespace, folder: Path) -> None:
+    """Makes empty disks for the chart's own broker, store and database."""
+    for name in disks_of(namespace):
         path = folder / name
         path.mkdir(parents=True)
         path.chmod(0o777)  # Each server runs as a user of its own.
         namespace.apply(disk(name, path))
-    return names
 
 
 @contextmanager
