@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +29,23 @@ class Identity:
 
 
 def make_identity(
-    folder: Path, name: str, *, signed_by: Identity | None = None, host: str = "127.0.0.1", uri: str = ""
+    folder: Path,
+    name: str,
+    *,
+    signed_by: Identity | None = None,
+    host: str = "127.0.0.1",
+    uri: str = "",
+    hosts: Sequence[str] = (),
 ) -> Identity:
     """Creates an identity and writes its files; without `signed_by`, a certificate authority.
 
-    Its certificate has the names `host` and, if it is given, `uri`.
+    Its certificate has the names `host` and, if it is given, `uri`; or those of `hosts`, which have no addresses.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(host))]
+    names: list[x509.GeneralName] = [x509.DNSName(each) for each in hosts]
+    if not hosts:
+        names.append(x509.IPAddress(ipaddress.ip_address(host)))
     if uri:
         names.append(x509.UniformResourceIdentifier(uri))
     now = datetime.datetime.now(datetime.UTC)

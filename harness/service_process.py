@@ -35,6 +35,7 @@ class ServiceProcess(Server):
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
         command: tuple[str, ...] = (),
+        rpc: RpcSettings = ONCE,
     ) -> None:
         """Creates the service without starting it.
 
@@ -46,10 +47,12 @@ class ServiceProcess(Server):
             folder: the folder of the log; None creates a temporary folder.
             environment: further settings; may be changed between two starts.
             command: the command line; by default `python -m smalti.services.<service>`.
+            rpc: how its health is asked for.
         """
         self.name = service  # type: ignore[misc]
         super().__init__(folder)
         self.environment = dict(environment or {})
+        self._rpc = rpc
         self._command = command or (sys.executable, "-m", f"smalti.services.{service}")
         self._settings = {
             "SMALTI_BROKER_URL": broker,
@@ -71,7 +74,7 @@ class ServiceProcess(Server):
         Args:
             name: "store" for the process together with its object store.
         """
-        with blocking_channel(self.url, ONCE) as channel:
+        with blocking_channel(self.url, self._rpc) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             return int(stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import mtls
 from harness.chart import (
     CHART,
     HELMS,
@@ -101,6 +102,29 @@ def test_settings_of_every_pod_are_valid(
         for kind in SETTINGS:
             assert read_settings(kind), name
         open_store()
+
+
+def test_services_have_certificates_with_the_names_by_which_they_are_called() -> None:
+    """The settings and names are those with which tests/services/test_mtls.py runs the services."""
+    found = objects(rendered("cpu"))
+    secrets: dict[str, str] = {}
+    for name, spec in of_smalti(found):
+        kind = next((each for each in ("gateway", "web") if name == f"Deployment smalti-{each}"), "stages")
+        if not name.startswith("Deployment"):
+            continue
+        (container,) = spec["containers"]
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        names = re.compile("SMALTI_RPC_(TLS|SYSTEM)")
+        shown = {each: value for each, value in given.items() if names.match(each)}
+        assert shown == mtls.variables(kind, Path("/run/smalti/tls")), name
+        (volume,) = [each for each in spec["volumes"] if each["name"] == "tls"]
+        secrets[kind] = volume["secret"]["secretName"]
+    certificates = {
+        each["spec"]["secretName"]: each["spec"]["dnsNames"]
+        for each in found
+        if each["kind"] == "Certificate"
+    }
+    assert certificates == {secrets[kind]: list(names) for kind, names in mtls.NAMES.items()}
 
 
 def test_workers_reach_only_what_they_need() -> None:
