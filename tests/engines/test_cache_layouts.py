@@ -39,14 +39,15 @@ def cached(layout: Any, keys: jax.Array, values: jax.Array) -> KeysValues:
     )
 
 
+@pytest.mark.parametrize("sharers", [1, 2])
 @pytest.mark.parametrize(("rows", "shared", "positions"), [(1, False, 1), (3, False, 13), (5, True, 64)])
-def test_attention_is_the_same_in_both_layouts(rows: int, shared: bool, positions: int) -> None:
+def test_attention_is_the_same_in_both_layouts(rows: int, shared: bool, positions: int, sharers: int) -> None:
     queries, keys, values = arrays(rows, positions)
     keys, values = (each[:1] if shared else each for each in (keys, values))
     mask = jnp.arange(positions) <= jnp.arange(rows)[:, None] * 3
     first, second = (
         layout.attend(layout.by_row(queries), cached(layout, keys, values), mask)
-        for layout in (HeadsFirst(HEADS), RowsFirst(HEADS))
+        for layout in (HeadsFirst(HEADS), RowsFirst(HEADS, sharers))
     )
     np.testing.assert_allclose(second, first, rtol=2e-5, atol=2e-6)
 

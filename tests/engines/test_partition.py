@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from jaxtyping import Int
 
 from harness.paths import ROOT
 from smalti.engines.encoding import Encoding
+from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.partition import (
+    LAYOUTS,
     PREFIX_RULES,
     ROWS_FIRST,
     STATE_RULES,
@@ -24,6 +28,7 @@ from smalti.engines.generator.partition import (
     Partition,
     Rules,
 )
+from smalti.engines.generator.programs import step
 from smalti.engines.generator.requests import Candidate, GenerationRequest
 from smalti.errors import InvalidInputError
 from smalti.models import bart
@@ -116,13 +121,19 @@ def problems() -> list[str]:
     return messages
 
 
-def held() -> dict[str, list[int]]:
-    """Returns the shapes of the parts of some arrays on one of eight devices."""
-    partition = Partition.parse("2x4")
+def batch_on(mesh: str, cache_layout: str = "") -> DecodeBatch:
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
     empty = Encoding(np.zeros((CONFIG.max_text_length, CONFIG.d_model), np.float32), np.ones(64, np.int32))
+    partition = replace(Partition.parse(mesh), cache_layout=cache_layout)
     batch = GeneratorEngine.of(model, empty, slots=SLOTS, partition=partition).batch
-    weights, state = batch._weights, batch._state  # type: ignore[attr-defined]
+    assert isinstance(batch, DecodeBatch)
+    return batch
+
+
+def held() -> dict[str, list[int]]:
+    """Returns the shapes of the parts of some arrays on one of eight devices."""
+    batch = batch_on("2x4")
+    weights, state = batch._weights, batch._state
     arrays = {
         "self_qkv": weights.layers[0].self_qkv,
         "glu_out": weights.layers[0].glu_out,
@@ -130,6 +141,18 @@ def held() -> dict[str, list[int]]:
         "tokens": state.tokens,
     }
     return {name: list(array.addressable_shards[0].data.shape) for name, array in arrays.items()}
+
+
+def exchanged(cache_layout: str) -> dict[str, int]:
+    """Returns how often four devices of a layer exchange what for one token of each slot."""
+    batch = batch_on("1x4", cache_layout)
+    blocks = len(batch._state.self_attention[0][0])
+    arguments = (batch._partition, CONFIG, batch._weights, batch._unconditional, batch._state, 4, blocks)
+    text = str(step.lower(*arguments).compile().as_text())
+    return Counter(
+        f"{found[2]} {found[1]}"
+        for found in re.finditer(r"= \(?(\w+\[[\d,]*\]).*? (all-[a-z-]+|collective-permute)\(", text)
+    )
 
 
 @pytest.mark.process
@@ -156,7 +179,8 @@ use_compilation_cache()
 spec = importlib.util.spec_from_file_location("laid", {str(Path(__file__))!r})
 laid = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(laid)
-print(json.dumps([jax.device_count(), laid.draw({mesh!r}, {cache_layout!r}).tolist(), laid.problems(), laid.held()]))
+drawn = laid.draw({mesh!r}, {cache_layout!r}).tolist()
+print(json.dumps([jax.device_count(), drawn, laid.problems(), laid.held(), *map(laid.exchanged, laid.LAYOUTS)]))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -167,7 +191,7 @@ print(json.dumps([jax.device_count(), laid.draw({mesh!r}, {cache_layout!r}).toli
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    devices, drawn, said, shapes = json.loads(done.stdout)
+    devices, drawn, said, shapes, *exchanges = json.loads(done.stdout)
     assert devices == 8
     alone = draw("1x1")
     assert len({tuple(row) for row in alone.tolist()}) == len(alone)
@@ -184,3 +208,15 @@ print(json.dumps([jax.device_count(), laid.draw({mesh!r}, {cache_layout!r}).toli
         "mesh: 1x8 does not fit: decoder_ffn_dim is 44, which 8 devices cannot share evenly",
         "mesh: 1x3 does not fit: decoder_start_token_id is 64, which 3 devices cannot share evenly",
     ]
+    # Each layer: a sum over the devices after each of its three blocks, and those of the norm between the split
+    # products of the last. Each token: the logits once, so that each device samples for some slots; the tokens;
+    # and whether any slot has a limit (top-k or top-p).
+    layers, rows, vocab = CONFIG.decoder_layers, 2 * SLOTS, CONFIG.decoder_start_token_id
+    expected = {
+        f"all-reduce f32[{CONFIG.d_model},{rows}]": 3 * layers,
+        f"all-reduce f32[{rows}]": layers,
+        f"all-to-all f32[{vocab // 4},1,2,2]": 1,
+        f"all-gather s32[{SLOTS}]": 1,
+        "all-reduce pred[]": 1,
+    }
+    assert exchanges == [expected] * len(LAYOUTS)

@@ -121,7 +121,10 @@ class Partition:
 
     def layout_for(self, config: DalleBartConfig) -> CacheLayout:
         """Returns the layout of a model's keys and values."""
-        return LAYOUTS[self.cache_layout](config.decoder_attention_heads)
+        heads = config.decoder_attention_heads
+        if self.cache_layout == ROWS_FIRST:
+            return RowsFirst(heads, self.mesh.shape[MODEL])
+        return HeadsFirst(heads)
 
     @property
     def cached(self) -> type[HeadsFirst] | type[RowsFirst]:
@@ -188,6 +191,23 @@ class Partition:
         """Tells the compiler, inside a program, that every device holds the whole array."""
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec()))
 
+    def by_column(self, array: Array) -> Array:
+        """Tells the compiler, inside a program, that hidden states `[d_model, rows]` are split by their slots alone.
+
+        Left to itself, it would split them over the devices of a layer as well, like the logits of `spread_slots`, and
+        put them together again before every product.
+        """
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec(None, DATA)))
+
     def by_slot(self, array: Array) -> Array:
-        """Tells the compiler, inside a program, that only the first axis, the slots, is split."""
+        """Tells the compiler, inside a program, that only the first axis, the slots, is split, as in the state."""
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec(DATA)))
+
+    def spread_slots(self, array: Array) -> Array:
+        """Tells the compiler, inside a program, that the slots are split over all devices, those of a layer as well.
+
+        Where there are too few slots for that, the devices of a layer compute the same.
+        """
+        if len(array) % self.mesh.size:
+            return self.by_slot(array)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec((DATA, MODEL))))

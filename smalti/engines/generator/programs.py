@@ -307,25 +307,30 @@ def _generate_one(
     """Generates one token for every unfinished slot."""
     slots = jnp.arange(state.position.shape[0])
     active = state.position < config.image_length
-    position = jnp.minimum(state.position, config.image_length - 1)
-    previous = jnp.where(
-        position == 0, config.decoder_start_token_id, state.tokens[slots, jnp.maximum(position - 1, 0)]
+    position = partition.by_slot(jnp.minimum(state.position, config.image_length - 1))
+    previous = partition.by_slot(
+        jnp.where(
+            position == 0, config.decoder_start_token_id, state.tokens[slots, jnp.maximum(position - 1, 0)]
+        )
     )
     furthest = jnp.where(active, position, 0)
     logits, self_attention = _decode(
         partition, config, weights, unconditional, state, previous, position, furthest, blocks
     )
-    sampling = state.sampling
-    conditional, unconditional_logits = (partition.by_slot(logits[:, :, half].T) for half in range(2))
+    # Until here the devices of a layer have some logits of every slot; for sampling, all logits of some slots. What is
+    # sampled from has its split named, or the compiler would split the whole state like the logits.
+    sampling, given, drawn = jax.tree.map(
+        partition.by_slot, (state.sampling, state.given[slots, position], state.tokens[slots, position])
+    )
+    conditional, unconditional_logits = (logits[:, :, half].T for half in range(2))
     in_layout = position < sampling.layout_length
     guidance_scale = jnp.where(in_layout, sampling.layout_guidance_scale, sampling.guidance_scale)
     temperature = jnp.where(in_layout, sampling.layout_temperature, sampling.temperature)
-    guided = guide(conditional, unconditional_logits, guidance_scale)
+    guided = partition.spread_slots(guide(conditional, unconditional_logits, guidance_scale))
     uniform = uniforms(sampling.seed, sampling.candidate, position)
-    token = sample(guided, uniform, temperature, sampling.top_k, sampling.top_p)
-    given = state.given[slots, position]
+    token = partition.by_slot(sample(guided, uniform, temperature, sampling.top_k, sampling.top_p))
     token = jnp.where(given == FREE, token, given)
-    token = jnp.where(active, token, state.tokens[slots, position])
+    token = jnp.where(active, token, drawn)
     state = replace(
         state,
         tokens=state.tokens.at[slots, position].set(token),
@@ -352,7 +357,7 @@ def _decode(
     """
     layout, slots = partition.layout_for(config), position.shape[0]
     both = jnp.repeat(position, 2)  # The conditional half of a slot, then its unconditional half.
-    x = jnp.repeat(embed(weights, previous, position), 2, axis=1)
+    x = partition.by_column(jnp.repeat(embed(weights, previous, position), 2, axis=1))
     groups = len(state.self_attention[0])
     size = len(both) // groups
     group_rows = [slice(group * size, (group + 1) * size) for group in range(groups)]
@@ -388,7 +393,7 @@ def _decode(
             )
             return jnp.stack(attended, axis=2).reshape(x.shape)
 
-        x = run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim)
+        x = partition.by_column(run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim))
     logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
     # Without the barrier, XLA fuses the following transposition into the product, which is then several times slower
     # on a CPU.

@@ -5,6 +5,9 @@ Here the last axis is the whole width, and nothing is padded, transposed or copi
 block-diagonal matrix `[d_model, heads]`, so that the scores of all heads are one product; of the second product
 `[heads, d_model]`, only the diagonal blocks are kept. That is as many more products as there are heads, on units that
 otherwise wait for the memory.
+
+Devices that share the heads have a block-diagonal matrix each, of their own heads. With one matrix for all, every score
+would be a sum over all devices.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,8 @@ class RowsFirst:
     """Keys and values `[rows, positions, d_model]`; a vector of each row is `[rows, d_model]`."""
 
     heads: int
+    sharers: int = 1
+    """Number of devices that share the heads."""
     positions_axis: ClassVar[int] = 1
     heads_axis: ClassVar[int] = 2
     has_blocks: ClassVar[bool] = False
@@ -51,23 +56,28 @@ class RowsFirst:
         mask: Bool[Array, "#rows positions"],
     ) -> Float[Array, "d_model rows"]:
         """Attends over the positions that `mask` allows."""
-        d_model = queries.shape[1]
+        rows, d_model = queries.shape
         exact = precision(queries.dtype)
-        # Each head's features; the blocks of the diagonal.
-        own = jnp.arange(self.heads)[:, None] == jnp.arange(d_model) // (d_model // self.heads)
-        scaled = queries * (d_model // self.heads) ** -0.5
-        by_head = jnp.where(own, scaled[:, None], 0).astype(queries.dtype)
+
+        def share(x: Float[Array, "*leading d_model"]) -> Float[Array, "*leading sharers features"]:
+            return x.reshape(*x.shape[:-1], self.sharers, -1)
+
+        # Each head's features among those of its device; the blocks of the diagonal.
+        heads, features = self.heads // self.sharers, d_model // self.sharers
+        own = jnp.arange(heads)[:, None] == jnp.arange(features) // (features // heads)
+        scaled = share(queries * (d_model // self.heads) ** -0.5)
+        by_head = jnp.where(own, scaled[:, :, None], 0).astype(queries.dtype)
         shared = past.keys.shape[0] == 1
         keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
-        axes = "pm" if shared else "rpm"
+        axes = "psm" if shared else "rpsm"
         scores = jnp.einsum(
-            f"rhm,{axes}->rhp", by_head, keys, precision=exact, preferred_element_type=jnp.float32
+            f"rshm,{axes}->rshp", by_head, share(keys), precision=exact, preferred_element_type=jnp.float32
         )
-        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, _NEVER)).astype(queries.dtype)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _NEVER)).astype(queries.dtype)
         attended = jnp.einsum(
-            f"rhp,{axes}->rhm", weights, values, precision=exact, preferred_element_type=jnp.float32
+            f"rshp,{axes}->rshm", weights, share(values), precision=exact, preferred_element_type=jnp.float32
         )
-        return jnp.where(own, attended, 0).sum(1).astype(queries.dtype).T
+        return jnp.where(own, attended, 0).sum(2).astype(queries.dtype).reshape(rows, d_model).T
 
     def attend_to_blocks(
         self,
