@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,11 +67,5 @@ def run(
     try:
         runner.run(chosen)
     finally:
-        # What was seen is told even if what is left cannot be taken away.
-        report.show(runner.results)
-        for line in report.said(runner.results):
-            say(line)
-        if write and runner.results:
-            report.write(write, "cluster", "make deploy-test", runner.results, runner.facts)
-        sys.stdout.flush()
+        report.tell(runner.results, say, write, "cluster", "make deploy-test", runner.facts)
     return 0 if all(result.passed for result in runner.results) else FAILED

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -73,32 +72,31 @@ def run(
         "broker": broker,
     }
     started = Project(place, name=project, compose=[compose], setup=["--broker", broker])
-    with ExitStack() as stack:
-        expected = Expected(shipped())
-        stack.callback(expected.close)
-        if not keep:
-            stack.callback(started.down)
-        seconds = started.up()
-        say(f"up: healthy after {seconds:.0f} s")
-        results = [PhaseResult(UP, Tally(), (), (), seconds)]
-        system = started.system({FIRST: shipped()})
-        accounts = Accounts(system, {shipped().revision: expected}, say)
+    results: list[PhaseResult] = []
+    try:
+        with ExitStack() as stack:
+            expected = Expected(shipped())
+            stack.callback(expected.close)
+            if not keep:
+                stack.callback(started.down)
+            seconds = started.up()
+            say(f"up: healthy after {seconds:.0f} s")
+            results.append(PhaseResult(UP, Tally(), (), (), seconds))
+            system = started.system({FIRST: shipped()})
+            accounts = Accounts(system, {shipped().revision: expected}, say)
 
-        def trial_of(account: Account) -> ComposeTrial:
-            return ComposeTrial(
-                system=system,
-                account=account,
-                folder=place,
-                next_tag=next_tag,
-                project=started,
-                restart_engine=restart_engine,
-            )
+            def trial_of(account: Account) -> ComposeTrial:
+                return ComposeTrial(
+                    system=system,
+                    account=account,
+                    folder=place,
+                    next_tag=next_tag,
+                    project=started,
+                    restart_engine=restart_engine,
+                )
 
-        results += [accounts.run(each, trial_of) for each in chosen]
-    report.show(results)
-    for line in report.said(results):
-        say(line)
-    if write:
-        report.write(write, "compose", "make compose-test", results, facts)
-    sys.stdout.flush()
+            for each in chosen:
+                results.append(accounts.run(each, trial_of))
+    finally:
+        report.tell(results, say, write, "compose", "make compose-test", facts)
     return 0 if all(result.passed for result in results) else FAILED

@@ -1,5 +1,6 @@
 """Reports the phases on the terminal, and in a page of the documentation between two markers."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import table_lines
-from faults.deployed.trial import PhaseResult
+from faults.deployed.trial import PhaseResult, Say
 from faults.report import remarks, write_marked
 
 COLUMNS: Final = (
@@ -73,3 +74,31 @@ def said(results: Sequence[PhaseResult]) -> list[str]:
     return [
         line for each in results for line in remarks(each.phase.name, each.problems, each.notes, each.tally)
     ]
+
+
+def tell(
+    results: Sequence[PhaseResult],
+    say: Say,
+    path: Path | None,
+    name: str,
+    maker: str,
+    facts: Mapping[str, str],
+) -> None:
+    """Prints what was seen, also if what is left could not be taken away, and writes it into a page if one is given.
+
+    Args:
+        results: the results of the phases so far; without any, nothing is told.
+        say: called with each line below the table.
+        path: the page.
+        name: the name in the markers of the page.
+        maker: the command in the first marker.
+        facts: what the results depend on.
+    """
+    if not results:
+        return
+    show(results)
+    for line in said(results):
+        say(line)
+    if path:
+        write(path, name, maker, results, facts)
+    sys.stdout.flush()
