@@ -13,8 +13,9 @@ from faults.deployed.load import PROMPTS, under_load
 from faults.deployed.trial import READY_SECONDS, phase
 from smalti.client import has_ended
 
-OWN: Final = ("services.generator.batch.maxReplicas=2", "services.generator.batch.shared=false")
-"""Generators of batches' own; the others take no shards."""
+OWN: Final = ("services.generator.batch.shared=false", "services.generator.batch.replicas=0")
+"""Generators of batches' own, none at rest; the others take no shards."""
+MOST: Final = ("services.generator.batch.maxReplicas=2",)
 PROMPTS_OF_BATCH: Final = 24
 CANDIDATES: Final = 2
 LOOK_SECONDS: Final = 3.0
@@ -28,7 +29,7 @@ LOOK_SECONDS: Final = 3.0
 def draw_batch(trial: ClusterTrial) -> None:
     """Follows what the trigger of the batch's generators asks for, until nothing of the batch waits."""
     full = f"{RELEASE}-generator-{trial.system.model.name}-batch"
-    rendered = trial.release.rendered(*trial.code(), *SETTINGS, *OWN)
+    rendered = trial.release.rendered(*trial.code(), *SETTINGS, *OWN, *MOST)
     (scaled,) = [each for each in rendered if each["kind"] == "ScaledObject" and name_of(each) == full]
     queues, nobody = Queues(trial.namespace), Prometheus("")
     asked_for: list[int] = []
