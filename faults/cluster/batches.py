@@ -13,8 +13,8 @@ from faults.deployed.load import PROMPTS, under_load
 from faults.deployed.trial import READY_SECONDS, phase
 from smalti.client import has_ended
 
-OWN: Final = ("services.generator.batch.shared=false", "services.generator.batch.replicas=0")
-"""Generators of batches' own, none at rest; the others take no shards."""
+OWN: Final = ("services.generator.batch.shared=false", "services.generator.batch.replicas=1")
+"""A generator of batches' own; the others take no shards."""
 MOST: Final = ("services.generator.batch.maxReplicas=2",)
 PROMPTS_OF_BATCH: Final = 24
 CANDIDATES: Final = 2
@@ -35,6 +35,10 @@ def draw_batch(trial: ClusterTrial) -> None:
     asked_for: list[int] = []
     with under_load(trial.system, trial.account, limit=2) as load:
         trial.release.upgrade(*trial.code(), *OWN)
+        trial.namespace.kubectl(
+            "scale", f"--replicas={wanted_by(scaled, queues, nobody)}", f"deployment/{full}"
+        )
+        trial.namespace.wait_until_ready(seconds=READY_SECONDS)
         trial.expect(not trial.namespace.pods("generator-batch"), "a generator of batches runs at rest")
         batch = BatchSubmission(
             "cluster", tuple(PROMPTS * (PROMPTS_OF_BATCH // len(PROMPTS))), str(uuid.uuid4())
