@@ -55,6 +55,7 @@ def draw_batch(trial: ClusterTrial) -> None:
                 request_id=batch.request_id,
             )
             batch.batch = made.id
+            trial.batches.append(made.id)
             while time.monotonic() < began + READY_SECONDS:
                 wanted = wanted_by(scaled, queues, nobody)
                 if not asked_for or wanted != asked_for[-1]:

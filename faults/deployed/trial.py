@@ -35,6 +35,8 @@ class Trial:
     """Expectations that were not met."""
     notes: list[str] = field(default_factory=list)
     """Observations for the report."""
+    batches: list[str] = field(default_factory=list)
+    """Ids of batches, whose shards the account of the jobs leaves out."""
 
     def expect(self, condition: bool, problem: str) -> None:
         """Records a problem unless the condition holds."""
@@ -88,6 +90,7 @@ class Accounts:
         self._references = references
         self._say = say
         self._known: dict[str, Submission] = {}
+        self._batches: set[str] = set()
 
     def run(self, phase: Phase[AnyTrial], trial_of: Callable[[Account], AnyTrial]) -> PhaseResult:
         """Runs a phase, and accounts for every job of it; what it raises becomes a problem.
@@ -99,13 +102,18 @@ class Accounts:
         self._say(f"{phase.name}: {phase.what}")
         began = time.monotonic()
         others: set[str] = set()
-        account = Account(self._system, self._references, self._known, is_other=others.__contains__)
+
+        def is_other(job: str) -> bool:
+            return job in others or job.startswith(tuple(self._batches))
+
+        account = Account(self._system, self._references, self._known, is_other=is_other)
         trial = trial_of(account)
         tally = Tally()
         try:
             phase.run(trial)
         except Exception as error:
             trial.problems.append(describe(error))
+        self._batches |= {f"{each}-" for each in trial.batches}
         try:
             others |= self._without_account(account)
             account.settle(seconds=READY_SECONDS)
