@@ -73,21 +73,21 @@ class GatewayHarness:
         self.store = store or MemoryStore()
         made = GatewaySettings(**settings)
         self.policy = ContentPolicy.load(made, RpcSettings(attempts=1))
-        self.gateway = Gateway(
-            GatewayContext(
-                database=database,
-                store=self.store,
-                publisher=self.publisher,
-                catalogue=Catalogue(database, ModelCard.from_spec(spec), clock=self.clock, write=write),
-                settings=made,
-                policy=self.policy,
-                clock=self.clock,
-                elapsed=elapsed,
-                presence=presence,
-                rows=rows,
-                expiry_days=7,
-            )
+        context = GatewayContext(
+            database=database,
+            store=self.store,
+            publisher=self.publisher,
+            catalogue=Catalogue(database, ModelCard.from_spec(spec), clock=self.clock, write=write),
+            settings=made,
+            policy=self.policy,
+            clock=self.clock,
+            elapsed=elapsed,
+            presence=presence,
+            rows=rows,
+            expiry_days=7,
         )
+        self.gateway = Gateway(context)
+        self.job_events = context.events
         self.jobs = self.gateway.jobs
         self.keys = KeyRepository(database, self.clock)
         self.stages = FakeStages(self.store, spec.tokens)

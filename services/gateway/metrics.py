@@ -44,6 +44,9 @@ class JobMetrics(JobObserver):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
+    def rows_began(self, seconds: float) -> None:  # noqa: D102
+        self._metrics.observe("job_first_rows_seconds", seconds)
+
     def ended(self, outcome: JobOutcome) -> None:  # noqa: D102
         state = outcome.state.value
         self._metrics.add("jobs_total", outcome=state, reason=outcome.reason)

@@ -126,6 +126,7 @@ DEFINITIONS: Final = (
     ),
     _counter("jobs_total", "finished jobs", (GATEWAY,), ("outcome", "reason")),
     _histogram("job_seconds", "time from accepting a job to its end", (GATEWAY,), ("outcome",)),
+    _histogram("job_first_rows_seconds", "time from accepting a job to its first stored rows", (GATEWAY,)),
     _gauge("jobs_open", "open jobs by state", (GATEWAY,), ("state",)),
     _gauge("jobs_set_aside", "jobs that a gateway cannot work on, and leaves alone for a while", (GATEWAY,)),
     _gauge("candidates_dispatched", "candidates that were sent and are not finished", (GATEWAY,)),

@@ -34,6 +34,9 @@ class JobObserver:
     def changed(self, job_id: str) -> None:
         """A job has a new version."""
 
+    def rows_began(self, seconds: float) -> None:
+        """The first rows of a job are stored, this long after its acceptance."""
+
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended, so there is room for others, and there are tasks in the object store."""
 
@@ -68,6 +71,10 @@ class JobEvents(JobObserver):
     def changed(self, job_id: str) -> None:  # noqa: D102
         for observer in self._observers:
             observer.changed(job_id)
+
+    def rows_began(self, seconds: float) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.rows_began(seconds)
 
     def ended(self, outcome: JobOutcome) -> None:  # noqa: D102
         for observer in self._observers:

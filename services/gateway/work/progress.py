@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 
 from smalti.errors import UnavailableError
-from smalti.services.gateway.database.clock import to_microseconds
+from smalti.services.gateway.database.clock import to_microseconds, to_seconds
 from smalti.services.gateway.database.tables import Chunk, ChunkProgress, ChunkState
 from smalti.services.gateway.jobs.aside import apart
 from smalti.services.gateway.jobs.context import GatewayContext
@@ -142,13 +142,14 @@ class ProgressBuffer:
 
     def _write_together(self, by_job: dict[str, dict[_Key, _Entry]]) -> list[str]:
         now = self._clock()
-        changed = []
+        changed, first_rows = [], []
         with self._database.write() as session:
             # Sorted, so that two gateways lock the jobs in the same order and cannot deadlock.
             for job_id in sorted(by_job):
                 job = lock_open(session, job_id)
                 if job is None:
                     continue
+                had_rows = job.rows_drawn > 0
                 news: dict[int, _Entry] = {}
                 for key, entry in by_job[job_id].items():
                     if not is_of_earlier_revision(job, key.lease):
@@ -170,9 +171,13 @@ class ProgressBuffer:
                     if entry.heard and row.state is ChunkState.LEASED:
                         # What is generated waits for the next stage.
                         row.begun = (entry.begun or row.begun) and row.reached < ChunkProgress.GENERATED
+                if job.rows_drawn and not had_rows:
+                    first_rows.append(now - to_seconds(job.created))
                 if visible:
                     touch(job)
                     changed.append(job_id)
+        for seconds in first_rows:
+            self._events.rows_began(seconds)
         return changed
 
 

@@ -13,6 +13,7 @@ from smalti.messages import FailureReason
 from smalti.registry.folder import ModelFolder
 from smalti.results import ResultFile
 from smalti.services.gateway.database.tables import Job, JobState, PageCursor
+from smalti.services.gateway.jobs.observer import JobObserver
 from smalti.services.gateway.jobs.repository import JobFilter
 from smalti.storage import JobKeys
 from smalti.testing.stages import picture_bytes
@@ -52,6 +53,31 @@ def test_job_runs_from_queued_to_succeeded(gateway: GatewayHarness) -> None:
     assert [picture.candidate for picture in ended.pictures] == [7, 6, 5]
     assert [picture.rank for picture in ended.pictures] == [0, 1, 2]
     assert ended.job.ended == ended.job.delete_at - 5_000_000_000  # type: ignore[operator]
+
+
+def test_observers_hear_once_how_long_the_first_rows_of_a_job_took(gateway: GatewayHarness) -> None:
+    heard: list[float] = []
+
+    class Listener(JobObserver):
+        def rows_began(self, seconds: float) -> None:
+            heard.append(seconds)
+
+    gateway.job_events.subscribe(Listener())
+    gateway.create()
+    (task,) = gateway.send()
+    generates, event = gateway.stages.encode(task)
+    gateway.clock.advance(5)
+    gateway.handle(event)
+    gateway.gateway.progress.store()
+    assert heard == []
+    gateway.clock.advance(2.5)
+    for rows in (1, 2):
+        gateway.handle(gateway.stages.draw_rows(generates[0], rows))
+    gateway.handle(gateway.stages.draw_rows(generates[1], 1))
+    gateway.gateway.progress.store()
+    gateway.handle(gateway.stages.draw_rows(generates[1], 2))
+    gateway.gateway.progress.store()
+    assert heard == [pytest.approx(7.5)]
 
 
 def test_result_has_all_that_is_needed_to_continue_a_picture(
