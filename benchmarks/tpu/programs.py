@@ -141,7 +141,11 @@ def _decode(partition: Partition) -> tuple[jax.stages.Lowered, int, int]:
     """The VQGAN's decoder."""
     config = VQGANConfig.from_fields(VQGAN_F16_16384)
     params = unflatten(
-        {name: _array(partition, shape, TYPE) for name, shape in vqgan.parameter_shapes(config).items()}
+        # As in the files; only what it computes is shorter.
+        {
+            name: _array(partition, shape, jnp.float32)
+            for name, shape in vqgan.parameter_shapes(config).items()
+        }
     )
     side = math.isqrt(config.tokens)
     codes = _array(partition, (PICTURES, side, side), jnp.int32)

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from smalti.compilation import backend
+from smalti.models.layers import compute_dtype
 from smalti.models.vqgan import VQGAN
 from smalti.registry.spec import ModelSpec
 
@@ -35,8 +36,12 @@ class DecoderEngine:
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "DecoderEngine":
-        """Loads the engine of a model; raises `ModelError` if a file cannot be used."""
-        return cls(VQGAN.load(spec.folder.vqgan_folder))
+        """Loads the engine of a model, which decodes in `compute_dtype()`.
+
+        Raises:
+            ModelError: a file cannot be used.
+        """
+        return cls(VQGAN.load(spec.folder.vqgan_folder, dtype=compute_dtype()))
 
     def prepare(self, tokens: int) -> None:
         """Compiles the program that decodes, for pictures of a number of tokens."""

@@ -299,11 +299,12 @@ def decode(
 
 @dataclass(frozen=True)
 class VQGAN:
-    """A VQGAN: its configuration and its parameters; `dtype` is the type to compute in."""
+    """A VQGAN: its configuration and its parameters."""
 
     config: VQGANConfig
     params: Parameters
     dtype: DTypeLike = jnp.float32
+    """The type to decode in. Pictures are encoded in float32, so that their codes are the same on every machine."""
 
     @classmethod
     def load(cls, folder: Path | str, *, dtype: DTypeLike = jnp.float32) -> "VQGAN":
@@ -344,7 +345,7 @@ class VQGAN:
             raise ModelError(
                 "this VQGAN has no encoder: its weights contain only the decoder; use another VQGAN"
             )
-        return encode(self.config, self.params, pixels, dtype=self.dtype)
+        return encode(self.config, self.params, pixels, dtype=jnp.float32)
 
     def decode(self, codes: Int[Array | np.ndarray, "batch tokens"]) -> Float[Array, "batch height width 3"]:
         """Returns the square pictures of codes, not yet clipped to [0, 1].

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from smalti.errors import ConfigError
 from smalti.models import vqgan
 from smalti.models.layers import apply, flatten
 from smalti.models.vqgan import VQGAN, VQGANConfig, VQGANModule
+from smalti.registry import library
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,24 @@ def test_codes_equal_those_of_the_original(tiny_vqgan: tuple[VQGAN, Any]) -> Non
 def test_decoded_pictures_agree_with_the_original(tiny_vqgan: tuple[VQGAN, Any]) -> None:
     model, expected = tiny_vqgan
     np.testing.assert_allclose(model.decode(expected["codes"]), expected["decoded"], atol=1e-4)
+
+
+def test_codes_of_a_picture_do_not_depend_on_the_type(tiny_vqgan: tuple[VQGAN, Any]) -> None:
+    model, expected = tiny_vqgan
+    short = replace(model, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(short.encode(expected["pixels"]), expected["indices"])
+    assert not np.array_equal(short.decode(expected["codes"]), model.decode(expected["codes"]))
+
+
+@pytest.mark.slow
+def test_pictures_in_the_short_type_are_almost_the_same() -> None:
+    # The shipped VQGAN is trained. In random networks, differences grow from layer to layer.
+    model, numbers = VQGAN.load(library.find(None).vqgan_folder), np.random.default_rng(0)
+    codes = numbers.integers(0, model.config.n_embed, (2, model.config.tokens))
+    exact, rounded = (
+        np.asarray(each.decode(codes)).clip(0, 1) for each in (model, replace(model, dtype=jnp.bfloat16))
+    )
+    assert 0 < np.square(exact - rounded).mean() < 10**-4.5, "less than 45 dB"
 
 
 def test_saved_model_loads_back_the_same(tiny_vqgan: tuple[VQGAN, Any], tmp_path: Path) -> None:
