@@ -47,11 +47,17 @@ the same names under `services` of a model:
 | `autoscaling.minReplicas`, `autoscaling.maxReplicas` | bounds; by default `replicas` and four times as many |
 | `autoscaling.messages` | messages for each process, with KEDA |
 | `probes.startupSeconds` | time for weights and programs; 900 by default |
+| `probes.readiness`, `probes.liveness` | `periodSeconds`, `timeoutSeconds` and `failureThreshold` of these probes |
+| `pdb.enabled`, `pdb.maxUnavailable`, `pdb.minAvailable` | its PodDisruptionBudget: one pod at a time by default |
+| `spread` | its topology spread constraints: by hosts and zones where possible by default; `[]` for none |
 | `mesh` | `SMALTI_GENERATOR_MESH` of a generator: together `accelerator.count` times `group.size` devices |
 | `group.size` | hosts of a [group](#a-generator-on-several-hosts), each with `accelerator.count` devices |
 | `group.existingSecret` | name of a secret with `SMALTI_GROUP_SECRET`; otherwise the chart makes one |
 | `group.exclusiveTopology` | label of the nodes that a group has for itself; by default GKE's node pool for TPUs |
 | `batch` | [workers for batches](#workers-for-batches) |
+
+`gateway` and `web` may have `image`, `env`, `nodeSelector`, `tolerations`, `affinity`, `probes.readiness`,
+`probes.liveness`, `pdb` and `spread` too, and `autoscaling: {{minReplicas, maxReplicas}}`, an HPA by their processors.
 
 ## Workers for batches
 

@@ -175,6 +175,44 @@ def test_the_file_of_memory_is_that_of_the_models() -> None:
     )
 
 
+def test_a_service_has_its_own_budget_spread_and_probes() -> None:
+    named = ("services.decoder", "gateway", "web")
+    constraint = {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    settings = tuple(
+        f"{each}.{setting}"
+        for each in named
+        for setting in (
+            "pdb.maxUnavailable=50%",
+            *(f"spread[0].{key}={value}" for key, value in constraint.items()),
+            "probes.readiness.periodSeconds=9",
+        )
+    )
+    off = ("services.ranker.pdb.enabled=false",)
+    budgets = found("cpu", "PodDisruptionBudget", *settings, *off)
+    deployments = found("cpu", "Deployment", *settings, *off)
+    for name in ("decoder-pictograms", "gateway", "web"):
+        assert budgets[f"smalti-{name}"]["spec"]["maxUnavailable"] == "50%"
+        deployment = deployments[f"smalti-{name}"]
+        (spread,) = pod(deployment)["topologySpreadConstraints"]
+        assert spread.pop("labelSelector") == deployment["spec"]["selector"]
+        assert spread == constraint
+        (container,) = pod(deployment)["containers"]
+        assert container["readinessProbe"]["periodSeconds"] == 9
+        assert container["livenessProbe"]["periodSeconds"] == 20
+    assert budgets["smalti-encoder-pictograms"]["spec"]["maxUnavailable"] == 1
+    assert "smalti-ranker-pictograms" not in budgets
+
+
+def test_gateways_and_web_services_scale_without_keda() -> None:
+    settings = ("gateway.autoscaling.maxReplicas=6", "web.image=r.example/web:1")
+    scaler = found("minimal", "HorizontalPodAutoscaler", *settings)["smalti-gateway"]["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 6)
+    deployments = found("minimal", "Deployment", *settings)
+    assert "replicas" not in deployments["smalti-gateway"]["spec"]
+    assert deployments["smalti-web"]["spec"]["replicas"] == 1
+    assert pod(deployments["smalti-web"])["containers"][0]["image"] == "r.example/web:1"
+
+
 REFUSED = [
     ("minimal", "services.decoder.batch.maxReplicas=2", "services.decoder.batch.maxReplicas: needs"),
     ("minimal", "services.decoder.batch.shared=false", "services.decoder.batch.shared: is false"),
@@ -186,6 +224,8 @@ REFUSED = [
     ("minimal", "services.decoder.mesh=1x2", "services.decoder: only a generator"),
     ("minimal", "services.generator.group.size=2", "services.generator.mesh: is not set"),
     ("minimal", "services.generator.mesh=two", "mesh"),
+    ("minimal", "web.pdb.minAvailable=1,web.pdb.maxUnavailable=1", "pdb"),
+    ("minimal", "gateway.spread[0].maxSkew=1", "topologyKey"),
     ("tpu-hosts", "services.generator.group.size=1", "size"),
     ("tpu-hosts", "services.generator.group.size=2", "topology 4x4 has 16 chips"),
     ("tpu-hosts", "services.generator.mesh=1x8", "services.generator.mesh: 1x8 is of 8 devices"),

@@ -20,6 +20,16 @@ DASHBOARDS: Final = {path.stem: json.loads(path.read_text()) for path in MONITOR
 RENDERS: Final = [
     *((f"{preset} {version}", preset, version, ()) for preset in PRESETS for version in KUBERNETES),
     ("batches alone", "cpu", KUBERNETES[-1], ("services.generator.batch.shared=false",)),
+    (
+        "own budget, spread and scaler",
+        "cpu",
+        KUBERNETES[0],
+        (
+            "web.pdb.minAvailable=1",
+            "web.autoscaling.maxReplicas=4",
+            "services.decoder.probes.liveness.failureThreshold=9",
+        ),
+    ),
     ("long drain", "cpu", KUBERNETES[-1], ("drain.seconds=100", "drain.delaySeconds=7")),
 ]
 

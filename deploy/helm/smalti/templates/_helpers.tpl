@@ -246,14 +246,28 @@ s3+http://{{ include "smalti.name" . }}-store:8333/smalti
 {{- end -}}
 {{- end -}}
 
-{{/* Pods of a service on many nodes, and many zones, where that is possible. */}}
+{{/* Pods of a service on many nodes, and many zones, where that is possible; or its own `spread`, for its own pods. */}}
 {{- define "smalti.spread" -}}
-{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
-- maxSkew: 1
-  topologyKey: {{ $key }}
-  whenUnsatisfiable: ScheduleAnyway
-  labelSelector: { matchLabels: {{ include "smalti.selector" $ | fromYaml | toJson }} }
-{{- end }}
+{{- $pods := dict "matchLabels" (include "smalti.selector" . | fromYaml) -}}
+{{- $constraints := list -}}
+{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" -}}
+{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" $key "whenUnsatisfiable" "ScheduleAnyway") -}}
+{{- end -}}
+{{- if hasKey .service "spread" -}}{{- $constraints = .service.spread -}}{{- end -}}
+{{- $found := list -}}
+{{- range $constraints -}}{{- $found = append $found (merge (deepCopy .) (dict "labelSelector" $pods)) -}}{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}
+
+{{/* How often a probe is made: what the chart says, and above it `probes` of the service. */}}
+{{- define "smalti.timing" -}}
+{{- toYaml (mergeOverwrite .default (deepCopy (index (.service.probes | default dict) .probe | default dict))) -}}
+{{- end -}}
+
+{{/* Whether a drain of nodes ends the pods of a service one at a time. */}}
+{{- define "smalti.budgeted" -}}
+{{- $budget := .service.pdb | default dict -}}
+{{- if ternary $budget.enabled .root.Values.podDisruptionBudgets.enabled (hasKey $budget "enabled") -}}yes{{- end -}}
 {{- end -}}
 
 {{/* The folder of a model: the shipped one, a download that is verified, a claim, or an image. */}}

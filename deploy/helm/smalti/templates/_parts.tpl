@@ -6,7 +6,12 @@ metadata:
   namespace: {{ .root.Release.Namespace }}
   labels: {{- include "smalti.labels" .root | nindent 4 }}
 spec:
-  maxUnavailable: 1
+  {{- $budget := .service.pdb | default dict }}
+  {{- if hasKey $budget "minAvailable" }}
+  minAvailable: {{ $budget.minAvailable }}
+  {{- else }}
+  maxUnavailable: {{ ternary $budget.maxUnavailable 1 (hasKey $budget "maxUnavailable") }}
+  {{- end }}
   selector:
     matchLabels: {{- include "smalti.selector" .context | nindent 6 }}
 {{- end }}
@@ -107,4 +112,24 @@ spec:
       resource: { name: cpu, target: { type: Utilization, averageUtilization: 80 } }
     {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Scales the gateway or the web service by its processors, without KEDA too. */}}
+{{- define "smalti.cpuScaler" }}
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {{ .full }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "smalti.labels" .root | nindent 4 }}
+spec:
+  scaleTargetRef: { apiVersion: apps/v1, kind: Deployment, name: {{ .full }} }
+  minReplicas: {{ .service.autoscaling.minReplicas | default .service.replicas }}
+  maxReplicas: {{ .service.autoscaling.maxReplicas }}
+  behavior:
+    scaleDown:
+      stabilizationWindowSeconds: {{ .root.Values.autoscaling.scaleDownSeconds }}
+  metrics:
+    - type: Resource
+      resource: { name: cpu, target: { type: Utilization, averageUtilization: 70 } }
 {{- end }}

@@ -1,3 +1,45 @@
+{{/*
+Refuses a secret that is not in the cluster, or lacks a key; asked only where Helm talks with a cluster and the namespace is
+there, which its own account tells. `root`, the `value` that names it, its `name` and its `keys`.
+*/}}
+{{- define "smalti.needSecret" -}}
+{{- $space := .root.Release.Namespace -}}
+{{- if and .name .root.Values.checkSecrets (lookup "v1" "ServiceAccount" $space "default") -}}
+{{- $secret := lookup "v1" "Secret" $space .name -}}
+{{- if not $secret -}}
+{{- fail (printf "%s: there is no secret %s in namespace %s; make it first, or set checkSecrets to false" .value .name $space) -}}
+{{- end -}}
+{{- range $key := .keys -}}
+{{- if not (hasKey ($secret.data | default dict) $key) -}}
+{{- fail (printf "%s: secret %s in namespace %s has no key %s" $.value $.name $space $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "smalti.needSecrets" -}}
+{{- $v := .Values -}}
+{{- $ca := list "ca.crt" -}}
+{{- $tls := list "tls.crt" "tls.key" "ca.crt" -}}
+{{- $own := eq $v.tls.internal.source "secrets" -}}
+{{- $named := list
+  (list "broker.existingSecret" $v.broker.existingSecret (list "SMALTI_BROKER_URL"))
+  (list "broker.caSecret" $v.broker.caSecret $ca)
+  (list "objectStore.existingSecret" $v.objectStore.existingSecret (list "SMALTI_STORE_ACCESS_KEY" "SMALTI_STORE_SECRET_KEY"))
+  (list "objectStore.caSecret" $v.objectStore.caSecret $ca)
+  (list "database.existingSecret" $v.database.existingSecret (list "SMALTI_GATEWAY_DATABASE"))
+  (list "database.caSecret" $v.database.caSecret $ca)
+  (list "web.existingSecret" (ternary $v.web.existingSecret "" $v.web.enabled) (list "SMALTI_WEB_SIGNING_KEY"))
+  (list "tls.internal.gatewaySecret" (ternary $v.tls.internal.gatewaySecret "" $own) $tls)
+  (list "tls.internal.stagesSecret" (ternary $v.tls.internal.stagesSecret "" $own) $tls)
+  (list "tls.internal.webSecret" (ternary $v.tls.internal.webSecret "" $own) $tls)
+  (list "autoscaling.rabbitmqSecret" (ternary $v.autoscaling.rabbitmqSecret "" (eq $v.autoscaling.kind "keda")) (list "host"))
+-}}
+{{- range $named -}}
+{{- include "smalti.needSecret" (dict "root" $ "value" (index . 0) "name" (index . 1) "keys" (index . 2)) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What a schema cannot say, in one line each. */}}
 {{- define "smalti.validate" -}}
 {{- $v := .Values -}}
@@ -96,4 +138,5 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- include "smalti.needSecrets" . -}}
 {{- end -}}

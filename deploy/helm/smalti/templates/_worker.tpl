@@ -63,7 +63,7 @@ spec:
   {{- with $service.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
-  topologySpreadConstraints: {{- include "smalti.spread" $context | nindent 4 }}
+  topologySpreadConstraints: {{- include "smalti.spread" (merge (dict "service" $service) $context) | nindent 4 }}
   {{- $models := include "smalti.modelContainers" (dict "root" $root "model" $model "image" $image "resources" $service.resources) }}
   {{- with trim $models }}
   initContainers: {{- . | nindent 4 }}
@@ -121,15 +121,11 @@ spec:
         failureThreshold: {{ div (($service.probes | default dict).startupSeconds | default 900) 5 }}
       readinessProbe:
         grpc: { port: 50049 }
-        periodSeconds: 5
-        timeoutSeconds: 3
-        failureThreshold: 2
+        {{- include "smalti.timing" (dict "service" $service "probe" "readiness" "default" (dict "periodSeconds" 5 "timeoutSeconds" 3 "failureThreshold" 2)) | nindent 8 }}
       # A process whose engine has died ends by itself; this finds one that answers nothing at all.
       livenessProbe:
         httpGet: { path: /metrics, port: metrics }
-        periodSeconds: 20
-        timeoutSeconds: 10
-        failureThreshold: 6
+        {{- include "smalti.timing" (dict "service" $service "probe" "liveness" "default" (dict "periodSeconds" 20 "timeoutSeconds" 10 "failureThreshold" 6)) | nindent 8 }}
       lifecycle: {{- include "smalti.preStop" $root | nindent 8 }}
       securityContext: {{- include "smalti.containerSecurity" $root | nindent 8 }}
       resources: {{- toYaml $resources | nindent 8 }}
