@@ -25,6 +25,8 @@ WITH_JAX: Final = frozenset({"encoder", "generator", "decoder", "refiner", "trai
 WITH_TORCH: Final = frozenset({"ranker", "trainer"})
 JAX_BUILDS: Final = ("cpu", "cuda12", "cuda13", "tpu")
 TORCH_BUILDS: Final = ("cpu", "cuda")
+COMPILED: Final = ("generator", "decoder")
+"""Services whose images can carry programs that were compiled ahead."""
 KEPT: Final = (
     *("index-url", "extra-index-url", "find-links", "trusted-host", "no-index"),
     *("proxy", "timeout", "default-timeout", "retries"),
@@ -64,11 +66,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--jax", default="cpu", choices=JAX_BUILDS, help="device of JAX")
     parser.add_argument("--torch", default="cpu", choices=TORCH_BUILDS, help="build of PyTorch")
+    parser.add_argument(
+        "--compile",
+        default="",
+        metavar="CHIPS",
+        help="compile the programs ahead for chips that need not be there, such as v6e:1x1; with --jax tpu",
+    )
+    parser.add_argument("--model", default="pictograms", help="model to compile for")
+    parser.add_argument("--slots", type=int, default=16, help="slots of the generator to compile for")
+    parser.add_argument("--mesh", default="1x1", help="mesh of the generator to compile for")
     parser.add_argument("--repository", default="smalti", help="what the names of the images begin with")
     parser.add_argument("--tag", default=version(), help="tag; the version by default")
     options = parser.parse_args(arguments)
     if unknown := [each for each in options.services if each not in SERVICES]:
         parser.error(f"{unknown[0]} is no service; they are {', '.join(SERVICES)}")
+    if options.compile and not (options.services and set(options.services) <= set(COMPILED)):
+        parser.error(
+            f"--compile: name the services, of {' and '.join(COMPILED)}; others compile nothing ahead"
+        )
+    if options.compile and not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+){1,2}", options.compile):
+        parser.error(f"--compile: {options.compile} must be a kind of TPU and its chips, such as v6e:1x1")
+    if options.compile and options.jax != "tpu":
+        parser.error("--compile needs --jax tpu")
     return options
 
 
@@ -84,6 +103,8 @@ def name_of(options: argparse.Namespace, service: str) -> str:
     """Returns the name of an image; one for an accelerator says so in its tag."""
     builds = [options.jax] * (service in WITH_JAX) + [options.torch] * (service in WITH_TORCH)
     suffix = "".join(f"-{build}" for build in builds if build != "cpu")
+    if options.compile:
+        suffix += f"-{options.compile.replace(':', '-')}"
     return f"{options.repository}/{service}:{options.tag}{suffix}"
 
 
@@ -109,7 +130,12 @@ def command_of(
     command = ["buildah", "bud", "--layers", "--format", "docker", "--timestamp", epoch]
     if engine == "docker":
         command = ["docker", "build", "--build-arg", f"SOURCE_DATE_EPOCH={epoch}"]
-    for key, value in {"BASE": options.base, "JAX": options.jax, "TORCH": options.torch}.items():
+    arguments = {"BASE": options.base, "JAX": options.jax, "TORCH": options.torch}
+    if options.compile:
+        arguments |= {"COMPILE": options.compile, "MODEL": options.model}
+        if service == "generator":
+            arguments |= {"SLOTS": str(options.slots), "MESH": options.mesh}
+    for key, value in arguments.items():
         command += ["--build-arg", f"{key}={value}"]
     for key, value in labels(service, options.base).items():
         command += ["--label", f"org.opencontainers.image.{key}={value}"]
@@ -118,7 +144,8 @@ def command_of(
     if engine == "buildah":
         for path in sorted(set(folders.values())):
             command += ["--volume", f"{path}:{path}:ro"]
-    return [*command, "--target", service, "--tag", tag, "--file", str(DOCKERFILE), str(ROOT)]
+    target = f"{service}-compiled" if options.compile else service
+    return [*command, "--target", target, "--tag", tag, "--file", str(DOCKERFILE), str(ROOT)]
 
 
 def labels(service: str, base: str) -> dict[str, str]:

@@ -15,10 +15,10 @@ PLATFORMS: Final = {
     "macOS 14 arm64": "aarch64-apple-darwin",
 }
 """uv's names of the platforms."""
-DEVICES: Final = "jax-"
+DEVICES: Final = ("jax-", "cuda")
 """How the names of locks begin that are for Linux only."""
-LEFT_OUT: Final = frozenset({"build", "cuda", "deploy", "dev"})
-"""Locks for those who build Smalti, and what only the default build of PyTorch needs."""
+LEFT_OUT: Final = frozenset({"build", "deploy", "dev"})
+"""Locks for those who build Smalti."""
 PYTHON: Final = "3.11"
 
 

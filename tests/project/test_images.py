@@ -70,6 +70,30 @@ def test_packages_are_a_layer_below_the_source_and_every_lock_exists() -> None:
         assert ("--torch" in packages) == (service in images.WITH_TORCH)
 
 
+def test_images_with_compiled_programs_hold_them_for_the_user_alone() -> None:
+    for service in images.COMPILED:
+        assert f"--stage {service} " in stages()[f"{service}-programs"]
+        made = stages()[f"{service}-compiled"]
+        folder = re.findall(r"^ENV SMALTI_COMPILED=(\S+)$", made, re.MULTILINE)
+        assert (
+            re.findall(rf"^COPY --from={service}-programs --chown=10001:10001 \S+ (\S+)$", made, re.MULTILINE)
+            == folder
+        )
+        options = images.parse([service, "--jax", "tpu", "--compile", "v5e:2x2", "--slots", "64"])
+        name = images.name_of(options, service)
+        assert name.endswith("-tpu-v5e-2x2")
+        command = images.command_of(options, "buildah", service, name, {}, {})
+        assert command[command.index("--target") + 1] == f"{service}-compiled"
+        given = {each for each in command if each.partition("=")[0] in ("COMPILE", "MODEL", "SLOTS", "MESH")}
+        # Every argument that is given is one of the stage.
+        assert {each.partition("=")[0] for each in given} == {
+            each.partition("=")[0]
+            for each in re.findall(r"^ARG (\S+)$", stages()[f"{service}-programs"], re.MULTILINE)
+        }
+        assert "COMPILE=v5e:2x2" in given
+        assert ("SLOTS=64" in given) == (service == "generator")
+
+
 def test_every_file_that_is_copied_gets_into_the_build() -> None:
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         for source in line.split()[:-1]:
@@ -135,12 +159,22 @@ def test_images_for_accelerators_have_names_of_their_own() -> None:
     }
 
 
-@pytest.mark.parametrize("argument", ["gate", "--jax=rocm"])
-def test_wrong_argument_is_one_line(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("gate", "gate"),
+        ("--jax=rocm", "rocm"),
+        ("--jax=tpu --compile=v5e:2x2", "name the services, of generator and decoder"),
+        ("--jax=tpu --compile=v5e:2x2 generator web", "name the services, of generator and decoder"),
+        ("--jax=tpu --compile=v5e generator", "v5e must be a kind of TPU and its chips"),
+        ("--compile=v5e:2x2 generator", "needs --jax tpu"),
+    ],
+)
+def test_wrong_argument_is_one_line(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        images.parse([argument])
+        images.parse(arguments.split())
     assert ended.value.code == 2
-    assert argument.removeprefix("--jax=") in capsys.readouterr().err.splitlines()[-1]
+    assert named in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_installer_refuses_what_it_does_not_know() -> None:
