@@ -162,8 +162,8 @@ image-check: $(UP)
 	base=$$($(BIN)/python -m scripts.base_image) && $(BIN)/python -m scripts.images --base "$$base" --tag check $(CHECKED)
 	$(BIN)/python -m scripts.check_image $(CHECKED:%=smalti/%:check)
 
-# Checks the Dockerfile, the Compose file, the chart and the alerts with their own programs, which it installs in build/.
-# Needs promtool (Debian's prometheus); with another Python than 3.11, docker-compose 2.20 or newer too.
+# Checks the Dockerfile, the workflows, the Compose file, the chart and the alerts with their own programs, which it installs
+# in build/. Needs promtool (Debian's prometheus); with another Python than 3.11, docker-compose 2.20 or newer too.
 deploy-check: $(INSTALLED) $(TOOLS)/.installed
 	$(PYTEST) -m "deploy and not slow" tests/deploy
 

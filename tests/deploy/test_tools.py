@@ -1,4 +1,4 @@
-"""The Dockerfile, the Compose file and the alerts, as their own programs see them."""
+"""The Dockerfile, the workflows, the Compose file and the alerts, as their own programs see them."""
 
 import json
 import os
@@ -50,6 +50,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dockerfile_passes_the_linter() -> None:
     done = run(TOOLS / "hadolint", "--failure-threshold", "style", DOCKERFILE)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_workflows_fit_their_schema(tmp_path: Path) -> None:
+    check = (TOOLS / "check-jsonschema", "--builtin-schema", "vendor.github-workflows")
+    workflows = sorted((ROOT / ".github" / "workflows").iterdir())
+    done = run(*check, *workflows)
+    assert (len(workflows), done.returncode) == (2, 0), done.stdout
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(workflows[0].read_text(encoding="utf-8").replace("runs-on:", "run-on:", 1))
+    assert run(*check, wrong).returncode == 1
 
 
 @pytest.mark.parametrize("profiles", PROFILES)
