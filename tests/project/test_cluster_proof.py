@@ -101,16 +101,19 @@ def test_trigger_that_asks_for_most_decides_within_the_limits(most: int, wanted:
 
 def test_phase_holds_only_if_every_job_succeeded(tmp_path: Path) -> None:
     def result(**states: int) -> PhaseResult:
-        return PhaseResult(PHASES["pods"], Tally(Counter(states)), (), (), 60)
+        return PhaseResult(PHASES["pods"], Tally(Counter(states)), (), ("all was ready after 2 s",), 60)
 
     assert result(succeeded=3).passed
     for state in ("lost", "failed", "refused", "expired"):
         assert not result(succeeded=3, **{state: 1}).passed
     page = tmp_path / "page.md"
     page.write_text("<!-- cluster: written by make deploy-test -->\nlast time\n<!-- end of cluster -->\n")
-    report.write(
-        page, "cluster", "make deploy-test", [result(succeeded=3), result(lost=1)], {"when": "today"}
-    )
+    lines: list[str] = []
+    report.tell([], lines.append, page, "cluster", "make deploy-test", {})
+    assert "last time" in page.read_text()  # Nothing was seen.
+    results = [result(succeeded=3), result(lost=1)]
+    report.tell(results, lines.append, page, "cluster", "make deploy-test", {"when": "today"})
+    assert lines == ["pods: all was ready after 2 s", "pods: all was ready after 2 s"]
     text = page.read_text()
     assert "last time" not in text
     assert text.count("| holds |") == text.count("| FAILS |") == 1
