@@ -21,10 +21,14 @@ OTHER_QUEUE = re.compile(r"smalti\.[a-z]+(\.[0-9a-f]{12})?\.(interactive|batch)(
 """Queues that are declared when they are needed."""
 
 
+def blocks_of(path: Path, language: str) -> list[str]:
+    """Returns the blocks of code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def commands(path: Path) -> list[list[str]]:
     """Returns the commands of a file's shell blocks, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks_of(path, "sh") for line in block.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
