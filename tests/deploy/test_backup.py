@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from harness.objects import store_settings_for
 from harness.paths import ROOT
 from harness.servers import HOST, PostgresServer, S3Server, ValkeyServer
 from harness.service_process import ServiceProcess
@@ -18,6 +19,7 @@ from harness.waiting import wait_until
 from smalti import Client
 from smalti.errors import JobNotFoundError
 from smalti.registry.folder import ModelFolder
+from smalti.storage import open_store
 from smalti.v1.batch_pb2 import BATCH_STATE_RUNNING, BATCH_STATE_SUCCEEDED, Batch
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_SUCCEEDED, Job
 
@@ -133,6 +135,15 @@ def ended_batch(client: Client, batch: Batch) -> Batch:
     return last
 
 
+def partly_drawn(client: Client, draw: Callable[[], Batch]) -> Batch:
+    """Returns a batch that runs and has drawn some of its prompts; it may be over before that is seen."""
+    for _ in range(5):
+        for batch in client.batches.watch(draw().id):
+            if batch.state == BATCH_STATE_RUNNING and 0 < batch.progress.prompts_drawn < PROMPTS:
+                return batch
+    raise AssertionError("no batch was seen before it was over")
+
+
 def test_what_was_backed_up_while_it_worked_goes_on_at_new_servers(tiny: ModelFolder, tmp_path: Path) -> None:
     backup, prompts = tmp_path / "backup", tmp_path / "prompts.txt"
     backup.mkdir()
@@ -146,8 +157,10 @@ def test_what_was_backed_up_while_it_worked_goes_on_at_new_servers(tiny: ModelFo
             def create(seed: int) -> Job:
                 return client.create("a red fox", seed=seed, n=2, candidates=3)
 
-            def draw_batch() -> Batch:
-                return client.batches.create(prompts, seed=5, n=1, candidates=2, shard_prompts=SHARD)
+            def draw_batch(slots: int = 0) -> Batch:
+                return client.batches.create(
+                    prompts, seed=5, n=1, candidates=2, shard_prompts=SHARD, slots=slots or None
+                )
 
             done = ended(client, create(1))
             done_pictures = pictures_of(client, done)
@@ -155,11 +168,7 @@ def test_what_was_backed_up_while_it_worked_goes_on_at_new_servers(tiny: ModelFo
             done_files = files_of(client, done_batch.id)
             file = client.files.upload(prompts)
 
-            running = next(
-                batch
-                for batch in client.batches.watch(draw_batch().id)
-                if batch.state == BATCH_STATE_RUNNING and 0 < batch.progress.prompts_drawn < PROMPTS
-            )
+            running = partly_drawn(client, lambda: draw_batch(slots=2))
             still_open = [create(seed) for seed in range(2, 2 + OPEN)]
             cancelled = create(50)
             old.run(first, backup)
@@ -188,8 +197,10 @@ def test_what_was_backed_up_while_it_worked_goes_on_at_new_servers(tiny: ModelFo
             assert files_of(client, running.id) == done_files
             # Its row is older than its marker, which the copy of the store has.
             assert ended(client, cancelled).state in (JOB_STATE_CANCELLED, JOB_STATE_SUCCEEDED)
+            # Its pictures are there without a row, and stay.
             with pytest.raises(JobNotFoundError):
                 client.get(late.id)
+            assert any(open_store(store_settings_for(new.s3.url)).objects(f"jobs/{late.id}/candidates/"))
             assert (
                 ended(client, client.create("a red fox", seed=70, n=2, candidates=3)).state
                 == JOB_STATE_SUCCEEDED
