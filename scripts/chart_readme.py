@@ -63,8 +63,8 @@ the same names under `services` of a model:
 
 Every worker takes batches too, when nobody waits. `batch` of a service adds workers that take nothing else: a
 Deployment of their own with the PriorityClass for batches, and with KEDA a ScaledObject that counts only the queues
-of batches. It has the fields of a service, for what is different from the interactive ones, such as cheaper nodes,
-and
+of batches. It has the fields of a service, for what is different from the
+interactive ones, such as cheaper nodes, and
 
 | value | meaning |
 |---|---|
@@ -75,6 +75,8 @@ and
 
 With `shared`, no accelerator is idle while there is a batch, and batches go on where no node is free for workers of
 their own. With `shared: false` no shard is in the memory and the threads of an interactive worker.
+
+`batch` at the top of the values is for all stages; what a service says goes before.
 
 Gateways send shards while any generator of the model is there, so a stage needs an interactive worker even if all
 batches are drawn by others. With Valkey, KEDA counts the shards of all models together, and no jobs with the priority

@@ -77,6 +77,19 @@ def test_classes_of_priority_can_be_those_of_the_cluster() -> None:
     assert "priorityClassName" not in pod(deployments["smalti-generator-pictograms"])
 
 
+def test_all_stages_can_have_workers_for_batches_at_once() -> None:
+    settings = ("batch.maxReplicas=3", "batch.shared=false", "services.ranker.batch.maxReplicas=9")
+    scaled = found("cpu", "ScaledObject", *settings)
+    most = {
+        name.removeprefix("smalti-").removesuffix("-pictograms-batch"): each["spec"]["maxReplicaCount"]
+        for name, each in scaled.items()
+        if name.endswith("-batch")
+    }
+    assert most == {"encoder": 3, "generator": 20, "decoder": 3, "ranker": 9, "refiner": 3}
+    (counted,) = queues(scaled["smalti-decoder-pictograms"])
+    assert counted.endswith("interactive$")
+
+
 def test_with_valkey_workers_for_batches_follow_the_shards() -> None:
     settings = ("broker.kind=valkey", "services.decoder.batch.maxReplicas=3")
     (trigger,) = found("cpu", "ScaledObject", *settings)["smalti-decoder-pictograms-batch"]["spec"][

@@ -62,9 +62,10 @@ preStop: { sleep: { seconds: {{ .Values.drain.delaySeconds }} } }
 {{- ternary "1" "0" (gt $replicas 0) -}}
 {{- end -}}
 
-{{/* The values of a service for a model: those of the service, and above them those of the model. */}}
+{{/* The values of a service for a model: `batch` of all, above it those of the service, and above them those of the model. */}}
 {{- define "smalti.service" -}}
 {{- $common := deepCopy (index .root.Values.services .name) -}}
+{{- with .root.Values.batch -}}{{- $_ := set $common "batch" (mergeOverwrite (deepCopy .) ($common.batch | default dict)) -}}{{- end -}}
 {{- $own := index (.model.services | default dict) .name | default dict -}}
 {{- toYaml (mergeOverwrite $common (deepCopy $own)) -}}
 {{- end -}}
