@@ -182,6 +182,9 @@ class Settings(EnvironmentSettings):
     generator_mesh: str = "1x1"
     """Devices for the generator, as two numbers: how many share the slots, and how many share each layer, for a model
     that does not fit on one device."""
+    generator_int8: str = ""
+    """What the generator keeps as int8, `cache` (keys and values), `weights`, or both with a comma; other tokens than
+    without, in about half of the memory. For GPUs and TPUs: on a CPU it is slower."""
     secrets: Path | None = None
     """Folder of files with the values of settings, such as a mounted secret: a file has the name of a variable, and a
     variable that is set goes before."""

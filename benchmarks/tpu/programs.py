@@ -33,7 +33,8 @@ def compile_row(row: Row) -> dict[str, Any]:
     """Compiles the program of a row; returns what the compiler says of it."""
     data, model = map(int, row.mesh.split("x"))
     devices = find_topology(row.topology)[: data * model]
-    partition = Partition(Mesh(np.array(devices).reshape(data, model), (DATA, MODEL)))
+    mesh = Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
+    partition = Partition(mesh, int8_cache=row.int8 == "cache", int8_weights=row.int8 == "weights")
     if row.program == "decode":
         lowered, floor, state = _decode(partition)
     elif row.program == "encode":

@@ -9,6 +9,7 @@ TOPOLOGIES = {
     "v5p": {"1x1": "v5p:2x2x1", "1x4": "v5p:2x2x1", "2x4": "v5p:2x2x2"},
 }
 """The smallest arrangement of chips that holds a mesh; a single chip is one of several."""
+INT8 = ("weights", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,14 @@ class Row:
     slots: int
     chip: str
     mesh: str
+    int8: str = ""
+    """What is kept as int8: `cache`, `weights`."""
 
     @property
     def name(self) -> str:
-        """The name for `--only`, such as `mini-step-16-v5e-1x1`."""
-        return f"{self.model}-{self.program}-{self.slots}-{self.chip}-{self.mesh}"
+        """The name for `--only`, such as `mini-step-16-v5e-1x1` or `mini-step-16-v5e-1x1-weights`."""
+        name = f"{self.model}-{self.program}-{self.slots}-{self.chip}-{self.mesh}"
+        return f"{name}-{self.int8}" if self.int8 else name
 
     @property
     def topology(self) -> str:
@@ -35,11 +39,12 @@ class Row:
 def all_rows() -> tuple[Row, ...]:
     """Returns every row, the steps first."""
     rows = [
-        Row(model=model, program="step", slots=slots, chip=chip, mesh=mesh)
+        Row(model=model, program="step", slots=slots, chip=chip, mesh=mesh, int8=int8)
         for chip, meshes in TOPOLOGIES.items()
         for mesh in meshes
         for model in ("mini", "mega")
         for slots in (16, 64)
+        for int8 in (("", *INT8) if mesh == "1x1" else ("",))
     ]
     rows += [
         Row(model=model, program=program, slots=16, chip=chip, mesh=mesh)

@@ -10,7 +10,6 @@ from smalti.engines.encoder import unconditional_encoding
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.partition import Partition
 from smalti.registry.spec import ModelSpec
-from smalti.settings import settings
 
 Start = Callable[[], None]
 
@@ -26,7 +25,7 @@ def starts(spec: ModelSpec, *, slots: int, mesh: str | None = None) -> Mapping[s
     Raises:
         InvalidInputError: the mesh needs more devices than there are.
     """
-    partition = Partition.parse(mesh or settings().generator_mesh)
+    partition = Partition.of_settings(mesh)
     return {
         "encoder": partial(_start_encoder, spec),
         "generator": partial(_start_generator, spec, slots, partition),

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,8 +82,13 @@ def test_mesh_with_too_many_devices_is_refused() -> None:
         Partition.parse("1x1000")
 
 
-def draw(mesh: str, cache_layout: str = "") -> Int[np.ndarray, "candidates tokens"]:
-    """Generates more candidates than there are slots, some of them after given tokens."""
+def draw(mesh: str, **options: Any) -> Int[np.ndarray, "candidates tokens"]:
+    """Generates more candidates than there are slots, some of them after given tokens.
+
+    Args:
+        mesh: the devices.
+        options: fields of `Partition`.
+    """
     model = DalleBart(CONFIG, random_parameters(bart.parameter_shapes(CONFIG), 0))
     numbers = np.random.default_rng(1)
     encoding, empty = (
@@ -92,7 +98,7 @@ def draw(mesh: str, cache_layout: str = "") -> Int[np.ndarray, "candidates token
         )
         for length in (9, 2)
     )
-    partition = replace(Partition.parse(mesh), cache_layout=cache_layout)
+    partition = replace(Partition.parse(mesh), **options)
     engine = GeneratorEngine.of(model, empty, slots=SLOTS, partition=partition)
     sampling = SamplingParameters(temperature=0.9, guidance_scale=3, top_k=30, top_p=0.95)
     handles = []
@@ -134,7 +140,7 @@ def held() -> dict[str, list[int]]:
     """Returns the shapes of the parts of some arrays on one of eight devices."""
     batch = batch_on("2x4")
     weights, state = batch._weights, batch._state
-    arrays = {
+    arrays: dict[str, Any] = {
         "self_qkv": weights.layers[0].self_qkv,
         "glu_out": weights.layers[0].glu_out,
         "keys": state.self_attention[0][0][0].keys,
@@ -157,16 +163,18 @@ def exchanged(cache_layout: str) -> dict[str, int]:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("mesh", "cache_layout"),
+    ("mesh", "options"),
     [
-        ("2x4", ""),
-        pytest.param("1x8", "", marks=pytest.mark.slow),
-        pytest.param("8x1", "", marks=pytest.mark.slow),
-        pytest.param("2x4", ROWS_FIRST, marks=pytest.mark.slow),
-        pytest.param("1x8", ROWS_FIRST, marks=pytest.mark.slow),
+        ("2x4", {}),
+        pytest.param("1x8", {}, marks=pytest.mark.slow),
+        pytest.param("8x1", {}, marks=pytest.mark.slow),
+        pytest.param("2x4", {"cache_layout": ROWS_FIRST}, marks=pytest.mark.slow),
+        pytest.param("1x8", {"cache_layout": ROWS_FIRST}, marks=pytest.mark.slow),
+        pytest.param("2x4", {"int8_cache": True, "int8_weights": True}, marks=pytest.mark.slow),
+        pytest.param("2x4", {"cache_layout": ROWS_FIRST, "int8_cache": True}, marks=pytest.mark.slow),
     ],
 )
-def test_eight_devices_give_the_tokens_of_one(mesh: str, cache_layout: str) -> None:
+def test_eight_devices_give_the_tokens_of_one(mesh: str, options: dict[str, Any]) -> None:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -179,7 +187,7 @@ use_compilation_cache()
 spec = importlib.util.spec_from_file_location("laid", {str(Path(__file__))!r})
 laid = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(laid)
-drawn = laid.draw({mesh!r}, {cache_layout!r}).tolist()
+drawn = laid.draw({mesh!r}, **{options!r}).tolist()
 print(json.dumps([jax.device_count(), drawn, laid.problems(), laid.held(), *map(laid.exchanged, laid.LAYOUTS)]))
 """
     done = subprocess.run(
@@ -193,7 +201,7 @@ print(json.dumps([jax.device_count(), drawn, laid.problems(), laid.held(), *map(
     assert done.returncode == 0, done.stderr
     devices, drawn, said, shapes, *exchanges = json.loads(done.stdout)
     assert devices == 8
-    alone = draw("1x1")
+    alone = draw("1x1", **{name: each for name, each in options.items() if name != "cache_layout"})
     assert len({tuple(row) for row in alone.tolist()}) == len(alone)
     np.testing.assert_array_equal(drawn, alone)
     # A quarter of each layer, and half of the slots.

@@ -24,7 +24,6 @@ from smalti.models.bart import DalleBart, DalleBartConfig
 from smalti.models.layers import compute_dtype
 from smalti.parameters import FREE
 from smalti.registry.spec import ModelSpec
-from smalti.settings import settings
 
 BLOCKS = 4
 """Default number of blocks in self-attention; each one is another program to compile."""
@@ -118,7 +117,7 @@ class DecodeBatch:
             raise ConfigError(f"image_length: {self.image_length} tokens do not make a square picture")
         self.slots = slots
         self.steps_per_dispatch = steps_per_dispatch or side
-        self._partition = partition or Partition.parse(settings().generator_mesh)
+        self._partition = partition or Partition.of_settings()
         self._partition.check(bart.config, slots)
         dtype = jnp.dtype(compute_dtype() if dtype is None else dtype)
         # Position of each slot, tracked on the host to avoid copies from the device.

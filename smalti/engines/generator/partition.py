@@ -8,7 +8,7 @@ the compiler derives which partial sums the devices exchange.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +20,7 @@ from smalti.compilation import devices, put
 from smalti.engines.generator.attention import CacheLayout, HeadsFirst, RowsFirst
 from smalti.errors import InvalidInputError
 from smalti.models.bart import DalleBartConfig
+from smalti.settings import settings
 
 Rules = tuple[tuple[str, PartitionSpec], ...]
 """Regular expressions for the end of a name, each with the split of the arrays that it matches."""
@@ -31,23 +32,25 @@ CACHED = re.compile(r"(^|/)(keys|values)$")
 """Names of keys and values. Their rules are for rows and heads, whose axis depends on the layout."""
 
 WEIGHT_RULES: Rules = (
-    # The first product of a block is split by its outputs, the last by its inputs: one sum over devices per block.
-    (r"(self_qkv|cross_kv|glu_in)", PartitionSpec(None, MODEL)),
-    (r"(self_out|cross_out|glu_out)", PartitionSpec(None, MODEL)),
-    (r"(cross_q|head)", PartitionSpec(MODEL)),
+    # The first product of a block is split by its outputs, the last by its inputs: one sum over devices per block. The
+    # scales of int8 belong to the outputs.
+    (r"(self_qkv|cross_kv|glu_in)(/kernel|/scale)?", PartitionSpec(None, MODEL)),
+    (r"(self_out|cross_out|glu_out)(/kernel)?", PartitionSpec(None, MODEL)),
+    (r"(cross_q|head)(/kernel|/scale)?", PartitionSpec(MODEL)),
     (r"glu_inner_norm/(bias|scale)", PartitionSpec(MODEL)),
     (r"", PartitionSpec()),
 )
 PREFIX_RULES: Rules = (
-    (r"(keys|values)", PartitionSpec(None, MODEL)),
+    (r"(keys|values|key_scales|value_scales)", PartitionSpec(None, MODEL)),
     (r"", PartitionSpec()),
 )
 STATE_RULES: Rules = (
-    (r"(keys|values)", PartitionSpec(DATA, MODEL)),
+    (r"(keys|values|key_scales|value_scales)", PartitionSpec(DATA, MODEL)),
     (r"", PartitionSpec(DATA)),
 )
 
 
+INT8_CACHE, INT8_WEIGHTS = "cache", "weights"
 HEADS_FIRST, ROWS_FIRST = "heads_first", "rows_first"
 LAYOUTS: Mapping[str, type[HeadsFirst] | type[RowsFirst]] = {HEADS_FIRST: HeadsFirst, ROWS_FIRST: RowsFirst}
 
@@ -59,6 +62,10 @@ class Partition:
     mesh: Mesh
     cache_layout: str = ""
     """Name of the layout of keys and values, one of `LAYOUTS`; by default the one for the devices of the mesh."""
+    int8_cache: bool = False
+    """Whether keys and values are kept as int8."""
+    int8_weights: bool = False
+    """Whether the kernels are kept as int8."""
 
     def __post_init__(self) -> None:
         if not self.cache_layout:
@@ -99,6 +106,22 @@ class Partition:
             )
         return cls.over(int(sizes[1]), int(sizes[2]))
 
+    @classmethod
+    def of_settings(cls, mesh: str | None = None) -> "Partition":
+        """Makes the partition of the settings, with another mesh if one is given; raises `InvalidInputError`."""
+        chosen = settings()
+        shortened = {each.strip() for each in chosen.generator_int8.split(",") if each.strip()}
+        if not shortened <= {INT8_CACHE, INT8_WEIGHTS}:
+            raise InvalidInputError(
+                "SMALTI_GENERATOR_INT8",
+                f"{chosen.generator_int8!r} must be {INT8_CACHE}, {INT8_WEIGHTS}, or both with a comma",
+            )
+        return replace(
+            cls.parse(mesh or chosen.generator_mesh),
+            int8_cache=INT8_CACHE in shortened,
+            int8_weights=INT8_WEIGHTS in shortened,
+        )
+
     def check(self, config: DalleBartConfig, slots: int) -> None:
         """Checks that every size that is split is divisible.
 
@@ -123,8 +146,8 @@ class Partition:
         """Returns the layout of a model's keys and values."""
         heads = config.decoder_attention_heads
         if self.cache_layout == ROWS_FIRST:
-            return RowsFirst(heads, self.mesh.shape[MODEL])
-        return HeadsFirst(heads)
+            return RowsFirst(heads, self.mesh.shape[MODEL], self.int8_cache)
+        return HeadsFirst(heads, self.int8_cache)
 
     @property
     def cached(self) -> type[HeadsFirst] | type[RowsFirst]:

@@ -14,40 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.compilation import program
-from smalti.engines.generator.attention import Blocks, KeysValues, put_into_blocks
+from smalti.engines.generator.attention import Blocks, KeysValues, combine, put_into_blocks
 from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
 from smalti.engines.generator.sampling import guide, sample, uniforms
 from smalti.engines.generator.state import DecodeState, Prefix, Sampling
-from smalti.engines.generator.weights import DecoderWeights, LayerWeights, Norm
-from smalti.models.bart import LAYER_NORM_EPSILON, DalleBartConfig
-from smalti.models.layers import precision
+from smalti.engines.generator.weights import DecoderWeights, LayerWeights, normalize, project
+from smalti.models.bart import DalleBartConfig
 from smalti.parameters import FREE
 
 Attention = Callable[[Float[Array, "d_model rows"], LayerWeights], Float[Array, "d_model rows"]]
-
-
-def project(
-    kernel: Float[Array, "*fused outputs inputs"], x: Float[Array, "inputs rows"]
-) -> Float[Array, "*fused outputs rows"]:
-    """Returns `kernel @ x`."""
-    return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
-
-
-def normalize(
-    x: Float[Array, "features rows"], norm: Norm, width: int | None = None
-) -> Float[Array, "features rows"]:
-    """Layer norm of every column; statistics in float32.
-
-    With `width`, only the first features count, and the others are zeros; what they become is undefined.
-    """
-    wide = x.astype(jnp.float32)
-    width = width or len(x)
-    mean = wide.sum(0) / width
-    variance = jnp.maximum(jnp.square(wide).sum(0) / width - jnp.square(mean), 0)
-    scaled = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
-    if norm.scale is not None:
-        scaled = scaled * norm.scale[:, None]
-    return (scaled + norm.bias[:, None]).astype(x.dtype)
 
 
 def run_layer(
@@ -89,8 +64,8 @@ def prefill(
     layout = partition.layout_for(config)
 
     def keys_values(layer: LayerWeights) -> KeysValues:
-        keys, values = project(layer.cross_kv, encoding.T.astype(layer.cross_kv.dtype))
-        return KeysValues(layout.by_position(keys), layout.by_position(values))
+        keys, values = project(layer.cross_kv, encoding.T.astype(weights.embed_tokens.dtype))
+        return layout.keep(layout.by_position(keys), layout.by_position(values))
 
     prefix = Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
     return partition.constrain(prefix, PREFIX_RULES)
@@ -143,7 +118,7 @@ def _run_positions(
 
     def attend_self(x: Array, layer: LayerWeights) -> Array:
         q, k, v = project(layer.self_qkv, x)
-        cache.append(KeysValues(layout.by_position(k), layout.by_position(v)))
+        cache.append(layout.keep(layout.by_position(k), layout.by_position(v)))
         return layout.attend(layout.by_row(q), cache[-1], causal)
 
     for layer, cross in zip(weights.layers, prefix.layers, strict=True):
@@ -224,19 +199,14 @@ def insert_primed(
         start = 0
         for block in blocks:
             end = start + block.keys.shape[axis]
-            keys, values = (
-                jnp.tile(
-                    jax.lax.slice_in_dim(each, start, end, axis=axis), (len(slots), *(1,) * (each.ndim - 1))
-                )
-                for each in (new.keys, new.values)
-            )
+
+            def put_part(kept: Array, new: Array, axis: int, start: int = start, end: int = end) -> Array:
+                part = jax.lax.slice_in_dim(new, start, end, axis=axis)
+                tiled = jnp.tile(part, (len(slots), *(1,) * (part.ndim - 1)))
+                return kept.at[rows].set(tiled, mode="drop")
+
+            placed.append(combine(axis, put_part, block, new))
             start = end
-            placed.append(
-                KeysValues(
-                    block.keys.at[rows].set(keys, mode="drop"),
-                    block.values.at[rows].set(values, mode="drop"),
-                )
-            )
         return tuple(placed)
 
     state = replace(

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, UInt32
 
 from smalti.compilation import program
-from smalti.engines.generator.attention import Blocks, KeysValues
+from smalti.engines.generator.attention import Blocks, KeysValues, empty
 from smalti.engines.generator.partition import STATE_RULES, Partition
 from smalti.models.bart import DalleBartConfig
 from smalti.models.layers import Shaped
@@ -103,9 +103,7 @@ def empty_state(
     layout, length = partition.layout_for(config), block_length(config, blocks)
 
     def keys_values(rows: int, positions: int) -> KeysValues:
-        shape = layout.shape(rows, positions, config.d_model)
-        # Separate arrays: a buffer can be donated only once.
-        return KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return empty(layout, rows, positions, config.d_model, dtype)
 
     starts = range(0, config.image_length, length)
     state = DecodeState(

@@ -1,4 +1,4 @@
-"""The decoder's parameters in the form that the generator computes with.
+"""The decoder's parameters in the form that the generator computes with, and the two operations that use them.
 
 The checkpoint stacks its layers. Here each layer has its own arrays, since slicing a stacked array inside a program
 copies it on a CPU. Products with the same input are fused (q, k and v; both branches of GLU): with few rows, a product
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from smalti.engines.generator.partition import WEIGHT_RULES, Partition
-from smalti.models.bart import DECODER_LAYERS, DalleBartConfig, parameter_shapes
-from smalti.models.layers import Parameters, Shaped, unflatten
+from smalti.models.bart import DECODER_LAYERS, LAYER_NORM_EPSILON, DalleBartConfig, parameter_shapes
+from smalti.models.layers import Parameters, Shaped, precision, unflatten
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +32,15 @@ class Norm:
 
 
 @jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quantized:
+    """A kernel in int8, with a scale for each output."""
+
+    kernel: Int8[Shaped, "*fused outputs inputs"]
+    scale: Float[Shaped, "*fused outputs"]
+
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """Parameters of one decoder layer. Kernels are `[outputs, inputs]`, with a leading axis where several are fused.
@@ -40,19 +49,19 @@ class LayerWeights:
     """
 
     self_norm: Norm
-    self_qkv: Float[Shaped, "3 d_model d_model"]
-    self_out: Float[Shaped, "d_model d_model"]
+    self_qkv: Float[Shaped, "3 d_model d_model"] | Quantized
+    self_out: Float[Shaped, "d_model d_model"] | Quantized
     self_out_norm: Norm
     cross_norm: Norm
-    cross_q: Float[Shaped, "d_model d_model"]
-    cross_kv: Float[Shaped, "2 d_model d_model"]
-    cross_out: Float[Shaped, "d_model d_model"]
+    cross_q: Float[Shaped, "d_model d_model"] | Quantized
+    cross_kv: Float[Shaped, "2 d_model d_model"] | Quantized
+    cross_out: Float[Shaped, "d_model d_model"] | Quantized
     cross_out_norm: Norm
     glu_norm: Norm
-    glu_in: Float[Shaped, "2 ffn d_model"]
+    glu_in: Float[Shaped, "2 ffn d_model"] | Quantized
     """The activated branch, then the linear branch."""
     glu_inner_norm: Norm
-    glu_out: Float[Shaped, "d_model ffn"]
+    glu_out: Float[Shaped, "d_model ffn"] | Quantized
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +74,36 @@ class DecoderWeights:
     embed_norm: Norm
     layers: tuple[LayerWeights, ...]
     final_norm: Norm
-    head: Float[Shaped, "vocab d_model"]
+    head: Float[Shaped, "vocab d_model"] | Quantized
     """Only the rows of image tokens: the start token is never sampled."""
+
+
+def project(
+    kernel: Float[Array, "*fused outputs inputs"] | Quantized, x: Float[Array, "inputs rows"]
+) -> Float[Array, "*fused outputs rows"]:
+    """Returns `kernel @ x`."""
+    if isinstance(kernel, Quantized):
+        # Rounded to the type of `x` before it is scaled: devices that share a sum exchange it in that type.
+        product = jnp.tensordot(kernel.kernel.astype(x.dtype), x, 1, precision=precision(x.dtype))
+        return (product.astype(jnp.float32) * kernel.scale[..., None]).astype(x.dtype)
+    return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
+
+
+def normalize(
+    x: Float[Array, "features rows"], norm: Norm, width: int | None = None
+) -> Float[Array, "features rows"]:
+    """Layer norm of every column; statistics in float32.
+
+    With `width`, only the first features count, and the others are zeros; what they become is undefined.
+    """
+    wide = x.astype(jnp.float32)
+    width = width or len(x)
+    mean = wide.sum(0) / width
+    variance = jnp.maximum(jnp.square(wide).sum(0) / width - jnp.square(mean), 0)
+    scaled = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    if norm.scale is not None:
+        scaled = scaled * norm.scale[:, None]
+    return (scaled + norm.bias[:, None]).astype(x.dtype)
 
 
 def decoder_weights(
@@ -86,7 +123,7 @@ def decoder_weights(
     def place(name: str, array: np.ndarray, dtype: DTypeLike) -> Array:
         return partition.place(np.ascontiguousarray(array, dtype), WEIGHT_RULES, name)
 
-    return _arrange(config, params, dtype, partition, place)
+    return _arrange(config, params, dtype, partition, place, _shorten)
 
 
 def abstract_weights(config: DalleBartConfig, dtype: DTypeLike, partition: Partition) -> DecoderWeights:
@@ -99,7 +136,10 @@ def abstract_weights(config: DalleBartConfig, dtype: DTypeLike, partition: Parti
     def place(name: str, array: np.ndarray, dtype: DTypeLike) -> Array:
         return jnp.zeros(array.shape, dtype)
 
-    shapes = jax.eval_shape(lambda: _arrange(config, params, dtype, partition, place))
+    def shorten(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return kernel, kernel[..., 0]
+
+    shapes = jax.eval_shape(lambda: _arrange(config, params, dtype, partition, place, shorten))
     return partition.abstract(shapes, WEIGHT_RULES)
 
 
@@ -109,8 +149,18 @@ def _arrange(
     dtype: DTypeLike,
     partition: Partition,
     place: Callable[[str, np.ndarray, DTypeLike], Array],
+    shorten: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> DecoderWeights:
-    """Arranges the parameters; `place` puts one array with a name on the devices, in a type."""
+    """Arranges the parameters.
+
+    Args:
+        config: configuration of the model.
+        params: parameters of the checkpoint, on the host.
+        dtype: the type to compute in.
+        partition: the devices.
+        place: puts one array with a name on the devices, in a type.
+        shorten: returns a kernel in the range of int8, and the scale of each output.
+    """
     padding = partition.padded_width(config.decoder_ffn_dim) - config.decoder_ffn_dim
 
     def norm(name: str, parameters: Parameters, padding: int = 0) -> Norm:
@@ -121,17 +171,23 @@ def _arrange(
             }
         )
 
+    def place_kernel(name: str, kernel: np.ndarray) -> Array | Quantized:
+        if not partition.int8_weights:
+            return place(name, kernel, dtype)
+        short, scale = shorten(kernel)
+        return Quantized(place(f"{name}/kernel", short, np.int8), place(f"{name}/scale", scale, np.float32))
+
     def layer_weights(layer: Parameters, prefix: str) -> LayerWeights:
         self_attention, cross_attention, glu = (
             layer[name] for name in ("FlaxBartAttention_0", "FlaxBartAttention_1", "GLU_0")
         )
 
-        def kernel(name: str, module: Parameters, *names: str, pad: int | None = None) -> Array:
+        def kernel(name: str, module: Parameters, *names: str, pad: int | None = None) -> Array | Quantized:
             """Places a kernel, or several that are fused into one; `pad` is the axis of the feed-forward width."""
             parts = [module[each]["kernel"].T for each in names]
             if pad is not None:
                 parts = [_pad(part, pad, padding) for part in parts]
-            return place(prefix + name, np.stack(parts) if len(parts) > 1 else parts[0], dtype)
+            return place_kernel(prefix + name, np.stack(parts) if len(parts) > 1 else parts[0])
 
         return LayerWeights(
             self_norm=norm(prefix + "self_norm", layer["LayerNorm_0"]),
@@ -163,7 +219,7 @@ def _arrange(
             for layer in range(config.decoder_layers)
         ),
         final_norm=norm("final_norm", decoder["final_ln"]),
-        head=place("head", head, dtype),
+        head=place_kernel("head", head),
     )
 
 
@@ -172,3 +228,9 @@ def _pad(array: np.ndarray, axis: int, count: int) -> np.ndarray:
     if not count:
         return array
     return np.pad(array, [(0, count if each == axis else 0) for each in range(array.ndim)])
+
+
+def _shorten(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a kernel in the range of int8, and the scale of each output."""
+    scale = np.maximum(np.abs(kernel).max(-1).astype(np.float32), 1e-30) / 127
+    return np.rint(kernel / scale[..., None]), scale

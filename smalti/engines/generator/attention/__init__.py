@@ -1,7 +1,23 @@
 """Attention of the generator, with a layout of keys and values for each kind of device."""
 
 from smalti.engines.generator.attention.heads_first import HeadsFirst
-from smalti.engines.generator.attention.layout import Blocks, CacheLayout, KeysValues, put_into_blocks
+from smalti.engines.generator.attention.layout import (
+    Blocks,
+    CacheLayout,
+    KeysValues,
+    combine,
+    empty,
+    put_into_blocks,
+)
 from smalti.engines.generator.attention.rows_first import RowsFirst
 
-__all__ = ["Blocks", "CacheLayout", "HeadsFirst", "KeysValues", "RowsFirst", "put_into_blocks"]
+__all__ = [
+    "Blocks",
+    "CacheLayout",
+    "HeadsFirst",
+    "KeysValues",
+    "RowsFirst",
+    "combine",
+    "empty",
+    "put_into_blocks",
+]

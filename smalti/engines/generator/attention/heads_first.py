@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smalti.engines.generator.attention.layout import KeysValues
+from smalti.engines.generator.attention.layout import KeysValues, quantize, scaled
 from smalti.models.layers import precision
 
 Tree = TypeVar("Tree")
@@ -26,6 +26,7 @@ class HeadsFirst:
     """Keys and values `[rows, heads, positions, head_size]`; a vector of each row is `[rows, heads, head_size]`."""
 
     heads: int
+    int8: bool = False
     positions_axis: ClassVar[int] = 2
     heads_axis: ClassVar[int] = 1
     has_blocks: ClassVar[bool] = True
@@ -45,6 +46,15 @@ class HeadsFirst:
         """Splits the features of one row's positions into heads."""
         return self.by_row(x).transpose(1, 0, 2)[None]
 
+    def keep(
+        self, keys: Float[Array, "*vectors head_size"], values: Float[Array, "*vectors head_size"]
+    ) -> KeysValues:
+        """Returns keys and values in the type that they are kept in."""
+        if not self.int8:
+            return KeysValues(keys, values)
+        (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
+        return KeysValues(keys, values, key_scales, value_scales)
+
     def attend(
         self,
         queries: Float[Array, "rows heads head_size"],
@@ -60,10 +70,14 @@ class HeadsFirst:
         keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
         axes = "hld" if shared else "rhld"
         exact = precision(queries.dtype)
-        scores = jnp.einsum(f"rhd,{axes}->rhl", queries * head_size**-0.5, keys, precision=exact)
-        scores = jnp.where(mask[:, None], scores.astype(jnp.float32), _NEVER)
-        weights = jax.nn.softmax(scores).astype(queries.dtype)
-        return jnp.einsum(f"rhl,{axes}->rhd", weights, values, precision=exact).reshape(rows, -1).T
+        scores = jnp.einsum(
+            f"rhd,{axes}->rhl", queries * head_size**-0.5, keys.astype(queries.dtype), precision=exact
+        )
+        scores = scaled(scores.astype(jnp.float32), past.key_scales)
+        scores = jnp.where(mask[:, None], scores, _NEVER)
+        weights = scaled(jax.nn.softmax(scores), past.value_scales).astype(queries.dtype)
+        attended = jnp.einsum(f"rhl,{axes}->rhd", weights, values.astype(queries.dtype), precision=exact)
+        return attended.reshape(rows, -1).T
 
     def attend_to_blocks(
         self,
@@ -98,8 +112,9 @@ class HeadsFirst:
 
         def scores_of(start: int, block: KeysValues) -> Float[Array, "rows heads length"]:
             seen = start + jnp.arange(block.keys.shape[2]) <= position[:, None]
-            products = jnp.einsum("rhd,rhld->rhl", queries, block.keys, precision=exact)
-            return jnp.where(seen[:, None], products.astype(jnp.float32), _NEVER)
+            products = jnp.einsum("rhd,rhld->rhl", queries, block.keys.astype(queries.dtype), precision=exact)
+            products = scaled(products.astype(jnp.float32), block.key_scales)
+            return jnp.where(seen[:, None], products, _NEVER)
 
         scores = [
             if_filled(
@@ -115,8 +130,8 @@ class HeadsFirst:
             weights = jnp.exp(scores - largest[..., None])
             attended = jnp.einsum(
                 "rhl,rhld->rhd",
-                weights.astype(queries.dtype),
-                block.values,
+                scaled(weights, block.value_scales).astype(queries.dtype),
+                block.values.astype(queries.dtype),
                 precision=exact,
                 preferred_element_type=jnp.float32,
             )

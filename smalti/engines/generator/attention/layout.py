@@ -1,14 +1,17 @@
 """The interface of a layout: how keys and values lie in memory, and the attention over them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8, Real
 
 from smalti.models.layers import Shaped
+
+SCALES_AXIS = 2
+"""Axis of the positions in the scales of keys and values, in every layout."""
 
 
 @jax.tree_util.register_dataclass
@@ -16,8 +19,11 @@ from smalti.models.layers import Shaped
 class KeysValues:
     """Keys and values of one attention, as a `CacheLayout` arranges them; the rows come first."""
 
-    keys: Float[Shaped, "rows ..."]
-    values: Float[Shaped, "rows ..."]
+    keys: Real[Shaped, "rows ..."]
+    values: Real[Shaped, "rows ..."]
+    key_scales: Float[Shaped, "rows heads ..."] | None = None
+    """Scale of each head's key at each position (axis 2), where keys and values are int8."""
+    value_scales: Float[Shaped, "rows heads ..."] | None = None
 
 
 Blocks = tuple[KeysValues, ...]
@@ -44,6 +50,14 @@ class CacheLayout(Protocol):
     width_multiple: ClassVar[int]
     """What the width of the feed-forward block is padded to a multiple of."""
 
+    @property
+    def int8(self) -> bool:
+        """Whether keys and values are kept as int8, with a scale for each head and position."""
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+
     def shape(self, rows: int, positions: int, d_model: int) -> tuple[int, ...]:
         """Returns the shape of keys, and of values."""
 
@@ -52,6 +66,9 @@ class CacheLayout(Protocol):
 
     def by_position(self, x: Float[Array, "d_model positions"]) -> Float[Array, "1 ..."]:
         """Arranges the keys or the values of all positions of one row."""
+
+    def keep(self, keys: Float[Array, "rows ..."], values: Float[Array, "rows ..."]) -> KeysValues:
+        """Returns keys and values of each row, or of all positions of one row, in the type that they are kept in."""
 
     def attend(
         self, queries: Float[Array, "rows ..."], past: KeysValues, mask: Bool[Array, "#rows positions"]
@@ -79,6 +96,60 @@ class CacheLayout(Protocol):
         """
 
 
+def quantize(
+    x: Float[Array, "*vectors features"],
+) -> tuple[Int8[Array, "*vectors features"], Float[Array, " *vectors"]]:
+    """Returns vectors in int8, and the scale of each, with which its largest component is 127."""
+    wide = x.astype(jnp.float32)
+    scales = jnp.maximum(jnp.abs(wide).max(-1), 1e-30) / 127
+    return jnp.round(wide / scales[..., None]).astype(jnp.int8), scales
+
+
+def scaled(x: Float[Array, "..."], scales: Float[Array, "..."] | None) -> Float[Array, "..."]:
+    """Returns `x * scales`, or `x` where nothing is scaled."""
+    return x if scales is None else x * scales
+
+
+def empty(layout: CacheLayout, rows: int, positions: int, d_model: int, dtype: Any) -> KeysValues:
+    """Returns keys and values of zeros."""
+
+    def zeros() -> tuple[Array, Array | None]:
+        # Separate arrays: a buffer can be donated only once.
+        kept = jnp.zeros(layout.shape(rows, positions, d_model), jnp.int8 if layout.int8 else dtype)
+        return kept, jnp.zeros((rows, layout.heads, positions), jnp.float32) if layout.int8 else None
+
+    (keys, key_scales), (values, value_scales) = zeros(), zeros()
+    return KeysValues(keys, values, key_scales, value_scales)
+
+
+def combine(
+    positions_axis: int,
+    function: Callable[[Array, Array, int], Array],
+    first: KeysValues,
+    second: KeysValues,
+) -> KeysValues:
+    """Returns the results of a function of the arrays of both and the axis of their positions.
+
+    Args:
+        positions_axis: axis of the positions in keys and values, as the layout has it.
+        function: the function.
+        first: keys and values; the first argument of the function.
+        second: keys and values; the second argument of the function.
+    """
+
+    def scales(first: Array | None, second: Array | None) -> Array | None:
+        if first is None or second is None:
+            return None
+        return function(first, second, SCALES_AXIS)
+
+    return KeysValues(
+        function(first.keys, second.keys, positions_axis),
+        function(first.values, second.values, positions_axis),
+        scales(first.key_scales, second.key_scales),
+        scales(first.value_scales, second.value_scales),
+    )
+
+
 def put_into_blocks(
     layout: CacheLayout,
     blocks: Sequence[KeysValues],
@@ -89,18 +160,20 @@ def put_into_blocks(
     """Returns the blocks with one more position per row written; a position beyond the blocks is dropped."""
     placed: list[KeysValues] = []
     start = 0
-    before = (slice(None),) * (layout.positions_axis - 1)
+    new = layout.keep(keys, values)
     for block in blocks:
         length = block.keys.shape[layout.positions_axis]
         inside = position - start
         # An index past the end is dropped; a negative one would count from the end.
         inside = jnp.where(inside < 0, length, inside)
 
-        def put(cache: Array, new: Array, index: Array) -> Array:
-            return cache.at[(*before, index)].set(new, mode="drop")
+        def put(cache: Array, new: Array, axis: int, inside: Array = inside) -> Array:
+            before = (slice(None),) * (axis - 1)
+            # Mapped over rows, so that rows stay on their devices.
+            by_row = jax.vmap(lambda cache, new, index: cache.at[(*before, index)].set(new, mode="drop"))
+            result: Array = by_row(cache, new, inside)
+            return result
 
-        # Mapped over rows, so that rows stay on their devices.
-        by_row = jax.vmap(put)
-        placed.append(KeysValues(by_row(block.keys, keys, inside), by_row(block.values, values, inside)))
+        placed.append(combine(layout.positions_axis, put, block, new))
         start += length
     return tuple(placed)

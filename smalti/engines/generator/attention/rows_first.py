@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smalti.engines.generator.attention.layout import KeysValues
+from smalti.engines.generator.attention.layout import KeysValues, quantize, scaled
 from smalti.models.layers import precision
 
 _NEVER = jnp.finfo(jnp.float32).min
@@ -31,6 +31,7 @@ class RowsFirst:
     heads: int
     sharers: int = 1
     """Number of devices that share the heads."""
+    int8: bool = False
     positions_axis: ClassVar[int] = 1
     heads_axis: ClassVar[int] = 2
     has_blocks: ClassVar[bool] = False
@@ -49,6 +50,21 @@ class RowsFirst:
         """Puts positions before features."""
         return x.T[None]
 
+    def keep(
+        self, keys: Float[Array, "rows ... d_model"], values: Float[Array, "rows ... d_model"]
+    ) -> KeysValues:
+        """Returns keys and values in the type that they are kept in."""
+        if not self.int8:
+            return KeysValues(keys, values)
+
+        def shorten(x: Float[Array, "rows ... d_model"]) -> tuple[Array, Array]:
+            short, scales = quantize(x.reshape(*x.shape[:-1], self.heads, -1))
+            # Positions are last, where a TPU has lanes of 128; there are fewer heads.
+            return short.reshape(x.shape), jnp.moveaxis(scales, -1, 1)
+
+        (keys, key_scales), (values, value_scales) = shorten(keys), shorten(values)
+        return KeysValues(keys, values, key_scales, value_scales)
+
     def attend(
         self,
         queries: Float[Array, "rows d_model"],
@@ -62,20 +78,34 @@ class RowsFirst:
         def share(x: Float[Array, "*leading d_model"]) -> Float[Array, "*leading sharers features"]:
             return x.reshape(*x.shape[:-1], self.sharers, -1)
 
+        def of_heads(scales: Float[Array, "... heads positions"] | None) -> Array | None:
+            if scales is None:
+                return None
+            return scales.reshape(*scales.shape[:-2], self.sharers, -1, scales.shape[-1])
+
         # Each head's features among those of its device; the blocks of the diagonal.
         heads, features = self.heads // self.sharers, d_model // self.sharers
         own = jnp.arange(heads)[:, None] == jnp.arange(features) // (features // heads)
-        scaled = share(queries * (d_model // self.heads) ** -0.5)
-        by_head = jnp.where(own, scaled[:, :, None], 0).astype(queries.dtype)
+        shared_queries = share(queries * (d_model // self.heads) ** -0.5)
+        by_head = jnp.where(own, shared_queries[:, :, None], 0).astype(queries.dtype)
         shared = past.keys.shape[0] == 1
         keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
         axes = "psm" if shared else "rpsm"
         scores = jnp.einsum(
-            f"rshm,{axes}->rshp", by_head, share(keys), precision=exact, preferred_element_type=jnp.float32
+            f"rshm,{axes}->rshp",
+            by_head,
+            share(keys.astype(queries.dtype)),
+            precision=exact,
+            preferred_element_type=jnp.float32,
         )
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _NEVER)).astype(queries.dtype)
+        scores = jnp.where(mask[:, None, None], scaled(scores, of_heads(past.key_scales)), _NEVER)
+        weights = scaled(jax.nn.softmax(scores), of_heads(past.value_scales)).astype(queries.dtype)
         attended = jnp.einsum(
-            f"rshp,{axes}->rshm", weights, share(values), precision=exact, preferred_element_type=jnp.float32
+            f"rshp,{axes}->rshm",
+            weights,
+            share(values.astype(queries.dtype)),
+            precision=exact,
+            preferred_element_type=jnp.float32,
         )
         return jnp.where(own, attended, 0).sum(2).astype(queries.dtype).reshape(rows, d_model).T
 
