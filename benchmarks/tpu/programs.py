@@ -35,14 +35,16 @@ def compile_row(row: Row) -> dict[str, Any]:
     devices = find_topology(row.topology)[: data * model]
     mesh = Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
     partition = Partition(mesh, int8_cache=row.int8 == "cache", int8_weights=row.int8 == "weights")
+    options: dict[str, Any] = {}
     if row.program == "decode":
+        options = vqgan.decode.compiler_options("tpu")
         lowered, floor, state = _decode(partition)
     elif row.program == "encode":
         lowered, floor, state = _encode(partition, _config(row))
     else:
         lowered, floor, state = _Generator(partition, _config(row), row.slots).lower(row.program)
     began = time.monotonic()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options or None)
     seconds = time.monotonic() - began
     analysis: Any = compiled.memory_analysis()
     memory = Memory.of(compiled)

@@ -50,9 +50,19 @@ class Program(Generic[R]):
         static_argnums: Sequence[int] = (),
         static_argnames: Sequence[str] = (),
         donate_argnums: Sequence[int] = (),
+        tpu_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wraps a function; the other arguments are those of `jax.jit`."""
+        """Wraps a function.
+
+        Args:
+            function: the function.
+            static_argnums: as of `jax.jit`, like the next two.
+            static_argnames: as of `jax.jit`.
+            donate_argnums: as of `jax.jit`.
+            tpu_options: options of the compiler for TPUs; those for other devices do not know them.
+        """
         self._function = function
+        self._tpu_options = dict(tpu_options or {})
         self._options: dict[str, Any] = {
             "static_argnums": tuple(static_argnums),
             "static_argnames": tuple(static_argnames),
@@ -69,8 +79,9 @@ class Program(Generic[R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         """Runs the program; compiles it, or reads it from the folder, when it is called so for the first time."""
-        # Without a folder, JAX's own table of programs will do, and is faster.
-        if kept() is None and made_ahead() is None and ahead() is None and not self._ready:
+        # Without a folder, JAX's own table of programs will do, and is faster; but it has no options for TPUs alone.
+        plain = kept() is None and made_ahead() is None and ahead() is None and not self._tpu_options
+        if plain and not self._ready:
             return cast("R", self._jitted(*args, **kwargs))
         leaves, tree = jax.tree_util.tree_flatten(self._dynamic(args))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -89,6 +100,10 @@ class Program(Generic[R]):
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Traces and lowers the function for some arguments, as `jax.jit` does."""
         return cast("jax.stages.Lowered", self._jitted.lower(*args, **kwargs))
+
+    def compiler_options(self, platform: str) -> dict[str, Any]:
+        """Returns the options of the compiler for a platform: `cpu`, `gpu` or `tpu`."""
+        return dict(self._tpu_options) if platform == "tpu" else {}
 
     def clear_cache(self) -> None:
         """Forgets what was compiled or read in this process, as `jax.jit` does; the folder keeps it."""
@@ -130,7 +145,7 @@ class Program(Generic[R]):
             self.name,
             device_of(leaves),
             static=tuple(args[place] for place in sorted(self._static_argnums)),
-            options={**kwargs, **self._options},
+            options={**kwargs, **self._options, **self.compiler_options(device_of(leaves).platform)},
             tree=str(tree),
             arguments=tuple(map(aval_of, leaves)),
         )
@@ -190,7 +205,7 @@ class Program(Generic[R]):
         """Compiles a program, and writes it into the folder."""
         folder = kept()
         compiled, out_tree, _ = self._lower_and_compile(
-            key, args, kwargs, leaves, tree, unique=folder is not None
+            key, args, kwargs, leaves, tree, platform=device_of(leaves).platform, unique=folder is not None
         )
         if folder is not None:
             try:
@@ -205,7 +220,9 @@ class Program(Generic[R]):
         """Compiles a program for devices that need not be there; returns what takes its place here."""
         everywhere = given.everywhere(args, leaves)
         absent = [given.stand_in(leaf, everywhere) for leaf in leaves]
-        compiled, out_tree, seconds = self._lower_and_compile("", args, kwargs, absent, tree, unique=True)
+        compiled, out_tree, seconds = self._lower_and_compile(
+            "", args, kwargs, absent, tree, platform=given.devices[0].platform, unique=True
+        )
         shardings = jax.tree.leaves((compiled.output_shardings, compiled.input_shardings))
         given.keep(
             Compiled(
@@ -234,6 +251,7 @@ class Program(Generic[R]):
         leaves: Sequence[Any],
         tree: Any,
         *,
+        platform: str,
         unique: bool,
     ) -> tuple[jax.stages.Compiled, Any, float]:
         """Returns a compiled program, the tree of its results, and the seconds that it took.
@@ -259,7 +277,8 @@ class Program(Generic[R]):
         mark = f"_{key}_{time.time_ns()}" if unique else ""
         flat.__name__ = f"{getattr(self._function, '__name__', 'program')}{mark}"
         with _unused_cache() if unique else nullcontext():
-            compiled = jax.jit(flat, donate_argnums=self._donated(args)).lower(*leaves).compile()
+            lowered = jax.jit(flat, donate_argnums=self._donated(args)).lower(*leaves)
+            compiled = lowered.compile(compiler_options=self.compiler_options(platform) or None)
         seconds = time.monotonic() - began
         log.info("compiled the program %s in %.2f s", self.name, seconds)
         return compiled, out_trees[0], seconds

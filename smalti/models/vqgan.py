@@ -281,7 +281,15 @@ def load_codebook(folder: Path) -> Float[np.ndarray, "codes embed_dim"]:
     return codebook.astype(np.float32)
 
 
-@program(static_argnums=(0,), static_argnames=("dtype",))
+# Left to itself, the compiler for TPUs moves parts of each picture into the batch before a convolution, and copies
+# everything around it: a picture takes four times as many cycles (`docs/performance.md`).
+_TPU_OPTIONS = {
+    "xla_tpu_run_space_to_batch": False,
+    "xla_tpu_run_space_to_batch_on_new_platforms": False,
+}
+
+
+@program(static_argnums=(0,), static_argnames=("dtype",), tpu_options=_TPU_OPTIONS)
 def encode(
     config: VQGANConfig, params: Parameters, pixels: Float[Array, "batch height width 3"], *, dtype: DTypeLike
 ) -> Int[Array, "batch tokens"]:
@@ -289,7 +297,7 @@ def encode(
     return apply(VQGANModule(dtype, config), params, pixels, method=VQGANModule.encode)
 
 
-@program(static_argnums=(0,), static_argnames=("dtype",))
+@program(static_argnums=(0,), static_argnames=("dtype",), tpu_options=_TPU_OPTIONS)
 def decode(
     config: VQGANConfig, params: Parameters, codes: Int[Array, "batch rows columns"], *, dtype: DTypeLike
 ) -> Float[Array, "batch height width 3"]:

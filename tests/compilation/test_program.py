@@ -260,6 +260,17 @@ def test_program_inside_another_one_is_traced_with_it(cache: Path) -> None:
     assert files(cache) == set()
 
 
+def test_options_for_tpus_are_kept_from_other_compilers(cache: Path) -> None:
+    options = {"xla_tpu_run_space_to_batch": False}
+    plain, program = fresh(), Program(multiply, static_argnums=(0,), tpu_options=options)
+    drawn = [each(Sizes(2), *arguments())["a"] for each in (plain, program)]
+    np.testing.assert_array_equal(*drawn)
+    # A CPU has one program for both.
+    assert traced == ["multiply"]
+    assert len(files(cache)) == 1
+    assert (program.compiler_options("tpu"), program.compiler_options("cpu")) == (options, {})
+
+
 def test_preparing_compiles_without_running(cache: Path) -> None:
     program = fresh()
     weights, x = arguments()

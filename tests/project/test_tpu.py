@@ -1,4 +1,4 @@
-"""What the TPU compiler says of the generator's step: nothing is copied or padded, and the state is donated."""
+"""What the TPU compiler says: nothing is copied; the step of the generator pads nothing, and its state is donated."""
 
 import pytest
 
@@ -65,3 +65,12 @@ def test_a_step_copies_and_pads_nothing() -> None:
     assert state <= found["aliased_bytes"] <= 1.05 * state  # Donated whole, and hardly padded.
     assert found["copied"] < 0.01 * state
     assert found["temporary_bytes"] < 0.2 * state  # Less than one more cache.
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_decoding_a_picture_copies_nothing() -> None:
+    row = ROWS["vqgan-decode-4-v5e-1x1"]
+    found = compile_apart(row)
+    assert found["copied"] == 0
+    assert milliseconds(row, found) / row.slots < 3
