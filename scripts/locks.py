@@ -37,8 +37,9 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     },
 }
 """The extras of each lock."""
-PARTS: Final = frozenset({"batch", "docs", "jax", "service", "telemetry"})
-"""Extras without a lock of their own, since they are only installed as parts of others."""
+PARTS: Final = frozenset({"batch", "docs", "jax", "service", "telemetry", "tpu"})
+"""Extras without a lock of their own, since they are only installed as parts of others; `tpu` beside others, from the
+lock of the device."""
 BUILD: Final = "build"
 """The lock of what builds the project."""
 CUDA: Final = "cuda"

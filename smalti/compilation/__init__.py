@@ -4,7 +4,7 @@ A program is read from a file, which is machine code: the folder must belong to 
 Programs can also be compiled ahead, for devices that are not there.
 """
 
-from smalti.compilation.ahead import Ahead, Memory, backend, compiling_ahead, devices, put
+from smalti.compilation.ahead import Ahead, Memory, backend, compiling_ahead, device_bytes, devices, put
 from smalti.compilation.bundle import BundleWriter, ProgramEntry
 from smalti.compilation.cache import use_compilation_cache
 from smalti.compilation.program import PROGRAM_READ, Program, kept_shapes, program
@@ -21,6 +21,7 @@ __all__ = [
     "backend",
     "code_digest",
     "compiling_ahead",
+    "device_bytes",
     "devices",
     "find_topology",
     "kept_shapes",

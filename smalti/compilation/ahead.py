@@ -136,6 +136,14 @@ def backend() -> str:
     return given.devices[0].platform if given else jax.default_backend()
 
 
+def device_bytes(device: jax.Device) -> int | None:
+    """Returns the bytes that programs may use of a device; None if it is a CPU, or not one of this process."""
+    if ahead() is not None or device.process_index != jax.process_index():
+        return None
+    found: int | None = (device.memory_stats() or {}).get("bytes_limit")
+    return found
+
+
 def put(array: Any, sharding: Sharding | None = None) -> Any:
     """Copies an array from the host to the devices, as `jax.device_put`; ahead, keeps only its shape and type."""
     if ahead() is not None:

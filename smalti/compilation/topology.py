@@ -46,7 +46,7 @@ def find_topology(text: str, *, field: str = "for") -> tuple[jax.Device, ...]:
             field, f"{text!r} must be cpu, gpu, or a kind of TPU and its chips, such as v5e:2x2"
         )
     if find_spec("libtpu") is None:
-        raise InvalidInputError(field, f"{text} needs Google's compiler: pip install libtpu")
+        raise InvalidInputError(field, f"{text} needs Google's compiler: pip install 'smalti[tpu]'")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # The process itself computes on the CPU, on a machine with a TPU too.

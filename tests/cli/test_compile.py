@@ -134,7 +134,7 @@ def test_programs_for_a_chip_that_is_not_there(tiny: ModelFolder, tmp_path: Path
     if find_spec("libtpu") is None:
         done = run_apart(*asked)
         assert done.returncode == 2
-        assert "for: v5e:2x2 needs Google's compiler: pip install libtpu" in done.stderr
+        assert "for: v5e:2x2 needs Google's compiler: pip install 'smalti[tpu]'" in done.stderr
     done = run_apart(*asked, PYTHONPATH=os.pathsep.join((str(ROOT), str(find_libtpu()))))
     assert done.returncode == 0, done.stderr
     assert f"11 programs of {tiny.name} for v5e:2x2" in done.stdout

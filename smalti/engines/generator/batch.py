@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from smalti.compilation import backend
 from smalti.engines.encoding import Encoding
+from smalti.engines.generator.memory import check_fits
 from smalti.engines.generator.partition import Partition
 from smalti.engines.generator.programs import insert, insert_primed, prefill, prime, release, step
 from smalti.engines.generator.requests import Candidate
@@ -120,6 +121,7 @@ class DecodeBatch:
         self._partition = partition or Partition.of_settings()
         self._partition.check(bart.config, slots)
         dtype = jnp.dtype(compute_dtype() if dtype is None else dtype)
+        check_fits(self._partition, bart.config, slots, dtype)
         # Position of each slot, tracked on the host to avoid copies from the device.
         self._positions = np.full(slots, self.image_length)
         self._weights = decoder_weights(bart.config, bart.params, dtype, self._partition)
