@@ -104,6 +104,17 @@ def test_settings_of_every_pod_are_valid(
         open_store()
 
 
+def test_the_operator_chooses_the_version_that_messages_are_written_in() -> None:
+    given = ("--set-string", "env.SMALTI_MESSAGES_WRITE=2")
+    done = helm("helm4", "template", "x", str(CHART), *arguments("cpu", ()), *given)
+    assert done.returncode == 0, done.stderr
+    deployments = [each for each in objects(done.stdout) if each["kind"] == "Deployment"]
+    for deployment in deployments:
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            values = [each["value"] for each in container["env"] if each["name"] == "SMALTI_MESSAGES_WRITE"]
+            assert values == ["2"]
+
+
 def test_services_have_certificates_with_the_names_by_which_they_are_called() -> None:
     """The settings and names are those with which tests/services/test_mtls.py runs the services."""
     found = objects(rendered("cpu"))

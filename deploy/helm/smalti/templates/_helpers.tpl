@@ -161,7 +161,10 @@ s3+http://{{ include "smalti.name" . }}-store:8333/smalti
 {{- if $root.Values.broker.caSecret }}
 - { name: SMALTI_BROKER_CA, value: /run/smalti/broker-ca/ca.crt }
 {{- end }}
+{{- /* An upgrade from a release that does not read this version has another one in `env` until all pods are new. */}}
+{{- if not (hasKey ($root.Values.env | default dict) "SMALTI_MESSAGES_WRITE") }}
 - { name: SMALTI_MESSAGES_WRITE, value: "3" }
+{{- end }}
 - { name: SMALTI_MODELS, value: /models }
 - { name: SMALTI_MODEL, value: {{ .model.name }} }
 - { name: SMALTI_RPC_GRACE, value: {{ $drain | quote }} }
