@@ -263,8 +263,8 @@ def test_program_inside_another_one_is_traced_with_it(cache: Path) -> None:
 def test_options_for_tpus_are_kept_from_other_compilers(cache: Path) -> None:
     options = {"xla_tpu_run_space_to_batch": False}
     plain, program = fresh(), Program(multiply, static_argnums=(0,), tpu_options=options)
-    drawn = [each(Sizes(2), *arguments())["a"] for each in (plain, program)]
-    np.testing.assert_array_equal(*drawn)
+    first, second = (each(Sizes(2), *arguments())["a"] for each in (plain, program))
+    np.testing.assert_array_equal(first, second)
     # A CPU has one program for both.
     assert traced == ["multiply"]
     assert len(files(cache)) == 1
