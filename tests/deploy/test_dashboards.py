@@ -85,7 +85,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
             )
             assert process.poll() is None, output.read_text()
             with prometheus(folder, configuration, targets) as found:
-                work(f"127.0.0.1:{ports['gateway']}", folder)
+                server = f"127.0.0.1:{ports['gateway']}"
+                # What has labels begins with its first count, and a rate with what is counted after that was read.
+                with Client(server) as client:
+                    client.generate("a blue cat", n=2, candidates=3, seed=9, upscale=2)
+                first = "sum(smalti_job_seconds_count) > 0"
+                wait_until(lambda: found.series(first), SECONDS, problem="the first job was not counted")
+                work(server, folder)
                 # A rate needs two readings of what the work has counted, at a second that is asked about.
                 counted = (
                     "sum(smalti_batches_total) > 0 and sum(count_over_time(smalti_batches_total[5m])) > 5"
