@@ -1,6 +1,5 @@
 """The phases, in the order in which they are run."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +17,6 @@ from smalti.registry.stored import push_model
 
 OURS: Final = ("encoder", "generator", "decoder", "ranker", "refiner", "gateway", "web")
 SERVERS: Final = ("broker", "store", "database")
-PICTURES: Final = 9
 DRAIN_SECONDS: Final = 90
 STORED: Final = "models"
 """Where in the store the next revision of the model is put."""
@@ -29,12 +27,7 @@ def draw(trial: ClusterTrial) -> None:
     """Draws through the front door."""
     said = trial.release.test()
     trial.expect("Succeeded" in said, f"helm test says {said[-200:]!r}")
-    began = time.monotonic()
-    pictures = trial.system.draw_by_http("a blue cat on a yellow background", PICTURES)
-    trial.notes.append(f"nine pictures by HTTP after {time.monotonic() - began:.1f} s")
-    trial.expect(len(pictures) == PICTURES, f"{len(pictures)} pictures came")
-    for number, content in enumerate(pictures):
-        (trial.folder / f"picture-{number}.png").write_bytes(content)
+    trial.draw_and_keep()
 
 
 @phase("pods", "a pod of each of our kinds is deleted, one after another, under load", "no job fails")
@@ -44,7 +37,7 @@ def pods(trial: ClusterTrial) -> None:
         load.wait_for(2)
         _delete_each(trial, load, OURS)
         trial.system.draw_by_http("a red apple", 1)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase("kill", "the same for a pod of each stage, without time to finish", "no job fails")
@@ -55,7 +48,7 @@ def kill(trial: ClusterTrial) -> None:
         _delete_each(
             trial, load, ("encoder", "generator", "decoder", "ranker"), "--force", "--grace-period=0"
         )
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase("servers", "broker, store and database are deleted, one after another, under load", "no job fails")
@@ -64,7 +57,7 @@ def servers(trial: ClusterTrial) -> None:
     with under_load(trial.system, trial.account) as load:
         load.wait_for(1)
         _delete_each(trial, load, SERVERS)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -92,7 +85,7 @@ def code(trial: ClusterTrial) -> None:
         if each["involvedObject"]["name"].startswith(f"{RELEASE}-migrate")
     ]
     trial.expect(bool(migrated), "no Job migrated the database")
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -105,7 +98,7 @@ def model(trial: ClusterTrial) -> None:
     with under_load(trial.system, trial.account) as load:
         _upgrade_model(trial, load, trial.next_model())
     _note_revisions(trial)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -118,7 +111,7 @@ def rollback(trial: ClusterTrial) -> None:
     with under_load(trial.system, trial.account) as load:
         _roll_back(trial, load)
     _note_revisions(trial)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -134,7 +127,7 @@ def stored(trial: ClusterTrial) -> None:
         _upgrade_model(trial, load, trial.stored_model(f"s3://smalti/{STORED}", sha256))
         _roll_back(trial, load)
     _note_revisions(trial)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -169,7 +162,7 @@ def drain(trial: ClusterTrial) -> None:
         seconds = trial.namespace.wait_until_ready(seconds=READY_SECONDS)
         trial.notes.append(f"everything was ready {seconds:.0f} s after the node took pods again")
         load.wait_for(2)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase("scale", "encoder and generator are scaled by hand from 1 to 3 to 1 under load", "no job fails")
@@ -183,7 +176,7 @@ def scale(trial: ClusterTrial) -> None:
             seconds = trial.namespace.wait_until_ready(seconds=READY_SECONDS)
             trial.notes.append(f"{replicas} of each were there after {seconds:.0f} s")
             load.wait_for(2)
-    _note(trial, load)
+    trial.note_load(load)
 
 
 PHASES: Final[dict[str, Phase[ClusterTrial]]] = {
@@ -230,10 +223,6 @@ def _roll_back(trial: ClusterTrial, load: Load) -> None:
     trial.notes.append(f"`helm rollback --wait` took {seconds:.0f} s")
     trial.system.wait_until_drawable(trial.system.model.revision, READY_SECONDS)
     load.wait_for(3)
-
-
-def _note(trial: ClusterTrial, load: Load) -> None:
-    trial.notes.append(f"{load.ended} jobs ended under load, the slowest after {load.slowest:.0f} s")
 
 
 def _note_revisions(trial: ClusterTrial) -> None:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from faults.compose.project import Project, restart
-from faults.deployed.load import Load, under_load
+from faults.deployed.load import under_load
 from faults.deployed.trial import READY_SECONDS, Phase, Trial, phase
 
-PROMPT: Final = "a blue cat on a yellow background"
-PICTURES: Final = 9
 SOON_SECONDS: Final = 1.0
 """Time after a kill at which somebody asks for pictures."""
 
@@ -26,12 +24,7 @@ class ComposeTrial(Trial):
 @phase("draw", "nine pictures through the HTTP API", "nine pictures come")
 def draw(trial: ComposeTrial) -> None:
     """Draws through the front door, and keeps the pictures."""
-    began = time.monotonic()
-    pictures = trial.system.draw_by_http(PROMPT, PICTURES)
-    trial.notes.append(f"nine pictures by HTTP after {time.monotonic() - began:.1f} s")
-    trial.expect(len(pictures) == PICTURES, f"{len(pictures)} pictures came")
-    for number, content in enumerate(pictures):
-        (trial.folder / f"picture-{number}.png").write_bytes(content)
+    trial.draw_and_keep()
 
 
 @phase(
@@ -48,13 +41,13 @@ def kill(trial: ComposeTrial) -> None:
             began = time.monotonic()
             trial.project.kill(service)
             time.sleep(SOON_SECONDS)
-            _draw_again(trial)
+            trial.draw_by_http(seconds=READY_SECONDS)
             drawn = time.monotonic() - began
             trial.project.wait_until_healthy(seconds=READY_SECONDS, but={service: container["State"]["Pid"]})
             ready.append(f"{service} {drawn:.0f} and {time.monotonic() - began:.0f}")
             load.wait_for(1)
     trial.notes.append(f"seconds until nine pictures came, and until all was healthy: {', '.join(ready)}")
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -68,7 +61,7 @@ def engine(trial: ComposeTrial) -> None:
         load.wait_for(1)
         began = time.monotonic()
         away = restart(trial.restart_engine)
-        _draw_again(trial)
+        trial.draw_by_http(seconds=READY_SECONDS)
         drawn = time.monotonic() - began
         trial.project.wait_until_healthy(seconds=READY_SECONDS)
         healthy = time.monotonic() - began
@@ -77,7 +70,7 @@ def engine(trial: ComposeTrial) -> None:
         f"the engine answered after {away:.0f} s, nine pictures came after {drawn:.0f} s, "
         f"all was healthy after {healthy:.0f} s"
     )
-    _note(trial, load)
+    trial.note_load(load)
 
 
 @phase(
@@ -92,21 +85,12 @@ def code(trial: ComposeTrial) -> None:
         settings = {"TAG": trial.next_tag} if trial.next_tag else {}
         trial.notes.append(f"`docker compose up --wait` took {trial.project.up(**settings):.0f} s")
         load.wait_for(2)
-        _draw_again(trial)
+        trial.draw_by_http(seconds=READY_SECONDS)
     images = [each["Config"]["Image"] for each in trial.project.containers().values()]
     replaced = [image for image in images if trial.next_tag and image.endswith(f":{trial.next_tag}")]
     trial.notes.append(f"{len(replaced)} containers run images of the next tag")
     trial.expect(bool(replaced) or not trial.next_tag, f"containers run {', '.join(sorted(images))}")
-    _note(trial, load)
+    trial.note_load(load)
 
 
 PHASES: Final[dict[str, Phase[ComposeTrial]]] = {each.name: each for each in (draw, kill, engine, code)}
-
-
-def _draw_again(trial: ComposeTrial) -> None:
-    pictures = trial.system.draw_by_http(PROMPT, PICTURES, READY_SECONDS)
-    trial.expect(len(pictures) == PICTURES, f"{len(pictures)} pictures came")
-
-
-def _note(trial: ComposeTrial, load: Load) -> None:
-    trial.notes.append(f"{load.ended} jobs ended under load, the slowest after {load.slowest:.0f} s")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from faults.accounting import Account, Submission
-from faults.deployed.load import CANDIDATES
+from faults.deployed.load import CANDIDATES, PROMPTS, Load
 from faults.deployed.models import Expected
 from faults.deployed.system import DeployedSystem
 from faults.running import describe
@@ -18,6 +18,8 @@ from smalti.errors import InvalidInputError
 READY_SECONDS: Final = 900.0
 """Time in which everything must be ready again, on a busy machine."""
 FIRST, NEXT = "first", "next"
+PICTURES: Final = 9
+"""What somebody at the front door asks for."""
 
 Say = Callable[[str], None]
 
@@ -42,6 +44,24 @@ class Trial:
         """Records a problem unless the condition holds."""
         if not condition:
             self.problems.append(problem)
+
+    def draw_by_http(self, **limit: float) -> list[bytes]:
+        """Draws nine pictures through the front door; `limit` may have the `seconds` after which nobody asks again."""
+        pictures = self.system.draw_by_http(PROMPTS[0], PICTURES, **limit)
+        self.expect(len(pictures) == PICTURES, f"{len(pictures)} pictures came")
+        return pictures
+
+    def draw_and_keep(self) -> None:
+        """Draws nine pictures through the front door, notes how long it took, and keeps them."""
+        began = time.monotonic()
+        pictures = self.draw_by_http()
+        self.notes.append(f"nine pictures by HTTP after {time.monotonic() - began:.1f} s")
+        for number, content in enumerate(pictures):
+            (self.folder / f"picture-{number}.png").write_bytes(content)
+
+    def note_load(self, load: Load) -> None:
+        """Notes what a load has done."""
+        self.notes.append(f"{load.ended} jobs ended under load, the slowest after {load.slowest:.0f} s")
 
 
 AnyTrial = TypeVar("AnyTrial", bound=Trial)
