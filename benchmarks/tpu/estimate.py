@@ -93,9 +93,9 @@ def _is_collective(kind: str) -> bool:
     return kind.removesuffix("-start") in _COLLECTIVES
 
 
-CHIPS: Mapping[str, tuple[float, float, float]] = {
-    "v5e": (1.5e9, 819e9, 16.0),
-    "v6e": (1.5e9, 1640e9, 32.0),
-    "v5p": (1.75e9, 2765e9, 95.0),
+CHIPS: Mapping[str, tuple[float, float]] = {
+    "v5e": (1.5e9, 819e9),
+    "v6e": (1.5e9, 1640e9),
+    "v5p": (1.75e9, 2765e9),
 }
-"""Clock in cycles a second, bandwidth in bytes a second, and memory in GiB. The clocks of v6e and v5p are assumed."""
+"""Clock in cycles a second, and bandwidth in bytes a second. The clocks of v6e and v5p are assumed."""

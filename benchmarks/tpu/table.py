@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.report import table_lines, write_between
 from benchmarks.tpu.estimate import CHIPS
 from benchmarks.tpu.rows import Row
+from smalti.engines.generator.memory import DEVICE_GIB
 
 BEGIN, END = "<!-- compiled: written by make tpu -->", "<!-- end of what is compiled -->"
 COLUMNS = (
@@ -20,7 +21,7 @@ TOKENS = 256
 
 def milliseconds(row: Row, found: Mapping[str, Any]) -> float:
     """Returns the estimate of a token of all slots, or of a call: cycles, or bytes over bandwidth if that is longer."""
-    clock, bandwidth, _ = CHIPS[row.chip]
+    clock, bandwidth = CHIPS[row.chip]
     if row.program == "step":
         cycles = found["body_cycles"] + found["entry_cycles"] / STEPS
     else:
@@ -30,7 +31,7 @@ def milliseconds(row: Row, found: Mapping[str, Any]) -> float:
 
 def cells(row: Row, found: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the cells of one row."""
-    _, bandwidth, memory = CHIPS[row.chip]
+    _, bandwidth = CHIPS[row.chip]
     taken, floor = milliseconds(row, found), 1000 * found["floor_bytes"] / bandwidth
     state, held = found["state_bytes"], found["memory_bytes"] / 2**30
     data, model = map(int, row.mesh.split("x"))
@@ -40,7 +41,7 @@ def cells(row: Row, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"{taken:.3g}",
         f"{floor:.3g}" if floor else "",
         f"{floor / taken:.2f}" if floor and taken else "",
-        f"{held:.2f} of {memory:.0f}",
+        f"{held:.2f} of {DEVICE_GIB[row.chip]:.0f}",
         f"{100 * (found['aliased_bytes'] / state - 1):.1f} %" if state else "",
         f"{found['copied'] / 2**20:.3g}",
         f"{found['collectives']}; {found['collective_bytes'] / 2**10:.0f}" if data * model > 1 else "",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smalti.engines.generator.attention import HeadsFirst, KeysValues, RowsFirst, put_into_blocks
+from smalti.engines.generator.attention import HeadsFirst, KeysValues, RowsFirst, keep, put_into_blocks
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.partition import HEADS_FIRST, ROWS_FIRST, Partition
 from smalti.engines.generator.requests import Candidate
@@ -35,8 +35,8 @@ def arrays(rows: int, positions: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def cached(layout: Any, keys: jax.Array, values: jax.Array) -> KeysValues:
-    return layout.keep(
-        *(jnp.concatenate([layout.by_position(row) for row in each]) for each in (keys, values))
+    return keep(
+        layout, *(jnp.concatenate([layout.by_position(row) for row in each]) for each in (keys, values))
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.compilation import program
-from smalti.engines.generator.attention import Blocks, KeysValues, combine, put_into_blocks
+from smalti.engines.generator.attention import Blocks, KeysValues, combine, keep, put_into_blocks
 from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
 from smalti.engines.generator.sampling import guide, sample, uniforms
 from smalti.engines.generator.state import DecodeState, Prefix, Sampling
@@ -65,7 +65,7 @@ def prefill(
 
     def keys_values(layer: LayerWeights) -> KeysValues:
         keys, values = project(layer.cross_kv, encoding.T.astype(weights.embed_tokens.dtype))
-        return layout.keep(layout.by_position(keys), layout.by_position(values))
+        return keep(layout, layout.by_position(keys), layout.by_position(values))
 
     prefix = Prefix(tuple(keys_values(layer) for layer in weights.layers), attention_mask[None].astype(bool))
     return partition.constrain(prefix, PREFIX_RULES)
@@ -118,7 +118,7 @@ def _run_positions(
 
     def attend_self(x: Array, layer: LayerWeights) -> Array:
         q, k, v = project(layer.self_qkv, x)
-        cache.append(layout.keep(layout.by_position(k), layout.by_position(v)))
+        cache.append(keep(layout, layout.by_position(k), layout.by_position(v)))
         return layout.attend(layout.by_row(q), cache[-1], causal)
 
     for layer, cross in zip(weights.layers, prefix.layers, strict=True):

@@ -7,6 +7,7 @@ from smalti.engines.generator.attention.layout import (
     KeysValues,
     combine,
     empty,
+    keep,
     put_into_blocks,
 )
 from smalti.engines.generator.attention.rows_first import RowsFirst
@@ -19,5 +20,6 @@ __all__ = [
     "RowsFirst",
     "combine",
     "empty",
+    "keep",
     "put_into_blocks",
 ]

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from smalti.engines.generator.attention.layout import KeysValues, quantize, scaled
 from smalti.models.layers import precision
@@ -46,14 +46,11 @@ class HeadsFirst:
         """Splits the features of one row's positions into heads."""
         return self.by_row(x).transpose(1, 0, 2)[None]
 
-    def keep(
-        self, keys: Float[Array, "*vectors head_size"], values: Float[Array, "*vectors head_size"]
-    ) -> KeysValues:
-        """Returns keys and values in the type that they are kept in."""
-        if not self.int8:
-            return KeysValues(keys, values)
-        (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
-        return KeysValues(keys, values, key_scales, value_scales)
+    def shorten(
+        self, x: Float[Array, "*vectors head_size"]
+    ) -> tuple[Int8[Array, "*vectors head_size"], Float[Array, " *vectors"]]:
+        """Returns keys or values as int8, and the scale of each head's vector."""
+        return quantize(x)
 
     def attend(
         self,

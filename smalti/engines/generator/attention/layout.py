@@ -67,8 +67,10 @@ class CacheLayout(Protocol):
     def by_position(self, x: Float[Array, "d_model positions"]) -> Float[Array, "1 ..."]:
         """Arranges the keys or the values of all positions of one row."""
 
-    def keep(self, keys: Float[Array, "rows ..."], values: Float[Array, "rows ..."]) -> KeysValues:
-        """Returns keys and values of each row, or of all positions of one row, in the type that they are kept in."""
+    def shorten(
+        self, x: Float[Array, "rows ..."]
+    ) -> tuple[Int8[Array, "rows ..."], Float[Array, "rows ..."]]:
+        """Returns keys or values as int8, of each row or of all positions of one row, and each head's scales."""
 
     def attend(
         self, queries: Float[Array, "rows ..."], past: KeysValues, mask: Bool[Array, "#rows positions"]
@@ -108,6 +110,14 @@ def quantize(
 def scaled(x: Float[Array, "..."], scales: Float[Array, "..."] | None) -> Float[Array, "..."]:
     """Returns `x * scales`, or `x` where nothing is scaled."""
     return x if scales is None else x * scales
+
+
+def keep(layout: CacheLayout, keys: Float[Array, "rows ..."], values: Float[Array, "rows ..."]) -> KeysValues:
+    """Returns keys and values of each row, or of all positions of one row, in the type that they are kept in."""
+    if not layout.int8:
+        return KeysValues(keys, values)
+    (keys, key_scales), (values, value_scales) = layout.shorten(keys), layout.shorten(values)
+    return KeysValues(keys, values, key_scales, value_scales)
 
 
 def empty(layout: CacheLayout, rows: int, positions: int, d_model: int, dtype: Any) -> KeysValues:
@@ -160,7 +170,7 @@ def put_into_blocks(
     """Returns the blocks with one more position per row written; a position beyond the blocks is dropped."""
     placed: list[KeysValues] = []
     start = 0
-    new = layout.keep(keys, values)
+    new = keep(layout, keys, values)
     for block in blocks:
         length = block.keys.shape[layout.positions_axis]
         inside = position - start

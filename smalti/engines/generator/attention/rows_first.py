@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from smalti.engines.generator.attention.layout import KeysValues, quantize, scaled
 from smalti.models.layers import precision
@@ -50,20 +50,13 @@ class RowsFirst:
         """Puts positions before features."""
         return x.T[None]
 
-    def keep(
-        self, keys: Float[Array, "rows ... d_model"], values: Float[Array, "rows ... d_model"]
-    ) -> KeysValues:
-        """Returns keys and values in the type that they are kept in."""
-        if not self.int8:
-            return KeysValues(keys, values)
-
-        def shorten(x: Float[Array, "rows ... d_model"]) -> tuple[Array, Array]:
-            short, scales = quantize(x.reshape(*x.shape[:-1], self.heads, -1))
-            # Positions are last, where a TPU has lanes of 128; there are fewer heads.
-            return short.reshape(x.shape), jnp.moveaxis(scales, -1, 1)
-
-        (keys, key_scales), (values, value_scales) = shorten(keys), shorten(values)
-        return KeysValues(keys, values, key_scales, value_scales)
+    def shorten(
+        self, x: Float[Array, "rows *positions d_model"]
+    ) -> tuple[Int8[Array, "rows *positions d_model"], Float[Array, "rows heads *positions"]]:
+        """Returns keys or values as int8, and the scale of each head's vector."""
+        short, scales = quantize(x.reshape(*x.shape[:-1], self.heads, -1))
+        # Positions are last, where a TPU has lanes of 128; there are fewer heads.
+        return short.reshape(x.shape), jnp.moveaxis(scales, -1, 1)
 
     def attend(
         self,
@@ -86,8 +79,8 @@ class RowsFirst:
         # Each head's features among those of its device; the blocks of the diagonal.
         heads, features = self.heads // self.sharers, d_model // self.sharers
         own = jnp.arange(heads)[:, None] == jnp.arange(features) // (features // heads)
-        shared_queries = share(queries * (d_model // self.heads) ** -0.5)
-        by_head = jnp.where(own, shared_queries[:, :, None], 0).astype(queries.dtype)
+        split_queries = share(queries * (d_model // self.heads) ** -0.5)
+        by_head = jnp.where(own, split_queries[:, :, None], 0).astype(queries.dtype)
         shared = past.keys.shape[0] == 1
         keys, values = (past.keys[0], past.values[0]) if shared else (past.keys, past.values)
         axes = "psm" if shared else "rpsm"
