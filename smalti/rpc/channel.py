@@ -1,8 +1,10 @@
 """Channels to services, with TLS, load balancing and retries."""
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -38,6 +40,7 @@ def channel(
     settings = settings or rpc_settings()
     host = _host(target)
     options = _options(settings, host)
+    interceptors = [*interceptors, _StreamSender()]
 
     def make() -> grpc.aio.Channel:
         credentials = channel_credentials(settings, host)
@@ -63,6 +66,85 @@ def blocking_channel(target: str, settings: RpcSettings | None = None) -> grpc.C
 
     files = channel_files(settings)
     return RenewedBlockingChannel(make, WatchedFiles(files)) if files else make()
+
+
+class _StreamSender(grpc.aio.StreamUnaryClientInterceptor):
+    """Sends the messages of calls that take a stream, so that a refused call raises the server's status.
+
+    A server may refuse a call while a message is on its way. grpc.aio then puts INTERNAL, for the failed message, in
+    place of the status, or cancels the call. `write` of these calls cannot be used: they take an iterator.
+    """
+
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        call = await continuation(client_call_details, None)
+        ends: list[grpc.aio.AioRpcError] = []
+        # Called for every status that the call gets, before another can replace it.
+        call.add_done_callback(lambda ended: ends.append(_end_of(ended)))
+        sending = asyncio.ensure_future(_send(call, request_iterator))
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise next((end for end in ends if not _is_of_failed_message(end)), error) from None
+        except asyncio.CancelledError:
+            if sending.done() and not sending.cancelled() and (failure := sending.exception()) is not None:
+                raise failure from None
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+        return call
+
+
+async def _send(call: Any, requests: Any) -> None:
+    """Sends messages until the call has ended; if the iterator fails, cancels the call and raises the failure."""
+    try:
+        if isinstance(requests, AsyncIterable):
+            async for request in requests:
+                if not await _is_sent(call.write(request)):
+                    return
+        else:
+            for request in requests:
+                if not await _is_sent(call.write(request)):
+                    return
+    except BaseException:
+        call.cancel()
+        raise
+    await _is_sent(call.done_writing())
+
+
+async def _is_sent(sending: Coroutine[Any, Any, None]) -> bool:
+    """Returns whether the call has taken a message; if it has not, it has ended, and its status says why."""
+    with suppress(grpc.RpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+        await sending
+        return True
+    return False
+
+
+def _end_of(call: Any) -> grpc.aio.AioRpcError:
+    """Returns the present status of a call that has ended."""
+    return grpc.aio.AioRpcError(
+        _known(call.code()),
+        _known(call.initial_metadata()),
+        _known(call.trailing_metadata()),
+        details=_known(call.details()),
+        debug_error_string=_known(call.debug_error_string()),
+    )
+
+
+def _known(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Returns the result of a coroutine that has nothing to wait for, outside of any task."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise RuntimeError("the call has not ended")
+
+
+def _is_of_failed_message(end: grpc.aio.AioRpcError) -> bool:
+    """Returns whether gRPC itself may have made a status; servers send details with theirs."""
+    return end.code() is grpc.StatusCode.INTERNAL and not end.trailing_metadata()
 
 
 def _host(target: str) -> str:

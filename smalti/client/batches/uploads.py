@@ -53,7 +53,7 @@ def upload_requests(start: FileStart, source: Source) -> Callable[[], Iterator[U
     def requests() -> Iterator[UploadFileRequest]:
         yield UploadFileRequest(start=start)
         with _opened(source) as file:
-            while piece := file.read(PIECE_BYTES):
+            while piece := _read(file):
                 yield UploadFileRequest(data=piece)
 
     return requests
@@ -75,6 +75,13 @@ def put_to_store(url: str, source: Source, size: int) -> bool:
                 return True
     except (OSError, HTTPException):
         return False
+
+
+def _read(file: BinaryIO) -> bytes:
+    try:
+        return file.read(PIECE_BYTES)
+    except OSError as error:
+        raise InvalidInputError("file", f"cannot be read ({error.strerror or error})") from None
 
 
 def _opened(source: Source) -> AbstractContextManager[BinaryIO]:

@@ -10,8 +10,9 @@ import pytest
 
 from harness.batch_service import FILES
 from harness.clients import AnyClient
+from harness.grpc_server import asynchronous
 from harness.image_service import ServedGateway
-from smalti.client import check_succeeded, has_ended
+from smalti.client import AsyncClient, check_succeeded, has_ended
 from smalti.client.batches import uploads
 from smalti.client.batches.requests import create_batch_request
 from smalti.errors import (
@@ -176,6 +177,17 @@ def test_file_that_cannot_be_uploaded_is_named(client: AnyClient, tmp_path: Path
         client.batches.create(tmp_path / "missing.txt")
     with pytest.raises(InvalidInputError, match="name: is missing"):
         client.files.upload(b"a fox")
+
+
+@asynchronous
+async def test_file_that_fails_while_it_is_sent_is_told(served: ServedGateway) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    async with AsyncClient(served.address) as client:
+        with pytest.raises(InvalidInputError, match=r"^file: cannot be read \(Input/output error\)$"):
+            await client.files.upload(Broken(b"a fox"), name="prompts.txt")
 
 
 class Store(http.server.BaseHTTPRequestHandler):
