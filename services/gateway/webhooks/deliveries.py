@@ -83,6 +83,8 @@ class Deliveries:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._sender: Sender | None = None
+        self._sending: set[asyncio.Task[Any]] = set()
+        """The tasks of `_send`; only the event loop may use it."""
 
     @property
     def flying(self) -> int:
@@ -110,7 +112,9 @@ class Deliveries:
             return
 
         async def end() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            # Not the tasks that anyio has made for these: cancelled before its first step, one leaves a coroutine that
+            # was never awaited. Each of ours ends its own.
+            tasks = list(self._sending)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -195,11 +199,16 @@ class Deliveries:
         return list(session.scalars(locked.with_for_update(skip_locked=True))), late
 
     async def _send(self, delivery: Delivery, secrets: list[str]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending.add(task)
         try:
             outcome = await self._try(delivery, secrets)
         except Exception as error:
             log.exception("a notice could not be sent", extra={"job": delivery.subject})
             outcome = _Outcome(delivery=delivery, problem=f"internal error ({type(error).__name__})")
+        finally:
+            self._sending.remove(task)
         self._outcomes.put(outcome)
         self._ended()
 
