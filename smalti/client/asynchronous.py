@@ -17,11 +17,10 @@ from smalti.client.requests import (
     ListOptions,
     create_request,
     list_request,
-    translated_errors,
 )
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import channel
-from smalti.rpc.settings import RpcSettings
+from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.v1.image_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
@@ -69,7 +68,10 @@ class AsyncClient:
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        self._calls = AsyncCalls(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        settings = settings or rpc_settings()
+        self._calls = AsyncCalls(
+            server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds, settings=settings
+        )
         self._channel = channel(self.server, settings, interceptors=interceptors)
         self._stub = ImageServiceStub(self._channel)
         self.files = AsyncFiles(self._calls, self._channel)
@@ -270,7 +272,7 @@ class AsyncClient:
         """Cancels the job of an interrupted call, and returns a note on what became of it."""
         result: Job | SmaltiError
         try:
-            with translated_errors():
+            with self._calls.translated():
                 request = CancelJobRequest(job_id=job_id)
                 result = (await self._calls.attempt(self._stub.CancelJob, request, CANCEL_SECONDS)).job
         except SmaltiError as error:

@@ -1,11 +1,14 @@
 """The shared part of all calls: the address of the server, and how long to wait for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
-from smalti.client.requests import key_metadata, server_address
+from smalti.client.requests import key_metadata, server_address, translated_errors
 from smalti.client.retries import RetryBudget
 from smalti.errors import SmaltiError, UnavailableError
+from smalti.rpc.settings import RpcSettings
+from smalti.rpc.tls import closed_handshake_remedy
 from smalti.v1.job_pb2 import JOB_STATE_CANCELLED, Job
 
 CALL_SECONDS: Final = 30.0
@@ -18,9 +21,16 @@ class CallsBase:
     """The address of a server, the key to it, and how long to wait for it."""
 
     def __init__(
-        self, server: str | None, *, key: str | None, call_seconds: float, retry_seconds: float
+        self,
+        server: str | None,
+        *,
+        key: str | None,
+        call_seconds: float,
+        retry_seconds: float,
+        settings: RpcSettings,
     ) -> None:
         """Does not connect yet; the arguments are those of `Client`."""
+        self._settings = settings
         self.server = server_address(server)
         """The address of the gateway, as HOST:PORT."""
         self._metadata = key_metadata(key)
@@ -32,6 +42,22 @@ class CallsBase:
         """Begins a call, with the key; the request may be a function that returns an iterator of messages."""
         request = request() if callable(request) else request
         return method(request, timeout=seconds or self._call_seconds, metadata=self._metadata)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Does what `translated_errors` does, and adds a remedy if the server may have refused the certificate.
+
+        Raises:
+            SmaltiError: the call failed.
+        """
+        try:
+            with translated_errors():
+                yield
+        except UnavailableError as error:
+            remedy = closed_handshake_remedy(str(error), self._settings)
+            if self._reached or not remedy:
+                raise
+            raise UnavailableError(f"{error}; {remedy}", error.retry_after) from error
 
     def call_budget(self, full_seconds: float) -> RetryBudget:
         """Returns the budget of a call, which may wait this long for a full server."""

@@ -15,11 +15,10 @@ from smalti.client.requests import (
     ListOptions,
     create_request,
     list_request,
-    translated_errors,
 )
 from smalti.errors import SmaltiError
 from smalti.rpc.channel import blocking_channel
-from smalti.rpc.settings import RpcSettings
+from smalti.rpc.settings import RpcSettings, rpc_settings
 from smalti.v1.image_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
@@ -62,7 +61,10 @@ class Client:
         Raises:
             InvalidInputError: the address or a setting cannot be used; names the argument or the variable.
         """
-        self._calls = BlockingCalls(server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds)
+        settings = settings or rpc_settings()
+        self._calls = BlockingCalls(
+            server, key=key, call_seconds=call_seconds, retry_seconds=retry_seconds, settings=settings
+        )
         self._channel = blocking_channel(self.server, settings)
         self._stub = ImageServiceStub(self._channel)
         self.files = Files(self._calls, self._channel)
@@ -255,7 +257,7 @@ class Client:
         """Cancels the job of an interrupted call, and returns a note on what became of it."""
         result: Job | SmaltiError
         try:
-            with translated_errors():
+            with self._calls.translated():
                 request = CancelJobRequest(job_id=job_id)
                 result = self._calls.attempt(self._stub.CancelJob, request, CANCEL_SECONDS).job
         except SmaltiError as error:

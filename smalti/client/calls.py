@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from grpc.aio import EOF
 
 from smalti.client.base import CallsBase
-from smalti.client.requests import translated_errors
 from smalti.client.retries import ResumableStream
 from smalti.errors import SmaltiError
 
@@ -41,7 +40,7 @@ class BlockingCalls(CallsBase):
         budget = self.call_budget(full_seconds)
         while True:
             try:
-                with translated_errors():
+                with self.translated():
                     response = self.attempt(method, request, seconds)
                 self.note_answer(None)
                 return response
@@ -83,7 +82,7 @@ class BlockingCalls(CallsBase):
         call = self.attempt(method, request, seconds)
         try:
             while True:
-                with translated_errors():
+                with self.translated():
                     response = next(call, None)
                 if response is None:
                     return
@@ -112,7 +111,7 @@ class AsyncCalls(CallsBase):
         budget = self.call_budget(full_seconds)
         while True:
             try:
-                with translated_errors():
+                with self.translated():
                     response = await self.attempt(method, request, seconds)
                 self.note_answer(None)
                 return response
@@ -154,7 +153,7 @@ class AsyncCalls(CallsBase):
         call = self.attempt(method, request, seconds)
         try:
             while True:
-                with translated_errors():
+                with self.translated():
                     response = await call.read()
                 if response is EOF:
                     return

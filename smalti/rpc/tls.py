@@ -85,6 +85,26 @@ def channel_files(settings: RpcSettings) -> list[Path]:
     return _given(settings, "tls_ca", "tls_client_certificate", "tls_client_key")
 
 
+def closed_handshake_remedy(text: str, settings: RpcSettings) -> str:
+    """Returns what to try if a server has closed a connection as servers do that refuse a certificate, or ask for one.
+
+    Args:
+        text: what gRPC says of a call that is UNAVAILABLE.
+        settings: how the server is called.
+
+    Returns:
+        Half a line, for the end of the text; empty if nothing points to certificates.
+    """
+    if "Socket closed" not in text:
+        return ""
+    certificate, key = variable("tls_client_certificate"), variable("tls_client_key")
+    if settings.tls_client_certificate is not None:
+        return f"the server may not accept the certificate of {certificate}"
+    if settings.tls or settings.tls_ca is not None:
+        return f"if the server asks for a client certificate, set {certificate} and {key}"
+    return ""
+
+
 def _given(settings: RpcSettings, *names: str) -> list[Path]:
     return [path for name in names if (path := getattr(settings, name)) is not None]
 

@@ -143,10 +143,10 @@ def test_step_without_its_lock_is_tried_again(target: Target, lines: Lines) -> N
     lines()
     options = ["--lock-timeout", "0.2"]
     with target.locked("jobs"):
-        assert run(["migrate", *options, "--wait", "1.5"]) == 2
+        assert run(["migrate", *options, "--wait", "2.5"]) == 2
         refused = lines()
         assert steps(refused) == []
-        assert refused[-2].startswith("smalti: trying again for up to 1.5 s: ")
+        assert refused[-2].startswith("smalti: trying again for up to 2.5 s: ")
         assert refused[-1].startswith(f"smalti: {VARIABLE}: ")
         assert target.schema() == "0007"
         going_on = target.start(*options, "--wait", "60")

@@ -103,6 +103,26 @@ def test_client_reads_tls_settings_from_the_environment(
             assert len(client.generate("a fox")) == 3
 
 
+def test_client_whose_certificate_is_missing_or_refused_is_told_the_remedy(identities: Identities) -> None:
+    missing = r"set SMALTI_RPC_TLS_CLIENT_CERTIFICATE and SMALTI_RPC_TLS_CLIENT_KEY$"
+    refused = r"the server may not accept the certificate of SMALTI_RPC_TLS_CLIENT_CERTIFICATE$"
+    settings = serving(identities, tls_client_ca=identities.authority.certificate_file)
+    with served_gateway(settings) as gateway:
+        for identity, remedy in ((None, missing), (identities.stranger, refused)):
+            calls = calling(identities.authority, identity)
+            with Client(gateway.address, settings=calls) as client:
+                with pytest.raises(UnavailableError, match=remedy):
+                    client.model()
+                with pytest.raises(UnavailableError, match=remedy):
+                    list(client.watch("job-0"))
+        with (
+            Client(gateway.address, settings=calling(identities.other_authority)) as client,
+            pytest.raises(UnavailableError) as other,
+        ):
+            client.model()
+    assert "SMALTI_" not in str(other.value)  # It is the client that has refused the server.
+
+
 @asynchronous
 async def test_stage_serves_the_system_alone(identities: Identities, tmp_path: Path) -> None:
     """Certificates of the authority that are not the system's are those of tenants."""

@@ -145,6 +145,7 @@ def test_client_without_a_certificate_is_refused_in_one_line(system: System, tmp
     done = generate(system, "--out", str(tmp_path / "none"), **shown)
     assert done.returncode != 0
     assert done.stderr.startswith("smalti: connections to all backends failing; last error: UNAVAILABLE")
+    assert done.stderr.endswith("set SMALTI_RPC_TLS_CLIENT_CERTIFICATE and SMALTI_RPC_TLS_CLIENT_KEY\n")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.rglob("*.png"))
 
