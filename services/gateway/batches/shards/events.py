@@ -145,7 +145,10 @@ class ShardEvents:
         match event.reason:
             case FailureReason.POISON | FailureReason.INVALID | FailureReason.MODEL:
                 self._halving.give_up(name.batch_id, shard_range, event.lease, problem)
-            case FailureReason.EXHAUSTED | FailureReason.INPUTS:
+            case FailureReason.INPUTS:
+                if not self._halving.end_if_lost(name.batch_id, shard_range, event.lease):
+                    self._send_later(name.batch_id, shard_range, event.lease, problem)
+            case FailureReason.EXHAUSTED:
                 self._send_later(name.batch_id, shard_range, event.lease, problem)
             case FailureReason.CANCELLED | FailureReason.EXPIRED:
                 self._send_anew(name.batch_id, shard_range, event)

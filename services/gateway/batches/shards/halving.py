@@ -55,24 +55,42 @@ class Halving:
         Raises:
             UnavailableError: the database or the store does not answer.
         """
-        query = leased(batch_id, shard, lease)
-        with self._context.database.read() as session:
-            row = session.scalars(query).one_or_none()
-            batch = session.get(Batch, batch_id)
-        if row is None or batch is None or batch.state not in DRAWING_STATES:
+        found = self._load(batch_id, shard, lease)
+        if found is None:
             return
-        key = BatchKeys(batch_id).shard(shard.number)
-        try:
-            all_prompts = ShardFile.parse(key, self._context.store.get(key, sha256=row.sha256))
-        except (MissingObjectError, DamagedObjectError) as error:
-            self._fail(batch_id, error)
-            return
-        prompts = shard.of(all_prompts)
+        batch, row, prompts = found
         log.warning("shard %s of batch %s is given up: %s", shard.name, batch_id, problem)
         if shard.count > 1:
             self._halve(batch_id, shard, lease, prompts)
         else:
             self._give_up(batch, row, shard, prompts[0], problem)
+
+    def end_if_lost(self, batch_id: str, shard: ShardRange, lease: int) -> bool:
+        """Ends a batch if the prompts of a leased shard are lost, since nobody can write them again.
+
+        Returns:
+            Whether there is nothing to send any more: they are lost, or the lease is not the current one.
+
+        Raises:
+            UnavailableError: the database or the store does not answer.
+        """
+        return self._load(batch_id, shard, lease) is None
+
+    def _load(
+        self, batch_id: str, shard: ShardRange, lease: int
+    ) -> tuple[Batch, Shard, list[BatchPrompt]] | None:
+        """Returns a leased shard with its prompts; if they are lost, ends the batch, and returns None."""
+        with self._context.database.read() as session:
+            row = session.scalars(leased(batch_id, shard, lease)).one_or_none()
+            batch = session.get(Batch, batch_id)
+        if row is None or batch is None or batch.state not in DRAWING_STATES:
+            return None
+        key = BatchKeys(batch_id).shard(shard.number)
+        try:
+            return batch, row, shard.of(ShardFile.parse(key, self._context.store.get(key, sha256=row.sha256)))
+        except (MissingObjectError, DamagedObjectError) as error:
+            self._fail(batch_id, error)
+            return None
 
     def _halve(self, batch_id: str, shard: ShardRange, lease: int, prompts: list[BatchPrompt]) -> None:
         now = self._context.clock()

@@ -197,6 +197,21 @@ def test_shard_that_a_stage_gives_up_is_sent_later(batches: BatchHarness) -> Non
     assert batches.send() == []
 
 
+def test_batch_ends_if_the_prompts_of_a_shard_are_gone(batches: BatchHarness) -> None:
+    batch = batches.planned(8)
+    first, second = batches.send()
+    batches.handle(failed(first, FailureReason.INPUTS, "it has not seen them"))
+    assert batches.send() == []
+    batches.pass_time(5.1)
+    assert names(batches.send()) == [first.range.name]
+    batches.store.delete(second.shard.key)
+    batches.handle(failed(second, FailureReason.INPUTS, f"{second.shard.key}: no such object"))
+    assert batches.send() == []
+    row = batches.get(batch).batch
+    assert row.state == "failed"
+    assert f"there is no object {second.shard.key}; it has the prompts of a shard" in str(row.error)
+
+
 def test_marker_of_a_lease_before_is_no_obstacle(batches: BatchHarness) -> None:
     batches.planned(4)
     (task,) = batches.send()
