@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import yaml
 
 from smalti.engines.generator.memory import DEVICE_GIB, JAX_SHARE, WORKING_BYTES, Footprint
+from smalti.engines.generator.partition import INT8_CACHE, INT8_WEIGHTS
 from smalti.models.bart import DalleBartConfig
 from smalti.registry.published import MEGA, MINI
 
@@ -38,10 +39,7 @@ def text() -> str:
         "share": JAX_SHARE,
         "devices": {each: {"name": kind, "gib": DEVICE_GIB[kind]} for each, kind in TYPES.items()},
         "models": {
-            name: {
-                kind: _fields(Footprint.of(config, jnp.bfloat16, on_tpu=kind == "tpu"))
-                for kind in ("nvidia", "tpu")
-            }
+            name: {kind: _fields(config, on_tpu=kind == "tpu") for kind in ("nvidia", "tpu")}
             for name, config in (
                 ("mini", DalleBartConfig.from_fields(MINI)),
                 ("mega", DalleBartConfig.from_fields(MEGA)),
@@ -51,13 +49,23 @@ def text() -> str:
     return HEAD + yaml.safe_dump(found, sort_keys=False)
 
 
-def _fields(found: Footprint) -> dict[str, int]:
+def _fields(config: DalleBartConfig, *, on_tpu: bool) -> dict[str, Any]:
+    found = Footprint.of(config, jnp.bfloat16, on_tpu=on_tpu)
+    short = Footprint.of(config, jnp.bfloat16, on_tpu=on_tpu, int8_cache=True, int8_weights=True)
     return {
-        "weights": found.weights,
-        "splitWeights": found.split_weights,
-        "slot": found.slot,
-        "splitSlot": found.split_slot,
+        **_weights(found),
+        **_slot(found),
+        # What takes the place of the above where SMALTI_GENERATOR_INT8 names it.
+        "int8": {INT8_WEIGHTS: _weights(short), INT8_CACHE: _slot(short)},
     }
+
+
+def _weights(found: Footprint) -> dict[str, int]:
+    return {"weights": found.weights, "splitWeights": found.split_weights}
+
+
+def _slot(found: Footprint) -> dict[str, int]:
+    return {"slot": found.slot, "splitSlot": found.split_slot}
 
 
 if __name__ == "__main__":

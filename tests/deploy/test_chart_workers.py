@@ -16,6 +16,8 @@ pytestmark = pytest.mark.deploy
 
 ALONE = ("services.generator.batch.shared=false", "services.generator.batch.tolerations[0].key=spot")
 
+REMEDY = "int8 (services.generator.env.SMALTI_GENERATOR_INT8=cache,weights)"
+
 
 def found(preset: str, kind: str, *settings: str) -> dict[str, Object]:
     """Returns the objects of a kind, by name."""
@@ -141,34 +143,58 @@ def test_only_a_group_reaches_its_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "slots", "mesh"),
+    ("size", "kind", "slots", "mesh", "int8"),
     [
-        ("mega", "tpu-v5-lite-podslice", 128, "1x1"),
-        ("mega", "tpu-v5-lite-podslice", 64, "1x1"),
-        ("mega", "tpu-v5-lite-podslice", 512, "1x4"),
-        ("mega", "tpu-v5-lite-podslice", 512, "2x4"),
-        ("mini", "NVIDIA-L4", 1024, "1x1"),
-        ("mega", "NVIDIA-L4", 128, "1x1"),
+        ("mega", "tpu-v5-lite-podslice", 128, "1x1", ""),
+        ("mega", "tpu-v5-lite-podslice", 128, "1x1", "weights"),
+        ("mega", "tpu-v5-lite-podslice", 256, "1x1", "cache"),
+        ("mega", "tpu-v5-lite-podslice", 256, "1x1", "weights, cache"),
+        ("mega", "tpu-v5-lite-podslice", 64, "1x1", ""),
+        ("mega", "tpu-v5-lite-podslice", 512, "1x4", ""),
+        ("mega", "tpu-v5-lite-podslice", 512, "2x4", ""),
+        ("mini", "NVIDIA-L4", 1024, "1x1", ""),
+        ("mini", "NVIDIA-L4", 1024, "1x1", "cache"),
+        ("mega", "NVIDIA-L4", 128, "1x1", ""),
     ],
 )
-def test_a_generator_that_does_not_fit_is_refused(size: str, kind: str, slots: int, mesh: str) -> None:
+def test_a_generator_that_does_not_fit_is_refused(
+    size: str, kind: str, slots: int, mesh: str, int8: str
+) -> None:
     """By the same figures as those of the generator itself."""
     data, model = map(int, mesh.split("x"))
     tpu = kind.startswith("tpu")
     chip = chart_memory.TYPES[kind]
     config = DalleBartConfig.from_fields({"mini": MINI, "mega": MEGA}[size])
-    needed = Footprint.of(config, jnp.bfloat16, on_tpu=tpu).per_device(slots, data, model) / 2**30
+    footprint = Footprint.of(
+        config, jnp.bfloat16, on_tpu=tpu, int8_cache="cache" in int8, int8_weights="weights" in int8
+    )
+    needed = footprint.per_device(slots, data, model) / 2**30
+    variable = int8.replace(",", "\\,")
     settings = (
         *(f"models[0].name={size}", "models[0].source.claim.name=x", f"models[0].size={size}"),
         *(f"services.generator.slots={slots}", f"services.generator.mesh={mesh}"),
         f"services.generator.accelerator.type={kind}",
         f"services.generator.accelerator.count={data * model}",
         *((f"services.generator.accelerator.topology={mesh}",) if tpu else ()),
+        *((f"services.generator.env.SMALTI_GENERATOR_INT8={variable}",) if int8 else ()),
     )
     done = helm("helm4", "template", "x", str(CHART), *arguments("tpu" if tpu else "nvidia", settings))
     assert (done.returncode != 0) == (needed > DEVICE_GIB[chip])
     line = f"models.{size} on {chip} {mesh} needs {needed:.1f} GiB of {DEVICE_GIB[chip]:.1f}: fewer slots"
     assert (line in done.stderr) == (needed > DEVICE_GIB[chip])
+    all_short = "cache" in int8 and "weights" in int8
+    assert (REMEDY in done.stderr) == (needed > DEVICE_GIB[chip] and not all_short)
+
+
+def test_int8_for_all_services_counts_unless_the_generator_has_its_own() -> None:
+    settings = (
+        *("models[0].name=mega", "models[0].source.claim.name=x", "models[0].size=mega"),
+        *("services.generator.slots=128", "services.generator.accelerator.type=tpu-v5-lite-podslice"),
+        "env.SMALTI_GENERATOR_INT8=weights",
+    )
+    assert helm("helm3", "template", "x", str(CHART), *arguments("tpu", settings)).returncode == 0
+    own = (*settings, "services.generator.env.SMALTI_GENERATOR_INT8=")
+    assert REMEDY in helm("helm3", "template", "x", str(CHART), *arguments("tpu", own)).stderr
 
 
 def test_a_model_of_another_size_and_a_slice_are_known_too() -> None:

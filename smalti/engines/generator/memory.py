@@ -44,12 +44,19 @@ class Footprint:
     """State of a slot that the devices of a layer share: keys and values."""
 
     @classmethod
-    def of(cls, config: DalleBartConfig, dtype: DTypeLike, *, on_tpu: bool) -> Self:
+    def of(
+        cls,
+        config: DalleBartConfig,
+        dtype: DTypeLike,
+        *,
+        on_tpu: bool,
+        int8_cache: bool = False,
+        int8_weights: bool = False,
+    ) -> Self:
         """Returns that of a model, computed with `dtype`; nothing is allocated."""
-        device = np.array(jax.devices()[:1]).reshape(1, 1)
-        return cls.on(
-            Partition(Mesh(device, (DATA, MODEL)), ROWS_FIRST if on_tpu else HEADS_FIRST), config, dtype
-        )
+        mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), (DATA, MODEL))
+        layout = ROWS_FIRST if on_tpu else HEADS_FIRST
+        return cls.on(Partition(mesh, layout, int8_cache, int8_weights), config, dtype)
 
     @classmethod
     def on(cls, partition: Partition, config: DalleBartConfig, dtype: DTypeLike) -> Self:
