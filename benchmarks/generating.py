@@ -142,11 +142,19 @@ def arrival_rate(
     return sum(count for when, count in drawn if first <= when < last) / (last - first)
 
 
-def step_work(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> tuple[float, float]:
+def step_work(
+    config: DalleBartConfig,
+    slots: int,
+    dtype: DTypeLike,
+    *,
+    int8_weights: bool = False,
+    int8_cache: bool = False,
+) -> tuple[float, float]:
     """Returns the number of operations and bytes that a step of all slots needs, averaged over a picture.
 
     Counts the decoder's products and attention with their weights, keys and values, each read once; without writes,
-    embeddings, norms and sampling.
+    embeddings, norms and sampling. In int8, each head's vector has a scale of four bytes; those of weights are not
+    counted.
     """
     d_model, rows = config.d_model, 2 * slots
     layer = 6 * d_model**2 + 3 * d_model * config.decoder_ffn_dim
@@ -155,7 +163,10 @@ def step_work(config: DalleBartConfig, slots: int, dtype: DTypeLike) -> tuple[fl
     self_attention = rows * positions
     cross_attention = slots * config.max_text_length
     attended = 2 * config.decoder_layers * d_model * (self_attention + cross_attention)
-    return 2 * weights * rows + 2 * attended, (weights + attended) * jnp.dtype(dtype).itemsize
+    whole = jnp.dtype(dtype).itemsize
+    of_weights = 1 if int8_weights else whole
+    of_cache = 1 + 4 * config.decoder_attention_heads / d_model if int8_cache else whole
+    return 2 * weights * rows + 2 * attended, weights * of_weights + attended * of_cache
 
 
 def random_vqgan(config: vqgan.VQGANConfig, dtype: DTypeLike = jnp.float32) -> vqgan.VQGAN:

@@ -1,8 +1,9 @@
 """The measurements, each of which runs in a process of its own."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,12 +13,15 @@ from jax.typing import DTypeLike
 
 from benchmarks import generating
 from benchmarks.accelerator import checks
+from benchmarks.accelerator.attention import time_attention
+from benchmarks.accelerator.listing import ROWS
 from benchmarks.accelerator.plan import Plan
 from benchmarks.accelerator.results import Check, Limit, Timing
 from benchmarks.measuring import Times, measure, measure_limits
 from smalti.engines.decoder import DecoderEngine
-from smalti.engines.generator.batch import DecodeBatch
+from smalti.engines.generator.batch import BLOCKS, DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
+from smalti.engines.generator.partition import INT8_CACHE, INT8_WEIGHTS, Partition
 from smalti.models import vqgan
 
 Result = Check | Limit | Timing
@@ -41,12 +45,44 @@ def golden(plan: Plan) -> Iterator[Result]:
     yield from checks.golden()
 
 
-def tokens(plan: Plan, shape: str, slots: int) -> Iterator[Result]:
-    """Times the tokens of a full batch, with random parameters; the smallest batch checks determinism too."""
+def tokens(
+    plan: Plan,
+    shape: str,
+    slots: int,
+    *,
+    blocks: int = BLOCKS,
+    int8: Sequence[str] = (),
+    layout: str = "",
+    variant: str = "",
+) -> Iterator[Result]:
+    """Times the tokens of a full batch, with random parameters; the smallest batch checks determinism too.
+
+    Args:
+        plan: the sizes.
+        shape: name of the model's shape.
+        slots: number of slots.
+        blocks: maximum number of blocks in self-attention.
+        int8: what is kept as int8, `weights` and `cache`.
+        layout: name of the layout of keys and values; by default the one for the device.
+        variant: what the row tries, for its name in the table.
+    """
     config, dtype = plan.transformers[shape], jnp.bfloat16
+    int8_weights, int8_cache = INT8_WEIGHTS in int8, INT8_CACHE in int8
+    tried = "".join(
+        f", {each}" for each in (*([variant] if variant else []), *(f"int8 {each}" for each in int8))
+    )
     begin = time.perf_counter()
     model = generating.random_decoder(config, ml_dtypes.bfloat16)
-    batch = DecodeBatch(model, generating.empty_prompt(config), slots=slots, dtype=dtype)
+    batch = DecodeBatch(
+        model,
+        generating.empty_prompt(config),
+        slots=slots,
+        dtype=dtype,
+        partition=replace(
+            Partition.over(cache_layout=layout), int8_weights=int8_weights, int8_cache=int8_cache
+        ),
+        blocks=blocks,
+    )
     del model
     prompt = generating.random_prompt(config)
     # Not eager: only what the measurement runs is compiled.
@@ -55,9 +91,11 @@ def tokens(plan: Plan, shape: str, slots: int) -> Iterator[Result]:
         start = time.perf_counter() - begin
         memory = _memory("bytes_in_use")
         times = generating.time_tokens(engine, prompt, slots, plan.repeats)
-        operations, size = generating.step_work(config, slots, dtype)
+        operations, size = generating.step_work(
+            config, slots, dtype, int8_weights=int8_weights, int8_cache=int8_cache
+        )
         yield _timing(
-            f"{shape}, {slots} slots, a token",
+            f"{shape}, {slots} slots, a token{tried}",
             times.scaled(1 / config.image_length),
             slots / times.median,
             dtype=dtype,
@@ -67,7 +105,26 @@ def tokens(plan: Plan, shape: str, slots: int) -> Iterator[Result]:
             start=start,
         )
         if slots == 16:
-            yield checks.alone_and_together(engine, prompt, slots, f"{shape}, {slots} slots, bfloat16")
+            yield checks.alone_and_together(engine, prompt, slots, f"{shape}, {slots} slots{tried}, bfloat16")
+
+
+def attention(plan: Plan, shape: str, slots: int, kind: str) -> Iterator[Result]:
+    """Times the self-attention of a token alone."""
+    config, dtype = plan.transformers[shape], jnp.bfloat16
+    for found in time_attention(config, slots, kind, plan.repeats):
+        if isinstance(found, Check):
+            yield found
+            continue
+        values = 2 * config.decoder_layers * config.d_model * 2 * slots * config.image_length
+        yield _timing(
+            f"{shape}, {slots} slots, self-attention of a token, {kind}",
+            found,
+            slots / (config.image_length * found.median),
+            dtype=dtype,
+            operations=2 * values,
+            size=values * jnp.dtype(dtype).itemsize,
+            memory=_memory("bytes_in_use"),
+        )
 
 
 def decode(plan: Plan) -> Iterator[Result]:
@@ -140,17 +197,17 @@ def _operations(model: vqgan.VQGAN) -> float:
         return 0.0
 
 
-# The cheapest and most valuable first.
-ROWS: dict[str, Callable[[Plan], Iterator[Result]]] = {
-    "limits": limits,
-    "golden": golden,
-    "mini-16": partial(tokens, shape="mini", slots=16),
+MEASURES: dict[str, Callable[..., Iterator[Result]]] = {
+    "attention": attention,
     "decode": decode,
-    "torch-mini-16": partial(torch_tokens, shape="mini", slots=16),
-    "mega-16": partial(tokens, shape="mega", slots=16),
-    "torch-mega-16": partial(torch_tokens, shape="mega", slots=16),
-    "mini-64": partial(tokens, shape="mini", slots=64),
-    "torch-mini-64": partial(torch_tokens, shape="mini", slots=64),
-    "mega-64": partial(tokens, shape="mega", slots=64),
-    "torch-mega-64": partial(torch_tokens, shape="mega", slots=64),
+    "golden": golden,
+    "limits": limits,
+    "tokens": tokens,
+    "torch_tokens": torch_tokens,
 }
+
+
+def measure_row(name: str, plan: Plan) -> Iterator[Result]:
+    """Measures the row of a name."""
+    row = ROWS[name]
+    return MEASURES[row.measure](plan, **row.options)

@@ -12,7 +12,6 @@ from smalti.models import bart, refiner, vqgan
 from smalti.models.layers import Parameters, unflatten
 from smalti.parameters import Defaults, SamplingParameters
 from smalti.registry.folder import ModelFolder
-from smalti.testing.clip import tiny_clip
 from smalti.testing.tokenizer import tiny_tokenizer_files
 from smalti.text.vocabulary import KNOWN_WORDS_FILE, Words
 
@@ -86,6 +85,9 @@ def tiny_model(
     bart.DalleBart(config, random_parameters(bart.parameter_shapes(config), seed)).save(folder / "bart")
     shapes = vqgan.parameter_shapes(TINY_VQGAN)
     vqgan.VQGAN(TINY_VQGAN, random_parameters(shapes, pictures_seed)).save(folder / "vqgan")
+    # Only here, so that what computes with JAX can be tested where torch is not installed.
+    from smalti.testing.clip import tiny_clip
+
     tiny_clip(folder / "clip", pictures_seed)
     if with_refiner:
         shapes = refiner.parameter_shapes(TINY_REFINER)

@@ -108,6 +108,11 @@ def test_work_of_a_step_follows_from_the_published_weights() -> None:
     _, size = step_work(DalleBartConfig.from_fields(MEGA), 16, "bfloat16")
     kept = 2 * 24 * 2 * 2048 * (32 * 128.5 + 16 * 64)
     assert size - kept == pytest.approx(2.48e9, rel=0.01)
+    _, shortened = step_work(
+        DalleBartConfig.from_fields(MEGA), 16, "bfloat16", int8_weights=True, int8_cache=True
+    )
+    # Half of it, and a scale of four bytes for each head's vector of 64.
+    assert shortened == pytest.approx(size / 2 + kept / 2 * 4 / 64)
 
 
 def test_times_are_printed_with_their_spread() -> None:
