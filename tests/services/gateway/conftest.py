@@ -20,6 +20,8 @@ from smalti.services.gateway.database.connection import Database
 HAS_POSTGRES = PostgresServer.programs() is not None or "CI" in os.environ
 needs_postgres = pytest.mark.skipif(not HAS_POSTGRES, reason="PostgreSQL is not installed")
 DATABASES = ["sqlite", "postgres"] if HAS_POSTGRES else ["sqlite"]
+any_database = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""For tests that wait, and whose subject the database is not: they run with one of them."""
 
 
 @pytest.fixture(params=DATABASES)

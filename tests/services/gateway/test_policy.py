@@ -34,6 +34,7 @@ from smalti.services.gateway.api.previews import PreviewRenderer
 from smalti.services.gateway.policy.hooks import RemoteHook
 from smalti.storage import JobKeys
 from smalti.v1 import image_pb2
+from tests.services.gateway.conftest import any_database
 
 pytestmark = pytest.mark.process
 
@@ -77,6 +78,7 @@ def refuse_everything(asked: Any) -> None:
     raise RefusedByPolicyError("no")
 
 
+@any_database
 @asynchronous
 async def test_prompts_while_the_hook_is_away(make_gateway: MakeGateway) -> None:
     with PolicyProcess() as process:
@@ -250,9 +252,16 @@ def test_harmed_pictures_are_made_again_before_anybody_is_asked(
     else:
         gateway.store.put(key, b"something else")
     gateway.handle(*last)
-    wait_until(lambda: gateway.get(job).job.candidates_ranked == 4)
+    # The thread that has found it out gives the job back after that.
+    wait_until(lambda: (row := gateway.get(job).job).candidates_ranked == 4 and row.asked_until is None)
     gateway.clock.advance(121)
     gateway.run_jobs()
+
+    def has_ended() -> bool:
+        gateway.pass_time(1)
+        return gateway.state(job) != "running"
+
+    wait_until(has_ended)
     assert candidates(gateway, job) == [7, 6, 5]
 
 
@@ -282,6 +291,7 @@ def test_large_pictures_are_sent_in_several_calls(hook: PolicyProcess) -> None:
 # Entry points
 
 
+@any_database
 @pytest.mark.usefixtures("installed")
 @asynchronous
 async def test_package_with_an_entry_point_is_asked(make_gateway: MakeGateway) -> None:
@@ -299,6 +309,7 @@ async def test_package_with_an_entry_point_is_asked(make_gateway: MakeGateway) -
     assert await asyncio.to_thread(candidates, gateway, job.id) == [7, 5, 3]
 
 
+@any_database
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     ("setting", "problem"),

@@ -15,6 +15,7 @@ from smalti.errors import InvalidInputError
 from smalti.services.gateway.database.connection import Database
 from smalti.services.gateway.webhooks import Deliveries, WebhookSettings, check_url
 from smalti.services.gateway.webhooks.addresses import is_public
+from tests.services.gateway.conftest import any_database
 from tests.services.gateway.test_webhooks import (
     secret_of,
     send,
@@ -63,6 +64,7 @@ def test_urls_that_are_refused(url: str, problem: str) -> None:
     assert check_url("https://example.org:8443/x?y=1", "url", private=False)
 
 
+@any_database
 @pytest.mark.parametrize("name", ["localhost", "127.1", "2130706433", "0x7f.1", "inside.test"])
 def test_private_addresses_are_not_reached_by_any_name(
     name: str,
@@ -88,6 +90,7 @@ def test_private_addresses_are_not_reached_by_any_name(
     assert "has no public address" in str(waiting(database)[0].problem)
 
 
+@any_database
 def test_name_is_looked_up_once(
     database: Database, gateway: GatewayHarness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +111,7 @@ def test_name_is_looked_up_once(
     assert asked == ["rebinding.test"]
 
 
+@any_database
 def test_address_that_is_silent_leaves_time_for_the_next(
     database: Database, gateway: GatewayHarness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
