@@ -12,7 +12,7 @@ RUNS ?= runs
 RECIPES ?= smalti/training/runs
 SHIPPED ?= smalti/assets/pictograms
 
-.PHONY: demo picture test test-fast test-slow check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check release deploy-check deploy-test compose-test clean
+.PHONY: demo picture test test-fast test-slow test-jax check docs bench scale accelerator tpu faults format protos model evaluate locks upgrade licences images image-check release deploy-check deploy-test compose-test clean
 
 # Starts the whole system on free ports, draws nine pictures through the HTTP API, and stops it. Their grid is
 # pictures/a-blue-cat-on-a-yellow-background-1-grid.png.
@@ -42,6 +42,27 @@ test-fast: $(INSTALLED)
 # The slow tests; CI does not run them. Some need programs that check deploy/, and Debian's docker-registry and rclone.
 test-slow: $(INSTALLED) $(TOOLS)/.installed
 	$(PYTEST) -m "slow"
+
+# Tests what computes with JAX with another Python, and the newest JAX that the project allows with it: make test-jax
+# PYTHON=python3.12. The environment is in build/test-jax; it has no torch, so what needs torch is left out.
+JAX_ENV = build/test-jax/$(notdir $(PYTHON))
+NEEDS_TORCH := \
+	--ignore tests/engines/test_ranker.py \
+	--ignore tests/engines/test_refiner.py \
+	--ignore tests/models/test_clip.py \
+	--ignore tests/models/test_clip_network.py \
+	--deselect tests/engines/test_compilation.py::test_next_start_traces_nothing_and_draws_the_same \
+	--deselect tests/engines/test_generator.py::test_picture_that_is_not_square_is_refused \
+	--deselect tests/models/test_refiner.py::test_refiner_is_a_part_of_the_model_with_its_own_revision \
+	--deselect tests/models/test_refiner.py::test_damaged_refiner_is_found \
+	--deselect tests/models/test_refiner.py::test_changed_refiner_revision_is_found \
+	--deselect tests/models/test_refiner.py::test_refiner_of_another_model_is_refused
+test-jax:
+	$(PYTHON) -m venv $(JAX_ENV)
+	$(JAX_ENV)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[encoder,generator,decoder,refiner]' \
+		beartype hypothesis psutil pytest pytest-timeout pytest-xdist
+	$(JAX_ENV)/bin/python -c "import jax; print('JAX', jax.__version__)"
+	$(JAX_ENV)/bin/pytest -n 0 -m "not slow" tests/engines tests/models tests/project/test_accelerator.py $(NEEDS_TORCH)
 
 # Checks style, types, links, the public contract, the documentation site, and what is in deploy/.
 check: $(INSTALLED) deploy-check
