@@ -1,4 +1,4 @@
-"""The layouts of keys and values: both give the same attention, logits and tokens."""
+"""The layouts of keys and values, and the kernels: all give the same attention, logits and tokens."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 from smalti.engines.generator.attention import HeadsFirst, KeysValues, RowsFirst, keep, put_into_blocks
 from smalti.engines.generator.batch import DecodeBatch
-from smalti.engines.generator.partition import HEADS_FIRST, ROWS_FIRST, Partition
+from smalti.engines.generator.partition import HEADS_FIRST, KERNEL, ROWS_FIRST, Partition
 from smalti.engines.generator.requests import Candidate
 from smalti.engines.generator.state import abstract_state, empty_state
 from smalti.engines.generator.weights import Quantized, abstract_weights, decoder_weights
@@ -109,9 +109,10 @@ def draw(cache_layout: str, *, int8: bool = False) -> tuple[np.ndarray, DecodeBa
     return np.concatenate(rows, axis=1), batch
 
 
-def test_tokens_are_the_same_in_both_layouts() -> None:
+def test_tokens_are_the_same_in_both_layouts_and_with_the_kernels() -> None:
     (plain, _), (drawn, batch) = draw(HEADS_FIRST), draw(ROWS_FIRST)
     np.testing.assert_array_equal(drawn, plain)
+    np.testing.assert_array_equal(draw(KERNEL)[0], plain)
     state = batch._state
     assert state.self_attention[0][0][0].keys.shape == (10, CONFIG.image_length, CONFIG.d_model)
     kernel: Any = batch._weights.layers[0].glu_out
@@ -121,6 +122,7 @@ def test_tokens_are_the_same_in_both_layouts() -> None:
 def test_int8_halves_the_state_and_gives_almost_the_same_logits() -> None:
     (plain, exact), (drawn, batch) = draw(ROWS_FIRST), draw(ROWS_FIRST, int8=True)
     np.testing.assert_array_equal(drawn, draw(HEADS_FIRST, int8=True)[0])
+    np.testing.assert_array_equal(drawn, draw(KERNEL, int8=True)[0])
     assert (drawn == plain).mean() > 0.02, "as for unrelated tokens"
     layer, kernel = batch._state.self_attention[0][0][0], batch._weights.layers[0].self_qkv
     assert isinstance(kernel, Quantized)

@@ -21,6 +21,7 @@ from smalti.engines.encoding import Encoding
 from smalti.engines.generator.batch import DecodeBatch
 from smalti.engines.generator.engine import GeneratorEngine
 from smalti.engines.generator.partition import (
+    KERNEL,
     LAYOUTS,
     PREFIX_RULES,
     ROWS_FIRST,
@@ -168,10 +169,10 @@ def exchanged(cache_layout: str) -> dict[str, int]:
         ("2x4", {}),
         pytest.param("1x8", {}, marks=pytest.mark.slow),
         pytest.param("8x1", {}, marks=pytest.mark.slow),
-        pytest.param("2x4", {"cache_layout": ROWS_FIRST}, marks=pytest.mark.slow),
-        pytest.param("1x8", {"cache_layout": ROWS_FIRST}, marks=pytest.mark.slow),
+        pytest.param("2x4", {"cache_layout": KERNEL}, marks=pytest.mark.slow),
+        pytest.param("1x8", {"cache_layout": KERNEL}, marks=pytest.mark.slow),
         pytest.param("2x4", {"int8_cache": True, "int8_weights": True}, marks=pytest.mark.slow),
-        pytest.param("2x4", {"cache_layout": ROWS_FIRST, "int8_cache": True}, marks=pytest.mark.slow),
+        pytest.param("2x4", {"cache_layout": KERNEL, "int8_cache": True}, marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_give_the_tokens_of_one(mesh: str, options: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from smalti.compilation import device_bytes
-from smalti.engines.generator.partition import DATA, HEADS_FIRST, MODEL, ROWS_FIRST, Partition
+from smalti.engines.generator.partition import DATA, HEADS_FIRST, KERNEL, MODEL, Partition
 from smalti.engines.generator.state import abstract_state
 from smalti.engines.generator.weights import abstract_weights
 from smalti.errors import InvalidInputError
@@ -55,7 +55,7 @@ class Footprint:
     ) -> Self:
         """Returns that of a model, computed with `dtype`; nothing is allocated."""
         mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), (DATA, MODEL))
-        layout = ROWS_FIRST if on_tpu else HEADS_FIRST
+        layout = KERNEL if on_tpu else HEADS_FIRST
         return cls.on(Partition(mesh, layout, int8_cache, int8_weights), config, dtype)
 
     @classmethod

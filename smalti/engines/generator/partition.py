@@ -9,12 +9,14 @@ the compiler derives which partial sums the devices exchange.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from smalti.compilation import devices, put
 from smalti.engines.generator.attention import CacheLayout, HeadsFirst, RowsFirst
@@ -51,8 +53,13 @@ STATE_RULES: Rules = (
 
 
 INT8_CACHE, INT8_WEIGHTS = "cache", "weights"
-HEADS_FIRST, ROWS_FIRST = "heads_first", "rows_first"
-LAYOUTS: Mapping[str, type[HeadsFirst] | type[RowsFirst]] = {HEADS_FIRST: HeadsFirst, ROWS_FIRST: RowsFirst}
+HEADS_FIRST, ROWS_FIRST, KERNEL = "heads_first", "rows_first", "kernel"
+LAYOUTS: Mapping[str, type[HeadsFirst] | type[RowsFirst]] = {
+    HEADS_FIRST: HeadsFirst,
+    ROWS_FIRST: RowsFirst,
+    # Rows first, too, with the kernel for TPUs; other devices interpret it, for tests.
+    KERNEL: RowsFirst,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Partition:
     def __post_init__(self) -> None:
         if not self.cache_layout:
             on_tpu = self.mesh.devices.flat[0].platform == "tpu"
-            object.__setattr__(self, "cache_layout", ROWS_FIRST if on_tpu else HEADS_FIRST)
+            object.__setattr__(self, "cache_layout", KERNEL if on_tpu else HEADS_FIRST)
 
     @classmethod
     def over(cls, data: int = 1, model: int = 1, cache_layout: str = "") -> "Partition":
@@ -145,8 +152,9 @@ class Partition:
     def layout_for(self, config: DalleBartConfig) -> CacheLayout:
         """Returns the layout of a model's keys and values."""
         heads = config.decoder_attention_heads
-        if self.cache_layout == ROWS_FIRST:
-            return RowsFirst(heads, self.mesh.shape[MODEL], self.int8_cache)
+        if self.cached is RowsFirst:
+            mesh = self.mesh if self.cache_layout == KERNEL else None
+            return RowsFirst(heads, self.mesh.shape[MODEL], self.int8_cache, mesh)
         return HeadsFirst(heads, self.int8_cache)
 
     @property
@@ -202,13 +210,56 @@ class Partition:
 
     def _map(self, function: Callable[[Any, NamedSharding], Any], tree: Tree, rules: Rules) -> Tree:
         """Applies a function to the leaves of a tree and their shardings."""
-        mapped: Tree = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: function(
-                leaf, self.sharding(rules, jax.tree_util.keystr(path, simple=True, separator="/"))
-            ),
-            tree,
-        )
+        leaves = map(function, jax.tree.leaves(tree), self._shardings(tree, rules))
+        mapped: Tree = jax.tree.unflatten(jax.tree.structure(tree), leaves)
         return mapped
+
+    def _shardings(self, tree: Any, rules: Rules) -> list[NamedSharding]:
+        """Returns how the leaves of a tree are split."""
+        paths = (path for path, _ in jax.tree.leaves_with_path(tree))
+        return [
+            self.sharding(rules, jax.tree_util.keystr(path, simple=True, separator="/")) for path in paths
+        ]
+
+    def put_rows(self, kept: Tree, new: Tree, starts: Int[Array, " copies"]) -> Tree:
+        """Returns arrays of a state with the rows of `new` copied to several places, inside a program.
+
+        Args:
+            kept: arrays whose first axis are rows.
+            new: arrays with a few rows, split like a prefix.
+            starts: rows at which the first one of `new` is put; those past the end are dropped.
+        """
+
+        def scatter(kept: Array, new: Array) -> Array:
+            rows = (starts[:, None] + jnp.arange(len(new))).reshape(-1)
+            return kept.at[rows].set(jnp.tile(new, (len(starts), *(1,) * (new.ndim - 1))), mode="drop")
+
+        if self.cache_layout != KERNEL:
+            scattered: Tree = jax.tree.map(scatter, kept, new)
+            return scattered
+
+        # A TPU's compiler copies all of an array to scatter into it. Each device writes what falls among its own rows.
+        def write(kept: list[Array], new: list[Array], starts: Array) -> list[Array]:
+            starts = starts - jax.lax.axis_index(DATA) * len(kept[0])
+            own = (starts >= 0) & (starts < len(kept[0]))
+            starts = starts[jnp.argsort(~own)]
+
+            def put_one(index: Array, kept: list[Array]) -> list[Array]:
+                place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=starts[index], axis=0)
+                return [place(each, update) for each, update in zip(kept, new, strict=True)]
+
+            written: list[Array] = jax.lax.fori_loop(0, own.sum(), put_one, kept)
+            return written
+
+        split = [sharding.spec for sharding in self._shardings(kept, STATE_RULES)]
+        whole = [sharding.spec for sharding in self._shardings(new, PREFIX_RULES)]
+        run = jax.shard_map(
+            write, mesh=self.mesh, in_specs=(split, whole, PartitionSpec()), out_specs=split, check_vma=False
+        )
+        written: Tree = jax.tree.unflatten(
+            jax.tree.structure(kept), run(jax.tree.leaves(kept), jax.tree.leaves(new), starts)
+        )
+        return written
 
     def gather(self, array: Array) -> Array:
         """Tells the compiler, inside a program, that every device holds the whole array."""

@@ -8,13 +8,14 @@ Hidden states are `[d_model, rows]`; `smalti.engines.generator.weights` explains
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smalti.compilation import program
-from smalti.engines.generator.attention import Blocks, KeysValues, combine, keep, put_into_blocks
+from smalti.engines.generator.attention import Blocks, KeysValues, combine, keep
 from smalti.engines.generator.partition import PREFIX_RULES, STATE_RULES, Partition
 from smalti.engines.generator.sampling import guide, sample, uniforms
 from smalti.engines.generator.state import DecodeState, Prefix, Sampling
@@ -158,7 +159,7 @@ def insert(
         position=put(state.position, jnp.zeros_like(slots)),
         given=put(state.given, given),
         sampling=jax.tree.map(put, state.sampling, sampling),
-        cross_attention=jax.tree.map(put, state.cross_attention, prefix.layers),
+        cross_attention=partition.put_rows(state.cross_attention, prefix.layers, slots),
         cross_mask=put(state.cross_mask, prefix.mask),
     )
     return partition.constrain(state, STATE_RULES)
@@ -183,39 +184,29 @@ def insert_primed(
         length: their number.
         slots: indices of the slots, padded with an index past the last slot.
     """
-    rows = (2 * slots[:, None] + jnp.arange(2)).reshape(-1)
     axis = partition.cached.positions_axis
+    size = state.self_attention[0][0][0].keys.shape[0]
 
-    def put(groups: tuple[Blocks, ...], new: KeysValues) -> tuple[Blocks, ...]:
-        size = groups[0][0].keys.shape[0]
-        return tuple(
-            # An index past the end is dropped; a negative one would count from the end.
-            put_rows(blocks, new, jnp.where(rows < group * size, size, rows - group * size))
-            for group, blocks in enumerate(groups)
-        )
+    def block_of(new: KeysValues, start: int, end: int) -> KeysValues:
+        return combine(axis, lambda new, _, axis: jax.lax.slice_in_dim(new, start, end, axis=axis), new, new)
 
-    def put_rows(blocks: Blocks, new: KeysValues, rows: Int[Array, " rows"]) -> Blocks:
-        placed: list[KeysValues] = []
-        start = 0
-        for block in blocks:
-            end = start + block.keys.shape[axis]
+    def blocks_of(new: KeysValues, like: Blocks) -> Blocks:
+        ends = list(accumulate(block.keys.shape[axis] for block in like))
+        return tuple(block_of(new, start, end) for start, end in zip([0, *ends], ends, strict=False))
 
-            def put_part(kept: Array, new: Array, axis: int, start: int = start, end: int = end) -> Array:
-                part = jax.lax.slice_in_dim(new, start, end, axis=axis)
-                tiled = jnp.tile(part, (len(slots), *(1,) * (part.ndim - 1)))
-                return kept.at[rows].set(tiled, mode="drop")
+    def put(group: int, kept: tuple[Blocks, ...]) -> tuple[Blocks, ...]:
+        starts = 2 * slots - group * size
+        # An index past the end is dropped; a negative one would count from the end.
+        starts = jnp.where(starts < 0, size, starts)
+        new = tuple(blocks_of(each, blocks) for each, blocks in zip(primed, kept, strict=True))
+        return partition.put_rows(kept, new, starts)
 
-            placed.append(combine(axis, put_part, block, new))
-            start = end
-        return tuple(placed)
-
+    by_group = [put(group, kept) for group, kept in enumerate(zip(*state.self_attention, strict=True))]
     state = replace(
         state,
         tokens=state.tokens.at[slots].set(tokens, mode="drop"),
         position=state.position.at[slots].set(length, mode="drop"),
-        self_attention=tuple(
-            put(groups, new) for groups, new in zip(state.self_attention, primed, strict=True)
-        ),
+        self_attention=tuple(zip(*by_group, strict=True)),
     )
     return partition.constrain(state, STATE_RULES)
 
@@ -326,12 +317,12 @@ def _decode(
     `furthest` is the position of an unfinished slot, and 0 for the others, whose results are ignored.
     """
     layout, slots = partition.layout_for(config), position.shape[0]
-    both = jnp.repeat(position, 2)  # The conditional half of a slot, then its unconditional half.
+    # The conditional half of a slot, then its unconditional half.
     x = partition.by_column(jnp.repeat(embed(weights, previous, position), 2, axis=1))
     groups = len(state.self_attention[0])
-    size = len(both) // groups
+    by_group = furthest.reshape(groups, -1)
+    size = 2 * slots // groups
     group_rows = [slice(group * size, (group + 1) * size) for group in range(groups)]
-    furthest_by_group = furthest.reshape(groups, -1).max(1)
     self_attention: list[tuple[Blocks, ...]] = []
     for layer, past, cross, cross_unconditional in zip(
         weights.layers, state.self_attention, state.cross_attention, unconditional.layers, strict=True
@@ -340,28 +331,21 @@ def _decode(
         def attend_self(x: Array, layer: LayerWeights, past: tuple[Blocks, ...] = past) -> Array:
             q, k, v = (layout.by_row(each) for each in project(layer.self_qkv, x))
             if groups == 1:
-                seen = put_into_blocks(layout, past[0][:blocks], k, v, both)
+                attended, seen = layout.extend(q, k, v, past[0][:blocks], furthest)
                 self_attention.append((seen + past[0][blocks:],))
-                return layout.attend_to_blocks(q, seen, both)
-            placed, attended = [], []
-            for group, rows in enumerate(group_rows):
-                placed.append(put_into_blocks(layout, past[group], k[rows], v[rows], both[rows]))
-                attended.append(
-                    layout.attend_to_blocks(q[rows], placed[-1], both[rows], furthest_by_group[group])
-                )
-            self_attention.append(tuple(placed))
-            return jnp.concatenate(attended, axis=1)
+                return attended
+            extended = [
+                layout.extend(q[rows], k[rows], v[rows], past[group], reached, reached.max())
+                for group, (rows, reached) in enumerate(zip(group_rows, by_group, strict=True))
+            ]
+            self_attention.append(tuple(placed for _, placed in extended))
+            return jnp.concatenate([attended for attended, _ in extended], axis=1)
 
         def attend_cross(
             x: Array, layer: LayerWeights, cross: KeysValues = cross, shared: KeysValues = cross_unconditional
         ) -> Array:
             queries = layout.by_row(project(layer.cross_q, x))
-            queries = queries.reshape(slots, 2, *queries.shape[1:])
-            attended = (
-                layout.attend(queries[:, 0], cross, state.cross_mask),
-                layout.attend(queries[:, 1], shared, unconditional.mask),
-            )
-            return jnp.stack(attended, axis=2).reshape(x.shape)
+            return layout.attend_to_prompts(queries, cross, state.cross_mask, shared, unconditional.mask)
 
         x = partition.by_column(run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim))
     logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)

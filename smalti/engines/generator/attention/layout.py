@@ -97,6 +97,47 @@ class CacheLayout(Protocol):
                 reads all.
         """
 
+    def extend(
+        self,
+        queries: Float[Array, "rows ..."],
+        keys: Float[Array, "rows ..."],
+        values: Float[Array, "rows ..."],
+        blocks: Sequence[KeysValues],
+        position: Int[Array, " slots"],
+        furthest: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "d_model rows"], Blocks]:
+        """Writes one more position of every row, and attends over the positions up to it.
+
+        Args:
+            queries: one query per row.
+            keys: the new key of each row.
+            values: the new value of each row.
+            blocks: keys and values.
+            position: position of each slot; the rows of a slot follow one another.
+            furthest: as in `attend_to_blocks`.
+
+        Returns:
+            What was attended to, and the blocks with the new position.
+        """
+
+    def attend_to_prompts(
+        self,
+        queries: Float[Array, "rows ..."],
+        prompts: KeysValues,
+        mask: Bool[Array, "slots positions"],
+        empty: KeysValues,
+        empty_mask: Bool[Array, "1 empty_positions"],
+    ) -> Float[Array, "d_model rows"]:
+        """Attends from two queries per slot: one over the slot's prompt, then one over the empty prompt.
+
+        Args:
+            queries: the queries.
+            prompts: keys and values of each slot's prompt.
+            mask: True at text.
+            empty: keys and values of the empty prompt, with a single row.
+            empty_mask: True at its text.
+        """
+
 
 def quantize(
     x: Float[Array, "*vectors features"],
@@ -187,3 +228,32 @@ def put_into_blocks(
         placed.append(combine(layout.positions_axis, put, block, new))
         start += length
     return tuple(placed)
+
+
+def put_and_attend(
+    layout: CacheLayout,
+    queries: Float[Array, "rows ..."],
+    keys: Float[Array, "rows ..."],
+    values: Float[Array, "rows ..."],
+    blocks: Sequence[KeysValues],
+    position: Int[Array, " slots"],
+    furthest: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "d_model rows"], Blocks]:
+    """Does what `CacheLayout.extend` asks for in two steps."""
+    by_row = jnp.repeat(position, len(queries) // len(position))
+    placed = put_into_blocks(layout, blocks, keys, values, by_row)
+    return layout.attend_to_blocks(queries, placed, by_row, furthest), placed
+
+
+def attend_to_each(
+    layout: CacheLayout,
+    queries: Float[Array, "rows ..."],
+    prompts: KeysValues,
+    mask: Bool[Array, "slots positions"],
+    empty: KeysValues,
+    empty_mask: Bool[Array, "1 empty_positions"],
+) -> Float[Array, "d_model rows"]:
+    """Does what `CacheLayout.attend_to_prompts` asks for in two steps."""
+    halves = queries.reshape(-1, 2, *queries.shape[1:])
+    attended = layout.attend(halves[:, 0], prompts, mask), layout.attend(halves[:, 1], empty, empty_mask)
+    return jnp.stack(attended, axis=2).reshape(-1, len(queries))
