@@ -16,12 +16,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tpu.kernels import dumping
 from benchmarks.tpu.rows import Row, all_rows
 from benchmarks.tpu.table import table, write
 from smalti.errors import InvalidInputError
@@ -66,10 +68,21 @@ def compile_apart(row: Row) -> dict[str, Any]:
     Raises:
         RuntimeError: it does not compile; has the last line of what the compiler said.
     """
+    found = _apart("--row", row.name)
+    if found["kernels"] and row.program == "step":
+        with tempfile.TemporaryDirectory(prefix="schedules-") as folder:
+            counts = _apart("--kernels", row.name, folder, **dumping(Path(folder)))
+        kernels = found["kernels"]
+        found["kernels"] = {name: {"count": kernels[name][0], **each} for name, each in counts.items()}
+    return found
+
+
+def _apart(*arguments: str, **variables: str) -> dict[str, Any]:
+    """Runs this module with libtpu and more environment variables; returns what it has found."""
     paths = [str(find_libtpu()), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tpu", "--row", row.name],
+        [sys.executable, "-m", "benchmarks.tpu", *arguments],
         capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=ROW_SECONDS,
     )  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
@@ -85,7 +98,7 @@ def _versions() -> str:
     from smalti.compilation.target import code_digest
 
     parts = (code_digest(), version("jax"), version("jaxlib"), pinned()[1])
-    measuring = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("[pe]*.py")))
+    measuring = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("[pek]*.py")))
     return hashlib.sha256(repr(parts).encode() + measuring).hexdigest()[:16]
 
 
@@ -128,13 +141,16 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table into this page")
     parser.add_argument("--list", action="store_true", help="list the rows, and compile nothing")
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--kernels", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     rows = all_rows()
-    if options.row:
-        from benchmarks.tpu.programs import compile_row
+    if options.row or options.kernels:
+        from benchmarks.tpu.programs import compile_kernels, compile_row
 
-        row = next(each for each in rows if each.name == options.row)
-        print(MARK + json.dumps(compile_row(row)), flush=True)
+        name, *folder = options.kernels or (options.row,)
+        row = next(each for each in rows if each.name == name)
+        found = compile_kernels(row, Path(folder[0])) if folder else compile_row(row)
+        print(MARK + json.dumps(found), flush=True)
         return
     chosen = [row for row in rows if any(fnmatch.fnmatch(row.name, each) for each in options.only)]
     if not chosen:

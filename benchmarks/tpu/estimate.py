@@ -2,7 +2,7 @@
 
 The compiler writes `estimated_cycles` beside each operation of the scheduled program. A loop's body is a computation of
 its own, whose sum is that of one turn. Asynchronous copies are left out of these estimates, so bytes over bandwidth is
-a second bound. A kernel written by hand has no estimate.
+a second bound. A kernel written by hand has no estimate; `benchmarks.tpu.kernels` counts it.
 """
 
 import math
@@ -15,6 +15,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _NEAR = re.compile(r"\(?\w+\[[\d,]*\]\{[^}]*S\(1\)")
 _OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*)\(")
+_KERNEL = re.compile(r'%(\w+?)(?:\.\d+)? = .*"tpu_custom_call".*"bytes_accessed":"(\d+)"')
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _BITS = {"pred": 8, "bf16": 16}
 MIN_COPY_BYTES = 2**16
@@ -33,6 +34,8 @@ class Estimate:
     collectives: int
     """Number of operations between chips in the body, or in the entry without a loop."""
     collective_bytes: int
+    kernels: Mapping[str, tuple[int, int]]
+    """Number of each kernel in the body, and the bytes that one reads and writes."""
 
 
 def read(text: str) -> Estimate:
@@ -50,7 +53,17 @@ def read(text: str) -> Estimate:
         copied=sum(size for size in copies if size >= MIN_COPY_BYTES),
         collectives=len(travelling),
         collective_bytes=sum(travelling),
+        kernels=_kernels(computations[loop]),
     )
+
+
+def _kernels(lines: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Returns how often each kernel is called, and the bytes that it says it reads and writes."""
+    sizes: dict[str, list[int]] = {}
+    for line in lines:
+        if found := _KERNEL.search(line):
+            sizes.setdefault(found[1], []).append(int(found[2]))
+    return {name: (len(found), max(found)) for name, found in sizes.items()}
 
 
 def _computations(text: str) -> Iterator[tuple[str, Sequence[str]]]:

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.tpu.estimate import read
+from benchmarks.tpu.kernels import counted, schedules
 from benchmarks.tpu.rows import Row
 from smalti.compilation import Memory, find_topology
 from smalti.engines.generator import programs
+from smalti.engines.generator.attention import Plan
 from smalti.engines.generator.partition import DATA, MODEL, PREFIX_RULES, Partition
 from smalti.engines.generator.state import DecodeState, Prefix, abstract_state
 from smalti.engines.generator.weights import DecoderWeights, abstract_weights
@@ -31,10 +34,7 @@ PICTURES = 4
 
 def compile_row(row: Row) -> dict[str, Any]:
     """Compiles the program of a row; returns what the compiler says of it."""
-    data, model = map(int, row.mesh.split("x"))
-    devices = find_topology(row.topology)[: data * model]
-    mesh = Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
-    partition = Partition(mesh, int8_cache=row.int8 == "cache", int8_weights=row.int8 == "weights")
+    partition = _partition(row)
     options: dict[str, Any] = {}
     if row.program == "decode":
         options = vqgan.decode.compiler_options("tpu")
@@ -61,8 +61,39 @@ def compile_row(row: Row) -> dict[str, Any]:
     }
 
 
+def compile_kernels(row: Row, folder: Path) -> dict[str, Any]:
+    """Compiles the attention of a layer alone; returns what its kernels are counted as.
+
+    Args:
+        row: a row with a step.
+        folder: where the compiler writes its schedules, in the environment of `dumping`.
+    """
+    partition = _partition(row)
+    generator = _Generator(partition, _config(row), row.slots)
+    compiled = generator.attention().compile()
+    data, model = partition.mesh.shape[DATA], partition.mesh.shape[MODEL]
+    self_attention, slots = generator.state.self_attention[0][0][0], row.slots // data
+    rows, length, width = self_attention.keys.shape
+    plan = Plan.of((rows, length, width // model), self_attention.keys.dtype, row.slots, 1, TYPE)
+    scheduled = schedules(folder, ("extend", "attend_to_prompts"))
+    kernels = read(str(compiled.as_text())).kernels
+    blocks = {"extend": length // plan.block, "attend_to_prompts": 1}
+    drawn = {"extend": _bytes(self_attention), "attend_to_prompts": 0}
+    return {
+        name: counted(scheduled[name], slots, blocks[name], size, drawn[name])
+        for name, (_, size) in kernels.items()
+    }
+
+
 def _config(row: Row) -> DalleBartConfig:
     return DalleBartConfig.from_fields({"mini": MINI, "mega": MEGA}[row.model])
+
+
+def _partition(row: Row) -> Partition:
+    data, model = map(int, row.mesh.split("x"))
+    devices = find_topology(row.topology)[: data * model]
+    mesh = Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
+    return Partition(mesh, int8_cache=row.int8 == "cache", int8_weights=row.int8 == "weights")
 
 
 def _bytes(tree: Any) -> int:
@@ -95,6 +126,24 @@ class _Generator:
         arguments = (self.partition, self.config, self.weights, *self.prompt(length))
         return self.partition.abstract(programs.prefill.lower(*arguments).out_info, PREFIX_RULES)
 
+    def attention(self) -> jax.stages.Lowered:
+        """Returns the lowered attention of one layer of a step."""
+        partition, state = self.partition, self.state
+        layout, empty = partition.layout_for(self.config), self.prefix(EMPTY_PROMPT)
+        vectors = jax.ShapeDtypeStruct(
+            (2 * self.slots, self.config.d_model), TYPE,
+            sharding=NamedSharding(partition.mesh, PartitionSpec(DATA, MODEL)),
+        )  # fmt: skip
+
+        def attend(queries: Any, past: Any, position: Any, prompts: Any, mask: Any, empty: Any) -> Any:
+            return (
+                layout.extend(queries, queries, queries, (past,), position),
+                layout.attend_to_prompts(queries, prompts, mask, empty.layers[0], empty.mask),
+            )
+
+        arguments = (vectors, state.self_attention[0][0][0], state.position, state.cross_attention[0])
+        return jax.jit(attend, donate_argnums=1).lower(*arguments, state.cross_mask, empty)
+
     def lower(self, program: str) -> tuple[jax.stages.Lowered, int, int]:
         """Returns the lowered program, the bytes that it must read, and those of the state, on one chip."""
         partition, config, weights, state = self.partition, self.config, self.weights, self.state
@@ -113,7 +162,8 @@ class _Generator:
             sampling = jax.tree.map(lambda leaf: self.array(*leaf.shape, dtype=leaf.dtype), state.sampling)
             given = self.array(self.slots, config.image_length)
             lowered = programs.insert.lower(partition, state, self.prefix(text), slots, sampling, given)
-            return lowered, _bytes(state.cross_attention), held
+            # What one slot gets; the program's loop runs once for each.
+            return lowered, _bytes(state.cross_attention) // self.slots, held
         if program == "release":
             return programs.release.lower(partition, state, slots), 0, held
         primed = programs.prime.lower(
@@ -123,7 +173,7 @@ class _Generator:
             return primed, read_once, 0
         new = partition.abstract(primed.out_info, PREFIX_RULES)
         lowered = programs.insert_primed.lower(partition, state, new, tokens, self.array(), slots)
-        return lowered, _bytes(state.self_attention), held
+        return lowered, _bytes(state.self_attention) // self.slots, held
 
 
 def _encode(partition: Partition, config: DalleBartConfig) -> tuple[jax.stages.Lowered, int, int]:

@@ -6,12 +6,14 @@ from typing import Any
 
 from benchmarks.report import table_lines, write_between
 from benchmarks.tpu.estimate import CHIPS
+from benchmarks.tpu.kernels import seconds
 from benchmarks.tpu.rows import Row
 from smalti.engines.generator.memory import DEVICE_GIB
 
 BEGIN, END = "<!-- compiled: written by make tpu -->", "<!-- end of what is compiled -->"
 COLUMNS = (
-    *("program", "estimate, ms", "floor, ms", "share", "memory, GiB of a chip", "padding of the state"),
+    *("program", "estimate, ms", "floor, ms", "share", "mean of a picture, ms", "memory, GiB of a chip"),
+    "padding of the state",
     *("copied for a dispatch, MiB", "between chips: number; KiB", "compile, s", "pictures/s a chip"),
 )
 STEPS = 16
@@ -19,14 +21,26 @@ STEPS = 16
 TOKENS = 256
 
 
-def milliseconds(row: Row, found: Mapping[str, Any]) -> float:
-    """Returns the estimate of a token of all slots, or of a call: cycles, or bytes over bandwidth if that is longer."""
+def milliseconds(row: Row, found: Mapping[str, Any], *, mean: bool = False) -> float:
+    """Returns the estimate of a token of all slots, or of a call: cycles, or bytes over bandwidth if that is longer.
+
+    A step's kernels are added to the rest, since both wait for the same memory.
+
+    Args:
+        row: the program.
+        found: what the compiler says.
+        mean: whether kernels read what is drawn on average, and not all positions.
+    """
     clock, bandwidth = CHIPS[row.chip]
-    if row.program == "step":
-        cycles = found["body_cycles"] + found["entry_cycles"] / STEPS
-    else:
+    if row.program != "step":
         cycles = found["entry_cycles"] + found["body_cycles"]
-    return 1000 * max(cycles / clock, found["floor_bytes"] / bandwidth)
+        return 1000 * max(cycles / clock, found["floor_bytes"] / bandwidth)
+    cycles = found["body_cycles"] + found["entry_cycles"] / STEPS
+    # Without kernels, the rest is everything.
+    rest = found["floor_bytes"] - sum(each["count"] * each["bytes"] for each in found["kernels"].values())
+    return 1000 * (
+        max(cycles / clock, rest / bandwidth) + seconds(found["kernels"], clock, bandwidth, mean=mean)
+    )
 
 
 def cells(row: Row, found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -41,6 +55,7 @@ def cells(row: Row, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"{taken:.3g}",
         f"{floor:.3g}" if floor else "",
         f"{floor / taken:.2f}" if floor and taken else "",
+        f"{milliseconds(row, found, mean=True):.3g}" if row.program == "step" else "",
         f"{held:.2f} of {DEVICE_GIB[row.chip]:.0f}",
         f"{100 * (found['aliased_bytes'] / state - 1):.1f} %" if state else "",
         f"{found['copied'] / 2**20:.3g}",

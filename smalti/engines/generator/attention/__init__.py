@@ -11,12 +11,14 @@ from smalti.engines.generator.attention.layout import (
     put_into_blocks,
 )
 from smalti.engines.generator.attention.rows_first import RowsFirst
+from smalti.engines.generator.attention.tiles import Plan
 
 __all__ = [
     "Blocks",
     "CacheLayout",
     "HeadsFirst",
     "KeysValues",
+    "Plan",
     "RowsFirst",
     "combine",
     "empty",
