@@ -9,7 +9,7 @@ rows of a decode step, XLA's matrix product on a CPU is about twice as fast that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ class Norm:
 
     bias: Float[Shaped, " features"]
     scale: Float[Shaped, " features"] | None = None
+    by_feature: bool = field(default=False, metadata={"static": True})
+    """Whether mean and deviation are finished for each feature anew (`CacheLayout.norms_by_feature`)."""
 
 
 @jax.tree_util.register_dataclass
@@ -98,8 +100,13 @@ def normalize(
     """
     wide = x.astype(jnp.float32)
     width = width or len(x)
-    mean = wide.sum(0) / width
-    variance = jnp.maximum(jnp.square(wide).sum(0) / width - jnp.square(mean), 0)
+    sums, squares = wide.sum(0), jnp.square(wide).sum(0)
+    if norm.by_feature:
+        # A choice that depends on the feature, or the compiler would take it out of the features again.
+        own = (jnp.arange(len(x)) < width)[:, None]
+        sums, squares = jnp.where(own, sums, 0), jnp.where(own, squares, width)
+    mean = sums / width
+    variance = jnp.maximum(squares / width - jnp.square(mean), 0)
     scaled = (wide - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
     if norm.scale is not None:
         scaled = scaled * norm.scale[:, None]
@@ -168,7 +175,8 @@ def _arrange(
             **{
                 each: place(f"{name}/{each}", _pad(np.asarray(parameter), 0, padding), np.float32)
                 for each, parameter in parameters.items()
-            }
+            },
+            by_feature=partition.cached.norms_by_feature,
         )
 
     def place_kernel(name: str, kernel: np.ndarray) -> Array | Quantized:

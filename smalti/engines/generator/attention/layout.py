@@ -49,6 +49,11 @@ class CacheLayout(Protocol):
     """Whether keys and values may be split along the positions into `Blocks`."""
     width_multiple: ClassVar[int]
     """What the width of the feed-forward block is padded to a multiple of."""
+    norms_by_feature: ClassVar[bool]
+    """Whether a norm finishes mean and deviation for each feature anew, in the operation that needs them.
+
+    A TPU takes longer to start an operation for a few numbers than to repeat them.
+    """
 
     @property
     def int8(self) -> bool:
