@@ -348,7 +348,11 @@ def _decode(
             return layout.attend_to_prompts(queries, cross, state.cross_mask, shared, unconditional.mask)
 
         x = partition.by_column(run_layer(x, layer, attend_self, attend_cross, config.decoder_ffn_dim))
-    logits = project(weights.head, normalize(x, weights.final_norm)).astype(jnp.float32)
+    x = normalize(x, weights.final_norm).reshape(-1, slots, 2)
+    if layout.halves_apart:
+        logits = jnp.moveaxis(project(weights.head, jnp.moveaxis(x, 2, 1)), 1, 2).astype(jnp.float32)
+        return logits, tuple(self_attention)
+    logits = project(weights.head, x.reshape(-1, 2 * slots)).astype(jnp.float32)
     # Without the barrier, XLA fuses the following transposition into the product, which is then several times slower
     # on a CPU.
     return jax.lax.optimization_barrier(logits).reshape(-1, slots, 2), tuple(self_attention)

@@ -81,13 +81,15 @@ class DecoderWeights:
 
 
 def project(
-    kernel: Float[Array, "*fused outputs inputs"] | Quantized, x: Float[Array, "inputs rows"]
-) -> Float[Array, "*fused outputs rows"]:
-    """Returns `kernel @ x`."""
+    kernel: Float[Array, "*fused outputs inputs"] | Quantized, x: Float[Array, "inputs ..."]
+) -> Array:
+    """Returns `kernel @ x`, `[*fused, outputs, *rows]`."""
     if isinstance(kernel, Quantized):
         # Rounded to the type of `x` before it is scaled: devices that share a sum exchange it in that type.
         product = jnp.tensordot(kernel.kernel.astype(x.dtype), x, 1, precision=precision(x.dtype))
-        return (product.astype(jnp.float32) * kernel.scale[..., None]).astype(x.dtype)
+        return (
+            product.astype(jnp.float32) * kernel.scale.reshape(*kernel.scale.shape, *(1,) * (x.ndim - 1))
+        ).astype(x.dtype)
     return jnp.tensordot(kernel, x, 1, precision=precision(kernel.dtype))
 
 

@@ -37,6 +37,7 @@ class HeadsFirst:
     positions_axis: ClassVar[int] = 2
     heads_axis: ClassVar[int] = 1
     has_blocks: ClassVar[bool] = True
+    halves_apart: ClassVar[bool] = False
     norms_by_feature: ClassVar[bool] = False
     width_multiple: ClassVar[int] = 1
 

@@ -49,6 +49,11 @@ class CacheLayout(Protocol):
     """Whether keys and values may be split along the positions into `Blocks`."""
     width_multiple: ClassVar[int]
     """What the width of the feed-forward block is padded to a multiple of."""
+    halves_apart: ClassVar[bool]
+    """Whether the logits of the conditional halves of all slots follow one another, then those of the others.
+
+    In turn, two numbers would be in each row of a TPU's lanes of 128.
+    """
     norms_by_feature: ClassVar[bool]
     """Whether a norm finishes mean and deviation for each feature anew, in the operation that needs them.
 

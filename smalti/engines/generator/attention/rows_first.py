@@ -52,6 +52,7 @@ class RowsFirst:
     positions_axis: ClassVar[int] = 1
     heads_axis: ClassVar[int] = 2
     has_blocks: ClassVar[bool] = False
+    halves_apart: ClassVar[bool] = True
     norms_by_feature: ClassVar[bool] = True
     # The units compute 128 columns at a time, and a narrower array would be copied into a wider one at every step.
     width_multiple: ClassVar[int] = 128
