@@ -1,8 +1,8 @@
 """What hand-written kernels are counted as. The compiler schedules them, but has no estimate of their cycles.
 
-A kernel takes the longer of two times: that of its bundles of instructions, of which a TPU runs one in a cycle, and that
-of the bytes that it reads and writes over the bandwidth. The bundles are counted in the compiler's final schedule, by
-hand of the loops that the kernels have: over blocks of positions, with parts that run once for a slot.
+A kernel takes the longer of two times: that of its bundles of instructions, of which a TPU runs one in a cycle, and
+that of the bytes that it reads and writes over the bandwidth. The bundles are counted in the compiler's final schedule:
+of a loop over blocks of positions, with parts that run once for a slot.
 """
 
 import os

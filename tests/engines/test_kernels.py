@@ -23,8 +23,15 @@ def normal(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
 
 
+def three_vectors(rows: int, dtype: Any = jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns a query, a key and a value of each row."""
+    query, key, value = (normal(rows, WIDTH, dtype=dtype, seed=seed) for seed in (3, 4, 5))
+    return query, key, value
+
+
 def cached(layout: RowsFirst, rows: int, positions: int, dtype: Any = jnp.float32) -> KeysValues:
-    return keep(layout, *(normal(rows, positions, WIDTH, dtype=dtype, seed=seed) for seed in (1, 2)))
+    keys, values = (normal(rows, positions, WIDTH, dtype=dtype, seed=seed) for seed in (1, 2))
+    return keep(layout, keys, values)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_self_attention_is_that_of_xla(
 ) -> None:
     layout, rows, position = RowsFirst(HEADS, int8=int8), slots * sharers, jnp.array(positions)
     past = cached(layout, rows, length)
-    vectors = [normal(rows, WIDTH, seed=seed) for seed in (3, 4, 5)]
+    vectors = three_vectors(rows)
     expected, (placed,) = put_and_attend(layout, *vectors, (past,), position)
     attended, extended = extend(*vectors, past, position, heads=HEADS, interpret=TPU)
     np.testing.assert_allclose(attended, expected.T, rtol=2e-5, atol=2e-6)
@@ -54,7 +61,7 @@ def test_self_attention_is_that_of_xla(
 def test_self_attention_in_bfloat16_differs_by_rounding() -> None:
     layout, position = RowsFirst(HEADS), jnp.array([200, 255])
     past = cached(layout, 4, 256, jnp.bfloat16)
-    vectors = [normal(4, WIDTH, dtype=jnp.bfloat16, seed=seed) for seed in (3, 4, 5)]
+    vectors = three_vectors(4, jnp.bfloat16)
     expected, _ = put_and_attend(layout, *vectors, (past,), position)
     attended, _ = extend(*vectors, past, position, heads=HEADS, interpret=TPU)
     np.testing.assert_allclose(attended, expected.T.astype(jnp.float32), atol=4e-3)
@@ -63,7 +70,7 @@ def test_self_attention_in_bfloat16_differs_by_rounding() -> None:
 def test_positions_that_are_not_drawn_are_not_read() -> None:
     layout, position = RowsFirst(HEADS), jnp.array([3, 130, 255])
     past = cached(layout, 6, 384)
-    vectors = [normal(6, WIDTH, seed=seed) for seed in (3, 4, 5)]
+    vectors = three_vectors(6)
     expected, _ = put_and_attend(layout, *vectors, (past,), position)
     # Blocks of 128 positions; what is past each slot's block would make every sum NaN.
     unread = jnp.arange(384) >= jnp.repeat(position // 128 * 128 + 128, 2)[:, None]
@@ -88,7 +95,7 @@ def test_cross_attention_is_that_of_xla(slots: int, length: int, empty: int, int
 def test_a_slot_does_not_depend_on_the_others() -> None:
     layout, position = RowsFirst(HEADS), jnp.array([3, 130, 255])
     past = cached(layout, 6, 256)
-    vectors = [normal(6, WIDTH, seed=seed) for seed in (3, 4, 5)]
+    vectors = three_vectors(6)
     together, _ = extend(*vectors, past, position, heads=HEADS, interpret=True)
     moved, _ = extend(*vectors, past, position.at[jnp.array([0, 2])].set(77), heads=HEADS, interpret=True)
     np.testing.assert_array_equal(together[2:4], moved[2:4])

@@ -77,7 +77,8 @@ def _run(plan: Plan, axes: tuple[int, ...], queries: Any, mask: Any, empty_mask:
         refs[2 * count],
         refs[2 * count + 1 :],
     )
-    cached = [Cached(far[each], *scratch[2 * each : 2 * each + 2], axis) for each, axis in enumerate(axes)]
+    near, arrived = scratch[::2], scratch[1::2]
+    cached = [Cached(*each) for each in zip(far, near, arrived, axes, strict=True)]
 
     def start(slot: Array) -> None:
         for array in cached:

@@ -133,9 +133,9 @@ def _run(plan: Plan, axes: Sequence[int], position_ref: Any, *refs: Any) -> None
     queries, new, attended, far = refs[0], refs[1:3], refs[3 + count], refs[4 + count : 4 + 2 * count]
     scratch = refs[4 + 2 * count :]
     cached = []
-    for each, axis in enumerate(axes):
-        block, tile, arrived, left = scratch[4 * each : 4 * each + 4]
-        cached.append(_Extended(far[each], block, arrived, axis, tile, left))
+    for which, axis in enumerate(axes):
+        block, tile, arrived, left = scratch[4 * which : 4 * which + 4]
+        cached.append(_Extended(far[which], block, arrived, axis, tile, left))
     largest, total, sums = scratch[4 * count :]
     short = count == 4
 
@@ -161,12 +161,15 @@ def _run(plan: Plan, axes: Sequence[int], position_ref: Any, *refs: Any) -> None
 
         ahead = after(*ahead)
 
+    def wait_for_write(slot: Array) -> None:
+        each(lambda array: array.write(plan, slot, position_ref[slot]), "wait")
+
     def put(slot: Array, block: Array, at: Array) -> None:
         """Puts the new position of a slot into its last block, and starts to write it."""
 
         @pl.when(slot >= _WRITES)
         def _() -> None:
-            each(lambda array: array.write(plan, slot - _WRITES, position_ref[slot - _WRITES]), "wait")
+            wait_for_write(slot - _WRITES)
 
         inside = position_ref[slot] - block * plan.block
         for row in range(plan.sharers):
@@ -226,5 +229,5 @@ def _run(plan: Plan, axes: Sequence[int], position_ref: Any, *refs: Any) -> None
         return after(slot, block), after(*ahead)
 
     jax.lax.fori_loop(0, items, item, (first, ahead))
-    for slot in range(max(plan.slots - _WRITES, 0), plan.slots):
-        each(lambda array, slot=slot: array.write(plan, jnp.int32(slot), position_ref[slot]), "wait")
+    for left_over in range(max(plan.slots - _WRITES, 0), plan.slots):
+        wait_for_write(jnp.int32(left_over))
