@@ -101,6 +101,10 @@ class Program(Generic[R]):
         """Traces and lowers the function for some arguments, as `jax.jit` does."""
         return cast("jax.stages.Lowered", self._jitted.lower(*args, **kwargs))
 
+    def shape(self, *args: Any, **kwargs: Any) -> R:
+        """Returns what stands for the result, `jax.ShapeDtypeStruct`, without compiling anything."""
+        return cast("R", self._jitted.eval_shape(*args, **kwargs))
+
     def compiler_options(self, platform: str) -> dict[str, Any]:
         """Returns the options of the compiler for a platform: `cpu`, `gpu` or `tpu`."""
         return dict(self._tpu_options) if platform == "tpu" else {}

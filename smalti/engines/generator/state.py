@@ -143,5 +143,5 @@ def abstract_state(
     partition: Partition, config: DalleBartConfig, slots: int, dtype: DTypeLike, blocks: int, groups: int
 ) -> DecodeState:
     """Returns what stands for a state on the devices, to compile for them; see `empty_state`."""
-    made = jax.eval_shape(lambda: empty_state(partition, config, slots, dtype, blocks, groups))
+    made = empty_state.shape(partition, config, slots, dtype, blocks, groups)
     return partition.abstract(made, STATE_RULES)
