@@ -95,12 +95,14 @@ may. What they say is not encrypted. `values-tpu-hosts.yaml` is an example; with
 ## Whether a model fits
 
 The chart refuses a generator that needs more memory than its devices have, such as `models.mega on v5e 1x1 needs
-17.6 GiB of 16.0: fewer slots, or more devices, such as 1x4`. It adds the weights of the decoder, in bfloat16, to
-the keys and values of the slots, divides both among the devices of the mesh, and leaves 128 MiB for programs. It
-knows v5e, v6e, v5p, L4, H100 and slices of MIG, of whose memory JAX takes three quarters, and the sizes `mini` and
-`mega`, which follow from the repository of the hub or from `size` of a model. `size: {{weights, slot}}` are the
-bytes of another model: those of the decoder's weights; and of a slot, 4 for each layer, feature, and position, of
-which an image token has two and a text token one. Of anything else it says nothing.
+16.4 GiB of 16.0: fewer slots, int8 (services.generator.env.SMALTI_GENERATOR_INT8=cache,weights), or more devices, such
+as 1x4`. It adds the weights of the decoder, in bfloat16, to the keys and values of the slots, divides both among the
+devices of the mesh, and leaves 128 MiB for programs. What
+[`SMALTI_GENERATOR_INT8`](../../../docs/performance.md#int8) names is counted as int8, with its scales. It knows v5e,
+v6e, v5p, L4, H100 and slices of MIG, of whose memory JAX takes three quarters, and the sizes `mini` and `mega`, which
+follow from the repository of the hub or from `size` of a model. `size: {{weights, slot}}` are the bytes of another model:
+those of the decoder's weights; and of a slot, 4 for each layer, feature, and position, of which an image token has two
+and a text token one. They are taken as they are: with int8, give the bytes of that. Of anything else it says nothing.
 
 ## Where a model comes from
 
