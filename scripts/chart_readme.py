@@ -99,10 +99,11 @@ The chart refuses a generator that needs more memory than its devices have, such
 as 1x4`. It adds the weights of the decoder, in bfloat16, to the keys and values of the slots, divides both among the
 devices of the mesh, and leaves 128 MiB for programs. What
 [`SMALTI_GENERATOR_INT8`](../../../docs/performance.md#int8) names is counted as int8, with its scales. It knows v5e,
-v6e, v5p, L4, H100 and slices of MIG, of whose memory JAX takes three quarters, and the sizes `mini` and `mega`, which
-follow from the repository of the hub or from `size` of a model. `size: {{weights, slot}}` are the bytes of another model:
-those of the decoder's weights; and of a slot, 4 for each layer, feature, and position, of which an image token has two
-and a text token one. They are taken as they are: with int8, give the bytes of that. Of anything else it says nothing.
+v6e, v5p, L4, H100 and slices of MIG, of whose memory JAX takes three quarters, and the sizes `mini` and `mega`,
+which follow from the repository of the hub or from `size` of a model. `size: {{weights, slot}}` are the bytes of
+another model: those of the decoder's weights; and of a slot, 4 for each layer, feature, and position, of which an
+image token has two and a text token one. They are taken as they are: with int8, give the bytes of that. Of anything
+else it says nothing.
 
 ## Where a model comes from
 
