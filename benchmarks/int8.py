@@ -27,7 +27,7 @@ SETTINGS = ("", "weights", "cache", "cache,weights")
 VARIABLE = "SMALTI_GENERATOR_INT8"
 BEGIN, END = "<!-- int8: written by python -m benchmarks.int8 -->", "<!-- end of int8 -->"
 COLUMNS = (
-    *(f"`{VARIABLE}`", "right, %", "difference, points", "right of the best 9, %", "difference, points"),
+    *("int8", "right, %", "difference, points", "right of the best 9, %", "difference, points"),
     *("score by CLIP, difference", "tokens as without, %"),
 )
 BEST = 9
