@@ -10,7 +10,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from smalti.engines.generator.attention import KeysValues, RowsFirst, keep
 from smalti.engines.generator.attention.cross_kernel import attend_to_prompts
-from smalti.engines.generator.attention.layout import attend_to_each, put_and_attend
 from smalti.engines.generator.attention.self_kernel import extend
 from smalti.engines.generator.attention.tiles import Plan
 
@@ -51,7 +50,7 @@ def test_self_attention_is_that_of_xla(
     layout, rows, position = RowsFirst(HEADS, int8=int8), slots * sharers, jnp.array(positions)
     past = cached(layout, rows, length)
     vectors = three_vectors(rows)
-    expected, (placed,) = put_and_attend(layout, *vectors, (past,), position)
+    expected, (placed,) = layout.extend(*vectors, (past,), position)
     attended, extended = extend(*vectors, past, position, heads=HEADS, interpret=TPU)
     np.testing.assert_allclose(attended, expected.T, rtol=2e-5, atol=2e-6)
     for mine, other in zip(jax.tree.leaves(extended), jax.tree.leaves(placed), strict=True):
@@ -62,7 +61,7 @@ def test_self_attention_in_bfloat16_differs_by_rounding() -> None:
     layout, position = RowsFirst(HEADS), jnp.array([200, 255])
     past = cached(layout, 4, 256, jnp.bfloat16)
     vectors = three_vectors(4, jnp.bfloat16)
-    expected, _ = put_and_attend(layout, *vectors, (past,), position)
+    expected, _ = layout.extend(*vectors, (past,), position)
     attended, _ = extend(*vectors, past, position, heads=HEADS, interpret=TPU)
     np.testing.assert_allclose(attended, expected.T.astype(jnp.float32), atol=4e-3)
 
@@ -71,7 +70,7 @@ def test_positions_that_are_not_drawn_are_not_read() -> None:
     layout, position = RowsFirst(HEADS), jnp.array([3, 130, 255])
     past = cached(layout, 6, 384)
     vectors = three_vectors(6)
-    expected, _ = put_and_attend(layout, *vectors, (past,), position)
+    expected, _ = layout.extend(*vectors, (past,), position)
     # Blocks of 128 positions; what is past each slot's block would make every sum NaN.
     unread = jnp.arange(384) >= jnp.repeat(position // 128 * 128 + 128, 2)[:, None]
     past = jax.tree.map(lambda each: jnp.where(unread[..., None], jnp.nan, each), past)
@@ -87,7 +86,7 @@ def test_cross_attention_is_that_of_xla(slots: int, length: int, empty: int, int
     # Texts of several lengths, and one with a gap.
     mask = (jnp.arange(length) <= jnp.arange(slots)[:, None] * 2).at[-1, 1].set(False)
     queries, whole = normal(2 * slots, WIDTH), jnp.ones((1, empty), bool)
-    expected = attend_to_each(layout, queries, prompts, mask, shared, whole)
+    expected = layout.attend_to_prompts(queries, prompts, mask, shared, whole)
     attended = attend_to_prompts(queries, prompts, mask, shared, whole, heads=HEADS, interpret=TPU)
     np.testing.assert_allclose(attended, expected.T, rtol=2e-5, atol=2e-6)
 

@@ -13,14 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-from smalti.engines.generator.attention.layout import (
-    Blocks,
-    KeysValues,
-    attend_to_each,
-    put_and_attend,
-    quantize,
-    scaled,
-)
+from smalti.engines.generator.attention.layout import InTwoSteps, KeysValues, quantize, scaled
 from smalti.models.layers import precision
 
 Tree = TypeVar("Tree")
@@ -29,7 +22,7 @@ _NEVER = jnp.finfo(jnp.float32).min
 
 
 @dataclass(frozen=True)
-class HeadsFirst:
+class HeadsFirst(InTwoSteps):
     """Keys and values `[rows, heads, positions, head_size]`; a vector of each row is `[rows, heads, head_size]`."""
 
     heads: int
@@ -152,26 +145,3 @@ class HeadsFirst:
         ]
         total, attended = (reduce(jnp.add, each) for each in zip(*sums, strict=True))
         return (attended / total[..., None]).astype(queries.dtype).reshape(rows, -1).T
-
-    def extend(
-        self,
-        queries: Float[Array, "rows heads head_size"],
-        keys: Float[Array, "rows heads head_size"],
-        values: Float[Array, "rows heads head_size"],
-        blocks: Sequence[KeysValues],
-        position: Int[Array, " slots"],
-        furthest: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "d_model rows"], Blocks]:
-        """Writes one more position of every row, and attends over the positions up to it."""
-        return put_and_attend(self, queries, keys, values, blocks, position, furthest)
-
-    def attend_to_prompts(
-        self,
-        queries: Float[Array, "rows heads head_size"],
-        prompts: KeysValues,
-        mask: Bool[Array, "slots positions"],
-        empty: KeysValues,
-        empty_mask: Bool[Array, "1 empty_positions"],
-    ) -> Float[Array, "d_model rows"]:
-        """Attends from two queries per slot: one over the slot's prompt, then one over the empty prompt."""
-        return attend_to_each(self, queries, prompts, mask, empty, empty_mask)

@@ -240,30 +240,32 @@ def put_into_blocks(
     return tuple(placed)
 
 
-def put_and_attend(
-    layout: CacheLayout,
-    queries: Float[Array, "rows ..."],
-    keys: Float[Array, "rows ..."],
-    values: Float[Array, "rows ..."],
-    blocks: Sequence[KeysValues],
-    position: Int[Array, " slots"],
-    furthest: Int[Array, ""] | None = None,
-) -> tuple[Float[Array, "d_model rows"], Blocks]:
-    """Does what `CacheLayout.extend` asks for in two steps."""
-    by_row = jnp.repeat(position, len(queries) // len(position))
-    placed = put_into_blocks(layout, blocks, keys, values, by_row)
-    return layout.attend_to_blocks(queries, placed, by_row, furthest), placed
+class InTwoSteps:
+    """What `CacheLayout` asks for of a decode step, each in two steps of a layout's other methods."""
 
+    def extend(
+        self: CacheLayout,
+        queries: Float[Array, "rows ..."],
+        keys: Float[Array, "rows ..."],
+        values: Float[Array, "rows ..."],
+        blocks: Sequence[KeysValues],
+        position: Int[Array, " slots"],
+        furthest: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "d_model rows"], Blocks]:
+        """Writes one more position of every row, then attends over the positions up to it."""
+        by_row = jnp.repeat(position, len(queries) // len(position))
+        placed = put_into_blocks(self, blocks, keys, values, by_row)
+        return self.attend_to_blocks(queries, placed, by_row, furthest), placed
 
-def attend_to_each(
-    layout: CacheLayout,
-    queries: Float[Array, "rows ..."],
-    prompts: KeysValues,
-    mask: Bool[Array, "slots positions"],
-    empty: KeysValues,
-    empty_mask: Bool[Array, "1 empty_positions"],
-) -> Float[Array, "d_model rows"]:
-    """Does what `CacheLayout.attend_to_prompts` asks for in two steps."""
-    halves = queries.reshape(-1, 2, *queries.shape[1:])
-    attended = layout.attend(halves[:, 0], prompts, mask), layout.attend(halves[:, 1], empty, empty_mask)
-    return jnp.stack(attended, axis=2).reshape(-1, len(queries))
+    def attend_to_prompts(
+        self: CacheLayout,
+        queries: Float[Array, "rows ..."],
+        prompts: KeysValues,
+        mask: Bool[Array, "slots positions"],
+        empty: KeysValues,
+        empty_mask: Bool[Array, "1 empty_positions"],
+    ) -> Float[Array, "d_model rows"]:
+        """Attends from the queries of one half of the slots, then from those of the other."""
+        halves = queries.reshape(-1, 2, *queries.shape[1:])
+        attended = self.attend(halves[:, 0], prompts, mask), self.attend(halves[:, 1], empty, empty_mask)
+        return jnp.stack(attended, axis=2).reshape(-1, len(queries))

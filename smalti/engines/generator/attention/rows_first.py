@@ -26,9 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 from smalti.engines.generator.attention.cross_kernel import attend_to_prompts
 from smalti.engines.generator.attention.layout import (
     Blocks,
+    InTwoSteps,
     KeysValues,
-    attend_to_each,
-    put_and_attend,
     quantize,
     scaled,
 )
@@ -40,7 +39,7 @@ _NEVER = jnp.finfo(jnp.float32).min
 
 
 @dataclass(frozen=True)
-class RowsFirst:
+class RowsFirst(InTwoSteps):
     """Keys and values `[rows, positions, d_model]`; a vector of each row is `[rows, d_model]`."""
 
     heads: int
@@ -146,7 +145,7 @@ class RowsFirst:
         (past,) = blocks
         mesh = self._runs_kernels(past, len(position), queries.dtype)
         if mesh is None:
-            return put_and_attend(self, queries, keys, values, blocks, position, furthest)
+            return super().extend(queries, keys, values, blocks, position, furthest)
         vectors = PartitionSpec(*mesh.axis_names)
         cached = self._split(vectors)
         run = self._on_each(
@@ -166,7 +165,7 @@ class RowsFirst:
         """Attends from two queries per slot: one over the slot's prompt, then one over the empty prompt."""
         mesh = self._runs_kernels(prompts, len(mask), queries.dtype)
         if mesh is None:
-            return attend_to_each(self, queries, prompts, mask, empty, empty_mask)
+            return super().attend_to_prompts(queries, prompts, mask, empty, empty_mask)
         slots, heads = mesh.axis_names
         vectors, empty_split = PartitionSpec(slots, heads), self._split(PartitionSpec(None, heads))
         split = (vectors, self._split(vectors), PartitionSpec(slots), empty_split, PartitionSpec())
